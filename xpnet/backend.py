@@ -1,0 +1,268 @@
+"""Array namespaces and devices: the only module that knows which array libraries exist.
+
+A *namespace* (``xp``) is a module that offers the functions of the Array API standard for one kind of array. Operations
+find it once per call with :func:`namespace` and pass it on. A *device* is ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: NumPy
+arrays in main memory, or CuPy arrays on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeAlias, cast
+
+import array_api_compat
+import numpy as np
+
+Array: TypeAlias = Any
+"""An array of any library that implements the Array API. The libraries share no base class that a checker could name."""
+
+Namespace: TypeAlias = Any
+
+_SCALARS = (bool, int, float, complex)
+_namespaces: dict[type, Namespace] = {np.ndarray: np}
+
+
+class DeviceError(RuntimeError):
+    """A device was asked for that this machine cannot offer, or arrays of two devices were mixed."""
+
+
+def _namespace_of(kind: type, array: Array) -> Namespace:
+    """The namespace for arrays of type `kind`, remembered by type: looking it up costs microseconds."""
+    if isinstance(array, (np.ndarray, np.generic)):
+        # NumPy 2.1 implements the standard itself. array-api-compat's wrapper of it only adds time to every call.
+        xp = np
+    else:
+        try:
+            xp = array_api_compat.array_namespace(array)
+        except TypeError:
+            raise TypeError(
+                f"got {kind.__module__}.{kind.__qualname__}, expected an array of NumPy, CuPy, PyTorch, JAX or another "
+                f"library that follows the Array API; convert it first, for example with numpy.asarray"
+            ) from None
+    _namespaces[kind] = xp
+    return xp
+
+
+def namespace(*arrays: Array) -> Namespace:
+    """The array namespace that all `arrays` share; None and Python scalars are passed over.
+
+    Raises:
+        TypeError: an argument is not an array, or all are None or scalars.
+        DeviceError: the arrays come from two libraries.
+    """
+    found = None
+    for array in arrays:
+        kind = type(array)
+        xp = _namespaces.get(kind)
+        if xp is None:
+            if array is None or kind in _SCALARS:
+                continue
+            xp = _namespace_of(kind, array)
+        if found is None:
+            found = xp
+        elif xp is not found:
+            names = " and ".join(dict.fromkeys(describe(a) for a in arrays if a is not None and type(a) not in _SCALARS))
+            raise DeviceError(f"arrays of two backends in one call: {names}; move one with xpnet.to_device(array, ...)")
+    if found is None:
+        raise TypeError(f"expected at least one array, got {', '.join(type(a).__name__ for a in arrays) or 'nothing'}")
+    return found
+
+
+def name_of(xp: Namespace) -> str:
+    """The short name of a namespace: "numpy", "cupy", "torch", "jax", "array_api_strict", ..."""
+    parts = cast(str, xp.__name__).split(".")
+    return parts[1] if parts[0] == "array_api_compat" else parts[0]
+
+
+def describe(array: Array) -> str:
+    """One phrase for messages: library, shape, dtype and device of an array."""
+    try:
+        xp = namespace(array)
+    except TypeError:
+        return type(array).__name__
+    place = "" if xp is np else f" on {device_of(array)}"
+    return f"{name_of(xp)} array {tuple(array.shape)} {dtype_name(array)}{place}"
+
+
+def dtype_name(array: Array) -> str:
+    """The bare name of an array's dtype ("float32"), whatever library it comes from."""
+    return str(array.dtype).rsplit(".", 1)[-1].strip("'>")
+
+
+def as_array(xp: Namespace, value: Any) -> Array:
+    """`value` as an array: NumPy's reductions return scalars, which are not arrays, where the standard says arrays."""
+    return np.asarray(value) if xp is np and not isinstance(value, np.ndarray) else value
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where arrays live. Made by :func:`device`; compares and prints as its name."""
+
+    kind: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" or self.index == 0 else f"{self.kind}:{self.index}"
+
+    @property
+    def xp(self) -> Namespace:
+        """The namespace whose functions make arrays here."""
+        if self.kind == "cpu":
+            return np
+        return _namespaces_cupy()
+
+    def __enter__(self) -> Device:
+        """Make this the device on which new arrays are made, until the matching exit."""
+        if self.kind == "cuda":
+            import cupy
+
+            stack = contextlib.ExitStack()
+            stack.enter_context(cupy.cuda.Device(self.index))
+            _entered.append(stack)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.kind == "cuda":
+            _entered.pop().close()
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work given to it."""
+        if self.kind == "cuda":
+            import cupy
+
+            with cupy.cuda.Device(self.index):
+                cupy.cuda.get_current_stream().synchronize()
+
+
+_entered: list[contextlib.ExitStack] = []
+
+
+def _namespaces_cupy() -> Namespace:
+    import array_api_compat.cupy
+
+    return array_api_compat.cupy
+
+
+def device(name: str | Device) -> Device:
+    """The device called `name`, checked to be usable now.
+
+    Args:
+        name: "cpu", "cuda" (the first GPU) or "cuda:N".
+
+    Raises:
+        ValueError: no such name.
+        DeviceError: a GPU was asked for, and CuPy, a driver or the GPU is missing; the message says which and what to
+            install.
+    """
+    if isinstance(name, Device):
+        return name
+    kind, _, index = str(name).partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise ValueError(f'unknown device {name!r}: expected "cpu", "cuda" or "cuda:N"')
+    found = Device(kind, int(index or 0))
+    if kind == "cuda":
+        _check_cuda(found.index)
+    return found
+
+
+def _check_cuda(index: int) -> None:
+    """Raise a DeviceError that names what is missing, if GPU `index` cannot be used."""
+    try:
+        import cupy
+    except ImportError as error:
+        if getattr(error, "name", None) == "cupy" or isinstance(error, ModuleNotFoundError):
+            raise DeviceError(
+                'device "cuda" needs CuPy, which is not installed: pip install "xpnet[cuda12]" or "xpnet[cuda13]"'
+            ) from None
+        raise DeviceError(f'device "cuda" needs CuPy, which is installed but does not load: {error}') from error
+    runtime = cupy.cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        reason = str(error)
+        if "InsufficientDriver" in reason:
+            # The same code is given for no driver at all and for one that is too old; the version tells them apart.
+            try:
+                version = runtime.driverGetVersion()
+            except runtime.CUDARuntimeError:
+                version = 0
+            if version == 0:
+                raise DeviceError(
+                    'device "cuda": CuPy is installed, but no NVIDIA driver was found; install one, or use device="cpu"'
+                ) from None
+            built = cupy.cuda.get_local_runtime_version()
+            raise DeviceError(
+                f'device "cuda": the NVIDIA driver supports CUDA {_cuda_version(version)}, this CuPy needs '
+                f'{_cuda_version(built)}; update the driver or install the CuPy for its version, or use device="cpu"'
+            ) from None
+        if "NoDevice" in reason:
+            raise DeviceError(
+                'device "cuda": the NVIDIA driver reports no GPU (is CUDA_VISIBLE_DEVICES empty?); use device="cpu"'
+            ) from None
+        raise DeviceError(f'device "cuda" cannot be used: {reason}') from error
+    if index >= count:
+        known = ", ".join(f"cuda:{i}" for i in range(count)) or "none"
+        raise DeviceError(f'device "cuda:{index}" does not exist; the GPUs of this machine are: {known}')
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def device_of(array: Array) -> Device | str:
+    """Where `array` lives: a Device for NumPy and CuPy arrays, the library's own device as text for others."""
+    xp = namespace(array)
+    if xp is np:
+        return Device("cpu")
+    if name_of(xp) == "cupy":
+        return Device("cuda", int(array.device.id))
+    return str(array_api_compat.device(array))
+
+
+def to_device(array: Array, where: str | Device) -> Array:
+    """`array` on device `where`: itself if it is there already, else a copy.
+
+    Args:
+        array: an array of any library, or anything `numpy.asarray` takes.
+        where: "cpu", "cuda" or "cuda:N".
+    """
+    target = device(where)
+    if target.kind == "cpu":
+        return to_numpy(array)
+    import cupy
+
+    with target:
+        if isinstance(array, cupy.ndarray):
+            return array if array.device.id == target.index else cupy.array(array)
+        return cupy.asarray(to_numpy(array))
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """`array` as a NumPy array: the same memory where it is one already, else a copy in main memory."""
+    if isinstance(array, np.ndarray):
+        return array
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(array, cupy.ndarray):
+        return cast("np.ndarray[Any, Any]", cupy.asnumpy(array))
+    module = type(array).__module__.partition(".")[0]
+    if module == "torch":
+        return cast("np.ndarray[Any, Any]", array.detach().cpu().numpy())
+    if module == "array_api_strict":
+        return np.asarray(array._array)
+    return np.asarray(array)
+
+
+def imported(library: str) -> ModuleType | None:
+    """The module of an array library if something imported it already; xpnet never imports one to look."""
+    return sys.modules.get(library)
+
+
+@contextlib.contextmanager
+def on(where: str | Device) -> Iterator[Namespace]:
+    """Run a block with `where` as the current device; gives the namespace that makes arrays there."""
+    with device(where) as current:
+        yield current.xp

@@ -1,0 +1,171 @@
+"""The arithmetic of sliding windows: sizes, paddings, strides and dilations. Plain integers, no arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+Size = int | Sequence[int]
+Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
+
+
+class Axis(NamedTuple):
+    """One axis along which a window slides."""
+
+    size: int
+    window: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+    out: int
+
+    @property
+    def reach(self) -> int:
+        """How many input elements the dilated window spans."""
+        return self.dilation * (self.window - 1) + 1
+
+    @property
+    def padded(self) -> int:
+        """The input's size with its padding."""
+        return self.before + self.size + self.after
+
+
+class Geometry(NamedTuple):
+    """Two axes along which a window slides over images."""
+
+    h: Axis
+    w: Axis
+
+    @property
+    def unpadded(self) -> bool:
+        """Whether no padding is added anywhere."""
+        return not (self.h.before or self.h.after or self.w.before or self.w.after)
+
+
+def conv_output_size(
+    size: int, window: int, stride: int = 1, padding: int | Sequence[int] = 0, *, dilation: int = 1, exact: bool = False
+) -> int:
+    """How many positions a window takes along one axis: (W - F + 2P) / S + 1, rounded down.
+
+    Args:
+        size: W, the input's size along the axis.
+        window: F, the window's size.
+        stride: S, the step from one position to the next.
+        padding: P, elements added at each end, or a pair (before, after).
+        dilation: distance between neighbouring elements of the window; the window then spans dilation*(F-1)+1.
+        exact: raise where the positions do not end exactly at the end of the padded input.
+
+    Raises:
+        ValueError: the window is larger than the padded input, a value is out of range, or `exact` is set and the
+            division leaves a remainder; the message shows the sum and which paddings and strides would fit.
+
+    Source: CS231n, "Convolutional Networks", spatial arrangement.
+    """
+    before, after = (padding, padding) if isinstance(padding, int) else (int(padding[0]), int(padding[1]))
+    for name, value, least in (
+        ("size", size, 0),
+        ("window", window, 1),
+        ("stride", stride, 1),
+        ("dilation", dilation, 1),
+        ("padding", min(before, after), 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    reach = dilation * (window - 1) + 1
+    room = size - reach + before + after
+    if room < 0:
+        spans = f"window of {window}" if dilation == 1 else f"window of {window} with dilation {dilation} spans {reach}, which"
+        raise ValueError(
+            f"{spans} is larger than the padded input: {size} + {before} + {after} = {size + before + after}; "
+            f"use a smaller window, a larger input or more padding"
+        )
+    if exact and room % stride:
+        whole = f"2*{before}" if before == after else f"{before}+{after}"
+        paddings = [p for p in range(window) if (size - reach + 2 * p) >= 0 and (size - reach + 2 * p) % stride == 0]
+        strides = [s for s in range(1, max(room, 1) + 1) if room % s == 0]
+        raise ValueError(
+            f"the window does not tile the input: ({size} - {reach} + {whole})/{stride} + 1 = {room / stride + 1:g}; "
+            f"with this stride a padding of {_either(paddings)} fits, with this padding a stride of {_either(strides)} fits"
+        )
+    return room // stride + 1
+
+
+def _either(values: list[int]) -> str:
+    shown = [str(v) for v in values[:6]]
+    return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown) if shown else "no value"
+
+
+def pair(value: Size, name: str) -> tuple[int, int]:
+    """`value` as (height, width): an int stands for both."""
+    if isinstance(value, int):
+        return value, value
+    try:
+        h, w = value
+        return int(h), int(w)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be an int or a pair (height, width), got {value!r}") from None
+
+
+def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
+    """The paddings for which the output has ceil(size / stride) positions; the odd one goes to the end."""
+    reach = dilation * (window - 1) + 1
+    total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+    return total // 2, total - total // 2
+
+
+def _paddings(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A padding other than "same" as ((top, bottom), (left, right))."""
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    try:
+        h, w = padding
+        if isinstance(h, int) and isinstance(w, int):
+            return (h, h), (w, w)
+        (top, bottom), (left, right) = h, w
+        return (int(top), int(bottom)), (int(left), int(right))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f'padding must be an int, a pair (height, width), pairs ((top, bottom), (left, right)), "valid" or "same", '
+            f"got {padding!r}"
+        ) from None
+
+
+def windows(
+    shape: Sequence[int], window: Size, stride: Size = 1, padding: Padding = 0, dilation: Size = 1
+) -> Geometry:
+    """The geometry of a window sliding over images of `shape` (N, H, W, C).
+
+    Raises:
+        ValueError: a value is malformed, or the window is larger than the padded input.
+    """
+    return _windows(int(shape[1]), int(shape[2]), _hashable(window), _hashable(stride), _hashable(padding), _hashable(dilation))
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+@lru_cache(maxsize=4096)
+def _windows(height: int, width: int, window: Any, stride: Any, padding: Any, dilation: Any) -> Geometry:
+    sizes = pair(window, "window")
+    strides = pair(stride, "stride")
+    dilations = pair(dilation, "dilation")
+    for name, values in (("window", sizes), ("stride", strides), ("dilation", dilations)):
+        if min(values) < 1:
+            raise ValueError(f"{name} must be at least 1, got {values}")
+    if padding == "same":
+        pads = tuple(same_padding(n, *rest) for n, *rest in zip((height, width), sizes, strides, dilations))
+    else:
+        pads = _paddings(padding)
+    axes = []
+    for which, n, k, s, d, p in zip(("height", "width"), (height, width), sizes, strides, dilations, pads):
+        try:
+            out = conv_output_size(n, k, s, p, dilation=d)
+        except ValueError as error:
+            raise ValueError(f"along the {which}: {error}") from None
+        axes.append(Axis(n, k, s, d, *p, out))
+    return Geometry(*axes)

@@ -1,0 +1,248 @@
+"""What an operation is: a forward function, a backward function, and faster versions of both for some array libraries.
+
+    @op
+    def leaky_relu(xp, x: Array, *, slope: float = 0.01):
+        mask = x > 0
+        return xp.where(mask, x, slope * x), mask          # the output, and what backward needs
+
+    @leaky_relu.backward
+    def _(xp, dy, mask, *, slope):
+        return xp.where(mask, dy, slope * dy)              # one gradient per array input
+
+The array inputs are the parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any number); all
+other parameters are settings, which forward and backward both receive by keyword. Two optional keywords let an
+implementation save work: a forward with a parameter `save` is told whether anything needs to be kept for a backward
+pass; a backward with a parameter `needs` gets one bool per array input and may return None where it is False.
+
+``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. It may return
+``NotImplemented`` for a case that it does not cover, and the reference runs. ``XPNET_REFERENCE=1`` turns all of them off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from xpnet.backend import Array, DeviceError, Namespace, as_array, name_of, namespace
+
+Gradients = Sequence[Array | None]
+
+
+class Recorder:
+    """Base class of array wrappers that take part in operations in their own way (`xpnet.Tensor`)."""
+
+    __slots__ = ()
+
+    def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+        """Called instead of computing, when any array input of `op` is a Recorder."""
+        raise TypeError(f"{type(self).__name__} does not say how it takes part in operations")
+
+
+class Implementation:
+    """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
+
+    __slots__ = ("_reference", "backward_function", "forward", "wants_needs", "wants_save")
+
+    def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
+        self.forward = forward
+        self.wants_save = "save" in inspect.signature(forward).parameters
+        self._reference = reference
+        # Without a backward of its own an accelerated forward must save what the reference's backward expects.
+        self.backward_function = reference.backward_function if reference else None
+        self.wants_needs = reference.wants_needs if reference else False
+
+    def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register the backward function that belongs to this forward (a decorator)."""
+        self.backward_function = function
+        self.wants_needs = "needs" in inspect.signature(function).parameters
+        return function
+
+
+class Op:
+    """An operation. Calling it computes the output on native arrays, or records itself when an input is a Tensor."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.__name__ = function.__name__
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+        self.reference = Implementation(function)
+        self.accelerated: dict[str, Implementation] = {}
+        self._chosen: dict[Namespace, Implementation | None] = {}
+        self.differentiable = False
+
+        parameters = [p for p in list(inspect.signature(function).parameters.values())[1:] if p.name != "save"]
+        arrays = [p for p in parameters if str(p.annotation).startswith("Array")]
+        rest = [p for p in parameters if p not in arrays]
+        if parameters[: len(arrays)] != arrays or not arrays:
+            raise TypeError(f"{function.__name__}: the array inputs must come first and be annotated Array")
+        self.variadic = arrays[0].kind is inspect.Parameter.VAR_POSITIONAL
+        self.input_names = tuple(p.name for p in arrays)
+        self.required = sum(p.default is inspect.Parameter.empty for p in arrays)
+        self.setting_names = tuple(p.name for p in rest)
+        self._positional = tuple(p.name for p in rest if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self._defaults = {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty}
+        self._required_settings = tuple(p.name for p in rest if p.default is inspect.Parameter.empty)
+        self.__signature__ = inspect.Signature(parameters)
+
+    def __repr__(self) -> str:
+        return f"<op {self.__name__}{self.__signature__}>"
+
+    def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register the backward function of the reference implementation (a decorator)."""
+        self.differentiable = True
+        for implementation in self.accelerated.values():
+            if implementation.backward_function is self.reference.backward_function:
+                raise TypeError(f"{self.__name__}: register backward before accelerating")
+        return self.reference.backward(function)
+
+    def accelerate(self, library: str) -> Callable[[Callable[..., Any]], Implementation]:
+        """Register a faster implementation for the arrays of one library, "numpy" or "cupy" (a decorator)."""
+
+        def register(function: Callable[..., Any]) -> Implementation:
+            implementation = Implementation(function, self.reference)
+            self.accelerated[library] = implementation
+            self._chosen.clear()
+            return implementation
+
+        return register
+
+    def implementation(self, xp: Namespace) -> Implementation:
+        """The implementation that runs for arrays of namespace `xp` now."""
+        try:
+            chosen = self._chosen[xp]
+        except KeyError:
+            name = name_of(xp)
+            _load_accelerations(name)
+            chosen = self._chosen[xp] = self.accelerated.get(name)
+        return self.reference if chosen is None or _reference_only else chosen
+
+    def bind(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Sort a call's arguments into the array inputs and the full settings; TypeError as Python's own."""
+        settings = {**self._defaults, **keywords} if keywords or self._defaults else {}
+        if self.variadic:
+            inputs = args
+        else:
+            count = len(self.input_names)
+            inputs = args[:count]
+            if len(args) > count:
+                names = self._positional[: len(args) - count]
+                if len(args) - count > len(names):
+                    raise TypeError(f"{self.__name__}() takes at most {count + len(self._positional)} positional arguments")
+                for name, value in zip(names, args[count:]):
+                    if name in keywords:
+                        raise TypeError(f"{self.__name__}() got two values for {name!r}")
+                    settings[name] = value
+            elif len(args) < count:
+                inputs = (*args, *(settings.pop(name, None) for name in self.input_names[len(args) :]))
+        if len(settings) != len(self.setting_names) or any(input_ is None for input_ in inputs[: self.required]):
+            self._explain(args, settings, inputs)
+        return inputs, settings
+
+    def _explain(self, args: tuple[Any, ...], settings: dict[str, Any], inputs: tuple[Any, ...]) -> None:
+        unknown = [name for name in settings if name not in self.setting_names]
+        if unknown:
+            raise TypeError(
+                f"{self.__name__}() got an unexpected argument {unknown[0]!r}; it takes "
+                f"{', '.join(self.input_names + self.setting_names)}"
+            )
+        missing = [n for n in self.setting_names if n not in settings]
+        missing += [n for n, value in zip(self.input_names[: self.required], inputs) if value is None]
+        raise TypeError(f"{self.__name__}() needs {', '.join(missing)}")
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        """Compute the operation: native arrays in, native arrays out; Tensors in, a Tensor out."""
+        inputs, settings = self.bind(args, keywords)
+        for value in inputs:
+            if isinstance(value, Recorder):
+                return value._record(self, inputs, settings)
+        xp = namespace(*inputs)
+        return self.run(xp, inputs, settings, save=False)[0]
+
+    def run(
+        self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool
+    ) -> tuple[Any, Any, Implementation]:
+        """Forward on native arrays. Returns the output, what backward needs, and the implementation that ran."""
+        implementation = self.implementation(xp)
+        result = (
+            implementation.forward(xp, *inputs, save=save, **settings)
+            if implementation.wants_save
+            else implementation.forward(xp, *inputs, **settings)
+        )
+        if result is NotImplemented:
+            implementation = self.reference
+            result = (
+                implementation.forward(xp, *inputs, save=save, **settings)
+                if implementation.wants_save
+                else implementation.forward(xp, *inputs, **settings)
+            )
+        output, saved = result
+        return (output if type(output) is tuple else as_array(xp, output)), saved, implementation
+
+    def gradients(
+        self,
+        implementation: Implementation,
+        xp: Namespace,
+        dy: Any,
+        saved: Any,
+        settings: dict[str, Any],
+        needs: tuple[bool, ...],
+    ) -> Gradients:
+        """Backward on native arrays: one gradient per array input, None where `needs` is False or none exists."""
+        function = implementation.backward_function
+        if function is None:
+            raise TypeError(f"{self.__name__} has no gradient")
+        if implementation.wants_needs:
+            result = function(xp, dy, saved, needs=needs, **settings)
+        else:
+            result = function(xp, dy, saved, **settings)
+        return result if type(result) in (tuple, list) else (result,)
+
+
+registry: dict[str, Op] = {}
+"""Every operation by name."""
+
+
+def op(function: Callable[..., Any]) -> Op:
+    """Make an operation of its reference forward function (a decorator)."""
+    made = Op(function)
+    if made.__name__ in registry:
+        raise TypeError(f"an operation named {made.__name__} exists already")
+    registry[made.__name__] = made
+    return made
+
+
+_reference_only = os.environ.get("XPNET_REFERENCE", "") not in ("", "0")
+_loaded: set[str] = set()
+
+
+def _load_accelerations(library: str) -> None:
+    """Import ``xpnet.accel.<library>``, once, when the first array of that library is met."""
+    if library in _loaded:
+        return
+    _loaded.add(library)
+    name = f"xpnet.accel.{library}"
+    if library.isidentifier() and importlib.util.find_spec(name) is not None:
+        importlib.import_module(name)
+        for operation in registry.values():
+            operation._chosen.clear()
+
+
+@contextlib.contextmanager
+def reference_only(on: bool = True) -> Iterator[None]:
+    """Within the block every operation runs its reference implementation, as under ``XPNET_REFERENCE=1``."""
+    global _reference_only
+    before, _reference_only = _reference_only, on
+    try:
+        yield
+    finally:
+        _reference_only = before
+
+
+__all__ = ["DeviceError", "Implementation", "Op", "Recorder", "op", "reference_only", "registry"]
