@@ -1,1 +1,127 @@
-"""Operations on native arrays: each one a forward and a backward pass in pure Array API."""
+"""Operations on native arrays: each one a forward and a backward pass in pure Array API.
+
+Called with NumPy, CuPy, PyTorch or JAX arrays they return arrays of the same library; called with a Tensor that needs a
+gradient they record themselves for `backward`.
+"""
+
+from xpnet.ops.activations import (
+    elu,
+    gelu,
+    hard_sigmoid,
+    leaky_relu,
+    relu,
+    selu,
+    sigmoid,
+    silu,
+    softplus,
+    softsign,
+    step,
+    tanh,
+)
+from xpnet.ops.convolution import col2im, conv1d, conv2d, conv_transpose2d, im2col
+from xpnet.ops.dropout import dropout
+from xpnet.ops.elementwise import (
+    abs,
+    add,
+    clip,
+    divide,
+    exp,
+    log,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    sqrt,
+    square,
+    subtract,
+    where,
+)
+from xpnet.ops.embedding import embedding
+from xpnet.ops.geometry import conv_output_size
+from xpnet.ops.linear import dense, matmul
+from xpnet.ops.normalization import (
+    batch_norm,
+    batch_norm_inference,
+    batch_norm_with_statistics,
+    group_norm,
+    layer_norm,
+    local_response_norm,
+)
+from xpnet.ops.pooling import average_pool2d, global_average_pool2d, lp_pool2d, max_pool2d, max_pool2d_with_switches
+from xpnet.ops.reductions import max, mean, min, sum
+from xpnet.ops.registry import Op, op, reference_only, registry
+from xpnet.ops.shapes import ShapeError
+from xpnet.ops.shaping import broadcast_to, concat, flip, getitem, pad, reshape, stack, transpose
+from xpnet.ops.softmax import log_softmax, softmax, softmax_cross_entropy
+
+__all__ = [
+    "Op",
+    "ShapeError",
+    "abs",
+    "add",
+    "average_pool2d",
+    "batch_norm",
+    "batch_norm_inference",
+    "batch_norm_with_statistics",
+    "broadcast_to",
+    "clip",
+    "col2im",
+    "concat",
+    "conv1d",
+    "conv2d",
+    "conv_output_size",
+    "conv_transpose2d",
+    "dense",
+    "divide",
+    "dropout",
+    "elu",
+    "embedding",
+    "exp",
+    "flip",
+    "gelu",
+    "getitem",
+    "global_average_pool2d",
+    "group_norm",
+    "hard_sigmoid",
+    "im2col",
+    "layer_norm",
+    "leaky_relu",
+    "local_response_norm",
+    "log",
+    "log_softmax",
+    "lp_pool2d",
+    "matmul",
+    "max",
+    "max_pool2d",
+    "max_pool2d_with_switches",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "multiply",
+    "negative",
+    "op",
+    "pad",
+    "power",
+    "reference_only",
+    "registry",
+    "relu",
+    "reshape",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softmax_cross_entropy",
+    "softplus",
+    "softsign",
+    "sqrt",
+    "square",
+    "stack",
+    "step",
+    "subtract",
+    "sum",
+    "tanh",
+    "transpose",
+    "where",
+]

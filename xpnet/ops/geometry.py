@@ -83,7 +83,9 @@ def conv_output_size(
         )
     if exact and room % stride:
         whole = f"2*{before}" if before == after else f"{before}+{after}"
-        paddings = [p for p in range(window) if (size - reach + 2 * p) >= 0 and (size - reach + 2 * p) % stride == 0]
+        paddings: list[object] = [p for p in range(reach) if size - reach + 2 * p >= 0 and (size - reach + 2 * p) % stride == 0]
+        if not paddings:  # an odd rest can only be made up at one end
+            paddings = [(0, p) for p in range(reach) if size - reach + p >= 0 and (size - reach + p) % stride == 0]
         strides = [s for s in range(1, max(room, 1) + 1) if room % s == 0]
         raise ValueError(
             f"the window does not tile the input: ({size} - {reach} + {whole})/{stride} + 1 = {room / stride + 1:g}; "
@@ -92,7 +94,7 @@ def conv_output_size(
     return room // stride + 1
 
 
-def _either(values: list[int]) -> str:
+def _either(values: Sequence[object]) -> str:
     shown = [str(v) for v in values[:6]]
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown) if shown else "no value"
 
@@ -134,9 +136,7 @@ def _paddings(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
         ) from None
 
 
-def windows(
-    shape: Sequence[int], window: Size, stride: Size = 1, padding: Padding = 0, dilation: Size = 1
-) -> Geometry:
+def windows(shape: Sequence[int], window: Size, stride: Size = 1, padding: Padding = 0, dilation: Size = 1) -> Geometry:
     """The geometry of a window sliding over images of `shape` (N, H, W, C).
 
     Raises:
@@ -167,5 +167,5 @@ def _windows(height: int, width: int, window: Any, stride: Any, padding: Any, di
             out = conv_output_size(n, k, s, p, dilation=d)
         except ValueError as error:
             raise ValueError(f"along the {which}: {error}") from None
-        axes.append(Axis(n, k, s, d, *p, out))
+        axes.append(Axis(n, k, s, d, p[0], p[1], out))
     return Geometry(*axes)

@@ -53,8 +53,8 @@ class Implementation:
         self.wants_save = "save" in inspect.signature(forward).parameters
         self._reference = reference
         # Without a backward of its own an accelerated forward must save what the reference's backward expects.
-        self.backward_function = reference.backward_function if reference else None
-        self.wants_needs = reference.wants_needs if reference else False
+        self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
+        self.wants_needs: bool = reference.wants_needs if reference else False
 
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the backward function that belongs to this forward (a decorator)."""
@@ -86,7 +86,7 @@ class Op:
         self.input_names = tuple(p.name for p in arrays)
         self.required = sum(p.default is inspect.Parameter.empty for p in arrays)
         self.setting_names = tuple(p.name for p in rest)
-        self._positional = tuple(p.name for p in rest if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self._positional = tuple(p.name for p in rest if self.variadic or p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self._defaults = {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty}
         self._required_settings = tuple(p.name for p in rest if p.default is inspect.Parameter.empty)
         self.__signature__ = inspect.Signature(parameters)
@@ -127,7 +127,11 @@ class Op:
         """Sort a call's arguments into the array inputs and the full settings; TypeError as Python's own."""
         settings = {**self._defaults, **keywords} if keywords or self._defaults else {}
         if self.variadic:
-            inputs = args
+            # concat([a, b]) and concat([a, b], -1), as in NumPy: one sequence of arrays, then settings.
+            if len(args) == 0 or not isinstance(args[0], (list, tuple)) or not args[0]:
+                raise TypeError(f"{self.__name__}() needs a list or tuple of at least one array first")
+            inputs = tuple(args[0])
+            settings.update(zip(self._positional, args[1:]))
         else:
             count = len(self.input_names)
             inputs = args[:count]

@@ -1,0 +1,384 @@
+"""Convolution as a matrix product: im2col, its adjoint col2im, and the convolutions made of them.
+
+Images are (N, H, W, C), kernels (KH, KW, C/groups, O). As in all neural-network libraries "convolution" is
+cross-correlation: the kernel is not flipped. Source: CS231n, "Convolutional Networks", implementation as matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xpnet.backend import Array, Namespace
+from xpnet.ops.activations import activate, activation_gradient
+from xpnet.ops.geometry import Axis, Geometry, Padding, Size, pair, windows
+from xpnet.ops.linear import matmul
+from xpnet.ops.registry import op
+from xpnet.ops.shapes import ShapeError, expect_rank
+from xpnet.ops.shaping import concat, pad_array, reshape, transpose
+
+
+def gather_windows(xp: Namespace, x: Array, g: Geometry, value: float = 0.0) -> Array:
+    """The windows of x (N,H,W,C) as (N,OH,OW,KH,KW,C); `value` stands in the padding."""
+    x = pad_array(xp, x, ((0, 0), g.h[4:6], g.w[4:6], (0, 0)), value)
+    rows = [x[:, _positions(g.h, kh), :, :] for kh in range(g.h.window)]
+    return xp.stack(
+        [xp.stack([row[:, :, _positions(g.w, kw), :] for kw in range(g.w.window)], axis=3) for row in rows], axis=3
+    )  # inner: (N,OH,OW,KW,C); outer puts KH before KW
+
+
+def _positions(axis: Axis, k: int) -> slice:
+    """Where element k of the window lies in the padded input, over all positions of the window."""
+    first = k * axis.dilation
+    return slice(first, first + (axis.out - 1) * axis.stride + 1, axis.stride)
+
+
+def scatter_windows(xp: Namespace, cols: Array, g: Geometry) -> Array:
+    """The adjoint of gather_windows: (N,OH,OW,KH,KW,C) summed into (N,H,W,C)."""
+    x = None
+    for kh in range(g.h.window):
+        row = None
+        for kw in range(g.w.window):
+            part = _spread(xp, cols[:, :, :, kh, kw, :], 2, g.w, kw)
+            row = part if row is None else row + part
+        part = _spread(xp, row, 1, g.h, kh)
+        x = part if x is None else x + part
+    assert x is not None  # a window has at least one element
+    return x[:, g.h.before : g.h.before + g.h.size, g.w.before : g.w.before + g.w.size, :]
+
+
+def _spread(xp: Namespace, y: Array, axis: int, a: Axis, k: int) -> Array:
+    """y with stride-1 zeros after each element along `axis`, placed at element k of the window in the padded size."""
+    if a.stride > 1:
+        zero = xp.zeros_like(y)
+        y = xp.stack([y] + [zero] * (a.stride - 1), axis=axis + 1)
+        y = xp.reshape(y, (*y.shape[:axis], a.out * a.stride, *y.shape[axis + 2 :]))
+    first = k * a.dilation
+    # The zeros behind the last element may reach past the end; they are cut off.
+    room = a.padded - first
+    if y.shape[axis] > room:
+        y = y[(slice(None),) * axis + (slice(0, room),)]
+    widths = [(0, 0)] * y.ndim
+    widths[axis] = (first, room - y.shape[axis])
+    return pad_array(xp, y, widths)
+
+
+@op
+def im2col(xp: Namespace, x: Array, window: Size, *, stride: Size = 1, padding: Padding = 0, dilation: Size = 1) -> Any:
+    """Every window of the images: (N, H, W, C) -> (N, OH, OW, KH, KW, C), zeros in the padding.
+
+    Args:
+        x: (N, H, W, C), any dtype.
+        window: int or (KH, KW).
+        stride, padding, dilation: as in :func:`conv2d`.
+
+    Raises:
+        ShapeError: x does not have four axes.
+        ValueError: the window is larger than the padded input.
+    """
+    expect_rank("im2col", "x", x, "N H W C")
+    return gather_windows(xp, x, windows(x.shape, window, stride, padding, dilation)), x.shape
+
+
+@im2col.backward
+def _(xp: Namespace, dy: Array, shape: Any, *, window: Size, stride: Size, padding: Padding, dilation: Size) -> Any:
+    return col2im.run(
+        xp,
+        (dy,),
+        {"input_shape": shape, "window": window, "stride": stride, "padding": padding, "dilation": dilation},
+        False,
+    )[0]
+
+
+@op
+def col2im(
+    xp: Namespace,
+    cols: Array,
+    input_shape: Sequence[int],
+    window: Size,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+) -> Any:
+    """The adjoint of :func:`im2col`: (N, OH, OW, KH, KW, C) -> (N, H, W, C), overlapping elements added up.
+
+    Args:
+        cols: (N, OH, OW, KH, KW, C).
+        input_shape: (N, H, W, C) of the images.
+        window, stride, padding, dilation: as given to im2col.
+
+    Raises:
+        ShapeError: `cols` is not what im2col makes of `input_shape`.
+    """
+    expect_rank("col2im", "cols", cols, "N OH OW KH KW C")
+    g = windows(input_shape, window, stride, padding, dilation)
+    expected = (input_shape[0], g.h.out, g.w.out, g.h.window, g.w.window, input_shape[3])
+    if tuple(cols.shape) != expected:
+        raise ShapeError(f"col2im: cols has shape {tuple(cols.shape)}, expected {expected} for images {tuple(input_shape)}")
+    return scatter_windows(xp, cols, g), None
+
+
+@col2im.backward
+def _(
+    xp: Namespace,
+    dy: Array,
+    saved: None,
+    *,
+    input_shape: Any,
+    window: Size,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+) -> Any:
+    return im2col.run(xp, (dy,), {"window": window, "stride": stride, "padding": padding, "dilation": dilation}, False)[0]
+
+
+def conv_geometry(
+    x: Array, kernel: Array, bias: Array | None, stride: Size, padding: Padding, dilation: Size, groups: int
+) -> Geometry:
+    """Check the inputs of a 2-D convolution and return its geometry.
+
+    Raises:
+        ShapeError: shapes that do not fit each other.
+        ValueError: the window is larger than the padded input.
+    """
+    expect_rank("conv2d", "x", x, "N H W C")
+    expect_rank("conv2d", "kernel", kernel, "KH KW C/groups O")
+    KH, KW, Cg, O = kernel.shape
+    if groups < 1 or O % groups or x.shape[3] != Cg * groups:
+        raise ShapeError(
+            f"conv2d: x {tuple(x.shape)} has {x.shape[3]} channels, but the kernel {tuple(kernel.shape)} with groups={groups} "
+            f"takes {Cg * groups} and gives {O} (both must be multiples of groups); "
+            f"the layouts are x (N, H, W, C) and kernel (KH, KW, C/groups, O)"
+        )
+    if bias is not None and tuple(bias.shape) != (O,):
+        raise ShapeError(f"conv2d: bias has shape {tuple(bias.shape)}, expected ({O},)")
+    return windows(x.shape, (KH, KW), stride, padding, dilation)
+
+
+def _columns(xp: Namespace, x: Array, g: Geometry, groups: int) -> Array:
+    """The windows of x as one matrix a group: (G, N*OH*OW, KH*KW*C/G)."""
+    N, C = x.shape[0], x.shape[3]
+    cols = im2col.run(
+        xp,
+        (x,),
+        {
+            "window": (g.h.window, g.w.window),
+            "stride": (g.h.stride, g.w.stride),
+            "padding": (g.h[4:6], g.w[4:6]),
+            "dilation": (g.h.dilation, g.w.dilation),
+        },
+        False,
+    )[0]
+    cols = xp.reshape(cols, (N * g.h.out * g.w.out, g.h.window * g.w.window, groups, C // groups))
+    cols = xp.permute_dims(cols, (2, 0, 1, 3))
+    return xp.reshape(cols, (groups, N * g.h.out * g.w.out, g.h.window * g.w.window * (C // groups)))
+
+
+def _kernel_matrices(xp: Namespace, kernel: Array, groups: int) -> Array:
+    """The kernel as one matrix a group: (G, KH*KW*C/G, O/G)."""
+    KH, KW, Cg, O = kernel.shape
+    return xp.permute_dims(xp.reshape(kernel, (KH * KW * Cg, groups, O // groups)), (1, 0, 2))
+
+
+@op
+def conv2d(
+    xp: Namespace,
+    x: Array,
+    kernel: Array,
+    bias: Array | None = None,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    save: bool = True,
+) -> Any:
+    """Slide a kernel over images: every output is the sum of a window of x times the kernel, plus a bias.
+
+    Args:
+        x: (N, H, W, C).
+        kernel: (KH, KW, C/groups, O).
+        bias: (O,), or None.
+        stride: int or (h, w): the step between windows.
+        padding: zeros around the images: int, (h, w), ((top, bottom), (left, right)), "valid" (none) or "same" (as many as
+            give ceil(size / stride) outputs, the odd one at the end).
+        dilation: int or (h, w): distance between neighbouring elements of the window.
+        groups: the channels are cut into this many groups that do not see each other; C gives a depthwise convolution.
+        activation: None, "relu", "sigmoid" or "tanh", applied in the same operation.
+
+    Returns:
+        (N, OH, OW, O) with OH = (H - F + P) // stride + 1, F = dilation*(KH-1)+1 and P the padding at both ends.
+
+    Raises:
+        ShapeError: shapes that do not fit each other.
+        ValueError: the window is larger than the padded input.
+    """
+    g = conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
+    N, O = x.shape[0], kernel.shape[3]
+    y = xp.matmul(_columns(xp, x, g, groups), _kernel_matrices(xp, kernel, groups))  # (G, N*OH*OW, O/G)
+    y = xp.reshape(xp.permute_dims(y, (1, 0, 2)), (N, g.h.out, g.w.out, O))
+    if bias is not None:
+        y = y + bias
+    y = activate(xp, y, activation)
+    return y, (x, kernel, y if activation else None) if save else None
+
+
+@conv2d.backward
+def _(
+    xp: Namespace,
+    dy: Array,
+    saved: Any,
+    *,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    groups: int,
+    activation: str | None,
+    needs: tuple[bool, ...],
+) -> Any:
+    x, kernel, y = saved
+    g = conv_geometry(x, kernel, None, stride, padding, dilation, groups)
+    N, C, O = x.shape[0], x.shape[3], kernel.shape[3]
+    KH, KW, Cg = kernel.shape[:3]
+    dy = activation_gradient(xp, dy, y, activation)
+    rows = xp.reshape(dy, (N * g.h.out * g.w.out, O))
+    grouped = xp.permute_dims(xp.reshape(rows, (rows.shape[0], groups, O // groups)), (1, 0, 2))  # (G, N*OH*OW, O/G)
+    dx = dkernel = None
+    if needs[0]:
+        cols = xp.matmul(grouped, xp.matrix_transpose(_kernel_matrices(xp, kernel, groups)))
+        cols = xp.permute_dims(xp.reshape(cols, (groups, rows.shape[0], KH * KW, Cg)), (1, 2, 0, 3))
+        dx = col2im.run(
+            xp,
+            (xp.reshape(cols, (N, g.h.out, g.w.out, KH, KW, C)),),
+            {
+                "input_shape": tuple(x.shape),
+                "window": (KH, KW),
+                "stride": stride,
+                "padding": padding,
+                "dilation": dilation,
+            },
+            False,
+        )[0]
+    if needs[1]:
+        # The columns are made again: kept from forward they would be KH*KW times the size of x.
+        dk = xp.matmul(xp.matrix_transpose(_columns(xp, x, g, groups)), grouped)  # (G, KH*KW*C/G, O/G)
+        dkernel = xp.reshape(xp.permute_dims(dk, (1, 0, 2)), kernel.shape)
+    return dx, dkernel, xp.sum(rows, axis=0, dtype=rows.dtype) if needs[2] else None
+
+
+def conv1d(
+    x: Array,
+    kernel: Array,
+    bias: Array | None = None,
+    *,
+    stride: int = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    activation: str | None = None,
+) -> Any:
+    """Slide a kernel along sequences: a :func:`conv2d` over images of height 1.
+
+    Args:
+        x: (N, L, C).
+        kernel: (K, C/groups, O).
+        bias: (O,), or None.
+        stride, dilation, groups, activation: as in conv2d.
+        padding: int, (before, after), "valid" or "same".
+
+    Returns:
+        (N, OL, O).
+    """
+    expect_rank("conv1d", "x", x, "N L C")
+    expect_rank("conv1d", "kernel", kernel, "K C/groups O")
+    if not isinstance(padding, str):
+        padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    pads: Any = padding if isinstance(padding, str) else ((0, 0), padding)
+    y = conv2d(
+        reshape(x, (x.shape[0], 1, *x.shape[1:])),
+        reshape(kernel, (1, *kernel.shape)),
+        bias,
+        stride=(1, stride),
+        padding=pads,
+        dilation=(1, dilation),
+        groups=groups,
+        activation=activation,
+    )
+    return reshape(y, (y.shape[0], *y.shape[2:]))
+
+
+def conv_transpose2d(
+    x: Array,
+    kernel: Array,
+    bias: Array | None = None,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Any:
+    """The transposed convolution: every element of x spreads the kernel, times itself, over its window of the output.
+
+    It is the data gradient of :func:`conv2d`, so it undoes a convolution's change of shape.
+
+    Args:
+        x: (N, H, W, C).
+        kernel: (KH, KW, C/groups, O): C channels come in, O go out, as for conv2d.
+        bias: (O,), or None.
+        stride: int or (h, w): the step between the windows of neighbouring elements.
+        padding: what the convolution of the other direction pads, cut off the output here. "same" gives H * stride.
+        output_padding: int or (h, w), less than the stride: further rows and columns at the end of the output.
+        dilation: int or (h, w).
+        groups: as in conv2d.
+
+    Returns:
+        (N, OH, OW, O) with OH = (H - 1) * stride + dilation*(KH-1)+1 - padding at both ends + output_padding.
+
+    Raises:
+        ShapeError: shapes that do not fit each other, or an output without elements.
+    """
+    expect_rank("conv_transpose2d", "x", x, "N H W C")
+    expect_rank("conv_transpose2d", "kernel", kernel, "KH KW C/groups O")
+    N, H, W, C = x.shape
+    KH, KW, Cg, O = kernel.shape
+    if groups < 1 or Cg * groups != C or O % groups:
+        raise ShapeError(
+            f"conv_transpose2d: x {tuple(x.shape)} has {C} channels, but the kernel {tuple(kernel.shape)} with "
+            f"groups={groups} takes {Cg * groups} and gives {O}; "
+            f"the layouts are x (N, H, W, C) and kernel (KH, KW, C/groups, O)"
+        )
+    size, pads = transposed_size((H, W), (KH, KW), stride, padding, output_padding, dilation)
+    parts = []
+    for i in range(groups):
+        part = x if groups == 1 else x[..., i * Cg : (i + 1) * Cg]
+        weights = kernel if groups == 1 else kernel[..., i * (O // groups) : (i + 1) * (O // groups)]
+        matrix = reshape(transpose(weights, (2, 0, 1, 3)), (Cg, KH * KW * (O // groups)))
+        parts.append(reshape(matmul(part, matrix), (N, H, W, KH, KW, O // groups)))
+    cols = parts[0] if groups == 1 else concat(parts, axis=-1)
+    y = col2im(cols, (N, *size, O), (KH, KW), stride=stride, padding=pads, dilation=dilation)
+    return y if bias is None else y + bias
+
+
+def transposed_size(
+    size: tuple[int, int], window: Size, stride: Size, padding: Padding, output_padding: Size, dilation: Size
+) -> tuple[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]]:
+    """The output size of a transposed convolution, and its padding as ((top, bottom), (left, right))."""
+    extra = pair(output_padding, "output_padding")
+    steps = pair(stride, "stride")
+    if any(e < 0 or e >= max(s, d) for e, s, d in zip(extra, steps, pair(dilation, "dilation"))):
+        raise ValueError(f"conv_transpose2d: output_padding {output_padding} must be smaller than the stride {stride}")
+    # The geometry of the convolution that goes the other way, over an input that is certainly large enough.
+    if padding == "same":
+        full = tuple(n * s for n, s in zip(size, steps))
+        g = windows((1, *full, 1), window, stride, "same", dilation)
+        return (full[0], full[1]), ((g.h.before, g.h.after), (g.w.before, g.w.after))
+    reach = [d * (k - 1) + 1 for d, k in zip(pair(dilation, "dilation"), pair(window, "window"))]
+    g = windows((1, *reach, 1), window, stride, padding, dilation)
+    out = tuple((n - 1) * s + a.reach - a.before - a.after + e for n, s, a, e in zip(size, steps, g, extra))
+    if min(out) < 1:
+        raise ShapeError(f"conv_transpose2d: an output of {out} has no elements; use less padding")
+    return (out[0], out[1]), ((g.h.before, g.h.after), (g.w.before, g.w.after))

@@ -1,0 +1,247 @@
+"""Elementwise arithmetic. Shapes broadcast as in NumPy; a gradient is summed over the axes that were repeated."""
+
+# The operations carry the names of the functions they compute.
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.backend import Array, Namespace
+from xpnet.ops.registry import op
+from xpnet.ops.shapes import unbroadcast
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    """The shape of an input that may be a Python number."""
+    return tuple(getattr(x, "shape", ()))
+
+
+def _reduce(xp: Namespace, dy: Array, shape: tuple[int, ...], need: bool) -> Array | None:
+    return unbroadcast(xp, dy, shape) if need else None
+
+
+@op
+def add(xp: Namespace, x: Array, y: Array) -> Any:
+    """x + y."""
+    return x + y, (_shape(x), _shape(y))
+
+
+@add.backward
+def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
+    return tuple(_reduce(xp, dz, shape, need) for shape, need in zip(saved, needs))
+
+
+@op
+def subtract(xp: Namespace, x: Array, y: Array) -> Any:
+    """x - y."""
+    return x - y, (_shape(x), _shape(y))
+
+
+@subtract.backward
+def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
+    return _reduce(xp, dz, saved[0], needs[0]), _reduce(xp, -dz, saved[1], needs[1]) if needs[1] else None
+
+
+@op
+def multiply(xp: Namespace, x: Array, y: Array) -> Any:
+    """x * y."""
+    return x * y, (x, y)
+
+
+@multiply.backward
+def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
+    x, y = saved
+    return (
+        unbroadcast(xp, dz * y, _shape(x)) if needs[0] else None,
+        unbroadcast(xp, dz * x, _shape(y)) if needs[1] else None,
+    )
+
+
+@op
+def divide(xp: Namespace, x: Array, y: Array) -> Any:
+    """x / y."""
+    return x / y, (x, y)
+
+
+@divide.backward
+def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
+    x, y = saved
+    dx = dz / y
+    return (
+        unbroadcast(xp, dx, _shape(x)) if needs[0] else None,
+        unbroadcast(xp, -dx * (x / y), _shape(y)) if needs[1] else None,
+    )
+
+
+@op
+def power(xp: Namespace, x: Array, y: Array) -> Any:
+    """x ** y. The gradient with respect to y exists where x > 0, and is taken as 0 at x = 0."""
+    return x**y, (x, y)
+
+
+@power.backward
+def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
+    x, y = saved
+    dx = dy = None
+    if needs[0]:
+        if isinstance(y, (int, float)):
+            slope = y * x ** (y - 1) if y != 0 else x * 0
+        else:
+            # At y = 0 the derivative is 0 for every x; x**-1 would make it nan at x = 0.
+            slope = xp.where(y == 0, xp.zeros_like(x * y), y * x ** xp.where(y == 0, xp.ones_like(y), y - 1))
+        dx = unbroadcast(xp, dz * slope, _shape(x))
+    if needs[1]:
+        base = xp.asarray(x, dtype=y.dtype, device=y.device) if isinstance(x, (int, float)) else x
+        positive = base > 0
+        logarithm = xp.where(positive, xp.log(xp.where(positive, base, xp.ones_like(base))), xp.zeros_like(base))
+        dy = unbroadcast(xp, dz * base**y * logarithm, _shape(y))
+    return dx, dy
+
+
+@op
+def maximum(xp: Namespace, x: Array, y: Array) -> Any:
+    """The larger of x and y; where they are equal the gradient goes half to each."""
+    x_, y_ = _arrays(xp, x, y)
+    return xp.maximum(x_, y_), (x_, y_)
+
+
+@op
+def minimum(xp: Namespace, x: Array, y: Array) -> Any:
+    """The smaller of x and y; where they are equal the gradient goes half to each."""
+    x_, y_ = _arrays(xp, x, y)
+    return xp.minimum(x_, y_), (x_, y_)
+
+
+def _arrays(xp: Namespace, x: Any, y: Any) -> tuple[Array, Array]:
+    """Both inputs as arrays: the standard's maximum takes no Python numbers."""
+    if isinstance(x, (int, float)):
+        x = xp.asarray(x, dtype=y.dtype, device=y.device)
+    if isinstance(y, (int, float)):
+        y = xp.asarray(y, dtype=x.dtype, device=x.device)
+    return x, y
+
+
+def _chosen(xp: Namespace, dz: Array, x: Array, y: Array, larger: Array, needs: tuple[bool, ...]) -> Any:
+    share = xp.where(x == y, xp.asarray(0.5, dtype=dz.dtype, device=dz.device), xp.astype(larger, dz.dtype))
+    return (
+        unbroadcast(xp, dz * share, tuple(x.shape)) if needs[0] else None,
+        unbroadcast(xp, dz * (1 - share), tuple(y.shape)) if needs[1] else None,
+    )
+
+
+@maximum.backward
+def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
+    x, y = saved
+    return _chosen(xp, dz, x, y, x > y, needs)
+
+
+@minimum.backward
+def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
+    x, y = saved
+    return _chosen(xp, dz, x, y, x < y, needs)
+
+
+@op
+def negative(xp: Namespace, x: Array) -> Any:
+    """-x."""
+    return -x, None
+
+
+@negative.backward
+def _(xp: Namespace, dy: Array, saved: Any) -> Any:
+    return -dy
+
+
+@op
+def abs(xp: Namespace, x: Array) -> Any:
+    """The absolute value; its gradient at 0 is 0."""
+    return xp.abs(x), x
+
+
+@abs.backward
+def _(xp: Namespace, dy: Array, x: Array) -> Any:
+    return dy * xp.sign(x)
+
+
+@op
+def exp(xp: Namespace, x: Array) -> Any:
+    """e ** x."""
+    y = xp.exp(x)
+    return y, y
+
+
+@exp.backward
+def _(xp: Namespace, dy: Array, y: Array) -> Any:
+    return dy * y
+
+
+@op
+def log(xp: Namespace, x: Array) -> Any:
+    """The natural logarithm."""
+    return xp.log(x), x
+
+
+@log.backward
+def _(xp: Namespace, dy: Array, x: Array) -> Any:
+    return dy / x
+
+
+@op
+def sqrt(xp: Namespace, x: Array) -> Any:
+    """The square root."""
+    y = xp.sqrt(x)
+    return y, y
+
+
+@sqrt.backward
+def _(xp: Namespace, dy: Array, y: Array) -> Any:
+    return 0.5 * dy / y
+
+
+@op
+def square(xp: Namespace, x: Array) -> Any:
+    """x * x."""
+    return x * x, x
+
+
+@square.backward
+def _(xp: Namespace, dy: Array, x: Array) -> Any:
+    return 2.0 * dy * x
+
+
+@op
+def clip(xp: Namespace, x: Array, low: float | None = None, high: float | None = None) -> Any:
+    """x limited to [low, high]; the gradient passes where x is inside."""
+    inside = xp.ones(x.shape, dtype=xp.bool, device=x.device)
+    y = x
+    if low is not None:
+        inside, y = inside & (x >= low), xp.where(y < low, xp.asarray(low, dtype=x.dtype, device=x.device), y)
+    if high is not None:
+        inside, y = inside & (x <= high), xp.where(y > high, xp.asarray(high, dtype=x.dtype, device=x.device), y)
+    return y, inside
+
+
+@clip.backward
+def _(xp: Namespace, dy: Array, inside: Array, *, low: float | None, high: float | None) -> Any:
+    return xp.where(inside, dy, xp.zeros_like(dy))
+
+
+@op
+def select(xp: Namespace, x: Array, y: Array, condition: Any) -> Any:
+    """x where `condition` is true, else y: :func:`where` with the differentiable inputs first."""
+    x_, y_ = _arrays(xp, x, y)
+    return xp.where(condition, x_, y_), (_shape(x_), _shape(y_))
+
+
+@select.backward
+def _(xp: Namespace, dz: Array, shapes: Any, *, condition: Any, needs: tuple[bool, ...]) -> Any:
+    zero = xp.zeros_like(dz)
+    return (
+        unbroadcast(xp, xp.where(condition, dz, zero), shapes[0]) if needs[0] else None,
+        unbroadcast(xp, xp.where(condition, zero, dz), shapes[1]) if needs[1] else None,
+    )
+
+
+def where(condition: Array, x: Any, y: Any) -> Any:
+    """x where `condition` (a boolean array) is true, else y."""
+    return select(x, y, condition)

@@ -1,0 +1,254 @@
+"""Normalisation: subtract the mean and divide by the standard deviation, over the batch, a layer or groups of channels.
+
+All share one pair of formulas. With xhat = (x - mean) / sqrt(variance + epsilon) over some axes,
+dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sqrt(variance + epsilon), the means over the same axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from xpnet.backend import Array, Namespace
+from xpnet.ops.registry import op
+from xpnet.ops.shapes import ShapeError, expect_rank, normalize_axes
+
+
+def _mean(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
+    count = math.prod(x.shape[a] for a in axes)
+    return xp.sum(x, axis=axes, keepdims=True, dtype=x.dtype) / max(count, 1)
+
+
+def _normalize(xp: Namespace, x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array, Array]:
+    """xhat, 1/sqrt(variance + epsilon), mean and variance, the last three with the axes kept as 1."""
+    mean = _mean(xp, x, axes)
+    centred = x - mean
+    variance = _mean(xp, centred * centred, axes)
+    inverse = 1 / xp.sqrt(variance + epsilon)
+    return centred * inverse, inverse, mean, variance
+
+
+def _normalize_backward(xp: Namespace, dxhat: Array, xhat: Array, inverse: Array, axes: tuple[int, ...]) -> Array:
+    return (dxhat - _mean(xp, dxhat, axes) - xhat * _mean(xp, dxhat * xhat, axes)) * inverse
+
+
+def _affine(y: Array, scale: Array | None, offset: Array | None) -> Array:
+    y = y if scale is None else y * scale
+    return y if offset is None else y + offset
+
+
+def _check_vectors(operation: str, shape: tuple[int, ...], **vectors: Array | None) -> None:
+    for name, vector in vectors.items():
+        if vector is not None and tuple(vector.shape) != shape:
+            raise ShapeError(f"{operation}: {name} has shape {tuple(vector.shape)}, expected {shape}")
+
+
+def _vector_gradients(
+    xp: Namespace, dy: Array, xhat: Array, axes: tuple[int, ...], needs: tuple[bool, ...]
+) -> tuple[Array | None, Array | None]:
+    """The gradients of scale and offset, summed over all axes that they do not have."""
+    return (
+        xp.sum(dy * xhat, axis=axes, dtype=dy.dtype) if needs[1] else None,
+        xp.sum(dy, axis=axes, dtype=dy.dtype) if needs[2] else None,
+    )
+
+
+@op
+def batch_norm_with_statistics(
+    xp: Namespace, x: Array, scale: Array | None = None, offset: Array | None = None, *, epsilon: float = 1e-5
+) -> Any:
+    """Every channel (last axis) normalised over all other axes, then times `scale` plus `offset`.
+
+    Args:
+        x: (N, ..., C).
+        scale, offset: (C,), or None.
+        epsilon: added to the variance.
+
+    Returns:
+        y: the shape of x.
+        mean, variance: (C,), the batch's own; the variance is the biased one (divided by the count).
+
+    Source: Ioffe and Szegedy, "Batch normalization", 2015.
+    """
+    if x.ndim < 2:
+        raise ShapeError(f"batch_norm: x has shape {tuple(x.shape)}, expected (N, ..., C)")
+    _check_vectors("batch_norm", (x.shape[-1],), scale=scale, offset=offset)
+    axes = tuple(range(x.ndim - 1))
+    xhat, inverse, mean, variance = _normalize(xp, x, axes, epsilon)
+    C = x.shape[-1]
+    outputs = _affine(xhat, scale, offset), xp.reshape(mean, (C,)), xp.reshape(variance, (C,))
+    return outputs, (xhat, inverse, scale)
+
+
+@batch_norm_with_statistics.backward
+def _(xp: Namespace, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...]) -> Any:
+    dy, dmean, dvariance = dys
+    xhat, inverse, scale = saved
+    axes = tuple(range(xhat.ndim - 1))
+    count = max(math.prod(xhat.shape[:-1]), 1)
+    dx = None
+    if needs[0]:
+        dx = _normalize_backward(xp, dy if scale is None else dy * scale, xhat, inverse, axes)
+        # The statistics are outputs, too: mean = sum x / count, variance = sum (x - mean)^2 / count.
+        dx = dx + (dmean + 2 * dvariance * xhat / inverse) / count
+    return dx, *_vector_gradients(xp, dy, xhat, axes, needs)
+
+
+@op
+def batch_norm_inference(
+    xp: Namespace,
+    x: Array,
+    scale: Array | None = None,
+    offset: Array | None = None,
+    *,
+    mean: Array,
+    variance: Array,
+    epsilon: float = 1e-5,
+) -> Any:
+    """Batch normalisation with statistics that are given (C,) and constant: one multiplication and one addition."""
+    _check_vectors("batch_norm", (x.shape[-1],), scale=scale, offset=offset, mean=mean, variance=variance)
+    inverse = 1 / xp.sqrt(variance + epsilon)
+    xhat = (x - mean) * inverse
+    return _affine(xhat, scale, offset), (xhat, inverse, scale)
+
+
+@batch_norm_inference.backward
+def _(xp: Namespace, dy: Array, saved: Any, *, mean: Array, variance: Array, epsilon: float, needs: tuple[bool, ...]) -> Any:
+    xhat, inverse, scale = saved
+    dx = dy * (inverse if scale is None else scale * inverse)
+    return dx, *_vector_gradients(xp, dy, xhat, tuple(range(xhat.ndim - 1)), needs)
+
+
+def batch_norm(
+    x: Array,
+    scale: Array | None = None,
+    offset: Array | None = None,
+    *,
+    mean: Array | None = None,
+    variance: Array | None = None,
+    epsilon: float = 1e-5,
+) -> Any:
+    """Batch normalisation of x (N, ..., C) over all axes but the last.
+
+    With `mean` and `variance` (C,) given (the running statistics) those are used, as constants; else the batch's own.
+    Arguments otherwise as in :func:`batch_norm_with_statistics`, which also returns the statistics.
+    """
+    if (mean is None) != (variance is None):
+        raise ValueError("batch_norm: give both mean and variance, or neither")
+    if mean is None:
+        return batch_norm_with_statistics(x, scale, offset, epsilon=epsilon)[0]
+    return batch_norm_inference(x, scale, offset, mean=mean, variance=variance, epsilon=epsilon)
+
+
+@op
+def layer_norm(
+    xp: Namespace,
+    x: Array,
+    scale: Array | None = None,
+    offset: Array | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-5,
+) -> Any:
+    """Each example normalised over `axis`, then times `scale` plus `offset`, whose shape is that of x over `axis`.
+
+    Source: Ba et al., "Layer normalization", 2016.
+    """
+    axes = tuple(sorted(normalize_axes(axis, x.ndim)))
+    if axes != tuple(range(x.ndim - len(axes), x.ndim)):
+        raise ShapeError(f"layer_norm: axis {axis} of shape {tuple(x.shape)}: expected the last axes")
+    _check_vectors("layer_norm", tuple(x.shape[a] for a in axes), scale=scale, offset=offset)
+    xhat, inverse, _, _ = _normalize(xp, x, axes, epsilon)
+    return _affine(xhat, scale, offset), (xhat, inverse, scale)
+
+
+@layer_norm.backward
+def _(xp: Namespace, dy: Array, saved: Any, *, axis: int | Sequence[int], epsilon: float, needs: tuple[bool, ...]) -> Any:
+    xhat, inverse, scale = saved
+    axes = normalize_axes(axis, xhat.ndim)
+    dx = _normalize_backward(xp, dy if scale is None else dy * scale, xhat, inverse, axes) if needs[0] else None
+    return dx, *_vector_gradients(xp, dy, xhat, tuple(range(xhat.ndim - len(axes))), needs)
+
+
+@op
+def group_norm(
+    xp: Namespace,
+    x: Array,
+    scale: Array | None = None,
+    offset: Array | None = None,
+    *,
+    groups: int,
+    epsilon: float = 1e-5,
+) -> Any:
+    """Each example's channels, in `groups` groups, normalised over a group's channels and all positions.
+
+    Args:
+        x: (N, ..., C).
+        scale, offset: (C,), or None.
+        groups: a divisor of C; 1 normalises over everything, C each channel alone (instance normalisation).
+
+    Source: Wu and He, "Group normalization", 2018.
+    """
+    if x.ndim < 2 or groups < 1 or x.shape[-1] % groups:
+        raise ShapeError(f"group_norm: x {tuple(x.shape)} must be (N, ..., C) with C a multiple of groups={groups}")
+    _check_vectors("group_norm", (x.shape[-1],), scale=scale, offset=offset)
+    grouped = _grouped(xp, x, groups)
+    xhat, inverse, _, _ = _normalize(xp, grouped, (1, 3), epsilon)
+    xhat = xp.reshape(xhat, x.shape)
+    return _affine(xhat, scale, offset), (xhat, inverse, scale)
+
+
+def _grouped(xp: Namespace, x: Array, groups: int) -> Array:
+    """(N, ..., C) as (N, positions, groups, C/groups)."""
+    return xp.reshape(x, (x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups))
+
+
+@group_norm.backward
+def _(xp: Namespace, dy: Array, saved: Any, *, groups: int, epsilon: float, needs: tuple[bool, ...]) -> Any:
+    xhat, inverse, scale = saved
+    dx = None
+    if needs[0]:
+        dxhat = _grouped(xp, dy if scale is None else dy * scale, groups)
+        dx = _normalize_backward(xp, dxhat, _grouped(xp, xhat, groups), inverse, (1, 3))
+        dx = xp.reshape(dx, dy.shape)
+    return dx, *_vector_gradients(xp, dy, xhat, tuple(range(xhat.ndim - 1)), needs)
+
+
+@op
+def local_response_norm(
+    xp: Namespace, x: Array, *, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+) -> Any:
+    """x / (k + alpha * s)**beta with s the sum of squares over `size` neighbouring channels, centred.
+
+    Args:
+        x: (N, H, W, C).
+        size: odd, the number of channels summed.
+        k, alpha, beta: the constants; alpha multiplies the sum, as in the paper (PyTorch divides it by `size` first).
+
+    Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, section 3.3.
+    """
+    expect_rank("local_response_norm", "x", x, "N H W C")
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"local_response_norm: size must be odd, got {size}")
+    base = k + alpha * _channel_sums(xp, x * x, size)
+    return x * base ** (-beta), (x, base)
+
+
+def _channel_sums(xp: Namespace, x: Array, size: int) -> Array:
+    """Over each channel the sum of its `size` neighbours, zeros beyond the ends."""
+    half = size // 2
+    shape = (*x.shape[:-1], half)
+    zeros = xp.zeros(shape, dtype=x.dtype, device=x.device)
+    padded = xp.concat((zeros, x, zeros), axis=-1)
+    total = padded[..., : x.shape[-1]]
+    for i in range(1, size):
+        total = total + padded[..., i : i + x.shape[-1]]
+    return total
+
+
+@local_response_norm.backward
+def _(xp: Namespace, dy: Array, saved: Any, *, size: int, k: float, alpha: float, beta: float) -> Any:
+    x, base = saved
+    inner = _channel_sums(xp, dy * x * base ** (-beta - 1), size)
+    return dy * base ** (-beta) - 2 * alpha * beta * x * inner

@@ -1,0 +1,53 @@
+"""Checks of what a user passes, and small array helpers that several operations share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xpnet.backend import Array, Namespace
+
+
+class ShapeError(ValueError):
+    """An operation or layer got an array of the wrong shape or dtype; the message says what would be right."""
+
+
+def expect_rank(operation: str, name: str, array: Array, letters: str) -> None:
+    """Raise a ShapeError unless `array` has one axis for each of `letters` ("N H W C")."""
+    axes = letters.split()
+    if array.ndim != len(axes):
+        raise ShapeError(
+            f"{operation}: {name} has shape {tuple(array.shape)}, expected {len(axes)} axes ({', '.join(axes)}); "
+            f"add or merge axes with reshape"
+        )
+
+
+def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """`axis` as a tuple of axes counted from the front; None stands for all of them."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    for a in axes:
+        if not -ndim <= a < ndim:
+            raise ShapeError(f"axis {a} does not exist in an array of {ndim} axes")
+    return tuple(a % ndim for a in axes)
+
+
+def unbroadcast(xp: Namespace, dy: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient for an input of `shape` that was broadcast to `dy`'s shape: summed over the axes that were repeated."""
+    if dy.shape == shape:
+        return dy
+    extra = dy.ndim - len(shape)
+    repeated = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and dy.shape[extra + i] != 1)
+    if repeated:
+        dy = xp.sum(dy, axis=repeated, keepdims=True, dtype=dy.dtype)
+    return xp.reshape(dy, shape)
+
+
+def zeros_like_shape(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros of `shape`, with the dtype and on the device of `like`."""
+    return xp.zeros(shape, dtype=like.dtype, device=like.device)
+
+
+def is_float(xp: Namespace, array: Array) -> bool:
+    """Whether an array holds real floating-point numbers."""
+    return bool(xp.isdtype(array.dtype, "real floating"))

@@ -1,0 +1,172 @@
+"""Operations that move elements without changing them: reshape, transpose, concat, pad, indexing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from xpnet.backend import Array, Namespace
+from xpnet.ops.registry import op
+from xpnet.ops.shapes import ShapeError, normalize_axes, unbroadcast
+
+
+@op
+def reshape(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
+    """The same elements, in C order, in another shape; one size may be -1."""
+    target = tuple(int(n) for n in ((shape,) if isinstance(shape, int) else shape))
+    total = math.prod(x.shape)
+    if target.count(-1) == 1:
+        rest = math.prod(n for n in target if n != -1)
+        # With no elements -1 is ambiguous to the libraries; the first axis of 0 settles it here.
+        target = tuple((total // rest if rest else 0) if n == -1 else n for n in target)
+    if math.prod(target) != total:
+        raise ShapeError(f"reshape: {tuple(x.shape)} has {total} elements, {tuple(shape)} cannot hold them")
+    return xp.reshape(x, target), x.shape
+
+
+@reshape.backward
+def _(xp: Namespace, dy: Array, before: Any, *, shape: Any) -> Any:
+    return xp.reshape(dy, before)
+
+
+@op
+def transpose(xp: Namespace, x: Array, axes: Sequence[int] | None = None) -> Any:
+    """The axes in the order `axes`, or reversed."""
+    order = tuple(reversed(range(x.ndim))) if axes is None else normalize_axes(axes, x.ndim)
+    if sorted(order) != list(range(x.ndim)):
+        raise ShapeError(f"transpose: axes {axes} are not an order of the {x.ndim} axes of {tuple(x.shape)}")
+    return xp.permute_dims(x, order), order
+
+
+@transpose.backward
+def _(xp: Namespace, dy: Array, order: Any, *, axes: Any) -> Any:
+    return xp.permute_dims(dy, tuple(sorted(range(len(order)), key=order.__getitem__)))
+
+
+@op
+def concat(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
+    """The arrays one after another along an axis they have: ``concat([a, b], axis=-1)``."""
+    axis = axis % arrays[0].ndim
+    for other in arrays[1:]:
+        if other.ndim != arrays[0].ndim or any(
+            a != b for i, (a, b) in enumerate(zip(arrays[0].shape, other.shape)) if i != axis
+        ):
+            shapes = ", ".join(str(tuple(a.shape)) for a in arrays)
+            raise ShapeError(f"concat: shapes {shapes} differ outside axis {axis}")
+    return xp.concat(arrays, axis=axis), tuple(a.shape[axis] for a in arrays)
+
+
+@concat.backward
+def _(xp: Namespace, dy: Array, sizes: Any, *, axis: int) -> Any:
+    axis = axis % dy.ndim
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(dy[(slice(None),) * axis + (slice(start, start + size),)])
+        start += size
+    return parts
+
+
+@op
+def stack(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
+    """The arrays, all of one shape, along a new axis: ``stack([a, b], axis=0)``."""
+    if len({tuple(a.shape) for a in arrays}) > 1:
+        raise ShapeError(f"stack: shapes differ: {', '.join(str(tuple(a.shape)) for a in arrays)}")
+    return xp.stack(arrays, axis=axis), len(arrays)
+
+
+@stack.backward
+def _(xp: Namespace, dy: Array, count: int, *, axis: int) -> Any:
+    axis = axis % dy.ndim
+    return [dy[(slice(None),) * axis + (i,)] for i in range(count)]
+
+
+@op
+def broadcast_to(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
+    """x repeated to a larger shape by NumPy's rules."""
+    return xp.broadcast_to(x, tuple(shape)), tuple(x.shape)
+
+
+@broadcast_to.backward
+def _(xp: Namespace, dy: Array, before: Any, *, shape: Any) -> Any:
+    return unbroadcast(xp, dy, before)
+
+
+def pad_array(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Array:
+    """x with `value` added before and after along each axis. By joining, since arrays of some libraries cannot be written."""
+    for axis, (before, after) in enumerate(widths):
+        if before or after:
+            parts = [x]
+            for count, at in ((before, 0), (after, len(parts) + 1)):
+                if count:
+                    shape = tuple(count if i == axis else n for i, n in enumerate(x.shape))
+                    parts.insert(at, xp.full(shape, value, dtype=x.dtype, device=x.device))
+            x = xp.concat(parts, axis=axis)
+    return x
+
+
+@op
+def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
+    """x with `value` added: `widths` holds (before, after) for each axis, as for numpy.pad.
+
+    Raises:
+        ShapeError: not one pair an axis, or a negative width.
+    """
+    pairs = [(int(a), int(b)) for a, b in widths]
+    if len(pairs) != x.ndim or any(a < 0 or b < 0 for a, b in pairs):
+        raise ShapeError(
+            f"pad: widths {widths} for shape {tuple(x.shape)}; expected {x.ndim} pairs (before, after) of 0 or more"
+        )
+    return pad_array(xp, x, pairs, value), x.shape
+
+
+@pad.backward
+def _(xp: Namespace, dy: Array, shape: Any, *, widths: Any, value: float) -> Any:
+    return dy[tuple(slice(before, before + n) for (before, _), n in zip(widths, shape))]
+
+
+@op
+def getitem(xp: Namespace, x: Array, index: Any) -> Any:
+    """x[index]: integers, slices, None and ..., or integer or boolean arrays as the library of x allows them."""
+    return x[index], x
+
+
+@getitem.backward
+def _(xp: Namespace, dy: Array, x: Array, *, index: Any) -> Any:
+    """Each element of dy is added to the element of x that it was read from."""
+    parts = index if isinstance(index, tuple) else (index,)
+    dx = xp.zeros_like(x)
+    basic = all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts)
+    if basic and hasattr(dx, "__setitem__"):
+        dx[index] = dy
+        return dx
+    # Element numbers, indexed the same way, say where each element came from; an array index may name one twice.
+    size = math.prod(x.shape)
+    source = xp.reshape(xp.reshape(xp.arange(size, device=x.device), x.shape)[index], (-1,))
+    return xp.reshape(scatter_add(xp, xp.reshape(dy, (source.shape[0], 1)), source, size), x.shape)
+
+
+def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
+    """Rows (M, D) added up by index (M,) into an array (size, D): out[index[m]] += rows[m].
+
+    A product with the 0/1 matrix of the index, some of its rows at a time: pure Array API and always the same sum. An
+    accelerated operation brings its own.
+    """
+    many = max(1, (1 << 22) // max(1, index.shape[0]))
+    blocks = []
+    for start in range(0, size, many):
+        target = xp.arange(start, min(start + many, size), dtype=index.dtype, device=index.device)
+        blocks.append(xp.matmul(xp.astype(target[:, None] == index[None, :], rows.dtype), rows))
+    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
+
+
+@op
+def flip(xp: Namespace, x: Array, axis: int | Sequence[int] | None = None) -> Any:
+    """x with the order along `axis` reversed."""
+    axes = normalize_axes(axis, x.ndim)
+    return xp.flip(x, axis=axes), None
+
+
+@flip.backward
+def _(xp: Namespace, dy: Array, saved: None, *, axis: Any) -> Any:
+    return xp.flip(dy, axis=normalize_axes(axis, dy.ndim))

@@ -1,0 +1,131 @@
+"""Softmax, its logarithm, and the cross entropy that is computed from logits in one stable step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xpnet.backend import Array, Namespace
+from xpnet.ops.registry import op
+from xpnet.ops.shapes import ShapeError, is_float
+
+
+def _shifted_exp(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """x minus its largest element, the exponential of that, and the exponential's sum: nothing can overflow."""
+    shifted = x - xp.max(x, axis=axis, keepdims=True)
+    e = xp.exp(shifted)
+    return shifted, e, xp.sum(e, axis=axis, keepdims=True, dtype=e.dtype)
+
+
+@op
+def softmax(xp: Namespace, x: Array, axis: int = -1) -> Any:
+    """exp(x) / sum(exp(x)) along `axis`: positive numbers that sum to 1. Any shape; the axis must not be empty."""
+    _, e, total = _shifted_exp(xp, x, axis)
+    y = e / total
+    return y, y
+
+
+@softmax.backward
+def _(xp: Namespace, dy: Array, y: Array, *, axis: int) -> Any:
+    return y * (dy - xp.sum(dy * y, axis=axis, keepdims=True, dtype=dy.dtype))
+
+
+@op
+def log_softmax(xp: Namespace, x: Array, axis: int = -1) -> Any:
+    """log(softmax(x)) along `axis`, without taking the logarithm of a rounded 0."""
+    shifted, _, total = _shifted_exp(xp, x, axis)
+    y = shifted - xp.log(total)
+    return y, y
+
+
+@log_softmax.backward
+def _(xp: Namespace, dy: Array, y: Array, *, axis: int) -> Any:
+    return dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True, dtype=dy.dtype)
+
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_reduction(operation: str, reduction: str) -> None:
+    """Raise a ValueError unless `reduction` is one of REDUCTIONS."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'{operation}: reduction must be "mean", "sum" or "none", got {reduction!r}')
+
+
+def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) -> bool:
+    """Whether `labels` are class numbers (True) or probabilities (False), after checking that they fit `logits`.
+
+    Raises:
+        ShapeError: shapes or dtypes that do not fit.
+        ValueError: a class number outside 0..K-1.
+    """
+    K = logits.shape[-1]
+    if xp.isdtype(labels.dtype, "integral"):
+        if tuple(labels.shape) != tuple(logits.shape[:-1]):
+            raise ShapeError(
+                f"{operation}: integer labels have shape {tuple(labels.shape)}, expected {tuple(logits.shape[:-1])} for "
+                f"logits {tuple(logits.shape)}: one class number for each row; for probabilities use a float dtype"
+            )
+        if math.prod(labels.shape):
+            low, high = int(xp.min(labels)), int(xp.max(labels))
+            if low < 0 or high >= K:
+                raise ValueError(
+                    f"{operation}: labels run from {low} to {high}, but the logits {tuple(logits.shape)} have classes "
+                    f"0..{K - 1}; give the last layer {high + 1} units or number the classes from 0"
+                )
+        return True
+    if tuple(labels.shape) != tuple(logits.shape):
+        raise ShapeError(
+            f"{operation}: labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected integers of shape "
+            f"{tuple(logits.shape[:-1])} or probabilities of shape {tuple(logits.shape)}"
+        )
+    return False
+
+
+@op
+def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduction: str = "mean", save: bool = True) -> Any:
+    """-sum(labels * log_softmax(logits)) over the last axis: softmax and cross entropy in one stable operation.
+
+    Args:
+        logits: (..., K), floating.
+        labels: class numbers, integers (...), or probabilities, floating (..., K). They have no gradient.
+        reduction: "mean" or "sum" over all rows (0-d result), or "none" (shape (...)).
+
+    Raises:
+        ShapeError: shapes or dtypes that do not fit.
+        ValueError: a class number outside 0..K-1, or an unknown reduction.
+
+    Source: CS231n, "Linear classification", softmax classifier.
+    """
+    check_reduction("softmax_cross_entropy", reduction)
+    if logits.ndim == 0 or not is_float(xp, logits):
+        raise ShapeError(f"softmax_cross_entropy: logits must be floating (..., K), got {tuple(logits.shape)} {logits.dtype}")
+    shifted, e, total = _shifted_exp(xp, logits, -1)
+    log_p = shifted - xp.log(total)
+    if check_labels("softmax_cross_entropy", xp, logits, labels):
+        classes = xp.arange(logits.shape[-1], dtype=labels.dtype, device=logits.device)
+        target = xp.astype(labels[..., None] == classes, logits.dtype)
+    else:
+        target = xp.astype(labels, logits.dtype, copy=False)
+    # A class of probability 0 costs nothing, even where its logit is -inf.
+    terms = xp.where(target > 0, -target * log_p, xp.zeros_like(log_p))
+    losses = xp.sum(terms, axis=-1, dtype=terms.dtype)
+    saved = None
+    if save:
+        saved = (e / total, target)
+    if reduction == "none":
+        return losses, saved
+    loss = xp.sum(losses, dtype=losses.dtype)
+    rows = math.prod(logits.shape[:-1])
+    return (loss / rows if reduction == "mean" and rows else loss), saved
+
+
+@softmax_cross_entropy.backward
+def _(xp: Namespace, dloss: Array, saved: Any, *, reduction: str) -> Any:
+    p, target = saved
+    # Probabilities that do not sum to 1 weigh the softmax by their sum.
+    gradient = p * xp.sum(target, axis=-1, keepdims=True, dtype=target.dtype) - target
+    if reduction == "none":
+        return gradient * dloss[..., None], None
+    rows = math.prod(p.shape[:-1])
+    return gradient * (dloss / rows if reduction == "mean" and rows else dloss), None

@@ -1,0 +1,461 @@
+"""Tensors: arrays that remember how they were made, and the backward pass over that memory.
+
+Every operation on a Tensor that needs a gradient leaves one :class:`Node`: the operation, its inputs, its settings and
+what its forward pass saved (arrays, not a closure). :meth:`Tensor.backward` walks the nodes from the newest to the oldest
+and hands each one's gradient to its inputs. There is no second derivative.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from xpnet import ops
+from xpnet.backend import Array, as_array, dtype_name, namespace
+from xpnet.ops.registry import Implementation, Op, Recorder
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+_mode = _Mode()
+_order = itertools.count()
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Within the block nothing is recorded: operations on Tensors compute, and save nothing for a backward pass."""
+    before, _mode.recording = _mode.recording, False
+    try:
+        yield
+    finally:
+        _mode.recording = before
+
+
+class Node:
+    """One recorded operation."""
+
+    __slots__ = ("grad", "implementation", "inputs", "needs", "op", "order", "saved", "settings", "shapes", "xp")
+
+    def __init__(
+        self,
+        op: Op,
+        implementation: Implementation,
+        xp: Any,
+        inputs: tuple[Any, ...],
+        needs: tuple[bool, ...],
+        saved: Any,
+        settings: dict[str, Any],
+    ) -> None:
+        self.op = op
+        self.implementation = implementation
+        self.xp = xp
+        self.inputs = inputs
+        self.needs = needs
+        self.saved = saved
+        self.settings = settings
+        self.order = next(_order)
+        self.grad: Any = None
+        self.shapes: tuple[Array, ...] | None = None  # of an operation with several outputs: the outputs
+
+
+_FREED = object()
+
+
+class Tensor(Recorder):
+    """An array with a place on the tape.
+
+    Args:
+        array: a native array of any library that follows the Array API. It is not copied.
+        requires_grad: whether `backward` should leave a gradient in `grad`.
+
+    Attributes:
+        array: the native array.
+        grad: None, or a native array of the same shape and dtype: the sum of the gradients of every `backward` since the
+            last `zero_grad`.
+    """
+
+    __slots__ = ("__weakref__", "array", "grad", "index", "node", "requires_grad")
+    # NumPy must leave `ndarray + Tensor` to the Tensor.
+    __array_ufunc__ = None
+    __array_priority__ = 1000
+
+    def __init__(self, array: Any, requires_grad: bool = False) -> None:
+        if isinstance(array, Tensor):
+            array = array.array
+        elif not hasattr(array, "dtype"):
+            import numpy as np
+
+            array = np.asarray(array)
+        self.array: Array = array
+        self.requires_grad = requires_grad
+        self.grad: Array | None = None
+        self.node: Node | None = None
+        self.index = 0
+
+    # -- recording --
+
+    def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+        arrays = tuple([a.array if isinstance(a, Tensor) else a for a in inputs])
+        xp = namespace(*arrays)
+        needs: tuple[bool, ...] = ()
+        track = _mode.recording and op.differentiable
+        if track:
+            needs = tuple([isinstance(a, Tensor) and a.requires_grad for a in inputs])
+            track = True in needs
+        output, saved, implementation = op.run(xp, arrays, settings, track)
+        node = Node(op, implementation, xp, inputs, needs, saved, settings) if track else None
+        if type(output) is tuple:
+            if node is not None:
+                node.shapes = output
+            return tuple(_made(array, node, i) for i, array in enumerate(output))
+        return _made(output, node, 0)
+
+    def _accumulate(self, gradient: Array) -> None:
+        """Add `gradient` to a leaf's `grad`."""
+        self.grad = gradient if self.grad is None else self.grad + gradient
+
+    def backward(self, gradient: Array | None = None) -> None:
+        """Compute the gradient of this Tensor with respect to every leaf it depends on, and add it to the leaf's `grad`.
+
+        What the forward pass saved is freed on the way, so the same graph cannot be walked twice.
+
+        Args:
+            gradient: the gradient of the final result with respect to this Tensor, same shape; may be left out for a
+                Tensor with one element, where it is 1.
+
+        Raises:
+            ValueError: this Tensor has more than one element and no gradient was given, or shapes differ.
+            RuntimeError: nothing was recorded, or `backward` ran through this graph before.
+        """
+        xp = namespace(self.array)
+        if gradient is None:
+            if self.array.size != 1:
+                raise ValueError(
+                    f"backward() needs a gradient of shape {tuple(self.array.shape)}: only a Tensor with one element "
+                    f"(a loss) has an implied gradient of 1; reduce it with .sum() or .mean(), or pass one"
+                )
+            gradient = xp.ones_like(self.array)
+        elif tuple(gradient.shape) != tuple(self.array.shape):
+            raise ValueError(f"the gradient's shape {tuple(gradient.shape)} is not the Tensor's {tuple(self.array.shape)}")
+        if self.node is None:
+            if not self.requires_grad:
+                raise RuntimeError(
+                    "backward(): nothing was recorded; no input had requires_grad=True, or this ran under no_grad()"
+                )
+            self._accumulate(gradient)
+            return
+        _store(self, gradient)
+        for node in _reachable(self.node):
+            _step(node)
+
+    # -- reading --
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The array's dtype."""
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return int(self.array.ndim)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(self.array.size)
+
+    def item(self) -> float:
+        """The value of a Tensor with one element, as a Python number (waits for the device)."""
+        return self.array.item() if hasattr(self.array, "item") else float(self.array)
+
+    def detach(self) -> Tensor:
+        """The same array with no place on the tape."""
+        return Tensor(self.array)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """The values as a NumPy array (`numpy.asarray(tensor)`)."""
+        import numpy as np
+
+        from xpnet.backend import to_numpy
+
+        return np.array(to_numpy(self.array), dtype=dtype, copy=copy)
+
+    def __float__(self) -> float:
+        return float(self.array)
+
+    def __int__(self) -> int:
+        return int(self.array)
+
+    def __bool__(self) -> bool:
+        return bool(self.array)
+
+    def __len__(self) -> int:
+        return int(self.array.shape[0])
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        flag = ", requires_grad=True" if self.requires_grad else ""
+        return f"{kind}({self.array!r}{flag})"
+
+    # -- operators: each one is the operation of that name --
+
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)  # type: ignore[no-any-return]
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(other, self)  # type: ignore[no-any-return]
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.subtract(self, other)  # type: ignore[no-any-return]
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.subtract(other, self)  # type: ignore[no-any-return]
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.multiply(self, other)  # type: ignore[no-any-return]
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.multiply(other, self)  # type: ignore[no-any-return]
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.divide(self, other)  # type: ignore[no-any-return]
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.divide(other, self)  # type: ignore[no-any-return]
+
+    def __pow__(self, other: Any) -> Tensor:
+        return ops.power(self, other)  # type: ignore[no-any-return]
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return ops.power(other, self)  # type: ignore[no-any-return]
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return ops.matmul(self, other)  # type: ignore[no-any-return]
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)  # type: ignore[no-any-return]
+
+    def __neg__(self) -> Tensor:
+        return ops.negative(self)  # type: ignore[no-any-return]
+
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)  # type: ignore[no-any-return]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem(self, _plain_index(index))  # type: ignore[no-any-return]
+
+    # A comparison has no gradient: it gives a native array of booleans.
+    def __lt__(self, other: Any) -> Any:
+        return self.array < _plain(other)
+
+    def __le__(self, other: Any) -> Any:
+        return self.array <= _plain(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self.array > _plain(other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self.array >= _plain(other)
+
+    # -- the operations that users expect as methods --
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The sum over `axis` (all axes where None)."""
+        return ops.sum(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The mean over `axis` (all axes where None)."""
+        return ops.mean(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The largest element over `axis` (all axes where None)."""
+        return ops.max(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in another shape; one size may be -1."""
+        return ops.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)  # type: ignore[no-any-return]
+
+    def transpose(self, *axes: int) -> Tensor:
+        """The axes in another order (reversed where none is given)."""
+        return ops.transpose(self, axes or None)  # type: ignore[no-any-return]
+
+    @property
+    def T(self) -> Tensor:
+        """The axes reversed."""
+        return ops.transpose(self)  # type: ignore[no-any-return]
+
+
+class Parameter(Tensor):
+    """A Tensor that a model learns.
+
+    Args:
+        array: the first values.
+        decay: whether weight decay and weight penalties apply: True for weights, False for biases and scales.
+
+    Its array and gradient may be views into the flat arrays of an :class:`xpnet.arena.Arena`; the gradient is then added
+    to in place.
+    """
+
+    __slots__ = ("buffer", "constraint", "decay", "path", "regularizer")
+
+    def __init__(self, array: Any, *, decay: bool = True, requires_grad: bool = True) -> None:
+        super().__init__(array, requires_grad)
+        self.decay = decay
+        self.path = ""
+        self.buffer: Array | None = None
+        self.regularizer: Any = None
+        self.constraint: Any = None
+
+    def _accumulate(self, gradient: Array) -> None:
+        if self.buffer is None:
+            super()._accumulate(gradient)
+        elif self.grad is None:
+            self.buffer[...] = gradient
+            self.grad = self.buffer
+        else:
+            self.buffer += gradient
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.path or '?'}, {tuple(self.array.shape)}, {dtype_name(self.array)})"
+
+
+def _made(array: Array, node: Node | None, index: int) -> Tensor:
+    """The Tensor for an operation's output; integer outputs (max-pool switches) have no gradient."""
+    made = Tensor.__new__(Tensor)
+    made.array = array
+    made.grad = None
+    made.index = index
+    if node is not None and (node.shapes is None or namespace(array).isdtype(array.dtype, "real floating")):
+        made.node = node
+        made.requires_grad = True
+    else:
+        made.node = None
+        made.requires_grad = False
+    return made
+
+
+def _plain(value: Any) -> Any:
+    return value.array if isinstance(value, Tensor) else value
+
+
+def _plain_index(index: Any) -> Any:
+    return tuple(_plain(i) for i in index) if isinstance(index, tuple) else _plain(index)
+
+
+def _reachable(last: Node) -> list[Node]:
+    """The nodes that `last` depends on, newest first: an order in which every node comes after all that used it."""
+    seen = {last}
+    stack = [last]
+    while stack:
+        for tensor in stack.pop().inputs:
+            if isinstance(tensor, Tensor):
+                node = tensor.node
+                if node is not None and node not in seen:
+                    seen.add(node)
+                    stack.append(node)
+    return sorted(seen, key=lambda node: node.order, reverse=True)
+
+
+def _store(tensor: Tensor, gradient: Array) -> None:
+    """Add `gradient` to what has arrived for `tensor` at the node that made it."""
+    node = tensor.node
+    assert node is not None
+    if node.shapes is None:
+        # Not in place: an operation may hand the same array to two inputs.
+        node.grad = gradient if node.grad is None else node.grad + gradient
+    else:
+        if node.grad is None:
+            node.grad = [None] * len(node.shapes)
+        before = node.grad[tensor.index]
+        node.grad[tensor.index] = gradient if before is None else before + gradient
+
+
+def _step(node: Node) -> None:
+    """Run one node's backward and pass the gradients on."""
+    saved, gradient = node.saved, node.grad
+    if saved is _FREED:
+        raise RuntimeError(
+            f"backward() ran through this {node.op.__name__} before, and what it had saved is freed; run the forward pass again"
+        )
+    node.saved = _FREED
+    node.grad = None
+    if gradient is None:
+        return
+    if node.shapes is not None:
+        outputs, node.shapes = node.shapes, ()
+        gradient = tuple(
+            node.xp.zeros_like(y) if g is None and node.xp.isdtype(y.dtype, "real floating") else g
+            for y, g in zip(outputs, gradient)
+        )
+    gradients = node.op.gradients(node.implementation, node.xp, gradient, saved, node.settings, node.needs)
+    for tensor, need, part in zip(node.inputs, node.needs, gradients):
+        if need:
+            if part is None:
+                raise RuntimeError(f"{node.op.__name__} gave no gradient for an input that needs one")
+            part = as_array(node.xp, part)
+            if tensor.node is None:
+                tensor._accumulate(part)
+            else:
+                _store(tensor, part)
+
+
+def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+    """A function that returns `function`'s value and its gradient with respect to the first argument.
+
+    Args:
+        function: takes parameters (one array, or dicts, lists and tuples of arrays, nested as you like) and further
+            arguments; returns a loss with one element.
+        has_aux: the function returns (loss, anything); the result is then ((loss, anything), gradients).
+
+    Returns:
+        g(params, *args, **keywords) -> (value, gradients): value a native 0-d array, gradients native arrays in the
+        structure of `params`, zeros where the loss does not depend on one.
+    """
+
+    def wrapped(params: Any, *args: Any, **keywords: Any) -> Any:
+        leaves: list[Tensor] = []
+
+        def lift(array: Any) -> Tensor:
+            leaf = Tensor(array, requires_grad=True)
+            leaves.append(leaf)
+            return leaf
+
+        lifted = map_structure(lift, params)
+        result = function(lifted, *args, **keywords)
+        loss, aux = result if has_aux else (result, None)
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"value_and_grad: the function must return a Tensor made from its first argument, got {type(loss).__name__}"
+            )
+        if loss.node is not None or loss.requires_grad:
+            loss.backward()
+        gradients = map_structure(lambda t: namespace(t.array).zeros_like(t.array) if t.grad is None else t.grad, lifted)
+        return ((loss.array, aux) if has_aux else loss.array), gradients
+
+    return wrapped
+
+
+def map_structure(function: Callable[[Any], Any], structure: Any) -> Any:
+    """`structure` (dicts, lists and tuples, nested) with `function` applied to every leaf."""
+    if isinstance(structure, dict):
+        return {name: map_structure(function, part) for name, part in structure.items()}
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return type(structure)(*(map_structure(function, part) for part in structure))
+    if isinstance(structure, (list, tuple)):
+        return type(structure)(map_structure(function, part) for part in structure)
+    return function(structure)
