@@ -23,6 +23,7 @@ Array: TypeAlias = Any
 Namespace: TypeAlias = Any
 
 _SCALARS = (bool, int, float, complex)
+_dtype_names: dict[Any, str] = {}
 _namespaces: dict[type, Namespace] = {np.ndarray: np}
 
 
@@ -90,7 +91,10 @@ def describe(array: Array) -> str:
 
 def dtype_name(array: Array) -> str:
     """The bare name of an array's dtype ("float32"), whatever library it comes from."""
-    return str(array.dtype).rsplit(".", 1)[-1].strip("'>")
+    name = _dtype_names.get(array.dtype)
+    if name is None:
+        name = _dtype_names[array.dtype] = str(array.dtype).rsplit(".", 1)[-1].strip("'>")
+    return name
 
 
 def as_array(xp: Namespace, value: Any) -> Array:
@@ -137,6 +141,8 @@ class Device:
             with cupy.cuda.Device(self.index):
                 cupy.cuda.get_current_stream().synchronize()
 
+
+CPU = Device("cpu")
 
 _entered: list[contextlib.ExitStack] = []
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from xpnet.ops.shapes import ShapeError
+
 Size = int | Sequence[int]
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 
@@ -58,7 +60,7 @@ def conv_output_size(
         exact: raise where the positions do not end exactly at the end of the padded input.
 
     Raises:
-        ValueError: the window is larger than the padded input, a value is out of range, or `exact` is set and the
+        ShapeError: the window is larger than the padded input, a value is out of range, or `exact` is set and the
             division leaves a remainder; the message shows the sum and which paddings and strides would fit.
 
     Source: CS231n, "Convolutional Networks", spatial arrangement.
@@ -72,12 +74,12 @@ def conv_output_size(
         ("padding", min(before, after), 0),
     ):
         if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+            raise ShapeError(f"{name} must be at least {least}, got {value}")
     reach = dilation * (window - 1) + 1
     room = size - reach + before + after
     if room < 0:
         spans = f"window of {window}" if dilation == 1 else f"window of {window} with dilation {dilation} spans {reach}, which"
-        raise ValueError(
+        raise ShapeError(
             f"{spans} is larger than the padded input: {size} + {before} + {after} = {size + before + after}; "
             f"use a smaller window, a larger input or more padding"
         )
@@ -87,7 +89,7 @@ def conv_output_size(
         if not paddings:  # an odd rest can only be made up at one end
             paddings = [(0, p) for p in range(reach) if size - reach + p >= 0 and (size - reach + p) % stride == 0]
         strides = [s for s in range(1, max(room, 1) + 1) if room % s == 0]
-        raise ValueError(
+        raise ShapeError(
             f"the window does not tile the input: ({size} - {reach} + {whole})/{stride} + 1 = {room / stride + 1:g}; "
             f"with this stride a padding of {_either(paddings)} fits, with this padding a stride of {_either(strides)} fits"
         )
@@ -107,7 +109,7 @@ def pair(value: Size, name: str) -> tuple[int, int]:
         h, w = value
         return int(h), int(w)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an int or a pair (height, width), got {value!r}") from None
+        raise ShapeError(f"{name} must be an int or a pair (height, width), got {value!r}") from None
 
 
 def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -130,7 +132,7 @@ def _paddings(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
         (top, bottom), (left, right) = h, w
         return (int(top), int(bottom)), (int(left), int(right))
     except (TypeError, ValueError):
-        raise ValueError(
+        raise ShapeError(
             f'padding must be an int, a pair (height, width), pairs ((top, bottom), (left, right)), "valid" or "same", '
             f"got {padding!r}"
         ) from None
@@ -140,7 +142,7 @@ def windows(shape: Sequence[int], window: Size, stride: Size = 1, padding: Paddi
     """The geometry of a window sliding over images of `shape` (N, H, W, C).
 
     Raises:
-        ValueError: a value is malformed, or the window is larger than the padded input.
+        ShapeError: a value is malformed, or the window is larger than the padded input.
     """
     return _windows(int(shape[1]), int(shape[2]), _hashable(window), _hashable(stride), _hashable(padding), _hashable(dilation))
 
@@ -156,7 +158,7 @@ def _windows(height: int, width: int, window: Any, stride: Any, padding: Any, di
     dilations = pair(dilation, "dilation")
     for name, values in (("window", sizes), ("stride", strides), ("dilation", dilations)):
         if min(values) < 1:
-            raise ValueError(f"{name} must be at least 1, got {values}")
+            raise ShapeError(f"{name} must be at least 1, got {values}")
     if padding == "same":
         pads = tuple(same_padding(n, *rest) for n, *rest in zip((height, width), sizes, strides, dilations))
     else:
@@ -166,6 +168,6 @@ def _windows(height: int, width: int, window: Any, stride: Any, padding: Any, di
         try:
             out = conv_output_size(n, k, s, p, dilation=d)
         except ValueError as error:
-            raise ValueError(f"along the {which}: {error}") from None
+            raise ShapeError(f"along the {which}: {error}") from None
         axes.append(Axis(n, k, s, d, p[0], p[1], out))
     return Geometry(*axes)

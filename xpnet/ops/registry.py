@@ -119,7 +119,7 @@ class Op:
             chosen = self._chosen[xp]
         except KeyError:
             name = name_of(xp)
-            _load_accelerations(name)
+            load_accelerations(name)
             chosen = self._chosen[xp] = self.accelerated.get(name)
         return self.reference if chosen is None or _reference_only else chosen
 
@@ -226,7 +226,7 @@ _reference_only = os.environ.get("XPNET_REFERENCE", "") not in ("", "0")
 _loaded: set[str] = set()
 
 
-def _load_accelerations(library: str) -> None:
+def load_accelerations(library: str) -> None:
     """Import ``xpnet.accel.<library>``, once, when the first array of that library is met."""
     if library in _loaded:
         return
@@ -236,6 +236,11 @@ def _load_accelerations(library: str) -> None:
         importlib.import_module(name)
         for operation in registry.values():
             operation._chosen.clear()
+
+
+def reference_is_forced() -> bool:
+    """Whether accelerated implementations are turned off now."""
+    return _reference_only
 
 
 @contextlib.contextmanager

@@ -1,0 +1,178 @@
+"""Activations as layers, and activations by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xpnet import ops
+from xpnet.layers.module import Module, Shape
+from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
+
+NAMES: dict[str, Callable[..., Any]] = {
+    "step": ops.step,
+    "relu": ops.relu,
+    "leaky_relu": ops.leaky_relu,
+    "elu": ops.elu,
+    "selu": ops.selu,
+    "gelu": ops.gelu,
+    "silu": ops.silu,
+    "sigmoid": ops.sigmoid,
+    "hard_sigmoid": ops.hard_sigmoid,
+    "tanh": ops.tanh,
+    "softplus": ops.softplus,
+    "softsign": ops.softsign,
+    "softmax": ops.softmax,
+    "log_softmax": ops.log_softmax,
+}
+
+
+def get(activation: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """An activation by name, or the function itself; None and "linear" stand for none.
+
+    Raises:
+        ValueError: no such name.
+    """
+    if activation is None or activation == "linear":
+        return None
+    if callable(activation):
+        return activation
+    if activation not in NAMES:
+        raise ValueError(f"unknown activation {activation!r}: expected None, a function or one of {', '.join(NAMES)}")
+    return NAMES[activation]
+
+
+def split(activation: str | Callable[..., Any] | None) -> tuple[str | None, Callable[..., Any] | None]:
+    """(fused, after): what the operation before can apply itself, or else the function to call after it."""
+    function = get(activation)
+    name = getattr(function, "__name__", None)
+    if name in ACTIVATIONS_FROM_OUTPUT and function is NAMES[name]:
+        return name, None
+    return None, function
+
+
+class Activation(Module):
+    """An activation function, by name or as a function of one Tensor."""
+
+    def __init__(self, activation: str | Callable[..., Any]) -> None:
+        self.function = get(activation)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The input's shape."""
+        return input_shape
+
+    def forward(self, x: Any) -> Any:
+        """The function of x."""
+        return x if self.function is None else self.function(x)
+
+
+class _Elementwise(Module):
+    """A layer that applies one operation."""
+
+    operation: Callable[..., Any]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The input's shape."""
+        return input_shape
+
+    def forward(self, x: Any) -> Any:
+        """The operation of x."""
+        return type(self).operation(x)
+
+
+class Step(_Elementwise):
+    """1 where x > 0, else 0: the perceptron. Forward only."""
+
+    operation = staticmethod(ops.step)
+
+
+class ReLU(_Elementwise):
+    """max(x, 0)."""
+
+    operation = staticmethod(ops.relu)
+
+
+class Sigmoid(_Elementwise):
+    """1 / (1 + exp(-x))."""
+
+    operation = staticmethod(ops.sigmoid)
+
+
+class Tanh(_Elementwise):
+    """The hyperbolic tangent."""
+
+    operation = staticmethod(ops.tanh)
+
+
+class SELU(_Elementwise):
+    """The self-normalising exponential linear unit."""
+
+    operation = staticmethod(ops.selu)
+
+
+class SiLU(_Elementwise):
+    """x * sigmoid(x)."""
+
+    operation = staticmethod(ops.silu)
+
+
+class Softplus(_Elementwise):
+    """log(1 + exp(x))."""
+
+    operation = staticmethod(ops.softplus)
+
+
+class Softsign(_Elementwise):
+    """x / (1 + |x|)."""
+
+    operation = staticmethod(ops.softsign)
+
+
+class HardSigmoid(_Elementwise):
+    """x/6 + 1/2 limited to [0, 1]."""
+
+    operation = staticmethod(ops.hard_sigmoid)
+
+
+class LeakyReLU(_Elementwise):
+    """max(x, slope * x)."""
+
+    def __init__(self, slope: float = 0.01) -> None:
+        self.slope = slope
+
+    def forward(self, x: Any) -> Any:
+        """max(x, slope * x)."""
+        return ops.leaky_relu(x, slope=self.slope)
+
+
+class ELU(_Elementwise):
+    """x where positive, else alpha * (exp(x) - 1)."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = alpha
+
+    def forward(self, x: Any) -> Any:
+        """The function of x."""
+        return ops.elu(x, alpha=self.alpha)
+
+
+class GELU(_Elementwise):
+    """x times the normal distribution function of x."""
+
+    def __init__(self, approximate: bool = False) -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Any) -> Any:
+        """The function of x."""
+        return ops.gelu(x, approximate=self.approximate)
+
+
+class Softmax(_Elementwise):
+    """Probabilities along `axis`. For training leave it away and use the softmax cross entropy on the logits."""
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
+
+    def forward(self, x: Any) -> Any:
+        """The softmax of x along the axis."""
+        return ops.softmax(x, axis=self.axis)

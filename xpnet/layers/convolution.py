@@ -1,0 +1,119 @@
+"""Convolutional layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xpnet import ops
+from xpnet.layers import activation as activations
+from xpnet.layers.dense import Initial, default_kernel
+from xpnet.layers.module import Module, Shape, Spec
+from xpnet.ops.geometry import Padding, Size, pair, windows
+from xpnet.ops.shapes import ShapeError
+from xpnet.tensor import Parameter
+
+
+def image_shape(name: str, input_shape: Shape) -> Shape:
+    """`input_shape` if it is (H, W, C).
+
+    Raises:
+        ShapeError: it is not.
+    """
+    if len(input_shape) != 3:
+        raise ShapeError(
+            f"{name} got examples of shape {tuple(input_shape)}, expected images (H, W, C); "
+            f"put Reshape((H, W, C)) before it, with C=1 for grey images"
+        )
+    return input_shape
+
+
+class Conv2D(Module):
+    """Slides `filters` kernels over images and applies an activation.
+
+    Args:
+        filters: O, the number of output channels.
+        window: int or (KH, KW).
+        stride: int or (h, w).
+        padding: int, (h, w), ((top, bottom), (left, right)), "valid" or "same".
+        dilation: int or (h, w).
+        groups: the channels are cut into this many groups; C of them make a depthwise convolution.
+        activation: a name ("relu", ...), a function, or None.
+        use_bias, kernel_initializer, bias_initializer, kernel_regularizer, kernel_constraint: as in Dense.
+
+    Shapes:
+        (N, H, W, C) -> (N, OH, OW, O). Parameters: kernel (KH, KW, C/groups, O), bias (O,).
+    """
+
+    kernel: Parameter
+    bias: Parameter
+
+    def __init__(
+        self,
+        filters: int,
+        window: Size,
+        *,
+        stride: Size = 1,
+        padding: Padding = "valid",
+        dilation: Size = 1,
+        groups: int = 1,
+        activation: str | Callable[..., Any] | None = None,
+        use_bias: bool = True,
+        kernel_initializer: Initial = None,
+        bias_initializer: Initial = "zeros",
+        kernel_regularizer: Any = None,
+        kernel_constraint: Any = None,
+    ) -> None:
+        if filters < 1 or groups < 1 or filters % groups:
+            raise ValueError(f"Conv2D: filters={filters} must be a positive multiple of groups={groups}")
+        self.filters = int(filters)
+        self.window = pair(window, "window")
+        self.stride = pair(stride, "stride")
+        self.padding = padding
+        self.dilation = pair(dilation, "dilation")
+        self.groups = groups
+        self.use_bias = use_bias
+        self.fused, self.after = activations.split(activation)
+        self.kernel_initializer = kernel_initializer or default_kernel(activation)
+        self.bias_initializer = bias_initializer
+        self.kernel_regularizer = kernel_regularizer
+        self.kernel_constraint = kernel_constraint
+        windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
+
+    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+        """The kernel and the bias."""
+        _, _, C = image_shape("Conv2D", input_shape)
+        if C % self.groups:
+            raise ShapeError(f"Conv2D: {C} input channels are not a multiple of groups={self.groups}")
+        kernel = Spec(
+            (*self.window, C // self.groups, self.filters),
+            self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        bias = {"bias": Spec((self.filters,), self.bias_initializer, decay=False)} if self.use_bias else {}
+        return {"kernel": kernel, **bias}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(H, W, C) -> (OH, OW, O)."""
+        H, W, C = image_shape("Conv2D", input_shape)
+        if self.built and self.kernel.shape[2] * self.groups != C:
+            raise ShapeError(
+                f"Conv2D got {C} channels, its kernel {self.kernel.shape} takes {self.kernel.shape[2] * self.groups}"
+            )
+        g = windows((1, H, W, C), self.window, self.stride, self.padding, self.dilation)
+        return g.h.out, g.w.out, self.filters
+
+    def forward(self, x: Any) -> Any:
+        """x (N, H, W, C) -> (N, OH, OW, O)."""
+        y = ops.conv2d(
+            self.as_float(x),
+            self.kernel,
+            self.bias if self.use_bias else None,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            activation=self.fused,
+        )
+        return y if self.after is None else self.after(y)

@@ -1,0 +1,87 @@
+"""The fully connected layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xpnet import ops
+from xpnet.layers import activation as activations
+from xpnet.layers.module import Module, Shape, Spec
+from xpnet.ops.shapes import ShapeError
+from xpnet.tensor import Parameter
+
+Initial = Any
+
+
+def default_kernel(activation: str | Callable[..., Any] | None) -> str:
+    """He's variance before rectifiers, which halve it; Glorot's otherwise."""
+    name = activation if isinstance(activation, str) else getattr(activation, "__name__", "")
+    return "he_normal" if name in ("relu", "leaky_relu", "elu", "gelu", "silu") else "glorot_uniform"
+
+
+class Dense(Module):
+    """activation(x @ kernel + bias): every output unit sees every input.
+
+    Args:
+        units: the number of outputs.
+        activation: a name ("relu", "sigmoid", ...), a function, or None.
+        use_bias: whether a bias is added.
+        kernel_initializer, bias_initializer: names or initializers; by default He's before rectifiers, else Glorot's, and 0.
+        kernel_regularizer: a penalty on the kernel, such as xpnet.regularizers.L2(1e-4).
+        kernel_constraint: a projection of the kernel after each update, such as xpnet.regularizers.MaxNorm(3).
+
+    Shapes:
+        (N, ..., in) -> (N, ..., units). Parameters: kernel (in, units), bias (units,).
+    """
+
+    kernel: Parameter
+    bias: Parameter
+
+    def __init__(
+        self,
+        units: int,
+        activation: str | Callable[..., Any] | None = None,
+        *,
+        use_bias: bool = True,
+        kernel_initializer: Initial = None,
+        bias_initializer: Initial = "zeros",
+        kernel_regularizer: Any = None,
+        kernel_constraint: Any = None,
+    ) -> None:
+        if units < 1:
+            raise ValueError(f"Dense: units must be at least 1, got {units}")
+        self.units = int(units)
+        self.use_bias = use_bias
+        self.fused, self.after = activations.split(activation)
+        self.kernel_initializer = kernel_initializer or default_kernel(activation)
+        self.bias_initializer = bias_initializer
+        self.kernel_regularizer = kernel_regularizer
+        self.kernel_constraint = kernel_constraint
+
+    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+        """The kernel and the bias."""
+        if not input_shape:
+            raise ShapeError("Dense: got examples that are single numbers, shape (N,); reshape them to (N, 1)")
+        kernel = Spec(
+            (input_shape[-1], self.units),
+            self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        bias = {"bias": Spec((self.units,), self.bias_initializer, decay=False)} if self.use_bias else {}
+        return {"kernel": kernel, **bias}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(..., in) -> (..., units)."""
+        if self.built and input_shape[-1:] != self.kernel.shape[:1]:
+            raise ShapeError(
+                f"got examples of shape {tuple(input_shape)}, expected a last axis of {self.kernel.shape[0]}; "
+                f"put Flatten() or Reshape(...) before this layer"
+            )
+        return (*input_shape[:-1], self.units)
+
+    def forward(self, x: Any) -> Any:
+        """x (N, ..., in) -> (N, ..., units)."""
+        y = ops.dense(self.as_float(x), self.kernel, self.bias if self.use_bias else None, activation=self.fused)
+        return y if self.after is None else self.after(y)

@@ -1,0 +1,44 @@
+"""Dropout layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet import ops, random
+from xpnet.layers.module import Module, Shape
+
+
+class Dropout(Module):
+    """In training, sets each element to 0 with probability `rate`; in evaluation, passes its input on.
+
+    The masks are a function of the model's seed, the layer's path and a counter of its calls: the same on every device.
+
+    Args:
+        rate: the probability, in [0, 1].
+        inverted: divide what is kept by 1 - rate in training (the usual form). False is the vanilla form of the text:
+            nothing in training, and a factor of 1 - rate in evaluation.
+        spatial: drop whole channels of (N, ..., C) instead of single elements.
+    """
+
+    def __init__(self, rate: float, *, inverted: bool = True, spatial: bool = False) -> None:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"Dropout: rate must be in [0, 1], got {rate}")
+        self.rate = float(rate)
+        self.inverted = inverted
+        self.spatial = spatial
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The input's shape."""
+        return input_shape
+
+    def forward(self, x: Any) -> Any:
+        """x with elements dropped in training."""
+        if not self.training:
+            return x if self.inverted else x * (1 - self.rate)
+        if self.rate == 0:
+            return x
+        step = self.counter
+        self.counter = step + 1
+        shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if self.spatial else None
+        key = random.key(self.context.seed, self.path or "", "dropout")
+        return ops.dropout(x, self.rate, key=key, step=step, shape=shape, inverted=self.inverted)

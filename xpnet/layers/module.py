@@ -1,0 +1,466 @@
+"""Module: something with parameters and a forward pass.
+
+Subclass it, assign layers and Parameters in ``__init__``, and write ``forward(self, x)``. Modules form a tree; the one
+that is called first is its root and gives every Module below it a path ("1.kernel"), a seed, a device and a dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from xpnet import backend, initializers, random
+from xpnet.arena import Arena
+from xpnet.backend import Array, Device, DeviceError
+from xpnet.ops.shapes import ShapeError
+from xpnet.tensor import Parameter, Tensor, no_grad
+
+Shape = tuple[int, ...]
+_INTERNAL = frozenset({"training", "context", "path", "built", "counter"})
+
+
+class _Structure:
+    """Counts every change of any tree of Modules: a cheap way to know that an arena still holds all its parameters."""
+
+    version = 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the root of a tree of Modules decides for all of them."""
+
+    seed: int = 0
+    device: Device = backend.CPU
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parameter that a layer will need, before it exists."""
+
+    shape: Shape
+    initializer: Any
+    decay: bool = True
+    regularizer: Any = None
+    constraint: Any = None
+
+
+class Module:
+    """Base class of layers and networks.
+
+    Args (all optional; only the root's count):
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: "float32", "float64", ...
+        seed: of initial weights, dropout masks and everything random in the model.
+
+    Attributes:
+        training: whether layers that differ (dropout, batch normalisation) behave as in training; see train and eval.
+        path: the place in the tree: "" for the root, "2.body.0" and the like below it.
+    """
+
+    training: bool
+    path: str | None
+    built: bool
+    context: Context
+    counter: int  # how often a random layer has drawn: the step of its stream
+    _children: dict[str, Module]
+    _parameters: dict[str, Parameter]
+    _buffers: dict[str, Array]
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _arena: Arena | None
+    _arena_version: int
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        """Set up the tables here, so that a subclass need not call super().__init__()."""
+        self = super().__new__(cls)
+        table = self.__dict__
+        table.update(training=True, path=None, built=False, context=Context(), counter=0)
+        table.update(_children={}, _parameters={}, _buffers={}, _arena=None, _arena_version=-1)
+        table["_arguments"] = (args, keywords)  # what the model file writes down
+        return self
+
+    def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
+        self.context = Context(int(seed), backend.device(device), str(dtype))
+
+    # -- the tree --
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _INTERNAL:
+            self.__dict__[name] = value
+            return
+        for prefix in [c for c in self._children if c == name or c.startswith(name + ".")]:
+            del self._children[prefix]
+        if isinstance(value, (Parameter, Module, list, tuple)) or name in self._parameters:
+            _Structure.version += 1
+        self._parameters.pop(name, None)
+        if isinstance(value, Parameter):
+            self._parameters[name] = value
+        elif isinstance(value, Module):
+            self._children[name] = value
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Module) for v in value):
+            # A tuple, so that no layer can be appended unseen.
+            value = tuple(value)
+            self._children.update({f"{name}.{i}": v for i, v in enumerate(value)})
+        elif name in self._buffers:
+            self._buffers[name] = value
+        self.__dict__[name] = value
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """(path, module) for this Module and all below it; one that appears twice comes once."""
+        seen: set[int] = set()
+
+        def walk(path: str, module: Module) -> Iterator[tuple[str, Module]]:
+            if id(module) in seen:
+                return
+            seen.add(id(module))
+            yield path, module
+            for name, child in module._children.items():
+                yield from walk(f"{path}.{name}" if path else name, child)
+
+        return walk("", self)
+
+    def modules(self) -> Iterator[Module]:
+        """This Module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def parameters(self) -> dict[str, Parameter]:
+        """All Parameters by path, {"0.kernel": ..., "0.bias": ...}; a shared one has the first of its paths."""
+        found: dict[str, Parameter] = {}
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    found[f"{path}.{name}" if path else name] = parameter
+        return found
+
+    def buffers(self) -> dict[str, Array]:
+        """Arrays that belong to the model but are not learnt by gradient (running statistics), by path."""
+        return {
+            f"{path}.{name}" if path else name: array
+            for path, module in self.named_modules()
+            for name, array in module._buffers.items()
+        }
+
+    def count_parameters(self) -> int:
+        """The number of learnable values.
+
+        Raises:
+            ValueError: some layer has not seen the shape of its input yet.
+        """
+        self._require_built("count_parameters")
+        return sum(p.size for p in self.parameters().values())
+
+    def _require_built(self, what: str) -> None:
+        waiting = [path or type(m).__name__ for path, m in self.named_modules() if not m.built and m._waits()]
+        if waiting:
+            raise ValueError(
+                f"{what}: the layers {', '.join(waiting)} do not know the shape of their input yet; give the model an "
+                f"input_shape, or call it once on a batch"
+            )
+
+    def _waits(self) -> bool:
+        """Whether this Module itself makes parameters when it sees its input."""
+        return type(self).specs is not Module.specs or type(self).build is not Module.build
+
+    def _attach(self, path: str, context: Context) -> None:
+        """Tell the tree below `path` where it is and what its root decided."""
+        moved = context.device != self.context.device or context.dtype != self.context.dtype
+        self.__dict__.update(path=path, context=context)
+        if moved:
+            self._place(context)
+        for name, parameter in self._parameters.items():
+            parameter.path = f"{path}.{name}" if path else name
+        for name, child in self._children.items():
+            child._attach(f"{path}.{name}" if path else name, context)
+
+    def _place(self, context: Context) -> None:
+        """Bring this Module's own arrays to the context's device and dtype."""
+        for parameter in self._parameters.values():
+            parameter.array = placed(parameter.array, context)
+            parameter.grad = parameter.buffer = None
+        for name, array in self._buffers.items():
+            setattr(self, name, placed(array, context))
+
+    # -- parameters --
+
+    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+        """The parameters that this layer needs for inputs of `input_shape` (without the batch axis)."""
+        return {}
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the parameters; called once, before the first forward."""
+        for name, spec in self.specs(input_shape).items():
+            self.add_parameter(name, spec)
+
+    def add_parameter(self, name: str, spec: Spec) -> Parameter:
+        """Make a Parameter as `spec` says and assign it to attribute `name`; its random key is the seed and its path."""
+        path = f"{self.path}.{name}" if self.path else name
+        values = initializers.get(spec.initializer)(spec.shape, random.key(self.context.seed, path))
+        if tuple(values.shape) != tuple(spec.shape):
+            raise ShapeError(f"the initializer of {path} made shape {tuple(values.shape)}, expected {spec.shape}")
+        parameter = Parameter(placed(values, self.context), decay=spec.decay)
+        parameter.path, parameter.regularizer, parameter.constraint = path, spec.regularizer, spec.constraint
+        setattr(self, name, parameter)
+        return parameter
+
+    def add_buffer(self, name: str, values: Any) -> None:
+        """Keep an array that is not learnt but saved and moved with the model."""
+        self._buffers[name] = None
+        setattr(self, name, placed(values, self.context))
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The output's shape for an input's shape, both without the batch axis.
+
+        A layer computes it; any other Module runs its forward pass on one example of zeros.
+        """
+        with self.context.device, no_grad(), Evaluation(self):
+            example = self.context.device.xp.zeros((1, *input_shape), dtype=self._dtype())
+            return tuple(self(example).shape[1:])
+
+    def materialize(self, input_shape: Shape) -> Shape:
+        """Make all parameters below for this input shape, and return the output's shape."""
+        try:
+            if self._waits() and not self.built:
+                self.build(input_shape)
+                self.built = True
+            return self.output_shape(input_shape)
+        except ShapeError as error:
+            raise self._located(error) from None
+
+    def _dtype(self) -> Any:
+        return getattr(self.context.device.xp, self.context.dtype)
+
+    @property
+    def arena(self) -> Arena:
+        """The flat storage of all trainable parameters; made when first asked for, and again when they have changed."""
+        arena = self._arena
+        if arena is not None and self._arena_version == _Structure.version and arena.intact():
+            return arena
+        self._require_built("arena")
+        parameters = self.parameters().values()
+        trainable = [p for p in parameters if p.requires_grad]
+        if arena is None or not arena.holds(trainable):
+            arena = Arena(trainable)
+        frozen = len(trainable) < len(parameters)
+        # A frozen parameter may be set free at any time: then the arena is looked at again on every use.
+        self.__dict__.update(_arena=arena, _arena_version=-1 if frozen else _Structure.version)
+        return arena
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters().values():
+            parameter.grad = None
+
+    # -- running --
+
+    def forward(self, x: Any) -> Any:
+        """Compute the output; written by every subclass."""
+        raise TypeError(f"{type(self).__name__} has no forward(self, x)")
+
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        """Run the forward pass on native arrays or Tensors that live on the model's device."""
+        table = self.__dict__
+        if table["path"] is None:
+            self._attach("", self.context)
+        if not table["built"]:
+            self._build_for(inputs)
+        try:
+            if table["path"] == "":
+                inputs = tuple([self._received(x) for x in inputs])
+            return self.forward(*inputs, **keywords)
+        except (ShapeError, DeviceError) as error:
+            raise self._located(error) from None
+
+    def _build_for(self, inputs: tuple[Any, ...]) -> None:
+        self.built = True
+        if inputs and hasattr(inputs[0], "shape") and self._waits():
+            self.built = False
+            try:
+                self.build(tuple(inputs[0].shape[1:]))
+            except ShapeError as error:
+                raise self._located(error) from None
+            self.built = True
+
+    def _received(self, x: Any) -> Any:
+        """An input of the root: floats in the model's dtype, on the model's device."""
+        if isinstance(x, Tensor) or not hasattr(x, "dtype"):
+            return x
+        context = self.context
+        if backend.dtype_name(x) == context.dtype and context.device.kind == "cpu":
+            return x
+        xp = backend.namespace(x)
+        place = backend.device_of(x)
+        if isinstance(place, Device) and place != context.device and backend.name_of(xp) in ("numpy", "cupy"):
+            raise DeviceError(
+                f"the model is on {context.device}, but its input on {place}; use model.to({str(place)!r}) or "
+                f"xpnet.to_device(x, {str(context.device)!r})"
+            )
+        if xp.isdtype(x.dtype, "real floating") and backend.dtype_name(x) != context.dtype:
+            return xp.astype(x, getattr(xp, context.dtype))
+        return x
+
+    def as_float(self, x: Any) -> Any:
+        """`x` in the model's dtype if it holds integers or booleans (bytes of an image)."""
+        if isinstance(x, Tensor):
+            return x
+        xp = backend.namespace(x)
+        return x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, getattr(xp, self.context.dtype))
+
+    def _located(self, error: Exception) -> Exception:
+        """The same error with this layer's path in front, once."""
+        if getattr(error, "located", False):
+            return error
+        kind = type(self).__name__
+        where = f"layer {self.path!r} ({kind})" if self.path else kind
+        located = type(error)(f"{where}: {error}")
+        located.located = True  # type: ignore[attr-defined]
+        return located
+
+    def train(self, mode: bool = True) -> Self:
+        """Behave as in training from now on (dropout drops, batch normalisation uses the batch); returns self."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Behave as in evaluation from now on; returns self."""
+        return self.train(False)
+
+    def to(self, device: str | Device) -> Self:
+        """Move all parameters and buffers to "cpu", "cuda" or "cuda:N"; returns self."""
+        context = Context(self.context.seed, backend.device(device), self.context.dtype)
+        if self.path is None:
+            self._attach("", self.context)
+        self._attach(self.path or "", context)
+        self.__dict__["_arena"] = None
+        return self
+
+    def predict(self, x: Array, batch_size: int = 256) -> Array:
+        """The outputs for all of `x`, in evaluation mode, with nothing recorded.
+
+        Args:
+            x: (N, ...), a native array of any device; it is moved to the model's a batch at a time.
+            batch_size: examples at once.
+
+        Returns:
+            (N, ...), a native array where x was.
+        """
+        if batch_size < 1:
+            raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
+        if isinstance(x, Tensor):
+            x = x.array
+        xp = backend.namespace(x)
+        home = backend.device_of(x)
+        away = isinstance(home, Device) and home != self.context.device
+        outputs = []
+        with no_grad(), Evaluation(self):
+            for start in range(0, max(len(x), 1), batch_size):
+                batch = x if len(x) <= batch_size else x[start : start + batch_size]
+                y = self(backend.to_device(batch, self.context.device) if away else batch)
+                y = y.array if isinstance(y, Tensor) else y
+                outputs.append(backend.to_device(y, home) if isinstance(home, Device) and away else y)
+        return outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=0)
+
+    # -- saving --
+
+    def state(self) -> dict[str, Array]:
+        """All parameters and buffers by path: native arrays, not copied."""
+        return {**{path: p.array for path, p in self.parameters().items()}, **self.buffers()}
+
+    def load_state(self, state: dict[str, Array], strict: bool = True) -> None:
+        """Copy arrays from any device into the parameters and buffers of the same path.
+
+        Args:
+            state: as from :meth:`state`.
+            strict: raise where names are missing or left over; otherwise those are passed over.
+
+        Raises:
+            ValueError: missing, left-over or mis-shaped names, all of them listed; nothing was changed then.
+        """
+        own = self.state()
+        missing = sorted(set(own) - set(state)) if strict else []
+        extra = sorted(set(state) - set(own)) if strict else []
+        wrong = [
+            f"{name}: {tuple(state[name].shape)}, expected {tuple(array.shape)}"
+            for name, array in own.items()
+            if name in state and tuple(state[name].shape) != tuple(array.shape)
+        ]
+        problems = [f"{what} {', '.join(names)}" for what, names in _listed(missing, extra, wrong) if names]
+        if problems:
+            raise ValueError(f"these weights do not fit the model: {'; '.join(problems)}")
+        parameters = self.parameters()
+        owners = {
+            f"{path}.{name}" if path else name: (module, name)
+            for path, module in self.named_modules()
+            for name in module._buffers
+        }
+        for name in own:
+            if name in state:
+                if name in parameters:
+                    parameters[name].array[...] = placed(state[name], self.context)
+                else:
+                    module, attribute = owners[name]
+                    setattr(module, attribute, placed(state[name], self.context))
+
+    def save(self, path: Any) -> None:
+        """Write the model (architecture, weights) to a file; see :func:`xpnet.load`."""
+        from xpnet.io.model_file import save
+
+        save(self, path)
+
+    def summary(self, input_shape: Shape | None = None, *, show: bool = True) -> Any:
+        """A table of the layers: output shapes, parameters and memory. Prints it unless `show` is False; returns it."""
+        from xpnet.inspect.summary import summarize
+
+        table = summarize(self, input_shape)
+        if show:
+            print(table)
+        return table
+
+    def __repr__(self) -> str:
+        inner = (
+            ", ".join(repr(v) if name.isdigit() else f"{name}={v!r}" for name, v in self._children.items()) or self._describe()
+        )
+        return f"{type(self).__name__}({inner})"
+
+    def _describe(self) -> str:
+        """The constructor's arguments, for repr."""
+        args, keywords = self._arguments
+        return ", ".join([repr(a) for a in args] + [f"{k}={v!r}" for k, v in keywords.items()])
+
+
+def _listed(missing: list[str], extra: list[str], wrong: list[str]) -> tuple[tuple[str, list[str]], ...]:
+    return ("missing", missing), ("left over", extra), ("of another shape:", wrong)
+
+
+def placed(values: Any, context: Context) -> Array:
+    """A copy of `values`, an array of any library, with the context's dtype on its device; integers stay integers."""
+    host = backend.to_numpy(values)
+    if host.dtype.kind == "f":
+        host = host.astype(context.dtype)
+    else:
+        host = host.copy()
+    return backend.to_device(host, context.device)
+
+
+class Evaluation:
+    """Within the block a Module is in evaluation mode; afterwards each part is in the mode that it was in."""
+
+    def __init__(self, module: Module) -> None:
+        self.changed = [m for m in module.modules() if m.training]
+
+    def __enter__(self) -> None:
+        for module in self.changed:
+            module.training = False
+
+    def __exit__(self, *exception: object) -> None:
+        for module in self.changed:
+            module.training = True
+
+
+def elements(shape: Shape) -> int:
+    """The number of elements of a shape."""
+    return math.prod(shape)

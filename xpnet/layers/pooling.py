@@ -1,0 +1,89 @@
+"""Pooling layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet import ops
+from xpnet.layers.convolution import image_shape
+from xpnet.layers.module import Module, Shape
+from xpnet.ops.geometry import Padding, Size, pair, windows
+
+
+class _Pool(Module):
+    """What the poolings share: a window that slides over images."""
+
+    def __init__(self, window: Size, stride: Size | None = None, padding: Padding = 0) -> None:
+        self.window = pair(window, "window")
+        self.stride = self.window if stride is None else pair(stride, "stride")
+        self.padding = padding
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(H, W, C) -> (OH, OW, C)."""
+        H, W, C = image_shape(type(self).__name__, input_shape)
+        g = windows((1, H, W, C), self.window, self.stride, self.padding)
+        return g.h.out, g.w.out, C
+
+
+class MaxPool2D(_Pool):
+    """The largest element of every window: (N, H, W, C) -> (N, OH, OW, C).
+
+    Args:
+        window: int or (KH, KW).
+        stride: int or (h, w); None means the window.
+        padding: as in Conv2D; padding never wins.
+    """
+
+    def forward(self, x: Any) -> Any:
+        """x (N, H, W, C) -> (N, OH, OW, C)."""
+        return ops.max_pool2d(x, self.window, stride=self.stride, padding=self.padding)
+
+
+class AveragePool2D(_Pool):
+    """The mean of every window: (N, H, W, C) -> (N, OH, OW, C).
+
+    Args:
+        window, stride, padding: as in MaxPool2D.
+        count_include_pad: divide by the window's size even where part of it lies in the padding.
+    """
+
+    def __init__(
+        self, window: Size, stride: Size | None = None, padding: Padding = 0, *, count_include_pad: bool = False
+    ) -> None:
+        super().__init__(window, stride, padding)
+        self.count_include_pad = count_include_pad
+
+    def forward(self, x: Any) -> Any:
+        """x (N, H, W, C) -> (N, OH, OW, C)."""
+        return ops.average_pool2d(
+            x, self.window, stride=self.stride, padding=self.padding, count_include_pad=self.count_include_pad
+        )
+
+
+class LpPool2D(_Pool):
+    """The p-norm of every window: (N, H, W, C) -> (N, OH, OW, C).
+
+    Args:
+        window, stride, padding: as in MaxPool2D.
+        p: at least 1; 2 is L2-norm pooling.
+    """
+
+    def __init__(self, window: Size, stride: Size | None = None, padding: Padding = 0, *, p: float = 2.0) -> None:
+        super().__init__(window, stride, padding)
+        self.p = p
+
+    def forward(self, x: Any) -> Any:
+        """x (N, H, W, C) -> (N, OH, OW, C)."""
+        return ops.lp_pool2d(x, self.window, p=self.p, stride=self.stride, padding=self.padding)
+
+
+class GlobalAveragePool2D(Module):
+    """The mean of every channel over the whole image: (N, H, W, C) -> (N, C)."""
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(H, W, C) -> (C,)."""
+        return image_shape("GlobalAveragePool2D", input_shape)[2:]
+
+    def forward(self, x: Any) -> Any:
+        """x (N, H, W, C) -> (N, C)."""
+        return ops.global_average_pool2d(x)

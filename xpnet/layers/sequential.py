@@ -1,0 +1,132 @@
+"""Layers one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from xpnet.layers.module import Module, Shape
+
+
+class Sequential(Module):
+    """Layers one after another: the output of each is the input of the next.
+
+    Args:
+        layers: Modules, or functions of one Tensor.
+        input_shape: the input's shape without the batch axis, such as (28, 28, 1). With it all parameters exist at once
+            and shapes that do not fit raise here; without it they are made when the first batch comes.
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: of the parameters: "float32", "float64", ...
+        seed: of initial weights and of everything random in the model.
+
+    Raises:
+        ShapeError: a layer does not fit its input; the message names the layer's path.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Any],
+        *,
+        input_shape: Sequence[int] | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(device=device, dtype=dtype, seed=seed)
+        if isinstance(layers, Module) or not all(callable(layer) for layer in layers):
+            raise TypeError(f"Sequential takes a list of layers, got {layers!r}")
+        self.layers = tuple(layers)
+        # Paths are "0", "1", ...: the list's own name would only lengthen them.
+        self._children = {str(i): layer for i, layer in enumerate(layers) if isinstance(layer, Module)}
+        self.input_shape = None if input_shape is None else tuple(int(n) for n in input_shape)
+        self._attach("", self.context)
+        if self.input_shape is not None:
+            self.materialize(self.input_shape)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("layers", "_children"):
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def forward(self, x: Any) -> Any:
+        """The input through every layer in turn."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def materialize(self, input_shape: Shape) -> Shape:
+        """Make all parameters for this input shape, and return the output's shape."""
+        shape = input_shape
+        for layer in self.layers:
+            shape = layer.materialize(shape) if isinstance(layer, Module) else _shape_through(layer, shape, self)
+        return shape
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The output's shape, both without the batch axis."""
+        shape = input_shape
+        for layer in self.layers:
+            shape = layer.output_shape(shape) if isinstance(layer, Module) else _shape_through(layer, shape, self)
+        return shape
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> Any:
+        """One of the layers."""
+        return self.layers[index]
+
+
+def _shape_through(function: Any, shape: Shape, model: Module) -> Shape:
+    """The output's shape of a plain function of arrays, found by running it on one example of zeros."""
+    xp = model.context.device.xp
+    return tuple(function(xp.zeros((1, *shape), dtype=model._dtype())).shape[1:])
+
+
+class Residual(Module):
+    """x + body(x): what the body learns is the difference from its input.
+
+    Args:
+        body: a Module, or a list of layers.
+        shortcut: a Module for x where the body changes its shape, such as a 1x1 convolution; None leaves x as it is.
+
+    Source: He et al., "Deep residual learning for image recognition", 2015.
+    """
+
+    def __init__(self, body: Any, shortcut: Module | None = None) -> None:
+        self.body = body if isinstance(body, Module) else Sequential(body)
+        self.shortcut = shortcut
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The shape of the body's output, which must be the shortcut's."""
+        return self._fitting(
+            self.body.output_shape(input_shape),
+            self.shortcut.output_shape(input_shape) if self.shortcut is not None else input_shape,
+        )
+
+    def materialize(self, input_shape: Shape) -> Shape:
+        """Make the parameters of body and shortcut."""
+        after = self.body.materialize(input_shape)
+        return self._fitting(after, self.shortcut.materialize(input_shape) if self.shortcut is not None else input_shape)
+
+    def _fitting(self, body: Shape, shortcut: Shape) -> Shape:
+        if tuple(body) != tuple(shortcut):
+            from xpnet.ops.shapes import ShapeError
+
+            raise self._located(
+                ShapeError(
+                    f"the body gives {tuple(body)}, the shortcut {tuple(shortcut)}; give the body's last layer that shape, "
+                    f"or pass a shortcut layer that changes x"
+                )
+            )
+        return body
+
+    def forward(self, x: Any) -> Any:
+        """x (through the shortcut) plus the body's output."""
+        y = self.body(x)
+        side = x if self.shortcut is None else self.shortcut(x)
+        self._fitting(tuple(y.shape[1:]), tuple(side.shape[1:]))
+        return y + side

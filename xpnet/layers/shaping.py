@@ -1,0 +1,46 @@
+"""Layers that only change the shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xpnet import ops
+from xpnet.layers.module import Module, Shape, elements
+from xpnet.ops.shapes import ShapeError
+
+
+class Flatten(Module):
+    """Every example as one vector: (N, ...) -> (N, D)."""
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(...) -> (D,)."""
+        return (elements(input_shape),)
+
+    def forward(self, x: Any) -> Any:
+        """x (N, ...) -> (N, D)."""
+        return ops.reshape(x, (x.shape[0], elements(tuple(x.shape[1:]))))
+
+
+class Reshape(Module):
+    """Every example in another shape: (N, ...) -> (N, *shape).
+
+    Args:
+        shape: without the batch axis; one size may be -1.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(int(n) for n in shape)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(...) -> shape."""
+        total = elements(input_shape)
+        known = elements(tuple(n for n in self.shape if n != -1))
+        wild = self.shape.count(-1)
+        if wild > 1 or (wild and (not known or total % known)) or (not wild and known != total):
+            raise ShapeError(f"Reshape: examples of shape {tuple(input_shape)} have {total} elements, not {self.shape}")
+        return tuple(total // known if n == -1 else n for n in self.shape)
+
+    def forward(self, x: Any) -> Any:
+        """x (N, ...) -> (N, *shape)."""
+        return ops.reshape(x, (x.shape[0], *self.output_shape(tuple(x.shape[1:]))))

@@ -1,0 +1,91 @@
+"""Metrics: what a person wants to know of a prediction. Each is the mean over a batch, a 0-d array on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xpnet.backend import Array, as_array, namespace
+from xpnet.ops.shapes import ShapeError
+
+Metric = Callable[[Any, Any], Any]
+
+
+def accuracy(prediction: Array, target: Array) -> Array:
+    """The share of rows whose largest prediction is at the right class.
+
+    Args:
+        prediction: (..., K), logits or probabilities.
+        target: class numbers (...) or probabilities (..., K).
+
+    Raises:
+        ShapeError: shapes that do not fit, or K = 1 (for that see binary_accuracy).
+    """
+    xp = namespace(prediction)
+    if prediction.ndim < 2 or prediction.shape[-1] == 1:
+        raise ShapeError(
+            f"accuracy: the prediction has shape {tuple(prediction.shape)}, expected (N, K) with K >= 2 classes; "
+            f'for one output unit use "binary_accuracy"'
+        )
+    if target.ndim == prediction.ndim:
+        target = xp.argmax(target, axis=-1)
+    if tuple(target.shape) != tuple(prediction.shape[:-1]):
+        raise ShapeError(f"accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit")
+    hits = xp.argmax(prediction, axis=-1) == target
+    return as_array(xp, xp.mean(xp.astype(hits, xp.float32)))
+
+
+def binary_accuracy(prediction: Array, target: Array) -> Array:
+    """The share of elements on the right side: prediction > 0 (a logit) where target > 0.5. Shapes are equal."""
+    xp = namespace(prediction)
+    if tuple(prediction.shape) != tuple(target.shape):
+        raise ShapeError(
+            f"binary_accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
+        )
+    return as_array(xp, xp.mean(xp.astype((prediction > 0) == (target > 0.5), xp.float32)))
+
+
+def mean_absolute_error(prediction: Array, target: Array) -> Array:
+    """The mean of |prediction - target|."""
+    xp = namespace(prediction)
+    return as_array(xp, xp.mean(xp.abs(prediction - target)))
+
+
+def confusion_matrix(prediction: Array, target: Array, classes: int | None = None) -> Array:
+    """How often class i (row) was called class j (column): int64 (K, K).
+
+    Args:
+        prediction: (N, K) scores, or (N,) class numbers.
+        target: (N,) class numbers.
+        classes: K; by default the number of scores, or one more than the largest class number.
+    """
+    xp = namespace(prediction)
+    called = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
+    if classes is None:
+        largest = max(int(xp.max(called)), int(xp.max(target))) if called.shape[0] else -1
+        classes = int(prediction.shape[1]) if prediction.ndim == 2 else largest + 1
+    numbers = xp.arange(classes, device=prediction.device)
+    rows = xp.astype(target[:, None] == numbers, xp.float64)
+    columns = xp.astype(called[:, None] == numbers, xp.float64)
+    return xp.astype(xp.matmul(xp.matrix_transpose(rows), columns), xp.int64)
+
+
+NAMES: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "binary_accuracy": binary_accuracy,
+    "mean_absolute_error": mean_absolute_error,
+    "mae": mean_absolute_error,
+}
+
+
+def get(metric: str | Metric) -> tuple[str, Metric]:
+    """A metric's name and function, from either.
+
+    Raises:
+        ValueError: no such name.
+    """
+    if callable(metric):
+        return getattr(metric, "__name__", type(metric).__name__), metric
+    if metric not in NAMES:
+        raise ValueError(f"unknown metric {metric!r}: expected a function or one of {', '.join(NAMES)}")
+    return metric, NAMES[metric]

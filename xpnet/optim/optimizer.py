@@ -1,0 +1,129 @@
+"""What all optimizers share: the flat storage they update, their state, weight decay and the learning rate's schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from xpnet.arena import Arena
+from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
+from xpnet.layers.module import Module
+from xpnet.tensor import Parameter
+
+Schedule = Callable[[int], float]
+Target = Module | dict[str, Parameter] | Iterable[Parameter]
+
+
+class Optimizer:
+    """Base class: :meth:`step` updates a model from the gradients that `backward` left, and clears them.
+
+    Subclasses name their state arrays in `slot_names` and write :meth:`update`.
+
+    Args:
+        learning_rate: a number, or a schedule: a function of the step's number (0, 1, ...).
+        weight_decay: a multiple of the weights added to their gradient (L2); biases and scales are left alone.
+    """
+
+    slot_names: tuple[str, ...] = ()
+
+    def __init__(self, learning_rate: float | Schedule, *, weight_decay: float = 0.0) -> None:
+        name = type(self).__name__
+        if not callable(learning_rate) and not learning_rate >= 0:
+            raise ValueError(f"{name}: learning_rate must be at least 0, got {learning_rate}")
+        if not weight_decay >= 0:
+            raise ValueError(f"{name}: weight_decay must be at least 0, got {weight_decay}")
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.iterations = 0
+        self.slots: dict[str, Array] = {}
+        self._arena: Arena | None = None
+
+    @property
+    def current_learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        rate = self.learning_rate
+        return float(rate(self.iterations)) if callable(rate) else rate
+
+    def bind(self, target: Target) -> Arena:
+        """The flat storage of a model, or of Parameters; the optimizer's state is made to match it.
+
+        Raises:
+            ValueError: the state belongs to a model of another size.
+        """
+        arena = _arena(target, self._arena)
+        if arena is not self._arena:
+            self._arena = arena
+            if arena.values is not None:
+                xp = namespace(arena.values)
+                for name in self.slot_names:
+                    slot = self.slots.get(name)
+                    if slot is None:
+                        self.slots[name] = self.initial_slot(name, xp, arena)
+                    elif slot.shape != arena.values.shape:
+                        raise ValueError(
+                            f"this {type(self).__name__} holds state for {slot.shape[0]} values, the model has "
+                            f"{arena.values.shape[0]}; make a new optimizer for a new model"
+                        )
+                    else:
+                        self.slots[name] = to_device(slot, device_of(arena.values))
+        return arena
+
+    def initial_slot(self, name: str, xp: Any, arena: Arena) -> Array:
+        """A state array before the first step: zeros."""
+        return xp.zeros_like(arena.values)
+
+    def step(self, target: Target) -> None:
+        """Update the parameters of a Module (or a dict or list of Parameters), in place, and forget their gradients.
+
+        Parameters that the last backward did not reach are treated as having a gradient of 0.
+        """
+        arena = self.bind(target)
+        if arena.values is None:
+            return
+        arena.collect()
+        learning_rate = self.current_learning_rate
+        self.iterations += 1
+        if self.weight_decay:
+            self.decay(arena, learning_rate)
+        self.update(arena.values, arena.gradients, learning_rate)
+        for parameter in arena.constrained:
+            parameter.constraint.project(parameter.array)
+        arena.zero_grad()
+
+    def decay(self, arena: Arena, learning_rate: float) -> None:
+        """Add weight_decay * w to the gradients of the weights."""
+        weights = slice(0, arena.decayed)
+        arena.gradients[weights] += self.weight_decay * arena.values[weights]
+
+    def update(self, w: Array, g: Array, learning_rate: float) -> None:
+        """Change the flat weights `w` in place, given the flat gradients `g`; `iterations` counts from 1 here."""
+        raise TypeError(f"{type(self).__name__} does not say how it updates")
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a continued run needs: the step's number and the state arrays, as NumPy arrays."""
+        return {"iterations": self.iterations, "slots": {name: to_numpy(a).copy() for name, a in self.slots.items()}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a state from :meth:`state`.
+
+        Raises:
+            ValueError: it is another optimizer's.
+        """
+        if set(state["slots"]) - set(self.slot_names):
+            raise ValueError(
+                f"{type(self).__name__} keeps {', '.join(self.slot_names) or 'nothing'}; "
+                f"the state holds {', '.join(sorted(state['slots']))}: it is another optimizer's"
+            )
+        self.iterations = int(state["iterations"])
+        self.slots = dict(state["slots"])
+        self._arena = None
+
+
+def _arena(target: Any, current: Arena | None) -> Arena:
+    """The arena of a Module; or the current one if it holds exactly these Parameters, or a new one."""
+    if isinstance(target, Module):
+        return target.arena
+    parameters = list(target.values() if isinstance(target, dict) else target)
+    if current is not None and current.holds(parameters):
+        return current
+    return Arena(parameters)

@@ -1,0 +1,60 @@
+"""Penalties on weights, and projections of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from xpnet import ops
+from xpnet.backend import Array, namespace
+
+
+@dataclass(frozen=True)
+class L2:
+    """1/2 * strength * sum(w**2), whose gradient is strength * w. Source: CS231n, "Neural networks part 2"."""
+
+    strength: float
+
+    def __call__(self, w: Any) -> Any:
+        """The penalty of w, 0-d."""
+        return ops.sum(ops.square(w)) * (0.5 * self.strength)
+
+
+@dataclass(frozen=True)
+class L1:
+    """strength * sum(|w|): drives weights to exactly 0."""
+
+    strength: float
+
+    def __call__(self, w: Any) -> Any:
+        """The penalty of w, 0-d."""
+        return ops.sum(ops.abs(w)) * self.strength
+
+
+@dataclass(frozen=True)
+class ElasticNet:
+    """l1 * sum(|w|) + 1/2 * l2 * sum(w**2). Source: Zou and Hastie, 2005."""
+
+    l1: float
+    l2: float
+
+    def __call__(self, w: Any) -> Any:
+        """The penalty of w, 0-d."""
+        return L1(self.l1)(w) + L2(self.l2)(w)
+
+
+@dataclass(frozen=True)
+class MaxNorm:
+    """A projection, not a penalty: after each update the weights into one unit are scaled down to length `limit` or less.
+
+    Source: Srebro et al., 2004; CS231n, "Neural networks part 2".
+    """
+
+    limit: float
+
+    def project(self, w: Array) -> None:
+        """Scale w (..., units) in place."""
+        xp = namespace(w)
+        axes = tuple(range(w.ndim - 1))
+        norms = xp.sqrt(xp.sum(w * w, axis=axes, keepdims=True, dtype=w.dtype))
+        w *= xp.where(norms > self.limit, self.limit / xp.where(norms > 0, norms, xp.ones_like(norms)), xp.ones_like(norms))

@@ -1,0 +1,7 @@
+"""Training: one readable loop and what goes with it."""
+
+from xpnet.training.callback import Callback
+from xpnet.training.history import History
+from xpnet.training.trainer import NotFiniteError, Trainer
+
+__all__ = ["Callback", "History", "NotFiniteError", "Trainer"]

@@ -1,0 +1,38 @@
+"""What a training run has measured: one float an epoch for every name."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+
+class History(dict[str, list[float]]):
+    """``history["loss"]``, ``history["val_accuracy"]``, ...: lists with one float an epoch.
+
+    Attributes:
+        interrupted: whether the run was stopped by Ctrl-C.
+    """
+
+    interrupted = False
+
+    def record(self, values: dict[str, float]) -> None:
+        """Add one epoch."""
+        for name, value in values.items():
+            self.setdefault(name, []).append(float(value))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were recorded."""
+        return max((len(values) for values in self.values()), default=0)
+
+    def to_csv(self) -> str:
+        """A table with a row an epoch, numbered from 1."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["epoch", *self])
+        for i in range(self.epochs):
+            row: list[Any] = [i + 1]
+            row += [repr(values[i]) if i < len(values) else "" for values in self.values()]
+            writer.writerow(row)
+        return text.getvalue()
