@@ -1,0 +1,31 @@
+"""Data: the known data sets, mini-batches out of any source, preprocessing and augmentation."""
+
+from . import augment, cifar, idx, preprocessing
+from .catalogue import load, names
+from .dataset import DataError, Dataset
+from .images import ImageFolder, read_image
+from .loader import Batches
+from .preprocessing import one_hot
+from .sampling import class_weights, example_weights, split
+from .sources import SkipExample
+from .workers import WorkerError
+
+__all__ = [
+    "Batches",
+    "DataError",
+    "Dataset",
+    "ImageFolder",
+    "SkipExample",
+    "WorkerError",
+    "augment",
+    "cifar",
+    "class_weights",
+    "example_weights",
+    "idx",
+    "load",
+    "names",
+    "one_hot",
+    "preprocessing",
+    "read_image",
+    "split",
+]

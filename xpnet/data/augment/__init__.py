@@ -1,0 +1,27 @@
+"""Augmentation: random changes to a batch of images that leave its meaning as it is.
+
+Each class holds its settings; calling it with a batch ``(x, y)`` gives the changed batch. The random numbers
+are a pure function of ``seed`` and ``step`` (and of the place in a :class:`Compose`), drawn on the host, so
+that the images come out alike on every backend; only those few numbers travel to a GPU. x is (N, H, W, C),
+and never changed in place.
+"""
+
+from .base import Augmentation, Compose
+from .moves import Crop, Cutout, Flip, Shift
+from .values import Mixup, Normalise, Rescale
+from .warps import Elastic, Rotation, warp
+
+__all__ = [
+    "Augmentation",
+    "Compose",
+    "Crop",
+    "Cutout",
+    "Elastic",
+    "Flip",
+    "Mixup",
+    "Normalise",
+    "Rescale",
+    "Rotation",
+    "Shift",
+    "warp",
+]

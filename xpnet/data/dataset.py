@@ -1,0 +1,62 @@
+"""What a data set is: two pairs of arrays, and the facts about them that a user needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+NumpyArray: TypeAlias = np.ndarray[Any, Any]
+Pair: TypeAlias = tuple[NumpyArray, NumpyArray]
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged, or not what it was said to be. The message names the file."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """A classification data set, split into a training and a test part.
+
+    Attributes:
+        name: as given to :func:`xpnet.data.load`.
+        train: `(x, y)`: x float32 in [0, 1], (N, H, W, C) for images or (N, F); y int64 (N,), 0 to K - 1.
+        test: the same for the test part.
+        class_names: K names, in the order of the labels.
+        mean: mean of x over the training part, one number per channel (or feature): the published one where
+            there is one.
+        std: standard deviation of x, likewise.
+        source: who made the data, and where they are published.
+        licence: the terms of use its authors give.
+        scale: x = published value / scale.
+        notes: what else one has to know, for example about the split.
+    """
+
+    name: str
+    train: Pair = field(repr=False)
+    test: Pair = field(repr=False)
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    licence: str
+    scale: float = 1.0
+    notes: str = ""
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, K."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example: (H, W, C) or (F,)."""
+        return tuple(self.train[0].shape[1:])
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}: {len(self.train[0])} training and {len(self.test[0])} test examples of "
+            f"shape "
+            f"{self.input_shape}, {self.classes} classes)"
+        )

@@ -1,0 +1,300 @@
+"""`Batches`: shuffled mini-batches out of any source, as a pure function of seed and epoch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import numbers
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from xpnet import backend
+from xpnet.backend import Array, Device
+
+from . import sampling
+from .augment import Augmentation
+from .dataset import NumpyArray
+from .sources import Arrays, Examples, SkipExample, Stream, each, source_of
+from .workers import Processes, WorkerError, in_order, threads
+
+_Made: TypeAlias = tuple[Any, list[SkipExample]]
+_END = object()
+
+
+def _make(
+    source: Arrays | Examples,
+    finish: Callable[[Any, int, int], Any],
+    indices: NumpyArray,
+    epoch: int,
+    number: int,
+) -> _Made:
+    """Batch `number` of an epoch, ready but for its device: what a worker does."""
+    batch, skipped = source.fetch(indices)
+    return (None if batch is None else finish(batch, epoch, number)), skipped
+
+
+def _finish(
+    transform: Callable[[Any], Any] | None,
+    augment: Augmentation | None,
+    seed: int,
+    batch: Any,
+    epoch: int,
+    number: int,
+) -> Any:
+    if transform is not None:
+        batch = transform(batch)
+    return batch if augment is None else _augmented(augment, seed, batch, epoch, number)
+
+
+def _augmented(augment: Augmentation, seed: int, batch: Any, epoch: int, number: int) -> Any:
+    step = (epoch << 32) + number
+    if isinstance(batch, tuple) and len(batch) == 2:
+        return augment(*batch, seed=seed, step=step)
+    if isinstance(batch, (tuple, Mapping)):
+        raise ValueError(
+            f"augment works on batches (x, y) or x, this one is a {type(batch).__name__} of {len(batch)}; "
+            f"use transform for batches of another form"
+        )
+    return augment(batch, seed=seed, step=step)
+
+
+class Batches:
+    """Mini-batches of a data set, epoch by epoch.
+
+    ``for x, y in batches: ...`` runs through one epoch; the next such loop runs through the next one.
+    ``batches.epoch(e)`` is epoch e. Which examples are in which batch depends on `seed` and the epoch alone,
+    never on workers, timing or what was drawn before.
+
+    Args:
+        data: one of
+
+            * arrays with the examples along the first axis: one, or a tuple or dict of them, of NumPy, CuPy
+              or another library; also memory-mapped files larger than memory, and data sets of h5py or Zarr.
+              A batch has the same form, in the same library;
+            * a sequence of examples, with ``len(data)`` and ``data[i]``: a list, an :class:`ImageFolder`,
+              your own. An example is an array, a number, or a tuple or dict of them;
+            * a stream of examples: an iterable, or a function without arguments (or with one called `epoch`)
+              that returns one for each epoch, such as a generator function.
+        batch_size: examples in a batch; the last one of an epoch may be smaller. None, for a stream: it gives
+            batches.
+        shuffle: a new order each epoch. None: yes, except for a stream, which has an order of its own (see
+            `buffer`).
+        seed: any integer.
+        drop_last: leave out a last batch that is not full.
+        weights: (N,), how likely each example is drawn (with replacement), see :func:`example_weights`.
+        samples: examples in an epoch, instead of all; few out of many costs no pass over the data.
+        transform: called with each batch, returns the batch to use; runs in the workers.
+        augment: an augmentation of :mod:`xpnet.data.augment`, for batches `(x, y)` or x. Its random numbers
+            are those of (seed, epoch, batch). It runs in the workers, or, with `device` on a GPU, there.
+        device: put each batch there ("cuda"); None: leave it where it is.
+        workers: how many threads (or processes) make batches ahead of time; 0: none.
+        processes: worker processes instead of threads: for sequences of examples whose making holds Python's
+            lock.
+        prefetch: how many batches each worker is ahead.
+        buffer: for a stream: keep that many examples waiting and give a random one each time.
+
+    Attributes:
+        count: the number of examples of an epoch; None for a stream.
+        skipped: {name: reason} of the examples left out so far because they could not be had.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int | None = 32,
+        *,
+        shuffle: bool | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
+        weights: Array | None = None,
+        samples: int | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        augment: Augmentation | None = None,
+        device: str | Device | None = None,
+        workers: int = 0,
+        processes: bool = False,
+        prefetch: int = 2,
+        buffer: int = 0,
+    ):
+        self._source = source_of(data, buffer)
+        stream = isinstance(self._source, Stream)
+        if batch_size is None and not stream:
+            raise ValueError("batch_size=None is for a stream that gives batches; give a number")
+        _check(batch_size=(batch_size, 1), workers=(workers, 0), prefetch=(prefetch, 1), buffer=(buffer, 0))
+        if samples is not None:
+            _check(samples=(samples, 1))
+        self.batch_size, self.seed, self.drop_last = batch_size, int(seed), drop_last
+        self.count: int | None = None
+        self.shuffle = not stream if shuffle is None else shuffle
+        self._weights: NumpyArray | None = None
+        if isinstance(self._source, Stream):
+            if shuffle or weights is not None or samples is not None:
+                raise ValueError(
+                    "a stream cannot be shuffled, weighted or sampled by index; buffer=1000 shuffles it "
+                    "within a buffer"
+                )
+            if processes:
+                raise ValueError("a stream is read in one thread: leave out processes=True")
+        else:
+            n = self._source.count
+            if buffer:
+                raise ValueError("buffer is for streams; these data are shuffled as a whole")
+            if weights is not None:
+                self._weights = sampling.check_weights(weights, n)
+            elif samples is not None and samples > n:
+                raise ValueError(
+                    f"samples={samples} of {n} examples: more than all needs weights (with replacement)"
+                )
+            self.count = n if samples is None else samples
+            if processes and isinstance(self._source, Arrays):
+                raise ValueError(
+                    "arrays would be copied to every worker process: use threads (processes=False)"
+                )
+        self._device = None if device is None else backend.device(device)
+        late = augment is not None and self._device is not None and self._device.kind != "cpu"
+        self._late = augment if late else None
+        self._finish = functools.partial(_finish, transform, None if late else augment, self.seed)
+        self._workers, self._ahead = workers, workers * prefetch
+        self._uses_processes = processes and workers > 0
+        self._processes: Processes | None = None
+        self.skipped: dict[str, str] = {}
+        self._epoch = self._batch = self._start = 0
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch; a stream has none that is known."""
+        if self.count is None or self.batch_size is None:
+            raise TypeError("the number of batches of a stream is not known")
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches of the next epoch, or of what remains of it after :meth:`restore`."""
+        start, self._start = self._start, 0
+        return self.epoch(self._epoch, start)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of one epoch, from batch `start` on."""
+        self._epoch, self._batch = epoch, start
+        made = (
+            self._streamed(epoch, start) if isinstance(self._source, Stream) else self._indexed(epoch, start)
+        )
+        try:
+            for number, (batch, skipped) in zip(itertools.count(start), made):
+                self._note(skipped)
+                # Counted before it is given: who saves the state while using a batch wants the next one
+                # afterwards.
+                self._epoch, self._batch = epoch, number + 1
+                if batch is not None:
+                    yield self._placed(batch, epoch, number)
+            self._epoch, self._batch = epoch + 1, 0
+        finally:
+            made.close()
+
+    def state(self) -> dict[str, int | None]:
+        """The place in the data, for a checkpoint: numbers only. Batches made ahead of time do not count."""
+        return {"epoch": self._epoch, "batch": self._batch, **self._identity()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken: the next loop gives the rest of that epoch.
+
+        A stream is read again from its beginning and its first batches are thrown away.
+
+        Raises:
+            ValueError: the state is of other data, or of another seed or batch size.
+        """
+        ours = self._identity()
+        if wrong := [f"{k} was {state.get(k)!r}, is {v!r}" for k, v in ours.items() if state.get(k) != v]:
+            raise ValueError(f"the saved place is of other batches: {'; '.join(wrong)}")
+        self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
+        self._start = self._batch
+
+    def close(self) -> None:
+        """End the worker processes, if there are any; the next epoch starts new ones."""
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _identity(self) -> dict[str, int | None]:
+        return {"seed": self.seed, "batch_size": self.batch_size, "count": self.count}
+
+    def _indexed(self, epoch: int, start: int) -> Generator[_Made]:
+        source, size = self._source, self.batch_size
+        if isinstance(source, Stream) or size is None:
+            raise TypeError("a stream has no indices")
+        order = sampling.order(
+            self.seed, epoch, source.count, shuffle=self.shuffle, weights=self._weights, samples=self.count
+        )
+        tasks = ((order[k * size : (k + 1) * size], epoch, k) for k in range(start, len(self)))
+        work = functools.partial(_make, source, self._finish)
+        if self._uses_processes:
+            try:
+                yield from self._pool(work).in_order(tasks, self._ahead)
+            except WorkerError:
+                self.close()
+                raise
+        elif self._workers:
+            with threads(self._workers) as pool:
+                yield from in_order(pool, work, tasks, self._ahead)
+        else:
+            yield from itertools.starmap(work, tasks)
+
+    def _pool(self, work: Callable[..., _Made]) -> Processes:
+        if self._processes is None:
+            self._processes = Processes(self._workers, work)
+            weakref.finalize(self, self._processes.pool.shutdown, wait=False, cancel_futures=True)
+        return self._processes
+
+    def _streamed(self, epoch: int, start: int) -> Generator[_Made]:
+        if not isinstance(self._source, Stream):
+            raise TypeError("only a stream is read in order")
+        raw = self._source.batches(self.batch_size, self.seed, epoch, self.drop_last)
+        count = itertools.count(start)
+
+        def work() -> Any:
+            batch = next(raw, _END)
+            return _END if batch is _END else self._finish(batch, epoch, next(count))
+
+        try:
+            for _ in range(start):
+                next(raw, None)
+            if self._workers:
+                # One thread, whatever `workers` says: the stream has one reader.
+                with threads(1) as pool:
+                    for batch in in_order(pool, work, itertools.repeat(()), self._ahead):
+                        if batch is _END:
+                            break
+                        yield batch, []
+            else:
+                while (batch := work()) is not _END:
+                    yield batch, []
+        finally:
+            raw.close()
+
+    def _placed(self, batch: Any, epoch: int, number: int) -> Any:
+        if self._device is None:
+            return batch
+        place = self._device
+        batch = each(lambda array: backend.to_device(array, place), batch)
+        return batch if self._late is None else _augmented(self._late, self.seed, batch, epoch, number)
+
+    def _note(self, skipped: list[SkipExample]) -> None:
+        for skip in skipped:
+            if skip.name not in self.skipped:
+                self.skipped[skip.name] = skip.reason
+                warnings.warn(f"left out {skip.name}: {skip.reason}", RuntimeWarning, stacklevel=3)
+
+
+def _check(**values: tuple[int | None, int]) -> None:
+    for name, (value, least) in values.items():
+        if value is not None and (not isinstance(value, numbers.Integral) or value < least):
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -1,0 +1,134 @@
+"""What every transform has: fit once, apply, undo, and a state without code."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from xpnet.backend import Array, Namespace, describe, dtype_name, namespace, to_numpy
+
+from ..dataset import NumpyArray
+from ..sources import like
+
+Per: TypeAlias = Literal["channel", "feature", "all"]
+_CHUNK_BYTES = 1 << 25
+
+
+class Transform(ABC):
+    """A transform of examples. Subclasses say what to fit, how to apply it, and how to undo it."""
+
+    needs_fit = True
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, NumpyArray] = {}
+        """What was fitted: float64 arrays."""
+        self.shape: tuple[int, ...] | None = None
+        """The shape of one example; None until fitted."""
+
+    def fit(self, x: Array) -> Transform:
+        """Fit to training data, and return the transform itself.
+
+        Args:
+            x: (N, ...), N at least 1; any array library, or a memory-mapped file.
+
+        Raises:
+            ValueError: it is fitted already, or x is unsuitable.
+        """
+        if self.shape is not None:
+            raise ValueError(
+                f"{self._name} is fitted already; make a new one (fitting again would change what earlier "
+                f"data became)"
+            )
+        if len(x.shape) < 2 or x.shape[0] < 1:
+            raise ValueError(f"{self._name}.fit needs examples (N, ...) with N at least 1, got {describe(x)}")
+        arrays = self._fit(x)
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"{self._name}: the fitted {name} is not finite; x holds NaN or infinite values"
+                )
+        self.arrays = arrays
+        self.shape = tuple(int(n) for n in x.shape[1:])
+        return self
+
+    def __call__(self, x: Array) -> Array:
+        """The transformed examples, in the library of x; floating of the width of x, float32 for integers."""
+        xp = namespace(x)
+        if self.needs_fit:
+            expected = self._fitted()
+            if tuple(x.shape[1:]) != expected:
+                raise ValueError(
+                    f"{self._name} was fitted to examples of shape {expected}, got {describe(x)}"
+                )
+        return self._apply(xp, _as_floating(xp, x))
+
+    def inverse(self, z: Array) -> Array:
+        """Examples that this transform would turn into `z`: the way back, as far as there is one."""
+        if self.needs_fit:
+            self._fitted()
+        xp = namespace(z)
+        return self._undo(xp, _as_floating(xp, z))
+
+    def state(self) -> dict[str, Any]:
+        """All that makes this transform: {"kind": name, "settings": for JSON, "arrays": {name: array}}."""
+        shape = None if self.shape is None else list(self.shape)
+        return {
+            "kind": self._name,
+            "settings": {**self._settings(), "shape": shape},
+            "arrays": dict(self.arrays),
+        }
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _fitted(self) -> tuple[int, ...]:
+        if self.shape is None:
+            raise ValueError(f"{self._name} is not fitted: call fit(x_train) first")
+        return self.shape
+
+    def _get(self, xp: Namespace, x: Array, name: str) -> Array:
+        """A fitted array in the library, on the device and in the dtype of x."""
+        return like(xp, x, self.arrays[name].astype(dtype_name(x)))
+
+    def _settings(self) -> dict[str, Any]:
+        return {}
+
+    def _fit(self, x: Array) -> dict[str, NumpyArray]:
+        return {}
+
+    @abstractmethod
+    def _apply(self, xp: Namespace, x: Array) -> Array: ...
+
+    @abstractmethod
+    def _undo(self, xp: Namespace, z: Array) -> Array: ...
+
+
+def _as_floating(xp: Namespace, x: Array) -> Array:
+    return x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, xp.float32)
+
+
+def chunks(x: Array) -> Iterator[NumpyArray]:
+    """x as float64 on the host, some rows at a time."""
+    rows = max(1, _CHUNK_BYTES // (8 * max(1, math.prod(x.shape[1:]))))
+    for start in range(0, x.shape[0], rows):
+        yield np.asarray(to_numpy(x[start : start + rows, ...]), dtype=np.float64)
+
+
+def axes_of(per: Per, x: Array) -> tuple[int, ...]:
+    """The axes that a statistic is taken over."""
+    over = {"feature": (0,), "channel": tuple(range(len(x.shape) - 1)), "all": tuple(range(len(x.shape)))}
+    if per not in over:
+        raise ValueError(f'per must be "channel", "feature" or "all", got {per!r}')
+    return over[per]
+
+
+def mean_of(x: Array, per: Per) -> NumpyArray:
+    """The mean over all axes but those that `per` keeps, in float64 on the host."""
+    axes = axes_of(per, x)
+    total = sum(chunk.sum(axes) for chunk in chunks(x))
+    return np.asarray(total / math.prod(x.shape[a] for a in axes))

@@ -1,0 +1,32 @@
+"""Labels as probabilities, and back."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from xpnet.backend import Array, describe, dtype_name, name_of, namespace
+
+from ..sources import like
+
+
+def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:
+    """Integer labels (N, ...) as probabilities (N, ..., classes): 1 at the label, 0 elsewhere.
+
+    Raises:
+        ValueError: y is not integer, or a label is not in 0 to classes - 1 (checked where that costs no wait
+            for a GPU).
+    """
+    xp = namespace(y)
+    if not xp.isdtype(y.dtype, "integral"):
+        raise ValueError(f"one_hot expects integer labels, got {describe(y)}")
+    if name_of(xp) != "cupy" and math.prod(y.shape) and (int(xp.min(y)) < 0 or int(xp.max(y)) >= classes):
+        raise ValueError(f"labels run from {int(xp.min(y))} to {int(xp.max(y))}, expected 0 to {classes - 1}")
+    numbers = like(xp, y, np.arange(classes, dtype=dtype_name(y)))
+    return xp.astype(y[..., None] == numbers, getattr(xp, dtype))
+
+
+def from_one_hot(p: Array) -> Array:
+    """The most probable class: probabilities (N, ..., K) become integer labels (N, ...)."""
+    return namespace(p).argmax(p, axis=-1)

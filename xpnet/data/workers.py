@@ -1,0 +1,102 @@
+"""Making batches ahead of time, in threads or in processes, in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, TypeVar
+
+from .dataset import DataError
+
+T = TypeVar("T")
+
+
+class WorkerError(RuntimeError):
+    """A worker process ended without an answer."""
+
+
+def in_order(
+    pool: Executor, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int
+) -> Iterator[T]:
+    """`work(*task)` for every task, computed in `pool` up to `ahead` tasks early, given in the order of the
+    tasks.
+
+    An exception of `work` is raised here, in its turn. When the caller stops early, what has not begun is
+    cancelled.
+    """
+    pending: deque[Future[T]] = deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(work, *task))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            "a worker process died while it made a batch: killed, out of memory, or crashed in a library; or "
+            "the program's "
+            'main module starts training when it is imported (put that under `if __name__ == "__main__":`). '
+            "workers=0 makes the batches in the main process and shows an error where it happens"
+        ) from error
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+@contextmanager
+def threads(count: int) -> Iterator[Executor]:
+    """A pool of threads that ends with the block, whatever is still waiting."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="xpnet-data")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_work: Callable[..., Any] | None = None
+
+
+def _begin(work: Callable[..., Any]) -> None:
+    global _work
+    _work = work
+    # Ctrl-C reaches every process of the terminal; the main one decides what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(*task: Any) -> Any:
+    if _work is None:
+        raise RuntimeError("a worker process was not set up")
+    return _work(*task)
+
+
+class Processes:
+    """A pool of worker processes, each with its own copy of `work`, kept from epoch to epoch."""
+
+    def __init__(self, count: int, work: Callable[..., Any]):
+        try:
+            ForkingPickler.dumps(work)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"the data or their transform cannot be sent to worker processes ({error}): use functions "
+                f"and classes "
+                f"that are defined at the top of a module, or threads (processes=False)"
+            ) from None
+        # A forked copy of a process with threads (BLAS has some) can hang: start each from scratch.
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(work,))
+
+    def in_order(self, tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
+        """See :func:`in_order`; the work is the one given at the start."""
+        return in_order(self.pool, _run, tasks, ahead)
+
+    def close(self) -> None:
+        """End the processes."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
