@@ -27,6 +27,7 @@ class Arena:
         parameters: the Parameters, in order.
         slices: where each lies.
         decayed: the values before this place are weights, which decay; those after it biases and scales.
+        regularized: the parameters with a penalty.
         constrained: the parameters that are projected after each update.
 
     Raises:
@@ -42,6 +43,7 @@ class Arena:
             raise ValueError(f"the parameters of one model must share dtype and device, got {listed}")
         self.slices: list[slice] = []
         self.decayed = size = 0
+        self.regularized = [p for p in self.parameters if p.regularizer is not None]
         self.constrained = [p for p in self.parameters if p.constraint is not None]
         for p in self.parameters:
             count = math.prod(p.array.shape)

@@ -32,7 +32,7 @@ def accuracy(prediction: Array, target: Array) -> Array:
     if tuple(target.shape) != tuple(prediction.shape[:-1]):
         raise ShapeError(f"accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit")
     hits = xp.argmax(prediction, axis=-1) == target
-    return as_array(xp, xp.mean(xp.astype(hits, xp.float32)))
+    return as_array(xp, xp.mean(xp.astype(hits, xp.float64)))
 
 
 def binary_accuracy(prediction: Array, target: Array) -> Array:
@@ -42,7 +42,7 @@ def binary_accuracy(prediction: Array, target: Array) -> Array:
         raise ShapeError(
             f"binary_accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
         )
-    return as_array(xp, xp.mean(xp.astype((prediction > 0) == (target > 0.5), xp.float32)))
+    return as_array(xp, xp.mean(xp.astype((prediction > 0) == (target > 0.5), xp.float64)))
 
 
 def mean_absolute_error(prediction: Array, target: Array) -> Array:

@@ -330,6 +330,13 @@ class Parameter(Tensor):
         else:
             self.buffer += gradient
 
+    def set_gradient(self, gradient: Array) -> None:
+        """Replace the gradient by these values, of any device."""
+        from xpnet.backend import device_of, to_device
+
+        self.grad = None
+        self._accumulate(to_device(gradient, device_of(self.array)))
+
     def __repr__(self) -> str:
         return f"Parameter({self.path or '?'}, {tuple(self.array.shape)}, {dtype_name(self.array)})"
 

@@ -370,6 +370,15 @@ class Module:
         """All parameters and buffers by path: native arrays, not copied."""
         return {**{path: p.array for path, p in self.parameters().items()}, **self.buffers()}
 
+    def counters(self) -> dict[str, int]:
+        """How often each layer that draws random numbers has drawn, by path."""
+        return {path: module.counter for path, module in self.named_modules() if module.counter}
+
+    def load_counters(self, counters: dict[str, int]) -> None:
+        """Take up counters from :meth:`counters`."""
+        for path, module in self.named_modules():
+            module.counter = int(counters.get(path, 0))
+
     def load_state(self, state: dict[str, Array], strict: bool = True) -> None:
         """Copy arrays from any device into the parameters and buffers of the same path.
 

@@ -29,6 +29,9 @@ class Callback:
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
         """After validation; `values` is what will be recorded for the epoch, and may be added to."""
 
+    def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
+        """After everything else of a step or an epoch: the trainer's state is complete here and can be saved."""
+
     def on_fit_end(self, trainer: Trainer) -> None:
         """After the last epoch, also after Ctrl-C."""
 

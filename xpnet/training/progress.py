@@ -40,14 +40,14 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def begin(self, epoch: int) -> None:
-        """An epoch (from 0) begins."""
+    def begin(self, epoch: int, done: int = 0) -> None:
+        """An epoch (from 0) begins, with some batches done already."""
         self._seen = 0
         self._started = time.perf_counter()
         if self.bar is not None:
             if self._task is not None:
                 self.bar.remove_task(self._task)
-            self._task = self.bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.batches, status="")
+            self._task = self.bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.batches, completed=done, status="")
 
     def advance(self, examples: int, loss: Array) -> None:
         """A batch is done."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from xpnet import backend, losses, metrics, random
-from xpnet.backend import Array
+from xpnet import losses, metrics
+from xpnet.backend import Array, as_array, namespace
+from xpnet.data import Batches
 from xpnet.layers.module import Evaluation, Module
 from xpnet.optim.optimizer import Optimizer
 from xpnet.tensor import Tensor, no_grad
 from xpnet.training.callback import Callback
 from xpnet.training.history import History
+from xpnet.training.interrupt import Interruptible
 from xpnet.training.progress import Progress
 
 Data = Any
@@ -35,12 +34,14 @@ class Trainer:
         metrics: names such as "accuracy", or functions (prediction, target) -> mean over the batch.
         callbacks: see xpnet.training.Callback.
         seed: of the order of the examples.
+        accumulate: gradients of this many batches are averaged for one update.
 
     Attributes:
         history: what `fit` has recorded so far.
         epoch: the current epoch, from 0.
-        iteration: how many updates were made.
-        stop: set it to True to end `fit` after the current step.
+        batch: the batches done in it.
+        iteration: the batches done in all.
+        stop: set it to True to end `fit` after the current batch.
     """
 
     def __init__(
@@ -52,48 +53,58 @@ class Trainer:
         metrics: Sequence[str | Callable[[Any, Any], Any]] = (),
         callbacks: Sequence[Callback] = (),
         seed: int = 0,
+        accumulate: int = 1,
     ) -> None:
+        if accumulate < 1:
+            raise ValueError(f"Trainer: accumulate must be at least 1, got {accumulate}")
         self.model = model
         self.loss = losses.get(loss)
         self.optimizer = optimizer
         self.metrics = dict(_metric(m) for m in ([metrics] if isinstance(metrics, str) else metrics))
         self.callbacks = list(callbacks)
         self.seed = seed
+        self.accumulate = accumulate
         self.history = History()
         self.epoch = 0
+        self.batch = 0
         self.iteration = 0
+        self.first_epoch = 0  # of the current fit: a continued one counts its epochs from there
         self.stop = False
+        self.sums = Sums()
 
     def step(self, x: Array, y: Array) -> Array:
         """One update on one batch. Returns the loss before the update: a 0-d native array on the device."""
         return self._step(x, y)[0]
 
     def _step(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """One update; returns the loss and the predictions, native arrays."""
+        """One batch; returns the loss and the predictions, native arrays."""
         model = self.model
         if not model.training:
             model.train()
         prediction = model(x)
         loss = self.loss(prediction, y)
-        penalty = self.penalty()
+        penalty = self._penalty()
         total = loss if penalty is None else loss + penalty
         # On a GPU this would wait for the device in every step; there the loss is looked at once an epoch.
         if model.context.device.kind == "cpu" and not math.isfinite(total.array):
-            raise self._not_finite(x, total)
-        total.backward()
-        for callback in self.callbacks:
-            callback.before_update(self)
-        self.optimizer.step(model)
+            raise self._not_finite(x, float(total.array))
+        if self.accumulate == 1:
+            total.backward()
+        else:
+            (total * (1 / self.accumulate)).backward()
         self.iteration += 1
+        if self.iteration % self.accumulate == 0:
+            for callback in self.callbacks:
+                callback.before_update(self)
+            self.optimizer.step(model)
         return total.array, prediction.array
 
-    def penalty(self) -> Tensor | None:
+    def _penalty(self) -> Tensor | None:
         """The sum of all weight penalties, or None where no parameter has one."""
         total = None
-        for parameter in self.model.arena.parameters:
-            if parameter.regularizer is not None:
-                term = parameter.regularizer(parameter)
-                total = term if total is None else total + term
+        for parameter in self.model.arena.regularized:
+            term = parameter.regularizer(parameter)
+            total = term if total is None else total + term
         return total
 
     def fit(
@@ -105,16 +116,20 @@ class Trainer:
         batch_size: int = 32,
         shuffle: bool = True,
         verbose: bool | None = None,
+        resume: Any = None,
     ) -> History:
         """Train for some epochs.
 
         Args:
-            data: (x, y), arrays of N examples each, or an iterable of batches (x, y) that can be run through repeatedly.
+            data: (x, y), arrays of N examples each; a Batches; or an iterable of batches (x, y) that can be run through
+                repeatedly.
             validation: the like; measured after every epoch.
             epochs: how often to go through the data.
             batch_size: examples a batch; the last one may be smaller.
             shuffle: draw a new order for every epoch, a function of the seed and the epoch's number.
             verbose: None shows a progress bar on a terminal and one line an epoch elsewhere; False shows nothing.
+            resume: "auto" goes on from the newest checkpoint of the Checkpoint callback, if there is one; a path goes on
+                from that file. `epochs` then counts from where the interrupted `fit` began.
 
         Returns:
             The history: "loss", every metric, and both again with "val_" in front. Ctrl-C ends the run after the current
@@ -123,48 +138,62 @@ class Trainer:
         Raises:
             NotFiniteError: the loss became NaN or infinite.
         """
-        check_data(data, batch_size)
-        if validation is not None:
-            check_data(validation, batch_size)
-        self.stop = False
-        self.history.interrupted = False
-        batches = math.ceil(len(data[0]) / batch_size) if isinstance(data, tuple) else _length(data)
-        last = self.epoch + epochs
-        with _interruptible(self), Progress(last, batches, verbose) as progress:
+        batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
+        checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
+        self.stop = self.history.interrupted = False
+        self.first_epoch = self.epoch
+        if resume is not None:
+            from xpnet.training.checkpoint import resume_trainer
+
+            resume_trainer(self, resume)
+        last = self.first_epoch + epochs
+        with Interruptible(self), Progress(last, known_length(batches), verbose) as progress:
             self._call("on_fit_begin")
             while self.epoch < last and not self.stop:
-                self._call("on_epoch_begin")
-                progress.begin(self.epoch)
-                order = random.permutation(self.seed, self.epoch, len(data[0])) if shuffle and isinstance(data, tuple) else None
-                sums = Sums()
-                for x, y in self._batches(data, batch_size, order):
-                    loss, prediction = self._step(x, y)
-                    sums.add(len(x), {"loss": loss, **self._measure(prediction, y)})
-                    progress.advance(len(x), loss)
-                    self._call("on_step_end")
-                    if self.stop:
-                        break
-                values = sums.means()
-                if not math.isfinite(values.get("loss", 0.0)):
-                    raise self._not_finite(x, loss)
-                if self.history.interrupted:
-                    break  # an epoch that was cut short is not recorded
-                if validation is not None:
-                    values.update({f"val_{k}": v for k, v in self.evaluate(validation, batch_size=batch_size).items()})
-                for callback in self.callbacks:
-                    callback.on_epoch_end(self, values)
-                self.history.record(values)
-                progress.end(self.epoch, values)
-                self.epoch += 1
+                self._epoch(batches, checks, progress)
             self._call("on_fit_end")
         return self.history
 
+    def _epoch(self, batches: Batches, checks: Batches | None, progress: Progress) -> None:
+        """What is left of one epoch: its batches, validation, and the record of both."""
+        if self.batch == 0:
+            self.sums = Sums()
+            self._call("on_epoch_begin")
+        progress.begin(self.epoch, self.batch)
+        x = None
+        for x, y in batches.epoch(self.epoch, self.batch):
+            loss, prediction = self._step(x, y)
+            self.sums.add(len(x), {"loss": loss, **self._measure(prediction, y)})
+            self.batch += 1
+            progress.advance(len(x), loss)
+            for callback in self.callbacks:
+                callback.on_step_end(self)
+            for callback in self.callbacks:
+                callback.save_point(self, epoch_ended=False)
+            if self.stop:
+                return  # an epoch that was cut short is not recorded; a checkpoint continues it
+        values = self.sums.means()
+        if x is not None and not math.isfinite(values["loss"]):
+            raise self._not_finite(x, values["loss"])
+        if checks is not None:
+            values.update({f"val_{name}": value for name, value in self._evaluate(checks).items()})
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, values)
+        self.history.record(values)
+        progress.end(self.epoch, values)
+        self.epoch += 1
+        self.batch = 0
+        for callback in self.callbacks:
+            callback.save_point(self, epoch_ended=True)
+
     def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
         """The loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
-        check_data(data, batch_size)
+        return self._evaluate(as_batches(data, self.model, batch_size, False, self.seed))
+
+    def _evaluate(self, batches: Batches) -> dict[str, float]:
         sums = Sums()
         with no_grad(), Evaluation(self.model):
-            for x, y in self._batches(data, batch_size, None):
+            for x, y in batches.epoch(0):
                 prediction = self.model(x)
                 sums.add(len(x), {"loss": self.loss(prediction, y).array, **self._measure(prediction.array, y)})
         return sums.means()
@@ -172,35 +201,21 @@ class Trainer:
     def _measure(self, prediction: Array, y: Array) -> dict[str, Array]:
         return {name: metric(prediction, y) for name, metric in self.metrics.items()}
 
-    def _batches(self, data: Data, batch_size: int, order: Any) -> Iterator[tuple[Array, Array]]:
-        """(x, y) after (x, y), on the model's device."""
-        device = self.model.context.device
-        if not isinstance(data, tuple):
-            for x, y in data:
-                yield backend.to_device(x, device), backend.to_device(y, device)
-            return
-        x, y = data
-        for start in range(0, len(x), batch_size):
-            where = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-            yield backend.to_device(_taken(x, where), device), backend.to_device(_taken(y, where), device)
-
     def _call(self, name: str) -> None:
         for callback in self.callbacks:
             getattr(callback, name)(self)
 
-    def _not_finite(self, x: Array, loss: Any) -> NotFiniteError:
+    def _not_finite(self, x: Array, loss: float) -> NotFiniteError:
         from xpnet.inspect.finite import first_not_finite
 
-        value = float(loss.array if isinstance(loss, Tensor) else loss)
-        place = first_not_finite(self.model, x)
         return NotFiniteError(
-            f"the loss became {value} in epoch {self.epoch + 1}, batch {self.iteration + 1} of the run; {place}; "
+            f"the loss became {loss} in epoch {self.epoch + 1}, batch {self.batch + 1}; {first_not_finite(self.model, x)}; "
             f"try a smaller learning rate, scaled inputs or gradient clipping"
         )
 
 
 class Sums:
-    """Means over examples of values that are means over batches, added up on the device."""
+    """Means over examples of values that are means over batches, added up in float64 on the device."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -210,61 +225,50 @@ class Sums:
         """A batch's means."""
         self.count += examples
         for name, value in values.items():
-            self.totals[name] = self.totals.get(name, 0.0) + value * examples
+            xp = namespace(as_array(namespace(value), value))
+            self.totals[name] = self.totals.get(name, 0.0) + xp.astype(value, xp.float64) * examples
 
     def means(self) -> dict[str, float]:
         """The means over all examples as Python floats (waits for the device)."""
         return {name: float(total) / max(self.count, 1) for name, total in self.totals.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything as Python numbers."""
+        return {"count": self.count, "totals": {name: float(total) for name, total in self.totals.items()}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a state from :meth:`state`."""
+        self.count = int(state["count"])
+        self.totals = dict(state["totals"])
 
 
 def _metric(metric: str | Callable[[Any, Any], Any]) -> tuple[str, Callable[[Any, Any], Any]]:
     return metrics.get(metric)
 
 
-def _taken(array: Array, where: Any) -> Array:
-    """The rows `where` (a slice or an array of numbers) of an array on any device."""
-    if isinstance(where, slice):
-        return array[where]
-    xp = backend.namespace(array)
-    return xp.take(array, xp.asarray(where), axis=0)
+def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: int) -> Batches:
+    """`data` as Batches on the model's device.
 
-
-def _length(data: Any) -> int | None:
-    return len(data) if hasattr(data, "__len__") else None
-
-
-def check_data(data: Data, batch_size: int) -> None:
-    """Raise a ValueError unless `data` is a pair (x, y) of equal, positive length, or an iterable of batches."""
+    Raises:
+        ValueError: it is neither a pair (x, y) of equal, positive length, nor Batches, nor an iterable of batches.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not isinstance(data, tuple):
+    if isinstance(data, Batches):
+        return data
+    device = model.context.device
+    if not isinstance(data, (tuple, list)) or (isinstance(data, list) and data and isinstance(data[0], tuple)):
         if not hasattr(data, "__iter__") or hasattr(data, "shape"):
-            raise ValueError(f"data must be a tuple (x, y) or an iterable of batches (x, y), got {type(data).__name__}")
-        return
+            raise ValueError(f"data must be (x, y), Batches or an iterable of batches (x, y), got {type(data).__name__}")
+        return Batches(lambda: iter(data), None, seed=seed, device=device)
     if len(data) != 2 or not all(hasattr(part, "shape") and len(part.shape) for part in data):
-        raise ValueError("data must be a tuple (x, y) of two arrays with an axis of examples first")
+        raise ValueError("data must be a pair (x, y) of two arrays with an axis of examples first")
     n, m = len(data[0]), len(data[1])
     if n != m or n == 0:
         raise ValueError(f"x holds {n} examples and y {m}; they must be equal and at least 1")
+    return Batches(tuple(data), batch_size, shuffle=shuffle, seed=seed, device=device)
 
 
-class _interruptible:  # noqa: N801 - used as a statement, not as a type
-    """Within the block the first Ctrl-C asks the trainer to stop after its batch; the second one interrupts at once."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.before: Any = None
-        self.active = threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> None:
-        if self.active:
-            self.before = signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.trainer.history.interrupted:
-            raise KeyboardInterrupt
-        self.trainer.stop = self.trainer.history.interrupted = True
-
-    def __exit__(self, *exception: object) -> None:
-        if self.active:
-            signal.signal(signal.SIGINT, self.before)
+def known_length(batches: Batches) -> int | None:
+    """The number of batches an epoch, or None for a stream."""
+    return None if batches.count is None else len(batches)

@@ -1,0 +1,240 @@
+// Runs CUDA kernels on a CPU: enough of the language for the sources in kernels/.
+//
+// Blocks run one after another on one OS thread; every CUDA thread of a block is a fibre (ucontext) that runs until it
+// reaches a barrier. Warps have 32 lanes; a shuffle is a write, a barrier of the warp and a read. What would hang or be
+// undefined on a GPU (a barrier that not every thread reaches, a shuffle with lanes that have left) is reported.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct uint3 {
+  unsigned x, y, z;
+};
+typedef uint3 dim3;
+static uint3 threadIdx, blockIdx;
+static dim3 blockDim, gridDim;
+
+namespace emulator {
+
+const int kWarp = 32, kMaxThreads = 1024;
+const size_t kStack = 64 * 1024;
+
+enum Waiting { kRunning, kBlock, kWarpBarrier, kDone };
+
+struct Fibre {
+  ucontext_t context;
+  Waiting state;
+  unsigned long long slot[2];  // what this lane offers to a shuffle; two, so that one barrier per shuffle is enough
+  int parity;
+};
+
+static Fibre fibres[kMaxThreads];
+static std::vector<char> stacks;
+static ucontext_t scheduler;
+static int current = 0, threads = 0;
+static bool direct = false;  // inside a plain call, where no barrier can be waited for
+static bool touched_barrier = false;
+static char message[256];
+
+static void (*body)(void*);
+static void* body_argument;
+
+inline void fail(const char* text) {
+  if (!message[0]) std::snprintf(message, sizeof message, "%s (block %u, thread %d)", text, blockIdx.x, current);
+}
+
+inline void set_thread(int t) {
+  current = t;
+  threadIdx.x = t % blockDim.x;
+  threadIdx.y = t / blockDim.x % blockDim.y;
+  threadIdx.z = t / (blockDim.x * blockDim.y);
+}
+
+inline void wait(Waiting how) {
+  if (direct) {
+    fail("a thread reaches a barrier that thread 0 does not reach");
+    return;
+  }
+  touched_barrier = true;
+  Fibre& me = fibres[current];
+  me.state = how;
+  swapcontext(&me.context, &scheduler);
+}
+
+inline void entry() {
+  body(body_argument);
+  fibres[current].state = kDone;
+  swapcontext(&fibres[current].context, &scheduler);
+}
+
+inline void start(int t) {
+  Fibre& f = fibres[t];
+  getcontext(&f.context);
+  f.context.uc_stack.ss_sp = stacks.data() + static_cast<size_t>(t) * kStack;
+  f.context.uc_stack.ss_size = kStack;
+  f.context.uc_link = nullptr;
+  f.state = kRunning;
+  f.parity = 0;
+  makecontext(&f.context, entry, 0);
+}
+
+inline void resume(int t) {
+  set_thread(t);
+  swapcontext(&scheduler, &fibres[t].context);
+}
+
+// Releases the threads [from, end) if all of them wait in the same way.
+inline bool release(int from, int end, Waiting how) {
+  for (int t = from; t < end; ++t)
+    if (fibres[t].state != how) return false;
+  for (int t = from; t < end; ++t) fibres[t].state = kRunning;
+  return true;
+}
+
+inline void run_block() {
+  touched_barrier = false;
+  start(0);
+  resume(0);
+  if (!touched_barrier) {  // thread 0 went through without a barrier, so the others must too: plain calls
+    direct = true;
+    for (int t = 1; t < threads; ++t) set_thread(t), body(body_argument);
+    direct = false;
+    return;
+  }
+  for (int t = 1; t < threads; ++t) start(t);
+  for (bool backwards = true;; backwards = !backwards) {  // both directions, so that a missing barrier shows
+    bool progress = false;
+    int done = 0;
+    for (int i = 0; i < threads; ++i) {
+      int t = backwards ? threads - 1 - i : i;
+      if (fibres[t].state == kRunning) resume(t), progress = true;
+    }
+    for (int t = 0; t < threads; ++t) done += fibres[t].state == kDone;
+    if (done == threads) return;
+    for (int w = 0; w < threads; w += kWarp)
+      progress |= release(w, w + kWarp < threads ? w + kWarp : threads, kWarpBarrier);
+    progress |= release(0, threads, kBlock);
+    if (!progress) {
+      fail(done ? "a barrier that threads which have left will never reach" : "threads wait at different barriers");
+      return;
+    }
+  }
+}
+
+template <typename F, size_t... I>
+inline void launch_with(F function, void** arguments, std::index_sequence<I...>);
+
+template <typename... A, size_t... I>
+inline void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+  kernel(*static_cast<std::decay_t<A>*>(arguments[I])...);
+}
+
+template <typename... A>
+struct Call {
+  void (*kernel)(A...);
+  void** arguments;
+  static void run(void* self) {
+    Call* c = static_cast<Call*>(self);
+    call(c->kernel, c->arguments, std::index_sequence_for<A...>());
+  }
+};
+
+// Returns nullptr, or what went wrong.
+template <typename... A>
+inline const char* launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, void** arguments) {
+  if (stacks.empty()) stacks.resize(kMaxThreads * kStack);
+  message[0] = 0;
+  gridDim = {grid[0], grid[1], grid[2]};
+  blockDim = {block[0], block[1], block[2]};
+  threads = static_cast<int>(block[0] * block[1] * block[2]);
+  if (threads < 1 || threads > kMaxThreads) return "a block has 1 to 1024 threads";
+  Call<A...> one{kernel, arguments};
+  body = Call<A...>::run, body_argument = &one;
+  for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x) {
+        run_block();
+        if (message[0]) return message;
+      }
+  return nullptr;
+}
+
+template <typename T>
+inline T shuffle(T v, int from_lane) {
+  static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
+  Fibre& me = fibres[current];
+  int parity = me.parity;
+  me.parity ^= 1;
+  std::memcpy(&me.slot[parity], &v, sizeof v);
+  wait(kWarpBarrier);
+  int warp = current / kWarp * kWarp, source = warp + from_lane;
+  if (from_lane < 0 || from_lane >= kWarp || source >= threads) return v;
+  std::memcpy(&v, &fibres[source].slot[parity], sizeof v);
+  return v;
+}
+
+}  // namespace emulator
+
+inline void __syncthreads() { emulator::wait(emulator::kBlock); }
+inline void __syncwarp(unsigned = 0xffffffffu) { emulator::wait(emulator::kWarpBarrier); }
+inline void __threadfence() {}
+
+template <typename T>
+inline T __shfl_xor_sync(unsigned, T v, int mask) {
+  return emulator::shuffle(v, (emulator::current % 32) ^ mask);
+}
+template <typename T>
+inline T __shfl_sync(unsigned, T v, int lane) {
+  return emulator::shuffle(v, lane);
+}
+template <typename T>
+inline T __shfl_down_sync(unsigned, T v, int delta) {
+  return emulator::shuffle(v, emulator::current % 32 + delta);
+}
+
+inline unsigned atomicAdd(unsigned* p, unsigned v) {
+  unsigned before = *p;
+  *p += v;
+  return before;
+}
+
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return static_cast<unsigned long long>((static_cast<unsigned __int128>(a) * b) >> 64);
+}
+inline float __uint_as_float(unsigned bits) {
+  float v;
+  std::memcpy(&v, &bits, 4);
+  return v;
+}
+inline unsigned __float_as_uint(float v) {
+  unsigned bits;
+  std::memcpy(&bits, &v, 4);
+  return bits;
+}
+inline float emulator_half_to_float(uint16_t bits) {
+  _Float16 h;
+  std::memcpy(&h, &bits, 2);
+  return static_cast<float>(h);
+}
+inline uint16_t emulator_float_to_half(float v) {
+  _Float16 h = static_cast<_Float16>(v);
+  uint16_t bits;
+  std::memcpy(&bits, &h, 2);
+  return bits;
+}

@@ -1,0 +1,183 @@
+"""The threads that operations share: that all parts run, errors arrive, and nothing is left changed behind."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from xpnet import threads
+
+
+@pytest.fixture
+def count():
+    before = threads.get_num_threads()
+    yield before
+    threads.set_num_threads(before)
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def test_every_part_runs_once():
+    for parts in (0, 1, 2, 7, 100):
+        seen = []
+        threads.parallel(seen.append, parts)
+        assert sorted(seen) == list(range(parts))
+
+
+@pytest.mark.skipif(threads.get_num_threads() < 2, reason="one core")
+def test_parts_run_at_the_same_time():
+    meeting = threading.Barrier(2, timeout=10)
+    threads.parallel(lambda part: meeting.wait(), 2)
+
+
+def test_the_first_error_is_raised_and_the_rest_is_left_out():
+    ran = []
+
+    def body(part):
+        ran.append(part)
+        if part == 3:
+            raise KeyError("part 3")
+        time.sleep(0.001)
+
+    with pytest.raises(KeyError, match="part 3"):
+        threads.parallel(body, 1000)
+    assert len(ran) < 1000
+    test_every_part_runs_once()
+
+
+def test_blas_has_one_thread_inside_and_its_own_number_after(count):
+    threads.set_num_threads(count)
+    before = blas_threads()
+    inside = []
+
+    def body(part):
+        inside.extend(blas_threads())
+
+    threads.parallel(body, 4)
+    if count > 1:
+        assert set(inside) == {1}
+    assert blas_threads() == before
+    with pytest.raises(ZeroDivisionError):
+        threads.parallel(lambda part: 1 // 0, 4)
+    assert blas_threads() == before
+
+
+def test_nested_calls_run_in_the_same_thread():
+    def outer(part):
+        here = threading.get_ident()
+        inner = []
+        threads.parallel(lambda _: inner.append(threading.get_ident()), 5)
+        assert inner == [here] * 5
+
+    threads.parallel(outer, 4)
+
+
+def test_calls_from_several_threads():
+    results = {}
+
+    def user(name):
+        out = np.zeros(50)
+
+        def body(part):
+            out[part] = np.square(np.full(1000, part)).sum()
+
+        for _ in range(20):
+            threads.parallel(body, 50)
+        results[name] = out
+
+    users = [threading.Thread(target=user, args=(i,)) for i in range(4)]
+    before = blas_threads()
+    for u in users:
+        u.start()
+    for u in users:
+        u.join(30)
+    for i in range(4):
+        np.testing.assert_array_equal(results[i], 1000.0 * np.arange(50) ** 2)
+    assert blas_threads() == before
+
+
+def test_numpy_error_state_holds_in_all_threads():
+    zeros = np.zeros(4)
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
+        threads.parallel(lambda part: time.sleep(0.001) or np.divide(1.0, zeros), 8)
+    with np.errstate(divide="ignore"):
+        threads.parallel(lambda part: time.sleep(0.001) or np.divide(1.0, zeros), 8)
+
+
+def test_set_num_threads(count):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads.set_num_threads(1)
+    assert threads.get_num_threads() == 1
+    assert set(blas_threads()) == {1}
+    here = []
+    threads.parallel(lambda part: here.append(threading.get_ident()), 3)
+    assert here == [threading.get_ident()] * 3
+    threads.set_num_threads(10_000)
+    assert threads.get_num_threads() == cores
+    for wrong in (0, -1, 1.5, "2", True):
+        with pytest.raises(ValueError, match="positive integer"):
+            threads.set_num_threads(wrong)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"XPNET_NUM_THREADS": "1"}, 1),
+        ({"OMP_NUM_THREADS": "1,2"}, 1),
+        ({"OPENBLAS_NUM_THREADS": "1"}, 1),
+        ({"XPNET_NUM_THREADS": "10000"}, None),
+        ({"XPNET_NUM_THREADS": "10000", "OMP_NUM_THREADS": "1"}, None),
+        ({"OMP_NUM_THREADS": "nonsense"}, None),
+    ],
+)
+def test_environment(variables, expected, monkeypatch):
+    for name in ("XPNET_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert threads._from_environment() == (expected or threads._cores())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_after_fork():
+    """In a process of its own: a fork while other threads run must leave the child able to compute."""
+    program = """
+import os, sys, threading, warnings
+warnings.simplefilter("ignore")  # newer Pythons warn about any fork with threads
+import numpy as np
+from threadpoolctl import threadpool_info
+from xpnet import threads
+def blas():
+    return [l["num_threads"] for l in threadpool_info() if l["user_api"] == "blas"]
+def total():
+    out = np.zeros(40)
+    def body(part):
+        out[part] = np.matmul(np.full((64, 64), part), np.ones((64, 64)))[0, 0]
+    threads.parallel(body, 40)
+    return out.sum()
+before = blas()
+expected = total()
+stop = threading.Event()
+def busy():
+    while not stop.is_set():
+        total()
+helper = threading.Thread(target=busy)
+helper.start()
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if total() == expected and blas() == before else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+stop.set()
+helper.join()
+assert blas() == before
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

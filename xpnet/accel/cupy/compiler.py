@@ -1,0 +1,134 @@
+"""Compiling kernels with NVRTC, once: cubins are kept on disk.
+
+The key of a cubin is a hash of everything that decides it: source, headers, the instance, the options, NVRTC's version
+and the architecture. Files are written under a temporary name and renamed, so that any number of processes may share the
+folder; each holds a checksum, and an entry that does not match it is compiled again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from xpnet.accel.cupy.source import Instance, read_headers, read_source
+
+OPTIONS = ("--std=c++17", "--restrict", "--extra-device-vectorization")
+
+
+class CompileError(RuntimeError):
+    """A kernel does not compile. The message has the kernel, the architecture and the compiler's log."""
+
+
+def compile_instances(
+    file: str, instances: Sequence[Instance], architecture: int, options: Sequence[str] = ()
+) -> tuple[bytes, dict[str, str], str]:
+    """Compile instances of the kernels of one file, without any cache.
+
+    Args:
+        file: the source, ``kernels/<file>.cu``.
+        instances: what to instantiate.
+        architecture: compute capability times ten, 90 for sm_90.
+        options: further options for NVRTC.
+
+    Returns:
+        The cubin, the symbol of each instance by its expression, and the compiler's log.
+
+    Raises:
+        CompileError: NVRTC reports errors, or does not know the architecture.
+    """
+    from cupy.cuda import nvrtc
+
+    headers = read_headers()
+    program = nvrtc.createProgram(
+        read_source(file), f"{file}.cu", [text.encode() for text in headers.values()], [name.encode() for name in headers]
+    )
+    try:
+        for instance in instances:
+            nvrtc.addNameExpression(program, instance.expression)
+        arguments = [f"--gpu-architecture=sm_{architecture}", *OPTIONS, *options]
+        try:
+            nvrtc.compileProgram(program, arguments)
+        except nvrtc.NVRTCError as error:
+            names = ", ".join(i.expression for i in instances)
+            raise CompileError(
+                f"kernels/{file}.cu does not compile for sm_{architecture} ({error}; NVRTC "
+                f"{'.'.join(map(str, nvrtc.getVersion()))})\ninstances: {names}\nlog:\n{nvrtc.getProgramLog(program)}"
+            ) from None
+        cubin: bytes = nvrtc.getCUBIN(program)
+        symbols = {i.expression: nvrtc.getLoweredName(program, i.expression) for i in instances}
+        return cubin, symbols, nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: in $XPNET_CACHE, else in the user's cache folder of the platform."""
+    chosen = os.environ.get("XPNET_CACHE")
+    if chosen:
+        return Path(chosen) / "kernels"
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        root = str(Path.home() / "Library" / "Caches")
+    else:
+        root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "xpnet" / "kernels"
+
+
+def cubin(instance: Instance, architecture: int) -> tuple[bytes, str]:
+    """The cubin of one instance and its symbol, from the cache or compiled now.
+
+    Raises:
+        CompileError: it does not compile.
+    """
+    entry = cache_folder() / f"{instance.name}-sm{architecture}-{_key(instance, architecture)}.cubin"
+    known = _read(entry)
+    if known is None:
+        code, symbols, _ = compile_instances(instance.file, [instance], architecture)
+        known = code, symbols[instance.expression]
+        _write(entry, *known)
+    return known
+
+
+def _key(instance: Instance, architecture: int) -> str:
+    from cupy.cuda import nvrtc
+
+    parts = [read_source(instance.file), *(x for item in read_headers().items() for x in item), instance.expression]
+    parts += [*OPTIONS, str(nvrtc.getVersion()), str(architecture)]
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()[:32]
+
+
+# An entry is: SHA-256 of the rest, length of the symbol (2 bytes), symbol, cubin.
+def _read(entry: Path) -> tuple[bytes, str] | None:
+    try:
+        data = entry.read_bytes()
+    except OSError:
+        return None  # not there, or not readable: compile
+    if len(data) < 34 or hashlib.sha256(data[32:]).digest() != data[:32]:
+        return None
+    length = int.from_bytes(data[32:34], "little")
+    return data[34 + length :], data[34 : 34 + length].decode()
+
+
+def _write(entry: Path, code: bytes, symbol: str) -> None:
+    name = symbol.encode()
+    body = len(name).to_bytes(2, "little") + name + code
+    temporary = None
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=entry.stem, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(body).digest() + body)
+        os.replace(temporary, entry)
+    except OSError:
+        # A full disk or a read-only home costs the time to compile again, nothing else.
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)

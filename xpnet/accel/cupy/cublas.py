@@ -1,0 +1,112 @@
+"""Our own cuBLAS handle: a fixed workspace, the precision stated in each call, usable while a CUDA graph is captured."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from typing import Any
+
+from xpnet.accel.cupy.gemm import Product
+from xpnet.backend import DeviceError
+
+WORKSPACE = 32 << 20
+"""Bytes of workspace per handle: what NVIDIA recommends for compute capability 9.0."""
+
+# Numbers of the enumerations cudaDataType and cublasComputeType_t.
+_DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+_COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
+_DEFAULT_ALGORITHM = -1
+_STATUS = {
+    1: "not initialized", 3: "out of memory", 7: "invalid value", 8: "not supported by this device",
+    11: "mapping error", 13: "execution failed", 14: "internal error", 15: "not supported",
+}  # fmt: skip
+
+
+@functools.cache
+def _library() -> Any:
+    """cuBLAS with the argument types of the functions that are used."""
+    library = ctypes.CDLL(_path())
+    pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
+    library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
+    library.cublasSetStream_v2.argtypes = [pointer, pointer]
+    library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
+    library.cublasGemmStridedBatchedEx.argtypes = [
+        pointer, integer, integer, integer, integer, integer, pointer, pointer, integer, integer, long,
+        pointer, integer, integer, long, pointer, pointer, integer, integer, long, integer, integer, integer,
+    ]  # fmt: skip
+    return library
+
+
+def _path() -> str:
+    """Where cuBLAS is: as CuPy finds it, else by its name on the system's search path."""
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        return str(load_nvidia_dynamic_lib("cublas").abs_path)
+    except Exception as error:  # pathfinder is absent, or knows no cuBLAS: each of its versions says so differently
+        reason = error
+    import cupy
+
+    major = cupy.cuda.nvrtc.getVersion()[0]
+    for name in (f"libcublas.so.{major}", f"cublas64_{major}.dll", "libcublas.so"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return name
+    raise DeviceError(
+        f'products on device "cuda" need cuBLAS {major}, which was not found: '
+        f'pip install "xpnet[cuda{major}]" installs it ({reason})'
+    )
+
+
+def _check(status: int, what: str) -> None:
+    if status == 3:
+        raise MemoryError(f"cuBLAS: {what}: out of memory")
+    if status:
+        raise RuntimeError(f"cuBLAS: {what} failed with status {status} ({_STATUS.get(status, 'unknown')})")
+
+
+class _Handles(threading.local):
+    """One handle per thread, device and stream: two streams must not share a workspace."""
+
+    def __init__(self) -> None:
+        self.of: dict[tuple[int, int], tuple[Any, Any]] = {}
+
+
+_handles = _Handles()
+
+
+def _handle(device: int, stream: int) -> Any:
+    known = _handles.of.get((device, stream))
+    if known is None:
+        import cupy
+
+        library, handle = _library(), ctypes.c_void_p()
+        _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
+        workspace = cupy.cuda.alloc(WORKSPACE)
+        _check(library.cublasSetStream_v2(handle, stream), "setting the stream")
+        # After the stream: setting a stream takes the workspace away again.
+        _check(library.cublasSetWorkspace_v2(handle, workspace.ptr, WORKSPACE), "setting the workspace")
+        known = _handles.of[device, stream] = handle, workspace
+    return known[0]
+
+
+def run(product: Product, device: int, stream: int) -> None:
+    """Run one strided batch of products on a stream of the current device."""
+    p = product
+    if p.dtype == "float64":
+        compute, scale = _COMPUTE_64F, ctypes.c_double
+    else:
+        compute, scale = (_COMPUTE_32F_FAST_TF32 if p.tf32 else _COMPUTE_32F), ctypes.c_float
+    kind = _DATA_TYPES[p.dtype]
+    alpha, beta = scale(p.alpha), scale(p.beta)
+    status = _library().cublasGemmStridedBatchedEx(
+        _handle(device, stream), int(p.transpose_a), int(p.transpose_b), p.m, p.n, p.k, ctypes.byref(alpha),
+        p.a.data.ptr, kind, p.lda, p.stride_a, p.b.data.ptr, kind, p.ldb, p.stride_b, ctypes.byref(beta),
+        p.c.data.ptr, kind, p.ldc, p.stride_c, p.batch, compute, _DEFAULT_ALGORITHM,
+    )  # fmt: skip
+    if status:
+        shape = f"({p.n}, {p.k}) @ ({p.k}, {p.m}), batch {p.batch}, {p.dtype}"
+        _check(status, f"the product {shape}")

@@ -1,0 +1,152 @@
+"""Max and average pooling on the device: launches of ``kernels/pooling.cu``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.accel.cupy.launch import LIMIT, THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel
+from xpnet.accel.cupy.windows import fits
+from xpnet.backend import dtype_name
+from xpnet.ops.geometry import Geometry
+
+Array = Any
+
+_WINDOWS = (0, 2, 3)
+
+
+def _listed(kind: str, width: int, kh: int, kw: int, switches: bool) -> bool:
+    return fits(kind, width) and kh == kw
+
+
+def _fits(kind: str, width: int, *_: object) -> bool:
+    return fits(kind, width)
+
+
+_max_pool = Kernel("pooling", "max_pool", FLOATS, (1, 2, 4, 8), _WINDOWS, _WINDOWS, (False, True), only=_listed)
+_max_pool_backward = Kernel("pooling", "max_pool_backward", FLOATS, (1, 2, 4, 8), only=_fits)
+_average_pool = Kernel("pooling", "average_pool", FLOATS, (1, 2, 4, 8), (False, True), only=_fits)
+_average_pool_backward = Kernel("pooling", "average_pool_backward", FLOATS, (1, 2, 4, 8), (False, True), only=_fits)
+
+
+def _too_large(*arrays: Array) -> bool:
+    return max(a.size for a in arrays) >= LIMIT and arrays[0].shape[0] > 1
+
+
+def max_pool(
+    xp: Any, x: Array, geometry: Geometry, switches: bool, out: tuple[Array, Array | None] | None = None
+) -> tuple[Array, Array | None]:
+    """The maximum of each window.
+
+    Args:
+        xp: the namespace of the arrays.
+        x: (N, H, W, C), C-contiguous.
+        geometry: of the windows, at most 256 pixels each if switches are asked for.
+        switches: whether to give them.
+        out: where to write; made if not given.
+
+    Returns:
+        y (N, OH, OW, C), and for each maximum its offset kh * KW + kw inside the window as uint8, or None.
+    """
+    h, w = geometry
+    N, C = x.shape[0], x.shape[-1]
+    if out is None:
+        shape = (N, h.out, w.out, C)
+        out = xp.empty(shape, dtype=x.dtype), xp.empty(shape, dtype=xp.uint8) if switches else None
+    y, s = out
+    if _too_large(x, y):
+        half = N // 2
+        max_pool(xp, x[:half], geometry, switches, (y[:half], None if s is None else s[:half]))
+        max_pool(xp, x[half:], geometry, switches, (y[half:], None if s is None else s[half:]))
+        return out
+    V = vector_width(C, x, y) if s is None else vector_width(C, x, y, s)
+    size = (h.window, w.window) if h.window == w.window and h.window in _WINDOWS else (0, 0)
+    vectors = y.size // V
+    launch(
+        _max_pool[C_NAMES[dtype_name(x)], V, *size, switches], blocks_for(vectors), THREADS, x, y, s, vectors, h.size,
+        w.size, C, h.window, w.window, h.stride, w.stride, h.before, w.before, C // V, w.out, h.out,
+    )  # fmt: skip
+    return out
+
+
+def max_pool_backward(xp: Any, dy: Array, switches: Array, geometry: Geometry, out: Array | None = None) -> Array:
+    """The gradient of max pooling: each pixel collects dy of the windows whose switch points at it.
+
+    Args:
+        xp: the namespace of the arrays.
+        dy: (N, OH, OW, C), C-contiguous.
+        switches: (N, OH, OW, C) uint8.
+        geometry: of the windows.
+        out: (N, H, W, C), where to write; made if not given.
+
+    Returns:
+        out.
+    """
+    h, w = geometry
+    N, C = dy.shape[0], dy.shape[-1]
+    dx = xp.empty((N, h.size, w.size, C), dtype=dy.dtype) if out is None else out
+    if _too_large(dx, dy):
+        half = N // 2
+        max_pool_backward(xp, dy[:half], switches[:half], geometry, dx[:half])
+        max_pool_backward(xp, dy[half:], switches[half:], geometry, dx[half:])
+        return dx
+    V = vector_width(C, dy, dx, switches)
+    vectors = dx.size // V
+    launch(
+        _max_pool_backward[C_NAMES[dtype_name(dy)], V], blocks_for(vectors), THREADS, dy, switches, dx, vectors, C,
+        h.window, w.window, h.out, w.out, h.stride, w.stride, h.before, w.before, C // V, w.size, h.size, h.stride,
+        w.stride,
+    )  # fmt: skip
+    return dx
+
+
+def average_pool(xp: Any, x: Array, geometry: Geometry, count_include_pad: bool, out: Array | None = None) -> Array:
+    """The mean of each window.
+
+    Args:
+        xp: the namespace of the arrays.
+        x: (N, H, W, C), C-contiguous.
+        geometry: of the windows.
+        count_include_pad: divide by KH*KW everywhere; otherwise by the pixels that lie inside the image.
+        out: (N, OH, OW, C), where to write; made if not given.
+
+    Returns:
+        out.
+    """
+    h, w = geometry
+    N, C = x.shape[0], x.shape[-1]
+    y = xp.empty((N, h.out, w.out, C), dtype=x.dtype) if out is None else out
+    if _too_large(x, y):
+        half = N // 2
+        average_pool(xp, x[:half], geometry, count_include_pad, y[:half])
+        average_pool(xp, x[half:], geometry, count_include_pad, y[half:])
+        return y
+    V = vector_width(C, x, y)
+    vectors = y.size // V
+    launch(
+        _average_pool[C_NAMES[dtype_name(x)], V, count_include_pad], blocks_for(vectors), THREADS, x, y, vectors, h.size,
+        w.size, C, h.window, w.window, h.stride, w.stride, h.before, w.before, C // V, w.out, h.out,
+    )  # fmt: skip
+    return y
+
+
+def average_pool_backward(
+    xp: Any, dy: Array, geometry: Geometry, count_include_pad: bool, out: Array | None = None
+) -> Array:
+    """The gradient of average pooling: (N, OH, OW, C) -> (N, H, W, C). Arguments as `average_pool`."""
+    h, w = geometry
+    N, C = dy.shape[0], dy.shape[-1]
+    dx = xp.empty((N, h.size, w.size, C), dtype=dy.dtype) if out is None else out
+    if _too_large(dx, dy):
+        half = N // 2
+        average_pool_backward(xp, dy[:half], geometry, count_include_pad, dx[:half])
+        average_pool_backward(xp, dy[half:], geometry, count_include_pad, dx[half:])
+        return dx
+    V = vector_width(C, dy, dx)
+    vectors = dx.size // V
+    launch(
+        _average_pool_backward[C_NAMES[dtype_name(dy)], V, count_include_pad], blocks_for(vectors), THREADS, dy, dx,
+        vectors, h.size, w.size, C, h.window, w.window, h.out, w.out, h.stride, w.stride, h.before, w.before, C // V,
+        w.size, h.size, h.stride, w.stride,
+    )  # fmt: skip
+    return dx

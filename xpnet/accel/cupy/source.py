@@ -1,0 +1,184 @@
+"""The CUDA sources: where they are, what kernels they declare, and which instances of them are used.
+
+A kernel is a C++ template in ``kernels/<file>.cu``. Its parameter list is read from the source, so that arguments are
+always packed as the kernel declares them; the template arguments it may be instantiated with are listed where it is used,
+so that tests can compile every one of them for every architecture.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+TemplateArgument = str | int | bool
+
+FLOATS = ("float", "double", "float16", "bfloat16")
+C_NAMES = {
+    "float32": "float",
+    "float64": "double",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "uint8": "u8",
+    "int32": "int",
+    "int64": "i64",
+    "uint32": "u32",
+    "uint64": "u64",
+}
+"""The name in the CUDA sources of each dtype that kernels take."""
+
+_DTYPES = {c: dtype for dtype, c in C_NAMES.items()} | {"bool": "bool"}
+_SCALARS = {"int": "i", "i64": "q", "u32": "I", "u64": "Q", "float": "f", "double": "d", "Divisor": "3I"}
+_SLOT = 16  # bytes per argument in the packed buffer: the largest is a Divisor, and everything stays aligned
+
+
+@functools.cache
+def kernel_folder() -> Path:
+    """The folder of the .cu files: inside the package where it was installed, beside it in a source checkout."""
+    package = Path(__file__).resolve().parents[2]
+    for folder in (package / "kernels", package.parent / "kernels"):
+        if (folder / "common.cuh").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"the CUDA sources are neither in {package / 'kernels'} nor in {package.parent / 'kernels'}; reinstall xpnet"
+    )
+
+
+@functools.cache
+def read_source(file: str) -> str:
+    """The text of ``kernels/<file>.cu``."""
+    return (kernel_folder() / f"{file}.cu").read_text(encoding="utf-8")
+
+
+@functools.cache
+def read_headers() -> dict[str, str]:
+    """The header files of the kernels, by name."""
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(kernel_folder().glob("*.cuh"))}
+
+
+class Declaration:
+    """One ``__global__`` template as its source declares it."""
+
+    def __init__(self, name: str, template: Sequence[tuple[str, str]], parameters: Sequence[tuple[str, str]]) -> None:
+        self.name = name
+        self.template = template
+        self.parameters = parameters
+
+
+@functools.cache
+def declarations(file: str) -> dict[str, Declaration]:
+    """The kernels that ``kernels/<file>.cu`` declares, by name."""
+    text = re.sub(r"//[^\n]*", "", read_source(file))
+    pattern = r"template\s*<([^>]*)>\s*__global__\s+void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\s*\(([^)]*)\)"
+    found = {}
+    for template, name, parameters in re.findall(pattern, text):
+        found[name] = Declaration(name, _split(template), _split(parameters))
+    return found
+
+
+def _split(text: str) -> list[tuple[str, str]]:
+    """A C++ parameter list as (type, name) pairs."""
+    pairs = []
+    for item in text.split(","):
+        words = item.replace("*", "* ").split()
+        pairs.append((" ".join(words[:-1]).replace(" *", "*"), words[-1]))
+    return pairs
+
+
+class Parameter:
+    """One parameter of an instance: how its argument is packed."""
+
+    __slots__ = ("dtype", "format", "is_divisor", "is_float", "name", "writes")
+
+    def __init__(self, declared: str, name: str, types: dict[str, str]) -> None:
+        self.name = name
+        self.dtype: str | None = None  # of arrays; None for scalars
+        self.writes = False
+        self.is_divisor = self.is_float = False
+        if declared.endswith("*"):
+            self.writes = not declared.startswith("const ")
+            base = declared.removeprefix("const ").rstrip("*").strip()
+            self.dtype = _DTYPES[_resolve(base, types)]
+            self.format = "P"
+            return
+        base = _resolve(declared, types)
+        self.format = _SCALARS[base]
+        self.is_divisor = base == "Divisor"
+        self.is_float = base in ("float", "double")
+
+
+def _resolve(name: str, types: dict[str, str]) -> str:
+    wide = re.fullmatch(r"acc_t<(\w+)>", name)
+    if wide:
+        return "double" if types.get(wide[1], wide[1]) == "double" else "float"
+    return types.get(name, name)
+
+
+class Instance:
+    """A kernel with its template arguments filled in: what is compiled, loaded and launched."""
+
+    __slots__ = ("_packer", "expression", "file", "name", "offsets", "parameters", "size")
+
+    def __init__(self, file: str, declaration: Declaration, arguments: Sequence[TemplateArgument]) -> None:
+        self.file = file
+        self.name = declaration.name
+        written = ", ".join(str(a).lower() if isinstance(a, bool) else str(a) for a in arguments)
+        self.expression = f"{declaration.name}<{written}>"
+        types = {name: str(a) for (kind, name), a in zip(declaration.template, arguments) if kind == "typename"}
+        self.parameters = tuple(Parameter(kind, name, types) for kind, name in declaration.parameters)
+        self.offsets = tuple(_SLOT * i for i in range(len(self.parameters)))
+        self.size = _SLOT * len(self.parameters)
+        sized = ((p.format, struct.calcsize("=" + p.format.replace("P", "Q"))) for p in self.parameters)
+        self._packer = struct.Struct("=" + "".join(f"{f.replace('P', 'Q')}{_SLOT - n}x" for f, n in sized))
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.expression} of {self.file}.cu>"
+
+    def pack_into(self, buffer: Any, values: Sequence[Any]) -> None:
+        """Write packed arguments (addresses for arrays) into a buffer of `size` bytes, one slot each."""
+        self._packer.pack_into(buffer, 0, *values)
+
+
+class Kernel:
+    """A kernel template and the template arguments it is used with.
+
+    Args:
+        file: the source, ``kernels/<file>.cu``.
+        name: the template's name.
+        choices: for every template parameter the values it may take.
+        only: keeps a combination of template arguments if it returns True for it.
+    """
+
+    def __init__(self, file: str, name: str, *choices: Sequence[TemplateArgument], only: Any = None) -> None:
+        self.file, self.name, self.choices, self._only = file, name, choices, only
+        self._instances: dict[tuple[TemplateArgument, ...], Instance] = {}
+        every_kernel.append(self)
+
+    def __getitem__(self, arguments: tuple[TemplateArgument, ...]) -> Instance:
+        """The instance with these template arguments."""
+        try:
+            return self._instances[arguments]
+        except KeyError:
+            pass
+        if len(arguments) != len(self.choices) or not self._listed(arguments):
+            raise KeyError(f"{self.name}<{arguments}> is not among the listed instances of {self.file}.cu")
+        made = self._instances[arguments] = Instance(self.file, declarations(self.file)[self.name], arguments)
+        return made
+
+    def _listed(self, arguments: tuple[TemplateArgument, ...]) -> bool:
+        listed = all(a in allowed for a, allowed in zip(arguments, self.choices))
+        return listed and (self._only is None or bool(self._only(*arguments)))
+
+    def instances(self) -> Iterator[Instance]:
+        """Every instance that may be launched."""
+        for arguments in itertools.product(*self.choices):
+            if self._only is None or self._only(*arguments):
+                yield self[arguments]
+
+
+every_kernel: list[Kernel] = []
+"""Every kernel that some module of ``xpnet.accel.cupy`` uses."""

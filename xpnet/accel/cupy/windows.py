@@ -1,0 +1,101 @@
+"""im2col and col2im on the device: launches of ``kernels/im2col.cu``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.accel.cupy.launch import LIMIT, THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel
+from xpnet.backend import dtype_name
+from xpnet.ops.geometry import Geometry
+
+Array = Any
+
+_WINDOWS = (0, 3, 5)  # compile-time window sizes; 0 stands for any
+WIDTHS = {"float": 4, "double": 2, "float16": 8, "bfloat16": 8}
+
+
+def fits(kind: str, width: int) -> bool:
+    """Whether a vector of `width` elements of the C type `kind` is one element or 16 bytes."""
+    return width in (1, WIDTHS[kind])
+
+
+def _listed(kind: str, width: int, kh: int, kw: int) -> bool:
+    return fits(kind, width) and kh == kw
+
+
+_im2col = Kernel("im2col", "im2col", FLOATS, (1, 2, 4, 8), _WINDOWS, _WINDOWS, only=_listed)
+_col2im = Kernel("im2col", "col2im", FLOATS, (1, 2, 4, 8), _WINDOWS, _WINDOWS, only=_listed)
+
+
+def takes(array: Array) -> bool:
+    """Whether the kernels take arrays of this dtype."""
+    return C_NAMES.get(dtype_name(array)) in FLOATS
+
+
+def _window(geometry: Geometry) -> tuple[int, int]:
+    kh, kw = geometry.h.window, geometry.w.window
+    return (kh, kw) if kh == kw and kh in _WINDOWS else (0, 0)
+
+
+def im2col(xp: Any, x: Array, geometry: Geometry, groups: int = 1, out: Array | None = None) -> Array:
+    """The windows of images.
+
+    Args:
+        xp: the namespace of the arrays.
+        x: (N, H, W, G*C), C-contiguous.
+        geometry: of the windows.
+        groups: G; the channels are cut into G runs.
+        out: (G, N, OH, OW, KH, KW, C), where to write; made if not given.
+
+    Returns:
+        out.
+    """
+    h, w = geometry
+    N, pixel = x.shape[0], x.shape[-1]
+    C = pixel // groups
+    cols = xp.empty((groups, N, h.out, w.out, h.window, w.window, C), dtype=x.dtype) if out is None else out
+    if cols.size >= LIMIT and N > 1 and groups == 1:
+        half = N // 2
+        im2col(xp, x[:half], geometry, 1, cols[:, :half])
+        im2col(xp, x[half:], geometry, 1, cols[:, half:])
+        return cols
+    V = vector_width(C, x, cols)
+    kernel = _im2col[C_NAMES[dtype_name(x)], V, *_window(geometry)]
+    vectors = cols.size // V
+    launch(
+        kernel, blocks_for(vectors), THREADS, x, cols, vectors, N, h.size, w.size, C, pixel, h.out, h.window, w.window,
+        h.stride, w.stride, h.dilation, w.dilation, h.before, w.before, C // V, w.window, h.window, w.out, h.out, N,
+    )  # fmt: skip
+    return cols
+
+
+def col2im(xp: Any, cols: Array, geometry: Geometry, out: Array | None = None) -> Array:
+    """The adjoint of `im2col`: every pixel gets the sum of what its windows hold for it.
+
+    Args:
+        xp: the namespace of the arrays.
+        cols: (G, N, OH, OW, KH, KW, C), C-contiguous.
+        geometry: of the windows.
+        out: (N, H, W, G*C), where to write; made if not given.
+
+    Returns:
+        out.
+    """
+    h, w = geometry
+    groups, N, C = cols.shape[0], cols.shape[1], cols.shape[-1]
+    x = xp.empty((N, h.size, w.size, groups * C), dtype=cols.dtype) if out is None else out
+    if max(x.size, cols.size) >= LIMIT and N > 1 and groups == 1:
+        half = N // 2
+        col2im(xp, cols[:, :half], geometry, x[:half])
+        col2im(xp, cols[:, half:], geometry, x[half:])
+        return x
+    V = vector_width(C, x, cols)
+    kernel = _col2im[C_NAMES[dtype_name(x)], V, *_window(geometry)]
+    vectors = x.size // V
+    launch(
+        kernel, blocks_for(vectors), THREADS, cols, x, vectors, N, h.size, w.size, C, h.out, w.out, h.window, w.window,
+        h.stride, w.stride, h.dilation, w.dilation, h.before, w.before, C // V, groups, w.size, h.size, h.stride,
+        w.stride,
+    )  # fmt: skip
+    return x

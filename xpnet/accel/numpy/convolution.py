@@ -1,0 +1,155 @@
+"""conv2d for NumPy: which way of computing it is taken for which shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpnet.accel.numpy import columns, depthwise, winograd
+from xpnet.accel.numpy.columns import Windows
+from xpnet.accel.numpy.scratch import ACTIVATIONS, Floats
+from xpnet.ops.convolution import conv2d, conv_geometry
+from xpnet.ops.geometry import Geometry
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _windows(g: Geometry) -> Windows:
+    return Windows(
+        (g.h.window, g.w.window),
+        (g.h.stride, g.w.stride),
+        (g.h.dilation, g.w.dilation),
+        (g.h.before, g.w.before),
+        (g.h.out, g.w.out),
+    )
+
+
+def _winograd_tile(w: Windows, size: tuple[int, int], C: int, O: int) -> int:
+    """The tile of a Winograd convolution with outputs of `size`, or 0 where another way is better or it cannot be done."""
+    square = w.window[0] == w.window[1] and w.stride == (1, 1) and w.dilation == (1, 1)
+    return winograd.best_tile(*size, C, O, w.window[0]) if square else 0
+
+
+@conv2d.accelerate("numpy")
+def forward(
+    xp: Any,
+    x: Floats,
+    kernel: Floats,
+    bias: Floats | None,
+    *,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str | None,
+    save: bool,
+) -> Any:
+    """Chunks of images through the cache, on all threads: by Winograd, by columns, or channel by channel."""
+    dtype = x.dtype
+    if (
+        dtype not in FLOATS
+        or kernel.dtype != dtype
+        or (bias is not None and bias.dtype != dtype)
+        or activation not in ACTIVATIONS
+    ):
+        return NotImplemented
+    g = conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
+    if not (x.size and kernel.size and g.h.out and g.w.out):
+        return NotImplemented
+    w = _windows(g)
+    C, O = kernel.shape[2:]
+    y = np.empty((x.shape[0], *w.size, O), dtype)
+    if groups > 1 and C == 1:
+        depthwise.convolve(x, kernel, bias, w, y, activation)
+    elif groups > 1:
+        for xs, ks, ys in _each_group(groups, C, O // groups):
+            part = None if bias is None else bias[ks]
+            columns.convolve(x[..., xs], kernel[..., ks], part, w, y[..., ys], activation=activation)
+    elif m := _winograd_tile(w, w.size, C, O):
+        t = winograd.transforms(m, w.window[0], dtype)
+        U = winograd.transform_kernel(kernel, t)
+        winograd.convolve(x, U, t, bias, w.pads, y, activation=activation)
+    elif _pointwise(g, x):
+        columns.product(x.reshape(-1, C), kernel.reshape(C, O), bias, y.reshape(-1, O), activation)
+    else:
+        columns.convolve(x, kernel, bias, w, y, activation=activation)
+    return y, (x, kernel, y if activation else None) if save else None
+
+
+def _pointwise(g: Geometry, x: Floats) -> bool:
+    """Whether the pixels of x are already the rows of the columns."""
+    return g.h.window == g.w.window == g.h.stride == g.w.stride == 1 and g.unpadded and x.flags.c_contiguous
+
+
+def _each_group(groups: int, C: int, O: int) -> list[tuple[slice, slice, slice]]:
+    """Which channels of x, of the kernel, and of y belong to each group."""
+    outs = [slice(i * O, (i + 1) * O) for i in range(groups)]
+    return [(slice(i * C, (i + 1) * C), out, out) for i, out in enumerate(outs)]
+
+
+@forward.backward
+def backward(
+    xp: Any,
+    dy: Floats,
+    saved: Any,
+    *,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str | None,
+    needs: tuple[bool, bool, bool],
+) -> Any:
+    """Gradients in the same chunks. The slope of the activation is applied as dy is read, and the columns or the
+    transforms of x are made again instead of kept."""
+    x, kernel, y = saved
+    g = conv_geometry(x, kernel, None, stride, padding, dilation, groups)
+    w = _windows(g)
+    dy = dy.astype(x.dtype, copy=False)
+    C, O = kernel.shape[2:]
+    if groups > 1 and C == 1:
+        return depthwise.gradients(x, kernel, dy, y, w, activation, needs)
+    dx = dkernel = dbias = None
+    if groups > 1:
+        if needs[0]:
+            dx = np.empty(x.shape, x.dtype)
+        dkernel, dbias = np.empty_like(kernel), np.empty(O, x.dtype)
+        for xs, ks, ys in _each_group(groups, C, O // groups):
+            out = None if y is None else y[..., ys]
+            if dx is not None:
+                _data_gradient(dy[..., ys], kernel[..., ks], w, out, activation, dx[..., xs])
+            if needs[1] or needs[2]:
+                dkernel[..., ks], dbias[ks] = columns.kernel_gradient(
+                    x[..., xs], dy[..., ys], w, (*kernel.shape[:3], O // groups), output=out, output_activation=activation
+                )
+        return dx, dkernel if needs[1] else None, dbias if needs[2] else None
+    if needs[0]:
+        dx = np.empty(x.shape, x.dtype)
+        _data_gradient(dy, kernel, w, y, activation, dx)
+    if needs[1] or needs[2]:
+        if m := _winograd_tile(w, w.size, C, O):
+            t = winograd.transforms(m, kernel.shape[0], x.dtype)
+            dkernel, dbias = winograd.kernel_gradient(x, dy, t, w.pads, output=y, output_activation=activation)
+        else:
+            dkernel, dbias = columns.kernel_gradient(x, dy, w, kernel.shape, output=y, output_activation=activation)
+    return dx, dkernel if needs[1] else None, dbias if needs[2] else None
+
+
+def _data_gradient(dy: Floats, kernel: Floats, w: Windows, y: Floats | None, activation: str | None, dx: Floats) -> None:
+    """Fill dx (N, H, W, C)."""
+    if w.stride != (1, 1):
+        columns.spread(dy, kernel, w, dx, output=y, output_activation=activation)
+        return
+    # dx is a convolution of dy with the kernel turned by 180 degrees, C and O exchanged.
+    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    top, left = (d * (k - 1) - p for d, k, p in zip(w.dilation, w.window, w.pads))
+    pads, size = (top, left), (dx.shape[1], dx.shape[2])
+    C, O = kernel.shape[2:]
+    if dx.flags.c_contiguous and (m := _winograd_tile(w, size, O, C)):
+        t = winograd.transforms(m, w.window[0], dx.dtype)
+        U = winograd.transform_kernel(turned, t)
+        winograd.convolve(dy, U, t, None, pads, dx, output=y, output_activation=activation)
+        return
+    back = Windows(w.window, (1, 1), w.dilation, pads, size)
+    columns.convolve(dy, turned, None, back, dx, output=y, output_activation=activation)

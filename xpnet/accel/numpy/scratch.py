@@ -1,0 +1,112 @@
+"""Working memory that each thread keeps, and the elementwise pieces that operations apply to a chunk in cache.
+
+Chunks are a few hundred kilobytes to a few megabytes. Taken from the allocator each time, their pages would be mapped
+and cleared anew for every chunk, which costs as much as filling them; so each thread keeps one block and carves it up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Floats: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+
+LIMIT = 14 << 20
+"""Bytes that the chunks of one operation may take up in one thread (a target: a single image row may need more)."""
+
+_ALIGNMENT = 64
+
+
+class _Block(threading.local):
+    memory: Floats | None = None
+
+
+_block = _Block()
+
+
+def scratch(dtype: np.dtype[Any], *shapes: Sequence[int]) -> list[Floats]:
+    """Uninitialised arrays of this thread, valid until its next call of `scratch`."""
+    sizes = [-(-prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
+    total = sum(sizes)
+    memory = _block.memory
+    if memory is None or memory.size < total:
+        raw = np.empty(total + _ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % _ALIGNMENT
+        memory = raw[start : start + total]
+        # An unusually large request is not kept: nothing would ever give its memory back.
+        if total <= LIMIT + (2 << 20):
+            _block.memory = memory
+    arrays = []
+    start = 0
+    for shape, size in zip(shapes, sizes):
+        arrays.append(np.ndarray(shape, dtype, memory, start))
+        start += size
+    return arrays
+
+
+ACTIVATIONS = (None, "relu", "sigmoid", "tanh")
+
+_ROW = 2048
+_zeros = {np.dtype(kind): np.zeros(_ROW, kind) for kind in (np.float32, np.float64)}
+
+
+def relu_in_place(y: Floats) -> None:
+    """max(y, 0), in place. Against a scalar NumPy's maximum is three times slower than against a row of zeros."""
+    zeros = _zeros[y.dtype]
+    if y.flags.c_contiguous:
+        flat = y.reshape(-1)
+        cut = flat.size - flat.size % _ROW
+        whole, rest = flat[:cut].reshape(-1, _ROW), flat[cut:]
+        np.maximum(whole, zeros, out=whole)
+        np.maximum(rest, zeros[: rest.size], out=rest)
+    elif y.shape[-1] <= _ROW:
+        np.maximum(y, zeros[: y.shape[-1]], out=y)
+    else:
+        np.maximum(y, 0, out=y)
+
+
+def activate(y: Floats, activation: str | None) -> None:
+    """Apply one of ACTIVATIONS in place."""
+    if activation is None or not y.size:
+        return
+    if activation == "relu":
+        relu_in_place(y)
+    elif activation == "tanh":
+        np.tanh(y, out=y)
+    else:
+        # The logistic function by way of tanh cannot overflow: 1 / (1 + exp(-y)) = (1 + tanh(y / 2)) / 2.
+        y *= 0.5
+        np.tanh(y, out=y)
+        y += 1
+        y *= 0.5
+
+
+def keep_where(values: Floats, mask: Floats, out: Floats) -> None:
+    """`out` = values where the bool array `mask` is True, else 0: also where the value is infinite or not a number.
+
+    A logical "and" of the bits with a mask of ones or zeros: the same speed as multiplying, and a fifth of where's time.
+    """
+    bits = mask.view(np.int8)
+    np.negative(bits, out=bits)
+    whole = f"i{values.dtype.itemsize}"
+    np.bitwise_and(values.view(whole), bits, out=out.view(whole))
+
+
+def slope(dy: Floats, y: Floats | None, activation: str | None, out: Floats) -> None:
+    """`out` = dy times the activation's derivative, which is computed from the activation's output `y`."""
+    if activation is None or y is None:
+        np.copyto(out, dy)
+    elif activation == "relu":
+        keep_where(dy, np.greater(y, 0), out)
+    elif activation == "tanh":
+        square = y * y
+        np.subtract(1, square, out=square)
+        np.multiply(dy, square, out=out)
+    else:
+        square = y * y
+        np.subtract(y, square, out=square)
+        np.multiply(dy, square, out=out)

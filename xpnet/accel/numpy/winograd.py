@@ -1,0 +1,320 @@
+"""Convolutions with fewer multiplications: Winograd's minimal filtering F(m x m, r x r), as matrix products.
+
+An output tile of m x m comes from an input tile of a x a, a = m + r - 1, by a*a multiplications for each pair of
+channels instead of m*m*r*r. F(4x4, 3x3) does 36 instead of 144. With the matrices A, B, G of Cook and Toom:
+
+    U = G k G^T    V = B^T d B    M = sum over channels of U * V    y = A^T M A
+
+The transforms are applied along one axis at a time, each as many small products of a constant matrix with rows of the
+image, read and written through strides: tiles are never gathered or scattered. The a*a sums over channels are ordinary
+matrix products (tiles, C) x (C, O).
+
+The data gradient is the same with the kernel turned by 180 degrees and its channels exchanged. The weight gradient is
+the adjoint: dU = V^T (A dy A^T) at each of the a*a positions, dk = G^T dU G.
+
+Rounding: float32 results of F(4x4, 3x3) and F(2x2, 5x5) differ from the exact ones by up to about 1e-5 of the largest
+output (a direct sum: about 2e-6); those of F(2x2, 3x3) and F(3x3, 3x3) by about half of that. An infinity or nan in the input
+spoils its whole tile. ``XPNET_WINOGRAD=0`` or ``use_winograd(False)`` turns all of this off.
+
+Source: S. Winograd, "Arithmetic complexity of computations" (1980); A. Lavin and S. Gray, "Fast algorithms for
+convolutional neural networks" (2015), sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, scratch, slope
+from xpnet.threads import get_num_threads, parallel
+
+_enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
+
+POINTS = (0, 1, -1, 2, -2)
+"""Where the polynomials are evaluated, besides infinity: small numbers, for small rounding errors."""
+
+
+def use_winograd(on: bool) -> bool:
+    """Allow or forbid Winograd convolutions from now on; returns what held before."""
+    global _enabled
+    before, _enabled = _enabled, bool(on)
+    return before
+
+
+class Transforms(NamedTuple):
+    """The matrices of F(m x m, r x r), in one dtype."""
+
+    m: int
+    r: int
+    a: int
+    AT: Floats  # (m, a)
+    A1: Floats  # (m, a + 1): AT and a column of ones, for the bias
+    A: Floats  # (a, m)
+    BT: Floats  # (a, a)
+    GG: Floats  # (a * a, r * r): the Kronecker product of G with itself
+
+
+@lru_cache(maxsize=32)
+def transforms(m: int, r: int, dtype: np.dtype[Any]) -> Transforms:
+    """The Cook-Toom matrices for tiles of `m` outputs and `r` taps along each axis."""
+    a = m + r - 1
+    points = np.array(POINTS[: a - 1], np.float64)
+    AT = np.zeros((m, a))
+    AT[:, :-1] = points ** np.arange(m)[:, None]
+    AT[-1, -1] = 1
+    G = np.zeros((a, r))
+    BT = np.zeros((a, a))
+    for j, point in enumerate(points):
+        others = np.delete(points, j)
+        G[j] = point ** np.arange(r) / np.prod(point - others)
+        BT[j, : a - 1] = np.poly(others)[::-1]
+    G[-1, -1] = 1
+    BT[-1] = np.poly(points)[::-1]
+    A1 = np.concatenate([AT, np.ones((m, 1))], axis=1)
+    return Transforms(m, r, a, *(np.ascontiguousarray(x, dtype) for x in (AT, A1, AT.T, BT, np.kron(G, G))))
+
+
+def best_tile(OH: int, OW: int, C: int, O: int, r: int) -> int:
+    """The m for which F(m x m, r x r) is expected to beat a direct product on an (OH, OW) output, or 0."""
+    if not _enabled or r not in (3, 5) or OH < 1 or OW < 1 or min(C, O) < 16:
+        return 0
+    # In multiplications for each output pixel. The constants say how many channels' worth of products the copies of a
+    # direct product and the transforms cost; they were fitted to measured times.
+    best, chosen = float(r * r * (C * O + 12 * C)), 0
+    for m in range(2, 8 - r):
+        a = m + r - 1
+        tiles = -(-OH // m) * -(-OW // m) / (OH * OW)
+        cost = tiles * a * a * (C * O + 14 * C + 12 * O)
+        if cost < 0.95 * best:
+            best, chosen = cost, m
+    return chosen
+
+
+_WIDTH = 1 << 14
+
+
+def transform_kernel(kernel: Floats, t: Transforms) -> Floats:
+    """U (a, a, C, O) from a kernel (r, r, C, O)."""
+    r, _, C, O = kernel.shape
+    flat = np.ascontiguousarray(kernel).reshape(r * r, C * O)
+    U = np.empty((t.a * t.a, C * O), kernel.dtype)
+
+    def part(p: int) -> None:
+        columns = slice(p * _WIDTH, (p + 1) * _WIDTH)
+        np.matmul(t.GG, flat[:, columns], out=U[:, columns])
+
+    parallel(part, -(-C * O // _WIDTH))
+    return U.reshape(t.a, t.a, C, O)
+
+
+class _Cut(NamedTuple):
+    """How the work is cut: chunks of whole images, or of rows of tiles where one image has many."""
+
+    th: int  # tiles along the height of an image
+    tw: int  # and along its width
+    chunks: list[tuple[int, int, int, int]]  # first and last image, first and last row of tiles
+
+
+def _cut(N: int, OH: int, OW: int, m: int, tiles: int) -> _Cut:
+    """Chunks of about `tiles` tiles and nearly equal size, at least one for each thread if there are enough images."""
+    th, tw = -(-OH // m), -(-OW // m)
+    images, strips = tiles // (th * tw), th
+    if images > 1:
+        images = min(images, -(-N // get_num_threads()))
+        images = -(-N // -(-N // images))
+    else:
+        images = 1
+        strips = max(1, min(th, tiles // tw))
+        strips = -(-th // -(-th // strips))
+    chunks = [(n, min(n + images, N), s, min(s + strips, th)) for n in range(0, N, images) for s in range(0, th, strips)]
+    return _Cut(th, tw, chunks)
+
+
+def fill_padded(
+    P: Floats, x: Floats, y: Floats | None, activation: str | None, images: tuple[int, int], top: int, left: int
+) -> None:
+    """Fill P (n, rows, columns, C) with images of `x` from row `top` and column `left` on; zeros outside of them.
+
+    With an activation, x is a gradient and `y` the activation's output: what is filled in is its input's gradient.
+    """
+    n0, n1 = images
+    H, W = x.shape[1:3]
+    lo, hi = max(top, 0), min(top + P.shape[1], H)
+    w0, w1 = max(left, 0), min(left + P.shape[2], W)
+    if hi <= lo or w1 <= w0:
+        P[...] = 0
+        return
+    P[:, : lo - top] = 0
+    P[:, hi - top :] = 0
+    inside = P[:, lo - top : hi - top]
+    inside[:, :, : w0 - left] = 0
+    inside[:, :, w1 - left :] = 0
+    inside = inside[:, :, w0 - left : w1 - left]
+    part = (slice(n0, n1), slice(lo, hi), slice(w0, w1))
+    slope(x[part], None if y is None else y[part], activation, inside)
+
+
+def convolve(
+    x: Floats,
+    U: Floats,
+    t: Transforms,
+    bias: Floats | None,
+    pads: tuple[int, int],
+    y: Floats,
+    *,
+    activation: str | None = None,
+    output: Floats | None = None,
+    output_activation: str | None = None,
+) -> None:
+    """The convolution of x (N, H, W, C) with a transformed kernel U (a, a, C, O), stride 1, written to y.
+
+    Args:
+        x: input; whatever lies outside of the image, on any side, counts as 0.
+        U: from `transform_kernel`.
+        t: the same transforms.
+        bias: (O,) or None.
+        pads: how far the first window lies above and left of the image.
+        y: (N, OH, OW, O), contiguous.
+        activation: applied to the result.
+        output: for a data gradient, the forward pass's output, from which x is multiplied by its activation's slope.
+        output_activation: that activation.
+    """
+    C = x.shape[3]
+    N, OH, OW, O = y.shape
+    m, a, dtype = t.m, t.a, x.dtype
+    terms = a if bias is None else a + 1
+    each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
+    wanted = 64 * max(1, 128 // max(C, O))
+    cut = _cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)))
+    tw = cut.tw
+    wide = m * tw + t.r - 1
+    A1 = t.AT if bias is None else t.A1
+    bias_row = None if bias is None else np.tile(bias, m * tw)
+    U = U.reshape(a * a, C, O)
+
+    def chunk(number: int) -> None:
+        n0, n1, s0, s1 = cut.chunks[number]
+        n, s = n1 - n0, s1 - s0
+        T = n * s * tw
+        P, D, V, M, Z = scratch(
+            dtype,
+            (n, m * s + t.r - 1, wide, C),
+            (n, s, a, wide * C),
+            (a * a, T, C),
+            (a * a, T, O),
+            (n, s, terms, m * tw * O),
+        )
+        fill_padded(P, x, output, output_activation, (n0, n1), m * s0 - pads[0], -pads[1])
+        # B^T along the height, then along the width.
+        b0, b1, _, b3 = P.strides
+        np.matmul(t.BT, as_strided(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+        b0, b1, b2, b3 = D.strides
+        tiles = as_strided(D, (a, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+        np.matmul(t.BT, tiles, out=V.reshape(a, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
+        np.matmul(V, U, out=M)
+        # A^T along the width, then along the height, with the bias as one more term.
+        tiles = Z.reshape(n, s, terms, tw, m, O)[:, :, :a].transpose(2, 0, 1, 3, 4, 5)
+        np.matmul(t.AT, M.reshape(a, a, n, s, tw, O).transpose(0, 2, 3, 4, 1, 5), out=tiles)
+        if bias_row is not None:
+            Z[:, :, a] = bias_row
+        out = y[n0:n1, m * s0 : min(m * s1, OH)]
+        whole = out.shape[1] // m
+        Z = Z[..., : OW * O]
+        if whole:
+            np.matmul(A1, Z[:, :whole], out=out[:, : m * whole].reshape(n, whole, m, OW * O))
+        if whole < s:
+            rest = out.shape[1] - m * whole
+            np.matmul(A1[:rest], Z[:, whole], out=out[:, m * whole :].reshape(n, rest, OW * O))
+        activate(out, activation)
+
+    parallel(chunk, len(cut.chunks))
+
+
+def kernel_gradient(
+    x: Floats,
+    dy: Floats,
+    t: Transforms,
+    pads: tuple[int, int],
+    *,
+    output: Floats | None = None,
+    output_activation: str | None = None,
+) -> tuple[Floats, Floats]:
+    """The gradients of kernel (r, r, C, O) and bias (O,) of a convolution with stride 1.
+
+    Args:
+        x: (N, H, W, C), the convolution's input.
+        dy: (N, OH, OW, O), the gradient of its output.
+        t: transforms.
+        pads: how far the first window lies above and left of the image.
+        output: the forward pass's output, from which dy is multiplied by its activation's slope.
+        output_activation: that activation.
+    """
+    N, _, _, C = x.shape
+    _, OH, OW, O = dy.shape
+    m, r, a, dtype = t.m, t.r, t.a, x.dtype
+    dU = np.empty((a, a, C, O), dtype)
+    dbias = np.zeros(O, dtype)
+    # The rows of the a x a positions are shared out: each thread makes its rows' transforms for all tiles, and no two
+    # threads add to the same sum. Where the sums of a row are large, fewer rows are done at a time.
+    group = -(-a // min(get_num_threads(), a))
+    row = a * C * O * dtype.itemsize
+    while group > 1 and group * row > LIMIT // 3:
+        group -= 1
+    groups = [(i, min(i + group, a)) for i in range(0, a, group)]
+    each = dtype.itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
+    room = max(LIMIT - group * row, LIMIT // 4)
+    cut = _cut(N, OH, OW, m, max(1, min(256 * max(1, 64 // min(C, O)), room // each)))
+    tw = cut.tw
+    wide = m * tw + r - 1
+
+    def rows_of(part: int) -> None:
+        first, last = groups[part]
+        g = last - first
+        total = dU[first:last].reshape(g * a, C, O)
+        BT, A = t.BT[first:last], t.A[first:last]
+        for index, (n0, n1, s0, s1) in enumerate(cut.chunks):
+            n, s = n1 - n0, s1 - s0
+            T = n * s * tw
+            P, Q, D, E, V, F, step = scratch(
+                dtype,
+                (n, m * s + r - 1, wide, C),
+                (n, m * s, m * tw, O),
+                (n, s, g, wide * C),
+                (n, s, g, m * tw * O),
+                (g * a, T, C),
+                (g * a, T, O),
+                (g * a, C, O),
+            )
+            fill_padded(P, x, None, None, (n0, n1), m * s0 - pads[0], -pads[1])
+            fill_padded(Q, dy, output, output_activation, (n0, n1), m * s0, 0)
+            b0, b1, _, b3 = P.strides
+            np.matmul(BT, as_strided(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+            b0, b1, b2, b3 = D.strides
+            tiles = as_strided(D, (g, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+            np.matmul(t.BT, tiles, out=V.reshape(g, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
+            np.matmul(A, Q.reshape(n, s, m, m * tw * O), out=E)
+            tiles = E.reshape(n, s, g, tw, m, O).transpose(2, 0, 1, 3, 4, 5)
+            np.matmul(t.A, tiles, out=F.reshape(g, a, n, s, tw, O).transpose(0, 2, 3, 4, 1, 5))
+            if first <= 1 < last:
+                # At the point 1 every power is 1: there A dy A^T is the sum of a tile, which the bias needs.
+                np.add(dbias, F[(1 - first) * a + 1].sum(axis=0), out=dbias)
+            if index:
+                np.matmul(V.transpose(0, 2, 1), F, out=step)
+                np.add(total, step, out=total)
+            else:
+                np.matmul(V.transpose(0, 2, 1), F, out=total)
+
+    parallel(rows_of, len(groups))
+    dk = np.empty((r * r, C * O), dtype)
+    flat = dU.reshape(a * a, C * O)
+
+    def back(p: int) -> None:
+        columns = slice(p * _WIDTH, (p + 1) * _WIDTH)
+        np.matmul(t.GG.T, flat[:, columns], out=dk[:, columns])
+
+    parallel(back, -(-C * O // _WIDTH))
+    return dk.reshape(r, r, C, O), dbias

@@ -1,0 +1,118 @@
+"""One file for a JSON document and named arrays: what model files and checkpoints are made of.
+
+The file is a zip archive, stored without compression, of ``document.json`` and ``arrays.safetensors``. The zip's CRC-32
+of each part shows truncation and flipped bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+DOCUMENT = "document.json"
+ARRAYS = "arrays.safetensors"
+
+NumpyArrays = dict[str, "np.ndarray[Any, Any]"]
+
+
+class ArchiveError(ValueError):
+    """A file is not what it should be: truncated, damaged, or another format."""
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at every moment `path` is either the old file or the complete new one.
+
+    `write` fills a temporary file in the same folder; it is flushed to the disk and then renamed. If anything fails the
+    temporary file is removed and the old file is untouched.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written, or the disk is full.
+    """
+    target = Path(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    _sync_folder(target.parent)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which mkstemp does not apply."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself durable, where the system lets a folder be opened."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: str | Path, document: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write a document and arrays to `path`, atomically.
+
+    Raises:
+        TypeError: the document holds something that JSON cannot.
+        OSError: the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    text = json.dumps(document, indent=1, allow_nan=True).encode()
+    blob = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+    def fill(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(DOCUMENT, text)
+            archive.writestr(ARRAYS, blob)
+
+    write_atomically(path, fill)
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
+    """The document and the arrays in a file that :func:`write` made.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArchiveError: it is truncated, damaged or something else; the message names the file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if sorted(names) != sorted([DOCUMENT, ARRAYS]):
+                raise ArchiveError(f"{path}: not a file of xpnet: it holds {', '.join(names[:5]) or 'nothing'}")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ArchiveError(f"{path}: not a file of xpnet: its parts are compressed")
+            document = json.loads(archive.read(DOCUMENT))
+            arrays = load(archive.read(ARRAYS))
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, SafetensorError, ValueError) as error:
+        if isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(f"{path}: truncated, damaged or not a file of xpnet ({error})") from error
+    if not isinstance(document, dict):
+        raise ArchiveError(f"{path}: not a file of xpnet: its document is a {type(document).__name__}")
+    return document, arrays

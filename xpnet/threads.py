@@ -1,0 +1,227 @@
+"""Threads for the work of one operation on the CPU.
+
+NumPy runs a product on several cores but everything else on one. The operations that are worth it split their work
+into chunks that stay in a core's cache and share them out here, over a few threads that live as long as the process.
+BLAS is held to one thread meanwhile: two layers of threads on the same cores only get in each other's way.
+
+The number of threads is, in this order: what :func:`set_num_threads` was given; ``XPNET_NUM_THREADS``;
+``OMP_NUM_THREADS``; ``OPENBLAS_NUM_THREADS``; the cores that this process may use. It is never more than the latter.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Body = Callable[[int], None]
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _from_environment() -> int:
+    for name in ("XPNET_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        # OMP_NUM_THREADS may be a list, one number per nesting level; the first is ours.
+        text = os.environ.get(name, "").partition(",")[0].strip()
+        if text.isdigit() and int(text) > 0:
+            return min(int(text), _cores())
+    return _cores()
+
+
+_threads = _from_environment()
+
+
+def get_num_threads() -> int:
+    """How many threads one operation on the CPU may use."""
+    return _threads
+
+
+def set_num_threads(count: int) -> None:
+    """Use up to `count` threads for one operation on the CPU, in xpnet and in the BLAS that NumPy uses.
+
+    More than the cores that this process may use counts as that many. Results do not depend on the number beyond
+    rounding.
+
+    Raises:
+        ValueError: `count` is not a positive integer.
+    """
+    global _threads
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"the number of threads must be a positive integer, got {count!r}")
+    _threads = min(count, _cores())
+    _blas.set_default(_threads)
+
+
+class _Blas:
+    """Holds every BLAS library of the process to one thread while any thread is inside :func:`parallel`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._libraries: list[Any] | None = None
+        self._before: list[int] = []
+        self._inside = 0
+
+    def _find(self) -> list[Any]:
+        if self._libraries is None:
+            # Searching the loaded libraries takes milliseconds, setting a number about a microsecond: search once.
+            import numpy as np  # noqa: F401  its BLAS has to be loaded to be found
+            from threadpoolctl import ThreadpoolController
+
+            self._libraries = list(ThreadpoolController().select(user_api="blas").lib_controllers)
+        return self._libraries
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                libraries = self._find()
+                self._before = [library.get_num_threads() for library in libraries]
+                for library, number in zip(libraries, self._before):
+                    if number != 1:
+                        library.set_num_threads(1)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._restore()
+
+    def _restore(self) -> None:
+        for library, number in zip(self._find(), self._before):
+            if number != 1:
+                library.set_num_threads(number)
+
+    def set_default(self, count: int) -> None:
+        with self._lock:
+            if self._inside:
+                self._before = [count] * len(self._before)
+            else:
+                for library in self._find():
+                    library.set_num_threads(count)
+
+    def after_fork(self) -> None:
+        """In the child only the forking thread lives on: nobody is left who would leave."""
+        self._lock = threading.Lock()
+        if self._inside:
+            self._inside = 0
+            self._restore()
+
+
+class _Job:
+    """`count` calls of `body`, claimed one by one by whichever thread is free."""
+
+    __slots__ = ("_claim", "_left", "_lock", "body", "count", "error", "finished")
+
+    def __init__(self, body: Body, count: int) -> None:
+        self.body = body
+        self.count = count
+        self.error: BaseException | None = None
+        self.finished = threading.Lock()
+        self.finished.acquire()
+        self._claim = itertools.count().__next__  # one bytecode in C: no two threads get the same number
+        self._left = count
+        self._lock = threading.Lock()
+
+    def work(self) -> None:
+        """Claim and do parts until none is left."""
+        _here.busy = True
+        try:
+            while (part := self._claim()) < self.count:
+                try:
+                    if self.error is None:
+                        self.body(part)
+                except BaseException as error:  # goes to the caller, which raises it
+                    self.error = error
+                finally:
+                    with self._lock:
+                        self._left -= 1
+                        last = self._left == 0
+                    if last:
+                        self.finished.release()
+        finally:
+            _here.busy = False
+
+
+class _Here(threading.local):
+    """What the current thread is doing: whether it works for a job, so that a nested call runs inline."""
+
+    busy = False
+
+
+class _Pool:
+    """Threads that wait for jobs. They are daemons: they never keep the process from ending."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[_Job, contextvars.Context]] = queue.SimpleQueue()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def offer(self, job: _Job, helpers: int) -> None:
+        """Ask `helpers` threads to join in. Those that are busy come late and find nothing left to do."""
+        if self._size < helpers:
+            with self._lock:
+                while self._size < helpers:
+                    self._size += 1
+                    threading.Thread(target=self._serve, name=f"xpnet-{self._size}", daemon=True).start()
+        for _ in range(helpers):
+            # The caller's context, so that numpy.errstate holds in the helpers too. One cannot be entered twice.
+            self._jobs.put((job, contextvars.copy_context()))
+
+    def _serve(self) -> None:
+        jobs = self._jobs
+        while True:
+            job, context = jobs.get()
+            context.run(job.work)
+            del job, context  # keep no array alive while waiting
+
+
+def parallel(body: Body, count: int) -> None:
+    """Call ``body(0)`` to ``body(count - 1)``, each once, on up to :func:`get_num_threads` threads, and wait for all.
+
+    With one thread, one part, or inside another parallel call, the parts run one after another in this thread. The
+    first exception of a part is raised here, after the running parts have ended; parts not yet begun are left out.
+    """
+    threads = _threads if _threads < count else count
+    if threads <= 1 or _here.busy:
+        for part in range(count):
+            body(part)
+        return
+    _blas.enter()
+    try:
+        job = _Job(body, count)
+        _pool.offer(job, threads - 1)
+        try:
+            job.work()
+            job.finished.acquire()
+        except BaseException as interrupt:  # such as KeyboardInterrupt: let the helpers stop at the next part
+            job.error = interrupt
+            raise
+        if job.error is not None:
+            raise job.error
+    finally:
+        _blas.leave()
+
+
+_here = _Here()
+_blas = _Blas()
+_pool = _Pool()
+
+
+def _after_fork() -> None:
+    global _pool
+    _pool = _Pool()
+    _here.busy = False
+    _blas.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

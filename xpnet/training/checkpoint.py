@@ -1,0 +1,238 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, in one file."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xpnet.backend import to_numpy
+from xpnet.io import archive
+from xpnet.training.callback import Callback
+
+if TYPE_CHECKING:
+    from xpnet.training.trainer import Trainer
+
+FORMAT = "xpnet-checkpoint-1"
+_NAME = re.compile(r"step-(\d{10,})\.ckpt")
+
+
+def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
+    """Write the complete state of a training run to a file: weights, running statistics, random counters, optimizer, place
+    in the data, history and the state of every callback. Atomic: a crash leaves the old file or the new one.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    arrays: dict[str, Any] = {}
+    document = {
+        "format": FORMAT,
+        "trainer": {
+            "epoch": trainer.epoch,
+            "batch": trainer.batch,
+            "iteration": trainer.iteration,
+            "first_epoch": trainer.first_epoch,
+            "seed": trainer.seed,
+            "sums": trainer.sums.state(),
+        },
+        "history": dict(trainer.history),
+        "counters": trainer.model.counters(),
+        "model": _pack(trainer.model.state(), arrays, "model"),
+        "optimizer": _pack(trainer.optimizer.state(), arrays, "optimizer"),
+        # Gradients that wait for their update, where several batches share one.
+        "gradients": _pack(_pending(trainer), arrays, "gradients"),
+        "callbacks": [
+            {"kind": type(callback).__name__, "state": _pack(callback.state(), arrays, f"callbacks.{i}")}
+            for i, callback in enumerate(trainer.callbacks)
+        ],
+    }
+    archive.write(path, document, arrays)
+
+
+def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
+    """Bring a trainer (its model, optimizer and callbacks) to the state in a file from :func:`save_checkpoint`.
+
+    Raises:
+        ArchiveError: the file is truncated, damaged or not a checkpoint.
+        ValueError: it belongs to another model, optimizer or list of callbacks.
+    """
+    document, arrays = archive.read(path)
+    if document.get("format") != FORMAT:
+        raise archive.ArchiveError(
+            f"{path}: not a checkpoint of xpnet: its format is {document.get('format')!r}"
+        )
+    kinds = [entry["kind"] for entry in document["callbacks"]]
+    ours = [type(callback).__name__ for callback in trainer.callbacks]
+    if kinds != ours:
+        raise ValueError(f"{path}: the run had the callbacks {kinds}, this trainer has {ours}; give it the same ones")
+    place = document["trainer"]
+    if place["seed"] != trainer.seed:
+        raise ValueError(f"{path}: the run had seed {place['seed']}, this trainer has {trainer.seed}; give it the same one")
+    trainer.model.load_state(_unpack(document["model"], arrays))
+    trainer.model.load_counters(document["counters"])
+    trainer.optimizer.load_state(_unpack(document["optimizer"], arrays))
+    parameters = trainer.model.parameters()
+    for name, gradient in _unpack(document["gradients"], arrays).items():
+        parameters[name].set_gradient(gradient)
+    trainer.history.clear()
+    trainer.history.update({name: list(values) for name, values in document["history"].items()})
+    trainer.epoch, trainer.batch = place["epoch"], place["batch"]
+    trainer.iteration, trainer.first_epoch = place["iteration"], place["first_epoch"]
+    trainer.sums.load_state(place["sums"])
+    for callback, entry in zip(trainer.callbacks, document["callbacks"]):
+        callback.load_state(_unpack(entry["state"], arrays))
+
+
+def _pending(trainer: Trainer) -> dict[str, Any]:
+    return {name: to_numpy(p.grad) for name, p in trainer.model.parameters().items() if p.grad is not None}
+
+
+def _pack(value: Any, arrays: dict[str, Any], name: str) -> Any:
+    """`value` for JSON: every array is put into `arrays` and a reference to it stands in its place."""
+    if isinstance(value, dict):
+        return {key: _pack(part, arrays, f"{name}.{key}") for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_pack(part, arrays, f"{name}.{i}") for i, part in enumerate(value)]
+    if hasattr(value, "dtype"):
+        arrays[name] = np.asarray(to_numpy(value))
+        return {"array": name}
+    return value
+
+
+def _unpack(value: Any, arrays: dict[str, Any]) -> Any:
+    """The reverse of _pack."""
+    if isinstance(value, dict):
+        if set(value) == {"array"}:
+            return arrays[value["array"]]
+        return {key: _unpack(part, arrays) for key, part in value.items()}
+    return [_unpack(part, arrays) for part in value] if isinstance(value, list) else value
+
+
+class Checkpoint(Callback):
+    """Saves the run to a folder: every so many steps or minutes, and at the end of every epoch.
+
+    Args:
+        folder: made if it does not exist. Files are called step-0000001234.ckpt; the best one best.ckpt.
+        every_steps, every_minutes: also save within an epoch; None does not.
+        keep: how many of the newest files to keep.
+        best: a name in the history, such as "val_accuracy": the epoch where it was best is kept as best.ckpt.
+        largest: whether the largest value is the best; None decides by the name (losses and errors: the smallest).
+
+    A checkpoint that cannot be written during the run (a full disk) is a warning, and the run goes on: the ones before it
+    are untouched. A folder that cannot be written at the start is an error.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        keep: int = 3,
+        best: str | None = None,
+        largest: bool | None = None,
+    ) -> None:
+        if keep < 1 or (every_steps is not None and every_steps < 1):
+            raise ValueError(f"Checkpoint: keep and every_steps must be at least 1, got {keep} and {every_steps}")
+        self.folder = Path(folder)
+        self.every_steps = every_steps
+        self.every_minutes = every_minutes
+        self.keep = keep
+        self.best = best
+        self.largest = largest if largest is not None else not (best or "").endswith(("loss", "error"))
+        self.best_value: float | None = None
+        self._saved = time.monotonic()
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        """Make the folder, and see that it can be written to."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        archive.write_atomically(self.folder / ".writable", lambda file: file.write(b""))
+        (self.folder / ".writable").unlink()
+        for left in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            left.unlink()
+        self._saved = time.monotonic()
+
+    def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
+        """Save if it is time to."""
+        minutes = (time.monotonic() - self._saved) / 60
+        if (
+            epoch_ended
+            or (trainer.stop and trainer.history.interrupted)
+            or (self.every_steps is not None and trainer.iteration % self.every_steps == 0)
+            or (self.every_minutes is not None and minutes >= self.every_minutes)
+        ):
+            better = epoch_ended and self._is_best(trainer)
+            self._save(trainer, self.folder / f"step-{trainer.iteration:010d}.ckpt")
+            if better:
+                self._save(trainer, self.folder / "best.ckpt")
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        if self.best is None:
+            return False
+        if self.best not in trainer.history:
+            raise ValueError(f"Checkpoint: best={self.best!r} is not in the history: {', '.join(trainer.history)}")
+        value = trainer.history[self.best][-1]
+        if self.best_value is None or (value > self.best_value if self.largest else value < self.best_value):
+            self.best_value = value
+            return True
+        return False
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        try:
+            save_checkpoint(trainer, path)
+        except OSError as error:
+            warnings.warn(
+                f"the checkpoint {path.name} could not be written ({error}); the run goes on, older checkpoints are untouched",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        self._saved = time.monotonic()
+        for old in list(newest_first(self.folder))[self.keep :]:
+            old.unlink(missing_ok=True)
+
+    def state(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best_value": self.best_value}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a state from :meth:`state`."""
+        self.best_value = state["best_value"]
+
+
+def newest_first(folder: Path) -> Iterator[Path]:
+    """The checkpoints in a folder, the one with the most steps first."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    return (path for _, path in sorted(found, reverse=True))
+
+
+def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
+    """Bring a trainer to a checkpoint: a file's path, or "auto" for the newest usable one of its Checkpoint callback.
+
+    With "auto" a damaged file is passed over with a warning that names it; no file at all leaves the trainer as it is.
+
+    Raises:
+        ValueError: "auto" without a Checkpoint callback, or checkpoints that are all damaged.
+    """
+    if str(resume) != "auto":
+        load_checkpoint(trainer, resume)
+        return
+    folders = [callback.folder for callback in trainer.callbacks if isinstance(callback, Checkpoint)]
+    if not folders:
+        raise ValueError('resume="auto" needs a Checkpoint(folder) among the callbacks, or give the path of a checkpoint')
+    damaged: list[str] = []
+    for path in newest_first(folders[0]):
+        try:
+            load_checkpoint(trainer, path)
+        except archive.ArchiveError as error:
+            damaged.append(str(error))
+            warnings.warn(f"passed over a checkpoint: {error}", RuntimeWarning, stacklevel=3)
+        else:
+            return
+    if damaged:
+        raise ValueError(f"no usable checkpoint in {folders[0]}: {'; '.join(damaged)}")
