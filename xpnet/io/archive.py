@@ -7,6 +7,7 @@ of each part shows truncation and flipped bits.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -100,8 +101,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    content = io.BytesIO(Path(path).read_bytes())
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(content) as archive:
             names = archive.namelist()
             if sorted(names) != sorted([DOCUMENT, ARRAYS]):
                 raise ArchiveError(f"{path}: not a file of xpnet: it holds {', '.join(names[:5]) or 'nothing'}")
@@ -109,7 +111,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
                 raise ArchiveError(f"{path}: not a file of xpnet: its parts are compressed")
             document = json.loads(archive.read(DOCUMENT))
             arrays = load(archive.read(ARRAYS))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, SafetensorError, ValueError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, SafetensorError, ValueError) as error:  # whatever zipfile trips over
         if isinstance(error, ArchiveError):
             raise
         raise ArchiveError(f"{path}: truncated, damaged or not a file of xpnet ({error})") from error
