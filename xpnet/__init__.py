@@ -1,6 +1,6 @@
 """xpnet: write a network once against the Array API; run it on NumPy or CuPy, at the speed of the hardware."""
 
-from xpnet import backend, initializers, losses, metrics, ops, optim, random, regularizers
+from xpnet import backend, data, initializers, inspect, losses, metrics, ops, optim, random, regularizers
 from xpnet.backend import DeviceError, to_device, to_numpy
 from xpnet.layers import (
     ELU,
@@ -73,7 +73,9 @@ __all__ = [
     "Trainer",
     "backend",
     "conv_output_size",
+    "data",
     "initializers",
+    "inspect",
     "losses",
     "metrics",
     "no_grad",

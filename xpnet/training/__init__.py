@@ -14,6 +14,7 @@ from xpnet.training.callbacks import (
 )
 from xpnet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from xpnet.training.history import History
+from xpnet.training.search import LearningRates, find_learning_rate, overfit_one_batch
 from xpnet.training.trainer import NotFiniteError, Trainer
 
 __all__ = [
@@ -26,11 +27,14 @@ __all__ = [
     "ExponentialMovingAverage",
     "History",
     "JSONLog",
+    "LearningRates",
     "NotFiniteError",
     "ReduceOnPlateau",
     "TensorBoard",
     "Timing",
     "Trainer",
+    "find_learning_rate",
     "load_checkpoint",
+    "overfit_one_batch",
     "save_checkpoint",
 ]

@@ -202,7 +202,7 @@ class ExponentialMovingAverage(Callback):
         if self.average is None:
             self.average = xp.asarray(values, copy=True)
         else:
-            self.average = to_device(self.average, device_of(values))  # type: ignore[arg-type]
+            self.average = to_device(self.average, device_of(values))
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Move the average."""
