@@ -192,7 +192,8 @@ def _gradients(model: Module) -> list[Finding]:
         if not parameter.requires_grad:
             continue
         if parameter.grad is None or not to_numpy(parameter.grad).any():
-            text = f"no gradient reaches the parameter {path!r}, so it will not learn; is its output used, and no dead unit after it?"
+            text = f"no gradient reaches the parameter {path!r}, so it will not learn; "
+            text += "is its output used, and not cut off by dead units?"
             findings.append(Finding("untrained", text, path))
         elif parameter.ndim > 1:
             sizes[path] = float(np.sqrt(np.mean(np.square(to_numpy(parameter.grad), dtype=np.float64))))

@@ -131,7 +131,9 @@ def profile(
     loss_function = losses.get(loss)
     was_training = model.training
     model.train()
+    counters = model.counters()
     model(x)  # whatever is made at the first call
+    model.load_counters(counters)
     clock = _Clock(model.context.device)
     watched = {id(layer): LayerTime(layer.path or "", type(layer).__name__) for layer in leaves(model)}
     rest = LayerTime("", "loss and everything else")
