@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import mmap
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import array_api_compat
@@ -162,27 +162,39 @@ def _slice(array: Array, start: int, stop: int) -> Array:
 # Examples
 
 
-def collate(examples: list[Any], where: str) -> Any:
-    """One batch out of single examples of the same form: every part is stacked along a new first axis."""
+def collate(examples: list[Any], where: str, names: Sequence[object] = ()) -> Any:
+    """One batch out of single examples of the same form: every part is stacked along a new first axis.
+
+    Args:
+        examples: at least one.
+        where: what they come from, for messages.
+        names: what to call each one in messages.
+    """
     first = examples[0]
-    for i, example in enumerate(examples):
-        if isinstance(example, (tuple, Mapping)) != isinstance(first, (tuple, Mapping)) or len(
-            leaves(example)
-        ) != len(leaves(first)):
-            raise DataError(f"{where}: example {i} of the batch has another form than example 0")
-    return each(lambda *parts: _stack(parts, where), first, *examples[1:])
+    called = [str(name) for name in names] or [f"example {i} of its batch" for i in range(len(examples))]
+    for name, example in zip(called, examples, strict=True):
+        if _form(example) != _form(first):
+            raise DataError(f"{where}: {name} has another form than {called[0]}")
+    return each(lambda *parts: _stack(parts, where, called), first, *examples[1:])
 
 
-def _stack(parts: tuple[Any, ...], where: str) -> Array:
+def _form(example: Any) -> tuple[Any, ...]:
+    """What has to agree before the parts of two examples can be put together."""
+    if isinstance(example, Mapping):
+        return ("dict", *((name, _form(part)) for name, part in example.items()))
+    return ("tuple", *map(_form, example)) if isinstance(example, tuple) else ()
+
+
+def _stack(parts: tuple[Any, ...], where: str, names: list[str]) -> Array:
     first = parts[0]
     shape = tuple(getattr(first, "shape", np.shape(first)))
-    for i, part in enumerate(parts):
+    for name, part in zip(names, parts, strict=True):
         found = tuple(getattr(part, "shape", np.shape(part)))
         if found != shape:
             raise DataError(
-                f"{where}: example {i} of the batch has shape {found}, example 0 has {shape}; the examples "
-                f"of a "
-                f"batch must have one shape"
+                f"{where}: {name} has shape {found}, {names[0]} has {shape}; the examples of a batch must "
+                f"have one "
+                f"shape (ImageFolder makes it with size=(H, W))"
             )
     if is_array(first) and not isinstance(first, (np.ndarray, np.generic)):
         return namespace(*parts).stack(parts, axis=0)
@@ -200,13 +212,15 @@ class Examples:
 
     def fetch(self, indices: NumpyArray) -> tuple[Any, list[SkipExample]]:
         """The batch of these examples (None if every one was skipped), and those that were skipped."""
-        found, skipped = [], []
+        found, names, skipped = [], [], []
+        files = getattr(self.data, "paths", None)
         for i in indices.tolist():
             try:
                 found.append(self.data[i])
+                names.append(f"example {i}" if files is None else files[i])
             except SkipExample as skip:
                 skipped.append(skip)
-        return (collate(found, type(self.data).__name__) if found else None), skipped
+        return (collate(found, type(self.data).__name__, names) if found else None), skipped
 
 
 class Stream:

@@ -22,6 +22,8 @@ class Transform(ABC):
     """A transform of examples. Subclasses say what to fit, how to apply it, and how to undo it."""
 
     needs_fit = True
+    fitted_names: frozenset[str] = frozenset()
+    """The names of the arrays that fitting makes."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, NumpyArray] = {}
@@ -116,7 +118,7 @@ def chunks(x: Array) -> Iterator[NumpyArray]:
     """x as float64 on the host, some rows at a time."""
     rows = max(1, _CHUNK_BYTES // (8 * max(1, math.prod(x.shape[1:]))))
     for start in range(0, x.shape[0], rows):
-        yield np.asarray(to_numpy(x[start : start + rows, ...]), dtype=np.float64)
+        yield np.asarray(to_numpy(x[start : min(start + rows, x.shape[0]), ...]), dtype=np.float64)
 
 
 def axes_of(per: Per, x: Array) -> tuple[int, ...]:

@@ -91,6 +91,10 @@ def from_state(state: Mapping[str, Any]) -> Transform:
             raise ValueError(f"unknown transform {kind!r}; known are Pipeline, {', '.join(_KINDS)}")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the state of a transform: {type(error).__name__}: {error}") from error
+    if shape is not None and kind != "Pipeline" and (missing := made.fitted_names - made.arrays.keys()):
+        raise ValueError(
+            f"not the state of a transform: {kind} lacks the arrays {', '.join(sorted(missing))}"
+        )
     made.shape = None if shape is None else tuple(int(n) for n in shape)
     return made
 

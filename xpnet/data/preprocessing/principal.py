@@ -55,6 +55,8 @@ class PCA(Transform):
         components: k, 1 to min(N, F); None: min(N, F).
     """
 
+    fitted_names = frozenset({"mean", "vectors", "variances", "total"})
+
     def __init__(self, components: int | None = None):
         super().__init__()
         self.components = components
@@ -90,6 +92,8 @@ class Whiten(PCA):
         components: k; None: min(N, F).
         epsilon: keeps directions in which the data hardly vary from being blown up; in units of x squared.
     """
+
+    fitted_names = frozenset({"mean", "vectors", "variances", "total", "deviations"})
 
     def __init__(
         self, kind: Literal["pca", "zca"] = "pca", components: int | None = None, epsilon: float = 1e-5

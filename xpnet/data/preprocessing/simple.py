@@ -33,6 +33,8 @@ class MeanSubtraction(_Per):
             the last axis; "all": one number.
     """
 
+    fitted_names = frozenset({"mean"})
+
     def __init__(self, per: Per = "feature"):
         super().__init__(per)
 
@@ -53,6 +55,8 @@ class Standardize(_Per):
         per: "channel": one pair of numbers for every entry of the last axis, which for (N, F) is every
             feature; "feature": for every pixel and channel; "all": one pair.
     """
+
+    fitted_names = frozenset({"mean", "std"})
 
     def _fit(self, x: Array) -> dict[str, NumpyArray]:
         axes, mean = axes_of(self.per, x), mean_of(x, self.per)
@@ -97,6 +101,8 @@ class MinMax(_Per):
         high: what the greatest value becomes.
         per: see :class:`Standardize`.
     """
+
+    fitted_names = frozenset({"least", "range"})
 
     def __init__(self, low: float = 0.0, high: float = 1.0, per: Per = "channel"):
         super().__init__(per)
