@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import xpnet
 import xpnet.data as data
+from xpnet import random
 from xpnet.backend import DeviceError, device, to_numpy
 from xpnet.data import Batches, DataError, SkipExample, WorkerError
 from xpnet.data import augment as A
@@ -66,6 +67,12 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert [y.tolist() for _, y in other.epoch(2)] == epochs[2]
     assert [y.tolist() for _, y in other.epoch(0)] == epochs[0]
     assert [y.tolist() for _, y in Batches(arrays(), 4, seed=8)] != epochs[0]
+
+
+def test_the_order_is_that_of_a_training_run():
+    for epoch in (0, 5):
+        order = np.concatenate([y for _, y in Batches(arrays(), 4, seed=7).epoch(epoch)])
+        np.testing.assert_array_equal(order, random.permutation(7, epoch, 23))
 
 
 def test_a_look_at_the_first_batch_changes_nothing():
@@ -281,9 +288,7 @@ def test_a_list_is_a_sequence_of_examples():
 def test_examples_that_do_not_fit_together():
     with pytest.raises(DataError, match=r"list: example 1 has shape \(2,\), example 0 has \(3,\)"):
         list(Batches([np.zeros(3), np.zeros(2)], 2, shuffle=False))
-    with pytest.raises(
-        DataError, match="stream: example 1 of its batch has another form than example 0 of its batch"
-    ):
+    with pytest.raises(DataError, match="stream: example 1 of its batch has another form than example 0 of its batch"):
         list(Batches(iter([(1, 2), 3]), 2))
 
 
@@ -355,9 +360,7 @@ def test_transform_and_augmentation():
     y = np.arange(10)
     change = A.Compose(A.Shift(2), A.Mixup(0.5, classes=10))
     batches = Batches((x, y), 4, seed=3, augment=change, transform=negated)
-    for number, ((bx, by), (px, py)) in enumerate(
-        zip(batches.epoch(1), Batches((x, y), 4, seed=3).epoch(1), strict=True)
-    ):
+    for number, ((bx, by), (px, py)) in enumerate(zip(batches.epoch(1), Batches((x, y), 4, seed=3).epoch(1), strict=True)):
         ex, ey = change(-px, py, seed=3, step=(1 << 32) + number)
         np.testing.assert_array_equal(bx, ex)
         np.testing.assert_array_equal(by, ey)
@@ -383,9 +386,7 @@ def test_batches_go_to_the_gpu_and_are_augmented_there():
     for workers in (0, 2):
         gpu = Batches((x, np.arange(10)), 4, augment=change, device="cuda", workers=workers)
         resident = Batches((cupy.asarray(x), cupy.arange(10)), 4, augment=change)
-        for ours, theirs, there in zip(
-            Batches((x, np.arange(10)), 4, augment=change), gpu, resident, strict=True
-        ):
+        for ours, theirs, there in zip(Batches((x, np.arange(10)), 4, augment=change), gpu, resident, strict=True):
             for a, b, c in zip(ours, theirs, there, strict=True):
                 assert isinstance(b, cupy.ndarray)
                 assert isinstance(c, cupy.ndarray)
@@ -435,10 +436,8 @@ def test_an_error_in_a_stream_is_raised_in_its_turn():
 
 
 def test_worker_processes():
-    """Same batches, errors in their turn, a killed worker is an error: in one test, as starting them takes time."""
-    with Batches(
-        Squares(), 4, seed=5, workers=2, processes=True, transform=negated, augment=A.Shift(1)
-    ) as batches:
+    """Same batches, errors in their turn: in one test, as starting processes takes time."""
+    with Batches(Squares(), 4, seed=5, workers=2, processes=True, transform=negated, augment=A.Shift(1)) as batches:
         plain = Batches(Squares(), 4, seed=5, transform=negated, augment=A.Shift(1))
         same(batches, plain)
         same(batches, plain)  # the second epoch, by the same processes

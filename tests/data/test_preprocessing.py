@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from xpnet.backend import to_numpy
 from xpnet.data import preprocessing as P
 
-IMAGES = np.random.default_rng(0).normal(3.0, 2.0, (200, 4, 3, 2)).astype(np.float32) * np.linspace(
-    0.5, 2, 24
-).reshape(4, 3, 2).astype(np.float32)
+IMAGES = np.random.default_rng(0).normal(3.0, 2.0, (200, 4, 3, 2)).astype(np.float32) * np.linspace(0.5, 2, 24).reshape(
+    4, 3, 2
+).astype(np.float32)
 
 MAKE = {
     "mean image": lambda: P.MeanSubtraction(),
@@ -107,9 +107,7 @@ def test_mean_subtraction():
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 2**32), shift=st.floats(-1e3, 1e3), scale=st.floats(1e-3, 1e3), n=st.integers(2, 50)
-)
+@given(seed=st.integers(0, 2**32), shift=st.floats(-1e3, 1e3), scale=st.floats(1e-3, 1e3), n=st.integers(2, 50))
 def test_standardize_gives_mean_zero_and_deviation_one(seed, shift, scale, n):
     x = np.random.default_rng(seed).normal(size=(n, 3)) * scale + shift
     x[:, 2] = shift  # a constant feature becomes 0
@@ -214,9 +212,7 @@ def test_use_before_fit_second_fit_other_shape(name):
     p.fit(IMAGES)
     with pytest.raises(ValueError, match="is fitted already; make a new one"):
         p.fit(IMAGES)
-    with pytest.raises(
-        ValueError, match=r"fitted to examples of shape \(4, 3, 2\), got numpy array \(200, 4, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"fitted to examples of shape \(4, 3, 2\), got numpy array \(200, 4, 3\)"):
         p(IMAGES[..., 0])
 
 

@@ -133,8 +133,7 @@ class Batches:
         if isinstance(self._source, Stream):
             if shuffle or weights is not None or samples is not None:
                 raise ValueError(
-                    "a stream cannot be shuffled, weighted or sampled by index; buffer=1000 shuffles it "
-                    "within a buffer"
+                    "a stream cannot be shuffled, weighted or sampled by index; buffer=1000 shuffles it within a buffer"
                 )
             if processes:
                 raise ValueError("a stream is read in one thread: leave out processes=True")
@@ -145,14 +144,10 @@ class Batches:
             if weights is not None:
                 self._weights = sampling.check_weights(weights, n)
             elif samples is not None and samples > n:
-                raise ValueError(
-                    f"samples={samples} of {n} examples: more than all needs weights (with replacement)"
-                )
+                raise ValueError(f"samples={samples} of {n} examples: more than all needs weights (with replacement)")
             self.count = n if samples is None else samples
             if processes and isinstance(self._source, Arrays):
-                raise ValueError(
-                    "arrays would be copied to every worker process: use threads (processes=False)"
-                )
+                raise ValueError("arrays would be copied to every worker process: use threads (processes=False)")
         self._device = None if device is None else backend.device(device)
         late = augment is not None and self._device is not None and self._device.kind != "cpu"
         self._late = augment if late else None
@@ -177,9 +172,7 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of one epoch, from batch `start` on."""
         self._epoch, self._batch = epoch, start
-        made = (
-            self._streamed(epoch, start) if isinstance(self._source, Stream) else self._indexed(epoch, start)
-        )
+        made = self._streamed(epoch, start) if isinstance(self._source, Stream) else self._indexed(epoch, start)
         try:
             for number, (batch, skipped) in zip(itertools.count(start), made):
                 self._note(skipped)
@@ -219,9 +212,7 @@ class Batches:
     def __enter__(self) -> Batches:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def _identity(self) -> dict[str, int | None]:
@@ -231,9 +222,7 @@ class Batches:
         source, size = self._source, self.batch_size
         if isinstance(source, Stream) or size is None:
             raise TypeError("a stream has no indices")
-        order = sampling.order(
-            self.seed, epoch, source.count, shuffle=self.shuffle, weights=self._weights, samples=self.count
-        )
+        order = sampling.order(self.seed, epoch, source.count, shuffle=self.shuffle, weights=self._weights, samples=self.count)
         tasks = ((order[k * size : (k + 1) * size], epoch, k) for k in range(start, len(self)))
         work = functools.partial(_make, source, self._finish)
         if self._uses_processes:

@@ -49,9 +49,7 @@ def iris() -> Dataset:
 
 def digits() -> Dataset:
     """The UCI optical digits: 1,438 training and 359 test images of 8x8x1, 10 classes."""
-    table = np.array(
-        [line.split(b",") for line in gzip.decompress(_content("digits.csv.gz")).split()]
-    ).astype(np.int64)
+    table = np.array([line.split(b",") for line in gzip.decompress(_content("digits.csv.gz")).split()]).astype(np.int64)
     scale = 16.0
     x = (table[:, :64] / scale).astype(np.float32).reshape(-1, 8, 8, 1)
     y, test = table[:, 64], table[:, 65] == 1

@@ -137,9 +137,7 @@ class Arrays:
             sizes.append(int(part.shape[0]))
         if not parts or len(set(sizes)) != 1:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-            raise ValueError(
-                f"the arrays must have the same number of examples, got shapes {shapes or '(none)'}"
-            )
+            raise ValueError(f"the arrays must have the same number of examples, got shapes {shapes or '(none)'}")
         self.tree, self.count = tree, sizes[0]
 
     def fetch(self, indices: NumpyArray) -> tuple[Any, list[SkipExample]]:
@@ -254,8 +252,7 @@ class Stream:
         if self._once:
             if self._begun:
                 raise ValueError(
-                    "this iterator was used up by an earlier epoch: give a function that returns a new one "
-                    "each time"
+                    "this iterator was used up by an earlier epoch: give a function that returns a new one each time"
                 )
             self._begun = True
         if not callable(self.data):

@@ -22,9 +22,7 @@ class WorkerError(RuntimeError):
     """A worker process ended without an answer."""
 
 
-def in_order(
-    pool: Executor, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int
-) -> Iterator[T]:
+def in_order(pool: Executor, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[T]:
     """`work(*task)` for every task, computed in `pool` up to `ahead` tasks early, given in the order of the
     tasks.
 

@@ -13,9 +13,7 @@ from ..sources import like
 from .base import Augmentation, images, require
 
 
-def _pick(
-    xp: Namespace, x: Array, rows: np.ndarray[Any, Any], columns: np.ndarray[Any, Any], fill: float
-) -> Array:
+def _pick(xp: Namespace, x: Array, rows: np.ndarray[Any, Any], columns: np.ndarray[Any, Any], fill: float) -> Array:
     """out[n, i, j] = x[n, rows[n, i], columns[n, j]], and `fill` where that lies outside.
 
     Args:
@@ -29,14 +27,10 @@ def _pick(
     inside = ((rows >= 0) & (rows < H))[:, :, None] & ((columns >= 0) & (columns < W))[:, None, :]
     rows, columns = rows.clip(0, H - 1), columns.clip(0, W - 1)
     index = (np.arange(N)[:, None, None] * H + rows[:, :, None]) * W + columns[:, None, :]
-    out = xp.reshape(
-        xp.take(xp.reshape(x, (N * H * W, C)), like(xp, x, index.reshape(-1)), axis=0), (*index.shape, C)
-    )
+    out = xp.reshape(xp.take(xp.reshape(x, (N * H * W, C)), like(xp, x, index.reshape(-1)), axis=0), (*index.shape, C))
     if inside.all():
         return out
-    return xp.where(
-        like(xp, x, inside[..., None]), out, like(xp, x, np.full((1, 1, 1, 1), fill, dtype_name(x)))
-    )
+    return xp.where(like(xp, x, inside[..., None]), out, like(xp, x, np.full((1, 1, 1, 1), fill, dtype_name(x))))
 
 
 @dataclass(frozen=True)
@@ -52,9 +46,7 @@ class Shift(Augmentation):
     def __post_init__(self) -> None:
         require(self.pixels >= 0, f"pixels must not be negative, got {self.pixels}")
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Two whole numbers for each image."""
         N, H, W, _ = images(self, x)
         by = rng.integers(-self.pixels, self.pixels, (N, 2), endpoint=True)
@@ -71,9 +63,7 @@ class Flip(Augmentation):
     def __post_init__(self) -> None:
         require(0 <= self.p <= 1, f"p must lie in [0, 1], got {self.p}")
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """One number for each image."""
         N = images(self, x)[0]
         turned = like(xp, x, (rng.random(N) < self.p)[:, None, None, None])
@@ -97,9 +87,7 @@ class Crop(Augmentation):
     def __post_init__(self) -> None:
         require(self.padding >= 0, f"padding must not be negative, got {self.padding}")
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Two whole numbers for each image: the corner of the piece."""
         N, H, W, _ = images(self, x)
         OH, OW = (H, W) if self.size is None else self.size
@@ -127,9 +115,7 @@ class Cutout(Augmentation):
     def __post_init__(self) -> None:
         require(self.size > 0, f"size must be positive, got {self.size}")
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Two whole numbers for each image."""
         N, H, W, _ = images(self, x)
         hit = []

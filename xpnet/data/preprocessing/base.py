@@ -42,17 +42,14 @@ class Transform(ABC):
         """
         if self.shape is not None:
             raise ValueError(
-                f"{self._name} is fitted already; make a new one (fitting again would change what earlier "
-                f"data became)"
+                f"{self._name} is fitted already; make a new one (fitting again would change what earlier data became)"
             )
         if len(x.shape) < 2 or x.shape[0] < 1:
             raise ValueError(f"{self._name}.fit needs examples (N, ...) with N at least 1, got {describe(x)}")
         arrays = self._fit(x)
         for name, array in arrays.items():
             if not np.isfinite(array).all():
-                raise ValueError(
-                    f"{self._name}: the fitted {name} is not finite; x holds NaN or infinite values"
-                )
+                raise ValueError(f"{self._name}: the fitted {name} is not finite; x holds NaN or infinite values")
         self.arrays = arrays
         self.shape = tuple(int(n) for n in x.shape[1:])
         return self
@@ -63,9 +60,7 @@ class Transform(ABC):
         if self.needs_fit:
             expected = self._fitted()
             if tuple(x.shape[1:]) != expected:
-                raise ValueError(
-                    f"{self._name} was fitted to examples of shape {expected}, got {describe(x)}"
-                )
+                raise ValueError(f"{self._name} was fitted to examples of shape {expected}, got {describe(x)}")
         return self._apply(xp, _as_floating(xp, x))
 
     def inverse(self, z: Array) -> Array:

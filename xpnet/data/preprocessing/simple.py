@@ -78,9 +78,7 @@ class Standardize(_Per):
         arrays = {"mean": np.array(mean, np.float64), "std": np.array(std, np.float64)}
         for name, array in arrays.items():
             if array.shape != tuple(shape[-1:]):
-                raise ValueError(
-                    f"{name} has shape {array.shape}, expected one for each channel: {tuple(shape[-1:])}"
-                )
+                raise ValueError(f"{name} has shape {array.shape}, expected one for each channel: {tuple(shape[-1:])}")
         if not (arrays["std"] > 0).all():
             raise ValueError(f"std must be positive, got {std}")
         made.arrays, made.shape = arrays, tuple(shape)
