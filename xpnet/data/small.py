@@ -1,4 +1,4 @@
-"""The two data sets that come with the package: iris and digits. Sources and licence: files/SOURCES.md."""
+"""The two data sets that come with the package: iris and digits. Sources and licence: shipped/SOURCES.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LICENCE = "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"
 
 
 def _content(name: str) -> bytes:
-    return (resources.files("xpnet.data") / "files" / name).read_bytes()
+    return (resources.files("xpnet.data") / "shipped" / name).read_bytes()
 
 
 def _moments(x: NumpyArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
