@@ -534,7 +534,7 @@ def test_a_mapped_file_is_never_in_memory_as_a_whole(tmp_path):
 
 
 def test_batches_of_a_mapped_file_are_copies_and_equal(tmp_path, monkeypatch):
-    monkeypatch.setattr("xpnet.data.sources._RELEASE_AFTER", 1)  # give the pages back after each batch
+    monkeypatch.setattr("xpnet.data.arrays._RELEASE_AFTER", 1)  # give the pages back after each batch
     x, y = arrays(500)
     np.save(tmp_path / "x.npy", x)
     for mode in ("r", "r+", "c"):
@@ -552,7 +552,7 @@ def test_batches_of_a_mapped_file_are_copies_and_equal(tmp_path, monkeypatch):
 
 
 def test_writes_to_a_mapped_file_survive_the_release(tmp_path, monkeypatch):
-    monkeypatch.setattr("xpnet.data.sources._RELEASE_AFTER", 1)
+    monkeypatch.setattr("xpnet.data.arrays._RELEASE_AFTER", 1)
     mapped = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (100, 1000))
     mapped[:] = np.arange(100)[:, None]
     for batch in Batches(mapped, 10):

@@ -15,25 +15,26 @@ from xpnet import backend
 from xpnet.backend import Array, Device
 
 from . import sampling
+from .arrays import Arrays, Order, each
 from .augment import Augmentation
 from .dataset import NumpyArray
-from .sources import Arrays, Examples, SkipExample, Stream, each, source_of
+from .sources import Examples, SkipExample, Stream, source_of
 from .workers import Processes, WorkerError, in_order, threads
 
 _Made: TypeAlias = tuple[Any, list[SkipExample]]
+_Finish: TypeAlias = Callable[[Any, int, int], Any]
 _END = object()
 
 
-def _make(
-    source: Arrays | Examples,
-    finish: Callable[[Any, int, int], Any],
-    indices: NumpyArray,
-    epoch: int,
-    number: int,
-) -> _Made:
+def _examples_work(source: Examples, finish: _Finish, indices: NumpyArray, epoch: int, number: int) -> _Made:
     """Batch `number` of an epoch, ready but for its device: what a worker does."""
     batch, skipped = source.fetch(indices)
     return (None if batch is None else finish(batch, epoch, number)), skipped
+
+
+def _arrays_work(source: Arrays, finish: _Finish | None, order: Order, start: int, stop: int, epoch: int, number: int) -> _Made:
+    batch = source.fetch(order, start, stop)
+    return (batch if finish is None else finish(batch, epoch, number)), []
 
 
 def _finish(
@@ -149,9 +150,13 @@ class Batches:
             if processes and isinstance(self._source, Arrays):
                 raise ValueError("arrays would be copied to every worker process: use threads (processes=False)")
         self._device = None if device is None else backend.device(device)
+        self._move: Callable[[Array], Array] = backend.to_numpy
+        if self._device is not None and self._device.kind != "cpu":
+            self._move = functools.partial(backend.to_device, where=self._device)
         late = augment is not None and self._device is not None and self._device.kind != "cpu"
         self._late = augment if late else None
         self._finish = functools.partial(_finish, transform, None if late else augment, self.seed)
+        self._finishes = transform is not None or (augment is not None and not late)
         self._workers, self._ahead = workers, workers * prefetch
         self._uses_processes = processes and workers > 0
         self._processes: Processes | None = None
@@ -223,8 +228,16 @@ class Batches:
         if isinstance(source, Stream) or size is None:
             raise TypeError("a stream has no indices")
         order = sampling.order(self.seed, epoch, source.count, shuffle=self.shuffle, weights=self._weights, samples=self.count)
-        tasks = ((order[k * size : (k + 1) * size], epoch, k) for k in range(start, len(self)))
-        work = functools.partial(_make, source, self._finish)
+        places = ((k, k * size, min((k + 1) * size, len(order))) for k in range(start, len(self)))
+        work: Callable[..., _Made]
+        tasks: Iterator[tuple[Any, ...]]
+        if isinstance(source, Arrays):
+            whole = Order(order)
+            work = functools.partial(_arrays_work, source, self._finish if self._finishes else None)
+            tasks = ((whole, begin, end, epoch, k) for k, begin, end in places)
+        else:
+            work = functools.partial(_examples_work, source, self._finish)
+            tasks = ((order[begin:end], epoch, k) for k, begin, end in places)
         if self._uses_processes:
             try:
                 yield from self._pool(work).in_order(tasks, self._ahead)
@@ -272,8 +285,7 @@ class Batches:
     def _placed(self, batch: Any, epoch: int, number: int) -> Any:
         if self._device is None:
             return batch
-        place = self._device
-        batch = each(lambda array: backend.to_device(array, place), batch)
+        batch = each(self._move, batch)
         return batch if self._late is None else _augmented(self._late, self.seed, batch, epoch, number)
 
     def _note(self, skipped: list[SkipExample]) -> None:

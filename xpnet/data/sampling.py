@@ -9,6 +9,7 @@ import numpy as np
 from xpnet import random
 from xpnet.backend import Array, to_numpy
 
+from .arrays import gather
 from .dataset import NumpyArray
 
 
@@ -126,8 +127,6 @@ def split(
         rows = np.flatnonzero(labels == label)
         shuffled = random.generator(random.key(seed, "split", label)).permutation(rows)
         second[shuffled[: round(fraction * len(rows))]] = True
-    from .sources import gather
-
     parts = np.flatnonzero(~second), np.flatnonzero(second)
     return (gather(x, parts[0]), gather(y, parts[0])), (gather(x, parts[1]), gather(y, parts[1]))
 

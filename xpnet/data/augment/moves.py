@@ -9,7 +9,7 @@ import numpy as np
 
 from xpnet.backend import Array, Namespace, dtype_name
 
-from ..sources import like
+from ..arrays import like
 from .base import Augmentation, images, require
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from xpnet.backend import Array, Namespace, describe, dtype_name, namespace
 
+from ..arrays import like
 from ..preprocessing import one_hot
-from ..sources import like
 from .base import Augmentation, floating, require
 
 

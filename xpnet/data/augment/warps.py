@@ -8,8 +8,8 @@ import numpy as np
 
 from xpnet.backend import Array, Namespace, dtype_name, namespace
 
+from ..arrays import like
 from ..dataset import NumpyArray
-from ..sources import like
 from .base import Augmentation, floating, images, require
 
 

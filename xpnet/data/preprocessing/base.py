@@ -11,8 +11,8 @@ import numpy as np
 
 from xpnet.backend import Array, Namespace, describe, dtype_name, namespace, to_numpy
 
+from ..arrays import like
 from ..dataset import NumpyArray
-from ..sources import like
 
 Per: TypeAlias = Literal["channel", "feature", "all"]
 _CHUNK_BYTES = 1 << 25
