@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
@@ -71,6 +70,8 @@ def read_archive(path: Path, names: tuple[str, ...], md5: str | None) -> dict[st
     Raises:
         DataError: damaged, another checksum, or a file is missing in it.
     """
+    import tarfile
+
     try:
         if md5 is not None:
             with path.open("rb") as file:

@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xpnet import backend
 from xpnet.backend import Array, Device
@@ -17,9 +17,11 @@ from xpnet.backend import Array, Device
 from . import sampling
 from .arrays import Arrays, Order, each
 from .augment import Augmentation
-from .dataset import NumpyArray
+from .dataset import NumpyArray, WorkerError
 from .sources import Examples, SkipExample, Stream, source_of
-from .workers import Processes, WorkerError, in_order, threads
+
+if TYPE_CHECKING:
+    from .workers import Processes
 
 _Made: TypeAlias = tuple[Any, list[SkipExample]]
 _Finish: TypeAlias = Callable[[Any, int, int], Any]
@@ -238,19 +240,25 @@ class Batches:
         else:
             work = functools.partial(_examples_work, source, self._finish)
             tasks = ((order[begin:end], epoch, k) for k, begin, end in places)
+        if self._workers == 0:
+            yield from itertools.starmap(work, tasks)
+            return
+        # Imported where it is used: pools of processes bring much of the standard library with them.
+        from .workers import in_order, threads
+
         if self._uses_processes:
             try:
                 yield from self._pool(work).in_order(tasks, self._ahead)
             except WorkerError:
                 self.close()
                 raise
-        elif self._workers:
+        else:
             with threads(self._workers) as pool:
                 yield from in_order(pool, work, tasks, self._ahead)
-        else:
-            yield from itertools.starmap(work, tasks)
 
     def _pool(self, work: Callable[..., _Made]) -> Processes:
+        from .workers import Processes
+
         if self._processes is None:
             self._processes = Processes(self._workers, work)
             weakref.finalize(self, self._processes.pool.shutdown, wait=False, cancel_futures=True)
@@ -270,6 +278,8 @@ class Batches:
             for _ in range(start):
                 next(raw, None)
             if self._workers:
+                from .workers import in_order, threads
+
                 # One thread, whatever `workers` says: the stream has one reader.
                 with threads(1) as pool:
                     for batch in in_order(pool, work, itertools.repeat(()), self._ahead):

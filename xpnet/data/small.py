@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from importlib import resources
 
 import numpy as np
 
@@ -13,6 +12,8 @@ _LICENCE = "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"
 
 
 def _content(name: str) -> bytes:
+    from importlib import resources
+
     return (resources.files("xpnet.data") / "shipped" / name).read_bytes()
 
 

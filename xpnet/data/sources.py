@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -125,6 +124,8 @@ class Stream:
             self._begun = True
         if not callable(self.data):
             return iter(cast("Iterable[Any]", self.data))
+        import inspect
+
         takes_epoch = "epoch" in inspect.signature(self.data).parameters
         return iter(self.data(epoch=epoch) if takes_epoch else self.data())
 
