@@ -23,7 +23,7 @@ Array: TypeAlias = Any
 Namespace: TypeAlias = Any
 
 _SCALARS = (bool, int, float, complex)
-_dtype_names: dict[Any, str] = {}
+_dtype_names: dict[tuple[type, Any], str] = {}
 _namespaces: dict[type, Namespace] = {np.ndarray: np}
 
 
@@ -91,9 +91,11 @@ def describe(array: Array) -> str:
 
 def dtype_name(array: Array) -> str:
     """The bare name of an array's dtype ("float32"), whatever library it comes from."""
-    name = _dtype_names.get(array.dtype)
+    dtype = array.dtype
+    key = type(dtype), dtype  # equal hashes of two libraries' dtypes must not lead to their comparison
+    name = _dtype_names.get(key)
     if name is None:
-        name = _dtype_names[array.dtype] = str(array.dtype).rsplit(".", 1)[-1].strip("'>")
+        name = _dtype_names[key] = str(dtype).rsplit(".", 1)[-1].strip("'>")
     return name
 
 

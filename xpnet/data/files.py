@@ -104,9 +104,7 @@ def _what(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]]
     )
 
 
-def download(
-    name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]], remotes: Sequence[Remote]
-) -> list[Path]:
+def download(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]], remotes: Sequence[Remote]) -> list[Path]:
     """Fetch `remotes` into the cache and return their paths there; files that are there already stay.
 
     Raises:
@@ -119,9 +117,7 @@ def download(
     try:
         import pooch
     except ImportError:
-        raise DataError(
-            f"{name}: not found, and a download needs pooch (pip install pooch). {wanted}"
-        ) from None
+        raise DataError(f"{name}: not found, and a download needs pooch (pip install pooch). {wanted}") from None
     mirror = os.environ.get("XPNET_DATA_MIRROR", "").rstrip("/")
     folder = cache_folder() / subfolders[0]
     pooch.get_logger().setLevel("WARNING")
@@ -132,9 +128,7 @@ def download(
         try:
             # A mirror may have packed a file anew: its content is then checked by whoever reads it.
             known = None if mirror and not remote.name.endswith(".tar.gz") else f"md5:{remote.md5}"
-            path = pooch.retrieve(
-                url, known_hash=known, fname=remote.name, path=folder, downloader=downloader
-            )
+            path = pooch.retrieve(url, known_hash=known, fname=remote.name, path=folder, downloader=downloader)
         except Exception as error:  # requests, urllib3 and pooch each have their own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DataError(f"{name}: {url} could not be downloaded ({reason}). {wanted}") from error
