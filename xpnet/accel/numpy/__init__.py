@@ -1,3 +1,4 @@
 """Faster versions of some operations for NumPy arrays. The registry imports this when it meets the first one."""
 
 from xpnet.accel.numpy import convolution as convolution
+from xpnet.accel.numpy import pooling as pooling

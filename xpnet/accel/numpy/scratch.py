@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from xpnet.threads import get_num_threads
+
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 LIMIT = 14 << 20
@@ -46,6 +48,24 @@ def scratch(dtype: np.dtype[Any], *shapes: Sequence[int]) -> list[Floats]:
         arrays.append(np.ndarray(shape, dtype, memory, start))
         start += size
     return arrays
+
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+"""The dtypes that the accelerated operations take."""
+
+
+def images_and_lines(N: int, lines: int, line_bytes: int, wanted: int) -> list[tuple[int, int, int, int]]:
+    """Chunks of about `wanted` bytes: several images, or some lines of one. (first, last image, first, last line)
+
+    They are nearly equal, and at least one for each thread as long as there are enough images.
+    """
+    many = max(1, wanted // max(1, line_bytes))
+    if many >= 2 * lines:
+        images = max(1, min(many // lines, -(-N // get_num_threads())))
+        images = -(-N // -(-N // images))
+        return [(n, min(n + images, N), 0, lines) for n in range(0, N, images)]
+    many = -(-lines // -(-lines // min(many, lines)))
+    return [(n, n + 1, r, min(r + many, lines)) for n in range(N) for r in range(0, lines, many)]
 
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh")
