@@ -74,19 +74,20 @@ _ROW = 2048
 _zeros = {np.dtype(kind): np.zeros(_ROW, kind) for kind in (np.float32, np.float64)}
 
 
-def relu_in_place(y: Floats) -> None:
-    """max(y, 0), in place. Against a scalar NumPy's maximum is three times slower than against a row of zeros."""
-    zeros = _zeros[y.dtype]
-    if y.flags.c_contiguous:
-        flat = y.reshape(-1)
+def relu_to(x: Floats, out: Floats) -> None:
+    """out = max(x, 0). Against a scalar NumPy's maximum is three times slower than against a row of zeros."""
+    zeros = _zeros[x.dtype]
+    if x.size <= 512:
+        np.maximum(x, 0, out=out)
+    elif x.flags.c_contiguous and out.flags.c_contiguous:
+        flat, target = x.reshape(-1), out.reshape(-1)
         cut = flat.size - flat.size % _ROW
-        whole, rest = flat[:cut].reshape(-1, _ROW), flat[cut:]
-        np.maximum(whole, zeros, out=whole)
-        np.maximum(rest, zeros[: rest.size], out=rest)
-    elif y.shape[-1] <= _ROW:
-        np.maximum(y, zeros[: y.shape[-1]], out=y)
+        np.maximum(flat[:cut].reshape(-1, _ROW), zeros, out=target[:cut].reshape(-1, _ROW))
+        np.maximum(flat[cut:], zeros[: flat.size - cut], out=target[cut:])
+    elif x.shape[-1] <= _ROW:
+        np.maximum(x, zeros[: x.shape[-1]], out=out)
     else:
-        np.maximum(y, 0, out=y)
+        np.maximum(x, 0, out=out)
 
 
 def activate(y: Floats, activation: str | None) -> None:
@@ -94,7 +95,7 @@ def activate(y: Floats, activation: str | None) -> None:
     if activation is None or not y.size:
         return
     if activation == "relu":
-        relu_in_place(y)
+        relu_to(y, y)
     elif activation == "tanh":
         np.tanh(y, out=y)
     else:
@@ -108,12 +109,10 @@ def activate(y: Floats, activation: str | None) -> None:
 def keep_where(values: Floats, mask: Floats, out: Floats) -> None:
     """`out` = values where the bool array `mask` is True, else 0: also where the value is infinite or not a number.
 
-    A logical "and" of the bits with a mask of ones or zeros: the same speed as multiplying, and a fifth of where's time.
+    A logical "and" of the bits with a mask of ones or zeros: as fast as multiplying, and a fifth of the time of where.
     """
-    bits = mask.view(np.int8)
-    np.negative(bits, out=bits)
     whole = f"i{values.dtype.itemsize}"
-    np.bitwise_and(values.view(whole), bits, out=out.view(whole))
+    np.bitwise_and(values.view(whole), np.negative(mask.view(np.int8)), out=out.view(whole))
 
 
 def slope(dy: Floats, y: Floats | None, activation: str | None, out: Floats) -> None:
