@@ -10,12 +10,13 @@ The number of threads is, in this order: what :func:`set_num_threads` was given;
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Body = Callable[[int], None]
@@ -207,6 +208,16 @@ def parallel(body: Body, count: int) -> None:
             raise
         if job.error is not None:
             raise job.error
+    finally:
+        _blas.leave()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within the block BLAS uses one thread."""
+    _blas.enter()
+    try:
+        yield
     finally:
         _blas.leave()
 
