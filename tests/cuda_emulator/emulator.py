@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.cuda_emulator import build
 from xpnet.accel.cupy import launch as launching
-from xpnet.ops import registry as ops_registry
+from xpnet.ops.registry import Implementation, registry
 
 GUARD = 256
 GUARD_BYTE = 0xFF  # read as a float it is a NaN, so that an out-of-bounds read shows in the result too
@@ -139,7 +139,7 @@ def emulated_ops(**settings: Any):
 
     changed = []
     try:
-        for operation in ops_registry.registry.values():
+        for operation in registry.values():
             implementation = operation.accelerated.get("cupy")
             if implementation is None:
                 continue
@@ -162,7 +162,7 @@ def _on_numpy(implementation: Any, reference: Any) -> Any:
     def backward(_: Any, *inputs: Any, **settings: Any) -> Any:
         return implementation.backward_function(xp, *inputs, **settings)
 
-    wrapped = ops_registry.Implementation(forward, reference)
+    wrapped = Implementation(forward, reference)
     wrapped.wants_save = implementation.wants_save
     if implementation.backward_function is not reference.backward_function:
         wrapped.backward_function = backward
