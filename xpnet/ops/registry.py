@@ -78,7 +78,8 @@ class Op:
         self.differentiable = False
 
         parameters = [p for p in list(inspect.signature(function).parameters.values())[1:] if p.name != "save"]
-        arrays = [p for p in parameters if str(p.annotation).startswith("Array")]
+        # An array that must be given by keyword (running statistics) is a setting: it has no gradient.
+        arrays = [p for p in parameters if str(p.annotation).startswith("Array") and p.kind is not p.KEYWORD_ONLY]
         rest = [p for p in parameters if p not in arrays]
         if parameters[: len(arrays)] != arrays or not arrays:
             raise TypeError(f"{function.__name__}: the array inputs must come first and be annotated Array")

@@ -31,6 +31,10 @@ def _library() -> Any:
     library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
     library.cublasSetStream_v2.argtypes = [pointer, pointer]
     library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
+    library.cublasGemmEx.argtypes = [
+        pointer, integer, integer, integer, integer, integer, pointer, pointer, integer, integer,
+        pointer, integer, integer, pointer, pointer, integer, integer, integer, integer,
+    ]  # fmt: skip
     library.cublasGemmStridedBatchedEx.argtypes = [
         pointer, integer, integer, integer, integer, integer, pointer, pointer, integer, integer, long,
         pointer, integer, integer, long, pointer, pointer, integer, integer, long, integer, integer, integer,
@@ -100,13 +104,20 @@ def run(product: Product, device: int, stream: int) -> None:
         compute, scale = _COMPUTE_64F, ctypes.c_double
     else:
         compute, scale = (_COMPUTE_32F_FAST_TF32 if p.tf32 else _COMPUTE_32F), ctypes.c_float
-    kind = _DATA_TYPES[p.dtype]
+    kind, c_kind = _DATA_TYPES[p.dtype], _DATA_TYPES[p.c_dtype]
     alpha, beta = scale(p.alpha), scale(p.beta)
-    status = _library().cublasGemmStridedBatchedEx(
+    head = (
         _handle(device, stream), int(p.transpose_a), int(p.transpose_b), p.m, p.n, p.k, ctypes.byref(alpha),
-        p.a.data.ptr, kind, p.lda, p.stride_a, p.b.data.ptr, kind, p.ldb, p.stride_b, ctypes.byref(beta),
-        p.c.data.ptr, kind, p.ldc, p.stride_c, p.batch, compute, _DEFAULT_ALGORITHM,
     )  # fmt: skip
+    a, b, c = p.a.data.ptr, p.b.data.ptr, p.c.data.ptr
+    if p.batch == 1:  # a call of its own: cuBLAS splits a long inner dimension only here
+        status = _library().cublasGemmEx(
+            *head, a, kind, p.lda, b, kind, p.ldb, ctypes.byref(beta), c, c_kind, p.ldc, compute, _DEFAULT_ALGORITHM
+        )
+    else:
+        status = _library().cublasGemmStridedBatchedEx(
+            *head, a, kind, p.lda, p.stride_a, b, kind, p.ldb, p.stride_b, ctypes.byref(beta), c, c_kind, p.ldc,
+            p.stride_c, p.batch, compute, _DEFAULT_ALGORITHM,
+        )  # fmt: skip
     if status:
-        shape = f"({p.n}, {p.k}) @ ({p.k}, {p.m}), batch {p.batch}, {p.dtype}"
-        _check(status, f"the product {shape}")
+        _check(status, f"the product ({p.n}, {p.k}) @ ({p.k}, {p.m}), batch {p.batch}, {p.dtype}")
