@@ -35,7 +35,9 @@ def torch_run(kind, arrays, reverse, lengths, activation="tanh"):
     H = recurrent.shape[0]
     options = {"nonlinearity": activation} if kind == "rnn" else {}
     # PyTorch's own backward direction is the second one of a bidirectional network.
-    net = getattr(torch.nn, kind.upper())(x.shape[2], H, batch_first=True, bidirectional=reverse, dtype=torch.float64, **options)
+    net = getattr(torch.nn, kind.upper())(
+        x.shape[2], H, batch_first=True, bidirectional=reverse, dtype=torch.float64, **options
+    )
     suffix = "_l0_reverse" if reverse else "_l0"
     biases = rest[: len(rest) - STATES[kind]]
     states = rest[len(biases) :]
