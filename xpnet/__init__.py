@@ -1,5 +1,8 @@
 """xpnet: write a network once against the Array API; run it on NumPy or CuPy, at the speed of the hardware."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from xpnet import backend, data, initializers, inspect, losses, metrics, ops, optim, random, regularizers
 from xpnet.backend import DeviceError, to_device, to_numpy
 from xpnet.layers import (
@@ -47,7 +50,28 @@ from xpnet.ops import ShapeError, conv_output_size
 from xpnet.tensor import Parameter, Tensor, no_grad, value_and_grad
 from xpnet.training import Callback, History, NotFiniteError, Trainer
 
+if TYPE_CHECKING:
+    from xpnet import inspect, models
+    from xpnet.io.model_file import ModelFileError, load
+
 __version__ = "0.1.0"
+
+_LATER = {
+    "ModelFileError": "xpnet.io.model_file",
+    "inspect": "",
+    "load": "xpnet.io.model_file",
+    "models": "",
+}
+"""What is imported when it is first used: import xpnet is to be quick. A module, or where a name is found."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'xpnet' has no attribute {name!r}")
+    where = _LATER[name]
+    found = getattr(importlib.import_module(where), name) if where else importlib.import_module(f"xpnet.{name}")
+    globals()[name] = found
+    return found
 
 __all__ = [
     "ELU",
@@ -79,6 +103,7 @@ __all__ = [
     "LocalResponseNorm",
     "LpPool2D",
     "MaxPool2D",
+    "ModelFileError",
     "Module",
     "NotFiniteError",
     "Parameter",
@@ -101,8 +126,10 @@ __all__ = [
     "data",
     "initializers",
     "inspect",
+    "load",
     "losses",
     "metrics",
+    "models",
     "no_grad",
     "ops",
     "optim",

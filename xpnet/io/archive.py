@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -81,7 +82,8 @@ def write(path: str | Path, document: Mapping[str, Any], arrays: Mapping[str, np
     from safetensors.numpy import save
 
     text = json.dumps(document, indent=1, allow_nan=True).encode()
-    blob = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    # safetensors writes the memory of an array in order, whatever its strides; np.ascontiguousarray would give 0-d an axis.
+    blob = save({name: a if a.flags.c_contiguous else a.copy() for name, a in arrays.items()})
 
     def fill(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -107,13 +109,25 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
             names = archive.namelist()
             if sorted(names) != sorted([DOCUMENT, ARRAYS]):
                 raise ArchiveError(f"{path}: not a file of xpnet: it holds {', '.join(names[:5]) or 'nothing'}")
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise ArchiveError(f"{path}: not a file of xpnet: its parts are compressed")
+            for info in archive.infolist():
+                # Without compression nothing in the file can become larger than the file itself.
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
+                    raise ArchiveError(f"{path}: not a file of xpnet: its parts are compressed or encrypted")
             document = json.loads(archive.read(DOCUMENT))
             arrays = load(archive.read(ARRAYS))
-    except (zipfile.BadZipFile, EOFError, RuntimeError, SafetensorError, ValueError) as error:  # whatever zipfile trips over
-        if isinstance(error, ArchiveError):
-            raise
+    except ArchiveError:
+        raise
+    # What zipfile, json and safetensors raise on damaged bytes.
+    except (
+        zipfile.BadZipFile,
+        struct.error,
+        EOFError,
+        RuntimeError,
+        SafetensorError,
+        ValueError,
+        KeyError,
+        OverflowError,
+    ) as error:
         raise ArchiveError(f"{path}: truncated, damaged or not a file of xpnet ({error})") from error
     if not isinstance(document, dict):
         raise ArchiveError(f"{path}: not a file of xpnet: its document is a {type(document).__name__}")

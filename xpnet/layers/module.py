@@ -6,8 +6,10 @@ that is called first is its root and gives every Module below it a path ("1.kern
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,7 +20,21 @@ from xpnet.ops.shapes import ShapeError
 from xpnet.tensor import Parameter, Tensor, no_grad
 
 Shape = tuple[int, ...]
-_INTERNAL = frozenset({"training", "context", "path", "built", "counter"})
+_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter"})
+_shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within the block new parameters and buffers have a shape and a dtype, but no memory and no values (all read as 0).
+
+    For models whose weights are about to come from a file, and for looking at models that would not fit.
+    """
+    token = _shapes_only.set(True)
+    try:
+        yield
+    finally:
+        _shapes_only.reset(token)
 
 
 class _Structure:
@@ -63,6 +79,7 @@ class Module:
     training: bool
     path: str | None
     built: bool
+    built_for: Shape | None  # the input's shape that the parameters were made for
     context: Context
     counter: int  # how often a random layer has drawn: the step of its stream
     _children: dict[str, Module]
@@ -76,7 +93,7 @@ class Module:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
         self = super().__new__(cls)
         table = self.__dict__
-        table.update(training=True, path=None, built=False, context=Context(), counter=0)
+        table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0)
         table.update(_children={}, _parameters={}, _buffers={}, _arena=None, _arena_version=-1)
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
@@ -198,18 +215,30 @@ class Module:
     def add_parameter(self, name: str, spec: Spec) -> Parameter:
         """Make a Parameter as `spec` says and assign it to attribute `name`; its random key is the seed and its path."""
         path = f"{self.path}.{name}" if self.path else name
-        values = initializers.get(spec.initializer)(spec.shape, random.key(self.context.seed, path))
-        if tuple(values.shape) != tuple(spec.shape):
-            raise ShapeError(f"the initializer of {path} made shape {tuple(values.shape)}, expected {spec.shape}")
-        parameter = Parameter(placed(values, self.context), decay=spec.decay)
+        if _shapes_only.get():
+            array = _hollow(spec.shape, self.context.dtype, self.context)
+        else:
+            array = self._initial(path, spec)
+        parameter = Parameter(array, decay=spec.decay)
         parameter.path, parameter.regularizer, parameter.constraint = path, spec.regularizer, spec.constraint
         setattr(self, name, parameter)
         return parameter
 
+    def _initial(self, path: str, spec: Spec) -> Array:
+        values = initializers.get(spec.initializer)(spec.shape, random.key(self.context.seed, path))
+        if tuple(values.shape) != tuple(spec.shape):
+            raise ShapeError(f"the initializer of {path} made shape {tuple(values.shape)}, expected {spec.shape}")
+        return placed(values, self.context)
+
     def add_buffer(self, name: str, values: Any) -> None:
         """Keep an array that is not learnt but saved and moved with the model."""
         self._buffers[name] = None
-        setattr(self, name, placed(values, self.context))
+        if _shapes_only.get():
+            host = backend.to_numpy(values)
+            kind = self.context.dtype if host.dtype.kind == "f" else host.dtype.name
+            setattr(self, name, _hollow(host.shape, kind, self.context))
+        else:
+            setattr(self, name, placed(values, self.context))
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """The output's shape for an input's shape, both without the batch axis.
@@ -225,7 +254,7 @@ class Module:
         try:
             if self._waits() and not self.built:
                 self.build(input_shape)
-                self.built = True
+                self.built, self.built_for = True, tuple(input_shape)
             return self.output_shape(input_shape)
         except ShapeError as error:
             raise self._located(error) from None
@@ -278,11 +307,12 @@ class Module:
         self.built = True
         if inputs and hasattr(inputs[0], "shape") and self._waits():
             self.built = False
+            shape = tuple(inputs[0].shape[1:])
             try:
-                self.build(tuple(inputs[0].shape[1:]))
+                self.build(shape)
             except ShapeError as error:
                 raise self._located(error) from None
-            self.built = True
+            self.built, self.built_for = True, shape
 
     def _received(self, x: Any) -> Any:
         """An input of the root: floats in the model's dtype, on the model's device."""
@@ -414,11 +444,23 @@ class Module:
                     module, attribute = owners[name]
                     setattr(module, attribute, placed(state[name], self.context))
 
-    def save(self, path: Any) -> None:
-        """Write the model (architecture, weights) to a file; see :func:`xpnet.load`."""
+    def save(self, path: Any, **extra: Any) -> None:
+        """Write the model (architecture, weights) to one file; see :func:`xpnet.io.model_file.save` and :func:`xpnet.load`."""
         from xpnet.io.model_file import save
 
-        save(self, path)
+        save(self, path, **extra)
+
+    def save_weights(self, path: Any) -> None:
+        """Write parameters and buffers alone to a safetensors file; see :func:`xpnet.io.weights.save_weights`."""
+        from xpnet.io.weights import save_weights
+
+        save_weights(self, path)
+
+    def load_weights(self, path: Any, strict: bool = True) -> None:
+        """Read parameters and buffers from a safetensors file; see :func:`xpnet.io.weights.load_weights`."""
+        from xpnet.io.weights import load_weights
+
+        load_weights(self, path, strict)
 
     def summary(self, input_shape: Shape | None = None, *, show: bool = True) -> Any:
         """A table of the layers: output shapes, parameters and memory. Prints it unless `show` is False; returns it."""
@@ -453,6 +495,12 @@ def placed(values: Any, context: Context) -> Array:
     else:
         host = host.copy()
     return backend.to_device(host, context.device)
+
+
+def _hollow(shape: Shape, dtype: str, context: Context) -> Array:
+    """An array of zeros that all lie in one place: see shapes_only."""
+    xp = context.device.xp
+    return xp.broadcast_to(xp.zeros((), dtype=getattr(xp, dtype)), tuple(shape))
 
 
 class Evaluation:

@@ -1,0 +1,254 @@
+"""The architecture of a model as JSON: which class made each Module, with which arguments.
+
+Numbers, strings, None, lists and dicts of them are written as they are. Everything else is an object with one telling
+key:
+
+    {"layer": "Conv2D", "args": [...], "keywords": {...}}   a class among xpnet's own layers
+    {"class": "MyNet", ...}                                 a Module class of the user's
+    {"shared": 3}                                           the fourth Module to be written, once more
+    {"setting": "initializers.He", "fields": {...}}         an initializer, regularizer or constraint
+    {"op": "relu"}                                          an operation of xpnet
+    {"function": "swish2"}                                  a function of the user's
+    {"tuple": [...]}  {"dict": {...}}  {"float": "inf"}  {"array": "argument.0"}
+
+Reading calls the named classes with these arguments and nothing else. The user's classes and functions are those that
+the caller of `decode` passes: a file can name code, but never brings or imports any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xpnet import initializers, layers, regularizers
+from xpnet.backend import to_numpy
+from xpnet.layers.module import Module
+from xpnet.layers.sequential import Sequential
+from xpnet.ops.registry import Op, registry
+
+LAYERS: dict[str, type[Module]] = {
+    name: made for name in layers.__all__ if isinstance(made := getattr(layers, name), type) and issubclass(made, Module)
+}
+_SETTINGS: dict[str, type] = {
+    f"{module.__name__.rpartition('.')[2]}.{name}": made
+    for module in (initializers, regularizers)
+    for name, made in vars(module).items()
+    if isinstance(made, type) and dataclasses.is_dataclass(made)
+}
+_ROOT_ONLY = ("device", "dtype", "seed")
+_MOST_MODULES = 100_000
+ARGUMENT = "argument."
+
+
+def own_name(kind: type) -> str | None:
+    """The name under which xpnet's own layer class `kind` is written; None for another class."""
+    return kind.__name__ if LAYERS.get(kind.__name__) is kind else None
+
+
+class Encoder:
+    """Writes one model.
+
+    Attributes:
+        arrays: arrays that were among the arguments, by the name that stands for them.
+        classes: the user's classes and functions that reading will need.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.classes: dict[str, Any] = {}
+        self._seen: dict[int, int] = {}
+
+    def model(self, module: Module) -> dict[str, Any]:
+        """A Module for JSON.
+
+        Raises:
+            ValueError: one of its arguments cannot be written; the message says which and what to do.
+        """
+        return self._module(module, type(module).__name__)
+
+    def _module(self, module: Module, where: str) -> dict[str, Any]:
+        if id(module) in self._seen:
+            return {"shared": self._seen[id(module)]}
+        kind = type(module)
+        args, keywords = module._arguments
+        if isinstance(module, Sequential) and _constructor(kind) is _constructor(Sequential):
+            # The list that the caller passed may have changed since; and what the model is for is kept elsewhere.
+            args, keywords = (module.layers,), {k: v for k, v in keywords.items() if k not in ("layers", "input_shape")}
+        keywords = {k: v for k, v in keywords.items() if k not in _ROOT_ONLY or k not in _root_keywords(kind)}
+        if "device" in keywords:
+            keywords = {**keywords, "device": "cpu"}  # a file is read on machines without the GPU that it was made on
+        name = own_name(kind)
+        if name is None:
+            self._user(kind, where)
+        made = {
+            "layer" if name else "class": name or kind.__name__,
+            "args": [self._value(value, f"{where}, argument {i + 1}") for i, value in enumerate(args)],
+            "keywords": {key: self._value(value, f"{where}, {key}") for key, value in keywords.items()},
+        }
+        self._seen[id(module)] = len(self._seen)
+        return made
+
+    def _user(self, made: Any, where: str) -> str:
+        name = str(made.__name__)
+        if "<" in made.__qualname__:
+            what = "a lambda" if name == "<lambda>" else f"{name}, which is defined inside a function"
+            raise ValueError(
+                f"{where}: {what} cannot be written to a file; define it with a name at the top of a module, and read the "
+                f"model with xpnet.load(path, classes=[...])"
+            )
+        if self.classes.setdefault(name, made) is not made:
+            raise ValueError(f"{where}: the model has two classes or functions named {name}; rename one of them")
+        return name
+
+    def _value(self, value: Any, where: str) -> Any:
+        if value is None or isinstance(value, (bool, str)):
+            return value
+        if isinstance(value, (int, np.integer)):
+            return int(value)
+        if isinstance(value, (float, np.floating)):
+            return float(value) if math.isfinite(value) else {"float": repr(float(value))}
+        if isinstance(value, Module):
+            return self._module(value, f"{where}: {type(value).__name__}")
+        if isinstance(value, list):
+            return [self._value(part, where) for part in value]
+        if isinstance(value, tuple):
+            return {"tuple": [self._value(part, where) for part in value]}
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {"dict": {key: self._value(part, f"{where}[{key!r}]") for key, part in value.items()}}
+        if isinstance(value, Op):
+            return {"op": value.__name__}
+        setting = f"{type(value).__module__.rpartition('.')[2]}.{type(value).__name__}"
+        if _SETTINGS.get(setting) is type(value) and dataclasses.is_dataclass(value):
+            fields = {f.name: self._value(getattr(value, f.name), f"{where}: {f.name}") for f in dataclasses.fields(value)}
+            return {"setting": setting, "fields": fields}
+        if callable(value) and hasattr(value, "__qualname__") and not isinstance(value, type):
+            return {"function": self._user(value, where)}
+        if hasattr(value, "dtype") and hasattr(value, "shape"):
+            name = f"{ARGUMENT}{len(self.arrays)}"
+            self.arrays[name] = to_numpy(value)
+            return {"array": name}
+        raise ValueError(
+            f"{where}: a {type(value).__name__} cannot be written to a file; arguments of layers may be numbers, strings, "
+            f"lists, arrays, layers, functions with a name, and xpnet's own initializers and regularizers. Save the weights "
+            f"alone with model.save_weights(path)"
+        )
+
+
+class Decoder:
+    """Makes one model from what an Encoder wrote.
+
+    Args:
+        arrays: the file's arrays.
+        classes: the user's classes and functions.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]], classes: Sequence[Any] = ()) -> None:
+        self._arrays = arrays
+        self._classes: dict[str, Callable[..., Any]] = {}
+        for made in classes:
+            if not callable(made) or not hasattr(made, "__name__"):
+                raise TypeError(f"classes: expected classes and functions, got {made!r}")
+            self._classes[made.__name__] = made
+        self._seen: list[Module] = []
+        self._sizes: list[int] = []  # how many Modules each of them holds, shared ones counted each time
+        self._size = 0
+
+    def model(self, value: Any) -> Module:
+        """The Module that `value` describes.
+
+        Raises:
+            ValueError: it describes none, or one whose class was not passed.
+        """
+        made = self._value(value)
+        if not isinstance(made, Module):
+            raise ValueError("it does not describe a model")
+        return made
+
+    def _value(self, value: Any) -> Any:
+        if value is None or isinstance(value, (bool, str, int, float)):
+            return value
+        if isinstance(value, list):
+            return [self._value(part) for part in value]
+        for key, read in self._READERS.items():
+            if isinstance(value, dict) and key in value:
+                try:
+                    return read(self, value)
+                except (KeyError, IndexError, TypeError, AttributeError) as error:
+                    raise ValueError(f"a malformed {key!r} ({type(error).__name__}: {error})") from error
+        raise ValueError(f"an entry of an unknown kind: {str(value)[:80]}")
+
+    def _layer(self, value: dict[str, Any]) -> Module:
+        name = value["layer"]
+        if name not in LAYERS:
+            raise ValueError(f"the layer {name!r} is unknown to this version of xpnet")
+        return self._call(name, LAYERS[name], value)
+
+    def _class(self, value: dict[str, Any]) -> Module:
+        return self._call(value["class"], self._named(value["class"], "class"), value)
+
+    def _call(self, name: str, kind: Callable[..., Any], value: dict[str, Any]) -> Module:
+        before = self._size
+        args = [self._value(part) for part in value["args"]]
+        keywords = {key: self._value(part) for key, part in value["keywords"].items()}
+        self._size += 1
+        try:
+            made = kind(*args, **keywords)
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise ValueError(f"{name} cannot be made with the arguments in it: {error}") from error
+        if not isinstance(made, Module):
+            raise ValueError(f"{name} is not a Module")
+        self._seen.append(made)
+        self._sizes.append(self._size - before)
+        return made
+
+    def _named(self, name: str, what: str) -> Callable[..., Any]:
+        if name not in self._classes:
+            raise ValueError(f"it needs the {what} {name}, which is not part of xpnet: pass classes=[{name}, ...]")
+        return self._classes[name]
+
+    def _shared(self, value: dict[str, Any]) -> Module:
+        index = value["shared"]
+        if not 0 <= index < len(self._seen):
+            raise ValueError("a layer that is shared comes before the first of its places")
+        self._size += self._sizes[index]
+        if self._size > _MOST_MODULES:
+            # A layer twice in a layer that is twice in a layer ...: a short file could ask for endless work.
+            raise ValueError(f"more than {_MOST_MODULES} layers, shared ones counted at each of their places")
+        shared: Module = self._seen[index]
+        return shared
+
+    def _setting(self, value: dict[str, Any]) -> Any:
+        if value["setting"] not in _SETTINGS:
+            raise ValueError(f"the setting {value['setting']!r} is unknown to this version of xpnet")
+        return _SETTINGS[value["setting"]](**{key: self._value(part) for key, part in value["fields"].items()})
+
+    def _op(self, value: dict[str, Any]) -> Op:
+        if value["op"] not in registry:
+            raise ValueError(f"the operation {value['op']!r} is unknown to this version of xpnet")
+        return registry[value["op"]]
+
+    _READERS: Mapping[str, Callable[[Decoder, dict[str, Any]], Any]] = {
+        "layer": _layer,
+        "class": _class,
+        "shared": _shared,
+        "setting": _setting,
+        "op": _op,
+        "function": lambda self, value: self._named(value["function"], "function"),
+        "tuple": lambda self, value: tuple([self._value(part) for part in value["tuple"]]),
+        "dict": lambda self, value: {str(key): self._value(part) for key, part in value["dict"].items()},
+        "float": lambda self, value: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[value["float"]],
+        "array": lambda self, value: self._arrays[value["array"]].copy(),
+    }
+
+
+def _root_keywords(kind: type) -> tuple[str, ...]:
+    """The keywords of a constructor that only say where and with which seed: the file keeps them for the whole model."""
+    return _ROOT_ONLY if _constructor(kind) in (_constructor(Sequential), _constructor(Module)) else ()
+
+
+def _constructor(kind: type) -> Any:
+    return getattr(kind, "__init__")  # noqa: B009 - a checker takes kind.__init__ for unsafe

@@ -1,0 +1,234 @@
+"""Models in files.
+
+A model file is one zip archive, stored without compression: ``document.json`` (the architecture, see
+:mod:`xpnet.io.architecture`, and what belongs to it) and ``arrays.safetensors`` (parameters and buffers by path). Reading
+it runs no code from it, however it was made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xpnet import backend
+from xpnet.backend import Device, to_numpy
+from xpnet.io import archive
+from xpnet.io.architecture import ARGUMENT, Decoder, Encoder
+from xpnet.layers.module import Context, Module, placed, shapes_only
+
+if TYPE_CHECKING:
+    from xpnet.data.preprocessing import Transform
+
+FORMAT = "xpnet-model"
+VERSION = 1
+_PREPROCESSING = "preprocessing/"
+_LARGEST_EXAMPLE = 2**28
+_DTYPES = ("float16", "float32", "float64")
+
+
+class ModelFileError(archive.ArchiveError):
+    """A model file is truncated, damaged or something else, or it needs classes that were not passed."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """All that a model file holds.
+
+    Attributes:
+        model: the Module, in evaluation mode.
+        class_names: names of the outputs, or ().
+        preprocessing: what the inputs went through before they came to the model, or None.
+        metadata: whatever was saved with it: JSON values by name.
+    """
+
+    model: Module
+    class_names: tuple[str, ...] = ()
+    preprocessing: Transform | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def save(
+    model: Module,
+    path: str | Path,
+    *,
+    class_names: Sequence[str] = (),
+    preprocessing: Transform | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model to one file: architecture, parameters, buffers and random counters.
+
+    At every moment `path` is the old file or the complete new one. The same model gives the same bytes.
+
+    Args:
+        model: whose layers have all seen the shape of their input.
+        path: by custom it ends in ".xpnet".
+        class_names: names of the outputs.
+        preprocessing: a fitted transform of xpnet.data.preprocessing that inputs go through first.
+        metadata: anything that JSON can hold.
+
+    Raises:
+        ValueError: the model cannot be written (a lambda among its arguments, layers assigned after its constructor
+            ran, ...); nothing was written.
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    model._require_built("save")
+    if model.path is None:
+        model._attach("", model.context)
+    encoder = Encoder()
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": encoder.model(model),
+        "seed": model.context.seed,
+        "dtype": model.context.dtype,
+        "input_shape": getattr(model, "input_shape", None),
+        # Parents come before what they make for themselves.
+        "built_for": {name: list(m.built_for) for name, m in model.named_modules() if m.built_for is not None},
+        "frozen": [name for name, p in model.parameters().items() if not p.requires_grad],
+        "counters": model.counters(),
+        "class_names": [str(name) for name in class_names],
+        "metadata": dict(metadata or {}),
+    }
+    arrays = {name: to_numpy(array) for name, array in model.state().items()}
+    arrays.update(encoder.arrays)
+    if preprocessing is not None:
+        state = preprocessing.state()
+        document["preprocessing"] = {"kind": state["kind"], "settings": state["settings"]}
+        arrays.update({_PREPROCESSING + name: array for name, array in state["arrays"].items()})
+    try:
+        document = json.loads(json.dumps(document, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata: only what JSON can hold can be saved: {error}") from None
+    try:
+        _made(document, arrays, list(encoder.classes.values()))
+    except ValueError as error:
+        raise ValueError(
+            f"{type(model).__name__} would not come back from a file: {error}. A model is made again by calling its "
+            f"constructor with the same arguments, so all its layers must be made there; save the weights alone with "
+            f"model.save_weights(path)"
+        ) from error
+    archive.write(path, document, arrays)
+
+
+def load(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> Module:
+    """The model in a file that `model.save` wrote, in evaluation mode.
+
+    Args:
+        path: the file.
+        device: "cpu", "cuda" or "cuda:N": where its arrays shall be.
+        classes: the classes and functions of your own that the model is made of. Nothing else is ever run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModelFileError: it is truncated, damaged or another kind of file, or needs classes that were not passed.
+        DeviceError: the device cannot be used.
+    """
+    return read(path, device, classes=classes).model
+
+
+def read(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> SavedModel:
+    """Everything in a model file; arguments and errors as in :func:`load`."""
+    where = backend.device(device)
+    try:
+        document, arrays = archive.read(path)
+    except archive.ArchiveError as error:
+        raise ModelFileError(str(error)) from error
+    if document.get("format") != FORMAT:
+        raise ModelFileError(f"{path}: not a model file of xpnet: its format is {str(document.get('format'))[:40]!r}")
+    if document.get("version") != VERSION:
+        raise ModelFileError(
+            f"{path}: written in version {str(document.get('version'))[:20]} of the format, this xpnet reads version "
+            f"{VERSION}; update xpnet"
+        )
+    try:
+        model = _made(document, arrays, classes)
+        _fill(model, document, arrays)
+        preprocessing = _preprocessing(document, arrays)
+        names = tuple(str(name) for name in document["class_names"])
+        metadata = dict(document["metadata"])
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
+        raise ModelFileError(f"{path}: a damaged model file ({type(error).__name__}: {error})") from error
+    return SavedModel(model.to(where) if where.kind != "cpu" else model, names, preprocessing, metadata)
+
+
+def _made(document: dict[str, Any], arrays: Mapping[str, Any], classes: Sequence[Any]) -> Module:
+    """The model that a document describes, with hollow parameters that fit the arrays.
+
+    Raises:
+        ValueError: the document makes no sense, or its parameters are not those among the arrays.
+    """
+    if document["dtype"] not in _DTYPES:
+        raise ValueError(f"its dtype {str(document['dtype'])[:20]!r} is none of {', '.join(_DTYPES)}")
+    shapes = {str(name): _shape(shape) for name, shape in document["built_for"].items()}
+    with shapes_only():
+        model = Decoder(arrays, classes).model(document["model"])
+        model._attach("", Context(int(document["seed"]), backend.CPU, document["dtype"]))
+        modules = dict(model.named_modules())
+        for name, shape in shapes.items():
+            if name not in modules:
+                # The layers that a Module makes when it sees its input exist now, if its own turn came before.
+                modules = dict(model.named_modules())
+            if name not in modules:
+                raise ValueError(f"it holds weights for a layer {name!r} that the model does not have")
+            module = modules[name]
+            if not module.built:
+                module.build(shape)
+                module.built, module.built_for = True, shape
+    if document["input_shape"] is not None:
+        model.__dict__["input_shape"] = _shape(document["input_shape"])
+    _compare(model, arrays)
+    return model
+
+
+def _compare(model: Module, arrays: Mapping[str, Any]) -> None:
+    own = {name: (tuple(a.shape), backend.dtype_name(a)) for name, a in model.state().items()}
+    found = {
+        name: (tuple(a.shape), backend.dtype_name(a))
+        for name, a in arrays.items()
+        if not name.startswith((ARGUMENT, _PREPROCESSING))
+    }
+    problems = [f"no array for {name}" for name in own if name not in found]
+    problems += [f"an array {name} too many" for name in found if name not in own]
+    problems += [
+        f"{name} is {found[name][1]} {found[name][0]} instead of {own[name][1]} {own[name][0]}"
+        for name in own
+        if name in found and found[name] != own[name]
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"weights and architecture differ: {'; '.join(problems[:3])}{more}")
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    shape = tuple(value)
+    if not all(isinstance(n, int) and n >= 0 for n in shape) or math.prod(shape) > _LARGEST_EXAMPLE:
+        raise ValueError(f"{str(shape)[:60]} is not the shape of an example")
+    return shape
+
+
+def _fill(model: Module, document: dict[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Give a hollow model its arrays, and what else the document says about it."""
+    frozen = set(document["frozen"])
+    for name, parameter in model.parameters().items():
+        parameter.array = placed(arrays[name], model.context)
+        parameter.requires_grad = name not in frozen
+    for path, module in model.named_modules():
+        for name in module._buffers:
+            setattr(module, name, placed(arrays[f"{path}.{name}" if path else name], model.context))
+    model.load_counters({str(path): int(count) for path, count in document["counters"].items()})
+    model.eval()
+
+
+def _preprocessing(document: dict[str, Any], arrays: Mapping[str, Any]) -> Transform | None:
+    if document.get("preprocessing") is None:
+        return None
+    from xpnet.data.preprocessing import from_state
+
+    found = {name.removeprefix(_PREPROCESSING): a for name, a in arrays.items() if name.startswith(_PREPROCESSING)}
+    return from_state({**document["preprocessing"], "arrays": found})

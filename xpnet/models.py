@@ -1,0 +1,63 @@
+"""Networks to start from. Each is a function (input_shape, classes, seed, device) -> Sequential that ends in logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xpnet.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Module, Sequential
+
+SMALL_IMAGE = 16
+"""Images with fewer rows or columns are padded at the borders: they have none to lose."""
+
+
+def mlp(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "cpu") -> Sequential:
+    """Two fully connected hidden layers of rectifiers.
+
+    Args:
+        input_shape: of one example: (F,) or (H, W, C).
+        classes: the number of outputs.
+        seed: of the initial weights and dropout masks.
+        device: "cpu", "cuda" or "cuda:N".
+    """
+    images = len(input_shape) == 3
+    units = 256 if images else 32
+    layers: list[Module] = [Flatten()] if images else []
+    dropout: list[Module] = [Dropout(0.3)] if images else []
+    return Sequential(
+        [*layers, Dense(units, "relu"), *dropout, Dense(units // 2, "relu"), *dropout, Dense(classes)],
+        input_shape=input_shape,
+        seed=seed,
+        device=device,
+    )
+
+
+def cnn(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "cpu") -> Sequential:
+    """The usual small convolutional network: two stages of 3x3 convolution and 2x2 pooling, dropout, and a classifier.
+
+    On (28, 28, 1) with 10 classes it has 34,826 parameters. Colour images get a second convolution in each stage.
+
+    Args:
+        input_shape: of one example: (H, W, C).
+        classes: the number of outputs.
+        seed: of the initial weights and dropout masks.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: the examples are not images.
+    """
+    if len(input_shape) != 3:
+        raise ValueError(f"cnn needs images (H, W, C), got examples of shape {tuple(input_shape)}; use the mlp")
+    H, W, C = input_shape
+    padding = "same" if min(H, W) < SMALL_IMAGE else "valid"
+    layers: list[Module] = []
+    for filters in (32, 64):
+        layers += [Conv2D(filters, 3, padding=padding, activation="relu")]
+        if C > 1:
+            layers += [Conv2D(filters, 3, padding="same", activation="relu")]
+        layers += [MaxPool2D(2)]
+    return Sequential(
+        [*layers, Flatten(), Dropout(0.5), Dense(classes)],
+        input_shape=input_shape,
+        seed=seed,
+        device=device,
+    )
