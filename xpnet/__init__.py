@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from xpnet import backend, data, initializers, inspect, losses, metrics, ops, optim, random, regularizers
+from xpnet import backend, data, initializers, losses, metrics, ops, optim, random, regularizers
 from xpnet.backend import DeviceError, to_device, to_numpy
 from xpnet.layers import (
     ELU,
