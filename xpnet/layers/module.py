@@ -218,13 +218,13 @@ class Module:
         if _shapes_only.get():
             array = _hollow(spec.shape, self.context.dtype, self.context)
         else:
-            array = self._initial(path, spec)
+            array = self._first_values(path, spec)
         parameter = Parameter(array, decay=spec.decay)
         parameter.path, parameter.regularizer, parameter.constraint = path, spec.regularizer, spec.constraint
         setattr(self, name, parameter)
         return parameter
 
-    def _initial(self, path: str, spec: Spec) -> Array:
+    def _first_values(self, path: str, spec: Spec) -> Array:
         values = initializers.get(spec.initializer)(spec.shape, random.key(self.context.seed, path))
         if tuple(values.shape) != tuple(spec.shape):
             raise ShapeError(f"the initializer of {path} made shape {tuple(values.shape)}, expected {spec.shape}")
