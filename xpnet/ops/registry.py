@@ -63,6 +63,9 @@ class Implementation:
         return function
 
 
+_UNKNOWN: Any = object()
+
+
 class Op:
     """An operation. Calling it computes the output on native arrays, or records itself when an input is a Tensor."""
 
@@ -75,6 +78,7 @@ class Op:
         self.reference = Implementation(function)
         self.accelerated: dict[str, Implementation] = {}
         self._chosen: dict[Namespace, Implementation | None] = {}
+        self._plain_forms: set[tuple[Any, ...]] = set()
         self.differentiable = False
 
         parameters = [p for p in list(inspect.signature(function).parameters.values())[1:] if p.name != "save"]
@@ -163,30 +167,37 @@ class Op:
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Compute the operation: native arrays in, native arrays out; Tensors in, a Tensor out."""
-        inputs, settings = self.bind(args, keywords)
+        form = (len(args), *keywords)
+        if form in self._plain_forms and args[self.required - 1] is not None and args[0] is not None:
+            inputs, settings = args, ({**self._defaults, **keywords} if keywords else self._defaults)
+        else:
+            inputs, settings = self.bind(args, keywords)
+            # A call that gives all arrays by position and settings by keyword needs no sorting the next time.
+            if not self.variadic and len(args) == len(self.input_names):
+                self._plain_forms.add(form)
         for value in inputs:
             if isinstance(value, Recorder):
                 return value._record(self, inputs, settings)
         xp = namespace(*inputs)
-        return self.run(xp, inputs, settings, save=False)[0]
+        return self.run(xp, inputs, settings, False)[0]
 
     def run(
         self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool
     ) -> tuple[Any, Any, Implementation]:
         """Forward on native arrays. Returns the output, what backward needs, and the implementation that ran."""
-        implementation = self.implementation(xp)
-        result = (
-            implementation.forward(xp, *inputs, save=save, **settings)
-            if implementation.wants_save
-            else implementation.forward(xp, *inputs, **settings)
-        )
+        implementation = self._chosen.get(xp, _UNKNOWN)
+        if implementation is _UNKNOWN or implementation is None or _reference_only:
+            implementation = self.implementation(xp)
+        if implementation.wants_save:
+            result = implementation.forward(xp, *inputs, save=save, **settings)
+        else:
+            result = implementation.forward(xp, *inputs, **settings)
         if result is NotImplemented:
             implementation = self.reference
-            result = (
-                implementation.forward(xp, *inputs, save=save, **settings)
-                if implementation.wants_save
-                else implementation.forward(xp, *inputs, **settings)
-            )
+            if implementation.wants_save:
+                result = implementation.forward(xp, *inputs, save=save, **settings)
+            else:
+                result = implementation.forward(xp, *inputs, **settings)
         output, saved = result
         return (output if type(output) is tuple else as_array(xp, output)), saved, implementation
 
