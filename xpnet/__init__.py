@@ -48,6 +48,7 @@ from xpnet.layers import (
 )
 from xpnet.ops import ShapeError, conv_output_size
 from xpnet.tensor import Parameter, Tensor, no_grad, value_and_grad
+from xpnet.threads import get_num_threads, set_num_threads
 from xpnet.training import Callback, History, NotFiniteError, Trainer
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ __all__ = [
     "backend",
     "conv_output_size",
     "data",
+    "get_num_threads",
     "initializers",
     "inspect",
     "load",
@@ -136,6 +138,7 @@ __all__ = [
     "random",
     "regularizers",
     "reset_states",
+    "set_num_threads",
     "to_device",
     "to_numpy",
     "value_and_grad",

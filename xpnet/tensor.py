@@ -428,7 +428,9 @@ def _step(node: Node) -> None:
             for y, g in zip(outputs, gradient)
         )
     gradients = node.op.gradients(node.implementation, node.xp, gradient, saved, node.settings, node.needs)
-    for tensor, need, part in zip(node.inputs, node.needs, gradients):
+    # The inputs are let go of: the activations before this node are freed as backward passes it.
+    inputs, node.inputs = node.inputs, ()
+    for tensor, need, part in zip(inputs, node.needs, gradients):
         if need:
             if part is None:
                 raise RuntimeError(f"{node.op.__name__} gave no gradient for an input that needs one")
