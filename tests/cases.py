@@ -46,6 +46,8 @@ class Input:
         elif self.kind == "probabilities":
             values = np.exp(values)
             values /= values.sum(axis=-1, keepdims=True)
+        elif self.kind == "fractions":
+            values = random.random(shape)
         return values.astype(dtype)
 
 

@@ -183,6 +183,7 @@ CASES = [
         for x in (P(5, 3), P(2, 3, 2, 3))
         for vectors in ((), (P(3), P(3)))
     ],
+    case("batch_norm_with_statistics", P(4, 16, 17, 16), P(16), P(16)),  # large enough for the way that takes chunks
     case("batch_norm", P(4, 2, 3), P(3)),
     case("batch_norm", X(4, 3), P(3), P(3), mean=P(3), variance=P(3, kind="positive")),
     case("batch_norm_inference", X(4, 3), mean=P(3), variance=P(3, kind="positive")),
@@ -210,6 +211,16 @@ CASES = [
     case("softmax_cross_entropy", X(4, 3), X(4, 3, kind="probabilities", grad=False)),
     case("softmax_cross_entropy", X(4, 3), X(4, 3, kind="positive", grad=False), reduction="sum"),
     case("softmax_cross_entropy", X(2, 3, 4), I(2, 3, high=4), reduction="none"),
+    case("sigmoid_cross_entropy", X(4, 3), I(4, 3, high=2)),
+    case("sigmoid_cross_entropy", X(4), X(4, kind="fractions", grad=False), reduction="sum"),
+    case("sigmoid_cross_entropy", X(2, 3), B(2, 3), reduction="none"),
+    # recurrent networks
+    case("rnn", X(2, 3, 2), P(2, 3), P(3, 3)),
+    case("rnn", X(2, 3, 2), P(2, 3), P(3, 3), P(3), X(2, 3), B(2, 3), activation="relu", reverse=True),
+    case("lstm", X(2, 3, 2), P(2, 8), P(2, 8)),
+    case("lstm", X(2, 3, 2), P(2, 12), P(3, 12), P(12), X(2, 3), X(2, 3), B(2, 3), reverse=True),
+    case("gru", X(2, 3, 2), P(2, 6), P(2, 6)),
+    case("gru", X(2, 3, 2), P(2, 9), P(3, 9), P(9), P(9), X(2, 3), B(2, 3), reverse=True),
     # moving elements
     case("reshape", X(2, 3, 4), shape=lambda n: (n, 12)),
     case("reshape", X(2, 6, 2), shape=lambda n: (n, 3, 4)),
@@ -293,6 +304,16 @@ WRONG = [
     wrong("softmax_cross_entropy", X(4, 3), I(4, 3, high=2), says=("(4, 3)", "(4,)")),
     wrong("softmax_cross_entropy", X(4, 3), X(4, 2), says=("(4, 2)", "(4, 3)")),
     wrong("softmax_cross_entropy", X(4, 3), I(4, high=3), reduction="max", says=("reduction", "'max'")),
+    wrong("sigmoid_cross_entropy", X(4, 3), I(4, high=2), says=("(4, 3)", "(4,)")),
+    *[
+        wrong(name, *inputs, says=says)
+        for name, gates in (("rnn", 1), ("lstm", 4), ("gru", 3))
+        for inputs, says in (
+            ((X(2, 3), P(2, 3 * gates), P(3, 3 * gates)), ("(2, 3)", "(N, T, C)")),
+            ((X(2, 4, 2), P(3, 3 * gates), P(3, 3 * gates)), ("kernel", f"(3, {3 * gates})", f"(2, {3 * gates})")),
+            ((X(2, 4, 2), P(2, 3 * gates), P(3, 3 * gates), P(2)), ("bias", "(2,)", f"({3 * gates},)")),
+        )
+    ],
     wrong("reshape", X(2, 3), shape=(4, 2), says=("(2, 3)", "(4, 2)", "6")),
     wrong("transpose", X(2, 3), axes=(0, 0), says=("(0, 0)", "(2, 3)")),
     wrong("concat", X(2, 3), X(3, 3), axis=1, says=("(2, 3)", "(3, 3)", "axis 1")),

@@ -517,3 +517,79 @@ def dropped(x: np.ndarray, keep: np.ndarray, rate: float, inverted: bool = True)
         if keep[place]:
             out[place] = x[place] / (1 - rate) if inverted and rate < 1 else x[place]
     return out
+
+
+def sigmoid_cross_entropy(logits: np.ndarray, labels: np.ndarray, reduction: str = "mean") -> np.ndarray:
+    losses = np.empty(logits.shape)
+    for place in np.ndindex(*logits.shape):
+        p, y = _sigmoid(float(logits[place])), float(labels[place])
+        losses[place] = -y * math.log(p) - (1 - y) * math.log(1 - p)
+    if reduction == "none":
+        return losses
+    return np.asarray(losses.sum() / (losses.size if reduction == "mean" else 1))
+
+
+# -- recurrent networks --
+
+
+def _unrolled(x: np.ndarray, mask: Any, reverse: bool, states: list[np.ndarray], step: Callable[..., Any]) -> Any:
+    """Run `step(x_t, *states of one example) -> new states` over every sequence; the first state is the output."""
+    N, T, _ = x.shape
+    y = np.zeros((N, T, states[0].shape[1]))
+    states = [s.astype(np.float64).copy() for s in states]
+    for n in range(N):
+        for t in reversed(range(T)) if reverse else range(T):
+            if mask is not None and not mask[n, t]:
+                continue  # no element here: the output is 0 and the state stays
+            for state, new in zip(states, step(x[n, t], *(s[n] for s in states))):
+                state[n] = new
+            y[n, t] = states[0][n]
+    return (y, *states)
+
+
+def _sum_of(x: np.ndarray, kernel: np.ndarray, bias: Any) -> np.ndarray:
+    return dense(x[None], kernel, bias)[0]
+
+
+def _start(state: Any, N: int, H: int) -> np.ndarray:
+    return np.zeros((N, H)) if state is None else state
+
+
+def rnn(
+    x: Any, kernel: Any, recurrent: Any, bias: Any = None, h: Any = None, mask: Any = None, *, activation: Any = "tanh",
+    reverse: bool = False,
+) -> Any:  # fmt: skip
+    def step(x_t: Any, h: Any) -> Any:
+        return (activate(_sum_of(x_t, kernel, bias) + _sum_of(h, recurrent, None), activation),)
+
+    return _unrolled(x, mask, reverse, [_start(h, len(x), len(recurrent))], step)
+
+
+def lstm(
+    x: Any, kernel: Any, recurrent: Any, bias: Any = None, h: Any = None, c: Any = None, mask: Any = None, *,
+    reverse: bool = False,
+) -> Any:  # fmt: skip
+    H = len(recurrent)
+
+    def step(x_t: Any, h: Any, c: Any) -> Any:
+        z = _sum_of(x_t, kernel, bias) + _sum_of(h, recurrent, None)
+        i, f, o = sigmoid(z[:H]), sigmoid(z[H : 2 * H]), sigmoid(z[3 * H :])
+        c = f * c + i * tanh(z[2 * H : 3 * H])
+        return o * tanh(c), c
+
+    return _unrolled(x, mask, reverse, [_start(h, len(x), H), _start(c, len(x), H)], step)
+
+
+def gru(
+    x: Any, kernel: Any, recurrent: Any, bias: Any = None, recurrent_bias: Any = None, h: Any = None, mask: Any = None, *,
+    reverse: bool = False,
+) -> Any:  # fmt: skip
+    H = len(recurrent)
+
+    def step(x_t: Any, h: Any) -> Any:
+        a, b = _sum_of(x_t, kernel, bias), _sum_of(h, recurrent, recurrent_bias)
+        r, u = sigmoid(a[:H] + b[:H]), sigmoid(a[H : 2 * H] + b[H : 2 * H])
+        n = tanh(a[2 * H :] + r * b[2 * H :])
+        return ((1 - u) * n + u * h,)
+
+    return _unrolled(x, mask, reverse, [_start(h, len(x), H)], step)
