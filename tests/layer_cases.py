@@ -96,6 +96,21 @@ def _stem(x: np.ndarray, p: Any) -> np.ndarray:
     return oracles.dense(y.reshape(len(y), 8), p["3.kernel"], p["3.bias"])
 
 
+def _shifted(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, dilation: int) -> np.ndarray:
+    """A causal convolution over sequences: zeros in front."""
+    return oracles.conv1d(x, kernel, bias, padding=(dilation * (len(kernel) - 1), 0), dilation=dilation)
+
+
+def _last(result: Any) -> np.ndarray:
+    """The first of the last states: what a recurrent layer gives without return_sequences."""
+    return result[1]
+
+
+SEQUENCE = (((4,), ("(4,)", "(T, C)")), ((2, 3, 4), ("(2, 3, 4)", "(T, C)")))
+WAYS = ("forwards", "backwards")
+LSTM = ("kernel", "recurrent_kernel", "bias")
+GRU = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
+
 LAYERS = [
     *[
         layer(type(make()).__name__, make, (2, 5), lambda x, p, f=function: f(x), wrong=ANY)
@@ -120,7 +135,8 @@ LAYERS = [
         lambda x, p: oracles.dense(x, p["kernel"], p["bias"], activation="relu"),
         wrong=[((), ("(N,)", "(N, 1)"))],
     ),
-    layer("Dense", lambda: xn.Dense(4, "elu"), (3,), lambda x, p: oracles.elu(oracles.dense(x, p["kernel"], p["bias"])), wrong=ANY),
+    layer("Dense", lambda: xn.Dense(4, "elu"), (3,),
+          lambda x, p: oracles.elu(oracles.dense(x, p["kernel"], p["bias"])), wrong=ANY),
     layer("Dense", lambda: xn.Dense(2, use_bias=False), (3, 5), lambda x, p: oracles.dense(x, p["kernel"]), wrong=ANY),
     # convolutions
     layer(
@@ -179,5 +195,65 @@ LAYERS = [
     layer(
         "Sequential", lambda: xn.Sequential([xn.Conv2D(2, 3, activation="relu"), xn.MaxPool2D(2), xn.Flatten(), xn.Dense(3)]),
         (6, 6, 1), _stem, wrong=IMAGE,
+    ),
+    layer("Conv1D", lambda: xn.Conv1D(4, 3, padding="same", activation="relu"), (6, 2),
+          lambda x, p: oracles.conv1d(x, p["kernel"], p["bias"], padding="same", activation="relu"),
+          wrong=[((4,), ("(4,)", "(L, C)"))]),
+    layer("Conv1D", lambda: xn.Conv1D(2, 2, padding="causal", dilation=2), (5, 2),
+          lambda x, p: _shifted(x, p["kernel"], p["bias"], 2), wrong=[((4,), ("(4,)", "(L, C)"))]),
+    layer("Conv2DTranspose", lambda: xn.Conv2DTranspose(3, 3, stride=2, padding=1, output_padding=1), (3, 4, 2),
+          lambda x, p: oracles.conv_transpose2d(x, p["kernel"], p["bias"], stride=2, padding=1, output_padding=1), wrong=IMAGE),
+    layer("Conv2DTranspose", lambda: xn.Conv2DTranspose(4, 2, stride=2, padding="same", groups=2, activation="tanh"), (2, 3, 2),
+          lambda x, p: np.tanh(oracles.conv_transpose2d(x, p["kernel"], p["bias"], stride=2, padding="same", groups=2)),
+          wrong=[*IMAGE, ((2, 3, 3), ("3", "groups=2"))]),
+    # normalisation
+    layer(
+        "BatchNorm", lambda: xn.BatchNorm(epsilon=0.01), (4,),
+        lambda x, p: oracles.batch_norm_inference(
+            x, p["scale"], p["offset"], mean=p["running_mean"], variance=p["running_variance"], epsilon=0.01
+        ),
+        training=lambda x, p: oracles.batch_norm(x, p["scale"], p["offset"], epsilon=0.01),
+        wrong=[((), ("(..., C)",))],
+    ),
+    layer(
+        "BatchNorm", lambda: xn.BatchNorm(use_scale=False, use_offset=False), (2, 3, 2),
+        lambda x, p: oracles.batch_norm_inference(x, mean=p["running_mean"], variance=p["running_variance"]),
+        training=lambda x, p: oracles.batch_norm(x), wrong=[((), ("(..., C)",))],
+    ),
+    layer("LayerNorm", xn.LayerNorm, (3, 4), lambda x, p: oracles.layer_norm(x, p["scale"], p["offset"]),
+          wrong=[((), ("()", "axes=1"))]),
+    layer("LayerNorm", lambda: xn.LayerNorm(2, use_offset=False), (2, 3, 4),
+          lambda x, p: oracles.layer_norm(x, p["scale"], axis=(2, 3)), wrong=[((4,), ("(4,)", "axes=2"))]),
+    layer("GroupNorm", lambda: xn.GroupNorm(2), (2, 3, 4),
+          lambda x, p: oracles.group_norm(x, p["scale"], p["offset"], groups=2),
+          wrong=[((2, 3, 3), ("3 channels", "groups=2"))]),
+    layer("InstanceNorm", xn.InstanceNorm, (2, 3, 2),
+          lambda x, p: oracles.group_norm(x, p["scale"], p["offset"], groups=2), wrong=[((), ("(..., C)",))]),
+    layer("LocalResponseNorm", lambda: xn.LocalResponseNorm(3, alpha=0.5), (2, 2, 4),
+          lambda x, p: oracles.local_response_norm(x, size=3, alpha=0.5), wrong=IMAGE),
+    # symbols and sequences
+    layer("Embedding", lambda: xn.Embedding(5, 3), (4,), lambda x, p: oracles.embedding(x, p["table"]), integers=5, wrong=ANY),
+    layer("Embedding", lambda: xn.Embedding(5, 3, padding=2), (2, 3),
+          lambda x, p: oracles.embedding(x, p["table"]) * (x != 2)[..., None], integers=5, wrong=ANY),
+    layer("RNN", lambda: xn.RNN(3), (4, 2), lambda x, p: _last(oracles.rnn(x, *(p[n] for n in LSTM))), wrong=SEQUENCE),
+    layer("RNN", lambda: xn.RNN(3, "relu", return_sequences=True, use_bias=False, reverse=True), (3, 2),
+          lambda x, p: oracles.rnn(x, p["kernel"], p["recurrent_kernel"], activation="relu", reverse=True)[0], wrong=SEQUENCE),
+    layer("LSTM", lambda: xn.LSTM(2), (3, 2), lambda x, p: _last(oracles.lstm(x, *(p[n] for n in LSTM))), wrong=SEQUENCE),
+    layer("LSTM", lambda: xn.LSTM(2, return_sequences=True), (3, 2),
+          lambda x, p: oracles.lstm(x, *(p[n] for n in LSTM))[0], wrong=SEQUENCE),
+    layer("GRU", lambda: xn.GRU(2), (3, 2), lambda x, p: _last(oracles.gru(x, *(p[n] for n in GRU))), wrong=SEQUENCE),
+    layer(
+        "Bidirectional", lambda: xn.Bidirectional(xn.RNN(2, return_sequences=True)), (3, 2),
+        lambda x, p: np.concatenate(
+            [oracles.rnn(x, *(p[f"{way}.{n}"] for n in LSTM), reverse=way == "backwards")[0] for way in WAYS], axis=-1
+        ),
+        wrong=SEQUENCE,
+    ),
+    layer(
+        "Bidirectional", lambda: xn.Bidirectional(xn.GRU(2), merge="mean"), (3, 2),
+        lambda x, p: np.mean(
+            [_last(oracles.gru(x, *(p[f"{way}.{n}"] for n in GRU), reverse=way == "backwards")) for way in WAYS], axis=0
+        ),
+        wrong=SEQUENCE,
     ),
 ]  # fmt: skip

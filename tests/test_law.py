@@ -15,8 +15,9 @@ import xpnet as xn
 from tests import law, op_cases
 from tests.cases import Case, Wrong
 from tests.law import close, differentiable, evaluate, lifted, matrix, outputs_of, running, start_backward, weights_for
-from tests.libraries import Library, readonly
-from xpnet import ops
+from tests.layer_cases import LAYERS, LayerCase
+from tests.libraries import LIBRARIES, Library, readonly
+from xpnet import layers, ops
 from xpnet.ops.registry import registry
 
 CASES = op_cases.CASES
@@ -251,3 +252,248 @@ def test_a_wrong_shape_is_explained(bad: Wrong):
         case.call(case.arrays(), case.options())
     for text in bad.says:
         assert any(re.search(re.escape(t), str(raised.value)) for t in text.split("|")), f"{text!r} not in: {raised.value}"
+
+
+# -- layers --
+
+
+def layer_names() -> set[str]:
+    """All layers that xpnet exports; Module has no forward pass of its own."""
+    return {n for n in layers.__all__ if inspect.isclass(getattr(layers, n)) and issubclass(getattr(layers, n), xn.Module)} - {
+        "Module"
+    }
+
+
+def test_every_layer_has_a_case():
+    missing = layer_names() - {c.name for c in LAYERS}
+    assert sorted(missing) == [], "add a line for these to LAYERS in tests/layer_cases.py"
+
+
+def test_cases_are_of_the_layers_that_they_name():
+    assert all(type(c.make()).__name__ == c.name for c in LAYERS)
+
+
+every_layer = pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in LAYERS])
+every_mode = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+every_differentiable_layer = pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in LAYERS if c.differentiable])
+
+
+class Fresh:
+    """A model that begins every call alike: random counters and running statistics are put back."""
+
+    def __init__(self, case: LayerCase, training: bool, dtype: str = "float64") -> None:
+        self.model = case.model(dtype).train(training)
+        random = np.random.default_rng(1)
+        for parameter in self.model.parameters().values():  # biases begin as 0 and scales as 1: mistakes would hide
+            parameter.array[...] = random.standard_normal(parameter.shape)
+        for name, array in self.model.buffers().items():
+            array[...] = np.abs(random.standard_normal(array.shape)) + (0.5 if "variance" in name else 0)
+        self.buffers = {name: np.copy(array) for name, array in self.model.buffers().items()}
+        self.inputs_are_floats = case.integers is None
+
+    def __call__(self, x):
+        for module in self.model.modules():
+            module.counter = 0
+        for name, array in self.model.buffers().items():
+            array[...] = self.buffers[name]
+        return self.model(x)
+
+    def gradients(self, x, weights):
+        """The output, and the gradients of the input (if floating) and of all parameters by path."""
+        self.model.zero_grad()
+        tensor = xn.Tensor(x, requires_grad=self.inputs_are_floats)
+        y = self(tensor)
+        if y.requires_grad:
+            y.backward(weights)
+        found = {name: p.grad if p.grad is None else np.copy(p.grad) for name, p in self.model.parameters().items()}
+        return y.array, {"x": tensor.grad, **found} if self.inputs_are_floats else found
+
+
+@every_layer
+@every_mode
+def test_layer_matches_the_oracle(case: LayerCase, training: bool):
+    """In both modes, and its declared output shape is its real one."""
+    model = Fresh(case, training)
+    x = case.batch()
+    state = {name: np.copy(a) for name, a in model.model.state().items()}
+    y = law.outputs_of(model(x))[0]
+    close(y, case.expected(x, state, training), TOLERANCE["float64"])
+    assert model.model.output_shape(case.shape) == y.shape[1:]
+    assert model.model.layers[0].output_shape(case.shape) == y.shape[1:]
+
+
+@every_layer
+def test_layer_declares_its_shape_before_it_is_built(case: LayerCase):
+    built, fresh = case.model(), case.make()
+    expected = law.outputs_of(built.eval()(case.batch()))[0].shape[1:]
+    assert fresh.output_shape(case.shape) == expected
+    assert xn.Sequential([case.make()]).materialize(case.shape) == expected
+
+
+@every_differentiable_layer
+@every_mode
+def test_layer_gradient(case: LayerCase, training: bool):
+    """Of the input and of every parameter, against centred differences in float64."""
+    model, x = Fresh(case, training), case.batch()
+    y = model(x)
+    weights = np.random.default_rng(5).standard_normal(y.shape)
+    _, gradients = model.gradients(x, weights)
+    places = {name: p.array for name, p in model.model.parameters().items()}
+    if model.inputs_are_floats:
+        places["x"] = x
+    assert set(gradients) == set(places)
+    random = np.random.default_rng(6)
+    for name, array in places.items():
+        assert gradients[name] is not None, f"{name} has no gradient"
+        for place in random.permutation(array.size)[:20]:
+            index = np.unravel_index(place, array.shape)
+            ends = []
+            before = array[index]
+            for sign in (1, -1):
+                array[index] = before + sign * 1e-5
+                ends.append(float(np.sum(law.outputs_of(model(x))[0] * weights)))
+            array[index] = before
+            numeric, exact = (ends[0] - ends[1]) / 2e-5, float(gradients[name][index])
+            assert abs(numeric - exact) <= 1e-6 * max(1, abs(numeric) + abs(exact)), f"{name}{tuple(map(int, index))}"
+
+
+@every_layer
+@every_mode
+def test_layer_keeps_float32_and_its_input(case: LayerCase, training: bool):
+    model, wide = Fresh(case, training, "float32"), Fresh(case, training)
+    x = case.batch(dtype="float32")
+    before = np.copy(x)
+    y = model(x)
+    weights = np.random.default_rng(5).standard_normal(y.shape)
+    expected, wide_gradients = wide.gradients(case.batch(), weights)
+    output, gradients = model.gradients(x, readonly(weights.astype(np.float32)))
+    assert output.dtype == np.float32
+    close(output, expected, TOLERANCE["float32"])
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            assert gradient.dtype == np.float32
+            close(gradient, wide_gradients[name], 10 * TOLERANCE["float32"], name)
+    np.testing.assert_array_equal(x, before)
+
+
+@every_layer
+@every_mode
+@pytest.mark.parametrize("how", ["readonly", "gaps", "backwards", "fortran"])
+def test_layer_takes_any_memory(case: LayerCase, training: bool, how: str):
+    model, x = Fresh(case, training), case.batch()
+    other = readonly(x) if how == "readonly" else apart(x, how)
+    close(law.outputs_of(model(other))[0], law.outputs_of(model(x))[0], TOLERANCE["float64"])
+
+
+@every_layer
+@every_mode
+def test_layer_takes_one_example_and_none(case: LayerCase, training: bool):
+    model = Fresh(case, training)
+    one = case.batch(examples=1)
+    state = {name: np.copy(a) for name, a in model.model.state().items()}
+    close(law.outputs_of(model(one))[0], case.expected(one, state, training), TOLERANCE["float64"])
+    y, gradients = model.gradients(case.batch(examples=0), np.zeros((0, *model.model.output_shape(case.shape))))
+    assert y.shape == (0, *model.model.output_shape(case.shape))
+    for name, gradient in gradients.items():
+        if gradient is not None and name != "x":
+            np.testing.assert_array_equal(gradient, 0)
+    assert all(np.isfinite(array).all() for array in model.model.buffers().values())
+
+
+@every_differentiable_layer
+@every_mode
+def test_layer_called_twice_before_backward(case: LayerCase, training: bool):
+    """The gradients of two calls add up to those of each alone."""
+    model = Fresh(case, training)
+    batches = [case.batch(seed=1), case.batch(seed=2)]
+    weights = np.random.default_rng(5).standard_normal((3, *model.model.output_shape(case.shape)))
+    alone = [model.gradients(x, weights) for x in batches]
+    model.model.zero_grad()
+    tensors = [xn.Tensor(x, requires_grad=model.inputs_are_floats) for x in batches]
+    results = [model(t) for t in tensors]
+    for result, (y, _) in zip(results, alone):
+        np.testing.assert_array_equal(result.array, y)
+        result.backward(weights)
+    for number, tensor in enumerate(tensors):
+        if model.inputs_are_floats:
+            np.testing.assert_array_equal(tensor.grad, alone[number][1]["x"])
+    for name, parameter in model.model.parameters().items():
+        close(parameter.grad, alone[0][1][name] + alone[1][1][name], TOLERANCE["float64"], name)
+
+
+@every_layer
+@every_mode
+def test_layer_runs_on_arrays_of_the_standard(case: LayerCase, training: bool):
+    """With its parameters and buffers as array-api-strict arrays on a device of their own: no NumPy inside."""
+    strict = next(library for library in LIBRARIES if library.name == "array_api_strict-device1")
+    model = Fresh(case, training)
+    x = case.batch()
+    y = model(x)
+    weights = np.random.default_rng(5).standard_normal(y.shape)
+    expected, expected_gradients = model.gradients(x, weights)
+    for module in model.model.modules():
+        module.counter = 0
+        for parameter in module._parameters.values():
+            parameter.array, parameter.grad, parameter.buffer = strict.asarray(parameter.array), None, None
+        for name in module._buffers:
+            local = f"{module.path}.{name}" if module.path else name
+            setattr(module, name, strict.asarray(model.buffers[local]))
+    tensor = xn.Tensor(strict.asarray(x), requires_grad=case.integers is None)
+    result = model.model(tensor)
+    close(strict.to_numpy(result.array), expected, TOLERANCE["float64"])
+    if result.requires_grad:
+        result.backward(strict.asarray(weights))
+        for name, parameter in model.model.parameters().items():
+            close(strict.to_numpy(parameter.grad), expected_gradients[name], TOLERANCE["float64"], name)
+        if case.integers is None:
+            close(strict.to_numpy(tensor.grad), expected_gradients["x"], TOLERANCE["float64"], "x")
+
+
+@every_layer
+def test_layer_in_evaluation_is_a_function(case: LayerCase):
+    """Nothing changes by calling it, and predict gives native arrays, the same in any batches."""
+    model = case.model().eval()
+    x = case.batch(examples=5)
+    state = {name: np.copy(a) for name, a in model.state().items()}
+    first, second = law.outputs_of(model(x))[0], law.outputs_of(model(x))[0]
+    np.testing.assert_array_equal(first, second)
+    for name, array in model.state().items():
+        np.testing.assert_array_equal(array, state[name])
+    whole, parts = model.train().predict(x), model.predict(x, batch_size=2)
+    assert model.training
+    assert type(whole) is type(parts) is np.ndarray
+    np.testing.assert_array_equal(whole, first)
+    close(parts, whole, TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize(
+    ("case", "shape", "says"),
+    [pytest.param(c, shape, says, id=f"{c.id}-{shape}") for c in LAYERS for shape, says in c.wrong],
+)
+def test_layer_explains_a_wrong_shape(case: LayerCase, shape: tuple[int, ...], says: tuple[str, ...]):
+    """Where the model is made and where it is called, with the layer's path and kind."""
+    calls = (
+        lambda: xn.Sequential([xn.Activation("linear"), case.make()], input_shape=shape),
+        lambda: xn.Sequential([xn.Activation("linear"), case.make()])(np.zeros((2, *shape), np.float32)),
+    )
+    for call in calls:
+        with pytest.raises(ValueError) as raised:
+            call()
+        message = str(raised.value)
+        assert re.search(r"layer '1[.\w]*' \(\w+\)", message), message
+        assert all(text in message for text in says), f"{says} not in: {message}"
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.id) for c in LAYERS if c.model().count_parameters() and c.integers is None]
+)
+def test_layer_explains_another_size_than_it_was_built_for(case: LayerCase):
+    """One channel more than at first: the message has the path, what came and what the layer takes."""
+    model = xn.Sequential([xn.Activation("linear"), case.make()], input_shape=case.shape)
+    shape = (*case.shape[:-1], case.shape[-1] + 1)
+    with pytest.raises(ValueError) as raised:
+        model(np.zeros((2, *shape), np.float32))
+    message = str(raised.value)
+    assert re.search(r"layer '1[.\w]*' \(\w+\)", message), message
+    assert str(case.shape[-1]) in message, message
+    assert str(shape[-1]) in message, message
