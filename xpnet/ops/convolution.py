@@ -57,7 +57,7 @@ def _spread(xp: Namespace, y: Array, axis: int, a: Axis, k: int) -> Array:
     # The zeros behind the last element may reach past the end; they are cut off.
     room = a.padded - first
     if y.shape[axis] > room:
-        y = y[(slice(None),) * axis + (slice(0, room),)]
+        y = y[(slice(None),) * axis + (slice(0, room), ...)]
     widths = [(0, 0)] * y.ndim
     widths[axis] = (first, room - y.shape[axis])
     return pad_array(xp, y, widths)
@@ -351,6 +351,8 @@ def conv_transpose2d(
             f"groups={groups} takes {Cg * groups} and gives {O}; "
             f"the layouts are x (N, H, W, C) and kernel (KH, KW, C/groups, O)"
         )
+    if bias is not None and tuple(bias.shape) != (O,):
+        raise ShapeError(f"conv_transpose2d: bias has shape {tuple(bias.shape)}, expected ({O},)")
     size, pads = transposed_size((H, W), (KH, KW), stride, padding, output_padding, dilation)
     parts = []
     for i in range(groups):

@@ -9,10 +9,11 @@
     def _(xp, dy, mask, *, slope):
         return xp.where(mask, dy, slope * dy)              # one gradient per array input
 
-The array inputs are the parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any number); all
-other parameters are settings, which forward and backward both receive by keyword. Two optional keywords let an
-implementation save work: a forward with a parameter `save` is told whether anything needs to be kept for a backward
-pass; a backward with a parameter `needs` gets one bool per array input and may return None where it is False.
+The array inputs are the positional parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any
+number); all other parameters are settings, constants for backward, which forward and backward both receive by keyword.
+Two optional keywords let an implementation save work: a forward with a parameter `save` is told whether anything needs to
+be kept for a backward pass; a backward with a parameter `needs` gets one bool per array input and may return None where
+it is False.
 
 ``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. It may return
 ``NotImplemented`` for a case that it does not cover, and the reference runs. ``XPNET_REFERENCE=1`` turns all of them off.
