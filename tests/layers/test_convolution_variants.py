@@ -53,7 +53,7 @@ def three_steps(layer, reference, x, to_torch, from_torch):
     groups=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_conv1d_equals_pytorch(N, L, K, stride, padding, dilation, groups, seed):
     torch = pytest.importorskip("torch")
     assume(L + 2 * padding >= dilation * (K - 1) + 1)
@@ -92,7 +92,7 @@ def _grouped(groups):
     groups=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_conv2d_transpose_equals_pytorch(N, size, window, stride, padding, extra, dilation, groups, seed):
     torch = pytest.importorskip("torch")
     assume(extra < stride)

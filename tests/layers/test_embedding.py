@@ -8,7 +8,7 @@ import xpnet as xn
 
 @pytest.mark.torch
 @given(V=st.integers(1, 6), D=st.integers(1, 4), shape=st.lists(st.integers(1, 3), min_size=1, max_size=3), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_equals_pytorch(V, D, shape, data):
     torch = pytest.importorskip("torch")
     padding = data.draw(st.none() | st.integers(0, V - 1))
