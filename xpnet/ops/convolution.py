@@ -371,7 +371,7 @@ def transposed_size(
     """The output size of a transposed convolution, and its padding as ((top, bottom), (left, right))."""
     extra = pair(output_padding, "output_padding")
     steps = pair(stride, "stride")
-    if any(e < 0 or e >= max(s, d) for e, s, d in zip(extra, steps, pair(dilation, "dilation"))):
+    if any(e < 0 or e >= s for e, s in zip(extra, steps)):
         raise ValueError(f"conv_transpose2d: output_padding {output_padding} must be smaller than the stride {stride}")
     # The geometry of the convolution that goes the other way, over an input that is certainly large enough.
     if padding == "same":
