@@ -52,6 +52,7 @@ from xpnet.training import Callback, History, NotFiniteError, Trainer
 
 if TYPE_CHECKING:
     from xpnet import inspect, models
+    from xpnet.accel.settings import set_matmul_precision
     from xpnet.io.model_file import ModelFileError, load
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ _LATER = {
     "inspect": "",
     "load": "xpnet.io.model_file",
     "models": "",
+    "set_matmul_precision": "xpnet.accel.settings",
 }
 """What is imported when it is first used: import xpnet is to be quick. A module, or where a name is found."""
 
@@ -136,6 +138,7 @@ __all__ = [
     "random",
     "regularizers",
     "reset_states",
+    "set_matmul_precision",
     "to_device",
     "to_numpy",
     "value_and_grad",
