@@ -57,14 +57,17 @@ class Implementation:
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
         self.wants_needs: bool = reference.wants_needs if reference else False
 
+    def compute(self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool) -> Any:
+        """Run the forward function."""
+        if self.wants_save:
+            return self.forward(xp, *inputs, save=save, **settings)
+        return self.forward(xp, *inputs, **settings)
+
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the backward function that belongs to this forward (a decorator)."""
         self.backward_function = function
         self.wants_needs = "needs" in inspect.signature(function).parameters
         return function
-
-
-_UNKNOWN: Any = object()
 
 
 class Op:
@@ -186,19 +189,17 @@ class Op:
         self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool
     ) -> tuple[Any, Any, Implementation]:
         """Forward on native arrays. Returns the output, what backward needs, and the implementation that ran."""
-        implementation = self._chosen.get(xp, _UNKNOWN)
-        if implementation is _UNKNOWN or implementation is None or _reference_only:
+        implementation = self._chosen.get(xp)
+        if implementation is None or _reference_only:
             implementation = self.implementation(xp)
-        if implementation.wants_save:
-            result = implementation.forward(xp, *inputs, save=save, **settings)
-        else:
-            result = implementation.forward(xp, *inputs, **settings)
-        if result is NotImplemented:
-            implementation = self.reference
-            if implementation.wants_save:
-                result = implementation.forward(xp, *inputs, save=save, **settings)
-            else:
-                result = implementation.forward(xp, *inputs, **settings)
+        try:
+            result = implementation.compute(xp, inputs, settings, save)
+            if result is NotImplemented:
+                implementation = self.reference
+                result = implementation.compute(xp, inputs, settings, save)
+        except MemoryError as error:
+            _explain_memory(xp, error, self.__name__, inputs)
+            raise
         output, saved = result
         return (output if type(output) is tuple else as_array(xp, output)), saved, implementation
 
@@ -215,11 +216,23 @@ class Op:
         function = implementation.backward_function
         if function is None:
             raise TypeError(f"{self.__name__} has no gradient")
-        if implementation.wants_needs:
-            result = function(xp, dy, saved, needs=needs, **settings)
-        else:
-            result = function(xp, dy, saved, **settings)
+        try:
+            if implementation.wants_needs:
+                result = function(xp, dy, saved, needs=needs, **settings)
+            else:
+                result = function(xp, dy, saved, **settings)
+        except MemoryError as error:
+            _explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
+            raise
         return result if type(result) in (tuple, list) else (result,)
+
+
+def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:
+    """Where a GPU's memory ran out, raise an error that says how much was asked for and what would help."""
+    if name_of(xp) == "cupy":
+        from xpnet.accel.cupy.memory import raise_explained
+
+        raise_explained(error, doing, arrays)
 
 
 registry: dict[str, Op] = {}

@@ -13,9 +13,7 @@ Array = Any
 
 
 @dense.accelerate("cupy")
-def _dense(
-    xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activation: str | None, save: bool
-) -> Any:
+def _dense(xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activation: str | None, save: bool) -> Any:
     if kernel.ndim != 2 or x.ndim == 0 or x.shape[-1] != kernel.shape[0] or not takes(x, kernel, bias):
         return NotImplemented  # the reference explains a wrong shape
     units = kernel.shape[1]
