@@ -55,7 +55,8 @@ def run(out: Folder = None, seed: int = 0, epochs: int = 5000) -> Report:
                 chosen = part[0][part[1] == k]
                 right.plot(chosen[:, 2], chosen[:, 3], marker, color=COLOURS[k], label=name if marker == "o" else None)
         wrong = xv[answer != yv]
-        right.plot(wrong[:, 2], wrong[:, 3], "o", markersize=13, markerfacecolor="none", markeredgecolor="black", label="mistaken")
+        if len(wrong):
+            right.plot(wrong[:, 2], wrong[:, 3], "ks", markersize=12, markerfacecolor="none", label="mistaken")
         right.set(xlabel="petal length, scaled", ylabel="petal width, scaled", title="dots: training; discs: held out")
         right.legend()
 

@@ -12,6 +12,7 @@ import numpy as np
 from xpnet import backend, losses, ops
 from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
+from xpnet.inspect.hooks import Run, wrapped
 from xpnet.layers.activation import Activation, ReLU
 from xpnet.layers.module import Evaluation, Module
 from xpnet.tensor import Tensor, no_grad
@@ -25,26 +26,14 @@ def watching(model: Module, see: Callable[[Module, Any], Any]) -> Iterator[None]
 
     What it returns, if not None, takes the place of the output.
     """
-    if model.path is None:
-        model._attach("", model.context)
-    leaves = [m for m in model.modules() if not m._children]
 
-    def watched(layer: Module, forward: Any) -> Any:
-        def call(*inputs: Any, **keywords: Any) -> Any:
-            output = forward(*inputs, **keywords)
-            other = see(layer, output)
-            return output if other is None else other
+    def watched(layer: Module, forward: Run, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        output = forward(*inputs, **keywords)
+        other = see(layer, output)
+        return output if other is None else other
 
-        return call
-
-    try:
-        for layer in leaves:
-            layer.__dict__["forward"] = watched(layer, layer.forward)
-        with Evaluation(model):
-            yield
-    finally:
-        for layer in leaves:
-            layer.__dict__.pop("forward", None)
+    with wrapped(model, watched), Evaluation(model):
+        yield
 
 
 def _name(layer: Module) -> str:
@@ -166,7 +155,7 @@ class Gradients:
     outputs: dict[str, Array]
 
 
-def gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: Array) -> Gradients:
+def layer_gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: Array) -> Gradients:
     """The gradient of ``loss(model(x), y)`` at every parameter and at every layer's output, in evaluation mode.
 
     The gradients that the model holds for its optimizer are left as they were.
@@ -178,7 +167,7 @@ def gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: Array)
     """
     model(x)  # makes the parameters of a model that has not seen its input
     parameters = model.parameters()
-    held = {name: None if p.grad is None else backend.namespace(p.grad).asarray(p.grad, copy=True) for name, p in parameters.items()}
+    held = {name: _copy(p.grad) for name, p in parameters.items()}
     probes: dict[str, Tensor] = {}
 
     def see(layer: Module, output: Any) -> Any:
@@ -193,13 +182,17 @@ def gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: Array)
     try:
         with watching(model, see):
             losses.get(loss)(model(x), y).backward()
-        found = {name: backend.namespace(p.grad).asarray(p.grad, copy=True) for name, p in parameters.items() if p.grad is not None}
+        found = {name: _copy(p.grad) for name, p in parameters.items() if p.grad is not None}
         return Gradients(found, {name: probe.grad for name, probe in probes.items() if probe.grad is not None})
     finally:
         for name, parameter in parameters.items():
             parameter.grad = None
             if held[name] is not None:
                 parameter._accumulate(held[name])
+
+
+def _copy(array: Array) -> Array:
+    return None if array is None else backend.namespace(array).asarray(array, copy=True)
 
 
 # Histograms
@@ -250,13 +243,13 @@ def gradient_histograms(
     """The histogram of the loss's gradient, by path: of every parameter, or of every layer's output.
 
     Args:
-        model, loss, x, y: as for :func:`gradients`.
+        model, loss, x, y: as for :func:`layer_gradients`.
         of: "parameters" or "outputs".
         bins: how many.
     """
     if of not in ("parameters", "outputs"):
         raise ValueError(f'gradient_histograms: of must be "parameters" or "outputs", got {of!r}')
-    return {name: histogram(g, bins) for name, g in getattr(gradients(model, loss, x, y), of).items()}
+    return {name: histogram(g, bins) for name, g in getattr(layer_gradients(model, loss, x, y), of).items()}
 
 
 def draw_histograms(histograms: dict[str, Histogram], *, title: str = "", columns: int = 4, shared: bool = True) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -110,10 +111,12 @@ def draw_network(
         return gap * layer, (len(rows[layer]) - 1) / 2 - row
 
     top = (tallest - 1) / 2 + 0.85
-    written = all(len(a) * len(b) <= 24 for a, b in zip(rows, rows[1:]))
+    written = all(len(a) * len(b) <= 24 for a, b in itertools.pairwise(rows))
     labels: list[tuple[Point, Point, str, str]] = []  # start, end, text, colour
     for number, stage in enumerate(stages):
-        sources = [(place(number, row), unit, stage.kernel) for row, unit in enumerate(rows[number]) if unit is not None]
+        sources: list[tuple[Point, int, Weights]] = [
+            (place(number, row), unit, stage.kernel) for row, unit in enumerate(rows[number]) if unit is not None
+        ]
         targets = [(place(number + 1, row), unit) for row, unit in enumerate(rows[number + 1]) if unit is not None]
         if stage.bias is not None:
             start = (gap * (number + 0.42), top)
@@ -132,16 +135,16 @@ def draw_network(
     names_in = input_names or [f"$x_{{{i + 1}}}$" for i in range(sizes[0])]
     names_out = output_names or [f"$y_{{{i + 1}}}$" for i in range(sizes[-1])]
     for layer, units in enumerate(rows):
-        for row, unit in enumerate(units):
+        for row, drawn in enumerate(units):
             x, y = place(layer, row)
-            if unit is None:
+            if drawn is None:
                 axes.text(x, y, r"$\vdots$", ha="center", va="center", fontsize=14)
                 continue
             _circle(axes, (x, y), "black", "")
             if layer == 0:
-                axes.text(x - 0.3, y, names_in[unit], ha="right", va="center")
+                axes.text(x - 0.3, y, names_in[drawn], ha="right", va="center")
             if layer == len(rows) - 1:
-                axes.text(x + 0.3, y, names_out[unit], ha="left", va="center")
+                axes.text(x + 0.3, y, names_out[drawn], ha="left", va="center")
         if layer:
             below = -(tallest - 1) / 2 - 0.5
             axes.text(gap * layer, below, stages[layer - 1].activation, ha="center", va="top", style="italic", color=BIAS)
