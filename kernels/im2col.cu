@@ -9,7 +9,7 @@
 // One launch covers fewer than 2^31 vectors (the caller splits the batch), so that indices are split with 32-bit
 // arithmetic; addresses are 64-bit.
 template <typename T, int V, int KH, int KW>  // KH = KW = 0: any window, taken from the arguments
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 im2col(const T* x, T* cols, i64 vectors, int N, int H, int W, int channels, int pixel, int OH, int kh_, int kw_,
        int stride_h, int stride_w, int dilation_h, int dilation_w, int top, int left, Divisor by_channels,
        Divisor by_kw, Divisor by_kh, Divisor by_ow, Divisor by_oh, Divisor by_n) {
@@ -37,7 +37,7 @@ im2col(const T* x, T* cols, i64 vectors, int N, int H, int W, int channels, int 
 
 // dx[n, h, w, c] is the sum over the windows that saw that pixel: a gather in a fixed order, no atomics.
 template <typename T, int V, int KH, int KW>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 col2im(const T* cols, T* x, i64 vectors, int N, int H, int W, int channels, int OH, int OW, int kh_, int kw_,
        int stride_h, int stride_w, int dilation_h, int dilation_w, int top, int left, Divisor by_channels,
        Divisor by_groups, Divisor by_w, Divisor by_h, Divisor by_stride_h, Divisor by_stride_w) {

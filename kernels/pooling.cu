@@ -8,7 +8,7 @@
 // The switches hold, as one byte, the offset of the maximum inside its window: kh * KW + kw. Of equal maxima the first
 // wins; a NaN wins over everything, as in maximum(). Padding never wins.
 template <typename T, int V, int KH, int KW, bool SWITCHES>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 max_pool(const T* x, T* y, u8* switches, i64 vectors, int H, int W, int channels, int kh_, int kw_, int stride_h,
          int stride_w, int top, int left, Divisor by_channels, Divisor by_ow, Divisor by_oh) {
   const int kh_end = KH > 0 ? KH : kh_, kw_end = KW > 0 ? KW : kw_;
@@ -61,7 +61,7 @@ __device__ inline void covering(int at, int window, int stride, const Divisor& b
 }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 max_pool_backward(const T* dy, const u8* switches, T* dx, i64 vectors, int channels, int KH, int KW, int OH, int OW,
                   int stride_h, int stride_w, int top, int left, Divisor by_channels, Divisor by_w, Divisor by_h,
                   Divisor by_stride_h, Divisor by_stride_w) {
@@ -75,7 +75,9 @@ max_pool_backward(const T* dy, const u8* switches, T* dx, i64 vectors, int chann
     covering(at_h, KH, stride_h, by_stride_h, OH, oh, oh_end);
     covering(at_w, KW, stride_w, by_stride_w, OW, ow0, ow_end);
     acc_t<T> sum[V] = {};
+#pragma unroll 1
     for (; oh < oh_end; ++oh) {
+#pragma unroll 2
       for (int ow = ow0; ow < ow_end; ++ow) {
         const int mine = (at_h - oh * stride_h) * KW + (at_w - ow * stride_w);
         const i64 from = ((static_cast<i64>(n) * OH + oh) * OW + ow) * channels + c * V;
@@ -107,7 +109,7 @@ __device__ inline A weight(bool all, int KH, int KW, int rows, int columns) {
 }
 
 template <typename T, int V, bool PADDING_COUNTS>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 average_pool(const T* x, T* y, i64 vectors, int H, int W, int channels, int KH, int KW, int stride_h, int stride_w,
              int top, int left, Divisor by_channels, Divisor by_ow, Divisor by_oh) {
   for (i64 i = first_index(); i < vectors; i += index_step()) {
@@ -119,7 +121,9 @@ average_pool(const T* x, T* y, i64 vectors, int H, int W, int channels, int KH, 
     const int h_from = h0 < 0 ? 0 : h0, h_end = h0 + KH < H ? h0 + KH : H;
     const int w_from = w0 < 0 ? 0 : w0, w_end = w0 + KW < W ? w0 + KW : W;
     acc_t<T> sum[V] = {};
+#pragma unroll 1
     for (int h = h_from; h < h_end; ++h) {
+#pragma unroll 2
       for (int w = w_from; w < w_end; ++w) {
         Vector<T, V> v = load<V>(x + ((static_cast<i64>(n) * H + h) * W + w) * channels + c * V);
 #pragma unroll
@@ -135,7 +139,7 @@ average_pool(const T* x, T* y, i64 vectors, int H, int W, int channels, int KH, 
 }
 
 template <typename T, int V, bool PADDING_COUNTS>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 average_pool_backward(const T* dy, T* dx, i64 vectors, int H, int W, int channels, int KH, int KW, int OH, int OW,
                       int stride_h, int stride_w, int top, int left, Divisor by_channels, Divisor by_w, Divisor by_h,
                       Divisor by_stride_h, Divisor by_stride_w) {
@@ -148,8 +152,10 @@ average_pool_backward(const T* dy, T* dx, i64 vectors, int H, int W, int channel
     covering(static_cast<int>(h) + top, KH, stride_h, by_stride_h, OH, oh, oh_end);
     covering(static_cast<int>(w) + left, KW, stride_w, by_stride_w, OW, ow0, ow_end);
     acc_t<T> sum[V] = {};
+#pragma unroll 1
     for (; oh < oh_end; ++oh) {
       const int rows = inside(oh * stride_h - top, KH, H);
+#pragma unroll 2
       for (int ow = ow0; ow < ow_end; ++ow) {
         const int columns = inside(ow * stride_w - left, KW, W);
         const acc_t<T> scale = weight<acc_t<T>>(PADDING_COUNTS, KH, KW, rows, columns);

@@ -8,16 +8,28 @@ from xpnet.backend import DeviceError, to_device, to_numpy
 from xpnet.layers import (
     ELU,
     GELU,
+    GRU,
+    LSTM,
+    RNN,
     SELU,
     Activation,
     AveragePool2D,
+    BatchNorm,
+    Bidirectional,
+    Conv1D,
     Conv2D,
+    Conv2DTranspose,
     Dense,
     Dropout,
+    Embedding,
     Flatten,
     GlobalAveragePool2D,
+    GroupNorm,
     HardSigmoid,
+    InstanceNorm,
+    LayerNorm,
     LeakyReLU,
+    LocalResponseNorm,
     LpPool2D,
     MaxPool2D,
     Module,
@@ -32,13 +44,16 @@ from xpnet.layers import (
     Softsign,
     Step,
     Tanh,
+    reset_states,
 )
 from xpnet.ops import ShapeError, conv_output_size
 from xpnet.tensor import Parameter, Tensor, no_grad, value_and_grad
+from xpnet.threads import get_num_threads, set_num_threads
 from xpnet.training import Callback, History, NotFiniteError, Trainer
 
 if TYPE_CHECKING:
     from xpnet import inspect, models
+    from xpnet.accel.settings import set_matmul_precision
     from xpnet.io.model_file import ModelFileError, load
 
 __version__ = "0.1.0"
@@ -48,6 +63,7 @@ _LATER = {
     "inspect": "",
     "load": "xpnet.io.model_file",
     "models": "",
+    "set_matmul_precision": "xpnet.accel.settings",
 }
 """What is imported when it is first used: import xpnet is to be quick. A module, or where a name is found."""
 
@@ -64,19 +80,31 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "Activation",
     "AveragePool2D",
+    "BatchNorm",
+    "Bidirectional",
     "Callback",
+    "Conv1D",
     "Conv2D",
+    "Conv2DTranspose",
     "Dense",
     "DeviceError",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GlobalAveragePool2D",
+    "GroupNorm",
     "HardSigmoid",
     "History",
+    "InstanceNorm",
+    "LayerNorm",
     "LeakyReLU",
+    "LocalResponseNorm",
     "LpPool2D",
     "MaxPool2D",
     "ModelFileError",
@@ -100,6 +128,7 @@ __all__ = [
     "backend",
     "conv_output_size",
     "data",
+    "get_num_threads",
     "initializers",
     "inspect",
     "load",
@@ -111,6 +140,9 @@ __all__ = [
     "optim",
     "random",
     "regularizers",
+    "reset_states",
+    "set_matmul_precision",
+    "set_num_threads",
     "to_device",
     "to_numpy",
     "value_and_grad",

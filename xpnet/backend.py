@@ -23,12 +23,16 @@ Array: TypeAlias = Any
 Namespace: TypeAlias = Any
 
 _SCALARS = (bool, int, float, complex)
-_dtype_names: dict[Any, str] = {}
+_dtype_names: dict[tuple[type, Any], str] = {}
 _namespaces: dict[type, Namespace] = {np.ndarray: np}
 
 
 class DeviceError(RuntimeError):
     """A device was asked for that this machine cannot offer, or arrays of two devices were mixed."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A GPU has no room for an array; the message says what was asked for, what was free and what would help."""
 
 
 def _namespace_of(kind: type, array: Array) -> Namespace:
@@ -91,9 +95,11 @@ def describe(array: Array) -> str:
 
 def dtype_name(array: Array) -> str:
     """The bare name of an array's dtype ("float32"), whatever library it comes from."""
-    name = _dtype_names.get(array.dtype)
+    dtype = array.dtype
+    key = type(dtype), dtype  # equal hashes of two libraries' dtypes must not lead to their comparison
+    name = _dtype_names.get(key)
     if name is None:
-        name = _dtype_names[array.dtype] = str(array.dtype).rsplit(".", 1)[-1].strip("'>")
+        name = _dtype_names[key] = str(dtype).rsplit(".", 1)[-1].strip("'>")
     return name
 
 
@@ -242,9 +248,15 @@ def to_device(array: Array, where: str | Device) -> Array:
     import cupy
 
     with target:
-        if isinstance(array, cupy.ndarray):
-            return array if array.device.id == target.index else cupy.array(array)
-        return cupy.asarray(to_numpy(array))
+        if isinstance(array, cupy.ndarray) and array.device.id == target.index:
+            return array
+        try:
+            return cupy.array(array) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array))
+        except MemoryError as error:
+            from xpnet.accel.cupy.memory import raise_explained
+
+            raise_explained(error, "to_device", (array,))
+            raise
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:

@@ -153,6 +153,36 @@ class Orthogonal(Initializer):
         return self.gain * matrix.reshape(shape)
 
 
+@dataclass(frozen=True)
+class Blocks(Initializer):
+    """`count` blocks side by side on the last axis, each made by `inner`: the gates of a recurrent layer."""
+
+    inner: Initializer
+    count: int
+
+    def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
+        """See Initializer."""
+        width = shape[-1] // self.count
+        keys = [random.key(key.low, f"{key.high}", "block", i) for i in range(self.count)]
+        return np.concatenate([self.inner((*shape[:-1], width), k) for k in keys], axis=-1)
+
+
+@dataclass(frozen=True)
+class Shifted(Initializer):
+    """What `inner` makes, plus `shift` at the places begin..end of the last axis: an LSTM's forget gate."""
+
+    inner: Initializer
+    begin: int
+    end: int
+    shift: float
+
+    def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
+        """See Initializer."""
+        values = np.array(self.inner(shape, key), dtype=np.float64)
+        values[..., self.begin : self.end] += self.shift
+        return values
+
+
 NAMES: dict[str, Initializer] = {
     "zeros": Zeros(),
     "ones": Ones(),

@@ -15,7 +15,8 @@ import numpy as np
 
 from tests.cuda_emulator import build
 from xpnet.accel.cupy import launch as launching
-from xpnet.ops import registry as ops_registry
+from xpnet.ops.registry import Implementation, registry
+from xpnet.optim.rules import rules
 
 GUARD = 256
 GUARD_BYTE = 0xFF  # read as a float it is a NaN, so that an out-of-bounds read shows in the result too
@@ -62,12 +63,10 @@ class Emulator:
                 found.append(0)
                 continue
             assert isinstance(array, np.ndarray), type(array)
-            buffer = next((b for b in self._buffers if b.address == array.ctypes.data and b.bytes == array.nbytes), None)
-            if buffer is None:
-                for other in self._buffers:
-                    assert not np.shares_memory(array, other.array), f"{instance}: arguments overlap in part"
-                buffer = Buffer(array)
-                self._buffers.append(buffer)
+            for other in self._buffers:  # the kernels are compiled with --restrict: no argument may alias another
+                assert not np.shares_memory(array, other.array), f"{instance}: two arguments share memory"
+            buffer = Buffer(array)
+            self._buffers.append(buffer)
             found.append(buffer.data.ctypes.data if array.nbytes else 0)
         return found
 
@@ -139,20 +138,33 @@ def emulated_ops(**settings: Any):
     """Within the block every operation that has a CuPy implementation runs it when it gets NumPy arrays."""
     import xpnet.accel.cupy  # noqa: F401  (registers them)
 
-    changed = []
+    changed, changed_rules = [], []
     try:
-        for operation in ops_registry.registry.values():
+        for operation in registry.values():
             implementation = operation.accelerated.get("cupy")
             if implementation is None:
                 continue
             operation.implementation(np)  # whatever is loaded lazily is loaded before its choice is replaced
             changed.append((operation, operation._chosen.get(np)))
             operation._chosen[np] = _on_numpy(implementation, operation.reference)
+        for rule in rules.values():
+            if "cupy" in rule.accelerated:
+                changed_rules.append((rule, rule.accelerated.get("numpy")))
+                rule.accelerated["numpy"] = _with_poison(rule.accelerated["cupy"])
         with emulated(**settings) as runtime:
             yield runtime
     finally:
+        for rule, before in changed_rules:
+            if before is None:
+                del rule.accelerated["numpy"]
+            else:
+                rule.accelerated["numpy"] = before
         for operation, before in changed:
             operation._chosen[np] = before
+
+
+def _with_poison(rule: Any) -> Any:
+    return lambda _, *arrays, **settings: rule(xp, *arrays, **settings)
 
 
 def _on_numpy(implementation: Any, reference: Any) -> Any:
@@ -164,7 +176,7 @@ def _on_numpy(implementation: Any, reference: Any) -> Any:
     def backward(_: Any, *inputs: Any, **settings: Any) -> Any:
         return implementation.backward_function(xp, *inputs, **settings)
 
-    wrapped = ops_registry.Implementation(forward, reference)
+    wrapped = Implementation(forward, reference)
     wrapped.wants_save = implementation.wants_save
     if implementation.backward_function is not reference.backward_function:
         wrapped.backward_function = backward

@@ -35,9 +35,7 @@ def test_same_seed_and_step_same_result_and_the_batch_is_left_alone(change, batc
     x, y = batch
     before = x.copy()
     x.flags.writeable = False
-    first, again, other_step, other_seed = (
-        change(x, y, seed=s, step=t) for s, t in ((1, 2), (1, 2), (1, 3), (2, 2))
-    )
+    first, again, other_step, other_seed = (change(x, y, seed=s, step=t) for s, t in ((1, 2), (1, 2), (1, 3), (2, 2)))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     if not isinstance(change, (A.Rescale, A.Normalise)):
@@ -123,13 +121,9 @@ def test_whole_pixel_changes_keep_bytes():
         assert change(x).dtype == np.uint8
 
 
-@pytest.mark.parametrize(
-    "change", [A.Rotation(5), A.Elastic(), A.Mixup(), A.Normalise((0.0,), (1.0,))], ids=repr
-)
+@pytest.mark.parametrize("change", [A.Rotation(5), A.Elastic(), A.Mixup(), A.Normalise((0.0,), (1.0,))], ids=repr)
 def test_fractions_of_bytes_are_refused(change):
-    with pytest.raises(
-        TypeError, match=rf"{type(change).__name__} computes with fractions and got uint8.*Rescale\(255\)"
-    ):
+    with pytest.raises(TypeError, match=rf"{type(change).__name__} computes with fractions and got uint8.*Rescale\(255\)"):
         change(np.zeros((2, 4, 4, 1), np.uint8))
 
 

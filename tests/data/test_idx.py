@@ -55,9 +55,7 @@ def test_checksum_is_of_the_decompressed_bytes(tmp_path):
     md5 = hashlib.md5((tmp_path / "a").read_bytes()).hexdigest()
     for name in ("a", "a.gz"):
         idx.read(tmp_path / name, md5=md5)
-        with pytest.raises(
-            idx.ChecksumError, match=rf"{name}: not the published file.*{md5}.*expected 00ff"
-        ) as caught:
+        with pytest.raises(idx.ChecksumError, match=rf"{name}: not the published file.*{md5}.*expected 00ff") as caught:
             idx.read(tmp_path / name, md5="00ff")
         assert caught.value.found == md5
 

@@ -2,13 +2,12 @@
 
 from . import augment, cifar, idx, preprocessing
 from .catalogue import load, names
-from .dataset import DataError, Dataset
+from .dataset import DataError, Dataset, WorkerError
 from .images import ImageFolder, read_image
 from .loader import Batches
 from .preprocessing import one_hot
 from .sampling import class_weights, example_weights, split
 from .sources import SkipExample
-from .workers import WorkerError
 
 __all__ = [
     "Batches",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 
@@ -44,6 +43,8 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> Dataset:
         return _SHIPPED[name]()
     if name in _PUBLISHED:
         return _PUBLISHED[name].load(path)
+    import difflib
+
     close = difflib.get_close_matches(str(name).lower().replace("_", "-"), names(), 1)
     hint = f'; did you mean "{close[0]}"?' if close else ""
     raise DataError(f"unknown data set {name!r}: expected one of {', '.join(names())}{hint}")

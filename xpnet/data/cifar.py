@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
@@ -18,9 +17,7 @@ from .dataset import DataError, NumpyArray
 PIXELS = 3 * 32 * 32
 
 
-def read(
-    path: str | os.PathLike[str], *, classes: int = 10, records: int | None = None
-) -> tuple[NumpyArray, NumpyArray]:
+def read(path: str | os.PathLike[str], *, classes: int = 10, records: int | None = None) -> tuple[NumpyArray, NumpyArray]:
     """Images and labels of one file of the binary version.
 
     Args:
@@ -43,9 +40,7 @@ def read(
     return decode(content, str(path), classes=classes, records=records)
 
 
-def decode(
-    content: bytes, source: str, *, classes: int = 10, records: int | None = None
-) -> tuple[NumpyArray, NumpyArray]:
+def decode(content: bytes, source: str, *, classes: int = 10, records: int | None = None) -> tuple[NumpyArray, NumpyArray]:
     """What :func:`read` does, on the bytes of a file; `source` is its name for messages."""
     if classes not in (10, 100):
         raise ValueError(f"classes must be 10 or 100, got {classes}")
@@ -63,9 +58,7 @@ def decode(
     y = table[:, labels - 1].astype(np.int64)
     if y.max() >= classes:
         i = int(np.argmax(y >= classes))
-        raise DataError(
-            f"{source}: record {i} has the label {y[i]}, expected 0 to {classes - 1}: not CIFAR-{classes}"
-        )
+        raise DataError(f"{source}: record {i} has the label {y[i]}, expected 0 to {classes - 1}: not CIFAR-{classes}")
     # (N, C, H, W) in the file
     x = table[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(x), y
@@ -77,6 +70,8 @@ def read_archive(path: Path, names: tuple[str, ...], md5: str | None) -> dict[st
     Raises:
         DataError: damaged, another checksum, or a file is missing in it.
     """
+    import tarfile
+
     try:
         if md5 is not None:
             with path.open("rb") as file:

@@ -15,6 +15,10 @@ class DataError(ValueError):
     """Data that is missing, damaged, or not what it was said to be. The message names the file."""
 
 
+class WorkerError(RuntimeError):
+    """A worker process ended without an answer."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A classification data set, split into a training and a test part.

@@ -84,14 +84,17 @@ def look(
             if (found := find_in(folder, subfolders, names)) is not None:
                 return found
         raise DataError(f"{name}: the files are not in {folder}. {_what(name, subfolders, choices)}")
-    places = [cache_folder()]
-    if chosen := os.environ.get("XPNET_DATA"):
-        places.insert(0, Path(chosen).expanduser())
-    for folder in places:
+    for folder in _places():
         for names in choices:
             if (found := find_in(folder, subfolders, names)) is not None:
                 return found
     return None
+
+
+def _places() -> list[Path]:
+    """The folders to look in where the user gave none."""
+    chosen = os.environ.get("XPNET_DATA")
+    return [*([Path(chosen).expanduser()] if chosen else []), cache_folder()]
 
 
 def _what(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]]) -> str:
@@ -104,9 +107,7 @@ def _what(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]]
     )
 
 
-def download(
-    name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]], remotes: Sequence[Remote]
-) -> list[Path]:
+def download(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]], remotes: Sequence[Remote]) -> list[Path]:
     """Fetch `remotes` into the cache and return their paths there; files that are there already stay.
 
     Raises:
@@ -114,14 +115,13 @@ def download(
             to put where.
     """
     wanted = _what(name, subfolders, choices)
+    absent = f"{name}: not found in {' or '.join(map(str, _places()))}"
     if os.environ.get("XPNET_OFFLINE", "0") not in ("", "0"):
-        raise DataError(f"{name}: not found, and XPNET_OFFLINE forbids the download. {wanted}")
+        raise DataError(f"{absent}, and XPNET_OFFLINE forbids the download. {wanted}")
     try:
         import pooch
     except ImportError:
-        raise DataError(
-            f"{name}: not found, and a download needs pooch (pip install pooch). {wanted}"
-        ) from None
+        raise DataError(f"{absent}, and a download needs pooch (pip install pooch). {wanted}") from None
     mirror = os.environ.get("XPNET_DATA_MIRROR", "").rstrip("/")
     folder = cache_folder() / subfolders[0]
     pooch.get_logger().setLevel("WARNING")
@@ -132,9 +132,7 @@ def download(
         try:
             # A mirror may have packed a file anew: its content is then checked by whoever reads it.
             known = None if mirror and not remote.name.endswith(".tar.gz") else f"md5:{remote.md5}"
-            path = pooch.retrieve(
-                url, known_hash=known, fname=remote.name, path=folder, downloader=downloader
-            )
+            path = pooch.retrieve(url, known_hash=known, fname=remote.name, path=folder, downloader=downloader)
         except Exception as error:  # requests, urllib3 and pooch each have their own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DataError(f"{name}: {url} could not be downloaded ({reason}). {wanted}") from error

@@ -63,9 +63,7 @@ def read(path: str | os.PathLike[str], *, md5: str | None = None, mmap: bool = F
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _header(
-    path: Path, file: BinaryIO, update: Callable[[bytes], None]
-) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
+def _header(path: Path, file: BinaryIO, update: Callable[[bytes], None]) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
     start = file.read(4)
     update(start)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in TYPES or start[3] == 0:
@@ -99,17 +97,13 @@ def _read_open(path: Path, file: BinaryIO, md5: str | None) -> NumpyArray:
         )
     if md5 is not None and digest.hexdigest() != md5:
         found = digest.hexdigest()
-        raise ChecksumError(
-            f"{path}: not the published file: the md5 sum of its content is {found}, expected {md5}", found
-        )
+        raise ChecksumError(f"{path}: not the published file: the md5 sum of its content is {found}, expected {md5}", found)
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
 def _mapped(path: Path, packed: bool, md5: str | None) -> NumpyArray:
     if packed:
-        raise DataError(
-            f"{path}: a gzip file cannot be memory-mapped; decompress it first, or read it with mmap=False"
-        )
+        raise DataError(f"{path}: a gzip file cannot be memory-mapped; decompress it first, or read it with mmap=False")
     if md5 is not None:
         raise ValueError("md5 needs the whole file to be read: leave it out with mmap=True")
     with path.open("rb") as file:
@@ -117,9 +111,7 @@ def _mapped(path: Path, packed: bool, md5: str | None) -> NumpyArray:
         start = file.tell()
     wanted, size = math.prod(shape) * dtype.itemsize, path.stat().st_size - start
     if size != wanted:
-        raise DataError(
-            f"{path}: wrong size: its header says {wanted} bytes of values, the file holds {size}"
-        )
+        raise DataError(f"{path}: wrong size: its header says {wanted} bytes of values, the file holds {size}")
     if wanted == 0:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", start, shape)

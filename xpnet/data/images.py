@@ -107,9 +107,7 @@ class ImageFolder:
             raise DataError(f"{root} is not a folder; expected one with a subfolder for each class")
         found = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if classes is not None and (missing := [name for name in classes if name not in found]):
-            raise DataError(
-                f"{root} has no subfolders {', '.join(missing)}; it has {', '.join(found) or 'none'}"
-            )
+            raise DataError(f"{root} has no subfolders {', '.join(missing)}; it has {', '.join(found) or 'none'}")
         self.class_names = tuple(found if classes is None else classes)
         self.paths: list[Path] = []
         labels: list[int] = []

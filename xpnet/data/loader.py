@@ -9,31 +9,34 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xpnet import backend
 from xpnet.backend import Array, Device
 
 from . import sampling
+from .arrays import Arrays, Order, each
 from .augment import Augmentation
-from .dataset import NumpyArray
-from .sources import Arrays, Examples, SkipExample, Stream, each, source_of
-from .workers import Processes, WorkerError, in_order, threads
+from .dataset import NumpyArray, WorkerError
+from .sources import Examples, SkipExample, Stream, source_of
+
+if TYPE_CHECKING:
+    from .workers import Processes
 
 _Made: TypeAlias = tuple[Any, list[SkipExample]]
+_Finish: TypeAlias = Callable[[Any, int, int], Any]
 _END = object()
 
 
-def _make(
-    source: Arrays | Examples,
-    finish: Callable[[Any, int, int], Any],
-    indices: NumpyArray,
-    epoch: int,
-    number: int,
-) -> _Made:
+def _examples_work(source: Examples, finish: _Finish, indices: NumpyArray, epoch: int, number: int) -> _Made:
     """Batch `number` of an epoch, ready but for its device: what a worker does."""
     batch, skipped = source.fetch(indices)
     return (None if batch is None else finish(batch, epoch, number)), skipped
+
+
+def _arrays_work(source: Arrays, finish: _Finish | None, order: Order, start: int, stop: int, epoch: int, number: int) -> _Made:
+    batch = source.fetch(order, start, stop)
+    return (batch if finish is None else finish(batch, epoch, number)), []
 
 
 def _finish(
@@ -133,8 +136,7 @@ class Batches:
         if isinstance(self._source, Stream):
             if shuffle or weights is not None or samples is not None:
                 raise ValueError(
-                    "a stream cannot be shuffled, weighted or sampled by index; buffer=1000 shuffles it "
-                    "within a buffer"
+                    "a stream cannot be shuffled, weighted or sampled by index; buffer=1000 shuffles it within a buffer"
                 )
             if processes:
                 raise ValueError("a stream is read in one thread: leave out processes=True")
@@ -145,18 +147,18 @@ class Batches:
             if weights is not None:
                 self._weights = sampling.check_weights(weights, n)
             elif samples is not None and samples > n:
-                raise ValueError(
-                    f"samples={samples} of {n} examples: more than all needs weights (with replacement)"
-                )
+                raise ValueError(f"samples={samples} of {n} examples: more than all needs weights (with replacement)")
             self.count = n if samples is None else samples
             if processes and isinstance(self._source, Arrays):
-                raise ValueError(
-                    "arrays would be copied to every worker process: use threads (processes=False)"
-                )
+                raise ValueError("arrays would be copied to every worker process: use threads (processes=False)")
         self._device = None if device is None else backend.device(device)
+        self._move: Callable[[Array], Array] = backend.to_numpy
+        if self._device is not None and self._device.kind != "cpu":
+            self._move = functools.partial(backend.to_device, where=self._device)
         late = augment is not None and self._device is not None and self._device.kind != "cpu"
         self._late = augment if late else None
         self._finish = functools.partial(_finish, transform, None if late else augment, self.seed)
+        self._finishes = transform is not None or (augment is not None and not late)
         self._workers, self._ahead = workers, workers * prefetch
         self._uses_processes = processes and workers > 0
         self._processes: Processes | None = None
@@ -177,9 +179,7 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of one epoch, from batch `start` on."""
         self._epoch, self._batch = epoch, start
-        made = (
-            self._streamed(epoch, start) if isinstance(self._source, Stream) else self._indexed(epoch, start)
-        )
+        made = self._streamed(epoch, start) if isinstance(self._source, Stream) else self._indexed(epoch, start)
         try:
             for number, (batch, skipped) in zip(itertools.count(start), made):
                 self._note(skipped)
@@ -219,9 +219,7 @@ class Batches:
     def __enter__(self) -> Batches:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def _identity(self) -> dict[str, int | None]:
@@ -231,24 +229,36 @@ class Batches:
         source, size = self._source, self.batch_size
         if isinstance(source, Stream) or size is None:
             raise TypeError("a stream has no indices")
-        order = sampling.order(
-            self.seed, epoch, source.count, shuffle=self.shuffle, weights=self._weights, samples=self.count
-        )
-        tasks = ((order[k * size : (k + 1) * size], epoch, k) for k in range(start, len(self)))
-        work = functools.partial(_make, source, self._finish)
+        order = sampling.order(self.seed, epoch, source.count, shuffle=self.shuffle, weights=self._weights, samples=self.count)
+        places = ((k, k * size, min((k + 1) * size, len(order))) for k in range(start, len(self)))
+        work: Callable[..., _Made]
+        tasks: Iterator[tuple[Any, ...]]
+        if isinstance(source, Arrays):
+            whole = Order(order)
+            work = functools.partial(_arrays_work, source, self._finish if self._finishes else None)
+            tasks = ((whole, begin, end, epoch, k) for k, begin, end in places)
+        else:
+            work = functools.partial(_examples_work, source, self._finish)
+            tasks = ((order[begin:end], epoch, k) for k, begin, end in places)
+        if self._workers == 0:
+            yield from itertools.starmap(work, tasks)
+            return
+        # Imported where it is used: pools of processes bring much of the standard library with them.
+        from .workers import in_order, threads
+
         if self._uses_processes:
             try:
                 yield from self._pool(work).in_order(tasks, self._ahead)
             except WorkerError:
                 self.close()
                 raise
-        elif self._workers:
+        else:
             with threads(self._workers) as pool:
                 yield from in_order(pool, work, tasks, self._ahead)
-        else:
-            yield from itertools.starmap(work, tasks)
 
     def _pool(self, work: Callable[..., _Made]) -> Processes:
+        from .workers import Processes
+
         if self._processes is None:
             self._processes = Processes(self._workers, work)
             weakref.finalize(self, self._processes.pool.shutdown, wait=False, cancel_futures=True)
@@ -268,6 +278,8 @@ class Batches:
             for _ in range(start):
                 next(raw, None)
             if self._workers:
+                from .workers import in_order, threads
+
                 # One thread, whatever `workers` says: the stream has one reader.
                 with threads(1) as pool:
                     for batch in in_order(pool, work, itertools.repeat(()), self._ahead):
@@ -283,8 +295,7 @@ class Batches:
     def _placed(self, batch: Any, epoch: int, number: int) -> Any:
         if self._device is None:
             return batch
-        place = self._device
-        batch = each(lambda array: backend.to_device(array, place), batch)
+        batch = each(self._move, batch)
         return batch if self._late is None else _augmented(self._late, self.seed, batch, epoch, number)
 
     def _note(self, skipped: list[SkipExample]) -> None:

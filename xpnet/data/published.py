@@ -44,9 +44,7 @@ class MnistLike:
             arrays = self._read(paths)
         else:
             names = [f"{name}.gz" for name in MNIST_FILES]
-            remotes = [
-                files.Remote(n, self.url + n, md5) for n, md5 in zip(names, self.packed_md5, strict=True)
-            ]
+            remotes = [files.Remote(n, self.url + n, md5) for n, md5 in zip(names, self.packed_md5, strict=True)]
             paths = files.download(self.name, self.subfolders, choices, remotes)
             try:
                 arrays = self._read(paths)
@@ -73,25 +71,15 @@ class MnistLike:
             try:
                 arrays.append(idx.read(file, md5=md5))
             except idx.ChecksumError as error:
-                others = {
-                    m: f"{s.name}'s {n}" for s in MNIST_LIKE for m, n in zip(s.md5, MNIST_FILES, strict=True)
-                }
+                others = {m: f"{s.name}'s {n}" for s in MNIST_LIKE for m, n in zip(s.md5, MNIST_FILES, strict=True)}
                 hint = others.get(error.found)
                 raise DataError(
-                    f"{error}. "
-                    + (f"It is {hint}." if hint else "Read files of your own with xpnet.data.idx.read.")
+                    f"{error}. " + (f"It is {hint}." if hint else "Read files of your own with xpnet.data.idx.read.")
                 ) from None
         return arrays
 
-    def _pair(
-        self, images: NumpyArray, labels: NumpyArray, paths: Sequence[Path]
-    ) -> tuple[NumpyArray, NumpyArray]:
-        if (
-            images.ndim != 3
-            or labels.ndim != 1
-            or len(images) != len(labels)
-            or labels.max(initial=0) >= len(self.class_names)
-        ):
+    def _pair(self, images: NumpyArray, labels: NumpyArray, paths: Sequence[Path]) -> tuple[NumpyArray, NumpyArray]:
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or labels.max(initial=0) >= len(self.class_names):
             raise DataError(
                 f"{paths[0]} and {paths[1]} do not belong together: images of shape {images.shape}, labels "
                 f"of "
@@ -128,9 +116,7 @@ class Cifar:
         choices = (names, (self.archive.name,))
         paths = files.look(self.name, self.subfolders, choices, path)
         if paths is None:
-            paths = self._unpack(
-                files.download(self.name, self.subfolders, choices, [self.archive])[0], names
-            )
+            paths = self._unpack(files.download(self.name, self.subfolders, choices, [self.archive])[0], names)
         if len(paths) == 1:
             found = cifar.read_archive(paths[0], names, self.archive.md5)
             contents = [(f"{paths[0]}: {name}", found[name]) for name in names]
@@ -150,9 +136,7 @@ class Cifar:
         )
 
     def _pair(self, contents: Sequence[tuple[str, bytes]], records: int) -> tuple[NumpyArray, NumpyArray]:
-        parts = [
-            cifar.decode(c, name, classes=len(self.class_names), records=records) for name, c in contents
-        ]
+        parts = [cifar.decode(c, name, classes=len(self.class_names), records=records) for name, c in contents]
         return _unit(np.concatenate([x for x, _ in parts])), np.concatenate([y for _, y in parts])
 
     def _unpack(self, archive: Path, names: tuple[str, ...]) -> list[Path]:
@@ -237,7 +221,9 @@ MNIST_LIKE = (
     ),
 )
 
-_KRIZHEVSKY = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009), https://www.cs.toronto.edu/~kriz/cifar.html"
+_KRIZHEVSKY = (
+    "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009), https://www.cs.toronto.edu/~kriz/cifar.html"
+)
 
 # fmt: off
 _CIFAR100_NAMES = (

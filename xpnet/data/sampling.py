@@ -9,6 +9,7 @@ import numpy as np
 from xpnet import random
 from xpnet.backend import Array, to_numpy
 
+from .arrays import gather
 from .dataset import NumpyArray
 
 
@@ -54,9 +55,7 @@ def check_weights(weights: Array, n: int) -> NumpyArray:
     """`weights` as float64 (n,), or a ValueError that says what is wrong with them."""
     found = np.asarray(to_numpy(weights), dtype=np.float64)
     if found.shape != (n,):
-        raise ValueError(
-            f"weights have shape {found.shape}, expected one for each of the {n} examples: ({n},)"
-        )
+        raise ValueError(f"weights have shape {found.shape}, expected one for each of the {n} examples: ({n},)")
     if not np.isfinite(found).all() or (found < 0).any() or not found.any():
         raise ValueError("weights must be finite, not negative, and not all zero")
     return found
@@ -128,8 +127,6 @@ def split(
         rows = np.flatnonzero(labels == label)
         shuffled = random.generator(random.key(seed, "split", label)).permutation(rows)
         second[shuffled[: round(fraction * len(rows))]] = True
-    from .sources import gather
-
     parts = np.flatnonzero(~second), np.flatnonzero(second)
     return (gather(x, parts[0]), gather(y, parts[0])), (gather(x, parts[1]), gather(y, parts[1]))
 
@@ -137,8 +134,5 @@ def split(
 def _labels(y: Array) -> np.ndarray[Any, np.dtype[np.int64]]:
     labels = to_numpy(y)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels < 0).any():
-        raise ValueError(
-            f"expected integer labels of shape (N,), none negative; got shape {labels.shape} of "
-            f"{labels.dtype}"
-        )
+        raise ValueError(f"expected integer labels of shape (N,), none negative; got shape {labels.shape} of {labels.dtype}")
     return labels.astype(np.int64, copy=False)

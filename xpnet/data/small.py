@@ -1,9 +1,8 @@
-"""The two data sets that come with the package: iris and digits. Sources and licence: files/SOURCES.md."""
+"""The two data sets that come with the package: iris and digits. Sources and licence: shipped/SOURCES.md."""
 
 from __future__ import annotations
 
 import gzip
-from importlib import resources
 
 import numpy as np
 
@@ -13,7 +12,9 @@ _LICENCE = "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"
 
 
 def _content(name: str) -> bytes:
-    return (resources.files("xpnet.data") / "files" / name).read_bytes()
+    from importlib import resources
+
+    return (resources.files("xpnet.data") / "shipped" / name).read_bytes()
 
 
 def _moments(x: NumpyArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -49,9 +50,7 @@ def iris() -> Dataset:
 
 def digits() -> Dataset:
     """The UCI optical digits: 1,438 training and 359 test images of 8x8x1, 10 classes."""
-    table = np.array(
-        [line.split(b",") for line in gzip.decompress(_content("digits.csv.gz")).split()]
-    ).astype(np.int64)
+    table = np.array([line.split(b",") for line in gzip.decompress(_content("digits.csv.gz")).split()]).astype(np.int64)
     scale = 16.0
     x = (table[:, :64] / scale).astype(np.float32).reshape(-1, 8, 8, 1)
     y, test = table[:, 64], table[:, 65] == 1

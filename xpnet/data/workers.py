@@ -13,18 +13,12 @@ from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
-from .dataset import DataError
+from .dataset import DataError, WorkerError
 
 T = TypeVar("T")
 
 
-class WorkerError(RuntimeError):
-    """A worker process ended without an answer."""
-
-
-def in_order(
-    pool: Executor, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int
-) -> Iterator[T]:
+def in_order(pool: Executor, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[T]:
     """`work(*task)` for every task, computed in `pool` up to `ahead` tasks early, given in the order of the
     tasks.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.backend import Array, namespace
+from xpnet.inspect.hooks import wrapped
 from xpnet.layers.module import Module
 from xpnet.tensor import Tensor, no_grad
 
@@ -25,27 +26,14 @@ def first_not_finite(model: Module, x: Array) -> str:
         if not _finite(parameter.array):
             return f"the parameter {path!r} is not finite"
     found: list[str] = []
-    leaves = [m for m in model.modules() if not m._children]
-    counters = [(m, m.counter) for m in leaves]
-    originals: list[tuple[Module, Any]] = []
-    for module in leaves:
-        original = module.forward
 
-        def watched(*inputs: Any, _module: Module = module, _forward: Any = original, **keywords: Any) -> Any:
-            y = _forward(*inputs, **keywords)
-            array = y.array if isinstance(y, Tensor) else y
-            if not found and hasattr(array, "dtype") and not _finite(array):
-                found.append(f"the first layer whose output is not finite is {_module.path!r} ({type(_module).__name__})")
-            return y
+    def look(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        y = forward(*inputs, **keywords)
+        array = y.array if isinstance(y, Tensor) else y
+        if not found and hasattr(array, "dtype") and not _finite(array):
+            found.append(f"the first layer whose output is not finite is {layer.path!r} ({type(layer).__name__})")
+        return y
 
-        originals.append((module, original))
-        module.__dict__["forward"] = watched
-    try:
-        with no_grad():
-            model(x)
-    finally:
-        for module, _ in originals:
-            del module.__dict__["forward"]
-        for module, counter in counters:
-            module.counter = counter
+    with no_grad(), wrapped(model, look):
+        model(x)
     return found[0] if found else "the output of every layer is finite, so it is the loss function's own value"

@@ -7,6 +7,7 @@ of each part shows truncation and flipped bits.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import struct
@@ -102,8 +103,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    content = io.BytesIO(Path(path).read_bytes())
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(content) as archive:
             names = archive.namelist()
             if sorted(names) != sorted([DOCUMENT, ARRAYS]):
                 raise ArchiveError(f"{path}: not a file of xpnet: it holds {', '.join(names[:5]) or 'nothing'}")
@@ -113,20 +115,18 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
                     raise ArchiveError(f"{path}: not a file of xpnet: its parts are compressed or encrypted")
             document = json.loads(archive.read(DOCUMENT))
             arrays = load(archive.read(ARRAYS))
-    except (FileNotFoundError, IsADirectoryError, PermissionError, ArchiveError):
+    except ArchiveError:
         raise
-    # What zipfile, json and safetensors raise on damaged bytes; an OSError is a seek to a place that cannot be.
+    # What zipfile, json and safetensors raise on damaged bytes.
     except (
         zipfile.BadZipFile,
         struct.error,
         EOFError,
-        NotImplementedError,
+        RuntimeError,
         SafetensorError,
         ValueError,
         KeyError,
         OverflowError,
-        RecursionError,
-        OSError,
     ) as error:
         raise ArchiveError(f"{path}: truncated, damaged or not a file of xpnet ({error})") from error
     if not isinstance(document, dict):

@@ -16,27 +16,43 @@ from xpnet.layers.activation import (
     Step,
     Tanh,
 )
-from xpnet.layers.convolution import Conv2D
+from xpnet.layers.convolution import Conv2D, Conv2DTranspose
+from xpnet.layers.convolution1d import Conv1D
 from xpnet.layers.dense import Dense
 from xpnet.layers.dropout import Dropout
+from xpnet.layers.embedding import Embedding
 from xpnet.layers.module import Module
+from xpnet.layers.normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LocalResponseNorm
 from xpnet.layers.pooling import AveragePool2D, GlobalAveragePool2D, LpPool2D, MaxPool2D
+from xpnet.layers.recurrent import GRU, LSTM, RNN, Bidirectional, reset_states
 from xpnet.layers.sequential import Residual, Sequential
 from xpnet.layers.shaping import Flatten, Reshape
 
 __all__ = [
     "ELU",
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "Activation",
     "AveragePool2D",
+    "BatchNorm",
+    "Bidirectional",
+    "Conv1D",
     "Conv2D",
+    "Conv2DTranspose",
     "Dense",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GlobalAveragePool2D",
+    "GroupNorm",
     "HardSigmoid",
+    "InstanceNorm",
+    "LayerNorm",
     "LeakyReLU",
+    "LocalResponseNorm",
     "LpPool2D",
     "MaxPool2D",
     "Module",
@@ -51,4 +67,5 @@ __all__ = [
     "Softsign",
     "Step",
     "Tanh",
+    "reset_states",
 ]

@@ -1,4 +1,4 @@
-"""Convolutional layers."""
+"""Convolutional layers over images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from xpnet import ops
 from xpnet.layers import activation as activations
 from xpnet.layers.dense import Initial, default_kernel
 from xpnet.layers.module import Module, Shape, Spec
+from xpnet.ops.convolution import transposed_size
 from xpnet.ops.geometry import Padding, Size, pair, windows
 from xpnet.ops.shapes import ShapeError
 from xpnet.tensor import Parameter
@@ -28,7 +29,70 @@ def image_shape(name: str, input_shape: Shape) -> Shape:
     return input_shape
 
 
-class Conv2D(Module):
+class Convolution(Module):
+    """What the convolutional layers share: filters over groups of channels, a bias, an activation.
+
+    Args:
+        filters: O, the number of output channels.
+        groups: the channels are cut into this many groups; C of them make a depthwise convolution.
+        activation: a name ("relu", ...), a function, or None.
+        use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer, kernel_constraint: as in Dense.
+    """
+
+    kernel: Parameter
+    bias: Parameter
+
+    def __init__(
+        self,
+        filters: int,
+        *,
+        groups: int = 1,
+        activation: str | Callable[..., Any] | None = None,
+        use_bias: bool = True,
+        kernel_initializer: Initial = None,
+        bias_initializer: Initial = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+    ) -> None:
+        if filters < 1 or groups < 1 or filters % groups:
+            raise ValueError(f"{type(self).__name__}: filters={filters} must be a positive multiple of groups={groups}")
+        self.filters = int(filters)
+        self.groups = groups
+        self.use_bias = use_bias
+        self.fused, self.after = activations.split(activation)
+        self.kernel_initializer = kernel_initializer or default_kernel(activation)
+        self.bias_initializer = bias_initializer
+        self.kernel_regularizer = kernel_regularizer
+        self.bias_regularizer = bias_regularizer
+        self.kernel_constraint = kernel_constraint
+
+    def _specs(self, window: Shape, C: int) -> dict[str, Spec]:
+        """The kernel (*window, C/groups, O) and the bias (O,)."""
+        if C % self.groups:
+            raise ShapeError(f"{type(self).__name__}: {C} input channels are not a multiple of groups={self.groups}")
+        kernel = Spec(
+            (*window, C // self.groups, self.filters),
+            self.kernel_initializer,
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        if not self.use_bias:
+            return {"kernel": kernel}
+        return {
+            "kernel": kernel,
+            "bias": Spec((self.filters,), self.bias_initializer, decay=False, regularizer=self.bias_regularizer),
+        }
+
+    def _check_channels(self, C: int) -> None:
+        if self.built and self.kernel.shape[-2] * self.groups != C:
+            raise ShapeError(
+                f"{type(self).__name__} got {C} channels, its kernel {self.kernel.shape} takes "
+                f"{self.kernel.shape[-2] * self.groups}"
+            )
+
+
+class Conv2D(Convolution):
     """Slides `filters` kernels over images and applies an activation.
 
     Args:
@@ -39,14 +103,11 @@ class Conv2D(Module):
         dilation: int or (h, w).
         groups: the channels are cut into this many groups; C of them make a depthwise convolution.
         activation: a name ("relu", ...), a function, or None.
-        use_bias, kernel_initializer, bias_initializer, kernel_regularizer, kernel_constraint: as in Dense.
+        use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer, kernel_constraint: as in Dense.
 
     Shapes:
         (N, H, W, C) -> (N, OH, OW, O). Parameters: kernel (KH, KW, C/groups, O), bias (O,).
     """
-
-    kernel: Parameter
-    bias: Parameter
 
     def __init__(
         self,
@@ -62,45 +123,34 @@ class Conv2D(Module):
         kernel_initializer: Initial = None,
         bias_initializer: Initial = "zeros",
         kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
         kernel_constraint: Any = None,
     ) -> None:
-        if filters < 1 or groups < 1 or filters % groups:
-            raise ValueError(f"Conv2D: filters={filters} must be a positive multiple of groups={groups}")
-        self.filters = int(filters)
+        super().__init__(
+            filters,
+            groups=groups,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+        )
         self.window = pair(window, "window")
         self.stride = pair(stride, "stride")
         self.padding = padding
         self.dilation = pair(dilation, "dilation")
-        self.groups = groups
-        self.use_bias = use_bias
-        self.fused, self.after = activations.split(activation)
-        self.kernel_initializer = kernel_initializer or default_kernel(activation)
-        self.bias_initializer = bias_initializer
-        self.kernel_regularizer = kernel_regularizer
-        self.kernel_constraint = kernel_constraint
         windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
 
     def specs(self, input_shape: Shape) -> dict[str, Spec]:
         """The kernel and the bias."""
-        _, _, C = image_shape("Conv2D", input_shape)
-        if C % self.groups:
-            raise ShapeError(f"Conv2D: {C} input channels are not a multiple of groups={self.groups}")
-        kernel = Spec(
-            (*self.window, C // self.groups, self.filters),
-            self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
-        bias = {"bias": Spec((self.filters,), self.bias_initializer, decay=False)} if self.use_bias else {}
-        return {"kernel": kernel, **bias}
+        return self._specs(self.window, image_shape("Conv2D", input_shape)[2])
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """(H, W, C) -> (OH, OW, O)."""
         H, W, C = image_shape("Conv2D", input_shape)
-        if self.built and self.kernel.shape[2] * self.groups != C:
-            raise ShapeError(
-                f"Conv2D got {C} channels, its kernel {self.kernel.shape} takes {self.kernel.shape[2] * self.groups}"
-            )
+        self._check_channels(C)
         g = windows((1, H, W, C), self.window, self.stride, self.padding, self.dilation)
         return g.h.out, g.w.out, self.filters
 
@@ -116,4 +166,70 @@ class Conv2D(Module):
             groups=self.groups,
             activation=self.fused,
         )
+        return y if self.after is None else self.after(y)
+
+
+class Conv2DTranspose(Convolution):
+    """The transposed convolution: every input element spreads its kernels over a window of the output.
+
+    Args:
+        filters: O, the number of output channels.
+        window: int or (KH, KW).
+        stride: int or (h, w): the step between the windows of neighbouring elements.
+        padding: what the convolution of the other direction pads, cut off the output here. "same" gives H * stride.
+        output_padding: int or (h, w), less than the stride: further rows and columns at the end of the output.
+        dilation: int or (h, w).
+        groups, activation, ...: as in Conv2D.
+
+    Shapes:
+        (N, H, W, C) -> (N, OH, OW, O) with OH = (H - 1) * stride + dilation*(KH-1)+1 - padding at both ends + output_padding.
+        Parameters: kernel (KH, KW, C/groups, O), bias (O,).
+
+    Source: Zeiler et al., "Deconvolutional networks", 2010; Dumoulin and Visin, 2016.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        window: Size,
+        *,
+        stride: Size = 1,
+        padding: Padding = "valid",
+        output_padding: Size = 0,
+        dilation: Size = 1,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(filters, **keywords)
+        self.window = pair(window, "window")
+        self.stride = pair(stride, "stride")
+        self.padding = padding
+        self.output_padding = pair(output_padding, "output_padding")
+        self.dilation = pair(dilation, "dilation")
+        windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
+
+    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+        """The kernel and the bias."""
+        return self._specs(self.window, image_shape("Conv2DTranspose", input_shape)[2])
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(H, W, C) -> (OH, OW, O)."""
+        H, W, C = image_shape("Conv2DTranspose", input_shape)
+        self._check_channels(C)
+        size, _ = transposed_size((H, W), self.window, self.stride, self.padding, self.output_padding, self.dilation)
+        return *size, self.filters
+
+    def forward(self, x: Any) -> Any:
+        """x (N, H, W, C) -> (N, OH, OW, O)."""
+        y = ops.conv_transpose2d(
+            self.as_float(x),
+            self.kernel,
+            self.bias if self.use_bias else None,
+            stride=self.stride,
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        if self.fused is not None:
+            return activations.NAMES[self.fused](y)
         return y if self.after is None else self.after(y)

@@ -29,6 +29,7 @@ class Dense(Module):
         use_bias: whether a bias is added.
         kernel_initializer, bias_initializer: names or initializers; by default He's before rectifiers, else Glorot's, and 0.
         kernel_regularizer: a penalty on the kernel, such as xpnet.regularizers.L2(1e-4).
+        bias_regularizer: a penalty on the bias; the others leave biases alone.
         kernel_constraint: a projection of the kernel after each update, such as xpnet.regularizers.MaxNorm(3).
 
     Shapes:
@@ -47,6 +48,7 @@ class Dense(Module):
         kernel_initializer: Initial = None,
         bias_initializer: Initial = "zeros",
         kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
         kernel_constraint: Any = None,
     ) -> None:
         if units < 1:
@@ -57,6 +59,7 @@ class Dense(Module):
         self.kernel_initializer = kernel_initializer or default_kernel(activation)
         self.bias_initializer = bias_initializer
         self.kernel_regularizer = kernel_regularizer
+        self.bias_regularizer = bias_regularizer
         self.kernel_constraint = kernel_constraint
 
     def specs(self, input_shape: Shape) -> dict[str, Spec]:
@@ -69,8 +72,12 @@ class Dense(Module):
             regularizer=self.kernel_regularizer,
             constraint=self.kernel_constraint,
         )
-        bias = {"bias": Spec((self.units,), self.bias_initializer, decay=False)} if self.use_bias else {}
-        return {"kernel": kernel, **bias}
+        if not self.use_bias:
+            return {"kernel": kernel}
+        return {
+            "kernel": kernel,
+            "bias": Spec((self.units,), self.bias_initializer, decay=False, regularizer=self.bias_regularizer),
+        }
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """(..., in) -> (..., units)."""

@@ -40,6 +40,7 @@ from xpnet.ops.elementwise import (
 from xpnet.ops.embedding import embedding
 from xpnet.ops.geometry import conv_output_size
 from xpnet.ops.linear import dense, matmul
+from xpnet.ops.logistic import sigmoid_cross_entropy
 from xpnet.ops.normalization import (
     batch_norm,
     batch_norm_inference,
@@ -49,6 +50,7 @@ from xpnet.ops.normalization import (
     local_response_norm,
 )
 from xpnet.ops.pooling import average_pool2d, global_average_pool2d, lp_pool2d, max_pool2d, max_pool2d_with_switches
+from xpnet.ops.recurrent import gru, lstm, rnn
 from xpnet.ops.reductions import max, mean, min, sum
 from xpnet.ops.registry import Op, op, reference_only, registry
 from xpnet.ops.shapes import ShapeError
@@ -83,6 +85,7 @@ __all__ = [
     "getitem",
     "global_average_pool2d",
     "group_norm",
+    "gru",
     "hard_sigmoid",
     "im2col",
     "layer_norm",
@@ -91,6 +94,7 @@ __all__ = [
     "log",
     "log_softmax",
     "lp_pool2d",
+    "lstm",
     "matmul",
     "max",
     "max_pool2d",
@@ -108,8 +112,10 @@ __all__ = [
     "registry",
     "relu",
     "reshape",
+    "rnn",
     "selu",
     "sigmoid",
+    "sigmoid_cross_entropy",
     "silu",
     "softmax",
     "softmax_cross_entropy",

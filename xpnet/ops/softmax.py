@@ -103,8 +103,9 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     shifted, e, total = _shifted_exp(xp, logits, -1)
     log_p = shifted - xp.log(total)
     if check_labels("softmax_cross_entropy", xp, logits, labels):
-        classes = xp.arange(logits.shape[-1], dtype=labels.dtype, device=logits.device)
-        target = xp.astype(labels[..., None] == classes, logits.dtype)
+        # In int64: K class numbers need not fit the dtype of the labels, which may be uint8.
+        classes = xp.arange(logits.shape[-1], dtype=xp.int64, device=logits.device)
+        target = xp.astype(xp.astype(labels, xp.int64, copy=False)[..., None] == classes, logits.dtype)
     else:
         target = xp.astype(labels, logits.dtype, copy=False)
     # A class of probability 0 costs nothing, even where its logit is -inf.

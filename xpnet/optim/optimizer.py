@@ -35,6 +35,7 @@ class Optimizer:
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.iterations = 0
+        self.factor = 1.0  # what callbacks have multiplied the learning rate by
         self.slots: dict[str, Array] = {}
         self._arena: Arena | None = None
 
@@ -42,7 +43,7 @@ class Optimizer:
     def current_learning_rate(self) -> float:
         """The learning rate of the next step."""
         rate = self.learning_rate
-        return float(rate(self.iterations)) if callable(rate) else rate
+        return self.factor * (float(rate(self.iterations)) if callable(rate) else rate)
 
     def bind(self, target: Target) -> Arena:
         """The flat storage of a model, or of Parameters; the optimizer's state is made to match it.
@@ -101,7 +102,8 @@ class Optimizer:
 
     def state(self) -> dict[str, Any]:
         """Everything that a continued run needs: the step's number and the state arrays, as NumPy arrays."""
-        return {"iterations": self.iterations, "slots": {name: to_numpy(a).copy() for name, a in self.slots.items()}}
+        slots = {name: to_numpy(a).copy() for name, a in self.slots.items()}
+        return {"iterations": self.iterations, "factor": self.factor, "slots": slots}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a state from :meth:`state`.
@@ -115,6 +117,7 @@ class Optimizer:
                 f"the state holds {', '.join(sorted(state['slots']))}: it is another optimizer's"
             )
         self.iterations = int(state["iterations"])
+        self.factor = float(state["factor"])
         self.slots = dict(state["slots"])
         self._arena = None
 

@@ -63,9 +63,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     """
     document, arrays = archive.read(path)
     if document.get("format") != FORMAT:
-        raise archive.ArchiveError(
-            f"{path}: not a checkpoint of xpnet: its format is {document.get('format')!r}"
-        )
+        raise archive.ArchiveError(f"{path}: not a checkpoint of xpnet: its format is {document.get('format')!r}")
     kinds = [entry["kind"] for entry in document["callbacks"]]
     ours = [type(callback).__name__ for callback in trainer.callbacks]
     if kinds != ours:

@@ -3,6 +3,28 @@
 The registry imports this package when the first CuPy array comes to an operation. Importing it touches no device.
 """
 
-from xpnet.accel.cupy import pooling, windows
+from xpnet.accel.cupy import (
+    activation,
+    batches,
+    convolution,
+    dropout,
+    linear,
+    normalization,
+    optimizers,
+    pooling,
+    softmax,
+    windows,
+)
 
-__all__ = ["pooling", "windows"]
+__all__ = [
+    "activation",
+    "batches",
+    "convolution",
+    "dropout",
+    "linear",
+    "normalization",
+    "optimizers",
+    "pooling",
+    "softmax",
+    "windows",
+]

@@ -17,6 +17,8 @@ WORKSPACE = 32 << 20
 _DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
 _DEFAULT_ALGORITHM = -1
+_DOUBLE: Any = ctypes.c_double
+_FLOAT: Any = ctypes.c_float
 _STATUS = {
     1: "not initialized", 3: "out of memory", 7: "invalid value", 8: "not supported by this device",
     11: "mapping error", 13: "execution failed", 14: "internal error", 15: "not supported",
@@ -31,6 +33,10 @@ def _library() -> Any:
     library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
     library.cublasSetStream_v2.argtypes = [pointer, pointer]
     library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
+    library.cublasGemmEx.argtypes = [
+        pointer, integer, integer, integer, integer, integer, pointer, pointer, integer, integer,
+        pointer, integer, integer, pointer, pointer, integer, integer, integer, integer,
+    ]  # fmt: skip
     library.cublasGemmStridedBatchedEx.argtypes = [
         pointer, integer, integer, integer, integer, integer, pointer, pointer, integer, integer, long,
         pointer, integer, integer, long, pointer, pointer, integer, integer, long, integer, integer, integer,
@@ -97,16 +103,23 @@ def run(product: Product, device: int, stream: int) -> None:
     """Run one strided batch of products on a stream of the current device."""
     p = product
     if p.dtype == "float64":
-        compute, scale = _COMPUTE_64F, ctypes.c_double
+        compute, scale = _COMPUTE_64F, _DOUBLE
     else:
-        compute, scale = (_COMPUTE_32F_FAST_TF32 if p.tf32 else _COMPUTE_32F), ctypes.c_float
-    kind = _DATA_TYPES[p.dtype]
+        compute, scale = (_COMPUTE_32F_FAST_TF32 if p.tf32 else _COMPUTE_32F), _FLOAT
+    kind, c_kind = _DATA_TYPES[p.dtype], _DATA_TYPES[p.c_dtype]
     alpha, beta = scale(p.alpha), scale(p.beta)
-    status = _library().cublasGemmStridedBatchedEx(
+    head = (
         _handle(device, stream), int(p.transpose_a), int(p.transpose_b), p.m, p.n, p.k, ctypes.byref(alpha),
-        p.a.data.ptr, kind, p.lda, p.stride_a, p.b.data.ptr, kind, p.ldb, p.stride_b, ctypes.byref(beta),
-        p.c.data.ptr, kind, p.ldc, p.stride_c, p.batch, compute, _DEFAULT_ALGORITHM,
     )  # fmt: skip
+    a, b, c = p.a.data.ptr, p.b.data.ptr, p.c.data.ptr
+    if p.batch == 1:  # a call of its own: cuBLAS splits a long inner dimension only here
+        status = _library().cublasGemmEx(
+            *head, a, kind, p.lda, b, kind, p.ldb, ctypes.byref(beta), c, c_kind, p.ldc, compute, _DEFAULT_ALGORITHM
+        )
+    else:
+        status = _library().cublasGemmStridedBatchedEx(
+            *head, a, kind, p.lda, p.stride_a, b, kind, p.ldb, p.stride_b, ctypes.byref(beta), c, c_kind, p.ldc,
+            p.stride_c, p.batch, compute, _DEFAULT_ALGORITHM,
+        )  # fmt: skip
     if status:
-        shape = f"({p.n}, {p.k}) @ ({p.k}, {p.m}), batch {p.batch}, {p.dtype}"
-        _check(status, f"the product {shape}")
+        _check(status, f"the product ({p.n}, {p.k}) @ ({p.k}, {p.m}), batch {p.batch}, {p.dtype}")

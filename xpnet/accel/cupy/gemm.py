@@ -20,7 +20,7 @@ class Product(NamedTuple):
     """C = alpha op(A) op(B) + beta C for a strided batch of column-major matrices: the arguments of cuBLAS's GEMM.
 
     op(A) is (m, k), op(B) is (k, n), C is (m, n). `a`, `b`, `c` are the arrays whose first element is the first
-    matrix's. All three have the same dtype.
+    matrix's. A and B have the same dtype; C has it too, or is float32 while they have 16 bits.
     """
 
     transpose_a: bool
@@ -41,6 +41,7 @@ class Product(NamedTuple):
     stride_c: int
     batch: int
     dtype: str
+    c_dtype: str
     tf32: bool
 
 
@@ -51,7 +52,8 @@ def gemm(xp: Any, a: Array, b: Array, c: Array, *, alpha: float = 1.0, beta: flo
         xp: the namespace of the arrays.
         a: (M, K) or (B, M, K), any strides; a transposed view costs nothing.
         b: (K, N) or (B, K, N).
-        c: (M, N) or (B, M, N), with contiguous rows. Not read where beta is 0.
+        c: (M, N) or (B, M, N), with contiguous rows; the dtype of a and b, or float32 for 16-bit a and b. Not read
+            where beta is 0.
         alpha: factor of the product.
         beta: factor of what `c` held.
 
@@ -62,9 +64,10 @@ def gemm(xp: Any, a: Array, b: Array, c: Array, *, alpha: float = 1.0, beta: flo
         ValueError: the shapes do not fit, or rows of `c` are not contiguous.
         TypeError: dtypes differ or are not floating.
     """
-    dtype = dtype_name(c)
-    if dtype not in DTYPES or dtype_name(a) != dtype or dtype_name(b) != dtype:
-        raise TypeError(f"gemm needs three arrays of one floating dtype, got {dtype_name(a)}, {dtype_name(b)} and {dtype}")
+    dtype, c_dtype = dtype_name(a), dtype_name(c)
+    wider = c_dtype == "float32" and a.dtype.itemsize == 2
+    if dtype not in DTYPES or dtype_name(b) != dtype or (c_dtype != dtype and not wider):
+        raise TypeError(f"gemm needs three arrays of one floating dtype, got {dtype}, {dtype_name(b)} and {c_dtype}")
     if not a.ndim == b.ndim == c.ndim or a.ndim not in (2, 3):
         raise ValueError(f"gemm needs matrices or batches of them, got shapes {a.shape}, {b.shape}, {c.shape}")
     if (*a.shape[:-1], b.shape[-1]) != c.shape or a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
@@ -81,7 +84,7 @@ def gemm(xp: Any, a: Array, b: Array, c: Array, *, alpha: float = 1.0, beta: flo
     # Row-major C = A B is column-major C^T = B^T A^T; a row-major matrix read column-major is its transpose already.
     product = Product(
         flip_b, flip_a, columns, rows, a.shape[-1], alpha, b, ldb, stride_b, a, lda, stride_a,
-        beta, c, ldc, stride_c, batch, dtype, dtype == "float32" and get_matmul_precision() == "tf32",
+        beta, c, ldc, stride_c, batch, dtype, c_dtype, dtype == "float32" and get_matmul_precision() == "tf32",
     )  # fmt: skip
     if max(product.m, product.n, product.k, lda, ldb, ldc) >= 1 << 31:
         raise ValueError(f"gemm: a size of {a.shape} @ {b.shape} does not fit 32 bits; use smaller batches")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.accel.cupy.launch import LIMIT, THREADS, blocks_for, launch, vector_width
-from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel
-from xpnet.accel.cupy.windows import fits
-from xpnet.backend import dtype_name
-from xpnet.ops.geometry import Geometry
+from xpnet.accel.cupy.source import FLOATS, Kernel
+from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, fits, takes
+from xpnet.ops import pooling
+from xpnet.ops.geometry import Geometry, windows
 
 Array = Any
 
@@ -19,18 +19,14 @@ def _listed(kind: str, width: int, kh: int, kw: int, switches: bool) -> bool:
     return fits(kind, width) and kh == kw
 
 
-def _fits(kind: str, width: int, *_: object) -> bool:
-    return fits(kind, width)
-
-
-_max_pool = Kernel("pooling", "max_pool", FLOATS, (1, 2, 4, 8), _WINDOWS, _WINDOWS, (False, True), only=_listed)
-_max_pool_backward = Kernel("pooling", "max_pool_backward", FLOATS, (1, 2, 4, 8), only=_fits)
-_average_pool = Kernel("pooling", "average_pool", FLOATS, (1, 2, 4, 8), (False, True), only=_fits)
-_average_pool_backward = Kernel("pooling", "average_pool_backward", FLOATS, (1, 2, 4, 8), (False, True), only=_fits)
+_max_pool = Kernel("pooling", "max_pool", FLOATS, VECTORS, _WINDOWS, _WINDOWS, (False, True), only=_listed)
+_max_pool_backward = Kernel("pooling", "max_pool_backward", FLOATS, VECTORS, only=fits)
+_average_pool = Kernel("pooling", "average_pool", FLOATS, VECTORS, (False, True), only=fits)
+_average_pool_backward = Kernel("pooling", "average_pool_backward", FLOATS, VECTORS, (False, True), only=fits)
 
 
 def _too_large(*arrays: Array) -> bool:
-    return max(a.size for a in arrays) >= LIMIT and arrays[0].shape[0] > 1
+    return bool(max(a.size for a in arrays) >= LIMIT and arrays[0].shape[0] > 1)
 
 
 def max_pool(
@@ -63,7 +59,7 @@ def max_pool(
     size = (h.window, w.window) if h.window == w.window and h.window in _WINDOWS else (0, 0)
     vectors = y.size // V
     launch(
-        _max_pool[C_NAMES[dtype_name(x)], V, *size, switches], blocks_for(vectors), THREADS, x, y, s, vectors, h.size,
+        _max_pool[c_name(x), V, *size, switches], blocks_for(vectors), THREADS, x, y, s, vectors, h.size,
         w.size, C, h.window, w.window, h.stride, w.stride, h.before, w.before, C // V, w.out, h.out,
     )  # fmt: skip
     return out
@@ -93,7 +89,7 @@ def max_pool_backward(xp: Any, dy: Array, switches: Array, geometry: Geometry, o
     V = vector_width(C, dy, dx, switches)
     vectors = dx.size // V
     launch(
-        _max_pool_backward[C_NAMES[dtype_name(dy)], V], blocks_for(vectors), THREADS, dy, switches, dx, vectors, C,
+        _max_pool_backward[c_name(dy), V], blocks_for(vectors), THREADS, dy, switches, dx, vectors, C,
         h.window, w.window, h.out, w.out, h.stride, w.stride, h.before, w.before, C // V, w.size, h.size, h.stride,
         w.stride,
     )  # fmt: skip
@@ -124,15 +120,13 @@ def average_pool(xp: Any, x: Array, geometry: Geometry, count_include_pad: bool,
     V = vector_width(C, x, y)
     vectors = y.size // V
     launch(
-        _average_pool[C_NAMES[dtype_name(x)], V, count_include_pad], blocks_for(vectors), THREADS, x, y, vectors, h.size,
+        _average_pool[c_name(x), V, count_include_pad], blocks_for(vectors), THREADS, x, y, vectors, h.size,
         w.size, C, h.window, w.window, h.stride, w.stride, h.before, w.before, C // V, w.out, h.out,
     )  # fmt: skip
     return y
 
 
-def average_pool_backward(
-    xp: Any, dy: Array, geometry: Geometry, count_include_pad: bool, out: Array | None = None
-) -> Array:
+def average_pool_backward(xp: Any, dy: Array, geometry: Geometry, count_include_pad: bool, out: Array | None = None) -> Array:
     """The gradient of average pooling: (N, OH, OW, C) -> (N, H, W, C). Arguments as `average_pool`."""
     h, w = geometry
     N, C = dy.shape[0], dy.shape[-1]
@@ -145,8 +139,57 @@ def average_pool_backward(
     V = vector_width(C, dy, dx)
     vectors = dx.size // V
     launch(
-        _average_pool_backward[C_NAMES[dtype_name(dy)], V, count_include_pad], blocks_for(vectors), THREADS, dy, dx,
+        _average_pool_backward[c_name(dy), V, count_include_pad], blocks_for(vectors), THREADS, dy, dx,
         vectors, h.size, w.size, C, h.window, w.window, h.out, w.out, h.stride, w.stride, h.before, w.before, C // V,
         w.size, h.size, h.stride, w.stride,
     )  # fmt: skip
     return dx
+
+
+_LARGEST = 256  # pixels in a window whose offsets fit a byte
+
+
+@pooling.max_pool2d.accelerate("cupy")
+def _max_pool2d(xp: Any, x: Array, *, window: Any, stride: Any, padding: Any, save: bool) -> Any:
+    g = pooling.pool_geometry("max_pool2d", x, window, stride, padding)
+    if not takes(x) or g.h.window * g.w.window > _LARGEST:
+        return NotImplemented
+    y, switches = max_pool(xp, contiguous(xp, x), g, save)
+    return y, (tuple(x.shape), switches) if save else None
+
+
+@_max_pool2d.backward
+def _(xp: Any, dy: Array, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
+    shape, switches = saved
+    g = windows(shape, window, window if stride is None else stride, padding)
+    return max_pool_backward(xp, contiguous(xp, dy), switches, g)
+
+
+@pooling.max_pool2d_with_switches.accelerate("cupy")
+def _max_pool2d_with_switches(xp: Any, x: Array, *, window: Any, stride: Any, padding: Any) -> Any:
+    g = pooling.pool_geometry("max_pool2d", x, window, stride, padding)
+    if not takes(x) or g.h.window * g.w.window > _LARGEST:
+        return NotImplemented
+    y, switches = max_pool(xp, contiguous(xp, x), g, True)
+    return (y, switches), (tuple(x.shape), switches)
+
+
+@_max_pool2d_with_switches.backward
+def _(xp: Any, dys: Any, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
+    shape, switches = saved
+    g = windows(shape, window, window if stride is None else stride, padding)
+    return max_pool_backward(xp, contiguous(xp, dys[0]), contiguous(xp, switches), g)
+
+
+@pooling.average_pool2d.accelerate("cupy")
+def _average_pool2d(xp: Any, x: Array, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
+    g = pooling.pool_geometry("average_pool2d", x, window, stride, padding)
+    if not takes(x):
+        return NotImplemented
+    return average_pool(xp, contiguous(xp, x), g, count_include_pad), tuple(x.shape)
+
+
+@_average_pool2d.backward
+def _(xp: Any, dy: Array, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
+    g = windows(shape, window, window if stride is None else stride, padding)
+    return average_pool_backward(xp, contiguous(xp, dy), g, count_include_pad)

@@ -73,7 +73,7 @@ class Declaration:
 def declarations(file: str) -> dict[str, Declaration]:
     """The kernels that ``kernels/<file>.cu`` declares, by name."""
     text = re.sub(r"//[^\n]*", "", read_source(file))
-    pattern = r"template\s*<([^>]*)>\s*__global__\s+void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\s*\(([^)]*)\)"
+    pattern = r"template\s*<([^>]*)>\s*__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)"
     found = {}
     for template, name, parameters in re.findall(pattern, text):
         found[name] = Declaration(name, _split(template), _split(parameters))

@@ -5,32 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.accel.cupy.launch import LIMIT, THREADS, blocks_for, launch, vector_width
-from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel
-from xpnet.backend import dtype_name
-from xpnet.ops.geometry import Geometry
+from xpnet.accel.cupy.source import FLOATS, Kernel
+from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, fits, takes
+from xpnet.ops import convolution
+from xpnet.ops.geometry import Geometry, windows
+from xpnet.ops.shapes import expect_rank
 
 Array = Any
 
 _WINDOWS = (0, 3, 5)  # compile-time window sizes; 0 stands for any
-WIDTHS = {"float": 4, "double": 2, "float16": 8, "bfloat16": 8}
-
-
-def fits(kind: str, width: int) -> bool:
-    """Whether a vector of `width` elements of the C type `kind` is one element or 16 bytes."""
-    return width in (1, WIDTHS[kind])
 
 
 def _listed(kind: str, width: int, kh: int, kw: int) -> bool:
     return fits(kind, width) and kh == kw
 
 
-_im2col = Kernel("im2col", "im2col", FLOATS, (1, 2, 4, 8), _WINDOWS, _WINDOWS, only=_listed)
-_col2im = Kernel("im2col", "col2im", FLOATS, (1, 2, 4, 8), _WINDOWS, _WINDOWS, only=_listed)
-
-
-def takes(array: Array) -> bool:
-    """Whether the kernels take arrays of this dtype."""
-    return C_NAMES.get(dtype_name(array)) in FLOATS
+_im2col = Kernel("im2col", "im2col", FLOATS, VECTORS, _WINDOWS, _WINDOWS, only=_listed)
+_col2im = Kernel("im2col", "col2im", FLOATS, VECTORS, _WINDOWS, _WINDOWS, only=_listed)
 
 
 def _window(geometry: Geometry) -> tuple[int, int]:
@@ -61,7 +52,7 @@ def im2col(xp: Any, x: Array, geometry: Geometry, groups: int = 1, out: Array | 
         im2col(xp, x[half:], geometry, 1, cols[:, half:])
         return cols
     V = vector_width(C, x, cols)
-    kernel = _im2col[C_NAMES[dtype_name(x)], V, *_window(geometry)]
+    kernel = _im2col[c_name(x), V, *_window(geometry)]
     vectors = cols.size // V
     launch(
         kernel, blocks_for(vectors), THREADS, x, cols, vectors, N, h.size, w.size, C, pixel, h.out, h.window, w.window,
@@ -91,7 +82,7 @@ def col2im(xp: Any, cols: Array, geometry: Geometry, out: Array | None = None) -
         col2im(xp, cols[:, half:], geometry, x[half:])
         return x
     V = vector_width(C, x, cols)
-    kernel = _col2im[C_NAMES[dtype_name(x)], V, *_window(geometry)]
+    kernel = _col2im[c_name(x), V, *_window(geometry)]
     vectors = x.size // V
     launch(
         kernel, blocks_for(vectors), THREADS, cols, x, vectors, N, h.size, w.size, C, h.out, w.out, h.window, w.window,
@@ -99,3 +90,21 @@ def col2im(xp: Any, cols: Array, geometry: Geometry, out: Array | None = None) -
         w.stride,
     )  # fmt: skip
     return x
+
+
+@convolution.im2col.accelerate("cupy")
+def _im2col_op(xp: Any, x: Array, *, window: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    expect_rank("im2col", "x", x, "N H W C")
+    if not takes(x):
+        return NotImplemented
+    geometry = windows(x.shape, window, stride, padding, dilation)
+    return im2col(xp, contiguous(xp, x), geometry)[0], x.shape
+
+
+@convolution.col2im.accelerate("cupy")
+def _col2im_op(xp: Any, cols: Array, *, input_shape: Any, window: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    g = windows(input_shape, window, stride, padding, dilation)
+    expected = (input_shape[0], g.h.out, g.w.out, g.h.window, g.w.window, input_shape[3])
+    if not takes(cols) or tuple(cols.shape) != expected:
+        return NotImplemented  # the reference explains a wrong shape
+    return col2im(xp, contiguous(xp, cols)[None, ...], g), None

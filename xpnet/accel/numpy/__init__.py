@@ -1,3 +1,9 @@
 """Faster versions of some operations for NumPy arrays. The registry imports this when it meets the first one."""
 
 from xpnet.accel.numpy import convolution as convolution
+from xpnet.accel.numpy import elementwise as elementwise
+from xpnet.accel.numpy import linear as linear
+from xpnet.accel.numpy import normalization as normalization
+from xpnet.accel.numpy import pooling as pooling
+from xpnet.accel.numpy import rules as rules
+from xpnet.accel.numpy import softmax as softmax

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, scratch, slope
-from xpnet.accel.numpy.winograd import fill_padded
+from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, fill_padded, images_and_lines, scratch, slope
 from xpnet.threads import get_num_threads, parallel
 
 
@@ -72,17 +71,7 @@ def _plan(shape: tuple[int, ...], w: Windows, O: int, itemsize: int) -> _Plan:
     length = (t - 1) * w.stride[1] + KW if w.dilation[1] == 1 else KW
     Q = -(-OW // t)
     K = KH * length * C
-    line = itemsize * Q * (K + 1 + t * O)
-    lines = max(1, _CHUNK // line)
-    if lines >= 2 * OH:
-        images = min(lines // OH, -(-N // get_num_threads()))
-        images = -(-N // -(-N // images))
-        lines = OH
-    else:
-        images = 1
-        lines = min(lines, OH)
-        lines = -(-OH // -(-OH // lines))
-    chunks = [(n, min(n + images, N), r, min(r + lines, OH)) for n in range(0, N, images) for r in range(0, OH, lines)]
+    chunks = images_and_lines(N, OH, itemsize * Q * (K + 1 + t * O), _CHUNK)
     return _Plan(t, length, Q, K, chunks)
 
 
@@ -269,8 +258,8 @@ def spread(
     dtype = dx.dtype
     matrices = np.ascontiguousarray(kernel.transpose(0, 1, 3, 2))  # (KH, KW, O, C)
     lines = max(1, min(OH, LIMIT // 8 // (dtype.itemsize * OW * (O + C))))
-    rows = [_reach(H, OH, KH, strides[0], dilations[0], w.pads[0], k) for k in range(KH)]
-    columns = [_reach(W, OW, KW, strides[1], dilations[1], w.pads[1], k) for k in range(KW)]
+    rows = [reach(H, OH, strides[0], k * dilations[0] - w.pads[0]) for k in range(KH)]
+    columns = [reach(W, OW, strides[1], k * dilations[1] - w.pads[1]) for k in range(KW)]
 
     def image(n: int) -> None:
         target = dx[n]
@@ -297,10 +286,9 @@ def spread(
     parallel(image, N)
 
 
-def _reach(size: int, out: int, window: int, stride: int, dilation: int, pad: int, k: int) -> tuple[int, int, int]:
-    """The first and last position whose element k of the window lies inside, and where position 0's lies."""
-    offset = k * dilation - pad
-    first = max(0, -(offset // stride)) if offset < 0 else 0
+def reach(size: int, out: int, stride: int, offset: int) -> tuple[int, int, int]:
+    """The first and last position of a window whose element at `offset` from the position lies inside of the image."""
+    first = -(offset // stride) if offset < 0 else 0
     last = min(out, (size - 1 - offset) // stride + 1)
     return first, last, offset
 

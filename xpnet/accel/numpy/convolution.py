@@ -8,11 +8,9 @@ import numpy as np
 
 from xpnet.accel.numpy import columns, depthwise, winograd
 from xpnet.accel.numpy.columns import Windows
-from xpnet.accel.numpy.scratch import ACTIVATIONS, Floats
+from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.geometry import Geometry
-
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def _windows(g: Geometry) -> Windows:

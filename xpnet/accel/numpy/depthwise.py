@@ -11,21 +11,11 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.columns import Windows
-from xpnet.accel.numpy.scratch import Floats, activate, scratch, slope
-from xpnet.accel.numpy.winograd import fill_padded
+from xpnet.accel.numpy.scratch import Floats, activate, fill_padded, images_and_lines, scratch, slope
 from xpnet.threads import get_num_threads, parallel
 
 _CHUNK = 1 << 18
 """Bytes of output in a chunk: with the input and one product they should fit the second-level cache."""
-
-
-def _chunks(N: int, OH: int, line: int) -> list[tuple[int, int, int, int]]:
-    lines = max(1, _CHUNK // line)
-    if lines >= 2 * OH:
-        images = max(1, min(lines // OH, -(-N // get_num_threads())))
-        return [(n, min(n + images, N), 0, OH) for n in range(0, N, images)]
-    lines = -(-OH // -(-OH // min(lines, OH)))
-    return [(n, n + 1, r, min(r + lines, OH)) for n in range(N) for r in range(0, OH, lines)]
 
 
 def _padded(w: Windows, n: int, r: int, C: int) -> tuple[int, int, int, int]:
@@ -46,7 +36,7 @@ def convolve(x: Floats, kernel: Floats, bias: Floats | None, w: Windows, y: Floa
     O = kernel.shape[3]
     OH, OW = w.size
     each = O // C
-    chunks = _chunks(N, OH, OW * O * x.itemsize)
+    chunks = images_and_lines(N, OH, OW * O * x.itemsize, _CHUNK)
     weights = kernel.reshape(*w.window, C, each)
 
     def chunk(number: int) -> None:

@@ -35,9 +35,7 @@ class Augmentation(ABC):
         return self.apply(xp, x, y, random.generator(random.key(seed, "augment", *place), step))
 
     @abstractmethod
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """The changed batch.
 
         Args:
@@ -92,9 +90,7 @@ class Compose(Augmentation):
             x, y = stage.staged(xp, x, y, seed, step, (*place, i))
         return x, y
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Every stage, with the numbers of one generator."""
         for stage in self.stages:
             x, y = stage.apply(xp, x, y, rng)

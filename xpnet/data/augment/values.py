@@ -9,8 +9,8 @@ import numpy as np
 
 from xpnet.backend import Array, Namespace, describe, dtype_name, namespace
 
+from ..arrays import like
 from ..preprocessing import one_hot
-from ..sources import like
 from .base import Augmentation, floating, require
 
 
@@ -34,9 +34,7 @@ class Mixup(Augmentation):
     def __post_init__(self) -> None:
         require(self.alpha > 0, f"alpha must be positive, got {self.alpha}")
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """One number for each example, and an order of the batch."""
         floating(self, xp, x)
         N = x.shape[0]
@@ -45,9 +43,7 @@ class Mixup(Augmentation):
         if y is not None:
             yp = namespace(x, y)
             if not yp.isdtype(y.dtype, "real floating"):
-                require(
-                    self.classes is not None, "Mixup of integer labels needs their number: Mixup(classes=...)"
-                )
+                require(self.classes is not None, "Mixup of integer labels needs their number: Mixup(classes=...)")
                 y = one_hot(y, int(self.classes or 0), dtype=dtype_name(x))
             y = _mixed(yp, y, part, other)
         return _mixed(xp, x, part, other), y
@@ -64,9 +60,7 @@ class Rescale(Augmentation):
 
     divisor: float = 255.0
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draws nothing."""
         return xp.astype(x, xp.float32) / self.divisor, y
 
@@ -82,9 +76,7 @@ class Normalise(Augmentation):
         require(len(self.mean) == len(self.std), f"{len(self.mean)} means and {len(self.std)} deviations")
         require(min(self.std) > 0, f"deviations must be positive, got {self.std}")
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draws nothing."""
         floating(self, xp, x)
         require(

@@ -8,8 +8,8 @@ import numpy as np
 
 from xpnet.backend import Array, Namespace, dtype_name, namespace
 
+from ..arrays import like
 from ..dataset import NumpyArray
-from ..sources import like
 from .base import Augmentation, floating, images, require
 
 
@@ -61,9 +61,7 @@ class Rotation(Augmentation):
     degrees: float
     fill: float = 0.0
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """One angle for each image."""
         N, H, W, _ = images(self, x)
         floating(self, xp, x)
@@ -71,9 +69,7 @@ class Rotation(Augmentation):
         cos, sin = (like(xp, x, f(angle).astype(dtype_name(x))) for f in (np.cos, np.sin))
         rows, columns = _grid(xp, x)
         rows, columns = rows - (H - 1) / 2, columns - (W - 1) / 2
-        return warp(
-            x, cos * rows - sin * columns + (H - 1) / 2, sin * rows + cos * columns + (W - 1) / 2, self.fill
-        ), y
+        return warp(x, cos * rows - sin * columns + (H - 1) / 2, sin * rows + cos * columns + (W - 1) / 2, self.fill), y
 
 
 @dataclass(frozen=True)
@@ -92,9 +88,7 @@ class Elastic(Augmentation):
     def __post_init__(self) -> None:
         require(self.sigma > 0, f"sigma must be positive, got {self.sigma}")
 
-    def apply(
-        self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator
-    ) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Two numbers for each pixel."""
         N, H, W, _ = images(self, x)
         floating(self, xp, x)

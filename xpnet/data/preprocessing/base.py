@@ -11,8 +11,8 @@ import numpy as np
 
 from xpnet.backend import Array, Namespace, describe, dtype_name, namespace, to_numpy
 
+from ..arrays import like
 from ..dataset import NumpyArray
-from ..sources import like
 
 Per: TypeAlias = Literal["channel", "feature", "all"]
 _CHUNK_BYTES = 1 << 25
@@ -22,6 +22,8 @@ class Transform(ABC):
     """A transform of examples. Subclasses say what to fit, how to apply it, and how to undo it."""
 
     needs_fit = True
+    fitted_names: frozenset[str] = frozenset()
+    """The names of the arrays that fitting makes."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, NumpyArray] = {}
@@ -40,17 +42,14 @@ class Transform(ABC):
         """
         if self.shape is not None:
             raise ValueError(
-                f"{self._name} is fitted already; make a new one (fitting again would change what earlier "
-                f"data became)"
+                f"{self._name} is fitted already; make a new one (fitting again would change what earlier data became)"
             )
         if len(x.shape) < 2 or x.shape[0] < 1:
             raise ValueError(f"{self._name}.fit needs examples (N, ...) with N at least 1, got {describe(x)}")
         arrays = self._fit(x)
         for name, array in arrays.items():
             if not np.isfinite(array).all():
-                raise ValueError(
-                    f"{self._name}: the fitted {name} is not finite; x holds NaN or infinite values"
-                )
+                raise ValueError(f"{self._name}: the fitted {name} is not finite; x holds NaN or infinite values")
         self.arrays = arrays
         self.shape = tuple(int(n) for n in x.shape[1:])
         return self
@@ -61,9 +60,7 @@ class Transform(ABC):
         if self.needs_fit:
             expected = self._fitted()
             if tuple(x.shape[1:]) != expected:
-                raise ValueError(
-                    f"{self._name} was fitted to examples of shape {expected}, got {describe(x)}"
-                )
+                raise ValueError(f"{self._name} was fitted to examples of shape {expected}, got {describe(x)}")
         return self._apply(xp, _as_floating(xp, x))
 
     def inverse(self, z: Array) -> Array:
@@ -116,7 +113,7 @@ def chunks(x: Array) -> Iterator[NumpyArray]:
     """x as float64 on the host, some rows at a time."""
     rows = max(1, _CHUNK_BYTES // (8 * max(1, math.prod(x.shape[1:]))))
     for start in range(0, x.shape[0], rows):
-        yield np.asarray(to_numpy(x[start : start + rows, ...]), dtype=np.float64)
+        yield np.asarray(to_numpy(x[start : min(start + rows, x.shape[0]), ...]), dtype=np.float64)
 
 
 def axes_of(per: Per, x: Array) -> tuple[int, ...]:

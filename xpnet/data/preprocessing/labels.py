@@ -8,7 +8,7 @@ import numpy as np
 
 from xpnet.backend import Array, describe, dtype_name, name_of, namespace
 
-from ..sources import like
+from ..arrays import like
 
 
 def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:

@@ -56,9 +56,7 @@ class Pipeline(Transform):
                 "stages": [{"kind": part["kind"], "settings": part["settings"]} for part in parts],
                 "shape": None if self.shape is None else list(self.shape),
             },
-            "arrays": {
-                f"{i}.{name}": a for i, part in enumerate(parts) for name, a in part["arrays"].items()
-            },
+            "arrays": {f"{i}.{name}": a for i, part in enumerate(parts) for name, a in part["arrays"].items()},
         }
 
 
@@ -79,10 +77,7 @@ def from_state(state: Mapping[str, Any]) -> Transform:
         shape = settings.pop("shape")
         if kind == "Pipeline":
             made: Transform = Pipeline(
-                *(
-                    from_state({**stage, "arrays": _below(arrays, f"{i}.")})
-                    for i, stage in enumerate(settings["stages"])
-                )
+                *(from_state({**stage, "arrays": _below(arrays, f"{i}.")}) for i, stage in enumerate(settings["stages"]))
             )
         elif kind in _KINDS:
             made = _KINDS[kind](**settings)
@@ -91,6 +86,8 @@ def from_state(state: Mapping[str, Any]) -> Transform:
             raise ValueError(f"unknown transform {kind!r}; known are Pipeline, {', '.join(_KINDS)}")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the state of a transform: {type(error).__name__}: {error}") from error
+    if shape is not None and kind != "Pipeline" and (missing := made.fitted_names - made.arrays.keys()):
+        raise ValueError(f"not the state of a transform: {kind} lacks the arrays {', '.join(sorted(missing))}")
     made.shape = None if shape is None else tuple(int(n) for n in shape)
     return made
 

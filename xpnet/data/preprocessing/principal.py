@@ -18,9 +18,7 @@ def _principal(name: str, x: Array, components: int | None) -> dict[str, NumpyAr
     N, F = x.shape[0], math.prod(x.shape[1:])
     k = min(N, F) if components is None else components
     if not 1 <= k <= min(N, F):
-        raise ValueError(
-            f"{name}: {k} components of {N} examples with {F} features; expected 1 to {min(N, F)}"
-        )
+        raise ValueError(f"{name}: {k} components of {N} examples with {F} features; expected 1 to {min(N, F)}")
     mean = mean_of(x, "feature").reshape(F)
     if N < F:
         rows = np.concatenate([chunk.reshape(-1, F) for chunk in chunks(x)]) - mean
@@ -54,6 +52,8 @@ class PCA(Transform):
     Args:
         components: k, 1 to min(N, F); None: min(N, F).
     """
+
+    fitted_names = frozenset({"mean", "vectors", "variances", "total"})
 
     def __init__(self, components: int | None = None):
         super().__init__()
@@ -91,9 +91,9 @@ class Whiten(PCA):
         epsilon: keeps directions in which the data hardly vary from being blown up; in units of x squared.
     """
 
-    def __init__(
-        self, kind: Literal["pca", "zca"] = "pca", components: int | None = None, epsilon: float = 1e-5
-    ):
+    fitted_names = frozenset({"mean", "vectors", "variances", "total", "deviations"})
+
+    def __init__(self, kind: Literal["pca", "zca"] = "pca", components: int | None = None, epsilon: float = 1e-5):
         super().__init__(components)
         if kind not in ("pca", "zca"):
             raise ValueError(f'kind must be "pca" or "zca", got {kind!r}')

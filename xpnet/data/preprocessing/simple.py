@@ -33,6 +33,8 @@ class MeanSubtraction(_Per):
             the last axis; "all": one number.
     """
 
+    fitted_names = frozenset({"mean"})
+
     def __init__(self, per: Per = "feature"):
         super().__init__(per)
 
@@ -54,6 +56,8 @@ class Standardize(_Per):
             feature; "feature": for every pixel and channel; "all": one pair.
     """
 
+    fitted_names = frozenset({"mean", "std"})
+
     def _fit(self, x: Array) -> dict[str, NumpyArray]:
         axes, mean = axes_of(self.per, x), mean_of(x, self.per)
         squares = sum(((chunk - mean) ** 2).sum(axes) for chunk in chunks(x))
@@ -74,9 +78,7 @@ class Standardize(_Per):
         arrays = {"mean": np.array(mean, np.float64), "std": np.array(std, np.float64)}
         for name, array in arrays.items():
             if array.shape != tuple(shape[-1:]):
-                raise ValueError(
-                    f"{name} has shape {array.shape}, expected one for each channel: {tuple(shape[-1:])}"
-                )
+                raise ValueError(f"{name} has shape {array.shape}, expected one for each channel: {tuple(shape[-1:])}")
         if not (arrays["std"] > 0).all():
             raise ValueError(f"std must be positive, got {std}")
         made.arrays, made.shape = arrays, tuple(shape)
@@ -97,6 +99,8 @@ class MinMax(_Per):
         high: what the greatest value becomes.
         per: see :class:`Standardize`.
     """
+
+    fitted_names = frozenset({"least", "range"})
 
     def __init__(self, low: float = 0.0, high: float = 1.0, per: Per = "channel"):
         super().__init__(per)

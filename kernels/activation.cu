@@ -1,0 +1,101 @@
+// What follows a matrix product: y = activation(y + bias), and its gradient together with the bias's.
+//
+//   y, dy, dz (rows, channels)     bias (channels)     partial (slabs, channels)
+#include "columns.cuh"
+
+// The activations whose derivative is a function of their output. The numbers are known to the Python side.
+const int IDENTITY = 0, RELU = 1, SIGMOID = 2, TANH = 3;
+
+template <int ACTIVATION, typename A>
+__device__ inline A activated(A v) {
+  if (ACTIVATION == RELU) return v < 0 ? static_cast<A>(0) : v;  // a NaN stays one
+  if (ACTIVATION == SIGMOID) {
+    A small = xexp(v < 0 ? v : -v);  // in (0, 1]: nothing overflows
+    return (v < 0 ? small : static_cast<A>(1)) / (1 + small);
+  }
+  if (ACTIVATION == TANH) return xtanh(v);
+  return v;
+}
+
+template <int ACTIVATION, typename A>
+__device__ inline A gradient(A dy, A y) {
+  if (ACTIVATION == RELU) return y > 0 ? dy : static_cast<A>(0);
+  if (ACTIVATION == SIGMOID) return dy * y * (1 - y);
+  if (ACTIVATION == TANH) return dy * (1 - y * y);
+  return dy;
+}
+
+// The activation alone, elementwise, and its gradient.
+template <typename T, int V, int ACTIVATION>
+__global__ void __launch_bounds__(256, 4)
+activation(const T* x, T* y, i64 count) {
+  for (i64 i = first_index() * V; i < count; i += index_step() * V) {
+    Vector<T, V> v = load<V>(x + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) v.at[j] = down<T>(activated<ACTIVATION>(up(v.at[j])));
+    store<V>(y + i, v);
+  }
+}
+
+template <typename T, int V, int ACTIVATION>
+__global__ void __launch_bounds__(256, 4)
+activation_backward(const T* dy, const T* y, T* dx, i64 count) {
+  for (i64 i = first_index() * V; i < count; i += index_step() * V) {
+    Vector<T, V> g = load<V>(dy + i), v = load<V>(y + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) g.at[j] = down<T>(gradient<ACTIVATION>(up(g.at[j]), up(v.at[j])));
+    store<V>(dx + i, g);
+  }
+}
+
+// In place. A thread keeps its columns, so the bias is read once.
+template <typename T, int V, int ACTIVATION>
+__global__ void __launch_bounds__(256, 4)
+bias_activation(T* y, const T* bias, i64 rows, i64 slab_rows, int channels) {
+  const int c = my_vector() * V;
+  if (c >= channels) return;
+  acc_t<T> b[V] = {};
+  if (bias != nullptr) {
+    Vector<T, V> v = load<V>(bias + c);
+#pragma unroll
+    for (int j = 0; j < V; ++j) b[j] = up(v.at[j]);
+  }
+  const Slab slab = my_slab(rows, slab_rows);
+#pragma unroll 2
+  for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+    Vector<T, V> v = load<V>(y + r * channels + c);
+#pragma unroll
+    for (int j = 0; j < V; ++j) v.at[j] = down<T>(activated<ACTIVATION>(up(v.at[j]) + b[j]));
+    store<V>(y + r * channels + c, v);
+  }
+}
+
+// dz = dy * activation'(y), not written where dz is null; partial = its sum over each slab, where asked for.
+template <typename T, int V, int ACTIVATION, bool SUMS>
+__global__ void __launch_bounds__(256, 4)
+bias_activation_backward(const T* dy, const T* y, T* dz, acc_t<T>* partial, i64 rows, i64 slab_rows, int channels) {
+  const int c = my_vector() * V;
+  acc_t<T> sum[V] = {};
+  if (c < channels) {
+    const Slab slab = my_slab(rows, slab_rows);
+#pragma unroll 2
+    for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+      Vector<T, V> g = load<V>(dy + r * channels + c), v = g;
+      if (ACTIVATION != IDENTITY) v = load<V>(y + r * channels + c);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        acc_t<T> d = gradient<ACTIVATION>(up(g.at[j]), up(v.at[j]));
+        sum[j] += d;
+        g.at[j] = down<T>(d);
+      }
+      if (ACTIVATION != IDENTITY && dz != nullptr) store<V>(dz + r * channels + c, g);
+    }
+  }
+  if (SUMS) {
+    fold_rows<V>(sum);
+    if (threadIdx.y == 0 && c < channels) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) partial[static_cast<i64>(blockIdx.y) * channels + c + j] = sum[j];
+    }
+  }
+}

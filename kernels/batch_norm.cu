@@ -1,0 +1,146 @@
+// Batch normalisation over the rows of a matrix (rows, channels), and the parameter gradients of every normalisation.
+//
+//   y = (x - mean) * inverse * scale + offset,   inverse = 1 / sqrt(variance + epsilon)
+#include "columns.cuh"
+
+template <int V, typename T>
+__device__ inline void read_columns(acc_t<T> (&out)[V], const T* p, int c, acc_t<T> otherwise) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) out[j] = p == nullptr ? otherwise : up(p[c + j]);
+}
+
+// The first pass: mean and squared deviations of every channel over each slab, by Welford's recurrence.
+template <typename T, int V>
+__global__ void __launch_bounds__(256, 4)
+batch_moments(const T* x, acc_t<T>* partial, i64 rows, i64 slab_rows, int channels) {
+  typedef acc_t<T> A;
+  const int c = my_vector() * V;
+  Moments<A> m[V] = {};
+  if (c < channels) {
+    const Slab slab = my_slab(rows, slab_rows);
+    A count = 0;
+#pragma unroll 2
+    for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+      Vector<T, V> v = load<V>(x + r * channels + c);
+      count += 1;
+      const A share = 1 / count;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        A a = up(v.at[j]), distance = a - m[j].mean;
+        m[j].mean += distance * share;
+        m[j].squares += distance * (a - m[j].mean);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j) m[j].count = count;
+  }
+  fold_moments<V>(m);
+  if (threadIdx.y == 0 && c < channels) {
+    acc_t<T>* out = partial + static_cast<i64>(blockIdx.y) * 2 * channels + c;
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = m[j].mean, out[channels + j] = m[j].squares;
+  }
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(256, 4)
+batch_norm_apply(const T* x, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale, const T* offset, T* y, i64 rows,
+                 i64 slab_rows, int channels, acc_t<T> epsilon) {
+  typedef acc_t<T> A;
+  const int c = my_vector() * V;
+  if (c >= channels) return;
+  A factor[V], shift[V], centre[V];
+  read_columns<V>(factor, scale, c, static_cast<A>(1));
+  read_columns<V>(shift, offset, c, static_cast<A>(0));
+#pragma unroll
+  for (int j = 0; j < V; ++j) centre[j] = mean[c + j], factor[j] *= 1 / xsqrt(variance[c + j] + epsilon);
+  const Slab slab = my_slab(rows, slab_rows);
+#pragma unroll 2
+  for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+    Vector<T, V> v = load<V>(x + r * channels + c);
+#pragma unroll
+    for (int j = 0; j < V; ++j) v.at[j] = down<T>((up(v.at[j]) - centre[j]) * factor[j] + shift[j]);
+    store<V>(y + r * channels + c, v);
+  }
+}
+
+// Over each slab the sums of dy and of dy * xhat for every channel: partial (slabs, 2, channels). PER_ROW: mean and
+// variance belong to rows (layer normalisation), else to channels.
+template <typename T, int V, bool PER_ROW>
+__global__ void __launch_bounds__(256, 4)
+norm_gradient_sums(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>* variance, acc_t<T>* partial, i64 rows,
+                   i64 slab_rows, int channels, acc_t<T> epsilon) {
+  typedef acc_t<T> A;
+  const int c = my_vector() * V;
+  A plain[V] = {}, weighted[V] = {};
+  if (c < channels) {
+    A centre[V], inverse[V];
+    if (!PER_ROW) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) centre[j] = mean[c + j], inverse[j] = 1 / xsqrt(variance[c + j] + epsilon);
+    }
+    const Slab slab = my_slab(rows, slab_rows);
+#pragma unroll 2
+    for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+      Vector<T, V> g = load<V>(dy + r * channels + c), v = load<V>(x + r * channels + c);
+      A row_centre = 0, row_inverse = 0;
+      if (PER_ROW) row_centre = mean[r], row_inverse = 1 / xsqrt(variance[r] + epsilon);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        A d = up(g.at[j]);
+        plain[j] += d;
+        weighted[j] += d * ((up(v.at[j]) - (PER_ROW ? row_centre : centre[j])) * (PER_ROW ? row_inverse : inverse[j]));
+      }
+    }
+  }
+  fold_rows<V>(plain);
+  fold_rows<V>(weighted);
+  if (threadIdx.y == 0 && c < channels) {
+    acc_t<T>* out = partial + static_cast<i64>(blockIdx.y) * 2 * channels + c;
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = plain[j], out[channels + j] = weighted[j];
+  }
+}
+
+// TRAINING: the mean and variance depend on x, and may have gradients of their own. Otherwise they are constants.
+template <typename T, int V, bool TRAINING>
+__global__ void __launch_bounds__(256, 3)
+batch_norm_backward(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale,
+                    const acc_t<T>* sums, const T* dmean, const T* dvariance, T* dx, i64 rows, i64 slab_rows, int channels,
+                    acc_t<T> epsilon) {
+  typedef acc_t<T> A;
+  const int c = my_vector() * V;
+  if (c >= channels) return;
+  // dx = factor * (dy - sum(dy)/n - xhat * sum(dy xhat)/n) + (dmean + 2 dvariance (x - mean)) / n
+  //    = factor * dy + slope * (x - mean) + constant
+  A factor[V], slope[V], constant[V], centre[V];
+  read_columns<V>(factor, scale, c, static_cast<A>(1));
+  const A share = 1 / static_cast<A>(rows);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    A inverse = 1 / xsqrt(variance[c + j] + epsilon);
+    factor[j] *= inverse;
+    if (TRAINING) {
+      centre[j] = mean[c + j];
+      A from_variance = dvariance == nullptr ? static_cast<A>(0) : 2 * up(dvariance[c + j]);
+      A from_mean = dmean == nullptr ? static_cast<A>(0) : up(dmean[c + j]);
+      slope[j] = share * (from_variance - factor[j] * inverse * sums[channels + c + j]);
+      constant[j] = share * (from_mean - factor[j] * sums[c + j]);
+    }
+  }
+  const Slab slab = my_slab(rows, slab_rows);
+#pragma unroll 2
+  for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+    Vector<T, V> g = load<V>(dy + r * channels + c);
+    if (TRAINING) {
+      Vector<T, V> v = load<V>(x + r * channels + c);
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        g.at[j] = down<T>(factor[j] * up(g.at[j]) + (slope[j] * (up(v.at[j]) - centre[j]) + constant[j]));
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) g.at[j] = down<T>(factor[j] * up(g.at[j]));
+    }
+    store<V>(dx + r * channels + c, g);
+  }
+}

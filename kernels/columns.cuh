@@ -1,0 +1,79 @@
+// Kernels over matrices (rows, columns) in which a thread keeps its columns and walks down the rows.
+//
+// A block has TX x TY = 256 threads (both powers of two): TX neighbouring vectors of columns, TY rows at a time. blockIdx.x
+// is the tile of columns, blockIdx.y the slab of `slab_rows` consecutive rows. With few columns TX is small, and a warp
+// still reads consecutive addresses because rows follow each other in memory.
+#pragma once
+#include "common.cuh"
+
+const int BLOCK = 256;
+
+struct Slab {
+  i64 begin, end;
+};
+__device__ inline Slab my_slab(i64 rows, i64 slab_rows) {
+  i64 begin = blockIdx.y * slab_rows, end = begin + slab_rows;
+  return {begin, end < rows ? end : rows};
+}
+__device__ inline int my_vector() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
+
+// Adds up what the TY threads of each column hold; the threads of the first row get the sums. Every thread must come.
+template <int V, typename A>
+__device__ inline void fold_rows(A (&sum)[V]) {
+  __shared__ A held[BLOCK * V];
+  const int me = threadIdx.y * blockDim.x + threadIdx.x;
+  __syncthreads();  // the previous use of `held` is over
+#pragma unroll
+  for (int j = 0; j < V; ++j) held[j * BLOCK + me] = sum[j];
+  for (int half = blockDim.y / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.y) < half) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) held[j * BLOCK + me] += held[j * BLOCK + me + half * blockDim.x];
+    }
+  }
+  if (threadIdx.y == 0) {  // each of these threads wrote what it reads here
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] = held[j * BLOCK + me];
+  }
+}
+
+// Mean and sum of squared deviations of `count` numbers, and the same of two sets together.
+// Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+template <typename A>
+struct Moments {
+  A count, mean, squares;
+
+  __device__ inline void merge(const Moments& other) {
+    A total = count + other.count;
+    if (other.count > 0) {
+      A distance = other.mean - mean, share = other.count / total;
+      mean += distance * share;
+      squares += other.squares + distance * distance * count * share;
+      count = total;
+    }
+  }
+};
+
+template <int V, typename A>
+__device__ inline void fold_moments(Moments<A> (&m)[V]) {
+  __shared__ A counts[BLOCK], means[BLOCK * V], squares[BLOCK * V];
+  const int me = threadIdx.y * blockDim.x + threadIdx.x;
+  __syncthreads();
+  counts[me] = m[0].count;  // all columns of a thread have seen the same rows
+#pragma unroll
+  for (int j = 0; j < V; ++j) means[j * BLOCK + me] = m[j].mean, squares[j * BLOCK + me] = m[j].squares;
+  for (int half = blockDim.y / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.y) < half) {
+      const int other = me + half * blockDim.x;
+      const A theirs = counts[other];
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        m[j].merge(Moments<A>{theirs, means[j * BLOCK + other], squares[j * BLOCK + other]});
+        means[j * BLOCK + me] = m[j].mean, squares[j * BLOCK + me] = m[j].squares;
+      }
+      counts[me] = m[0].count;
+    }
+  }
+}

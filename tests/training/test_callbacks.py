@@ -1,0 +1,155 @@
+"""Callbacks do what they say, on runs small enough to check by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.training import (
+    Call,
+    ClipGradients,
+    CSVLog,
+    EarlyStopping,
+    ExponentialMovingAverage,
+    JSONLog,
+    ReduceOnPlateau,
+    TensorBoard,
+    Timing,
+)
+
+
+def run(*callbacks, optimizer=None, epochs=3, validation=False, **keywords):
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    model = xn.Sequential([xn.Dense(2)], input_shape=(5,), seed=1)
+    trainer = xn.Trainer(
+        model,
+        loss="softmax_cross_entropy",
+        optimizer=optimizer or xn.optim.SGD(0.5),
+        metrics=["accuracy"],
+        callbacks=callbacks,
+        **keywords,
+    )
+    trainer.fit((x, y), validation=(x, y) if validation else None, epochs=epochs, batch_size=8, verbose=False)
+    return trainer
+
+
+def scripted(values):
+    """A callback that writes a given val_loss into each epoch's values."""
+    rest = iter(values)
+    return Call(epoch_end=lambda trainer, found: found.update(val_loss=next(rest)))
+
+
+def test_early_stopping_waits_and_restores_the_best_weights():
+    seen = []
+    stop = EarlyStopping("val_loss", patience=1)
+    remember = Call(epoch_end=lambda t, v: seen.append(t.model.layers[0].kernel.array.copy()))
+    trainer = run(scripted([3.0, 2.0, 2.5, 2.4, 1.0]), remember, stop, epochs=5)
+    assert len(trainer.history["loss"]) == 4  # epochs 3 and 4 did not improve: one more than patience
+    assert stop.best_epoch == 1
+    np.testing.assert_array_equal(trainer.model.layers[0].kernel.array, seen[1])
+
+
+def test_early_stopping_that_watches_nothing_says_so():
+    with pytest.raises(ValueError, match=r"val_loss.*loss, accuracy"):
+        run(EarlyStopping("val_loss"))
+
+
+def test_largest_is_better_for_accuracy_and_smallest_for_loss():
+    assert EarlyStopping("val_accuracy").largest
+    assert not EarlyStopping("val_loss").largest
+
+
+def test_reduce_on_plateau():
+    trainer = run(scripted([1.0, 1.0, 1.0, 1.0, 1.0]), ReduceOnPlateau("val_loss", 1, factor=0.5), epochs=5)
+    assert trainer.history["learning_rate"] == [0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_a_norm_limits_all_gradients_together():
+    norms = []
+    look = Call()
+    look.before_update = lambda t: norms.append(float(np.linalg.norm(t.model.arena.gradients)))
+    run(look, ClipGradients(norm=0.1), look, epochs=1)
+    before, after = np.array(norms[::2]), np.array(norms[1::2])
+    np.testing.assert_allclose(after, np.minimum(before, 0.1), rtol=1e-6)
+    assert (before > 0.1).any()
+
+
+def test_a_value_limits_each_element():
+    seen = []
+    look = Call()
+    look.before_update = lambda t: seen.append(t.model.arena.gradients.copy())
+    run(look, ClipGradients(value=0.01), look, epochs=1)
+    for before, after in zip(seen[::2], seen[1::2]):
+        np.testing.assert_array_equal(after, np.clip(before, np.float32(-0.01), np.float32(0.01)))
+
+
+def test_clipping_needs_one_positive_limit():
+    for wrong in ({}, {"norm": 1, "value": 1}, {"norm": -1}):
+        with pytest.raises(ValueError, match="one of them"):
+            ClipGradients(**wrong)
+
+
+def test_the_moving_average_is_the_recursion_and_the_model_gets_it():
+    weights = []
+    average = ExponentialMovingAverage(0.8)
+    trainer = run(Call(step_end=lambda t: weights.append(t.model.arena.values.copy())), average)
+    start = run(epochs=0).model.arena.values.astype(np.float64)
+    for w in weights:
+        start = 0.8 * start + 0.2 * w
+    np.testing.assert_allclose(trainer.model.arena.values, start, atol=1e-6)
+
+
+def test_averaged_weights_for_a_while():
+    average = ExponentialMovingAverage(0.8, keep=False)
+    trainer = run(average)
+    before = trainer.model.arena.values.copy()
+    with average.averaged(trainer):
+        np.testing.assert_array_equal(trainer.model.arena.values, average.average)
+    np.testing.assert_array_equal(trainer.model.arena.values, before)
+    assert not np.array_equal(before, average.average)
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch():
+    """Two batches of 8 with one update equal one batch of 16, to rounding."""
+    x = np.random.default_rng(1).normal(size=(16, 5)).astype(np.float32)
+    y = np.arange(16) % 2
+    results = []
+    for size, accumulate in ((16, 1), (8, 2)):
+        model = xn.Sequential([xn.Dense(2)], input_shape=(5,))
+        trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(1.0), accumulate=accumulate)
+        for start in range(0, 16, size):
+            trainer.step(x[start : start + size], y[start : start + size])
+        results.append(model.arena.values.copy())
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)
+    assert trainer.optimizer.iterations == 1
+
+
+def test_logs(tmp_path):
+    trainer = run(Timing(), CSVLog(tmp_path / "log.csv"), JSONLog(tmp_path / "log.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["loss"] for line in lines] == trainer.history["loss"]
+    assert all(seconds > 0 for seconds in trainer.history["seconds"])
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert rows[0] == "epoch,loss,accuracy,seconds"
+    assert rows[3].startswith("3,")
+    assert float(rows[3].split(",")[1]) == trainer.history["loss"][2]
+
+
+def test_a_user_function_may_stop_the_run():
+    def stop(trainer):
+        trainer.stop = trainer.iteration == 7
+
+    trainer = run(Call(step_end=stop))
+    assert trainer.iteration == 7
+    assert trainer.history.epochs == 1  # the second epoch was cut short
+
+
+def test_tensorboard_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match="pip install tensorboardX"):
+        run(TensorBoard(tmp_path))

@@ -1,0 +1,181 @@
+"""A run that was stopped anywhere goes on bit for bit, and nothing that was saved is ever lost."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.io import archive
+from xpnet.training import Checkpoint, load_checkpoint, save_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parent))
+import kill
+import runs
+
+
+class Crash(xn.Callback):
+    """Leaves the run at a certain batch, as an exception in a user's code would."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def on_step_end(self, trainer):
+        if trainer.iteration == self.iteration:
+            raise RuntimeError("crash")
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The run that nothing interrupts."""
+    run = runs.trainer(None)
+    runs.fit(run)
+    return runs.fingerprint(run)
+
+
+# 150 examples in batches of 16 are 10 batches an epoch: within, at the end of and just after an epoch; odd ones lie between
+# the two batches of an accumulated update.
+@pytest.mark.parametrize("crash", [5, 8, 9, 10, 11, 20, 37, 50])
+def test_a_crashed_run_goes_on_bit_for_bit(tmp_path, whole, crash):
+    run = runs.trainer(tmp_path, Crash(crash), every_steps=3)
+    with pytest.raises(RuntimeError, match="crash"):
+        runs.fit(run)
+    again = runs.trainer(tmp_path, Crash(-1), every_steps=3)
+    runs.fit(again, resume="auto")
+    found = runs.fingerprint(again)
+    assert found == whole
+
+
+def test_without_a_checkpoint_auto_begins_at_the_start(tmp_path, whole):
+    run = runs.trainer(tmp_path)
+    runs.fit(run, resume="auto")
+    assert runs.fingerprint(run) == whole
+
+
+def test_a_finished_run_is_not_continued(tmp_path, whole):
+    runs.fit(runs.trainer(tmp_path))
+    again = runs.trainer(tmp_path)
+    runs.fit(again, resume="auto")
+    assert again.iteration == 50
+    assert runs.fingerprint(again) == whole
+
+
+def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
+    assert kill.check(tmp_path, kills=4, seed=1) == 4
+
+
+def test_the_last_ones_and_the_best_one_are_kept(tmp_path):
+    run = runs.trainer(tmp_path, keep=2)
+    history = runs.fit(run)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["best.ckpt", "step-0000000048.ckpt", "step-0000000050.ckpt"]
+    best = runs.trainer(tmp_path)
+    load_checkpoint(best, tmp_path / "best.ckpt")
+    assert best.epoch == int(np.argmin(history["val_loss"])) + 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, whole, damage):
+    run = runs.trainer(tmp_path, Crash(23))
+    with pytest.raises(RuntimeError, match="crash"):
+        runs.fit(run)
+    newest = tmp_path / "step-0000000020.ckpt"
+    content = bytearray(newest.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 4
+    newest.write_bytes(
+        {"truncated": content[: len(content) // 2], "flipped": content, "empty": b"", "foreign": b"PK no zip"}[damage]
+    )
+    again = runs.trainer(tmp_path, Crash(-1))
+    with pytest.warns(RuntimeWarning, match=r"step-0000000020\.ckpt"):
+        runs.fit(again, resume="auto")
+    assert runs.fingerprint(again) == whole
+
+
+def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
+    """No single damaged byte gives other arrays without an error."""
+    path = tmp_path / "a"
+    arrays = {"w": np.arange(5, dtype=np.float32)}
+    archive.write(path, {"format": "x"}, arrays)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            document, found = archive.read(path)
+        except archive.ArchiveError as error:
+            assert str(path) in str(error)  # noqa: PT017 - most bytes raise, some may not
+        else:  # a byte that nothing depends on, such as a date
+            assert document == {"format": "x"}
+            np.testing.assert_array_equal(found["w"], arrays["w"])
+
+
+def test_only_damaged_checkpoints_are_an_error(tmp_path):
+    (tmp_path / "step-0000000020.ckpt").write_bytes(b"nothing")
+    with (
+        pytest.warns(RuntimeWarning, match="passed over"),
+        pytest.raises(ValueError, match="no usable checkpoint"),
+    ):
+        runs.fit(runs.trainer(tmp_path), resume="auto")
+
+
+def test_another_run_is_refused(tmp_path):
+    path = tmp_path / "a.ckpt"
+    save_checkpoint(runs.trainer(None), path)
+    with pytest.raises(ValueError, match="callbacks"):
+        load_checkpoint(runs.trainer(tmp_path), path)
+    other = runs.trainer(None)
+    other.seed = 6
+    with pytest.raises(ValueError, match="seed 5"):
+        load_checkpoint(other, path)
+    with pytest.raises(ValueError, match="Checkpoint"):
+        runs.fit(runs.trainer(None), resume="auto")
+    archive.write(path, {"format": "other"}, {})
+    with pytest.raises(archive.ArchiveError, match="not a checkpoint"):
+        load_checkpoint(runs.trainer(None), path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole):
+    """Writing fails from the third checkpoint on, half-way through the file."""
+    written = []
+    real = archive.os.fsync
+
+    def full(descriptor):
+        written.append(descriptor)
+        if len(written) > 6:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(archive.os, "fsync", full)
+    run = runs.trainer(tmp_path)
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        runs.fit(run)
+    assert runs.fingerprint(run) == whole  # the run itself went on
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".*tmp"))
+    again = runs.trainer(tmp_path)
+    runs.fit(again, resume="auto")
+    assert runs.fingerprint(again) == whole
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to any folder")
+def test_a_read_only_folder_is_an_error_at_the_start(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        runs.fit(runs.trainer(tmp_path))
+
+
+def test_a_file_in_the_folders_place_is_an_error_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        runs.fit(runs.trainer(tmp_path / "file"))
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match="at least 1"):
+        Checkpoint("x", keep=0)

@@ -1,0 +1,104 @@
+"""Bias and activation after a matrix product, and elementwise activations: launches of ``kernels/activation.cu``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.accel.cupy.columns import cut, sum_slabs
+from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.source import FLOATS, Kernel
+from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, fits, takes
+from xpnet.ops.activations import relu, sigmoid, tanh
+
+Array = Any
+
+NUMBERS = {None: 0, "relu": 1, "sigmoid": 2, "tanh": 3}
+"""The number in the CUDA sources of each activation that a product can be followed by."""
+
+_EVERY = tuple(NUMBERS.values())
+
+
+def _real(kind: str, width: int, number: int) -> bool:
+    return fits(kind, width) and number != 0
+
+
+def _useful(kind: str, width: int, number: int, sums: bool) -> bool:
+    return fits(kind, width) and (number != 0 or sums)
+
+
+_bias = Kernel("activation", "bias_activation", FLOATS, VECTORS, _EVERY, only=fits)
+_bias_backward = Kernel("activation", "bias_activation_backward", FLOATS, VECTORS, _EVERY, (False, True), only=_useful)
+_forward = Kernel("activation", "activation", FLOATS, VECTORS, _EVERY, only=_real)
+_backward = Kernel("activation", "activation_backward", FLOATS, VECTORS, _EVERY, only=_real)
+
+
+def add_bias_and_activate(xp: Any, y: Array, bias: Array | None, activation: str | None) -> None:
+    """y = activation(y + bias) in place, for y (rows, channels) and bias (channels,) or None."""
+    if y.size == 0 or (bias is None and activation is None):
+        return
+    rows, channels = y.shape
+    V = vector_width(channels, y) if bias is None else vector_width(channels, y, bias)
+    slabs = cut(rows, channels // V, waves=16)
+    kernel = _bias[c_name(y), V, NUMBERS[activation]]
+    launch(kernel, slabs.grid, slabs.block, y, bias, rows, slabs.slab_rows, channels)
+
+
+def bias_and_activation_gradients(
+    xp: Any, dy: Array, y: Array | None, activation: str | None, need_bias: bool
+) -> tuple[Array, Array | None]:
+    """The gradients before the activation and of the bias.
+
+    Args:
+        xp: the namespace of the arrays.
+        dy: (rows, channels).
+        y: the activation's output, (rows, channels); not used where `activation` is None.
+        activation: as in `add_bias_and_activate`.
+        need_bias: whether to compute the gradient of the bias.
+
+    Returns:
+        dz (rows, channels), which is dy itself where there is no activation, and the bias's (channels,) or None.
+    """
+    rows, channels = dy.shape
+    if activation is None and not need_bias:
+        return dy, None
+    if dy.size == 0:
+        return dy, xp.zeros((channels,), dtype=dy.dtype) if need_bias else None
+    dz = None if activation is None else xp.empty(dy.shape, dtype=dy.dtype)
+    used = [a for a in (dy, dz, y if activation else None) if a is not None]
+    V = vector_width(channels, *used)
+    slabs = cut(rows, channels // V)
+    partial = xp.empty((slabs.slabs, channels), dtype=accumulator(xp, dy)) if need_bias else None
+    launch(
+        _bias_backward[c_name(dy), V, NUMBERS[activation], need_bias], slabs.grid, slabs.block, dy,
+        y if activation else None, dz, partial, rows, slabs.slab_rows, channels,
+    )  # fmt: skip
+    dbias = None if partial is None else sum_slabs(xp, partial).astype(dy.dtype, copy=False)
+    return dy if dz is None else dz, dbias
+
+
+def _elementwise(kernel: Kernel, xp: Any, activation: str, *arrays: Array) -> Array:
+    sources = [contiguous(xp, a) for a in arrays]
+    out = xp.empty(sources[0].shape, dtype=sources[0].dtype)
+    V = vector_width(out.size, out, *sources)
+    grid = blocks_for(out.size // V)
+    launch(kernel[c_name(out), V, NUMBERS[activation]], grid, THREADS, *sources, out, out.size)
+    return out
+
+
+def _register(operation: Any, name: str) -> None:
+    @operation.accelerate("cupy")  # type: ignore[untyped-decorator]
+    def forward(xp: Any, x: Array) -> Any:
+        if not takes(x):
+            return NotImplemented
+        y = _elementwise(_forward, xp, name, x)
+        return y, y
+
+    @forward.backward  # type: ignore[untyped-decorator]
+    def backward(xp: Any, dy: Array, y: Array) -> Any:
+        return _elementwise(_backward, xp, name, dy, y)
+
+
+for _operation, _name in ((relu, "relu"), (sigmoid, "sigmoid"), (tanh, "tanh")):
+    _register(_operation, _name)
+
+__all__ = ["NUMBERS", "add_bias_and_activate", "bias_and_activation_gradients"]

@@ -1,0 +1,168 @@
+"""Convolution on the device: a plain product where it is one, else im2col and products, in chunks that fit the L2 cache.
+
+The columns of a whole batch are KH*KW times the images; written to memory and read again they would cost more than the
+product. A chunk of images whose columns stay in the cache costs neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from xpnet.accel.cupy.activation import add_bias_and_activate, bias_and_activation_gradients
+from xpnet.accel.cupy.gemm import gemm
+from xpnet.accel.cupy.launch import LIMIT, runtime
+from xpnet.accel.cupy.support import contiguous, takes
+from xpnet.accel.cupy.windows import col2im, im2col
+from xpnet.ops.convolution import conv2d, conv_geometry
+from xpnet.ops.geometry import Geometry
+
+Array = Any
+
+
+def _pointwise(g: Geometry) -> bool:
+    """Whether the columns are the images themselves."""
+    return g.unpadded and all(axis.window == 1 and axis.stride == 1 for axis in g)
+
+
+def _chunks(x: Array, g: Geometry) -> Iterator[slice]:
+    """Runs of images whose columns take at most half of the L2 cache, and at least one image."""
+    elements = g.h.out * g.w.out * g.h.window * g.w.window * x.shape[3]
+    fitting = min(runtime().l2_bytes // 2 // x.dtype.itemsize, LIMIT - 1) // max(elements, 1)
+    size = max(fitting, 1)
+    for start in range(0, x.shape[0], size):
+        yield slice(start, min(start + size, x.shape[0]))
+
+
+def _by_group(xp: Any, rows: Array, groups: int) -> Array:
+    """(P, G*C) as (G, P, C), a view."""
+    return xp.swapaxes(xp.reshape(rows, (rows.shape[0], groups, rows.shape[1] // groups)), 0, 1)
+
+
+class _Columns:
+    """The columns of one chunk after the other as (G, P, KH*KW*C/G), in one buffer."""
+
+    def __init__(self, xp: Any, x: Array, g: Geometry, groups: int) -> None:
+        self.xp, self.x, self.g, self.groups = xp, x, g, groups
+        self.positions = g.h.out * g.w.out
+        self.inner = g.h.window * g.w.window * (x.shape[3] // groups)
+        self._buffer: Array | None = None
+
+    def shape(self, images: int) -> tuple[int, ...]:
+        g = self.g
+        return (self.groups, images, g.h.out, g.w.out, g.h.window, g.w.window, self.x.shape[3] // self.groups)
+
+    def room(self, images: int) -> Array:
+        """Memory for the columns of so many images; the first chunk is the largest."""
+        size = self.groups * images * self.positions * self.inner
+        if self._buffer is None:
+            self._buffer = self.xp.empty((size,), dtype=self.x.dtype)
+        return self.xp.reshape(self._buffer[:size], self.shape(images))
+
+    def matrices(self, cols: Array) -> Array:
+        return self.xp.reshape(cols, (self.groups, -1 if cols.size else 0, self.inner))
+
+    def of(self, chunk: slice) -> Array:
+        return self.matrices(im2col(self.xp, self.x[chunk], self.g, self.groups, self.room(chunk.stop - chunk.start)))
+
+
+@conv2d.accelerate("cupy")
+def _conv2d(
+    xp: Any,
+    x: Array,
+    kernel: Array,
+    bias: Array | None = None,
+    *,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str | None,
+    save: bool,
+) -> Any:
+    g = conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
+    if not takes(x, kernel, bias):
+        return NotImplemented
+    x, kernel = contiguous(xp, x), contiguous(xp, kernel)
+    N, C, O = x.shape[0], x.shape[3], kernel.shape[3]
+    weights = _by_group(xp, xp.reshape(kernel, (-1 if kernel.size else 0, O)), groups)  # (G, KH*KW*C/G, O/G)
+    y = xp.empty((N, g.h.out, g.w.out, O), dtype=x.dtype)
+    rows = xp.reshape(y, (N * g.h.out * g.w.out, O))
+    if _pointwise(g):
+        gemm(xp, _by_group(xp, xp.reshape(x, (rows.shape[0], C)), groups), weights, _by_group(xp, rows, groups))
+    else:
+        columns = _Columns(xp, x, g, groups)
+        for chunk in _chunks(x, g):
+            part = rows[chunk.start * columns.positions : chunk.stop * columns.positions]
+            gemm(xp, columns.of(chunk), weights, _by_group(xp, part, groups))
+    add_bias_and_activate(xp, rows, contiguous(xp, bias), activation)
+    return y, (x, kernel, y if activation else None) if save else None
+
+
+@_conv2d.backward
+def _(
+    xp: Any,
+    dy: Array,
+    saved: Any,
+    *,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str | None,
+    needs: tuple[bool, ...],
+) -> Any:
+    x, kernel, y = saved
+    g = conv_geometry(x, kernel, None, stride, padding, dilation, groups)
+    O = kernel.shape[3]
+    count = x.shape[0] * g.h.out * g.w.out
+    y = None if y is None else xp.reshape(y, (count, O))
+    dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2])
+    weights = _by_group(xp, xp.reshape(kernel, (-1 if kernel.size else 0, O)), groups)
+    dx = _data_gradient(xp, dz, weights, x, g, groups) if needs[0] else None
+    dkernel = None
+    if needs[1]:
+        dkernel = xp.reshape(_kernel_gradient(xp, dz, x, g, groups), kernel.shape).astype(kernel.dtype, copy=False)
+    return dx, dkernel, dbias
+
+
+def _data_gradient(xp: Any, dz: Array, weights: Array, x: Array, g: Geometry, groups: int) -> Array:
+    """dx: the product of dz (P, O) with the transposed kernel, scattered back by col2im."""
+    dx = xp.empty(x.shape, dtype=x.dtype)
+    transposed = xp.swapaxes(weights, 1, 2)
+    if _pointwise(g):
+        rows = xp.reshape(dx, (dz.shape[0], x.shape[3]))
+        gemm(xp, _by_group(xp, dz, groups), transposed, _by_group(xp, rows, groups))
+        return dx
+    columns = _Columns(xp, x, g, groups)
+    for chunk in _chunks(x, g):
+        part = dz[chunk.start * columns.positions : chunk.stop * columns.positions]
+        room = columns.room(chunk.stop - chunk.start)
+        gemm(xp, _by_group(xp, part, groups), transposed, columns.matrices(room))
+        col2im(xp, room, g, dx[chunk])
+    return dx
+
+
+def _kernel_gradient(xp: Any, dz: Array, x: Array, g: Geometry, groups: int) -> Array:
+    """The kernel's gradient (KH*KW*C/G, O): the transposed columns times dz, added up over the chunks.
+
+    The columns are made again: kept from the forward pass they would be KH*KW times the size of x. The sum over chunks is
+    kept in float32 for 16-bit arrays.
+    """
+    O, inner = dz.shape[1], g.h.window * g.w.window * (x.shape[3] // groups)
+    dtype = xp.float32 if x.dtype.itemsize == 2 else x.dtype
+    total = xp.empty((inner, O), dtype=dtype)
+    if dz.size == 0:
+        total[...] = 0
+        return total
+    by_group = _by_group(xp, total, groups)
+    if _pointwise(g):
+        rows = xp.reshape(x, (dz.shape[0], x.shape[3]))
+        gemm(xp, xp.swapaxes(_by_group(xp, rows, groups), 1, 2), _by_group(xp, dz, groups), by_group)
+        return total
+    columns = _Columns(xp, x, g, groups)
+    for chunk in _chunks(x, g):
+        part = dz[chunk.start * columns.positions : chunk.stop * columns.positions]
+        beta = 1.0 if chunk.start else 0.0
+        gemm(xp, xp.swapaxes(columns.of(chunk), 1, 2), _by_group(xp, part, groups), by_group, beta=beta)
+    return total

@@ -1,0 +1,87 @@
+"""Dense layers and matrix products with this package's own GEMM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.accel.cupy.activation import add_bias_and_activate, bias_and_activation_gradients
+from xpnet.accel.cupy.gemm import gemm
+from xpnet.accel.cupy.support import contiguous, product, takes
+from xpnet.ops.linear import dense, matmul
+
+Array = Any
+
+
+@dense.accelerate("cupy")
+def _dense(xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activation: str | None, save: bool) -> Any:
+    if kernel.ndim != 2 or x.ndim == 0 or x.shape[-1] != kernel.shape[0] or not takes(x, kernel, bias):
+        return NotImplemented  # the reference explains a wrong shape
+    units = kernel.shape[1]
+    if bias is not None and tuple(bias.shape) != (units,):
+        return NotImplemented
+    rows = xp.reshape(x, (product(x.shape[:-1]), x.shape[-1]))
+    y = xp.empty((rows.shape[0], units), dtype=x.dtype)
+    gemm(xp, rows, kernel, y)
+    add_bias_and_activate(xp, y, contiguous(xp, bias), activation)
+    y = xp.reshape(y, (*x.shape[:-1], units))
+    return y, (x, kernel, y if activation else None) if save else None
+
+
+@_dense.backward
+def _(xp: Any, dy: Array, saved: Any, *, activation: str | None, needs: tuple[bool, ...]) -> Any:
+    x, kernel, y = saved
+    count, units = product(x.shape[:-1]), kernel.shape[1]
+    dy = xp.reshape(contiguous(xp, dy), (count, units))
+    y = None if y is None else xp.reshape(y, (count, units))
+    dz, dbias = bias_and_activation_gradients(xp, dy, y, activation, needs[2])
+    dx = dkernel = None
+    if needs[0]:
+        dx = xp.reshape(gemm(xp, dz, kernel.T, xp.empty((count, kernel.shape[0]), dtype=x.dtype)), x.shape)
+    if needs[1]:
+        rows = xp.reshape(x, (count, kernel.shape[0]))
+        dkernel = gemm(xp, rows.T, dz, xp.empty(kernel.shape, dtype=kernel.dtype))
+    return dx, dkernel, dbias
+
+
+@matmul.accelerate("cupy")
+def _matmul(xp: Any, x: Array, y: Array) -> Any:
+    """Matrices, a stack of matrices times one matrix, and two stacks of equal length; the reference does the rest."""
+    if not takes(x, y) or min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2]:
+        return NotImplemented
+    if y.ndim == 2:
+        z = _times_matrix(xp, x, y)
+    elif x.shape[:-2] == y.shape[:-2]:
+        z = _stacks(xp, x, y)
+    else:
+        return NotImplemented
+    return z, (x, y)
+
+
+def _times_matrix(xp: Any, x: Array, y: Array) -> Array:
+    rows = x if x.ndim == 2 else xp.reshape(x, (product(x.shape[:-1]), x.shape[-1]))
+    z = gemm(xp, rows, y, xp.empty((rows.shape[0], y.shape[1]), dtype=x.dtype))
+    return xp.reshape(z, (*x.shape[:-1], y.shape[1]))
+
+
+def _stacks(xp: Any, x: Array, y: Array) -> Array:
+    count = product(x.shape[:-2])
+    left = xp.reshape(x, (count, *x.shape[-2:]))
+    right = xp.reshape(y, (count, *y.shape[-2:]))
+    z = gemm(xp, left, right, xp.empty((count, x.shape[-2], y.shape[-1]), dtype=x.dtype))
+    return xp.reshape(z, (*x.shape[:-1], y.shape[-1]))
+
+
+@_matmul.backward
+def _(xp: Any, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
+    x, y = saved
+    dx = dy = None
+    if y.ndim == 2:
+        dx = _times_matrix(xp, dz, y.T) if needs[0] else None
+        if needs[1]:
+            count = product(x.shape[:-1])
+            rows, dzs = xp.reshape(x, (count, x.shape[-1])), xp.reshape(dz, (count, y.shape[1]))
+            dy = gemm(xp, rows.T, dzs, xp.empty(y.shape, dtype=y.dtype))
+    else:
+        dx = _stacks(xp, dz, xp.swapaxes(y, -1, -2)) if needs[0] else None
+        dy = _stacks(xp, xp.swapaxes(x, -1, -2), dz) if needs[1] else None
+    return dx, dy

@@ -1,0 +1,152 @@
+"""Optimizer steps over a whole arena of parameters in one launch: ``kernels/optimizer.cu``.
+
+All arrays of one call are flat, of one length and C-contiguous. The learning rate and the number of finished steps are
+Python numbers, or arrays on the device; then a step can be captured in a CUDA graph and replayed, and the launch adds one
+to the steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.source import FLOATS, Kernel
+from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, fits, takes
+from xpnet.optim import rules
+
+Array = Any
+
+_sgd = Kernel("optimizer", "sgd", FLOATS, VECTORS, (False, True), only=fits)
+_adam = Kernel("optimizer", "adam", FLOATS, VECTORS, (False, True), only=fits)
+
+
+class Clock(NamedTuple):
+    """The learning rate and the count of steps on the device.
+
+    Attributes:
+        rate: (), float64 for float64 parameters, else float32.
+        steps: (), int64, the finished steps; every update adds one.
+        ticket: (), uint32, zero; every update leaves it zero.
+    """
+
+    rate: Array
+    steps: Array
+    ticket: Array
+
+    @classmethod
+    def new(cls, xp: Any, parameters: Array, rate: float = 0.0) -> Clock:
+        """A clock at step 0 for parameters of some dtype."""
+        dtype = accumulator(xp, parameters)
+        return cls(xp.asarray(rate, dtype=dtype), xp.zeros((), dtype=xp.int64), xp.zeros((), dtype=xp.uint32))
+
+
+def sgd(
+    w: Array,
+    g: Array,
+    velocity: Array | None = None,
+    *,
+    rate: float | Clock,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decayed: int | None = None,
+) -> None:
+    """One step of gradient descent, in place.
+
+    velocity = momentum * velocity - rate * g, then w += velocity (with `nesterov`: momentum * velocity - rate * g), where
+    g is the gradient plus weight_decay * w.
+
+    Args:
+        w: (n,) parameters, float32, float64, float16 or bfloat16.
+        g: (n,) gradients, the same dtype.
+        velocity: (n,), the same dtype; None without momentum.
+        rate: the learning rate, or a Clock.
+        momentum: in [0, 1).
+        nesterov: look ahead.
+        weight_decay: 0 for none.
+        decayed: weight decay applies to the elements before this one; None: to all.
+    """
+    arrays = [a for a in (w, g, velocity) if a is not None]
+    V = vector_width(w.size, *arrays)
+    clock = rate if isinstance(rate, Clock) else Clock(None, None, None)
+    number = 0.0 if isinstance(rate, Clock) else rate
+    launch(
+        _sgd[c_name(w), V, nesterov], blocks_for(w.size // V), THREADS, w, g, velocity, *clock, w.size,
+        w.size if decayed is None else decayed, number, momentum, weight_decay,
+    )  # fmt: skip
+
+
+def adam(
+    w: Array,
+    g: Array,
+    mean: Array,
+    square: Array,
+    *,
+    rate: float | Clock,
+    finished_steps: int = 0,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    decayed: int | None = None,
+) -> None:
+    """One step of Adam with bias correction, in place; `decoupled` makes it AdamW.
+
+    Args:
+        w, g, rate, decayed: as in `sgd`.
+        mean, square: (n,), the running means of the gradient and of its square.
+        finished_steps: the steps before this one; not used with a Clock, which counts itself.
+        beta1, beta2: decay of the running means.
+        epsilon: added to the root of the corrected square.
+        weight_decay: times w it is added to the gradient; with `decoupled`, w shrinks by rate * weight_decay instead.
+        decoupled: whether weight decay leaves the running means alone.
+    """
+    V = vector_width(w.size, w, g, mean, square)
+    clock = rate if isinstance(rate, Clock) else Clock(None, None, None)
+    number = 0.0 if isinstance(rate, Clock) else rate
+    launch(
+        _adam[c_name(w), V, decoupled], blocks_for(w.size // V), THREADS, w, g, mean, square, *clock, w.size,
+        w.size if decayed is None else decayed, finished_steps, number, beta1, beta2, epsilon, weight_decay,
+    )  # fmt: skip
+
+
+def _flat(*arrays: Array) -> bool:
+    return takes(*arrays) and all(a.flags.c_contiguous for a in arrays)
+
+
+@rules.sgd.accelerate("cupy")
+def _sgd_rule(xp: Any, w: Array, g: Array, *, learning_rate: float) -> None:
+    if _flat(w, g):
+        sgd(w, g, rate=learning_rate)
+    else:
+        rules.sgd.reference(xp, w, g, learning_rate=learning_rate)
+
+
+@rules.momentum.accelerate("cupy")
+def _momentum_rule(xp: Any, w: Array, g: Array, v: Array, *, learning_rate: float, momentum: float, nesterov: bool) -> None:
+    if _flat(w, g, v):
+        sgd(w, g, v, rate=learning_rate, momentum=momentum, nesterov=nesterov)
+    else:
+        rules.momentum.reference(xp, w, g, v, learning_rate=learning_rate, momentum=momentum, nesterov=nesterov)
+
+
+@rules.adam.accelerate("cupy")
+def _adam_rule(
+    xp: Any,
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
+) -> None:
+    settings: Any = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
+    if _flat(w, g, m, v):
+        adam(w, g, m, v, rate=learning_rate, finished_steps=step - 1, **settings)
+    else:
+        rules.adam.reference(xp, w, g, m, v, learning_rate=learning_rate, step=step, **settings)

@@ -1,0 +1,110 @@
+"""Softmax, its logarithm and cross entropy: launches of ``kernels/softmax.cu``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xpnet.accel.cupy.launch import blocks_for, launch
+from xpnet.accel.cupy.source import FLOATS, Kernel
+from xpnet.accel.cupy.support import accumulator, c_name, contiguous, product, takes
+from xpnet.backend import dtype_name
+from xpnet.ops.softmax import check_reduction, log_softmax, softmax, softmax_cross_entropy
+
+Array = Any
+
+# (lanes that share a row, numbers that each keeps in registers); 0: rows of any length, read again for each pass.
+_LAYOUTS = ((8, 2), (32, 1), (32, 4), (32, 16), (256, 0))
+_LANES, _ITEMS = (8, 32, 256), (0, 1, 2, 4, 16)
+
+
+def _layouts(kind: str) -> Sequence[tuple[int, int]]:
+    """The layouts for a C type: sixteen doubles and what is computed from them are too much for the registers."""
+    return [layout for layout in _LAYOUTS if kind != "double" or layout[1] < 16]
+
+
+def _row(kind: str, log: bool, lanes: int, items: int) -> bool:
+    return (lanes, items) in _layouts(kind)
+
+
+def _labelled(kind: str, label: str, lanes: int, items: int) -> bool:
+    return (lanes, items) in _layouts(kind) and label in ("int", "i64", kind)
+
+
+_forward = Kernel("softmax", "softmax", FLOATS, (False, True), _LANES, _ITEMS, only=_row)
+_backward = Kernel("softmax", "softmax_backward", FLOATS, (False, True), _LANES, _ITEMS, only=_row)
+_cross_entropy = Kernel("softmax", "cross_entropy", FLOATS, ("int", "i64", *FLOATS), _LANES, _ITEMS, only=_labelled)
+
+
+def _layout(K: int, kind: str) -> tuple[int, int]:
+    """The smallest layout that holds a row of K numbers."""
+    return next((lanes, items) for lanes, items in _layouts(kind) if items == 0 or lanes * items >= K)
+
+
+def _blocks(rows: int, lanes: int) -> int:
+    return blocks_for(rows, 256 // lanes)
+
+
+def _register(operation: Any, log: bool) -> None:
+    @operation.accelerate("cupy")  # type: ignore[untyped-decorator]
+    def forward(xp: Any, x: Array, *, axis: int) -> Any:
+        if not takes(x) or x.ndim == 0 or axis not in (-1, x.ndim - 1) or x.shape[-1] == 0:
+            return NotImplemented
+        x = contiguous(xp, x)
+        K = x.shape[-1]
+        rows, layout = product(x.shape[:-1]), _layout(K, c_name(x))
+        y = xp.empty(x.shape, dtype=x.dtype)
+        launch(_forward[(c_name(x), log, *layout)], _blocks(rows, layout[0]), 256, x, y, rows, K)
+        return y, y
+
+    @forward.backward  # type: ignore[untyped-decorator]
+    def backward(xp: Any, dy: Array, y: Array, *, axis: int) -> Any:
+        dy = contiguous(xp, dy)
+        K = y.shape[-1]
+        rows, layout = product(y.shape[:-1]), _layout(K, c_name(y))
+        dx = xp.empty(y.shape, dtype=y.dtype)
+        launch(_backward[(c_name(y), log, *layout)], _blocks(rows, layout[0]), 256, dy, y, dx, rows, K)
+        return dx
+
+
+_register(softmax, False)
+_register(log_softmax, True)
+
+
+@softmax_cross_entropy.accelerate("cupy")
+def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: str, save: bool) -> Any:
+    """Losses and their gradient in one pass over the logits.
+
+    A class number outside 0..K-1 gives NaN instead of an error: looking at the labels would wait for the device.
+    """
+    check_reduction("softmax_cross_entropy", reduction)
+    if not takes(logits) or logits.ndim == 0 or logits.shape[-1] == 0:
+        return NotImplemented
+    K = logits.shape[-1]
+    if xp.isdtype(labels.dtype, "integral"):
+        if tuple(labels.shape) != tuple(logits.shape[:-1]):
+            return NotImplemented  # the reference explains a wrong shape
+        if dtype_name(labels) not in ("int32", "int64"):
+            labels = labels.astype(xp.int64)
+    elif tuple(labels.shape) != tuple(logits.shape):
+        return NotImplemented
+    else:
+        labels = labels.astype(logits.dtype, copy=False)
+    logits, labels = contiguous(xp, logits), contiguous(xp, labels)
+    rows, layout = product(logits.shape[:-1]), _layout(K, c_name(logits))
+    losses = xp.empty(logits.shape[:-1], dtype=accumulator(xp, logits))
+    gradient = xp.empty(logits.shape, dtype=logits.dtype) if save else None
+    scale = 1 / rows if reduction == "mean" and rows else 1.0
+    launch(
+        _cross_entropy[(c_name(logits), c_name(labels), *layout)], _blocks(rows, layout[0]), 256, logits, labels, losses,
+        gradient, rows, K, scale,
+    )  # fmt: skip
+    if reduction != "none":
+        losses = xp.sum(losses, dtype=losses.dtype)
+        losses = losses / rows if reduction == "mean" and rows else losses
+    return losses.astype(logits.dtype, copy=False), gradient
+
+
+@_softmax_cross_entropy.backward
+def _(xp: Any, dloss: Array, gradient: Array, *, reduction: str) -> Any:
+    return gradient * (dloss[..., None] if reduction == "none" else dloss), None

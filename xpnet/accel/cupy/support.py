@@ -1,0 +1,50 @@
+"""Small helpers of the accelerated operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xpnet.accel.cupy.source import C_NAMES, FLOATS
+from xpnet.backend import dtype_name
+
+Array = Any
+
+WIDTHS = {"float": 4, "double": 2, "float16": 8, "bfloat16": 8}
+"""How many elements of a C type make 16 bytes."""
+
+VECTORS = (1, 2, 4, 8)
+
+
+def fits(kind: str, width: int, *_: object) -> bool:
+    """Whether a vector of `width` elements of the C type `kind` is one element or 16 bytes."""
+    return width in (1, WIDTHS[kind])
+
+
+def takes(*arrays: Array | None) -> bool:
+    """Whether all arrays (None aside) have one floating dtype that the kernels take."""
+    names = {dtype_name(a) for a in arrays if a is not None}
+    return len(names) == 1 and C_NAMES.get(names.pop()) in FLOATS
+
+
+def c_name(array: Array) -> str:
+    """The C type of an array's elements."""
+    return C_NAMES[dtype_name(array)]
+
+
+def accumulator(xp: Any, array: Array) -> Any:
+    """The dtype that a kernel computes in for elements of this array: float64 for float64, else float32."""
+    return xp.float64 if array.dtype.itemsize == 8 else xp.float32
+
+
+def contiguous(xp: Any, array: Array | None) -> Any:
+    """The array itself where it is C-contiguous, else a copy that is; None stays None."""
+    return array if array is None or array.flags.c_contiguous else xp.ascontiguousarray(array)
+
+
+def product(sizes: Sequence[int]) -> int:
+    """The product of sizes, 1 for none."""
+    total = 1
+    for size in sizes:
+        total *= size
+    return total

@@ -1,0 +1,70 @@
+"""relu and dropout for NumPy: without `where`, which takes five times as long as the arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpnet import random
+from xpnet.accel.numpy.scratch import FLOATS, Floats, keep_where, relu_to
+from xpnet.ops.activations import relu
+from xpnet.ops.dropout import dropout, dropout_key
+from xpnet.threads import parallel
+
+_CHUNK = 1 << 17
+"""Elements of a chunk; smaller arrays are done in the calling thread."""
+
+
+def _flat_chunks(size: int) -> list[slice]:
+    return [slice(i, min(i + _CHUNK, size)) for i in range(0, size, _CHUNK)]
+
+
+@relu.accelerate("numpy")
+def relu_forward(xp: Any, x: Floats) -> Any:
+    """max(x, 0)."""
+    if x.dtype not in FLOATS or not x.flags.c_contiguous:
+        return NotImplemented
+    y = np.empty(x.shape, x.dtype)
+    flat, out = x.reshape(-1), y.reshape(-1)
+    if x.size <= _CHUNK:
+        relu_to(flat, out)
+    else:
+        parts = _flat_chunks(x.size)
+        parallel(lambda i: relu_to(flat[parts[i]], out[parts[i]]), len(parts))
+    return y, y
+
+
+@relu_forward.backward
+def relu_backward(xp: Any, dy: Floats, y: Floats) -> Any:
+    """dy where y > 0."""
+    dx = np.empty(dy.shape, dy.dtype)
+    if dy.size <= _CHUNK or not (dy.flags.c_contiguous and y.flags.c_contiguous):
+        keep_where(dy, np.greater(y, 0), dx)
+        return dx
+    parts = _flat_chunks(dy.size)
+    flat, kept, out = dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
+    parallel(lambda i: keep_where(flat[parts[i]], np.greater(kept[parts[i]], 0), out[parts[i]]), len(parts))
+    return dx
+
+
+def _drop(x: Floats, mask: Floats, rate: float, inverted: bool) -> Floats:
+    """x / (1 - rate) where the mask is True, else 0."""
+    y = x * x.dtype.type(1 / (1 - rate)) if inverted and rate < 1 else x.copy()
+    keep_where(y, np.broadcast_to(mask, y.shape), y)
+    return y
+
+
+@dropout.accelerate("numpy")
+def dropout_forward(xp: Any, x: Floats, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
+    """The same mask as the reference's, applied to the bits."""
+    if x.dtype not in FLOATS or shape is not None or not 0 <= rate <= 1:
+        return NotImplemented
+    mask = random.keep_mask(np, dropout_key(key), step, x.shape, rate)
+    return _drop(x, mask, rate, inverted), mask
+
+
+@dropout_forward.backward
+def dropout_backward(xp: Any, dy: Floats, mask: Floats, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
+    """The same elements of the gradient."""
+    return _drop(dy, mask, rate, inverted)

@@ -1,0 +1,101 @@
+"""dense for NumPy: bias and activation in place, and large products shared out over xpnet's own threads.
+
+BLAS's threads are left asleep: after a product they wait for the next one in a busy loop, for tens of milliseconds, on the
+cores that the threads of the convolutions want.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats, activate, slope
+from xpnet.ops.linear import dense
+from xpnet.threads import get_num_threads, one_blas_thread, parallel
+
+_ALONE = 1 << 18
+"""Multiplications up to which BLAS itself uses one thread, so nothing has to be set."""
+
+_SHARED = 3 << 20
+"""Multiplications from which waking another thread pays."""
+
+
+def matmul(a: Floats, b: Floats, out: Floats | None = None) -> Floats:
+    """a (M, K) @ b (K, N), on xpnet's threads."""
+    M, K = a.shape
+    N = b.shape[1]
+    work = M * K * N
+    if work <= _ALONE:
+        return np.matmul(a, b, out=out)
+    threads = get_num_threads()
+    if work < _SHARED or threads == 1:
+        with one_blas_thread():
+            return np.matmul(a, b, out=out)
+    if out is None:
+        out = np.empty((M, N), a.dtype)
+    # Cut along the longer side of the result, into pieces that start at whole vectors.
+    size = max(M, N)
+    step = -(-size // threads)
+    step += -step % 16
+    pieces = [slice(i, min(i + step, size)) for i in range(0, size, step)]
+
+    def piece(i: int) -> None:
+        if M >= N:
+            np.matmul(a[pieces[i]], b, out=out[pieces[i]])
+        else:
+            np.matmul(a, b[:, pieces[i]], out=out[:, pieces[i]])
+
+    parallel(piece, len(pieces))
+    return out
+
+
+@dense.accelerate("numpy")
+def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, activation: str | None, save: bool) -> Any:
+    """One product; bias and activation added in place."""
+    dtype = x.dtype
+    if (
+        dtype not in FLOATS
+        or kernel.dtype != dtype
+        or kernel.ndim != 2
+        or x.ndim == 0
+        or x.shape[-1] != kernel.shape[0]
+        or activation not in ACTIVATIONS
+        or not x.size
+        or (bias is not None and (bias.dtype != dtype or bias.shape != (kernel.shape[1],)))
+    ):
+        return NotImplemented  # the reference computes it, or says what is wrong
+    y = matmul(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), kernel)
+    if bias is not None:
+        y += bias
+    if activation is not None:
+        activate(y, activation)
+    if x.ndim != 2:
+        y = y.reshape(*x.shape[:-1], kernel.shape[1])
+    return y, (x, kernel, y if activation else None) if save else None
+
+
+@forward.backward
+def backward(xp: Any, dy: Floats, saved: Any, *, activation: str | None, needs: tuple[bool, bool, bool]) -> Any:
+    """Two products and a sum."""
+    x, kernel, y = saved
+    if dy.dtype != x.dtype:
+        dy = dy.astype(x.dtype)
+    if activation is not None:
+        dz = np.empty(dy.shape, dy.dtype)
+        slope(dy, y, activation, dz)
+        dy = dz
+    rows = x
+    if x.ndim != 2:
+        dy = dy.reshape(-1, kernel.shape[1])
+        rows = x.reshape(-1, kernel.shape[0])
+    dx = None
+    if needs[0]:
+        dx = matmul(dy, kernel.T)
+        if x.ndim != 2:
+            dx = dx.reshape(x.shape)
+    return (
+        dx,
+        matmul(rows.T, dy) if needs[1] else None,
+        np.add.reduce(dy, axis=0) if needs[2] else None,
+    )

@@ -1,0 +1,180 @@
+"""Batch normalisation for NumPy: two passes over the data each way, in chunks on all threads.
+
+Nothing the size of x is kept but x itself: forward is x * factor + shift with one factor and shift a channel, backward
+is dy * factor + (x - mean) * slope + shift. Rows of few channels are taken several at a time, so that NumPy's loops
+run over a thousand elements instead of sixty. Sums over rows are products with a row of ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpnet.accel.numpy.scratch import FLOATS, Floats, scratch
+from xpnet.ops.normalization import batch_norm_with_statistics
+from xpnet.threads import parallel
+
+_CHUNK = 1 << 17
+"""Elements of a chunk."""
+
+_SMALL = 1 << 14
+
+
+class _Rows:
+    """x (..., C) as rows of `wide` = k * C elements, in chunks of equal height."""
+
+    def __init__(self, shape: tuple[int, ...], C: int, count: int) -> None:
+        self.k = k = _divisor(count, max(1, 1024 // C))
+        self.C = C
+        self.shape = (count // k, k * C)
+        self.height = max(1, _CHUNK // (k * C))
+        self.chunks = -(-self.shape[0] // self.height)
+
+    def part(self, number: int) -> slice:
+        return slice(number * self.height, (number + 1) * self.height)
+
+    def long(self, vector: Floats) -> Floats:
+        """A vector (C,) as long as a row."""
+        return np.tile(vector, self.k) if self.k > 1 else vector
+
+    def sums(self, x: Floats) -> Floats:
+        """The sum of each channel over rows x (height, wide)."""
+        total: Floats = np.add.reduce((np.ones(len(x), x.dtype) @ x).reshape(self.k, self.C), axis=0)
+        return total
+
+    def products(self, x: Floats, y: Floats) -> Floats:
+        """The sum of x * y of each channel over rows (height, wide)."""
+        total: Floats = np.add.reduce(np.einsum("ij,ij->j", x, y).reshape(self.k, self.C), axis=0)
+        return total
+
+
+def _divisor(n: int, limit: int) -> int:
+    """The largest divisor of n up to `limit`."""
+    return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
+
+
+def _far(mean: Floats, variance: Floats) -> bool:
+    """Whether a mean is so far from 0 that sums of x * x, and x * factor, would lose digits to it."""
+    return bool((mean * mean > 64 * variance).any())
+
+
+def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats]:
+    """Mean and biased variance of each channel, float64 (C,).
+
+    In one pass from the sums of x and of x * x, each chunk's in the dtype of x and then in float64; in a second pass about
+    each chunk's own mean where the first has lost digits.
+    """
+    C = rows.C
+    first, second = np.empty((2, rows.chunks, C), np.float64)
+    sizes = np.array([len(flat[rows.part(i)]) * rows.k for i in range(rows.chunks)], np.float64)[:, None]
+
+    def plain(number: int) -> None:
+        part = flat[rows.part(number)]
+        first[number] = rows.sums(part)
+        second[number] = rows.products(part, part)
+
+    def centred(number: int) -> None:
+        part = flat[rows.part(number)]
+        (difference,) = scratch(part.dtype, part.shape)
+        np.subtract(part, rows.long((first[number] / sizes[number]).astype(part.dtype)), out=difference)
+        second[number] = rows.products(difference, difference)
+
+    parallel(plain, rows.chunks)
+    count = sizes.sum()
+    mean = first.sum(axis=0) / count
+    variance = np.maximum(second.sum(axis=0) / count - mean * mean, 0)
+    if _far(mean, variance):
+        # Chan, Golub and LeVeque (1983): the means and sums of squares of parts combined.
+        parallel(centred, rows.chunks)
+        variance = (second.sum(axis=0) + (sizes * (first / sizes - mean) ** 2).sum(axis=0)) / count
+    return mean, variance
+
+
+@batch_norm_with_statistics.accelerate("numpy")
+def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, epsilon: float) -> Any:
+    """The statistics in one pass over x, the output in another."""
+    dtype = x.dtype
+    if (
+        dtype not in FLOATS
+        or x.ndim < 2
+        or x.size < _SMALL
+        or any(v is not None and (v.dtype != dtype or v.shape != x.shape[-1:]) for v in (scale, offset))
+    ):
+        return NotImplemented
+    C = x.shape[-1]
+    count = x.size // C
+    rows = _Rows(x.shape, C, count)
+    flat = np.ascontiguousarray(x).reshape(rows.shape)
+    mean64, variance64 = _statistics(flat, rows)
+    mean, variance = mean64.astype(dtype), variance64.astype(dtype)
+    inverse = (1 / np.sqrt(variance64 + epsilon)).astype(dtype)
+    factor = inverse if scale is None else inverse * scale
+    far = _far(mean64, variance64)
+    # y = (x - mean) * factor + offset, or x * factor + shift where that loses nothing.
+    shift = mean64 * 0 if far else -mean64 * factor
+    shift = (shift if offset is None else shift + offset).astype(dtype)
+    long_mean, long_factor, long_shift = rows.long(mean), rows.long(factor), rows.long(shift)
+    y = np.empty(rows.shape, dtype)
+
+    def output(number: int) -> None:
+        part = rows.part(number)
+        source, out = flat[part], y[part]
+        if far:
+            source = np.subtract(source, long_mean, out=out)
+        np.multiply(source, long_factor, out=out)
+        np.add(out, long_shift, out=out)
+
+    parallel(output, rows.chunks)
+    return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, far)
+
+
+@forward.backward
+def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, bool, bool]) -> Any:
+    """The sums of dy and dy * (x - mean) in one pass, dx in another."""
+    dy, dmean, dvariance = dys
+    x, mean, inverse, scale, far = saved
+    dtype = x.dtype
+    C = x.shape[-1]
+    count = x.size // C
+    rows = _Rows(x.shape, C, count)
+    flat = np.ascontiguousarray(x).reshape(rows.shape)
+    dflat = np.ascontiguousarray(dy, dtype).reshape(rows.shape)
+    long_mean = rows.long(mean)
+    sums = np.empty((2, rows.chunks, C), np.float64)
+
+    def total(number: int) -> None:
+        part = rows.part(number)
+        source = flat[part]
+        if far:
+            (centred,) = scratch(dtype, source.shape)
+            source = np.subtract(source, long_mean, out=centred)
+        sums[0, number] = rows.sums(dflat[part])
+        sums[1, number] = rows.products(source, dflat[part])
+
+    parallel(total, rows.chunks)
+    doffset, dcentred = sums.sum(axis=1)
+    if not far:
+        dcentred -= mean * doffset
+    dscale = dcentred * inverse
+    dx = None
+    if needs[0]:
+        # dx = factor * (dy - mean(dy) - xhat * mean(dy * xhat)) + (dmean + 2 * dvariance * (x - mean)) / count
+        factor = inverse.astype(np.float64) if scale is None else inverse.astype(np.float64) * scale
+        slope = (2 * dvariance - factor * dscale * inverse) / count
+        shift = (dmean - factor * doffset) / count - (0 if far else mean * slope)
+        long_factor, long_slope, long_shift = (rows.long(v.astype(dtype)) for v in (factor, slope, shift))
+        out = np.empty(rows.shape, dtype)
+
+        def gradient(number: int) -> None:
+            part = rows.part(number)
+            (term,) = scratch(dtype, flat[part].shape)
+            source = np.subtract(flat[part], long_mean, out=term) if far else flat[part]
+            np.multiply(source, long_slope, out=term)
+            np.add(term, long_shift, out=term)
+            np.multiply(dflat[part], long_factor, out=out[part])
+            np.add(out[part], term, out=out[part])
+
+        parallel(gradient, rows.chunks)
+        dx = out.reshape(x.shape)
+    return dx, dscale.astype(dtype) if needs[1] else None, doffset.astype(dtype) if needs[2] else None

@@ -1,0 +1,177 @@
+"""Softmax and its cross entropy for NumPy: few calls for small batches, chunks on all threads for large ones."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from xpnet.accel.numpy.scratch import FLOATS, Floats, scratch
+from xpnet.ops.softmax import softmax, softmax_cross_entropy
+from xpnet.threads import parallel
+
+_SMALL = 1 << 15
+"""Elements up to which everything is done at once in the calling thread."""
+
+_CHUNK = 1 << 18
+"""Elements of a chunk."""
+
+
+@lru_cache(maxsize=64)
+def _row_starts(rows: int, K: int) -> Floats:
+    """Where each row begins in a flat (rows, K) array. Shared: never written to."""
+    starts = np.arange(0, rows * K, K)
+    starts.flags.writeable = False
+    return starts
+
+
+def _chunks(rows: int, K: int) -> list[slice]:
+    height = max(1, _CHUNK // K)
+    return [slice(i, min(i + height, rows)) for i in range(0, rows, height)]
+
+
+@softmax.accelerate("numpy")
+def forward(xp: Any, x: Floats, *, axis: int) -> Any:
+    """Along the last axis, rows in chunks."""
+    if x.dtype not in FLOATS or x.ndim == 0 or axis not in (-1, x.ndim - 1) or not x.size:
+        return NotImplemented
+    K = x.shape[-1]
+    rows = x.reshape(-1, K)
+    y = np.empty(rows.shape, x.dtype)
+
+    def chunk(part: slice) -> None:
+        e = y[part]
+        np.subtract(rows[part], np.maximum.reduce(rows[part], axis=1, keepdims=True), out=e)
+        np.exp(e, out=e)
+        np.divide(e, np.add.reduce(e, axis=1, keepdims=True), out=e)
+
+    if x.size <= _SMALL:
+        chunk(slice(None))
+    else:
+        parts = _chunks(*rows.shape)
+        parallel(lambda i: chunk(parts[i]), len(parts))
+    y = y.reshape(x.shape)
+    return y, y
+
+
+@forward.backward
+def backward(xp: Any, dy: Floats, y: Floats, *, axis: int) -> Any:
+    """y * (dy - sum(dy * y)), rows in chunks."""
+    K = y.shape[-1]
+    ys, dys = y.reshape(-1, K), dy.reshape(-1, K)
+    dx = np.empty(ys.shape, y.dtype)
+
+    def chunk(part: slice) -> None:
+        out = dx[part]
+        np.multiply(dys[part], ys[part], out=out)
+        np.subtract(dys[part], np.add.reduce(out, axis=1, keepdims=True), out=out)
+        np.multiply(out, ys[part], out=out)
+
+    if y.size <= _SMALL:
+        chunk(slice(None))
+    else:
+        parts = _chunks(*ys.shape)
+        parallel(lambda i: chunk(parts[i]), len(parts))
+    return dx.reshape(y.shape)
+
+
+def _class_numbers(logits: Floats, labels: Any) -> bool:
+    """Whether `labels` are class numbers that fit the logits; whatever is wrong with others, the reference says."""
+    kind = labels.dtype.kind
+    if kind not in "iu" or labels.shape != logits.shape[:-1]:
+        return False
+    if kind == "i":
+        # As an unsigned number a negative one is larger than any class: one comparison finds both mistakes.
+        labels = labels.view(f"u{labels.dtype.itemsize}")
+    return bool(np.maximum.reduce(labels, axis=None) < logits.shape[-1])
+
+
+@softmax_cross_entropy.accelerate("numpy")
+def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: bool) -> Any:
+    """For class numbers: log(sum(exp(x))) - x[label], rows in chunks.
+
+    Large logits are kept as they are for the backward pass, and their exponentials taken again there: cheaper than to
+    write them to memory and read them back.
+    """
+    if (
+        logits.dtype not in FLOATS
+        or logits.ndim == 0
+        or not logits.size
+        or reduction not in ("mean", "sum", "none")
+        or not isinstance(labels, np.ndarray)
+        or not _class_numbers(logits, labels)
+    ):
+        return NotImplemented
+    K = logits.shape[-1]
+    rows = logits if logits.ndim == 2 else logits.reshape(-1, K)
+    count = rows.shape[0]
+    if logits.size <= _SMALL:
+        # In C order whatever the order of the logits: the flat views below must be views.
+        e = np.subtract(rows, np.maximum.reduce(rows, axis=1, keepdims=True), order="C")
+        places = _row_starts(count, K) + labels.reshape(-1)
+        picked = e.reshape(-1).take(places)
+        np.exp(e, out=e)
+        total = np.add.reduce(e, axis=1, keepdims=True)
+        losses = np.log(total[:, 0])
+        losses -= picked
+        if save:
+            e /= total
+        saved: Any = (e, places, None)
+    else:
+        flat = labels.reshape(-1)
+        losses = np.empty(count, logits.dtype)
+        peaks, totals = np.empty((2, count, 1), logits.dtype)
+        parts = _chunks(count, K)
+
+        def chunk(number: int) -> None:
+            part = parts[number]
+            x = rows[part]
+            (e,) = scratch(x.dtype, x.shape)
+            np.maximum.reduce(x, axis=1, keepdims=True, out=peaks[part])
+            np.subtract(x, peaks[part], out=e)
+            picked = e.reshape(-1).take(_row_starts(*x.shape) + flat[part])
+            np.exp(e, out=e)
+            np.add.reduce(e, axis=1, keepdims=True, out=totals[part])
+            np.subtract(np.log(totals[part][:, 0]), picked, out=losses[part])
+
+        parallel(chunk, len(parts))
+        saved = (rows, flat, (peaks, totals))
+    if not save:
+        saved = None
+    if reduction == "none":
+        return losses.reshape(labels.shape), saved and (*saved, logits.shape)
+    loss = np.add.reduce(losses)
+    return loss / count if reduction == "mean" else loss, saved and (*saved, logits.shape)
+
+
+@loss_forward.backward
+def loss_backward(xp: Any, dloss: Floats, saved: Any, *, reduction: str) -> Any:
+    """(softmax(x) - one at the label) times the loss's gradient."""
+    first, places, exact, shape = saved
+    count, K = first.shape
+    weight: Any = dloss / count if reduction == "mean" else dloss
+    if reduction == "none":
+        weight = dloss.reshape(-1, 1)
+    if exact is None:
+        gradient = first * weight
+        flat = gradient.reshape(-1)
+        flat[places] -= weight if reduction != "none" else weight[:, 0]
+        return gradient.reshape(shape), None
+    peaks, totals = exact
+    gradient = np.empty((count, K), first.dtype)
+    parts = _chunks(count, K)
+    # exp(x - peak) / total * weight, with one division a row instead of one an element
+    scale = weight / totals
+
+    def chunk(number: int) -> None:
+        part = parts[number]
+        out = gradient[part]
+        np.subtract(first[part], peaks[part], out=out)
+        np.exp(out, out=out)
+        np.multiply(out, scale[part], out=out)
+        flat = out.reshape(-1)
+        flat[_row_starts(*out.shape) + places[part]] -= weight[part][:, 0] if reduction == "none" else weight
+
+    parallel(chunk, len(parts))
+    return gradient.reshape(shape), None

@@ -1,0 +1,120 @@
+"""What every example needs: a table of printed numbers beside computed ones, and pictures where matplotlib is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Folder = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: what a text prints, what was computed, and whether they agree."""
+
+    name: str
+    printed: str
+    got: str
+    agrees: bool
+
+
+class Report:
+    """Prints a table, row by row, and keeps the rows.
+
+    Args:
+        title: printed above it.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.rows: list[Row] = []
+        print(f"\n{title}\n{'=' * len(title)}")
+
+    def section(self, text: str) -> None:
+        """A line between rows."""
+        print(f"\n{text}")
+
+    def row(self, name: str, printed: str, got: Any, *, within: float | None = None) -> None:
+        """Compare numbers with the text's, to all the digits that it prints.
+
+        Args:
+            name: what it is.
+            printed: one number or several, separated by spaces, as the text prints them.
+            got: as many numbers.
+            within: how far they may differ; None: half a unit of the last digit printed.
+        """
+        words = printed.split()
+        values = np.atleast_1d(np.asarray(got, dtype=np.float64)).ravel()
+        if len(words) != len(values):
+            raise ValueError(f"{name}: {len(words)} numbers are printed, {len(values)} were computed")
+        close = [abs(v - float(w)) <= (_half_unit(w) if within is None else within) for w, v in zip(words, values)]
+        shown = [_like(w, v) for w, v in zip(words, values)]
+        self._add(name, printed, " ".join(shown), all(close), "" if within is None else f"+-{within:g}")
+
+    def at_least(self, name: str, printed: float, got: float) -> None:
+        """Compare a number that must not be below the text's."""
+        self._add(name, f">= {printed:g}", f"{got:.2f}", bool(got >= printed))
+
+    def at_most(self, name: str, printed: float, got: float) -> None:
+        """Compare a number that must not be above the text's."""
+        self._add(name, f"<= {printed:g}", f"{got:.4g}", bool(got <= printed))
+
+    def same(self, name: str, printed: Any, got: Any) -> None:
+        """Compare anything by equality."""
+        self._add(name, str(printed), str(got), bool(printed == got))
+
+    def found(self, name: str, got: str) -> None:
+        """A number that no text prints."""
+        print(f"  {name:<36} {'':>24}   {got}")
+
+    def _add(self, name: str, printed: str, got: str, agrees: bool, note: str = "") -> None:
+        if not self.rows:
+            print(f"  {'':<36} {'the text':>24}   here")
+        self.rows.append(Row(name, printed, got, agrees))
+        print(f"  {name:<36} {printed:>24}   {got}{' ' + note if note else ''}{'' if agrees else '   <-- differs'}")
+
+    @property
+    def differing(self) -> list[Row]:
+        """The rows that do not agree."""
+        return [row for row in self.rows if not row.agrees]
+
+
+def _split(word: str) -> tuple[int, int]:
+    """(decimals, exponent) of a number as it is printed."""
+    match = re.fullmatch(r"[+-]?\d*(?:\.(\d*))?(?:[eE]([+-]?\d+))?", word)
+    if match is None:
+        raise ValueError(f"{word!r} is not a printed number")
+    return len(match[1] or ""), int(match[2] or 0)
+
+
+def _half_unit(word: str) -> float:
+    decimals, exponent = _split(word)
+    return 0.5 * 10.0 ** (exponent - decimals) * (1 + 1e-9)
+
+
+def _like(word: str, value: float) -> str:
+    """`value` with the digits of `word`."""
+    decimals, exponent = _split(word)
+    return f"{value:.{decimals}e}" if exponent else f"{value:.{decimals}f}"
+
+
+def picture(out: Folder, name: str, draw: Callable[[Any], None], width: float = 6.0, height: float = 4.0) -> None:
+    """Let `draw` fill a matplotlib Figure, and save it in the folder `out` under `name`.
+
+    Nothing is drawn where `out` is None. Without matplotlib one line says so, and the example goes on.
+    """
+    from xpnet.inspect.figures import MissingMatplotlib, new_figure, save_figure, style
+
+    if out is None:
+        return
+    try:
+        with style():
+            figure = new_figure(width, height)
+            draw(figure)
+            print(f"  picture: {save_figure(figure, os.path.join(out, name))}")
+    except MissingMatplotlib as error:
+        print(f"  no picture {name}: {error}")

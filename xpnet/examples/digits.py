@@ -1,0 +1,49 @@
+"""Digits: 8x8 images of handwritten digits and a dense network of one hidden layer.
+
+1,438 training and 359 test images, which come with the package: the smallest real data set on which a network earns its keep.
+Source: Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI, 1998.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import xpnet as xn
+from xpnet.data import load
+from xpnet.examples._report import Folder, Report, picture
+
+
+def network(seed: int = 0) -> xn.Sequential:
+    """64-256-10, with dropout: there are few examples."""
+    layers = [xn.Flatten(), xn.Dense(256, "relu"), xn.Dropout(0.5), xn.Dense(10)]
+    return xn.Sequential(layers, input_shape=(8, 8, 1), seed=seed)
+
+
+def run(out: Folder = None, seed: int = 0, epochs: int = 60) -> Report:
+    """Train, and read the test images; draw those that were misread."""
+    report = Report("Digits, 8x8")
+    data = load("digits")
+    model = network(seed)
+    optimizer = xn.optim.Adam(0.002)
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, metrics=["accuracy"], seed=seed)
+    trainer.fit(data.train, epochs=epochs, batch_size=32, verbose=False)
+    report.at_least("test accuracy (%)", 97, 100 * trainer.evaluate(data.test)["accuracy"])
+
+    x, y = data.test
+    probability = xn.ops.softmax(model.predict(x))
+    answer = probability.argmax(axis=1)
+    wrong = np.flatnonzero(answer != y)[:8]
+    right = np.flatnonzero(answer == y)[: 16 - len(wrong)]
+
+    def draw(figure: Any) -> None:
+        for axes, i in zip(figure.subplots(2, 8).ravel(), [*wrong, *right]):
+            axes.imshow(x[i, :, :, 0], cmap="gray_r", vmin=0, vmax=1)
+            axes.axis("off")
+            colour = "black" if answer[i] == y[i] else "#c02020"
+            axes.set_title(f"{answer[i]} ({100 * probability[i, answer[i]]:.0f} %)", color=colour, fontsize=8)
+        figure.suptitle("read as (and how surely); red: misread", fontsize=9)
+
+    picture(out, "digits.png", draw, 7.5, 2.6)
+    return report

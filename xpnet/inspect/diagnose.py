@@ -1,0 +1,221 @@
+"""The doctor: what is likely to keep a network from learning, each finding in a sentence with what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xpnet import losses
+from xpnet.backend import Array, to_numpy
+from xpnet.inspect.finite import first_not_finite
+from xpnet.inspect.hooks import wrapped
+from xpnet.layers.module import Module
+from xpnet.ops.shapes import ShapeError
+from xpnet.tensor import Tensor
+
+DEAD = 0.5
+"""A layer is reported when more than this share of its units is dead or saturated."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: "inputs", "labels", "start", "dead", "saturated", "vanishing", "exploding", "untrained" or "not finite".
+        text: a sentence, with what to do.
+        path: the layer or parameter it is about, or "".
+    """
+
+    kind: str
+    text: str
+    path: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def diagnose(
+    model: Module, x: Array, y: Array, loss: str | Callable[[Any, Any], Any] = "softmax_cross_entropy"
+) -> list[Finding]:
+    """Run one batch forward and backward and report what looks wrong; an empty list if nothing does.
+
+    Looked at: the scale of the inputs; labels that do not match the outputs; values that are not finite; the loss of
+    softmax cross entropy against ln K, which is what guessing costs; units that are dead (a ReLU that is 0 for the whole
+    batch) or saturated (a sigmoid or tanh within 0.01 of its ends); gradients that vanish or explode from layer to layer;
+    parameters that no gradient reaches.
+
+    The model is not changed.
+
+    Args:
+        model: a Module.
+        x, y: a batch of at least some tens of examples, on the model's device.
+        loss: a name or a function.
+
+    Source: CS231n, "Neural networks part 3", babysitting the learning process.
+    """
+    findings = _inputs(x)
+    function = losses.get(loss)
+    outputs: list[tuple[Module, Any]] = []
+
+    def look(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        result = forward(*inputs, **keywords)
+        outputs.append((layer, result.array if isinstance(result, Tensor) else result))
+        return result
+
+    mode = model.training
+    model.train()
+    try:
+        with wrapped(model, look):
+            prediction = model(x)
+            try:
+                value = function(prediction, y)
+            except (ShapeError, ValueError) as error:
+                return [*findings, Finding("labels", f"the labels do not match the model's output: {error}")]
+        findings += _labels(prediction.array, y)
+        if not math.isfinite(float(value.array)):
+            return [*findings, Finding("not finite", f"the loss is {float(value.array)}; {first_not_finite(model, x)}")]
+        findings += _start(prediction.array, float(value.array), function)
+        for layer, array in outputs:
+            findings += _units(layer, array)
+        model.zero_grad()
+        value.backward()
+        findings += _gradients(model)
+    finally:
+        model.zero_grad()
+        model.train(mode)
+    return findings
+
+
+def _inputs(x: Array) -> list[Finding]:
+    """The scale of the inputs."""
+    values = to_numpy(x)
+    if values.dtype.kind not in "fiu" or values.size == 0:
+        return []
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        return [Finding("inputs", "some inputs are not finite; remove or fill in those examples")]
+    mean, std = float(values.mean()), float(values.std())
+    if std == 0:
+        return [Finding("inputs", f"all inputs equal {mean:g}, so there is nothing to learn from; check how they are loaded")]
+    if std > 10 or abs(mean) > 10:
+        advice = "divide by 255" if 100 < float(values.max()) <= 255 and float(values.min()) >= 0 else "standardise them"
+        return [
+            Finding(
+                "inputs", f"the inputs have mean {mean:.3g} and standard deviation {std:.3g}; {advice}, so that both are near 1"
+            )
+        ]
+    if abs(mean) > 5 * std:
+        return [
+            Finding("inputs", f"the inputs' mean {mean:.3g} is far larger than their deviation {std:.3g}; subtract the mean")
+        ]
+    return []
+
+
+def _labels(prediction: Array, y: Array) -> list[Finding]:
+    """Class numbers against the number of outputs."""
+    labels = to_numpy(y)
+    if prediction.ndim != 2 or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size == 0:
+        return []
+    K, seen = int(prediction.shape[1]), np.unique(labels)
+    if seen.size == 1:
+        return [Finding("labels", f"every label of this batch is {int(seen[0])}; shuffle the data, or check the labels")]
+    if labels.size >= 20 * K and seen.size < K:
+        missing = sorted(set(range(K)) - set(seen.tolist()))
+        return [
+            Finding("labels", f"the model has {K} outputs, but the classes {missing} never occur; are there fewer classes?")
+        ]
+    return []
+
+
+def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> list[Finding]:
+    """Softmax cross entropy of a fresh network against guessing."""
+    if function is not losses.softmax_cross_entropy or prediction.ndim < 2:
+        return []
+    guess = math.log(prediction.shape[-1])
+    if loss > 1.5 * guess + 0.5:
+        return [
+            Finding(
+                "start",
+                f"the loss is {loss:.3g}, guessing costs ln {prediction.shape[-1]} = {guess:.3g}: the model is sure and wrong; "
+                f"use smaller initial weights in the last layer, or scale the inputs",
+            )
+        ]
+    return []
+
+
+def _activation(layer: Module) -> str:
+    """The name of the activation that a layer ends with."""
+    kind = type(layer).__name__.lower()
+    for owner in (getattr(layer, "fused", None), getattr(layer, "after", None), getattr(layer, "function", None)):
+        if owner is not None:
+            return owner if isinstance(owner, str) else getattr(owner, "__name__", "")
+    return kind
+
+
+def _units(layer: Module, output: Array) -> list[Finding]:
+    """Dead rectifiers and saturated sigmoids."""
+    name = _activation(layer)
+    if name not in ("relu", "sigmoid", "tanh") or not hasattr(output, "ndim") or output.ndim < 2:
+        return []
+    values = to_numpy(output).reshape(-1, output.shape[-1])
+    if values.shape[0] < 2:
+        return []
+    if name == "relu":
+        dead = float((values <= 0).all(axis=0).mean())
+        if dead > DEAD:
+            text = (
+                f"{dead:.0%} of the units of layer {layer.path!r} are 0 for the whole batch (dead ReLUs); "
+                f"use a smaller learning rate, He initialisation, a small positive bias or leaky_relu"
+            )
+            return [Finding("dead", text, layer.path or "")]
+        return []
+    low = 0.01 if name == "sigmoid" else -0.99
+    full = float(((values < low) | (values > 0.99)).mean())
+    if full > DEAD:
+        text = (
+            f"{full:.0%} of the outputs of layer {layer.path!r} are within 0.01 of the ends of {name} (saturated), where "
+            f"the gradient is almost 0; scale the inputs, use smaller initial weights, batch normalisation or relu"
+        )
+        return [Finding("saturated", text, layer.path or "")]
+    return []
+
+
+def _gradients(model: Module) -> list[Finding]:
+    """The root mean square of each weight's gradient: from the last layer to the first it should not change by 1000."""
+    sizes: dict[str, float] = {}
+    findings = []
+    for path, parameter in model.parameters().items():
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None or not to_numpy(parameter.grad).any():
+            text = f"no gradient reaches the parameter {path!r}, so it will not learn; "
+            text += "is its output used, and not cut off by dead units?"
+            findings.append(Finding("untrained", text, path))
+        elif parameter.ndim > 1:
+            sizes[path] = float(np.sqrt(np.mean(np.square(to_numpy(parameter.grad), dtype=np.float64))))
+    if len(sizes) > 1:
+        paths = list(sizes)
+        first, last = sizes[paths[0]], sizes[paths[-1]]
+        if first < 1e-3 * last:
+            findings.append(
+                Finding(
+                    "vanishing",
+                    f"the gradient shrinks from {last:.2g} at {paths[-1]!r} to {first:.2g} at {paths[0]!r} (vanishing); "
+                    f"use relu, He or Glorot initialisation, batch normalisation or residual connections",
+                    paths[0],
+                )
+            )
+        elif first > 1e3 * last:
+            findings.append(
+                Finding(
+                    "exploding",
+                    f"the gradient grows from {last:.2g} at {paths[-1]!r} to {first:.2g} at {paths[0]!r} (exploding); "
+                    f"use smaller initial weights, ClipGradients(norm=1) or batch normalisation",
+                    paths[0],
+                )
+            )
+    return findings

@@ -1,0 +1,65 @@
+"""Embedding: a learnt vector for every symbol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet import ops
+from xpnet.backend import namespace
+from xpnet.layers.dense import Initial
+from xpnet.layers.module import Module, Shape, Spec
+from xpnet.tensor import Parameter, Tensor
+
+
+class Embedding(Module):
+    """A row of a learnt table for every symbol number.
+
+    Args:
+        symbols: V; the numbers are 0..V-1.
+        units: D, the length of a row.
+        padding: a symbol whose row is 0 and is not learnt, to fill up short sequences; a recurrent layer above with
+            mask_value=0.0 passes over it. None: no such symbol.
+        initializer: of the table.
+        regularizer: a penalty on the table.
+
+    Shapes:
+        integers (N, ...) -> (N, ..., D). Parameters: table (V, D).
+    """
+
+    table: Parameter
+
+    def __init__(
+        self,
+        symbols: int,
+        units: int,
+        *,
+        padding: int | None = None,
+        initializer: Initial = "uniform",
+        regularizer: Any = None,
+    ) -> None:
+        if symbols < 1 or units < 1:
+            raise ValueError(f"Embedding: symbols and units must be at least 1, got {symbols} and {units}")
+        if padding is not None and not 0 <= padding < symbols:
+            raise ValueError(f"Embedding: padding must be one of the symbols 0..{symbols - 1}, got {padding}")
+        self.symbols = int(symbols)
+        self.units = int(units)
+        self.padding = padding
+        self.initializer = initializer
+        self.regularizer = regularizer
+
+    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+        """The table."""
+        return {"table": Spec((self.symbols, self.units), self.initializer, regularizer=self.regularizer)}
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(...) -> (..., D)."""
+        return (*input_shape, self.units)
+
+    def forward(self, x: Any) -> Any:
+        """Integers x (N, ...) -> (N, ..., D)."""
+        indices = x.array if isinstance(x, Tensor) else x
+        y = ops.embedding(indices, self.table)
+        if self.padding is None:
+            return y
+        xp = namespace(indices)
+        return ops.where((indices != self.padding)[..., None], y, xp.zeros((), dtype=y.dtype, device=indices.device))

@@ -1,0 +1,222 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xpnet import ops
+from xpnet.layers.module import Module, Shape, Spec
+from xpnet.ops.shapes import ShapeError
+from xpnet.tensor import Parameter, Tensor
+
+
+class _Normalization(Module):
+    """What the normalisations share: a learnt scale and offset, one number a channel, at first 1 and 0."""
+
+    scale: Parameter
+    offset: Parameter
+
+    def __init__(self, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True) -> None:
+        if not epsilon > 0:
+            raise ValueError(f"{type(self).__name__}: epsilon must be above 0, got {epsilon}")
+        self.epsilon = float(epsilon)
+        self.use_scale = use_scale
+        self.use_offset = use_offset
+
+    def _vector_shape(self, input_shape: Shape) -> Shape:
+        """The shape of scale and offset."""
+        if not input_shape:
+            raise ShapeError(f"{type(self).__name__} got examples that are single numbers, expected (..., C)")
+        return (input_shape[-1],)
+
+    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+        """Scale and offset."""
+        shape = self._vector_shape(input_shape)
+        found = {"scale": Spec(shape, "ones", decay=False)} if self.use_scale else {}
+        return {**found, "offset": Spec(shape, "zeros", decay=False)} if self.use_offset else found
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The input's shape."""
+        shape = self._vector_shape(input_shape)
+        learnt = self.scale if self.use_scale else self.offset if self.use_offset else None
+        if self.built and learnt is not None and learnt.shape != shape:
+            raise ShapeError(f"{type(self).__name__} got examples {tuple(input_shape)}, expected {learnt.shape} at the end")
+        return input_shape
+
+    def _affine(self) -> tuple[Any, Any]:
+        return self.scale if self.use_scale else None, self.offset if self.use_offset else None
+
+
+class BatchNorm(_Normalization):
+    """Every channel normalised to mean 0 and variance 1, then times `scale` plus `offset`.
+
+    In training with the mean and variance of the batch (and, in images, of all positions), which also move the running
+    statistics: running = momentum * running + (1 - momentum) * batch, with the unbiased variance. In evaluation with the
+    running statistics. After dense layers as after convolutions: the channels are the last axis.
+
+    Args:
+        momentum: how much of the running statistics is kept in each step. (PyTorch's momentum is 1 minus this.)
+        epsilon: added to the variance.
+        use_scale, use_offset: whether these are learnt.
+
+    Shapes:
+        (N, ..., C) -> (N, ..., C). Parameters: scale, offset (C,). Buffers: running_mean, running_variance (C,).
+
+    Source: Ioffe and Szegedy, "Batch normalization", 2015.
+    """
+
+    running_mean: Any
+    running_variance: Any
+
+    def __init__(
+        self, momentum: float = 0.9, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True
+    ) -> None:
+        super().__init__(epsilon, use_scale=use_scale, use_offset=use_offset)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"BatchNorm: momentum must be in [0, 1], got {momentum}")
+        self.momentum = float(momentum)
+
+    def build(self, input_shape: Shape) -> None:
+        """Scale, offset and the running statistics."""
+        super().build(input_shape)
+        (C,) = self._vector_shape(input_shape)
+        self.add_buffer("running_mean", [0.0] * C)
+        self.add_buffer("running_variance", [1.0] * C)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The input's shape."""
+        if self.built and input_shape[-1:] != self.running_mean.shape:
+            raise ShapeError(f"BatchNorm got examples {tuple(input_shape)}, expected {self.running_mean.shape[0]} channels")
+        return super().output_shape(input_shape)
+
+    def forward(self, x: Any) -> Any:
+        """x (N, ..., C) normalised; in training the running statistics move."""
+        x = self.as_float(x)
+        scale, offset = self._affine()
+        if not self.training:
+            return ops.batch_norm_inference(
+                x, scale, offset, mean=self.running_mean, variance=self.running_variance, epsilon=self.epsilon
+            )
+        y, mean, variance = ops.batch_norm_with_statistics(x, scale, offset, epsilon=self.epsilon)
+        count = math.prod(x.shape[:-1])
+        if count:
+            # In place: a captured training step finds the buffers where they were. Nothing here waits for the device.
+            rest = 1 - self.momentum
+            self.running_mean *= self.momentum
+            self.running_mean += rest * _bare(mean)
+            self.running_variance *= self.momentum
+            self.running_variance += rest * count / max(count - 1, 1) * _bare(variance)
+        return y
+
+
+def _bare(value: Any) -> Any:
+    return value.array if isinstance(value, Tensor) else value
+
+
+class LayerNorm(_Normalization):
+    """Each example (and each position in it) normalised over its channels, then times `scale` plus `offset`.
+
+    Args:
+        axes: how many of the last axes are normalised over together; 1 are the channels alone.
+        epsilon: added to the variance.
+        use_scale, use_offset: whether these are learnt.
+
+    Shapes:
+        (N, ..., C) -> (N, ..., C). Parameters: scale, offset, of the shape of the axes normalised over.
+
+    Source: Ba et al., "Layer normalization", 2016.
+    """
+
+    def __init__(self, axes: int = 1, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True) -> None:
+        super().__init__(epsilon, use_scale=use_scale, use_offset=use_offset)
+        if axes < 1:
+            raise ValueError(f"LayerNorm: axes must be at least 1, got {axes}")
+        self.axes = axes
+
+    def _vector_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) < self.axes:
+            raise ShapeError(f"LayerNorm: examples {tuple(input_shape)} have fewer than axes={self.axes} axes")
+        return tuple(input_shape[-self.axes :])
+
+    def forward(self, x: Any) -> Any:
+        """x (N, ..., C) normalised."""
+        return ops.layer_norm(self.as_float(x), *self._affine(), axis=tuple(range(-self.axes, 0)), epsilon=self.epsilon)
+
+
+class GroupNorm(_Normalization):
+    """Each example's channels normalised in groups, over a group's channels and all positions, then scaled and offset.
+
+    Args:
+        groups: how many groups; a divisor of C.
+        epsilon: added to the variance.
+        use_scale, use_offset: whether these are learnt.
+
+    Shapes:
+        (N, ..., C) -> (N, ..., C). Parameters: scale, offset (C,).
+
+    Source: Wu and He, "Group normalization", 2018.
+    """
+
+    def __init__(self, groups: int, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True) -> None:
+        super().__init__(epsilon, use_scale=use_scale, use_offset=use_offset)
+        if groups < 1:
+            raise ValueError(f"GroupNorm: groups must be at least 1, got {groups}")
+        self.groups = groups
+
+    def _vector_shape(self, input_shape: Shape) -> Shape:
+        shape = super()._vector_shape(input_shape)
+        if shape[0] % self.groups:
+            raise ShapeError(f"GroupNorm: {shape[0]} channels are not a multiple of groups={self.groups}")
+        return shape
+
+    def forward(self, x: Any) -> Any:
+        """x (N, ..., C) normalised."""
+        return ops.group_norm(self.as_float(x), *self._affine(), groups=self.groups, epsilon=self.epsilon)
+
+
+class InstanceNorm(_Normalization):
+    """Each example's channels normalised one by one over all positions, then scaled and offset.
+
+    Args:
+        epsilon: added to the variance.
+        use_scale, use_offset: whether these are learnt.
+
+    Shapes:
+        (N, ..., C) -> (N, ..., C). Parameters: scale, offset (C,).
+
+    Source: Ulyanov et al., "Instance normalization", 2016.
+    """
+
+    def forward(self, x: Any) -> Any:
+        """x (N, ..., C) normalised."""
+        return ops.group_norm(self.as_float(x), *self._affine(), groups=x.shape[-1], epsilon=self.epsilon)
+
+
+class LocalResponseNorm(Module):
+    """x / (k + alpha * s)**beta with s the sum of squares over `size` neighbouring channels.
+
+    Args:
+        size: odd, the number of channels summed.
+        k, alpha, beta: the constants, with the paper's values; alpha multiplies the sum (PyTorch divides it by size first).
+
+    Shapes:
+        (N, H, W, C) -> (N, H, W, C). No parameters.
+
+    Source: Krizhevsky et al., 2012, section 3.3.
+    """
+
+    def __init__(self, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> None:
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"LocalResponseNorm: size must be odd, got {size}")
+        self.size, self.k, self.alpha, self.beta = size, k, alpha, beta
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """The input's shape."""
+        if len(input_shape) != 3:
+            raise ShapeError(f"LocalResponseNorm got examples of shape {tuple(input_shape)}, expected images (H, W, C)")
+        return input_shape
+
+    def forward(self, x: Any) -> Any:
+        """x (N, H, W, C) normalised."""
+        return ops.local_response_norm(self.as_float(x), size=self.size, k=self.k, alpha=self.alpha, beta=self.beta)

@@ -1,0 +1,325 @@
+"""Recurrent layers: simple, LSTM and GRU, in one or both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet import initializers, ops
+from xpnet.backend import Array, namespace, to_device
+from xpnet.layers.dense import Initial
+from xpnet.layers.module import Context, Module, Shape, Spec
+from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
+from xpnet.ops.shapes import ShapeError
+from xpnet.tensor import Parameter, Tensor
+
+
+class Recurrent(Module):
+    """What recurrent layers share: sequences (N, T, C) in, and a state that goes from step to step.
+
+    Args:
+        units: H, the size of the state.
+        return_sequences: give the state after every step (N, T, H), as a further recurrent layer on top needs, and not only
+            the last one (N, H).
+        return_state: give (output, state) instead of the output alone, to be used as `state` of another call.
+        reverse: read the sequence from its end; the outputs stand at the places of the inputs.
+        stateful: begin each call with the state in which the last one ended, cut off from its past: called on consecutive
+            pieces of long sequences this is truncated backpropagation through time. See reset_state.
+        mask_value: a step whose C inputs all equal this number is padding: it is passed over, and its output is 0. With
+            mask_value=0.0 several layers one above the other pass over the same steps.
+        use_bias: whether biases are added.
+        kernel_initializer, recurrent_initializer, bias_initializer: for each gate alone; by default Glorot's, orthogonal
+            and 0.
+        kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties.
+    """
+
+    gates = 1
+    operation: Any
+    states = 1
+    kernel: Parameter
+    recurrent_kernel: Parameter
+    bias: Parameter
+    carried: tuple[Array, ...] | None
+
+    def __init__(
+        self,
+        units: int,
+        *,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        reverse: bool = False,
+        stateful: bool = False,
+        mask_value: float | None = None,
+        use_bias: bool = True,
+        kernel_initializer: Initial = "glorot_uniform",
+        recurrent_initializer: Initial = "orthogonal",
+        bias_initializer: Initial = "zeros",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+    ) -> None:
+        name = type(self).__name__
+        if units < 1:
+            raise ValueError(f"{name}: units must be at least 1, got {units}")
+        if stateful and reverse:
+            raise ValueError(
+                f"{name}: a stateful layer reads forwards: what comes after a piece of a sequence is not known yet"
+            )
+        self.units = int(units)
+        self.return_sequences = return_sequences
+        self.return_state = return_state
+        self.reverse = reverse
+        self.stateful = stateful
+        self.mask_value = mask_value
+        self.use_bias = use_bias
+        self.kernel_initializer = initializers.Blocks(initializers.get(kernel_initializer), self.gates)
+        self.recurrent_initializer = initializers.Blocks(initializers.get(recurrent_initializer), self.gates)
+        self.bias_initializer = bias_initializer
+        self.kernel_regularizer = kernel_regularizer
+        self.recurrent_regularizer = recurrent_regularizer
+        self.bias_regularizer = bias_regularizer
+        self.carried = None
+
+    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+        """kernel (C, G*H), recurrent_kernel (H, G*H) and bias (G*H,), for G gates."""
+        _, C = self._sequence_shape(input_shape)
+        H, width = self.units, self.gates * self.units
+        found = {
+            "kernel": Spec((C, width), self.kernel_initializer, regularizer=self.kernel_regularizer),
+            "recurrent_kernel": Spec((H, width), self.recurrent_initializer, regularizer=self.recurrent_regularizer),
+        }
+        if self.use_bias:
+            found["bias"] = Spec((width,), self._bias_values(), decay=False, regularizer=self.bias_regularizer)
+        return found
+
+    def _bias_values(self) -> Any:
+        return self.bias_initializer
+
+    def _sequence_shape(self, input_shape: Shape) -> tuple[int, int]:
+        if len(input_shape) != 2:
+            raise ShapeError(
+                f"{type(self).__name__} got examples of shape {tuple(input_shape)}, expected sequences (T, C); put "
+                f"Reshape((T, C)) before it, or give the recurrent layer below return_sequences=True"
+            )
+        return input_shape[0], input_shape[1]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(T, C) -> (T, H) with return_sequences, else (H,)."""
+        T, C = self._sequence_shape(input_shape)
+        if self.built and self.kernel.shape[0] != C:
+            raise ShapeError(f"{type(self).__name__} got {C} features a step, its kernel takes {self.kernel.shape[0]}")
+        return (T, self.units) if self.return_sequences else (self.units,)
+
+    def forward(self, x: Any, lengths: Any = None, *, mask: Any = None, state: Any = None) -> Any:
+        """Run over the sequences.
+
+        Args:
+            x: (N, T, C).
+            lengths: integers (N,): sequence n has its elements at the first lengths[n] places. None: all T.
+            mask: booleans (N, T), False at padding, where it is not only at the end.
+            state: the state to begin with: (N, H), or ((N, H), (N, H)) for an LSTM's h and c. None: 0, or in a stateful
+                layer the last call's.
+
+        Returns:
+            (N, T, H) or (N, H); with return_state a pair of that and the last state.
+        """
+        x = self.as_float(x)
+        mask = self._mask(x, lengths, mask)
+        states = self._first_states(x, state)
+        bias = self.bias if self.use_bias else None
+        outputs = self._run(x, bias, states, mask)
+        if self.stateful:
+            self.carried = tuple(s.array if isinstance(s, Tensor) else s for s in outputs[1:])
+        y = outputs[0] if self.return_sequences else outputs[1]
+        if not self.return_state:
+            return y
+        return y, outputs[1] if self.states == 1 else outputs[1:]
+
+    def _run(self, x: Any, bias: Any, states: tuple[Any, ...], mask: Any) -> Any:
+        return type(self).operation(x, self.kernel, self.recurrent_kernel, bias, *states, mask, reverse=self.reverse)
+
+    def _mask(self, x: Any, lengths: Any, mask: Any) -> Any:
+        """The mask (N, T) that `lengths`, `mask` and mask_value make together, or None."""
+        array = x.array if isinstance(x, Tensor) else x
+        if array.ndim != 3:
+            return mask  # the operation explains what is wrong
+        xp = namespace(array)
+        parts = [] if mask is None else [xp.astype(xp.asarray(_bare(mask)), xp.bool)]
+        if lengths is not None:
+            ends = _bare(lengths)
+            ends = ends if hasattr(ends, "dtype") else to_device(ends, self.context.device)
+            if tuple(ends.shape) != (array.shape[0],):
+                raise ShapeError(
+                    f"{type(self).__name__}: lengths has shape {tuple(ends.shape)}, expected ({array.shape[0]},): "
+                    f"one length for each of the sequences {tuple(array.shape)}"
+                )
+            parts.append(xp.arange(array.shape[1], dtype=ends.dtype, device=array.device)[None, :] < ends[:, None])
+        if self.mask_value is not None:
+            parts.append(xp.any(array != self.mask_value, axis=2))
+        whole = None
+        for part in parts:
+            whole = part if whole is None else whole & part
+        return whole
+
+    def _first_states(self, x: Any, state: Any) -> tuple[Any, ...]:
+        if state is None and self.stateful:
+            state = self.carried
+            if state is not None and state[0].shape[0] != x.shape[0]:
+                raise ShapeError(
+                    f"{type(self).__name__} carries the state of {state[0].shape[0]} sequences and got {x.shape[0]}: pieces "
+                    f"must come in batches of one size; call reset_state() where new sequences begin"
+                )
+        if state is None:
+            return (None,) * self.states
+        found = state if isinstance(state, (tuple, list)) else (state,)
+        if len(found) != self.states:
+            raise ShapeError(f"{type(self).__name__}: state has {len(found)} arrays, expected {self.states}")
+        return tuple(found)
+
+    def reset_state(self) -> None:
+        """Forget the state that a stateful layer carries from call to call: new sequences begin."""
+        self.carried = None
+
+    def _place(self, context: Context) -> None:
+        super()._place(context)
+        self.carried = None
+
+
+def _bare(value: Any) -> Any:
+    return value.array if isinstance(value, Tensor) else value
+
+
+class RNN(Recurrent):
+    """The simple recurrent layer: h_t = activation(x_t @ kernel + h_{t-1} @ recurrent_kernel + bias).
+
+    Args:
+        units: as in Recurrent, which also lists the further arguments.
+        activation: "tanh", "relu", "sigmoid" or None.
+
+    Shapes:
+        (N, T, C) -> (N, H), or (N, T, H) with return_sequences.
+    """
+
+    operation = staticmethod(ops.rnn)
+
+    def __init__(self, units: int, activation: str | None = "tanh", **keywords: Any) -> None:
+        super().__init__(units, **keywords)
+        if activation is not None and activation not in ACTIVATIONS_FROM_OUTPUT:
+            raise ValueError(f"RNN: activation must be None or one of {', '.join(ACTIVATIONS_FROM_OUTPUT)}, got {activation!r}")
+        self.activation = activation
+
+    def _run(self, x: Any, bias: Any, states: tuple[Any, ...], mask: Any) -> Any:
+        return ops.rnn(
+            x, self.kernel, self.recurrent_kernel, bias, *states, mask, activation=self.activation, reverse=self.reverse
+        )
+
+
+class LSTM(Recurrent):
+    """Long short-term memory: a cell that gates open, empty and fill; see xpnet.ops.lstm for the formulas.
+
+    Args:
+        units: as in Recurrent, which also lists the further arguments.
+        forget_bias: added to the initial bias of the forget gate; 1 lets gradients pass from the beginning.
+
+    Shapes:
+        (N, T, C) -> (N, H), or (N, T, H) with return_sequences. The columns of the kernels are in blocks of H: input, forget,
+        cell, output.
+
+    Source: Hochreiter and Schmidhuber, 1997; Jozefowicz et al., 2015 (the forget gate's bias).
+    """
+
+    gates = 4
+    states = 2
+    operation = staticmethod(ops.lstm)
+
+    def __init__(self, units: int, *, forget_bias: float = 1.0, **keywords: Any) -> None:
+        super().__init__(units, **keywords)
+        self.forget_bias = float(forget_bias)
+
+    def _bias_values(self) -> Any:
+        return initializers.Shifted(initializers.get(self.bias_initializer), self.units, 2 * self.units, self.forget_bias)
+
+
+class GRU(Recurrent):
+    """The gated recurrent unit; see xpnet.ops.gru for the formulas.
+
+    Args:
+        units: as in Recurrent, which also lists the further arguments.
+
+    Shapes:
+        (N, T, C) -> (N, H), or (N, T, H) with return_sequences. The columns of the kernels are in blocks of H: reset, update,
+        new. Parameters besides kernel, recurrent_kernel and bias: recurrent_bias (3H,), added to the state's product.
+
+    Source: Cho et al., 2014.
+    """
+
+    gates = 3
+    operation = staticmethod(ops.gru)
+    recurrent_bias: Parameter
+
+    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+        """As in Recurrent, and the recurrent_bias."""
+        found = super().specs(input_shape)
+        return {**found, "recurrent_bias": found["bias"]} if self.use_bias else found
+
+    def _run(self, x: Any, bias: Any, states: tuple[Any, ...], mask: Any) -> Any:
+        second = self.recurrent_bias if self.use_bias else None
+        return ops.gru(x, self.kernel, self.recurrent_kernel, bias, second, *states, mask, reverse=self.reverse)
+
+
+MERGES = ("concat", "sum", "mean", "multiply")
+
+
+class Bidirectional(Module):
+    """A recurrent layer that reads forwards and another one that reads backwards.
+
+    Args:
+        layer: an RNN, LSTM or GRU; the second one is made with the same arguments and weights of its own.
+        merge: what is done with the two outputs: "concat" (on the last axis), "sum", "mean" or "multiply".
+
+    Shapes:
+        (N, T, C) -> (N, 2H), or (N, T, 2H) with return_sequences; H instead of 2H unless the outputs are concatenated.
+
+    Source: Schuster and Paliwal, 1997.
+    """
+
+    def __init__(self, layer: Recurrent, merge: str = "concat") -> None:
+        if not isinstance(layer, Recurrent):
+            raise TypeError(f"Bidirectional takes an RNN, LSTM or GRU, got {type(layer).__name__}")
+        if layer.stateful or layer.return_state or layer.reverse:
+            raise ValueError("Bidirectional: the layer must not be stateful, return its state, or be reversed already")
+        if merge not in MERGES:
+            raise ValueError(f"Bidirectional: merge must be one of {', '.join(MERGES)}, got {merge!r}")
+        args, keywords = layer._arguments
+        self.merge = merge
+        self.forwards = layer
+        self.backwards: Recurrent = type(layer)(*args, **{**keywords, "reverse": True})
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(T, C) -> (..., 2H) or (..., H)."""
+        return self._merged(self.forwards.output_shape(input_shape))
+
+    def materialize(self, input_shape: Shape) -> Shape:
+        """Make the parameters of both layers."""
+        self.backwards.materialize(input_shape)
+        return self._merged(self.forwards.materialize(input_shape))
+
+    def _merged(self, shape: Shape) -> Shape:
+        return (*shape[:-1], 2 * shape[-1]) if self.merge == "concat" else shape
+
+    def forward(self, x: Any, lengths: Any = None, *, mask: Any = None) -> Any:
+        """Both outputs, merged; arguments as in Recurrent.forward."""
+        a = self.forwards(x, lengths, mask=mask)
+        b = self.backwards(x, lengths, mask=mask)
+        if self.merge == "concat":
+            return ops.concat([a, b], axis=-1)
+        if self.merge == "multiply":
+            return ops.multiply(a, b)
+        total = ops.add(a, b)
+        return ops.multiply(total, 0.5) if self.merge == "mean" else total
+
+
+def reset_states(model: Module) -> None:
+    """Forget what all stateful layers of a model carry from call to call: new sequences begin."""
+    for module in model.modules():
+        if isinstance(module, Recurrent):
+            module.reset_state()

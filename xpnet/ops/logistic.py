@@ -1,0 +1,53 @@
+"""The logistic loss, from logits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xpnet.backend import Array, Namespace
+from xpnet.ops.activations import _sigmoid
+from xpnet.ops.registry import op
+from xpnet.ops.shapes import ShapeError, is_float
+from xpnet.ops.softmax import check_reduction
+
+
+@op
+def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduction: str = "mean", save: bool = True) -> Any:
+    """-(labels * log sigmoid(logits) + (1 - labels) * log(1 - sigmoid(logits))), in one stable operation.
+
+    Args:
+        logits: any shape, floating.
+        labels: the same shape: 0 or 1 of any dtype, or probabilities. They have no gradient.
+        reduction: "mean" or "sum" over all elements (0-d result), or "none" (the shape of the logits).
+
+    Raises:
+        ShapeError: shapes that differ, or logits that are not floating.
+        ValueError: an unknown reduction.
+
+    Source: CS231n, "Neural networks part 2", attribute classification.
+    """
+    check_reduction("sigmoid_cross_entropy", reduction)
+    if not is_float(xp, logits) or tuple(labels.shape) != tuple(logits.shape):
+        raise ShapeError(
+            f"sigmoid_cross_entropy: logits {tuple(logits.shape)} {logits.dtype} and labels {tuple(labels.shape)}; expected "
+            f"floating logits and one label for each, of the same shape"
+        )
+    y = xp.astype(labels, logits.dtype, copy=False)
+    # log(1 + exp(-|x|)) is the same for both labels; to it comes what the wrong side of 0 costs. Nothing is subtracted
+    # from a large number, so that a tiny loss keeps its digits.
+    zero = xp.zeros_like(logits)
+    wrong = xp.where(logits < 0, -logits * y, zero) + xp.where(logits > 0, logits * (1 - y), zero)
+    losses = wrong + xp.log1p(xp.exp(-xp.abs(logits)))
+    saved = (logits, y) if save else None
+    if reduction == "none":
+        return losses, saved
+    total = xp.sum(losses, dtype=losses.dtype)
+    return (total / max(math.prod(logits.shape), 1) if reduction == "mean" else total), saved
+
+
+@sigmoid_cross_entropy.backward
+def _(xp: Namespace, dloss: Array, saved: Any, *, reduction: str) -> Any:
+    x, y = saved
+    share = dloss / max(math.prod(x.shape), 1) if reduction == "mean" else dloss
+    return (_sigmoid(xp, x) - y) * share, None

@@ -1,0 +1,344 @@
+"""The callbacks that most runs want."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
+from xpnet.training.callback import Callback
+
+if TYPE_CHECKING:
+    from xpnet.training.trainer import Trainer
+
+
+class Monitor(Callback):
+    """What callbacks share that watch one value of the history for an improvement.
+
+    Args:
+        monitor: a name in the history, such as "val_loss".
+        patience: how many epochs without an improvement to wait.
+        least: how much better a value must be to count.
+        largest: whether larger is better; None decides by the name (losses and errors: smaller).
+    """
+
+    def __init__(self, monitor: str, patience: int, least: float, largest: bool | None) -> None:
+        if patience < 0 or least < 0:
+            raise ValueError(f"{type(self).__name__}: patience and least must be at least 0, got {patience} and {least}")
+        self.monitor = monitor
+        self.patience = patience
+        self.least = least
+        self.largest = largest if largest is not None else not monitor.endswith(("loss", "error"))
+        self.best: float | None = None
+        self.waited = 0
+
+    def improved(self, values: dict[str, float]) -> bool:
+        """Compare the epoch's value with the best one, and count the epochs since."""
+        if self.monitor not in values:
+            raise ValueError(
+                f"{type(self).__name__} watches {self.monitor!r}, but the epoch has {', '.join(values)}; "
+                f"give `fit` validation data, or watch one of these"
+            )
+        value = values[self.monitor]
+        if self.best is None or (value > self.best + self.least if self.largest else value < self.best - self.least):
+            self.best, self.waited = value, 0
+            return True
+        self.waited += 1
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """The best value and how long ago it was."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a state from :meth:`state`."""
+        self.best, self.waited = state["best"], state["waited"]
+
+
+class EarlyStopping(Monitor):
+    """Ends the run when a value has not improved for `patience` epochs, and takes back the weights of the best epoch.
+
+    Args:
+        monitor, patience, least, largest: as in Monitor.
+        restore_best: whether the weights of the best epoch come back at the end of the run.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 5,
+        *,
+        least: float = 0.0,
+        largest: bool | None = None,
+        restore_best: bool = True,
+    ) -> None:
+        super().__init__(monitor, patience, least, largest)
+        self.restore_best = restore_best
+        self.best_state: dict[str, Any] | None = None
+        self.best_epoch: int | None = None
+        self._stopped = False  # a run that had ended is not continued by loading its last checkpoint
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        """Stop at once if the run that is continued had been stopped."""
+        trainer.stop = trainer.stop or self._stopped
+        self._stopped = False
+
+    def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Remember the best weights; stop when patience is at its end."""
+        if self.improved(values):
+            self.best_epoch = trainer.epoch
+            if self.restore_best:
+                self.best_state = {name: to_numpy(array).copy() for name, array in trainer.model.state().items()}
+        elif self.waited > self.patience:
+            trainer.stop = True
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Bring back the best weights."""
+        if self.restore_best and self.best_state is not None and self.waited:
+            trainer.model.load_state(self.best_state)
+
+    def state(self) -> dict[str, Any]:
+        """Also the best weights."""
+        return {**super().state(), "best_epoch": self.best_epoch, "best_state": self.best_state}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a state from :meth:`state`."""
+        super().load_state(state)
+        self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
+        self._stopped = self.waited > self.patience
+
+
+class ReduceOnPlateau(Monitor):
+    """Multiplies the learning rate by `factor` when a value has not improved for `patience` epochs.
+
+    Args:
+        monitor, patience, least, largest: as in Monitor.
+        factor: in (0, 1).
+        lowest: the learning rate is not made smaller than this.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 3,
+        *,
+        factor: float = 0.1,
+        lowest: float = 0.0,
+        least: float = 0.0,
+        largest: bool | None = None,
+    ) -> None:
+        super().__init__(monitor, patience, least, largest)
+        if not 0 < factor < 1:
+            raise ValueError(f"ReduceOnPlateau: factor must be between 0 and 1, got {factor}")
+        self.factor = factor
+        self.lowest = lowest
+
+    def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Lower the learning rate when patience is at its end."""
+        optimizer = trainer.optimizer
+        values.setdefault("learning_rate", optimizer.current_learning_rate)
+        if not self.improved(values) and self.waited > self.patience:
+            self.waited = 0
+            if optimizer.current_learning_rate * self.factor >= self.lowest:
+                optimizer.factor *= self.factor
+
+
+class ClipGradients(Callback):
+    """Limits the gradients before each update.
+
+    Args:
+        norm: scale all gradients together so that their joint length is at most this.
+        value: limit each element to [-value, value].
+
+    Source: Pascanu et al., "On the difficulty of training recurrent neural networks", 2013.
+    """
+
+    def __init__(self, *, norm: float | None = None, value: float | None = None) -> None:
+        if (norm is None) == (value is None) or (norm or value or 0) <= 0:
+            raise ValueError(f"ClipGradients takes norm or value, one of them and above 0; got norm={norm}, value={value}")
+        self.norm = norm
+        self.value = value
+
+    def before_update(self, trainer: Trainer) -> None:
+        """Change the gradients in place."""
+        arena = trainer.model.arena
+        arena.collect()
+        g = arena.gradients
+        xp = namespace(g)
+        if self.norm is not None:
+            length = xp.sqrt(xp.sum(g * g, dtype=g.dtype))
+            # Computed on the device: asking for the number would wait for it.
+            limit = xp.asarray(self.norm, dtype=g.dtype, device=g.device)
+            g *= limit / xp.maximum(length, limit)
+        else:
+            bound = xp.asarray(self.value, dtype=g.dtype, device=g.device)
+            g[...] = xp.minimum(xp.maximum(g, -bound), bound)
+
+
+class ExponentialMovingAverage(Callback):
+    """Keeps a decaying mean of the weights: after each update average = decay * average + (1 - decay) * weights.
+
+    Args:
+        decay: in [0, 1).
+        keep: whether the model has the average weights when the run ends.
+    """
+
+    def __init__(self, decay: float = 0.999, *, keep: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ExponentialMovingAverage: decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.keep = keep
+        self.average: Array | None = None
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        """Begin with the present weights, or with the average that a checkpoint held."""
+        values = trainer.model.arena.values
+        xp = namespace(values)
+        if self.average is None:
+            self.average = xp.asarray(values, copy=True)
+        else:
+            self.average = to_device(self.average, device_of(values))
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Move the average."""
+        average: Any = self.average
+        average *= self.decay
+        average += (1 - self.decay) * trainer.model.arena.values
+
+    @contextlib.contextmanager
+    def averaged(self, trainer: Trainer) -> Iterator[None]:
+        """Within the block the model has the average weights."""
+        values = trainer.model.arena.values
+        before = namespace(values).asarray(values, copy=True)
+        values[...] = self.average
+        try:
+            yield
+        finally:
+            values[...] = before
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Give the model the average weights."""
+        if self.keep and self.average is not None:
+            trainer.model.arena.values[...] = self.average
+
+    def state(self) -> dict[str, Any]:
+        """The average."""
+        return {"average": None if self.average is None else to_numpy(self.average).copy()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a state from :meth:`state`."""
+        self.average = state["average"]
+
+
+class Timing(Callback):
+    """Adds the seconds of each epoch to the history, as "seconds"."""
+
+    def on_epoch_begin(self, trainer: Trainer) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Stop it."""
+        trainer.model.context.device.synchronize()
+        values["seconds"] = time.perf_counter() - getattr(self, "_started", time.perf_counter())
+
+
+class JSONLog(Callback):
+    """Appends one line of JSON an epoch to a file: {"epoch": 1, "iteration": 47, "loss": ...}."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        """A new run begins a new file; a continued one drops the lines of epochs that it does again."""
+        lines = self.path.read_text().splitlines(keepends=True) if trainer.epoch and self.path.exists() else []
+        self.path.write_text("".join(line for line in lines if _epoch_of(line) <= trainer.epoch))
+
+    def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Append a line."""
+        # JSON has no nan and no infinity.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"epoch": trainer.epoch + 1, "iteration": trainer.iteration, **finite}) + "\n")
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch of a line of a JSONLog; a line cut short by a crash counts as never."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
+
+
+class CSVLog(Callback):
+    """Keeps the history in a CSV file with a row an epoch; the file is replaced whole, so it is never half written."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
+        """Write the history so far."""
+        if epoch_ended:
+            from xpnet.io.archive import write_atomically
+
+            text = trainer.history.to_csv().encode()
+            write_atomically(self.path, lambda file: file.write(text))
+
+
+class TensorBoard(Callback):
+    """Writes the values of each epoch as TensorBoard event files (needs `pip install tensorboardX`)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._writer: Any = None
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        """Open the event file."""
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise ImportError("the TensorBoard callback needs tensorboardX: pip install tensorboardX") from None
+        self._writer = SummaryWriter(str(self.folder))
+
+    def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Write every value as a scalar."""
+        for name, value in {**values, "learning_rate": trainer.optimizer.current_learning_rate}.items():
+            self._writer.add_scalar(name, value, trainer.epoch + 1)
+        self._writer.flush()
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class Call(Callback):
+    """Calls functions of the user: each one is given the trainer.
+
+    Args:
+        step_end: after every batch.
+        epoch_end: after every epoch; also given the epoch's values, to which it may add.
+    """
+
+    def __init__(
+        self,
+        *,
+        step_end: Callable[[Trainer], object] | None = None,
+        epoch_end: Callable[[Trainer, dict[str, float]], object] | None = None,
+    ) -> None:
+        self._step_end = step_end
+        self._epoch_end = epoch_end
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Call the function for steps."""
+        if self._step_end is not None:
+            self._step_end(trainer)
+
+    def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Call the function for epochs."""
+        if self._epoch_end is not None:
+            self._epoch_end(trainer, values)
