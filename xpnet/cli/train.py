@@ -115,7 +115,9 @@ def _folder(out: str | None, name: str) -> Path:
         folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        archive.write_atomically(folder / HISTORY, lambda file: file.write(b"epoch\n"))
+        trial = folder / ".writable"
+        archive.write_atomically(trial, lambda file: file.write(b""))
+        trial.unlink()
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"--out {folder}: there is a file of that name; expected a folder") from None
     return folder
