@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.optional import optional
 from xpnet.cli import main
 from xpnet.cli.recipes import RECIPES, warm_cosine
 
@@ -21,6 +22,7 @@ COMMAND = [sys.executable, "-c", "import sys, xpnet.cli; sys.exit(xpnet.cli.main
 
 NETS = """
 import xpnet as xn
+from tests.optional import optional
 
 class Scaled(xn.Module):
     def __init__(self, factor, classes):
@@ -146,7 +148,7 @@ def test_predict_features(trained, tmp_path, capsys):
 
 
 def test_predict_images(tmp_path, capsys):
-    image = pytest.importorskip("PIL.Image")
+    image = optional("PIL.Image")
     assert say(capsys, "train", "digits", "--model", "mlp", "--epochs", "4", "--out", tmp_path)[0] == 0
     x, y = xn.data.load("digits").test
     pixels = np.round(x[:5, :, :, 0] * 255).astype(np.uint8)
