@@ -22,7 +22,6 @@ COMMAND = [sys.executable, "-c", "import sys, xpnet.cli; sys.exit(xpnet.cli.main
 
 NETS = """
 import xpnet as xn
-from tests.optional import optional
 
 class Scaled(xn.Module):
     def __init__(self, factor, classes):
