@@ -159,6 +159,7 @@ CASES = [
     case("conv_transpose2d", X(2, 3, 4, 2), P(3, 3, 2, 3), P(3)),
     case("conv_transpose2d", X(2, 3, 3, 2), P(2, 3, 2, 3), stride=(2, 3), padding=((1, 0), (0, 1))),
     case("conv_transpose2d", X(2, 3, 3, 2), P(3, 3, 2, 3), stride=2, padding=1, output_padding=1),
+    case("conv_transpose2d", X(2, 3, 3, 2), P(2, 3, 2, 3), dilation=(3, 2), output_padding=(2, 1), padding=((1, 0), (0, 1))),
     case("conv_transpose2d", X(2, 3, 3, 4), P(3, 3, 2, 6), P(6), stride=2, padding="same", groups=2),
     case("conv_transpose2d", X(2, 4, 3, 2), P(2, 2, 2, 2), dilation=2, padding=1),
     *[
@@ -277,6 +278,7 @@ WRONG = [
     wrong("conv1d", X(2, 5), P(3, 1, 2), says=("(2, 5)", "N, L, C")),
     wrong("conv_transpose2d", X(2, 5, 5, 3), P(3, 3, 4, 2), says=("(2, 5, 5, 3)", "(3, 3, 4, 2)")),
     wrong("conv_transpose2d", X(2, 1, 1, 3), P(3, 3, 3, 2), padding=2, says=("(-1, -1)", "less padding")),
+    wrong("conv_transpose2d", X(2, 3, 3, 3), P(3, 3, 3, 2), output_padding=1, says=("output_padding 1", "stride 1")),
     wrong("conv_transpose2d", X(2, 3, 3, 3), P(3, 3, 3, 2), P(3), says=("bias", "(3,)", "(2,)")),
     *[
         wrong(name, *inputs, **settings)
