@@ -14,7 +14,7 @@ from xpnet.ops.activations import activate, activation_gradient
 from xpnet.ops.geometry import Axis, Geometry, Padding, Size, pair, windows
 from xpnet.ops.linear import matmul
 from xpnet.ops.registry import op
-from xpnet.ops.shapes import ShapeError, expect_rank
+from xpnet.ops.shapes import ShapeError, expect_rank, is_whole
 from xpnet.ops.shaping import concat, pad, pad_array, reshape, transpose
 
 
@@ -295,7 +295,7 @@ def conv1d(
     expect_rank("conv1d", "x", x, "N L C")
     expect_rank("conv1d", "kernel", kernel, "K C/groups O")
     if not isinstance(padding, str):
-        padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
+        padding = (padding, padding) if is_whole(padding) else tuple(padding)  # type: ignore[arg-type, assignment]
     pads: Any = padding if isinstance(padding, str) else ((0, 0), padding)
     y = conv2d(
         reshape(x, (x.shape[0], 1, *x.shape[1:])),
