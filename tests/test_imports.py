@@ -66,9 +66,12 @@ def test_operations_and_layers_know_no_array_library(path: Path):
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=name(p)) for p in PURE])
-def test_operations_and_layers_name_no_accelerations(path: Path):
-    """They are reached through the registry alone, which imports them by the library's name."""
-    assert not {module for module, _ in imports(path) if module.startswith("xpnet.accel")}
+def test_operations_and_layers_load_no_accelerations(path: Path):
+    """The registry imports them by the library's name when the first array of it comes; no file does at its top."""
+    top = ast.parse(path.read_text(encoding="utf-8")).body
+    names = [n.module or "" for n in top if isinstance(n, ast.ImportFrom)]
+    names += [alias.name for n in top if isinstance(n, ast.Import) for alias in n.names]
+    assert not [n for n in names if n.startswith("xpnet.accel")]
 
 
 def test_dependencies_point_one_way():
@@ -112,14 +115,18 @@ def fresh(code: str) -> str:
 
 
 def test_importing_xpnet_is_light():
-    """None of the heavy libraries, and at most 0.3 s of processor time: the least of three, NumPy's included."""
+    """None of the heavy libraries, and at most 0.3 s of processor time: the least of three, NumPy's third included.
+
+    On a machine where NumPy alone takes longer than usual, 3.5 times as long as NumPy.
+    """
     code = (
-        "import json, sys, time; start = time.process_time(); import xpnet; "
-        f"print(json.dumps([time.process_time() - start, [m for m in {HEAVY!r} if m in sys.modules]]))"
+        "import json, sys, time; start = time.process_time(); import numpy; middle = time.process_time(); import xpnet; "
+        "end = time.process_time(); "
+        f"print(json.dumps([middle - start, end - start, [m for m in {HEAVY!r} if m in sys.modules]]))"
     )
     results = [json.loads(fresh(code)) for _ in range(3)]
-    assert results[0][1] == []
-    assert min(seconds for seconds, _ in results) < 0.3
+    assert results[0][2] == []
+    assert min(total for _, total, _ in results) < max(0.3, 3.5 * min(numpy for numpy, _, _ in results))
 
 
 def test_a_whole_training_run_imports_no_heavy_library():
