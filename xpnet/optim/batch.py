@@ -51,7 +51,7 @@ class Rprop(Optimizer):
         """The first size of the steps, and no gradient before the first."""
         return xp.full_like(arena.values, self.current_learning_rate) if name == "size" else xp.zeros_like(arena.values)
 
-    def update(self, w: Array, g: Array, learning_rate: float) -> None:
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         rules_batch.rprop(
             w,
@@ -84,6 +84,6 @@ class Quickprop(Optimizer):
             raise ValueError(f"Quickprop: growth must be above 0, got {growth}")
         self.growth = growth
 
-    def update(self, w: Array, g: Array, learning_rate: float) -> None:
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         rules_batch.quickprop(w, g, self.slots["step"], self.slots["slope"], learning_rate=learning_rate, growth=self.growth)

@@ -40,7 +40,7 @@ class Adagrad(Optimizer):
         """The sum before the first step."""
         return xp.full_like(arena.values, self.initial)
 
-    def update(self, w: Array, g: Array, learning_rate: float) -> None:
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         rules_adaptive.adagrad(w, g, self.slots["sum"], learning_rate=learning_rate, epsilon=self.epsilon)
 
@@ -78,7 +78,7 @@ class RMSprop(Optimizer):
         self.momentum = momentum
         self.slot_names = ("square", *(("mean",) if centered else ()), *(("velocity",) if momentum else ()))
 
-    def update(self, w: Array, g: Array, learning_rate: float) -> None:
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         rules_adaptive.rmsprop(
             w,
