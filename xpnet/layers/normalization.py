@@ -39,9 +39,9 @@ class _Normalization(Module):
     def output_shape(self, input_shape: Shape) -> Shape:
         """The input's shape."""
         shape = self._vector_shape(input_shape)
-        learnt = self.scale if self.use_scale else self.offset if self.use_offset else None
-        if self.built and learnt is not None and learnt.shape != shape:
-            raise ShapeError(f"{type(self).__name__} got examples {tuple(input_shape)}, expected {learnt.shape} at the end")
+        for learnt in self._parameters.values():
+            if learnt.shape != shape:
+                raise ShapeError(f"{type(self).__name__} got examples {tuple(input_shape)}, expected {learnt.shape} at the end")
         return input_shape
 
     def _affine(self) -> tuple[Any, Any]:
