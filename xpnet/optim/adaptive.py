@@ -24,6 +24,8 @@ class Adam(Optimizer):
     Source: Kingma and Ba, "Adam", 2015; Reddi et al., "On the convergence of Adam and beyond", 2018 (amsgrad).
     """
 
+    capturable = True
+
     def __init__(
         self,
         learning_rate: float | Schedule = 0.001,
@@ -39,7 +41,8 @@ class Adam(Optimizer):
             raise ValueError(f"{type(self).__name__}: beta1 and beta2 must be in [0, 1), got {beta1} and {beta2}")
         self.amsgrad = amsgrad
         self.slot_names = ("mean", "square", "largest") if amsgrad else ("mean", "square")
-        self.capturable = not amsgrad
+        if amsgrad:
+            self.capturable = False
         self.beta1 = beta1
         self.beta2 = beta2
         self.epsilon = epsilon
@@ -93,6 +96,8 @@ class Nadam(Adam):
     Source: Dozat, "Incorporating Nesterov momentum into Adam", 2016.
     """
 
+    capturable = False
+
     def __init__(
         self,
         learning_rate: float | Schedule = 0.002,
@@ -105,7 +110,6 @@ class Nadam(Adam):
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
         self.momentum_decay = momentum_decay
-        self.capturable = False
         self._product = (0, 1.0)  # of the momentum over the steps up to one of them
 
     def _momentum(self, step: int) -> float:
@@ -145,6 +149,8 @@ class Adamax(Adam):
     Source: Kingma and Ba, "Adam", 2015, section 7.1.
     """
 
+    capturable = False
+
     def __init__(
         self,
         learning_rate: float | Schedule = 0.002,
@@ -156,7 +162,6 @@ class Adamax(Adam):
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
         self.slot_names = ("mean", "largest")
-        self.capturable = False
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""

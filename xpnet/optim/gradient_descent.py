@@ -26,6 +26,8 @@ class SGD(Optimizer):
     Source: CS231n, "Neural networks part 3"; Polyak, 1964; Sutskever et al., 2013.
     """
 
+    capturable = True
+
     def __init__(
         self,
         learning_rate: float | Schedule = 0.01,
@@ -48,7 +50,8 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.nesterov = nesterov
         self.slot_names = ("velocity",) if momentum else ()
-        self.capturable = form == "velocity"
+        if form == "inertia":
+            self.capturable = False
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
