@@ -68,6 +68,14 @@ def momentum(xp: Namespace, w: Array, g: Array, v: Array, *, learning_rate: floa
 
 
 @Rule
+def inertia(xp: Namespace, w: Array, g: Array, v: Array, *, learning_rate: float, momentum: float) -> None:
+    """v = momentum * v + (1 - momentum) * g, a mean of the gradients; w -= learning_rate * v."""
+    v *= momentum
+    v += (1 - momentum) * g
+    w -= learning_rate * v
+
+
+@Rule
 def adam(
     xp: Namespace,
     w: Array,
