@@ -188,16 +188,20 @@ class Op:
         implementation = self._chosen.get(xp, _UNKNOWN)
         if implementation is _UNKNOWN or implementation is None or _reference_only:
             implementation = self.implementation(xp)
-        if implementation.wants_save:
-            result = implementation.forward(xp, *inputs, save=save, **settings)
-        else:
-            result = implementation.forward(xp, *inputs, **settings)
-        if result is NotImplemented:
-            implementation = self.reference
+        try:
             if implementation.wants_save:
                 result = implementation.forward(xp, *inputs, save=save, **settings)
             else:
                 result = implementation.forward(xp, *inputs, **settings)
+            if result is NotImplemented:
+                implementation = self.reference
+                if implementation.wants_save:
+                    result = implementation.forward(xp, *inputs, save=save, **settings)
+                else:
+                    result = implementation.forward(xp, *inputs, **settings)
+        except MemoryError as error:
+            _explain_memory(xp, error, self.__name__, inputs)
+            raise
         output, saved = result
         return (output if type(output) is tuple else as_array(xp, output)), saved, implementation
 
@@ -214,11 +218,23 @@ class Op:
         function = implementation.backward_function
         if function is None:
             raise TypeError(f"{self.__name__} has no gradient")
-        if implementation.wants_needs:
-            result = function(xp, dy, saved, needs=needs, **settings)
-        else:
-            result = function(xp, dy, saved, **settings)
+        try:
+            if implementation.wants_needs:
+                result = function(xp, dy, saved, needs=needs, **settings)
+            else:
+                result = function(xp, dy, saved, **settings)
+        except MemoryError as error:
+            _explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
+            raise
         return result if type(result) in (tuple, list) else (result,)
+
+
+def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:
+    """Where a GPU's memory ran out, raise an error that says how much was asked for and what would help."""
+    if name_of(xp) == "cupy":
+        from xpnet.accel.cupy.memory import raise_explained
+
+        raise_explained(error, doing, arrays)
 
 
 registry: dict[str, Op] = {}

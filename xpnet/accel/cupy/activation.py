@@ -63,7 +63,7 @@ def bias_and_activation_gradients(
     used = [a for a in (dy, dz, y if activation else None) if a is not None]
     V = vector_width(channels, *used)
     slabs = cut(rows, channels // V)
-    partial = xp.empty((slabs.count, channels), dtype=accumulator(xp, dy)) if need_bias else None
+    partial = xp.empty((slabs.slabs, channels), dtype=accumulator(xp, dy)) if need_bias else None
     launch(
         _bias_backward[c_name(dy), V, NUMBERS[activation], need_bias], slabs.grid, slabs.block, dy,
         y if activation else None, dz, partial, rows, slabs.slab_rows, channels,
