@@ -14,7 +14,7 @@ from xpnet.backend import Array, DeviceError, DeviceMemoryError
 from xpnet.ops.registry import Op
 
 
-class RuntimeFailure(RuntimeError):
+class FakeRuntimeError(RuntimeError):
     pass
 
 
@@ -23,11 +23,11 @@ def fake_cupy(monkeypatch, *, count=1, failure="", driver=12040, built=12090):
 
     def get_device_count():
         if failure:
-            raise RuntimeFailure(failure)
+            raise FakeRuntimeError(failure)
         return count
 
     runtime = types.SimpleNamespace(
-        getDeviceCount=get_device_count, driverGetVersion=lambda: driver, CUDARuntimeError=RuntimeFailure
+        getDeviceCount=get_device_count, driverGetVersion=lambda: driver, CUDARuntimeError=FakeRuntimeError
     )
     cuda = types.SimpleNamespace(runtime=runtime, get_local_runtime_version=lambda: built)
     module = types.ModuleType("cupy")
@@ -230,7 +230,7 @@ def test_a_missing_cublas_says_what_to_install(monkeypatch):
         raise OSError(f"{name}: cannot open")
 
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
-    monkeypatch.setattr(cublas.ctypes, "CDLL", missing)
+    monkeypatch.setattr(cublas, "ctypes", types.SimpleNamespace(CDLL=missing))
     with pytest.raises(DeviceError, match=r"need cuBLAS 1\d, which was not found: pip install"):
         cublas._path()
 

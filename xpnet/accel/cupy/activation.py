@@ -22,8 +22,12 @@ def _real(kind: str, width: int, number: int) -> bool:
     return fits(kind, width) and number != 0
 
 
+def _useful(kind: str, width: int, number: int, sums: bool) -> bool:
+    return fits(kind, width) and (number != 0 or sums)
+
+
 _bias = Kernel("activation", "bias_activation", FLOATS, VECTORS, _EVERY, only=fits)
-_bias_backward = Kernel("activation", "bias_activation_backward", FLOATS, VECTORS, _EVERY, (False, True), only=fits)
+_bias_backward = Kernel("activation", "bias_activation_backward", FLOATS, VECTORS, _EVERY, (False, True), only=_useful)
 _forward = Kernel("activation", "activation", FLOATS, VECTORS, _EVERY, only=_real)
 _backward = Kernel("activation", "activation_backward", FLOATS, VECTORS, _EVERY, only=_real)
 
