@@ -53,6 +53,7 @@ from xpnet.training import Callback, History, NotFiniteError, Trainer
 
 if TYPE_CHECKING:
     from xpnet import inspect, models
+    from xpnet.accel.settings import set_matmul_precision
     from xpnet.io.model_file import ModelFileError, load
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ _LATER = {
     "inspect": "",
     "load": "xpnet.io.model_file",
     "models": "",
+    "set_matmul_precision": "xpnet.accel.settings",
 }
 """What is imported when it is first used: import xpnet is to be quick. A module, or where a name is found."""
 
@@ -138,6 +140,7 @@ __all__ = [
     "random",
     "regularizers",
     "reset_states",
+    "set_matmul_precision",
     "set_num_threads",
     "to_device",
     "to_numpy",
