@@ -88,14 +88,16 @@ def _conv2d(
     weights = _by_group(xp, xp.reshape(kernel, (-1 if kernel.size else 0, O)), groups)  # (G, KH*KW*C/G, O/G)
     y = xp.empty((N, g.h.out, g.w.out, O), dtype=x.dtype)
     rows = xp.reshape(y, (N * g.h.out * g.w.out, O))
+    bias = contiguous(xp, bias)
     if _pointwise(g):
         gemm(xp, _by_group(xp, xp.reshape(x, (rows.shape[0], C)), groups), weights, _by_group(xp, rows, groups))
+        add_bias_and_activate(xp, rows, bias, activation)
     else:
         columns = _Columns(xp, x, g, groups)
         for chunk in _chunks(x, g):
             part = rows[chunk.start * columns.positions : chunk.stop * columns.positions]
             gemm(xp, columns.of(chunk), weights, _by_group(xp, part, groups))
-    add_bias_and_activate(xp, rows, contiguous(xp, bias), activation)
+            add_bias_and_activate(xp, part, bias, activation)  # while the chunk is in the cache
     return y, (x, kernel, y if activation else None) if save else None
 
 

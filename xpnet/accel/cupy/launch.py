@@ -13,8 +13,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from xpnet.accel.cupy.source import Instance
-from xpnet.backend import DeviceError, dtype_name
+from xpnet.accel.cupy.source import Instance, dtype_of
+from xpnet.backend import DeviceError
 
 Array = Any
 Size3 = tuple[int, int, int]
@@ -184,8 +184,8 @@ def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments
 
 
 def _check(instance: Instance, name: str, dtype: str, array: Array) -> None:
-    if dtype_name(array) != dtype and not (dtype == "bfloat16" and dtype_name(array) == "uint16"):
-        raise TypeError(f"{instance.expression}: {name} must be {dtype}, got {dtype_name(array)}")
+    if dtype_of(array) != dtype and not (dtype == "bfloat16" and dtype_of(array) == "uint16"):
+        raise TypeError(f"{instance.expression}: {name} must be {dtype}, got {dtype_of(array)}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{instance.expression}: {name} must be C-contiguous, got strides {array.strides}")
 
