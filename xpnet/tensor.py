@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -138,7 +139,7 @@ class Tensor(Recorder):
         """
         xp = namespace(self.array)
         if gradient is None:
-            if self.array.size != 1:
+            if self.size != 1:
                 raise ValueError(
                     f"backward() needs a gradient of shape {tuple(self.array.shape)}: only a Tensor with one element "
                     f"(a loss) has an implied gradient of 1; reduce it with .sum() or .mean(), or pass one"
@@ -177,7 +178,7 @@ class Tensor(Recorder):
     @property
     def size(self) -> int:
         """The number of elements."""
-        return int(self.array.size)
+        return math.prod(self.array.shape)  # PyTorch's `size` is a method
 
     def item(self) -> float:
         """The value of a Tensor with one element, as a Python number (waits for the device)."""

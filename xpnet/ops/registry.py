@@ -9,10 +9,11 @@
     def _(xp, dy, mask, *, slope):
         return xp.where(mask, dy, slope * dy)              # one gradient per array input
 
-The array inputs are the parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any number); all
-other parameters are settings, which forward and backward both receive by keyword. Two optional keywords let an
-implementation save work: a forward with a parameter `save` is told whether anything needs to be kept for a backward
-pass; a backward with a parameter `needs` gets one bool per array input and may return None where it is False.
+The array inputs are the positional parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any
+number); all other parameters are settings, constants for backward, which forward and backward both receive by keyword.
+Two optional keywords let an implementation save work: a forward with a parameter `save` is told whether anything needs to
+be kept for a backward pass; a backward with a parameter `needs` gets one bool per array input and may return None where
+it is False.
 
 ``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. It may return
 ``NotImplemented`` for a case that it does not cover, and the reference runs. ``XPNET_REFERENCE=1`` turns all of them off.
@@ -56,14 +57,17 @@ class Implementation:
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
         self.wants_needs: bool = reference.wants_needs if reference else False
 
+    def compute(self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool) -> Any:
+        """Run the forward function."""
+        if self.wants_save:
+            return self.forward(xp, *inputs, save=save, **settings)
+        return self.forward(xp, *inputs, **settings)
+
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the backward function that belongs to this forward (a decorator)."""
         self.backward_function = function
         self.wants_needs = "needs" in inspect.signature(function).parameters
         return function
-
-
-_UNKNOWN: Any = object()
 
 
 class Op:
@@ -185,20 +189,14 @@ class Op:
         self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool
     ) -> tuple[Any, Any, Implementation]:
         """Forward on native arrays. Returns the output, what backward needs, and the implementation that ran."""
-        implementation = self._chosen.get(xp, _UNKNOWN)
-        if implementation is _UNKNOWN or implementation is None or _reference_only:
+        implementation = self._chosen.get(xp)
+        if implementation is None or _reference_only:
             implementation = self.implementation(xp)
         try:
-            if implementation.wants_save:
-                result = implementation.forward(xp, *inputs, save=save, **settings)
-            else:
-                result = implementation.forward(xp, *inputs, **settings)
+            result = implementation.compute(xp, inputs, settings, save)
             if result is NotImplemented:
                 implementation = self.reference
-                if implementation.wants_save:
-                    result = implementation.forward(xp, *inputs, save=save, **settings)
-                else:
-                    result = implementation.forward(xp, *inputs, **settings)
+                result = implementation.compute(xp, inputs, settings, save)
         except MemoryError as error:
             _explain_memory(xp, error, self.__name__, inputs)
             raise
