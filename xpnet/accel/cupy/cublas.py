@@ -46,12 +46,18 @@ def _library() -> Any:
 
 def _path() -> str:
     """Where cuBLAS is: as CuPy finds it, else by its name on the system's search path."""
+    reason = "cuda-pathfinder, which comes with CuPy, is not installed"
     try:
-        from cuda.pathfinder import load_nvidia_dynamic_lib
-
-        return str(load_nvidia_dynamic_lib("cublas").abs_path)
-    except Exception as error:  # pathfinder is absent, or knows no cuBLAS: each of its versions says so differently
-        reason = error
+        from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+    except ImportError:
+        pass
+    else:
+        try:
+            path = load_nvidia_dynamic_lib("cublas").abs_path
+            if path:
+                return str(path)
+        except (DynamicLibNotFoundError, RuntimeError, OSError) as error:
+            reason = str(error)
     import cupy
 
     major = cupy.cuda.nvrtc.getVersion()[0]
