@@ -35,7 +35,8 @@ def compile_instances(
         options: further options for NVRTC.
 
     Returns:
-        The cubin (PTX where NVRTC is older than the device, see `target`), the symbol of each instance by its expression, and the compiler's log.
+        The cubin (PTX where NVRTC is older than the device, see `target`), the symbol of each instance by its expression,
+        and the compiler's log.
 
     Raises:
         CompileError: NVRTC reports errors, or does not know the architecture.
