@@ -421,7 +421,7 @@ def test_packed_arguments_survive_a_second_thread():
     seen = []
 
     class Recorder:
-        multiprocessors, l2_bytes = 1, 1
+        multiprocessors, chunk_bytes = 1, 1
 
         def addresses(self, instance, arrays):
             return [0 if a is None else a.ctypes.data for a in arrays]

@@ -382,10 +382,10 @@ def test_conv2d_of_an_empty_batch(place):
 def test_conv2d_cuts_the_batch_to_fit_the_cache():
     x, kernel = normal(6, 6, 6, 4), normal(3, 3, 4, 2)
     image = 4 * 4 * 9 * 4 * 8  # bytes of one image's columns
-    with emulated_ops(l2_bytes=2 * 2 * image) as runtime:
+    with emulated_ops(chunk_bytes=2 * image) as runtime:
         ops.conv2d(x, kernel)
     assert len(runtime.products) == 3
-    with emulated_ops(l2_bytes=image) as runtime:
+    with emulated_ops(chunk_bytes=image) as runtime:
         ops.conv2d(x, kernel)
     assert len(runtime.products) == 6
     assert [p.n for p in runtime.products] == [16] * 6
@@ -399,6 +399,14 @@ def test_a_pointwise_convolution_is_one_product_of_the_images_themselves():
     assert runtime.launches == []
     (product,) = runtime.products
     assert np.shares_memory(product.b, x)
+
+
+@pytest.mark.emulator
+def test_an_unknown_activation_is_explained_by_the_reference():
+    with emulated_ops():
+        for name, inputs in (("dense", [normal(2, 3), normal(3, 4)]), ("conv2d", [normal(1, 4, 4, 2), normal(1, 1, 2, 3)])):
+            with pytest.raises(ValueError, match="activation must be None or one of"):
+                getattr(ops, name)(*inputs, activation="gelu")
 
 
 @pytest.mark.emulator

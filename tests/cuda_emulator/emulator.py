@@ -48,9 +48,9 @@ class Buffer:
 class Emulator:
     """The runtime. Few multiprocessors and a small cache, so that loops over the grid and chunks really loop."""
 
-    def __init__(self, multiprocessors: int = 1, l2_bytes: int = 16 * 1024) -> None:
+    def __init__(self, multiprocessors: int = 1, chunk_bytes: int = 8 * 1024) -> None:
         self.multiprocessors = multiprocessors
-        self.l2_bytes = l2_bytes
+        self.chunk_bytes = chunk_bytes
         self.launches: list[str] = []
         self.products: list[Any] = []
         self._buffers: list[Buffer] = []

@@ -24,7 +24,7 @@ class Runtime(Protocol):
     """What runs kernels and matrix products."""
 
     multiprocessors: int
-    l2_bytes: int
+    chunk_bytes: int  # of columns that a convolution makes at a time
 
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
         """The address of each array's data, 0 for None."""
@@ -47,7 +47,8 @@ class CudaRuntime:
         self._driver = cupy.cuda.driver
         attributes = cupy.cuda.Device(device).attributes
         self.multiprocessors = int(attributes["MultiProcessorCount"])
-        self.l2_bytes = int(attributes["L2CacheSize"])
+        # Half of the L2 cache; but a small cache must not cut products into pieces that leave the device idle.
+        self.chunk_bytes = max(int(attributes["L2CacheSize"]) // 2, 16 << 20)
         self._architecture = int(cupy.cuda.Device(device).compute_capability)
         self._functions: dict[Instance, Any] = {}
         self._lock = threading.Lock()
