@@ -78,14 +78,14 @@ def both(place, name, inputs, settings, gradients=None, dtype="float64", needs=N
     """
     op = registry[name]
     needs = tuple(is_float(a) for a in inputs) if needs is None else needs
-    wide = [a.astype("float64") if is_float(a) else a for a in inputs]
     narrow = [a.astype(dtype) if is_float(a) else a for a in inputs]
+    wide = [a.astype("float64") if is_float(a) else a for a in narrow]
     bound, full = op.bind(tuple(wide), dict(settings))
     tape = op.differentiable and any(needs)
     with reference_only():
         y, saved, implementation = op.run(np, bound, full, tape)
     outputs = y if type(y) is tuple else (y,)
-    dys = gradients if gradients is not None else tuple(normal(*o.shape) for o in outputs)
+    dys = gradients if gradients is not None else tuple(normal(*o.shape, dtype=dtype).astype("float64") for o in outputs)
     dy = dys if type(y) is tuple else dys[0]
     with reference_only():
         expected = op.gradients(implementation, np, dy, saved, full, needs) if tape else ()
@@ -365,6 +365,18 @@ def test_conv2d(place, channels, filters, groups, window, settings):
     kernel = normal(*window, channels // groups, filters)
     for dtype, bias, activation in (("float64", normal(filters), "tanh"), ("float32", None, None)):
         both(place, "conv2d", [x, kernel, bias], {**settings, "groups": groups, "activation": activation}, dtype=dtype)
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    ("shape", "window"), [((3, 7, 8, 8), (3, 3)), ((2, 6, 7, 3), (2, 5)), ((0, 6, 6, 4), (3, 3)), ((1, 9, 9, 40), (1, 1))]
+)
+def test_depthwise_convolution(place, shape, window, settings):
+    C = shape[-1]
+    for dtype in ("float64", "float32", "float16"):
+        inputs = [normal(*shape), normal(*window, 1, C), normal(C)]
+        runtime = both(place, "conv2d", inputs, {**settings, "groups": C, "activation": "relu"}, dtype=dtype)
+        assert runtime is None or runtime.products == []
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from xpnet.accel.cupy import depthwise
 from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and_activation_gradients
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import LIMIT, runtime
@@ -91,10 +92,14 @@ def _conv2d(
         return NotImplemented
     x, kernel = contiguous(xp, x), contiguous(xp, kernel)
     N, C, O = x.shape[0], x.shape[3], kernel.shape[3]
+    bias = contiguous(xp, bias)
+    if depthwise.covers(x, kernel, g, groups):
+        y = depthwise.forward(xp, x, kernel, g)
+        add_bias_and_activate(xp, xp.reshape(y, (N * g.h.out * g.w.out, O)), bias, activation)
+        return y, (x, kernel, y if activation else None) if save else None
     weights = _weights(xp, kernel, groups)
     y = xp.empty((N, g.h.out, g.w.out, O), dtype=x.dtype)
     rows = xp.reshape(y, (N * g.h.out * g.w.out, O))
-    bias = contiguous(xp, bias)
     if _pointwise(g):
         gemm(xp, _by_group(xp, xp.reshape(x, (rows.shape[0], C)), groups), weights, _by_group(xp, rows, groups))
         add_bias_and_activate(xp, rows, bias, activation)
@@ -126,11 +131,16 @@ def _(
     count = x.shape[0] * g.h.out * g.w.out
     y = None if y is None else xp.reshape(y, (count, O))
     dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2])
-    weights = _weights(xp, kernel, groups)
-    dx = _data_gradient(xp, dz, weights, x, g, groups) if needs[0] else None
-    dkernel = None
-    if needs[1]:
-        dkernel = xp.reshape(_kernel_gradient(xp, dz, x, g, groups), kernel.shape).astype(kernel.dtype, copy=False)
+    dx = dkernel = None
+    if depthwise.covers(x, kernel, g, groups):
+        images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
+        dx = depthwise.data_gradient(xp, images, kernel, g) if needs[0] else None
+        dkernel = depthwise.kernel_gradient(xp, x, images, g) if needs[1] else None
+    else:
+        dx = _data_gradient(xp, dz, _weights(xp, kernel, groups), x, g, groups) if needs[0] else None
+        dkernel = xp.reshape(_kernel_gradient(xp, dz, x, g, groups), kernel.shape) if needs[1] else None
+    if dkernel is not None:
+        dkernel = dkernel.astype(kernel.dtype, copy=False)
     return dx, dkernel, dbias
 
 
