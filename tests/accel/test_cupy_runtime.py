@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import types
 
@@ -25,6 +26,13 @@ class Memory:
 
     def __init__(self, ptr, device_id=0):
         self.ptr, self.device_id = ptr, device_id
+
+
+class Stream:
+    """As cupy.cuda.Stream."""
+
+    def __init__(self, ptr):
+        self.ptr = ptr
 
 
 class DeviceArray:
@@ -149,6 +157,10 @@ class FakeLibrary:
         self.calls.append("create")
         return 0
 
+    def cublasDestroy_v2(self, handle):
+        self.calls.append("destroy")
+        return 0
+
     def cublasSetStream_v2(self, handle, stream):
         self.calls.append(("stream", stream))
         return 0
@@ -187,20 +199,34 @@ def test_cublas_gets_its_arguments_in_order(driver, monkeypatch, batch, dtype, k
         gemm(np, a, b, c.copy(), alpha=2.0, beta=3.0)
     (product,) = recorder.products
     product = product._replace(a=DeviceArray(product.a), b=DeviceArray(product.b), c=DeviceArray(c))
-    cublas.run(product, 0, 77)
+    stream = Stream(77)
+    cublas.run(product, 0, stream)
     np.testing.assert_allclose(c, expected, rtol=1e-5)
     assert library.calls == [
         "create", ("stream", 77), ("workspace", 32 << 20), ("batched" if batch else "gemm", kind, kind, kind, compute, -1),
     ]  # fmt: skip
-    cublas.run(product._replace(tf32=dtype == "float32"), 0, 77)  # the handle is kept
+    cublas.run(product._replace(tf32=dtype == "float32"), 0, stream)  # the handle is kept
     assert len(library.calls) == 5
     assert library.calls[-1][4] == (77 if dtype == "float32" else 70)
-    cublas.run(product, 0, 78)  # another stream has a handle and a workspace of its own
+    other = Stream(78)
+    cublas.run(product, 0, other)  # another stream has a handle and a workspace of its own
     assert library.calls.count("create") == 2
+    assert len(cublas._handles.of) == 2
+    del stream
+    gc.collect()
+    assert library.calls.count("destroy") == 1  # with the stream goes what belonged to it
+    assert list(cublas._handles.of) == [(0, 78)]
 
 
 def test_the_types_of_every_function_are_declared(monkeypatch):
-    functions = ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2", "cublasGemmEx", "cublasGemmStridedBatchedEx")
+    functions = (
+        "cublasCreate_v2",
+        "cublasDestroy_v2",
+        "cublasSetStream_v2",
+        "cublasSetWorkspace_v2",
+        "cublasGemmEx",
+        "cublasGemmStridedBatchedEx",
+    )
     fake = types.SimpleNamespace(**{name: types.SimpleNamespace() for name in functions})
     monkeypatch.setattr(cublas, "_path", lambda: "cublas")
     monkeypatch.setattr(cublas, "ctypes", types.SimpleNamespace(**{**vars(ctypes), "CDLL": lambda path: fake}))

@@ -18,7 +18,7 @@ from xpnet.accel.cupy import launch as launching
 from xpnet.ops.registry import Implementation, registry
 from xpnet.optim.rules import rules
 
-GUARD = 256
+GUARD = 1024
 GUARD_BYTE = 0xFF  # read as a float it is a NaN, so that an out-of-bounds read shows in the result too
 
 
@@ -29,7 +29,7 @@ class Buffer:
         self.array = array
         self.address = array.ctypes.data
         self.bytes = array.nbytes
-        self.memory = np.full(self.bytes + 2 * GUARD + 64, GUARD_BYTE, np.uint8)
+        self.memory = np.full(self.bytes + 2 * GUARD + 128, GUARD_BYTE, np.uint8)
         start = (self.memory.ctypes.data + GUARD + 63) // 64 * 64 + self.address % 64
         self.start = start - self.memory.ctypes.data
         self.data = self.memory[self.start : self.start + self.bytes]

@@ -95,7 +95,7 @@ class CudaRuntime:
         """Run a product with this package's own cuBLAS handle."""
         from xpnet.accel.cupy import cublas
 
-        cublas.run(call, self.device, self._cupy.cuda.get_current_stream().ptr)
+        cublas.run(call, self.device, self._cupy.cuda.get_current_stream())
 
 
 _runtimes: dict[int, CudaRuntime] = {}
