@@ -214,3 +214,23 @@ def test_several_processes_may_share_the_cache(cache):
     assert len(outputs) == 1
     assert len(list(cache.glob("*.cubin"))) == 2
     assert list(cache.glob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("file", build.files())
+def test_vectors_move_sixteen_bytes_in_one_access(file):
+    wide = [
+        instance
+        for kernel in source.every_kernel
+        if kernel.file == file and ("int", "V") in source.declarations(file)[kernel.name].template
+        for instance in kernel.instances()
+        if re.search(r"<(float, 4|float16, 8|16)\b", instance.expression)
+    ]
+    if not wide:
+        assert file in ("reduce", "softmax")  # lanes read neighbours: a warp's access is contiguous anyway
+        return
+    code, symbols, _ = compiler.compile_instances(file, wide, 999)  # PTX, which can be read
+    entries = dict(re.findall(r"\.entry (\w+)\((.*?)\n\}\n", code.decode(), re.DOTALL))
+    for instance in wide:
+        body = entries[symbols[instance.expression]]
+        accesses = re.findall(r"(?:ld|st)\.global(?:\.nc)?\.v4\.(?:f32|u32|b32)", body)
+        assert accesses, f"{instance.expression} has no 16-byte access"
