@@ -76,6 +76,8 @@ def test_a_network_trains_on_the_emulator_as_on_the_cpu(optimizer):
         "average_pool", "average_pool_backward", "layer_norm", "layer_norm_backward", "dropout", "cross_entropy",
         "adam" if "adam" in optimizer else "sgd",
     }  # fmt: skip
+    updates = [name for name in runtime.launches if name.startswith(("adam<", "sgd<"))]
+    assert len(updates) == 5  # one launch a step for all parameters, weight decay included
 
 
 @pytest.mark.emulator

@@ -150,7 +150,7 @@ def emulated_ops(**settings: Any):
         for rule in rules.values():
             if "cupy" in rule.accelerated:
                 changed_rules.append((rule, rule.accelerated.get("numpy")))
-                rule.accelerated["numpy"] = _with_poison(rule.accelerated["cupy"])
+                rule.accelerate("numpy", decays=True)(_with_poison(rule.accelerated["cupy"]))
         with emulated(**settings) as runtime:
             yield runtime
     finally:

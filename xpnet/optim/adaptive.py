@@ -41,6 +41,11 @@ class Adam(Optimizer):
         self.beta2 = beta2
         self.epsilon = epsilon
 
+    @property
+    def rule(self) -> rules.Rule:
+        """See Optimizer."""
+        return rules.adam
+
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         rules.adam(
@@ -53,6 +58,7 @@ class Adam(Optimizer):
             beta2=self.beta2,
             epsilon=self.epsilon,
             step=self.iterations,
+            **self.fused_decay,
         )
 
 
@@ -61,6 +67,8 @@ class AdamW(Adam):
 
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
     """
+
+    decoupled = True
 
     def __init__(
         self,

@@ -42,6 +42,11 @@ class SGD(Optimizer):
         self.nesterov = nesterov
         self.slot_names = ("velocity",) if momentum else ()
 
+    @property
+    def rule(self) -> rules.Rule:
+        """See Optimizer."""
+        return rules.momentum if self.momentum else rules.sgd
+
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         if self.momentum:
@@ -52,6 +57,7 @@ class SGD(Optimizer):
                 learning_rate=learning_rate,
                 momentum=self.momentum,
                 nesterov=self.nesterov,
+                **self.fused_decay,
             )
         else:
-            rules.sgd(w, g, learning_rate=learning_rate)
+            rules.sgd(w, g, learning_rate=learning_rate, **self.fused_decay)
