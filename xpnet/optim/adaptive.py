@@ -47,6 +47,11 @@ class Adam(Optimizer):
         self.beta2 = beta2
         self.epsilon = epsilon
 
+    @property
+    def rule(self) -> rules.Rule:
+        """See Optimizer."""
+        return rules.adam
+
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         rule = rules_adaptive.amsgrad if self.amsgrad else rules.adam
@@ -59,6 +64,7 @@ class Adam(Optimizer):
             beta2=self.beta2,
             epsilon=self.epsilon,
             step=self.iterations,
+            **self.fused_decay,
         )
 
 
@@ -67,6 +73,8 @@ class AdamW(Adam):
 
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
     """
+
+    decoupled = True
 
     def __init__(
         self,

@@ -53,6 +53,11 @@ class SGD(Optimizer):
         if form == "inertia":
             self.capturable = False
 
+    @property
+    def rule(self) -> rules.Rule:
+        """See Optimizer."""
+        return rules.momentum if self.momentum else rules.sgd
+
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         if self.momentum and self.form == "inertia":
@@ -65,6 +70,7 @@ class SGD(Optimizer):
                 learning_rate=learning_rate,
                 momentum=self.momentum,
                 nesterov=self.nesterov,
+                **self.fused_decay,
             )
         else:
-            rules.sgd(w, g, learning_rate=learning_rate)
+            rules.sgd(w, g, learning_rate=learning_rate, **self.fused_decay)
