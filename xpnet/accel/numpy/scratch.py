@@ -23,25 +23,26 @@ LIMIT = 14 << 20
 _ALIGNMENT = 64
 
 
-class _Block(threading.local):
-    memory: Floats | None = None
+class _Blocks(threading.local):
+    def __init__(self) -> None:
+        self.memory: dict[str, Floats] = {}
 
 
-_block = _Block()
+_blocks = _Blocks()
 
 
-def scratch(dtype: np.dtype[Any], *shapes: Sequence[int]) -> list[Floats]:
-    """Uninitialised arrays of this thread, valid until its next call of `scratch`."""
+def scratch(dtype: np.dtype[Any], *shapes: Sequence[int], slot: str = "main") -> list[Floats]:
+    """Uninitialised arrays of this thread, valid until its next call of `scratch` with the same slot."""
     sizes = [-(-prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
     total = sum(sizes)
-    memory = _block.memory
+    memory = _blocks.memory.get(slot)
     if memory is None or memory.size < total:
         raw = np.empty(total + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         memory = raw[start : start + total]
         # An unusually large request is not kept: nothing would ever give its memory back.
         if total <= LIMIT + (2 << 20):
-            _block.memory = memory
+            _blocks.memory[slot] = memory
     arrays = []
     start = 0
     for shape, size in zip(shapes, sizes):
