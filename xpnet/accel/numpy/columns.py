@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.ends import Chunk, Images, Outputs
-from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, images_and_lines, scratch
+from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, images_and_lines, scratch, windowed
 from xpnet.threads import get_num_threads, parallel
 
 
@@ -61,8 +61,8 @@ def _outputs_at_once(w: Windows, C: int, O: int) -> int:
     return chosen
 
 
-_CHUNK = 3 << 18
-"""Bytes of columns in a chunk: with the kernel and the output they should fit a core's second-level cache."""
+_CHUNK = 3 << 19
+"""Bytes of columns in a chunk: few enough for the caches, enough for calls that take longer than Python between them."""
 
 
 def _plan(shape: tuple[int, ...], w: Windows, O: int, itemsize: int, whole: bool = False) -> _Plan:
@@ -92,7 +92,7 @@ def _gather(x: Images, w: Windows, plan: _Plan, chunk: Chunk, P: Floats, cols: F
     else:
         shape = (n, r, plan.Q, KH, KW, C)
         strides = (b0, sh * b1, sw * b2, dh * b1, dw * b2, b3)
-    np.copyto(target.reshape(shape), as_strided(P, shape, strides))
+    np.copyto(target.reshape(shape), windowed(P, shape, strides))
 
 
 def _padded_shape(w: Windows, plan: _Plan, n: int, r: int, C: int) -> tuple[int, int, int, int]:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import FLOATS, LIMIT, Floats, fill_padded, images_and_lines, keep_where, scratch
+from xpnet.accel.numpy.scratch import FLOATS, LIMIT, Floats, evenly, fill_padded, images_and_lines, keep_where, scratch
 from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches, pool_geometry, window_counts
 from xpnet.threads import parallel
 
-_CHUNK = 3 << 18
+_CHUNK = 3 << 19
 """Bytes of input in a chunk."""
 
 
@@ -193,7 +193,7 @@ def _gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: A
     N, _, W, C = shape
     dx = np.empty(shape, dtype)
     line = g.h.stride * W * C * dtype.itemsize
-    images = max(1, min(_CHUNK // (g.h.out * line), -(-N // 2)))
+    images = evenly(N, max(1, _CHUNK // (g.h.out * line)))
     lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
     covered = _covered(g)
 

@@ -27,10 +27,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.ends import Images, Outputs
-from xpnet.accel.numpy.scratch import LIMIT, Floats, scratch
+from xpnet.accel.numpy.scratch import LIMIT, Floats, evenly, scratch, windowed
 from xpnet.threads import get_num_threads, parallel
 
 _enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
@@ -131,8 +130,7 @@ def _cut(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool) -> _Cut:
         tiles = max(tiles, th * tw)
     images, strips = tiles // (th * tw), th
     if images > 1:
-        images = min(images, -(-N // get_num_threads()))
-        images = -(-N // -(-N // images))
+        images = evenly(N, images)
     else:
         images = 1
         strips = max(1, min(th, tiles // tw))
@@ -157,7 +155,8 @@ def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tup
     m, a, dtype = t.m, t.a, x.dtype
     terms = a if bias is None else a + 1
     each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
-    wanted = 64 * max(1, 128 // max(C, O))
+    # Few channels make short calls: then more tiles, so that the threads are not held up by Python between them.
+    wanted = 64 if max(C, O) > 64 else (1 << 14) // max(C, O)
     cut = _cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), x.whole or target.whole)
     tw = cut.tw
     wide = m * tw + t.r - 1
@@ -180,9 +179,9 @@ def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tup
         x.fill(P, (n0, n1), m * s0 - pads[0], -pads[1])
         # B^T along the height, then along the width.
         b0, b1, _, b3 = P.strides
-        np.matmul(t.BT, as_strided(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+        np.matmul(t.BT, windowed(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
         b0, b1, b2, b3 = D.strides
-        tiles = as_strided(D, (a, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+        tiles = windowed(D, (a, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
         np.matmul(t.BT, tiles, out=V.reshape(a, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
         np.matmul(V, U, out=M)
         # A^T along the width, then along the height, with the bias as one more term.
@@ -260,9 +259,9 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
             x.fill(P, (n0, n1), m * s0 - pads[0], -pads[1])
             dy.fill(Q, (n0, n1), m * s0, 0)
             b0, b1, _, b3 = P.strides
-            np.matmul(BT, as_strided(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+            np.matmul(BT, windowed(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
             b0, b1, b2, b3 = D.strides
-            tiles = as_strided(D, (g, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+            tiles = windowed(D, (g, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
             np.matmul(t.BT, tiles, out=V.reshape(g, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
             np.matmul(A, Q.reshape(n, s, m, m * tw * O), out=E)
             tiles = E.reshape(n, s, g, tw, m, O).transpose(2, 0, 1, 3, 4, 5)
