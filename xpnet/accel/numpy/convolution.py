@@ -61,7 +61,7 @@ def forward(
     C, O = kernel.shape[2:]
     y = np.empty((x.shape[0], *w.size, O), dtype)
     if groups > 1 and C == 1:
-        depthwise.convolve(x, kernel, bias, w, y, activation)
+        depthwise.convolve(Images(x), kernel, bias, w, Outputs(y, activation))
     elif groups > 1:
         for xs, ks, ys in _each_group(groups, C, O // groups):
             part = None if bias is None else bias[ks]
@@ -115,7 +115,7 @@ def backward(
     dy = dy.astype(x.dtype, copy=False)
     C, O = kernel.shape[2:]
     if groups > 1 and C == 1:
-        return depthwise.gradients(x, kernel, dy, y, w, activation, needs)
+        return depthwise.gradients(Images(x), kernel, Gradient(dy, y, activation), w, needs)
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if groups == 1:
         source = Gradient(dy, y, activation)
