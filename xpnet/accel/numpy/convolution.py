@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from xpnet.accel.numpy import columns, depthwise, winograd
 from xpnet.accel.numpy.columns import Windows
-from xpnet.accel.numpy.ends import Gradient, Images, Outputs
+from xpnet.accel.numpy.ends import Gradient, Images, Outputs, Strided
 from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.geometry import Geometry
@@ -26,9 +27,25 @@ def windows_of(g: Geometry) -> Windows:
 
 
 def winograd_tile(w: Windows, size: tuple[int, int], C: int, O: int) -> int:
-    """The tile of a Winograd convolution with outputs of `size`, or 0 where another way is better or it cannot be done."""
-    square = w.window[0] == w.window[1] and w.stride == (1, 1) and w.dilation == (1, 1)
-    return winograd.best_tile(*size, C, O, w.window[0]) if square else 0
+    """The tile of a Winograd convolution with outputs of `size`, or 0 where another way is better or it cannot be done.
+
+    With a dilation of d it is d * d convolutions of every d-th row and column.
+    """
+    if w.window[0] != w.window[1] or w.stride != (1, 1):
+        return 0
+    return winograd.best_tile(-(-size[0] // w.dilation[0]), -(-size[1] // w.dilation[1]), C, O, w.window[0])
+
+
+def _phases(w: Windows) -> Iterator[tuple[slice, slice, slice, slice, tuple[int, int]]]:
+    """A dilated convolution as plain ones: rows and columns of the input, of the output, and the paddings, for each."""
+    axes = []
+    for d, pad, size in zip(w.dilation, w.pads, w.size):
+        # Output a + d*j sees the inputs a + d*(j + k) - pad: every d-th, from the remainder of a - pad on.
+        starts = [(a, (a - pad) % d, -((a - pad) // d)) for a in range(min(d, size))]
+        axes.append([(slice(first, None, d), slice(a, None, d), before) for a, first, before in starts])
+    for rows, out_rows, top in axes[0]:
+        for columns_, out_columns, left in axes[1]:
+            yield rows, columns_, out_rows, out_columns, (top, left)
 
 
 @conv2d.accelerate("numpy")
@@ -76,11 +93,18 @@ def forward(
 def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target: Outputs) -> None:
     """A convolution without groups, by the way that is expected to be faster."""
     C, O = kernel.shape[2:]
-    if m := winograd_tile(w, w.size, C, O):
-        t = winograd.transforms(m, w.window[0], x.dtype)
-        winograd.convolve(x, winograd.transform_kernel(kernel, t), t, bias, w.pads, target)
-    else:
+    m = winograd_tile(w, w.size, C, O)
+    if not m or (w.dilation != (1, 1) and (x.whole or target.whole)):
         columns.convolve(x, kernel, bias, w, target)
+        return
+    t = winograd.transforms(m, w.window[0], x.dtype)
+    U = winograd.transform_kernel(kernel, t)
+    if w.dilation == (1, 1):
+        winograd.convolve(x, U, t, bias, w.pads, target)
+        return
+    for rows, across, out_rows, out_across, pads in _phases(w):
+        part = Strided(target.y[:, out_rows, out_across], target.activation)
+        winograd.convolve(x.every(rows, across), U, t, bias, pads, part)
 
 
 def _pointwise(g: Geometry, x: Floats) -> bool:
@@ -136,11 +160,20 @@ def backward(
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None
 
 
-def kernel_gradient(x: Images, dy: Images, w: Windows, shape: tuple[int, ...], whole: bool = False) -> tuple[Floats, Floats]:
+def kernel_gradient(x: Images, dy: Images, w: Windows, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
     """The gradients of kernel and bias of a convolution without groups."""
-    if m := winograd_tile(w, w.size, shape[2], shape[3]):
-        return winograd.kernel_gradient(x, dy, winograd.transforms(m, w.window[0], x.dtype), w.pads)
-    return columns.kernel_gradient(x, dy, w, shape)
+    m = winograd_tile(w, w.size, shape[2], shape[3])
+    if not m or (w.dilation != (1, 1) and dy.whole):
+        return columns.kernel_gradient(x, dy, w, shape)
+    t = winograd.transforms(m, w.window[0], x.dtype)
+    if w.dilation == (1, 1):
+        return winograd.kernel_gradient(x, dy, t, w.pads)
+    dkernel, dbias = np.zeros(shape, x.dtype), np.zeros(shape[3], x.dtype)
+    for rows, across, out_rows, out_across, pads in _phases(w):
+        part = winograd.kernel_gradient(x.every(rows, across), dy.every(out_rows, out_across), t, pads)
+        dkernel += part[0]
+        dbias += part[1]
+    return dkernel, dbias
 
 
 def data_gradient(dy: Images, kernel: Floats, w: Windows, dx: Floats) -> None:

@@ -34,6 +34,10 @@ class Images:
         """Fill P (n, rows, columns, C) with the images' rows from `top` and columns from `left` on; zeros outside."""
         fill_padded(P, self.array, None, None, images, top, left)
 
+    def every(self, rows: slice, columns: slice) -> Images:
+        """The images of some rows and columns."""
+        return Images(self.array[:, rows, columns])
+
 
 class Gradient(Images):
     """A source: the gradient before an activation, made of the one after it and the activation's output."""
@@ -46,6 +50,11 @@ class Gradient(Images):
     def fill(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
         """As `Images.fill`."""
         fill_padded(P, self.array, self.y, self.activation, images, top, left)
+
+    def every(self, rows: slice, columns: slice) -> Images:
+        """As `Images.every`."""
+        y = None if self.y is None else self.y[:, rows, columns]
+        return Gradient(self.array[:, rows, columns], y, self.activation)
 
 
 class Unpooled(Gradient):
@@ -77,6 +86,10 @@ class Unpooled(Gradient):
         pooling.unpool_chunk(dz, self.switches[part], self.g, full)
         fill_padded(P, full, None, None, (0, n1 - n0), top, left)
 
+    def every(self, rows: slice, columns: slice) -> Images:
+        """Not offered: the pooled pixels do not fall apart into such rows and columns."""
+        raise NotImplementedError("whole images only")
+
 
 class Outputs:
     """A target: outputs as they are, after an activation."""
@@ -105,6 +118,16 @@ class Outputs:
         else:
             np.copyto(part, result)
             activate(part, self.activation)
+
+
+class Strided(Outputs):
+    """A target: outputs whose pixels lie apart, so that a chunk is first written elsewhere."""
+
+    def room(self, chunk: Chunk) -> Floats:
+        """As `Outputs.room`: working memory of this thread."""
+        n0, n1, r0, r1 = chunk
+        (array,) = scratch(self.y.dtype, (n1 - n0, r1 - r0, *self.shape[2:]), slot="ends")
+        return array
 
 
 class Pooled(Outputs):
