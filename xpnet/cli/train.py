@@ -64,7 +64,8 @@ def train(args: argparse.Namespace) -> int:
 
     trainer = Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, metrics=["accuracy"], seed=args.seed)
     began = time.perf_counter()
-    history = trainer.fit(batches, validation=checked, epochs=epochs, batch_size=batch_size)
+    with np.errstate(over="ignore", invalid="ignore"):  # the trainer finds them, and says more about them than NumPy
+        history = trainer.fit(batches, validation=checked, epochs=epochs, batch_size=batch_size)
     seconds = time.perf_counter() - began
     if history.interrupted:
         print(f"stopped by Ctrl-C in epoch {trainer.epoch + 1}; what was learnt until then is kept")
@@ -114,7 +115,9 @@ def _folder(out: str | None, name: str) -> Path:
         folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        archive.write_atomically(folder / HISTORY, lambda file: file.write(b"epoch\n"))
+        trial = folder / ".writable"
+        archive.write_atomically(trial, lambda file: file.write(b""))
+        trial.unlink()
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"--out {folder}: there is a file of that name; expected a folder") from None
     return folder
