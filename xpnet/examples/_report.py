@@ -51,7 +51,8 @@ class Report:
         values = np.atleast_1d(np.asarray(got, dtype=np.float64)).ravel()
         if len(words) != len(values):
             raise ValueError(f"{name}: {len(words)} numbers are printed, {len(values)} were computed")
-        close = [abs(v - float(w)) <= (_half_unit(w) if within is None else within) for w, v in zip(words, values)]
+        reach = [_half_unit(w) if within is None else within for w in words]
+        close = [abs(v - float(w)) <= r for w, v, r in zip(words, values, reach)]
         shown = [_like(w, v) for w, v in zip(words, values)]
         self._add(name, printed, " ".join(shown), all(close), "" if within is None else f"+-{within:g}")
 
