@@ -42,9 +42,10 @@ def test_rows_compare_to_the_digits_printed(capsys):
     report.row("off in the exponent form", "3.51019e-5", 3.51011e-5)
     report.row("within", "95.42", 95.0, within=1)
     report.at_least("at least", 95, 94.99)
+    report.at_least("at least, nearly", 95, 94.99, less=0.5)
     report.at_most("at most", 0.1, 0.2)
     report.same("same", 3, 4)
-    assert [row.agrees for row in report.rows] == [True, False, False, True, False, False, False]
+    assert [row.agrees for row in report.rows] == [True, False, False, True, False, True, False, False]
     assert len(report.differing) == 5
     assert capsys.readouterr().out.count("differs") == 5
 
@@ -132,7 +133,10 @@ def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(builtins, "__import__", without)
     picture(tmp_path, "a.png", lambda figure: None)
-    assert "no picture a.png: drawing needs matplotlib, which is not installed: pip install 'xpnet[plot]'" in capsys.readouterr().out
+    assert (
+        "no picture a.png: drawing needs matplotlib, which is not installed: pip install 'xpnet[plot]'"
+        in capsys.readouterr().out
+    )
     assert list(tmp_path.iterdir()) == []
 
 

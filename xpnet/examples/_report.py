@@ -56,9 +56,10 @@ class Report:
         shown = [_like(w, v) for w, v in zip(words, values)]
         self._add(name, printed, " ".join(shown), all(close), "" if within is None else f"+-{within:g}")
 
-    def at_least(self, name: str, printed: float, got: float) -> None:
-        """Compare a number that must not be below the text's."""
-        self._add(name, f">= {printed:g}", f"{got:.2f}", bool(got >= printed))
+    def at_least(self, name: str, printed: float, got: float, *, less: float = 0.0) -> None:
+        """Compare a number that must not be below the text's by more than `less`."""
+        allowed = f" - {less:g}" if less else ""
+        self._add(name, f">= {printed:g}{allowed}", f"{got:.2f}", bool(got >= printed - less))
 
     def at_most(self, name: str, printed: float, got: float) -> None:
         """Compare a number that must not be above the text's."""

@@ -79,7 +79,9 @@ def run(out: Folder = None, seed: int = 0, epochs: int = 20) -> Report:
         for k in range(10):
             chosen = codes[data.test[1] == k]
             left.plot(*chosen.T, "o", markersize=3, color=f"C{k}" if k < 6 else None, alpha=0.7)
-            left.text(*np.median(chosen, axis=0), str(k), fontsize=13, fontweight="bold", ha="center", va="center", path_effects=halo)
+            left.text(
+                *np.median(chosen, axis=0), str(k), fontsize=13, fontweight="bold", ha="center", va="center", path_effects=halo
+            )
         left.set(title="codes of the test images", xlabel="first number of the code", ylabel="second")
         edges = np.linspace(0, float(distance.max()), 60)
         right.hist(distance[truth == 1], edges, alpha=0.75, label="same digit")

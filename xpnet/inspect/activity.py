@@ -165,7 +165,8 @@ def layer_gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: 
         loss: as for a Trainer.
         x, y: one batch.
     """
-    model(x)  # makes the parameters of a model that has not seen its input
+    if any(not layer.built for layer in model.modules()):
+        model.predict(x)  # makes the parameters of a model that has not seen its input
     parameters = model.parameters()
     held = {name: _copy(p.grad) for name, p in parameters.items()}
     probes: dict[str, Tensor] = {}
