@@ -2,7 +2,8 @@
 
 The score is the small problem of S. Welch, "Neural networks demystified" (2014): three students, two inputs, 2-3-1 sigmoid
 units, hours and scores divided by their largest values (he trains with BFGS; Adam does here). With so few examples the net
-learns them by heart; a penalty on the weights keeps what it makes of them smooth. The crop is made by rule, so that the right answer is known everywhere.
+learns them by heart; a penalty on the weights keeps what it makes of them smooth. The crop is made by rule, so that the
+right answer is known everywhere.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def make_crops(n: int, seed: int) -> tuple[Any, Any]:
 def learn_crops(seed: int, epochs: int) -> tuple[xn.Sequential, Standardize, float]:
     """3-32-32-1 with tanh units on 2,000 fields; returns the model, its scaling, and the error on the rule itself."""
     x, y = make_crops(2000, seed)
-    scale = Standardize().fit(x)
+    scale = Standardize()
+    scale.fit(x)
     model = xn.Sequential([xn.Dense(32, "tanh"), xn.Dense(32, "tanh"), xn.Dense(1)], input_shape=(3,), seed=seed)
     trainer = xn.Trainer(model, loss="mean_squared_error", optimizer=xn.optim.Adam(0.003), seed=seed)
     trainer.fit((scale(x).astype(np.float32), y.astype(np.float32)), epochs=epochs, batch_size=50, verbose=False)

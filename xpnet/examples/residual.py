@@ -1,8 +1,8 @@
 """Residual connections: a deep plain network that does not train, and the same depth with x + f(x), which does.
 
 Each block's output is its input plus what its layers add. The gradient then has a way past every block, and thirty blocks
-train as easily as three. The initial weights are a little too small here (half of the variance 1/n), which thirty plain blocks do
-not forgive. Source: K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", 2015.
+train as easily as three. The initial weights are a little too small here (half of the variance 1/n), which thirty plain
+blocks do not forgive. Source: K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", 2015.
 """
 
 from __future__ import annotations
