@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.data import DataError, Dataset, load
+from xpnet.data import Dataset, load
 from xpnet.examples import mnist
 
 
@@ -19,12 +17,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def data():
-    if not os.environ.get("XPNET_DATA"):
-        pytest.skip("MNIST is not there: XPNET_DATA is not set")
-    try:
-        return load("mnist", path=os.environ["XPNET_DATA"])
-    except DataError as error:
-        pytest.skip(f"MNIST is not there: {error}")
+    return load("mnist")
 
 
 @pytest.mark.parametrize(("name", "least"), [("no_hidden_layer", 85), ("hidden_30", 90), ("cross_entropy_l2", 93)])

@@ -7,6 +7,7 @@ sigmoid neuron without bias, whose answer to the unseen [1, 0, 0] is printed as 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,8 @@ def three_input_gate(steps: int = 10_000) -> xn.Sequential:
     y = np.array([[0], [1], [1], [0]], dtype=np.float64)
     model = xn.Sequential([xn.Dense(1, "sigmoid", use_bias=False)], input_shape=(3,), dtype="float64")
     model.load_state({"0.kernel": 2 * np.random.RandomState(1).random_sample((3, 1)) - 1})
-
-    def quadratic_cost(output: Any, target: Any) -> Any:
-        return 0.5 * xn.ops.sum(xn.ops.square(output - target))
-
-    trainer = xn.Trainer(model, loss=quadratic_cost, optimizer=xn.optim.SGD(1.0))
+    cost = partial(xn.losses.half_squared_error, reduction="sum")
+    trainer = xn.Trainer(model, loss=cost, optimizer=xn.optim.SGD(1.0))
     for _ in range(steps):
         trainer.step(x, y)
     return model

@@ -44,8 +44,7 @@ def train(
 
 def quadratic_cost(output: Any, labels: Any) -> Any:
     """1/2 |y(x) - a|^2, the mean over the batch; the labels are class numbers."""
-    target = one_hot(labels, output.shape[-1])
-    return xn.ops.sum(xn.ops.square(output - target)) * (0.5 / len(labels))
+    return xn.losses.quadratic_cost(output, one_hot(labels, output.shape[-1]))
 
 
 def sigmoid_layer(units: int) -> xn.Dense:
@@ -82,12 +81,8 @@ def hidden_100(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = 
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
-    """-sum_j [y_j ln a_j + (1 - y_j) ln(1 - a_j)] with a = sigmoid(logits), the mean over the batch.
-
-    With z the logits this is softplus(z) - y z, which no large z makes overflow.
-    """
-    target = one_hot(labels, logits.shape[-1])
-    return xn.ops.sum(xn.ops.softplus(logits) - logits * target) * (1 / len(labels))
+    """-sum_j [y_j ln a_j + (1 - y_j) ln(1 - a_j)] with a = sigmoid(logits), the mean over the batch."""
+    return xn.losses.attribute_logistic(logits, one_hot(labels, logits.shape[-1]))
 
 
 def cross_entropy_l2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "cpu") -> Accuracies:
