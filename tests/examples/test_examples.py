@@ -140,6 +140,12 @@ def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_xor_begins_again_from_a_local_minimum():
+    model, starts = gates.learn_xor(seed=3)  # from this start two of the rows are answered with one half
+    assert starts > 1
+    assert np.allclose(model.predict(gates.BITS)[:, 0], [0, 1, 1, 0], atol=0.1)
+
+
 def test_stairs_by_rule():
     x, y = stairs.make_images(500, 1)
     assert x.min() >= 0
