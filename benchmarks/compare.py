@@ -21,15 +21,18 @@ import numpy as np
 from benchmarks.cases import CLASSES, Case
 from benchmarks.libraries import CEILING, LIBRARIES, OURS
 from benchmarks.libraries.job import Unsupported
+from benchmarks.machine import busy_seconds, seconds_of
 from benchmarks.nets import trace
 from benchmarks.peers import ROOT, interpreter
-from benchmarks.machine import busy_seconds, seconds_of
 from benchmarks.process import Process, WorkerError, environment, hold_to
 from benchmarks.text import bytes_text, seconds_text
 
 CEILINGS = ("products", "copy")
 # OpenMP's threads go on spinning for a while after their work; the next library must not pay for that.
 PAUSE = 0.003
+# Cores kept busy by other processes, from which on a case is marked: threads that wait for each other suffer more from
+# that than others do, so a ratio is then no longer one of the libraries' speeds.
+DISTURBED = 0.15
 # Of the norm of an array: two libraries add up in other orders, and half precision keeps 11 or 8 bits.
 TOLERANCE = {"float32": 2e-3, "tf32": 2e-2, "float16": 3e-2, "bfloat16": 1e-1}
 # In a deep network rounding sends some units to the other side of ReLU's kink, and gradients of single arrays move by
@@ -46,6 +49,7 @@ class Options:
         budget: seconds for one case and one peer.
         rounds: at most so many pairs of turns.
         turn: seconds that one turn should last at least.
+        wait: seconds to wait before a case, at most, for the rest of the machine to become idle.
         verbose: say what is being done.
     """
 
@@ -55,6 +59,7 @@ class Options:
     budget: float = 3.0
     rounds: int = 25
     turn: float = 0.02
+    wait: float = 0.0
     verbose: bool = True
 
 
@@ -209,7 +214,7 @@ class Comparison:
 
     def _turns(self, name: str, key: str) -> Callable[[int], dict[str, Any]]:
         worker = self.workers[name.split()[0]]
-        return lambda count: worker.ask(do="time", key=key, count=count)
+        return lambda count: worker.ask(do="time", key=key, count=count, limit=10 * self.options.turn)
 
     def _starters(self, case: Case, file: Path, record: dict[str, Any]) -> dict[str, Callable[[int], dict[str, Any]]]:
         """The same for fresh interpreters."""
@@ -265,6 +270,7 @@ class Comparison:
             device[name] += reply["device_seconds"]
             return float(statistics.median(reply["seconds"]))
 
+        self._wait_for_quiet()
         foreign_before = self._foreign()
         start = time.perf_counter()
         spent: dict[str, float] = dict.fromkeys(others or [OURS], 0.0)
@@ -279,11 +285,20 @@ class Comparison:
             if not active:
                 break
         elapsed = time.perf_counter() - start
+        record["turn_seconds"] = o.turn
         record["seconds_of_measuring"] = round(elapsed, 2)
         if not fresh and busy_seconds():
             # How many cores the rest of the machine kept busy meanwhile.
             record["foreign_cores"] = max(0.0, (self._foreign() - foreign_before) / elapsed)
         self._store(record, samples, device, ratios)
+
+    def _wait_for_quiet(self) -> None:
+        deadline = time.perf_counter() + self.options.wait
+        while time.perf_counter() < deadline:
+            before = self._foreign()
+            time.sleep(0.5)
+            if (self._foreign() - before) / 0.5 <= DISTURBED:
+                return
 
     def _foreign(self) -> float:
         """Seconds of processor time that everything but this comparison has used since the machine started."""

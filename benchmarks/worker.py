@@ -5,7 +5,7 @@
     {"do": "hello", "device": "cpu", "precision": "float32", "threads": 2}   -> versions and settings
     {"do": "prepare", "key": K, "case": {...}, "arrays": FILE, "settings": {}} -> {"ok": true} or {"unsupported": "why"}
     {"do": "check", "key": K, "out": FILE}                                   -> writes the results to be compared
-    {"do": "time", "key": K, "count": n, "turns": m}                         -> seconds of one unit, m times
+    {"do": "time", "key": K, "count": n, "turns": m, "limit": s}             -> seconds of one unit, m times
     {"do": "memory", "key": K, "count": n}                                   -> bytes beyond what was there before
     {"do": "drop", "key": K}
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import json
+import math
 import os
 import resource
 import sys
@@ -48,7 +49,7 @@ class Worker:
             return {"ok": True, **(getattr(self, f"do_{request.pop('do')}")(**request) or {})}
         except Unsupported as reason:
             return {"ok": False, "unsupported": str(reason)}
-        except Exception:  # noqa: BLE001 - handed on to the process that asked, which reports it
+        except Exception:
             return {"ok": False, "error": traceback.format_exc()}
 
     def do_hello(self, device: str, precision: str, threads: int) -> dict[str, Any]:
@@ -73,21 +74,26 @@ class Worker:
             found.update({f"change/{path}": after - before[path] for path, after in job.weights().items()})
         np.savez(out, **found)
 
-    def do_time(self, key: str, count: int, turns: int = 1) -> dict[str, Any]:
+    def do_time(self, key: str, count: int, turns: int = 1, limit: float = math.inf) -> dict[str, Any]:
         job = self.jobs[key]
         seconds, device_seconds = [], []
         job.once()  # brings code and data back into the caches after the others' turn
         job.synchronize()
         for _ in range(turns):
             clock = _device_clock(self.device, self.library)
+            done = 0
             start = time.perf_counter()
-            for _ in range(count):
-                job.once()
+            # In a few pieces, so that a turn on a machine that has become slow does not take for ever.
+            while done < count and time.perf_counter() - start < limit:
+                piece = min(max(1, count // 8), count - done)
+                for _ in range(piece):
+                    job.once()
+                done += piece
             elapsed_on_device = clock()
             job.synchronize()
-            seconds.append((time.perf_counter() - start) / (count * job.units))
+            seconds.append((time.perf_counter() - start) / (done * job.units))
             if elapsed_on_device is not None:
-                device_seconds.append(elapsed_on_device / (count * job.units))
+                device_seconds.append(elapsed_on_device / (done * job.units))
         return {"seconds": seconds, "device_seconds": device_seconds}
 
     def do_memory(self, key: str, count: int) -> dict[str, Any]:
@@ -158,7 +164,7 @@ def main() -> None:
         if worker is None:
             try:
                 worker = Worker(library)
-            except Exception as error:  # noqa: BLE001 - a broken installation is a peer that is skipped by name
+            except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 print(json.dumps({"ok": False, "unsupported": f"it does not import: {reason}"}), file=replies)
                 break

@@ -146,6 +146,10 @@ def _step(case: Case, x: Any, labels: Any, weights: dict[str, Any]) -> Job:
 
     def check() -> Arrays:
         (loss, output), g = jax.jit(gradient)(state[0])
-        return {"output": np.asarray(output), "loss": np.asarray(loss), **{f"gradient/{p}": np.asarray(a) for p, a in g.items()}}
+        return {
+            "output": np.asarray(output),
+            "loss": np.asarray(loss),
+            **{f"gradient/{p}": np.asarray(a) for p, a in g.items()},
+        }
 
     return Job(check, once, weights=lambda: {p: np.array(w) for p, w in state[0].items()})

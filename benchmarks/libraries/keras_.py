@@ -10,12 +10,12 @@ from typing import Any
 if "KERAS_BACKEND" not in os.environ:
     os.environ["KERAS_BACKEND"] = "jax" if importlib.util.find_spec("jax") is not None else "torch"
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from keras import layers  # noqa: E402
+import keras
+import numpy as np
+from keras import layers
 
-from benchmarks.cases import LEARNING_RATE, MOMENTUM, PREDICT_BATCH, Case  # noqa: E402
-from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of  # noqa: E402
+from benchmarks.cases import LEARNING_RATE, MOMENTUM, PREDICT_BATCH, Case
+from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
 
 NAMES = {"dense": ("kernel", "bias"), "conv": ("kernel", "bias"), "batch_norm": ("scale", "offset")}
 

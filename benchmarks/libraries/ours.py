@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import xpnet as xn
 
+import xpnet as xn
 from benchmarks.cases import LEARNING_RATE, MOMENTUM, PREDICT_BATCH, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
 
@@ -38,9 +38,7 @@ class Net:
         self.modules: dict[str, Any] = {}
         self.model = xn.Sequential(self._layers(case.net, ""), input_shape=case.shape, device=device, dtype=dtype)
         self.parameters = {
-            f"{path}.{name}": parameter
-            for path, module in self.modules.items()
-            for name, parameter in _named(module)
+            f"{path}.{name}": parameter for path, module in self.modules.items() for name, parameter in _named(module)
         }
         given = weights_of(arrays)
         if set(given) != set(self.parameters):
@@ -132,9 +130,7 @@ def _gradients(net: Net) -> Arrays:
 
 
 def _step(net: Net, x: Any, labels: Any, where: Any) -> Job:
-    trainer = xn.Trainer(
-        net.model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(LEARNING_RATE, momentum=MOMENTUM)
-    )
+    trainer = xn.Trainer(net.model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(LEARNING_RATE, momentum=MOMENTUM))
 
     def check() -> Arrays:
         net.model.train()
