@@ -236,7 +236,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("name", list(SOURCES))
 @pytest.mark.parametrize("workers", [0, 2])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(steps=st.integers(0, 20))
 def test_a_saved_place_is_gone_on_from(name, workers, steps):
     def make():
@@ -533,8 +533,10 @@ def test_a_mapped_file_is_never_in_memory_as_a_whole(tmp_path):
     assert growth < 160
 
 
-def test_batches_of_a_mapped_file_are_copies_and_equal(tmp_path, monkeypatch):
+@pytest.mark.parametrize("long_row", [1, 1 << 20])
+def test_batches_of_a_mapped_file_are_copies_and_equal(tmp_path, monkeypatch, long_row):
     monkeypatch.setattr("xpnet.data.arrays._RELEASE_AFTER", 1)  # give the pages back after each batch
+    monkeypatch.setattr("xpnet.data.arrays._LONG_ROW", long_row)
     x, y = arrays(500)
     np.save(tmp_path / "x.npy", x)
     for mode in ("r", "r+", "c"):

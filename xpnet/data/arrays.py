@@ -19,6 +19,8 @@ from .dataset import NumpyArray
 _RELEASE_AFTER = 1 << 26
 _FAULT_AROUND = 1 << 16  # what the kernel maps at least around a page that is touched
 
+_LONG_ROW = 1 << 14  # bytes from which a row is worth a copy of its own, rather than a second copy of the batch
+
 
 # Trees: an array, or a tuple or dict of trees
 
@@ -126,14 +128,18 @@ class _Mapped(_Reader):
     """Of a memory-mapped file: batches are copies, and the file's pages are given back from time to time."""
 
     def __init__(self, array: NumpyArray, memory: mmap.mmap):
-        super().__init__(array)
+        super().__init__(np.asarray(array))  # a memmap would make every row a memmap
         self.memory = memory
 
     def take(self, order: Order, start: int, stop: int) -> Array:
         indices = order.host[start:stop]
         out = np.empty((len(indices), *self.array.shape[1:]), self.array.dtype)
         along = np.argsort(indices, kind="stable")  # reads go forwards through the file
-        out[along] = self.array[indices[along]]
+        if out.nbytes >= _LONG_ROW * len(indices):
+            for i in along.tolist():
+                out[i] = self.array[indices[i]]
+        else:
+            out[along] = self.array[indices[along]]
         _release(self.memory, out.nbytes + len(indices) * _FAULT_AROUND)
         return out
 

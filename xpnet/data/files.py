@@ -84,14 +84,17 @@ def look(
             if (found := find_in(folder, subfolders, names)) is not None:
                 return found
         raise DataError(f"{name}: the files are not in {folder}. {_what(name, subfolders, choices)}")
-    places = [cache_folder()]
-    if chosen := os.environ.get("XPNET_DATA"):
-        places.insert(0, Path(chosen).expanduser())
-    for folder in places:
+    for folder in _places():
         for names in choices:
             if (found := find_in(folder, subfolders, names)) is not None:
                 return found
     return None
+
+
+def _places() -> list[Path]:
+    """The folders to look in where the user gave none."""
+    chosen = os.environ.get("XPNET_DATA")
+    return [*([Path(chosen).expanduser()] if chosen else []), cache_folder()]
 
 
 def _what(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]]) -> str:
@@ -112,12 +115,13 @@ def download(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[st
             to put where.
     """
     wanted = _what(name, subfolders, choices)
+    absent = f"{name}: not found in {' or '.join(map(str, _places()))}"
     if os.environ.get("XPNET_OFFLINE", "0") not in ("", "0"):
-        raise DataError(f"{name}: not found, and XPNET_OFFLINE forbids the download. {wanted}")
+        raise DataError(f"{absent}, and XPNET_OFFLINE forbids the download. {wanted}")
     try:
         import pooch
     except ImportError:
-        raise DataError(f"{name}: not found, and a download needs pooch (pip install pooch). {wanted}") from None
+        raise DataError(f"{absent}, and a download needs pooch (pip install pooch). {wanted}") from None
     mirror = os.environ.get("XPNET_DATA_MIRROR", "").rstrip("/")
     folder = cache_folder() / subfolders[0]
     pooch.get_logger().setLevel("WARNING")

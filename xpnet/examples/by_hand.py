@@ -114,8 +114,8 @@ def run(out: Folder = None) -> Report:
 
     def draw(figure: Any) -> None:
         first, second = figure.subplots(1, 2, width_ratios=(1.3, 1))
-        names = {"input_names": ["$i_1$", "$i_2$"], "output_names": ["$o_1$", "$o_2$"]}
-        draw_network(network(), axes=first, digits=2, **names)
+        inputs, outputs = ["$i_1$", "$i_2$"], ["$o_1$", "$o_2$"]
+        draw_network(network(), axes=first, digits=2, input_names=inputs, output_names=outputs)
         first.set_title("the weights before the first step")
         second.loglog(np.arange(1, len(errors) + 1), errors)
         second.set(xlabel="step", ylabel="error $E$", title="gradient descent, learning rate 0.5")

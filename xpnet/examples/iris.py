@@ -46,18 +46,19 @@ def run(out: Folder = None, seed: int = 0, epochs: int = 5000) -> Report:
     report.found("loss, first and last", f"{losses[0]:.4f} {losses[-1]:.4f}")
 
     def draw(figure: Any) -> None:
-        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
         lengths = ["sepal length", "sepal width", "petal length", "petal width"]
         draw_network(model, axes=left, input_names=lengths, output_names=list(data.class_names))
-        left.set_xlim(-2.0)
+        left.set_xlim(-1.9)
         for k, name in enumerate(data.class_names):
             for part, marker in (((x, y), "."), ((xv, yv), "o")):
                 chosen = part[0][part[1] == k]
                 right.plot(chosen[:, 2], chosen[:, 3], marker, color=COLOURS[k], label=name if marker == "o" else None)
         wrong = xv[answer != yv]
-        right.plot(wrong[:, 2], wrong[:, 3], "o", markersize=13, markerfacecolor="none", markeredgecolor="black", label="mistaken")
+        if len(wrong):
+            right.plot(wrong[:, 2], wrong[:, 3], "ks", markersize=12, markerfacecolor="none", label="mistaken")
         right.set(xlabel="petal length, scaled", ylabel="petal width, scaled", title="dots: training; discs: held out")
         right.legend()
 
-    picture(out, "iris.png", draw, 10.0, 4.2)
+    picture(out, "iris.png", draw, 11.0, 4.2)
     return report

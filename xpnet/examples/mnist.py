@@ -7,14 +7,14 @@ after every epoch, in percent. The text trains on the first 50,000 images and re
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 import xpnet as xn
-from xpnet.data import Dataset, load, one_hot
+from xpnet.data import DataError, Dataset, load, one_hot
 from xpnet.examples._report import Folder, Report, picture
 from xpnet.layers.module import Module
 
@@ -22,7 +22,15 @@ Accuracies = list[float]
 
 
 def train(
-    model: Module, data: Dataset, *, loss: Any, optimizer: Any, epochs: int, batch_size: int = 10, examples: int = 50_000, seed: int
+    model: Module,
+    data: Dataset,
+    *,
+    loss: Any,
+    optimizer: Any,
+    epochs: int,
+    batch_size: int = 10,
+    examples: int = 50_000,
+    seed: int,
 ) -> Accuracies:
     """Train on the first `examples` images; returns the test accuracy after every epoch, in percent."""
     x, y = data.train[0][:examples], data.train[1][:examples]
@@ -84,7 +92,7 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
 
 def cross_entropy_l2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "cpu") -> Accuracies:
     """[784, 100, 10] with cross entropy, L2 (lambda = 5) and learning rate 0.1: 98.04 %."""
-    narrow = {"kernel_initializer": xn.initializers.FanIn(), "bias_initializer": xn.initializers.Normal(1.0)}
+    narrow: dict[str, Any] = {"kernel_initializer": xn.initializers.FanIn(), "bias_initializer": xn.initializers.Normal(1.0)}
     layers = [xn.Flatten(), xn.Dense(100, "sigmoid", **narrow), xn.Dense(data.classes, **narrow)]
     model = xn.Sequential(layers, input_shape=data.input_shape, device=device, seed=seed)
     n = min(len(data.train[0]), 50_000)
@@ -97,7 +105,7 @@ def cross_entropy_l2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: 
 
 def conv_pool(filters: int, activation: str) -> list[Module]:
     """5x5 filters and 2x2 max pooling. (Pooling first would give the same: the activation is monotone.)"""
-    init = {
+    init: dict[str, Any] = {
         "kernel_initializer": xn.initializers.Scaled(gain=4.0, mode="out"),  # n_out counted after the pooling, which is 2x2
         "bias_initializer": xn.initializers.Normal(1.0),
     }
@@ -106,7 +114,7 @@ def conv_pool(filters: int, activation: str) -> list[Module]:
 
 def fully_connected(units: int, activation: str) -> xn.Dense:
     """Weights of variance 1/units, standard normal biases."""
-    init = {"kernel_initializer": xn.initializers.Scaled(mode="out"), "bias_initializer": xn.initializers.Normal(1.0)}
+    init: dict[str, Any] = {"kernel_initializer": xn.initializers.Scaled(mode="out"), "bias_initializer": xn.initializers.Normal(1.0)}
     return xn.Dense(units, activation, **init)
 
 
@@ -163,8 +171,6 @@ def with_shifted_copies(data: Dataset, examples: int = 50_000) -> Dataset:
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     H, W = x.shape[1:3]
     copies = [padded[:, i : i + H, j : j + W] for i, j in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
-    from dataclasses import replace
-
     return replace(data, train=(np.concatenate(copies), np.tile(y, 5)))
 
 
@@ -210,3 +216,62 @@ RECIPES: dict[str, tuple[Callable[..., Accuracies], float | None]] = {
     "small_convnet": (small_convnet, 99.0),
 }
 """Every recipe, and the best test accuracy that the text gives for it, in percent."""
+
+SPREAD = {name: 1.0 if name.startswith("hidden") else 0.3 for name in RECIPES}
+"""How far a run may be from the text's number: other seeds differ by about that much."""
+
+QUICK = "hidden_30"
+LEAST_SIZE = 16  # two 5x5 convolutions with poolings need this much
+
+
+def get_data() -> Dataset:
+    """MNIST from the folder in $XPNET_DATA or the cache; the 8x8 digits of the package where neither has it."""
+    try:
+        return load("mnist")
+    except (DataError, OSError) as error:
+        print(f"  MNIST is not there ({str(error).splitlines()[0]}); using the 8x8 digits instead")
+        return load("digits")
+
+
+def run(out: Folder = None, recipes: str = QUICK, seed: int = 0, epochs: int = 0, device: str = "cpu") -> Report:
+    """Train some recipes and compare their best epoch with the text's.
+
+    Args:
+        out: folder for the picture.
+        recipes: names joined by commas, or "all".
+        seed: of weights and order.
+        epochs: 0 means as many as the text.
+        device: "cpu" or "cuda".
+
+    Raises:
+        ValueError: no such recipe.
+    """
+    report = Report("Handwritten digits")
+    data = get_data()
+    real = data.name == "mnist"
+    names = list(RECIPES) if recipes == "all" else recipes.split(",")
+    if unknown := sorted(set(names) - set(RECIPES)):
+        raise ValueError(f"unknown recipe {', '.join(unknown)}: expected some of {', '.join(RECIPES)}")
+    curves = {}
+    for name in names:
+        recipe, printed = RECIPES[name]
+        if "convnet" in name and data.input_shape[0] < LEAST_SIZE:
+            report.found(name, f"needs images of {LEAST_SIZE}x{LEAST_SIZE} or more")
+            continue
+        settings = {"epochs": epochs} if epochs else {}
+        curves[name] = recipe(data, seed=seed, device=device, **settings)
+        if real and printed is not None and not epochs:
+            report.row(f"{name}, best epoch (%)", f"{printed:.2f}", max(curves[name]), within=SPREAD[name])
+        else:
+            report.found(f"{name}, best epoch (%)", f"{max(curves[name]):.2f}")
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for name, curve in curves.items():
+            axes.plot(np.arange(1, len(curve) + 1), curve, label=name.replace("_", " "))
+        axes.set(xlabel="epoch", ylabel="test accuracy (%)", title=f"handwritten digits ({data.name})")
+        axes.legend()
+
+    if curves:
+        picture(out, "mnist.png", draw, 5.5, 3.6)
+    return report

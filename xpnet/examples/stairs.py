@@ -28,7 +28,7 @@ def network(seed: int = 0) -> xn.Sequential:
 def with_bias_row(layer: xn.Dense, gradient: bool = False) -> Any:
     """The bias above the kernel, as the text writes W (or their gradients)."""
     parts = (layer.bias, layer.kernel)
-    return np.concatenate([np.atleast_2d(p.grad if gradient else p.array) for p in parts])
+    return np.concatenate([np.atleast_2d(np.asarray(p.grad if gradient else p.array)) for p in parts])
 
 
 def make_images(n: int, seed: int) -> tuple[Any, Any]:

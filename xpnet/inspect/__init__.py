@@ -1,8 +1,51 @@
 """Looking inside: summaries, gradient checks, what the layers do and what it costs."""
 
+from xpnet.inspect.activity import (
+    DeadUnits,
+    Gradients,
+    Histogram,
+    activation_histograms,
+    activations,
+    dead_relus,
+    draw_histograms,
+    gradient_histograms,
+    layer_gradients,
+    histogram,
+)
 from xpnet.inspect.diagnose import Finding, diagnose
 from xpnet.inspect.finite import first_not_finite
 from xpnet.inspect.gradients import GradientError, check_gradients
+from xpnet.inspect.graph import draw_network
+from xpnet.inspect.images import draw_images, filters_image, first_filters, saliency, save_image, templates, tile
 from xpnet.inspect.profile import Profile, profile
+from xpnet.inspect.receptive import Field, receptive_fields
 
-__all__ = ["Finding", "GradientError", "Profile", "check_gradients", "diagnose", "first_not_finite", "profile"]
+__all__ = [
+    "DeadUnits",
+    "Field",
+    "Finding",
+    "GradientError",
+    "Gradients",
+    "Histogram",
+    "Profile",
+    "activation_histograms",
+    "activations",
+    "check_gradients",
+    "dead_relus",
+    "diagnose",
+    "draw_histograms",
+    "draw_images",
+    "draw_network",
+    "filters_image",
+    "first_filters",
+    "first_not_finite",
+    "gradient_histograms",
+    "layer_gradients",
+    "histogram",
+    "profile",
+    "receptive_fields",
+    "saliency",
+    "save_image",
+    "templates",
+    "tile",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from xpnet.inspect.figures import COLOURS, axes_or_new
 from xpnet.layers.dense import Dense
 from xpnet.layers.module import Module
 
+Point = tuple[float, float]
 Weights = np.ndarray[Any, np.dtype[np.float64]]
 
 RADIUS = 0.17
@@ -78,8 +80,8 @@ def draw_network(
 ) -> Any:
     """Draw a chain of Dense layers: inputs at the left, a line for every weight, thicker where the weight is larger.
 
-    Positive weights are blue and negative ones orange; grey circles with a 1 carry the biases. The values are written on the
-    lines where no two layers have more than 24 of them between each other.
+    Positive weights are blue and negative ones orange; grey circles with a 1 carry the biases. The values are written on
+    the lines where there is room: with at most 24 lines between any two layers.
 
     Args:
         model: its layers with weights are all Dense, as in a Sequential.
@@ -101,52 +103,48 @@ def draw_network(
     sizes = [stages[0].kernel.shape[0], *(s.kernel.shape[1] for s in stages)]
     rows = [_shown(n, most_units) for n in sizes]
     tallest = max(len(r) for r in rows)
-    gap = max(1.7, 0.45 * tallest)  # between layers: steep lines cannot be told apart
+    gap = max(1.7, 0.75 * tallest)  # between layers: steep lines cannot be told apart
     figure, axes = axes_or_new(axes, 1.2 + gap * 1.45 * len(stages), 0.9 + 0.85 * (tallest + 0.6))
     largest = max(float(np.max(np.abs(s.kernel))) for s in stages) or 1.0
 
-    def place(layer: int, row: int) -> tuple[float, float]:
+    def place(layer: int, row: int) -> Point:
         return gap * layer, (len(rows[layer]) - 1) / 2 - row
 
     top = (tallest - 1) / 2 + 0.85
+    written = all(len(a) * len(b) <= 24 for a, b in itertools.pairwise(rows))
+    labels: list[tuple[Point, Point, str, str]] = []  # start, end, text, colour
     for number, stage in enumerate(stages):
-        targets = [(row, unit) for row, unit in enumerate(rows[number + 1]) if unit is not None]
-        sources = [(row, unit) for row, unit in enumerate(rows[number]) if unit is not None]
-        labels = len(sources) * len(targets) <= 24
-        for row, unit in sources:
-            for row2, unit2 in targets:
-                value = float(stage.kernel[unit, unit2])
-                colour = POSITIVE if value >= 0 else NEGATIVE
-                width = 0.4 + 2.6 * abs(value) / largest
-                # Labels of lines that leave different units stand at different distances, so that they do not meet.
-                along = 0.24 + 0.16 * (row % 3) if row != row2 else 0.3 + 0.1 * (row % 2)
-                _line(axes, place(number, row), place(number + 1, row2), colour, width)
-                if labels:
-                    _label(axes, place(number, row), place(number + 1, row2), along, _text(value, digits), colour)
+        sources: list[tuple[Point, int, Weights]] = [
+            (place(number, row), unit, stage.kernel) for row, unit in enumerate(rows[number]) if unit is not None
+        ]
+        targets = [(place(number + 1, row), unit) for row, unit in enumerate(rows[number + 1]) if unit is not None]
         if stage.bias is not None:
             start = (gap * (number + 0.42), top)
-            for row2, unit2 in targets:
-                value = float(stage.bias[unit2])
-                _line(axes, start, place(number + 1, row2), BIAS, 0.4 + min(2.6 * abs(value) / largest, 2.6), dashed=True)
-                if labels:  # just above the row of its unit, where few lines cross
-                    end = place(number + 1, row2)
-                    along = 1 - (0.6 if row2 else 0.42) / (start[1] - end[1])
-                    _label(axes, start, end, along, _text(value, digits), BIAS)
-            _circle(axes, start, BIAS, "1")
+            _circle(axes, start, BIAS, "1" if written else "")
+            sources.append((start, 0, stage.bias[None, :]))
+        for start, unit, values in sources:
+            biased = values is not stage.kernel
+            for end, unit2 in targets:
+                value = float(values[unit, unit2])
+                colour = BIAS if biased else POSITIVE if value >= 0 else NEGATIVE
+                _line(axes, start, end, colour, 0.4 + min(2.6 * abs(value) / largest, 2.6), dashed=biased)
+                if written:
+                    labels.append((start, end, _text(value, digits), colour))
+    _write(axes, labels)
 
     names_in = input_names or [f"$x_{{{i + 1}}}$" for i in range(sizes[0])]
     names_out = output_names or [f"$y_{{{i + 1}}}$" for i in range(sizes[-1])]
     for layer, units in enumerate(rows):
-        for row, unit in enumerate(units):
+        for row, drawn in enumerate(units):
             x, y = place(layer, row)
-            if unit is None:
+            if drawn is None:
                 axes.text(x, y, r"$\vdots$", ha="center", va="center", fontsize=14)
                 continue
             _circle(axes, (x, y), "black", "")
             if layer == 0:
-                axes.text(x - 0.3, y, names_in[unit], ha="right", va="center")
+                axes.text(x - 0.3, y, names_in[drawn], ha="right", va="center")
             if layer == len(rows) - 1:
-                axes.text(x + 0.3, y, names_out[unit], ha="left", va="center")
+                axes.text(x + 0.3, y, names_out[drawn], ha="left", va="center")
         if layer:
             below = -(tallest - 1) / 2 - 0.5
             axes.text(gap * layer, below, stages[layer - 1].activation, ha="center", va="top", style="italic", color=BIAS)
@@ -166,31 +164,45 @@ def _text(value: float, digits: int | None) -> str:
 
 
 def _line(
-    axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str, width: float, dashed: bool = False
+    axes: Any, start: Point, end: Point, colour: str, width: float, dashed: bool = False
 ) -> None:
     style = (0, (4, 2)) if dashed else "solid"
     axes.plot(*zip(start, end), color=colour, linewidth=width, linestyle=style, alpha=0.75, zorder=1, solid_capstyle="butt")
 
 
-def _label(axes: Any, start: tuple[float, float], end: tuple[float, float], along: float, text: str, colour: str) -> None:
-    (x0, y0), (x1, y1) = start, end
-    axes.text(
-        x0 + along * (x1 - x0),
-        y0 + along * (y1 - y0),
-        text,
-        color=colour,
-        fontsize=8,
-        ha="center",
-        va="center",
-        rotation=math.degrees(math.atan2(y1 - y0, x1 - x0)),
-        rotation_mode="anchor",
-        transform_rotates_text=True,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-        zorder=2,
-    )
+def _write(axes: Any, labels: list[tuple[Point, Point, str, str]]) -> None:
+    """Write every label on its line, where it is farthest from the others and from other lines' ends."""
+    placed: list[Point] = []
+    for start, end, text, colour in labels:
+        (x0, y0), (x1, y1) = start, end
+
+        def at(along: float, x0: float = x0, y0: float = y0, x1: float = x1, y1: float = y1) -> Point:
+            return x0 + along * (x1 - x0), y0 + along * (y1 - y0)
+
+        def room(along: float, at: Any = at, colour: str = colour) -> float:
+            x, y = at(along)
+            # A label is about three times as wide as it is high; beyond 0.3 more distance is no better.
+            nearest = min((math.hypot((x - a) / 1.8, y - b) for a, b in placed), default=1.0)
+            return min(nearest, 0.3) - 0.02 * abs(along - (0.5 if colour == BIAS else 0.35))
+
+        best = max((0.22 + 0.02 * i for i in range(28)), key=room)
+        placed.append(at(best))
+        axes.text(
+            *at(best),
+            text,
+            color=colour,
+            fontsize=8,
+            ha="center",
+            va="center",
+            rotation=math.degrees(math.atan2(y1 - y0, x1 - x0)),
+            rotation_mode="anchor",
+            transform_rotates_text=True,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+            zorder=2,
+        )
 
 
-def _circle(axes: Any, centre: tuple[float, float], colour: str, text: str) -> None:
+def _circle(axes: Any, centre: Point, colour: str, text: str) -> None:
     from matplotlib.patches import Circle
 
     axes.add_patch(Circle(centre, RADIUS, facecolor="white", edgecolor=colour, linewidth=1.3, zorder=3))

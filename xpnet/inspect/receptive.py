@@ -28,7 +28,8 @@ class Field(NamedTuple):
 def receptive_fields(layers: Module | Sequence[Any], input_shape: Shape | None = None) -> list[tuple[str, Field]]:
     """The receptive field after every convolution and pooling of a chain of layers: [(path, field), ...].
 
-    With window F, dilation D and stride S the size grows by D*(F - 1) times the stride so far, and that stride is multiplied by S.
+    With window F, dilation D and stride S the size grows by D*(F - 1) times the stride so far, and that stride then
+    becomes S times as large.
 
     Args:
         layers: a Sequential, or a list of layers; what is neither convolution nor pooling is passed over.

@@ -218,13 +218,13 @@ class Module:
         if _shapes_only.get():
             array = _hollow(spec.shape, self.context.dtype, self.context)
         else:
-            array = self._initial(path, spec)
+            array = self._first_values(path, spec)
         parameter = Parameter(array, decay=spec.decay)
         parameter.path, parameter.regularizer, parameter.constraint = path, spec.regularizer, spec.constraint
         setattr(self, name, parameter)
         return parameter
 
-    def _initial(self, path: str, spec: Spec) -> Array:
+    def _first_values(self, path: str, spec: Spec) -> Array:
         values = initializers.get(spec.initializer)(spec.shape, random.key(self.context.seed, path))
         if tuple(values.shape) != tuple(spec.shape):
             raise ShapeError(f"the initializer of {path} made shape {tuple(values.shape)}, expected {spec.shape}")
@@ -298,7 +298,7 @@ class Module:
             self._build_for(inputs)
         try:
             if table["path"] == "":
-                inputs = tuple([self._received(x) for x in inputs])
+                inputs = tuple([x if isinstance(x, Tensor) else self._received(x) for x in inputs])
             return self.forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
@@ -316,7 +316,7 @@ class Module:
 
     def _received(self, x: Any) -> Any:
         """An input of the root: floats in the model's dtype, on the model's device."""
-        if isinstance(x, Tensor) or not hasattr(x, "dtype"):
+        if not hasattr(x, "dtype"):
             return x
         context = self.context
         if backend.dtype_name(x) == context.dtype and context.device.kind == "cpu":
@@ -334,7 +334,7 @@ class Module:
 
     def as_float(self, x: Any) -> Any:
         """`x` in the model's dtype if it holds integers or booleans (bytes of an image)."""
-        if isinstance(x, Tensor):
+        if isinstance(x, Tensor) or backend.dtype_name(x) == self.context.dtype:
             return x
         xp = backend.namespace(x)
         return x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, getattr(xp, self.context.dtype))
@@ -462,11 +462,16 @@ class Module:
 
         load_weights(self, path, strict)
 
-    def summary(self, input_shape: Shape | None = None, *, show: bool = True) -> Any:
-        """A table of the layers: output shapes, parameters and memory. Prints it unless `show` is False; returns it."""
+    def summary(
+        self, input_shape: Shape | None = None, *, batch_size: int = 1, optimizer: Any = None, show: bool = True
+    ) -> Any:
+        """A table of the layers: output shapes, parameters and memory; see :func:`xpnet.inspect.summary.summarize`.
+
+        Prints it unless `show` is False; returns it.
+        """
         from xpnet.inspect.summary import summarize
 
-        table = summarize(self, input_shape)
+        table = summarize(self, input_shape, batch_size=batch_size, optimizer=optimizer)
         if show:
             print(table)
         return table

@@ -1,0 +1,292 @@
+"""What the layers do on a batch: their outputs, the gradients that reach them, histograms of both, and dead units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xpnet import backend, losses, ops
+from xpnet.backend import Array
+from xpnet.inspect.figures import COLOURS, new_figure, style
+from xpnet.inspect.hooks import Run, wrapped
+from xpnet.layers.activation import Activation, ReLU
+from xpnet.layers.module import Evaluation, Module
+from xpnet.tensor import Tensor, no_grad
+
+NumpyArray = np.ndarray[Any, Any]
+
+
+@contextmanager
+def watching(model: Module, see: Callable[[Module, Any], Any]) -> Iterator[None]:
+    """Within the block, in evaluation mode, `see(layer, output)` is called for every layer that has no layers inside.
+
+    What it returns, if not None, takes the place of the output.
+    """
+
+    def watched(layer: Module, forward: Run, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        output = forward(*inputs, **keywords)
+        other = see(layer, output)
+        return output if other is None else other
+
+    with wrapped(model, watched), Evaluation(model):
+        yield
+
+
+def _name(layer: Module) -> str:
+    return layer.path or type(layer).__name__
+
+
+def activations(model: Module, x: Array) -> dict[str, Array]:
+    """The output of every layer for the batch `x`, by path, in the order of computation: native arrays.
+
+    A layer that is called several times has "path#2", "path#3", ... for the later calls. Outputs that are not one array (the
+    states of a recurrent layer) are left out.
+    """
+    found: dict[str, Array] = {}
+
+    def see(layer: Module, output: Any) -> None:
+        if isinstance(output, Tensor) or hasattr(output, "dtype"):
+            found[_again(found, _name(layer))] = output.array if isinstance(output, Tensor) else output
+
+    with watching(model, see), no_grad():
+        model(x)
+    return found
+
+
+def _again(found: dict[str, Any], name: str) -> str:
+    if name not in found:
+        return name
+    number = 2
+    while f"{name}#{number}" in found:
+        number += 1
+    return f"{name}#{number}"
+
+
+# Dead units
+
+
+@dataclass(frozen=True)
+class DeadUnits:
+    """What :func:`dead_relus` found in one layer.
+
+    Attributes:
+        units: how many units (channels of a convolution) it has.
+        dead: the numbers of those that were 0 for every example, at every place.
+        active: the share of all its outputs that were above 0.
+    """
+
+    units: int
+    dead: tuple[int, ...]
+    active: float
+
+    @property
+    def fraction(self) -> float:
+        """The share of the units that are dead."""
+        return len(self.dead) / self.units
+
+
+def is_rectified(layer: Module) -> bool:
+    """Whether a layer's output is that of a rectified linear unit."""
+    table = layer.__dict__
+    return (
+        isinstance(layer, ReLU)
+        or (isinstance(layer, Activation) and layer.function is ops.relu)
+        or table.get("fused") == "relu"
+        or table.get("after") is ops.relu
+    )
+
+
+def dead_relus(model: Module, x: Array, *, batch_size: int = 256) -> dict[str, DeadUnits]:
+    """Which rectified linear units never fire on `x`: a dead unit has no gradient, and learning does not bring it back.
+
+    Args:
+        model: any Module with ReLU layers, or layers whose activation is "relu".
+        x: (N, ...): the training data, or enough of them; the result says nothing of other inputs.
+        batch_size: examples at once.
+
+    Returns:
+        By the path of each such layer, the last axis of its output being the units.
+
+    Raises:
+        ValueError: the model has no rectified linear units.
+
+    Source: CS231n, "Neural networks part 1": with too high a learning rate as much as 40 % of a network can be dead.
+    """
+    most: dict[str, NumpyArray] = {}
+    counts: dict[str, tuple[float, int]] = {}
+
+    def see(layer: Module, output: Any) -> None:
+        if not is_rectified(layer):
+            return
+        y = output.array if isinstance(output, Tensor) else output
+        xp = backend.namespace(y)
+        rows = xp.reshape(y, (-1, y.shape[-1]))
+        if not rows.shape[0]:
+            return
+        name = _name(layer)
+        largest = backend.to_numpy(xp.max(rows, axis=0))
+        most[name] = np.maximum(most[name], largest) if name in most else largest
+        above, total = counts.get(name, (0.0, 0))
+        counts[name] = above + float(xp.sum(xp.astype(rows > 0, xp.float64))), total + int(rows.size)
+
+    with watching(model, see), no_grad():
+        for start in range(0, max(len(x), 1), batch_size):
+            model(backend.to_device(x[start : start + batch_size], model.context.device))
+    if not most:
+        raise ValueError("dead_relus: the model has no ReLU layer and no layer with the activation 'relu', or x is empty")
+    return {
+        name: DeadUnits(len(top), tuple(int(i) for i in np.flatnonzero(top <= 0)), counts[name][0] / counts[name][1])
+        for name, top in most.items()
+    }
+
+
+# Gradients
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradient of a loss: `parameters` by path, and with respect to every layer's `outputs` by path."""
+
+    parameters: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+def layer_gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: Array) -> Gradients:
+    """The gradient of ``loss(model(x), y)`` at every parameter and at every layer's output, in evaluation mode.
+
+    The gradients that the model holds for its optimizer are left as they were.
+
+    Args:
+        model: a Module.
+        loss: as for a Trainer.
+        x, y: one batch.
+    """
+    model(x)  # makes the parameters of a model that has not seen its input
+    parameters = model.parameters()
+    held = {name: _copy(p.grad) for name, p in parameters.items()}
+    probes: dict[str, Tensor] = {}
+
+    def see(layer: Module, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.requires_grad:
+            return None
+        # A zero is added to the output: its gradient is the output's.
+        probe = Tensor(backend.namespace(output.array).zeros_like(output.array), requires_grad=True)
+        probes[_again(probes, _name(layer))] = probe
+        return output + probe
+
+    model.zero_grad()
+    try:
+        with watching(model, see):
+            losses.get(loss)(model(x), y).backward()
+        found = {name: _copy(p.grad) for name, p in parameters.items() if p.grad is not None}
+        return Gradients(found, {name: probe.grad for name, probe in probes.items() if probe.grad is not None})
+    finally:
+        for name, parameter in parameters.items():
+            parameter.grad = None
+            if held[name] is not None:
+                parameter._accumulate(held[name])
+
+
+def _copy(array: Array) -> Array:
+    return None if array is None else backend.namespace(array).asarray(array, copy=True)
+
+
+# Histograms
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How values are distributed.
+
+    Attributes:
+        counts: (bins,), how many values lie in each bin.
+        edges: (bins + 1,).
+        mean, std: of the values.
+        zeros: the share that is exactly 0.
+    """
+
+    counts: NumpyArray
+    edges: NumpyArray
+    mean: float
+    std: float
+    zeros: float
+
+
+def histogram(values: Array, bins: int = 50) -> Histogram:
+    """The histogram of an array of any library.
+
+    Raises:
+        ValueError: it is empty, or a value is not finite.
+    """
+    flat = np.asarray(backend.to_numpy(values), dtype=np.float64).ravel()
+    if not flat.size or not np.all(np.isfinite(flat)):
+        raise ValueError(f"histogram: {'no values' if not flat.size else 'some values are not finite'}")
+    counts, edges = np.histogram(flat, bins=bins)
+    return Histogram(counts, edges, float(flat.mean()), float(flat.std()), float(np.mean(flat == 0)))
+
+
+def activation_histograms(model: Module, x: Array, *, bins: int = 50) -> dict[str, Histogram]:
+    """The histogram of every layer's output on the batch `x`, by path.
+
+    Well-chosen initial weights keep the deviation the same from layer to layer (Glorot and Bengio, 2010).
+    """
+    return {name: histogram(values, bins) for name, values in activations(model, x).items()}
+
+
+def gradient_histograms(
+    model: Module, loss: str | Callable[..., Any], x: Array, y: Array, *, of: str = "parameters", bins: int = 50
+) -> dict[str, Histogram]:
+    """The histogram of the loss's gradient, by path: of every parameter, or of every layer's output.
+
+    Args:
+        model, loss, x, y: as for :func:`layer_gradients`.
+        of: "parameters" or "outputs".
+        bins: how many.
+    """
+    if of not in ("parameters", "outputs"):
+        raise ValueError(f'gradient_histograms: of must be "parameters" or "outputs", got {of!r}')
+    return {name: histogram(g, bins) for name, g in getattr(layer_gradients(model, loss, x, y), of).items()}
+
+
+def draw_histograms(histograms: dict[str, Histogram], *, title: str = "", columns: int = 4, shared: bool = True) -> Any:
+    """One small histogram for every layer, in reading order.
+
+    Args:
+        histograms: from :func:`activation_histograms` or :func:`gradient_histograms`.
+        title: above all.
+        columns: how many in a row.
+        shared: draw all over one range of values, so that widths can be compared.
+
+    Returns:
+        The matplotlib Figure.
+
+    Raises:
+        ValueError: no histograms.
+        ImportError: matplotlib is not installed.
+    """
+    if not histograms:
+        raise ValueError("draw_histograms: there is nothing to draw")
+    columns = min(columns, len(histograms))
+    rows = -(-len(histograms) // columns)
+    figure = new_figure(1.9 * columns + 0.4, 1.6 * rows + 0.5)
+    low = min(h.edges[0] for h in histograms.values())
+    high = max(h.edges[-1] for h in histograms.values())
+    with style():
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=shared)
+        for axes, (name, h) in zip(grid.ravel(), histograms.items()):
+            axes.stairs(h.counts / h.counts.sum(), h.edges, fill=True, color=COLOURS[0])
+            axes.set_title(f"{name}\nmean {h.mean:.2g}, std {h.std:.2g}", fontsize=8)
+            axes.set_yticks([])
+            axes.tick_params(labelsize=7)
+            axes.spines["left"].set_visible(False)
+            if shared:
+                axes.set_xlim(low, high)
+        for axes in grid.ravel()[len(histograms) :]:
+            axes.axis("off")
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
