@@ -8,7 +8,8 @@ import numpy as np
 
 import xpnet as xn
 from benchmarks.cases import LEARNING_RATE, MOMENTUM, PREDICT_BATCH, Case
-from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
+from benchmarks.libraries.job import Arrays, Job, weights_of
+from xpnet.ops.registry import reference_is_forced
 
 FUSED = ("dense", "conv")
 
@@ -16,19 +17,13 @@ FUSED = ("dense", "conv")
 def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
     """Make the settings of the run; says what was set."""
     xn.backend.device(device)
-    if hasattr(xn, "set_num_threads"):
-        xn.set_num_threads(threads)
+    xn.set_num_threads(threads)
     if device == "cuda":
         import cupy
 
+        xn.set_matmul_precision("tf32" if precision == "tf32" else "float32")
         return {"tf32": precision == "tf32", "device_name": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()}
-    return {"reference_only": xn.ops.registry and _reference()}
-
-
-def _reference() -> bool:
-    from xpnet.ops.registry import reference_is_forced
-
-    return reference_is_forced()
+    return {"reference": reference_is_forced()}
 
 
 class Net:
@@ -83,17 +78,11 @@ class Net:
             shortcut = self._layers(layer["shortcut"], f"{path}.shortcut.")
             return xn.Residual(body, xn.Sequential(shortcut) if shortcut else None)
         if kind == "batch_norm":
-            return _layer_class("BatchNorm")(epsilon=layer["epsilon"])
+            return xn.BatchNorm(epsilon=layer["epsilon"])
         if kind == "lstm":
-            return _layer_class("LSTM")(layer["units"])
-        simple = {"relu": "ReLU", "tanh": "Tanh", "flatten": "Flatten", "global_average_pool": "GlobalAveragePool2D"}
-        return _layer_class(simple[kind])()
-
-
-def _layer_class(name: str) -> Any:
-    if not hasattr(xn, name):
-        raise Unsupported(f"xpnet has no {name} layer yet")
-    return getattr(xn, name)
+            return xn.LSTM(layer["units"], return_sequences=True)
+        simple = {"relu": xn.ReLU, "tanh": xn.Tanh, "flatten": xn.Flatten, "global_average_pool": xn.GlobalAveragePool2D}
+        return simple[kind]()
 
 
 def _named(module: Any) -> list[tuple[str, Any]]:
@@ -195,8 +184,6 @@ def _loss(logits: Any, labels: Any, where: Any) -> Job:
 
 
 def _data(arrays: Arrays) -> Job:
-    if not hasattr(xn, "data"):
-        raise Unsupported("xpnet has no data loader yet")
     batches = xn.data.Batches((arrays["x"], arrays["labels"]), 64, seed=0)
 
     def epoch() -> tuple[int, int]:
