@@ -17,25 +17,10 @@ IMAGES = (64, 32, 32, 64)
 ROWS = (4096, 1024)
 WINDOW = {"window": 2, "stride": 2}
 
-UNARY = [
-    "abs",
-    "clip",
-    "elu",
-    "exp",
-    "gelu",
-    "hard_sigmoid",
-    "leaky_relu",
-    "negative",
-    "relu",
-    "selu",
-    "sigmoid",
-    "silu",
-    "softplus",
-    "softsign",
-    "square",
-    "step",
-    "tanh",
-]
+UNARY = (
+    *("abs", "clip", "elu", "exp", "gelu", "hard_sigmoid", "leaky_relu", "negative"),
+    *("relu", "selu", "sigmoid", "silu", "softplus", "softsign", "square", "step", "tanh"),
+)
 BINARY = ["add", "divide", "maximum", "minimum", "multiply", "subtract"]
 REDUCTIONS = ["max", "mean", "min", "sum"]
 

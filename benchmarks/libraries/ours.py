@@ -8,7 +8,7 @@ import numpy as np
 
 import xpnet as xn
 from benchmarks.cases import LEARNING_RATE, MOMENTUM, PREDICT_BATCH, Case
-from benchmarks.libraries.job import Arrays, Job, weights_of
+from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
 from xpnet.ops.registry import reference_is_forced
 
 FUSED = ("dense", "conv")
@@ -16,7 +16,10 @@ FUSED = ("dense", "conv")
 
 def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
     """Make the settings of the run; says what was set."""
-    xn.backend.device(device)
+    try:
+        xn.backend.device(device)
+    except xn.DeviceError as error:
+        raise Unsupported(str(error)) from None
     xn.set_num_threads(threads)
     if device == "cuda":
         import cupy
