@@ -73,6 +73,7 @@ def __getattr__(name: str) -> Any:
     globals()[name] = found
     return found
 
+
 __all__ = [
     "ELU",
     "GELU",

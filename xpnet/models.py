@@ -34,7 +34,8 @@ def mlp(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "
 def cnn(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "cpu") -> Sequential:
     """The usual small convolutional network: two stages of 3x3 convolution and 2x2 pooling, dropout, and a classifier.
 
-    On (28, 28, 1) with 10 classes it has 34,826 parameters. Colour images get a second convolution in each stage.
+    On (28, 28, 1) with 10 classes it has 34,826 parameters. Colour images and images of fewer than 16 rows or columns get
+    a second convolution in each stage.
 
     Args:
         input_shape: of one example: (H, W, C).
@@ -48,11 +49,12 @@ def cnn(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "
     if len(input_shape) != 3:
         raise ValueError(f"cnn needs images (H, W, C), got examples of shape {tuple(input_shape)}; use the mlp")
     H, W, C = input_shape
-    padding = "same" if min(H, W) < SMALL_IMAGE else "valid"
+    small = min(H, W) < SMALL_IMAGE
+    padding = "same" if small else "valid"
     layers: list[Module] = []
     for filters in (32, 64):
         layers += [Conv2D(filters, 3, padding=padding, activation="relu")]
-        if C > 1:
+        if small or C > 1:
             layers += [Conv2D(filters, 3, padding="same", activation="relu")]
         layers += [MaxPool2D(2)]
     return Sequential(

@@ -75,6 +75,21 @@ def save(
             ran, ...); nothing was written.
         OSError: the file cannot be written; what was there before is untouched.
     """
+    document, arrays = describe(model, class_names=class_names, preprocessing=preprocessing, metadata=metadata)
+    archive.write(path, document, arrays)
+
+
+def describe(
+    model: Module,
+    *,
+    class_names: Sequence[str] = (),
+    preprocessing: Transform | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What :func:`save` would write, as a document and arrays: a way to find out whether a model can be saved at all.
+
+    Arguments and errors as in :func:`save`.
+    """
     model._require_built("save")
     if model.path is None:
         model._attach("", model.context)
@@ -111,7 +126,7 @@ def save(
             f"constructor with the same arguments, so all its layers must be made there; save the weights alone with "
             f"model.save_weights(path)"
         ) from error
-    archive.write(path, document, arrays)
+    return document, arrays
 
 
 def load(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> Module:

@@ -462,11 +462,16 @@ class Module:
 
         load_weights(self, path, strict)
 
-    def summary(self, input_shape: Shape | None = None, *, show: bool = True) -> Any:
-        """A table of the layers: output shapes, parameters and memory. Prints it unless `show` is False; returns it."""
+    def summary(
+        self, input_shape: Shape | None = None, *, batch_size: int = 1, optimizer: Any = None, show: bool = True
+    ) -> Any:
+        """A table of the layers: output shapes, parameters and memory; see :func:`xpnet.inspect.summary.summarize`.
+
+        Prints it unless `show` is False; returns it.
+        """
         from xpnet.inspect.summary import summarize
 
-        table = summarize(self, input_shape)
+        table = summarize(self, input_shape, batch_size=batch_size, optimizer=optimizer)
         if show:
             print(table)
         return table

@@ -1,0 +1,48 @@
+"""The command line: ``xpnet train digits`` and its kin."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from xpnet.backend import DeviceError
+from xpnet.cli.parser import UsageError, make_parser
+from xpnet.data import DataError
+from xpnet.io.archive import ArchiveError
+from xpnet.ops.shapes import ShapeError
+
+__all__ = ["UsageError", "main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after ``xpnet``; those of the process if left out.
+
+    Returns:
+        The exit code: 0; 1 where training failed; 2 for wrong arguments, missing files and missing devices, after one line
+        on stderr that says what would be right; 130 after Ctrl-C.
+    """
+    args = make_parser().parse_args(arguments)
+    try:
+        return int(args.run(args) or 0)
+    except (UsageError, DataError, DeviceError, ArchiveError, ShapeError) as error:
+        return _say(args.command, str(error), 2)
+    except ArithmeticError as error:  # NotFiniteError: the loss
+        return _say(args.command, str(error), 1)
+    except BrokenPipeError:
+        # The reader has gone (`xpnet info | head`); Python must not complain about it once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _say(args.command, f"{place}{error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return _say(args.command, "interrupted", 130)
+
+
+def _say(command: str, message: str, code: int) -> int:
+    print(f"xpnet {command}: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,270 @@
+"""Pictures of a training run. They need matplotlib (the extra "plot"); pyplot and its global state are not touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+
+from xpnet.io.archive import write_atomically
+
+Figure: TypeAlias = Any
+NumpyArray: TypeAlias = np.ndarray[Any, Any]
+
+INK, PALE, GRID = "#23303d", "#7a8794", "#e3e7eb"
+TRAINING, CHECKED, WRONG = "#8fa3b8", "#d9622b", "#c0392b"
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": PALE,
+    "ytick.color": PALE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An example that was taken for another class.
+
+    Attributes:
+        index: which example.
+        example: as a person would see it: (H, W, 1), (H, W, 3), both in [0, 1]; or features (F,).
+        truth: the number of its class.
+        called: the number of the class it was taken for.
+        probability: how sure the model was of that.
+    """
+
+    index: int
+    example: NumpyArray
+    truth: int
+    called: int
+    probability: float
+
+
+def worst_mistakes(examples: NumpyArray, labels: NumpyArray, probabilities: NumpyArray, count: int = 12) -> list[Mistake]:
+    """The mistakes of which the model was most sure, worst first.
+
+    Args:
+        examples: (N, ...).
+        labels: class numbers (N,).
+        probabilities: (N, K).
+        count: at most this many.
+    """
+    called = probabilities.argmax(axis=1)
+    sure = probabilities[np.arange(len(called)), called]
+    wrong = np.flatnonzero(called != labels)
+    order = wrong[np.argsort(-sure[wrong], kind="stable")][:count]
+    return [Mistake(int(i), examples[i], int(labels[i]), int(called[i]), float(sure[i])) for i in order]
+
+
+def learning_curves(history: Mapping[str, Sequence[float]], title: str = "", checked: str = "test") -> Figure:
+    """Every value of a history over the epochs, in a panel of its own; those named "val_..." in the same panel.
+
+    Args:
+        history: as from Trainer.fit.
+        title: above all.
+        checked: what to call the data that the "val_" values were measured on.
+    """
+    names = [name for name in history if not name.startswith("val_")]
+    with _style():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+        figure = Figure(figsize=(5.6 * max(len(names), 1), 4.2), layout="constrained")
+        for ax, name in zip(np.atleast_1d(figure.subplots(1, max(len(names), 1))), names):
+            share = "accuracy" in name
+            ends = []
+            for key, color, label, width in ((name, TRAINING, "training", 1.8), (f"val_{name}", CHECKED, checked, 2.2)):
+                values = list(history.get(key, ()))
+                if values:
+                    epochs = range(1, len(values) + 1)
+                    marker = "o" if len(values) < 4 else None
+                    ax.plot(epochs, values, color=color, lw=width, marker=marker, solid_capstyle="round", zorder=3)
+                    shown = f"{100 * values[-1]:.1f} %" if share else f"{values[-1]:.3g}"
+                    ends.append((len(values), values[-1], f"{label}  {shown}", color))
+            ax.set_title(name)
+            ax.set_xlabel("epoch")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            if ends and ends[0][0] < 4:
+                ax.set_xlim(0.5, ends[0][0] + 0.5)
+            ax.grid(axis="y", color=GRID, lw=0.8)
+            ax.set_axisbelow(True)
+            if share:
+                ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+            elif _spread(history, name) > 20:
+                ax.set_yscale("log")
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                ax.yaxis.set_minor_locator(NullLocator())
+            _label_ends(ax, ends)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    return figure
+
+
+def _spread(history: Mapping[str, Sequence[float]], name: str) -> float:
+    """The largest value of a panel over the smallest, 1 where one is not positive."""
+    values = [v for key in (name, f"val_{name}") for v in history.get(key, ())]
+    return max(values) / min(values) if values and min(values) > 0 else 1.0
+
+
+def _label_ends(ax: Any, ends: list[tuple[int, float, str, str]]) -> None:
+    """The names of the curves at their ends, pushed apart where they would touch."""
+    low, high = ax.get_ylim()
+    log = ax.get_yscale() == "log"
+
+    def up(value: float) -> float:
+        a, b, c = (float(np.log(v)) if log else float(v) for v in (low, high, value))
+        return (c - a) / (b - a)
+
+    places = [up(value) for _, value, _, _ in ends]
+    if len(places) == 2 and abs(places[0] - places[1]) < 0.07:
+        middle, upper = sum(places) / 2, int(places[1] >= places[0])
+        places[upper], places[1 - upper] = middle + 0.035, middle - 0.035
+    for (_, _, text, color), place in zip(ends, places):
+        ax.annotate(
+            text,
+            xy=(1.0, place),
+            xycoords="axes fraction",
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            fontweight="bold",
+            fontsize=9,
+        )
+
+
+def confusion(matrix: NumpyArray, class_names: Sequence[str], mistakes: Sequence[Mistake] = (), title: str = "") -> Figure:
+    """How often each class was taken for which, and the worst mistakes beside it.
+
+    Args:
+        matrix: counts (K, K); rows are the true classes, columns the predicted ones.
+        class_names: K names.
+        mistakes: as from :func:`worst_mistakes`; images are shown, features written down.
+        title: above all.
+    """
+    K = len(class_names)
+    with _style():
+        from matplotlib.figure import Figure
+
+        side = min(max(3.6, 0.46 * K + 1.6), 9.0)
+        images = bool(mistakes) and mistakes[0].example.ndim == 3
+        beside = 5.2 if images else (3.6 if mistakes else 0.0)
+        figure = Figure(figsize=(side + 0.6 + beside, side + 0.5), layout="constrained")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        if beside:
+            halves: Any = figure.subfigures(1, 2, width_ratios=[side + 0.6, beside])
+            left, right = halves
+            (_image_grid if images else _written)(right, mistakes, class_names)
+        else:
+            left = figure
+        _matrix(left.subplots(), matrix, class_names)
+    return figure
+
+
+def _matrix(ax: Any, matrix: NumpyArray, class_names: Sequence[str]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    K = len(class_names)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    right = LinearSegmentedColormap.from_list("right", ["#f4f7fa", "#3d6a94"])
+    wrong = LinearSegmentedColormap.from_list("wrong", ["#fdf1ec", "#c0392b"])
+    colors = np.ones((K, K, 4))
+    diagonal = np.eye(K, dtype=bool)
+    colors[diagonal] = right(share[diagonal])
+    # A few errors in a hundred should be seen: the scale of the errors ends at a fifth of a class.
+    errors = ~diagonal & (matrix > 0)
+    colors[errors] = wrong(np.clip(share[errors] / 0.2, 0.08, 1.0))
+    colors[~diagonal & (matrix == 0)] = (0.985, 0.988, 0.99, 1.0)
+    ax.imshow(colors, interpolation="nearest")
+    if K <= 20:
+        for i, j in np.argwhere(matrix > 0):
+            light = (i == j and share[i, j] > 0.5) or (i != j and share[i, j] > 0.12)
+            ax.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", fontsize=9, color="white" if light else INK)
+        ax.set_xticks(np.arange(K + 1) - 0.5, minor=True)
+        ax.set_yticks(np.arange(K + 1) - 0.5, minor=True)
+        ax.grid(which="minor", color="white", lw=1.5)
+        ax.tick_params(which="both", length=0)
+    step = max(1, -(-K // 25))
+    long = max(len(name) for name in class_names) > 3
+    ax.set_xticks(range(0, K, step), class_names[::step], rotation=45 if long else 0, ha="right" if long else "center")
+    ax.set_yticks(range(0, K, step), class_names[::step])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.set_xlabel("predicted class")
+    ax.set_ylabel("true class")
+    total = int(matrix.sum())
+    hits = int(matrix[diagonal].sum())
+    ax.set_title(f"{hits:,} of {total:,} right")
+
+
+def _image_grid(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> None:
+    columns = 3 if len(mistakes) <= 9 else 4
+    rows = -(-max(len(mistakes), columns * 2) // columns)
+    figure.suptitle("the worst mistakes", fontsize=12, fontweight="bold", x=0.02, ha="left")
+    axes = figure.subplots(rows, columns).ravel()
+    for ax in axes[len(mistakes) :]:
+        ax.axis("off")
+    for ax, mistake in zip(axes, mistakes):
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set(visible=True, color=GRID, linewidth=1.2)
+        image = np.clip(mistake.example, 0, 1)
+        ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        ax.set_title(
+            f"{class_names[mistake.truth]}, taken for {class_names[mistake.called]}\n{_percent(mistake.probability)} sure",
+            fontsize=8,
+            fontweight="normal",
+            loc="center",
+            pad=4,
+        )
+
+
+def _written(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> None:
+    figure.suptitle("the worst mistakes", fontsize=12, fontweight="bold", x=0.02, ha="left")
+    ax = figure.subplots()
+    ax.axis("off")
+    for i, mistake in enumerate(mistakes[:8]):
+        y = 0.96 - i * 0.12
+        says = f"{class_names[mistake.truth]}, taken for {class_names[mistake.called]} ({_percent(mistake.probability)} sure)"
+        ax.text(0, y, says, fontsize=9, va="top")
+        values = "  ".join(f"{v:.3g}" for v in np.ravel(mistake.example)[:8])
+        ax.text(0, y - 0.05, f"no. {mistake.index}:  {values}", fontsize=8, va="top", color=PALE)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure to a PNG file, atomically."""
+
+    def fill(file: IO[bytes]) -> None:
+        with _style():
+            figure.savefig(file, format="png", dpi=150, facecolor="white")
+
+    write_atomically(path, fill)
+
+
+def _style() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError('pictures need matplotlib: pip install "xpnet[plot]"') from None
+    return matplotlib.rc_context(_STYLE)

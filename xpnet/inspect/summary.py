@@ -1,0 +1,327 @@
+"""What a network is made of: layers, shapes, parameters, and the memory it needs. Computed from shapes alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xpnet.layers import Dropout, Flatten, Reshape, Residual, Sequential
+from xpnet.layers.module import Evaluation, Module, Shape, elements, shapes_only
+from xpnet.layers.sequential import _shape_through
+from xpnet.optim import Adam, Optimizer
+from xpnet.tensor import Tensor, no_grad
+
+_ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a summary.
+
+    Attributes:
+        path: where the layer is: "3.body.0".
+        kind: its class, or the name of a function.
+        output_shape: without the batch axis.
+        weights, biases: how many there are; what weight decay leaves alone counts as biases. 0 where a layer that has
+            come before is used again.
+        values: activations of one example that the layer makes in prediction; 0 where it passes on its input's memory.
+        kept: the same in training.
+    """
+
+    path: str
+    kind: str
+    output_shape: Shape
+    weights: int
+    biases: int
+    values: int
+    kept: int
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return self.weights + self.biases
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The table and the memory account of a model; printing it shows both.
+
+    The account is of what a network has to hold: parameters, gradients, the optimizer's state, every layer's output. What
+    the implementation of an operation needs for a moment (columns of a convolution) comes on top; what it can avoid
+    (outputs that are overwritten, gradients that are dropped once used) goes off.
+
+    Attributes:
+        name: the model's class.
+        input_shape: of one example.
+        dtype: of parameters and activations.
+        rows: the layers in the order of computation.
+        batch_size: for which the bytes are given.
+        optimizer: its class's name.
+        slots: how many numbers it keeps for each parameter.
+    """
+
+    name: str
+    input_shape: Shape
+    dtype: str
+    rows: tuple[Row, ...]
+    batch_size: int
+    optimizer: str
+    slots: int
+
+    @property
+    def weights(self) -> int:
+        """All parameters but biases (and scales)."""
+        return sum(row.weights for row in self.rows)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def values(self) -> int:
+        """The activations of one example in prediction, its input among them."""
+        return elements(self.input_shape) + sum(row.values for row in self.rows)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """The parameters'; their gradients need as much again in training."""
+        return self.parameters * _ITEM_SIZES[self.dtype]
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """The optimizer's state."""
+        return self.slots * self.parameter_bytes
+
+    @property
+    def forward_bytes(self) -> int:
+        """All activations of one batch in prediction."""
+        return self.values * self.batch_size * _ITEM_SIZES[self.dtype]
+
+    @property
+    def kept_bytes(self) -> int:
+        """All activations of one batch in training, kept for the backward pass."""
+        kept = elements(self.input_shape) + sum(row.kept for row in self.rows)
+        return kept * self.batch_size * _ITEM_SIZES[self.dtype]
+
+    @property
+    def gradient_bytes(self) -> int:
+        """The gradients with respect to all activations of one batch but its input."""
+        return sum(row.kept for row in self.rows) * self.batch_size * _ITEM_SIZES[self.dtype]
+
+    @property
+    def prediction_total(self) -> int:
+        """Bytes to predict a batch."""
+        return self.parameter_bytes + self.forward_bytes
+
+    @property
+    def training_total(self) -> int:
+        """Bytes to train on a batch: parameters and activations, the gradients of both, and the optimizer's state."""
+        return 2 * self.parameter_bytes + self.optimizer_bytes + self.kept_bytes + self.gradient_bytes
+
+    def __str__(self) -> str:
+        lines: list[tuple[str, ...]] = [
+            ("layer", "type", "output", "values", "parameters"),
+            ("input", "", _shown(self.input_shape), f"{elements(self.input_shape):,}", ""),
+        ]
+        for row in self.rows:
+            lines.append(
+                (
+                    row.path,
+                    row.kind,
+                    _shown(row.output_shape),
+                    f"{row.values:,}" if row.values else "-",
+                    f"{row.parameters:,}" if row.parameters else "-",
+                )
+            )
+        lines.append(("total", "", "", f"{self.values:,}", f"{self.parameters:,}"))
+        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        text = [
+            "  ".join(part.ljust(w) if i < 3 else part.rjust(w) for i, (part, w) in enumerate(zip(line, widths))).rstrip()
+            for line in lines
+        ]
+        rule = "-" * (sum(widths) + 8)
+        p = _bytes(self.parameter_bytes)
+        return "\n".join(
+            [
+                f"{self.name}: {_shown(self.input_shape)} -> {_shown(self.rows[-1].output_shape if self.rows else ())}, "
+                f"{self.dtype}",
+                rule,
+                text[0],
+                rule,
+                *text[1:-1],
+                rule,
+                text[-1],
+                rule,
+                f"memory for batches of {self.batch_size}",
+                f"  prediction  {_bytes(self.prediction_total):>10}   parameters {p}, activations {_bytes(self.forward_bytes)}",
+                f"  training    {_bytes(self.training_total):>10}   parameters {p}, their gradients {p}, "
+                f"{self.optimizer}'s state {_bytes(self.optimizer_bytes)},",
+                f"                           activations {_bytes(self.kept_bytes)}, their gradients "
+                f"{_bytes(self.gradient_bytes)}",
+            ]
+        )
+
+
+def summarize(
+    model: Module, input_shape: Sequence[int] | None = None, *, batch_size: int = 1, optimizer: Optimizer | None = None
+) -> Summary:
+    """The layers of a model, their output shapes and parameters, and the memory account.
+
+    A model whose layers have no parameters yet stays as it is: nothing is allocated for them. The forward pass of a class
+    of your own is run on one example of zeros, as only it knows what it computes.
+
+    Args:
+        model: any Module.
+        input_shape: of one example; may be left out if the model knows it.
+        batch_size: for the bytes.
+        optimizer: for its state's bytes; Adam if left out.
+
+    Raises:
+        ValueError: no input shape is known.
+        ShapeError: a layer does not fit its input.
+    """
+    if input_shape is None:
+        input_shape = getattr(model, "input_shape", None) or _first_shape(model)
+    if input_shape is None:
+        raise ValueError("summary: the model has not seen an input yet; pass input_shape, such as summary((28, 28, 1))")
+    if batch_size < 1:
+        raise ValueError(f"summary: batch_size must be at least 1, got {batch_size}")
+    shape = tuple(int(n) for n in input_shape)
+    optimizer = Adam() if optimizer is None else optimizer
+    rows = tuple(_Walk(model).rows(model, shape, ""))
+    return Summary(
+        type(model).__name__, shape, model.context.dtype, rows, batch_size, type(optimizer).__name__, len(optimizer.slot_names)
+    )
+
+
+def _first_shape(model: Module) -> Shape | None:
+    """The shape that the first layer of a chain was built for."""
+    while model.built_for is None and isinstance(model, Sequential) and model.layers and isinstance(model.layers[0], Module):
+        model = model.layers[0]
+    return model.built_for
+
+
+class _Walk:
+    """Goes through a model in the order of computation, with the shape that comes to each layer."""
+
+    def __init__(self, root: Module) -> None:
+        self.root = root
+        self.seen: set[int] = set()
+        self.shape: Shape = ()
+
+    def rows(self, module: Module, shape: Shape, path: str) -> Iterator[Row]:
+        """A Module's rows; its output's shape is left in `shape`."""
+        if isinstance(module, Sequential) and type(module).forward is Sequential.forward:
+            self.shape = shape
+            for i, layer in enumerate(module.layers):
+                below = f"{path}.{i}" if path else str(i)
+                if isinstance(layer, Module):
+                    yield from self.rows(layer, self.shape, below)
+                else:
+                    self.shape = _shape_through(layer, self.shape, self.root)
+                    n = elements(self.shape)
+                    yield Row(below, getattr(layer, "__name__", type(layer).__name__), self.shape, 0, 0, n, n)
+        elif isinstance(module, Residual):
+            yield from self.rows(module.body, shape, _join(path, "body"))
+            after = self.shape
+            if module.shortcut is not None:
+                yield from self.rows(module.shortcut, shape, _join(path, "shortcut"))
+            self.shape = module._fitting(after, self.shape if module.shortcut is not None else shape)
+            yield Row(path, "Residual", self.shape, 0, 0, elements(self.shape), elements(self.shape))
+        elif type(module).output_shape is not Module.output_shape:
+            yield self._leaf(module, shape, path)
+        else:
+            yield from self._traced(module, shape, path)
+
+    def _leaf(self, module: Module, shape: Shape, path: str) -> Row:
+        """A layer that computes its output's shape itself."""
+        hollow = module
+        if not module.built and module._waits():
+            # A copy learns the shape of its input, without memory for its parameters.
+            hollow = copy.deepcopy(module)
+            with shapes_only():
+                hollow.materialize(shape)
+        self.shape = tuple(hollow.output_shape(shape))
+        return self._row(module, hollow, self.shape, path)
+
+    def _row(self, module: Module, hollow: Module, shape: Shape, path: str) -> Row:
+        found = [] if id(module) in self.seen else list(hollow.parameters().values())
+        self.seen.update(id(m) for m in module.modules())
+        n = elements(shape)
+        view = isinstance(module, (Flatten, Reshape))
+        # An activation that the operation before cannot apply itself makes a second array.
+        arrays = 2 if getattr(module, "after", None) is not None else 1
+        return Row(
+            path,
+            type(module).__name__,
+            shape,
+            sum(p.size for p in found if p.decay),
+            sum(p.size for p in found if not p.decay),
+            0 if view or isinstance(module, Dropout) else n,
+            0 if view else n * arrays,
+        )
+
+    def _traced(self, module: Module, shape: Shape, path: str) -> Iterator[Row]:
+        """A class of the user's: whatever layers its forward pass calls, and its own parameters."""
+        waiting = any(not m.built and m._waits() for m in module.modules())
+        runner = copy.deepcopy(module) if waiting else module
+        places = dict(runner.named_modules())
+        leaves = {
+            name: m
+            for name, m in places.items()
+            if name and type(m).output_shape is not Module.output_shape and not isinstance(m, (Sequential, Residual))
+        }
+        # Inside a leaf nothing more is listed.
+        leaves = {n: m for n, m in leaves.items() if not any(n.startswith(f"{other}.") for other in leaves if other != n)}
+        originals = dict(module.named_modules())
+        calls: list[tuple[str, Shape]] = []
+        for name, leaf in leaves.items():
+
+            def watched(*inputs: Any, _name: str = name, _forward: Any = leaf.forward, **keywords: Any) -> Any:
+                y = _forward(*inputs, **keywords)
+                if hasattr(y, "shape"):
+                    calls.append((_name, tuple(y.shape[1:])))
+                return y
+
+            leaf.__dict__["forward"] = watched
+        counters = runner.counters()
+        try:
+            context = runner.context
+            with shapes_only(), context.device, no_grad(), Evaluation(runner):
+                y = runner(context.device.xp.zeros((1, *shape), dtype=runner._dtype()))
+        finally:
+            for leaf in leaves.values():
+                leaf.__dict__.pop("forward", None)
+            runner.load_counters(counters)
+        for name, after in calls:
+            yield self._row(originals[name], leaves[name], after, _join(path, name))
+        rest = [
+            p
+            for name, m in places.items()
+            if not any(name == leaf or name.startswith(f"{leaf}.") for leaf in leaves)
+            for p in m._parameters.values()
+        ]
+        self.shape = tuple((y.array if isinstance(y, Tensor) else y).shape[1:])
+        if rest:
+            weights = sum(p.size for p in rest if p.decay)
+            yield Row(path or "(own)", type(module).__name__, self.shape, weights, sum(p.size for p in rest) - weights, 0, 0)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _shown(shape: Shape) -> str:
+    return " x ".join(map(str, shape)) or "1"
+
+
+def _bytes(count: int) -> str:
+    """A number of bytes for people, in powers of 1024."""
+    if count < 1024:
+        return f"{count} B"
+    power = min(int(math.log2(count) // 10), 4)
+    return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
