@@ -42,6 +42,8 @@ class Trainer:
         batch: the batches done in it.
         iteration: the batches done in all.
         stop: set it to True to end `fit` after the current batch.
+        last_loss: of the last batch: a 0-d array on the device.
+        batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
 
     def __init__(
@@ -70,6 +72,9 @@ class Trainer:
         self.iteration = 0
         self.first_epoch = 0  # of the current fit: a continued one counts its epochs from there
         self.stop = False
+        self.last_loss: Any = math.nan
+        self.batches: Batches | None = None
+        self.checks: Batches | None = None
         self.sums = Sums()
 
     def step(self, x: Array, y: Array) -> Array:
@@ -97,6 +102,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.before_update(self)
             self.optimizer.step(model)
+        self.last_loss = total.array
         return total.array, prediction.array
 
     def _penalty(self) -> Tensor | None:
@@ -140,6 +146,7 @@ class Trainer:
         """
         batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
         checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
+        self.batches, self.checks = batches, checks
         self.stop = self.history.interrupted = False
         self.first_epoch = self.epoch
         if resume is not None:
