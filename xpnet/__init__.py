@@ -48,10 +48,12 @@ from xpnet.layers import (
 )
 from xpnet.ops import ShapeError, conv_output_size
 from xpnet.tensor import Parameter, Tensor, no_grad, value_and_grad
+from xpnet.threads import get_num_threads, set_num_threads
 from xpnet.training import Callback, History, NotFiniteError, Trainer
 
 if TYPE_CHECKING:
     from xpnet import inspect, models
+    from xpnet.accel.settings import set_matmul_precision
     from xpnet.io.model_file import ModelFileError, load
 
 __version__ = "0.1.0"
@@ -61,6 +63,7 @@ _LATER = {
     "inspect": "",
     "load": "xpnet.io.model_file",
     "models": "",
+    "set_matmul_precision": "xpnet.accel.settings",
 }
 """What is imported when it is first used: import xpnet is to be quick. A module, or where a name is found."""
 
@@ -125,6 +128,7 @@ __all__ = [
     "backend",
     "conv_output_size",
     "data",
+    "get_num_threads",
     "initializers",
     "inspect",
     "load",
@@ -137,6 +141,8 @@ __all__ = [
     "random",
     "regularizers",
     "reset_states",
+    "set_matmul_precision",
+    "set_num_threads",
     "to_device",
     "to_numpy",
     "value_and_grad",

@@ -31,6 +31,10 @@ class DeviceError(RuntimeError):
     """A device was asked for that this machine cannot offer, or arrays of two devices were mixed."""
 
 
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A GPU has no room for an array; the message says what was asked for, what was free and what would help."""
+
+
 def _namespace_of(kind: type, array: Array) -> Namespace:
     """The namespace for arrays of type `kind`, remembered by type: looking it up costs microseconds."""
     if isinstance(array, (np.ndarray, np.generic)):
@@ -244,9 +248,15 @@ def to_device(array: Array, where: str | Device) -> Array:
     import cupy
 
     with target:
-        if isinstance(array, cupy.ndarray):
-            return array if array.device.id == target.index else cupy.array(array)
-        return cupy.asarray(to_numpy(array))
+        if isinstance(array, cupy.ndarray) and array.device.id == target.index:
+            return array
+        try:
+            return cupy.array(array) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array))
+        except MemoryError as error:
+            from xpnet.accel.cupy.memory import raise_explained
+
+            raise_explained(error, "to_device", (array,))
+            raise
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:

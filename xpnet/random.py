@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet.backend import Array, Namespace, name_of
+from xpnet.backend import Array, Namespace
 
 LANES = 4
 """16-bit lanes in one 64-bit word: a mask takes one lane an element."""
@@ -61,7 +61,7 @@ def threshold(rate: float) -> int:
     return round(rate * 65536)
 
 
-def keep_mask(xp: Namespace, key: Key, step: int, shape: tuple[int, ...], rate: float) -> Array:
+def keep_mask(xp: Namespace, key: Key, step: int, shape: tuple[int, ...], rate: float, *, device: Any = None) -> Array:
     """A boolean array that is False with probability `rate`, to within 2**-17.
 
     Element i (in C order) looks at 16-bit lane i % 4, lowest first, of 64-bit word i // 4 of the stream, and is kept where
@@ -73,13 +73,9 @@ def keep_mask(xp: Namespace, key: Key, step: int, shape: tuple[int, ...], rate: 
         step: the part of the stream.
         shape: the result's shape.
         rate: the probability of False, in [0, 1].
+        device: of the result, as the library names it; None is the library's current one.
     """
     count = math.prod(shape)
     words = philox(key, step).random_raw(-(-count // LANES)).astype("<u8", copy=False)
     mask = (words.view("<u2")[:count] >= threshold(rate)).reshape(shape)
-    return mask if xp is np else _moved(xp, mask)
-
-
-def _moved(xp: Namespace, array: np.ndarray[Any, Any]) -> Array:
-    """`array` in the library of `xp`: through the buffer where the library reads one, else as nested lists."""
-    return xp.asarray(array.tolist() if name_of(xp) == "array_api_strict" and array.ndim == 0 else array)
+    return mask if xp is np else xp.asarray(mask, device=device)

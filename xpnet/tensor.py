@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -100,15 +101,19 @@ class Tensor(Recorder):
     # -- recording --
 
     def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-        arrays = tuple([a.array if isinstance(a, Tensor) else a for a in inputs])
+        arrays = []
+        needs = []
+        for value in inputs:
+            if isinstance(value, Tensor):
+                arrays.append(value.array)
+                needs.append(value.requires_grad)
+            else:
+                arrays.append(value)
+                needs.append(False)
         xp = namespace(*arrays)
-        needs: tuple[bool, ...] = ()
-        track = _mode.recording and op.differentiable
-        if track:
-            needs = tuple([isinstance(a, Tensor) and a.requires_grad for a in inputs])
-            track = True in needs
-        output, saved, implementation = op.run(xp, arrays, settings, track)
-        node = Node(op, implementation, xp, inputs, needs, saved, settings) if track else None
+        track = _mode.recording and op.differentiable and True in needs
+        output, saved, implementation = op.run(xp, tuple(arrays), settings, track)
+        node = Node(op, implementation, xp, inputs, tuple(needs), saved, settings) if track else None
         if type(output) is tuple:
             if node is not None:
                 node.shapes = output
@@ -134,12 +139,12 @@ class Tensor(Recorder):
         """
         xp = namespace(self.array)
         if gradient is None:
-            if self.array.size != 1:
+            if self.size != 1:
                 raise ValueError(
                     f"backward() needs a gradient of shape {tuple(self.array.shape)}: only a Tensor with one element "
                     f"(a loss) has an implied gradient of 1; reduce it with .sum() or .mean(), or pass one"
                 )
-            gradient = xp.ones_like(self.array)
+            gradient = _one(xp, self.array)
         elif tuple(gradient.shape) != tuple(self.array.shape):
             raise ValueError(f"the gradient's shape {tuple(gradient.shape)} is not the Tensor's {tuple(self.array.shape)}")
         if self.node is None:
@@ -173,7 +178,7 @@ class Tensor(Recorder):
     @property
     def size(self) -> int:
         """The number of elements."""
-        return int(self.array.size)
+        return math.prod(self.array.shape)  # PyTorch's `size` is a method
 
     def item(self) -> float:
         """The value of a Tensor with one element, as a Python number (waits for the device)."""
@@ -341,6 +346,20 @@ class Parameter(Tensor):
         return f"Parameter({self.path or '?'}, {tuple(self.array.shape)}, {dtype_name(self.array)})"
 
 
+_ones: dict[Any, Array] = {}
+
+
+def _one(xp: Any, array: Array) -> Array:
+    """The gradient of a loss with respect to itself; in main memory one constant for each dtype."""
+    if array.ndim or xp.__name__ != "numpy":
+        return xp.ones_like(array)
+    one = _ones.get(array.dtype)
+    if one is None:
+        one = _ones[array.dtype] = xp.ones_like(array)
+        one.flags.writeable = False
+    return one
+
+
 def _made(array: Array, node: Node | None, index: int) -> Tensor:
     """The Tensor for an operation's output; integer outputs (max-pool switches) have no gradient."""
     made = Tensor.__new__(Tensor)
@@ -410,7 +429,9 @@ def _step(node: Node) -> None:
             for y, g in zip(outputs, gradient)
         )
     gradients = node.op.gradients(node.implementation, node.xp, gradient, saved, node.settings, node.needs)
-    for tensor, need, part in zip(node.inputs, node.needs, gradients):
+    # The inputs are let go of: the activations before this node are freed as backward passes it.
+    inputs, node.inputs = node.inputs, ()
+    for tensor, need, part in zip(inputs, node.needs, gradients):
         if need:
             if part is None:
                 raise RuntimeError(f"{node.op.__name__} gave no gradient for an input that needs one")

@@ -33,7 +33,7 @@ def compare(op: Op, arrays, tolerance=1e-5, layout="plain", dtype=np.float32, ac
         if fast:
             given = [a if a is None else freeze(a, layout) for a in given]
         inputs, full = op.bind(tuple(given), settings)
-        implementation = op.accelerated["numpy"] if fast else op.reference
+        implementation = op.implementation(np) if fast else op.reference
         extra = {"save": True} if implementation.wants_save else {}
         result = implementation.forward(np, *inputs, **extra, **full)
         assert (result is not NotImplemented) == accelerated or not fast
@@ -130,12 +130,13 @@ def test_probabilities_and_extreme_logits():
 
 @pytest.mark.parametrize("shape", [(64, 8, 8, 16), (128, 300), (5, 37, 41, 3), (1000, 17), (3, 9, 9, 700)])
 @pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("far", [0, 30])
 @pytest.mark.parametrize("layout", ["plain", "strided"])
-def test_batch_norm(shape, affine, layout):
+def test_batch_norm(shape, affine, layout, far):
     rng = np.random.default_rng(0)
     C = shape[-1]
     # Means far from 0 compared with the deviation: where a careless sum of squares cancels.
-    x = rng.standard_normal(shape) * rng.uniform(0.1, 3, C) + 30 * rng.standard_normal(C)
+    x = rng.standard_normal(shape) * rng.uniform(0.1, 3, C) + far * rng.standard_normal(C)
     vectors = (rng.standard_normal(C), rng.standard_normal(C)) if affine else (None, None)
     compare(batch_norm_with_statistics, (x.astype(np.float32), *vectors), tolerance=1e-4, layout=layout)
     compare(batch_norm_with_statistics, (x, *vectors), tolerance=1e-9, layout=layout, dtype=np.float64)

@@ -22,7 +22,7 @@ def poolings(draw):
 def both(op, x, dy, settings):
     """Outputs and gradient of the accelerated version on float32, and of the reference on float64."""
     results = []
-    for implementation, dtype in ((op.accelerated["numpy"], x.dtype), (op.reference, np.float64)):
+    for implementation, dtype in ((op.implementation(np), x.dtype), (op.reference, np.float64)):
         extra = {"save": True} if implementation.wants_save else {}
         y, saved = implementation.forward(np, x.astype(dtype, copy=False), **extra, **settings)
         upstream = dy(y).astype(dtype)

@@ -16,6 +16,7 @@ import numpy as np
 from tests.cuda_emulator import build
 from xpnet.accel.cupy import launch as launching
 from xpnet.ops.registry import Implementation, registry
+from xpnet.optim.rules import rules
 
 GUARD = 256
 GUARD_BYTE = 0xFF  # read as a float it is a NaN, so that an out-of-bounds read shows in the result too
@@ -137,7 +138,7 @@ def emulated_ops(**settings: Any):
     """Within the block every operation that has a CuPy implementation runs it when it gets NumPy arrays."""
     import xpnet.accel.cupy  # noqa: F401  (registers them)
 
-    changed = []
+    changed, changed_rules = [], []
     try:
         for operation in registry.values():
             implementation = operation.accelerated.get("cupy")
@@ -146,11 +147,24 @@ def emulated_ops(**settings: Any):
             operation.implementation(np)  # whatever is loaded lazily is loaded before its choice is replaced
             changed.append((operation, operation._chosen.get(np)))
             operation._chosen[np] = _on_numpy(implementation, operation.reference)
+        for rule in rules.values():
+            if "cupy" in rule.accelerated:
+                changed_rules.append((rule, rule.accelerated.get("numpy")))
+                rule.accelerated["numpy"] = _with_poison(rule.accelerated["cupy"])
         with emulated(**settings) as runtime:
             yield runtime
     finally:
+        for rule, before in changed_rules:
+            if before is None:
+                del rule.accelerated["numpy"]
+            else:
+                rule.accelerated["numpy"] = before
         for operation, before in changed:
             operation._chosen[np] = before
+
+
+def _with_poison(rule: Any) -> Any:
+    return lambda _, *arrays, **settings: rule(xp, *arrays, **settings)
 
 
 def _on_numpy(implementation: Any, reference: Any) -> Any:

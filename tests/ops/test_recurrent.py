@@ -79,7 +79,7 @@ def torch_run(kind, arrays, reverse, lengths, activation="tanh"):
     activation=st.sampled_from(["tanh", "relu"]),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_equals_pytorch(kind, N, T, C, H, reverse, activation, data):
     lengths = data.draw(st.none() | st.lists(st.integers(1, T), min_size=N, max_size=N))
     arrays = inputs(kind, N, T, C, H, seed=data.draw(st.integers(0, 99)))

@@ -298,7 +298,7 @@ class Module:
             self._build_for(inputs)
         try:
             if table["path"] == "":
-                inputs = tuple([self._received(x) for x in inputs])
+                inputs = tuple([x if isinstance(x, Tensor) else self._received(x) for x in inputs])
             return self.forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
@@ -316,7 +316,7 @@ class Module:
 
     def _received(self, x: Any) -> Any:
         """An input of the root: floats in the model's dtype, on the model's device."""
-        if isinstance(x, Tensor) or not hasattr(x, "dtype"):
+        if not hasattr(x, "dtype"):
             return x
         context = self.context
         if backend.dtype_name(x) == context.dtype and context.device.kind == "cpu":
@@ -334,7 +334,7 @@ class Module:
 
     def as_float(self, x: Any) -> Any:
         """`x` in the model's dtype if it holds integers or booleans (bytes of an image)."""
-        if isinstance(x, Tensor):
+        if isinstance(x, Tensor) or backend.dtype_name(x) == self.context.dtype:
             return x
         xp = backend.namespace(x)
         return x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, getattr(xp, self.context.dtype))

@@ -124,7 +124,7 @@ class Recurrent(Module):
         """
         x = self.as_float(x)
         mask = self._mask(x, lengths, mask)
-        states = self._initial(x, state)
+        states = self._first_states(x, state)
         bias = self.bias if self.use_bias else None
         outputs = self._run(x, bias, states, mask)
         if self.stateful:
@@ -160,7 +160,7 @@ class Recurrent(Module):
             whole = part if whole is None else whole & part
         return whole
 
-    def _initial(self, x: Any, state: Any) -> tuple[Any, ...]:
+    def _first_states(self, x: Any, state: Any) -> tuple[Any, ...]:
         if state is None and self.stateful:
             state = self.carried
             if state is not None and state[0].shape[0] != x.shape[0]:

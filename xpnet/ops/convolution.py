@@ -57,7 +57,7 @@ def _spread(xp: Namespace, y: Array, axis: int, a: Axis, k: int) -> Array:
     # The zeros behind the last element may reach past the end; they are cut off.
     room = a.padded - first
     if y.shape[axis] > room:
-        y = y[(slice(None),) * axis + (slice(0, room),)]
+        y = y[(slice(None),) * axis + (slice(0, room), ...)]
     widths = [(0, 0)] * y.ndim
     widths[axis] = (first, room - y.shape[axis])
     return pad_array(xp, y, widths)
@@ -351,6 +351,8 @@ def conv_transpose2d(
             f"groups={groups} takes {Cg * groups} and gives {O}; "
             f"the layouts are x (N, H, W, C) and kernel (KH, KW, C/groups, O)"
         )
+    if bias is not None and tuple(bias.shape) != (O,):
+        raise ShapeError(f"conv_transpose2d: bias has shape {tuple(bias.shape)}, expected ({O},)")
     size, pads = transposed_size((H, W), (KH, KW), stride, padding, output_padding, dilation)
     parts = []
     for i in range(groups):
@@ -369,7 +371,7 @@ def transposed_size(
     """The output size of a transposed convolution, and its padding as ((top, bottom), (left, right))."""
     extra = pair(output_padding, "output_padding")
     steps = pair(stride, "stride")
-    if any(e < 0 or e >= max(s, d) for e, s, d in zip(extra, steps, pair(dilation, "dilation"))):
+    if any(e < 0 or e >= s for e, s in zip(extra, steps)):
         raise ValueError(f"conv_transpose2d: output_padding {output_padding} must be smaller than the stride {stride}")
     # The geometry of the convolution that goes the other way, over an input that is certainly large enough.
     if padding == "same":

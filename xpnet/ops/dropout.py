@@ -47,7 +47,7 @@ def dropout(
     size = tuple(x.shape) if shape is None else tuple(shape)
     if len(size) != x.ndim or any(m not in (1, n) for m, n in zip(size, x.shape)):
         raise ShapeError(f"dropout: a mask of shape {size} does not broadcast to x {tuple(x.shape)}")
-    mask = random.keep_mask(xp, dropout_key(key), step, size, rate)
+    mask = random.keep_mask(xp, dropout_key(key), step, size, rate, device=x.device)
     return _drop(xp, x, mask, rate, inverted), mask
 
 

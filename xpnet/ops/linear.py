@@ -74,7 +74,7 @@ def dense(
         )
     if bias is not None and tuple(bias.shape) != (kernel.shape[1],):
         raise ShapeError(f"dense: bias has shape {tuple(bias.shape)}, expected ({kernel.shape[1]},)")
-    rows = xp.reshape(x, (-1 if x.size else _leading(x), x.shape[-1])) if x.ndim != 2 else x
+    rows = xp.reshape(x, (_leading(x), x.shape[-1])) if x.ndim != 2 else x
     y = xp.matmul(rows, kernel)
     if bias is not None:
         y = y + bias

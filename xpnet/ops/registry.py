@@ -9,10 +9,11 @@
     def _(xp, dy, mask, *, slope):
         return xp.where(mask, dy, slope * dy)              # one gradient per array input
 
-The array inputs are the parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any number); all
-other parameters are settings, which forward and backward both receive by keyword. Two optional keywords let an
-implementation save work: a forward with a parameter `save` is told whether anything needs to be kept for a backward
-pass; a backward with a parameter `needs` gets one bool per array input and may return None where it is False.
+The array inputs are the positional parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any
+number); all other parameters are settings, constants for backward, which forward and backward both receive by keyword.
+Two optional keywords let an implementation save work: a forward with a parameter `save` is told whether anything needs to
+be kept for a backward pass; a backward with a parameter `needs` gets one bool per array input and may return None where
+it is False.
 
 ``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. It may return
 ``NotImplemented`` for a case that it does not cover, and the reference runs. ``XPNET_REFERENCE=1`` turns all of them off.
@@ -56,6 +57,12 @@ class Implementation:
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
         self.wants_needs: bool = reference.wants_needs if reference else False
 
+    def compute(self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool) -> Any:
+        """Run the forward function."""
+        if self.wants_save:
+            return self.forward(xp, *inputs, save=save, **settings)
+        return self.forward(xp, *inputs, **settings)
+
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the backward function that belongs to this forward (a decorator)."""
         self.backward_function = function
@@ -75,6 +82,7 @@ class Op:
         self.reference = Implementation(function)
         self.accelerated: dict[str, Implementation] = {}
         self._chosen: dict[Namespace, Implementation | None] = {}
+        self._plain_forms: set[tuple[Any, ...]] = set()
         self.differentiable = False
 
         parameters = [p for p in list(inspect.signature(function).parameters.values())[1:] if p.name != "save"]
@@ -163,30 +171,35 @@ class Op:
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Compute the operation: native arrays in, native arrays out; Tensors in, a Tensor out."""
-        inputs, settings = self.bind(args, keywords)
+        form = (len(args), *keywords)
+        if form in self._plain_forms and args[self.required - 1] is not None and args[0] is not None:
+            inputs, settings = args, ({**self._defaults, **keywords} if keywords else self._defaults)
+        else:
+            inputs, settings = self.bind(args, keywords)
+            # A call that gives all arrays by position and settings by keyword needs no sorting the next time.
+            if not self.variadic and len(args) == len(self.input_names):
+                self._plain_forms.add(form)
         for value in inputs:
             if isinstance(value, Recorder):
                 return value._record(self, inputs, settings)
         xp = namespace(*inputs)
-        return self.run(xp, inputs, settings, save=False)[0]
+        return self.run(xp, inputs, settings, False)[0]
 
     def run(
         self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool
     ) -> tuple[Any, Any, Implementation]:
         """Forward on native arrays. Returns the output, what backward needs, and the implementation that ran."""
-        implementation = self.implementation(xp)
-        result = (
-            implementation.forward(xp, *inputs, save=save, **settings)
-            if implementation.wants_save
-            else implementation.forward(xp, *inputs, **settings)
-        )
-        if result is NotImplemented:
-            implementation = self.reference
-            result = (
-                implementation.forward(xp, *inputs, save=save, **settings)
-                if implementation.wants_save
-                else implementation.forward(xp, *inputs, **settings)
-            )
+        implementation = self._chosen.get(xp)
+        if implementation is None or _reference_only:
+            implementation = self.implementation(xp)
+        try:
+            result = implementation.compute(xp, inputs, settings, save)
+            if result is NotImplemented:
+                implementation = self.reference
+                result = implementation.compute(xp, inputs, settings, save)
+        except MemoryError as error:
+            _explain_memory(xp, error, self.__name__, inputs)
+            raise
         output, saved = result
         return (output if type(output) is tuple else as_array(xp, output)), saved, implementation
 
@@ -203,11 +216,23 @@ class Op:
         function = implementation.backward_function
         if function is None:
             raise TypeError(f"{self.__name__} has no gradient")
-        if implementation.wants_needs:
-            result = function(xp, dy, saved, needs=needs, **settings)
-        else:
-            result = function(xp, dy, saved, **settings)
+        try:
+            if implementation.wants_needs:
+                result = function(xp, dy, saved, needs=needs, **settings)
+            else:
+                result = function(xp, dy, saved, **settings)
+        except MemoryError as error:
+            _explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
+            raise
         return result if type(result) in (tuple, list) else (result,)
+
+
+def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:
+    """Where a GPU's memory ran out, raise an error that says how much was asked for and what would help."""
+    if name_of(xp) == "cupy":
+        from xpnet.accel.cupy.memory import raise_explained
+
+        raise_explained(error, doing, arrays)
 
 
 registry: dict[str, Op] = {}

@@ -47,7 +47,7 @@ def _(xp: Namespace, dy: Array, order: Any, *, axes: Any) -> Any:
 @op
 def concat(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
     """The arrays one after another along an axis they have: ``concat([a, b], axis=-1)``."""
-    axis = axis % arrays[0].ndim
+    axis = normalize_axes(axis, arrays[0].ndim)[0]
     for other in arrays[1:]:
         if other.ndim != arrays[0].ndim or any(
             a != b for i, (a, b) in enumerate(zip(arrays[0].shape, other.shape)) if i != axis
@@ -62,7 +62,7 @@ def _(xp: Namespace, dy: Array, sizes: Any, *, axis: int) -> Any:
     axis = axis % dy.ndim
     parts, start = [], 0
     for size in sizes:
-        parts.append(dy[(slice(None),) * axis + (slice(start, start + size),)])
+        parts.append(dy[(slice(None),) * axis + (slice(start, start + size), ...)])
         start += size
     return parts
 
@@ -78,13 +78,17 @@ def stack(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
 @stack.backward
 def _(xp: Namespace, dy: Array, count: int, *, axis: int) -> Any:
     axis = axis % dy.ndim
-    return [dy[(slice(None),) * axis + (i,)] for i in range(count)]
+    return [dy[(slice(None),) * axis + (i, ...)] for i in range(count)]
 
 
 @op
 def broadcast_to(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """x repeated to a larger shape by NumPy's rules."""
-    return xp.broadcast_to(x, tuple(shape)), tuple(x.shape)
+    target = tuple(shape)
+    extra = len(target) - x.ndim
+    if extra < 0 or any(n not in (1, target[extra + i]) for i, n in enumerate(x.shape)):
+        raise ShapeError(f"broadcast_to: {tuple(x.shape)} cannot be repeated to {target}; only axes of size 1 can")
+    return xp.broadcast_to(x, target), tuple(x.shape)
 
 
 @broadcast_to.backward
@@ -128,7 +132,18 @@ def _(xp: Namespace, dy: Array, shape: Any, *, widths: Any, value: float) -> Any
 @op
 def getitem(xp: Namespace, x: Array, index: Any) -> Any:
     """x[index]: integers, slices, None and ..., or integer or boolean arrays as the library of x allows them."""
-    return x[index], x
+    return x[_full(index)], x
+
+
+def _basic(parts: tuple[Any, ...]) -> bool:
+    """Whether an index holds integers, slices, None and ... only: then it names no element twice."""
+    return all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts)
+
+
+def _full(index: Any) -> Any:
+    """A basic index with the ... that stands for the axes it does not name: the standard wants it written."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return (*parts, ...) if _basic(parts) and Ellipsis not in parts else index
 
 
 @getitem.backward
@@ -136,9 +151,9 @@ def _(xp: Namespace, dy: Array, x: Array, *, index: Any) -> Any:
     """Each element of dy is added to the element of x that it was read from."""
     parts = index if isinstance(index, tuple) else (index,)
     dx = xp.zeros_like(x)
-    basic = all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts)
-    if basic and hasattr(dx, "__setitem__"):
-        dx[index] = dy
+    if _basic(parts) and hasattr(dx, "__setitem__"):
+        place = _full(tuple(p for p in parts if p is not None))  # a new axis of dy is none of x
+        dx[place] = xp.reshape(dy, dx[place].shape)
         return dx
     # Element numbers, indexed the same way, say where each element came from; an array index may name one twice.
     size = math.prod(x.shape)

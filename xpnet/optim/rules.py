@@ -17,7 +17,7 @@ RuleFunction = Callable[..., None]
 
 
 class Rule:
-    """An update rule: ``rule(w, g, *slots, **settings)`` changes w and the slots in place."""
+    """An update rule: ``rule(w, g, *slots, **settings)`` changes w and the slots in place; g may be overwritten."""
 
     def __init__(self, function: RuleFunction) -> None:
         self.__name__ = function.__name__

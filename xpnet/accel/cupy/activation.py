@@ -22,8 +22,12 @@ def _real(kind: str, width: int, number: int) -> bool:
     return fits(kind, width) and number != 0
 
 
+def _useful(kind: str, width: int, number: int, sums: bool) -> bool:
+    return fits(kind, width) and (number != 0 or sums)
+
+
 _bias = Kernel("activation", "bias_activation", FLOATS, VECTORS, _EVERY, only=fits)
-_bias_backward = Kernel("activation", "bias_activation_backward", FLOATS, VECTORS, _EVERY, (False, True), only=fits)
+_bias_backward = Kernel("activation", "bias_activation_backward", FLOATS, VECTORS, _EVERY, (False, True), only=_useful)
 _forward = Kernel("activation", "activation", FLOATS, VECTORS, _EVERY, only=_real)
 _backward = Kernel("activation", "activation_backward", FLOATS, VECTORS, _EVERY, only=_real)
 
@@ -63,7 +67,7 @@ def bias_and_activation_gradients(
     used = [a for a in (dy, dz, y if activation else None) if a is not None]
     V = vector_width(channels, *used)
     slabs = cut(rows, channels // V)
-    partial = xp.empty((slabs.count, channels), dtype=accumulator(xp, dy)) if need_bias else None
+    partial = xp.empty((slabs.slabs, channels), dtype=accumulator(xp, dy)) if need_bias else None
     launch(
         _bias_backward[c_name(dy), V, NUMBERS[activation], need_bias], slabs.grid, slabs.block, dy,
         y if activation else None, dz, partial, rows, slabs.slab_rows, channels,

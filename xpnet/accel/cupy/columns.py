@@ -20,7 +20,7 @@ class Slabs(NamedTuple):
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     slab_rows: int
-    count: int
+    slabs: int
 
 
 def cut(rows: int, vectors: int, waves: int = 8) -> Slabs:

@@ -114,12 +114,10 @@ def _(
 ) -> Any:
     x, kernel, y = saved
     g = conv_geometry(x, kernel, None, stride, padding, dilation, groups)
-    N, C, O = x.shape[0], x.shape[3], kernel.shape[3]
-    count = N * g.h.out * g.w.out
+    O = kernel.shape[3]
+    count = x.shape[0] * g.h.out * g.w.out
     y = None if y is None else xp.reshape(y, (count, O))
-    dz, dbias = bias_and_activation_gradients(
-        xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2]
-    )
+    dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2])
     weights = _by_group(xp, xp.reshape(kernel, (-1 if kernel.size else 0, O)), groups)
     dx = _data_gradient(xp, dz, weights, x, g, groups) if needs[0] else None
     dkernel = None

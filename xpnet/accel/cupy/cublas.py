@@ -17,6 +17,8 @@ WORKSPACE = 32 << 20
 _DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
 _DEFAULT_ALGORITHM = -1
+_DOUBLE: Any = ctypes.c_double
+_FLOAT: Any = ctypes.c_float
 _STATUS = {
     1: "not initialized", 3: "out of memory", 7: "invalid value", 8: "not supported by this device",
     11: "mapping error", 13: "execution failed", 14: "internal error", 15: "not supported",
@@ -101,9 +103,9 @@ def run(product: Product, device: int, stream: int) -> None:
     """Run one strided batch of products on a stream of the current device."""
     p = product
     if p.dtype == "float64":
-        compute, scale = _COMPUTE_64F, ctypes.c_double
+        compute, scale = _COMPUTE_64F, _DOUBLE
     else:
-        compute, scale = (_COMPUTE_32F_FAST_TF32 if p.tf32 else _COMPUTE_32F), ctypes.c_float
+        compute, scale = (_COMPUTE_32F_FAST_TF32 if p.tf32 else _COMPUTE_32F), _FLOAT
     kind, c_kind = _DATA_TYPES[p.dtype], _DATA_TYPES[p.c_dtype]
     alpha, beta = scale(p.alpha), scale(p.beta)
     head = (

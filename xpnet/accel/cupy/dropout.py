@@ -39,9 +39,7 @@ def drop(xp: Any, x: Array, key: Key, step: int, rate: float, scale: float) -> A
 
 
 @dropout.accelerate("cupy")
-def _dropout_op(
-    xp: Any, x: Array, *, rate: float, key: Any, step: int, shape: Any, inverted: bool
-) -> Any:
+def _dropout_op(xp: Any, x: Array, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
     if not takes(x) or not 0 <= rate <= 1:
         return NotImplemented  # the reference explains a wrong rate
     size = tuple(x.shape) if shape is None else tuple(shape)
@@ -51,9 +49,7 @@ def _dropout_op(
 
 
 @_dropout_op.backward
-def _(
-    xp: Any, dy: Array, size: Any, *, rate: float, key: Any, step: int, shape: Any, inverted: bool
-) -> Any:
+def _(xp: Any, dy: Array, size: Any, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
     return _apply(xp, dy, size, rate, key, step, inverted)
 
 

@@ -156,13 +156,17 @@ def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments
     block3 = (block, 1, 1) if isinstance(block, int) else block
     if 0 in grid3:
         return
-    runner = runtime()
-    addresses = iter(runner.addresses(instance, [a for a, p in zip(arguments, parameters) if p.dtype is not None]))
-    values: list[Any] = []
+    arrays = []
     for argument, parameter in zip(arguments, parameters):
         if parameter.dtype is not None:
             if argument is not None:
                 _check(instance, parameter.name, parameter.dtype, argument)
+            arrays.append(argument)
+    runner = runtime()
+    addresses = iter(runner.addresses(instance, arrays))
+    values: list[Any] = []
+    for argument, parameter in zip(arguments, parameters):
+        if parameter.dtype is not None:
             values.append(next(addresses))
         elif parameter.is_divisor:
             values.extend(divisor(argument))

@@ -13,9 +13,7 @@ Array = Any
 
 
 @dense.accelerate("cupy")
-def _dense(
-    xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activation: str | None, save: bool
-) -> Any:
+def _dense(xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activation: str | None, save: bool) -> Any:
     if kernel.ndim != 2 or x.ndim == 0 or x.shape[-1] != kernel.shape[0] or not takes(x, kernel, bias):
         return NotImplemented  # the reference explains a wrong shape
     units = kernel.shape[1]
@@ -48,7 +46,7 @@ def _(xp: Any, dy: Array, saved: Any, *, activation: str | None, needs: tuple[bo
 @matmul.accelerate("cupy")
 def _matmul(xp: Any, x: Array, y: Array) -> Any:
     """Matrices, a stack of matrices times one matrix, and two stacks of equal length; the reference does the rest."""
-    if not takes(x, y) or x.ndim < 2 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
+    if not takes(x, y) or min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2]:
         return NotImplemented
     if y.ndim == 2:
         z = _times_matrix(xp, x, y)

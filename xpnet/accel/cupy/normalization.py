@@ -52,7 +52,7 @@ def _gradient_sums(
         return xp.zeros((2, C), dtype=mean.dtype)
     V = vector_width(C, dy, x)
     slabs = cut(rows, C // V)
-    partial = xp.empty((slabs.count, 2 * C), dtype=mean.dtype)
+    partial = xp.empty((slabs.slabs, 2 * C), dtype=mean.dtype)
     launch(
         _sums[c_name(x), V, per_row], slabs.grid, slabs.block, dy, x, mean, variance, partial, rows, slabs.slab_rows, C,
         epsilon,
@@ -77,7 +77,7 @@ def _batch_norm(xp: Any, x: Array, scale: Array | None = None, offset: Array | N
     rows = product(x.shape[:-1])
     V = vector_width(C, x)
     slabs = cut(rows, C // V)
-    partial = xp.empty((slabs.count, 2, C), dtype=accumulator(xp, x))
+    partial = xp.empty((slabs.slabs, 2, C), dtype=accumulator(xp, x))
     launch(_moments[c_name(x), V], slabs.grid, slabs.block, x, partial, rows, slabs.slab_rows, C)
     mean, variance = merge_slabs(xp, partial, rows, slabs.slab_rows)
     y = _normalized(xp, x, mean, variance, scale, offset, epsilon)

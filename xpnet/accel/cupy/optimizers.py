@@ -124,9 +124,7 @@ def _sgd_rule(xp: Any, w: Array, g: Array, *, learning_rate: float) -> None:
 
 
 @rules.momentum.accelerate("cupy")
-def _momentum_rule(
-    xp: Any, w: Array, g: Array, v: Array, *, learning_rate: float, momentum: float, nesterov: bool
-) -> None:
+def _momentum_rule(xp: Any, w: Array, g: Array, v: Array, *, learning_rate: float, momentum: float, nesterov: bool) -> None:
     if _flat(w, g, v):
         sgd(w, g, v, rate=learning_rate, momentum=momentum, nesterov=nesterov)
     else:

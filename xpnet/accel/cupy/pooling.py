@@ -26,7 +26,7 @@ _average_pool_backward = Kernel("pooling", "average_pool_backward", FLOATS, VECT
 
 
 def _too_large(*arrays: Array) -> bool:
-    return max(a.size for a in arrays) >= LIMIT and arrays[0].shape[0] > 1
+    return bool(max(a.size for a in arrays) >= LIMIT and arrays[0].shape[0] > 1)
 
 
 def max_pool(
@@ -126,9 +126,7 @@ def average_pool(xp: Any, x: Array, geometry: Geometry, count_include_pad: bool,
     return y
 
 
-def average_pool_backward(
-    xp: Any, dy: Array, geometry: Geometry, count_include_pad: bool, out: Array | None = None
-) -> Array:
+def average_pool_backward(xp: Any, dy: Array, geometry: Geometry, count_include_pad: bool, out: Array | None = None) -> Array:
     """The gradient of average pooling: (N, OH, OW, C) -> (N, H, W, C). Arguments as `average_pool`."""
     h, w = geometry
     N, C = dy.shape[0], dy.shape[-1]

@@ -102,9 +102,7 @@ def _im2col_op(xp: Any, x: Array, *, window: Any, stride: Any, padding: Any, dil
 
 
 @convolution.col2im.accelerate("cupy")
-def _col2im_op(
-    xp: Any, cols: Array, *, input_shape: Any, window: Any, stride: Any, padding: Any, dilation: Any
-) -> Any:
+def _col2im_op(xp: Any, cols: Array, *, input_shape: Any, window: Any, stride: Any, padding: Any, dilation: Any) -> Any:
     g = windows(input_shape, window, stride, padding, dilation)
     expected = (input_shape[0], g.h.out, g.w.out, g.h.window, g.w.window, input_shape[3])
     if not takes(cols) or tuple(cols.shape) != expected:

@@ -5,4 +5,5 @@ from xpnet.accel.numpy import elementwise as elementwise
 from xpnet.accel.numpy import linear as linear
 from xpnet.accel.numpy import normalization as normalization
 from xpnet.accel.numpy import pooling as pooling
+from xpnet.accel.numpy import rules as rules
 from xpnet.accel.numpy import softmax as softmax

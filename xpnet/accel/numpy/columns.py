@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, images_and_lines, scratch, slope
-from xpnet.accel.numpy.winograd import fill_padded
+from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, fill_padded, images_and_lines, scratch, slope
 from xpnet.threads import get_num_threads, parallel
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.columns import Windows
-from xpnet.accel.numpy.scratch import Floats, activate, images_and_lines, scratch, slope
-from xpnet.accel.numpy.winograd import fill_padded
+from xpnet.accel.numpy.scratch import Floats, activate, fill_padded, images_and_lines, scratch, slope
 from xpnet.threads import get_num_threads, parallel
 
 _CHUNK = 1 << 18

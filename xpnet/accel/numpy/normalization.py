@@ -40,12 +40,55 @@ class _Rows:
 
     def sums(self, x: Floats) -> Floats:
         """The sum of each channel over rows x (height, wide)."""
-        return (np.ones(len(x), x.dtype) @ x).reshape(self.k, self.C).sum(axis=0)
+        total: Floats = np.add.reduce((np.ones(len(x), x.dtype) @ x).reshape(self.k, self.C), axis=0)
+        return total
+
+    def products(self, x: Floats, y: Floats) -> Floats:
+        """The sum of x * y of each channel over rows (height, wide)."""
+        total: Floats = np.add.reduce(np.einsum("ij,ij->j", x, y).reshape(self.k, self.C), axis=0)
+        return total
 
 
 def _divisor(n: int, limit: int) -> int:
     """The largest divisor of n up to `limit`."""
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
+
+
+def _far(mean: Floats, variance: Floats) -> bool:
+    """Whether a mean is so far from 0 that sums of x * x, and x * factor, would lose digits to it."""
+    return bool((mean * mean > 64 * variance).any())
+
+
+def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats]:
+    """Mean and biased variance of each channel, float64 (C,).
+
+    In one pass from the sums of x and of x * x, each chunk's in the dtype of x and then in float64; in a second pass about
+    each chunk's own mean where the first has lost digits.
+    """
+    C = rows.C
+    first, second = np.empty((2, rows.chunks, C), np.float64)
+    sizes = np.array([len(flat[rows.part(i)]) * rows.k for i in range(rows.chunks)], np.float64)[:, None]
+
+    def plain(number: int) -> None:
+        part = flat[rows.part(number)]
+        first[number] = rows.sums(part)
+        second[number] = rows.products(part, part)
+
+    def centred(number: int) -> None:
+        part = flat[rows.part(number)]
+        (difference,) = scratch(part.dtype, part.shape)
+        np.subtract(part, rows.long((first[number] / sizes[number]).astype(part.dtype)), out=difference)
+        second[number] = rows.products(difference, difference)
+
+    parallel(plain, rows.chunks)
+    count = sizes.sum()
+    mean = first.sum(axis=0) / count
+    variance = np.maximum(second.sum(axis=0) / count - mean * mean, 0)
+    if _far(mean, variance):
+        # Chan, Golub and LeVeque (1983): the means and sums of squares of parts combined.
+        parallel(centred, rows.chunks)
+        variance = (second.sum(axis=0) + (sizes * (first / sizes - mean) ** 2).sum(axis=0)) / count
+    return mean, variance
 
 
 @batch_norm_with_statistics.accelerate("numpy")
@@ -63,47 +106,34 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
     count = x.size // C
     rows = _Rows(x.shape, C, count)
     flat = np.ascontiguousarray(x).reshape(rows.shape)
-    means, squares = np.empty((2, rows.chunks, C), np.float64)
-
-    def statistics(number: int) -> None:
-        # Each chunk's own mean first: a sum of squares about it does not cancel.
-        part = flat[rows.part(number)]
-        (centred,) = scratch(dtype, part.shape)
-        mean = rows.sums(part) / (len(part) * rows.k)
-        means[number] = mean
-        np.subtract(part, rows.long(mean), out=centred)
-        np.multiply(centred, centred, out=centred)
-        squares[number] = rows.sums(centred)
-
-    parallel(statistics, rows.chunks)
-    # Chan, Golub and LeVeque (1983): the means and sums of squares of parts combined.
-    sizes = np.array([len(flat[rows.part(i)]) * rows.k for i in range(rows.chunks)], np.float64)[:, None]
-    mean64 = (means * sizes).sum(axis=0) / count
-    variance64 = (squares.sum(axis=0) + (sizes * (means - mean64) ** 2).sum(axis=0)) / count
+    mean64, variance64 = _statistics(flat, rows)
     mean, variance = mean64.astype(dtype), variance64.astype(dtype)
     inverse = (1 / np.sqrt(variance64 + epsilon)).astype(dtype)
     factor = inverse if scale is None else inverse * scale
-    long_mean, long_factor = rows.long(mean), rows.long(factor)
-    long_offset = None if offset is None else rows.long(offset)
+    far = _far(mean64, variance64)
+    # y = (x - mean) * factor + offset, or x * factor + shift where that loses nothing.
+    shift = mean64 * 0 if far else -mean64 * factor
+    shift = (shift if offset is None else shift + offset).astype(dtype)
+    long_mean, long_factor, long_shift = rows.long(mean), rows.long(factor), rows.long(shift)
     y = np.empty(rows.shape, dtype)
 
     def output(number: int) -> None:
         part = rows.part(number)
-        out = y[part]
-        np.subtract(flat[part], long_mean, out=out)
-        np.multiply(out, long_factor, out=out)
-        if long_offset is not None:
-            np.add(out, long_offset, out=out)
+        source, out = flat[part], y[part]
+        if far:
+            source = np.subtract(source, long_mean, out=out)
+        np.multiply(source, long_factor, out=out)
+        np.add(out, long_shift, out=out)
 
     parallel(output, rows.chunks)
-    return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, variance)
+    return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, far)
 
 
 @forward.backward
 def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, bool, bool]) -> Any:
     """The sums of dy and dy * (x - mean) in one pass, dx in another."""
     dy, dmean, dvariance = dys
-    x, mean, inverse, scale, _ = saved
+    x, mean, inverse, scale, far = saved
     dtype = x.dtype
     C = x.shape[-1]
     count = x.size // C
@@ -115,29 +145,32 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
 
     def total(number: int) -> None:
         part = rows.part(number)
-        (product,) = scratch(dtype, flat[part].shape)
+        source = flat[part]
+        if far:
+            (centred,) = scratch(dtype, source.shape)
+            source = np.subtract(source, long_mean, out=centred)
         sums[0, number] = rows.sums(dflat[part])
-        np.subtract(flat[part], long_mean, out=product)
-        np.multiply(product, dflat[part], out=product)
-        sums[1, number] = rows.sums(product)
+        sums[1, number] = rows.products(source, dflat[part])
 
     parallel(total, rows.chunks)
     doffset, dcentred = sums.sum(axis=1)
+    if not far:
+        dcentred -= mean * doffset
     dscale = dcentred * inverse
     dx = None
     if needs[0]:
         # dx = factor * (dy - mean(dy) - xhat * mean(dy * xhat)) + (dmean + 2 * dvariance * (x - mean)) / count
         factor = inverse.astype(np.float64) if scale is None else inverse.astype(np.float64) * scale
         slope = (2 * dvariance - factor * dscale * inverse) / count
-        shift = (dmean - factor * doffset) / count
+        shift = (dmean - factor * doffset) / count - (0 if far else mean * slope)
         long_factor, long_slope, long_shift = (rows.long(v.astype(dtype)) for v in (factor, slope, shift))
         out = np.empty(rows.shape, dtype)
 
         def gradient(number: int) -> None:
             part = rows.part(number)
             (term,) = scratch(dtype, flat[part].shape)
-            np.subtract(flat[part], long_mean, out=term)
-            np.multiply(term, long_slope, out=term)
+            source = np.subtract(flat[part], long_mean, out=term) if far else flat[part]
+            np.multiply(source, long_slope, out=term)
             np.add(term, long_shift, out=term)
             np.multiply(dflat[part], long_factor, out=out[part])
             np.add(out[part], term, out=out[part])

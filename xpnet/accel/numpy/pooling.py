@@ -1,19 +1,21 @@
 """Max and average pooling for NumPy: shifted images compared or added, a cache-sized chunk at a time, no windows made.
 
-A window's maximum is taken along its rows first, then over them; so it takes KH + KW - 2 comparisons an element instead
-of KH*KW - 1, and the first of equal elements, in the order of the window, stays the winner.
+NumPy's loops want long runs, and a strided image offers only one pixel's channels at a time. So a chunk is first dealt
+out into its *phases*: the columns 0, s, 2s, ..., the columns 1, s+1, ..., for a stride of s. In them all elements kw of
+the windows lie side by side. Backward, the gradients are summed in phases and dealt back.
+
+A window's maximum is taken along its rows first, then over them: KH + KW - 2 comparisons an element instead of
+KH*KW - 1, and the first of equal elements, in the order of the window, stays the winner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.columns import reach
-from xpnet.accel.numpy.scratch import FLOATS, Floats, images_and_lines, keep_where, scratch
-from xpnet.ops.geometry import Axis, Geometry, windows
+from xpnet.accel.numpy.scratch import FLOATS, LIMIT, Floats, fill_padded, images_and_lines, keep_where, scratch
+from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches, pool_geometry, window_counts
 from xpnet.threads import parallel
 
@@ -21,160 +23,199 @@ _CHUNK = 3 << 18
 """Bytes of input in a chunk."""
 
 
-def _source(x: Floats, g: Geometry, where: tuple[int, int, int, int], value: float) -> Floats:
-    """The rows of x that a chunk of outputs sees, with padding of `value`: x itself where there is no padding."""
-    n0, n1, r0, r1 = where
-    top, rows = r0 * g.h.stride - g.h.before, (r1 - r0 - 1) * g.h.stride + g.h.window
+class _Band:
+    """What the windows of some output rows see of some images, dealt out into phases."""
+
+    def __init__(self, g: Geometry, where: tuple[int, int, int, int], C: int) -> None:
+        self.g = g
+        n0, n1, r0, r1 = where
+        self.images = slice(n0, n1)
+        self.lines = r1 - r0
+        self.top = r0 * g.h.stride - g.h.before  # the first row seen, which may lie above the image
+        self.rows = (self.lines - 1) * g.h.stride + g.h.window
+        columns = (g.w.out - 1) * g.w.stride + g.w.window
+        self.phases = min(g.w.stride, g.w.window)
+        self.wide = -(-columns // g.w.stride)
+        self.shape = (self.phases, n1 - n0, self.rows, self.wide, C)
+
+    def element(self, P: Floats, kw: int) -> Floats:
+        """Element kw of all windows along the width: (n, rows, OW, C)."""
+        first = kw // self.g.w.stride
+        phase: Floats = P[kw % self.g.w.stride]
+        return phase[:, :, first : first + self.g.w.out]
+
+    def below(self, array: Floats, kh: int) -> Floats:
+        """Element kh of all windows along the height: (n, lines, OW, C) of (n, rows, OW, C)."""
+        stride = self.g.h.stride
+        return array[:, kh : kh + (self.lines - 1) * stride + 1 : stride]
+
+    def inside(self, phase: int) -> tuple[slice, slice, slice, slice]:
+        """Which rows and columns of a phase lie inside of the image, and which of the image's those are."""
+        h, w = self.g
+        lo, hi = max(self.top, 0), min(self.top + self.rows, h.size)
+        first = max(0, -(-(w.before - phase) // w.stride))
+        last = min(self.wide, -(-(w.size + w.before - phase) // w.stride))
+        start = first * w.stride + phase - w.before
+        columns = slice(start, start + (last - first - 1) * w.stride + 1, w.stride) if last > first else slice(0, 0)
+        return slice(lo - self.top, hi - self.top), slice(first, max(first, last)), slice(lo, hi), columns
+
+    def deal(self, x: Floats, P: Floats, value: float) -> None:
+        """Copy the images into the phases, with `value` in the padding."""
+        for phase in range(self.phases):
+            rows, columns, from_rows, from_columns = self.inside(phase)
+            part = P[phase]
+            part[:, : rows.start] = value
+            part[:, rows.stop :] = value
+            part[:, rows, : columns.start] = value
+            part[:, rows, columns.stop :] = value
+            np.copyto(part[:, rows, columns], x[self.images, from_rows, from_columns])
+
+    def collect(self, P: Floats, dx: Floats, done: int) -> None:
+        """Copy the phases to the images; rows before `done` have been written already and are added to."""
+        for phase in range(self.phases):
+            rows, columns, to_rows, to_columns = self.inside(phase)
+            again = min(max(done, to_rows.start), to_rows.stop)
+            cut = rows.start + again - to_rows.start
+            if again > to_rows.start:
+                target = dx[self.images, to_rows.start : again, to_columns]
+                np.add(target, P[phase][:, rows.start : cut, columns], out=target)
+            np.copyto(dx[self.images, again : to_rows.stop, to_columns], P[phase][:, cut : rows.stop, columns])
+
+
+def _combine(combine: Any, x: Floats, band: _Band, value: float, out: Floats) -> None:
+    """Combine the elements of each window, over the rows first: those are long, so nothing needs to be dealt out.
+
+    The images' rows are copied only where padding of `value` has to be put around them.
+    """
+    g, lines = band.g, band.lines
     columns = (g.w.out - 1) * g.w.stride + g.w.window
-    left = g.w.before
-    if top >= 0 and top + rows <= g.h.size and left == 0 and columns <= g.w.size:
-        return x[n0:n1, top : top + rows, :columns]
-    (P,) = scratch(x.dtype, (n1 - n0, rows, columns, x.shape[3]))
-    lo, hi = max(top, 0), min(top + rows, g.h.size)
-    right = min(columns, left + g.w.size)
-    P[:, : lo - top] = value
-    P[:, hi - top :] = value
-    P[:, lo - top : hi - top, :left] = value
-    P[:, lo - top : hi - top, right:] = value
-    np.copyto(P[:, lo - top : hi - top, left:right], x[n0:n1, lo:hi, : right - left])
-    return P
-
-
-def _take(a: Axis, k: int, count: int) -> slice:
-    """Element k of `count` windows."""
-    return slice(k, k + (count - 1) * a.stride + 1, a.stride)
-
-
-def _accumulate(combine: Any, P: Floats, g: Geometry, lines: int, out: Floats) -> None:
-    """Combine the elements of each window, its rows first: P (n, rows, columns, C) -> out (n, lines, OW, C)."""
-    if g.w.window == 1:
-        P = P[:, :, _take(g.w, 0, g.w.out)]
-    down = P[:, _take(g.h, 0, lines)]
-    if g.h.window > 1:
-        down = combine(down, P[:, _take(g.h, 1, lines)], out=out if g.w.window == 1 else None)
-        for kh in range(2, g.h.window):
-            combine(down, P[:, _take(g.h, kh, lines)], out=down)
-    if g.w.window > 1:
-        combine(down[:, :, _take(g.w, 0, g.w.out)], down[:, :, _take(g.w, 1, g.w.out)], out=out)
-        for kw in range(2, g.w.window):
-            combine(out, down[:, :, _take(g.w, kw, g.w.out)], out=out)
-    elif g.h.window == 1:
-        np.copyto(out, down)
-
-
-def largest(P: Floats, g: Geometry, lines: int, out: Floats, switches: Floats) -> None:
-    """The largest element of each window of P (n, rows, columns, C), and its position as kh * KW + kw."""
-    # Along each row: the largest and which it was.
-    if g.w.window == 1:
-        across, which = P[:, :, _take(g.w, 0, g.w.out)], None
+    n, C = out.shape[0], out.shape[3]
+    if band.top >= 0 and band.top + band.rows <= g.h.size and g.w.before == 0 and columns <= g.w.size:
+        (temporary,) = scratch(x.dtype, (n, lines, columns, C))
+        P = x[band.images, band.top : band.top + band.rows, :columns]
     else:
-        first, second = P[:, :, _take(g.w, 0, g.w.out)], P[:, :, _take(g.w, 1, g.w.out)]
-        which = np.greater(second, first).view(np.uint8)
-        across = np.maximum(first, second)
-        for kw in range(2, g.w.window):
-            other = P[:, :, _take(g.w, kw, g.w.out)]
-            # A later winner has a larger number than all before it: the maximum of the numbers is the last winner's.
-            np.maximum(which, np.greater(other, across).view(np.uint8) * np.uint8(kw), out=which)
-            np.maximum(across, other, out=across)
-    # Over the rows, the same.
-    row = _take(g.h, 0, lines)
-    if which is None:
-        switches[...] = 0
-    else:
-        np.copyto(switches, which[:, row])
-    if g.h.window == 1:
-        np.copyto(out, across[:, row])
-    best = across[:, row]
+        P, temporary = scratch(x.dtype, (n, band.rows, columns, C), (n, lines, columns, C))
+        fill_padded(P, x, None, None, (band.images.start, band.images.stop), band.top, -g.w.before, value)
+    total = band.below(P, 0)
     for kh in range(1, g.h.window):
-        row = _take(g.h, kh, lines)
-        won = np.greater(across[:, row], best).view(np.uint8)
-        number = np.uint8(kh * g.w.window) if which is None else which[:, row] + np.uint8(kh * g.w.window)
+        total = combine(total, band.below(P, kh), out=temporary)
+    wide = (g.w.out - 1) * g.w.stride + 1
+    result = total[:, :, : wide : g.w.stride]
+    for kw in range(1, g.w.window):
+        result = combine(result, total[:, :, kw : kw + wide : g.w.stride], out=out)
+    if g.w.window == 1:
+        np.copyto(out, result)
+
+
+def _largest(band: _Band, P: Floats, temporary: Floats, out: Floats, switches: Floats) -> None:
+    """The largest element of each window, along the rows first, and its position as kh * KW + kw."""
+    h, w = band.g.h.window, band.g.w.window
+    across, which = band.element(P, 0), None
+    for kw in range(1, w):
+        other = band.element(P, kw)
+        won = np.greater(other, across).view(np.uint8)
+        if which is None:
+            which = won
+        else:
+            # A later winner has a larger number than all before it: the maximum of the numbers is the last winner's.
+            np.multiply(won, np.uint8(kw), out=won)
+            np.maximum(which, won, out=which)
+        across = np.maximum(across, other, out=temporary)
+    switches[...] = 0 if which is None else band.below(which, 0)
+    best = band.below(across, 0)
+    for kh in range(1, h):
+        other = band.below(across, kh)
+        won = np.greater(other, best).view(np.uint8)
+        number = np.uint8(kh * w) if which is None else band.below(which, kh) + np.uint8(kh * w)
         np.multiply(won, number, out=won)
         np.maximum(switches, won, out=switches)
-        best = np.maximum(best, across[:, row], out=out)
+        best = np.maximum(best, other, out=out)
+    if h == 1:
+        np.copyto(out, best)
 
 
 def _forward(x: Floats, g: Geometry, switch: bool) -> tuple[Floats, Floats | None]:
-    N, C = x.shape[0], x.shape[3]
-    shape = (N, g.h.out, g.w.out, C)
+    """Max pooling, and the switches if they are wanted."""
+    shape = (x.shape[0], g.h.out, g.w.out, x.shape[3])
     y = np.empty(shape, x.dtype)
     switches = np.empty(shape, np.uint8) if switch else None
-    chunks = images_and_lines(N, g.h.out, g.h.stride * g.w.size * C * x.itemsize, _CHUNK)
 
-    def chunk(number: int) -> None:
-        n0, n1, r0, r1 = where = chunks[number]
-        P = _source(x, g, where, -np.inf)
+    def chunk(band: _Band, part: Any) -> None:
         if switches is None:
-            _accumulate(np.maximum, P, g, r1 - r0, y[n0:n1, r0:r1])
+            _combine(np.maximum, x, band, -np.inf, y[part])
         else:
-            largest(P, g, r1 - r0, y[n0:n1, r0:r1], switches[n0:n1, r0:r1])
+            P, temporary = scratch(x.dtype, band.shape, (*band.shape[1:3], g.w.out, x.shape[3]))
+            band.deal(x, P, -np.inf)
+            _largest(band, P, temporary, y[part], switches[part])
 
-    parallel(chunk, len(chunks))
+    _for_bands(x.shape, g, x.itemsize, chunk)
     return y, switches
 
 
-def _tiles(g: Geometry) -> bool:
-    """Whether every pixel lies in at most one window."""
-    return g.h.stride >= g.h.window and g.w.stride >= g.w.window
+def _for_bands(shape: tuple[int, ...], g: Geometry, itemsize: int, work: Any) -> None:
+    """Call work(band, output part) for chunks of the images, shared out over the threads."""
+    N, _, W, C = shape
+    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * itemsize, _CHUNK)
+
+    def chunk(number: int) -> None:
+        n0, n1, r0, r1 = where = chunks[number]
+        work(_Band(g, where, C), (slice(n0, n1), slice(r0, r1)))
+
+    parallel(chunk, len(chunks))
 
 
-def elements(g: Geometry, lines: tuple[int, int]) -> Iterator[tuple[int, Any, Any]]:
-    """For each element k of the windows: k, the outputs whose element k lies inside of the image, and where it lies.
+def _gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Any) -> Floats:
+    """dx of `shape`: fill(band, output part, P, temporary) sums a band's gradients in its phases P.
 
-    The second is an index into the output rows `lines` of some images, the third into the images; elements that lie
-    in the padding for all outputs are left out.
+    Chunks are whole images, or bands of one image that one thread does in order: no two threads add to one row.
     """
-    for kh in range(g.h.window):
-        first, last, down = reach(g.h.size, g.h.out, g.h.stride, kh - g.h.before)
-        first, last = max(first, lines[0]), min(last, lines[1])
-        rows = slice(first * g.h.stride + down, (last - 1) * g.h.stride + down + 1, g.h.stride)
-        for kw in range(g.w.window):
-            left, right, across = reach(g.w.size, g.w.out, g.w.stride, kw - g.w.before)
-            if first < last and left < right:
-                columns = slice(left * g.w.stride + across, (right - 1) * g.w.stride + across + 1, g.w.stride)
-                outputs = slice(None), slice(first - lines[0], last - lines[0]), slice(left, right)
-                yield kh * g.w.window + kw, outputs, (slice(None), rows, columns)
+    N, _, W, C = shape
+    dx = np.empty(shape, dtype)
+    line = g.h.stride * W * C * dtype.itemsize
+    images = max(1, min(_CHUNK // (g.h.out * line), -(-N // 2)))
+    lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
+    covered = all(a.stride <= a.window and (a.out - 1) * a.stride + a.window - a.before >= a.size for a in g)
+
+    def chunk(number: int) -> None:
+        n0, n1 = number * images, min((number + 1) * images, N)
+        if not covered:
+            dx[n0:n1] = 0
+        done = 0
+        for r0 in range(0, g.h.out, lines):
+            r1 = min(r0 + lines, g.h.out)
+            band = _Band(g, (n0, n1, r0, r1), C)
+            P, temporary = scratch(dtype, band.shape, (n1 - n0, r1 - r0, g.w.out, C))
+            fill(band, (slice(n0, n1), slice(r0, r1)), P, temporary)
+            band.collect(P, dx, done)
+            done = max(done, band.top + band.rows)
+
+    parallel(chunk, -(-N // images))
+    return dx
 
 
-def _covered(g: Geometry) -> bool:
-    """Whether the windows tile the image without gaps, so that each pixel gets exactly one gradient."""
-    return all(a.stride == a.window and a.before == 0 and a.out * a.stride == a.size for a in g)
+def _apart(g: Geometry) -> bool:
+    """Whether every element of the phases belongs to exactly one window."""
+    return g.h.stride == g.h.window and g.w.stride >= g.w.window
 
 
 def unpool(dy: Floats, switches: Floats, shape: tuple[int, ...], g: Geometry) -> Floats:
     """Every dy (N, OH, OW, C) at the place its switch names, in an array of `shape`."""
-    dx = np.empty(shape, dy.dtype)
-    tiles, covered = _tiles(g), _covered(g)
-    chunks = _image_chunks(g, shape, dy.itemsize)
+    apart = _apart(g)
 
-    def chunk(number: int) -> None:
-        n0, n1, bands = chunks[number]
-        if not covered:
-            dx[n0:n1] = 0
-        for r0, r1 in bands:
-            part, which = dy[n0:n1, r0:r1], switches[n0:n1, r0:r1]
-
-            for k, outputs, place in elements(g, (r0, r1)):
-                hit = np.equal(which[outputs], np.uint8(k))
-                target = dx[n0:n1][place]
-                if tiles:
-                    keep_where(part[outputs], hit, target)
+    def fill(band: _Band, part: Any, P: Floats, temporary: Floats) -> None:
+        if not apart:
+            P[...] = 0
+        for kh in range(g.h.window):
+            for kw in range(g.w.window):
+                place = band.below(band.element(P, kw), kh)
+                hit = np.equal(switches[part], np.uint8(kh * g.w.window + kw))
+                if apart:
+                    keep_where(dy[part], hit, place)
                 else:
-                    kept = np.empty(hit.shape, dy.dtype)
-                    keep_where(part[outputs], hit, kept)
-                    np.add(target, kept, out=target)
+                    keep_where(dy[part], hit, temporary)
+                    np.add(place, temporary, out=place)
 
-    parallel(chunk, len(chunks))
-    return dx
-
-
-def _image_chunks(g: Geometry, shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int, list[tuple[int, int]]]]:
-    """Chunks of whole images, so that no two threads add to one pixel, each cut into bands of output rows."""
-    N, _, W, C = shape
-    merged: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for n0, n1, r0, r1 in images_and_lines(N, g.h.out, g.h.stride * W * C * itemsize, _CHUNK):
-        merged.setdefault((n0, n1), []).append((r0, r1))
-    return [(n0, n1, bands) for (n0, n1), bands in merged.items()]
+    return _gradient(shape, g, dy.dtype, fill)
 
 
 def _takes(x: Floats, g: Geometry) -> bool:
@@ -221,18 +262,14 @@ def average_forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: An
     g = pool_geometry("average_pool2d", x, window, stride, padding)
     if not _takes(x, g):
         return NotImplemented
-    N, C = x.shape[0], x.shape[3]
-    y = np.empty((N, g.h.out, g.w.out, C), x.dtype)
+    y = np.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), x.dtype)
     share = 1 / window_counts(np, g, count_include_pad, x)  # (OH, OW, 1)
-    chunks = images_and_lines(N, g.h.out, g.h.stride * g.w.size * C * x.itemsize, _CHUNK)
 
-    def chunk(number: int) -> None:
-        n0, n1, r0, r1 = where = chunks[number]
-        part = y[n0:n1, r0:r1]
-        _accumulate(np.add, _source(x, g, where, 0.0), g, r1 - r0, part)
-        np.multiply(part, share[r0:r1], out=part)
+    def chunk(band: _Band, part: Any) -> None:
+        _combine(np.add, x, band, 0.0, y[part])
+        np.multiply(y[part], share[part[1]], out=y[part])
 
-    parallel(chunk, len(chunks))
+    _for_bands(x.shape, g, x.itemsize, chunk)
     return y, x.shape
 
 
@@ -243,23 +280,18 @@ def average_backward(
     """Every element of a window gets an equal share."""
     g = windows(shape, window, window if stride is None else stride, padding)
     share = 1 / window_counts(np, g, count_include_pad, dy)
-    dx = np.empty(shape, dy.dtype)
-    tiles, covered = _tiles(g), _covered(g)
-    chunks = _image_chunks(g, shape, dy.itemsize)
+    apart = _apart(g)
 
-    def chunk(number: int) -> None:
-        n0, n1, bands = chunks[number]
-        if not covered:
-            dx[n0:n1] = 0
-        for r0, r1 in bands:
-            part = dy[n0:n1, r0:r1] * share[r0:r1]
-
-            for _, outputs, place in elements(g, (r0, r1)):
-                target = dx[n0:n1][place]
-                if tiles:
-                    np.copyto(target, part[outputs])
+    def fill(band: _Band, part: Any, P: Floats, temporary: Floats) -> None:
+        np.multiply(dy[part], share[part[1]], out=temporary)
+        if not apart:
+            P[...] = 0
+        for kh in range(g.h.window):
+            for kw in range(g.w.window):
+                place = band.below(band.element(P, kw), kh)
+                if apart:
+                    np.copyto(place, temporary)
                 else:
-                    np.add(target, part[outputs], out=target)
+                    np.add(place, temporary, out=place)
 
-    parallel(chunk, len(chunks))
-    return dx
+    return _gradient(shape, g, dy.dtype, fill)

@@ -129,3 +129,34 @@ def slope(dy: Floats, y: Floats | None, activation: str | None, out: Floats) -> 
         square = y * y
         np.subtract(y, square, out=square)
         np.multiply(dy, square, out=out)
+
+
+def fill_padded(
+    P: Floats,
+    x: Floats,
+    y: Floats | None,
+    activation: str | None,
+    images: tuple[int, int],
+    top: int,
+    left: int,
+    value: float = 0.0,
+) -> None:
+    """Fill P (n, rows, columns, C) with images of `x` from row `top` and column `left` on; `value` outside of them.
+
+    With an activation, x is a gradient and `y` the activation's output: what is filled in is its input's gradient.
+    """
+    n0, n1 = images
+    H, W = x.shape[1:3]
+    lo, hi = max(top, 0), min(top + P.shape[1], H)
+    w0, w1 = max(left, 0), min(left + P.shape[2], W)
+    if hi <= lo or w1 <= w0:
+        P[...] = value
+        return
+    P[:, : lo - top] = value
+    P[:, hi - top :] = value
+    inside = P[:, lo - top : hi - top]
+    inside[:, :, : w0 - left] = value
+    inside[:, :, w1 - left :] = value
+    inside = inside[:, :, w0 - left : w1 - left]
+    part = (slice(n0, n1), slice(lo, hi), slice(w0, w1))
+    slope(x[part], None if y is None else y[part], activation, inside)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, scratch, slope
+from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, fill_padded, scratch
 from xpnet.threads import get_num_threads, parallel
 
 _enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
@@ -132,30 +132,6 @@ def _cut(N: int, OH: int, OW: int, m: int, tiles: int) -> _Cut:
         strips = -(-th // -(-th // strips))
     chunks = [(n, min(n + images, N), s, min(s + strips, th)) for n in range(0, N, images) for s in range(0, th, strips)]
     return _Cut(th, tw, chunks)
-
-
-def fill_padded(
-    P: Floats, x: Floats, y: Floats | None, activation: str | None, images: tuple[int, int], top: int, left: int
-) -> None:
-    """Fill P (n, rows, columns, C) with images of `x` from row `top` and column `left` on; zeros outside of them.
-
-    With an activation, x is a gradient and `y` the activation's output: what is filled in is its input's gradient.
-    """
-    n0, n1 = images
-    H, W = x.shape[1:3]
-    lo, hi = max(top, 0), min(top + P.shape[1], H)
-    w0, w1 = max(left, 0), min(left + P.shape[2], W)
-    if hi <= lo or w1 <= w0:
-        P[...] = 0
-        return
-    P[:, : lo - top] = 0
-    P[:, hi - top :] = 0
-    inside = P[:, lo - top : hi - top]
-    inside[:, :, : w0 - left] = 0
-    inside[:, :, w1 - left :] = 0
-    inside = inside[:, :, w0 - left : w1 - left]
-    part = (slice(n0, n1), slice(lo, hi), slice(w0, w1))
-    slope(x[part], None if y is None else y[part], activation, inside)
 
 
 def convolve(

@@ -1,0 +1,25 @@
+"""Whether there is a GPU to test on."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from xpnet.backend import DeviceError, device
+
+
+@functools.cache
+def missing() -> str:
+    """Why there is no GPU to test on; empty where there is one."""
+    try:
+        device("cuda")
+    except DeviceError as error:
+        return str(error)
+    return ""
+
+
+def skip_without_gpu() -> None:
+    """Skip the test unless a GPU can be used."""
+    if missing():
+        pytest.skip(missing())

@@ -1,0 +1,437 @@
+"""Kernels that no operation launches, what a launch checks, and the emulator's own checks."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+import xpnet.accel.cupy as accel
+from tests.cuda_emulator import build
+from tests.cuda_emulator.emulator import emulated, emulated_ops, xp
+from xpnet import random
+from xpnet.accel.cupy import launch as launching
+from xpnet.accel.cupy.batches import gather_bytes
+from xpnet.accel.cupy.columns import cut
+from xpnet.accel.cupy.dropout import keep_mask
+from xpnet.accel.cupy.gemm import gemm
+from xpnet.accel.cupy.launch import divisor, launch
+from xpnet.accel.cupy.optimizers import Clock, adam, sgd
+from xpnet.accel.cupy.source import Kernel, declarations, every_kernel
+from xpnet.accel.settings import get_matmul_precision, set_matmul_precision
+from xpnet.ops.geometry import windows
+from xpnet.optim import rules
+
+pytestmark = [
+    pytest.mark.emulator,
+    pytest.mark.skipif(build.compiler() is None, reason="needs g++"),
+]
+
+RANDOM = np.random.default_rng(1)
+
+
+def normal(*shape, dtype="float64"):
+    return np.asarray(RANDOM.standard_normal(shape)).astype(dtype)
+
+
+# -- optimizers --
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 5000])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("clocked", [False, True])
+def test_sgd(size, dtype, clocked):
+    for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True)):
+        w, g = normal(size, dtype=dtype), normal(size, dtype=dtype)
+        v = normal(size, dtype=dtype) if momentum else None
+        expected, memory = w.copy(), None if v is None else v.copy()
+        decay = 0.1 * np.where(np.arange(size) < 5, expected, 0)
+        slope = (g + decay).astype(dtype)
+        if memory is None:
+            rules.sgd.reference(np, expected, slope, learning_rate=0.05)
+        else:
+            rules.momentum.reference(np, expected, slope, memory, learning_rate=0.05, momentum=momentum, nesterov=nesterov)
+        with emulated():
+            rate = Clock.new(np, w, 0.05) if clocked else 0.05
+            sgd(w, g, v, rate=rate, momentum=momentum, nesterov=nesterov, weight_decay=0.1, decayed=5)
+        tolerance = 1e-6 if dtype == "float32" else 1e-13
+        np.testing.assert_allclose(w, expected, rtol=tolerance, atol=tolerance)
+        if memory is not None:
+            np.testing.assert_allclose(v, memory, rtol=tolerance, atol=tolerance)
+        if clocked:
+            assert (int(rate.steps), int(rate.ticket)) == (1, 0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 5000])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("clocked", [False, True])
+def test_adam(size, dtype, clocked):
+    w = normal(size, dtype=dtype)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    expected, mean, square = w.copy(), m.copy(), v.copy()
+    clock = Clock.new(np, w, 0.01)
+    for step in range(1, 5):
+        g = normal(size, dtype=dtype)
+        slope = (g + 0.1 * np.where(np.arange(size) < 5, expected, 0)).astype(dtype)
+        settings = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-7}
+        rules.adam.reference(np, expected, slope, mean, square, learning_rate=0.01, step=step, **settings)
+        with emulated():
+            rate = clock if clocked else 0.01
+            adam(w, g, m, v, rate=rate, finished_steps=step - 1, weight_decay=0.1, decayed=5, **settings)
+        tolerance = 3e-5 if dtype == "float32" else 1e-12
+        np.testing.assert_allclose(w, expected, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(v, square, rtol=tolerance, atol=tolerance)
+    assert (int(clock.steps), int(clock.ticket)) == ((4, 0) if clocked else (0, 0))
+
+
+def test_adamw_shrinks_the_weights_themselves():
+    w, g = normal(20), normal(20)
+    m, v = np.zeros(20), np.zeros(20)
+    expected, mean, square = w.copy(), m.copy(), v.copy()
+    expected[:8] *= 1 - 0.01 * 0.3
+    rules.adam.reference(np, expected, g, mean, square, learning_rate=0.01, beta1=0.9, beta2=0.999, epsilon=1e-8, step=1)
+    with emulated():
+        adam(w, g, m, v, rate=0.01, weight_decay=0.3, decoupled=True, decayed=8)
+    np.testing.assert_allclose(w, expected, rtol=1e-13)
+    np.testing.assert_allclose(m, mean, rtol=1e-13)
+
+
+def test_the_update_rules_use_the_kernels():
+    for name, slots, settings in (
+        ("sgd", 0, {}),
+        ("momentum", 1, {"momentum": 0.9, "nesterov": True}),
+        ("adam", 2, {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "step": 3}),
+    ):
+        arrays = [normal(100), normal(100), *(np.abs(normal(100)) for _ in range(slots))]
+        expected = [a.copy() for a in arrays]
+        rules.rules[name](*expected, learning_rate=0.1, **settings)
+        with emulated_ops() as runtime:
+            rules.rules[name](*arrays, learning_rate=0.1, **settings)
+        assert len(runtime.launches) == 1
+        for a, b in zip(arrays, expected):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+# -- random masks and batches --
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 1000, 4096 * 5])
+def test_keep_mask_has_the_bits_of_numpy(count):
+    for key, step in ((random.key(7, "a"), 0), (random.Key(2**64 - 1, 2**63), 2**63 + 5)):
+        for rate in (0.0, 0.25, 1.0):
+            expected = random.keep_mask(np, key, step, (count,), rate)
+            with emulated():
+                np.testing.assert_array_equal(keep_mask(xp, key, step, (count,), rate), expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4, 3), (6, 8, 8, 1), (4, 10), (3, 16)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_gather_bytes(shape, dtype):
+    data = RANDOM.integers(0, 256, shape, dtype=np.uint8)
+    index = np.array([2, 0, 2, 1])
+    mean, deviation = np.linspace(0.2, 0.5, shape[-1]), np.linspace(0.1, 0.3, shape[-1])
+    with emulated():
+        plain = gather_bytes(xp, data, index, dtype=dtype)
+        scaled = gather_bytes(xp, data, index, mean=mean, deviation=deviation, dtype=dtype)
+        missing = gather_bytes(xp, data, np.array([-1, 1, shape[0]]))
+        empty = gather_bytes(xp, data, np.zeros(0, np.int64))
+    tolerance = {"float32": 1e-5, "float64": 1e-12, "float16": 2e-3}[dtype]
+    assert plain.dtype == scaled.dtype == np.dtype(dtype)
+    np.testing.assert_allclose(plain, data[index] / 255, rtol=tolerance)
+    np.testing.assert_allclose(scaled, (data[index] / 255 - mean) / deviation, rtol=tolerance, atol=tolerance)
+    assert np.isnan(missing[[0, 2]]).all()
+    assert np.isfinite(missing[1]).all()
+    assert empty.shape == (0, *shape[1:])
+
+
+def test_gather_bytes_wants_both_or_neither():
+    with pytest.raises(ValueError, match="both mean and deviation"):
+        gather_bytes(xp, np.zeros((2, 3), np.uint8), np.zeros(1, np.int64), mean=np.zeros(3))
+
+
+# -- 16-bit floats --
+
+
+def as_bfloat16(values):
+    """float32 -> the upper half of its bits, rounded to nearest even."""
+    bits = np.asarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_bfloat16(width):
+    x = as_bfloat16(np.concatenate([normal(60) * 10, [0, -0.0, np.inf, -np.inf]]))
+    y = np.full_like(x, 0xFFFF)
+    with emulated():
+        launch(accel.activation._forward["bfloat16", width, 3], 2, 64, x, y, x.size)
+    np.testing.assert_array_equal(y, as_bfloat16(np.tanh(from_bfloat16(x))))
+
+
+def test_bfloat16_keeps_not_a_number():
+    x = np.array([0x7FC1, 0xFFFF, 0x7F81, 0x3F80], np.uint16)  # three NaN, and 1
+    y = np.zeros_like(x)
+    with emulated():
+        launch(accel.activation._forward["bfloat16", 1, 1], 1, 32, x, y, x.size)
+    assert np.isnan(from_bfloat16(y[:3])).all()
+    assert from_bfloat16(y)[3] == 1
+
+
+# -- products --
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_gemm_of_every_layout(dtype):
+    for m, n, k in ((3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (1, 1, 1), (3, 4, 0)):
+        for batch in ((), (1,), (3,)):
+            for flip_a in (False, True):
+                for flip_b in (False, True):
+                    a = normal(*batch, k, m, dtype=dtype).swapaxes(-1, -2) if flip_a else normal(*batch, m, k, dtype=dtype)
+                    b = normal(*batch, n, k, dtype=dtype).swapaxes(-1, -2) if flip_b else normal(*batch, k, n, dtype=dtype)
+                    c = normal(*batch, m, n, dtype=dtype)
+                    wide = 2.0 * (a.astype("float64") @ b) + 0.5 * c
+                    with emulated():
+                        gemm(xp, a, b, c, alpha=2.0, beta=0.5)
+                    tolerance = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2}[dtype]
+                    np.testing.assert_allclose(c, wide, rtol=tolerance, atol=tolerance)
+
+
+def test_gemm_of_slices_and_into_slices():
+    wide, weights = normal(6, 10), normal(4, 9)
+    out = np.full((6, 12), 7.0)
+    with emulated():
+        gemm(xp, wide[:, 3:7], weights[:, 2:5], out[:, 1:4])
+    np.testing.assert_allclose(out[:, 1:4], wide[:, 3:7] @ weights[:, 2:5])
+    assert (np.delete(out, [1, 2, 3], axis=1) == 7).all()
+    strange = normal(6, 20)[:, ::2]  # no axis is contiguous: copied
+    with emulated():
+        gemm(xp, strange[:, :4], weights[:, 2:5], out[:, 1:4])
+    np.testing.assert_allclose(out[:, 1:4], strange[:, :4] @ weights[:, 2:5])
+
+
+def test_gemm_adds_up_half_precision_in_float32():
+    a, b = normal(3, 4, dtype="float16"), normal(4, 5, dtype="float16")
+    c = np.zeros((3, 5), "float32")
+    with emulated():
+        gemm(xp, a, b, c)
+    np.testing.assert_allclose(c, a.astype("float32") @ b.astype("float32"), rtol=1e-6)
+
+
+def test_gemm_refuses_what_does_not_fit():
+    with emulated():
+        with pytest.raises(ValueError, match="do not fit"):
+            gemm(xp, normal(2, 3), normal(4, 5), normal(2, 5))
+        with pytest.raises(TypeError, match="one floating dtype"):
+            gemm(xp, normal(2, 3), normal(3, 5, dtype="float32"), normal(2, 5))
+        with pytest.raises(ValueError, match="contiguous"):
+            gemm(xp, normal(2, 3), normal(3, 5), normal(5, 2).T)
+
+
+def test_tensor_cores_are_one_setting():
+    assert get_matmul_precision() == "float32"
+    try:
+        set_matmul_precision("tf32")
+        for dtype, expected in (("float32", True), ("float64", False), ("float16", False)):
+            with emulated() as runtime:
+                gemm(xp, normal(2, 3, dtype=dtype), normal(3, 5, dtype=dtype), normal(2, 5, dtype=dtype))
+            assert runtime.products[0].tf32 is expected
+    finally:
+        set_matmul_precision("float32")
+    with pytest.raises(ValueError, match='"float32" or "tf32"'):
+        set_matmul_precision("high")
+
+
+# -- launches --
+
+
+def test_a_launch_checks_dtypes_contiguity_and_count():
+    kernel = accel.activation._forward["float", 1, 1]
+    x = np.zeros(8, "float32")
+    with emulated():
+        with pytest.raises(TypeError, match=r"activation<float, 1, 1>: x must be float32, got float64"):
+            launch(kernel, 1, 32, x.astype("float64"), x, 8)
+        with pytest.raises(ValueError, match="y must be C-contiguous"):
+            launch(kernel, 1, 32, x, np.zeros(16, "float32")[::2], 8)
+        with pytest.raises(TypeError, match="takes 3 arguments, got 2"):
+            launch(kernel, 1, 32, x, x)
+    with pytest.raises(KeyError, match="not among the listed instances"):
+        accel.activation._forward["float", 3, 1]
+
+
+def test_arguments_are_packed_as_the_kernel_declares_them():
+    sizes = {p.name: p.format for p in accel.optimizers._adam["float", 4, False].parameters}
+    assert sizes["count"] == "q"
+    assert sizes["beta1"] == "d"
+    assert sizes["epsilon"] == "f"
+    assert sizes["mean"] == "P"
+    assert {p.name: p.format for p in accel.optimizers._adam["double", 2, False].parameters}["epsilon"] == "d"
+    assert {p.name: p.format for p in accel.windows._im2col["float", 1, 0, 0].parameters}["by_kw"] == "3I"
+
+
+def test_every_declared_kernel_is_used():
+    for file in build.files():
+        used = {kernel.name for kernel in every_kernel if kernel.file == file}
+        assert used == set(declarations(file))
+
+
+def test_division_by_multiplication():
+    edges = [0, 1, 2, 3, 2**31 - 1, 2**31 - 2, 2**30]
+    for d in [*range(1, 200), 255, 256, 257, 641, 65535, 65536, 65537, 2**30 - 1, 2**30, 2**31 - 1]:
+        _, magic, shift = divisor(d)
+        assert magic < 2**32
+        near = [k * d + r for k in (1, 2, 2**31 // d - 1) for r in (-1, 0, 1)]
+        for n in [*edges, *(v for v in near if 0 <= v < 2**31)]:
+            assert (((n * magic) >> 32) + n) % 2**32 >> shift == n // d, (n, d)
+    with pytest.raises(ValueError, match="too large"):
+        divisor(2**31)
+
+
+def test_slabs_cover_all_rows():
+    with emulated(multiprocessors=4):
+        for rows in (1, 7, 1000, 10**6, 10**9):
+            for vectors in (1, 3, 16, 40, 1000):
+                slabs = cut(rows, vectors)
+                wide, deep, _ = slabs.block
+                assert wide * deep == 256
+                assert slabs.grid[0] * wide >= vectors
+                assert (slabs.slabs - 1) * slabs.slab_rows < rows <= slabs.slabs * slabs.slab_rows
+                assert slabs.grid[1] <= 65535
+
+
+def test_batches_beyond_32_bit_indices_are_split(monkeypatch):
+    x = normal(5, 6, 6, 4)
+    g = windows(x.shape, 3, 1, 1)
+    for module in (accel.windows, accel.pooling):
+        monkeypatch.setattr(module, "LIMIT", 2000)
+    with emulated() as runtime:
+        cols = accel.windows.im2col(xp, x, g)
+        back = accel.windows.col2im(xp, cols, g)
+        y, switches = accel.pooling.max_pool(xp, x, g, True)
+        accel.pooling.average_pool_backward(xp, accel.pooling.average_pool(xp, x, g, False), g, False)
+        dx = accel.pooling.max_pool_backward(xp, y, switches, g)
+    split = len(runtime.launches)
+    monkeypatch.undo()
+    with emulated() as runtime:
+        np.testing.assert_array_equal(accel.windows.im2col(xp, x, g), cols)
+        np.testing.assert_array_equal(accel.windows.col2im(xp, cols, g), back)
+        again, _ = accel.pooling.max_pool(xp, x, g, True)
+        np.testing.assert_array_equal(again, y)
+        np.testing.assert_array_equal(accel.pooling.max_pool_backward(xp, y, switches, g), dx)
+    assert split > 5
+
+
+def test_unaligned_arrays_take_the_scalar_path():
+    memory = np.zeros(8 * 8 + 1)
+    offset = memory[1:] if memory.ctypes.data % 16 == 0 else memory[:-1]
+    x = offset.reshape(1, 4, 4, 4)
+    x[...] = normal(1, 4, 4, 4)
+    assert x.ctypes.data % 16 == 8
+    with emulated_ops() as runtime:
+        found = xpnet_ops().max_pool2d(x, 2)
+    np.testing.assert_array_equal(found, xpnet_ops().max_pool2d(x, 2))
+    assert runtime.launches == ["max_pool<double, 1, 2, 2, false>"]
+
+
+def xpnet_ops():
+    from xpnet import ops
+
+    return ops
+
+
+# -- the emulator itself --
+
+BROKEN = """
+#include "common.cuh"
+template <typename T>
+__global__ void writes_behind(T* y, int count) { y[threadIdx.x + count] = T(); }
+template <typename T>
+__global__ void writes_before(T* y, int count) { y[-1] = T(); }
+template <typename T>
+__global__ void splits_at_a_barrier(T* y, int count) { if (threadIdx.x < 16) __syncthreads(); y[threadIdx.x] = T(); }
+template <typename T>
+__global__ void leaves_before_a_shuffle(T* y, int count) {
+  if (threadIdx.x >= 16) return;
+  y[threadIdx.x] = __shfl_xor_sync(0xffffffffu, y[threadIdx.x], 1);
+}
+template <typename T>
+__global__ void forgets_a_barrier(T* y, int count) {
+  __shared__ T held[64];
+  __syncthreads();
+  held[threadIdx.x] = T(threadIdx.x);
+  y[threadIdx.x] = held[63 - threadIdx.x];
+}
+template <typename T>
+__global__ void reverses(T* y, int count) {
+  __shared__ T held[64];
+  held[threadIdx.x] = T(threadIdx.x);
+  __syncthreads();
+  y[threadIdx.x] = held[63 - threadIdx.x];
+}
+"""
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    from xpnet.accel.cupy import source
+
+    (tmp_path / "broken.cu").write_text(BROKEN)
+    (tmp_path / "common.cuh").write_text(source.read_headers()["common.cuh"])
+    monkeypatch.setattr(source, "kernel_folder", lambda: tmp_path)
+    monkeypatch.setattr(source, "every_kernel", [])
+    monkeypatch.setattr(source, "read_source", lambda file: (tmp_path / f"{file}.cu").read_text())
+    monkeypatch.setenv("XPNET_CACHE", str(tmp_path / "cache"))
+    declarations.cache_clear()
+    build.library.cache_clear()
+    kernels = {name: Kernel("broken", name, ("float",)) for name in source.declarations("broken")}
+    yield lambda name, y: launch(kernels[name][("float",)], 1, y.size, y, y.size)
+    declarations.cache_clear()
+    build.library.cache_clear()
+
+
+def test_the_emulator_reports_what_would_be_wrong_on_a_gpu(broken):
+    y = np.zeros(64, "float32")
+    with emulated():
+        for name, message in (
+            ("writes_behind", "wrote after the array"),
+            ("writes_before", "wrote before the array"),
+            ("splits_at_a_barrier", "barrier"),
+            ("leaves_before_a_shuffle", "barrier"),
+        ):
+            with pytest.raises(AssertionError, match=message):
+                broken(name, y)
+        broken("reverses", y)
+        np.testing.assert_array_equal(y, np.arange(63, -1, -1))
+        broken("forgets_a_barrier", y)
+        assert (y != np.arange(63, -1, -1)).any()
+
+
+def test_the_emulator_refuses_arguments_that_share_memory():
+    x = np.zeros(16, "float32")
+    with emulated(), pytest.raises(AssertionError, match="share memory"):
+        launch(accel.activation._forward["float", 4, 1], 1, 32, x, x, 16)
+
+
+def test_packed_arguments_survive_a_second_thread():
+    from concurrent.futures import ThreadPoolExecutor
+
+    seen = []
+
+    class Recorder:
+        multiprocessors, l2_bytes = 1, 1
+
+        def addresses(self, instance, arrays):
+            return [0 if a is None else a.ctypes.data for a in arrays]
+
+        def launch(self, instance, grid, block, shared, arguments):
+            first, _, count = (arguments[i] for i in range(3))
+            seen.append((ctypes.c_uint64.from_address(first).value, ctypes.c_int64.from_address(count).value))
+
+    arrays = [np.zeros(n, "float32") for n in range(1, 40)]
+    kernel = accel.activation._forward["float", 1, 1]
+    with launching.use_runtime(Recorder()), ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda a: launch(kernel, 1, 32, a, a, a.size), arrays))
+    assert sorted(seen) == sorted((a.ctypes.data, a.size) for a in arrays)

@@ -1,0 +1,101 @@
+"""What all tests share: markers with their needs, the array libraries, and settings of hypothesis."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.libraries import LIBRARIES, Library
+
+try:
+    import hypothesis
+except ImportError:  # the tests that need it import it themselves and say so
+    pass
+else:
+    # The same examples on every run, whatever the machine's speed.
+    hypothesis.settings.register_profile("xpnet", derandomize=True, deadline=None, database=None, max_examples=40)
+    hypothesis.settings.load_profile("xpnet")
+
+# Where the data sets are is looked up before any test changes the environment.
+_DATA = os.environ.get("XPNET_DATA")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def _torch() -> str | None:
+    return None if importlib.util.find_spec("torch") else "PyTorch is not installed"
+
+
+def _nvrtc() -> str | None:
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed"
+    from cupy.cuda import nvrtc
+
+    try:
+        nvrtc.getVersion()
+    except (RuntimeError, OSError, ImportError) as error:
+        return f"the NVRTC library does not load: {error}"
+    return None
+
+
+def _emulator() -> str | None:
+    return None if shutil.which("g++") else "g++ is not installed"
+
+
+def _cuda() -> str | None:
+    from xpnet import backend
+
+    try:
+        backend.device("cuda")
+    except backend.DeviceError as error:
+        return str(error)
+    return None
+
+
+def _mnist() -> str | None:
+    if not _DATA:
+        return "$XPNET_DATA is not set"
+    names = ("train-images-idx3-ubyte", "train-images.idx3-ubyte")
+    places = [Path(_DATA) / folder / (name + end) for folder in ("", "mnist") for name in names for end in ("", ".gz")]
+    return None if any(place.is_file() for place in places) else f"no MNIST files in {_DATA}"
+
+
+NEEDS = {"torch": _torch, "nvrtc": _nvrtc, "emulator": _emulator, "cuda": _cuda, "mnist": _mnist}
+MAY_BE_ABSENT = ("cuda", "mnist")  # XPNET_REQUIRE_ALL=1 asks for everything that a package index can give
+
+
+@functools.cache
+def _missing(marker: str) -> str | None:
+    """Why tests with this marker cannot run here, or None."""
+    return NEEDS[marker]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("slow") and not item.config.getoption("--slow"):
+        pytest.skip("takes minutes; runs with --slow")
+    for marker in NEEDS:
+        if item.get_closest_marker(marker) and (reason := _missing(marker)):
+            if os.environ.get("XPNET_REQUIRE_ALL", "") not in ("", "0") and marker not in MAY_BE_ABSENT:
+                pytest.fail(f"XPNET_REQUIRE_ALL is set, and {reason}", pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.fixture(params=[pytest.param(library, id=library.name, marks=library.marks) for library in LIBRARIES])
+def library(request: pytest.FixtureRequest) -> Library:
+    """Every array library in turn: `library.asarray(numpy_array)`, `library.to_numpy(array)`, `library.xp`."""
+    found: Library = request.param
+    return found
+
+
+@pytest.fixture
+def xp(library: Library) -> Any:
+    """The namespace of every array library in turn."""
+    return library.xp

@@ -1,0 +1,152 @@
+"""What the law does with a case: run it under an implementation and a library, forward and backward."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from tests.cases import Case, Input
+from xpnet.backend import to_numpy
+from xpnet.ops.registry import load_accelerations, reference_only, registry
+
+COMPOSITES = {
+    "conv1d": ("conv2d",),
+    "conv_transpose2d": ("col2im", "matmul"),
+    "batch_norm": ("batch_norm_with_statistics", "batch_norm_inference"),
+    "global_average_pool2d": ("mean",),
+    "where": ("select",),
+}
+"""Public functions that are made of operations, and which."""
+
+
+def _has_emulator() -> bool:
+    """Whether the CuPy implementations and the emulator that runs their kernels on NumPy arrays are there."""
+    names = ("xpnet.accel.cupy.launch", "tests.cuda_emulator.emulator")
+    with contextlib.suppress(ModuleNotFoundError):
+        return all(importlib.util.find_spec(name) is not None for name in names)
+    return False
+
+
+@functools.cache
+def accelerations() -> dict[str, tuple[str, ...]]:
+    """For every operation the libraries for which it has an accelerated implementation that NumPy arrays can run."""
+    load_accelerations("numpy")
+    emulated: set[str] = set()
+    if _has_emulator():
+        import xpnet.accel.cupy  # noqa: F401 - registers its implementations; touches no device
+
+        emulated = {name for name, operation in registry.items() if "cupy" in operation.accelerated}
+    return {
+        name: ("numpy",) * ("numpy" in operation.accelerated) + ("emulated",) * (name in emulated)
+        for name, operation in registry.items()
+    }
+
+
+def implementations(case: Case) -> list[str]:
+    """The implementations under which a case is run: the reference, and what else exists for its operations."""
+    parts = (case.name,) if case.name in registry else COMPOSITES[case.name]
+    found = ["reference"]
+    for name in ("numpy", "emulated"):
+        if any(name in accelerations()[part] for part in parts):
+            found.append(name)
+    return found
+
+
+@contextlib.contextmanager
+def running(implementation: str) -> Iterator[None]:
+    """Within the block NumPy arrays are computed by "reference", "numpy" or "emulated"."""
+    if implementation == "reference":
+        with reference_only():
+            yield
+    elif implementation == "numpy":
+        with reference_only(False):
+            yield
+    else:
+        from tests.cuda_emulator.emulator import emulated_ops
+
+        with reference_only(False), emulated_ops():
+            yield
+
+
+def matrix(cases: list[Case], where: Any = None) -> list[Any]:
+    """Parameters (case, implementation) for the cases for which `where` holds."""
+    return [
+        pytest.param(
+            case,
+            implementation,
+            id=f"{case.id}-{implementation}",
+            marks=(pytest.mark.emulator,) if implementation == "emulated" else (),
+        )
+        for case in cases
+        if where is None or where(case)
+        for implementation in implementations(case)
+    ]
+
+
+def differentiable(case: Case) -> bool:
+    """Whether the case has anything to check a gradient of."""
+    return case.differentiable and any(isinstance(i, Input) and i.grad for i in case.inputs)
+
+
+def outputs_of(result: Any) -> tuple[Any, ...]:
+    """The output or outputs as native arrays."""
+    outputs = result if isinstance(result, tuple) else (result,)
+    return tuple(o.array if isinstance(o, xn.Tensor) else o for o in outputs)
+
+
+def is_float(array: Any) -> bool:
+    return "float" in str(array.dtype)
+
+
+def weights_for(outputs: tuple[Any, ...], seed: int = 0) -> list[np.ndarray]:
+    """Gradients to start backward with: NumPy arrays in each output's shape and dtype."""
+    random = np.random.default_rng(seed)
+    return [random.standard_normal(o.shape).astype(str(o.dtype).rpartition(".")[2]) for o in outputs if is_float(o)]
+
+
+def lifted(case: Case, arrays: list[Any]) -> list[Any]:
+    """The inputs with Tensors in the places whose gradient is wanted."""
+    return [xn.Tensor(a, requires_grad=True) if isinstance(i, Input) and i.grad else a for i, a in zip(case.inputs, arrays)]
+
+
+def start_backward(result: Any, weights: list[Any]) -> None:
+    """Run backward from every floating output, each weighted."""
+    outputs = result if isinstance(result, tuple) else (result,)
+    floats = [o for o in outputs if is_float(o)]
+    if len(floats) == 1:
+        floats[0].backward(weights[0])
+        return
+    total = None
+    for output, weight in zip(floats, weights):
+        term = xn.ops.sum(output * weight)
+        total = term if total is None else total + term
+    total.backward()
+
+
+def evaluate(
+    case: Case, arrays: list[Any], options: dict[str, Any], weights: list[Any] | None = None
+) -> tuple[tuple[Any, ...], list[Any]]:
+    """The outputs of a case, and its gradients (None where an input has none): native arrays."""
+    if not differentiable(case):
+        return outputs_of(case.call(arrays, options)), []
+    inputs = lifted(case, arrays)
+    result = case.call(inputs, options)
+    outputs = outputs_of(result)
+    start_backward(result, weights_for(outputs) if weights is None else weights)
+    return outputs, [i.grad if isinstance(i, xn.Tensor) else None for i in inputs]
+
+
+def close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:
+    """Assert equal shapes, and equal values to `tolerance` times the largest expected one."""
+    actual = to_numpy(actual) if not isinstance(actual, np.ndarray) else actual
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape, f"{what} has shape {actual.shape}, expected {expected.shape}"
+    scale = max(1.0, float(np.max(np.abs(expected), initial=0.0)))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=what)

@@ -1,0 +1,102 @@
+"""Update rules for NumPy: in place and in blocks that stay in the cache, shared out over the threads.
+
+The plain rules make a temporary array as large as the model for every product; here the gradient, which nobody reads after
+the update, is worked on instead.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xpnet.accel.numpy.scratch import Floats
+from xpnet.optim import rules
+from xpnet.threads import parallel
+
+_BLOCK = 1 << 15
+"""Elements of a block: five arrays of that size stay in a core's second-level cache."""
+
+
+def _blocks(update: Any, *arrays: Floats) -> None:
+    """Call ``update(*views)`` for consecutive blocks of 1-D arrays of one size."""
+    size = arrays[0].shape[0]
+    if size <= _BLOCK:
+        update(*arrays)
+        return
+
+    def block(number: int) -> None:
+        part = slice(number * _BLOCK, (number + 1) * _BLOCK)
+        update(*[array[part] for array in arrays])
+
+    parallel(block, -(-size // _BLOCK))
+
+
+@rules.sgd.accelerate("numpy")
+def sgd(xp: Any, w: Floats, g: Floats, *, learning_rate: float) -> None:
+    """w -= learning_rate * g."""
+
+    def update(w: Floats, g: Floats) -> None:
+        np.multiply(g, learning_rate, out=g)
+        np.subtract(w, g, out=w)
+
+    _blocks(update, w, g)
+
+
+@rules.momentum.accelerate("numpy")
+def momentum(
+    xp: Any, w: Floats, g: Floats, v: Floats, *, learning_rate: float, momentum: float, nesterov: bool
+) -> None:
+    """v = momentum * v - learning_rate * g; w += v, or momentum * v - learning_rate * g."""
+
+    def update(w: Floats, g: Floats, v: Floats) -> None:
+        np.multiply(g, learning_rate, out=g)
+        np.multiply(v, momentum, out=v)
+        np.subtract(v, g, out=v)
+        if nesterov:
+            np.subtract(w, g, out=w)
+            np.multiply(v, momentum, out=g)
+            np.add(w, g, out=w)
+        else:
+            np.add(w, v, out=w)
+
+    _blocks(update, w, g, v)
+
+
+@rules.adam.accelerate("numpy")
+def adam(
+    xp: Any,
+    w: Floats,
+    g: Floats,
+    m: Floats,
+    v: Floats,
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
+) -> None:
+    """The means of g and of g*g, then w -= rate * m / (sqrt(v) + epsilon), with the corrections in the two constants.
+
+    mhat / (sqrt(vhat) + epsilon) = m / (sqrt(v) + epsilon * c) * c / (1 - beta1**step) with c = sqrt(1 - beta2**step).
+    """
+    correction = math.sqrt(1 - beta2**step)
+    rate = learning_rate * correction / (1 - beta1**step)
+
+    def update(w: Floats, g: Floats, m: Floats, v: Floats) -> None:
+        square = g * g
+        np.multiply(square, 1 - beta2, out=square)
+        np.multiply(v, beta2, out=v)
+        np.add(v, square, out=v)
+        np.multiply(g, 1 - beta1, out=g)
+        np.multiply(m, beta1, out=m)
+        np.add(m, g, out=m)
+        np.sqrt(v, out=square)
+        np.add(square, epsilon * correction, out=square)
+        np.divide(m, square, out=g)
+        np.multiply(g, rate, out=g)
+        np.subtract(w, g, out=w)
+
+    _blocks(update, w, g, m, v)

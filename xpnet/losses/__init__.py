@@ -1,0 +1,77 @@
+"""Losses: how wrong a prediction is, as one number to be made small.
+
+Every loss is called with the prediction, the target and ``reduction``: "mean" or "sum" over all its terms (a 0-d result),
+or "none". Tensors in, a Tensor out; native arrays in, a native array out. The terms are one an element in the regression
+losses and in `sigmoid_cross_entropy`, and one an example in all others. An empty batch costs 0.
+"""
+
+from __future__ import annotations
+
+from xpnet.losses.base import Loss, reduce, same_shape
+from xpnet.losses.classification import (
+    attribute_hinge,
+    attribute_logistic,
+    hinge,
+    negative_log_likelihood,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    squared_hinge,
+)
+from xpnet.losses.distances import contrastive, triplet
+from xpnet.losses.regression import half_squared_error, huber, mean_absolute_error, mean_squared_error, quadratic_cost
+
+NAMES: dict[str, Loss] = {
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "sigmoid_cross_entropy": sigmoid_cross_entropy,
+    "attribute_logistic": attribute_logistic,
+    "attribute_hinge": attribute_hinge,
+    "negative_log_likelihood": negative_log_likelihood,
+    "nll": negative_log_likelihood,
+    "hinge": hinge,
+    "squared_hinge": squared_hinge,
+    "mean_squared_error": mean_squared_error,
+    "mse": mean_squared_error,
+    "mean_absolute_error": mean_absolute_error,
+    "mae": mean_absolute_error,
+    "huber": huber,
+    "half_squared_error": half_squared_error,
+    "quadratic_cost": quadratic_cost,
+    "contrastive": contrastive,
+    "triplet": triplet,
+}
+
+
+def get(loss: str | Loss) -> Loss:
+    """A loss by name, or the function itself.
+
+    Raises:
+        ValueError: no such name.
+    """
+    if callable(loss):
+        return loss
+    if loss not in NAMES:
+        raise ValueError(f"unknown loss {loss!r}: expected a function or one of {', '.join(NAMES)}")
+    return NAMES[loss]
+
+
+__all__ = [
+    "NAMES",
+    "Loss",
+    "attribute_hinge",
+    "attribute_logistic",
+    "contrastive",
+    "get",
+    "half_squared_error",
+    "hinge",
+    "huber",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "negative_log_likelihood",
+    "quadratic_cost",
+    "reduce",
+    "same_shape",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "squared_hinge",
+    "triplet",
+]

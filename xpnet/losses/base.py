@@ -1,0 +1,50 @@
+"""What all losses share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from xpnet import ops
+from xpnet.backend import Array, namespace
+from xpnet.ops.shapes import ShapeError
+from xpnet.ops.softmax import check_reduction
+from xpnet.tensor import Tensor
+
+Loss = Callable[..., Any]
+
+
+def bare(value: Any) -> Array:
+    """The native array of a Tensor; other values as they are."""
+    return value.array if isinstance(value, Tensor) else value
+
+
+def reduce(name: str, terms: Any, reduction: str) -> Any:
+    """`terms` summed, averaged or left as they are. The mean of no terms is 0, as their sum: an empty batch costs nothing."""
+    check_reduction(name, reduction)
+    if reduction == "none":
+        return terms
+    return ops.mean(terms) if reduction == "mean" and math.prod(terms.shape) else ops.sum(terms)
+
+
+def same_shape(name: str, prediction: Any, target: Any) -> None:
+    """Raise a ShapeError unless both have one shape: broadcasting here would hide a mistake."""
+    shape, other = tuple(prediction.shape), tuple(target.shape)
+    if shape != other:
+        hint = (
+            "reshape one of them"
+            if math.prod(shape) != math.prod(other)
+            else f"use target.reshape({', '.join(map(str, shape))})"
+        )
+        raise ShapeError(f"{name}: the prediction has shape {shape}, the target {other}; they must be equal: {hint}")
+
+
+def matching(name: str, prediction: Any, target: Any) -> Any:
+    """The target in the prediction's dtype (an integer target must not widen the loss), after checking its shape."""
+    same_shape(name, prediction, target)
+    array = bare(target)
+    dtype = bare(prediction).dtype
+    if array.dtype == dtype or isinstance(target, Tensor):
+        return target
+    return namespace(array).astype(array, dtype)

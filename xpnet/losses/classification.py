@@ -1,0 +1,147 @@
+"""Losses of classes and attributes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet import ops
+from xpnet.backend import Array, namespace
+from xpnet.losses.base import bare, matching, reduce
+from xpnet.ops.softmax import check_labels
+
+
+def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean", label_smoothing: float = 0.0) -> Any:
+    """-sum(labels * log softmax(logits)) for each row of the last axis.
+
+    Args:
+        logits: (..., K), before the softmax.
+        labels: class numbers, integers (...), or probabilities (..., K).
+        reduction: over the rows.
+        label_smoothing: the share of each label's probability that is spread evenly over all K classes.
+
+    Raises:
+        ShapeError: shapes or dtypes that do not fit.
+        ValueError: a class number outside 0..K-1, or an unknown reduction.
+
+    Source: CS231n, "Linear classification"; Szegedy et al., 2016 (label smoothing).
+    """
+    hard = ops.softmax_cross_entropy(logits, labels, reduction=reduction)
+    if not label_smoothing:
+        return hard
+    # Cross entropy is linear in the labels: the smoothed loss is a mix of the hard one and that of even labels.
+    even = ops.multiply(-1.0, ops.mean(ops.log_softmax(logits), axis=-1))
+    return (1 - label_smoothing) * hard + label_smoothing * reduce("softmax_cross_entropy", even, reduction)
+
+
+def negative_log_likelihood(log_probabilities: Any, labels: Array, *, reduction: str = "mean") -> Any:
+    """-sum(labels * log_probabilities) for each row of the last axis.
+
+    Args:
+        log_probabilities: (..., K), for example from a log_softmax. For raw scores there is softmax_cross_entropy.
+        labels: class numbers, integers (...), or probabilities (..., K).
+        reduction: over the rows.
+
+    Raises:
+        ShapeError: shapes or dtypes that do not fit.
+        ValueError: a class number outside 0..K-1, or an unknown reduction.
+    """
+    weights = _rows("negative_log_likelihood", log_probabilities, labels)
+    # A class of probability 0 costs nothing, even where its logarithm is -inf.
+    terms = ops.where(weights > 0, ops.multiply(log_probabilities, weights), 0.0)
+    return reduce("negative_log_likelihood", ops.negative(ops.sum(terms, axis=-1)), reduction)
+
+
+def _rows(name: str, scores: Any, labels: Array) -> Array:
+    """The labels as one number a class, (..., K), in the dtype of the scores."""
+    labels, array = bare(labels), bare(scores)
+    xp = namespace(array)
+    if check_labels(name, xp, array, labels):
+        labels = labels[..., None] == xp.arange(array.shape[-1], dtype=labels.dtype, device=array.device)
+    return xp.astype(labels, array.dtype)
+
+
+def _margins(name: str, scores: Any, labels: Array, margin: float) -> Any:
+    """max(0, s_j - s_y + margin) for every class j but the right one y, where it is 0: (..., K)."""
+    right = _rows(name, scores, labels) > 0.5
+    own = ops.sum(ops.where(right, scores, 0.0), axis=-1, keepdims=True)
+    return ops.where(right, 0.0, ops.relu(ops.add(ops.subtract(scores, own), float(margin))))
+
+
+def hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "mean") -> Any:
+    """The loss of the multi-class support vector machine: sum over j != y of max(0, s_j - s_y + margin), for each row.
+
+    Args:
+        scores: (..., K).
+        labels: class numbers y, integers (...), or one-hot rows (..., K).
+        margin: by how much the right score shall be larger than every other.
+        reduction: over the rows.
+
+    Raises:
+        ShapeError: shapes or dtypes that do not fit.
+        ValueError: a class number outside 0..K-1, or an unknown reduction.
+
+    Source: Weston and Watkins, 1999; CS231n, "Linear classification". (PyTorch's multi_margin_loss divides by K.)
+    """
+    return reduce("hinge", ops.sum(_margins("hinge", scores, labels, margin), axis=-1), reduction)
+
+
+def squared_hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "mean") -> Any:
+    """Sum over j != y of max(0, s_j - s_y + margin)**2, for each row; arguments as in `hinge`.
+
+    Source: CS231n, "Linear classification" (L2-SVM).
+    """
+    terms = ops.square(_margins("squared_hinge", scores, labels, margin))
+    return reduce("squared_hinge", ops.sum(terms, axis=-1), reduction)
+
+
+def sigmoid_cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
+    """-(labels * log sigmoid(logits) + (1 - labels) * log(1 - sigmoid(logits))) for each element: the binary logistic loss.
+
+    Args:
+        logits: any shape, before the sigmoid; a logit of 1e4 is as good as any other.
+        labels: the same shape: 0 or 1 of any dtype, or probabilities.
+        reduction: over the elements; `attribute_logistic` sums over the attributes of each example instead.
+
+    Raises:
+        ShapeError: shapes that differ.
+        ValueError: an unknown reduction.
+    """
+    return ops.sigmoid_cross_entropy(logits, matching("sigmoid_cross_entropy", logits, labels), reduction=reduction)
+
+
+def attribute_logistic(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
+    """Independent logistic classifiers, one an attribute: the sum of `sigmoid_cross_entropy` over the last axis.
+
+    With n examples the mean is C = -1/n sum_x sum_j [y_j ln a_j + (1 - y_j) ln(1 - a_j)] for a = sigmoid(logits), the
+    cross-entropy cost of networks with sigmoid outputs.
+
+    Args:
+        logits: (..., A), before the sigmoid.
+        labels: (..., A): 0 or 1 of any dtype, or probabilities.
+        reduction: over the examples.
+
+    Source: CS231n, "Neural networks part 2", attribute classification; Nielsen, equation (63).
+    """
+    terms = sigmoid_cross_entropy(logits, labels, reduction="none")
+    return reduce("attribute_logistic", ops.sum(terms, axis=-1), reduction)
+
+
+def attribute_hinge(scores: Any, labels: Any, *, margin: float = 1.0, reduction: str = "mean") -> Any:
+    """Independent binary support vector machines, one an attribute: sum over j of max(0, margin - y_j * s_j).
+
+    Args:
+        scores: (..., A).
+        labels: (..., A): the attribute is there (1) or not (0 or -1); booleans or numbers.
+        margin: how far from 0, on the right side, a score shall be.
+        reduction: over the examples.
+
+    Raises:
+        ShapeError: shapes that differ.
+
+    Source: CS231n, "Neural networks part 2", attribute classification.
+    """
+    labels = bare(matching("attribute_hinge", scores, labels))
+    xp = namespace(labels)
+    sign = xp.where(labels > 0, xp.ones_like(labels), -xp.ones_like(labels))
+    terms = ops.relu(ops.subtract(float(margin), ops.multiply(scores, sign)))
+    return reduce("attribute_hinge", ops.sum(terms, axis=-1), reduction)

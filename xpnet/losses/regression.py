@@ -1,0 +1,65 @@
+"""Losses of numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xpnet import ops
+from xpnet.losses.base import matching, reduce
+
+
+def mean_squared_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """(prediction - target)**2 for each element; the shapes are equal."""
+    target = matching("mean_squared_error", prediction, target)
+    return reduce("mean_squared_error", ops.square(ops.subtract(prediction, target)), reduction)
+
+
+def half_squared_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """1/2 (prediction - target)**2 for each element; with reduction="sum" the textbook's E = 1/2 sum (t - o)**2."""
+    target = matching("half_squared_error", prediction, target)
+    return reduce("half_squared_error", ops.multiply(ops.square(ops.subtract(prediction, target)), 0.5), reduction)
+
+
+def quadratic_cost(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """1/2 |prediction - target|**2 for each example, the square of the length taken over all its elements.
+
+    The mean over n examples is C = 1/(2n) sum |y - a|**2.
+
+    Args:
+        prediction, target: (N, ...), the same shape.
+        reduction: over the examples.
+
+    Source: Nielsen, "Neural networks and deep learning", equation (6).
+    """
+    target = matching("quadratic_cost", prediction, target)
+    shape = tuple(prediction.shape)
+    squares = ops.square(ops.subtract(prediction, target))
+    rows = ops.reshape(squares, (shape[0], math.prod(shape[1:]))) if len(shape) != 1 else ops.reshape(squares, (shape[0], 1))
+    return reduce("quadratic_cost", ops.multiply(ops.sum(rows, axis=1), 0.5), reduction)
+
+
+def mean_absolute_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """|prediction - target| for each element (L1); the gradient where they are equal is 0."""
+    target = matching("mean_absolute_error", prediction, target)
+    return reduce("mean_absolute_error", ops.abs(ops.subtract(prediction, target)), reduction)
+
+
+def huber(prediction: Any, target: Any, *, delta: float = 1.0, reduction: str = "mean") -> Any:
+    """For each element with r = prediction - target: r**2 / 2 where |r| <= delta, and delta * (|r| - delta/2) beyond.
+
+    Args:
+        prediction, target: the same shape.
+        delta: above 0, where the parabola passes into a straight line.
+        reduction: over the elements.
+
+    Source: Huber, "Robust estimation of a location parameter", 1964.
+    """
+    if not delta > 0:
+        raise ValueError(f"huber: delta must be above 0, got {delta}")
+    target = matching("huber", prediction, target)
+    distance = ops.abs(ops.subtract(prediction, target))
+    near = ops.minimum(distance, float(delta))
+    beyond = ops.subtract(distance, near)
+    terms = ops.add(ops.multiply(ops.square(near), 0.5), ops.multiply(beyond, float(delta)))
+    return reduce("huber", terms, reduction)
