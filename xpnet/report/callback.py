@@ -57,14 +57,15 @@ class RunReport(Callback):
         self.spent = 0.0
         self.examples = 0
         self._waiting: list[tuple[int, Array]] = []
-        self._clock = self._epoch_began = 0.0
+        self._clock = self._epoch_began = self._written = self._cost = 0.0
+        self._began = ""
         self._measured: dict[str, Any] = {}
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Make the folder; start the clock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._began = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self._clock = self._epoch_began = time.perf_counter()
+        self._clock = self._epoch_began = self._written = time.perf_counter()
         self._measured = {}
 
     def on_epoch_begin(self, trainer: Trainer) -> None:
@@ -84,9 +85,12 @@ class RunReport(Callback):
         self.seconds.append(now - self._epoch_began)
 
     def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
-        """Write what is known after an epoch."""
-        if epoch_ended:
+        """Write what is known after an epoch, but not so often that it costs more than 2 % of the time."""
+        now = time.perf_counter()
+        if epoch_ended and now - self._written >= max(1.0, 50 * self._cost):
             self._write(trainer, "running")
+            self._written = time.perf_counter()
+            self._cost = self._written - now
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Measure the model, and write everything."""

@@ -55,7 +55,10 @@ def decades(low: float, high: float) -> list[float]:
     if len(marks) >= 2:
         return marks
     return [
-        k + math.log10(f) for k in range(math.floor(low), math.ceil(high) + 1) for f in (1, 2, 5) if low <= k + math.log10(f) <= high
+        k + math.log10(f)
+        for k in range(math.floor(low), math.ceil(high) + 1)
+        for f in (1, 2, 5)
+        if low <= k + math.log10(f) <= high
     ]
 
 
@@ -69,6 +72,7 @@ def line_chart(
     whole: bool = True,
     zero: bool = False,
     percent: bool = False,
+    start: float | None = None,
 ) -> str:
     """A chart of lines over one x axis, with a legend above; empty where there is nothing to draw.
 
@@ -81,6 +85,7 @@ def line_chart(
         whole: marks of the x axis at whole numbers only.
         zero: the y axis begins at 0.
         percent: y values are shares, shown in percent.
+        start: where the x axis begins; None: at the first point. Charts above each other should agree.
     """
     drawn = [s for s in series if s.points]
     if not drawn:
@@ -102,6 +107,7 @@ def line_chart(
     if percent:
         high = min(high, 1.0) if max(shown) <= 1 else high
     left, right = min(x for x, _ in every), max(x for x, _ in every)
+    left = left if start is None else min(start, left)
     if right == left:
         left, right = left - 0.5, right + 0.5
 
@@ -110,7 +116,7 @@ def line_chart(
 
     marks = decades(low, high) if log else ticks(low, high, 4)
     rows = [(m, 100 * (1 - (m - low) / (high - low))) for m in marks]
-    columns = [x for x in ticks(left, right, 5) if not whole or abs(x - round(x)) < 1e-6]
+    columns = [x for x in ticks(left, right, 6) if not whole or abs(x - round(x)) < 1e-6]
     grid = "".join(f'<path class="grid" d="M0 {10 * top:.1f}H1000"/>' for _, top in rows)
     lines = "".join(_line(s, place) for s in drawn)
     labels = "".join(
@@ -119,7 +125,7 @@ def line_chart(
         f'<span class="x" style="left:{100 * (x - left) / (right - left):.2f}%">{_mark(x, False)}</span>' for x in columns
     )
     legend = "".join(
-        f'<li class="{s.style}{" faint" if s.faint else str()}"><i></i>{escape(s.name)} <b>{s.note}</b></li>' for s in drawn
+        f'<li class="{s.style}{" faint" if s.faint else ""}"><i></i>{escape(s.name)} <b>{s.note}</b></li>' for s in drawn
     )
     data = {
         "x": [left, right],
@@ -156,7 +162,7 @@ def _mark(value: float, percent: bool) -> str:
     if percent:
         return f"{100 * value:.4g}\N{NARROW NO-BREAK SPACE}%"
     if value == round(value) and abs(value) < 1e6:
-        return f"{int(round(value)):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
+        return f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
     return number(float(value), 4)
 
 
@@ -184,8 +190,9 @@ def scatter(title: str, points: Sequence[Sequence[float]], *, x_name: str, y_nam
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.5
     low, high = low - margin, high + margin
+    scale = 1000 / (high - low)
     dots = "".join(
-        f'<path class="dot s1 small" d="M{1000 * (x - low) / (high - low):.1f} {1000 * (1 - (y - low) / (high - low)):.1f}h.01"/>'
+        f'<path class="dot s1 small" d="M{scale * (x - low):.1f} {1000 - scale * (y - low):.1f}h.01"/>'
         for x, y in points
         if x is not None and y is not None
     )

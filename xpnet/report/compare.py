@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from xpnet.report.charts import Series, line_chart
-from xpnet.report.document import document, section
-from xpnet.report.page import best_epoch
+from xpnet.report.document import document, section, table
 from xpnet.report.record import Record, plain
-from xpnet.report.text import duration, escape, name_of, number, percent, size
+from xpnet.report.text import duration, escape, heading, name_of, number, percent, size
 
 COLOURS = 8
 
@@ -91,9 +90,7 @@ def _results(runs: list[dict[str, Any]], names: list[str]) -> str:
         )
         rows.append(f'<tr><th scope="row" class="{_style(i)}"><i class="key"></i>{escape(name)}</th>{cells_html}</tr>')
     head = "<th></th>" + "".join(f"<th>{escape(key)}</th>" for key in columns)
-    return (
-        f'<div class="wide"><table class="plain numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    return table(head, "".join(rows), "plain numbers")
 
 
 def _curves(runs: list[dict[str, Any]], names: list[str]) -> str:
@@ -106,14 +103,14 @@ def _curves(runs: list[dict[str, Any]], names: list[str]) -> str:
         series = [
             Series(names[i], [k + 1.0 for k in range(len(h[m]))], h[m], _style(i)) for i, h in enumerate(histories) if h.get(m)
         ]
-        charts.append(line_chart(name_of(m).capitalize(), series, height=250, log="loss" in m, percent="accuracy" in m))
+        charts.append(line_chart(heading(m), series, height=250, log="loss" in m, percent="accuracy" in m, start=0))
     for key, title in (("learning_rate", "Learning rate"), ("epoch_seconds", "Seconds an epoch")):
         series = [
             Series(names[i], [k + 1.0 for k in range(len(run[key]))], run[key], _style(i))
             for i, run in enumerate(runs)
             if run.get(key)
         ]
-        charts.append(line_chart(title, series, height=150, zero=True))
+        charts.append(line_chart(title, series, height=150, zero=True, start=0))
     return f'<div class="grid">{"".join(charts)}</div>' if any(charts) else ""
 
 
@@ -124,14 +121,12 @@ def _differences(runs: list[dict[str, Any]], names: list[str]) -> str:
     if not keys:
         return '<p class="note">Nothing: all settings are the same.</p>' if len(runs) > 1 else ""
     head = "".join(f'<th class="{_style(i)}"><i class="key"></i>{escape(name)}</th>' for i, name in enumerate(names))
-    rows = "".join(
-        f'<tr><th scope="row">{escape(key)}</th>{"".join(f"<td>{_shown(s.get(key))}</td>" for s in settings)}</tr>' for key in keys
-    )
-    return f'<div class="wide"><table class="plain"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    rows = ""
+    for key in keys:
+        cells = "".join(f"<td>{_shown(s.get(key))}</td>" for s in settings)
+        rows += f'<tr><th scope="row">{escape(key)}</th>{cells}</tr>'
+    return table(f"<th></th>{head}", rows)
 
 
 def _shown(value: Any) -> str:
     return "\N{EN DASH}" if value is None else escape(f"{value:.6g}" if isinstance(value, float) else value)
-
-
-__all__ = ["best_epoch", "comparison_page", "write_comparison"]

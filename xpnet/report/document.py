@@ -33,3 +33,8 @@ def section(title: str, content: str, note: str = "", kind: str = "") -> str:
         return ""
     below = f'<p class="note">{note}</p>' if note else ""
     return f'<section class="{kind}"><h2>{escape(title)}</h2>{below}{content}</section>\n'
+
+
+def table(head: str, body: str, kind: str = "plain") -> str:
+    """A table that scrolls by itself where it is wider than the page. Head: the cells of one row; body: rows."""
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -92,8 +92,8 @@ class Answers:
     def _keep_worst(self) -> None:
         self.worst = sorted(self.worst, key=lambda entry: (-entry[0], entry[1]))[:MISTAKES]
 
-    def record(self) -> dict[str, Any]:
-        """What the report shows of it."""
+    def record(self, ordered: bool = True) -> dict[str, Any]:
+        """What the report shows of it; the numbers of examples only where they came in their order."""
         found: dict[str, Any] = {"kind": self.kind, "examples": self.count}
         if self.kind == "classes" and self.confusion is not None:
             found["confusion"] = self.confusion.tolist()
@@ -107,7 +107,7 @@ class Answers:
         images = thumbnails(np.stack([entry[2] for entry in self.worst])) if self._alike() else None
         found["mistakes"] = [
             {
-                "index": index,
+                "index": index if ordered else None,
                 "truth": truth,
                 **answer,
                 **({"image": images[i]} if images else {"example": np.ravel(example)[:8].tolist()}),
@@ -148,7 +148,7 @@ def answers(model: Module, batches: Batches, *, logits: bool | None = None, most
             gathered.add(to_numpy(x), to_numpy(y), to_numpy(model(x).array))
             if gathered.count >= most:
                 break
-    return gathered.record()
+    return gathered.record(ordered=not batches.shuffle)
 
 
 def filters(model: Module, most: int = 64) -> dict[str, Any] | None:
@@ -176,15 +176,12 @@ def layers(model: Module, loss: str | Callable[[Any, Any], Any], x: Array, y: Ar
 
     Parameters, running statistics, random counters and gradients are put back afterwards.
     """
-    from xpnet.inspect.activity import activations, histogram, layer_gradients
+    from xpnet.inspect.activity import activations, layer_gradients
     from xpnet.inspect.profile import profile
 
     outputs = activations(model, x)
     gradients = layer_gradients(model, loss, x, y).outputs
-    held = {name: to_numpy(p.grad).copy() for name, p in model.parameters().items() if p.grad is not None}
     times = {layer.path: layer for layer in profile(model, x, y, loss, steps=5, warmup=1).layers}
-    for name, gradient in held.items():
-        model.parameters()[name].set_gradient(gradient)
 
     def described(values: Array | None) -> dict[str, Any] | None:
         if values is None:
@@ -192,16 +189,17 @@ def layers(model: Module, loss: str | Callable[[Any, Any], Any], x: Array, y: Ar
         array = to_numpy(values)
         if array.dtype.kind != "f" or not array.size or not np.isfinite(array).all():
             return None
-        h = histogram(array, 40)
-        rms = float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
+        # A few outliers would squeeze all others into one bar.
+        ends = np.percentile(array, (0.25, 99.75))
+        counts, edges = np.histogram(np.clip(array, *ends), bins=40)
         return {
-            "counts": h.counts.tolist(),
-            "low": float(h.edges[0]),
-            "high": float(h.edges[-1]),
-            "mean": h.mean,
-            "std": h.std,
-            "zeros": h.zeros,
-            "rms": rms,
+            "counts": counts.tolist(),
+            "low": float(edges[0]),
+            "high": float(edges[-1]),
+            "mean": float(array.mean(dtype=np.float64)),
+            "std": float(array.std(dtype=np.float64)),
+            "zeros": float(np.mean(array == 0)),
+            "rms": float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))),
         }
 
     found = []

@@ -9,7 +9,7 @@ from xpnet.report import parts
 from xpnet.report.charts import Series, line_chart
 from xpnet.report.document import document, section
 from xpnet.report.record import Record, plain
-from xpnet.report.text import DOT, duration, escape, name_of, number, percent, size
+from xpnet.report.text import DOT, duration, escape, heading, name_of, number, percent, size
 
 
 def write_page(record: Record, path: str | Path) -> None:
@@ -49,8 +49,8 @@ def run_page(record: Record) -> str:
         section(
             "Layer by layer",
             parts.layers(layers),
-            f"A batch of {number(batch)}: what each layer gives, the gradient that reaches it, its time and what it keeps for the "
-            "backward pass. The heights of the histograms are square roots; the thin line is 0.",
+            f"A batch of {number(batch)}: what each layer gives, the gradient that reaches it, its time and what it keeps for "
+            "the backward pass. The heights of the histograms are square roots; the thin line is 0.",
         ),
         section("Memory", parts.memory(r.get("memory"))),
         section("The doctor says", parts.findings(r.get("findings"))),
@@ -89,7 +89,7 @@ def _head(r: dict[str, Any]) -> str:
         shown = percent(value) if "accuracy" in name else number(value)
         facts.append((f"best {name_of(name)}", shown, f"in epoch {epoch + 1}"))
     for name in ("val_loss", "loss"):
-        if history.get(name):
+        if history.get(name) and (best is None or best[0] != name or best[1] != epochs - 1):
             facts.append((f"{name_of(name)}", number(history[name][-1]), "at the end"))
             break
     facts.append(("time", duration(r.get("seconds")), _speed(r)))
@@ -134,13 +134,14 @@ def _curves(r: dict[str, Any]) -> str:
         checked = history.get(f"val_{name}")
         if checked:
             series.append(Series("validation", x, checked, "s1", note=_last(checked, share)))
-        title = name_of(name).capitalize()
-        charts.append(line_chart(title, series, height=260, log=name == "loss" and _spread(series), percent=share))
+        title = heading(name)
+        charts.append(line_chart(title, series, height=260, log=name == "loss" and _spread(series), percent=share, start=0))
     rates = r.get("learning_rate") or []
-    charts.append(line_chart("Learning rate", [Series("at the end of the epoch", x, rates, "s2")], height=150, zero=True))
+    low: dict[str, Any] = {"height": 150, "zero": True, "start": 0.0}
+    charts.append(line_chart("Learning rate", [Series("at the end of the epoch", x, rates, "s2")], **low))
     seconds = r.get("epoch_seconds") or []
     if epochs > 1:
-        charts.append(line_chart("Seconds an epoch", [Series("with validation", x, seconds, "s3")], height=150, zero=True))
+        charts.append(line_chart("Seconds an epoch", [Series("with validation", x, seconds, "s3")], **low))
     return f'<div class="grid">{"".join(charts)}</div>' if any(charts) else ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xpnet.report.charts import histogram, scatter
+from xpnet.report.document import table
 from xpnet.report.png import data_uri
 from xpnet.report.text import DASH, DOT, TIMES, duration, escape, name_of, number, percent, size
 
@@ -39,7 +40,7 @@ def _matrix_table(matrix: np.ndarray[Any, Any], names: list[str]) -> str:
     totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     shares = matrix / totals
     K = len(matrix)
-    long = any(len(class_name(names, k)) > 3 for k in range(K))
+    long = K > 4 and any(len(class_name(names, k)) > 3 for k in range(K))
     head = "".join(f'<th scope="col"><span>{class_name(names, k)}</span></th>' for k in range(K))
     body = []
     for i in range(K):
@@ -52,8 +53,8 @@ def _matrix_table(matrix: np.ndarray[Any, Any], names: list[str]) -> str:
             what = f"{class_name(names, i)} taken for {class_name(names, j)}: {matrix[i, j]}, {100 * shares[i, j]:.1f} %"
             cells.append(f'<td class="{kind}{" deep" if depth > 62 else ""}" style="--d:{depth}%" title="{what}">{text}</td>')
         body.append(f'<tr><th scope="row">{class_name(names, i)}</th>{"".join(cells)}</tr>')
-    kind = "matrix long" if long else "matrix"
-    return f'<div class="wide"><table class="{kind}"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    kind = "matrix long" if long else "matrix few" if K <= 4 else "matrix"
+    return table(f"<td></td>{head}", "".join(body), kind)
 
 
 def _matrix_image(matrix: np.ndarray[Any, Any]) -> str:
@@ -74,11 +75,12 @@ def _pairs(matrix: np.ndarray[Any, Any], names: list[str], most: int = 6) -> str
     order = np.argsort(-off, axis=None, kind="stable")[:most]
     found = [(int(p) // len(matrix), int(p) % len(matrix)) for p in order]
     items = "".join(
-        f"<li><b>{class_name(names, i)}</b> taken for <b>{class_name(names, j)}</b><span>{number(int(off[i, j]))}{TIMES}</span></li>"
+        f"<li><b>{class_name(names, i)}</b> taken for <b>{class_name(names, j)}</b>"
+        f"<span>{number(int(off[i, j]))}{TIMES}</span></li>"
         for i, j in found
         if off[i, j]
     )
-    return f'<h3>Confused most often</h3><ul class="pairs">{items}</ul>' if items else "<h3>No mistakes</h3>"
+    return f'<h3>Confused most often</h3><ul class="pairs">{items}</ul>' if items else '<p class="well">No mistakes.</p><br>'
 
 
 def _recall(matrix: np.ndarray[Any, Any], names: list[str]) -> str:
@@ -122,10 +124,14 @@ def mistakes(answers: dict[str, Any], names: list[str]) -> str:
     if "image" in found[0]:
         items = []
         for m in found:
-            text = f"{class_name(names, m['truth'])} \N{RIGHTWARDS ARROW} <b>{class_name(names, m['called'])}</b>" if classes else ""
+            text = (
+                f"{class_name(names, m['truth'])} \N{RIGHTWARDS ARROW} <b>{class_name(names, m['called'])}</b>"
+                if classes
+                else ""
+            )
             sure = percent(m["probability"], 0) if classes else ", ".join(number(v, 3) for v in m["predicted"])
             items.append(
-                f'<li><img alt="example {m["index"]}" title="example {m["index"]}" src="{m["image"]}">'
+                f'<li><img alt="example {number(m["index"])}" title="example {number(m["index"])}" src="{m["image"]}">'
                 f"<span>{text}</span><small>{sure}</small></li>"
             )
         return f'<ul class="gallery">{"".join(items)}</ul>'
@@ -135,9 +141,9 @@ def mistakes(answers: dict[str, Any], names: list[str]) -> str:
         truth = class_name(names, m["truth"]) if classes else ", ".join(number(v) for v in m["truth"])
         answer = class_name(names, m["called"]) if classes else ", ".join(number(v) for v in m["predicted"])
         sure = f"<td>{percent(m['probability'], 1)}</td>" if classes else ""
-        rows.append(f"<tr><td>{m['index']}</td><td>{truth}</td><td>{answer}</td>{sure}<td>{values}</td></tr>")
+        rows.append(f"<tr><td>{number(m['index'])}</td><td>{truth}</td><td>{answer}</td>{sure}<td>{values}</td></tr>")
     head = "<th>example</th><th>truth</th><th>answer</th>" + ("<th>probability</th>" if classes else "") + "<th>features</th>"
-    return f'<div class="wide"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return table(head, "".join(rows))
 
 
 def filters(found: dict[str, Any] | None) -> str:
@@ -205,7 +211,9 @@ def _histogram(values: dict[str, Any] | None, style: str) -> str:
     else:
         text = f"rms {number(values['rms'], 2)}{zeros}"
     label = f"values from {values['low']:.3g} to {values['high']:.3g}"
-    return f'<div class="{style}">{histogram(values["counts"], values["low"], values["high"], label)}</div><small>{text}</small>'
+    return (
+        f'<div class="{style}">{histogram(values["counts"], values["low"], values["high"], label)}</div><small>{text}</small>'
+    )
 
 
 def memory(found: dict[str, Any] | None) -> str:
@@ -246,11 +254,11 @@ def findings(found: list[str] | None) -> str:
 def configuration(r: dict[str, Any]) -> str:
     """Settings and environment."""
 
-    def table(title: str, values: dict[str, Any]) -> str:
+    def group(title: str, values: dict[str, Any]) -> str:
         rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{_value(value)}</dd></div>" for key, value in values.items())
         return f'<div><h3>{title}</h3><dl class="settings">{rows}</dl></div>' if rows else ""
 
-    parts = table("Settings", r.get("configuration") or {}) + table("Environment", r.get("environment") or {})
+    parts = group("Settings", r.get("configuration") or {}) + group("Environment", r.get("environment") or {})
     return f'<div class="grid">{parts}</div>' if parts else ""
 
 
@@ -281,6 +289,6 @@ def epochs(r: dict[str, Any]) -> str:
         body += f"<tr><td>{i + 1}</td>{cells}</tr>"
     return (
         f"<details><summary>{count} epoch{plural}</summary>"
-        '<div class="wide"><table class="plain numbers">'
-        f"<thead><tr><th>epoch</th>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+        + table(f"<th>epoch</th>{head}", body, "plain numbers")
+        + "</details>"
     )

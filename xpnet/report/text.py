@@ -70,4 +70,13 @@ def duration(seconds: float | None) -> str:
 
 def name_of(series: str) -> str:
     """A name of the history as words: "val_accuracy" as "validation accuracy"."""
+    bare = series.removeprefix("val_")
+    if bare in ("mae", "mse", "rmse"):
+        return series.replace("val_", "validation ", 1).replace(bare, bare.upper())
     return series.replace("val_", "validation ", 1).replace("_", " ")
+
+
+def heading(series: str) -> str:
+    """The same, as a heading."""
+    words = name_of(series)
+    return words[:1].upper() + words[1:]
