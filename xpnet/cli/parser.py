@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ class _Parser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; what it gives has a function `run`."""
     from xpnet import __version__
+    from xpnet.examples import add_examples_command
 
     parser = _Parser(prog="xpnet", description="Train neural networks with NumPy or CuPy, and use them.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"xpnet {__version__}")
@@ -65,6 +67,10 @@ def make_parser() -> argparse.ArgumentParser:
     _code(summary)
 
     command("info", "look", "Print versions, devices, and which accelerations are active.")
+
+    add_examples_command(commands)
+    examples = commands.choices["examples"]
+    examples.set_defaults(run=_checked(examples.get_default("run")))
     return parser
 
 
@@ -73,8 +79,20 @@ def _later(module: str, function: str) -> Callable[[argparse.Namespace], Any]:
     return lambda args: getattr(importlib.import_module(module), function)(args)
 
 
+def _checked(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A command that raises ValueErrors for wrong words."""
+
+    def checked(args: argparse.Namespace) -> int:
+        try:
+            return run(args)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    return checked
+
+
 def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:N; default: cpu")
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +132,13 @@ def positive(text: str) -> float:
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"expected a number above 0, such as 0.001, got {text!r}")
     return value
+
+
+def device(text: str) -> str:
+    """An argument's type: the name of a device. Whether it is there is looked at later."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
+    return text
 
 
 def shape(text: str) -> tuple[int, ...]:

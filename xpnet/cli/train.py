@@ -64,7 +64,8 @@ def train(args: argparse.Namespace) -> int:
 
     trainer = Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, metrics=["accuracy"], seed=args.seed)
     began = time.perf_counter()
-    history = trainer.fit(batches, validation=checked, epochs=epochs, batch_size=batch_size)
+    with np.errstate(over="ignore", invalid="ignore"):  # the trainer finds them, and says more about them than NumPy
+        history = trainer.fit(batches, validation=checked, epochs=epochs, batch_size=batch_size)
     seconds = time.perf_counter() - began
     if history.interrupted:
         print(f"stopped by Ctrl-C in epoch {trainer.epoch + 1}; what was learnt until then is kept")

@@ -9,8 +9,8 @@ from xpnet.inspect.activity import (
     dead_relus,
     draw_histograms,
     gradient_histograms,
-    layer_gradients,
     histogram,
+    layer_gradients,
 )
 from xpnet.inspect.diagnose import Finding, diagnose
 from xpnet.inspect.finite import first_not_finite
@@ -40,8 +40,8 @@ __all__ = [
     "first_filters",
     "first_not_finite",
     "gradient_histograms",
-    "layer_gradients",
     "histogram",
+    "layer_gradients",
     "profile",
     "receptive_fields",
     "saliency",
