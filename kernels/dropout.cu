@@ -3,10 +3,12 @@
 #include "philox.cuh"
 
 // y = x * scale where kept, else 0. The same launch with dy in the place of x is the backward pass: the mask is computed
-// again and never stored. The counter's words are (block + 1, 0, step, 0), as NumPy counts.
+// again and never stored. The counter's words are (block + 1, 0, step, 0), as NumPy counts. A step that changes from replay
+// to replay of a CUDA graph is read from the device.
 template <typename T, int V>
 __global__ void __launch_bounds__(256, 4)
-dropout(const T* x, T* y, i64 count, u64 key0, u64 key1, u64 step, u32 threshold, acc_t<T> scale) {
+dropout(const T* x, T* y, i64 count, u64 key0, u64 key1, u64 step, const u64* counter, u32 threshold, acc_t<T> scale) {
+  if (counter != nullptr) step += *counter;
   for (i64 block = first_index(); block * 16 < count; block += index_step()) {
     const Words words = philox(key0, key1, static_cast<u64>(block) + 1, 0, step, 0);
 #pragma unroll
@@ -27,7 +29,8 @@ dropout(const T* x, T* y, i64 count, u64 key0, u64 key1, u64 step, u32 threshold
 // The mask itself, as bytes 0 and 1.
 template <int V>
 __global__ void __launch_bounds__(256, 4)
-keep_mask(u8* mask, i64 count, u64 key0, u64 key1, u64 step, u32 threshold) {
+keep_mask(u8* mask, i64 count, u64 key0, u64 key1, u64 step, const u64* counter, u32 threshold) {
+  if (counter != nullptr) step += *counter;
   for (i64 block = first_index(); block * 16 < count; block += index_step()) {
     const Words words = philox(key0, key1, static_cast<u64>(block) + 1, 0, step, 0);
 #pragma unroll

@@ -52,13 +52,14 @@ from xpnet.threads import get_num_threads, set_num_threads
 from xpnet.training import Callback, History, NotFiniteError, Trainer
 
 if TYPE_CHECKING:
-    from xpnet import inspect, models
+    from xpnet import cuda, inspect, models
     from xpnet.accel.settings import set_matmul_precision
     from xpnet.io.model_file import ModelFileError, load
 
 __version__ = "0.1.0"
 
 _LATER = {
+    "cuda": "",
     "ModelFileError": "xpnet.io.model_file",
     "inspect": "",
     "load": "xpnet.io.model_file",
@@ -127,6 +128,7 @@ __all__ = [
     "Trainer",
     "backend",
     "conv_output_size",
+    "cuda",
     "data",
     "get_num_threads",
     "initializers",

@@ -37,8 +37,6 @@ class Dropout(Module):
             return x if self.inverted else x * (1 - self.rate)
         if self.rate == 0:
             return x
-        step = self.counter
-        self.counter = step + 1
         shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if self.spatial else None
         key = random.key(self.context.seed, self.path or "", "dropout")
-        return ops.dropout(x, self.rate, key=key, step=step, shape=shape, inverted=self.inverted)
+        return ops.dropout(x, self.rate, key=key, step=self.draw(), shape=shape, inverted=self.inverted)

@@ -20,7 +20,7 @@ from xpnet.ops.shapes import ShapeError
 from xpnet.tensor import Parameter, Tensor, no_grad
 
 Shape = tuple[int, ...]
-_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter"})
+_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks"})
 _shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
 
 
@@ -81,6 +81,8 @@ class Module:
     built: bool
     built_for: Shape | None  # the input's shape that the parameters were made for
     context: Context
+    ticks: Any  # the counter on the device, while steps are captured there (xpnet.training.captured.Ticks)
+    capturable: bool = True  # whether a training step through this Module may be recorded once and replayed
     counter: int  # how often a random layer has drawn: the step of its stream
     _children: dict[str, Module]
     _parameters: dict[str, Parameter]
@@ -93,7 +95,7 @@ class Module:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
         self = super().__new__(cls)
         table = self.__dict__
-        table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0)
+        table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, ticks=None)
         table.update(_children={}, _parameters={}, _buffers={}, _arena=None, _arena_version=-1)
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
@@ -387,12 +389,25 @@ class Module:
         away = isinstance(home, Device) and home != self.context.device
         outputs = []
         with no_grad(), Evaluation(self):
+            run = self._predictor()
             for start in range(0, max(len(x), 1), batch_size):
                 batch = x if len(x) <= batch_size else x[start : start + batch_size]
-                y = self(backend.to_device(batch, self.context.device) if away else batch)
+                y = run(backend.to_device(batch, self.context.device) if away else batch)
                 y = y.array if isinstance(y, Tensor) else y
                 outputs.append(backend.to_device(y, home) if isinstance(home, Device) and away else y)
         return outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=0)
+
+    def _predictor(self) -> Any:
+        """What predict calls with each batch: this Module, or on a GPU its forward pass as a CUDA graph."""
+        if self.context.device.kind != "cuda" or not all(module.capturable for module in self.modules()):
+            return self
+        captured = self.__dict__.get("_captured")
+        if captured is None or captured.graphs.device != self.context.device:
+            from xpnet.accel.cupy.graphs import CudaGraphs
+            from xpnet.capture import CapturedModel
+
+            captured = self.__dict__["_captured"] = CapturedModel(self, CudaGraphs(self.context.device))
+        return captured
 
     # -- saving --
 
@@ -400,14 +415,25 @@ class Module:
         """All parameters and buffers by path: native arrays, not copied."""
         return {**{path: p.array for path, p in self.parameters().items()}, **self.buffers()}
 
+    def draw(self) -> Any:
+        """The step of this layer's random stream for one use, counted up: a number, or an array where it is on the device."""
+        if self.ticks is not None:
+            return self.ticks.take()
+        step = self.counter
+        self.counter = step + 1
+        return step
+
     def counters(self) -> dict[str, int]:
         """How often each layer that draws random numbers has drawn, by path."""
-        return {path: module.counter for path, module in self.named_modules() if module.counter}
+        found = {path: module.counter if module.ticks is None else module.ticks.value for path, module in self.named_modules()}
+        return {path: count for path, count in found.items() if count}
 
     def load_counters(self, counters: dict[str, int]) -> None:
         """Take up counters from :meth:`counters`."""
         for path, module in self.named_modules():
             module.counter = int(counters.get(path, 0))
+            if module.ticks is not None:
+                module.ticks.value = module.counter
 
     def load_state(self, state: dict[str, Array], strict: bool = True) -> None:
         """Copy arrays from any device into the parameters and buffers of the same path.

@@ -69,6 +69,7 @@ class Recurrent(Module):
         self.return_state = return_state
         self.reverse = reverse
         self.stateful = stateful
+        self.capturable = not stateful  # the state carried over is another array after every call
         self.mask_value = mask_value
         self.use_bias = use_bias
         self.kernel_initializer = initializers.Blocks(initializers.get(kernel_initializer), self.gates)

@@ -23,7 +23,7 @@ def dropout(
     rate: float = 0.5,
     *,
     key: random.Key | int = 0,
-    step: int = 0,
+    step: Any = 0,
     shape: Sequence[int] | None = None,
     inverted: bool = True,
 ) -> Any:
@@ -33,7 +33,7 @@ def dropout(
         x: any shape.
         rate: in [0, 1]; taken in steps of 2**-16.
         key: a seed, or a key from xpnet.random.key. The same key and step drop the same elements on every backend.
-        step: a counter; another step drops other elements.
+        step: a counter; another step drops other elements. A number, or a 0-d uint64 array on the device of x.
         shape: the mask's shape, broadcast to x: (N, 1, 1, C) drops whole channels. None means the shape of x.
         inverted: False leaves the kept elements as they are (the vanilla form: multiply by 1 - rate at test time).
 
@@ -47,7 +47,7 @@ def dropout(
     size = tuple(x.shape) if shape is None else tuple(shape)
     if len(size) != x.ndim or any(m not in (1, n) for m, n in zip(size, x.shape)):
         raise ShapeError(f"dropout: a mask of shape {size} does not broadcast to x {tuple(x.shape)}")
-    mask = random.keep_mask(xp, dropout_key(key), step, size, rate, device=x.device)
+    mask = random.keep_mask(xp, dropout_key(key), int(step), size, rate, device=x.device)
     return _drop(xp, x, mask, rate, inverted), mask
 
 
@@ -57,5 +57,5 @@ def _drop(xp: Namespace, x: Array, mask: Array, rate: float, inverted: bool) -> 
 
 
 @dropout.backward
-def _(xp: Namespace, dy: Array, mask: Array, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
+def _(xp: Namespace, dy: Array, mask: Array, *, rate: float, key: Any, step: Any, shape: Any, inverted: bool) -> Any:
     return _drop(xp, dy, mask, rate, inverted)

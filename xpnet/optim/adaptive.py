@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xpnet.arena import Arena
 from xpnet.backend import Array
 from xpnet.optim import rules
@@ -21,6 +23,7 @@ class Adam(Optimizer):
     """
 
     slot_names = ("mean", "square")
+    capturable = True
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class Adam(Optimizer):
         self.beta2 = beta2
         self.epsilon = epsilon
 
-    def update(self, w: Array, g: Array, learning_rate: float) -> None:
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         rules.adam(
             w,
@@ -70,6 +73,7 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
 
-    def decay(self, arena: Arena, learning_rate: float) -> None:
+    def decay(self, arena: Arena, learning_rate: Any) -> None:
         """Shrink the weights themselves."""
-        arena.values[: arena.decayed] *= 1 - learning_rate * self.weight_decay
+        rate = learning_rate if self.clock is None else self.clock.rate
+        arena.values[: arena.decayed] *= 1 - rate * self.weight_decay

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xpnet.backend import Array
 from xpnet.optim import rules
 from xpnet.optim.optimizer import Optimizer, Schedule
@@ -21,6 +23,8 @@ class SGD(Optimizer):
     Source: CS231n, "Neural networks part 3"; Sutskever et al., 2013.
     """
 
+    capturable = True
+
     def __init__(
         self,
         learning_rate: float | Schedule = 0.01,
@@ -38,7 +42,7 @@ class SGD(Optimizer):
         self.nesterov = nesterov
         self.slot_names = ("velocity",) if momentum else ()
 
-    def update(self, w: Array, g: Array, learning_rate: float) -> None:
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
         if self.momentum:
             rules.momentum(

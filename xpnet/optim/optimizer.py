@@ -22,9 +22,13 @@ class Optimizer:
     Args:
         learning_rate: a number, or a schedule: a function of the step's number (0, 1, ...).
         weight_decay: a multiple of the weights added to their gradient (L2); biases and scales are left alone.
+
+    Attributes:
+        clock: None, or the learning rate and the step's number as arrays on the device, which the update then reads.
     """
 
     slot_names: tuple[str, ...] = ()
+    capturable = False  # whether `update` takes a clock in the place of the learning rate
 
     def __init__(self, learning_rate: float | Schedule, *, weight_decay: float = 0.0) -> None:
         name = type(self).__name__
@@ -38,6 +42,7 @@ class Optimizer:
         self.factor = 1.0  # what callbacks have multiplied the learning rate by
         self.slots: dict[str, Array] = {}
         self._arena: Arena | None = None
+        self.clock: Any = None
 
     @property
     def current_learning_rate(self) -> float:
@@ -82,7 +87,7 @@ class Optimizer:
         if arena.values is None:
             return
         arena.collect()
-        learning_rate = self.current_learning_rate
+        learning_rate: Any = self.current_learning_rate if self.clock is None else self.clock
         self.iterations += 1
         if self.weight_decay:
             self.decay(arena, learning_rate)
@@ -91,12 +96,12 @@ class Optimizer:
             parameter.constraint.project(parameter.array)
         arena.zero_grad()
 
-    def decay(self, arena: Arena, learning_rate: float) -> None:
+    def decay(self, arena: Arena, learning_rate: Any) -> None:
         """Add weight_decay * w to the gradients of the weights."""
         weights = slice(0, arena.decayed)
         arena.gradients[weights] += self.weight_decay * arena.values[weights]
 
-    def update(self, w: Array, g: Array, learning_rate: float) -> None:
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """Change the flat weights `w` in place, given the flat gradients `g`; `iterations` counts from 1 here."""
         raise TypeError(f"{type(self).__name__} does not say how it updates")
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from xpnet import losses, metrics
-from xpnet.backend import Array, as_array, namespace
+from xpnet.backend import Array, namespace
 from xpnet.data import Batches
 from xpnet.layers.module import Evaluation, Module
 from xpnet.optim.optimizer import Optimizer
 from xpnet.tensor import Tensor, no_grad
 from xpnet.training.callback import Callback
+from xpnet.training.captured import captured_steps
 from xpnet.training.history import History
 from xpnet.training.interrupt import Interruptible
 from xpnet.training.progress import Progress
@@ -35,6 +37,8 @@ class Trainer:
         callbacks: see xpnet.training.Callback.
         seed: of the order of the examples.
         accumulate: gradients of this many batches are averaged for one update.
+        capture: on a GPU, record the step of `fit` once as a CUDA graph and replay it, where that is possible. The bits are the
+            same either way.
 
     Attributes:
         history: what `fit` has recorded so far.
@@ -42,7 +46,7 @@ class Trainer:
         batch: the batches done in it.
         iteration: the batches done in all.
         stop: set it to True to end `fit` after the current batch.
-        last_loss: of the last batch: a 0-d array on the device.
+        last_loss: of the last batch of `fit`: a 0-d array on the device, which the next batch may overwrite.
         batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
 
@@ -56,6 +60,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         seed: int = 0,
         accumulate: int = 1,
+        capture: bool = True,
     ) -> None:
         if accumulate < 1:
             raise ValueError(f"Trainer: accumulate must be at least 1, got {accumulate}")
@@ -66,6 +71,7 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.seed = seed
         self.accumulate = accumulate
+        self.capture = capture
         self.history = History()
         self.epoch = 0
         self.batch = 0
@@ -83,27 +89,34 @@ class Trainer:
 
     def _step(self, x: Array, y: Array) -> tuple[Array, Array]:
         """One batch; returns the loss and the predictions, native arrays."""
-        model = self.model
-        if not model.training:
-            model.train()
-        prediction = model(x)
+        if not self.model.training:
+            self.model.train()
+        loss, prediction = self.forward_backward(x, y)
+        self.iteration += 1
+        if self.iteration % self.accumulate == 0:
+            self.update()
+        return loss, prediction
+
+    def forward_backward(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Leave the gradients of one batch in the parameters; returns the loss and the predictions."""
+        prediction = self.model(x)
         loss = self.loss(prediction, y)
         penalty = self._penalty()
         total = loss if penalty is None else loss + penalty
         # On a GPU this would wait for the device in every step; there the loss is looked at once an epoch.
-        if model.context.device.kind == "cpu" and not math.isfinite(total.array):
+        if self.model.context.device.kind == "cpu" and not math.isfinite(total.array):
             raise self._not_finite(x, float(total.array))
         if self.accumulate == 1:
             total.backward()
         else:
             (total * (1 / self.accumulate)).backward()
-        self.iteration += 1
-        if self.iteration % self.accumulate == 0:
-            for callback in self.callbacks:
-                callback.before_update(self)
-            self.optimizer.step(model)
-        self.last_loss = total.array
         return total.array, prediction.array
+
+    def update(self) -> None:
+        """Let the callbacks look at the gradients, and the optimizer use them."""
+        for callback in self.callbacks:
+            callback.before_update(self)
+        self.optimizer.step(self.model)
 
     def _penalty(self) -> Tensor | None:
         """The sum of all weight penalties, or None where no parameter has one."""
@@ -154,23 +167,33 @@ class Trainer:
 
             resume_trainer(self, resume)
         last = self.first_epoch + epochs
-        with Interruptible(self), Progress(last, known_length(batches), verbose) as progress:
+        captured = captured_steps(self)
+        train = self._train if captured is None else captured.step
+        context = contextlib.nullcontext() if captured is None else captured
+        with Interruptible(self), Progress(last, known_length(batches), verbose) as progress, context:
             self._call("on_fit_begin")
             while self.epoch < last and not self.stop:
-                self._epoch(batches, checks, progress)
+                self._epoch(batches, checks, progress, train)
             self._call("on_fit_end")
         return self.history
 
-    def _epoch(self, batches: Batches, checks: Batches | None, progress: Progress) -> None:
+    def _train(self, x: Array, y: Array) -> Array:
+        """One batch, updated and measured; returns the loss."""
+        loss, prediction = self._step(x, y)
+        self.sums.add(len(x), {"loss": loss, **self.measure(prediction, y)})
+        return loss
+
+    def _epoch(
+        self, batches: Batches, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
+    ) -> None:
         """What is left of one epoch: its batches, validation, and the record of both."""
         if self.batch == 0:
-            self.sums = Sums()
+            self.sums.clear()
             self._call("on_epoch_begin")
         progress.begin(self.epoch, self.batch)
         x = None
         for x, y in batches.epoch(self.epoch, self.batch):
-            loss, prediction = self._step(x, y)
-            self.sums.add(len(x), {"loss": loss, **self._measure(prediction, y)})
+            self.last_loss = loss = train(x, y)
             self.batch += 1
             progress.advance(len(x), loss)
             for callback in self.callbacks:
@@ -202,10 +225,11 @@ class Trainer:
         with no_grad(), Evaluation(self.model):
             for x, y in batches.epoch(0):
                 prediction = self.model(x)
-                sums.add(len(x), {"loss": self.loss(prediction, y).array, **self._measure(prediction.array, y)})
+                sums.add(len(x), {"loss": self.loss(prediction, y).array, **self.measure(prediction.array, y)})
         return sums.means()
 
-    def _measure(self, prediction: Array, y: Array) -> dict[str, Array]:
+    def measure(self, prediction: Array, y: Array) -> dict[str, Array]:
+        """Every metric of one batch."""
         return {name: metric(prediction, y) for name, metric in self.metrics.items()}
 
     def _call(self, name: str) -> None:
@@ -222,31 +246,44 @@ class Trainer:
 
 
 class Sums:
-    """Means over examples of values that are means over batches, added up in float64 on the device."""
+    """Means over examples of values that are means over batches, added up in float64 on the device, always in place."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.totals: dict[str, Any] = {}
+        self.totals: dict[str, Array] = {}
+        self._before: dict[str, float] = {}  # from a checkpoint, until the device is known
 
     def add(self, examples: int, values: dict[str, Array]) -> None:
         """A batch's means."""
         self.count += examples
         for name, value in values.items():
-            xp = namespace(as_array(namespace(value), value))
-            self.totals[name] = self.totals.get(name, 0.0) + xp.astype(value, xp.float64) * examples
+            total = self.totals.get(name)
+            xp = namespace(value)
+            if total is None:
+                start = self._before.pop(name, 0.0)
+                total = self.totals[name] = xp.asarray(start, dtype=xp.float64, device=value.device)
+            total += xp.astype(value, xp.float64) * examples
+
+    def clear(self) -> None:
+        """Begin again, in the same memory: recorded steps add to it."""
+        self.count = 0
+        self._before = {}
+        for total in self.totals.values():
+            total[...] = 0
 
     def means(self) -> dict[str, float]:
         """The means over all examples as Python floats (waits for the device)."""
-        return {name: float(total) / max(self.count, 1) for name, total in self.totals.items()}
+        return {name: total / max(self.count, 1) for name, total in self.state()["totals"].items()}
 
     def state(self) -> dict[str, Any]:
         """Everything as Python numbers."""
-        return {"count": self.count, "totals": {name: float(total) for name, total in self.totals.items()}}
+        return {"count": self.count, "totals": {**self._before, **{name: float(a) for name, a in self.totals.items()}}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a state from :meth:`state`."""
         self.count = int(state["count"])
-        self.totals = dict(state["totals"])
+        self.totals = {}
+        self._before = dict(state["totals"])
 
 
 def _metric(metric: str | Callable[[Any, Any], Any]) -> tuple[str, Callable[[Any, Any], Any]]:

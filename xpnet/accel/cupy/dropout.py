@@ -18,28 +18,33 @@ _keep_mask = Kernel("dropout", "keep_mask", (1, 16))
 _PER_THREAD = 16  # elements that one Philox block decides
 
 
-def keep_mask(xp: Any, key: Key, step: int, shape: tuple[int, ...], rate: float) -> Array:
+def _step(step: Any) -> tuple[int, Array | None]:
+    """A step as the kernels take it: a number, and an array on the device (0-d uint64) that is added to it."""
+    return (step, None) if isinstance(step, int) else (0, step)
+
+
+def keep_mask(xp: Any, key: Key, step: Any, shape: tuple[int, ...], rate: float) -> Array:
     """What `xpnet.random.keep_mask` computes, the same bits, without a copy from the host."""
     mask = xp.empty(shape, dtype=xp.uint8)
     V = 16 if mask.size % 16 == 0 and vector_width(mask.size, mask) == 16 else 1
     blocks = blocks_for(-(-mask.size // _PER_THREAD))
-    launch(_keep_mask[(V,)], blocks, THREADS, mask, mask.size, key.low, key.high, step, threshold(rate))
+    launch(_keep_mask[(V,)], blocks, THREADS, mask, mask.size, key.low, key.high, *_step(step), threshold(rate))
     return mask.view(xp.bool_)
 
 
-def drop(xp: Any, x: Array, key: Key, step: int, rate: float, scale: float) -> Array:
+def drop(xp: Any, x: Array, key: Key, step: Any, rate: float, scale: float) -> Array:
     """x * scale where `xpnet.random.keep_mask` is true for x's shape, else 0; x C-contiguous."""
     y = xp.empty(x.shape, dtype=x.dtype)
     V = vector_width(x.size, x, y)
     launch(
-        _dropout[c_name(x), V], blocks_for(-(-x.size // _PER_THREAD)), THREADS, x, y, x.size, key.low, key.high, step,
+        _dropout[c_name(x), V], blocks_for(-(-x.size // _PER_THREAD)), THREADS, x, y, x.size, key.low, key.high, *_step(step),
         threshold(rate), scale,
     )  # fmt: skip
     return y
 
 
 @dropout.accelerate("cupy")
-def _dropout_op(xp: Any, x: Array, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
+def _dropout_op(xp: Any, x: Array, *, rate: float, key: Any, step: Any, shape: Any, inverted: bool) -> Any:
     if not takes(x) or not 0 <= rate <= 1:
         return NotImplemented  # the reference explains a wrong rate
     size = tuple(x.shape) if shape is None else tuple(shape)
@@ -49,11 +54,11 @@ def _dropout_op(xp: Any, x: Array, *, rate: float, key: Any, step: int, shape: A
 
 
 @_dropout_op.backward
-def _(xp: Any, dy: Array, size: Any, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
+def _(xp: Any, dy: Array, size: Any, *, rate: float, key: Any, step: Any, shape: Any, inverted: bool) -> Any:
     return _apply(xp, dy, size, rate, key, step, inverted)
 
 
-def _apply(xp: Any, x: Array, size: tuple[int, ...], rate: float, key: Any, step: int, inverted: bool) -> Array:
+def _apply(xp: Any, x: Array, size: tuple[int, ...], rate: float, key: Any, step: Any, inverted: bool) -> Array:
     words = dropout_key(key)
     scale = 1 / (1 - rate) if inverted and rate < 1 else 1.0
     if product(size) == x.size:

@@ -1,0 +1,258 @@
+"""Steps that are recorded and replayed do what steps that run launch by launch do, bit for bit.
+
+No GPU is needed. The CuPy implementations run on NumPy arrays in the emulator, and a stand-in for CUDA graphs does what a
+graph does: recording changes nothing on the "device"; a replay repeats what was recorded with the host's numbers of that
+time; and reading a value from the device while recording is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from tests.cuda_emulator.emulator import emulated_ops
+from xpnet.accel.cupy.optimizers import Clock
+from xpnet.capture import Captured, CapturedModel
+from xpnet.training.callbacks import ClipGradients
+from xpnet.training.captured import CapturedSteps
+
+pytestmark = pytest.mark.emulator
+
+
+class RefusedError(RuntimeError):
+    """What CuPy says of a host read while a stream is captured."""
+
+
+class Remote(np.ndarray):
+    """An array that cannot be read from the host while a graph is recorded."""
+
+    recording = False
+
+    def _read(self):
+        if Remote.recording:
+            raise RefusedError("cudaErrorStreamCaptureUnsupported")
+
+    def __float__(self):
+        self._read()
+        return float(np.asarray(self))
+
+    def __int__(self):
+        self._read()
+        return int(np.asarray(self))
+
+    def __bool__(self):
+        self._read()
+        return bool(np.asarray(self))
+
+    def item(self, *args):
+        self._read()
+        return np.asarray(self).item(*args)
+
+
+class KeepsKind:
+    """NumPy, but for copies: those of a Remote are Remotes."""
+
+    uint64 = np.uint64
+
+    @staticmethod
+    def asarray(values, dtype=None, copy=None):
+        return np.array(values, dtype=dtype, subok=True)
+
+
+class FakeGraphs:
+    """Records a function by running it and undoing its effect; replays it by running it with the host state of then."""
+
+    xp = KeepsKind
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.recorded = self.replayed = 0
+
+    def stream(self):
+        return contextlib.nullcontext()
+
+    def _device(self):
+        trainer = self.trainer
+        arena = trainer.model.arena
+        ticks = [m.ticks.array for m in trainer.model.modules() if m.ticks is not None]
+        clock = list(trainer.optimizer.clock or ())
+        arrays = [arena.values, arena.gradients, *trainer.optimizer.slots.values(), *ticks, *clock]
+        return [*arrays, *trainer.model.buffers().values(), *trainer.sums.totals.values()]
+
+    def _host(self):
+        trainer = self.trainer
+        grads = [(p, p.grad) for p in trainer.model.arena.parameters]
+        return trainer.iteration, trainer.optimizer.iterations, trainer.sums.count, grads, trainer.model.counters()
+
+    def _set_host(self, state):
+        trainer = self.trainer
+        trainer.iteration, trainer.optimizer.iterations, trainer.sums.count = state[:3]
+        for parameter, grad in state[3]:
+            parameter.grad = grad
+
+    def record(self, function):
+        before = self._host()
+        arrays = self._device()
+        kept = [a.copy() for a in arrays]
+        Remote.recording = True
+        try:
+            result = function()
+        finally:
+            Remote.recording = False
+            for array, values in zip(arrays, kept):
+                array[...] = values
+        self.recorded += 1
+
+        def replay():
+            self.replayed += 1
+            now = self._host()
+            self._set_host(before)
+            again = function()
+            result[0][...] = again[0]
+            self._set_host(now)
+
+        return replay, result
+
+
+X = np.random.default_rng(0).normal(size=(22, 6)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 1)
+
+
+def trainer(optimizer, *callbacks, layers=None, loss="softmax_cross_entropy"):
+    layers = layers or [xn.Dense(8, "relu"), xn.BatchNorm(), xn.Dropout(0.5), xn.Dense(3)]
+    model = xn.Sequential(layers, input_shape=(6,), seed=2)
+    return xn.Trainer(model, loss=loss, optimizer=optimizer, metrics=["accuracy"], callbacks=callbacks)
+
+
+def epochs(run, step, count=3):
+    """Three epochs of batches of 8, 8 and 6; returns everything that training changed."""
+    measured = []
+    for _ in range(count):
+        run.sums.clear()
+        for start in (0, 8, 16):
+            step(X[start : start + 8].view(Remote), Y[start : start + 8])
+        measured.append(run.sums.means())
+    return measured
+
+
+def both(make):
+    """(state after steps launch by launch, state after captured steps, the fake graphs)."""
+    with emulated_ops():
+        plain = make()
+        first = epochs(plain, plain._train)
+        run = make()
+        graphs = FakeGraphs(run)
+        with CapturedSteps(run, graphs, lambda values: Clock.new(np, values)) as steps:
+            second = epochs(run, steps.step)
+            run.model.counters()  # readable while they are on the device
+    assert plain.iteration == run.iteration == 9
+    assert plain.optimizer.iterations == run.optimizer.iterations
+    assert plain.model.counters() == run.model.counters()
+    assert first == second
+    for name, array in plain.model.state().items():
+        np.testing.assert_array_equal(array, run.model.state()[name], err_msg=name)
+    for name, slot in plain.optimizer.slots.items():
+        np.testing.assert_array_equal(slot, run.optimizer.slots[name], err_msg=name)
+    return graphs
+
+
+def halving(step):
+    return 0.1 * 0.5**step
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: xn.optim.SGD(0.1),
+        lambda: xn.optim.SGD(halving, momentum=0.9, nesterov=True, weight_decay=0.01),
+        lambda: xn.optim.Adam(halving),
+        lambda: xn.optim.AdamW(0.01, weight_decay=0.1),
+    ],
+)
+def test_replayed_steps_equal_plain_ones(optimizer):
+    graphs = both(lambda: trainer(optimizer()))
+    # Two shapes of batches: each runs once, is recorded at its second time and replayed from then on (the batch of 8 at
+    # steps 2, 4, 5, 7, 8 of 9, the batch of 6 in the second and third epoch).
+    assert graphs.recorded == 2
+    assert graphs.replayed == 5 + 2
+
+
+def test_a_callback_that_changes_gradients_runs_between_backward_and_update():
+    graphs = both(lambda: trainer(xn.optim.SGD(0.5), ClipGradients(norm=0.1)))
+    assert graphs.recorded == 2
+
+
+def test_an_optimizer_that_keeps_its_step_on_the_host_runs_outside():
+    class Counting(xn.optim.SGD):
+        capturable = False
+
+        def update(self, w, g, learning_rate):
+            w -= learning_rate / self.iterations * g
+
+    assert both(lambda: trainer(Counting(0.5))).recorded == 2
+
+
+class Reads(xn.Module):
+    """A user's layer that looks at its input's values."""
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        return x * (2.0 if float(x.sum(keepdims=True).reshape(())) > 0 else 1.0)
+
+
+def test_a_layer_that_reads_the_device_runs_launch_by_launch_and_is_named():
+    layers = [Reads(), xn.Dense(8, "relu"), xn.Dense(3)]
+    with pytest.warns(RuntimeWarning, match=r"layer '0' \(Reads\).*RefusedError") as caught:
+        graphs = both(lambda: trainer(xn.optim.Adam(0.01), layers=[type(l)(*l._arguments[0]) for l in layers]))
+    assert len([w for w in caught if w.category is RuntimeWarning]) == 1
+    assert graphs.replayed == 0
+
+
+class Repeats(FakeGraphs):
+    """For functions without a state."""
+
+    def __init__(self):
+        self.recorded = 0
+
+    def record(self, function):
+        result = function()
+        self.recorded += 1
+
+        def replay():
+            result[...] = function()
+
+        return replay, result
+
+
+def test_results_of_a_captured_function_are_overwritten_and_shapes_kept_apart():
+    captured = Captured(lambda x: 2 * x, Repeats())
+    for size in (3, 4, 3, 4, 3, 3):
+        x = np.arange(size, dtype=np.float32)
+        np.testing.assert_array_equal(captured(x), 2 * x)
+    assert captured(np.ones(3, np.float32)) is captured(np.zeros(3, np.float32))
+
+
+def test_a_captured_model_sees_new_weights_and_its_results_are_kept():
+    model = xn.Sequential([xn.Dense(4), xn.Dropout(0.5), xn.Dense(2)], input_shape=(6,)).eval()
+    graphs = Repeats()
+    with xn.no_grad():
+        captured = CapturedModel(model, graphs)
+        outputs = [captured(X[i : i + 5]) for i in range(4)]
+        np.testing.assert_array_equal(outputs, [model(X[i : i + 5]).array for i in range(4)])
+        model.load_state({name: 2 * array for name, array in model.state().items()})  # in place
+        np.testing.assert_array_equal(captured(X[:5]), model(X[:5]).array)
+        assert graphs.recorded == 1
+        model.arena
+        for _ in range(2):
+            np.testing.assert_array_equal(captured(X[:5]), model(X[:5]).array)
+        assert graphs.recorded == 2
+
+
+def test_capture_needs_a_gpu():
+    with pytest.raises(ValueError, match="needs a GPU"):
+        xn.cuda.capture(lambda x: x, "cpu")
