@@ -83,8 +83,9 @@ class Arena:
     def collect(self) -> None:
         """Bring all gradients into the flat array: 0 where the last backward did not reach, and those that a user assigned."""
         for p in self.parameters:
-            if p.grad is not p.buffer:
-                p.buffer[...] = 0 if p.grad is None else p.grad
+            buffer: Array = p.buffer
+            if p.grad is not buffer:
+                buffer[...] = 0 if p.grad is None else p.grad
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
