@@ -11,9 +11,8 @@ import pytest
 @pytest.fixture
 def setup(request, monkeypatch):
     """The hook of conftest, on a test with one marker whose need is absent."""
-    conftest = next(
-        p for p in request.config.pluginmanager.get_plugins() if getattr(p, "__file__", "") == str(Path(__file__).parent / "conftest.py")
-    )  # fmt: skip
+    here = str(Path(__file__).parent / "conftest.py")
+    conftest = next(p for p in request.config.pluginmanager.get_plugins() if getattr(p, "__file__", "") == here)
     monkeypatch.setattr(conftest, "_missing", lambda marker: f"{marker} is absent")
 
     def run(marker, slow=False):
