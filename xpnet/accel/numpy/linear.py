@@ -27,14 +27,14 @@ def matmul(a: Floats, b: Floats) -> Floats:
     N = b.shape[1]
     work = M * K * N
     if work <= _ALONE:
-        y: Floats = a.dot(b)  # it starts half a microsecond earlier than matmul
-        return y
+        small: Floats = a.dot(b)  # it starts half a microsecond earlier than matmul
+        return small
+    out: Floats = np.empty((M, N), a.dtype)
     threads = get_num_threads()
     if work < _SHARED or threads == 1:
         with one_blas_thread():
-            y = np.matmul(a, b)
-        return y
-    out = np.empty((M, N), a.dtype)
+            np.matmul(a, b, out=out)
+        return out
     # Cut along the longer side of the result, into pieces that start at whole vectors.
     size = max(M, N)
     step = -(-size // threads)
