@@ -119,12 +119,18 @@ def activate(y: Floats, activation: str | None) -> None:
         y *= 0.5
 
 
+_INTEGERS: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype(np.float32): np.dtype(np.int32),
+    np.dtype(np.float64): np.dtype(np.int64),
+}
+
+
 def keep_where(values: Floats, mask: Floats, out: Floats) -> None:
     """`out` = values where the bool array `mask` is True, else 0: also where the value is infinite or not a number.
 
     The bits are multiplied, as integers, by the mask's 0 or 1: a fifth of the time of where.
     """
-    whole = f"i{values.dtype.itemsize}"
+    whole = _INTEGERS[values.dtype]
     np.multiply(values.view(whole), mask.view(np.int8), out=out.view(whole))
 
 
