@@ -93,10 +93,14 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
         result["device_name"] = comparison.workers[OURS].hello["settings"].get("device_name", "")
         result["title"] = title(result)
         stem = re.sub(r"[^a-z0-9]+", "-", result["title"].lower()).strip("-")
-        for case in cases:
-            result["cases"].append(comparison.run(case))
-        for case in memory:
-            result["memory"].append(comparison.memory(case))
+        try:
+            for case in cases:
+                result["cases"].append(comparison.run(case))
+            for case in memory:
+                result["memory"].append(comparison.memory(case))
+        except KeyboardInterrupt:
+            result["interrupted"] = True
+            print("interrupted: what was measured is kept")
     save(result, arguments.out, stem)
 
 

@@ -35,9 +35,9 @@ PAUSE = 0.003
 DISTURBED = 0.15
 # Of the norm of an array: two libraries add up in other orders, and half precision keeps 11 or 8 bits.
 TOLERANCE = {"float32": 2e-3, "tf32": 2e-2, "float16": 3e-2, "bfloat16": 1e-1}
-# In a deep network rounding sends some units to the other side of ReLU's kink, and gradients of single arrays move by
-# percents: PyTorch and JAX differ by 1.5e-2 from each other on ResNet-20, after a loss that agrees to 1e-6.
-DEEP, DEEP_FACTOR = 20, 20.0
+# In a deep network rounding sends some units to the other side of ReLU's kink, and gradients of single arrays jump, while
+# losses agree to 1e-6: from each other, PyTorch and JAX differ by 1.5e-2 on ResNet-20 after two updates.
+DEEP, DEEP_FACTOR = 6, 20.0
 
 
 @dataclass(frozen=True)
@@ -251,8 +251,9 @@ class Comparison:
         counts: dict[str, int] = {}
         for name, turn in list(turns.items()):
             try:
-                turn(1)  # the first call may compile or capture
-                once = 1.0 if fresh else turn(1)["seconds"][0]
+                once = turn(1)["seconds"][0]
+                # The first call may compile or capture.
+                once = 1.0 if fresh else once if once > 1.0 else turn(1)["seconds"][0]
             except (WorkerError, Unsupported) as error:
                 record["skipped"][name] = str(error).strip().splitlines()[-1]
                 del turns[name]

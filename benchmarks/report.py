@@ -87,6 +87,8 @@ def _setting(result: Result) -> list[str]:
         "  updates. *Products* is the speed reached as a fraction of the same matrix products alone (Winograd needs fewer",
         "  products, so it can pass 100 %); *copy* as a fraction of copying the bytes that the case has to move.",
     ]
+    if result.get("interrupted"):
+        lines.append("* The run was interrupted: the cases that are not here were not measured.")
     marked = sum(map(disturbed, result["cases"]))
     if marked:
         lines += [

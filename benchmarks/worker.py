@@ -77,7 +77,8 @@ class Worker:
     def do_time(self, key: str, count: int, turns: int = 1, limit: float = math.inf) -> dict[str, Any]:
         job = self.jobs[key]
         seconds, device_seconds = [], []
-        job.once()  # brings code and data back into the caches after the others' turn
+        if count > 1:  # brings code and data back into the caches after the others' turn; long steps do that themselves
+            job.once()
         job.synchronize()
         for _ in range(turns):
             clock = _device_clock(self.device, self.library)
