@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 
@@ -137,3 +139,12 @@ def test_what_cannot_be_summarised():
         xn.Sequential([xn.Conv2D(2, 3)]).summary((4,))
     with pytest.raises(ValueError, match="batch_size"):
         xn.models.mlp((4,), 2).summary(batch_size=0)
+
+
+def test_models_with_operations_can_be_copied():
+    model = xn.Sequential([xn.Dense(3, xn.ops.gelu), xn.ops.relu], input_shape=(2,))
+    x = np.ones((1, 2), np.float32)
+    other = copy.deepcopy(model)
+    np.testing.assert_array_equal(other.predict(x), model.predict(x))
+    assert other.layers[1] is xn.ops.relu
+    assert other.layers[0].kernel is not model.layers[0].kernel

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.layer_cases import LAYERS
 from xpnet.data.preprocessing import Standardize
+from xpnet.inspect.summary import summarize
 from xpnet.io import archive, model_file
 
 
@@ -66,6 +68,23 @@ def test_a_model_comes_back(tmp_path, images):
     np.testing.assert_array_equal(loaded.train()(images).array, model.train()(images).array)  # the next dropout mask
 
 
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.id)
+def test_every_layer_comes_back(tmp_path, case):
+    model = case.model("float32")
+    x = case.batch(dtype="float32")
+    model.train()(x)  # running statistics and recurrent states are something else than at first
+    model.save(tmp_path / "m")
+    loaded = xn.load(tmp_path / "m")
+    assert repr(loaded) == repr(model)
+    np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
+    for name, array in model.state().items():
+        np.testing.assert_array_equal(loaded.state()[name], array)
+        assert loaded.state()[name].dtype == array.dtype
+    assert summarize(loaded, case.shape) == summarize(model, case.shape)
+    assert summarize(loaded, case.shape).parameters == loaded.count_parameters()
+    assert summarize(loaded, case.shape).rows[-1].output_shape == loaded.predict(x).shape[1:]
+
+
 def test_training_goes_on_as_if_it_had_not_been_saved(tmp_path, images):
     y = np.arange(5) % 2
     head = [xn.Flatten(), xn.Dense(6, "relu"), xn.Dropout(0.4), xn.Dense(2)]
@@ -111,6 +130,8 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         xn.models.mlp((4,), 3).save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a") as z:
+        assert {info.date_time for info in z.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_what_belongs_to_a_model_is_kept(tmp_path):

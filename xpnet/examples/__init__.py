@@ -30,7 +30,7 @@ NAMES = (
 )
 """The examples, in the order in which a reader meets them."""
 
-__all__ = ["NAMES", "Report", "Row", "add_examples_command", "about", "run"]
+__all__ = ["NAMES", "Report", "Row", "about", "add_examples_command", "run"]
 
 
 def _module(name: str) -> Any:

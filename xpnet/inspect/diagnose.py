@@ -12,10 +12,10 @@ import numpy as np
 from xpnet import losses
 from xpnet.backend import Array, to_numpy
 from xpnet.inspect.finite import first_not_finite
-from xpnet.inspect.hooks import wrapped
-from xpnet.layers.module import Module
+from xpnet.inspect.hooks import unchanged, wrapped
+from xpnet.layers.module import Evaluation, Module
 from xpnet.ops.shapes import ShapeError
-from xpnet.tensor import Tensor
+from xpnet.tensor import Tensor, no_grad
 
 DEAD = 0.5
 """A layer is reported when more than this share of its units is dead or saturated."""
@@ -67,9 +67,11 @@ def diagnose(
         outputs.append((layer, result.array if isinstance(result, Tensor) else result))
         return result
 
-    mode = model.training
-    model.train()
-    try:
+    with unchanged(model), no_grad(), Evaluation(model):
+        model(x)  # makes the parameters of a model that has not seen its input
+    with unchanged(model):
+        model.train()
+        model.zero_grad()
         with wrapped(model, look):
             prediction = model(x)
             try:
@@ -82,12 +84,8 @@ def diagnose(
         findings += _start(prediction.array, float(value.array), function)
         for layer, array in outputs:
             findings += _units(layer, array)
-        model.zero_grad()
         value.backward()
         findings += _gradients(model)
-    finally:
-        model.zero_grad()
-        model.train(mode)
     return findings
 
 

@@ -215,7 +215,7 @@ def _matrix(ax: Any, matrix: NumpyArray, class_names: Sequence[str]) -> None:
 
 def _image_grid(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> None:
     columns = 3 if len(mistakes) <= 9 else 4
-    rows = -(-max(len(mistakes), columns * 2) // columns)
+    rows = max(3, -(-len(mistakes) // columns))
     figure.suptitle("the worst mistakes", fontsize=12, fontweight="bold", x=0.02, ha="left")
     axes = figure.subplots(rows, columns).ravel()
     for ax in axes[len(mistakes) :]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from xpnet import losses
 from xpnet.backend import Array, Device
-from xpnet.inspect.hooks import leaves, wrapped
-from xpnet.layers.module import Module
-from xpnet.tensor import Node, Tensor, _reachable, _step, _store
+from xpnet.inspect.hooks import leaves, unchanged, wrapped
+from xpnet.layers.module import Evaluation, Module
+from xpnet.tensor import Node, Tensor, _reachable, _step, _store, no_grad
 
 
 @dataclass
@@ -114,7 +114,7 @@ def profile(
 ) -> Profile:
     """Time every layer's forward and backward pass on one batch, and count what it keeps in between.
 
-    The model is run in training mode and is not changed: gradients are dropped and random counters put back.
+    The model is run in training mode and is not changed: gradients, running statistics and random counters are put back.
 
     Args:
         model: a Module.
@@ -129,22 +129,20 @@ def profile(
     if steps < 1:
         raise ValueError(f"profile: steps must be at least 1, got {steps}")
     loss_function = losses.get(loss)
-    was_training = model.training
-    model.train()
-    counters = model.counters()
-    model(x)  # whatever is made at the first call
-    model.load_counters(counters)
+    with unchanged(model), no_grad(), Evaluation(model):
+        model(x)  # whatever is made at the first call
     clock = _Clock(model.context.device)
     watched = {id(layer): LayerTime(layer.path or "", type(layer).__name__) for layer in leaves(model)}
     rest = LayerTime("", "loss and everything else")
     samples: list[_Pass] = []
-    for number in range(warmup + steps):
-        one = _Pass(model, clock, watched)
-        one.run(x, y, loss_function)
-        if number >= warmup:
-            samples.append(one)
-        model.zero_grad()
-    model.train(was_training)
+    with unchanged(model):
+        model.train()
+        for number in range(warmup + steps):
+            model.zero_grad()
+            one = _Pass(model, clock, watched)
+            one.run(x, y, loss_function)
+            if number >= warmup:
+                samples.append(one)
     for key, layer in [*watched.items(), (0, rest)]:
         layer.forward = statistics.median(s.forward.get(key, 0.0) for s in samples)
         layer.backward = statistics.median(s.backward.get(key, 0.0) for s in samples)

@@ -87,8 +87,9 @@ def write(path: str | Path, document: Mapping[str, Any], arrays: Mapping[str, np
 
     def fill(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(DOCUMENT, text)
-            archive.writestr(ARRAYS, blob)
+            for name, part in ((DOCUMENT, text), (ARRAYS, blob)):
+                # Without the time of day: the same content gives the same bytes.
+                archive.writestr(zipfile.ZipInfo(name), part)
 
     write_atomically(path, fill)
 

@@ -103,6 +103,10 @@ class Op:
     def __repr__(self) -> str:
         return f"<op {self.__name__}{self.__signature__}>"
 
+    def __reduce__(self) -> str:
+        """There is one of each: copies of models share it, and pickle writes its name."""
+        return self.__qualname__
+
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the backward function of the reference implementation (a decorator)."""
         self.differentiable = True

@@ -46,6 +46,8 @@ class Trainer:
         batch: the batches done in it.
         iteration: the batches done in all.
         stop: set it to True to end `fit` after the current batch.
+        last_loss: of the last batch of `fit`: a 0-d array on the device, which the next batch may overwrite.
+        batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
 
     def __init__(
@@ -76,6 +78,9 @@ class Trainer:
         self.iteration = 0
         self.first_epoch = 0  # of the current fit: a continued one counts its epochs from there
         self.stop = False
+        self.last_loss: Any = math.nan
+        self.batches: Batches | None = None
+        self.checks: Batches | None = None
         self.sums = Sums()
 
     def step(self, x: Array, y: Array) -> Array:
@@ -154,6 +159,7 @@ class Trainer:
         """
         batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
         checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
+        self.batches, self.checks = batches, checks
         self.stop = self.history.interrupted = False
         self.first_epoch = self.epoch
         if resume is not None:
@@ -187,7 +193,7 @@ class Trainer:
         progress.begin(self.epoch, self.batch)
         x = None
         for x, y in batches.epoch(self.epoch, self.batch):
-            loss = train(x, y)
+            self.last_loss = loss = train(x, y)
             self.batch += 1
             progress.advance(len(x), loss)
             for callback in self.callbacks:

@@ -1,0 +1,81 @@
+import sys
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+
+HISTORY = {"loss": [2.0, 1.0, 0.05], "accuracy": [0.2, 0.5, 0.9], "val_loss": [1.5, 0.9, 0.1], "val_accuracy": [0.3, 0.6, 0.8]}
+
+
+@pytest.fixture
+def plots():
+    pytest.importorskip("matplotlib")
+    from xpnet.inspect import plots
+
+    return plots
+
+
+def _size(path):
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
+
+
+def test_the_worst_mistakes_come_first():
+    from xpnet.inspect.plots import worst_mistakes
+
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.05, 0.95]])
+    found = worst_mistakes(np.arange(4.0)[:, None], np.array([0, 0, 0, 0]), probabilities, count=2)
+    assert [(m.index, m.truth, m.called, m.probability) for m in found] == [(3, 0, 1, 0.95), (1, 0, 1, 0.8)]
+    np.testing.assert_array_equal(found[0].example, [3.0])
+
+
+def test_learning_curves_show_every_value(plots, tmp_path):
+    figure = plots.learning_curves(HISTORY, "digits")
+    left, right = figure.axes
+    assert (left.get_title(loc="left"), right.get_title(loc="left")) == ("loss", "accuracy")
+    for ax, name in ((left, "loss"), (right, "accuracy")):
+        np.testing.assert_array_equal([line.get_ydata() for line in ax.lines], [HISTORY[name], HISTORY[f"val_{name}"]])
+    assert [t.get_text() for t in right.texts] == ["training  90.0 %", "test  80.0 %"]
+    assert left.get_yscale() == "log"  # the losses lie a factor of 40 apart
+    plots.save_figure(figure, tmp_path / "c.png")
+    assert _size(tmp_path / "c.png")[0] > 1000
+    assert [p.name for p in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_one_epoch_and_no_validation(plots, tmp_path):
+    for history in ({"loss": [1.0]}, {"loss": []}, {}):
+        plots.save_figure(plots.learning_curves(history), tmp_path / "c.png")
+
+
+def test_the_confusion_matrix_shows_its_counts(plots, tmp_path):
+    matrix = np.array([[8, 2], [0, 1234]])
+    mistakes = [plots.Mistake(3, np.zeros((8, 8, 1)), 0, 1, 0.93)]
+    figure = plots.confusion(matrix, ["cat", "dog"], mistakes, "pets")
+    texts = [t.get_text() for ax in figure.subfigs[0].axes for t in ax.texts]
+    assert texts == ["8", "2", "1,234"]
+    assert figure.subfigs[0].axes[0].get_title(loc="left") == "1,242 of 1,244 right"
+    assert figure.subfigs[1].axes[0].get_title(loc="center") == "cat, taken for dog\n93 % sure"
+    plots.save_figure(figure, tmp_path / "m.png")
+    for others in ([], [plots.Mistake(3, np.ones(4), 0, 1, 0.5)], [plots.Mistake(0, np.ones((4, 4, 3)), 1, 0, 1.0)] * 12):
+        plots.save_figure(plots.confusion(matrix, ["cat", "dog"], others), tmp_path / "m.png")
+    hundred = np.eye(100, dtype=np.int64)
+    plots.save_figure(plots.confusion(hundred, [f"class{i}" for i in range(100)]), tmp_path / "m.png")
+
+
+def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    from xpnet.inspect import plots
+
+    with pytest.raises(ImportError, match=r'pip install "xpnet\[plot\]"'):
+        plots.learning_curves(HISTORY)
+
+
+def test_settings_of_the_user_are_left_alone(plots):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plots.learning_curves(HISTORY)
+    assert dict(matplotlib.rcParams) == before
+    assert xn.inspect is not None

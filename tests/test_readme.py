@@ -1,0 +1,73 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+import xpnet.cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def test_the_example_runs_as_printed(tmp_path):
+    example, alone = blocks(README, "python")
+    assert len(example.splitlines()) == 15
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "error"}
+    script = f"{example}\n{alone}\nassert type(y) is np.ndarray and y.shape == (2, 14, 14, 8)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    accuracy = re.search(r"epoch 5/5.*val_accuracy ([\d.]+)", done.stderr)
+    assert float(accuracy[1]) > 0.9
+    assert xn.load(tmp_path / "digits.xpnet").count_parameters() == 32 * 10 + 512 * 10 + 10
+
+
+def test_the_loop_without_trainer_makes_the_same_weights(capsys):
+    setup, loop = blocks((ROOT / "docs/training_loop.md").read_text(), "python")
+    assert len(loop.splitlines()) == 10
+    names = {}
+    exec(setup, names)
+    loop = loop.replace("range(5)", "range(2)")
+    exec(loop, names)
+    assert capsys.readouterr().out.startswith("epoch 1  loss")
+    x, y = names["x"], names["y"]
+    model = xn.Sequential(
+        [xn.Conv2D(32, 3, padding="same", activation="relu"), xn.MaxPool2D(2), xn.Flatten(), xn.Dense(10)],
+        input_shape=(8, 8, 1),
+    )
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.003))
+    trainer.fit((x, y), epochs=2, batch_size=32, verbose=False)
+    for name, array in model.state().items():
+        np.testing.assert_array_equal(array, names["model"].state()[name])
+
+
+def test_there_are_exactly_two_commands_to_set_up():
+    commands = [line for block in blocks(README, "sh") for line in block.splitlines()]
+    assert len(commands) == 2
+    assert all(line.startswith("python3 -m venv .venv && ") for line in commands)
+    assert commands[0].endswith("xpnet train digits")
+    assert commands[1].endswith("python -m pytest")
+    # .ci/run takes the second one from the README.
+    assert re.findall(r"^python3 -m venv .* pytest$", README, re.M) == [commands[1]]
+
+
+def test_what_it_points_to_exists():
+    for text, folder in ((README, ROOT), ((ROOT / "docs/training_loop.md").read_text(), ROOT / "docs")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (folder / target).exists(), target
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "summary", "examples", "info"])
+def test_its_commands_are_those_that_there_are(command, capsys):
+    assert f"`xpnet {command}" in README
+    with pytest.raises(SystemExit) as exit_:
+        xn.cli.main([command, "--help"])
+    assert exit_.value.code == 0
