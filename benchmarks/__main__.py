@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a few cases, a few turns")
     made.add_argument("--cases", default="", help="only cases whose name matches this regular expression")
     made.add_argument("--budget", type=float, help="seconds for one case and one peer")
+    made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, with one thread only")
     made.add_argument("--wait", type=float, default=0.0, help="wait so many seconds for a quiet machine before each case")
     made.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder for the files (default: benchmarks/results)")
@@ -39,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
 
 def options_of(arguments: argparse.Namespace) -> Options:
     budget = arguments.budget or (1.0 if arguments.quick else 3.0)
-    options = Options(arguments.device, arguments.precision, arguments.threads, budget, wait=arguments.wait)
+    options = Options(
+        arguments.device, arguments.precision, arguments.threads, budget, clock=arguments.clock, wait=arguments.wait
+    )
     return dataclasses.replace(options, rounds=11) if arguments.quick else options
 
 
@@ -50,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         made.error("on a CPU the precision is float32")
     if arguments.threads < 1:
         made.error("--threads must be at least 1")
+    if arguments.clock == "cpu" and (arguments.threads > 1 or arguments.device != "cpu"):
+        made.error("--clock cpu needs --device cpu --threads 1: the time of several threads adds up")
     if arguments.redraw:
         import json
 

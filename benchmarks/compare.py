@@ -49,6 +49,8 @@ class Options:
         budget: seconds for one case and one peer.
         rounds: at most so many pairs of turns.
         turn: seconds that one turn should last at least.
+        clock: "wall", or "cpu" for processor time, which a machine that others use, too, does not lengthen; with one
+            thread on a CPU only.
         wait: seconds to wait before a case, at most, for the rest of the machine to become idle.
         verbose: say what is being done.
     """
@@ -59,6 +61,7 @@ class Options:
     budget: float = 3.0
     rounds: int = 25
     turn: float = 0.02
+    clock: str = "wall"
     wait: float = 0.0
     verbose: bool = True
 
@@ -214,7 +217,7 @@ class Comparison:
 
     def _turns(self, name: str, key: str) -> Callable[[int], dict[str, Any]]:
         worker = self.workers[name.split()[0]]
-        return lambda count: worker.ask(do="time", key=key, count=count, limit=10 * self.options.turn)
+        return lambda count: worker.ask(do="time", key=key, count=count, limit=10 * self.options.turn, clock=self.options.clock)
 
     def _starters(self, case: Case, file: Path, record: dict[str, Any]) -> dict[str, Callable[[int], dict[str, Any]]]:
         """The same for fresh interpreters."""
@@ -222,6 +225,7 @@ class Comparison:
         for name in [OURS, *self.peers]:
             python, _ = interpreter(LIBRARIES[name].environment)
             command = [str(python), "-m", "benchmarks.start", name, case.kind, json.dumps(case.as_dict()), str(file)]
+            command.append(self.options.clock)
             variables = environment(name, self.options.threads, self.options.precision)
 
             def start(count: int, command: list[str] = command, variables: dict[str, str] = variables) -> dict[str, Any]:
@@ -288,7 +292,7 @@ class Comparison:
         elapsed = time.perf_counter() - start
         record["turn_seconds"] = o.turn
         record["seconds_of_measuring"] = round(elapsed, 2)
-        if not fresh and busy_seconds():
+        if not fresh and o.clock == "wall" and busy_seconds():
             # How many cores the rest of the machine kept busy meanwhile.
             record["foreign_cores"] = max(0.0, (self._foreign() - foreign_before) / elapsed)
         self._store(record, samples, device, ratios)

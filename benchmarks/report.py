@@ -72,7 +72,8 @@ def _setting(result: Result) -> list[str]:
         where = f"{result['device_name']}; {where}"
     lines = [
         f"* Machine: {where}, {machine['system']}. Threads: {options['threads']} for every library. "
-        f"Precision: {options['precision']}.",
+        f"Precision: {options['precision']}. "
+        + ("Times are processor times: others used the machine, too." if options.get("clock") == "cpu" else ""),
         f"* Commit {result['commit'] or 'unknown'}, {result['date']}.",
     ]
     for name, hello in result["workers"].items():
