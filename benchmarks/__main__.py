@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import datetime
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
     memory = [c for c in memory if re.search(arguments.cases, c.name)]
     if not cases and not memory:
         raise ValueError(f"no case matches {arguments.cases!r}")
+    # A run in the background is ended like one at a terminal: what was measured is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Comparison(peers, options) as comparison:
         result: dict[str, Any] = {
             "title": "",
