@@ -7,8 +7,9 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.layers import activation as activations
+from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial, default_kernel
-from xpnet.layers.module import Module, Shape, Spec
+from xpnet.layers.module import Module
 from xpnet.ops.convolution import transposed_size
 from xpnet.ops.geometry import Padding, Size, pair, windows
 from xpnet.ops.shapes import ShapeError

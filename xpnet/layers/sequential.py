@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from xpnet.layers.module import Module, Shape
+from xpnet.layers.context import Shape
+from xpnet.layers.module import Module
 
 
 class Sequential(Module):
