@@ -207,7 +207,7 @@ def test_gate_needs_a_baseline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     monkeypatch.setattr(gate, "cases", lambda quick: [TINY])
     assert gate.run(FAST) == 2
     assert gate.run(FAST, update=True) == 0
-    kept = json.loads(gate.BASELINE.read_text())["cpu, 1 threads, float32"]["cases"]["tiny"]
+    kept = json.loads(gate.BASELINE.read_text())["cpu, threads 1, float32, wall clock"]["cases"]["tiny"]
     assert kept["yardstick"] == "products"
     assert kept["ratio"] > 0
     # A baseline that nothing can reach fails the gate.
