@@ -52,7 +52,7 @@ from xpnet.threads import get_num_threads, set_num_threads
 from xpnet.training import Callback, History, NotFiniteError, Trainer
 
 if TYPE_CHECKING:
-    from xpnet import cuda, inspect, models
+    from xpnet import convert, cuda, inspect, models
     from xpnet.accel.settings import set_matmul_precision
     from xpnet.io.model_file import ModelFileError, load
 
@@ -61,6 +61,7 @@ __version__ = "0.1.0"
 _LATER = {
     "cuda": "",
     "ModelFileError": "xpnet.io.model_file",
+    "convert": "",
     "inspect": "",
     "load": "xpnet.io.model_file",
     "models": "",
@@ -128,6 +129,7 @@ __all__ = [
     "Trainer",
     "backend",
     "conv_output_size",
+    "convert",
     "cuda",
     "data",
     "get_num_threads",

@@ -122,7 +122,11 @@ class Tensor(Recorder):
 
     def _accumulate(self, gradient: Array) -> None:
         """Add `gradient` to a leaf's `grad`."""
-        self.grad = gradient if self.grad is None else self.grad + gradient
+        if self.grad is None:
+            # A copy: the same array may be another leaf's gradient, the user's own, or a broadcast that cannot be written.
+            self.grad = namespace(gradient).asarray(gradient, copy=True)
+        else:
+            self.grad = self.grad + gradient
 
     def backward(self, gradient: Array | None = None) -> None:
         """Compute the gradient of this Tensor with respect to every leaf it depends on, and add it to the leaf's `grad`.

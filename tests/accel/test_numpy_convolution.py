@@ -115,6 +115,20 @@ def test_winograd_shapes(shape, kernel, padding, dtype):
     check(shape, kernel, padding=padding, dtype=dtype)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dilation", "padding"),
+    [
+        ((2, 20, 17, 32), 2, 2),
+        ((2, 13, 13, 32), (3, 2), ((1, 5), (0, 4))),
+        ((1, 9, 11, 48), (1, 4), "same"),
+        ((2, 7, 9, 32), (3, 4), 0),
+    ],
+)
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_dilated_winograd(shape, dilation, padding, activation):
+    check(shape, (3, 3, shape[3], 32), dilation=dilation, padding=padding, activation=activation)
+
+
 @pytest.mark.parametrize("m", [2, 3, 4])
 def test_winograd_tiles_are_exact_in_float64(m, monkeypatch):
     monkeypatch.setattr(winograd, "best_tile", lambda *_: m)

@@ -205,7 +205,9 @@ def _folder(args: argparse.Namespace, name: str) -> Path:
         _make_room(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        archive.write_atomically(folder / HISTORY, lambda file: file.write(b"epoch\n"))
+        trial = folder / ".writable"
+        archive.write_atomically(trial, lambda file: file.write(b""))
+        trial.unlink()
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"--out {folder}: there is a file of that name; expected a folder") from None
     return folder

@@ -119,6 +119,8 @@ def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
 
     Source: Simonyan et al., "Deep inside convolutional networks", 2014.
     """
+    if any(not layer.built for layer in model.modules()):
+        model.predict(x)  # makes the parameters of a model that has not seen its input
     image = Tensor(x, requires_grad=True)
     parameters = [p for p in model.parameters().values() if p.requires_grad]
     with Evaluation(model):

@@ -19,12 +19,11 @@ class Ticks:
 
     def __init__(self, xp: Any, value: int) -> None:
         self.array = xp.asarray(value, dtype=xp.uint64)
-        self._xp = xp
 
     def take(self) -> Array:
         """The counter's present value, a 0-d uint64 array of its own; the counter is then one more."""
-        step = self._xp.asarray(self.array, copy=True)
-        self.array += self._xp.asarray(1, dtype=self._xp.uint64)
+        step = self.array.copy()
+        self.array += 1
         return step
 
     @property

@@ -23,25 +23,26 @@ LIMIT = 14 << 20
 _ALIGNMENT = 64
 
 
-class _Block(threading.local):
-    memory: Floats | None = None
+class _Blocks(threading.local):
+    def __init__(self) -> None:
+        self.memory: dict[str, Floats] = {}
 
 
-_block = _Block()
+_blocks = _Blocks()
 
 
-def scratch(dtype: np.dtype[Any], *shapes: Sequence[int]) -> list[Floats]:
-    """Uninitialised arrays of this thread, valid until its next call of `scratch`."""
+def scratch(dtype: np.dtype[Any], *shapes: Sequence[int], slot: str = "main") -> list[Floats]:
+    """Uninitialised arrays of this thread, valid until its next call of `scratch` with the same slot."""
     sizes = [-(-prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
     total = sum(sizes)
-    memory = _block.memory
+    memory = _blocks.memory.get(slot)
     if memory is None or memory.size < total:
         raw = np.empty(total + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         memory = raw[start : start + total]
         # An unusually large request is not kept: nothing would ever give its memory back.
         if total <= LIMIT + (2 << 20):
-            _block.memory = memory
+            _blocks.memory[slot] = memory
     arrays = []
     start = 0
     for shape, size in zip(shapes, sizes):
@@ -54,6 +55,19 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 """The dtypes that the accelerated operations take."""
 
 
+def evenly(N: int, images: int) -> int:
+    """About `images` images a chunk, but the same for all chunks and a multiple of the threads in number."""
+    threads = get_num_threads()
+    rounds = -(-N // (images * threads))
+    chunks = rounds * threads
+    return -(-N // chunks)
+
+
+def windowed(array: Floats, shape: Sequence[int], strides: Sequence[int]) -> Floats:
+    """A view of a contiguous array with other strides: numpy's as_strided in a tenth of the time, for many small calls."""
+    return np.ndarray(shape, array.dtype, array, 0, strides)
+
+
 def images_and_lines(N: int, lines: int, line_bytes: int, wanted: int) -> list[tuple[int, int, int, int]]:
     """Chunks of about `wanted` bytes: several images, or some lines of one. (first, last image, first, last line)
 
@@ -61,8 +75,7 @@ def images_and_lines(N: int, lines: int, line_bytes: int, wanted: int) -> list[t
     """
     many = max(1, wanted // max(1, line_bytes))
     if many >= 2 * lines:
-        images = max(1, min(many // lines, -(-N // get_num_threads())))
-        images = -(-N // -(-N // images))
+        images = evenly(N, many // lines)
         return [(n, min(n + images, N), 0, lines) for n in range(0, N, images)]
     many = -(-lines // -(-lines // min(many, lines)))
     return [(n, n + 1, r, min(r + many, lines)) for n in range(N) for r in range(0, lines, many)]
@@ -109,10 +122,10 @@ def activate(y: Floats, activation: str | None) -> None:
 def keep_where(values: Floats, mask: Floats, out: Floats) -> None:
     """`out` = values where the bool array `mask` is True, else 0: also where the value is infinite or not a number.
 
-    A logical "and" of the bits with a mask of ones or zeros: as fast as multiplying, and a fifth of the time of where.
+    The bits are multiplied, as integers, by the mask's 0 or 1: a fifth of the time of where.
     """
     whole = f"i{values.dtype.itemsize}"
-    np.bitwise_and(values.view(whole), np.negative(mask.view(np.int8)), out=out.view(whole))
+    np.multiply(values.view(whole), mask.view(np.int8), out=out.view(whole))
 
 
 def slope(dy: Floats, y: Floats | None, activation: str | None, out: Floats) -> None:
