@@ -237,6 +237,7 @@ def environment(model: Any) -> dict[str, str]:
     import numpy as np
 
     import xpnet
+    from xpnet.threads import get_num_threads
 
     found = {
         "device": str(model.context.device),
@@ -244,6 +245,7 @@ def environment(model: Any) -> dict[str, str]:
         "Python": platform.python_version(),
         "NumPy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
+        "threads": str(get_num_threads()),
     }
     if model.context.device.kind == "cuda" and (cupy := imported("cupy")) is not None:
         found["CuPy"] = str(cupy.__version__)
