@@ -20,6 +20,14 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 LIMIT = 14 << 20
 """Bytes that the chunks of one operation may take up in one thread (a target: a single image row may need more)."""
 
+LONG = 1 << 20
+"""Elements of a chunk where only arithmetic is done.
+
+A thread that returns from a call of NumPy waits for Python's lock if the other holds it, and is woken some ten microseconds
+later. So calls of that length do not run faster on two threads; they have to be much longer, even if the chunk then
+leaves the second-level cache.
+"""
+
 _ALIGNMENT = 64
 
 
