@@ -71,8 +71,8 @@ def layer(
 
 
 ANY: tuple[Any, ...] = ()
-IMAGE = (((4,), ("(4,)", "(H, W, C)")),)
-"""What all layers of images must refuse."""
+IMAGE = (((4,), ("(4,)|(2, 4)", "H, W, C")),)
+"""What all layers of images must refuse. `|` stands between messages about the example's and about the batch's shape."""
 
 
 def dropout(rate: float, *, inverted: bool = True, spatial: bool = False) -> Callable[..., np.ndarray]:

@@ -153,12 +153,15 @@ CASES = [
     case("conv2d", X(2, 3, 4, 2), P(3, 4, 2, 3), P(3)),
     case("conv2d", X(1, 9, 9, 8), P(3, 3, 8, 8), P(8), padding="same", activation="relu"),
     *[case("conv2d", X(2, 4, 4, 2), P(3, 3, 2, 3), P(3), padding=1, activation=a) for a in ("relu", "sigmoid", "tanh")],
+    case("conv2d_max_pool2d", X(2, 6, 7, 2), P(3, 2, 2, 3), P(3), window=2, padding=1),
+    case("conv2d_max_pool2d", X(2, 7, 6, 2), P(3, 3, 2, 2), P(2), window=3, pool_stride=2, pool_padding=1, activation="tanh"),
     case("conv1d", X(2, 7, 3), P(3, 3, 4), P(4), padding="same"),
     case("conv1d", X(2, 8, 4), P(3, 2, 4), stride=2, padding=(1, 0), groups=2),
     case("conv1d", X(2, 9, 2), P(3, 2, 3), dilation=2, padding=1, activation="tanh"),
     case("conv_transpose2d", X(2, 3, 4, 2), P(3, 3, 2, 3), P(3)),
     case("conv_transpose2d", X(2, 3, 3, 2), P(2, 3, 2, 3), stride=(2, 3), padding=((1, 0), (0, 1))),
     case("conv_transpose2d", X(2, 3, 3, 2), P(3, 3, 2, 3), stride=2, padding=1, output_padding=1),
+    case("conv_transpose2d", X(2, 3, 3, 2), P(2, 3, 2, 3), dilation=(3, 2), output_padding=(2, 1), padding=((1, 0), (0, 1))),
     case("conv_transpose2d", X(2, 3, 3, 4), P(3, 3, 2, 6), P(6), stride=2, padding="same", groups=2),
     case("conv_transpose2d", X(2, 4, 3, 2), P(2, 2, 2, 2), dilation=2, padding=1),
     *[
@@ -274,9 +277,11 @@ WRONG = [
     wrong("conv2d", X(2, 5, 5, 3), P(3, 3, 3, 2), P(3), says=("bias", "(3,)", "(2,)")),
     wrong("conv2d", X(2, 5, 5, 4), P(3, 3, 2, 3), groups=2, says=("groups=2",)),
     wrong("conv2d", X(2, 2, 5, 3), P(3, 3, 3, 2), says=("height", "window of 3", "2 + 0 + 0")),
+    wrong("conv2d_max_pool2d", X(2, 5, 5, 3), P(3, 3, 4, 2), window=2, says=("(2, 5, 5, 3)", "(3, 3, 4, 2)")),
     wrong("conv1d", X(2, 5), P(3, 1, 2), says=("(2, 5)", "N, L, C")),
     wrong("conv_transpose2d", X(2, 5, 5, 3), P(3, 3, 4, 2), says=("(2, 5, 5, 3)", "(3, 3, 4, 2)")),
     wrong("conv_transpose2d", X(2, 1, 1, 3), P(3, 3, 3, 2), padding=2, says=("(-1, -1)", "less padding")),
+    wrong("conv_transpose2d", X(2, 3, 3, 3), P(3, 3, 3, 2), output_padding=1, says=("output_padding 1", "stride 1")),
     wrong("conv_transpose2d", X(2, 3, 3, 3), P(3, 3, 3, 2), P(3), says=("bias", "(3,)", "(2,)")),
     *[
         wrong(name, *inputs, **settings)

@@ -261,6 +261,19 @@ def conv2d(
     return activate(y, activation)
 
 
+def conv2d_max_pool2d(
+    x: np.ndarray,
+    kernel: np.ndarray,
+    bias: Any = None,
+    *,
+    window: Any,
+    pool_stride: Any = None,
+    pool_padding: Any = 0,
+    **rest: Any,
+) -> np.ndarray:
+    return max_pool2d(conv2d(x, kernel, bias, **rest), window, stride=pool_stride, padding=pool_padding)
+
+
 def conv1d(
     x: np.ndarray, kernel: np.ndarray, bias: Any = None, *, stride: int = 1, padding: Any = 0, dilation: int = 1, **rest: Any
 ) -> np.ndarray:

@@ -481,16 +481,17 @@ def test_layer_explains_a_wrong_shape(case: LayerCase, shape: tuple[int, ...], s
             call()
         message = str(raised.value)
         assert re.search(r"layer '1[.\w]*' \(\w+\)", message), message
-        assert all(text in message for text in says), f"{says} not in: {message}"
+        for text in says:
+            assert any(t in message for t in text.split("|")), f"{text!r} not in: {message}"
 
 
 @pytest.mark.parametrize(
     "case", [pytest.param(c, id=c.id) for c in LAYERS if c.model().count_parameters() and c.integers is None]
 )
 def test_layer_explains_another_size_than_it_was_built_for(case: LayerCase):
-    """One channel more than at first: the message has the path, what came and what the layer takes."""
+    """Twice as many channels as at first: the message has the path, what came and what the layer takes."""
     model = xn.Sequential([xn.Activation("linear"), case.make()], input_shape=case.shape)
-    shape = (*case.shape[:-1], case.shape[-1] + 1)
+    shape = (*case.shape[:-1], 2 * case.shape[-1])
     with pytest.raises(ValueError) as raised:
         model(np.zeros((2, *shape), np.float32))
     message = str(raised.value)

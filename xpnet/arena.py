@@ -81,10 +81,11 @@ class Arena:
         return {id(p) for p in parameters} == self._ids and self.intact()
 
     def collect(self) -> None:
-        """Zero the gradients of parameters that the last backward did not reach: their buffers hold older ones."""
+        """Bring all gradients into the flat array: 0 where the last backward did not reach, and those that a user assigned."""
         for p in self.parameters:
-            if p.grad is None and p.buffer is not None:
-                p.buffer[...] = 0
+            buffer: Array = p.buffer
+            if p.grad is not buffer:
+                buffer[...] = 0 if p.grad is None else p.grad
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -123,9 +123,22 @@ def test_a_kernel_that_does_not_compile_says_which_where_and_why(monkeypatch, in
     assert "no_such_function" in message
 
 
-def test_an_unknown_architecture_says_so(instance):
-    with pytest.raises(compiler.CompileError, match="sm_12345"):
-        compiler.compile_instances("activation", [instance], 12345)
+def test_an_architecture_that_nvrtc_no_longer_knows_says_so(instance):
+    with pytest.raises(compiler.CompileError, match="sm_35"):
+        compiler.compile_instances("activation", [instance], 35)
+
+
+def test_a_device_that_is_newer_than_nvrtc():
+    known = (75, 80, 86, 90)
+    assert compiler.target(86, known) == ("sm", 86)
+    assert compiler.target(89, known) == ("sm", 86)  # machine code of an earlier minor version runs
+    assert compiler.target(100, known) == ("compute", 90)
+    assert compiler.target(70, known) == ("sm", 70)
+
+
+def test_a_much_newer_device_gets_ptx(cache, instance):
+    code, symbol = compiler.cubin(instance, 999)
+    assert b".entry " + symbol.encode() in code
 
 
 def test_a_cubin_is_compiled_once(cache, monkeypatch, instance):
@@ -201,3 +214,23 @@ def test_several_processes_may_share_the_cache(cache):
     assert len(outputs) == 1
     assert len(list(cache.glob("*.cubin"))) == 2
     assert list(cache.glob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("file", build.files())
+def test_vectors_move_sixteen_bytes_in_one_access(file):
+    wide = [
+        instance
+        for kernel in source.every_kernel
+        if kernel.file == file and ("int", "V") in source.declarations(file)[kernel.name].template
+        for instance in kernel.instances()
+        if re.search(r"<(float, 4|float16, 8|16)\b", instance.expression)
+    ]
+    if not wide:
+        assert file in ("reduce", "softmax")  # lanes read neighbours: a warp's access is contiguous anyway
+        return
+    code, symbols, _ = compiler.compile_instances(file, wide, 999)  # PTX, which can be read
+    entries = dict(re.findall(r"\.entry (\w+)\((.*?)\n\}\n", code.decode(), re.DOTALL))
+    for instance in wide:
+        body = entries[symbols[instance.expression]]
+        accesses = re.findall(r"(?:ld|st)\.global(?:\.nc)?\.v4\.(?:f32|u32|b32)", body)
+        assert accesses, f"{instance.expression} has no 16-byte access"

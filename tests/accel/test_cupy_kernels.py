@@ -105,7 +105,7 @@ def test_the_update_rules_use_the_kernels():
     ):
         arrays = [normal(100), normal(100), *(np.abs(normal(100)) for _ in range(slots))]
         expected = [a.copy() for a in arrays]
-        rules.rules[name](*expected, learning_rate=0.1, **settings)
+        rules.rules[name].reference(np, *expected, learning_rate=0.1, **settings)
         with emulated_ops() as runtime:
             rules.rules[name](*arrays, learning_rate=0.1, **settings)
         assert len(runtime.launches) == 1
@@ -421,7 +421,7 @@ def test_packed_arguments_survive_a_second_thread():
     seen = []
 
     class Recorder:
-        multiprocessors, l2_bytes = 1, 1
+        multiprocessors, chunk_bytes = 1, 1
 
         def addresses(self, instance, arrays):
             return [0 if a is None else a.ctypes.data for a in arrays]

@@ -15,8 +15,6 @@ from xpnet import ops
 from xpnet.backend import namespace
 from xpnet.ops.registry import reference_only, registry
 
-pytestmark = pytest.mark.emulator
-
 RANDOM = np.random.default_rng(0)
 TOLERANCE = {"float64": 1e-11, "float32": 3e-5, "float16": 2e-2}
 
@@ -31,7 +29,7 @@ def spread(*shape, dtype="float64"):
     return RANDOM.permutation(int(np.prod(shape))).reshape(shape).astype(dtype) / 64
 
 
-@pytest.fixture(params=["emulator", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=[pytest.param("emulator", marks=pytest.mark.emulator), pytest.param("cuda", marks=pytest.mark.cuda)])
 def place(request):
     """Where the CuPy versions run: on the emulator, or on a GPU where there is one."""
     if request.param == "emulator":
@@ -80,14 +78,14 @@ def both(place, name, inputs, settings, gradients=None, dtype="float64", needs=N
     """
     op = registry[name]
     needs = tuple(is_float(a) for a in inputs) if needs is None else needs
-    wide = [a.astype("float64") if is_float(a) else a for a in inputs]
     narrow = [a.astype(dtype) if is_float(a) else a for a in inputs]
+    wide = [a.astype("float64") if is_float(a) else a for a in narrow]
     bound, full = op.bind(tuple(wide), dict(settings))
     tape = op.differentiable and any(needs)
     with reference_only():
         y, saved, implementation = op.run(np, bound, full, tape)
     outputs = y if type(y) is tuple else (y,)
-    dys = gradients if gradients is not None else tuple(normal(*o.shape) for o in outputs)
+    dys = gradients if gradients is not None else tuple(normal(*o.shape, dtype=dtype).astype("float64") for o in outputs)
     dy = dys if type(y) is tuple else dys[0]
     with reference_only():
         expected = op.gradients(implementation, np, dy, saved, full, needs) if tape else ()
@@ -164,6 +162,7 @@ def test_max_pool(place, name, shape, settings):
         both(place, name, [spread(*shape)], settings, gradients, dtype=dtype)
 
 
+@pytest.mark.emulator
 def test_max_pool_of_equal_and_not_a_number():
     x = np.zeros((1, 4, 4, 1), "float32")
     x[0, 2, 3] = np.nan
@@ -176,6 +175,7 @@ def test_max_pool_of_equal_and_not_a_number():
     np.testing.assert_array_equal(switches, expected_switches)
 
 
+@pytest.mark.emulator
 def test_max_pool_leaves_large_windows_and_integers_to_the_reference():
     with emulated_ops() as runtime:
         ops.max_pool2d_with_switches(np.zeros((1, 20, 20, 1)), 17)
@@ -198,6 +198,7 @@ def test_activations(place, name, shape):
         both(place, name, [np.asarray(normal(*shape) * 3 + 0.01)], {}, dtype=dtype)
 
 
+@pytest.mark.emulator
 def test_activations_of_extreme_values():
     x = np.array([np.nan, -np.inf, np.inf, -1e4, 1e4, 0, -0.0, 1])
     for name in ("relu", "sigmoid", "tanh"):
@@ -216,6 +217,7 @@ def test_softmax(place, name, shape):
         both(place, name, [normal(*shape) * 4], {}, dtype=dtype)
 
 
+@pytest.mark.emulator
 def test_softmax_over_another_axis_is_left_to_the_reference():
     with emulated_ops() as runtime:
         ops.softmax(normal(3, 4), axis=0)
@@ -237,6 +239,7 @@ def test_softmax_cross_entropy(place, shape, reduction):
         both(place, "softmax_cross_entropy", [logits, target], settings, dtype=dtype, needs=(True, False))
 
 
+@pytest.mark.emulator
 def test_softmax_cross_entropy_of_a_class_that_does_not_exist_is_nan():
     logits = normal(4, 10, dtype="float32")
     with emulated_ops() as runtime:
@@ -245,6 +248,7 @@ def test_softmax_cross_entropy_of_a_class_that_does_not_exist_is_nan():
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True, False])
 
 
+@pytest.mark.emulator
 def test_softmax_cross_entropy_ignores_minus_infinity_where_the_probability_is_zero():
     logits = np.array([[0.0, -np.inf, 1.0]])
     target = np.array([[0.5, 0.0, 0.5]])
@@ -274,6 +278,7 @@ def test_batch_norm_of_one_channel_only_needs(place):
     both(place, "batch_norm_with_statistics", [normal(6, 4), normal(4), normal(4)], {}, needs=(True, False, False))
 
 
+@pytest.mark.emulator
 def test_batch_norm_keeps_its_digits_far_from_zero():
     x = (normal(500, 4) + 1e4).astype("float32")
     expected = x.astype("float64").var(axis=0)
@@ -298,6 +303,7 @@ def test_layer_norm(place, shape, axis, affine):
 
 @pytest.mark.parametrize("shape", [(7,), (16,), (5, 33), (64, 16), (0, 3), (1, 1)])
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.emulator
 def test_dropout_has_the_bits_of_numpy(shape, rate):
     for dtype in ("float64", "float32", "float16"):
         x = normal(*shape, dtype=dtype)
@@ -333,6 +339,7 @@ def test_matmul(place, x, y):
     both(place, "matmul", [normal(*x), normal(*y)], {}, dtype="float32")
 
 
+@pytest.mark.emulator
 def test_matmul_of_transposed_operands_copies_nothing():
     a, b = normal(4, 3), normal(5, 4)
     with emulated_ops() as runtime:
@@ -360,6 +367,18 @@ def test_conv2d(place, channels, filters, groups, window, settings):
         both(place, "conv2d", [x, kernel, bias], {**settings, "groups": groups, "activation": activation}, dtype=dtype)
 
 
+@pytest.mark.parametrize("settings", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    ("shape", "window"), [((3, 7, 8, 8), (3, 3)), ((2, 6, 7, 3), (2, 5)), ((0, 6, 6, 4), (3, 3)), ((1, 9, 9, 40), (1, 1))]
+)
+def test_depthwise_convolution(place, shape, window, settings):
+    C = shape[-1]
+    for dtype in ("float64", "float32", "float16"):
+        inputs = [normal(*shape), normal(*window, 1, C), normal(C)]
+        runtime = both(place, "conv2d", inputs, {**settings, "groups": C, "activation": "relu"}, dtype=dtype)
+        assert runtime is None or runtime.products == []
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
 def test_conv2d_activations(place, activation):
     inputs = [normal(2, 5, 5, 8), normal(3, 3, 8, 8) / 6, normal(8)]
@@ -371,18 +390,20 @@ def test_conv2d_of_an_empty_batch(place):
     both(place, "conv2d", [normal(0, 5, 5, 4), normal(3, 3, 4, 2), normal(2)], {})
 
 
+@pytest.mark.emulator
 def test_conv2d_cuts_the_batch_to_fit_the_cache():
     x, kernel = normal(6, 6, 6, 4), normal(3, 3, 4, 2)
     image = 4 * 4 * 9 * 4 * 8  # bytes of one image's columns
-    with emulated_ops(l2_bytes=2 * 2 * image) as runtime:
+    with emulated_ops(chunk_bytes=2 * image) as runtime:
         ops.conv2d(x, kernel)
     assert len(runtime.products) == 3
-    with emulated_ops(l2_bytes=image) as runtime:
+    with emulated_ops(chunk_bytes=image) as runtime:
         ops.conv2d(x, kernel)
     assert len(runtime.products) == 6
     assert [p.n for p in runtime.products] == [16] * 6
 
 
+@pytest.mark.emulator
 def test_a_pointwise_convolution_is_one_product_of_the_images_themselves():
     x, kernel = normal(3, 4, 4, 4), normal(1, 1, 4, 2)
     with emulated_ops() as runtime:
@@ -392,6 +413,15 @@ def test_a_pointwise_convolution_is_one_product_of_the_images_themselves():
     assert np.shares_memory(product.b, x)
 
 
+@pytest.mark.emulator
+def test_an_unknown_activation_is_explained_by_the_reference():
+    with emulated_ops():
+        for name, inputs in (("dense", [normal(2, 3), normal(3, 4)]), ("conv2d", [normal(1, 4, 4, 2), normal(1, 1, 2, 3)])):
+            with pytest.raises(ValueError, match="activation must be None or one of"):
+                getattr(ops, name)(*inputs, activation="gelu")
+
+
+@pytest.mark.emulator
 def test_non_contiguous_inputs():
     x = normal(6, 6, 4, 3).transpose(3, 1, 0, 2)
     kernel = normal(2, 4, 3, 3).transpose(3, 2, 1, 0)

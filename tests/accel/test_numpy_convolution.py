@@ -115,6 +115,20 @@ def test_winograd_shapes(shape, kernel, padding, dtype):
     check(shape, kernel, padding=padding, dtype=dtype)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dilation", "padding"),
+    [
+        ((2, 20, 17, 32), 2, 2),
+        ((2, 13, 13, 32), (3, 2), ((1, 5), (0, 4))),
+        ((1, 9, 11, 48), (1, 4), "same"),
+        ((2, 7, 9, 32), (3, 4), 0),
+    ],
+)
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_dilated_winograd(shape, dilation, padding, activation):
+    check(shape, (3, 3, shape[3], 32), dilation=dilation, padding=padding, activation=activation)
+
+
 @pytest.mark.parametrize("m", [2, 3, 4])
 def test_winograd_tiles_are_exact_in_float64(m, monkeypatch):
     monkeypatch.setattr(winograd, "best_tile", lambda *_: m)
@@ -257,14 +271,17 @@ def test_threads_change_nothing_but_rounding(case):
         threads.set_num_threads(before)
 
 
-def test_memory_does_not_grow_with_the_batch():
+def test_memory_does_not_grow_with_the_batch(monkeypatch):
     """Beyond input and output, a convolution takes up less than 16 MB a thread."""
     import tracemalloc
+
+    from xpnet.accel.numpy import scratch
 
     x = np.zeros((24, 64, 64, 64), np.float32)  # 25 MB; its columns would be 630 MB
     kernel = np.zeros((5, 5, 64, 32), np.float32)
     for on in (True, False):
         before = winograd.use_winograd(on)
+        monkeypatch.setattr(scratch, "_blocks", scratch._Blocks())  # no memory kept from before
         tracemalloc.start()
         try:
             y, saved = conv2d.implementation(np).forward(

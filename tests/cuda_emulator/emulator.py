@@ -18,7 +18,7 @@ from xpnet.accel.cupy import launch as launching
 from xpnet.ops.registry import Implementation, registry
 from xpnet.optim.rules import rules
 
-GUARD = 256
+GUARD = 1024
 GUARD_BYTE = 0xFF  # read as a float it is a NaN, so that an out-of-bounds read shows in the result too
 
 
@@ -29,7 +29,7 @@ class Buffer:
         self.array = array
         self.address = array.ctypes.data
         self.bytes = array.nbytes
-        self.memory = np.full(self.bytes + 2 * GUARD + 64, GUARD_BYTE, np.uint8)
+        self.memory = np.full(self.bytes + 2 * GUARD + 128, GUARD_BYTE, np.uint8)
         start = (self.memory.ctypes.data + GUARD + 63) // 64 * 64 + self.address % 64
         self.start = start - self.memory.ctypes.data
         self.data = self.memory[self.start : self.start + self.bytes]
@@ -48,9 +48,9 @@ class Buffer:
 class Emulator:
     """The runtime. Few multiprocessors and a small cache, so that loops over the grid and chunks really loop."""
 
-    def __init__(self, multiprocessors: int = 1, l2_bytes: int = 16 * 1024) -> None:
+    def __init__(self, multiprocessors: int = 1, chunk_bytes: int = 8 * 1024) -> None:
         self.multiprocessors = multiprocessors
-        self.l2_bytes = l2_bytes
+        self.chunk_bytes = chunk_bytes
         self.launches: list[str] = []
         self.products: list[Any] = []
         self._buffers: list[Buffer] = []
@@ -150,7 +150,7 @@ def emulated_ops(**settings: Any):
         for rule in rules.values():
             if "cupy" in rule.accelerated:
                 changed_rules.append((rule, rule.accelerated.get("numpy")))
-                rule.accelerated["numpy"] = _with_poison(rule.accelerated["cupy"])
+                rule.accelerate("numpy", decays=True)(_with_poison(rule.accelerated["cupy"]))
         with emulated(**settings) as runtime:
             yield runtime
     finally:

@@ -198,7 +198,7 @@ def test_without_scale_and_offset():
         (lambda: built(xn.GroupNorm(4), (2, 2, 6)), r"layer '0' \(GroupNorm\).*6 channels are not a multiple of groups=4"),
         (lambda: built(xn.LayerNorm(3), (2, 6)), "fewer than axes=3"),
         (lambda: built(xn.LocalResponseNorm(), (6,)), r"expected images \(H, W, C\)"),
-        (lambda: built(xn.BatchNorm(), (3,))(np.zeros((2, 4))), r"scale has shape \(3,\), expected \(4,\)"),
+        (lambda: built(xn.BatchNorm(), (3,))(np.zeros((2, 4))), "got examples .*expected 3 channels"),
         (lambda: built(xn.BatchNorm(), (3,)).output_shape((4,)), "expected 3 channels"),
     ],
 )

@@ -179,3 +179,19 @@ def test_a_file_in_the_folders_place_is_an_error_at_the_start(tmp_path):
 def test_arguments():
     with pytest.raises(ValueError, match="at least 1"):
         Checkpoint("x", keep=0)
+
+
+def test_checkpoints_of_another_run_do_not_push_out_the_new_ones(tmp_path, whole):
+    runs.fit(runs.trainer(tmp_path))
+    fresh = runs.trainer(tmp_path, Crash(9))
+    with (
+        pytest.warns(RuntimeWarning, match=r"ahead of this run.*step-0000000050\.ckpt"),
+        pytest.raises(RuntimeError, match="crash"),
+    ):
+        runs.fit(fresh)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"step-0000000008.ckpt", "step-0000000050.ckpt.old", "best.ckpt.old"} <= names
+    assert "step-0000000050.ckpt" not in names
+    again = runs.trainer(tmp_path, Crash(-1))
+    runs.fit(again, resume="auto")
+    assert runs.fingerprint(again) == whole

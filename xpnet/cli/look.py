@@ -11,10 +11,10 @@ from pathlib import Path
 from xpnet import __version__, backend
 from xpnet.backend import DeviceError
 from xpnet.cli import networks
-from xpnet.cli.parser import UsageError
 from xpnet.cli.use import example_shape
+from xpnet.cli.words import UsageError
 from xpnet.io import model_file
-from xpnet.layers.module import shapes_only
+from xpnet.layers.context import shapes_only
 from xpnet.ops.registry import load_accelerations, reference_is_forced, registry
 from xpnet.optim.rules import rules
 

@@ -1,19 +1,19 @@
-"""The words of the command line."""
+"""The parser of the command line: every command, its words, and an example of its use."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import math
-import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-MODEL_HELP = "mlp, cnn, or PATH.py:function, a function of (input_shape, classes, seed, device), or of some of them"
+from xpnet.cli import settings
+from xpnet.cli.words import MODEL_HELP, UsageError, device, shape, whole
 
-
-class UsageError(Exception):
-    """Arguments that cannot be carried out; the message is one line that says what would be right."""
+DATA_HELP = (
+    "iris, digits, mnist, fashion-mnist, cifar10 or cifar100; or a folder CLASS/NAME.png, with train and test in it or "
+    "without; or a CSV file"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,56 +27,166 @@ def make_parser() -> argparse.ArgumentParser:
     from xpnet import __version__
     from xpnet.examples import add_examples_command
 
-    parser = _Parser(prog="xpnet", description="Train neural networks with NumPy or CuPy, and use them.", allow_abbrev=False)
+    parser = _Parser(
+        prog="xpnet",
+        description="Train neural networks with NumPy or CuPy, and use them.",
+        epilog="example:\n  xpnet train digits",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"xpnet {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, module: str, text: str, function: str | None = None) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made.set_defaults(run=_later(f"xpnet.cli.{module}", function or name))
+    def command(name: str, where: str, text: str, *examples: str) -> argparse.ArgumentParser:
+        """A command; `where` is "module:function" under xpnet.cli."""
+        lines = "\n".join(f"  xpnet {example}" for example in examples)
+        made = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        made.set_defaults(run=_later(where))
         return made
 
-    train = command("train", "train", "Train a network on a data set, and leave model, history and pictures in a folder.")
-    train.add_argument("dataset", metavar="DATASET", help="iris, digits, mnist, fashion-mnist, cifar10 or cifar100")
-    train.add_argument("--model", help=MODEL_HELP + "; default: cnn for images, mlp for features")
-    _device(train)
-    train.add_argument("--epochs", type=whole(1), help="times through the training data; default: by data set")
-    train.add_argument("--batch-size", type=whole(1), help="examples a step; default: by data set")
-    train.add_argument("--learning-rate", type=positive, help="of Adam, at its highest; default: by data set")
-    train.add_argument("--seed", type=whole(0), default=0, help="of weights, order, dropout and augmentation; default: 0")
-    _data(train)
-    train.add_argument("--out", metavar="FOLDER", help="where the results go; default: runs/DATASET-MODEL, or the next free")
+    _learning(command)
+    _looking(command)
+    add_examples_command(commands)
+    examples = commands.choices["examples"]
+    examples.epilog = "examples:\n  xpnet examples\n  xpnet examples spiral --out pictures"
+    examples.formatter_class = argparse.RawDescriptionHelpFormatter
+    examples.set_defaults(run=_checked(examples.get_default("run")))
+    completion = command(
+        "completion",
+        "completion:completion",
+        "Print a script that completes commands and flags in your shell.",
+        "completion bash >> ~/.bashrc",
+        'completion zsh > "${fpath[1]}/_xpnet"',
+        "completion fish > ~/.config/fish/completions/xpnet.fish",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    return parser
 
-    evaluate = command("evaluate", "use", "Measure a saved model on the test part of a data set.")
+
+def _learning(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Commands that make and use models."""
+    train = command(
+        "train",
+        "train:train",
+        "Train a network on a data set, and leave model, checkpoints, history and a report in a folder.",
+        "train digits",
+        "train cifar10 --device cuda --epochs 40 --out runs/long",
+        "train photos --size 64,64 --patience 5",
+        "train --config run.toml --seed 1",
+        "train --resume runs/long",
+    )
+    train.add_argument("dataset", metavar="DATASET", nargs="?", help=DATA_HELP)
+    train.add_argument(
+        "--config", metavar="FILE.toml", help="settings, one a line, such as epochs = 40; flags come before them"
+    )
+    train.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder, where it stopped")
+    train.add_argument("--out", metavar="FOLDER", help="where the results go; default: runs/DATASET-MODEL, or the next free")
+    settings.add_flags(train)
+
+    evaluate = command(
+        "evaluate",
+        "use:evaluate",
+        "Measure a saved model on the test part of a data set.",
+        "evaluate runs/digits-cnn/model.xpnet",
+    )
     _saved(evaluate)
     evaluate.add_argument("dataset", metavar="DATASET", nargs="?", help="default: the one it was trained on")
     _device(evaluate)
     _data(evaluate)
     evaluate.add_argument("--batch-size", type=whole(1), default=256, help="examples at once; default: 256")
 
-    predict = command("predict", "use", "Say what a saved model takes images for: the class and its probability.")
+    predict = command(
+        "predict",
+        "use:predict",
+        "Say what a saved model takes examples for: the class and its probability.",
+        "predict model.xpnet photo.png",
+        "predict model.xpnet photos/ --out answers.csv",
+        "predict model.xpnet flowers.csv --out -",
+    )
     _saved(predict)
-    predict.add_argument("images", metavar="IMAGE", nargs="+", help="image files (need pillow), or .npy files of one or many")
+    predict.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files (need pillow), folders of them, .npy files of one or many, .csv files with an example a row",
+    )
+    predict.add_argument("--out", metavar="FILE.csv", help="write a CSV table with all probabilities; - is the standard output")
     _device(predict)
 
-    summary = command("summary", "look", "Print the layers, shapes, parameters and memory of a network.")
-    summary.add_argument("model", metavar="MODEL", help="a file from xpnet train, or " + MODEL_HELP)
-    summary.add_argument("--input", type=shape, metavar="H,W,C", help="shape of an example, such as 28,28,1, for a new network")
-    summary.add_argument("--classes", type=whole(1), default=10, help="outputs of a new network; default: 10")
-    summary.add_argument("--batch-size", type=whole(1), default=64, help="for the memory account; default: 64")
-    _code(summary)
 
-    command("info", "look", "Print versions, devices, and which accelerations are active.")
+def _looking(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Commands that show something."""
+    report = command(
+        "report",
+        "report:report",
+        "Write the HTML page of a run again; of several runs, one page with all on the same axes.",
+        "report runs/digits-cnn",
+        "report runs/a runs/b runs/c --out compared.html",
+    )
+    report.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder")
+    report.add_argument("--out", metavar="FILE.html", help="default: report.html in the run, or comparison.html here")
 
-    add_examples_command(commands)
-    examples = commands.choices["examples"]
-    examples.set_defaults(run=_checked(examples.get_default("run")))
-    return parser
+    doctor = command(
+        "doctor",
+        "doctor:doctor",
+        "Look for what keeps a network from learning, before or after training; the exit code is 1 if something is wrong.",
+        "doctor cnn digits",
+        "doctor runs/digits-cnn/model.xpnet digits",
+        "doctor nets.py:make photos --size 64,64",
+    )
+    doctor.add_argument("model", metavar="MODEL", help="a file from xpnet train, or " + MODEL_HELP)
+    doctor.add_argument("dataset", metavar="DATASET", help=DATA_HELP)
+    doctor.add_argument("--batch-size", type=whole(2), default=128, help="examples to look at; default: 128")
+    doctor.add_argument("--seed", type=whole(0), default=0, help="of a new network's weights; default: 0")
+    doctor.add_argument("--quick", action="store_true", help="do not try a learning rate, nor to learn one batch by heart")
+    _device(doctor)
+    _data(doctor)
+    _code(doctor)
+
+    profile = command(
+        "profile",
+        "profile:profile",
+        "Time every layer, forward and backward, and count the memory that it keeps.",
+        "profile cnn --input 28,28,1",
+        "profile model.xpnet --device cuda --trace step.json",
+    )
+    _network(profile, 64)
+    profile.add_argument("--steps", type=whole(1), default=20, help="passes to take the median of; default: 20")
+    profile.add_argument("--trace", metavar="FILE.json", help="leave the last pass as a Chrome trace")
+    _device(profile)
+
+    summary = command(
+        "summary",
+        "look:summary",
+        "Print the layers, shapes, parameters and memory of a network.",
+        "summary cnn --input 28,28,1",
+    )
+    _network(summary, 64)
+
+    bench = command(
+        "bench",
+        "bench:bench",
+        "Measure how fast this machine trains and predicts with the networks that come along.",
+        "bench",
+        "bench --device cuda",
+    )
+    bench.add_argument("--seconds", type=whole(1), default=2, help="for each number; default: 2")
+    _device(bench)
+
+    command("info", "look:info", "Print versions, devices, and which accelerations are active.", "info")
 
 
-def _later(module: str, function: str) -> Callable[[argparse.Namespace], Any]:
+def _later(where: str) -> Callable[[argparse.Namespace], Any]:
     """The function of a module that is imported only when it runs: --help is to be quick."""
-    return lambda args: getattr(importlib.import_module(module), function)(args)
+    module, function = where.split(":")
+    return lambda args: getattr(importlib.import_module(f"xpnet.cli.{module}"), function)(args)
 
 
 def _checked(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -91,12 +201,22 @@ def _checked(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
     return checked
 
 
+def _network(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a file from xpnet train, or " + MODEL_HELP)
+    parser.add_argument("--input", type=shape, metavar="H,W,C", help="shape of an example, such as 28,28,1, for a new network")
+    parser.add_argument("--classes", type=whole(1), default=10, help="outputs of a new network; default: 10")
+    parser.add_argument("--batch-size", type=whole(1), default=batch_size, help=f"examples in a batch; default: {batch_size}")
+    _code(parser)
+
+
 def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:N; default: cpu")
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FOLDER", help="holds the published files of the data set; default: $XPNET_DATA")
+    parser.add_argument("--size", type=shape, metavar="H,W", help="resize the images of a folder of your own")
+    parser.add_argument("--target", metavar="COLUMN", help="the column of a CSV file that holds the classes; default: the last")
 
 
 def _saved(parser: argparse.ArgumentParser) -> None:
@@ -106,47 +226,3 @@ def _saved(parser: argparse.ArgumentParser) -> None:
 
 def _code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--code", metavar="PATH.py", help="defines the classes and functions of your own that MODEL is made of")
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """An argument's type: whole numbers from `least`."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-        return value
-
-    return read
-
-
-def positive(text: str) -> float:
-    """An argument's type: finite numbers above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, such as 0.001, got {text!r}")
-    return value
-
-
-def device(text: str) -> str:
-    """An argument's type: the name of a device. Whether it is there is looked at later."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
-    return text
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """An argument's type: sizes with commas between them."""
-    try:
-        sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"expected sizes with commas between them, such as 28,28,1 or 4, got {text!r}")
-    return sizes

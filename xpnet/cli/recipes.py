@@ -51,6 +51,10 @@ RECIPES = {
     "cifar100": Recipe(30, 128, 2e-3, _mirrored_and_shifted),
 }
 
+IMAGES = Recipe(20, 64, 2e-3, _shifted)
+FEATURES = Recipe(60, 32, 5e-3, weight_decay=0.1)
+"""For data that nobody has chosen a recipe for."""
+
 
 def warm_cosine(peak: float, steps: int, warm: float = 0.1) -> Callable[[int], float]:
     """A schedule: up to `peak` in a line over the first tenth of the steps, then down to 0 along half a cosine.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,67 +13,150 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, data, metrics, ops
-from xpnet.cli import networks
-from xpnet.cli.parser import UsageError
-from xpnet.cli.recipes import RECIPES, warm_cosine
+from xpnet.cli import networks, own, settings
+from xpnet.cli.recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
+from xpnet.cli.words import UsageError
 from xpnet.data import Batches, Dataset
 from xpnet.data.preprocessing import Standardize, Transform
 from xpnet.io import archive, model_file
 from xpnet.layers.module import Module
 from xpnet.optim import AdamW
-from xpnet.training import History, Trainer
+from xpnet.report import RunReport, read_record
+from xpnet.training import (
+    Callback,
+    Checkpoint,
+    ClipGradients,
+    CSVLog,
+    EarlyStopping,
+    ExponentialMovingAverage,
+    History,
+    Trainer,
+)
 
 MODEL, HISTORY, CURVES, CONFUSION = "model.xpnet", "history.csv", "learning_curves.png", "confusion_matrix.png"
+CHECKPOINTS = "checkpoints"
+HELD_OUT = 0.1
+"""How much of the training part is watched instead of the test part where the run's end is chosen by it."""
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a network and leave model, history and pictures in a folder."""
-    backend.device(args.device)
-    if args.dataset in data.names():
+    """Train a network, or go on; leave model, checkpoints, history, report and pictures in a folder."""
+    given = settings.effective(args)
+    backend.device(given.setdefault("device", "cpu"))
+    if given["dataset"] in data.names():
         # Before a download of many minutes: is the rest right?
-        default = "mlp" if args.dataset == "iris" else "cnn"
-        name, make = networks.find(args.model or default)
-    dataset = data.load(args.dataset, args.data)
-    model = make(dataset.input_shape, dataset.classes, args.seed, args.device)
-    _check(model, dataset, name)
-    recipe = RECIPES[dataset.name]
-    epochs = args.epochs or recipe.epochs
-    batch_size = args.batch_size or recipe.batch_size
-    learning_rate = args.learning_rate or recipe.learning_rate
-    folder = _folder(args.out, f"{dataset.name}-{name}")
-
+        given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
+        networks.find(given["model"])
+    dataset = own.find(given["dataset"], given.get("data"), given.get("size"), given.get("target"))
     images = len(dataset.input_shape) == 3
+    _complete(given, RECIPES.get(dataset.name, IMAGES if images else FEATURES), images)
+    name, make = networks.find(given["model"])
+    model = make(dataset.input_shape, dataset.classes, given["seed"], given["device"])
+    _check(model, dataset, name)
+    short = Path(dataset.name).stem or "data"
+    folder = _folder(args, f"{short}-{name}")
+    archive.write_atomically(folder / settings.CONFIG, lambda file: file.write(settings.to_toml(given).encode()))
+
     preprocessing = Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape)
-    device = model.context.device
-    x, y = (backend.to_device(a, device) for a in (prepared(dataset.train[0], preprocessing), dataset.train[1]))
-    checked = tuple(backend.to_device(a, device) for a in (prepared(dataset.test[0], preprocessing), dataset.test[1]))
-    batches = Batches(
-        (x, y),
-        batch_size,
-        seed=args.seed,
-        augment=recipe.augmentation(_empty(preprocessing)) if images and recipe.augmentation else None,
-        device=device,
-    )
-    optimizer = AdamW(warm_cosine(learning_rate, epochs * len(batches)), weight_decay=recipe.weight_decay)
+    batches, watched, optimizer = _prepare(given, dataset, model, preprocessing)
     what = "images" if images else "examples"
-    print(f"{dataset.name}: {len(y):,} {what} to train on, {len(checked[1]):,} to test, {dataset.classes} classes")
-    print(model.summary(dataset.input_shape, batch_size=batch_size, optimizer=optimizer, show=False))
     print(
-        f"{epochs} epochs, batches of {batch_size}, AdamW up to {learning_rate:g}, seed {args.seed}, on {device}; "
-        f"results in {folder}",
+        f"{dataset.name}: {batches.count:,} {what} to train on, {len(dataset.test[1]):,} to test, {dataset.classes} classes"
+        + (f"; {len(watched[1]):,} of the training part are held out and watched" if "patience" in given else "")
+    )
+    print(model.summary(dataset.input_shape, batch_size=given["batch_size"], optimizer=optimizer, show=False))
+    print(
+        f"{given['epochs']} epochs, batches of {given['batch_size']}, AdamW up to {given['learning_rate']:g}, seed "
+        f"{given['seed']}, on {model.context.device}; results in {folder}",
         flush=True,
     )
-
-    trainer = Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, metrics=["accuracy"], seed=args.seed)
+    trainer = Trainer(
+        model,
+        loss="softmax_cross_entropy",
+        optimizer=optimizer,
+        metrics=["accuracy"],
+        seed=given["seed"],
+        accumulate=given.get("accumulate", 1),
+        callbacks=_callbacks(given, folder, dataset, watched),
+    )
     began = time.perf_counter()
-    with np.errstate(over="ignore", invalid="ignore"):  # the trainer finds them, and says more about them than NumPy
-        history = trainer.fit(batches, validation=checked, epochs=epochs, batch_size=batch_size)
+    resume = "auto" if args.resume is not None else None
+    again = f"to go on: xpnet train --resume {shlex.quote(str(folder))}"
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # the trainer finds them, and says more about them than NumPy
+            history = trainer.fit(batches, validation=watched, epochs=given["epochs"], resume=resume)
+    except KeyboardInterrupt:
+        print(f"stopped at once; {again} (from the last checkpoint)", file=sys.stderr)
+        raise
     seconds = time.perf_counter() - began
     if history.interrupted:
-        print(f"stopped by Ctrl-C in epoch {trainer.epoch + 1}; what was learnt until then is kept")
-    _keep(folder, model, history, dataset, preprocessing, {"network": name, "seed": args.seed, "epochs": trainer.epoch})
-    _report(folder, model, history, dataset, checked[0], f"{dataset.name}, {name}", seconds)
+        print(f"stopped by Ctrl-C in epoch {trainer.epoch + 1}; what was learnt until then is kept\n{again}")
+    facts = {"network": name, "seed": given["seed"], "epochs": trainer.epoch, "size": given.get("size")}
+    if given.get("target") is not None:
+        facts["target"] = given["target"]
+    _keep(folder, model, history, dataset, preprocessing, {key: value for key, value in facts.items() if value is not None})
+    _report(folder, model, history, dataset, prepared(dataset.test[0], preprocessing), f"{short}, {name}", seconds)
     return 0
+
+
+def _complete(given: settings.Settings, recipe: Recipe, images: bool) -> None:
+    """Write what was not said into the settings: the run's file shall hold what was done."""
+    for key, value in (
+        ("model", "cnn" if images else "mlp"),
+        ("epochs", recipe.epochs),
+        ("batch_size", recipe.batch_size),
+        ("learning_rate", recipe.learning_rate),
+        ("schedule", "cosine"),
+        ("weight_decay", recipe.weight_decay),
+        ("augment", images and recipe.augmentation is not None),
+        ("seed", 0),
+    ):
+        given.setdefault(key, value)
+    if given["augment"] and not images:
+        raise UsageError("--augment changes images; these data are features")
+
+
+def _prepare(
+    given: settings.Settings, dataset: Dataset, model: Module, preprocessing: Standardize
+) -> tuple[Batches, tuple[Any, Any], AdamW]:
+    """The training batches, what is watched, and the optimizer."""
+    device = model.context.device
+    x, y = dataset.train
+    checked = dataset.test
+    if "patience" in given:
+        (x, y), checked = data.split(x, y, fraction=HELD_OUT, seed=given["seed"])
+    recipe = RECIPES.get(dataset.name, IMAGES)
+    augmentation = recipe.augmentation or IMAGES.augmentation
+    batches = Batches(
+        (backend.to_device(prepared(x, preprocessing), device), backend.to_device(y, device)),
+        given["batch_size"],
+        seed=given["seed"],
+        weights=data.example_weights(y) if given.get("balance") else None,
+        augment=augmentation(_empty(preprocessing)) if given["augment"] and augmentation else None,
+        workers=given.get("workers", 0),
+        device=device,
+    )
+    watched = (backend.to_device(prepared(checked[0], preprocessing), device), backend.to_device(checked[1], device))
+    steps = given["epochs"] * -(-len(batches) // given.get("accumulate", 1))
+    rate = given["learning_rate"]
+    schedule = warm_cosine(rate, steps) if given["schedule"] == "cosine" else rate
+    return batches, watched, AdamW(schedule, weight_decay=given["weight_decay"])
+
+
+def _callbacks(given: settings.Settings, folder: Path, dataset: Dataset, watched: tuple[Any, Any]) -> list[Callback]:
+    found: list[Callback] = [CSVLog(folder / HISTORY)]
+    if "clip" in given:
+        found.append(ClipGradients(norm=given["clip"]))
+    if "patience" in given:
+        found.append(EarlyStopping("val_loss", given["patience"]))
+    if "average" in given:
+        found.append(ExponentialMovingAverage(given["average"]))
+    minutes = given.get("checkpoint_minutes", 10.0)
+    found.append(Checkpoint(folder / CHECKPOINTS, every_minutes=minutes, keep=given.get("keep", 3)))
+    found.append(
+        RunReport(folder, name=folder.resolve().name, configuration=given, class_names=dataset.class_names, data=watched)
+    )
+    return found
 
 
 def prepared(x: Any, preprocessing: Transform | None) -> Any:
@@ -103,16 +188,21 @@ def _check(model: Module, dataset: Dataset, name: str) -> None:
         raise UsageError(f"the network {name} could not be saved: {error}") from error
 
 
-def _folder(out: str | None, name: str) -> Path:
+def _folder(args: argparse.Namespace, name: str) -> Path:
     """The folder for the results, made now: it had better not fail after the training."""
-    if out is None:
+    if args.resume is not None:
+        if args.out is not None and Path(args.out) != Path(args.resume):
+            raise UsageError(f"--out {args.out}: a run goes on in its own folder, {args.resume}; leave --out away")
+        return Path(args.resume)
+    if args.out is None:
         folder = Path("runs") / name
         number = 1
         while folder.exists():
             number += 1
             folder = Path("runs") / f"{name}-{number}"
     else:
-        folder = Path(out)
+        folder = Path(args.out)
+        _make_room(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / ".writable"
@@ -121,6 +211,27 @@ def _folder(out: str | None, name: str) -> Path:
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"--out {folder}: there is a file of that name; expected a folder") from None
     return folder
+
+
+def _make_room(folder: Path) -> None:
+    """See that a run in the folder, if there is one, had come to its end: then this one may take its place.
+
+    Raises:
+        UsageError: it had not.
+    """
+    if not (folder / settings.CONFIG).exists():
+        return
+    try:
+        finished = read_record(folder)["state"] == "finished"
+    except FileNotFoundError:
+        finished = False
+    if not finished:
+        raise UsageError(
+            f"--out {folder}: the run in this folder has not come to its end; go on with it: xpnet train --resume "
+            f"{shlex.quote(str(folder))}, or choose another folder"
+        )
+    for checkpoint in (folder / CHECKPOINTS).glob("*.ckpt*"):  # they would be taken for ones of the new run
+        checkpoint.unlink()
 
 
 def _keep(
@@ -141,7 +252,7 @@ def _report(folder: Path, model: Module, history: History, dataset: Dataset, x: 
     right = int(np.trace(matrix))
     share = f"{right / len(labels):.2%}".replace("%", " %")
     print(f"test accuracy {share} ({right:,} of {len(labels):,}), trained in {seconds:.1f} s")
-    left = [f"{folder / MODEL}", f"{folder / HISTORY}"]
+    left = [f"{folder / name}" for name in (MODEL, HISTORY, "report.html")]
     try:
         from xpnet.inspect import plots
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xpnet import data, ops
+from xpnet import backend, data, ops
+from xpnet.cli import own
 from xpnet.cli.networks import own_classes
-from xpnet.cli.parser import UsageError
 from xpnet.cli.train import prepared
-from xpnet.data import DataError, read_image
-from xpnet.io import model_file
+from xpnet.cli.words import UsageError
+from xpnet.data import DataError, images, read_image
+from xpnet.io import archive, model_file
 from xpnet.io.model_file import SavedModel
 from xpnet.optim import SGD
 from xpnet.training import Trainer
+
+NumpyArray = np.ndarray[Any, Any]
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -25,7 +32,7 @@ def evaluate(args: argparse.Namespace) -> int:
     name = args.dataset or saved.metadata.get("dataset")
     if not isinstance(name, str):
         raise UsageError(f"{args.model} does not say what it was trained on; name a data set: {', '.join(data.names())}")
-    dataset = data.load(name, args.data)
+    dataset = own.find(name, args.data, args.size or saved.metadata.get("size"), args.target or saved.metadata.get("target"))
     expected = example_shape(saved)
     if (expected, len(saved.class_names) or dataset.classes) != (dataset.input_shape, dataset.classes):
         raise UsageError(
@@ -42,20 +49,55 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Print one line for each image: its file, the class, the probability."""
+    """Print one line for each example, or a CSV table: where it is from, the class, the probability."""
     saved = model_file.read(args.model, args.device, classes=own_classes(args.code))
     shape = example_shape(saved)
     # All files are read before the first line is printed: an error should not hide among results.
-    lots = [(path, read(path, shape)) for path in args.images]
-    for path, x in lots:
-        probabilities = ops.softmax(saved.model.predict(prepared(x, saved.preprocessing)))
-        for i, row in enumerate(probabilities):
+    answers = [answer for path in _files(args.images) for answer in _answers(saved, path, shape)]
+    names = [_name(saved, k) for k in range(len(answers[0][1]))] if answers else []
+    if args.out is not None:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["example", "class", "probability", *names])
+        for place, row in answers:
             best = int(row.argmax())
-            name = saved.class_names[best] if best < len(saved.class_names) else str(best)
-            place = path if len(x) == 1 else f"{path}[{i}]"
-            share = f"{float(row[best]):.1%}".replace("%", " %")
-            print(f"{place}  {name}  {share}")
+            table.writerow([place, names[best], *(f"{float(p):.6g}" for p in (row[best], *row))])
+        if args.out == "-":
+            print(text.getvalue(), end="")
+        else:
+            archive.write_atomically(args.out, lambda file: file.write(text.getvalue().encode()))
+            print(f"{len(answers):,} answers in {args.out}")
+        return 0
+    for place, row in answers:
+        best = int(row.argmax())
+        share = f"{float(row[best]):.1%}".replace("%", " %")
+        print(f"{place}  {names[best]}  {share}")
     return 0
+
+
+def _name(saved: SavedModel, k: int) -> str:
+    return saved.class_names[k] if k < len(saved.class_names) else str(k)
+
+
+def _files(words: Sequence[str]) -> list[str]:
+    """The files that were named; of a folder the images in it, at any depth, in the order of their paths."""
+    found: list[str] = []
+    for word in words:
+        if Path(word).is_dir():
+            inside = sorted(str(p) for p in Path(word).rglob("*") if p.suffix.lower() in images.ENDINGS and p.is_file())
+            if not inside:
+                raise UsageError(f"{word}: a folder without images; expected some of {', '.join(images.ENDINGS)}")
+            found += inside
+        else:
+            found.append(word)
+    return found
+
+
+def _answers(saved: SavedModel, path: str, shape: tuple[int, ...]) -> list[tuple[str, NumpyArray]]:
+    """(place, probabilities) of every example in a file."""
+    x = read(path, shape)
+    probabilities = backend.to_numpy(ops.softmax(saved.model.predict(prepared(x, saved.preprocessing))))
+    return [(path if len(x) == 1 else f"{path}[{i}]", row) for i, row in enumerate(probabilities)]
 
 
 def example_shape(saved: SavedModel) -> tuple[int, ...]:
@@ -80,9 +122,11 @@ def read(path: str, shape: tuple[int, ...]) -> Any:
     Raises:
         UsageError, DataError: the file is missing or unreadable, or does not fit the model.
     """
+    if Path(path).suffix.lower() == ".csv":
+        return _rows(path, shape)
     if Path(path).suffix.lower() != ".npy":
         if len(shape) != 3:
-            raise UsageError(f"{path}: the model takes {shape[0]} features, not images; put them into a .npy file")
+            raise UsageError(f"{path}: the model takes {shape[0]} features, not images; put them into a .csv or .npy file")
         try:
             pixels = read_image(path, channels=shape[2], size=(shape[0], shape[1]))
         except ImportError as error:
@@ -103,3 +147,17 @@ def read(path: str, shape: tuple[int, ...]) -> Any:
     if x.shape[1:] != shape or not len(x):
         raise DataError(f"{path}: holds an array of shape {found}, expected {shape} or (N, {', '.join(map(str, shape))})")
     return (x / scale).astype(np.float32)
+
+
+def _rows(path: str, shape: tuple[int, ...]) -> NumpyArray:
+    """The examples in the rows of a CSV file. Whole numbers above 1 for a model of images are pixels from 0 to 255."""
+    titles, rows = own.read_csv(Path(path))
+    count = math.prod(shape)
+    if len(rows[0]) == count + 1:  # a file to train on, with the classes in its last column
+        rows = [row[:-1] for row in rows]
+    if len(rows[0]) != count:
+        raise DataError(f"{path}: has {len(rows[0])} columns, the model takes {count} numbers")
+    x = own.numbers(Path(path), titles, rows)
+    if len(shape) == 3 and x.max() > 1 and (x == np.rint(x)).all() and x.max() <= 255:
+        x /= np.float32(255)
+    return x.reshape(len(x), *shape)

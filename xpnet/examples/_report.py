@@ -51,13 +51,15 @@ class Report:
         values = np.atleast_1d(np.asarray(got, dtype=np.float64)).ravel()
         if len(words) != len(values):
             raise ValueError(f"{name}: {len(words)} numbers are printed, {len(values)} were computed")
-        close = [abs(v - float(w)) <= (_half_unit(w) if within is None else within) for w, v in zip(words, values)]
+        reach = [_half_unit(w) if within is None else within for w in words]
+        close = [abs(v - float(w)) <= r for w, v, r in zip(words, values, reach)]
         shown = [_like(w, v) for w, v in zip(words, values)]
         self._add(name, printed, " ".join(shown), all(close), "" if within is None else f"+-{within:g}")
 
-    def at_least(self, name: str, printed: float, got: float) -> None:
-        """Compare a number that must not be below the text's."""
-        self._add(name, f">= {printed:g}", f"{got:.2f}", bool(got >= printed))
+    def at_least(self, name: str, printed: float, got: float, *, less: float = 0.0) -> None:
+        """Compare a number that must not be below the text's by more than `less`."""
+        allowed = f" - {less:g}" if less else ""
+        self._add(name, f">= {printed:g}{allowed}", f"{got:.2f}", bool(got >= printed - less))
 
     def at_most(self, name: str, printed: float, got: float) -> None:
         """Compare a number that must not be above the text's."""

@@ -40,7 +40,7 @@ def network() -> xn.Sequential:
 
 def error(output: Any, target: Any) -> Any:
     """1/2 (target - output)^2, summed over the outputs."""
-    return 0.5 * xn.ops.sum(xn.ops.square(output - target))
+    return xn.losses.half_squared_error(output, target, reduction="sum")
 
 
 def gradients(model: xn.Sequential) -> dict[str, Any]:

@@ -19,7 +19,7 @@ MARGIN = 1.0
 
 
 class Siamese(xn.Module):
-    """The distances of pairs of images, through one network for both.
+    """The codes of pairs of images, from one network for both.
 
     Args:
         code: the size of a code; 2 can be drawn.
@@ -30,15 +30,8 @@ class Siamese(xn.Module):
         self.encoder = xn.Sequential([xn.Flatten(), xn.Dense(64, "relu"), xn.Dense(64, "relu"), xn.Dense(code)])
 
     def forward(self, pairs: Any) -> Any:
-        """pairs (N, 2, H, W, C) -> the distances of their codes (N,)."""
-        difference = self.encoder(pairs[:, 0]) - self.encoder(pairs[:, 1])
-        return xn.ops.sqrt(xn.ops.sum(xn.ops.square(difference), axis=1) + 1e-12)  # its slope is infinite at 0
-
-
-def contrastive(distance: Any, same: Any) -> Any:
-    """same * d^2 + (1 - same) * max(0, margin - d)^2, the mean over the pairs."""
-    apart = xn.ops.square(xn.ops.relu(MARGIN - distance))
-    return xn.ops.mean(same * xn.ops.square(distance) + (1 - same) * apart)
+        """pairs (N, 2, H, W, C) -> their codes (N, 2, code), the network called twice."""
+        return xn.ops.stack([self.encoder(pairs[:, 0]), self.encoder(pairs[:, 1])], axis=1)
 
 
 def make_pairs(x: Any, y: Any, n: int, seed: int) -> tuple[Any, Any]:
@@ -58,25 +51,31 @@ def run(out: Folder = None, seed: int = 0, epochs: int = 20) -> Report:
     data = load("digits")
     pairs, same = make_pairs(*data.train, 10_000, seed)
     model = Siamese(seed=seed)
-    trainer = xn.Trainer(model, loss=contrastive, optimizer=xn.optim.Adam(0.002), seed=seed)
+    trainer = xn.Trainer(model, loss="contrastive", optimizer=xn.optim.Adam(0.002), seed=seed)
     trainer.fit((pairs, same), epochs=epochs, batch_size=64, verbose=False)
 
     names = sorted(model.parameters())
     report.same("weights are stored once", 6, len(names))
     held_out, truth = make_pairs(*data.test, 2_000, seed + 1)
-    distance = model.predict(held_out)
+    codes = model.predict(held_out)
+    distance = np.sqrt(np.sum((codes[:, 0] - codes[:, 1]) ** 2, axis=1))
     report.found("mean distance, same digit", f"{float(distance[truth == 1].mean()):.3f}")
     report.found("mean distance, different digits", f"{float(distance[truth == 0].mean()):.3f}")
     right = 100 * float(np.mean((distance < MARGIN / 2) == (truth == 1)))
     report.at_least("held-out pairs told apart (%)", 90, right)
 
     def draw(figure: Any) -> None:
+        from matplotlib.patheffects import withStroke
+
         left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-        codes = model.encoder.predict(data.test[0])
+        halo = [withStroke(linewidth=3, foreground="white")]
+        shown = model.encoder.predict(data.test[0])
         for k in range(10):
-            chosen = codes[data.test[1] == k]
+            chosen = shown[data.test[1] == k]
             left.plot(*chosen.T, "o", markersize=3, color=f"C{k}" if k < 6 else None, alpha=0.7)
-            left.text(*np.median(chosen, axis=0), str(k), fontsize=13, fontweight="bold", ha="center", va="center")
+            left.text(
+                *np.median(chosen, axis=0), str(k), fontsize=13, fontweight="bold", ha="center", va="center", path_effects=halo
+            )
         left.set(title="codes of the test images", xlabel="first number of the code", ylabel="second")
         edges = np.linspace(0, float(distance.max()), 60)
         right.hist(distance[truth == 1], edges, alpha=0.75, label="same digit")

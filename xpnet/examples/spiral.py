@@ -80,7 +80,7 @@ def run(out: Folder = None, seed: int = 0, steps: int = 10_000) -> Report:
     report.row("first loss, linear", "1.0986", first[0], within=0.01)
     report.row("first loss, hidden layer", "1.0986", second[0], within=0.01)
     shares = accuracy(line, x, y), accuracy(net, x, y)
-    report.row("accuracy (%), linear", "49", shares[0], within=5)
+    report.row("accuracy (%), linear", "49", shares[0], within=7)
     report.row("accuracy (%), 100 hidden units", "98", shares[1], within=1.9)
 
     def draw(figure: Any) -> None:

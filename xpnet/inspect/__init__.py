@@ -17,6 +17,7 @@ from xpnet.inspect.finite import first_not_finite
 from xpnet.inspect.gradients import GradientError, check_gradients
 from xpnet.inspect.graph import draw_network
 from xpnet.inspect.images import draw_images, filters_image, first_filters, saliency, save_image, templates, tile
+from xpnet.inspect.monte_carlo import Samples, monte_carlo
 from xpnet.inspect.profile import Profile, profile
 from xpnet.inspect.receptive import Field, receptive_fields
 
@@ -28,6 +29,7 @@ __all__ = [
     "Gradients",
     "Histogram",
     "Profile",
+    "Samples",
     "activation_histograms",
     "activations",
     "check_gradients",
@@ -42,6 +44,7 @@ __all__ = [
     "gradient_histograms",
     "histogram",
     "layer_gradients",
+    "monte_carlo",
     "profile",
     "receptive_fields",
     "saliency",

@@ -14,8 +14,10 @@ from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
 from xpnet.inspect.hooks import Run, wrapped
 from xpnet.layers.activation import Activation, ReLU
-from xpnet.layers.module import Evaluation, Module
-from xpnet.tensor import Tensor, no_grad
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
+from xpnet.tape import no_grad
+from xpnet.tensor import Tensor
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -165,7 +167,8 @@ def layer_gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: 
         loss: as for a Trainer.
         x, y: one batch.
     """
-    model(x)  # makes the parameters of a model that has not seen its input
+    if any(not layer.built for layer in model.modules()):
+        model.predict(x)  # makes the parameters of a model that has not seen its input
     parameters = model.parameters()
     held = {name: _copy(p.grad) for name, p in parameters.items()}
     probes: dict[str, Tensor] = {}
@@ -277,11 +280,14 @@ def draw_histograms(histograms: dict[str, Histogram], *, title: str = "", column
     high = max(h.edges[-1] for h in histograms.values())
     with style():
         grid = figure.subplots(rows, columns, squeeze=False, sharex=shared)
-        for axes, (name, h) in zip(grid.ravel(), histograms.items()):
+        for number, (axes, (name, h)) in enumerate(zip(grid.ravel(), histograms.items())):
             axes.stairs(h.counts / h.counts.sum(), h.edges, fill=True, color=COLOURS[0])
             axes.set_title(f"{name}\nmean {h.mean:.2g}, std {h.std:.2g}", fontsize=8)
             axes.set_yticks([])
-            axes.tick_params(labelsize=7)
+            axes.tick_params(labelsize=7, labelbottom=not shared or number + columns >= len(histograms))
+            axes.locator_params(axis="x", nbins=4)
+            axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
+            axes.xaxis.get_offset_text().set_fontsize(7)
             axes.spines["left"].set_visible(False)
             if shared:
                 axes.set_xlim(low, high)

@@ -12,9 +12,11 @@ import numpy as np
 from xpnet import losses
 from xpnet.backend import Array, to_numpy
 from xpnet.inspect.finite import first_not_finite
-from xpnet.inspect.hooks import wrapped
+from xpnet.inspect.hooks import unchanged, wrapped
 from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
 from xpnet.ops.shapes import ShapeError
+from xpnet.tape import no_grad
 from xpnet.tensor import Tensor
 
 DEAD = 0.5
@@ -67,9 +69,11 @@ def diagnose(
         outputs.append((layer, result.array if isinstance(result, Tensor) else result))
         return result
 
-    mode = model.training
-    model.train()
-    try:
+    with unchanged(model), no_grad(), Evaluation(model):
+        model(x)  # makes the parameters of a model that has not seen its input
+    with unchanged(model):
+        model.train()
+        model.zero_grad()
         with wrapped(model, look):
             prediction = model(x)
             try:
@@ -82,12 +86,8 @@ def diagnose(
         findings += _start(prediction.array, float(value.array), function)
         for layer, array in outputs:
             findings += _units(layer, array)
-        model.zero_grad()
         value.backward()
         findings += _gradients(model)
-    finally:
-        model.zero_grad()
-        model.train(mode)
     return findings
 
 
@@ -136,7 +136,7 @@ def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> list
     if function is not losses.softmax_cross_entropy or prediction.ndim < 2:
         return []
     guess = math.log(prediction.shape[-1])
-    if loss > 1.5 * guess + 0.5:
+    if loss > 2.5 * guess + 0.5:  # a sound network with ReLUs, dropout and no normalisation often begins at twice that
         return [
             Finding(
                 "start",

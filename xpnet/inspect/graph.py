@@ -163,9 +163,7 @@ def _text(value: float, digits: int | None) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _line(
-    axes: Any, start: Point, end: Point, colour: str, width: float, dashed: bool = False
-) -> None:
+def _line(axes: Any, start: Point, end: Point, colour: str, width: float, dashed: bool = False) -> None:
     style = (0, (4, 2)) if dashed else "solid"
     axes.plot(*zip(start, end), color=colour, linewidth=width, linestyle=style, alpha=0.75, zorder=1, solid_capstyle="butt")
 

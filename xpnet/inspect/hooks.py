@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from xpnet.backend import namespace
 from xpnet.layers.module import Module
 
 Run = Callable[..., Any]
@@ -15,6 +16,35 @@ Wrapper = Callable[[Module, Run, tuple[Any, ...], dict[str, Any]], Any]
 def leaves(model: Module) -> list[Module]:
     """The Modules that have no Modules below them, in the order of the tree: what people call the layers."""
     return [module for module in model.modules() if not module._children]
+
+
+@contextlib.contextmanager
+def unchanged(model: Module) -> Iterator[None]:
+    """Within the block the model may be run in training mode; afterwards its running statistics, random counters, gradients,
+    the states of recurrent layers and the mode of every layer are what they were. Weights are not looked after.
+    """
+    modes = [(module, module.training, module.__dict__.get("carried")) for module in model.modules()]
+    counters = model.counters()
+    # A buffer of a model that has not seen its input yet has no values; the first ones stay.
+    buffers = {name: _copy(array) for name, array in model.buffers().items() if array is not None}
+    gradients = {name: _copy(p.grad) for name, p in model.parameters().items() if p.grad is not None}
+    try:
+        yield
+    finally:
+        model.load_state(buffers, strict=False)
+        model.load_counters(counters)
+        model.zero_grad()
+        parameters = model.parameters()
+        for name, gradient in gradients.items():
+            parameters[name].set_gradient(gradient)
+        for module, training, state in modes:
+            module.training = training
+            if "carried" in module.__dict__:
+                module.__dict__["carried"] = state
+
+
+def _copy(array: Any) -> Any:
+    return namespace(array).asarray(array, copy=True)
 
 
 @contextlib.contextmanager

@@ -13,9 +13,11 @@ import numpy as np
 from xpnet import backend, ops
 from xpnet.backend import Array
 from xpnet.inspect.figures import new_figure, style
+from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.dense import Dense
-from xpnet.layers.module import Evaluation, Module, Shape
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
 from xpnet.tensor import Tensor
 
 NumpyArray = np.ndarray[Any, Any]
@@ -119,6 +121,8 @@ def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
 
     Source: Simonyan et al., "Deep inside convolutional networks", 2014.
     """
+    if any(not layer.built for layer in model.modules()):
+        model.predict(x)  # makes the parameters of a model that has not seen its input
     image = Tensor(x, requires_grad=True)
     parameters = [p for p in model.parameters().values() if p.requires_grad]
     with Evaluation(model):

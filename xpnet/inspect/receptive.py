@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
-from xpnet.layers.module import Module, Shape
+from xpnet.layers.module import Module
 from xpnet.layers.pooling import AveragePool2D, LpPool2D, MaxPool2D
 from xpnet.ops.geometry import windows
 
@@ -54,9 +55,7 @@ def receptive_fields(layers: Module | Sequence[Any], input_shape: Shape | None =
                 size[i] += (axis.reach - 1) * stride[i]
                 start[i] -= axis.before * stride[i]
                 stride[i] *= axis.stride
-            found.append(
-                (layer.path or str(number), Field((size[0], size[1]), (stride[0], stride[1]), (start[0], start[1])))
-            )
+            found.append((layer.path or str(number), Field((size[0], size[1]), (stride[0], stride[1]), (start[0], start[1]))))
         if shape is not None and isinstance(layer, Module):
             shape = layer.output_shape(shape)
     return found

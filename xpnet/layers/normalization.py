@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from xpnet import ops
-from xpnet.layers.module import Module, Shape, Spec
+from xpnet.layers.context import Shape, Spec
+from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
 from xpnet.tensor import Parameter, Tensor
 
@@ -39,12 +40,16 @@ class _Normalization(Module):
     def output_shape(self, input_shape: Shape) -> Shape:
         """The input's shape."""
         shape = self._vector_shape(input_shape)
+        if not self.built:
+            return input_shape
         learnt = self.scale if self.use_scale else self.offset if self.use_offset else None
-        if self.built and learnt is not None and learnt.shape != shape:
+        if learnt is not None and learnt.shape != shape:
             raise ShapeError(f"{type(self).__name__} got examples {tuple(input_shape)}, expected {learnt.shape} at the end")
         return input_shape
 
-    def _affine(self) -> tuple[Any, Any]:
+    def _affine(self, x: Any) -> tuple[Any, Any]:
+        """Scale and offset, after a check that they fit x."""
+        self.output_shape(tuple(x.shape[1:]))
         return self.scale if self.use_scale else None, self.offset if self.use_offset else None
 
 
@@ -93,7 +98,7 @@ class BatchNorm(_Normalization):
     def forward(self, x: Any) -> Any:
         """x (N, ..., C) normalised; in training the running statistics move."""
         x = self.as_float(x)
-        scale, offset = self._affine()
+        scale, offset = self._affine(x)
         if not self.training:
             return ops.batch_norm_inference(
                 x, scale, offset, mean=self.running_mean, variance=self.running_variance, epsilon=self.epsilon
@@ -141,7 +146,7 @@ class LayerNorm(_Normalization):
 
     def forward(self, x: Any) -> Any:
         """x (N, ..., C) normalised."""
-        return ops.layer_norm(self.as_float(x), *self._affine(), axis=tuple(range(-self.axes, 0)), epsilon=self.epsilon)
+        return ops.layer_norm(self.as_float(x), *self._affine(x), axis=tuple(range(-self.axes, 0)), epsilon=self.epsilon)
 
 
 class GroupNorm(_Normalization):
@@ -166,13 +171,13 @@ class GroupNorm(_Normalization):
 
     def _vector_shape(self, input_shape: Shape) -> Shape:
         shape = super()._vector_shape(input_shape)
-        if shape[0] % self.groups:
+        if not self.built and shape[0] % self.groups:
             raise ShapeError(f"GroupNorm: {shape[0]} channels are not a multiple of groups={self.groups}")
         return shape
 
     def forward(self, x: Any) -> Any:
         """x (N, ..., C) normalised."""
-        return ops.group_norm(self.as_float(x), *self._affine(), groups=self.groups, epsilon=self.epsilon)
+        return ops.group_norm(self.as_float(x), *self._affine(x), groups=self.groups, epsilon=self.epsilon)
 
 
 class InstanceNorm(_Normalization):
@@ -190,7 +195,7 @@ class InstanceNorm(_Normalization):
 
     def forward(self, x: Any) -> Any:
         """x (N, ..., C) normalised."""
-        return ops.group_norm(self.as_float(x), *self._affine(), groups=x.shape[-1], epsilon=self.epsilon)
+        return ops.group_norm(self.as_float(x), *self._affine(x), groups=x.shape[-1], epsilon=self.epsilon)
 
 
 class LocalResponseNorm(Module):
@@ -219,4 +224,5 @@ class LocalResponseNorm(Module):
 
     def forward(self, x: Any) -> Any:
         """x (N, H, W, C) normalised."""
+        self.output_shape(tuple(x.shape[1:]))
         return ops.local_response_norm(self.as_float(x), size=self.size, k=self.k, alpha=self.alpha, beta=self.beta)

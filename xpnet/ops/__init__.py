@@ -38,6 +38,7 @@ from xpnet.ops.elementwise import (
     where,
 )
 from xpnet.ops.embedding import embedding
+from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import conv_output_size
 from xpnet.ops.linear import dense, matmul
 from xpnet.ops.logistic import sigmoid_cross_entropy
@@ -72,6 +73,7 @@ __all__ = [
     "concat",
     "conv1d",
     "conv2d",
+    "conv2d_max_pool2d",
     "conv_output_size",
     "conv_transpose2d",
     "dense",

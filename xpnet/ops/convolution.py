@@ -14,8 +14,8 @@ from xpnet.ops.activations import activate, activation_gradient
 from xpnet.ops.geometry import Axis, Geometry, Padding, Size, pair, windows
 from xpnet.ops.linear import matmul
 from xpnet.ops.registry import op
-from xpnet.ops.shapes import ShapeError, expect_rank
-from xpnet.ops.shaping import concat, pad_array, reshape, transpose
+from xpnet.ops.shapes import ShapeError, expect_rank, is_whole
+from xpnet.ops.shaping import concat, pad, pad_array, reshape, transpose
 
 
 def gather_windows(xp: Namespace, x: Array, g: Geometry, value: float = 0.0) -> Array:
@@ -295,7 +295,7 @@ def conv1d(
     expect_rank("conv1d", "x", x, "N L C")
     expect_rank("conv1d", "kernel", kernel, "K C/groups O")
     if not isinstance(padding, str):
-        padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
+        padding = (padding, padding) if is_whole(padding) else tuple(padding)  # type: ignore[arg-type, assignment]
     pads: Any = padding if isinstance(padding, str) else ((0, 0), padding)
     y = conv2d(
         reshape(x, (x.shape[0], 1, *x.shape[1:])),
@@ -331,7 +331,7 @@ def conv_transpose2d(
         bias: (O,), or None.
         stride: int or (h, w): the step between the windows of neighbouring elements.
         padding: what the convolution of the other direction pads, cut off the output here. "same" gives H * stride.
-        output_padding: int or (h, w), less than the stride: further rows and columns at the end of the output.
+        output_padding: int or (h, w), less than the stride or the dilation: further rows and columns at the end of the output.
         dilation: int or (h, w).
         groups: as in conv2d.
 
@@ -361,7 +361,18 @@ def conv_transpose2d(
         matrix = reshape(transpose(weights, (2, 0, 1, 3)), (Cg, KH * KW * (O // groups)))
         parts.append(reshape(matmul(part, matrix), (N, H, W, KH, KW, O // groups)))
     cols = parts[0] if groups == 1 else concat(parts, axis=-1)
-    y = col2im(cols, (N, *size, O), (KH, KW), stride=stride, padding=pads, dilation=dilation)
+    # Rows further than stride - 1 from the last one that a kernel reaches are no window's: they are added as zeros.
+    steps, dilations = pair(stride, "stride"), pair(dilation, "dilation")
+    reached = [
+        (n - 1) * s + d * (k - 1) + 1 - before for n, s, d, k, (before, _) in zip((H, W), steps, dilations, (KH, KW), pads)
+    ]
+    inner = [min(n, r + s - 1) for n, r, s in zip(size, reached, steps)]
+    if min(inner) < 1:
+        raise ShapeError(f"conv_transpose2d: the padding {padding} cuts off all that the kernels reach; use less padding")
+    cut = tuple((before, max(r - n, 0)) for (before, _), r, n in zip(pads, reached, inner))
+    y = col2im(cols, (N, *inner, O), (KH, KW), stride=stride, padding=cut, dilation=dilation)
+    if tuple(inner) != size:
+        y = pad(y, ((0, 0), (0, size[0] - inner[0]), (0, size[1] - inner[1]), (0, 0)))
     return y if bias is None else y + bias
 
 
@@ -371,8 +382,11 @@ def transposed_size(
     """The output size of a transposed convolution, and its padding as ((top, bottom), (left, right))."""
     extra = pair(output_padding, "output_padding")
     steps = pair(stride, "stride")
-    if any(e < 0 or e >= s for e, s in zip(extra, steps)):
-        raise ValueError(f"conv_transpose2d: output_padding {output_padding} must be smaller than the stride {stride}")
+    if any(e < 0 or e >= max(s, d) for e, s, d in zip(extra, steps, pair(dilation, "dilation"))):
+        raise ValueError(
+            f"conv_transpose2d: output_padding {output_padding} must be at least 0 and smaller than the stride {stride} or "
+            f"the dilation {dilation}"
+        )
     # The geometry of the convolution that goes the other way, over an input that is certainly large enough.
     if padding == "same":
         full = tuple(n * s for n, s in zip(size, steps))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from xpnet.ops.shapes import ShapeError
+from xpnet.ops.shapes import ShapeError, is_whole
 
 Size = int | Sequence[int]
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
@@ -65,7 +65,8 @@ def conv_output_size(
 
     Source: CS231n, "Convolutional Networks", spatial arrangement.
     """
-    before, after = (padding, padding) if isinstance(padding, int) else (int(padding[0]), int(padding[1]))
+    ends: Any = padding
+    before, after = (int(ends), int(ends)) if is_whole(ends) else (int(ends[0]), int(ends[1]))
     for name, value, least in (
         ("size", size, 0),
         ("window", window, 1),
@@ -103,10 +104,10 @@ def _either(values: Sequence[object]) -> str:
 
 def pair(value: Size, name: str) -> tuple[int, int]:
     """`value` as (height, width): an int stands for both."""
-    if isinstance(value, int):
-        return value, value
+    if is_whole(value):
+        return int(value), int(value)  # type: ignore[arg-type]
     try:
-        h, w = value
+        h, w = value  # type: ignore[misc]
         return int(h), int(w)
     except (TypeError, ValueError):
         raise ShapeError(f"{name} must be an int or a pair (height, width), got {value!r}") from None
@@ -123,12 +124,12 @@ def _paddings(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """A padding other than "same" as ((top, bottom), (left, right))."""
     if padding == "valid":
         return (0, 0), (0, 0)
-    if isinstance(padding, int):
-        return (padding, padding), (padding, padding)
+    if is_whole(padding):
+        return (int(padding), int(padding)), (int(padding), int(padding))
     try:
         h, w = padding
-        if isinstance(h, int) and isinstance(w, int):
-            return (h, h), (w, w)
+        if is_whole(h) and is_whole(w):
+            return (int(h), int(h)), (int(w), int(w))
         (top, bottom), (left, right) = h, w
         return (int(top), int(bottom)), (int(left), int(right))
     except (TypeError, ValueError):

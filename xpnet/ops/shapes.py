@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from xpnet.backend import Array, Namespace
 
@@ -21,11 +22,17 @@ def expect_rank(operation: str, name: str, array: Array, letters: str) -> None:
         )
 
 
+def is_whole(value: Any) -> bool:
+    """Whether `value` is an integer of Python or of an array library (sizes often come out of arrays)."""
+    return isinstance(value, int) or (hasattr(value, "__index__") and not hasattr(value, "__len__"))
+
+
 def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of axes counted from the front; None stands for all of them."""
     if axis is None:
         return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    given: Any = axis
+    axes = (int(given),) if is_whole(given) else tuple(int(a) for a in given)
     for a in axes:
         if not -ndim <= a < ndim:
             raise ShapeError(f"axis {a} does not exist in an array of {ndim} axes")

@@ -8,13 +8,14 @@ from typing import Any
 
 from xpnet.backend import Array, Namespace
 from xpnet.ops.registry import op
-from xpnet.ops.shapes import ShapeError, normalize_axes, unbroadcast
+from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast
 
 
 @op
 def reshape(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """The same elements, in C order, in another shape; one size may be -1."""
-    target = tuple(int(n) for n in ((shape,) if isinstance(shape, int) else shape))
+    given: Any = shape
+    target = tuple(int(n) for n in ((given,) if is_whole(given) else given))
     total = math.prod(x.shape)
     if target.count(-1) == 1:
         rest = math.prod(n for n in target if n != -1)

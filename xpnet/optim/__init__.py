@@ -1,7 +1,27 @@
 """Optimizers and learning-rate schedules."""
 
-from xpnet.optim.adaptive import Adam, AdamW
+from xpnet.optim import schedules
+from xpnet.optim.adaptive import Adam, Adamax, AdamW, Nadam
+from xpnet.optim.batch import Quickprop, Rprop
+from xpnet.optim.full_batch import LBFGS, FullBatch, Minimum, TruncatedNewton
 from xpnet.optim.gradient_descent import SGD
 from xpnet.optim.optimizer import Optimizer
+from xpnet.optim.scaled import Adagrad, RMSprop
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+__all__ = [
+    "LBFGS",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "FullBatch",
+    "Minimum",
+    "Nadam",
+    "Optimizer",
+    "Quickprop",
+    "RMSprop",
+    "Rprop",
+    "TruncatedNewton",
+    "schedules",
+]

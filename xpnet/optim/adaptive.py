@@ -1,12 +1,13 @@
-"""Optimizers with a learning rate of its own for every weight."""
+"""Adam and its relatives: a learning rate of its own for every weight, from running means of its gradient."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from xpnet.arena import Arena
 from xpnet.backend import Array
-from xpnet.optim import rules
+from xpnet.optim import rules, rules_adaptive
 from xpnet.optim.optimizer import Optimizer, Schedule
 
 
@@ -17,12 +18,12 @@ class Adam(Optimizer):
         learning_rate: a number or a schedule.
         beta1, beta2: decay of the means of g and of g*g.
         epsilon: added to the root.
+        amsgrad: divide by the root of the largest mean square so far, not of the current one.
         weight_decay: added to the gradient (L2). AdamW decays the weights themselves.
 
-    Source: Kingma and Ba, "Adam", 2015.
+    Source: Kingma and Ba, "Adam", 2015; Reddi et al., "On the convergence of Adam and beyond", 2018 (amsgrad).
     """
 
-    slot_names = ("mean", "square")
     capturable = True
 
     def __init__(
@@ -32,27 +33,38 @@ class Adam(Optimizer):
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         *,
+        amsgrad: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay)
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
             raise ValueError(f"{type(self).__name__}: beta1 and beta2 must be in [0, 1), got {beta1} and {beta2}")
+        self.amsgrad = amsgrad
+        self.slot_names = ("mean", "square", "largest") if amsgrad else ("mean", "square")
+        if amsgrad:
+            self.capturable = False
         self.beta1 = beta1
         self.beta2 = beta2
         self.epsilon = epsilon
 
+    @property
+    def rule(self) -> rules.Rule:
+        """See Optimizer."""
+        return rules.adam
+
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        rules.adam(
+        rule = rules_adaptive.amsgrad if self.amsgrad else rules.adam
+        rule(
             w,
             g,
-            self.slots["mean"],
-            self.slots["square"],
+            *(self.slots[name] for name in self.slot_names),
             learning_rate=learning_rate,
             beta1=self.beta1,
             beta2=self.beta2,
             epsilon=self.epsilon,
             step=self.iterations,
+            **self.fused_decay,
         )
 
 
@@ -62,6 +74,8 @@ class AdamW(Adam):
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
     """
 
+    decoupled = True
+
     def __init__(
         self,
         learning_rate: float | Schedule = 0.001,
@@ -69,11 +83,104 @@ class AdamW(Adam):
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         *,
+        amsgrad: bool = False,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
+        super().__init__(learning_rate, beta1, beta2, epsilon, amsgrad=amsgrad, weight_decay=weight_decay)
 
     def decay(self, arena: Arena, learning_rate: Any) -> None:
         """Shrink the weights themselves."""
         rate = learning_rate if self.clock is None else self.clock.rate
         arena.values[: arena.decayed] *= 1 - rate * self.weight_decay
+
+
+class Nadam(Adam):
+    """Adam with Nesterov's look-ahead.
+
+    Args:
+        learning_rate, beta1, beta2, epsilon, weight_decay: as in Adam.
+        momentum_decay: how fast the momentum grows towards beta1: at step t it is beta1 * (1 - 0.96**(t * momentum_decay) / 2).
+
+    Source: Dozat, "Incorporating Nesterov momentum into Adam", 2016.
+    """
+
+    capturable = False
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 0.002,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        *,
+        momentum_decay: float = 0.004,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
+        self.momentum_decay = momentum_decay
+        self._product = (0, 1.0)  # of the momentum over the steps up to one of them
+
+    def _momentum(self, step: int) -> float:
+        return self.beta1 * (1 - 0.5 * math.pow(0.96, step * self.momentum_decay))
+
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
+        """See Optimizer."""
+        t, product = self._product
+        if t >= self.iterations:  # a state was loaded
+            t, product = 0, 1.0
+        for step in range(t + 1, self.iterations + 1):
+            product *= self._momentum(step)
+        self._product = self.iterations, product
+        rules_adaptive.nadam(
+            w,
+            g,
+            self.slots["mean"],
+            self.slots["square"],
+            learning_rate=learning_rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            step=self.iterations,
+            now=self._momentum(self.iterations),
+            following=self._momentum(self.iterations + 1),
+            product=product,
+        )
+
+
+class Adamax(Adam):
+    """Adam with a decaying maximum of |g| in the place of the root of the mean square.
+
+    Args:
+        learning_rate, beta1, beta2, weight_decay: as in Adam.
+        epsilon: added to |g|.
+
+    Source: Kingma and Ba, "Adam", 2015, section 7.1.
+    """
+
+    capturable = False
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 0.002,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        *,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
+        self.slot_names = ("mean", "largest")
+
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
+        """See Optimizer."""
+        rules_adaptive.adamax(
+            w,
+            g,
+            self.slots["mean"],
+            self.slots["largest"],
+            learning_rate=learning_rate,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            step=self.iterations,
+        )

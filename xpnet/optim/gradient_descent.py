@@ -18,9 +18,12 @@ class SGD(Optimizer):
         learning_rate: a number or a schedule.
         momentum: in [0, 1); 0 leaves w -= learning_rate * g.
         nesterov: look ahead: w += momentum * v - learning_rate * g.
+        form: "velocity", as above, or "inertia": v = momentum * v + (1 - momentum) * g; w -= learning_rate * v. There v is a
+            mean of gradients, so that the momentum does not change the length of the steps: they are 1 - momentum times as
+            long as in the other form.
         weight_decay: as in Optimizer.
 
-    Source: CS231n, "Neural networks part 3"; Sutskever et al., 2013.
+    Source: CS231n, "Neural networks part 3"; Polyak, 1964; Sutskever et al., 2013.
     """
 
     capturable = True
@@ -31,6 +34,7 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         *,
+        form: str = "velocity",
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay)
@@ -38,13 +42,27 @@ class SGD(Optimizer):
             raise ValueError(f"SGD: momentum must be in [0, 1), got {momentum}")
         if nesterov and not momentum:
             raise ValueError("SGD: nesterov=True needs a momentum above 0, such as 0.9")
+        if form not in ("velocity", "inertia"):
+            raise ValueError(f'SGD: form must be "velocity" or "inertia", got {form!r}')
+        if nesterov and form == "inertia":
+            raise ValueError('SGD: nesterov=True goes with form="velocity"')
+        self.form = form
         self.momentum = momentum
         self.nesterov = nesterov
         self.slot_names = ("velocity",) if momentum else ()
+        if form == "inertia":
+            self.capturable = False
+
+    @property
+    def rule(self) -> rules.Rule:
+        """See Optimizer."""
+        return rules.momentum if self.momentum else rules.sgd
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        if self.momentum:
+        if self.momentum and self.form == "inertia":
+            rules.inertia(w, g, self.slots["velocity"], learning_rate=learning_rate, momentum=self.momentum)
+        elif self.momentum:
             rules.momentum(
                 w,
                 g,
@@ -52,6 +70,7 @@ class SGD(Optimizer):
                 learning_rate=learning_rate,
                 momentum=self.momentum,
                 nesterov=self.nesterov,
+                **self.fused_decay,
             )
         else:
-            rules.sgd(w, g, learning_rate=learning_rate)
+            rules.sgd(w, g, learning_rate=learning_rate, **self.fused_decay)

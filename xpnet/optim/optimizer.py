@@ -8,6 +8,7 @@ from typing import Any
 from xpnet.arena import Arena
 from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
 from xpnet.layers.module import Module
+from xpnet.optim.rules import Rule
 from xpnet.tensor import Parameter
 
 Schedule = Callable[[int], float]
@@ -28,6 +29,7 @@ class Optimizer:
     """
 
     slot_names: tuple[str, ...] = ()
+    decoupled = False  # whether weight decay shrinks the weights themselves instead of adding to the gradient
     capturable = False  # whether `update` takes a clock in the place of the learning rate
 
     def __init__(self, learning_rate: float | Schedule, *, weight_decay: float = 0.0) -> None:
@@ -43,6 +45,7 @@ class Optimizer:
         self.slots: dict[str, Array] = {}
         self._arena: Arena | None = None
         self.clock: Any = None
+        self.fused_decay: dict[str, Any] = {}  # settings for a rule that applies weight decay in its own pass
 
     @property
     def current_learning_rate(self) -> float:
@@ -89,12 +92,26 @@ class Optimizer:
         arena.collect()
         learning_rate: Any = self.current_learning_rate if self.clock is None else self.clock
         self.iterations += 1
+        self.fused_decay = {}
         if self.weight_decay:
-            self.decay(arena, learning_rate)
+            rule = self.rule
+            if rule is not None and rule.decays(arena.values):
+                self.fused_decay = {
+                    "weight_decay": self.weight_decay,
+                    "decayed": arena.decayed,
+                    "decoupled": self.decoupled,
+                }
+            else:
+                self.decay(arena, learning_rate)
         self.update(arena.values, arena.gradients, learning_rate)
         for parameter in arena.constrained:
             parameter.constraint.project(parameter.array)
         arena.zero_grad()
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule that `update` calls with `fused_decay`, so that it may apply weight decay in the same pass."""
+        return None
 
     def decay(self, arena: Arena, learning_rate: Any) -> None:
         """Add weight_decay * w to the gradients of the weights."""

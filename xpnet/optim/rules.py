@@ -24,24 +24,36 @@ class Rule:
         self.__doc__ = function.__doc__
         self.reference = function
         self.accelerated: dict[str, RuleFunction] = {}
+        self._decaying: set[RuleFunction] = set()
         rules[self.__name__] = self
 
-    def accelerate(self, library: str) -> Callable[[RuleFunction], RuleFunction]:
-        """Register a faster version for the arrays of one library (a decorator)."""
+    def accelerate(self, library: str, *, decays: bool = False) -> Callable[[RuleFunction], RuleFunction]:
+        """Register a faster version for the arrays of one library (a decorator).
+
+        With `decays` it applies weight decay in the same pass and takes three more settings: weight_decay, the number
+        `decayed` of elements from the front that decay, and whether this is `decoupled` from the gradient.
+        """
 
         def register(function: RuleFunction) -> RuleFunction:
             self.accelerated[library] = function
+            if decays:
+                self._decaying.add(function)
             return function
 
         return register
 
+    def decays(self, w: Array) -> bool:
+        """Whether the version that runs for `w` applies weight decay itself."""
+        return self._function(name_of(namespace(w))) in self._decaying
+
+    def _function(self, library: str) -> RuleFunction:
+        load_accelerations(library)
+        return self.reference if reference_is_forced() else self.accelerated.get(library, self.reference)
+
     def __call__(self, w: Array, g: Array, *slots: Array, **settings: Any) -> None:
         """Update w and the slots in place; all are 1-D arrays of one size."""
         xp = namespace(w)
-        name = name_of(xp)
-        load_accelerations(name)
-        function = self.reference if reference_is_forced() else self.accelerated.get(name, self.reference)
-        function(xp, w, g, *slots, **settings)
+        self._function(name_of(xp))(xp, w, g, *slots, **settings)
 
 
 rules: dict[str, Rule] = {}
@@ -65,6 +77,14 @@ def momentum(xp: Namespace, w: Array, g: Array, v: Array, *, learning_rate: floa
         w -= step
     else:
         w += v
+
+
+@Rule
+def inertia(xp: Namespace, w: Array, g: Array, v: Array, *, learning_rate: float, momentum: float) -> None:
+    """v = momentum * v + (1 - momentum) * g, a mean of the gradients; w -= learning_rate * v."""
+    v *= momentum
+    v += (1 - momentum) * g
+    w -= learning_rate * v
 
 
 @Rule

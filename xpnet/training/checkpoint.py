@@ -123,6 +123,9 @@ class Checkpoint(Callback):
 
     A checkpoint that cannot be written during the run (a full disk) is a warning, and the run goes on: the ones before it
     are untouched. A folder that cannot be written at the start is an error.
+
+    Checkpoints in the folder that are ahead of where this run begins belong to another run, or to a part of this one that
+    is done again. They would be taken for the newest ones, so they are renamed to end in ".old", with a warning.
     """
 
     def __init__(
@@ -153,7 +156,23 @@ class Checkpoint(Callback):
         (self.folder / ".writable").unlink()
         for left in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
             left.unlink()
+        self._set_aside(trainer)
         self._saved = time.monotonic()
+
+    def _set_aside(self, trainer: Trainer) -> None:
+        ahead = [path for path in newest_first(self.folder) if _steps(path) > trainer.iteration]
+        if trainer.iteration == 0 and (self.folder / "best.ckpt").exists():
+            ahead.append(self.folder / "best.ckpt")
+        for path in ahead:
+            path.replace(path.with_name(path.name + ".old"))
+        if ahead:
+            names = ", ".join(path.name for path in ahead)
+            warnings.warn(
+                f"{self.folder} holds checkpoints that are ahead of this run, which begins at step {trainer.iteration}; "
+                f'renamed to *.old: {names}. To go on from them, rename them back and use resume="auto"',
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
         """Save if it is time to."""
@@ -205,8 +224,12 @@ class Checkpoint(Callback):
 
 def newest_first(folder: Path) -> Iterator[Path]:
     """The checkpoints in a folder, the one with the most steps first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
-    return (path for _, path in sorted(found, reverse=True))
+    return iter(sorted((path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)), key=_steps, reverse=True))
+
+
+def _steps(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
 def resume_trainer(trainer: Trainer, resume: str | Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.accel.cupy.launch import THREADS, address, launch, runtime
-from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel
+from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import VECTORS, WIDTHS, fits, product
-from xpnet.backend import dtype_name
 
 Array = Any
 
@@ -52,7 +51,7 @@ def gather_bytes(
             )
         mean, deviation = (xp.ascontiguousarray(v.astype(wide, copy=False)) for v in (mean, deviation))
     features = product(data.shape[1:])
-    kind = C_NAMES[dtype_name(out)]
+    kind = C_NAMES[dtype_of(out)]
     V = WIDTHS[kind]
     if features % V or address(data) % V or address(out) % 16:
         V = 1

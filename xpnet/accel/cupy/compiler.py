@@ -35,13 +35,15 @@ def compile_instances(
         options: further options for NVRTC.
 
     Returns:
-        The cubin, the symbol of each instance by its expression, and the compiler's log.
+        The cubin (PTX where NVRTC is older than the device, see `target`), the symbol of each instance by its expression,
+        and the compiler's log.
 
     Raises:
         CompileError: NVRTC reports errors, or does not know the architecture.
     """
     from cupy.cuda import nvrtc
 
+    kind, number = target(architecture, nvrtc.getSupportedArchs())
     headers = read_headers()
     program = nvrtc.createProgram(
         read_source(file), f"{file}.cu", [text.encode() for text in headers.values()], [name.encode() for name in headers]
@@ -49,20 +51,42 @@ def compile_instances(
     try:
         for instance in instances:
             nvrtc.addNameExpression(program, instance.expression)
-        arguments = [f"--gpu-architecture=sm_{architecture}", *OPTIONS, *options]
+        arguments = [f"--gpu-architecture={kind}_{number}", *OPTIONS, *options]
         try:
             nvrtc.compileProgram(program, arguments)
         except nvrtc.NVRTCError as error:
             names = ", ".join(i.expression for i in instances)
             raise CompileError(
-                f"kernels/{file}.cu does not compile for sm_{architecture} ({error}; NVRTC "
+                f"kernels/{file}.cu does not compile for {kind}_{number} ({error}; NVRTC "
                 f"{'.'.join(map(str, nvrtc.getVersion()))})\ninstances: {names}\nlog:\n{nvrtc.getProgramLog(program)}"
             ) from None
-        cubin: bytes = nvrtc.getCUBIN(program)
+        code: bytes = nvrtc.getCUBIN(program) if kind == "sm" else _as_bytes(nvrtc.getPTX(program))
         symbols = {i.expression: nvrtc.getLoweredName(program, i.expression) for i in instances}
-        return cubin, symbols, nvrtc.getProgramLog(program)
+        return code, symbols, nvrtc.getProgramLog(program)
     finally:
         nvrtc.destroyProgram(program)
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def target(architecture: int, supported: Sequence[int]) -> tuple[str, int]:
+    """What to compile for: ("sm", n) for machine code, ("compute", n) for PTX that the driver translates.
+
+    Machine code runs on its own architecture and on later ones of the same major number. A device that is newer than NVRTC
+    by a major number gets PTX.
+
+    Args:
+        architecture: the device's.
+        supported: those that NVRTC knows.
+    """
+    if architecture in supported:
+        return "sm", architecture
+    older = [n for n in supported if n < architecture]
+    if not older:
+        return "sm", architecture  # NVRTC knows only newer ones; its message says so
+    return ("sm" if max(older) // 10 == architecture // 10 else "compute"), max(older)
 
 
 def cache_folder() -> Path:

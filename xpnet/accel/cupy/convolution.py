@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from xpnet.accel.cupy.activation import add_bias_and_activate, bias_and_activation_gradients
+from xpnet.accel.cupy import depthwise
+from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and_activation_gradients
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import LIMIT, runtime
 from xpnet.accel.cupy.support import contiguous, takes
@@ -26,9 +27,9 @@ def _pointwise(g: Geometry) -> bool:
 
 
 def _chunks(x: Array, g: Geometry) -> Iterator[slice]:
-    """Runs of images whose columns take at most half of the L2 cache, and at least one image."""
+    """Runs of images whose columns fit the cache, and at least one image."""
     elements = g.h.out * g.w.out * g.h.window * g.w.window * x.shape[3]
-    fitting = min(runtime().l2_bytes // 2 // x.dtype.itemsize, LIMIT - 1) // max(elements, 1)
+    fitting = min(runtime().chunk_bytes // x.dtype.itemsize, LIMIT - 1) // max(elements, 1)
     size = max(fitting, 1)
     for start in range(0, x.shape[0], size):
         yield slice(start, min(start + size, x.shape[0]))
@@ -37,6 +38,12 @@ def _chunks(x: Array, g: Geometry) -> Iterator[slice]:
 def _by_group(xp: Any, rows: Array, groups: int) -> Array:
     """(P, G*C) as (G, P, C), a view."""
     return xp.swapaxes(xp.reshape(rows, (rows.shape[0], groups, rows.shape[1] // groups)), 0, 1)
+
+
+def _weights(xp: Any, kernel: Array, groups: int) -> Array:
+    """The kernel as one matrix a group, a view: (G, KH*KW*C/G, O/G)."""
+    KH, KW, Cg, O = kernel.shape
+    return _by_group(xp, xp.reshape(kernel, (KH * KW * Cg, O)), groups)
 
 
 class _Columns:
@@ -60,7 +67,7 @@ class _Columns:
         return self.xp.reshape(self._buffer[:size], self.shape(images))
 
     def matrices(self, cols: Array) -> Array:
-        return self.xp.reshape(cols, (self.groups, -1 if cols.size else 0, self.inner))
+        return self.xp.reshape(cols, (self.groups, cols.shape[1] * self.positions, self.inner))
 
     def of(self, chunk: slice) -> Array:
         return self.matrices(im2col(self.xp, self.x[chunk], self.g, self.groups, self.room(chunk.stop - chunk.start)))
@@ -81,21 +88,27 @@ def _conv2d(
     save: bool,
 ) -> Any:
     g = conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
-    if not takes(x, kernel, bias):
+    if not takes(x, kernel, bias) or activation not in NUMBERS:
         return NotImplemented
     x, kernel = contiguous(xp, x), contiguous(xp, kernel)
     N, C, O = x.shape[0], x.shape[3], kernel.shape[3]
-    weights = _by_group(xp, xp.reshape(kernel, (-1 if kernel.size else 0, O)), groups)  # (G, KH*KW*C/G, O/G)
+    bias = contiguous(xp, bias)
+    if depthwise.covers(x, kernel, g, groups):
+        y = depthwise.forward(xp, x, kernel, g)
+        add_bias_and_activate(xp, xp.reshape(y, (N * g.h.out * g.w.out, O)), bias, activation)
+        return y, (x, kernel, y if activation else None) if save else None
+    weights = _weights(xp, kernel, groups)
     y = xp.empty((N, g.h.out, g.w.out, O), dtype=x.dtype)
     rows = xp.reshape(y, (N * g.h.out * g.w.out, O))
     if _pointwise(g):
         gemm(xp, _by_group(xp, xp.reshape(x, (rows.shape[0], C)), groups), weights, _by_group(xp, rows, groups))
+        add_bias_and_activate(xp, rows, bias, activation)
     else:
         columns = _Columns(xp, x, g, groups)
         for chunk in _chunks(x, g):
             part = rows[chunk.start * columns.positions : chunk.stop * columns.positions]
             gemm(xp, columns.of(chunk), weights, _by_group(xp, part, groups))
-    add_bias_and_activate(xp, rows, contiguous(xp, bias), activation)
+            add_bias_and_activate(xp, part, bias, activation)  # while the chunk is in the cache
     return y, (x, kernel, y if activation else None) if save else None
 
 
@@ -118,11 +131,16 @@ def _(
     count = x.shape[0] * g.h.out * g.w.out
     y = None if y is None else xp.reshape(y, (count, O))
     dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2])
-    weights = _by_group(xp, xp.reshape(kernel, (-1 if kernel.size else 0, O)), groups)
-    dx = _data_gradient(xp, dz, weights, x, g, groups) if needs[0] else None
-    dkernel = None
-    if needs[1]:
-        dkernel = xp.reshape(_kernel_gradient(xp, dz, x, g, groups), kernel.shape).astype(kernel.dtype, copy=False)
+    dx = dkernel = None
+    if depthwise.covers(x, kernel, g, groups):
+        images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
+        dx = depthwise.data_gradient(xp, images, kernel, g) if needs[0] else None
+        dkernel = depthwise.kernel_gradient(xp, x, images, g) if needs[1] else None
+    else:
+        dx = _data_gradient(xp, dz, _weights(xp, kernel, groups), x, g, groups) if needs[0] else None
+        dkernel = xp.reshape(_kernel_gradient(xp, dz, x, g, groups), kernel.shape) if needs[1] else None
+    if dkernel is not None:
+        dkernel = dkernel.astype(kernel.dtype, copy=False)
     return dx, dkernel, dbias
 
 

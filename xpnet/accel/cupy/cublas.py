@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+import weakref
 from typing import Any
 
 from xpnet.accel.cupy.gemm import Product
@@ -31,6 +32,7 @@ def _library() -> Any:
     library = ctypes.CDLL(_path())
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
     library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
+    library.cublasDestroy_v2.argtypes = [pointer]
     library.cublasSetStream_v2.argtypes = [pointer, pointer]
     library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
     library.cublasGemmEx.argtypes = [
@@ -46,12 +48,18 @@ def _library() -> Any:
 
 def _path() -> str:
     """Where cuBLAS is: as CuPy finds it, else by its name on the system's search path."""
+    reason = "cuda-pathfinder, which comes with CuPy, is not installed"
     try:
-        from cuda.pathfinder import load_nvidia_dynamic_lib
-
-        return str(load_nvidia_dynamic_lib("cublas").abs_path)
-    except Exception as error:  # pathfinder is absent, or knows no cuBLAS: each of its versions says so differently
-        reason = error
+        from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+    except ImportError:
+        pass
+    else:
+        try:
+            path = load_nvidia_dynamic_lib("cublas").abs_path
+            if path:
+                return str(path)
+        except (DynamicLibNotFoundError, RuntimeError, OSError) as error:
+            reason = str(error)
     import cupy
 
     major = cupy.cuda.nvrtc.getVersion()[0]
@@ -84,23 +92,31 @@ class _Handles(threading.local):
 _handles = _Handles()
 
 
-def _handle(device: int, stream: int) -> Any:
-    known = _handles.of.get((device, stream))
+def _handle(device: int, stream: Any) -> Any:
+    known = _handles.of.get((device, stream.ptr))
     if known is None:
         import cupy
 
         library, handle = _library(), ctypes.c_void_p()
         _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
         workspace = cupy.cuda.alloc(WORKSPACE)
-        _check(library.cublasSetStream_v2(handle, stream), "setting the stream")
+        _check(library.cublasSetStream_v2(handle, stream.ptr), "setting the stream")
         # After the stream: setting a stream takes the workspace away again.
         _check(library.cublasSetWorkspace_v2(handle, workspace.ptr, WORKSPACE), "setting the workspace")
-        known = _handles.of[device, stream] = handle, workspace
+        known = _handles.of[device, stream.ptr] = handle, workspace
+        # A recorded graph holds the workspace's address, and its stream; when that goes, both are free.
+        weakref.finalize(stream, _drop, _handles.of, (device, stream.ptr)).atexit = False
     return known[0]
 
 
-def run(product: Product, device: int, stream: int) -> None:
-    """Run one strided batch of products on a stream of the current device."""
+def _drop(handles: dict[tuple[int, int], tuple[Any, Any]], key: tuple[int, int]) -> None:
+    """Destroy the handle of a stream that is gone; this waits for its work, so the workspace can be freed as well."""
+    handle, _ = handles.pop(key)
+    _library().cublasDestroy_v2(handle)
+
+
+def run(product: Product, device: int, stream: Any) -> None:
+    """Run one strided batch of products on a stream (CuPy's object) of the current device."""
     p = product
     if p.dtype == "float64":
         compute, scale = _COMPUTE_64F, _DOUBLE

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.launch import runtime
+from xpnet.accel.cupy.source import dtype_of
 from xpnet.accel.settings import get_matmul_precision
-from xpnet.backend import dtype_name
 
 Array = Any
 DTYPES = ("float16", "float32", "float64", "bfloat16")
@@ -64,10 +64,10 @@ def gemm(xp: Any, a: Array, b: Array, c: Array, *, alpha: float = 1.0, beta: flo
         ValueError: the shapes do not fit, or rows of `c` are not contiguous.
         TypeError: dtypes differ or are not floating.
     """
-    dtype, c_dtype = dtype_name(a), dtype_name(c)
+    dtype, c_dtype = dtype_of(a), dtype_of(c)
     wider = c_dtype == "float32" and a.dtype.itemsize == 2
-    if dtype not in DTYPES or dtype_name(b) != dtype or (c_dtype != dtype and not wider):
-        raise TypeError(f"gemm needs three arrays of one floating dtype, got {dtype}, {dtype_name(b)} and {c_dtype}")
+    if dtype not in DTYPES or dtype_of(b) != dtype or (c_dtype != dtype and not wider):
+        raise TypeError(f"gemm needs three arrays of one floating dtype, got {dtype}, {dtype_of(b)} and {c_dtype}")
     if not a.ndim == b.ndim == c.ndim or a.ndim not in (2, 3):
         raise ValueError(f"gemm needs matrices or batches of them, got shapes {a.shape}, {b.shape}, {c.shape}")
     if (*a.shape[:-1], b.shape[-1]) != c.shape or a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from xpnet.accel.cupy.source import Instance
-from xpnet.backend import DeviceError, dtype_name
+from xpnet.accel.cupy.source import Instance, dtype_of
+from xpnet.backend import DeviceError
 
 Array = Any
 Size3 = tuple[int, int, int]
@@ -24,7 +24,7 @@ class Runtime(Protocol):
     """What runs kernels and matrix products."""
 
     multiprocessors: int
-    l2_bytes: int
+    chunk_bytes: int  # of columns that a convolution makes at a time
 
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
         """The address of each array's data, 0 for None."""
@@ -47,7 +47,8 @@ class CudaRuntime:
         self._driver = cupy.cuda.driver
         attributes = cupy.cuda.Device(device).attributes
         self.multiprocessors = int(attributes["MultiProcessorCount"])
-        self.l2_bytes = int(attributes["L2CacheSize"])
+        # Half of the L2 cache; but a small cache must not cut products into pieces that leave the device idle.
+        self.chunk_bytes = max(int(attributes["L2CacheSize"]) // 2, 16 << 20)
         self._architecture = int(cupy.cuda.Device(device).compute_capability)
         self._functions: dict[Instance, Any] = {}
         self._lock = threading.Lock()
@@ -94,7 +95,7 @@ class CudaRuntime:
         """Run a product with this package's own cuBLAS handle."""
         from xpnet.accel.cupy import cublas
 
-        cublas.run(call, self.device, self._cupy.cuda.get_current_stream().ptr)
+        cublas.run(call, self.device, self._cupy.cuda.get_current_stream())
 
 
 _runtimes: dict[int, CudaRuntime] = {}
@@ -184,8 +185,8 @@ def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments
 
 
 def _check(instance: Instance, name: str, dtype: str, array: Array) -> None:
-    if dtype_name(array) != dtype and not (dtype == "bfloat16" and dtype_name(array) == "uint16"):
-        raise TypeError(f"{instance.expression}: {name} must be {dtype}, got {dtype_name(array)}")
+    if dtype_of(array) != dtype and not (dtype == "bfloat16" and dtype_of(array) == "uint16"):
+        raise TypeError(f"{instance.expression}: {name} must be {dtype}, got {dtype_of(array)}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{instance.expression}: {name} must be C-contiguous, got strides {array.strides}")
 

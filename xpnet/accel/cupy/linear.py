@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.activation import add_bias_and_activate, bias_and_activation_gradients
+from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and_activation_gradients
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.support import contiguous, product, takes
 from xpnet.ops.linear import dense, matmul
@@ -15,9 +15,9 @@ Array = Any
 @dense.accelerate("cupy")
 def _dense(xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activation: str | None, save: bool) -> Any:
     if kernel.ndim != 2 or x.ndim == 0 or x.shape[-1] != kernel.shape[0] or not takes(x, kernel, bias):
-        return NotImplemented  # the reference explains a wrong shape
+        return NotImplemented  # the reference explains what is wrong
     units = kernel.shape[1]
-    if bias is not None and tuple(bias.shape) != (units,):
+    if (bias is not None and tuple(bias.shape) != (units,)) or activation not in NUMBERS:
         return NotImplemented
     rows = xp.reshape(x, (product(x.shape[:-1]), x.shape[-1]))
     y = xp.empty((rows.shape[0], units), dtype=x.dtype)

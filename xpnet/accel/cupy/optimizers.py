@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, fits, takes
+from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, fits
 from xpnet.optim import rules
 
 Array = Any
@@ -111,27 +111,32 @@ def adam(
     )  # fmt: skip
 
 
-def _flat(*arrays: Array) -> bool:
-    return takes(*arrays) and all(a.flags.c_contiguous for a in arrays)
+class Decay(NamedTuple):
+    """How a rule applies weight decay in its own pass: the settings that an Optimizer adds."""
+
+    weight_decay: float = 0.0
+    decayed: int = 0
+    decoupled: bool = False
 
 
-@rules.sgd.accelerate("cupy")
-def _sgd_rule(xp: Any, w: Array, g: Array, *, learning_rate: float) -> None:
-    if _flat(w, g):
-        sgd(w, g, rate=learning_rate)
-    else:
-        rules.sgd.reference(xp, w, g, learning_rate=learning_rate)
+@rules.sgd.accelerate("cupy", decays=True)
+def _sgd_rule(xp: Any, w: Array, g: Array, *, learning_rate: Any, **settings: Any) -> None:
+    decay = Decay(**settings)
+    sgd(w, g, rate=learning_rate, weight_decay=decay.weight_decay, decayed=decay.decayed)
 
 
-@rules.momentum.accelerate("cupy")
-def _momentum_rule(xp: Any, w: Array, g: Array, v: Array, *, learning_rate: float, momentum: float, nesterov: bool) -> None:
-    if _flat(w, g, v):
-        sgd(w, g, v, rate=learning_rate, momentum=momentum, nesterov=nesterov)
-    else:
-        rules.momentum.reference(xp, w, g, v, learning_rate=learning_rate, momentum=momentum, nesterov=nesterov)
+@rules.momentum.accelerate("cupy", decays=True)
+def _momentum_rule(
+    xp: Any, w: Array, g: Array, v: Array, *, learning_rate: Any, momentum: float, nesterov: bool, **settings: Any
+) -> None:
+    decay = Decay(**settings)
+    sgd(
+        w, g, v, rate=learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=decay.weight_decay,
+        decayed=decay.decayed,
+    )  # fmt: skip
 
 
-@rules.adam.accelerate("cupy")
+@rules.adam.accelerate("cupy", decays=True)
 def _adam_rule(
     xp: Any,
     w: Array,
@@ -139,14 +144,14 @@ def _adam_rule(
     m: Array,
     v: Array,
     *,
-    learning_rate: float,
+    learning_rate: Any,
     beta1: float,
     beta2: float,
     epsilon: float,
     step: int,
+    **settings: Any,
 ) -> None:
-    settings: Any = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
-    if _flat(w, g, m, v):
-        adam(w, g, m, v, rate=learning_rate, finished_steps=step - 1, **settings)
-    else:
-        rules.adam.reference(xp, w, g, m, v, learning_rate=learning_rate, step=step, **settings)
+    adam(
+        w, g, m, v, rate=learning_rate, finished_steps=step - 1, beta1=beta1, beta2=beta2, epsilon=epsilon,
+        **Decay(**settings)._asdict(),
+    )  # fmt: skip

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpnet.accel.cupy.launch import blocks_for, launch
-from xpnet.accel.cupy.source import FLOATS, Kernel
+from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import accumulator, c_name, contiguous, product, takes
-from xpnet.backend import dtype_name
 from xpnet.ops.softmax import check_reduction, log_softmax, softmax, softmax_cross_entropy
 
 Array = Any
@@ -84,7 +83,7 @@ def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: 
     if xp.isdtype(labels.dtype, "integral"):
         if tuple(labels.shape) != tuple(logits.shape[:-1]):
             return NotImplemented  # the reference explains a wrong shape
-        if dtype_name(labels) not in ("int32", "int64"):
+        if dtype_of(labels) not in ("int32", "int64"):
             labels = labels.astype(xp.int64)
     elif tuple(labels.shape) != tuple(logits.shape):
         return NotImplemented

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from xpnet.backend import dtype_name
+
 TemplateArgument = str | int | bool
 
 FLOATS = ("float", "double", "float16", "bfloat16")
@@ -30,6 +32,18 @@ C_NAMES = {
     "uint64": "u64",
 }
 """The name in the CUDA sources of each dtype that kernels take."""
+
+_names: dict[Any, str] = {}
+
+
+def dtype_of(array: Any) -> str:
+    """The name of an array's dtype, remembered by dtype: writing it out costs microseconds."""
+    try:
+        return _names[array.dtype]
+    except KeyError:
+        name = _names[array.dtype] = dtype_name(array)
+        return name
+
 
 _DTYPES = {c: dtype for dtype, c in C_NAMES.items()} | {"bool": "bool"}
 _SCALARS = {"int": "i", "i64": "q", "u32": "I", "u64": "Q", "float": "f", "double": "d", "Divisor": "3I"}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.accel.cupy.source import C_NAMES, FLOATS
-from xpnet.backend import dtype_name
+from xpnet.accel.cupy.source import C_NAMES, FLOATS, dtype_of
 
 Array = Any
 
@@ -23,13 +22,13 @@ def fits(kind: str, width: int, *_: object) -> bool:
 
 def takes(*arrays: Array | None) -> bool:
     """Whether all arrays (None aside) have one floating dtype that the kernels take."""
-    names = {dtype_name(a) for a in arrays if a is not None}
+    names = {dtype_of(a) for a in arrays if a is not None}
     return len(names) == 1 and C_NAMES.get(names.pop()) in FLOATS
 
 
 def c_name(array: Array) -> str:
     """The C type of an array's elements."""
-    return C_NAMES[dtype_name(array)]
+    return C_NAMES[dtype_of(array)]
 
 
 def accumulator(xp: Any, array: Array) -> Any:

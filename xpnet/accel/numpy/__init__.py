@@ -2,6 +2,7 @@
 
 from xpnet.accel.numpy import convolution as convolution
 from xpnet.accel.numpy import elementwise as elementwise
+from xpnet.accel.numpy import fused as fused
 from xpnet.accel.numpy import linear as linear
 from xpnet.accel.numpy import normalization as normalization
 from xpnet.accel.numpy import pooling as pooling

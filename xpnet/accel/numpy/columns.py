@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, fill_padded, images_and_lines, scratch, slope
+from xpnet.accel.numpy.ends import Chunk, Images, Outputs
+from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, images_and_lines, scratch, windowed
 from xpnet.threads import get_num_threads, parallel
 
 
@@ -44,52 +45,44 @@ class _Plan(NamedTuple):
 def _outputs_at_once(w: Windows, C: int, O: int) -> int:
     """t, from what the products and the copies of one output cost."""
     (KH, KW), sw, OW = w.window, w.stride[1], w.size[1]
-    if w.dilation[1] != 1 or C > 8 or OW < 2:
+    if w.dilation[1] != 1 or C > 32 or OW < 2:
         return 1
     best, chosen = float("inf"), 1
     for t in range(1, min(OW, 16) + 1):
-        length = (t - 1) * sw + KW
-        waste = -(-OW // t) * t / OW
-        # Multiplications; a run of the copy costs about 500, an element 12; narrow products run at a lower rate.
-        narrow = 1 + 48 / (t * O)
-        cost = waste * (KH * length * C * (O * narrow + 12 / t) + KH * 500 / t)
-        if t * O > 512:
-            break
+        K = KH * ((t - 1) * sw + KW) * C
+        rows = -(-OW // t) / OW  # for each output
+        # In multiplications at the full rate of about 50 a nanosecond: thin products run slower, an element costs
+        # 10 to copy, a run of a copy 300.
+        cost = rows * (K * t * O * (1 + 5 / (t * O)) * (1 + 8 / K) + 10 * K + 300 * KH)
+        if OW % t:
+            cost += 10 * O  # the result is copied
         if cost < best:
             best, chosen = cost, t
     return chosen
 
 
-_CHUNK = 3 << 18
-"""Bytes of columns in a chunk: with the kernel and the output they should fit a core's second-level cache."""
+_CHUNK = 3 << 19
+"""Bytes of columns in a chunk: few enough for the caches, enough for calls that take longer than Python between them."""
 
 
-def _plan(shape: tuple[int, ...], w: Windows, O: int, itemsize: int) -> _Plan:
+def _plan(shape: tuple[int, ...], w: Windows, O: int, itemsize: int, whole: bool = False) -> _Plan:
     N, _, _, C = shape
     (KH, KW), (OH, OW) = w.window, w.size
     t = _outputs_at_once(w, C, O)
     length = (t - 1) * w.stride[1] + KW if w.dilation[1] == 1 else KW
     Q = -(-OW // t)
     K = KH * length * C
-    chunks = images_and_lines(N, OH, itemsize * Q * (K + 1 + t * O), _CHUNK)
+    line = itemsize * Q * (K + 1 + t * O)
+    chunks = images_and_lines(N, OH, line, max(_CHUNK, OH * line) if whole else _CHUNK)
     return _Plan(t, length, Q, K, chunks)
 
 
-def _gather(
-    x: Floats,
-    w: Windows,
-    plan: _Plan,
-    chunk: tuple[int, int, int, int],
-    P: Floats,
-    cols: Floats,
-    output: Floats | None,
-    activation: str | None,
-) -> None:
+def _gather(x: Images, w: Windows, plan: _Plan, chunk: Chunk, P: Floats, cols: Floats) -> None:
     """Copy the windows of a chunk's outputs to cols (n, rows, Q, K or more)."""
     n0, n1, r0, r1 = chunk
     C = x.shape[3]
     (KH, KW), (sh, sw), (dh, dw) = w.window, w.stride, w.dilation
-    fill_padded(P, x, output, activation, (n0, n1), r0 * sh - w.pads[0], -w.pads[1])
+    x.fill(P, (n0, n1), r0 * sh - w.pads[0], -w.pads[1])
     b0, b1, b2, b3 = P.strides
     n, r = n1 - n0, r1 - r0
     target = cols[..., : plan.K]
@@ -99,7 +92,7 @@ def _gather(
     else:
         shape = (n, r, plan.Q, KH, KW, C)
         strides = (b0, sh * b1, sw * b2, dh * b1, dw * b2, b3)
-    np.copyto(target.reshape(shape), as_strided(P, shape, strides))
+    np.copyto(target.reshape(shape), windowed(P, shape, strides))
 
 
 def _padded_shape(w: Windows, plan: _Plan, n: int, r: int, C: int) -> tuple[int, int, int, int]:
@@ -123,76 +116,53 @@ def _matrix(kernel: Floats, bias: Floats | None, plan: _Plan, stride: int) -> Fl
     return B.reshape(-1, plan.t * O)
 
 
-def convolve(
-    x: Floats,
-    kernel: Floats,
-    bias: Floats | None,
-    w: Windows,
-    y: Floats,
-    *,
-    activation: str | None = None,
-    output: Floats | None = None,
-    output_activation: str | None = None,
-) -> None:
-    """The convolution of x (N, H, W, C) with kernel (KH, KW, C, O), written to y (N, OH, OW, O).
-
-    Any strides of x, kernel and y are fine. What lies outside of an image counts as 0. `output` and `output_activation` make
-    this a data gradient: x is first multiplied by the slope of that activation, from its output.
-    """
+def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target: Outputs) -> None:
+    """The convolution of x (N, H, W, C) with kernel (KH, KW, C, O). What lies outside of an image counts as 0."""
     C, O = x.shape[3], kernel.shape[3]
     OW, dtype = w.size[1], x.dtype
-    plan = _plan(x.shape, w, O, dtype.itemsize)
+    plan = _plan(x.shape, w, O, dtype.itemsize, x.whole or target.whole)
     B = _matrix(kernel, bias, plan, w.stride[1])
-    # Where a chunk of y is one matrix, possibly of a wider one, the product is written there at once.
-    direct = OW % plan.t == 0 and (y.flags.c_contiguous or (plan.t == 1 and _one_matrix(y)))
 
     def chunk(number: int) -> None:
         n0, n1, r0, r1 = where = plan.chunks[number]
         n, r = n1 - n0, r1 - r0
         M = n * r * plan.Q
+        # Where the target's room is one matrix, possibly of a wider one, the product is written there at once.
+        room = _as_matrix(target.room(where), plan.t) if OW % plan.t == 0 else None
         P, cols, result = scratch(
-            dtype, _padded_shape(w, plan, n, r, C), (n, r, plan.Q, B.shape[0]), (0 if direct else M, plan.t * O)
+            dtype,
+            _padded_shape(w, plan, n, r, C),
+            (n, r, plan.Q, B.shape[0]),
+            (M if room is None else 0, plan.t * O),
         )
-        _gather(x, w, plan, where, P, cols, output, output_activation)
+        _gather(x, w, plan, where, P, cols)
         if bias is not None:
             cols[..., plan.K] = 1
-        part = y[n0:n1, r0:r1]
-        if direct:
-            np.matmul(cols.reshape(M, -1), B, out=_as_matrix(part, M))
+        if room is not None:
+            np.matmul(cols.reshape(M, -1), B, out=room)
+            target.finish(where, target.room(where))
         else:
             np.matmul(cols.reshape(M, -1), B, out=result)
-            np.copyto(part, result.reshape(n, r, plan.Q * plan.t, O)[:, :, :OW])
-        activate(part, activation)
+            target.finish(where, result.reshape(n, r, plan.Q * plan.t, O)[:, :, :OW])
 
     parallel(chunk, len(plan.chunks))
 
 
-def _one_matrix(y: Floats) -> bool:
-    """Whether the pixels of y (N, OH, OW, O) lie at equal distances."""
-    (_, OH, OW, _), (b0, b1, b2, b3) = y.shape, y.strides
-    return b3 == y.itemsize and b1 == OW * b2 and b0 == OH * b1
-
-
-def _as_matrix(part: Floats, M: int) -> Floats:
-    """A contiguous or evenly strided part of an output as (M, channels), without a copy."""
+def _as_matrix(part: Floats, t: int) -> Floats | None:
+    """Contiguous outputs, t in a row, as a matrix; or with t = 1 evenly spaced ones; else None."""
     if part.flags.c_contiguous:
-        return part.reshape(M, -1)
-    return as_strided(part, (M, part.shape[3]), part.strides[2:])
+        return part.reshape(-1, t * part.shape[3])
+    (n, r, OW, O), (b0, b1, b2, b3) = part.shape, part.strides
+    if t == 1 and b3 == part.itemsize and (r == 1 or b1 == OW * b2) and (n == 1 or b0 == r * OW * b2):
+        return as_strided(part, (n * r * OW, O), (b2, b3))
+    return None
 
 
-def kernel_gradient(
-    x: Floats,
-    dy: Floats,
-    w: Windows,
-    kernel_shape: tuple[int, ...],
-    *,
-    output: Floats | None = None,
-    output_activation: str | None = None,
-) -> tuple[Floats, Floats]:
+def kernel_gradient(x: Images, dy: Images, w: Windows, kernel_shape: tuple[int, ...]) -> tuple[Floats, Floats]:
     """The gradients of kernel (KH, KW, C, O) and bias (O,) from x (N, H, W, C) and dy (N, OH, OW, O)."""
     KH, KW, C, O = kernel_shape
-    OW, dtype = w.size[1], x.dtype
-    plan = _plan(x.shape, w, O, dtype.itemsize)
+    dtype = x.dtype
+    plan = _plan(x.shape, w, O, dtype.itemsize, dy.whole)
     t = plan.t
     # Each part adds up its own share of the chunks; the shares are fixed, so a result can be repeated bit for bit.
     parts = min(get_num_threads(), len(plan.chunks))
@@ -212,12 +182,9 @@ def kernel_gradient(
                 (n, r, plan.Q * t, O),
                 (plan.K + 1, t * O),
             )
-            _gather(x, w, plan, where, P, cols, None, None)
+            _gather(x, w, plan, where, P, cols)
             cols[..., plan.K] = 1
-            part = (slice(n0, n1), slice(r0, r1))
-            if t * plan.Q > OW:
-                dz[:, :, OW:] = 0
-            slope(dy[part], None if output is None else output[part], output_activation, dz[:, :, :OW])
+            dy.fill(dz, (n0, n1), r0, 0)
             columns = cols.reshape(M, plan.K + 1).T
             if number == bounds[p]:
                 np.matmul(columns, dz.reshape(M, t * O), out=totals[p])
@@ -239,15 +206,7 @@ def kernel_gradient(
     return dkernel, total[plan.K].reshape(t, O).sum(axis=0)
 
 
-def spread(
-    dy: Floats,
-    kernel: Floats,
-    w: Windows,
-    dx: Floats,
-    *,
-    output: Floats | None = None,
-    output_activation: str | None = None,
-) -> None:
+def spread(dy: Images, kernel: Floats, w: Windows, dx: Floats) -> None:
     """The data gradient for strides above 1: every dy (N, OH, OW, O) times the kernel, added to its window in dx.
 
     With stride 1 a convolution with the turned kernel is faster.
@@ -267,7 +226,7 @@ def spread(
         for r0 in range(0, OH, lines):
             r1 = min(r0 + lines, OH)
             dz, product = scratch(dtype, (r1 - r0, OW, O), (r1 - r0, OW, C))
-            slope(dy[n, r0:r1], None if output is None else output[n, r0:r1], output_activation, dz)
+            dy.fill(dz[None], (n, n + 1), r0, 0)
             for kh, (first, last, offset) in enumerate(rows):
                 first, last = max(first, r0), min(last, r1)
                 if first >= last:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import FLOATS, LIMIT, Floats, fill_padded, images_and_lines, keep_where, scratch
+from xpnet.accel.numpy.scratch import FLOATS, LIMIT, Floats, evenly, fill_padded, images_and_lines, keep_where, scratch
 from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches, pool_geometry, window_counts
 from xpnet.threads import parallel
 
-_CHUNK = 3 << 18
+_CHUNK = 3 << 20
 """Bytes of input in a chunk."""
 
 
@@ -91,10 +91,10 @@ def _combine(combine: Any, x: Floats, band: _Band, value: float, out: Floats) ->
     columns = (g.w.out - 1) * g.w.stride + g.w.window
     n, C = out.shape[0], out.shape[3]
     if band.top >= 0 and band.top + band.rows <= g.h.size and g.w.before == 0 and columns <= g.w.size:
-        (temporary,) = scratch(x.dtype, (n, lines, columns, C))
+        (temporary,) = scratch(x.dtype, (n, lines, columns, C), slot="pool")
         P = x[band.images, band.top : band.top + band.rows, :columns]
     else:
-        P, temporary = scratch(x.dtype, (n, band.rows, columns, C), (n, lines, columns, C))
+        P, temporary = scratch(x.dtype, (n, band.rows, columns, C), (n, lines, columns, C), slot="pool")
         fill_padded(P, x, None, None, (band.images.start, band.images.stop), band.top, -g.w.before, value)
     total = band.below(P, 0)
     for kh in range(1, g.h.window):
@@ -144,12 +144,33 @@ def _forward(x: Floats, g: Geometry, switch: bool) -> tuple[Floats, Floats | Non
         if switches is None:
             _combine(np.maximum, x, band, -np.inf, y[part])
         else:
-            P, temporary = scratch(x.dtype, band.shape, (*band.shape[1:3], g.w.out, x.shape[3]))
+            P, temporary = scratch(x.dtype, band.shape, (*band.shape[1:3], g.w.out, x.shape[3]), slot="pool")
             band.deal(x, P, -np.inf)
             _largest(band, P, temporary, y[part], switches[part])
 
     _for_bands(x.shape, g, x.itemsize, chunk)
     return y, switches
+
+
+def pool_chunk(x: Floats, g: Geometry, y: Floats, switches: Floats | None) -> None:
+    """Max pooling of whole images, in this thread."""
+    band = _Band(g, (0, x.shape[0], 0, g.h.out), x.shape[3])
+    if switches is None:
+        _combine(np.maximum, x, band, -np.inf, y)
+    else:
+        P, temporary = scratch(x.dtype, band.shape, (*band.shape[1:3], g.w.out, x.shape[3]), slot="pool")
+        band.deal(x, P, -np.inf)
+        _largest(band, P, temporary, y, switches)
+
+
+def unpool_chunk(dy: Floats, switches: Floats, g: Geometry, dx: Floats) -> None:
+    """`unpool` of whole images to dx, in this thread."""
+    band = _Band(g, (0, dy.shape[0], 0, g.h.out), dy.shape[3])
+    if not _covered(g):
+        dx[...] = 0
+    P, temporary = scratch(dy.dtype, band.shape, dy.shape, slot="pool")
+    _scatter(band, dy, switches, P, temporary)
+    band.collect(P, dx, 0)
 
 
 def _for_bands(shape: tuple[int, ...], g: Geometry, itemsize: int, work: Any) -> None:
@@ -172,9 +193,9 @@ def _gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: A
     N, _, W, C = shape
     dx = np.empty(shape, dtype)
     line = g.h.stride * W * C * dtype.itemsize
-    images = max(1, min(_CHUNK // (g.h.out * line), -(-N // 2)))
+    images = evenly(N, max(1, _CHUNK // (g.h.out * line)))
     lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
-    covered = all(a.stride <= a.window and (a.out - 1) * a.stride + a.window - a.before >= a.size for a in g)
+    covered = _covered(g)
 
     def chunk(number: int) -> None:
         n0, n1 = number * images, min((number + 1) * images, N)
@@ -184,7 +205,7 @@ def _gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: A
         for r0 in range(0, g.h.out, lines):
             r1 = min(r0 + lines, g.h.out)
             band = _Band(g, (n0, n1, r0, r1), C)
-            P, temporary = scratch(dtype, band.shape, (n1 - n0, r1 - r0, g.w.out, C))
+            P, temporary = scratch(dtype, band.shape, (n1 - n0, r1 - r0, g.w.out, C), slot="pool")
             fill(band, (slice(n0, n1), slice(r0, r1)), P, temporary)
             band.collect(P, dx, done)
             done = max(done, band.top + band.rows)
@@ -198,22 +219,33 @@ def _apart(g: Geometry) -> bool:
     return g.h.stride == g.h.window and g.w.stride >= g.w.window
 
 
+def _covered(g: Geometry) -> bool:
+    """Whether every pixel lies in at least one window."""
+    return all(a.stride <= a.window and (a.out - 1) * a.stride + a.window - a.before >= a.size for a in g)
+
+
+def _scatter(band: _Band, dy: Floats, switches: Floats, P: Floats, temporary: Floats) -> None:
+    """Every dy at the place its switch names in the phases P."""
+    g = band.g
+    apart = _apart(g)
+    if not apart:
+        P[...] = 0
+    for kh in range(g.h.window):
+        for kw in range(g.w.window):
+            place = band.below(band.element(P, kw), kh)
+            hit = np.equal(switches, np.uint8(kh * g.w.window + kw))
+            if apart:
+                keep_where(dy, hit, place)
+            else:
+                keep_where(dy, hit, temporary)
+                np.add(place, temporary, out=place)
+
+
 def unpool(dy: Floats, switches: Floats, shape: tuple[int, ...], g: Geometry) -> Floats:
     """Every dy (N, OH, OW, C) at the place its switch names, in an array of `shape`."""
-    apart = _apart(g)
 
     def fill(band: _Band, part: Any, P: Floats, temporary: Floats) -> None:
-        if not apart:
-            P[...] = 0
-        for kh in range(g.h.window):
-            for kw in range(g.w.window):
-                place = band.below(band.element(P, kw), kh)
-                hit = np.equal(switches[part], np.uint8(kh * g.w.window + kw))
-                if apart:
-                    keep_where(dy[part], hit, place)
-                else:
-                    keep_where(dy[part], hit, temporary)
-                    np.add(place, temporary, out=place)
+        _scatter(band, dy[part], switches[part], P, temporary)
 
     return _gradient(shape, g, dy.dtype, fill)
 

@@ -45,9 +45,7 @@ def sgd(xp: Any, w: Floats, g: Floats, *, learning_rate: float) -> None:
 
 
 @rules.momentum.accelerate("numpy")
-def momentum(
-    xp: Any, w: Floats, g: Floats, v: Floats, *, learning_rate: float, momentum: float, nesterov: bool
-) -> None:
+def momentum(xp: Any, w: Floats, g: Floats, v: Floats, *, learning_rate: float, momentum: float, nesterov: bool) -> None:
     """v = momentum * v - learning_rate * g; w += v, or momentum * v - learning_rate * g."""
 
     def update(w: Floats, g: Floats, v: Floats) -> None:

@@ -27,9 +27,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
-from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, fill_padded, scratch
+from xpnet.accel.numpy.ends import Images, Outputs
+from xpnet.accel.numpy.scratch import LIMIT, Floats, evenly, scratch, windowed
 from xpnet.threads import get_num_threads, parallel
 
 _enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
@@ -95,6 +95,10 @@ def best_tile(OH: int, OW: int, C: int, O: int, r: int) -> int:
 
 
 _WIDTH = 1 << 14
+"""Columns of a kernel's transform that are done at a time."""
+
+_SMALL_SUMS = 3 << 20
+"""Bytes of dU up to which every thread has its own."""
 
 
 def transform_kernel(kernel: Floats, t: Transforms) -> Floats:
@@ -119,13 +123,14 @@ class _Cut(NamedTuple):
     chunks: list[tuple[int, int, int, int]]  # first and last image, first and last row of tiles
 
 
-def _cut(N: int, OH: int, OW: int, m: int, tiles: int) -> _Cut:
+def _cut(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool) -> _Cut:
     """Chunks of about `tiles` tiles and nearly equal size, at least one for each thread if there are enough images."""
     th, tw = -(-OH // m), -(-OW // m)
+    if whole:
+        tiles = max(tiles, th * tw)
     images, strips = tiles // (th * tw), th
     if images > 1:
-        images = min(images, -(-N // get_num_threads()))
-        images = -(-N // -(-N // images))
+        images = evenly(N, images)
     else:
         images = 1
         strips = max(1, min(th, tiles // tw))
@@ -134,38 +139,25 @@ def _cut(N: int, OH: int, OW: int, m: int, tiles: int) -> _Cut:
     return _Cut(th, tw, chunks)
 
 
-def convolve(
-    x: Floats,
-    U: Floats,
-    t: Transforms,
-    bias: Floats | None,
-    pads: tuple[int, int],
-    y: Floats,
-    *,
-    activation: str | None = None,
-    output: Floats | None = None,
-    output_activation: str | None = None,
-) -> None:
-    """The convolution of x (N, H, W, C) with a transformed kernel U (a, a, C, O), stride 1, written to y.
+def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tuple[int, int], target: Outputs) -> None:
+    """The convolution of x (N, H, W, C) with a transformed kernel U (a, a, C, O), stride 1.
 
     Args:
-        x: input; whatever lies outside of the image, on any side, counts as 0.
+        x: whatever lies outside of the images, on any side, counts as 0.
         U: from `transform_kernel`.
         t: the same transforms.
         bias: (O,) or None.
         pads: how far the first window lies above and left of the image.
-        y: (N, OH, OW, O), contiguous.
-        activation: applied to the result.
-        output: for a data gradient, the forward pass's output, from which x is multiplied by its activation's slope.
-        output_activation: that activation.
+        target: (N, OH, OW, O), contiguous.
     """
     C = x.shape[3]
-    N, OH, OW, O = y.shape
+    N, OH, OW, O = target.shape
     m, a, dtype = t.m, t.a, x.dtype
     terms = a if bias is None else a + 1
     each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
-    wanted = 64 * max(1, 128 // max(C, O))
-    cut = _cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)))
+    # Few channels make short calls: then more tiles, so that the threads are not held up by Python between them.
+    wanted = 64 if max(C, O) > 64 else (1 << 14) // max(C, O)
+    cut = _cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), x.whole or target.whole)
     tw = cut.tw
     wide = m * tw + t.r - 1
     A1 = t.AT if bias is None else t.A1
@@ -184,12 +176,12 @@ def convolve(
             (a * a, T, O),
             (n, s, terms, m * tw * O),
         )
-        fill_padded(P, x, output, output_activation, (n0, n1), m * s0 - pads[0], -pads[1])
+        x.fill(P, (n0, n1), m * s0 - pads[0], -pads[1])
         # B^T along the height, then along the width.
         b0, b1, _, b3 = P.strides
-        np.matmul(t.BT, as_strided(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+        np.matmul(t.BT, windowed(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
         b0, b1, b2, b3 = D.strides
-        tiles = as_strided(D, (a, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+        tiles = windowed(D, (a, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
         np.matmul(t.BT, tiles, out=V.reshape(a, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
         np.matmul(V, U, out=M)
         # A^T along the width, then along the height, with the bias as one more term.
@@ -197,7 +189,8 @@ def convolve(
         np.matmul(t.AT, M.reshape(a, a, n, s, tw, O).transpose(0, 2, 3, 4, 1, 5), out=tiles)
         if bias_row is not None:
             Z[:, :, a] = bias_row
-        out = y[n0:n1, m * s0 : min(m * s1, OH)]
+        where = n0, n1, m * s0, min(m * s1, OH)
+        out = target.room(where)
         whole = out.shape[1] // m
         Z = Z[..., : OW * O]
         if whole:
@@ -205,20 +198,12 @@ def convolve(
         if whole < s:
             rest = out.shape[1] - m * whole
             np.matmul(A1[:rest], Z[:, whole], out=out[:, m * whole :].reshape(n, rest, OW * O))
-        activate(out, activation)
+        target.finish(where, out)
 
     parallel(chunk, len(cut.chunks))
 
 
-def kernel_gradient(
-    x: Floats,
-    dy: Floats,
-    t: Transforms,
-    pads: tuple[int, int],
-    *,
-    output: Floats | None = None,
-    output_activation: str | None = None,
-) -> tuple[Floats, Floats]:
+def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int], whole: bool = False) -> tuple[Floats, Floats]:
     """The gradients of kernel (r, r, C, O) and bias (O,) of a convolution with stride 1.
 
     Args:
@@ -226,33 +211,39 @@ def kernel_gradient(
         dy: (N, OH, OW, O), the gradient of its output.
         t: transforms.
         pads: how far the first window lies above and left of the image.
-        output: the forward pass's output, from which dy is multiplied by its activation's slope.
-        output_activation: that activation.
     """
     N, _, _, C = x.shape
     _, OH, OW, O = dy.shape
     m, r, a, dtype = t.m, t.r, t.a, x.dtype
-    dU = np.empty((a, a, C, O), dtype)
-    dbias = np.zeros(O, dtype)
-    # The rows of the a x a positions are shared out: each thread makes its rows' transforms for all tiles, and no two
-    # threads add to the same sum. Where the sums of a row are large, fewer rows are done at a time.
-    group = -(-a // min(get_num_threads(), a))
+    # Where the sums dU are small, each thread adds up its share of the tiles, and the shares are added in the end.
+    # Where they are large, the rows of the a x a positions are shared out instead: each thread makes its rows'
+    # transforms for all tiles, and no two threads add to the same sum.
     row = a * C * O * dtype.itemsize
+    threads = get_num_threads()
+    shares = threads if a * row <= _SMALL_SUMS else 1
+    group = a if shares > 1 else -(-a // min(threads, a))
     while group > 1 and group * row > LIMIT // 3:
         group -= 1
     groups = [(i, min(i + group, a)) for i in range(0, a, group)]
     each = dtype.itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
     room = max(LIMIT - group * row, LIMIT // 4)
-    cut = _cut(N, OH, OW, m, max(1, min(256 * max(1, 64 // min(C, O)), room // each)))
+    cut = _cut(N, OH, OW, m, max(1, min(256 * max(1, 64 // min(C, O)), room // each)), dy.whole)
     tw = cut.tw
     wide = m * tw + r - 1
 
+    shares = min(shares, len(cut.chunks))
+    bounds = [i * len(cut.chunks) // shares for i in range(shares + 1)]
+    dU = np.empty((shares, a, a, C, O), dtype)
+    dbias = np.zeros((shares, O), dtype)
+
     def rows_of(part: int) -> None:
-        first, last = groups[part]
+        share, which = divmod(part, len(groups))
+        first, last = groups[which]
         g = last - first
-        total = dU[first:last].reshape(g * a, C, O)
+        total = dU[share, first:last].reshape(g * a, C, O)
         BT, A = t.BT[first:last], t.A[first:last]
-        for index, (n0, n1, s0, s1) in enumerate(cut.chunks):
+        for index in range(bounds[share], bounds[share + 1]):
+            n0, n1, s0, s1 = cut.chunks[index]
             n, s = n1 - n0, s1 - s0
             T = n * s * tw
             P, Q, D, E, V, F, step = scratch(
@@ -265,32 +256,34 @@ def kernel_gradient(
                 (g * a, T, O),
                 (g * a, C, O),
             )
-            fill_padded(P, x, None, None, (n0, n1), m * s0 - pads[0], -pads[1])
-            fill_padded(Q, dy, output, output_activation, (n0, n1), m * s0, 0)
+            x.fill(P, (n0, n1), m * s0 - pads[0], -pads[1])
+            dy.fill(Q, (n0, n1), m * s0, 0)
             b0, b1, _, b3 = P.strides
-            np.matmul(BT, as_strided(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+            np.matmul(BT, windowed(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
             b0, b1, b2, b3 = D.strides
-            tiles = as_strided(D, (g, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+            tiles = windowed(D, (g, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
             np.matmul(t.BT, tiles, out=V.reshape(g, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
             np.matmul(A, Q.reshape(n, s, m, m * tw * O), out=E)
             tiles = E.reshape(n, s, g, tw, m, O).transpose(2, 0, 1, 3, 4, 5)
             np.matmul(t.A, tiles, out=F.reshape(g, a, n, s, tw, O).transpose(0, 2, 3, 4, 1, 5))
             if first <= 1 < last:
                 # At the point 1 every power is 1: there A dy A^T is the sum of a tile, which the bias needs.
-                np.add(dbias, F[(1 - first) * a + 1].sum(axis=0), out=dbias)
-            if index:
+                dbias[share] += F[(1 - first) * a + 1].sum(axis=0)
+            if index > bounds[share]:
                 np.matmul(V.transpose(0, 2, 1), F, out=step)
                 np.add(total, step, out=total)
             else:
                 np.matmul(V.transpose(0, 2, 1), F, out=total)
 
-    parallel(rows_of, len(groups))
+    parallel(rows_of, shares * len(groups))
+    for other in dU[1:]:
+        dU[0] += other
     dk = np.empty((r * r, C * O), dtype)
-    flat = dU.reshape(a * a, C * O)
+    flat = dU[0].reshape(a * a, C * O)
 
     def back(p: int) -> None:
         columns = slice(p * _WIDTH, (p + 1) * _WIDTH)
         np.matmul(t.GG.T, flat[:, columns], out=dk[:, columns])
 
     parallel(back, -(-C * O // _WIDTH))
-    return dk.reshape(r, r, C, O), dbias
+    return dk.reshape(r, r, C, O), dbias.sum(axis=0)

@@ -1,0 +1,140 @@
+"""``python -m benchmarks``: xpnet beside other libraries; and ``python -m benchmarks gate``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import gate, machine, plots, report
+from benchmarks.cases import all_cases, memory_cases
+from benchmarks.compare import Comparison, Options
+from benchmarks.libraries import OURS, chosen
+from benchmarks.libraries.job import Unsupported
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare xpnet with other libraries.")
+    made.add_argument("command", nargs="?", choices=("compare", "gate"), default="compare")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument("--against", default="torch,chainer,sklearn", help="names with commas between (default: %(default)s)")
+    made.add_argument("--precision", choices=("float32", "tf32", "float16", "bfloat16"), default="float32")
+    made.add_argument("--threads", type=int, default=machine.cores(), help="for every library (default: all cores)")
+    made.add_argument("--quick", action="store_true", help="a few cases, a few turns")
+    made.add_argument("--cases", default="", help="only cases whose name matches this regular expression")
+    made.add_argument("--budget", type=float, help="seconds for one case and one peer")
+    made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, with one thread only")
+    made.add_argument("--wait", type=float, default=0.0, help="wait so many seconds for a quiet machine before each case")
+    made.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder for the files (default: benchmarks/results)")
+    made.add_argument("--redraw", type=Path, metavar="JSON", help="measure nothing; write the page and plots of a result again")
+    made.add_argument("--update", action="store_true", help="gate: write the baseline instead of checking it")
+    return made
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    budget = arguments.budget or (1.0 if arguments.quick else 3.0)
+    options = Options(
+        arguments.device, arguments.precision, arguments.threads, budget, clock=arguments.clock, wait=arguments.wait
+    )
+    return dataclasses.replace(options, rounds=11) if arguments.quick else options
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = parser()
+    arguments = made.parse_args(argv)
+    if arguments.device == "cpu" and arguments.precision != "float32":
+        made.error("on a CPU the precision is float32")
+    if arguments.threads < 1:
+        made.error("--threads must be at least 1")
+    if arguments.clock == "cpu" and (arguments.threads > 1 or arguments.device != "cpu"):
+        made.error("--clock cpu needs --device cpu --threads 1: the time of several threads adds up")
+    if arguments.redraw:
+        import json
+
+        result = json.loads(arguments.redraw.read_text())
+        save(result, arguments.redraw.parent, arguments.redraw.stem)
+        return 0
+    options = options_of(arguments)
+    try:
+        if arguments.command == "gate":
+            return gate.run(options, quick=arguments.quick, update=arguments.update)
+        peers = chosen([name for name in arguments.against.split(",") if name], arguments.device)
+        compare(peers, options, arguments)
+    except ValueError as error:
+        made.error(str(error))
+    except Unsupported as reason:
+        print(f"{OURS} cannot run here: {reason}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -> None:
+    cases = [c for c in all_cases(arguments.quick) if re.search(arguments.cases, c.name)]
+    # Start-up is a matter of the CPU; the memory of a quick run is left out.
+    cases = [c for c in cases if options.device == "cpu" or c.kind not in ("import", "first_step", "data")]
+    memory = [] if arguments.quick or arguments.no_memory else memory_cases()
+    memory = [c for c in memory if re.search(arguments.cases, c.name)]
+    if not cases and not memory:
+        raise ValueError(f"no case matches {arguments.cases!r}")
+    # A run in the background is ended like one at a terminal: what was measured is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Comparison(peers, options) as comparison:
+        result: dict[str, Any] = {
+            "title": "",
+            "date": datetime.date.today().isoformat(),
+            "commit": machine.commit(),
+            "machine": machine.describe(),
+            "options": {**dataclasses.asdict(options), "quick": arguments.quick},
+            "workers": {name: _hello(worker.hello) for name, worker in comparison.workers.items()},
+            "skipped": comparison.skipped,
+            "cases": [],
+            "memory": [],
+        }
+        result["device_name"] = comparison.workers[OURS].hello["settings"].get("device_name", "")
+        result["title"] = title(result)
+        stem = re.sub(r"[^a-z0-9]+", "-", result["title"].lower()).strip("-")
+        try:
+            for case in cases:
+                result["cases"].append(comparison.run(case))
+            for case in memory:
+                result["memory"].append(comparison.memory(case))
+        except KeyboardInterrupt:
+            result["interrupted"] = True
+            print("interrupted: what was measured is kept")
+    save(result, arguments.out, stem)
+
+
+def _hello(hello: dict[str, Any]) -> dict[str, Any]:
+    return {name: hello[name] for name in ("versions", "settings", "python")}
+
+
+def title(result: dict[str, Any]) -> str:
+    """What names the run, and its files: device, threads, precision."""
+    options = result["options"]
+    where = result["device_name"] or f"CPU with {options['threads']} core{'s' if options['threads'] > 1 else ''}"
+    return f"{where}, {options['precision']}{', quick' if options['quick'] else ''}"
+
+
+def save(result: dict[str, Any], folder: Path, stem: str) -> None:
+    """Write JSON, plots and page."""
+    report.save_json(result, folder / f"{stem}.json")
+    try:
+        pictures = plots.draw(result, folder, stem)
+    except ImportError:
+        pictures = []
+        print("matplotlib is not installed: no plots")
+    report.write(folder / f"{stem}.md", report.markdown(result, pictures))
+    print(f"wrote {folder / stem}.md, .json and {len(pictures)} pictures")
+    print("\n".join(report.words(result)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

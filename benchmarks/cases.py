@@ -1,0 +1,225 @@
+"""The cases: what is measured, under names that are the same for every library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from benchmarks import nets
+from benchmarks.nets import Layer, Shape, trace
+
+LEARNING_RATE, MOMENTUM = 0.01, 0.9
+PREDICT_BATCH = 256
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        name: unique; what tables, plots and the baseline call it.
+        kind: "step" (forward, loss, backward, SGD with momentum), "layer" (forward, backward to input and weights),
+            "forward", "predict" (evaluation mode, in batches of 256), "data" (one shuffled epoch of mini-batches),
+            "import" (a fresh interpreter that imports the library) or "first_step" (and makes its first training step).
+        net: see nets.py.
+        batch: examples.
+        shape: of one example.
+        group: heading in the tables.
+        sweep: (what is varied, its value), for the plots of cost against size.
+    """
+
+    name: str
+    kind: str
+    net: list[Layer] = field(hash=False)
+    batch: int
+    shape: Shape
+    group: str
+    sweep: tuple[str, int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Case:
+        values = {**values, "shape": tuple(values["shape"])}
+        if values["sweep"]:
+            values["sweep"] = tuple(values["sweep"])
+        return Case(**values)
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the case is a loss alone: its input are logits and labels."""
+        return self.net[-1]["kind"] == "softmax_cross_entropy"
+
+    @property
+    def classes(self) -> int:
+        """How many classes the labels have."""
+        return self.shape[-1] if self.is_loss else CLASSES
+
+    def products(self) -> list[tuple[int, int, int]]:
+        """Every matrix product (m, k, n) that the case cannot do without: forward, and where asked for both gradients."""
+        forward = [(m * self.batch, k, n) for m, k, n in trace(self.net, self.shape).products]
+        if self.kind in ("forward", "predict"):
+            return forward
+        if self.kind not in ("step", "layer"):
+            return []
+        # dW = x^T dy (k, m) (m, n); dx = dy W^T (m, n) (n, k). A training step needs no gradient of its input.
+        weight_gradients = [(k, m, n) for m, k, n in forward]
+        data_gradients = [(m, n, k) for m, k, n in forward[0 if self.kind == "layer" else 1 :]]
+        return forward + weight_gradients + data_gradients
+
+    def floating_point_operations(self) -> int:
+        """Of the products: two for each multiply-add."""
+        return sum(2 * m * k * n for m, k, n in self.products())
+
+    def bytes_moved(self) -> int | None:
+        """What the least possible traffic with memory is, in bytes; None for whole networks.
+
+        Forward reads x and writes y; backward reads dy (and x, where the gradient needs it) and writes dx.
+        """
+        if self.kind == "data":
+            return 2 * nets.FLOAT * self.batch * math.prod(self.shape)
+        if len(self.net) != 1 or self.kind not in ("layer", "forward"):
+            return None
+        found = trace(self.net, self.shape)
+        x, y = math.prod(self.shape) * self.batch, math.prod(found.output_shape) * self.batch
+        weights = sum(math.prod(w.shape) for w in found.weights)
+        if self.kind == "forward":
+            return nets.FLOAT * (x + y + weights)
+        return nets.FLOAT * (x + y + (y + x + x) + 3 * weights)
+
+
+def all_cases(quick: bool = False) -> list[Case]:
+    """Every case; the quick ones are the training steps, a few layers and latency."""
+    if quick:
+        return [c for c in [*steps(), *layers(), *predictions()] if c.name in QUICK]
+    return [*steps(), *layers(), *predictions(), *loading(), *starting(), *sweeps()]
+
+
+QUICK = {
+    "step mlp [784,30,10] batch 10",
+    "step mlp [784,128,10] batch 64",
+    "step mlp [784,512,512,10] batch 128",
+    "step mnist convnet batch 128",
+    "layer conv (64,16,128,128,3)",
+    "layer max_pool 2/2 (128,28,32)",
+    "layer softmax_cross_entropy 128x10",
+    "layer batch_norm (64,32,64)",
+    "predict mnist convnet 1",
+}
+
+
+def steps() -> Iterator[Case]:
+    """Whole training steps."""
+
+    def mlp(*units: int, batch: int) -> Case:
+        name = f"step mlp [{','.join(map(str, units))}] batch {batch}"
+        return Case(name, "step", nets.mlp(*units[1:]), batch, units[:1], "Training steps")
+
+    def images(name: str, net: list[Layer], batch: int, shape: Shape) -> Case:
+        return Case(f"step {name} batch {batch}", "step", net, batch, shape, "Training steps")
+
+    yield mlp(784, 30, 10, batch=10)
+    yield mlp(784, 128, 10, batch=64)
+    yield mlp(784, 512, 512, 10, batch=128)
+    yield Case("step logistic regression batch 64", "step", nets.mlp(10), 64, (784,), "Training steps")
+    yield images("mnist convnet", nets.convnet(), 128, (28, 28, 1))
+    yield images("lenet-5", nets.lenet5(), 64, (28, 28, 1))
+    yield images("cifar vgg", nets.vgg(), 64, (32, 32, 3))
+    yield images("resnet-20", nets.resnet20(), 128, (32, 32, 3))
+
+
+def layers() -> Iterator[Case]:
+    """Layers alone: forward and backward, and for convolutions forward alone, too."""
+    # N, H = W, C, O, K, as the names give them; then what differs from stride 1 and the size kept.
+    plain = [
+        (128, 28, 1, 32, 3),
+        (128, 28, 32, 64, 3),
+        (64, 32, 3, 32, 5),
+        (64, 32, 64, 64, 3),
+        (64, 16, 128, 128, 3),
+        (64, 8, 256, 256, 3),
+        (32, 56, 64, 64, 3),
+        (128, 14, 64, 128, 5),
+    ]
+    special: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
+        ("stride 2 ", (64, 32, 64, 128, 3), {"stride": 2}),
+        ("dilation 2 ", (64, 32, 64, 64, 3), {"dilation": 2}),
+        ("depthwise ", (64, 32, 128, 128, 3), {"groups": 128}),
+        ("1x1 ", (64, 32, 64, 128, 1), {}),
+    ]
+    for kind in ("layer", "forward"):
+        for label, (N, H, C, O, K), settings in [("", sizes, {}) for sizes in plain] + special:
+            net = [nets.conv(O, K, **settings)]
+            name = f"{kind} {label}conv ({N},{H},{C},{O},{K})"
+            yield Case(name, kind, net, N, (H, H, C), "Convolutions" if kind == "layer" else "Convolutions, forward alone")
+
+    def layer(name: str, layer: Layer, batch: int, shape: Shape) -> Case:
+        return Case(f"layer {name}", "layer", [layer], batch, shape, "Other layers")
+
+    yield layer("max_pool 2/2 (128,28,32)", nets.max_pool(2), 128, (28, 28, 32))
+    yield layer("max_pool 3/2 (64,32,64)", nets.max_pool(3, 2, 1), 64, (32, 32, 64))
+    yield layer("average_pool 2/2 (64,32,64)", nets.average_pool(2), 64, (32, 32, 64))
+    yield layer("softmax_cross_entropy 128x10", nets.softmax_cross_entropy(), 128, (10,))
+    yield layer("softmax_cross_entropy 4096x32000", nets.softmax_cross_entropy(), 4096, (32000,))
+    yield layer("batch_norm (64,32,64)", nets.batch_norm(), 64, (32, 32, 64))
+    yield layer("relu (64,32,64)", nets.relu(), 64, (32, 32, 64))
+    yield layer("dense (128,512,512)", nets.dense(512), 128, (512,))
+    yield layer("lstm batch 32, 64 steps, 128 units", nets.lstm(128), 32, (64, 128))
+
+
+def predictions() -> Iterator[Case]:
+    """Prediction: one example, and many."""
+    net, shape = nets.convnet(), (28, 28, 1)
+    yield Case("predict mlp [784,128,10] 1", "predict", nets.mlp(128, 10), 1, (784,), "Prediction")
+    yield Case("predict mnist convnet 1", "predict", net, 1, shape, "Prediction")
+    yield Case("predict mnist convnet 10000", "predict", net, 10_000, shape, "Prediction")
+
+
+def loading() -> Iterator[Case]:
+    """An epoch of shuffled mini-batches of 64 out of arrays, without a model."""
+    yield Case("data 20000 images, batches of 64", "data", [nets.flatten()], 20_000, (28, 28, 1), "Data and start-up")
+
+
+def starting() -> Iterator[Case]:
+    """Fresh interpreters."""
+    yield Case("start import", "import", nets.mlp(30, 10), 10, (784,), "Data and start-up")
+    yield Case("start import and first step", "first_step", nets.mlp(30, 10), 10, (784,), "Data and start-up")
+
+
+def sweeps() -> Iterator[Case]:
+    """Cost against one size at a time."""
+
+    def sweep(what: str, value: int, kind: str, net: list[Layer], batch: int, shape: Shape) -> Case:
+        return Case(f"sweep {what} {value}", kind, net, batch, shape, "Sweeps", (what, value))
+
+    for batch in (1, 4, 16, 64, 256, 1024):
+        yield sweep("mlp batch size", batch, "step", nets.mlp(128, 10), batch, (784,))
+    for batch in (1, 4, 16, 64, 256):
+        yield sweep("convnet batch size", batch, "step", nets.convnet(), batch, (28, 28, 1))
+    for size in (4, 8, 16, 32, 64):
+        yield sweep("image size", size, "layer", [nets.conv(32, 3)], 16, (size, size, 32))
+    for channels in (4, 16, 64, 256):
+        yield sweep("channels", channels, "layer", [nets.conv(channels, 3)], 16, (16, 16, channels))
+    for depth in (1, 2, 4, 8, 16, 32):
+        yield sweep("depth", depth, "step", nets.mlp(*[64] * depth, 10), 32, (64,))
+
+
+def memory_cases() -> list[Case]:
+    """Training steps whose peak of memory is measured, over the batch size."""
+    found = []
+    for batch in (16, 64, 256):
+        for name, net, shape in (("mnist convnet", nets.convnet(), (28, 28, 1)), ("cifar vgg", nets.vgg(), (32, 32, 3))):
+            found.append(Case(f"memory {name} batch {batch}", "step", net, batch, shape, "Memory", (name, batch)))
+    return found
+
+
+def named(name: str) -> Case:
+    """The case called `name`."""
+    for case in [*all_cases(), *memory_cases()]:
+        if case.name == name:
+            return case
+    raise KeyError(f"no case is called {name!r}")

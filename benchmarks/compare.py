@@ -1,0 +1,399 @@
+"""The comparison: the same cases in every library, checked to agree, then timed in turns."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import CLASSES, Case
+from benchmarks.libraries import CEILING, LIBRARIES, OURS
+from benchmarks.libraries.job import Unsupported
+from benchmarks.machine import busy_seconds, seconds_of
+from benchmarks.nets import trace
+from benchmarks.peers import ROOT, interpreter
+from benchmarks.process import Process, WorkerError, environment, hold_to
+from benchmarks.text import bytes_text, seconds_text
+
+CEILINGS = ("products", "copy")
+# OpenMP's threads go on spinning for a while after their work; the next library must not pay for that.
+PAUSE = 0.003
+# Cores kept busy by other processes, from which on a case is marked: threads that wait for each other suffer more from
+# that than others do, so a ratio is then no longer one of the libraries' speeds.
+DISTURBED = 0.15
+# Of the norm of an array: two libraries add up in other orders, and half precision keeps 11 or 8 bits.
+TOLERANCE = {"float32": 2e-3, "tf32": 2e-2, "float16": 3e-2, "bfloat16": 1e-1}
+# In a deep network rounding sends some units to the other side of ReLU's kink, and gradients of single arrays jump, while
+# losses agree to 1e-6: from each other, PyTorch and JAX differ by 1.5e-2 on ResNet-20 after two updates.
+DEEP, DEEP_FACTOR = 6, 20.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+        device, precision, threads: the same for all libraries.
+        budget: seconds for one case and one peer.
+        rounds: at most so many pairs of turns.
+        turn: seconds that one turn should last at least.
+        clock: "wall", or "cpu" for processor time, which a machine that others use, too, does not lengthen; with one
+            thread on a CPU only.
+        wait: seconds to wait before a case, at most, for the rest of the machine to become idle.
+        verbose: say what is being done.
+    """
+
+    device: str = "cpu"
+    precision: str = "float32"
+    threads: int = 1
+    budget: float = 3.0
+    rounds: int = 25
+    turn: float = 0.02
+    clock: str = "wall"
+    wait: float = 0.0
+    verbose: bool = True
+
+
+def arrays_for(case: Case) -> dict[str, Any]:
+    """Inputs and weights, the same for every library, in xpnet's layouts."""
+    rng = np.random.default_rng(zlib.crc32(case.name.encode()))
+
+    def normal(shape: tuple[int, ...]) -> Any:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    found = {"x": normal((case.batch, *case.shape))}
+    walked = trace(case.net, case.shape)
+    if case.is_loss or case.kind in ("step", "data", "first_step", "import"):
+        found["labels"] = rng.integers(0, case.classes if case.is_loss else CLASSES, case.batch)
+    if case.kind == "layer" and not case.is_loss:
+        found["dy"] = normal((case.batch, *walked.output_shape))
+    for weight in walked.weights:
+        values = np.float32(weight.mean) + np.float32(weight.spread) * normal(weight.shape)
+        found[f"weight/{weight.path}"] = values
+    return found
+
+
+def distance(ours: Any, theirs: Any) -> float:
+    """|ours - theirs| / |theirs|, Euclidean norms; infinite where shapes differ or anything is not finite."""
+    if ours.shape != theirs.shape:
+        return math.inf
+    ours, theirs = (np.asarray(a, np.float64).ravel() for a in (ours, theirs))
+    norm = float(np.linalg.norm(theirs))
+    error = float(np.linalg.norm(ours - theirs)) / norm if norm else float(np.linalg.norm(ours))
+    return error if math.isfinite(error) else math.inf
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, extremes and quartiles of some turns."""
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {
+        "median": statistics.median(values),
+        "minimum": min(values),
+        "lower_quartile": quartiles[0],
+        "upper_quartile": quartiles[2],
+        "turns": len(values),
+    }
+
+
+class Comparison:
+    """Workers, and what was measured with them. A context manager: the workers end with it."""
+
+    def __init__(self, peers: list[str], options: Options, *, ceilings: bool = True) -> None:
+        self.options = options
+        self.skipped: dict[str, str] = {}
+        self.workers: dict[str, Process] = {}
+        self.peers: list[str] = []
+        self._stack = ExitStack()
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="xpnet-benchmarks-")))
+        try:
+            for name in [OURS, *peers, *([CEILING] if ceilings else [])]:
+                try:
+                    self.workers[name] = self._stack.enter_context(self._process(name))
+                except Unsupported as reason:
+                    if name == OURS:
+                        raise
+                    self.skipped[name] = str(reason)
+                    self.say(f"skipped {name}: {reason}")
+        except BaseException:
+            self._stack.close()
+            raise
+        self.peers = [name for name in peers if name in self.workers]
+
+    def _process(self, name: str) -> Process:
+        o = self.options
+        return Process(name, device=o.device, precision=o.precision, threads=o.threads)
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def say(self, line: str) -> None:
+        if self.options.verbose:
+            print(line, flush=True)
+
+    # -- one case --
+
+    def run(self, case: Case) -> dict[str, Any]:
+        """Check and time one case."""
+        record: dict[str, Any] = {
+            "name": case.name,
+            "kind": case.kind,
+            "group": case.group,
+            "sweep": list(case.sweep) if case.sweep else None,
+            "batch": case.batch,
+            "floating_point_operations": case.floating_point_operations(),
+            "bytes_moved": case.bytes_moved(),
+            "libraries": {},
+            "ratios": {},
+            "ceilings": {},
+            "agreement": {},
+            "skipped": {},
+        }
+        file = self.folder / "arrays.npz"
+        np.savez(file, **arrays_for(case))
+        if case.kind in ("import", "first_step"):
+            self._time(record, self._starters(case, file, record))
+            return record
+        with self._prepared(case, file, record) as ready:
+            if OURS in ready:
+                self._check(case, ready, record)
+                self._time(record, {name: self._turns(name, key) for name, key in ready.items()})
+        return record
+
+    def _prepared(self, case: Case, file: Path, record: dict[str, Any]) -> _Prepared:
+        wanted = [(name, name, {}) for name in [OURS, *self.peers]]
+        if CEILING in self.workers:
+            wanted += [(f"{CEILING} {kind}", CEILING, {"ceiling": kind}) for kind in CEILINGS]
+        return _Prepared(self, case, file, wanted, record)
+
+    def _check(self, case: Case, ready: dict[str, str], record: dict[str, Any]) -> None:
+        """Leave in `ready` only the peers whose results agree with ours."""
+        ours = self._results(OURS)
+        deep = sum(weight.path.endswith("kernel") for weight in trace(case.net, case.shape).weights) >= DEEP
+        tolerance = TOLERANCE[self.options.precision] * (DEEP_FACTOR if deep else 1)
+        for name in [n for n in ready if n in self.peers]:
+            try:
+                theirs = self._results(name)
+            except WorkerError as error:
+                record["skipped"][name] = f"its check failed: {str(error).strip().splitlines()[-1]}"
+                del ready[name]
+                continue
+            # What a library cannot tell (scikit-learn keeps its logits to itself) is not compared; something has to be.
+            shared = sorted(set(ours) & set(theirs))
+            distances = {key: distance(ours[key], theirs[key]) for key in shared}
+            worst = max(distances, key=lambda k: distances[k], default=None)
+            record["agreement"][name] = {
+                "compared": len(shared),
+                "worst": worst,
+                "distance": distances[worst] if worst is not None else None,
+                "tolerance": tolerance,
+            }
+            if worst is None or not distances[worst] <= tolerance:
+                found = "nothing to compare" if worst is None else f"{worst} differs by {distances[worst]:.1e} of its norm"
+                record["skipped"][name] = f"results do not agree: {found}"
+                del ready[name]
+
+    def _results(self, name: str) -> dict[str, Any]:
+        out = self.folder / f"{name}.npz"
+        self.workers[name].ask(do="check", key=name, out=str(out))
+        with np.load(out, allow_pickle=False) as loaded:
+            found = dict(loaded)
+        out.unlink()
+        return found
+
+    def _turns(self, name: str, key: str) -> Callable[[int], dict[str, Any]]:
+        worker = self.workers[name.split()[0]]
+        return lambda count: worker.ask(do="time", key=key, count=count, limit=10 * self.options.turn, clock=self.options.clock)
+
+    def _starters(self, case: Case, file: Path, record: dict[str, Any]) -> dict[str, Callable[[int], dict[str, Any]]]:
+        """The same for fresh interpreters."""
+        found = {}
+        for name in [OURS, *self.peers]:
+            python, _ = interpreter(LIBRARIES[name].environment)
+            command = [str(python), "-m", "benchmarks.start", name, case.kind, json.dumps(case.as_dict()), str(file)]
+            command.append(self.options.clock)
+            variables = environment(name, self.options.threads, self.options.precision)
+
+            def start(count: int, command: list[str] = command, variables: dict[str, str] = variables) -> dict[str, Any]:
+                settings = {"cwd": ROOT, "env": variables, "preexec_fn": hold_to(self.options.threads)}
+                done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload]
+                if done.returncode:
+                    raise WorkerError(done.stderr)
+                return {"seconds": [json.loads(done.stdout.splitlines()[-1])], "device_seconds": []}
+
+            try:
+                start(1)
+            except WorkerError as error:
+                record["skipped"][name] = str(error).strip().splitlines()[-1]
+                continue
+            found[name] = start
+        return found
+
+    # -- time --
+
+    def _time(self, record: dict[str, Any], turns: dict[str, Callable[[int], dict[str, Any]]]) -> None:
+        """Ours, theirs, ours, the next one's, ...: a ratio is taken of neighbouring turns only, so that a machine that
+        becomes slower for a while makes both slower."""
+        if OURS not in turns:
+            return
+        o = self.options
+        fresh = record["kind"] in ("import", "first_step")
+        counts: dict[str, int] = {}
+        for name, turn in list(turns.items()):
+            try:
+                once = turn(1)["seconds"][0]
+                # The first call may compile or capture.
+                once = 1.0 if fresh else once if once > 1.0 else turn(1)["seconds"][0]
+            except (WorkerError, Unsupported) as error:
+                record["skipped"][name] = str(error).strip().splitlines()[-1]
+                del turns[name]
+                continue
+            counts[name] = 1 if fresh else max(1, min(100_000, math.ceil(o.turn / max(once, 1e-9))))
+        others = [name for name in turns if name != OURS]
+        samples: dict[str, list[float]] = {name: [] for name in turns}
+        device: dict[str, list[float]] = {name: [] for name in turns}
+        ratios: dict[str, list[float]] = {name: [] for name in others}
+
+        def take(name: str) -> float:
+            time.sleep(PAUSE)
+            reply = turns[name](counts[name])
+            samples[name] += reply["seconds"]
+            device[name] += reply["device_seconds"]
+            return float(statistics.median(reply["seconds"]))
+
+        self._wait_for_quiet()
+        foreign_before = self._foreign()
+        start = time.perf_counter()
+        spent: dict[str, float] = dict.fromkeys(others or [OURS], 0.0)
+        for number in range(o.rounds):
+            active = [n for n in spent if number < 3 or spent[n] + spent[n] / number <= o.budget]
+            for name in active:
+                begun = time.perf_counter()
+                ours = take(OURS)
+                if name != OURS:
+                    ratios[name].append(take(name) / ours)
+                spent[name] += time.perf_counter() - begun
+            if not active:
+                break
+        elapsed = time.perf_counter() - start
+        record["turn_seconds"] = o.turn
+        record["seconds_of_measuring"] = round(elapsed, 2)
+        if not fresh and o.clock == "wall" and busy_seconds():
+            # How many cores the rest of the machine kept busy meanwhile.
+            record["foreign_cores"] = max(0.0, (self._foreign() - foreign_before) / elapsed)
+        self._store(record, samples, device, ratios)
+
+    def _wait_for_quiet(self) -> None:
+        deadline = time.perf_counter() + self.options.wait
+        while time.perf_counter() < deadline:
+            before = self._foreign()
+            time.sleep(0.5)
+            if (self._foreign() - before) / 0.5 <= DISTURBED:
+                return
+
+    def _foreign(self) -> float:
+        """Seconds of processor time that everything but this comparison has used since the machine started."""
+        own = [os.getpid(), *(worker.process.pid for worker in self.workers.values())]
+        return busy_seconds() - sum(map(seconds_of, own))
+
+    def _store(self, record: dict[str, Any], samples: Any, device: Any, ratios: Any) -> None:
+        for name, values in samples.items():
+            if not name.startswith(CEILING):
+                record["libraries"][name] = summary(values)
+                if device[name]:
+                    record["libraries"][name]["device_median"] = statistics.median(device[name])
+        for name, values in ratios.items():
+            if not name.startswith(CEILING):
+                record["ratios"][name] = summary(values)  # their time / our time
+                continue
+            kind = name.split()[1]
+            seconds = statistics.median(samples[name])
+            # Their median over ours: what fraction of the ceiling's speed the case reaches.
+            found = {"seconds": seconds, "fraction": summary(values)}
+            if kind == "products":
+                found["gflops"] = record["floating_point_operations"] / seconds / 1e9
+            else:
+                found["gigabytes_per_second"] = record["bytes_moved"] / seconds / 1e9
+            record["ceilings"][kind] = found
+        parts = [f"ours {seconds_text(record['libraries'][OURS]['median'])}"]
+        parts += [f"{n} {r['median']:.2f}x" for n, r in record["ratios"].items()]
+        parts += [f"{c['fraction']['median']:.0%} of {kind}" for kind, c in record["ceilings"].items()]
+        parts += [f"({n}: {why})" for n, why in record["skipped"].items() if not n.startswith(CEILING)]
+        self.say(f"{record['name']}: {', '.join(parts)}")
+
+    # -- memory --
+
+    def memory(self, case: Case) -> dict[str, Any]:
+        """The peak of memory of training steps, each library in a process that has done nothing but a tiny step."""
+        record: dict[str, Any] = {"name": case.name, "sweep": list(case.sweep or ()), "bytes": {}, "skipped": {}}
+        tiny = Case(case.name, case.kind, case.net, 2, case.shape, case.group)
+        files = [self.folder / "tiny.npz", self.folder / "arrays.npz"]
+        for made, file in zip((tiny, case), files):
+            np.savez(file, **arrays_for(made))
+        for name in [OURS, *self.peers]:
+            try:
+                with self._process(name) as worker:
+                    for made, file in zip((tiny, case), files):
+                        worker.ask(do="prepare", key="memory", case=made.as_dict(), arrays=str(file))
+                        reply = worker.ask(do="memory", key="memory", count=2)
+                    if reply["bytes"] is None:
+                        raise Unsupported("this system or device does not tell")
+                    record["bytes"][name], record["how"] = reply["bytes"], reply["how"]
+            except (Unsupported, WorkerError) as error:
+                record["skipped"][name] = str(error).strip().splitlines()[-1]
+        self.say(f"{case.name}: " + ", ".join(f"{n} {bytes_text(b)}" for n, b in record["bytes"].items()))
+        return record
+
+
+class _Prepared:
+    """A case prepared in the workers; what is ready, by name; dropped at the end."""
+
+    def __init__(self, comparison: Comparison, case: Case, file: Path, wanted: list[Any], record: dict[str, Any]) -> None:
+        self.comparison, self.case, self.file, self.wanted, self.record = comparison, case, file, wanted, record
+        self.ready: dict[str, str] = {}
+
+    def __enter__(self) -> dict[str, str]:
+        for key, worker, settings in self.wanted:
+            try:
+                request = {"key": key, "case": self.case.as_dict(), "arrays": str(self.file), "settings": settings}
+                self.comparison.workers[worker].ask(do="prepare", **request)
+            except Unsupported as reason:
+                self.record["skipped"][key] = str(reason)
+                if key == OURS:
+                    self.comparison.say(f"{self.case.name}: skipped, {reason}")
+                    break  # nothing to compare with
+                continue
+            except WorkerError as error:
+                if key == OURS:
+                    raise
+                self.record["skipped"][key] = str(error).strip().splitlines()[-1]
+                continue
+            self.ready[key] = key
+        return dict(self.ready)
+
+    def __exit__(self, *exception: object) -> None:
+        for key, worker, _ in self.wanted:
+            if self.comparison.workers[worker].process.poll() is None:
+                self.comparison.workers[worker].ask(do="drop", key=key)
+
+
+def run_all(comparison: Comparison, cases: list[Case], memory: list[Case]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("cases" or "memory", record) one after another."""
+    for case in cases:
+        yield "cases", comparison.run(case)
+    for case in memory:
+        yield "memory", comparison.memory(case)

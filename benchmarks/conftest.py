@@ -1,0 +1,88 @@
+"""Fixtures of the pytest-benchmark suites: backends, and reference against accelerated operations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.ops.registry import load_accelerations
+
+BACKENDS = {"numpy": "cpu", "cupy": "cuda"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # pyproject.toml skips benchmarks so that a run of the tests stays short; who names this folder wants them.
+    config.option.benchmark_skip = False
+    # 1 s for each of some hundreds of cases is more than is needed to rank them.
+    if config.option.benchmark_max_time == "1.0":
+        config.option.benchmark_max_time = "0.3"
+    config.option.benchmark_warmup = True
+
+
+@functools.cache
+def why_not_cuda() -> str:
+    """Empty where a GPU can be used, else why it cannot."""
+    try:
+        xn.backend.device("cuda")
+    except xn.DeviceError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(params=list(BACKENDS))
+def device(request: pytest.FixtureRequest) -> str:
+    """ "cpu", and "cuda" where there is a GPU."""
+    where = BACKENDS[request.param]
+    if where == "cuda" and why_not_cuda():
+        pytest.skip(why_not_cuda())
+    return where
+
+
+@pytest.fixture(params=["accelerated", "reference"])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways to run an operation."""
+    with xn.ops.reference_only(request.param == "reference"):
+        yield request.param
+
+
+def is_accelerated(op: Any, device: str) -> bool:
+    """Whether an operation has a faster implementation there."""
+    library = next(name for name, where in BACKENDS.items() if where == device)
+    load_accelerations(library)
+    return library in op.accelerated
+
+
+@pytest.fixture
+def timed(benchmark: Any, device: str) -> Callable[..., Any]:
+    """benchmark(function), which waits for the device each time."""
+
+    def run(function: Callable[[], Any]) -> Any:
+        if device == "cpu":
+            return benchmark(function)
+        where = xn.backend.device(device)
+
+        def waited() -> Any:
+            result = function()
+            where.synchronize()
+            return result
+
+        return benchmark(waited)
+
+    return run
+
+
+@pytest.fixture
+def normal(device: str) -> Callable[..., Any]:
+    """normal(shape): float32 numbers on the device, the same in every run."""
+    rng = np.random.default_rng(0)
+
+    def make(*shape: int) -> Any:
+        return xn.to_device(rng.standard_normal(shape, dtype=np.float32), device)
+
+    return make

@@ -1,0 +1,72 @@
+"""The libraries that can be compared: one module each, which is imported only in that library's worker."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Library:
+    """What is known about a library without importing it.
+
+    Attributes:
+        name: what the command line, tables and files call it.
+        module: in this package.
+        imports: what a user imports.
+        distributions: whose versions are written down.
+        environment: of peers.py; libraries that share one have the same.
+        devices: where it can run.
+        settings: of the variant, handed to the module.
+        variables: set for its worker.
+    """
+
+    name: str
+    module: str
+    imports: str
+    distributions: tuple[str, ...]
+    environment: str
+    devices: tuple[str, ...] = ("cpu",)
+    settings: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def load(self) -> Any:
+        return importlib.import_module(f"benchmarks.libraries.{self.module}")
+
+
+BOTH = ("cpu", "cuda")
+OURS = "xpnet"
+CEILING = "ceiling"
+
+LIBRARIES = {
+    library.name: library
+    for library in (
+        Library(OURS, "ours", "xpnet", ("xpnet", "numpy", "cupy-cuda12x", "cupy-cuda13x"), "here", BOTH),
+        Library("reference", "ours", "xpnet", ("xpnet", "numpy"), "here", BOTH, {}, {"XPNET_REFERENCE": "1"}),
+        Library(CEILING, "ceiling", "numpy", ("numpy", "cupy-cuda12x", "cupy-cuda13x"), "here", BOTH),
+        Library("torch", "pytorch", "torch", ("torch",), "torch", BOTH),
+        Library("torch-compile", "pytorch", "torch", ("torch",), "torch", BOTH, {"mode": "compile"}),
+        Library("torch-graphs", "pytorch", "torch", ("torch",), "torch", ("cuda",), {"mode": "graphs"}),
+        Library("chainer", "chainer_", "chainer", ("chainer", "numpy"), "chainer"),
+        Library("sklearn", "sklearn_", "sklearn.neural_network", ("scikit-learn", "numpy"), "sklearn"),
+        Library("keras", "keras_", "keras", ("keras", "torch", "jax"), "keras", BOTH),
+        Library("jax", "jax_", "jax", ("jax", "jaxlib"), "jax", BOTH),
+        Library("thinc", "thinc_", "thinc.api", ("thinc", "numpy"), "thinc"),
+    )
+}
+
+
+def chosen(names: list[str], device: str) -> list[str]:
+    """The peers that were asked for; on a GPU PyTorch stands for its three ways to run a step.
+
+    Raises:
+        ValueError: a name that is not a peer.
+    """
+    peers = [name for name in LIBRARIES if name not in (OURS, CEILING)]
+    found: list[str] = []
+    for name in names:
+        if name not in peers:
+            raise ValueError(f"unknown library {name!r}: expected some of {', '.join(peers)}")
+        found += ["torch", "torch-graphs", "torch-compile"] if name == "torch" and device == "cuda" else [name]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,203 @@
+"""The cases in xpnet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import xpnet as xn
+from benchmarks.cases import LEARNING_RATE, MOMENTUM, PREDICT_BATCH, Case
+from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
+from xpnet.ops.registry import reference_is_forced
+
+FUSED = ("dense", "conv")
+
+
+def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
+    """Make the settings of the run; says what was set."""
+    try:
+        xn.backend.device(device)
+    except xn.DeviceError as error:
+        raise Unsupported(str(error)) from None
+    xn.set_num_threads(threads)
+    if device == "cuda":
+        import cupy
+
+        xn.set_matmul_precision("tf32" if precision == "tf32" else "float32")
+        return {"tf32": precision == "tf32", "device_name": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()}
+    return {"reference": reference_is_forced()}
+
+
+class Net:
+    """A network built of xpnet's layers, with its parameters under the paths of nets.py."""
+
+    def __init__(self, case: Case, arrays: Arrays, device: str, dtype: str) -> None:
+        self.modules: dict[str, Any] = {}
+        self.model = xn.Sequential(self._layers(case.net, ""), input_shape=case.shape, device=device, dtype=dtype)
+        self.parameters = {
+            f"{path}.{name}": parameter for path, module in self.modules.items() for name, parameter in _named(module)
+        }
+        given = weights_of(arrays)
+        if set(given) != set(self.parameters):
+            raise RuntimeError(f"weights {sorted(given)} were given, the model has {sorted(self.parameters)}")
+        for path, values in given.items():
+            self.parameters[path].array[...] = xn.to_device(values, device).astype(self.parameters[path].array.dtype)
+
+    def _layers(self, net: list[dict[str, Any]], prefix: str) -> list[Any]:
+        made = []
+        skip = False
+        for i, layer in enumerate(net):
+            if skip:
+                skip = False
+                continue
+            # As users write it: Dense(128, "relu").
+            following = net[i + 1]["kind"] if i + 1 < len(net) else ""
+            activation = following if layer["kind"] in FUSED and following in ("relu", "tanh") else None
+            skip = activation is not None
+            path = f"{prefix}{i}"
+            made.append(self._layer(layer, path, activation))
+            self.modules[path] = made[-1]
+        return made
+
+    def _layer(self, layer: dict[str, Any], path: str, activation: str | None) -> Any:
+        kind = layer["kind"]
+        if kind == "dense":
+            return xn.Dense(layer["units"], activation)
+        if kind == "conv":
+            names = ("stride", "padding", "dilation", "groups")
+            return xn.Conv2D(
+                layer["filters"],
+                layer["window"],
+                activation=activation,
+                use_bias=layer["bias"],
+                **{name: layer[name] for name in names},
+            )
+        if kind in ("max_pool", "average_pool"):
+            made = xn.MaxPool2D if kind == "max_pool" else xn.AveragePool2D
+            return made(layer["window"], layer["stride"], layer["padding"])
+        if kind == "residual":
+            body = self._layers(layer["body"], f"{path}.body.")
+            shortcut = self._layers(layer["shortcut"], f"{path}.shortcut.")
+            return xn.Residual(body, xn.Sequential(shortcut) if shortcut else None)
+        if kind == "batch_norm":
+            return xn.BatchNorm(epsilon=layer["epsilon"])
+        if kind == "lstm":
+            return xn.LSTM(layer["units"], return_sequences=True)
+        simple = {"relu": xn.ReLU, "tanh": xn.Tanh, "flatten": xn.Flatten, "global_average_pool": xn.GlobalAveragePool2D}
+        return simple[kind]()
+
+
+def _named(module: Any) -> list[tuple[str, Any]]:
+    """The parameters of one layer, under the names of nets.py."""
+    own = {name: value for name, value in vars(module).items() if isinstance(value, xn.Parameter)}
+    if type(module).__name__ == "LSTM":
+        return [({"recurrent_kernel": "recurrent"}.get(name, name), value) for name, value in own.items()]
+    return list(own.items())
+
+
+def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: dict[str, Any]) -> Job:
+    dtype = precision if precision in ("float16", "bfloat16") else "float32"
+    where = xn.backend.device(device)
+    if case.kind == "data":
+        return _data(arrays)
+    x = xn.to_device(arrays["x"], where)
+    if case.is_loss:
+        return _loss(x, xn.to_device(arrays["labels"], where), where)
+    net = Net(case, arrays, device, dtype)
+    if case.kind == "step":
+        return _step(net, x, xn.to_device(arrays["labels"], where), where)
+    if case.kind == "predict":
+        model = net.model
+        return Job(
+            lambda: {"output": xn.to_numpy(model.predict(x, batch_size=PREDICT_BATCH))},
+            lambda: model.predict(x, batch_size=PREDICT_BATCH),
+            synchronize=where.synchronize,
+        )
+    return _layer(case, net, x, arrays, where)
+
+
+def _gradients(net: Net) -> Arrays:
+    return {f"gradient/{path}": xn.to_numpy(p.grad).copy() for path, p in net.parameters.items()}
+
+
+def _step(net: Net, x: Any, labels: Any, where: Any) -> Job:
+    trainer = xn.Trainer(net.model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(LEARNING_RATE, momentum=MOMENTUM))
+
+    def check() -> Arrays:
+        net.model.train()
+        output = net.model(x)
+        loss = xn.losses.softmax_cross_entropy(output, labels)
+        loss.backward()
+        found = {"output": xn.to_numpy(output.array).copy(), "loss": xn.to_numpy(loss.array).copy(), **_gradients(net)}
+        net.model.arena.zero_grad()
+        return found
+
+    def weights() -> Arrays:
+        return {path: xn.to_numpy(p.array).copy() for path, p in net.parameters.items()}
+
+    return Job(check, lambda: trainer.step(x, labels), synchronize=where.synchronize, weights=weights)
+
+
+def _layer(case: Case, net: Net, x: Any, arrays: Arrays, where: Any) -> Job:
+    model, parameters = net.model, list(net.parameters.values())
+    # The layer itself: a network of one layer would add its own Python to every call.
+    layer = model.layers[0]
+    if case.kind == "forward":
+        model.eval()
+
+        def forward() -> Any:
+            with xn.no_grad():
+                return layer(x)
+
+        return Job(lambda: {"output": xn.to_numpy(_native(forward()))}, forward, synchronize=where.synchronize)
+    dy = xn.to_device(arrays["dy"], where)
+
+    def once() -> tuple[Any, Any]:
+        inputs = xn.Tensor(x, requires_grad=True)
+        for parameter in parameters:
+            parameter.grad = None
+        y = layer(inputs)
+        y.backward(dy)
+        return y.array, inputs.grad
+
+    def check() -> Arrays:
+        y, dx = once()
+        return {"output": xn.to_numpy(y).copy(), "gradient/x": xn.to_numpy(dx).copy(), **_gradients(net)}
+
+    return Job(check, once, synchronize=where.synchronize)
+
+
+def _native(value: Any) -> Any:
+    return value.array if isinstance(value, xn.Tensor) else value
+
+
+def _loss(logits: Any, labels: Any, where: Any) -> Job:
+    def once() -> tuple[Any, Any]:
+        inputs = xn.Tensor(logits, requires_grad=True)
+        loss = xn.losses.softmax_cross_entropy(inputs, labels)
+        loss.backward()
+        return loss.array, inputs.grad
+
+    def check() -> Arrays:
+        loss, gradient = once()
+        return {"output": xn.to_numpy(loss).copy(), "gradient/x": xn.to_numpy(gradient).copy()}
+
+    return Job(check, once, synchronize=where.synchronize)
+
+
+def _data(arrays: Arrays) -> Job:
+    batches = xn.data.Batches((arrays["x"], arrays["labels"]), 64, seed=0)
+
+    def epoch() -> tuple[int, int]:
+        examples = total = 0
+        for x, labels in batches:
+            examples += len(x)
+            total += int(labels[0])
+        return examples, total
+
+    def check() -> Arrays:
+        labels = np.concatenate([np.asarray(y) for _, y in batches])
+        return {"labels in all": np.bincount(labels, minlength=10).astype(np.float64)}
+
+    return Job(check, epoch)

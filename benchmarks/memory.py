@@ -1,0 +1,90 @@
+"""The peak of memory that a piece of work needs beyond what was there before."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, Self
+
+
+class Peak:
+    """Measures the block that it encloses.
+
+    Attributes:
+        bytes: the peak inside the block minus what was in use at its beginning; None where the system cannot tell.
+        how: what was measured.
+    """
+
+    def __init__(self, device: str, module: str) -> None:
+        self.device, self.module = device, module
+        self.bytes: int | None = None
+        self.how = ""
+        self._before = 0
+
+    def __enter__(self) -> Self:
+        if self.device == "cuda":
+            self._enter_cuda()
+        elif os.path.exists("/proc/self/clear_refs"):
+            # Linux starts the peak of resident memory anew; nothing has to be sampled.
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+            self._before = _status("VmRSS")
+            self.how = "peak of resident memory"
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.device == "cuda":
+            self._exit_cuda()
+        elif self.how:
+            self.bytes = _status("VmHWM") - self._before
+
+    def _enter_cuda(self) -> None:
+        if self.module == "pytorch":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            self.how = "peak of PyTorch's allocator"
+        elif self.module == "ours":
+            import cupy
+
+            self._pool = cupy.get_default_memory_pool()
+            self._before = self._pool.used_bytes()
+            self._sampler = _Sampler(self._pool)
+            self.how = "highest of the memory pool's samples"
+
+    def _exit_cuda(self) -> None:
+        if self.module == "pytorch":
+            import torch
+
+            self.bytes = torch.cuda.max_memory_allocated() - self._before
+        elif self.module == "ours":
+            self.bytes = self._sampler.stop() - self._before
+
+
+class _Sampler:
+    """CuPy's pool keeps no peak, so a thread looks at it as often as it can."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool, self.highest, self.running = pool, pool.used_bytes(), True
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while self.running:
+            self.highest = max(self.highest, self.pool.used_bytes())
+            time.sleep(2e-5)
+
+    def stop(self) -> int:
+        self.running = False
+        self.thread.join()
+        return self.highest
+
+
+def _status(name: str) -> int:
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no line {name}")

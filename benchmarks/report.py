@@ -1,0 +1,196 @@
+"""Results as files: JSON with everything, and a Markdown page with tables and sentences."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import DISTURBED
+from benchmarks.libraries import OURS
+from benchmarks.text import bytes_text, seconds_text
+
+Result = dict[str, Any]
+NEAR = 0.95
+"""From this ratio on a difference is not called a loss: runs differ by as much."""
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file in one go: under another name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def save_json(result: Result, path: Path) -> None:
+    write(path, json.dumps(_rounded(result), indent=1) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: _rounded(v) for name, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def disturbed(record: Result) -> bool:
+    """Whether other processes kept the machine so busy that the case's ratios are not to be relied on."""
+    return record.get("foreign_cores", 0.0) > DISTURBED
+
+
+def best_ratio(record: Result, peer: str) -> float:
+    """Their best turn over our best turn."""
+    libraries = record["libraries"]
+    return float(libraries[peer]["minimum"] / libraries[OURS]["minimum"])
+
+
+def markdown(result: Result, pictures: Iterable[str] = ()) -> str:
+    """The page."""
+    lines = [f"# xpnet beside other libraries: {result['title']}", "", *_setting(result), ""]
+    lines += ["## In words", "", *words(result), ""]
+    groups = dict.fromkeys(record["group"] for record in result["cases"])
+    for group in groups:
+        lines += [f"## {group}", "", *_table(result, group), ""]
+    if result["memory"]:
+        lines += ["## Memory", "", *_memory_table(result), ""]
+    if pictures:
+        lines += ["## Pictures", "", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
+    lines += ["## What was not compared", "", *_skipped(result), ""]
+    return "\n".join(lines)
+
+
+def _setting(result: Result) -> list[str]:
+    machine, options = result["machine"], result["options"]
+    where = f"{machine.get('processor') or machine['architecture']}, {machine['cores']} cores"
+    if "vectors" in machine:
+        where += f", {machine['vectors']}, {machine['memory_gib']} GiB"
+    if result.get("device_name"):
+        where = f"{result['device_name']}; {where}"
+    lines = [
+        f"* Machine: {where}, {machine['system']}. Threads: {options['threads']} for every library. "
+        f"Precision: {options['precision']}. "
+        + ("Times are processor times: others used the machine, too." if options.get("clock") == "cpu" else ""),
+        f"* Commit {result['commit'] or 'unknown'}, {result['date']}.",
+    ]
+    for name, hello in result["workers"].items():
+        versions = ", ".join(f"{n} {v}" for n, v in hello["versions"].items())
+        settings = ", ".join(f"{k}={v}" for k, v in hello["settings"].items())
+        lines.append(f"* {name}: {versions}, Python {hello['python']}{f' ({settings})' if settings else ''}.")
+    lines += [f"* {name} was skipped: {why}." for name, why in result["skipped"].items()]
+    lines += [
+        "* Every ratio is their time divided by ours: above 1 xpnet is faster. It is the median over pairs of neighbouring",
+        "  turns (ours, theirs, ours, theirs, ...), with quartiles in brackets; after the semicolon their best turn over our",
+        "  best turn. Results were compared before anything was timed: outputs, losses, gradients, and weights after two",
+        "  updates. *Products* is the speed reached as a fraction of the same matrix products alone (Winograd needs fewer",
+        "  products, so it can pass 100 %); *copy* as a fraction of copying the bytes that the case has to move.",
+    ]
+    if result.get("interrupted"):
+        lines.append("* The run was interrupted: the cases that are not here were not measured.")
+    marked = sum(map(disturbed, result["cases"]))
+    if marked:
+        lines += [
+            f"* **{marked} of {len(result['cases'])} cases, marked with a star, were measured while other processes kept more",
+            f"  than {DISTURBED:.0%} of a core busy.** Libraries whose threads wait for each other at barriers lose more time",
+            "  then than others, so these ratios say little, and flatter us; the best turns say more.",
+        ]
+    return lines
+
+
+def peers_of(result: Result) -> list[str]:
+    """The peers with at least one ratio."""
+    return list(dict.fromkeys(peer for record in result["cases"] for peer in record["ratios"]))
+
+
+def words(result: Result) -> list[str]:
+    """Where we lose, where we win: sentences."""
+    lines = []
+    for peer in peers_of(result):
+        compared = [r for r in result["cases"] if peer in r["ratios"]]
+        reliable = [r for r in compared if not disturbed(r)]
+        lost = sorted((r for r in reliable if r["ratios"][peer]["median"] < NEAR), key=lambda r: r["ratios"][peer]["median"])
+        won = sum(r["ratios"][peer]["median"] > 1 / NEAR for r in reliable)
+        text = f"* **{peer}**: {len(compared)} cases compared"
+        text += f", {len(reliable)} of them on a quiet machine" if len(reliable) < len(compared) else ""
+        if not reliable:
+            lines.append(f"{text}; nothing can be said from them.")
+            continue
+        text += f": xpnet is faster in {won}, as fast within 5 % in {len(reliable) - won - len(lost)}, slower in {len(lost)}."
+        if lost:
+            parts = [
+                f"{r['name']} ({r['ratios'][peer]['median']:.2f}: {seconds_text(r['libraries'][OURS]['median'])} against "
+                f"{seconds_text(r['libraries'][peer]['median'])})"
+                for r in lost
+            ]
+            text += f" We lose in {'; '.join(parts)}."
+        lines.append(text)
+    for record in result["memory"]:
+        ours = record["bytes"].get(OURS)
+        for peer, theirs in record["bytes"].items():
+            if ours is not None and peer != OURS and ours > theirs:
+                lines.append(f"* {record['name']}: we need {bytes_text(ours)}, {peer} {bytes_text(theirs)}.")
+    return lines or ["* No peer was compared."]
+
+
+def _table(result: Result, group: str) -> list[str]:
+    records = [r for r in result["cases"] if r["group"] == group]
+    peers = [p for p in peers_of(result) if any(p in r["ratios"] for r in records)]
+    ceilings = [c for c in ("products", "copy") if any(c in r["ceilings"] for r in records)]
+    heads = ["case", "xpnet", *peers, *(f"of {c}" for c in ceilings)]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for record in records:
+        star = "\\*" if disturbed(record) else ""
+        if OURS not in record["libraries"]:
+            reason = record["skipped"].get(OURS, "not measured")
+            lines.append(f"| {record['name']} | {reason} |{' |' * (len(heads) - 2)}")
+            continue
+        ours = record["libraries"][OURS]
+        cells = [record["name"] + star, f"{seconds_text(ours['median'])} (best {seconds_text(ours['minimum'])})"]
+        cells += [_ratio(record, peer) for peer in peers]
+        cells += [_fraction(record, ceiling) for ceiling in ceilings]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _ratio(record: Result, peer: str) -> str:
+    if peer not in record["ratios"]:
+        return "-"
+    ratio = record["ratios"][peer]
+    spread = f"[{ratio['lower_quartile']:.2f}, {ratio['upper_quartile']:.2f}]"
+    theirs = seconds_text(record["libraries"][peer]["median"])
+    return f"**{ratio['median']:.2f}** {spread}; {best_ratio(record, peer):.2f} ({theirs})"
+
+
+def _fraction(record: Result, ceiling: str) -> str:
+    if ceiling not in record["ceilings"]:
+        return "-"
+    found = record["ceilings"][ceiling]
+    speed = f"{found['gflops']:.0f} GFLOP/s" if ceiling == "products" else f"{found['gigabytes_per_second']:.1f} GB/s"
+    return f"{found['fraction']['median']:.0%} of {speed}"
+
+
+def _memory_table(result: Result) -> list[str]:
+    peers = list(dict.fromkeys(name for record in result["memory"] for name in record["bytes"]))
+    how = next((record["how"] for record in result["memory"] if "how" in record), "")
+    lines = [f"What training steps need beyond the weights and the batch ({how}).", ""]
+    lines += [f"| case | {' | '.join(peers)} |", f"|{' --- |' * (len(peers) + 1)}"]
+    for record in result["memory"]:
+        cells = [bytes_text(record["bytes"][p]) if p in record["bytes"] else "-" for p in peers]
+        lines.append(f"| {record['name'].removeprefix('memory ')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _skipped(result: Result) -> list[str]:
+    lines = [f"* {name}: {why}." for name, why in result["skipped"].items()]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for record in [*result["cases"], *result["memory"]]:
+        for name, why in record["skipped"].items():
+            if not name.startswith("ceiling"):
+                reasons.setdefault((name, why), []).append(record["name"])
+    for (name, why), cases in reasons.items():
+        which = ", ".join(cases) if len(cases) <= 4 else f"{len(cases)} cases"
+        lines.append(f"* {name}, {which}: {why}.")
+    return lines or ["* Nothing was left out."]

@@ -1,0 +1,113 @@
+// Depthwise convolution of NHWC images: every channel has a window of its own, so there is no product of matrices in it.
+//
+//   x, dx (N, H, W, C)      y, dy (N, OH, OW, C)      kernel (KH, KW, C)
+//
+// One launch covers fewer than 2^31 vectors; the caller splits the batch.
+#include "columns.cuh"
+
+template <typename T, int V>
+__global__ void __launch_bounds__(256, 3)
+depthwise(const T* x, const T* kernel, T* y, i64 vectors, int H, int W, int channels, int KH, int KW, int stride_h,
+          int stride_w, int dilation_h, int dilation_w, int top, int left, Divisor by_channels, Divisor by_ow,
+          Divisor by_oh) {
+  for (i64 i = first_index(); i < vectors; i += index_step()) {
+    u32 c, ow, oh;
+    u32 rest = by_channels.split(static_cast<u32>(i), c);
+    rest = by_ow.split(rest, ow);
+    u32 n = by_oh.split(rest, oh);
+    const int h0 = static_cast<int>(oh) * stride_h - top, w0 = static_cast<int>(ow) * stride_w - left;
+    acc_t<T> sum[V] = {};
+#pragma unroll 1
+    for (int kh = 0; kh < KH; ++kh) {
+      const int h = h0 + kh * dilation_h;
+      if (h < 0 || h >= H) continue;
+#pragma unroll 2
+      for (int kw = 0; kw < KW; ++kw) {
+        const int w = w0 + kw * dilation_w;
+        if (w < 0 || w >= W) continue;
+        Vector<T, V> v = load<V>(x + ((static_cast<i64>(n) * H + h) * W + w) * channels + c * V);
+        Vector<T, V> k = load<V>(kernel + static_cast<i64>(kh * KW + kw) * channels + c * V);
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[j] += up(v.at[j]) * up(k.at[j]);
+      }
+    }
+    Vector<T, V> out;
+#pragma unroll
+    for (int j = 0; j < V; ++j) out.at[j] = down<T>(sum[j]);
+    store<V>(y + i * V, out);
+  }
+}
+
+// dx: every pixel collects from the windows that saw it.
+template <typename T, int V>
+__global__ void __launch_bounds__(256, 3)
+depthwise_data(const T* dy, const T* kernel, T* dx, i64 vectors, int channels, int KH, int KW, int OH, int OW, int dilation_h,
+               int dilation_w, int top, int left, Divisor by_channels, Divisor by_w, Divisor by_h, Divisor by_stride_h,
+               Divisor by_stride_w) {
+  for (i64 i = first_index(); i < vectors; i += index_step()) {
+    u32 c, w, h;
+    u32 rest = by_channels.split(static_cast<u32>(i), c);
+    rest = by_w.split(rest, w);
+    u32 n = by_h.split(rest, h);
+    acc_t<T> sum[V] = {};
+#pragma unroll 1
+    for (int kh = 0; kh < KH; ++kh) {
+      const int at_h = static_cast<int>(h) + top - kh * dilation_h;
+      if (at_h < 0) break;
+      u32 off_h;
+      const int oh = static_cast<int>(by_stride_h.split(static_cast<u32>(at_h), off_h));
+      if (off_h != 0 || oh >= OH) continue;
+#pragma unroll 2
+      for (int kw = 0; kw < KW; ++kw) {
+        const int at_w = static_cast<int>(w) + left - kw * dilation_w;
+        if (at_w < 0) break;
+        u32 off_w;
+        const int ow = static_cast<int>(by_stride_w.split(static_cast<u32>(at_w), off_w));
+        if (off_w != 0 || ow >= OW) continue;
+        Vector<T, V> v = load<V>(dy + ((static_cast<i64>(n) * OH + oh) * OW + ow) * channels + c * V);
+        Vector<T, V> k = load<V>(kernel + static_cast<i64>(kh * KW + kw) * channels + c * V);
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[j] += up(v.at[j]) * up(k.at[j]);
+      }
+    }
+    Vector<T, V> out;
+#pragma unroll
+    for (int j = 0; j < V; ++j) out.at[j] = down<T>(sum[j]);
+    store<V>(dx + i * V, out);
+  }
+}
+
+// The kernel's gradient: over each slab of positions the sum of x * dy, for the element of the window that blockIdx.z names.
+// partial (slabs, KH, KW, C).
+template <typename T, int V>
+__global__ void __launch_bounds__(256, 3)
+depthwise_kernel(const T* x, const T* dy, acc_t<T>* partial, i64 rows, i64 slab_rows, int H, int W, int channels,
+                 int stride_h, int stride_w, int dilation_h, int dilation_w, int top, int left, Divisor by_kw, Divisor by_ow,
+                 Divisor by_oh) {
+  const int c = my_vector() * V;
+  u32 kw;
+  const u32 kh = by_kw.split(blockIdx.z, kw);
+  acc_t<T> sum[V] = {};
+  if (c < channels) {
+    const Slab slab = my_slab(rows, slab_rows);
+#pragma unroll 2
+    for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+      u32 ow, oh;
+      const u32 rest = by_ow.split(static_cast<u32>(r), ow);
+      const u32 n = by_oh.split(rest, oh);
+      const int h = static_cast<int>(oh) * stride_h - top + static_cast<int>(kh) * dilation_h;
+      const int w = static_cast<int>(ow) * stride_w - left + static_cast<int>(kw) * dilation_w;
+      if (h < 0 || h >= H || w < 0 || w >= W) continue;
+      Vector<T, V> v = load<V>(x + ((static_cast<i64>(n) * H + h) * W + w) * channels + c);
+      Vector<T, V> g = load<V>(dy + r * channels + c);
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum[j] += up(v.at[j]) * up(g.at[j]);
+    }
+  }
+  fold_rows<V>(sum);
+  if (threadIdx.y == 0 && c < channels) {
+    const i64 place = (static_cast<i64>(blockIdx.y) * gridDim.z + blockIdx.z) * channels + c;
+#pragma unroll
+    for (int j = 0; j < V; ++j) partial[place + j] = sum[j];
+  }
+}

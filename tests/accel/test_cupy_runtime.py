@@ -1,0 +1,236 @@
+"""What is handed to the CUDA driver and to cuBLAS, seen by stand-ins for both. None of it needs a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from tests.cuda_emulator.emulator import _columns, emulated
+from xpnet.accel.cupy import compiler, cublas
+from xpnet.accel.cupy import launch as launching
+from xpnet.accel.cupy.gemm import gemm
+from xpnet.accel.cupy.launch import launch
+from xpnet.accel.cupy.optimizers import _adam
+from xpnet.accel.cupy.windows import _im2col
+
+RANDOM = np.random.default_rng(2)
+
+
+class Memory:
+    """As cupy.cuda.MemoryPointer."""
+
+    def __init__(self, ptr, device_id=0):
+        self.ptr, self.device_id = ptr, device_id
+
+
+class Stream:
+    """As cupy.cuda.Stream."""
+
+    def __init__(self, ptr):
+        self.ptr = ptr
+
+
+class DeviceArray:
+    """A NumPy array with the attributes of a CuPy array that launches look at."""
+
+    def __init__(self, array):
+        self.array = array
+        self.dtype, self.flags, self.strides, self.shape = array.dtype, array.flags, array.strides, array.shape
+        self.data = Memory(array.ctypes.data)
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A fake CuPy that records what its driver is asked to launch."""
+    record = types.SimpleNamespace(launches=[], loaded=[], attributes=[])
+
+    class Module:
+        def load(self, code):
+            record.loaded.append(code)
+
+        def get_function(self, symbol):
+            return types.SimpleNamespace(ptr=hash(symbol))
+
+    def launch_kernel(function, *rest):
+        *sizes, shared, stream, parameters, extra = rest
+        record.launches.append((function, tuple(sizes), shared, stream, parameters, extra))
+
+    class Device:
+        compute_capability = "90"
+
+        def __init__(self, index):
+            self.attributes = {"MultiProcessorCount": 132, "L2CacheSize": 50 << 20}
+
+    module = types.ModuleType("cupy")
+    module.cuda = types.ModuleType("cupy.cuda")
+    module.cuda.runtime = types.ModuleType("cupy.cuda.runtime")
+    module.cuda.runtime.getDevice = lambda: 0
+    module.cuda.driver = types.SimpleNamespace(
+        launchKernel=launch_kernel,
+        funcSetAttribute=lambda *arguments: record.attributes.append(arguments),
+        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
+    )
+    module.cuda.function = types.SimpleNamespace(Module=Module)
+    module.cuda.Device = Device
+    module.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=77)
+    module.cuda.alloc = lambda size: record.attributes.append(("alloc", size)) or Memory(4096)
+    for name in ("cupy", "cupy.cuda", "cupy.cuda.runtime"):
+        monkeypatch.setitem(sys.modules, name, module if name == "cupy" else getattr(module.cuda, name[10:], module.cuda))
+    monkeypatch.setattr(launching, "_runtimes", {})
+    compiled = []
+    monkeypatch.setattr(
+        compiler, "cubin", lambda instance, arch: compiled.append((instance, arch)) or (b"code", instance.expression)
+    )
+    record.compiled = compiled
+    return record
+
+
+def arguments_of(instance, parameters):
+    """The values behind the pointers that the driver gets."""
+    kinds = {"P": ctypes.c_uint64, "i": ctypes.c_int, "q": ctypes.c_int64, "I": ctypes.c_uint32, "f": ctypes.c_float}
+    kinds |= {"d": ctypes.c_double, "3I": ctypes.c_uint32 * 3, "Q": ctypes.c_uint64}
+    pointers = (ctypes.c_void_p * len(instance.parameters)).from_address(parameters)
+    values = {}
+    for pointer, parameter in zip(pointers, instance.parameters):
+        value = kinds[parameter.format].from_address(pointer)
+        values[parameter.name] = list(value) if parameter.format == "3I" else value.value
+    return values
+
+
+def test_the_driver_gets_the_arguments_as_the_kernel_declares_them(driver):
+    w, g, m, v = (DeviceArray(np.zeros(64, "float32")) for _ in range(4))
+    instance = _adam["float", 4, True]
+    launch(instance, 3, 256, w, g, m, v, None, None, None, 64, 32, 9, 0.5, 0.9, 0.99, 1e-3, 0.25)
+    ((function, sizes, shared, stream, parameters, extra),) = driver.launches
+    assert driver.compiled == [(instance, 90)]
+    assert driver.loaded == [b"code"]
+    assert function == hash(instance.expression)
+    assert sizes == (3, 1, 1, 256, 1, 1)
+    assert (shared, stream, extra) == (0, 77, 0)
+    values = arguments_of(instance, parameters)
+    assert [values[n] for n in ("parameters", "gradients", "mean", "square")] == [a.data.ptr for a in (w, g, m, v)]
+    assert [values[n] for n in ("rate_there", "step_there", "ticket")] == [0, 0, 0]
+    assert [values[n] for n in ("count", "decayed", "finished_steps")] == [64, 32, 9]
+    assert [values[n] for n in ("rate", "weight_decay", "beta1", "beta2")] == [0.5, 0.25, 0.9, 0.99]
+    assert values["epsilon"] == np.float32(1e-3)
+
+
+def test_divisors_and_large_shared_memory(driver):
+    x, cols = DeviceArray(np.zeros(16, "float32")), DeviceArray(np.zeros(16, "float32"))
+    instance = _im2col["float", 1, 0, 0]
+    numbers = range(1, len(instance.parameters) - 1)
+    launch(instance, (2, 3, 4), (32, 2, 1), x, cols, *numbers, shared=64 * 1024)
+    ((_, sizes, shared, _, parameters, _),) = driver.launches
+    assert sizes == (2, 3, 4, 32, 2, 1)
+    assert shared == 64 * 1024
+    assert driver.attributes == [(hash(instance.expression), 8, 64 * 1024)]
+    values = arguments_of(instance, parameters)
+    assert values["vectors"] == 1
+    assert values["by_channels"] == list(launching.divisor(len(instance.parameters) - 7))
+
+
+def test_a_kernel_is_compiled_and_loaded_once(driver):
+    x, y = DeviceArray(np.zeros(16, "float32")), DeviceArray(np.zeros(16, "float32"))
+    instance = _im2col["float", 1, 0, 0]
+    for _ in range(3):
+        launch(instance, 1, 32, x, y, *range(1, len(instance.parameters) - 1))
+    launch(instance, 0, 32, x, y, *range(1, len(instance.parameters) - 1))  # an empty grid is not launched
+    assert len(driver.compiled) == len(driver.loaded) == 1
+    assert len(driver.launches) == 3
+    assert launching.runtime().chunk_bytes == 25 << 20
+    assert launching.runtime().multiprocessors == 132
+
+
+class FakeLibrary:
+    """cuBLAS's functions on NumPy arrays, with the argument order of cuBLAS's reference."""
+
+    def __init__(self, arrays):
+        self.arrays = {a.ctypes.data: a for a in arrays}
+        self.calls = []
+
+    def cublasCreate_v2(self, handle):
+        self.calls.append("create")
+        return 0
+
+    def cublasDestroy_v2(self, handle):
+        self.calls.append("destroy")
+        return 0
+
+    def cublasSetStream_v2(self, handle, stream):
+        self.calls.append(("stream", stream))
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle, pointer, size):
+        self.calls.append(("workspace", size))
+        return 0
+
+    def cublasGemmEx(self, handle, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc, compute, algo):
+        self.calls.append(("gemm", at, bt, ct, compute, algo))
+        return self._product(ta, tb, m, n, k, alpha, a, lda, 0, b, ldb, 0, beta, c, ldc, 0, 1)
+
+    def cublasGemmStridedBatchedEx(
+        self, handle, ta, tb, m, n, k, alpha, a, at, lda, sa, b, bt, ldb, sb, beta, c, ct, ldc, sc, batch, compute, algo
+    ):
+        self.calls.append(("batched", at, bt, ct, compute, algo))
+        return self._product(ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c, ldc, sc, batch)
+
+    def _product(self, ta, tb, m, n, k, alpha, a, lda, sa, b, ldb, sb, beta, c, ldc, sc, batch):
+        left = _columns(self.arrays[a], m, k, lda, sa, batch, bool(ta))
+        right = _columns(self.arrays[b], k, n, ldb, sb, batch, bool(tb))
+        out = _columns(self.arrays[c], m, n, ldc, sc, batch)
+        out[...] = alpha._obj.value * (left @ right) + (beta._obj.value * out if beta._obj.value else 0)
+        return 0
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize(("dtype", "kind", "compute"), [("float32", 0, 68), ("float64", 1, 70)])
+def test_cublas_gets_its_arguments_in_order(driver, monkeypatch, batch, dtype, kind, compute):
+    a, b, c = (RANDOM.standard_normal((*batch, *s)).astype(dtype) for s in ((4, 5), (5, 6), (4, 6)))
+    expected = 2 * (a @ b) + 3 * c
+    library = FakeLibrary([a, b, c])
+    monkeypatch.setattr(cublas, "_library", lambda: library)
+    monkeypatch.setattr(cublas, "_handles", cublas._Handles())
+    with emulated() as recorder:
+        gemm(np, a, b, c.copy(), alpha=2.0, beta=3.0)
+    (product,) = recorder.products
+    product = product._replace(a=DeviceArray(product.a), b=DeviceArray(product.b), c=DeviceArray(c))
+    stream = Stream(77)
+    cublas.run(product, 0, stream)
+    np.testing.assert_allclose(c, expected, rtol=1e-5)
+    assert library.calls == [
+        "create", ("stream", 77), ("workspace", 32 << 20), ("batched" if batch else "gemm", kind, kind, kind, compute, -1),
+    ]  # fmt: skip
+    cublas.run(product._replace(tf32=dtype == "float32"), 0, stream)  # the handle is kept
+    assert len(library.calls) == 5
+    assert library.calls[-1][4] == (77 if dtype == "float32" else 70)
+    other = Stream(78)
+    cublas.run(product, 0, other)  # another stream has a handle and a workspace of its own
+    assert library.calls.count("create") == 2
+    assert len(cublas._handles.of) == 2
+    del stream
+    gc.collect()
+    assert library.calls.count("destroy") == 1  # with the stream goes what belonged to it
+    assert list(cublas._handles.of) == [(0, 78)]
+
+
+def test_the_types_of_every_function_are_declared(monkeypatch):
+    functions = (
+        "cublasCreate_v2",
+        "cublasDestroy_v2",
+        "cublasSetStream_v2",
+        "cublasSetWorkspace_v2",
+        "cublasGemmEx",
+        "cublasGemmStridedBatchedEx",
+    )
+    fake = types.SimpleNamespace(**{name: types.SimpleNamespace() for name in functions})
+    monkeypatch.setattr(cublas, "_path", lambda: "cublas")
+    monkeypatch.setattr(cublas, "ctypes", types.SimpleNamespace(**{**vars(ctypes), "CDLL": lambda path: fake}))
+    assert cublas._library.__wrapped__() is fake
+    assert len(fake.cublasGemmEx.argtypes) == 19
+    assert len(fake.cublasGemmStridedBatchedEx.argtypes) == 23
+    assert [fake.cublasGemmStridedBatchedEx.argtypes[i] for i in (10, 14, 19)] == [ctypes.c_longlong] * 3

@@ -1,0 +1,446 @@
+"""Module: the tree and its paths, parameters and their arena, freezing, moving, states."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet import ops
+from xpnet.layers.context import Spec
+
+
+class Block(xn.Module):
+    """A user's Module: no super().__init__(), a Parameter of its own, layers in attributes and in a list."""
+
+    def __init__(self, units):
+        self.first = xn.Dense(units, "relu")
+        self.scale = xn.Parameter(np.ones(units, np.float32), decay=False)
+        self.rest = [xn.Dense(units), xn.Dense(units)]
+
+    def forward(self, x):
+        x = self.first(x) * self.scale
+        for layer in self.rest:
+            x = layer(x)
+        return x
+
+
+def mlp(**keywords):
+    return xn.Sequential([xn.Dense(4, "relu"), xn.Dropout(0.5), xn.Dense(3)], input_shape=(5,), **keywords)
+
+
+X = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+
+
+def train(model, steps=3, optimizer=None):
+    optimizer = optimizer or xn.optim.SGD(0.001)
+    for _ in range(steps):
+        (model(X) ** 2).sum().backward()
+        optimizer.step(model)
+
+
+# -- the tree --
+
+
+def test_paths():
+    model = xn.Sequential([xn.Dense(4), xn.Residual([xn.Dense(4, "relu"), Block(4)])], input_shape=(5,))
+    assert list(model.parameters()) == [
+        "0.kernel", "0.bias",
+        "1.body.0.kernel", "1.body.0.bias",
+        "1.body.1.scale",
+        "1.body.1.first.kernel", "1.body.1.first.bias",
+        "1.body.1.rest.0.kernel", "1.body.1.rest.0.bias", "1.body.1.rest.1.kernel", "1.body.1.rest.1.bias",
+    ]  # fmt: skip
+    for path, parameter in model.parameters().items():
+        assert parameter.path == path
+    assert [path for path, _ in model.named_modules()][:4] == ["", "0", "1", "1.body"]
+    assert model.layers[1].path == "1"
+
+
+def test_a_users_module_without_super_init():
+    block = Block(4)
+    with pytest.raises(ValueError, match=r"first, rest\.0, rest\.1"):
+        block.count_parameters()
+    y = block(X)
+    assert y.shape == (6, 4)
+    assert block.count_parameters() == 24 + 4 + 20 + 20
+    assert set(block.parameters()) == {
+        "scale", "first.kernel", "first.bias", "rest.0.kernel", "rest.0.bias", "rest.1.kernel", "rest.1.bias"
+    }  # fmt: skip
+    y.sum().backward()
+    assert all(p.grad is not None for p in block.parameters().values())
+    assert "Block" in repr(block)
+
+
+def test_a_users_module_with_super_init_has_device_dtype_and_seed():
+    class Model(xn.Module):
+        def __init__(self):
+            super().__init__(dtype="float64", seed=3)
+            self.layer = xn.Dense(2)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model = Model()
+    assert model(X.astype(np.float64)).dtype == np.float64
+    assert model.layer.kernel.dtype == np.float64
+    other = xn.Sequential([xn.Dense(2)], input_shape=(5,), dtype="float64", seed=3)
+    assert other.layers[0].kernel.shape == model.layer.kernel.shape
+
+
+def test_layers_in_a_list_cannot_be_appended_unseen():
+    block = Block(4)
+    assert isinstance(block.rest, tuple)
+    block(X)
+    block.rest = [*block.rest, xn.Dense(4)]
+    block(X)
+    assert "rest.2.kernel" in block.parameters()
+    block.rest = [xn.Dense(4)]
+    block(X)
+    assert "rest.1.kernel" not in block.parameters()
+
+
+def test_an_attribute_that_is_replaced_is_forgotten():
+    block = Block(4)
+    block(X)
+    block.first = xn.Dense(4)
+    block(X)
+    assert len(block.parameters()) == 7
+    block.scale = 2.0
+    assert "scale" not in block.parameters()
+    assert (block(X).array != 0).any()
+
+
+def test_a_shared_parameter_counts_once():
+    shared = xn.Dense(5)
+    model = xn.Sequential([shared, xn.ReLU(), shared], input_shape=(5,))
+    assert list(model.parameters()) == ["0.kernel", "0.bias"]
+    assert model.count_parameters() == 30
+    assert len(model.arena.parameters) == 2
+    model(X).sum().backward()
+    w, b = shared.kernel.array.astype(float), shared.bias.array.astype(float)
+
+    def loss(w, b):
+        return ops.dense(ops.relu(ops.dense(X.astype(float), w, b)), w, b).sum()
+
+    _, (dw, db) = xn.value_and_grad(lambda p: loss(*p))((w, b))
+    np.testing.assert_allclose(shared.kernel.grad, dw, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(shared.bias.grad, db, rtol=1e-4, atol=1e-4)
+
+
+def test_tied_weights_between_layers():
+    """One Parameter under two names: stored once, moved together."""
+
+    class Tied(xn.Module):
+        def __init__(self):
+            self.w = xn.Parameter(np.eye(5, dtype=np.float32))
+            self.same = self.w
+
+        def forward(self, x):
+            return ops.tanh(x @ self.w) @ ops.transpose(self.same)
+
+    model = Tied()
+    train(model)
+    assert list(model.parameters()) == ["w"]
+    assert model.w is model.same
+    assert (model.w.array != np.eye(5)).any()
+
+
+def test_functions_and_modules_in_a_sequence():
+    model = xn.Sequential([xn.Dense(4), ops.tanh, lambda x: x * 2.0, xn.Dense(2)], input_shape=(5,))
+    assert list(model.parameters()) == ["0.kernel", "0.bias", "3.kernel", "3.bias"]
+    assert model(X).shape == (6, 2)
+    assert model.output_shape((5,)) == (2,)
+    with pytest.raises(TypeError, match="list of layers"):
+        xn.Sequential([xn.Dense(2), "relu"])
+    with pytest.raises(TypeError, match="list of layers"):
+        xn.Sequential(xn.Dense(2))
+
+
+def test_parameters_are_made_when_the_first_batch_comes():
+    late = xn.Sequential([xn.Conv2D(2, 3), xn.Flatten(), xn.Dense(3)], seed=5)
+    assert late.parameters() == {}
+    late(np.zeros((1, 5, 5, 1), np.float32))
+    early = xn.Sequential([xn.Conv2D(2, 3), xn.Flatten(), xn.Dense(3)], input_shape=(5, 5, 1), seed=5)
+    assert list(late.parameters()) == list(early.parameters())
+    for path, parameter in late.parameters().items():
+        np.testing.assert_array_equal(parameter.array, early.parameters()[path].array)
+
+
+def test_a_shape_that_does_not_fit_names_the_layer_in_a_deep_tree():
+    with pytest.raises(xn.ShapeError, match=r"layer '1\.body\.0' \(Conv2D\)"):
+        xn.Sequential([xn.Dense(3), xn.Residual([xn.Conv2D(3, 3)])], input_shape=(4,))
+    model = xn.Sequential([xn.Dense(3), xn.Residual([xn.Dense(3)])])
+    model(np.zeros((2, 4), np.float32))
+    with pytest.raises(xn.ShapeError) as raised:
+        model(np.zeros((2, 6), np.float32))
+    assert str(raised.value).count("layer '") == 1
+    assert "layer '0' (Dense)" in str(raised.value)
+
+
+def test_a_module_without_forward_and_with_a_wrong_initializer():
+    class Nothing(xn.Module):
+        pass
+
+    with pytest.raises(TypeError, match="Nothing has no forward"):
+        Nothing()(X)
+
+    class Bad(xn.Module):
+        def specs(self, input_shape):
+            return {"w": Spec((2, 2), lambda shape, key: np.zeros((3, 3)))}
+
+        def forward(self, x):
+            return x
+
+    with pytest.raises(xn.ShapeError, match=r"w made shape \(3, 3\), expected \(2, 2\)"):
+        Bad()(X)
+
+
+# -- arena --
+
+
+def inside(array, flat):
+    return np.shares_memory(array, flat) and array.base is not None
+
+
+def test_parameters_are_views_of_one_array_and_stay_so():
+    model = mlp()
+    for optimizer in (xn.optim.SGD(0.1, 0.9), xn.optim.Adam(), xn.optim.AdamW()):
+        train(model, optimizer=optimizer)
+        arena = model.arena
+        for parameter in model.parameters().values():
+            assert inside(parameter.array, arena.values)
+            assert inside(parameter.buffer, arena.gradients)
+            assert parameter.array.flags.c_contiguous
+        assert model.arena is arena
+    (model(X) ** 2).sum().backward()
+    for parameter in model.parameters().values():
+        assert inside(parameter.grad, model.arena.gradients)
+
+
+def test_weights_lie_before_biases_and_gaps_stay_zero():
+    model = mlp()
+    train(model, optimizer=xn.optim.Adam(weight_decay=0.1))
+    arena = model.arena
+    taken = np.zeros(arena.values.size, bool)
+    for parameter, where in zip(arena.parameters, arena.slices):
+        taken[where] = True
+        assert (where.stop <= arena.decayed) == parameter.decay
+    np.testing.assert_array_equal(arena.values[~taken], 0)
+
+
+def test_weight_decay_leaves_biases_alone():
+    model = mlp(dtype="float64")
+    for parameter in model.parameters().values():
+        parameter.array[...] = 1.0
+    optimizer = xn.optim.SGD(0.5, weight_decay=0.1)
+    (model(X) * 0.0).sum().backward()
+    optimizer.step(model)
+    for path, parameter in model.parameters().items():
+        np.testing.assert_allclose(parameter.array, 1.0 if path.endswith("bias") else 0.95)
+
+
+def test_assigning_an_array_makes_a_new_arena():
+    model = mlp()
+    before = model.arena
+    model.layers[0].kernel.array = np.ones((5, 4), np.float32)
+    assert model.arena is not before
+    assert inside(model.layers[0].kernel.array, model.arena.values)
+    np.testing.assert_array_equal(model.layers[0].kernel.array, 1)
+    train(model)
+    assert (model.layers[0].kernel.array != 1).any()
+
+
+def test_freezing_and_setting_free():
+    model = mlp(dtype="float64")
+    kernel = model.layers[0].kernel
+    train(model)
+    kernel.requires_grad = False
+    frozen, other = kernel.array.copy(), model.layers[2].kernel.array.copy()
+    train(model)
+    np.testing.assert_array_equal(kernel.array, frozen)
+    assert kernel.grad is None
+    assert (model.layers[2].kernel.array != other).any()
+    assert kernel not in model.arena.parameters
+    kernel.requires_grad = True
+    train(model)
+    assert (kernel.array != frozen).any()
+    assert inside(kernel.array, model.arena.values)
+
+
+def test_a_part_of_a_model_shares_its_parameters():
+    """The arena of a part does not take the parameters away from the whole."""
+    model = mlp()
+    part = xn.Sequential([model.layers[0]])
+    part(X)
+    optimizer = xn.optim.SGD(0.1)
+    before = model.layers[0].kernel.array.copy()
+    (part(X) ** 2).sum().backward()
+    optimizer.step(part)
+    assert (model.layers[0].kernel.array != before).any()
+    before = model.layers[0].kernel.array.copy()
+    train(model)
+    assert (model.layers[0].kernel.array != before).any()
+
+
+def test_parameters_that_backward_does_not_reach_get_a_zero_gradient():
+    model = mlp()
+    optimizer = xn.optim.SGD(0.1)
+    train(model, optimizer=optimizer)
+    before = model.layers[2].kernel.array.copy()
+    first = model.layers[0].kernel.array.copy()
+    (model.layers[0](X) ** 2).sum().backward()
+    optimizer.step(model)
+    np.testing.assert_array_equal(model.layers[2].kernel.array, before)
+    assert (model.layers[0].kernel.array != first).any()
+
+
+def test_zero_grad():
+    model = mlp()
+    model(X).sum().backward()
+    model.zero_grad()
+    assert all(p.grad is None for p in model.parameters().values())
+
+
+def test_mixed_dtypes_are_explained():
+    model = mlp()
+    model.layers[0].kernel.array = np.ones((5, 4))
+    with pytest.raises(ValueError, match=r"0\.kernel.*float64"):
+        model.arena
+
+
+# -- modes, running --
+
+
+def test_train_and_eval_reach_every_module():
+    model = xn.Sequential([xn.Residual([xn.Dropout(0.5)])], input_shape=(5,))
+    assert model.eval() is model
+    assert not any(m.training for m in model.modules())
+    np.testing.assert_array_equal(model(X), 2 * X)
+    assert model.train() is model
+    assert all(m.training for m in model.modules())
+    assert (model(X) != 2 * X).any()
+
+
+def test_predict_puts_the_mode_of_every_part_back():
+    model = mlp().train()
+    model.layers[1].eval()
+    y = model.predict(X, batch_size=4)
+    assert type(y) is np.ndarray
+    assert y.shape == (6, 3)
+    assert model.training
+    assert not model.layers[1].training
+    with pytest.raises(ValueError, match="batch_size"):
+        model.predict(X, batch_size=0)
+
+
+def test_predict_records_nothing_and_takes_an_empty_batch():
+    model = mlp()
+    model.predict(X)
+    assert all(p.grad is None for p in model.parameters().values())
+    assert model.predict(X[:0]).shape == (0, 3)
+    assert model.predict(xn.Tensor(X)).shape == (6, 3)
+
+
+def test_inputs_of_other_types():
+    """Integers of an image and float64 from a file come in as the model's dtype."""
+    model = mlp().eval()
+    assert model(X.astype(np.float64)).dtype == np.float32
+    assert model((X * 10).astype(np.int64)).dtype == np.float32
+    assert model(X > 0).dtype == np.float32
+    images = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 1), np.uint8)
+    conv = xn.Sequential([xn.MaxPool2D(2), xn.Conv2D(2, 2)], input_shape=(6, 6, 1))
+    assert conv(images).dtype == np.float32
+
+
+def test_to_cpu_and_a_missing_device():
+    model = mlp()
+    before = {k: v.copy() for k, v in model.state().items()}
+    assert model.to("cpu") is model
+    for name, array in model.state().items():
+        np.testing.assert_array_equal(array, before[name])
+    train(model)
+    with pytest.raises(ValueError, match="unknown device"):
+        model.to("tpu")
+    if not xn.backend.imported("cupy"):
+        try:
+            xn.backend.device("cuda")
+        except xn.DeviceError:
+            with pytest.raises(xn.DeviceError, match='"cuda"'):
+                mlp(device="cuda")
+
+
+# -- states --
+
+
+def test_state_and_load_state():
+    one, two = mlp(seed=1), mlp(seed=2)
+    arena = two.arena
+    two.load_state(one.state())
+    for name, array in two.state().items():
+        np.testing.assert_array_equal(array, one.state()[name])
+        assert not np.shares_memory(array, one.state()[name])
+    assert two.arena is arena  # written into the views
+    np.testing.assert_array_equal(one.predict(X), two.predict(X))
+
+
+def test_load_state_converts_dtypes():
+    one, two = mlp(dtype="float64"), mlp(seed=2)
+    two.load_state(one.state())
+    assert two.layers[0].kernel.dtype == np.float32
+    np.testing.assert_array_equal(two.layers[0].kernel.array, one.layers[0].kernel.array.astype(np.float32))
+
+
+def test_load_state_names_everything_that_is_wrong_and_changes_nothing():
+    model = mlp()
+    before = {k: v.copy() for k, v in model.state().items()}
+    state = {k: v + 1 for k, v in model.state().items()}
+    del state["0.bias"]
+    state["9.kernel"] = np.zeros(2)
+    state["2.kernel"] = np.zeros((4, 7))
+    with pytest.raises(ValueError) as raised:
+        model.load_state(state)
+    message = str(raised.value)
+    assert "missing 0.bias" in message
+    assert "left over 9.kernel" in message
+    assert "2.kernel: (4, 7), expected (4, 3)" in message
+    with pytest.raises(ValueError, match=r"2\.kernel"):
+        model.load_state(state, strict=False)
+    for name, array in model.state().items():
+        np.testing.assert_array_equal(array, before[name])
+    del state["2.kernel"]
+    model.load_state(state, strict=False)
+    np.testing.assert_array_equal(model.state()["0.kernel"], before["0.kernel"] + 1)
+    np.testing.assert_array_equal(model.state()["0.bias"], before["0.bias"])
+
+
+def test_buffers_are_saved_and_restored():
+    def make():
+        return xn.Sequential([xn.BatchNorm(), xn.Dense(2)], input_shape=(5,))
+
+    one, two = make(), make()
+    one.train()(X)
+    assert "0.running_mean" in one.state()
+    assert "0.running_mean" not in one.parameters()
+    two.load_state(one.state())
+    np.testing.assert_array_equal(two.eval()(X).array, one.eval()(X).array)
+
+
+def test_repr_shows_the_layers():
+    text = repr(xn.Sequential([xn.Dense(4, "relu"), xn.Residual([xn.Dropout(0.5)])]))
+    assert text == "Sequential(Dense(4, 'relu'), Residual(body=Sequential(Dropout(0.5))))"
+
+
+def test_a_deep_copy_learns_on_its_own():
+    """Its parameters must not be views of the original's flat arrays, nor of arrays that nothing updates."""
+    model = xn.Sequential([xn.Dense(3, "relu"), xn.Dense(2)], input_shape=(4,))
+    x, y = np.ones((5, 4), np.float32), np.zeros(5, np.int64)
+    xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1)).step(x, y)
+    before = model.arena.values.copy()
+    twin = copy.deepcopy(model)
+    np.testing.assert_array_equal(twin.predict(x), model.predict(x))
+    xn.Trainer(twin, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1)).step(x, y)
+    np.testing.assert_array_equal(model.arena.values, before)
+    assert not np.array_equal(twin.layers[0].kernel.array, model.layers[0].kernel.array)

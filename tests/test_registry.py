@@ -1,0 +1,220 @@
+"""Operations as objects: arguments, accelerations and when they run, what is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.backend import Array
+from xpnet.ops.registry import Implementation, Op, op, reference_only, registry
+
+
+@contextlib.contextmanager
+def operation(function, backward=None):
+    """An operation that leaves the registry again."""
+    made = op(function)
+    if backward is not None:
+        made.backward(backward)
+    try:
+        yield made
+    finally:
+        del registry[made.__name__]
+
+
+def scaled(xp, x: Array, *, by: float = 2.0):
+    """x * by."""
+    return x * by, x
+
+
+scaled.__annotations__.update(x="Array", by="float")
+
+
+def scaled_backward(xp, dy, saved, *, by):
+    return dy * by
+
+
+def test_an_operation_of_ones_own():
+    with operation(scaled, scaled_backward) as double:
+        x = xn.Tensor(np.array([1.0, 2.0]), requires_grad=True)
+        double(x, by=3.0).sum().backward()
+        np.testing.assert_array_equal(x.grad, [3, 3])
+        np.testing.assert_array_equal(double(np.array([1.0])), [2.0])
+        assert registry["scaled"] is double
+        assert double.__doc__ == "x * by."
+        assert "scaled(x" in repr(double)
+        with pytest.raises(TypeError, match="exists already"):
+            op(scaled)
+    assert "scaled" not in registry
+
+
+def test_what_an_operation_must_look_like():
+    def no_arrays(xp, x):
+        return x, None
+
+    def arrays_last(xp, factor: float, x):
+        return x, None
+
+    arrays_last.__annotations__.update(factor="float", x="Array")
+    for wrong in (no_arrays, arrays_last):
+        with pytest.raises(TypeError, match="array inputs must come first"):
+            Op(wrong)
+
+
+def test_an_acceleration_runs_where_it_can_and_the_reference_elsewhere():
+    with operation(scaled, scaled_backward) as double:
+        ran = []
+
+        @double.accelerate("numpy")
+        def fast(xp, x, *, by):
+            if x.dtype != np.float32:
+                return NotImplemented
+            ran.append("forward")
+            return x * by, "saved"
+
+        @fast.backward
+        def _(xp, dy, saved, *, by):
+            assert saved == "saved"
+            ran.append("backward")
+            return dy * by
+
+        x = xn.Tensor(np.ones(2, np.float32), requires_grad=True)
+        double(x).sum().backward()
+        np.testing.assert_array_equal(x.grad, [2, 2])
+        assert ran == ["forward", "backward"]
+
+        wide = xn.Tensor(np.ones(2), requires_grad=True)
+        double(wide).sum().backward()
+        np.testing.assert_array_equal(wide.grad, [2, 2])
+        assert len(ran) == 2
+
+        with reference_only():
+            double(np.ones(2, np.float32))
+            with reference_only(False):
+                double(np.ones(2, np.float32))
+                assert ran.pop() == "forward"
+            double(np.ones(2, np.float32))
+        assert len(ran) == 2
+        double(np.ones(2, np.float32))
+        assert ran == ["forward", "backward", "forward"]
+
+
+def test_backward_is_that_of_the_forward_that_ran():
+    """Also where the accelerations are turned off between the two."""
+    with operation(scaled, scaled_backward) as double:
+
+        @double.accelerate("numpy")
+        def fast(xp, x, *, by):
+            return x * by, "fast"
+
+        @fast.backward
+        def _(xp, dy, saved, *, by):
+            assert saved == "fast"
+            return dy * by
+
+        x = xn.Tensor(np.ones(2), requires_grad=True)
+        y = double(x)
+        with reference_only():
+            y.sum().backward()
+        np.testing.assert_array_equal(x.grad, [2, 2])
+
+
+def test_an_acceleration_without_a_backward_saves_for_the_references():
+    with operation(scaled, scaled_backward) as double:
+
+        @double.accelerate("numpy")
+        def fast(xp, x, *, by):
+            return x * by, x
+
+        x = xn.Tensor(np.ones(2), requires_grad=True)
+        double(x).sum().backward()
+        np.testing.assert_array_equal(x.grad, [2, 2])
+        assert isinstance(fast, Implementation)
+
+
+def test_backward_is_registered_before_accelerations():
+    with operation(scaled) as double:
+        double.accelerate("numpy")(lambda xp, x, *, by: (x * by, x))
+        with pytest.raises(TypeError, match="register backward before accelerating"):
+            double.backward(scaled_backward)
+
+
+def test_other_libraries_run_the_reference(library):
+    if library.name.startswith(("numpy", "cupy")):
+        pytest.skip("this library has accelerations")
+    x, kernel = library.asarray(np.ones((1, 4, 4, 1))), library.asarray(np.ones((3, 3, 1, 1)))
+    assert registry["conv2d"].implementation(library.xp) is registry["conv2d"].reference
+    assert type(xn.ops.conv2d(x, kernel)) is type(x)
+
+
+def test_save_tells_forward_whether_backward_may_come():
+    seen = []
+
+    def told(xp, x, *, save=True):
+        seen.append(save)
+        return x * 1.0, None
+
+    told.__annotations__["x"] = "Array"
+    with operation(told, lambda xp, dy, saved: dy) as f:
+        f(np.ones(1))
+        f(xn.Tensor(np.ones(1)))
+        t = xn.Tensor(np.ones(1), requires_grad=True)
+        with xn.no_grad():
+            f(t)
+        f(t)
+        assert seen == [False, False, False, True]
+        assert "save" not in str(f.__signature__)
+
+
+def test_needs_tells_backward_which_gradients_count():
+    seen = []
+
+    def product(xp, x, y):
+        return x * y, (x, y)
+
+    product.__annotations__.update(x="Array", y="Array")
+
+    def backward(xp, dz, saved, *, needs):
+        seen.append(needs)
+        x, y = saved
+        return dz * y if needs[0] else None, dz * x if needs[1] else None
+
+    with operation(product, backward) as f:
+        a, b = xn.Tensor(np.ones(2), requires_grad=True), np.full(2, 3.0)
+        f(a, b).sum().backward()
+        f(b, a).sum().backward()
+        f(a, a).sum().backward()
+        assert seen == [(True, False), (False, True), (True, True)]
+        np.testing.assert_array_equal(a.grad, 3 + 3 + 2)
+
+
+def test_an_operation_without_backward_records_nothing():
+    with operation(scaled) as double:
+        y = double(xn.Tensor(np.ones(2), requires_grad=True))
+        assert isinstance(y, xn.Tensor)
+        assert not y.requires_grad
+
+
+def test_a_backward_that_forgets_a_gradient_is_named():
+    with operation(scaled, lambda xp, dy, saved, *, by: None) as double:
+        y = double(xn.Tensor(np.ones(2), requires_grad=True)).sum()
+        with pytest.raises(RuntimeError, match="scaled gave no gradient"):
+            y.backward()
+
+
+def test_the_environment_turns_accelerations_off():
+    code = (
+        "import numpy as np, xpnet as xn\n"
+        "from xpnet.ops.registry import registry, reference_is_forced\n"
+        "conv = registry['conv2d']\n"
+        "print(reference_is_forced(), conv.implementation(np) is conv.reference)"
+    )
+    for value, expected in (("1", "True True"), ("0", "False False"), ("", "False False")):
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"XPNET_REFERENCE": value}
+        )
+        assert result.stdout.strip() == expected

@@ -1,0 +1,436 @@
+"""Tensor and the tape: operators, indexing, graphs of every shape, what is recorded and what is freed."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections import namedtuple
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet import ops
+
+
+def tensor(*shape, seed=0, positive=False):
+    values = np.random.default_rng(seed).standard_normal(shape)
+    return xn.Tensor(np.abs(values) + 0.5 if positive else values, requires_grad=True)
+
+
+# -- operators --
+
+BINARY = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": lambda a, b: a / b,
+    "power": lambda a, b: a**b,
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize(
+    "other", ["tensor", "array", "number", "array-left", "number-left", "numpy-scalar", "numpy-scalar-left"]
+)
+def test_operators(name, other):
+    """Tensor op Tensor, array or number, from both sides: a Tensor with the values and gradients of the operation."""
+    operator = BINARY[name]
+    a = tensor(2, 3, positive=True)
+    b = {
+        "tensor": tensor(2, 3, seed=1, positive=True),
+        "array": np.full((2, 3), 1.7),
+        "number": 1.7,
+        "numpy-scalar": np.float64(1.7),
+    }[other.removesuffix("-left")]
+    result = operator(b, a) if other.endswith("left") else operator(a, b)
+    plain = b.array if isinstance(b, xn.Tensor) else b
+    assert isinstance(result, xn.Tensor)
+    np.testing.assert_allclose(result.array, operator(plain, a.array) if other.endswith("left") else operator(a.array, plain))
+
+    def again(x):
+        return operator(b, x) if other.endswith("left") else operator(x, b)
+
+    xn.inspect.check_gradients(again, [a.array], tolerance=1e-7)
+
+
+def test_matmul_negative_abs_and_comparisons():
+    a, b = tensor(2, 3), tensor(3, 2, seed=1)
+    np.testing.assert_allclose((a @ b).array, a.array @ b.array)
+    np.testing.assert_allclose((a.array @ b).array, a.array @ b.array)
+    np.testing.assert_array_equal((-a).array, -a.array)
+    np.testing.assert_array_equal(abs(a).array, np.abs(a.array))
+    for compare in (lambda x, y: x < y, lambda x, y: x <= y, lambda x, y: x > y, lambda x, y: x >= y):
+        result = compare(a, 0.0)
+        assert type(result) is np.ndarray
+        np.testing.assert_array_equal(result, compare(a.array, 0.0))
+        np.testing.assert_array_equal(compare(a, a), compare(a.array, a.array))
+
+
+def test_broadcasting_sums_the_gradient():
+    a, b = tensor(4, 1, 3), tensor(2, 1, seed=1)
+    (a * b).sum().backward()
+    assert a.grad.shape == (4, 1, 3)
+    assert b.grad.shape == (2, 1)
+    np.testing.assert_allclose(a.grad, np.full((4, 1, 3), b.array.sum()))
+    np.testing.assert_allclose(b.grad, np.full((2, 1), a.array.sum()))
+
+
+def test_numbers_do_not_change_float32():
+    a = xn.Tensor(np.ones((2, 2), np.float32), requires_grad=True)
+    for result in (a + 1, 1 - a, a * 0.5, 2 / a, a**2, 2**a, -a, a.mean(), a.sum(), a.max(), a[0], a.T):
+        assert result.dtype == np.float32
+    (a * 0.5 + 1 / a - a**2).sum().backward()
+    assert a.grad.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        0, -1, slice(1, 3), slice(None, None, -2), (slice(None), 1), (..., 0), (None, 2), (0, slice(None), 1), (1, 2, 3),
+        np.array([0, 2, 2]), (slice(None), np.array([1, 1, 0])), np.array([True, False, True]),
+        (np.array([0, 0, 2]), np.array([1, 1, 0])), np.array([[0, 1], [2, 0]]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_indexing(index):
+    """Values as NumPy's, and the gradient of an element that is read twice is counted twice."""
+    x = tensor(3, 3, 4)
+    y = x[index]
+    np.testing.assert_array_equal(y.array, x.array[index])
+    weights = np.random.default_rng(1).standard_normal(y.shape)
+    y.backward(weights)
+    expected = np.zeros(x.shape)
+    np.add.at(expected, index, weights)
+    np.testing.assert_allclose(x.grad, expected)
+
+
+def test_indexing_with_a_tensor():
+    x, index = tensor(4, 2), xn.Tensor(np.array([3, 0]))
+    np.testing.assert_array_equal(x[index].array, x.array[[3, 0]])
+    np.testing.assert_array_equal(x[index, 1].array, x.array[[3, 0], 1])
+
+
+def test_methods():
+    x = tensor(2, 3, 4)
+    np.testing.assert_allclose(x.sum(axis=1).array, x.array.sum(axis=1))
+    np.testing.assert_allclose(x.mean(axis=(0, 2), keepdims=True).array, x.array.mean(axis=(0, 2), keepdims=True))
+    np.testing.assert_allclose(x.max(axis=-1).array, x.array.max(axis=-1))
+    assert x.reshape(6, 4).shape == x.reshape((6, -1)).shape == x.reshape([6, 4]).shape == (6, 4)
+    assert x.reshape(-1).shape == (24,)
+    assert x.transpose().shape == x.T.shape == (4, 3, 2)
+    assert x.transpose(1, 0, 2).shape == (3, 2, 4)
+    assert (x.ndim, x.size, len(x), x.dtype) == (3, 24, 2, np.float64)
+    assert x.sum().item() == pytest.approx(x.array.sum())
+    assert isinstance(x.sum().item(), float)
+    assert float(xn.Tensor(np.array(2.5))) == 2.5
+    assert int(xn.Tensor(np.array(2))) == 2
+    assert bool(xn.Tensor(np.array(1.0)))
+    np.testing.assert_array_equal(np.asarray(x), x.array)
+    assert "requires_grad" in repr(x)
+    assert x.detach().requires_grad is False
+    assert x.detach().array is x.array
+
+
+def test_a_tensor_of_a_list_and_of_a_tensor():
+    assert xn.Tensor([1.0, 2.0]).array.tolist() == [1.0, 2.0]
+    x = tensor(2)
+    assert xn.Tensor(x).array is x.array
+
+
+# -- graphs --
+
+
+def test_a_diamond():
+    """y = a*b + a*c where b and c come from a: every path counts once."""
+    a = xn.Tensor(np.array(3.0), requires_grad=True)
+    b, c = a * a, a + 2
+    (a * b + a * c).backward()
+    assert float(a.grad) == 3 * 9 + 2 * 3 + 2  # a**3 + a**2 + 2a
+
+
+def test_a_tower_of_diamonds_is_walked_once():
+    """40 times x + x: 2**40 paths, 40 nodes."""
+    x = xn.Tensor(np.array(1.0), requires_grad=True)
+    y = x
+    for _ in range(40):
+        y = y + y
+    y.backward()
+    assert float(x.grad) == 2.0**40
+
+
+def test_a_deep_chain():
+    """No recursion: ten thousand operations one after another."""
+    x = xn.Tensor(np.array(1.0), requires_grad=True)
+    y = x
+    for _ in range(10_000):
+        y = y + 1.0
+    y.backward()
+    assert float(x.grad) == 1
+
+
+def test_shared_weights():
+    w, x = tensor(3, 3), np.random.default_rng(1).standard_normal((2, 3))
+
+    def twice(w):
+        return ops.tanh(ops.tanh(x @ w) @ w).sum()
+
+    twice(w).backward()
+    xn.inspect.check_gradients(twice, [w.array], tolerance=1e-7)
+    one, two = xn.Tensor(w.array, requires_grad=True), xn.Tensor(w.array, requires_grad=True)
+    ops.tanh(ops.tanh(x @ one) @ two).sum().backward()
+    np.testing.assert_allclose(w.grad, one.grad + two.grad)
+
+
+def test_the_same_input_twice():
+    x = tensor(3)
+    (x * x).sum().backward()
+    np.testing.assert_allclose(x.grad, 2 * x.array)
+    y = tensor(3)
+    ops.concat([y, y, y]).sum().backward()
+    np.testing.assert_array_equal(y.grad, [3, 3, 3])
+
+
+def test_gradients_accumulate_until_they_are_zeroed():
+    x = tensor(3)
+    (2.0 * x).sum().backward()
+    (3.0 * x).sum().backward()
+    np.testing.assert_array_equal(x.grad, [5, 5, 5])
+    x.zero_grad()
+    assert x.grad is None
+    x.sum().backward()
+    np.testing.assert_array_equal(x.grad, [1, 1, 1])
+
+
+def test_gradients_are_arrays_of_their_own():
+    """Writable, not views of one another or of what the user passed: changing one changes no other."""
+    a, b = tensor(3), tensor(3, seed=1)
+    start = np.ones(3)
+    (a + b).backward(start)
+    a.grad *= 10
+    np.testing.assert_array_equal(b.grad, [1, 1, 1])
+    np.testing.assert_array_equal(start, [1, 1, 1])
+    c = tensor(2, 3)
+    c.sum().backward()
+    c.grad += 1  # not a read-only broadcast of one number
+    np.testing.assert_array_equal(c.grad, np.full((2, 3), 2.0))
+    d = tensor()
+    d.backward()
+    d.grad += 1
+    e = tensor()
+    e.backward()
+    assert float(e.grad) == 1
+
+
+def test_backward_twice_is_an_error():
+    x = tensor(3)
+    y = ops.exp(x)
+    loss = y.sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match=r"backward\(\) ran through this sum before"):
+        loss.backward()
+    with pytest.raises(RuntimeError, match="run the forward pass again"):
+        (y * 2.0).sum().backward()
+
+
+def test_backward_frees_what_forward_saved():
+    x = tensor(1000)
+    y = ops.exp(x)
+    saved = weakref.ref(y.node.saved)
+    loss = y.sum()
+    del y
+    loss.backward()
+    gc.collect()
+    assert saved() is None
+
+
+def test_a_graph_is_freed_without_the_garbage_collector():
+    """No reference cycles: memory comes back at once."""
+    gc.collect()
+    gc.disable()
+    try:
+        x = tensor(10)
+        loss = ops.tanh(x * 2.0).sum()
+        watched = weakref.ref(loss.array.base if loss.array.base is not None else loss.array)
+        node = loss.node.inputs[0].array
+        inner = weakref.ref(node)
+        del node
+        loss.backward()
+        del loss
+        assert watched() is None
+        assert inner() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda x: (x * 1.0).backward(), ValueError, "gradient of shape (2, 3)"),
+        (lambda x: x.sum().backward(np.ones(2)), ValueError, "(2,)"),
+        (lambda x: xn.Tensor(np.ones(1)).backward(), RuntimeError, "nothing was recorded"),
+        (lambda x: x.detach().sum().backward(), RuntimeError, "nothing was recorded"),
+    ],
+)
+def test_backward_explains(call, error, says):
+    with pytest.raises(error) as raised:
+        call(tensor(2, 3))
+    assert says in str(raised.value)
+
+
+def test_a_gradient_of_ones_is_implied_for_one_element():
+    for shape in ((), (1,), (1, 1)):
+        x = xn.Tensor(np.full(shape, 2.0), requires_grad=True)
+        (x * x).backward()
+        np.testing.assert_array_equal(x.grad, np.full(shape, 4.0))
+
+
+def test_several_outputs_of_which_some_are_used():
+    x = tensor(5, 3)
+    _, mean, variance = ops.batch_norm_with_statistics(x)
+    (mean.sum() + 2.0 * variance.sum()).backward()
+    centred = x.array - x.array.mean(axis=0)
+    np.testing.assert_allclose(x.grad, 1 / 5 + 2 * 2 * centred / 5, atol=1e-12)
+    y, switches = ops.max_pool2d_with_switches(tensor(1, 2, 2, 1), 2)
+    assert y.requires_grad
+    assert not switches.requires_grad
+
+
+def test_inputs_without_a_gradient_get_none():
+    x, w = xn.Tensor(np.ones((2, 3))), tensor(3, 2)
+    ops.dense(x, w).sum().backward()
+    assert x.grad is None
+    assert w.grad is not None
+
+
+# -- what is recorded --
+
+
+def test_no_grad():
+    x = tensor(3)
+    with xn.no_grad():
+        y = x * 2.0
+        with xn.no_grad():
+            pass
+        assert not (y + x).requires_grad  # the inner block has not turned recording on again
+    assert not y.requires_grad
+    assert y.node is None
+    assert (x * 2.0).requires_grad
+    with pytest.raises(ValueError, match="inside"), xn.no_grad():
+        raise ValueError("inside")
+    assert (x * 2.0).requires_grad
+
+
+def test_nothing_is_recorded_without_need():
+    y = xn.Tensor(np.ones(3)) * xn.Tensor(np.ones(3))
+    assert isinstance(y, xn.Tensor)
+    assert y.node is None
+    assert type(ops.multiply(np.ones(3), 2.0)) is np.ndarray
+
+
+def test_no_grad_is_of_one_thread():
+    """Another thread records while this one does not; each has graphs of its own."""
+    x = tensor(100)
+    failures = []
+
+    def work(seed):
+        try:
+            for i in range(50):
+                t = tensor(20, seed=seed)
+                loss = (ops.tanh(t * float(i)) * t).sum()
+                loss.backward()
+                expected = np.tanh(t.array * i) + t.array * i * (1 - np.tanh(t.array * i) ** 2)
+                np.testing.assert_allclose(t.grad, expected)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    with xn.no_grad():
+        for thread in threads:
+            thread.start()
+        assert not (x * 2.0).requires_grad
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+# -- value_and_grad --
+
+Layer = namedtuple("Layer", ["w", "b"])
+
+
+def test_value_and_grad_keeps_the_structure():
+    random = np.random.default_rng(0)
+    params = {
+        "first": Layer(random.standard_normal((3, 4)), np.zeros(4)),
+        "rest": [random.standard_normal((4, 2)), (np.zeros(2),)],
+        "unused": np.ones(5),
+    }
+    x, y = random.standard_normal((6, 3)), random.standard_normal((6, 2))
+
+    def loss(p, x, y, *, scale):
+        h = ops.tanh(ops.dense(x, p["first"].w, p["first"].b))
+        return scale * xn.losses.mean_squared_error(ops.dense(h, p["rest"][0], p["rest"][1][0]), y)
+
+    value, gradients = xn.value_and_grad(loss)(params, x, y, scale=2.0)
+    assert type(value) is np.ndarray
+    assert value.shape == ()
+    assert isinstance(gradients["first"], Layer)
+    assert isinstance(gradients["rest"], list)
+    assert isinstance(gradients["rest"][1], tuple)
+    assert gradients["rest"][1][0].shape == (2,)
+    np.testing.assert_array_equal(gradients["unused"], np.zeros(5))
+    h = 1e-6
+    moved = {**params, "rest": [params["rest"][0].copy(), params["rest"][1]]}
+    moved["rest"][0][1, 0] += h
+    higher, _ = xn.value_and_grad(loss)(moved, x, y, scale=2.0)
+    assert (higher - value) / h == pytest.approx(gradients["rest"][0][1, 0], rel=1e-4)
+
+
+def test_value_and_grad_with_more_results():
+    (value, aux), gradient = xn.value_and_grad(lambda w: ((w * w).sum(), "more"), has_aux=True)(np.arange(3.0))
+    assert float(value) == 5
+    assert aux == "more"
+    np.testing.assert_array_equal(gradient, [0, 2, 4])
+
+
+def test_value_and_grad_of_a_constant_and_of_no_tensor():
+    value, gradient = xn.value_and_grad(lambda w: xn.Tensor(np.array(3.0)))(np.ones(2))
+    assert float(value) == 3
+    np.testing.assert_array_equal(gradient, [0, 0])
+    with pytest.raises(TypeError, match="must return a Tensor"):
+        xn.value_and_grad(lambda w: 3.0)(np.ones(2))
+
+
+def test_value_and_grad_runs_its_own_tape():
+    """Called twice, and inside no_grad of another use, the gradients are the same and nothing is left behind."""
+    f = xn.value_and_grad(lambda w: (w**2).sum())
+    w = np.arange(3.0)
+    np.testing.assert_array_equal(f(w)[1], f(w)[1])
+    assert type(w) is np.ndarray
+
+
+# -- gradient check --
+
+
+def test_check_gradients_finds_a_wrong_backward():
+    """The checker itself: it must fail where a gradient is wrong, and name the worst element."""
+    from xpnet.ops.registry import Op
+
+    def forward(xp, x: xn.backend.Array):
+        return x * x, x
+
+    forward.__annotations__ = {"x": "Array"}
+    wrong = Op(forward)
+    wrong.backward(lambda xp, dy, x: dy * x)  # half of the truth
+    with pytest.raises(AssertionError, match=r"input 0, element \(\d+,\)"):
+        xn.inspect.check_gradients(wrong, [np.array([1.0, 2.0])])
+    assert xn.inspect.check_gradients(ops.square, [np.array([1.0, 2.0])]) < 1e-8
+
+
+def test_check_gradients_leaves_its_inputs_alone():
+    x = np.arange(3, dtype=np.float32)
+    before = x.copy()
+    xn.inspect.check_gradients(ops.tanh, x)
+    np.testing.assert_array_equal(x, before)

@@ -1,0 +1,78 @@
+"""Convolution, bias, activation and max pooling of a chunk of images while it is in the cache.
+
+Of the convolution's output only the pooled quarter and its switches reach memory, and backward the gradient of the
+whole output exists one chunk at a time. As the activations never decrease, they are applied after the pooling, to a quarter
+of the elements; a tie among equal activated values then goes to the larger value before the activation instead of the first,
+where the slope is 0 either way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpnet.accel.numpy.convolution import convolve, data_gradient, kernel_gradient, windows_of
+from xpnet.accel.numpy.ends import Images, Pooled, Unpooled
+from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, LIMIT, Floats
+from xpnet.ops.convolution import conv_geometry
+from xpnet.ops.fused import conv2d_max_pool2d
+from xpnet.ops.geometry import Geometry
+from xpnet.ops.pooling import pool_geometry
+
+
+def _geometries(
+    x: Floats, kernel: Floats, bias: Floats | None, window: Any, settings: dict[str, Any]
+) -> tuple[Geometry, Geometry]:
+    """The windows of the convolution on x, and of the pooling on its output."""
+    g = conv_geometry(x, kernel, bias, settings["stride"], settings["padding"], settings["dilation"], settings["groups"])
+    y = np.broadcast_to(x.dtype.type(0), (x.shape[0], g.h.out, g.w.out, kernel.shape[3]))
+    return g, pool_geometry("max_pool2d", y, window, settings["pool_stride"], settings["pool_padding"])
+
+
+def _fits(x: Floats, O: int, g: Geometry) -> bool:
+    """Whether one image, with the columns or transforms of all of it, is small enough to be a chunk."""
+    pixels = max(g.h.out * g.w.out, g.h.size * g.w.size)
+    return bool(pixels * (x.shape[3] + O) * x.itemsize * 4 <= LIMIT // 2)
+
+
+@conv2d_max_pool2d.accelerate("numpy")
+def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, window: Any, save: bool, **settings: Any) -> Any:
+    """Chunks of whole images, pooled before they leave the cache."""
+    activation = settings["activation"]
+    dtype = x.dtype
+    if (
+        dtype not in FLOATS
+        or kernel.dtype != dtype
+        or (bias is not None and bias.dtype != dtype)
+        or activation not in ACTIVATIONS
+        or settings["groups"] != 1
+    ):
+        return NotImplemented
+    g, p = _geometries(x, kernel, bias, window, settings)
+    O = kernel.shape[3]
+    count = p.h.window * p.w.window
+    if not (x.size and kernel.size and min(p.h.out, p.w.out) > 0 and count <= 256 and _fits(x, O, g)):
+        return NotImplemented
+    N = x.shape[0]
+    y = np.empty((N, p.h.out, p.w.out, O), dtype)
+    switches = np.empty(y.shape, np.uint8) if save else None
+    target = Pooled((N, g.h.out, g.w.out, O), y, switches, activation, p)
+    convolve(Images(x), kernel, bias, windows_of(g), target)
+    return y, (x, kernel, y, switches) if save else None
+
+
+@forward.backward
+def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, needs: tuple[bool, bool, bool], **settings: Any) -> Any:
+    """The gradient of the whole output is made from the pooled one, a chunk at a time, where it is read."""
+    x, kernel, y, switches = saved
+    g, p = _geometries(x, kernel, None, window, settings)
+    w = windows_of(g)
+    source = Unpooled(dy.astype(x.dtype, copy=False), y, switches, settings["activation"], p)
+    dx = dkernel = dbias = None
+    if needs[0]:
+        dx = np.empty(x.shape, x.dtype)
+        data_gradient(source, kernel, w, dx)
+    if needs[1] or needs[2]:
+        dkernel, dbias = kernel_gradient(Images(x), source, w, kernel.shape)
+    return dx, dkernel if needs[1] else None, dbias if needs[2] else None

@@ -1,0 +1,23 @@
+"""``xpnet report``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from xpnet import report as reports
+from xpnet.report.callback import PAGE
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write the page of one run again, or that of several."""
+    records = [reports.read_record(run) for run in args.runs]
+    if len(records) == 1:
+        run = Path(args.runs[0])
+        out = Path(args.out or (run if run.is_dir() else run.parent) / PAGE)
+        reports.write_page(records[0], out)
+    else:
+        out = Path(args.out or "comparison.html")
+        reports.write_comparison(records, out)
+    print(out)
+    return 0

@@ -1,0 +1,171 @@
+"""The settings of ``xpnet train``: each a flag and a key of a TOML file, one table for both."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xpnet.cli import words
+from xpnet.cli.words import UsageError
+
+CONFIG = "config.toml"
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        name: the key in a file; with dashes, the flag.
+        read: makes the value from a word, or raises argparse.ArgumentTypeError; bool for yes or no.
+        text: for --help.
+        metavar: what stands for the value there.
+        free: whether a continued run may have another value than it began with.
+    """
+
+    name: str
+    read: Callable[[str], Any]
+    text: str
+    metavar: str | None = None
+    free: bool = False
+
+    @property
+    def flag(self) -> str:
+        """As it is typed."""
+        return "--" + self.name.replace("_", "-")
+
+
+SETTINGS = (
+    Setting("model", str, words.MODEL_HELP + "; default: cnn for images, mlp for features", "MODEL"),
+    Setting("device", words.device, "cpu, cuda or cuda:N; default: cpu", free=True),
+    Setting("epochs", words.whole(1), "times through the training data; default: by data set", "N", free=True),
+    Setting("batch_size", words.whole(1), "examples a step; default: by data set", "N"),
+    Setting("learning_rate", words.positive, "of AdamW, at its highest; default: by data set", "RATE"),
+    Setting("schedule", words.one_of("cosine", "constant"), "of the learning rate: cosine (after a rise) or constant", "NAME"),
+    Setting("weight_decay", words.not_negative, "of AdamW; default: by data set", "DECAY"),
+    Setting("augment", bool, "change the training images at random; default: by data set"),
+    Setting("accumulate", words.whole(1), "batches whose gradients make one update; default: 1", "N"),
+    Setting("clip", words.positive, "limit the length of all gradients together", "NORM"),
+    Setting("average", words.share, "end with a moving average of the weights, such as 0.999", "DECAY"),
+    Setting("patience", words.whole(0), "stop after so many epochs without a lower loss, keep the best weights", "N"),
+    Setting("balance", bool, "draw the examples of all classes equally often"),
+    Setting("workers", words.whole(0), "threads that prepare batches ahead; default: 0", "N", free=True),
+    Setting("seed", words.whole(0), "of weights, order, dropout and augmentation; default: 0", "N"),
+    Setting("data", str, "holds the published files of the data set; default: $XPNET_DATA", "FOLDER", free=True),
+    Setting("size", words.shape, "resize the images of a folder of your own", "H,W"),
+    Setting("target", str, "the column of a CSV file that holds the classes; default: the last", "COLUMN"),
+    Setting("checkpoint_minutes", words.positive, "save within an epoch so often; default: 10", "MINUTES", free=True),
+    Setting("keep", words.whole(1), "checkpoints to keep; default: 3", "N", free=True),
+)
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a parser a flag for every setting; left out, its value is None."""
+    for s in SETTINGS:
+        if s.read is bool:
+            parser.add_argument(s.flag, action=argparse.BooleanOptionalAction, default=None, help=s.text)
+        else:
+            parser.add_argument(s.flag, type=s.read, metavar=s.metavar, help=s.text)
+
+
+def read_file(path: str | Path) -> Settings:
+    """The settings in a TOML file, "dataset" among them; keys have underscores or dashes.
+
+    Raises:
+        UsageError: not TOML, unknown keys, or values that the flags would not take.
+        OSError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from error
+    found: Settings = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name != "dataset" and name not in BY_NAME:
+            close = difflib.get_close_matches(name, ["dataset", *BY_NAME], 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known are dataset, {', '.join(BY_NAME)}"
+            raise UsageError(f"{path}: unknown setting {key!r}{hint}")
+        found[name] = _value(path, name, value)
+    return found
+
+
+def _value(path: str | Path, name: str, value: Any) -> Any:
+    if name == "dataset":
+        if not isinstance(value, str):
+            raise UsageError(f"{path}: dataset: expected text, got {value!r}")
+        return value
+    setting = BY_NAME[name]
+    if isinstance(value, list) and all(isinstance(v, int) for v in value):
+        value = ",".join(map(str, value))
+    if (setting.read is bool) != isinstance(value, bool) or not isinstance(value, (bool, int, float, str)):
+        raise UsageError(f"{path}: {name}: expected {'true or false' if setting.read is bool else 'a value'}, got {value!r}")
+    if setting.read is bool:
+        return value
+    try:
+        return setting.read(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"{path}: {name}: {error}") from None
+
+
+def effective(args: argparse.Namespace) -> Settings:
+    """The settings that hold: those of the run that is continued, then of the file, then of the flags.
+
+    Raises:
+        UsageError: no data set; or a run is to be continued with settings that it cannot be continued with.
+    """
+    given: Settings = read_file(args.config) if args.config else {}
+    flags = {s.name: getattr(args, s.name) for s in SETTINGS if getattr(args, s.name) is not None}
+    given.update(flags)
+    if args.dataset is not None:
+        given["dataset"] = args.dataset
+    if args.resume is None:
+        if "dataset" not in given:
+            raise UsageError("name a data set, such as: xpnet train digits; or give --config FILE or --resume FOLDER")
+        return given
+    before = read_file(_config_of(args.resume))
+    for name, value in given.items():
+        free = name in BY_NAME and BY_NAME[name].free
+        if not free and before.get(name) != value:
+            flag = BY_NAME[name].flag if name in BY_NAME else "the data set"
+            raise UsageError(
+                f"{flag} {value} is not what the run in {args.resume} began with ({before.get(name)}); a run goes on with its "
+                f"own settings: leave it out, or begin a new run"
+            )
+    return {**before, **given}
+
+
+def _config_of(folder: str) -> Path:
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise UsageError(f"--resume {folder}: no run there: expected a folder that holds {CONFIG}")
+    return path
+
+
+def to_toml(settings: Settings) -> str:
+    """Settings as TOML; those that are None are left out."""
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in settings.items() if value is not None)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml(v) for v in value)}]"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else "nan"
+    if isinstance(value, int):
+        return str(value)
+    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,76 @@
+"""Operations that are several in a row, for the backends that can do them without going through memory in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.backend import Array, Namespace
+from xpnet.ops.convolution import conv2d
+from xpnet.ops.geometry import Padding, Size
+from xpnet.ops.pooling import max_pool2d
+from xpnet.ops.registry import op
+
+
+def _settings(stride: Size, padding: Padding, dilation: Size, groups: int, activation: str | None) -> dict[str, Any]:
+    return {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "activation": activation}
+
+
+def _pool_settings(window: Size, pool_stride: Size | None, pool_padding: Padding) -> dict[str, Any]:
+    return {"window": window, "stride": pool_stride, "padding": pool_padding}
+
+
+@op
+def conv2d_max_pool2d(
+    xp: Namespace,
+    x: Array,
+    kernel: Array,
+    bias: Array | None = None,
+    *,
+    window: Size,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    pool_stride: Size | None = None,
+    pool_padding: Padding = 0,
+    save: bool = True,
+) -> Any:
+    """``max_pool2d(conv2d(x, kernel, bias, ...), window, ...)`` in one operation.
+
+    Args:
+        x, kernel, bias, stride, padding, dilation, groups, activation: as in :func:`conv2d`.
+        window, pool_stride, pool_padding: as window, stride and padding in :func:`max_pool2d`.
+
+    Returns:
+        (N, PH, PW, O).
+
+    Raises:
+        ShapeError, ValueError: as the two operations.
+    """
+    inner = _settings(stride, padding, dilation, groups, activation)
+    y, kept, first = conv2d.run(xp, (x, kernel, bias), inner, save)
+    z, switches, second = max_pool2d.run(xp, (y,), _pool_settings(window, pool_stride, pool_padding), save)
+    return z, (kept, first, switches, second) if save else None
+
+
+@conv2d_max_pool2d.backward
+def _(
+    xp: Namespace,
+    dy: Array,
+    saved: Any,
+    *,
+    window: Size,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    groups: int,
+    activation: str | None,
+    pool_stride: Size | None,
+    pool_padding: Padding,
+    needs: tuple[bool, ...],
+) -> Any:
+    kept, first, switches, second = saved
+    outer = _pool_settings(window, pool_stride, pool_padding)
+    (dz,) = max_pool2d.gradients(second, xp, dy, switches, outer, (True,))
+    return conv2d.gradients(first, xp, dz, kept, _settings(stride, padding, dilation, groups, activation), needs)

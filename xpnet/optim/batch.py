@@ -1,0 +1,89 @@
+"""Rprop and Quickprop: optimizers for full batches, that compare each gradient with the last one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.arena import Arena
+from xpnet.backend import Array
+from xpnet.optim import rules_batch
+from xpnet.optim.optimizer import Optimizer, Schedule
+
+
+class Rprop(Optimizer):
+    """Every weight has a step size, which grows while its gradient keeps its sign and shrinks where that changes.
+
+    Only the signs of the gradients count, so they must not be noisy: give it full batches.
+
+    Args:
+        learning_rate: the first size of all steps, a number.
+        grow, shrink: what a size is multiplied by.
+        smallest, largest: limits of a size.
+        weight_decay: as in Optimizer.
+
+    Source: Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning", 1993.
+    """
+
+    slot_names = ("previous", "size")
+
+    def __init__(
+        self,
+        learning_rate: float = 0.01,
+        grow: float = 1.2,
+        shrink: float = 0.5,
+        smallest: float = 1e-6,
+        largest: float = 50.0,
+        *,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if callable(learning_rate):
+            raise ValueError("Rprop: the learning rate is the first step size, a number; the sizes then change by themselves")
+        super().__init__(learning_rate, weight_decay=weight_decay)
+        if not (0 < shrink < 1 < grow and 0 < smallest <= largest):
+            raise ValueError(
+                f"Rprop: expected 0 < shrink < 1 < grow and 0 < smallest <= largest, "
+                f"got {shrink}, {grow}, {smallest}, {largest}"
+            )
+        self.grow, self.shrink = grow, shrink
+        self.smallest, self.largest = smallest, largest
+
+    def initial_slot(self, name: str, xp: Any, arena: Arena) -> Array:
+        """The first size of the steps, and no gradient before the first."""
+        return xp.full_like(arena.values, self.current_learning_rate) if name == "size" else xp.zeros_like(arena.values)
+
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
+        """See Optimizer."""
+        rules_batch.rprop(
+            w,
+            g,
+            self.slots["previous"],
+            self.slots["size"],
+            grow=self.grow,
+            shrink=self.shrink,
+            smallest=self.smallest,
+            largest=self.largest,
+        )
+
+
+class Quickprop(Optimizer):
+    """For every weight a jump to the minimum of the parabola that its last two slopes suggest. For full batches.
+
+    Args:
+        learning_rate: of the ordinary steps, which begin the movement and are added while the slope keeps its sign.
+        growth: a jump is at most this many times the last step.
+        weight_decay: as in Optimizer; the paper uses 1e-4 to keep the weights from growing without bound.
+
+    Source: Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
+    """
+
+    slot_names = ("step", "slope")
+
+    def __init__(self, learning_rate: float | Schedule = 0.01, growth: float = 1.75, *, weight_decay: float = 0.0) -> None:
+        super().__init__(learning_rate, weight_decay=weight_decay)
+        if not growth > 0:
+            raise ValueError(f"Quickprop: growth must be above 0, got {growth}")
+        self.growth = growth
+
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
+        """See Optimizer."""
+        rules_batch.quickprop(w, g, self.slots["step"], self.slots["slope"], learning_rate=learning_rate, growth=self.growth)

@@ -1,0 +1,206 @@
+"""Minimisers of SciPy over the flat vector of all parameters: L-BFGS and the truncated Newton method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xpnet import backend, losses
+from xpnet.arena import Arena
+from xpnet.backend import Array
+from xpnet.layers.module import Module
+from xpnet.optim.optimizer import Optimizer, Target
+from xpnet.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """How a minimisation ended.
+
+    Attributes:
+        loss: the last loss, with penalties.
+        iterations: of the method.
+        evaluations: how often the loss and its gradient were computed.
+        converged: whether a tolerance was reached, and not the largest number of iterations.
+        message: SciPy's words for it.
+    """
+
+    loss: float
+    iterations: int
+    evaluations: int
+    converged: bool
+    message: str
+
+
+class FullBatch(Optimizer):
+    """Base class of the minimisers: they ask for the loss where they like, so they are given the loss, not gradients.
+
+        xn.optim.LBFGS(max_iterations=200).minimize(model, "softmax_cross_entropy", (x, y))
+
+    A Trainer hands its optimizer one gradient at a time and cannot drive them; train with `minimize`, then
+    ``trainer.evaluate`` as usual.
+
+    Args:
+        max_iterations: of the method.
+        tolerance: stop where no element of the gradient is larger.
+        weight_decay: the penalty 1/2 * weight_decay * sum(w**2) on the weights is added to the loss.
+    """
+
+    method = ""
+
+    def __init__(self, max_iterations: int = 100, tolerance: float = 1e-5, *, weight_decay: float = 0.0) -> None:
+        super().__init__(1.0, weight_decay=weight_decay)
+        if max_iterations < 1:
+            raise ValueError(f"{type(self).__name__}: max_iterations must be at least 1, got {max_iterations}")
+        self.max_iterations = max_iterations
+        self.tolerance = tolerance
+
+    def options(self) -> dict[str, Any]:
+        """SciPy's options for the method."""
+        return {"maxiter": self.max_iterations, "gtol": self.tolerance}
+
+    def step(self, target: Target) -> None:
+        """These methods have no single step.
+
+        Raises:
+            TypeError: always; the message says what to call instead.
+        """
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} needs the loss as a function and cannot be driven by a Trainer or by step(); call "
+            f"{name}(...).minimize(model, loss, (x, y))"
+        )
+
+    def minimize(
+        self,
+        model: Module,
+        loss: str | Callable[[Any, Any], Any],
+        data: tuple[Array, Array],
+        *,
+        batch_size: int | None = None,
+        callback: Callable[[float], Any] | None = None,
+    ) -> Minimum:
+        """Change the model's parameters to those of smallest loss over all the data, in training mode.
+
+        Masks of dropout are the same in every evaluation, so that there is one function to minimise. Work in float64 models
+        goes further: in float32 the loss soon moves by less than its rounding.
+
+        Args:
+            model: a Module that knows its input's shape.
+            loss: a name or a function (prediction, target) -> mean over the examples.
+            data: (x, y), all of them one batch.
+            batch_size: compute the loss in parts of so many examples, to save memory; None: at once.
+            callback: called with the loss after every iteration.
+
+        Raises:
+            ImportError: SciPy is not installed.
+            ValueError: data of unequal or no length, or parameters with a constraint (these methods cannot project).
+        """
+        try:
+            from scipy.optimize import minimize
+        except ImportError:
+            raise ImportError(f'{type(self).__name__} needs SciPy: pip install "xpnet[scipy]"') from None
+        x, y = data
+        if len(x) != len(y) or len(x) == 0:
+            raise ValueError(f"minimize: x holds {len(x)} examples and y {len(y)}; they must be equal and at least 1")
+        function = losses.get(loss)
+        device = model.context.device
+        x, y = backend.to_device(x, device), backend.to_device(y, device)
+        model.train()
+        arena = model.arena
+        if arena.values is None:
+            raise ValueError("minimize: the model has no trainable parameters")
+        if arena.constrained:
+            raise ValueError(
+                f"minimize: {arena.constrained[0].path} has a constraint, which {type(self).__name__} cannot keep; "
+                f"use a penalty (regularizer), or SGD"
+            )
+        counters = model.counters()
+        last: list[float] = []
+
+        def evaluate(vector: Any) -> tuple[float, Any]:
+            arena.values[...] = backend.to_device(vector.astype(backend.dtype_name(arena.values)), device)
+            model.load_counters(counters)
+            value = self._objective(model, arena, function, x, y, batch_size or len(x))
+            last[:] = [value]
+            return value, backend.to_numpy(arena.gradients).astype(np.float64)
+
+        def after(_: Any) -> None:
+            if callback is not None:
+                callback(last[0])
+
+        begin = backend.to_numpy(arena.values).astype(np.float64)
+        result = minimize(evaluate, begin, jac=True, method=self.method, options=self.options(), callback=after)
+        arena.values[...] = backend.to_device(result.x.astype(backend.dtype_name(arena.values)), device)
+        arena.zero_grad()
+        self.iterations += int(result.nit)
+        return Minimum(float(result.fun), int(result.nit), int(result.nfev), bool(result.success), str(result.message))
+
+    def _objective(self, model: Module, arena: Arena, loss: Any, x: Array, y: Array, batch_size: int) -> float:
+        """The mean loss over all examples plus penalties; the gradient is left in the arena."""
+        arena.zero_grad()
+        total = 0.0
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
+            share = loss(model(x[part]), y[part]) * (len(x[part]) / len(x))
+            share.backward()
+            total += float(share.array)
+        penalty: Tensor | None = None
+        for parameter in arena.parameters:
+            if parameter.regularizer is not None:
+                term = parameter.regularizer(parameter)
+                penalty = term if penalty is None else penalty + term
+        if penalty is not None:
+            penalty.backward()
+            total += float(penalty.array)
+        arena.collect()
+        if self.weight_decay:
+            weights = arena.values[: arena.decayed]
+            arena.gradients[: arena.decayed] += self.weight_decay * weights
+            total += 0.5 * self.weight_decay * float((weights * weights).sum())
+        return total
+
+
+class LBFGS(FullBatch):
+    """The limited-memory quasi-Newton method of Broyden, Fletcher, Goldfarb and Shanno, SciPy's L-BFGS-B. See FullBatch.
+
+    Args:
+        max_iterations, tolerance, weight_decay: as in FullBatch.
+        history: how many of the last steps the curvature is estimated from.
+
+    Source: Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
+    """
+
+    method = "L-BFGS-B"
+
+    def __init__(
+        self, max_iterations: int = 100, tolerance: float = 1e-5, history: int = 10, *, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(max_iterations, tolerance, weight_decay=weight_decay)
+        if history < 1:
+            raise ValueError(f"LBFGS: history must be at least 1, got {history}")
+        self.history = history
+
+    def options(self) -> dict[str, Any]:
+        """SciPy's options for the method."""
+        # An iteration takes a few evaluations; ftol is the relative change of the loss below which it is at rest.
+        return {**super().options(), "maxcor": self.history, "maxfun": 20 * self.max_iterations, "ftol": 1e-14}
+
+
+class TruncatedNewton(FullBatch):
+    """Newton's method with the equations of each step solved by a few conjugate gradients, SciPy's TNC. See FullBatch.
+
+    Args:
+        max_iterations, tolerance, weight_decay: as in FullBatch.
+
+    Source: Nash, "Newton-type minimization via the Lanczos method", 1984.
+    """
+
+    method = "TNC"
+
+    def options(self) -> dict[str, Any]:
+        """SciPy's options for the method."""
+        return {"maxfun": 50 * self.max_iterations, "gtol": self.tolerance, "ftol": 1e-14, "xtol": 1e-14}

@@ -1,0 +1,92 @@
+"""Adagrad and RMSprop: gradients divided by the root of their own mean square."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.arena import Arena
+from xpnet.backend import Array
+from xpnet.optim import rules_adaptive
+from xpnet.optim.optimizer import Optimizer, Schedule
+
+
+class Adagrad(Optimizer):
+    """w -= learning_rate * g / (sqrt(sum of all g*g so far) + epsilon): rare features keep a large step.
+
+    Args:
+        learning_rate: a number or a schedule.
+        epsilon: added to the root.
+        initial: the sum before the first step.
+        weight_decay: as in Optimizer.
+
+    Source: Duchi et al., "Adaptive subgradient methods", 2011; CS231n, "Neural networks part 3".
+    """
+
+    slot_names = ("sum",)
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 0.01,
+        epsilon: float = 1e-10,
+        *,
+        initial: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay=weight_decay)
+        self.epsilon = epsilon
+        self.initial = initial
+
+    def initial_slot(self, name: str, xp: Any, arena: Arena) -> Array:
+        """The sum before the first step."""
+        return xp.full_like(arena.values, self.initial)
+
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
+        """See Optimizer."""
+        rules_adaptive.adagrad(w, g, self.slots["sum"], learning_rate=learning_rate, epsilon=self.epsilon)
+
+
+class RMSprop(Optimizer):
+    """w -= learning_rate * g / (sqrt(decaying mean of g*g) + epsilon).
+
+    Args:
+        learning_rate: a number or a schedule.
+        decay: of the mean, in [0, 1).
+        epsilon: added to the root.
+        centered: divide by the standard deviation of g instead, sqrt(mean of g*g - (mean of g)**2).
+        momentum: in [0, 1): above 0 the scaled gradients are gathered in a velocity.
+        weight_decay: as in Optimizer.
+
+    Source: Tieleman and Hinton, Coursera lecture 6.5, 2012; Graves, 2013 (centered); CS231n, "Neural networks part 3".
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 0.001,
+        decay: float = 0.9,
+        epsilon: float = 1e-8,
+        *,
+        centered: bool = False,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay=weight_decay)
+        if not (0 <= decay < 1 and 0 <= momentum < 1):
+            raise ValueError(f"RMSprop: decay and momentum must be in [0, 1), got {decay} and {momentum}")
+        self.rate_decay = decay
+        self.epsilon = epsilon
+        self.centered = centered
+        self.momentum = momentum
+        self.slot_names = ("square", *(("mean",) if centered else ()), *(("velocity",) if momentum else ()))
+
+    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
+        """See Optimizer."""
+        rules_adaptive.rmsprop(
+            w,
+            g,
+            *(self.slots[name] for name in self.slot_names),
+            learning_rate=learning_rate,
+            decay=self.rate_decay,
+            epsilon=self.epsilon,
+            centered=self.centered,
+            momentum=self.momentum,
+        )

@@ -1,0 +1,179 @@
+"""Learning rates that change: schedule(step) -> learning rate, for the steps 0, 1, 2, ...
+
+Give one to an optimizer in the place of the number: ``xn.optim.SGD(xn.optim.schedules.Cosine(0.1, steps=10_000))``. Steps
+are updates, not epochs: an epoch has ceil(examples / batch size) of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+def _positive(name: str, **values: float) -> None:
+    for key, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}: {key} must be above 0, got {value}")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same rate at every step."""
+
+    rate: float
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.rate
+
+
+@dataclass(frozen=True)
+class Step:
+    """rate * factor ** (step // every): lower by a factor after every so many steps."""
+
+    rate: float
+    every: int
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive("Step", every=self.every)
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.rate * math.pow(self.factor, step // self.every)
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """rate * factor ** (step / every): smoothly lower, by the factor in every so many steps."""
+
+    rate: float
+    factor: float
+    every: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("Exponential", every=self.every, factor=self.factor)
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.rate * math.pow(self.factor, step / self.every)
+
+
+@dataclass(frozen=True)
+class InverseTime:
+    """rate / (1 + decay * step), the 1/t decay."""
+
+    rate: float
+    decay: float
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.rate / (1 + self.decay * step)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From `rate` down to `end` along half a cosine in `steps` steps; `end` afterwards.
+
+    Source: Loshchilov and Hutter, "SGDR", 2017 (without restarts).
+    """
+
+    rate: float
+    steps: int
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive("Cosine", steps=self.steps)
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step."""
+        return _half_cosine(self.rate, self.end, step / self.steps)
+
+
+def _half_cosine(begin: float, end: float, part: float) -> float:
+    """From begin (part 0) to end (part 1)."""
+    return end + (begin - end) * (1 + math.cos(math.pi * min(max(part, 0.0), 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class Piecewise:
+    """rates[i] from step boundaries[i - 1] on: one rate more than there are boundaries."""
+
+    boundaries: Sequence[int]
+    rates: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.rates) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
+            raise ValueError(
+                f"Piecewise: expected growing boundaries and one rate more than those, got {self.boundaries} and {self.rates}"
+            )
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.rates[sum(step >= b for b in self.boundaries)]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """In `steps` steps up a straight line from `start` to the first rate of another schedule, which then begins.
+
+    Args:
+        after: a number, or a schedule; its step 0 is step `steps`.
+        steps: how many.
+        start: the rate at step 0.
+
+    Source: Goyal et al., "Accurate, large minibatch SGD", 2017.
+    """
+
+    after: float | Callable[[int], float]
+    steps: int
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive("WarmUp", steps=self.steps)
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step."""
+        if step >= self.steps:
+            return self._after(step - self.steps)
+        return self.start + (self._after(0) - self.start) * step / self.steps
+
+    def _after(self, step: int) -> float:
+        return float(self.after(step)) if callable(self.after) else self.after
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Up from rate/divide to `rate` along half a cosine, then down to rate/divide/final_divide along another.
+
+    Args:
+        rate: the highest.
+        steps: of the whole cycle; the last of them has the lowest rate, which stays.
+        up: the part of the steps that goes up.
+        divide, final_divide: as above.
+
+    Source: Smith and Topin, "Super-convergence", 2018.
+    """
+
+    rate: float
+    steps: int
+    up: float = 0.3
+    divide: float = 25.0
+    final_divide: float = 1e4
+
+    def __post_init__(self) -> None:
+        _positive("OneCycle", steps=self.steps, divide=self.divide, final_divide=self.final_divide)
+        if not 0 < self.up < 1 or self.up * self.steps <= 1:
+            raise ValueError(f"OneCycle: up={self.up} of {self.steps} steps must be more than one step, and not all")
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step."""
+        first = self.rate / self.divide
+        top, last = self.up * self.steps - 1, self.steps - 1
+        if step <= top:
+            return _half_cosine(first, self.rate, step / top)
+        return _half_cosine(self.rate, first / self.final_divide, (step - top) / (last - top))
+
+
+__all__ = ["Constant", "Cosine", "Exponential", "InverseTime", "OneCycle", "Piecewise", "Step", "WarmUp"]

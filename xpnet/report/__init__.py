@@ -1,0 +1,17 @@
+"""Reports: what a run leaves behind to be looked at, one HTML file that needs no network, and several runs side by side."""
+
+from xpnet.report.callback import RunReport
+from xpnet.report.compare import comparison_page, write_comparison
+from xpnet.report.page import run_page, write_page
+from xpnet.report.record import Record, read_record, write_record
+
+__all__ = [
+    "Record",
+    "RunReport",
+    "comparison_page",
+    "read_record",
+    "run_page",
+    "write_comparison",
+    "write_page",
+    "write_record",
+]

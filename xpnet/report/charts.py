@@ -1,0 +1,208 @@
+"""Charts as inline SVG. The drawing is stretched to its place and the text is HTML beside it, so that on a phone as on a
+large screen letters and lines have their own size."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xpnet.report.text import escape, number
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        name: as the legend says.
+        x, y: its points; those that are None or not finite are left out.
+        style: the class of its colour, "s0" to "s9".
+        faint: drawn thin and pale.
+        note: beside the name in the legend, HTML.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    style: str = "s0"
+    faint: bool = False
+    note: str = ""
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """The points that can be drawn."""
+        return [(float(x), float(y)) for x, y in zip(self.x, self.y) if y is not None and math.isfinite(y)]
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers that divide the range from `low` to `high`."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / most
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(f * unit for f in (1, 2, 2.5, 5, 10) if f * unit >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """The marks of a logarithmic axis, given the logarithms of its ends."""
+    marks = [float(k) for k in range(math.ceil(low), math.floor(high) + 1)]
+    if len(marks) > 5:
+        marks = marks[:: -(-len(marks) // 5)]
+    if len(marks) >= 2:
+        return marks
+    return [
+        k + math.log10(f)
+        for k in range(math.floor(low), math.ceil(high) + 1)
+        for f in (1, 2, 5)
+        if low <= k + math.log10(f) <= high
+    ]
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    height: int = 240,
+    log: bool = False,
+    x_name: str = "epoch",
+    whole: bool = True,
+    zero: bool = False,
+    percent: bool = False,
+    start: float | None = None,
+) -> str:
+    """A chart of lines over one x axis, with a legend above; empty where there is nothing to draw.
+
+    Args:
+        title: above it.
+        series: the lines, later ones on top.
+        height: in CSS pixels.
+        log: logarithmic y axis, where every value is above 0.
+        x_name: what x counts.
+        whole: marks of the x axis at whole numbers only.
+        zero: the y axis begins at 0.
+        percent: y values are shares, shown in percent.
+        start: where the x axis begins; None: at the first point. Charts above each other should agree.
+    """
+    drawn = [s for s in series if s.points]
+    if not drawn:
+        return ""
+    every = [p for s in drawn for p in s.points]
+    # The faint line by step has outliers at the start that would flatten the rest; it may leave the picture.
+    strong = [y for s in drawn if not s.faint for _, y in s.points] or [y for _, y in every]
+    faint = sorted(y for s in drawn if s.faint for _, y in s.points)
+    log = log and min(y for _, y in every) > 0
+
+    def f(y: float) -> float:
+        return math.log10(y) if log else y
+
+    shown = [*strong, *faint[len(faint) // 50 : len(faint) - len(faint) // 50]]
+    low, high = f(min(shown)), f(max(shown))
+    low = 0.0 if zero and not log else low
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    low, high = (low if zero and not log else low - margin), high + margin
+    if percent:
+        high = min(high, 1.0) if max(shown) <= 1 else high
+    left, right = min(x for x, _ in every), max(x for x, _ in every)
+    left = left if start is None else min(start, left)
+    if right == left:
+        left, right = left - 0.5, right + 0.5
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return 1000 * (x - left) / (right - left), 1000 * (1 - (f(y) - low) / (high - low))
+
+    marks = decades(low, high) if log else ticks(low, high, 4)
+    rows = [(m, 100 * (1 - (m - low) / (high - low))) for m in marks]
+    columns = [x for x in ticks(left, right, 6) if not whole or abs(x - round(x)) < 1e-6]
+    grid = "".join(f'<path class="grid" d="M0 {10 * top:.1f}H1000"/>' for _, top in rows)
+    lines = "".join(_line(s, place) for s in drawn)
+    labels = "".join(
+        f'<span class="y" style="top:{top:.2f}%">{_mark(10**m if log else m, percent)}</span>' for m, top in rows
+    ) + "".join(
+        f'<span class="x" style="left:{100 * (x - left) / (right - left):.2f}%">{_mark(x, False)}</span>' for x in columns
+    )
+    legend = "".join(
+        f'<li class="{s.style}{" faint" if s.faint else ""}"><i></i>{escape(s.name)} <b>{s.note}</b></li>' for s in drawn
+    )
+    data = {
+        "x": [left, right],
+        "y": [low, high],
+        "log": log,
+        "percent": percent,
+        "unit": x_name,
+        "series": [
+            {"name": s.name, "style": s.style, "points": [[round(x, 4), float(f"{y:.5g}")] for x, y in s.points]}
+            for s in drawn
+            if not s.faint
+        ],
+    }
+    return (
+        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><ul class="legend">{legend}</ul></figcaption>'
+        f'<div class="plot" style="height:{height}px" data-chart="{escape(json.dumps(data, separators=(",", ":")))}">'
+        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">{grid}{lines}</svg>'
+        f'{labels}<span class="unit">{escape(x_name)}</span></div></figure>'
+    )
+
+
+def _line(series: Series, place: object) -> str:
+    assert callable(place)
+    points = [place(x, y) for x, y in series.points]
+    kind = f"{series.style} faint" if series.faint else series.style
+    if len(points) == 1:  # a line of no length with round ends is a dot
+        x, y = points[0]
+        return f'<path class="dot {kind}" d="M{x:.1f} {y:.1f}h.01"/>'
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return f'<path class="line {kind}" d="M{path}"/>'
+
+
+def _mark(value: float, percent: bool) -> str:
+    if percent:
+        return f"{100 * value:.4g}\N{NARROW NO-BREAK SPACE}%"
+    if value == round(value) and abs(value) < 1e6:
+        return f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
+    return number(float(value), 4)
+
+
+def histogram(counts: Sequence[int], low: float, high: float, label: str) -> str:
+    """A small histogram; a thin line where 0 is."""
+    top = max(counts) or 1
+    n = len(counts)
+    # A spike (the zeros of a ReLU) would hide everything else: heights are square roots.
+    heights = [math.sqrt(c / top) for c in counts]
+    steps = "".join(f"V{32 - 32 * h:.2f}H{100 * (i + 1) / n:.2f}" for i, h in enumerate(heights))
+    zero = ""
+    if low < 0 < high:
+        zero = f'<path class="zero" d="M{100 * -low / (high - low):.2f} 0V32"/>'
+    return (
+        f'<svg class="hist" viewBox="0 0 100 32" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
+        f'<path class="area" d="M0 32{steps}V32Z"/>{zero}</svg>'
+    )
+
+
+def scatter(title: str, points: Sequence[Sequence[float]], *, x_name: str, y_name: str, height: int = 300) -> str:
+    """Points, and the diagonal where both are equal."""
+    values = [v for p in points for v in p if v is not None and math.isfinite(v)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.5
+    low, high = low - margin, high + margin
+    scale = 1000 / (high - low)
+    dots = "".join(
+        f'<path class="dot s1 small" d="M{scale * (x - low):.1f} {1000 - scale * (y - low):.1f}h.01"/>'
+        for x, y in points
+        if x is not None and y is not None
+    )
+    marks = [(m, 100 * (m - low) / (high - low)) for m in ticks(low, high, 4)]
+    grid = "".join(f'<path class="grid" d="M0 {1000 - 10 * at:.1f}H1000"/>' for _, at in marks)
+    labels = "".join(f'<span class="y" style="top:{100 - at:.2f}%">{_mark(m, False)}</span>' for m, at in marks)
+    labels += "".join(f'<span class="x" style="left:{at:.2f}%">{_mark(m, False)}</span>' for m, at in marks)
+    return (
+        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3></figcaption>'
+        f'<div class="plot" style="height:{height}px"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(y_name)} against {escape(x_name)}">{grid}<path class="diagonal" d="M0 1000L1000 0"/>{dots}</svg>'
+        f'{labels}<span class="unit">{escape(x_name)}</span></div></figure>'
+    )

@@ -1,0 +1,132 @@
+"""Several runs on the same axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xpnet.report.charts import Series, line_chart
+from xpnet.report.document import document, section, table
+from xpnet.report.record import Record, plain
+from xpnet.report.text import duration, escape, heading, name_of, number, percent, size
+
+COLOURS = 8
+
+
+def write_comparison(records: Sequence[Record], path: str | Path) -> None:
+    """Write the page that compares runs to a file, atomically.
+
+    Raises:
+        ValueError: no runs.
+        OSError: the file cannot be written.
+    """
+    from xpnet.io.archive import write_atomically
+
+    text = comparison_page(records).encode()
+    write_atomically(path, lambda file: file.write(text))
+
+
+def comparison_page(records: Sequence[Record]) -> str:
+    """The page that compares runs, as HTML: the same curves of all on one pair of axes, results, and where settings differ.
+
+    Raises:
+        ValueError: no runs.
+    """
+    if not records:
+        raise ValueError("comparison_page: there are no runs to compare")
+    runs = [plain(record) for record in records]
+    names = _distinct([str(run.get("name", "run")) for run in runs])
+    count = f"{len(runs)} runs" if len(runs) > 1 else "One run"
+    head = (
+        f'<header><p class="over">xpnet</p><h1>{count} side by side</h1>'
+        f'<p class="lead">{", ".join(escape(name) for name in names)}</p></header>\n'
+    )
+    body = [
+        head,
+        section("Results", _results(runs, names)),
+        section("Curves", _curves(runs, names)),
+        section("What differs", _differences(runs, names)),
+    ]
+    return document("Runs side by side \N{MIDDLE DOT} xpnet", "".join(body))
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, numbered where two are the same."""
+    return [f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def _style(i: int) -> str:
+    return f"s{i % COLOURS}"
+
+
+def _results(runs: list[dict[str, Any]], names: list[str]) -> str:
+    columns: dict[str, list[tuple[float | None, str]]] = {}
+    histories = [run.get("history") or {} for run in runs]
+    measures = list(dict.fromkeys(name for h in histories for name in h if name not in ("learning_rate", "seconds")))
+    larger = {m for m in measures if "accuracy" in m}
+    for m in measures:
+        cells: list[tuple[float | None, str]] = []
+        for h in histories:
+            values = [v for v in h.get(m, []) if v is not None]
+            best = None if not values else max(values) if m in larger else min(values)
+            cells.append((best, percent(best) if m in larger else number(best)))
+        columns[f"best {name_of(m)}"] = cells
+    epochs = [max((len(v) for v in h.values()), default=0) for h in histories]
+    columns["epochs"] = [(None, str(n)) for n in epochs]
+    columns["time"] = [(run.get("seconds"), duration(run.get("seconds"))) for run in runs]
+    columns["parameters"] = [(None, number(run.get("parameters"))) for run in runs]
+    columns["memory"] = [((run.get("memory") or {}).get("peak"), size((run.get("memory") or {}).get("peak"))) for run in runs]
+    winners: dict[str, float] = {}
+    for name, cells in columns.items():
+        values = [v for v, _ in cells if v is not None]
+        if len(values) > 1:
+            winners[name] = max(values) if "accuracy" in name else min(values)
+    rows = []
+    for i, name in enumerate(names):
+        cells_html = "".join(
+            f'<td class="{"best" if key in winners and cells[i][0] == winners[key] else ""}">{cells[i][1]}</td>'
+            for key, cells in columns.items()
+        )
+        rows.append(f'<tr><th scope="row" class="{_style(i)}"><i class="key"></i>{escape(name)}</th>{cells_html}</tr>')
+    head = "<th></th>" + "".join(f"<th>{escape(key)}</th>" for key in columns)
+    return table(head, "".join(rows), "plain numbers")
+
+
+def _curves(runs: list[dict[str, Any]], names: list[str]) -> str:
+    histories = [run.get("history") or {} for run in runs]
+    measures = list(dict.fromkeys(name for h in histories for name in h if name not in ("learning_rate", "seconds")))
+    # What was checked on other data comes first: it is what runs are compared by.
+    measures.sort(key=lambda name: not name.startswith("val_"))
+    charts = []
+    for m in measures:
+        series = [
+            Series(names[i], [k + 1.0 for k in range(len(h[m]))], h[m], _style(i)) for i, h in enumerate(histories) if h.get(m)
+        ]
+        charts.append(line_chart(heading(m), series, height=250, log="loss" in m, percent="accuracy" in m, start=0))
+    for key, title in (("learning_rate", "Learning rate"), ("epoch_seconds", "Seconds an epoch")):
+        series = [
+            Series(names[i], [k + 1.0 for k in range(len(run[key]))], run[key], _style(i))
+            for i, run in enumerate(runs)
+            if run.get(key)
+        ]
+        charts.append(line_chart(title, series, height=150, zero=True, start=0))
+    return f'<div class="grid">{"".join(charts)}</div>' if any(charts) else ""
+
+
+def _differences(runs: list[dict[str, Any]], names: list[str]) -> str:
+    """The settings that are not the same everywhere."""
+    settings = [{**(run.get("configuration") or {}), **(run.get("environment") or {})} for run in runs]
+    keys = [key for key in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(key)) for s in settings}) > 1]
+    if not keys:
+        return '<p class="note">Nothing: all settings are the same.</p>' if len(runs) > 1 else ""
+    head = "".join(f'<th class="{_style(i)}"><i class="key"></i>{escape(name)}</th>' for i, name in enumerate(names))
+    rows = ""
+    for key in keys:
+        cells = "".join(f"<td>{_shown(s.get(key))}</td>" for s in settings)
+        rows += f'<tr><th scope="row">{escape(key)}</th>{cells}</tr>'
+    return table(f"<th></th>{head}", rows)
+
+
+def _shown(value: Any) -> str:
+    return "\N{EN DASH}" if value is None else escape(f"{value:.6g}" if isinstance(value, float) else value)

@@ -1,0 +1,237 @@
+"""What is measured of a trained model for its report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xpnet.backend import Array, to_numpy
+from xpnet.inspect.hooks import leaves
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
+from xpnet.report.png import as_bytes, data_uri
+from xpnet.tape import no_grad
+
+if TYPE_CHECKING:
+    from xpnet.data import Batches
+
+NumpyArray = np.ndarray[Any, Any]
+
+MISTAKES = 24
+POINTS = 1500
+THUMBNAIL = 96  # pixels; larger images are thinned out to this
+
+
+class Answers:
+    """Gathers a model's answers over a data set: the confusion of classes, or predictions against truth; the worst mistakes.
+
+    Args:
+        logits: whether one output unit is a logit; None decides by its values.
+    """
+
+    def __init__(self, logits: bool | None = None) -> None:
+        self.logits = logits
+        self.kind: str | None = None
+        self.confusion: NumpyArray | None = None
+        self.count = 0
+        self.worst: list[tuple[float, int, NumpyArray, Any, Any]] = []  # how bad, number, example, truth, answer
+        self.points: list[tuple[float, float]] = []
+        self.sums = np.zeros(4)  # of squared errors, of absolute errors, of truth, of its squares
+
+    def add(self, x: NumpyArray, y: NumpyArray, prediction: NumpyArray) -> None:
+        """One batch."""
+        self.kind = self.kind or _kind(y, prediction)
+        if self.kind == "classes":
+            self._classes(x, y, prediction)
+        elif self.kind == "numbers":
+            self._numbers(x, y, prediction)
+        self.count += len(x)
+
+    def _classes(self, x: NumpyArray, y: NumpyArray, prediction: NumpyArray) -> None:
+        truth, p = self._probabilities(y, prediction)
+        K = p.shape[1]
+        if self.confusion is None:
+            self.confusion = np.zeros((K, K), np.int64)
+        called = p.argmax(axis=1)
+        np.add.at(self.confusion, (truth, called), 1)
+        sure = p[np.arange(len(p)), called]
+        for i in np.flatnonzero(called != truth):
+            answer = {"called": int(called[i]), "probability": float(sure[i]), "of_truth": float(p[i, truth[i]])}
+            self.worst.append((float(sure[i]), self.count + int(i), x[i], int(truth[i]), answer))
+        self._keep_worst()
+
+    def _probabilities(self, y: NumpyArray, prediction: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
+        """Class numbers (N,) and probabilities (N, K)."""
+        z = prediction.astype(np.float64)
+        if z.ndim == 1 or z.shape[1] == 1:
+            z = z.reshape(len(z), 1)
+            inside = bool(((z >= 0) & (z <= 1)).all())
+            p = z if self.logits is False or (self.logits is None and inside) else 1 / (1 + np.exp(-np.clip(z, -500, 500)))
+            return (y.reshape(len(y)) > 0.5).astype(np.int64), np.concatenate([1 - p, p], axis=1)
+        truth = y.astype(np.int64) if y.ndim == 1 else y.argmax(axis=1)
+        if ((z >= 0) & (z <= 1)).all():  # a softmax or sigmoid layer has been
+            return truth, z
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        return truth, e / e.sum(axis=1, keepdims=True)
+
+    def _numbers(self, x: NumpyArray, y: NumpyArray, prediction: NumpyArray) -> None:
+        truth = y.reshape(len(y), -1).astype(np.float64)
+        found = prediction.reshape(len(y), -1).astype(np.float64)
+        error = found - truth
+        size = np.abs(error).mean(axis=1)
+        self.sums += (np.square(error).sum(), np.abs(error).sum(), truth.sum(), np.square(truth).sum())
+        if len(self.points) < POINTS:
+            self.points += list(zip(truth[:, 0].tolist(), found[:, 0].tolist()))[: POINTS - len(self.points)]
+        for i in np.argsort(-size)[:MISTAKES]:
+            answer = {"predicted": found[i, :4].tolist()}
+            self.worst.append((float(size[i]), self.count + int(i), x[i], truth[i, :4].tolist(), answer))
+        self._keep_worst()
+
+    def _keep_worst(self) -> None:
+        self.worst = sorted(self.worst, key=lambda entry: (-entry[0], entry[1]))[:MISTAKES]
+
+    def record(self, ordered: bool = True) -> dict[str, Any]:
+        """What the report shows of it; the numbers of examples only where they came in their order."""
+        found: dict[str, Any] = {"kind": self.kind, "examples": self.count}
+        if self.kind == "classes" and self.confusion is not None:
+            found["confusion"] = self.confusion.tolist()
+        if self.kind == "numbers" and self.count:
+            n = self.count
+            variance = self.sums[3] / n - (self.sums[2] / n) ** 2
+            found["points"] = self.points
+            found["root_mean_squared_error"] = float(np.sqrt(self.sums[0] / n))
+            found["mean_absolute_error"] = float(self.sums[1] / n)
+            found["explained"] = float(1 - self.sums[0] / n / variance) if variance > 0 else None
+        images = thumbnails(np.stack([entry[2] for entry in self.worst])) if self._alike() else None
+        found["mistakes"] = [
+            {
+                "index": index if ordered else None,
+                "truth": truth,
+                **answer,
+                **({"image": images[i]} if images else {"example": np.ravel(example)[:8].tolist()}),
+            }
+            for i, (_, index, example, truth, answer) in enumerate(self.worst)
+        ]
+        return found
+
+    def _alike(self) -> bool:
+        shapes = {entry[2].shape for entry in self.worst}
+        return len(shapes) == 1 and len(shape := shapes.pop()) == 3 and shape[2] in (1, 3)
+
+
+def _kind(y: NumpyArray, prediction: NumpyArray) -> str | None:
+    if prediction.ndim == 2 and prediction.shape[1] > 1:
+        if (y.ndim == 1 and y.dtype.kind in "iu") or (y.shape == prediction.shape and _one_hot(y)):
+            return "classes"
+    elif y.size and y.size == len(prediction) and np.isin(y, (0, 1)).all() and prediction.size == len(prediction):
+        return "classes"
+    return "numbers" if y.shape == prediction.shape and y.dtype.kind in "fiu" else None
+
+
+def _one_hot(y: NumpyArray) -> bool:
+    return bool(np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all())
+
+
+def thumbnails(images: NumpyArray) -> list[str]:
+    """Images (N, H, W, 1 or 3) as addresses of <img>, all on one scale of grey; large ones are thinned out."""
+    step = max(1, -(-max(images.shape[1:3]) // THUMBNAIL))
+    return [data_uri(image) for image in as_bytes(images[:, ::step, ::step])]
+
+
+def answers(model: Module, batches: Batches, *, logits: bool | None = None, most: int = 20_000) -> dict[str, Any]:
+    """The model's answers on up to `most` examples of `batches`, in evaluation mode."""
+    gathered = Answers(logits)
+    with no_grad(), Evaluation(model):
+        for x, y in batches.epoch(0):
+            gathered.add(to_numpy(x), to_numpy(y), to_numpy(model(x).array))
+            if gathered.count >= most:
+                break
+    return gathered.record(ordered=not batches.shuffle)
+
+
+def filters(model: Module, most: int = 64) -> dict[str, Any] | None:
+    """The first convolution's kernels, or a first dense layer's weights seen as images; None where they are no images."""
+    from xpnet.inspect.images import first_filters, templates
+
+    for find, what in ((first_filters, "filters"), (templates, "weights")):
+        try:
+            images = find(model)
+        except ValueError:  # no such layer, or not of images
+            continue
+        if images.shape[-1] not in (1, 3) or min(images.shape[1:3]) < 2:
+            continue
+        reach = float(np.abs(images).max()) or 1.0
+        return {
+            "kind": what,
+            "count": len(images),
+            "images": [data_uri(image) for image in as_bytes(images[:most], -reach, reach)],
+        }
+    return None
+
+
+def layers(model: Module, loss: str | Callable[[Any, Any], Any], x: Array, y: Array) -> list[dict[str, Any]]:
+    """Of every layer, on one batch: what comes out, the gradient that reaches it, its time and what it keeps.
+
+    Parameters, running statistics, random counters and gradients are put back afterwards.
+    """
+    from xpnet.inspect.activity import activations, layer_gradients
+    from xpnet.inspect.profile import profile
+
+    outputs = activations(model, x)
+    gradients = layer_gradients(model, loss, x, y).outputs
+    times = {layer.path: layer for layer in profile(model, x, y, loss, steps=5, warmup=1).layers}
+
+    def described(values: Array | None) -> dict[str, Any] | None:
+        if values is None:
+            return None
+        array = to_numpy(values)
+        if array.dtype.kind != "f" or not array.size or not np.isfinite(array).all():
+            return None
+        # A few outliers would squeeze all others into one bar.
+        ends = np.percentile(array, (0.25, 99.75))
+        counts, edges = np.histogram(np.clip(array, *ends), bins=40)
+        return {
+            "counts": counts.tolist(),
+            "low": float(edges[0]),
+            "high": float(edges[-1]),
+            "mean": float(array.mean(dtype=np.float64)),
+            "std": float(array.std(dtype=np.float64)),
+            "zeros": float(np.mean(array == 0)),
+            "rms": float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))),
+        }
+
+    found = []
+    for layer in leaves(model):
+        path = layer.path or type(layer).__name__
+        time = times.get(layer.path or "")
+        found.append(
+            {
+                "path": layer.path or "",
+                "kind": type(layer).__name__,
+                "description": repr(layer),
+                "shape": list(outputs[path].shape[1:]) if path in outputs else None,
+                "parameters": layer.count_parameters(),
+                "activations": described(outputs.get(path)),
+                "gradients": described(gradients.get(path)),
+                "forward": time.forward if time else 0.0,
+                "backward": time.backward if time else 0.0,
+                "kept": time.saved if time else 0,
+            }
+        )
+    rest = times.get("")
+    if rest is not None and rest.kind.startswith("loss"):
+        found.append({"path": "", "kind": rest.kind, "forward": rest.forward, "backward": rest.backward, "kept": rest.saved})
+    return found
+
+
+def peak_memory() -> int | None:
+    """The most memory that the process has held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024

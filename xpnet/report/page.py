@@ -1,0 +1,156 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xpnet.report import parts
+from xpnet.report.charts import Series, line_chart
+from xpnet.report.document import document, section
+from xpnet.report.record import Record, plain
+from xpnet.report.text import DOT, duration, escape, heading, name_of, number, percent, size
+
+
+def write_page(record: Record, path: str | Path) -> None:
+    """Write the page of a run to a file, atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from xpnet.io.archive import write_atomically
+
+    text = run_page(record).encode()
+    write_atomically(path, lambda file: file.write(text))
+
+
+def run_page(record: Record) -> str:
+    """The page of a run as HTML: see :class:`xpnet.report.RunReport` for the record."""
+    r = plain(record)
+    answers = r.get("answers") or {}
+    names = r.get("classes") or []
+    layers = r.get("layers") or []
+    batch = r.get("batch")
+    on = f"{number(answers.get('examples'))} {answers.get('on', 'validation')} examples"
+    body = [
+        _head(r),
+        section("Curves", _curves(r)),
+        section("What it gets wrong", parts.confusion(answers, names), f"On {on}. Rows are the truth, columns the answer.")
+        if answers.get("kind") == "classes"
+        else section("Predictions", parts.regression(answers), f"On {on}."),
+        section(
+            "Worst mistakes",
+            parts.mistakes(answers, names),
+            "Wrong, and surest of it: the truth, then the answer with its probability."
+            if answers.get("kind") == "classes"
+            else "The largest errors.",
+        ),
+        section("First layer", parts.filters(r.get("filters")), parts.filters_note(r.get("filters"))),
+        section(
+            "Layer by layer",
+            parts.layers(layers),
+            f"A batch of {number(batch)}: what each layer gives, the gradient that reaches it, its time and what it keeps for "
+            "the backward pass. The heights of the histograms are square roots; the thin line is 0.",
+        ),
+        section("Memory", parts.memory(r.get("memory"))),
+        section("The doctor says", parts.findings(r.get("findings"))),
+        section("Configuration", parts.configuration(r)),
+        section("Every epoch", parts.epochs(r)),
+    ]
+    return document(f"{r.get('name', 'run')}{DOT}xpnet", "".join(body))
+
+
+def best_epoch(history: dict[str, list[float | None]]) -> tuple[str, int] | None:
+    """The measure that matters most and the epoch (from 0) where it was best."""
+    for name in ("val_accuracy", "val_binary_accuracy", "accuracy", "binary_accuracy", "val_loss", "loss"):
+        values = [(v, i) for i, v in enumerate(history.get(name, [])) if v is not None]
+        if values:
+            best = max(values, key=lambda p: p[0]) if "accuracy" in name else min(values, key=lambda p: p[0])
+            return name, best[1]
+    return None
+
+
+def _head(r: dict[str, Any]) -> str:
+    history = r.get("history") or {}
+    configuration = r.get("configuration") or {}
+    epochs = max((len(v) for v in history.values()), default=0)
+    began = str(r.get("began", "")).replace("T", " ")[:16]
+    sentence = [
+        f"{number(r.get('parameters'))} parameters",
+        f"{epochs} epoch{'' if epochs == 1 else 's'}",
+        escape(configuration.get("optimizer", "")),
+        escape((r.get("environment") or {}).get("device", "")),
+    ]
+    facts: list[tuple[str, str, str]] = []
+    best = best_epoch(history)
+    if best is not None:
+        name, epoch = best
+        value = history[name][epoch]
+        shown = percent(value) if "accuracy" in name else number(value)
+        facts.append((f"best {name_of(name)}", shown, f"in epoch {epoch + 1}"))
+    for name in ("val_loss", "loss"):
+        if history.get(name) and (best is None or best[0] != name or best[1] != epochs - 1):
+            facts.append((f"{name_of(name)}", number(history[name][-1]), "at the end"))
+            break
+    facts.append(("time", duration(r.get("seconds")), _speed(r)))
+    memory = r.get("memory") or {}
+    if memory.get("device"):
+        facts.append(("memory on the device", size(memory["device"]), "taken at the end"))
+    elif memory.get("peak"):
+        facts.append(("memory", size(memory["peak"]), "of the process, at most"))
+    cells = "".join(
+        f"<div><dt>{escape(label)}</dt><dd>{value}<small>{escape(below)}</small></dd></div>" for label, value, below in facts
+    )
+    state = r.get("state", "")
+    return (
+        f'<header><p class="over"><span class="state {escape(state)}">{escape(state)}</span> {escape(began)}</p>'
+        f'<h1>{escape(r.get("name", "run"))}</h1><p class="lead">{DOT.join(s for s in sentence if s)}</p>'
+        f'<dl class="facts">{cells}</dl></header>\n'
+    )
+
+
+def _speed(r: dict[str, Any]) -> str:
+    seconds, examples = r.get("epoch_seconds") or [], r.get("examples")
+    if not seconds or not examples:
+        return ""
+    middle = sorted(seconds)[len(seconds) // 2]
+    return f"{number(round(examples / middle))} examples a second" if middle else ""
+
+
+def _curves(r: dict[str, Any]) -> str:
+    history: dict[str, list[float | None]] = r.get("history") or {}
+    epochs = max((len(v) for v in history.values()), default=0)
+    x = [i + 1.0 for i in range(epochs)]
+    steps = r.get("steps") or []
+    charts = []
+    names = [n for n in history if not n.startswith("val_") and n not in ("learning_rate", "seconds")]
+    for name in names:
+        series = []
+        share = "accuracy" in name
+        if name == "loss" and len(steps) > 2 and epochs:
+            per_epoch = (r.get("iteration") or steps[-1][0]) / max(epochs, 1)
+            series.append(Series("by step", [i / per_epoch for i, _ in steps], [v for _, v in steps], "s0", faint=True))
+        series.append(Series("training", x, history[name], "s0", note=_last(history[name], share)))
+        checked = history.get(f"val_{name}")
+        if checked:
+            series.append(Series("validation", x, checked, "s1", note=_last(checked, share)))
+        title = heading(name)
+        charts.append(line_chart(title, series, height=260, log=name == "loss" and _spread(series), percent=share, start=0))
+    rates = r.get("learning_rate") or []
+    low: dict[str, Any] = {"height": 150, "zero": True, "start": 0.0}
+    charts.append(line_chart("Learning rate", [Series("at the end of the epoch", x, rates, "s2")], **low))
+    seconds = r.get("epoch_seconds") or []
+    if epochs > 1:
+        charts.append(line_chart("Seconds an epoch", [Series("with validation", x, seconds, "s3")], **low))
+    return f'<div class="grid">{"".join(charts)}</div>' if any(charts) else ""
+
+
+def _last(values: list[float | None], share: bool) -> str:
+    value = next((v for v in reversed(values) if v is not None), None)
+    return "" if value is None else percent(value) if share else number(value)
+
+
+def _spread(series: list[Series]) -> bool:
+    """Whether the values of a loss differ so much that a logarithmic axis shows more."""
+    values = [y for s in series if not s.faint for _, y in s.points]
+    return bool(values) and min(values) > 0 and max(values) > 20 * min(values)
