@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -163,11 +166,32 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole):
     assert runs.fingerprint(again) == whole
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to any folder")
-def test_a_read_only_folder_is_an_error_at_the_start(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError):
-        runs.fit(runs.trainer(tmp_path))
+@pytest.fixture
+def read_only():
+    """A folder that this process may read and not write; root, who may write anywhere, becomes nobody for a while."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("folders have no modes here")
+    folder = Path(tempfile.mkdtemp())  # and not tmp_path, which nobody else may enter
+    user = os.geteuid()
+    if user == 0:
+        os.chown(folder, 65534, 65534)
+    folder.chmod(0o500)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if user == 0:
+            os.seteuid(0)
+        folder.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def test_a_read_only_folder_is_an_error_at_the_start(read_only):
+    run = runs.trainer(read_only)
+    with pytest.raises(PermissionError, match=re.escape(str(read_only))):
+        runs.fit(run)
+    assert run.iteration == 0
 
 
 def test_a_file_in_the_folders_place_is_an_error_at_the_start(tmp_path):
