@@ -153,3 +153,21 @@ def test_tensorboard_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(ImportError, match="pip install tensorboardX"):
         run(TensorBoard(tmp_path))
+
+
+def test_tensorboard_events_hold_the_history(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    trainer = run(TensorBoard(tmp_path))
+    (path,) = tmp_path.iterdir()
+    content, found = path.read_bytes(), {}
+    while content:  # records of length (8 bytes), its checksum (4), an event, its checksum (4)
+        length = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    for name, values in {**trainer.history, "learning_rate": [0.5] * 3}.items():
+        assert [step for step, _ in found[name]] == [1, 2, 3]
+        np.testing.assert_allclose([value for _, value in found[name]], values, rtol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -168,7 +169,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole):
 
 @pytest.fixture
 def read_only():
-    """A folder that this process may read and not write; root, who may write anywhere, becomes nobody for a while."""
+    """(folder, who): a folder that may be read and not written within `who`, where root, who may write anywhere, is nobody."""
     if not hasattr(os, "geteuid"):
         pytest.skip("folders have no modes here")
     folder = Path(tempfile.mkdtemp())  # and not tmp_path, which nobody else may enter
@@ -176,20 +177,27 @@ def read_only():
     if user == 0:
         os.chown(folder, 65534, 65534)
     folder.chmod(0o500)
-    try:
+
+    @contextlib.contextmanager
+    def somebody():
         if user == 0:
             os.seteuid(65534)
-        yield folder
-    finally:
-        if user == 0:
-            os.seteuid(0)
-        folder.chmod(0o700)
-        shutil.rmtree(folder)
+        try:
+            yield
+        finally:
+            if user == 0:
+                os.seteuid(0)
+
+    yield folder, somebody()
+    folder.chmod(0o700)
+    shutil.rmtree(folder)
 
 
-def test_a_read_only_folder_is_an_error_at_the_start(read_only):
-    run = runs.trainer(read_only)
-    with pytest.raises(PermissionError, match=re.escape(str(read_only))):
+def test_a_read_only_folder_is_an_error_at_the_start(read_only, tmp_path):
+    runs.fit(runs.trainer(tmp_path))  # imports everything: nobody may not be allowed to read the modules
+    folder, somebody = read_only
+    run = runs.trainer(folder)
+    with pytest.raises(PermissionError, match=re.escape(str(folder))), somebody:
         runs.fit(run)
     assert run.iteration == 0
 
