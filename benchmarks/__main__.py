@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import datetime
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a few cases, a few turns")
     made.add_argument("--cases", default="", help="only cases whose name matches this regular expression")
     made.add_argument("--budget", type=float, help="seconds for one case and one peer")
+    made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, with one thread only")
     made.add_argument("--wait", type=float, default=0.0, help="wait so many seconds for a quiet machine before each case")
     made.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder for the files (default: benchmarks/results)")
@@ -39,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
 
 def options_of(arguments: argparse.Namespace) -> Options:
     budget = arguments.budget or (1.0 if arguments.quick else 3.0)
-    options = Options(arguments.device, arguments.precision, arguments.threads, budget, wait=arguments.wait)
+    options = Options(
+        arguments.device, arguments.precision, arguments.threads, budget, clock=arguments.clock, wait=arguments.wait
+    )
     return dataclasses.replace(options, rounds=11) if arguments.quick else options
 
 
@@ -50,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         made.error("on a CPU the precision is float32")
     if arguments.threads < 1:
         made.error("--threads must be at least 1")
+    if arguments.clock == "cpu" and (arguments.threads > 1 or arguments.device != "cpu"):
+        made.error("--clock cpu needs --device cpu --threads 1: the time of several threads adds up")
     if arguments.redraw:
         import json
 
@@ -78,6 +84,8 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
     memory = [c for c in memory if re.search(arguments.cases, c.name)]
     if not cases and not memory:
         raise ValueError(f"no case matches {arguments.cases!r}")
+    # A run in the background is ended like one at a terminal: what was measured is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Comparison(peers, options) as comparison:
         result: dict[str, Any] = {
             "title": "",
@@ -93,10 +101,14 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
         result["device_name"] = comparison.workers[OURS].hello["settings"].get("device_name", "")
         result["title"] = title(result)
         stem = re.sub(r"[^a-z0-9]+", "-", result["title"].lower()).strip("-")
-        for case in cases:
-            result["cases"].append(comparison.run(case))
-        for case in memory:
-            result["memory"].append(comparison.memory(case))
+        try:
+            for case in cases:
+                result["cases"].append(comparison.run(case))
+            for case in memory:
+                result["memory"].append(comparison.memory(case))
+        except KeyboardInterrupt:
+            result["interrupted"] = True
+            print("interrupted: what was measured is kept")
     save(result, arguments.out, stem)
 
 

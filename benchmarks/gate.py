@@ -45,8 +45,8 @@ def measure(comparison: Comparison, case: Case) -> dict[str, Any] | None:
 
 
 def key(options: Options) -> str:
-    """Baselines are kept for each kind of run: "cpu, 2 threads, float32"."""
-    return f"{options.device}, {options.threads} threads, {options.precision}"
+    """Baselines are kept for each kind of run, such as "cpu, threads 2, float32, wall clock"."""
+    return f"{options.device}, threads {options.threads}, {options.precision}, {options.clock} clock"
 
 
 def load() -> dict[str, Any]:

@@ -69,6 +69,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=hold_to(threads),
+            start_new_session=True,  # Ctrl-C is for the process that compares
         )
         self.printed: list[str] = []
         self._listener = threading.Thread(target=self._listen, daemon=True)

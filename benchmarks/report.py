@@ -72,7 +72,8 @@ def _setting(result: Result) -> list[str]:
         where = f"{result['device_name']}; {where}"
     lines = [
         f"* Machine: {where}, {machine['system']}. Threads: {options['threads']} for every library. "
-        f"Precision: {options['precision']}.",
+        f"Precision: {options['precision']}. "
+        + ("Times are processor times: others used the machine, too." if options.get("clock") == "cpu" else ""),
         f"* Commit {result['commit'] or 'unknown'}, {result['date']}.",
     ]
     for name, hello in result["workers"].items():
@@ -87,6 +88,8 @@ def _setting(result: Result) -> list[str]:
         "  updates. *Products* is the speed reached as a fraction of the same matrix products alone (Winograd needs fewer",
         "  products, so it can pass 100 %); *copy* as a fraction of copying the bytes that the case has to move.",
     ]
+    if result.get("interrupted"):
+        lines.append("* The run was interrupted: the cases that are not here were not measured.")
     marked = sum(map(disturbed, result["cases"]))
     if marked:
         lines += [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
 import xpnet as xn
 from xpnet import ops
-from xpnet.layers.module import Spec
+from xpnet.layers.context import Spec
 
 
 class Block(xn.Module):
@@ -429,3 +431,16 @@ def test_buffers_are_saved_and_restored():
 def test_repr_shows_the_layers():
     text = repr(xn.Sequential([xn.Dense(4, "relu"), xn.Residual([xn.Dropout(0.5)])]))
     assert text == "Sequential(Dense(4, 'relu'), Residual(body=Sequential(Dropout(0.5))))"
+
+
+def test_a_deep_copy_learns_on_its_own():
+    """Its parameters must not be views of the original's flat arrays, nor of arrays that nothing updates."""
+    model = xn.Sequential([xn.Dense(3, "relu"), xn.Dense(2)], input_shape=(4,))
+    x, y = np.ones((5, 4), np.float32), np.zeros(5, np.int64)
+    xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1)).step(x, y)
+    before = model.arena.values.copy()
+    twin = copy.deepcopy(model)
+    np.testing.assert_array_equal(twin.predict(x), model.predict(x))
+    xn.Trainer(twin, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1)).step(x, y)
+    np.testing.assert_array_equal(model.arena.values, before)
+    assert not np.array_equal(twin.layers[0].kernel.array, model.layers[0].kernel.array)

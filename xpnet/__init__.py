@@ -3,8 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from xpnet import backend, data, initializers, losses, metrics, ops, optim, random, regularizers
+from xpnet import backend, initializers, losses, metrics, ops, optim, random, regularizers
 from xpnet.backend import DeviceError, to_device, to_numpy
+from xpnet.gradients import value_and_grad
 from xpnet.layers import (
     ELU,
     GELU,
@@ -47,7 +48,8 @@ from xpnet.layers import (
     reset_states,
 )
 from xpnet.ops import ShapeError, conv_output_size
-from xpnet.tensor import Parameter, Tensor, no_grad, value_and_grad
+from xpnet.tape import no_grad
+from xpnet.tensor import Parameter, Tensor
 from xpnet.threads import get_num_threads, set_num_threads
 from xpnet.training import Callback, History, NotFiniteError, Trainer
 
@@ -60,6 +62,7 @@ __version__ = "0.1.0"
 
 _LATER = {
     "cuda": "",
+    "data": "",
     "ModelFileError": "xpnet.io.model_file",
     "convert": "",
     "inspect": "",

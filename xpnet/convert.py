@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xpnet.layers.activation import Activation, Softmax, _Elementwise
+from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.dense import Dense
 from xpnet.layers.dropout import Dropout
-from xpnet.layers.module import Module, Shape
+from xpnet.layers.module import Module
 from xpnet.layers.normalization import BatchNorm, LayerNorm
 from xpnet.layers.pooling import AveragePool2D, GlobalAveragePool2D
 from xpnet.layers.sequential import Sequential

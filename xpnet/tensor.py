@@ -1,70 +1,14 @@
-"""Tensors: arrays that remember how they were made, and the backward pass over that memory.
-
-Every operation on a Tensor that needs a gradient leaves one :class:`Node`: the operation, its inputs, its settings and
-what its forward pass saved (arrays, not a closure). :meth:`Tensor.backward` walks the nodes from the newest to the oldest
-and hands each one's gradient to its inputs. There is no second derivative.
-"""
+"""Tensors: arrays with a place on the tape (see xpnet.tape), and Parameters, which a model learns."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from xpnet import ops
-from xpnet.backend import Array, as_array, dtype_name, namespace
-from xpnet.ops.registry import Implementation, Op, Recorder
-
-
-class _Mode(threading.local):
-    recording = True
-
-
-_mode = _Mode()
-_order = itertools.count()
-
-
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Within the block nothing is recorded: operations on Tensors compute, and save nothing for a backward pass."""
-    before, _mode.recording = _mode.recording, False
-    try:
-        yield
-    finally:
-        _mode.recording = before
-
-
-class Node:
-    """One recorded operation."""
-
-    __slots__ = ("grad", "implementation", "inputs", "needs", "op", "order", "saved", "settings", "shapes", "xp")
-
-    def __init__(
-        self,
-        op: Op,
-        implementation: Implementation,
-        xp: Any,
-        inputs: tuple[Any, ...],
-        needs: tuple[bool, ...],
-        saved: Any,
-        settings: dict[str, Any],
-    ) -> None:
-        self.op = op
-        self.implementation = implementation
-        self.xp = xp
-        self.inputs = inputs
-        self.needs = needs
-        self.saved = saved
-        self.settings = settings
-        self.order = next(_order)
-        self.grad: Any = None
-        self.shapes: tuple[Array, ...] | None = None  # of an operation with several outputs: the outputs
-
-
-_FREED = object()
+from xpnet.backend import Array, dtype_name, namespace
+from xpnet.ops.registry import Op, Recorder
+from xpnet.tape import Node, mode, reachable, run_backward, store
 
 
 class Tensor(Recorder):
@@ -111,7 +55,7 @@ class Tensor(Recorder):
                 arrays.append(value)
                 needs.append(False)
         xp = namespace(*arrays)
-        track = _mode.recording and op.differentiable and True in needs
+        track = mode.recording and op.differentiable and True in needs
         output, saved, implementation = op.run(xp, tuple(arrays), settings, track)
         node = Node(op, implementation, xp, inputs, tuple(needs), saved, settings) if track else None
         if type(output) is tuple:
@@ -158,9 +102,9 @@ class Tensor(Recorder):
                 )
             self._accumulate(gradient)
             return
-        _store(self, gradient)
-        for node in _reachable(self.node):
-            _step(node)
+        store(self, gradient)
+        for node in reachable(self.node):
+            run_backward(node)
 
     # -- reading --
 
@@ -385,109 +329,3 @@ def _plain(value: Any) -> Any:
 
 def _plain_index(index: Any) -> Any:
     return tuple(_plain(i) for i in index) if isinstance(index, tuple) else _plain(index)
-
-
-def _reachable(last: Node) -> list[Node]:
-    """The nodes that `last` depends on, newest first: an order in which every node comes after all that used it."""
-    seen = {last}
-    stack = [last]
-    while stack:
-        for tensor in stack.pop().inputs:
-            if isinstance(tensor, Tensor):
-                node = tensor.node
-                if node is not None and node not in seen:
-                    seen.add(node)
-                    stack.append(node)
-    return sorted(seen, key=lambda node: node.order, reverse=True)
-
-
-def _store(tensor: Tensor, gradient: Array) -> None:
-    """Add `gradient` to what has arrived for `tensor` at the node that made it."""
-    node = tensor.node
-    assert node is not None
-    if node.shapes is None:
-        # Not in place: an operation may hand the same array to two inputs.
-        node.grad = gradient if node.grad is None else node.grad + gradient
-    else:
-        if node.grad is None:
-            node.grad = [None] * len(node.shapes)
-        before = node.grad[tensor.index]
-        node.grad[tensor.index] = gradient if before is None else before + gradient
-
-
-def _step(node: Node) -> None:
-    """Run one node's backward and pass the gradients on."""
-    saved, gradient = node.saved, node.grad
-    if saved is _FREED:
-        raise RuntimeError(
-            f"backward() ran through this {node.op.__name__} before, and what it had saved is freed; run the forward pass again"
-        )
-    node.saved = _FREED
-    node.grad = None
-    if gradient is None:
-        return
-    if node.shapes is not None:
-        outputs, node.shapes = node.shapes, ()
-        gradient = tuple(
-            node.xp.zeros_like(y) if g is None and node.xp.isdtype(y.dtype, "real floating") else g
-            for y, g in zip(outputs, gradient)
-        )
-    gradients = node.op.gradients(node.implementation, node.xp, gradient, saved, node.settings, node.needs)
-    # The inputs are let go of: the activations before this node are freed as backward passes it.
-    inputs, node.inputs = node.inputs, ()
-    for tensor, need, part in zip(inputs, node.needs, gradients):
-        if need:
-            if part is None:
-                raise RuntimeError(f"{node.op.__name__} gave no gradient for an input that needs one")
-            part = as_array(node.xp, part)
-            if tensor.node is None:
-                tensor._accumulate(part)
-            else:
-                _store(tensor, part)
-
-
-def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
-    """A function that returns `function`'s value and its gradient with respect to the first argument.
-
-    Args:
-        function: takes parameters (one array, or dicts, lists and tuples of arrays, nested as you like) and further
-            arguments; returns a loss with one element.
-        has_aux: the function returns (loss, anything); the result is then ((loss, anything), gradients).
-
-    Returns:
-        g(params, *args, **keywords) -> (value, gradients): value a native 0-d array, gradients native arrays in the
-        structure of `params`, zeros where the loss does not depend on one.
-    """
-
-    def wrapped(params: Any, *args: Any, **keywords: Any) -> Any:
-        leaves: list[Tensor] = []
-
-        def lift(array: Any) -> Tensor:
-            leaf = Tensor(array, requires_grad=True)
-            leaves.append(leaf)
-            return leaf
-
-        lifted = map_structure(lift, params)
-        result = function(lifted, *args, **keywords)
-        loss, aux = result if has_aux else (result, None)
-        if not isinstance(loss, Tensor):
-            raise TypeError(
-                f"value_and_grad: the function must return a Tensor made from its first argument, got {type(loss).__name__}"
-            )
-        if loss.node is not None or loss.requires_grad:
-            loss.backward()
-        gradients = map_structure(lambda t: namespace(t.array).zeros_like(t.array) if t.grad is None else t.grad, lifted)
-        return ((loss.array, aux) if has_aux else loss.array), gradients
-
-    return wrapped
-
-
-def map_structure(function: Callable[[Any], Any], structure: Any) -> Any:
-    """`structure` (dicts, lists and tuples, nested) with `function` applied to every leaf."""
-    if isinstance(structure, dict):
-        return {name: map_structure(function, part) for name, part in structure.items()}
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return type(structure)(*(map_structure(function, part) for part in structure))
-    if isinstance(structure, (list, tuple)):
-        return type(structure)(map_structure(function, part) for part in structure)
-    return function(structure)

@@ -14,7 +14,7 @@ from xpnet.cli import networks
 from xpnet.cli.use import example_shape
 from xpnet.cli.words import UsageError
 from xpnet.io import model_file
-from xpnet.layers.module import shapes_only
+from xpnet.layers.context import shapes_only
 from xpnet.ops.registry import load_accelerations, reference_is_forced, registry
 from xpnet.optim.rules import rules
 

@@ -14,8 +14,10 @@ from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
 from xpnet.inspect.hooks import Run, wrapped
 from xpnet.layers.activation import Activation, ReLU
-from xpnet.layers.module import Evaluation, Module
-from xpnet.tensor import Tensor, no_grad
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
+from xpnet.tape import no_grad
+from xpnet.tensor import Tensor
 
 NumpyArray = np.ndarray[Any, Any]
 

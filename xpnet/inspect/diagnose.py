@@ -13,9 +13,11 @@ from xpnet import losses
 from xpnet.backend import Array, to_numpy
 from xpnet.inspect.finite import first_not_finite
 from xpnet.inspect.hooks import unchanged, wrapped
-from xpnet.layers.module import Evaluation, Module
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
 from xpnet.ops.shapes import ShapeError
-from xpnet.tensor import Tensor, no_grad
+from xpnet.tape import no_grad
+from xpnet.tensor import Tensor
 
 DEAD = 0.5
 """A layer is reported when more than this share of its units is dead or saturated."""

@@ -7,7 +7,8 @@ from typing import Any
 from xpnet.backend import Array, namespace
 from xpnet.inspect.hooks import wrapped
 from xpnet.layers.module import Module
-from xpnet.tensor import Tensor, no_grad
+from xpnet.tape import no_grad
+from xpnet.tensor import Tensor
 
 
 def _finite(array: Array) -> bool:

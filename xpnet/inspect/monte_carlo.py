@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 from xpnet import backend
 from xpnet.backend import Array
 from xpnet.layers.dropout import Dropout
-from xpnet.layers.module import Evaluation, Module
-from xpnet.tensor import Tensor, no_grad
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
+from xpnet.tape import no_grad
+from xpnet.tensor import Tensor
 
 
 class Samples(NamedTuple):

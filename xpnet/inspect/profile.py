@@ -13,8 +13,10 @@ from typing import Any
 from xpnet import losses
 from xpnet.backend import Array, Device
 from xpnet.inspect.hooks import leaves, unchanged, wrapped
-from xpnet.layers.module import Evaluation, Module
-from xpnet.tensor import Node, Tensor, _reachable, _step, _store, no_grad
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
+from xpnet.tape import Node, no_grad, reachable, run_backward, store
+from xpnet.tensor import Tensor
 
 
 @dataclass
@@ -174,13 +176,13 @@ class _Pass:
         marks: list[tuple[int, str, Any, Any]] = []
 
         def watch(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-            before = {node for t in inputs if isinstance(t, Tensor) and t.node for node in _reachable(t.node)}
+            before = {node for t in inputs if isinstance(t, Tensor) and t.node for node in reachable(t.node)}
             start = self.clock.read()
             result = forward(*inputs, **keywords)
             marks.append((id(layer), "forward", start, self.clock.read()))
             for t in result if isinstance(result, tuple) else (result,):
                 if isinstance(t, Tensor) and t.node is not None:
-                    owner.update((node, id(layer)) for node in _reachable(t.node) if node not in before and node not in owner)
+                    owner.update((node, id(layer)) for node in reachable(t.node) if node not in before and node not in owner)
                     self.output[id(layer)] = self.output.get(id(layer), 0) + _bytes(t.array)
             return result
 
@@ -190,15 +192,15 @@ class _Pass:
         start = self.clock.read()
         value = loss(prediction, y)
         marks.append((0, "forward", start, self.clock.read()))
-        nodes = _reachable(value.node)
+        nodes = reachable(value.node)
         kept = {id(p.array) for p in self.model.parameters().values()}
         for node in reversed(nodes):  # an array that two layers keep counts for the first
             key = owner.get(node, 0)
             self.saved[key] = self.saved.get(key, 0) + sum(_bytes(a) for a in _arrays(node.saved, kept))
-        _store(value, value.array * 0 + 1)
+        store(value, value.array * 0 + 1)
         for node in nodes:
             start = self.clock.read()
-            _step(node)
+            run_backward(node)
             marks.append((owner.get(node, 0), "backward", start, self.clock.read()))
         end = self.clock.read()
         self.total = self.clock.between(begin, end)

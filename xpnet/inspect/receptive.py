@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
-from xpnet.layers.module import Module, Shape
+from xpnet.layers.module import Module
 from xpnet.layers.pooling import AveragePool2D, LpPool2D, MaxPool2D
 from xpnet.ops.geometry import windows
 

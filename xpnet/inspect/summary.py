@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from xpnet.layers import Dropout, Flatten, Reshape, Residual, Sequential
-from xpnet.layers.module import Evaluation, Module, Shape, elements, shapes_only
+from xpnet.layers.context import Shape, elements, shapes_only
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
 from xpnet.layers.sequential import _shape_through
 from xpnet.optim import Adam, Optimizer
-from xpnet.tensor import Tensor, no_grad
+from xpnet.tape import no_grad
+from xpnet.tensor import Tensor
 
 _ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 

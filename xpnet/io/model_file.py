@@ -18,7 +18,8 @@ from xpnet import backend
 from xpnet.backend import Device, to_numpy
 from xpnet.io import archive
 from xpnet.io.architecture import ARGUMENT, Decoder, Encoder
-from xpnet.layers.module import Context, Module, placed, shapes_only
+from xpnet.layers.context import Context, placed, shapes_only
+from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
     from xpnet.data.preprocessing import Transform

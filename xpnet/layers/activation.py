@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnet import ops
-from xpnet.layers.module import Module, Shape
+from xpnet.layers.context import Shape
+from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 
 NAMES: dict[str, Callable[..., Any]] = {

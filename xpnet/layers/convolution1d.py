@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpnet import ops
+from xpnet.layers.context import Shape, Spec
 from xpnet.layers.convolution import Convolution
-from xpnet.layers.module import Shape, Spec
 from xpnet.ops.geometry import conv_output_size, same_padding
 from xpnet.ops.shapes import ShapeError
 

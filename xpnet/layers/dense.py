@@ -7,7 +7,8 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.layers import activation as activations
-from xpnet.layers.module import Module, Shape, Spec
+from xpnet.layers.context import Shape, Spec
+from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
 from xpnet.tensor import Parameter
 

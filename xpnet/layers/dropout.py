@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet import ops, random
-from xpnet.layers.module import Module, Shape
+from xpnet.layers.context import Shape
+from xpnet.layers.module import Module
 
 
 class Dropout(Module):

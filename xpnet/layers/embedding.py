@@ -6,8 +6,9 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.backend import namespace
+from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial
-from xpnet.layers.module import Module, Shape, Spec
+from xpnet.layers.module import Module
 from xpnet.tensor import Parameter, Tensor
 
 

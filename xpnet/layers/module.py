@@ -6,61 +6,25 @@ that is called first is its root and gives every Module below it a path ("1.kern
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Self
 
 from xpnet import backend, initializers, random
 from xpnet.arena import Arena
 from xpnet.backend import Array, Device, DeviceError
+from xpnet.layers.context import Context, Shape, Spec, hollow, only_shapes, placed
+from xpnet.layers.running import Evaluation, load_state, predict
 from xpnet.ops.shapes import ShapeError
-from xpnet.tensor import Parameter, Tensor, no_grad
+from xpnet.tape import no_grad
+from xpnet.tensor import Parameter, Tensor
 
-Shape = tuple[int, ...]
 _INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks"})
-_shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
-
-
-@contextlib.contextmanager
-def shapes_only() -> Iterator[None]:
-    """Within the block new parameters and buffers have a shape and a dtype, but no memory and no values (all read as 0).
-
-    For models whose weights are about to come from a file, and for looking at models that would not fit.
-    """
-    token = _shapes_only.set(True)
-    try:
-        yield
-    finally:
-        _shapes_only.reset(token)
 
 
 class _Structure:
     """Counts every change of any tree of Modules: a cheap way to know that an arena still holds all its parameters."""
 
     version = 0
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the root of a tree of Modules decides for all of them."""
-
-    seed: int = 0
-    device: Device = backend.CPU
-    dtype: str = "float32"
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A parameter that a layer will need, before it exists."""
-
-    shape: Shape
-    initializer: Any
-    decay: bool = True
-    regularizer: Any = None
-    constraint: Any = None
 
 
 class Module:
@@ -102,6 +66,10 @@ class Module:
 
     def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
         self.context = Context(int(seed), backend.device(device), str(dtype))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copy.deepcopy copies: a copy has flat storage of its own, made when it is first needed."""
+        return {**self.__dict__, "_arena": None, "_arena_version": -1, "_captured": None}
 
     # -- the tree --
 
@@ -217,8 +185,8 @@ class Module:
     def add_parameter(self, name: str, spec: Spec) -> Parameter:
         """Make a Parameter as `spec` says and assign it to attribute `name`; its random key is the seed and its path."""
         path = f"{self.path}.{name}" if self.path else name
-        if _shapes_only.get():
-            array = _hollow(spec.shape, self.context.dtype, self.context)
+        if only_shapes():
+            array = hollow(spec.shape, self.context.dtype, self.context)
         else:
             array = self._first_values(path, spec)
         parameter = Parameter(array, decay=spec.decay)
@@ -235,10 +203,10 @@ class Module:
     def add_buffer(self, name: str, values: Any) -> None:
         """Keep an array that is not learnt but saved and moved with the model."""
         self._buffers[name] = None
-        if _shapes_only.get():
+        if only_shapes():
             host = backend.to_numpy(values)
             kind = self.context.dtype if host.dtype.kind == "f" else host.dtype.name
-            setattr(self, name, _hollow(host.shape, kind, self.context))
+            setattr(self, name, hollow(host.shape, kind, self.context))
         else:
             setattr(self, name, placed(values, self.context))
 
@@ -380,34 +348,7 @@ class Module:
         Returns:
             (N, ...), a native array where x was.
         """
-        if batch_size < 1:
-            raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
-        if isinstance(x, Tensor):
-            x = x.array
-        xp = backend.namespace(x)
-        home = backend.device_of(x)
-        away = isinstance(home, Device) and home != self.context.device
-        outputs = []
-        with no_grad(), Evaluation(self):
-            run = self._predictor()
-            for start in range(0, max(len(x), 1), batch_size):
-                batch = x if len(x) <= batch_size else x[start : start + batch_size]
-                y = run(backend.to_device(batch, self.context.device) if away else batch)
-                y = y.array if isinstance(y, Tensor) else y
-                outputs.append(backend.to_device(y, home) if isinstance(home, Device) and away else y)
-        return outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=0)
-
-    def _predictor(self) -> Any:
-        """What predict calls with each batch: this Module, or on a GPU its forward pass as a CUDA graph."""
-        if self.context.device.kind != "cuda" or not all(module.capturable for module in self.modules()):
-            return self
-        captured = self.__dict__.get("_captured")
-        if captured is None or captured.graphs.device != self.context.device:
-            from xpnet.accel.cupy.graphs import CudaGraphs
-            from xpnet.capture import CapturedModel
-
-            captured = self.__dict__["_captured"] = CapturedModel(self, CudaGraphs(self.context.device))
-        return captured
+        return predict(self, x, batch_size)
 
     # -- saving --
 
@@ -445,30 +386,7 @@ class Module:
         Raises:
             ValueError: missing, left-over or mis-shaped names, all of them listed; nothing was changed then.
         """
-        own = self.state()
-        missing = sorted(set(own) - set(state)) if strict else []
-        extra = sorted(set(state) - set(own)) if strict else []
-        wrong = [
-            f"{name}: {tuple(state[name].shape)}, expected {tuple(array.shape)}"
-            for name, array in own.items()
-            if name in state and tuple(state[name].shape) != tuple(array.shape)
-        ]
-        problems = [f"{what} {', '.join(names)}" for what, names in _listed(missing, extra, wrong) if names]
-        if problems:
-            raise ValueError(f"these weights do not fit the model: {'; '.join(problems)}")
-        parameters = self.parameters()
-        owners = {
-            f"{path}.{name}" if path else name: (module, name)
-            for path, module in self.named_modules()
-            for name in module._buffers
-        }
-        for name in own:
-            if name in state:
-                if name in parameters:
-                    parameters[name].array[...] = placed(state[name], self.context)
-                else:
-                    module, attribute = owners[name]
-                    setattr(module, attribute, placed(state[name], self.context))
+        load_state(self, state, strict)
 
     def save(self, path: Any, **extra: Any) -> None:
         """Write the model (architecture, weights) to one file; see :func:`xpnet.io.model_file.save` and :func:`xpnet.load`."""
@@ -512,43 +430,3 @@ class Module:
         """The constructor's arguments, for repr."""
         args, keywords = self._arguments
         return ", ".join([repr(a) for a in args] + [f"{k}={v!r}" for k, v in keywords.items()])
-
-
-def _listed(missing: list[str], extra: list[str], wrong: list[str]) -> tuple[tuple[str, list[str]], ...]:
-    return ("missing", missing), ("left over", extra), ("of another shape:", wrong)
-
-
-def placed(values: Any, context: Context) -> Array:
-    """A copy of `values`, an array of any library, with the context's dtype on its device; integers stay integers."""
-    host = backend.to_numpy(values)
-    if host.dtype.kind == "f":
-        host = host.astype(context.dtype)
-    else:
-        host = host.copy()
-    return backend.to_device(host, context.device)
-
-
-def _hollow(shape: Shape, dtype: str, context: Context) -> Array:
-    """An array of zeros that all lie in one place: see shapes_only."""
-    xp = context.device.xp
-    return xp.broadcast_to(xp.zeros((), dtype=getattr(xp, dtype)), tuple(shape))
-
-
-class Evaluation:
-    """Within the block a Module is in evaluation mode; afterwards each part is in the mode that it was in."""
-
-    def __init__(self, module: Module) -> None:
-        self.changed = [m for m in module.modules() if m.training]
-
-    def __enter__(self) -> None:
-        for module in self.changed:
-            module.training = False
-
-    def __exit__(self, *exception: object) -> None:
-        for module in self.changed:
-            module.training = True
-
-
-def elements(shape: Shape) -> int:
-    """The number of elements of a shape."""
-    return math.prod(shape)

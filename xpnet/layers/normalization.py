@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from xpnet import ops
-from xpnet.layers.module import Module, Shape, Spec
+from xpnet.layers.context import Shape, Spec
+from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
 from xpnet.tensor import Parameter, Tensor
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet import ops
+from xpnet.layers.context import Shape
 from xpnet.layers.convolution import image_shape
-from xpnet.layers.module import Module, Shape
+from xpnet.layers.module import Module
 from xpnet.ops.geometry import Padding, Size, pair, windows
 
 

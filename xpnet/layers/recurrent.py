@@ -6,8 +6,9 @@ from typing import Any
 
 from xpnet import initializers, ops
 from xpnet.backend import Array, namespace, to_device
+from xpnet.layers.context import Context, Shape, Spec
 from xpnet.layers.dense import Initial
-from xpnet.layers.module import Context, Module, Shape, Spec
+from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.shapes import ShapeError
 from xpnet.tensor import Parameter, Tensor

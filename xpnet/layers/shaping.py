@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpnet import ops
-from xpnet.layers.module import Module, Shape, elements
+from xpnet.layers.context import Shape, elements
+from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
 
 

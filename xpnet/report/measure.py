@@ -10,9 +10,10 @@ import numpy as np
 
 from xpnet.backend import Array, to_numpy
 from xpnet.inspect.hooks import leaves
-from xpnet.layers.module import Evaluation, Module
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
 from xpnet.report.png import as_bytes, data_uri
-from xpnet.tensor import no_grad
+from xpnet.tape import no_grad
 
 if TYPE_CHECKING:
     from xpnet.data import Batches

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpnet import losses, metrics
 from xpnet.backend import Array, namespace
-from xpnet.data import Batches
-from xpnet.layers.module import Evaluation, Module
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
 from xpnet.optim.optimizer import Optimizer
-from xpnet.tensor import Tensor, no_grad
+from xpnet.tape import no_grad
+from xpnet.tensor import Tensor
 from xpnet.training.callback import Callback
 from xpnet.training.captured import captured_steps
 from xpnet.training.history import History
 from xpnet.training.interrupt import Interruptible
 from xpnet.training.progress import Progress
+
+if TYPE_CHECKING:
+    from xpnet.data import Batches
 
 Data = Any
 
@@ -193,9 +197,9 @@ class Trainer:
         progress.begin(self.epoch, self.batch)
         x = None
         for x, y in batches.epoch(self.epoch, self.batch):
-            self.last_loss = loss = train(x, y)
+            self.last_loss = train(x, y)
             self.batch += 1
-            progress.advance(len(x), loss)
+            progress.advance(len(x), self.sums.means)
             for callback in self.callbacks:
                 callback.on_step_end(self)
             for callback in self.callbacks:
@@ -296,6 +300,8 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
     Raises:
         ValueError: it is neither a pair (x, y) of equal, positive length, nor Batches, nor an iterable of batches.
     """
+    from xpnet.data import Batches  # when it is needed: importing xpnet is to be quick
+
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if isinstance(data, Batches):

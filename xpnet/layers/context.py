@@ -1,0 +1,75 @@
+"""What layers are told by their root, and what they say of parameters that do not exist yet."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from xpnet import backend
+from xpnet.backend import Array, Device
+
+Shape = tuple[int, ...]
+_shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the root of a tree of Modules decides for all of them."""
+
+    seed: int = 0
+    device: Device = backend.CPU
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parameter that a layer will need, before it exists."""
+
+    shape: Shape
+    initializer: Any
+    decay: bool = True
+    regularizer: Any = None
+    constraint: Any = None
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within the block new parameters and buffers have a shape and a dtype, but no memory and no values (all read as 0).
+
+    For models whose weights are about to come from a file, and for looking at models that would not fit.
+    """
+    token = _shapes_only.set(True)
+    try:
+        yield
+    finally:
+        _shapes_only.reset(token)
+
+
+def only_shapes() -> bool:
+    """Whether this is within :func:`shapes_only`."""
+    return _shapes_only.get()
+
+
+def placed(values: Any, context: Context) -> Array:
+    """A copy of `values`, an array of any library, with the context's dtype on its device; integers stay integers."""
+    host = backend.to_numpy(values)
+    if host.dtype.kind == "f":
+        host = host.astype(context.dtype)
+    else:
+        host = host.copy()
+    return backend.to_device(host, context.device)
+
+
+def hollow(shape: Shape, dtype: str, context: Context) -> Array:
+    """An array of zeros that all lie in one place: see shapes_only."""
+    xp = context.device.xp
+    return xp.broadcast_to(xp.zeros((), dtype=getattr(xp, dtype)), tuple(shape))
+
+
+def elements(shape: Shape) -> int:
+    """The number of elements of a shape."""
+    return math.prod(shape)
