@@ -95,6 +95,7 @@ class RunReport(Callback):
     def on_fit_end(self, trainer: Trainer) -> None:
         """Measure the model, and write everything."""
         self._collect()
+        self.spent, self._clock = self._elapsed(), 0.0  # measuring is not training
         self._measured = self._measure(trainer)
         self._write(trainer, "interrupted" if trainer.history.interrupted else "finished")
 
@@ -106,8 +107,11 @@ class RunReport(Callback):
             "every": self.every,
             "rates": list(self.rates),
             "seconds": list(self.seconds),
-            "spent": self.spent + (time.perf_counter() - self._clock if self._clock else 0.0),
+            "spent": self._elapsed(),
         }
+
+    def _elapsed(self) -> float:
+        return self.spent + (time.perf_counter() - self._clock if self._clock else 0.0)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a state from :meth:`state`."""
@@ -189,7 +193,7 @@ class RunReport(Callback):
             "name": self.name,
             "state": state,
             "began": self._began,
-            "seconds": self.spent + time.perf_counter() - self._clock,
+            "seconds": self._elapsed(),
             "configuration": {**described(trainer), **self.configuration},
             "environment": environment(model),
             "parameters": model.count_parameters(),
