@@ -171,3 +171,25 @@ def test_tensorboard_events_hold_the_history(tmp_path):
     for name, values in {**trainer.history, "learning_rate": [0.5] * 3}.items():
         assert [step for step, _ in found[name]] == [1, 2, 3]
         np.testing.assert_allclose([value for _, value in found[name]], values, rtol=1e-6)
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from xpnet.io import archive
+
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    real = Path.open
+
+    def opened(path, mode="r", *rest, **keywords):
+        return full() if mode == "a" else real(path, mode, *rest, **keywords)
+
+    monkeypatch.setattr(archive.os, "fsync", full)
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.warns(RuntimeWarning, match="No space left on device.*the run goes on") as seen:
+        trainer = run(CSVLog(tmp_path / "log.csv"), JSONLog(tmp_path / "log.jsonl"))
+    assert trainer.history.epochs == 3
+    assert {str(w.message).split(" could")[0] for w in seen} == {str(tmp_path / "log.csv"), str(tmp_path / "log.jsonl")}
+    assert not list(tmp_path.glob("*.tmp"))

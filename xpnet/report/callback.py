@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ MOST_STEPS = 2000  # points of the loss curve by step that are kept; every other
 class RunReport(Callback):
     """Keeps ``run.json`` and the page ``report.html`` in a folder: after every epoch the curves, at the end everything.
 
-    Put it last among the callbacks, so that it sees the weights that the run ends with.
+    Put it last among the callbacks, so that it sees the weights that the run ends with. A page that cannot be written (a full
+    disk), or a model that cannot be measured, is a warning: the run is worth more than its report.
 
     Args:
         folder: made if it does not exist.
@@ -96,7 +98,14 @@ class RunReport(Callback):
         """Measure the model, and write everything."""
         self._collect()
         self.spent, self._clock = self._elapsed(), 0.0  # measuring is not training
-        self._measured = self._measure(trainer)
+        try:
+            self._measured = self._measure(trainer)
+        except Exception as error:  # hours of training must not end in an error because of their report
+            warnings.warn(
+                f"the model could not be measured ({type(error).__name__}: {error}); the report shows the curves only",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._write(trainer, "interrupted" if trainer.history.interrupted else "finished")
 
     def state(self) -> dict[str, Any]:
@@ -182,8 +191,11 @@ class RunReport(Callback):
         from xpnet.report.page import write_page
 
         record = self.record(trainer, state)
-        write_record(record, self.folder / NAME)
-        write_page(record, self.folder / PAGE)
+        try:
+            write_record(record, self.folder / NAME)
+            write_page(record, self.folder / PAGE)
+        except OSError as error:
+            warnings.warn(f"the report could not be written ({error}); the run goes on", RuntimeWarning, stacklevel=2)
 
     def record(self, trainer: Trainer, state: str) -> Record:
         """Everything that the page shows."""
