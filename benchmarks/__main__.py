@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         import json
 
         result = json.loads(arguments.redraw.read_text())
-        save(result, arguments.redraw.parent, arguments.redraw.stem)
+        result["title"] = title(result)
+        save(result, arguments.out, stem_of(result))
         return 0
     options = options_of(arguments)
     try:
@@ -100,7 +101,6 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
         }
         result["device_name"] = comparison.workers[OURS].hello["settings"].get("device_name", "")
         result["title"] = title(result)
-        stem = re.sub(r"[^a-z0-9]+", "-", result["title"].lower()).strip("-")
         try:
             for case in cases:
                 result["cases"].append(comparison.run(case))
@@ -109,7 +109,7 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
         except KeyboardInterrupt:
             result["interrupted"] = True
             print("interrupted: what was measured is kept")
-    save(result, arguments.out, stem)
+    save(result, arguments.out, stem_of(result))
 
 
 def _hello(hello: dict[str, Any]) -> dict[str, Any]:
@@ -118,9 +118,18 @@ def _hello(hello: dict[str, Any]) -> dict[str, Any]:
 
 def title(result: dict[str, Any]) -> str:
     """What names the run, and its files: device, threads, precision."""
-    options = result["options"]
-    where = result["device_name"] or f"CPU with {options['threads']} core{'s' if options['threads'] > 1 else ''}"
-    return f"{where}, {options['precision']}{', quick' if options['quick'] else ''}"
+    options, cores = result["options"], result["machine"]["cores"]
+    where = (
+        f"CPU with {cores} core{'s' if cores > 1 else ''}, {options['threads']} thread{'s' if options['threads'] > 1 else ''}"
+    )
+    parts = [result["device_name"] or where, options["precision"]]
+    parts += ["processor time"] * (options["clock"] == "cpu") + ["quick"] * options["quick"]
+    return ", ".join(parts)
+
+
+def stem_of(result: dict[str, Any]) -> str:
+    """The same for the names of files."""
+    return re.sub(r"[^a-z0-9]+", "-", title(result).lower()).strip("-")
 
 
 def save(result: dict[str, Any], folder: Path, stem: str) -> None:
