@@ -227,6 +227,18 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [case["name"] for case in saved["cases"]] == ["layer softmax_cross_entropy 128x10"]
     assert saved["workers"]["xpnet"]["versions"]["numpy"] == np.__version__
     assert "reference" in (tmp_path / f"{stem}.md").read_text()
+    resumed = [
+        "--against",
+        "",
+        "--resume",
+        str(tmp_path / f"{stem}.json"),
+        "--cases",
+        "softmax_cross_entropy 128x10|784,30",
+        *settings,
+    ]
+    assert main(resumed) == 0
+    both = json.loads((tmp_path / f"{stem}.json").read_text())["cases"]
+    assert [case["name"] for case in both] == ["layer softmax_cross_entropy 128x10", "step mlp [784,30,10] batch 10"]
     with pytest.raises(SystemExit):
         main(["--cases", "no such case", "--against", "", *settings])
     assert "no case matches" in capsys.readouterr().err
