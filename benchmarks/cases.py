@@ -187,7 +187,7 @@ def loading() -> Iterator[Case]:
 def starting() -> Iterator[Case]:
     """Fresh interpreters."""
     yield Case("start import", "import", nets.mlp(30, 10), 10, (784,), "Data and start-up")
-    yield Case("start import and first step", "first_step", nets.mlp(30, 10), 10, (784,), "Data and start-up")
+    yield Case("start first step, after import", "first_step", nets.mlp(30, 10), 10, (784,), "Data and start-up")
 
 
 def sweeps() -> Iterator[Case]:
