@@ -83,7 +83,9 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
     cases = [c for c in cases if options.device == "cpu" or c.kind not in ("import", "first_step", "data")]
     memory = [] if arguments.quick or arguments.no_memory else memory_cases()
     memory = [c for c in memory if re.search(arguments.cases, c.name)]
-    kept: dict[str, Any] = json.loads(arguments.resume.read_text()) if arguments.resume else {"cases": [], "memory": []}
+    kept: dict[str, Any] = (
+        json.loads(arguments.resume.read_text()) if arguments.resume else {"cases": [], "memory": [], "workers": {}}
+    )
     for name in ("device", "precision", "threads", "clock") if arguments.resume else ():
         if kept["options"][name] != getattr(options, name):
             raise ValueError(
@@ -102,7 +104,7 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
             "commit": machine.commit(),
             "machine": machine.describe(),
             "options": {**dataclasses.asdict(options), "quick": arguments.quick},
-            "workers": {name: _hello(worker.hello) for name, worker in comparison.workers.items()},
+            "workers": kept["workers"] | {name: _hello(worker.hello) for name, worker in comparison.workers.items()},
             "skipped": comparison.skipped,
             "cases": kept["cases"],
             "memory": kept["memory"],
@@ -114,9 +116,13 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
                 result["cases"].append(comparison.run(case))
             for case in memory:
                 result["memory"].append(comparison.memory(case))
-        except KeyboardInterrupt:
+        except BaseException as error:
             result["interrupted"] = True
+            save(result, arguments.out, stem_of(result))
+            if not isinstance(error, KeyboardInterrupt):
+                raise
             print("interrupted: what was measured is kept")
+            return
     save(result, arguments.out, stem_of(result))
 
 
