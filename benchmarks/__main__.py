@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import json
 import re
 import signal
 import sys
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--wait", type=float, default=0.0, help="wait so many seconds for a quiet machine before each case")
     made.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder for the files (default: benchmarks/results)")
+    made.add_argument("--resume", type=Path, metavar="JSON", help="keep the cases of this interrupted run, measure the others")
     made.add_argument("--redraw", type=Path, metavar="JSON", help="measure nothing; write the page and plots of a result again")
     made.add_argument("--update", action="store_true", help="gate: write the baseline instead of checking it")
     return made
@@ -57,10 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.clock == "cpu" and (arguments.threads > 1 or arguments.device != "cpu"):
         made.error("--clock cpu needs --device cpu --threads 1: the time of several threads adds up")
     if arguments.redraw:
-        import json
-
         result = json.loads(arguments.redraw.read_text())
-        save(result, arguments.redraw.parent, arguments.redraw.stem)
+        result["title"] = title(result)
+        save(result, arguments.out, stem_of(result))
         return 0
     options = options_of(arguments)
     try:
@@ -82,8 +83,18 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
     cases = [c for c in cases if options.device == "cpu" or c.kind not in ("import", "first_step", "data")]
     memory = [] if arguments.quick or arguments.no_memory else memory_cases()
     memory = [c for c in memory if re.search(arguments.cases, c.name)]
+    kept: dict[str, Any] = (
+        json.loads(arguments.resume.read_text()) if arguments.resume else {"cases": [], "memory": [], "workers": {}}
+    )
+    for name in ("device", "precision", "threads", "clock") if arguments.resume else ():
+        if kept["options"][name] != getattr(options, name):
+            raise ValueError(
+                f"{arguments.resume} was measured with {name} {kept['options'][name]}, not {getattr(options, name)}"
+            )
+    have = {record["name"] for record in [*kept["cases"], *kept["memory"]]}
+    cases, memory = ([c for c in some if c.name not in have] for some in (cases, memory))
     if not cases and not memory:
-        raise ValueError(f"no case matches {arguments.cases!r}")
+        raise ValueError(f"no case matches {arguments.cases!r}{' that is not measured already' if have else ''}")
     # A run in the background is ended like one at a terminal: what was measured is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Comparison(peers, options) as comparison:
@@ -93,23 +104,26 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
             "commit": machine.commit(),
             "machine": machine.describe(),
             "options": {**dataclasses.asdict(options), "quick": arguments.quick},
-            "workers": {name: _hello(worker.hello) for name, worker in comparison.workers.items()},
+            "workers": kept["workers"] | {name: _hello(worker.hello) for name, worker in comparison.workers.items()},
             "skipped": comparison.skipped,
-            "cases": [],
-            "memory": [],
+            "cases": kept["cases"],
+            "memory": kept["memory"],
         }
         result["device_name"] = comparison.workers[OURS].hello["settings"].get("device_name", "")
         result["title"] = title(result)
-        stem = re.sub(r"[^a-z0-9]+", "-", result["title"].lower()).strip("-")
         try:
             for case in cases:
                 result["cases"].append(comparison.run(case))
             for case in memory:
                 result["memory"].append(comparison.memory(case))
-        except KeyboardInterrupt:
+        except BaseException as error:
             result["interrupted"] = True
+            save(result, arguments.out, stem_of(result))
+            if not isinstance(error, KeyboardInterrupt):
+                raise
             print("interrupted: what was measured is kept")
-    save(result, arguments.out, stem)
+            return
+    save(result, arguments.out, stem_of(result))
 
 
 def _hello(hello: dict[str, Any]) -> dict[str, Any]:
@@ -118,9 +132,18 @@ def _hello(hello: dict[str, Any]) -> dict[str, Any]:
 
 def title(result: dict[str, Any]) -> str:
     """What names the run, and its files: device, threads, precision."""
-    options = result["options"]
-    where = result["device_name"] or f"CPU with {options['threads']} core{'s' if options['threads'] > 1 else ''}"
-    return f"{where}, {options['precision']}{', quick' if options['quick'] else ''}"
+    options, cores = result["options"], result["machine"]["cores"]
+    where = (
+        f"CPU with {cores} core{'s' if cores > 1 else ''}, {options['threads']} thread{'s' if options['threads'] > 1 else ''}"
+    )
+    parts = [result["device_name"] or where, options["precision"]]
+    parts += ["processor time"] * (options["clock"] == "cpu") + ["quick"] * options["quick"]
+    return ", ".join(parts)
+
+
+def stem_of(result: dict[str, Any]) -> str:
+    """The same for the names of files."""
+    return re.sub(r"[^a-z0-9]+", "-", title(result).lower()).strip("-")
 
 
 def save(result: dict[str, Any], folder: Path, stem: str) -> None:

@@ -285,7 +285,13 @@ class Comparison:
                 begun = time.perf_counter()
                 ours = take(OURS)
                 if name != OURS:
-                    ratios[name].append(take(name) / ours)
+                    try:
+                        ratios[name].append(take(name) / ours)
+                    except WorkerError as error:
+                        record["skipped"][name] = f"failed while it was timed: {str(error).strip().splitlines()[-1]}"
+                        for kept in (spent, samples, ratios):
+                            del kept[name]
+                        continue
                 spent[name] += time.perf_counter() - begun
             if not active:
                 break

@@ -97,8 +97,9 @@ def _ratios(plt: Any, result: Result) -> Any:
     for place, text in headings:
         axes.text(-0.01, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontweight="bold")
     axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    shown = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
+    axes.set_xticks(shown, [f"{t:g}" for t in shown])
+    axes.set_xticks([], minor=True)
     axes.grid(axis="x", which="both", color="#dddddd", lw=0.5, zorder=0)
     axes.set_xlabel("their time / our time (right of 1: xpnet is faster); black lines: quartiles")
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[p]) for p in peers]

@@ -221,10 +221,25 @@ def test_gate_needs_a_baseline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--threads", "1", "--quick", "--budget", "0.01", "--out", str(tmp_path)]
     assert main(["--against", "reference", "--cases", "softmax_cross_entropy 128x10", *settings]) == 0
-    saved = json.loads((tmp_path / "cpu-with-1-core-float32-quick.json").read_text())
+    (stem,) = {file.stem for file in tmp_path.glob("*.json")}
+    assert stem.startswith("cpu-with-")
+    assert stem.endswith("-1-thread-float32-quick")
+    saved = json.loads((tmp_path / f"{stem}.json").read_text())
     assert [case["name"] for case in saved["cases"]] == ["layer softmax_cross_entropy 128x10"]
     assert saved["workers"]["xpnet"]["versions"]["numpy"] == np.__version__
-    assert "reference" in (tmp_path / "cpu-with-1-core-float32-quick.md").read_text()
+    assert "reference" in (tmp_path / f"{stem}.md").read_text()
+    resumed = [
+        "--against",
+        "",
+        "--resume",
+        str(tmp_path / f"{stem}.json"),
+        "--cases",
+        "softmax_cross_entropy 128x10|784,30",
+        *settings,
+    ]
+    assert main(resumed) == 0
+    both = json.loads((tmp_path / f"{stem}.json").read_text())["cases"]
+    assert [case["name"] for case in both] == ["layer softmax_cross_entropy 128x10", "step mlp [784,30,10] batch 10"]
     with pytest.raises(SystemExit):
         main(["--cases", "no such case", "--against", "", *settings])
     assert "no case matches" in capsys.readouterr().err
