@@ -48,9 +48,10 @@ class Buffer:
 class Emulator:
     """The runtime. Few multiprocessors and a small cache, so that loops over the grid and chunks really loop."""
 
-    def __init__(self, multiprocessors: int = 1, chunk_bytes: int = 8 * 1024) -> None:
+    def __init__(self, multiprocessors: int = 1, chunk_bytes: int = 8 * 1024, architecture: int = 80) -> None:
         self.multiprocessors = multiprocessors
         self.chunk_bytes = chunk_bytes
+        self.architecture = architecture
         self.launches: list[str] = []
         self.products: list[Any] = []
         self._buffers: list[Buffer] = []

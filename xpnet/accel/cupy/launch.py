@@ -25,6 +25,7 @@ class Runtime(Protocol):
 
     multiprocessors: int
     chunk_bytes: int  # of columns that a convolution makes at a time
+    architecture: int  # the compute capability times ten
 
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
         """The address of each array's data, 0 for None."""
@@ -49,7 +50,7 @@ class CudaRuntime:
         self.multiprocessors = int(attributes["MultiProcessorCount"])
         # Half of the L2 cache; but a small cache must not cut products into pieces that leave the device idle.
         self.chunk_bytes = max(int(attributes["L2CacheSize"]) // 2, 16 << 20)
-        self._architecture = int(cupy.cuda.Device(device).compute_capability)
+        self.architecture = int(cupy.cuda.Device(device).compute_capability)
         self._functions: dict[Instance, Any] = {}
         self._lock = threading.Lock()
 
@@ -85,7 +86,7 @@ class CudaRuntime:
 
         with self._lock:
             if instance not in self._functions:
-                code, symbol = cubin(instance, self._architecture)
+                code, symbol = cubin(instance, self.architecture)
                 module = self._cupy.cuda.function.Module()
                 module.load(code)
                 self._functions[instance] = module.get_function(symbol)
