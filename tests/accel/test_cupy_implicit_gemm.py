@@ -15,7 +15,6 @@ import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
 from tests.accel.gpu import skip_without_gpu
 from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated, xp
-
 from xpnet.accel.cupy import implicit_gemm
 from xpnet.accel.settings import get_matmul_precision, set_matmul_precision
 from xpnet.ops.convolution import conv_geometry
@@ -170,7 +169,7 @@ def test_wide_tiles_and_split_sums_on_tensor_cores(place, kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_many_tiles_and_split_sums(place, kind):
     launched = every_pass(
-        place, (4, 17, 9, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh"
+        place, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh"
     )
     if launched is not None:
         assert launched.count(f"sum_slabs<{'double' if kind == 'float64' else 'float'}>") == 2
