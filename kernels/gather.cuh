@@ -6,6 +6,7 @@
 // by_ratio where that division leaves no rest and the quotient is inside the image, else there is none:
 //   a convolution:               scale = stride, offset = -padding, step = dilation,  ratio = 1
 //   the gradient of its images:  scale = 1,      offset = padding,  step = -dilation, ratio = stride
+// There are fewer than 2^31 positions, columns and pixels; addresses are 64-bit.
 template <typename T>
 struct Gather {
   const T* x;  // (N, H, W, C)
@@ -13,8 +14,7 @@ struct Gather {
   Divisor by_channels, by_kw, by_ow, by_oh, by_ratio_h, by_ratio_w;
 
   struct Position {
-    int h, w;
-    i64 image;
+    int h, w, image;  // of the image: how many pixels come before it
   };
   struct Tap {
     int h, w, c;
@@ -27,7 +27,7 @@ struct Gather {
     Position at;
     at.h = inside ? static_cast<int>(oh) * scale_h + offset_h : -(1 << 30);  // which no tap brings back into the image
     at.w = static_cast<int>(ow) * scale_w + offset_w;
-    at.image = static_cast<i64>(n) * H * W * C;
+    at.image = static_cast<int>(n) * H * W;
     return at;
   }
 
@@ -44,6 +44,6 @@ struct Gather {
     const int row = static_cast<int>(by_ratio_h.split(static_cast<u32>(h), rest_h));
     const int column = static_cast<int>(by_ratio_w.split(static_cast<u32>(w), rest_w));
     found = tap.inside && h >= 0 && w >= 0 && rest_h == 0 && rest_w == 0 && row < H && column < W;
-    return found ? x + at.image + (row * W + column) * C + tap.c : x;
+    return found ? x + static_cast<i64>(at.image + row * W + column) * C + tap.c : x;
   }
 };

@@ -197,7 +197,7 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
   auto word = [](const Chunk* tile, int index, int element) { return tile[index].at[element % 4]; };
   auto work = [&](int stage) {
     const Chunk *a_now = a_tile[stage], *b_now = b_tile[stage];
-#pragma unroll(sizeof(T) == 4 ? 1 : 2)  // registers: the factors of TF32 are rounded in passing
+#pragma unroll 1  // unrolled, two blocks would not find room in the registers
     for (int half = 0; half < 2; ++half) {  // 32 bytes of columns: one product of the tensor cores
       u32 right[4][2];
       if (sizeof(T) == 2) {

@@ -29,7 +29,14 @@ _plain = Kernel(
     (False, True),
     only=lambda kind, V, _: kind == "float" or V == 1,
 )
-_mma = Kernel("implicit_gemm", "implicit_gemm_mma", ("float", "float16", "bfloat16"), (64, 128), (False, True))
+
+
+def _has_room(kind: str, width: int, weights: bool) -> bool:
+    """TF32 in wide tiles has too few registers, except for the kernel's gradient."""
+    return kind != "float" or width == 64 or weights
+
+
+_mma = Kernel("implicit_gemm", "implicit_gemm_mma", ("float", "float16", "bfloat16"), (64, 128), (False, True), only=_has_room)
 
 _PARTIAL_BYTES = 64 << 20  # at most, of the sums that a split gradient of the kernel writes
 
@@ -159,7 +166,7 @@ def _product(
     rows = inner if weights else positions
     if _on_tensor_cores(x, C, O) and aligned:
         BM = 128
-        wide = O > 64 and -(-rows // BM) * -(-O // 128) >= runtime().multiprocessors
+        wide = O > 64 and _has_room(kind, 128, weights) and -(-rows // BM) * -(-O // 128) >= runtime().multiprocessors
         BN = 128 if wide else 64
         kernel = _mma[kind, BN, weights]
     else:
