@@ -15,6 +15,7 @@ import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
 from tests.accel.gpu import skip_without_gpu
 from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated, xp
+from xpnet import ops
 from xpnet.accel.cupy import implicit_gemm
 from xpnet.accel.settings import get_matmul_precision, set_matmul_precision
 from xpnet.ops.convolution import conv_geometry
@@ -106,6 +107,8 @@ def every_pass(place, shape, kernel_shape, settings, kind, *, activation=None, m
     ](y)
     dtype = "float32" if kind == "tf32" else kind
     with precision("tf32" if kind == "tf32" else "float32"), place(multiprocessors=multiprocessors) as (names, to, back, run):
+        if run.architecture < 80 and dtype in ("float16", "bfloat16"):
+            pytest.skip("needs compute capability 8.0")
         X, K, B, DZ = (to(narrow(a, dtype)) for a in (x, kernel, bias, dz))
         assert implicit_gemm.covers(X, K, g, 1)
         found = implicit_gemm.forward(names, X, K, B if with_bias else None, activation, g)
@@ -225,3 +228,33 @@ def test_what_it_does_not_cover(monkeypatch):
     assert not covered((2, 5, 5, 8), (3, 3, 8, 12), "float16")
     with precision("tf32"), emulated(architecture=75):
         assert not implicit_gemm._on_tensor_cores(np.empty(0, "float32"), 8, 8)
+
+
+@pytest.mark.cuda
+def test_a_gpu_measures_once_and_not_while_recording(tmp_path, monkeypatch):
+    skip_without_gpu()
+    import cupy
+
+    from xpnet.accel.cupy import chooser
+    from xpnet.accel.cupy.launch import runtime
+
+    monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
+    monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
+    chooser._table.forget()
+    try:
+        x, kernel = cupy.ones((4, 9, 9, 16), "float32"), cupy.ones((3, 3, 16, 32), "float32")
+        first = ops.conv2d(x, kernel)
+        (measured,) = chooser._table.known().values()
+        assert set(measured.milliseconds) == {"im2col", "implicit"}
+        assert min(measured.milliseconds.values()) > 0
+        assert (tmp_path / "convolutions.json").is_file()
+        cupy.testing.assert_array_equal(ops.conv2d(x, kernel), first)
+        assert len(chooser._table.known()) == 1
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            assert runtime().can_measure()
+            stream.begin_capture()
+            assert not runtime().can_measure()
+            stream.end_capture()
+    finally:
+        chooser._table.forget()
