@@ -193,6 +193,26 @@ def test_one_image_and_none(place, kind):
         every_pass(place, (N, 5, 6, 8), (3, 2, 8, 16), {"padding": 1, "stride": 2}, kind)
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16"])
+def test_views_that_begin_anywhere(place, kind):
+    dtype = "float32" if kind == "tf32" else kind
+    x, kernel, bias, dz = (RANDOM.integers(-3, 4, s).astype(dtype) for s in ((2, 5, 6, 8), (3, 2, 8, 8), (8,), (2, 3, 5, 8)))
+    g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
+    y, dx, dkernel = reference(*(a.astype("float64") for a in (x, kernel, bias, dz)), {})
+    with precision("tf32" if kind == "tf32" else "float32"), place() as (names, to, back, run):
+        if run.architecture < 80 and kind == "float16":
+            pytest.skip("needs compute capability 8.0")
+        views = []
+        for a in (x, kernel, bias, dz):
+            room = names.zeros((a.size + 1,), dtype=a.dtype)
+            room[1:] = to(a.reshape(-1))
+            views.append(room[1:].reshape(a.shape))
+        X, K, B, DZ = views
+        np.testing.assert_array_equal(back(implicit_gemm.forward(names, X, K, B, None, g)), y)
+        np.testing.assert_array_equal(back(implicit_gemm.data_gradient(names, DZ, K, g)), dx)
+        np.testing.assert_array_equal(back(implicit_gemm.kernel_gradient(names, X, DZ, g)), dkernel.reshape(-1, 8))
+
+
 def as_bits(monkeypatch):
     """NumPy has no bfloat16: such arrays travel as the 16 bits that they are made of."""
     known = implicit_gemm.c_name

@@ -81,7 +81,7 @@ def forward(xp: Any, x: Array, kernel: Array, bias: Array | None, activation: st
     """
     y = xp.empty((x.shape[0], g.h.out, g.w.out, kernel.shape[3]), dtype=x.dtype)
     lines = [(a.stride, -a.before, a.dilation, 1) for a in g]
-    _product(x, kernel, bias, y, None, activation, g, lines)
+    _product(_aligned(x), _aligned(kernel), bias, y, None, activation, g, lines)
     return y
 
 
@@ -100,7 +100,7 @@ def data_gradient(xp: Any, dz: Array, kernel: Array, g: Geometry) -> Array:
     dx = xp.empty((dz.shape[0], g.h.size, g.w.size, kernel.shape[2]), dtype=dz.dtype)
     turned = xp.ascontiguousarray(xp.swapaxes(kernel, 2, 3))  # (KH, KW, O, C)
     lines = [(1, a.before, -a.dilation, a.stride) for a in g]
-    _product(dz, turned, None, dx, None, None, g, lines)
+    _product(_aligned(dz), _aligned(turned), None, dx, None, None, g, lines)
     return dx
 
 
@@ -124,9 +124,14 @@ def kernel_gradient(xp: Any, x: Array, dz: Array, g: Geometry) -> Array:
     splits, span = _split(positions, inner, O, dtype=x.dtype)
     partial = xp.empty((splits, inner * O), dtype=dtype)
     lines = [(a.stride, -a.before, a.dilation, 1) for a in g]
-    _product(x, dz, None, None, partial, None, g, lines, span)
+    _product(_aligned(x), _aligned(dz), None, None, partial, None, g, lines, span)
     total = partial[0] if splits == 1 else sum_slabs(xp, partial)
     return xp.reshape(total, (inner, O))
+
+
+def _aligned(a: Array) -> Array:
+    """The array itself where its address is a multiple of 16 bytes; a copy of a view that begins elsewhere."""
+    return a if address(a) % 16 == 0 else a.copy()
 
 
 def _split(positions: int, inner: int, outer: int, dtype: Any) -> tuple[int, int]:
@@ -160,17 +165,16 @@ def _product(
     at_h, at_w = (g.h.out, g.w.out) if y is None else y.shape[1:3]
     positions, inner = N * at_h * at_w, g.h.window * g.w.window * C
     weights = y is None
-    used = [a for a in (x, b, bias, y, partial) if a is not None]
-    aligned = all(address(a) % 16 == 0 for a in used)
     kind = c_name(x)
     rows = inner if weights else positions
-    if _on_tensor_cores(x, C, O) and aligned:
+    if _on_tensor_cores(x, C, O):
         BM = 128
         wide = O > 64 and _has_room(kind, 128, weights) and -(-rows // BM) * -(-O // 128) >= runtime().multiprocessors
         BN = 128 if wide else 64
         kernel = _mma[kind, BN, weights]
     else:
         BM, BN = (128 if kind == "float" else 64), 64
+        aligned = bias is None or address(bias) % 16 == 0
         V = 4 if kind == "float" and aligned and C % 4 == 0 and O % 4 == 0 else 1
         kernel = _plain[kind, V, weights]
     splits = 1 if partial is None else partial.shape[0]
