@@ -50,7 +50,9 @@ def predict(model: Module, x: Array, batch_size: int) -> Array:
     if batch_size < 1:
         raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
     several = isinstance(x, tuple)
-    parts = tuple(part.array if isinstance(part, Tensor) else part for part in (x if several else (x,)))
+    parts = x if several else (x,)
+    if several or isinstance(x, Tensor):
+        parts = tuple([part.array if isinstance(part, Tensor) else part for part in parts])
     xp = backend.namespace(*parts)
     first = parts[0]
     expected = getattr(model, "input_shape", None)
@@ -67,7 +69,7 @@ def predict(model: Module, x: Array, batch_size: int) -> Array:
         for start in range(0, max(len(first), 1), batch_size):
             batch = parts if len(first) <= batch_size else tuple(part[start : start + batch_size] for part in parts)
             y = run(*(backend.to_device(part, model.context.device) for part in batch) if away else batch)
-            outputs.append(_returned(y, home if isinstance(home, Device) and away else None))
+            outputs.append(y.array if isinstance(y, Tensor) and not away else _returned(y, home if away else None))
     if len(outputs) == 1:
         return outputs[0]
     if isinstance(outputs[0], tuple):
