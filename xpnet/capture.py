@@ -130,15 +130,20 @@ class CapturedModel:
         self._arrays: list[Array] = []
         self._captured = Captured(self._forward, graphs, "prediction")
 
-    def _forward(self, x: Array) -> Array:
+    def _forward(self, x: Array) -> Any:
         y = self.model(x)
+        if isinstance(y, (tuple, list)):
+            return tuple(part.array if isinstance(part, Tensor) else part for part in y)
         return y.array if isinstance(y, Tensor) else y
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Any:
         """The output for a batch."""
         arrays = list(self.model.state().values())
         # What was recorded reads these very arrays; a model that was moved or packed has others.
         if len(arrays) != len(self._arrays) or any(a is not b for a, b in zip(arrays, self._arrays)):
             self._captured.forget()
             self._arrays = arrays
-        return self.graphs.xp.asarray(self._captured(x), copy=True)
+        y = self._captured(x)
+        if isinstance(y, tuple):
+            return tuple(self.graphs.xp.asarray(part, copy=True) for part in y)
+        return self.graphs.xp.asarray(y, copy=True)

@@ -21,7 +21,8 @@ def first_not_finite(model: Module, x: Array) -> str:
 
     Looks at the input, the parameters, and then at every layer's output in the order in which they are computed.
     """
-    if not _finite(x):
+    inputs = x if isinstance(x, tuple) else (x,)
+    if not all(_finite(part) for part in inputs if hasattr(part, "dtype")):
         return "the batch itself holds values that are not finite"
     for path, parameter in model.parameters().items():
         if not _finite(parameter.array):
@@ -36,5 +37,5 @@ def first_not_finite(model: Module, x: Array) -> str:
         return y
 
     with no_grad(), wrapped(model, look):
-        model(x)
+        model(*inputs)
     return found[0] if found else "the output of every layer is finite, so it is the loss function's own value"

@@ -7,6 +7,7 @@ of each part shows truncation and flipped bits.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -39,6 +40,8 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         OSError: the folder does not exist or cannot be written, or the disk is full.
     """
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"cannot write {target.name}: there is no such folder", str(target.parent))
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

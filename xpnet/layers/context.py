@@ -36,6 +36,17 @@ class Spec:
     constraint: Any = None
 
 
+_FLOATS = ("float16", "float32", "float64")
+
+
+def float_name(dtype: Any, who: str) -> str:
+    """The name of a dtype that parameters can have, from a name or from a dtype of an array library (numpy.float64)."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype)).rsplit(".", 1)[-1]
+    if name not in _FLOATS:
+        raise ValueError(f"{who}: dtype must be one of {', '.join(_FLOATS)}, got {dtype!r}")
+    return name
+
+
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
     """Within the block new parameters and buffers have a shape and a dtype, but no memory and no values (all read as 0).

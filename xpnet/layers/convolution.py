@@ -12,7 +12,7 @@ from xpnet.layers.dense import Initial, default_kernel
 from xpnet.layers.module import Module
 from xpnet.ops.convolution import transposed_size
 from xpnet.ops.geometry import Padding, Size, pair, windows
-from xpnet.ops.shapes import ShapeError
+from xpnet.ops.shapes import ShapeError, is_whole
 from xpnet.tensor import Parameter
 
 
@@ -56,8 +56,8 @@ class Convolution(Module):
         bias_regularizer: Any = None,
         kernel_constraint: Any = None,
     ) -> None:
-        if filters < 1 or groups < 1 or filters % groups:
-            raise ValueError(f"{type(self).__name__}: filters={filters} must be a positive multiple of groups={groups}")
+        if not is_whole(filters) or filters < 1 or groups < 1 or filters % groups:
+            raise ValueError(f"{type(self).__name__}: filters={filters!r} must be a positive multiple of groups={groups}")
         self.filters = int(filters)
         self.groups = groups
         self.use_bias = use_bias

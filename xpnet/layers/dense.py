@@ -9,7 +9,7 @@ from xpnet import ops
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.module import Module
-from xpnet.ops.shapes import ShapeError
+from xpnet.ops.shapes import ShapeError, is_whole
 from xpnet.tensor import Parameter
 
 Initial = Any
@@ -52,8 +52,8 @@ class Dense(Module):
         bias_regularizer: Any = None,
         kernel_constraint: Any = None,
     ) -> None:
-        if units < 1:
-            raise ValueError(f"Dense: units must be at least 1, got {units}")
+        if not is_whole(units) or units < 1:
+            raise ValueError(f"Dense: units must be at least 1 and whole, got {units!r}")
         self.units = int(units)
         self.use_bias = use_bias
         self.fused, self.after = activations.split(activation)

@@ -12,7 +12,7 @@ from typing import Any, Self
 from xpnet import backend, initializers, random
 from xpnet.arena import Arena
 from xpnet.backend import Array, Device, DeviceError
-from xpnet.layers.context import Context, Shape, Spec, hollow, only_shapes, placed
+from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
 from xpnet.layers.running import Evaluation, load_state, predict
 from xpnet.ops.shapes import ShapeError
 from xpnet.tape import no_grad
@@ -65,7 +65,7 @@ class Module:
         return self
 
     def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
-        self.context = Context(int(seed), backend.device(device), str(dtype))
+        self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))
 
     def __getstate__(self) -> dict[str, Any]:
         """What copy.deepcopy copies: a copy has flat storage of its own, made when it is first needed."""
@@ -86,10 +86,10 @@ class Module:
             self._parameters[name] = value
         elif isinstance(value, Module):
             self._children[name] = value
-        elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Module) for v in value):
-            # A tuple, so that no layer can be appended unseen.
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, Module) for v in value):
+            # A tuple, so that no layer can be appended unseen; functions between the layers have nothing to learn.
             value = tuple(value)
-            self._children.update({f"{name}.{i}": v for i, v in enumerate(value)})
+            self._children.update({f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, Module)})
         elif name in self._buffers:
             self._buffers[name] = value
         self.__dict__[name] = value
@@ -154,6 +154,7 @@ class Module:
 
     def _attach(self, path: str, context: Context) -> None:
         """Tell the tree below `path` where it is and what its root decided."""
+        self._require_seen(path)
         moved = context.device != self.context.device or context.dtype != self.context.dtype
         self.__dict__.update(path=path, context=context)
         if moved:
@@ -162,6 +163,20 @@ class Module:
             parameter.path = f"{path}.{name}" if path else name
         for name, child in self._children.items():
             child._attach(f"{path}.{name}" if path else name, context)
+
+    def _require_seen(self, path: str) -> None:
+        """Raise a TypeError where a list or dict holds a layer that assigning it did not show: it would never be trained."""
+        for name, value in self.__dict__.items():
+            if name[0] == "_" or not isinstance(value, (list, dict)):
+                continue
+            parts = value.values() if isinstance(value, dict) else value
+            if any(isinstance(part, (Module, Parameter)) for part in parts):
+                where = f"layer {path!r} ({type(self).__name__})" if path else type(self).__name__
+                raise TypeError(
+                    f"{where}: the {type(value).__name__} in self.{name} holds layers or Parameters that were put in unseen, "
+                    f"and they would not be trained; assign a finished list of layers (self.{name} = [...]), or each to an "
+                    f"attribute (setattr(self, name, layer))"
+                )
 
     def _place(self, context: Context) -> None:
         """Bring this Module's own arrays to the context's device and dtype."""
@@ -342,11 +357,12 @@ class Module:
         """The outputs for all of `x`, in evaluation mode, with nothing recorded.
 
         Args:
-            x: (N, ...), a native array of any device; it is moved to the model's a batch at a time.
+            x: (N, ...), a native array of any device; it is moved to the model's a batch at a time. A tuple of them for a
+                model of several inputs.
             batch_size: examples at once.
 
         Returns:
-            (N, ...), a native array where x was.
+            (N, ...), a native array where x was; a tuple of them for a model of several outputs.
         """
         return predict(self, x, batch_size)
 

@@ -10,7 +10,7 @@ from xpnet.layers.context import Context, Shape, Spec
 from xpnet.layers.dense import Initial
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
-from xpnet.ops.shapes import ShapeError
+from xpnet.ops.shapes import ShapeError, is_whole
 from xpnet.tensor import Parameter, Tensor
 
 
@@ -59,8 +59,8 @@ class Recurrent(Module):
         bias_regularizer: Any = None,
     ) -> None:
         name = type(self).__name__
-        if units < 1:
-            raise ValueError(f"{name}: units must be at least 1, got {units}")
+        if not is_whole(units) or units < 1:
+            raise ValueError(f"{name}: units must be at least 1 and whole, got {units!r}")
         if stateful and reverse:
             raise ValueError(
                 f"{name}: a stateful layer reads forwards: what comes after a piece of a sequence is not known yet"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from xpnet import backend
 from xpnet.backend import Array, Device
 from xpnet.layers.context import placed
+from xpnet.ops.shapes import ShapeError
 from xpnet.tape import no_grad
 from xpnet.tensor import Tensor
 
@@ -15,38 +17,72 @@ if TYPE_CHECKING:
 
 
 class Evaluation:
-    """Within the block a Module is in evaluation mode; afterwards each part is in the mode that it was in."""
+    """Within the block a Module is in evaluation mode; afterwards each part is in the mode that it was in.
+
+    Blocks of several threads may overlap: a part goes back to training when the last block that holds it ends.
+    """
+
+    _lock = threading.Lock()
+    _held: ClassVar[dict[Module, int]] = {}  # parts that were in training, and how many blocks hold them in evaluation mode
 
     def __init__(self, module: Module) -> None:
-        self.changed = [m for m in module.modules() if m.training]
+        self.module = module
+        self.changed: list[Module] = []
 
     def __enter__(self) -> None:
-        for module in self.changed:
-            module.training = False
+        with self._lock:
+            self.changed = [m for m in self.module.modules() if m.training or m in self._held]
+            for module in self.changed:
+                self._held[module] = self._held.get(module, 0) + 1
+                module.training = False
 
     def __exit__(self, *exception: object) -> None:
-        for module in self.changed:
-            module.training = True
+        with self._lock:
+            for module in self.changed:
+                self._held[module] -= 1
+                if not self._held[module]:
+                    del self._held[module]
+                    module.training = True
 
 
 def predict(model: Module, x: Array, batch_size: int) -> Array:
     """See Module.predict."""
     if batch_size < 1:
         raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
-    if isinstance(x, Tensor):
-        x = x.array
-    xp = backend.namespace(x)
-    home = backend.device_of(x)
+    several = isinstance(x, tuple)
+    parts = x if several else (x,)
+    if several or isinstance(x, Tensor):
+        parts = tuple([part.array if isinstance(part, Tensor) else part for part in parts])
+    xp = backend.namespace(*parts)
+    first = parts[0]
+    expected = getattr(model, "input_shape", None)
+    if expected is not None and not several and first.ndim == len(expected):
+        raise ShapeError(
+            f"predict: x has shape {tuple(first.shape)}, expected (N, {', '.join(map(str, expected))}), the examples along the "
+            f"first axis; for one example use x[None]"
+        )
+    home = backend.device_of(first)
     away = isinstance(home, Device) and home != model.context.device
     outputs = []
     with no_grad(), Evaluation(model):
-        run = _predictor(model)
-        for start in range(0, max(len(x), 1), batch_size):
-            batch = x if len(x) <= batch_size else x[start : start + batch_size]
-            y = run(backend.to_device(batch, model.context.device) if away else batch)
-            y = y.array if isinstance(y, Tensor) else y
-            outputs.append(backend.to_device(y, home) if isinstance(home, Device) and away else y)
-    return outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=0)
+        run = model if several else _predictor(model)
+        for start in range(0, max(len(first), 1), batch_size):
+            batch = parts if len(first) <= batch_size else tuple(part[start : start + batch_size] for part in parts)
+            y = run(*(backend.to_device(part, model.context.device) for part in batch) if away else batch)
+            outputs.append(y.array if isinstance(y, Tensor) and not away else _returned(y, home if away else None))
+    if len(outputs) == 1:
+        return outputs[0]
+    if isinstance(outputs[0], tuple):
+        return tuple(xp.concat(list(part), axis=0) for part in zip(*outputs))
+    return xp.concat(outputs, axis=0)
+
+
+def _returned(output: Any, home: Any) -> Any:
+    """A model's output, or each of several, as a native array, moved to `home` if that is given."""
+    if isinstance(output, (tuple, list)):
+        return tuple(_returned(part, home) for part in output)
+    array = output.array if isinstance(output, Tensor) else output
+    return array if home is None else backend.to_device(array, home)
 
 
 def _predictor(model: Module) -> Any:

@@ -39,6 +39,16 @@ class Sequential(Module):
         super().__init__(device=device, dtype=dtype, seed=seed)
         if isinstance(layers, Module) or not all(callable(layer) for layer in layers):
             raise TypeError(f"Sequential takes a list of layers, got {layers!r}")
+        classes = [layer.__name__ for layer in layers if isinstance(layer, type)]
+        if classes:
+            raise TypeError(f"Sequential takes layers, got the class {classes[0]}: write {classes[0]}(...)")
+        if input_shape is not None and not hasattr(input_shape, "__iter__"):
+            raise ValueError(f"Sequential: input_shape must be a tuple such as ({input_shape},), got {input_shape!r}")
+        if input_shape is not None and None in tuple(input_shape):
+            raise ValueError(
+                f"Sequential: input_shape must hold sizes, got {tuple(input_shape)}; where one varies give any that occurs ("
+                f"the layers that can take others will), or leave input_shape out"
+            )
         self.layers = tuple(layers)
         # Paths are "0", "1", ...: the list's own name would only lengthen them.
         self._children = {str(i): layer for i, layer in enumerate(layers) if isinstance(layer, Module)}

@@ -25,11 +25,14 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from xpnet.backend import Array, DeviceError, Namespace, as_array, name_of, namespace
+from xpnet.backend import Array, DeviceError, Namespace, as_array, dtype_name, name_of, namespace
+from xpnet.ops.shapes import ShapeError
 
 Gradients = Sequence[Array | None]
 
@@ -208,6 +211,13 @@ class Op:
         except MemoryError as error:
             _explain_memory(xp, error, self.__name__, inputs)
             raise
+        except ShapeError as error:
+            if _NAMED.match(str(error)):
+                raise
+            raise ShapeError(f"{self.__name__}: {error}") from None
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            _explain_inputs(xp, error, self.__name__, inputs, settings)
+            raise
         output, saved = result
         return (output if type(output) is tuple else as_array(xp, output)), saved, implementation
 
@@ -236,6 +246,33 @@ class Op:
             _explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
             raise
         return result if type(result) in (tuple, list) else (result,)
+
+
+_NAMED = re.compile(r"\w+: ")  # a message that begins with an operation's name
+_ELEMENTWISE = frozenset({"add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where"})
+
+
+def _explain_inputs(xp: Namespace, error: Exception, name: str, inputs: tuple[Any, ...], settings: dict[str, Any]) -> None:
+    """Where an array library refused shapes, an axis or a dtype in its own words, raise an error that names the operation."""
+    if _NAMED.match(str(error)):
+        return
+    arrays = [a for a in inputs if hasattr(a, "shape")]
+    shapes = [tuple(a.shape) for a in arrays]
+    if name in _ELEMENTWISE and not _broadcast(shapes):
+        raise ShapeError(
+            f"{name}: shapes {' and '.join(map(str, shapes))} do not fit together: compared from the last axis on, sizes must "
+            f"be equal or 1; use reshape, or x[:, None] to add an axis"
+        ) from None
+    axis = settings.get("axis")
+    if isinstance(axis, int) and shapes and not -len(shapes[0]) <= axis < len(shapes[0]):
+        raise ShapeError(f"{name}: axis {axis} does not exist in an array of shape {shapes[0]}") from None
+    kinds = [dtype_name(a) for a in arrays]
+    if name != "getitem" and kinds and "float" not in kinds[0]:
+        raise TypeError(f"{name}: x has dtype {kinds[0]}, expected floating point; convert it to float32 ({error})") from error
+
+
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
+    return all(len(set(sizes) - {1}) < 2 for sizes in itertools.zip_longest(*(s[::-1] for s in shapes), fillvalue=1))
 
 
 def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:

@@ -117,7 +117,8 @@ def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: fl
     Raises:
         ShapeError: not one pair an axis, or a negative width.
     """
-    pairs = [(int(a), int(b)) for a, b in widths]
+    given: Any = widths
+    pairs = [] if is_whole(given) else [(int(a), int(b)) for a, b in given]
     if len(pairs) != x.ndim or any(a < 0 or b < 0 for a, b in pairs):
         raise ShapeError(
             f"pad: widths {widths} for shape {tuple(x.shape)}; expected {x.ndim} pairs (before, after) of 0 or more"

@@ -71,7 +71,7 @@ class Optimizer:
                     elif slot.shape != arena.values.shape:
                         raise ValueError(
                             f"this {type(self).__name__} holds state for {slot.shape[0]} values, the model has "
-                            f"{arena.values.shape[0]}; make a new optimizer for a new model"
+                            f"{arena.values.shape[0]}; make a new optimizer for a new model, or after freezing parameters"
                         )
                     else:
                         self.slots[name] = to_device(slot, device_of(arena.values))

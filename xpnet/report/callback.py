@@ -146,7 +146,7 @@ class RunReport(Callback):
         """Answers, filters, layers, memory and the doctor's findings."""
         from xpnet.inspect.diagnose import diagnose
         from xpnet.report import measure
-        from xpnet.training.trainer import as_batches
+        from xpnet.training.feeding import as_batches
 
         model = trainer.model
         found: dict[str, Any] = {}

@@ -94,6 +94,8 @@ class CapturedSteps:
     def step(self, x: Array, y: Array) -> Array:
         """One batch: update and measurement. Returns the loss, an array that the next step overwrites."""
         trainer, optimizer = self.trainer, self.trainer.optimizer
+        if not hasattr(x, "shape"):
+            raise ValueError("a recorded step takes one input array; for a model of several inputs use Trainer(capture=False)")
         if not trainer.model.training:
             trainer.model.train()
         iterations, count = optimizer.iterations, trainer.sums.count

@@ -56,7 +56,8 @@ def search_decades(
 
     Source: Nielsen, "Neural networks and deep learning", chapter 3; CS231n, "Neural networks part 3".
     """
-    from xpnet.training.trainer import NotFiniteError, as_batches
+    from xpnet.training.feeding import as_batches
+    from xpnet.training.trainer import NotFiniteError
 
     if not rates or not all(rate > 0 for rate in rates) or steps < 10:
         raise ValueError(f"search_decades: expected rates above 0 and steps >= 10, got {list(rates)} and {steps}")

@@ -70,7 +70,8 @@ def find_learning_rate(
 
     Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3.
     """
-    from xpnet.training.trainer import NotFiniteError, as_batches
+    from xpnet.training.feeding import as_batches
+    from xpnet.training.trainer import NotFiniteError
 
     if not 0 < lowest < highest or steps < 10:
         raise ValueError(f"find_learning_rate: expected 0 < lowest < highest and steps >= 10, got {lowest}, {highest}, {steps}")

@@ -11,11 +11,13 @@ from xpnet import losses, metrics
 from xpnet.backend import Array, namespace
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
+from xpnet.ops.shapes import is_whole
 from xpnet.optim.optimizer import Optimizer
 from xpnet.tape import no_grad
 from xpnet.tensor import Tensor
 from xpnet.training.callback import Callback
 from xpnet.training.captured import captured_steps
+from xpnet.training.feeding import applied, as_batches, examples_in, kinds, known_length, native, no_batches
 from xpnet.training.history import History
 from xpnet.training.interrupt import Interruptible
 from xpnet.training.progress import Progress
@@ -66,12 +68,19 @@ class Trainer:
         accumulate: int = 1,
         capture: bool = True,
     ) -> None:
+        _require_parts(model, optimizer, callbacks)
         if accumulate < 1:
             raise ValueError(f"Trainer: accumulate must be at least 1, got {accumulate}")
         self.model = model
         self.loss = losses.get(loss)
         self.optimizer = optimizer
-        self.metrics = dict(_metric(m) for m in ([metrics] if isinstance(metrics, str) else metrics))
+        named = [_metric(m) for m in ([metrics] if isinstance(metrics, str) else metrics)]
+        self.metrics = dict(named)
+        if len(self.metrics) < len(named):
+            raise ValueError(
+                f"Trainer: two metrics have one name, got {', '.join(name for name, _ in named)}; a function's name is what "
+                f"def gives it"
+            )
         self.callbacks = list(callbacks)
         self.seed = seed
         self.accumulate = accumulate
@@ -88,7 +97,10 @@ class Trainer:
         self.sums = Sums()
 
     def step(self, x: Array, y: Array) -> Array:
-        """One update on one batch. Returns the loss before the update: a 0-d native array on the device."""
+        """One update on one batch. Returns the loss before the update: a 0-d native array on the device.
+
+        x: an array, or a tuple of them for a model that takes several inputs, forward(self, x, z).
+        """
         return self._step(x, y)[0]
 
     def _step(self, x: Array, y: Array) -> tuple[Array, Array]:
@@ -103,8 +115,10 @@ class Trainer:
 
     def forward_backward(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Leave the gradients of one batch in the parameters; returns the loss and the predictions."""
-        prediction = self.model(x)
+        prediction = applied(self.model, x)
         loss = self.loss(prediction, y)
+        if type(loss) is not Tensor or loss.array.ndim:
+            _refuse_loss(self.loss, loss)
         penalty = self._penalty()
         total = loss if penalty is None else loss + penalty
         # On a GPU this would wait for the device in every step; there the loss is looked at once an epoch.
@@ -114,7 +128,7 @@ class Trainer:
             total.backward()
         else:
             (total * (1 / self.accumulate)).backward()
-        return total.array, prediction.array
+        return total.array, native(prediction)
 
     def update(self) -> None:
         """Let the callbacks look at the gradients, and the optimizer use them."""
@@ -144,8 +158,9 @@ class Trainer:
         """Train for some epochs.
 
         Args:
-            data: (x, y), arrays of N examples each; a Batches; or an iterable of batches (x, y) that can be run through
-                repeatedly.
+            data: (x, y), arrays of N examples each; a Batches; an ImageFolder; or an iterable of batches (x, y) that can be
+                run through repeatedly (a list, a function that returns an iterator, a DataLoader of PyTorch). For a model of
+                several inputs x is a tuple of arrays.
             validation: the like; measured after every epoch.
             epochs: how often to go through the data.
             batch_size: examples a batch; the last one may be smaller.
@@ -160,7 +175,10 @@ class Trainer:
 
         Raises:
             NotFiniteError: the loss became NaN or infinite.
+            ValueError: the data are of the wrong form, or gave no batch (a generator that is used up).
         """
+        if not is_whole(epochs) or epochs < 0:
+            raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
         batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
         checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
         self.batches, self.checks = batches, checks
@@ -184,7 +202,7 @@ class Trainer:
     def _train(self, x: Array, y: Array) -> Array:
         """One batch, updated and measured; returns the loss."""
         loss, prediction = self._step(x, y)
-        self.sums.add(len(x), {"loss": loss, **self.measure(prediction, y)})
+        self.sums.add(examples_in(x), {"loss": loss, **self.measure(prediction, y)})
         return loss
 
     def _epoch(
@@ -199,13 +217,15 @@ class Trainer:
         for x, y in batches.epoch(self.epoch, self.batch):
             self.last_loss = train(x, y)
             self.batch += 1
-            progress.advance(len(x), self.sums.means)
+            progress.advance(examples_in(x), self.sums.means)
             for callback in self.callbacks:
                 callback.on_step_end(self)
             for callback in self.callbacks:
                 callback.save_point(self, epoch_ended=False)
             if self.stop:
                 return  # an epoch that was cut short is not recorded; a checkpoint continues it
+        if self.batch == 0:
+            raise ValueError(no_batches(f"epoch {self.epoch + 1}"))
         values = self.sums.means()
         if x is not None and not math.isfinite(values["loss"]):
             raise self._not_finite(x, values["loss"])
@@ -228,13 +248,22 @@ class Trainer:
         sums = Sums()
         with no_grad(), Evaluation(self.model):
             for x, y in batches.epoch(0):
-                prediction = self.model(x)
-                sums.add(len(x), {"loss": self.loss(prediction, y).array, **self.measure(prediction.array, y)})
+                prediction = applied(self.model, x)
+                values = {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)}
+                sums.add(examples_in(x), values)
+        if not sums.count:
+            raise ValueError(no_batches("the evaluation"))
         return sums.means()
 
     def measure(self, prediction: Array, y: Array) -> dict[str, Array]:
         """Every metric of one batch."""
-        return {name: metric(prediction, y) for name, metric in self.metrics.items()}
+        values = {name: native(metric(prediction, y)) for name, metric in self.metrics.items()}
+        for name, value in values.items():
+            if getattr(value, "ndim", 0):
+                raise ValueError(
+                    f"the metric {name} returned shape {tuple(value.shape)}, expected a single number: its mean over the batch"
+                )
+        return values
 
     def _call(self, name: str) -> None:
         for callback in self.callbacks:
@@ -262,6 +291,9 @@ class Sums:
         self.count += examples
         for name, value in values.items():
             total = self.totals.get(name)
+            if not hasattr(value, "dtype"):  # a metric of one's own may give a Python number
+                loss = values["loss"]
+                value = namespace(loss).asarray(value, dtype=namespace(loss).float64, device=loss.device)
             xp = namespace(value)
             if total is None:
                 start = self._before.pop(name, 0.0)
@@ -294,31 +326,27 @@ def _metric(metric: str | Callable[[Any, Any], Any]) -> tuple[str, Callable[[Any
     return metrics.get(metric)
 
 
-def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: int) -> Batches:
-    """`data` as Batches on the model's device.
-
-    Raises:
-        ValueError: it is neither a pair (x, y) of equal, positive length, nor Batches, nor an iterable of batches.
-    """
-    from xpnet.data import Batches  # when it is needed: importing xpnet is to be quick
-
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if isinstance(data, Batches):
-        return data
-    device = model.context.device
-    if not isinstance(data, (tuple, list)) or (isinstance(data, list) and data and isinstance(data[0], tuple)):
-        if not hasattr(data, "__iter__") or hasattr(data, "shape"):
-            raise ValueError(f"data must be (x, y), Batches or an iterable of batches (x, y), got {type(data).__name__}")
-        return Batches(lambda: iter(data), None, seed=seed, device=device)
-    if len(data) != 2 or not all(hasattr(part, "shape") and len(part.shape) for part in data):
-        raise ValueError("data must be a pair (x, y) of two arrays with an axis of examples first")
-    n, m = len(data[0]), len(data[1])
-    if n != m or n == 0:
-        raise ValueError(f"x holds {n} examples and y {m}; they must be equal and at least 1")
-    return Batches(tuple(data), batch_size, shuffle=shuffle, seed=seed, device=device)
+def _refuse_loss(function: Any, loss: Any) -> None:
+    """Say what is wrong with what a loss function returned, unless it is a Tensor of one element after all."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"the loss function {name} returned {kinds([loss])}, expected a Tensor: compute it from the prediction with "
+            f"xn.ops or the operators of Tensor, so that it has a gradient"
+        )
+    if loss.array.ndim:
+        raise ValueError(
+            f"the loss function {name} returned shape {loss.shape}, expected a single number, shape (); reduce it with "
+            f".mean() or .sum()"
+        )
 
 
-def known_length(batches: Batches) -> int | None:
-    """The number of batches an epoch, or None for a stream."""
-    return None if batches.count is None else len(batches)
+def _require_parts(model: Any, optimizer: Any, callbacks: Sequence[Any]) -> None:
+    """Raise a TypeError that says which argument of a Trainer is not what it must be."""
+    if not isinstance(model, Module):
+        raise TypeError(f"Trainer: model must be a Module such as xn.Sequential([...]), got {model!r}")
+    if not hasattr(optimizer, "step") or isinstance(optimizer, type):
+        raise TypeError(f"Trainer: optimizer must be an object such as xn.optim.Adam(0.001), got {optimizer!r}")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {callback!r}")
