@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.optional import optional
 from xpnet.cli import main
 from xpnet.cli.recipes import RECIPES, warm_cosine
 
@@ -149,7 +150,7 @@ def test_predict_features(trained, tmp_path, capsys):
 
 
 def test_predict_images(tmp_path, capsys):
-    image = pytest.importorskip("PIL.Image")
+    image = optional("PIL.Image")
     assert say(capsys, "train", "digits", "--model", "mlp", "--epochs", "4", "--out", tmp_path)[0] == 0
     x, y = xn.data.load("digits").test
     pixels = np.round(x[:5, :, :, 0] * 255).astype(np.uint8)

@@ -65,9 +65,31 @@ def test_what_it_points_to_exists():
             assert (folder / target).exists(), target
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "summary", "examples", "info"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "predict", "report", "doctor", "profile", "summary", "examples", "bench", "info"]
+)
 def test_its_commands_are_those_that_there_are(command, capsys):
     assert f"`xpnet {command}" in README
     with pytest.raises(SystemExit) as exit_:
         xn.cli.main([command, "--help"])
     assert exit_.value.code == 0
+
+
+def test_the_page_on_training_runs_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/training.md").read_text()
+    names = {}
+    for block in blocks(text, "python"):
+        exec(block.replace("epochs=20", "epochs=2, verbose=False"), names)
+    assert names["history"].epochs == 2
+    longest = names["Longest"]()
+    trainer = names["make"]()
+    trainer.callbacks = [longest]
+    trainer.fit(names["training"], epochs=1, verbose=False)
+    assert longest.state()["length"] > 0
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"best.ckpt"}
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / "docs" / target).exists(), target
+    callbacks = re.findall(r"`([A-Z]\w+)`", text.split("## Callbacks")[1].split("\n\n")[1])
+    for name in callbacks:
+        assert hasattr(xn.training, name) or name == "RunReport", name

@@ -66,12 +66,21 @@ FREED = object()
 
 def reachable(last: Node) -> list[Node]:
     """The nodes that `last` depends on, newest first: an order in which every node comes after all that used it."""
+    # Most networks are chains, where nothing has to be sorted.
+    chain = [last]
+    while True:
+        parents = [t.node for t in chain[-1].inputs if isinstance(t, Recorder) and t.node is not None]
+        if len(parents) != 1:
+            break
+        chain.append(parents[0])
+    if not parents:
+        return chain
     seen = {last}
     stack = [last]
     while stack:
         for tensor in stack.pop().inputs:
             if isinstance(tensor, Recorder):
-                node: Node | None = getattr(tensor, "node", None)
+                node = tensor.node
                 if node is not None and node not in seen:
                     seen.add(node)
                     stack.append(node)
@@ -108,9 +117,12 @@ def run_backward(node: Node) -> None:
             node.xp.zeros_like(y) if g is None and node.xp.isdtype(y.dtype, "real floating") else g
             for y, g in zip(outputs, gradient)
         )
-    gradients = node.op.gradients(node.implementation, node.xp, gradient, saved, node.settings, node.needs)
     # The inputs are let go of: the activations before this node are freed as backward passes it.
     inputs, node.inputs = node.inputs, ()
+    into = None
+    if node.implementation.wants_into:
+        into = tuple([t.destination() if need else None for t, need in zip(inputs, node.needs)])
+    gradients = node.op.gradients(node.implementation, node.xp, gradient, saved, node.settings, node.needs, into)
     for tensor, need, part in zip(inputs, node.needs, gradients):
         if need:
             if part is None:

@@ -72,6 +72,10 @@ class Tensor(Recorder):
         else:
             self.grad = self.grad + gradient
 
+    def destination(self) -> Array | None:
+        """The array that the first gradient would be copied into, if there is one."""
+        return None
+
     def backward(self, gradient: Array | None = None) -> None:
         """Compute the gradient of this Tensor with respect to every leaf it depends on, and add it to the leaf's `grad`.
 
@@ -274,9 +278,15 @@ class Parameter(Tensor):
         self.regularizer: Any = None
         self.constraint: Any = None
 
+    def destination(self) -> Array | None:
+        """The view of the flat gradients, as long as no gradient is in it."""
+        return self.buffer if self.grad is None else None
+
     def _accumulate(self, gradient: Array) -> None:
         if self.buffer is None:
             super()._accumulate(gradient)
+        elif gradient is self.buffer:  # an operation wrote it there
+            self.grad = gradient
         elif self.grad is None:
             self.buffer[...] = gradient
             self.grad = self.buffer

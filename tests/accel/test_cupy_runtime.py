@@ -70,6 +70,7 @@ def driver(monkeypatch):
     module.cuda = types.ModuleType("cupy.cuda")
     module.cuda.runtime = types.ModuleType("cupy.cuda.runtime")
     module.cuda.runtime.getDevice = lambda: 0
+    module.cuda.runtime.getDeviceProperties = lambda index: {"name": b"A GPU"}
     module.cuda.driver = types.SimpleNamespace(
         launchKernel=launch_kernel,
         funcSetAttribute=lambda *arguments: record.attributes.append(arguments),
@@ -234,3 +235,31 @@ def test_the_types_of_every_function_are_declared(monkeypatch):
     assert len(fake.cublasGemmEx.argtypes) == 19
     assert len(fake.cublasGemmStridedBatchedEx.argtypes) == 23
     assert [fake.cublasGemmStridedBatchedEx.argtypes[i] for i in (10, 14, 19)] == [ctypes.c_longlong] * 3
+
+
+def test_measuring(driver, monkeypatch):
+    runtime = launching.runtime()
+    assert runtime.device_name == "A GPU"
+    cuda = sys.modules["cupy"].cuda
+    for capturing in (True, False):
+        stream = types.SimpleNamespace(ptr=77, is_capturing=lambda capturing=capturing: capturing)
+        monkeypatch.setattr(cuda, "get_current_stream", lambda stream=stream: stream)
+        assert runtime.can_measure() is not capturing
+    clock = [0.0]
+    ran = []
+
+    class Event:
+        def record(self):
+            self.time = clock[0]
+
+        def synchronize(self):
+            ran.append("waited")
+
+    def run():
+        clock[0] += 5.0 if len(ran) < 6 else 2.0  # milliseconds; slow at first
+        ran.append("ran")
+
+    cuda.Event = Event
+    cuda.get_elapsed_time = lambda begin, end: end.time - begin.time
+    assert runtime.milliseconds(run) == 2.0
+    assert ran == ["ran"] * 5 + ["waited"] + (["ran"] * 4 + ["waited"]) * 2

@@ -271,14 +271,17 @@ def test_threads_change_nothing_but_rounding(case):
         threads.set_num_threads(before)
 
 
-def test_memory_does_not_grow_with_the_batch():
+def test_memory_does_not_grow_with_the_batch(monkeypatch):
     """Beyond input and output, a convolution takes up less than 16 MB a thread."""
     import tracemalloc
+
+    from xpnet.accel.numpy import scratch
 
     x = np.zeros((24, 64, 64, 64), np.float32)  # 25 MB; its columns would be 630 MB
     kernel = np.zeros((5, 5, 64, 32), np.float32)
     for on in (True, False):
         before = winograd.use_winograd(on)
+        monkeypatch.setattr(scratch, "_blocks", scratch._Blocks())  # no memory kept from before
         tracemalloc.start()
         try:
             y, saved = conv2d.implementation(np).forward(

@@ -63,3 +63,24 @@ def test_integers_take_the_reference():
     x = np.arange(2 * 6 * 6 * 1).reshape(2, 6, 6, 1)
     kernel = np.ones((1, 1, 1, 1), int)
     np.testing.assert_array_equal(conv2d_max_pool2d(x, kernel, window=2), ops.max_pool2d(x, 2))
+
+
+def test_sequential_takes_it_where_a_pooling_follows_a_convolution():
+    import xpnet as xn
+    from xpnet.inspect import activations
+
+    def layers():
+        return [xn.Conv2D(8, 3, activation="relu"), xn.MaxPool2D(2), xn.Conv2D(4, 3), xn.Flatten(), xn.Dense(3)]
+
+    model = xn.Sequential(layers(), input_shape=(12, 12, 2))
+    assert model.__dict__["_pooled"] == {0}
+    x = np.random.default_rng(0).standard_normal((3, 12, 12, 2)).astype(np.float32)
+    one_by_one = x
+    for layer in model.layers:
+        one_by_one = layer(one_by_one)
+    np.testing.assert_allclose(model.predict(x), one_by_one.array, atol=1e-5)
+    assert len(activations(model, x)) == 5  # watched layers are run one by one
+    gelu = xn.Sequential([xn.Conv2D(8, 3, activation="gelu"), xn.MaxPool2D(2)], input_shape=(12, 12, 2))
+    assert gelu.__dict__["_pooled"] == set()
+    with pytest.raises(ValueError, match="layer '0'"):
+        xn.Sequential(layers())(x[:, :2])

@@ -43,7 +43,18 @@ struct Fibre {
   int parity;
 };
 
+struct Copy {
+  void* to;
+  const void* from;  // nullptr: clear
+  int group;
+};
+struct Copies {  // asynchronous copies of one thread
+  std::vector<Copy> pending;
+  int groups;
+};
+
 static Fibre fibres[kMaxThreads];
+static Copies copies[kMaxThreads];
 static std::vector<char> stacks;
 static ucontext_t scheduler;
 static int current = 0, threads = 0;
@@ -90,6 +101,7 @@ inline void start(int t) {
   f.context.uc_link = nullptr;
   f.state = kRunning;
   f.parity = 0;
+  copies[t].pending.clear(), copies[t].groups = 0;
   makecontext(&f.context, entry, 0);
 }
 
@@ -237,4 +249,85 @@ inline uint16_t emulator_float_to_half(float v) {
   uint16_t bits;
   std::memcpy(&bits, &h, 2);
   return bits;
+}
+
+// ---- tensor cores ----------------------------------------------------------------------------------------------------
+//
+// What the instructions behind kernels/mma.cuh do, as NVIDIA's PTX manual defines them: which lane gives and gets which
+// element. The arithmetic is plain float32 in index order; a GPU may add in another order.
+
+namespace emulator {
+
+struct Offer {  // what a lane gives to an instruction of the whole warp
+  const void* row;
+  unsigned a[4], b[2];
+};
+static Offer offers[2][kMaxThreads];
+
+// The offers of this warp, after every lane has made its own. As with shuffles, two sets make one barrier enough.
+inline const Offer* exchange(const Offer& mine) {
+  Fibre& me = fibres[current];
+  int parity = me.parity, warp = current / kWarp * kWarp;
+  me.parity ^= 1;
+  offers[parity][current] = mine;
+  if (warp + kWarp > threads) fail("an instruction of a whole warp in a warp with fewer than 32 lanes");
+  wait(kWarpBarrier);
+  return offers[parity] + warp;
+}
+
+}  // namespace emulator
+
+// Copies happen as late as they may: when a wait demands them.
+inline void emulator_copy_async(void* to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+    emulator::fail("an asynchronous copy of 16 bytes is not aligned");
+  emulator::Copies& mine = emulator::copies[emulator::current];
+  mine.pending.push_back({to, from, mine.groups});
+}
+inline void emulator_copy_commit() { ++emulator::copies[emulator::current].groups; }
+inline void emulator_copy_wait(int but) {
+  emulator::Copies& mine = emulator::copies[emulator::current];
+  size_t done = 0;
+  for (; done < mine.pending.size() && mine.pending[done].group < mine.groups - but; ++done) {
+    const emulator::Copy& c = mine.pending[done];
+    if (c.from)
+      std::memcpy(c.to, c.from, 16);
+    else
+      std::memset(c.to, 0, 16);
+  }
+  mine.pending.erase(mine.pending.begin(), mine.pending.begin() + done);
+}
+
+inline void emulator_load_matrices(unsigned (&r)[4], const void* row, bool transposed) {
+  emulator::Offer mine = {row, {}, {}};
+  const emulator::Offer* warp = emulator::exchange(mine);
+  int lane = emulator::current % 32, g = lane / 4, t = lane % 4;
+  for (int j = 0; j < 4; ++j) {
+    uint16_t pair[2];
+    for (int i = 0; i < 2; ++i) {
+      int from = transposed ? 2 * t + i : g, at = transposed ? g : 2 * t + i;
+      std::memcpy(&pair[i], static_cast<const char*>(warp[8 * j + from].row) + 2 * at, 2);
+    }
+    r[j] = pair[0] | static_cast<unsigned>(pair[1]) << 16;
+  }
+}
+
+inline unsigned emulator_to_tf32(unsigned bits) {  // to nearest, ties away from zero
+  return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
+}
+
+// PACKED elements of each register; `read(bits, i)` is the i-th of them as a float.
+template <typename Read>
+inline void emulator_multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], int packed, Read read) {
+  emulator::Offer mine = {nullptr, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const emulator::Offer* warp = emulator::exchange(mine);
+  int lane = emulator::current % 32, g = lane / 4, t = lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    for (int k = 0; k < 8 * packed; ++k) {
+      int high = k / (4 * packed), owner = k % (4 * packed) / packed, element = k % packed;
+      float left = read(warp[row % 8 * 4 + owner].a[row / 8 + 2 * high], element);
+      c[i] += left * read(warp[column * 4 + owner].b[high], element);
+    }
+  }
 }

@@ -48,9 +48,12 @@ class Buffer:
 class Emulator:
     """The runtime. Few multiprocessors and a small cache, so that loops over the grid and chunks really loop."""
 
-    def __init__(self, multiprocessors: int = 1, chunk_bytes: int = 8 * 1024) -> None:
+    device_name = "emulator"
+
+    def __init__(self, multiprocessors: int = 1, chunk_bytes: int = 8 * 1024, architecture: int = 80) -> None:
         self.multiprocessors = multiprocessors
         self.chunk_bytes = chunk_bytes
+        self.architecture = architecture
         self.launches: list[str] = []
         self.products: list[Any] = []
         self._buffers: list[Buffer] = []
@@ -81,6 +84,13 @@ class Emulator:
         for buffer in self._buffers:
             buffer.finish(instance.expression)
         self.launches.append(instance.expression)
+
+    def can_measure(self) -> bool:
+        """Time on the emulator says nothing about a GPU."""
+        return False
+
+    def milliseconds(self, function: Any) -> float:
+        raise NotImplementedError("the emulator does not measure")
 
     def gemm(self, call: Any) -> None:
         """C = alpha op(A) op(B) + beta C on column-major matrices that begin at the arrays' first elements."""

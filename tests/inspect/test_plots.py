@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.optional import optional
 
 HISTORY = {"loss": [2.0, 1.0, 0.05], "accuracy": [0.2, 0.5, 0.9], "val_loss": [1.5, 0.9, 0.1], "val_accuracy": [0.3, 0.6, 0.8]}
 
 
 @pytest.fixture
 def plots():
-    pytest.importorskip("matplotlib")
+    optional("matplotlib")
     from xpnet.inspect import plots
 
     return plots

@@ -330,3 +330,37 @@ def test_numbers_as_a_person_reads_them():
     assert [size(v) for v in (12, 3400, 5.6e6, 7e9)] == [f"12{thin}B", f"3.4{thin}kB", f"5.6{thin}MB", f"7{thin}GB"]
     assert duration(3700) == f"61{thin}min 40{thin}s"
     assert duration(0.0005) == f"500{thin}\N{MICRO SIGN}s"
+
+
+def test_sequences_of_numbers_of_words(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 12, size=(40, 7))
+    y = (x[:, 0] > 5).astype(np.int64)
+    model = xn.Sequential([xn.Embedding(12, 5), xn.LSTM(6), xn.Dense(2)], input_shape=(7,))
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), callbacks=[RunReport(tmp_path)])
+    trainer.fit((x, y), validation=(x, y), epochs=2, verbose=False)
+    record = read_record(tmp_path)
+    assert [layer["kind"] for layer in record["layers"]][:3] == ["Embedding", "LSTM", "Dense"]
+    check((tmp_path / "report.html").read_text())
+
+
+def test_neither_a_full_disk_nor_a_strange_model_ends_a_run(tmp_path, monkeypatch):
+    from xpnet.io import archive
+    from xpnet.report import measure
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive.os, "fsync", full)
+        with pytest.warns(RuntimeWarning, match="report could not be written"):
+            assert trained(tmp_path / "a").history.epochs == 4
+
+    def strange(*arguments):
+        raise TypeError("no such layer")
+
+    monkeypatch.setattr(measure, "layers", strange)
+    with pytest.warns(RuntimeWarning, match="could not be measured .TypeError: no such layer"):
+        trained(tmp_path / "b")
+    assert read_record(tmp_path / "b")["state"] == "finished"
+    assert "Curves" in check((tmp_path / "b" / "report.html").read_text()).text

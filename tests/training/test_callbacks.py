@@ -153,3 +153,43 @@ def test_tensorboard_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(ImportError, match="pip install tensorboardX"):
         run(TensorBoard(tmp_path))
+
+
+def test_tensorboard_events_hold_the_history(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    trainer = run(TensorBoard(tmp_path))
+    (path,) = tmp_path.iterdir()
+    content, found = path.read_bytes(), {}
+    while content:  # records of length (8 bytes), its checksum (4), an event, its checksum (4)
+        length = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    for name, values in {**trainer.history, "learning_rate": [0.5] * 3}.items():
+        assert [step for step, _ in found[name]] == [1, 2, 3]
+        np.testing.assert_allclose([value for _, value in found[name]], values, rtol=1e-6)
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from xpnet.io import archive
+
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    real = Path.open
+
+    def opened(path, mode="r", *rest, **keywords):
+        return full() if mode == "a" else real(path, mode, *rest, **keywords)
+
+    monkeypatch.setattr(archive.os, "fsync", full)
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.warns(RuntimeWarning, match="No space left on device.*the run goes on") as seen:
+        trainer = run(CSVLog(tmp_path / "log.csv"), JSONLog(tmp_path / "log.jsonl"))
+    assert trainer.history.epochs == 3
+    assert {str(w.message).split(" could")[0] for w in seen} == {str(tmp_path / "log.csv"), str(tmp_path / "log.jsonl")}
+    assert not list(tmp_path.glob("*.tmp"))

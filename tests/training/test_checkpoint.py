@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -163,11 +167,39 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole):
     assert runs.fingerprint(again) == whole
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to any folder")
-def test_a_read_only_folder_is_an_error_at_the_start(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError):
-        runs.fit(runs.trainer(tmp_path))
+@pytest.fixture
+def read_only():
+    """(folder, who): a folder that may be read and not written within `who`, where root, who may write anywhere, is nobody."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("folders have no modes here")
+    folder = Path(tempfile.mkdtemp())  # and not tmp_path, which nobody else may enter
+    user = os.geteuid()
+    if user == 0:
+        os.chown(folder, 65534, 65534)
+    folder.chmod(0o500)
+
+    @contextlib.contextmanager
+    def somebody():
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            if user == 0:
+                os.seteuid(0)
+
+    yield folder, somebody()
+    folder.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def test_a_read_only_folder_is_an_error_at_the_start(read_only, tmp_path):
+    runs.fit(runs.trainer(tmp_path))  # imports everything: nobody may not be allowed to read the modules
+    folder, somebody = read_only
+    run = runs.trainer(folder)
+    with pytest.raises(PermissionError, match=re.escape(str(folder))), somebody:
+        runs.fit(run)
+    assert run.iteration == 0
 
 
 def test_a_file_in_the_folders_place_is_an_error_at_the_start(tmp_path):

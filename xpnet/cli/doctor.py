@@ -33,8 +33,9 @@ def doctor(args: argparse.Namespace) -> int:
     dataset = own.find(args.dataset, args.data, args.size, args.target)
     model, preprocessing, new = _model(args, dataset)
     x, y = _batch(dataset, preprocessing, args.batch_size, model.context.device)
-    found = [str(finding) for finding in diagnose(model, x, y) if new or finding.kind != "start"]
-    if new and not args.quick and not found:
+    findings = [finding for finding in diagnose(model, x, y) if new or finding.kind != "start"]
+    found = [str(finding) for finding in findings]
+    if new and not args.quick and not any(finding.kind in ("labels", "not finite") for finding in findings):
         found += _tries(model, x, y)
     for text in found:
         print(textwrap.fill(text[:1].upper() + text[1:] + ".", 100, initial_indent="* ", subsequent_indent="  "))

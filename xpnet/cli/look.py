@@ -46,7 +46,12 @@ def _short(value: object) -> str:
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print versions, devices and accelerations."""
+    """Print versions, devices and accelerations, or what was measured of convolutions."""
+    if args.convolutions:
+        from xpnet.accel.cupy import chooser
+
+        print(chooser.report())
+        return 0
     print(f"xpnet {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     versions = [(name, _version(name)) for name in _LIBRARIES]
     print("libraries  " + ", ".join(f"{name} {version}" for name, version in versions if version))

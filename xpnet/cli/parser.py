@@ -180,7 +180,16 @@ def _looking(command: Callable[..., argparse.ArgumentParser]) -> None:
     bench.add_argument("--seconds", type=whole(1), default=2, help="for each number; default: 2")
     _device(bench)
 
-    command("info", "look:info", "Print versions, devices, and which accelerations are active.", "info")
+    info = command(
+        "info",
+        "look:info",
+        "Print versions, devices, and which accelerations are active.",
+        "info",
+        "info --convolutions",
+    )
+    info.add_argument(
+        "--convolutions", action="store_true", help="print which way of computing each convolution on a GPU was the fastest"
+    )
 
 
 def _later(where: str) -> Callable[[argparse.Namespace], Any]:

@@ -136,7 +136,7 @@ def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> list
     if function is not losses.softmax_cross_entropy or prediction.ndim < 2:
         return []
     guess = math.log(prediction.shape[-1])
-    if loss > 1.5 * guess + 0.5:
+    if loss > 2.5 * guess + 0.5:  # a sound network with ReLUs, dropout and no normalisation often begins at twice that
         return [
             Finding(
                 "start",

@@ -155,18 +155,21 @@ class Conv2D(Convolution):
         g = windows((1, H, W, C), self.window, self.stride, self.padding, self.dilation)
         return g.h.out, g.w.out, self.filters
 
-    def forward(self, x: Any) -> Any:
-        """x (N, H, W, C) -> (N, OH, OW, O)."""
-        y = ops.conv2d(
-            self.as_float(x),
-            self.kernel,
-            self.bias if self.use_bias else None,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            activation=self.fused,
-        )
+    def forward(self, x: Any, pool: Any = None) -> Any:
+        """x (N, H, W, C) -> (N, OH, OW, O); with a MaxPool2D that follows at once, its output in one operation."""
+        inputs = self.as_float(x), self.kernel, self.bias if self.use_bias else None
+        settings: dict[str, Any] = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "activation": self.fused,
+        }
+        if pool is not None:
+            return ops.conv2d_max_pool2d(
+                *inputs, window=pool.window, pool_stride=pool.stride, pool_padding=pool.padding, **settings
+            )
+        y = ops.conv2d(*inputs, **settings)
         return y if self.after is None else self.after(y)
 
 

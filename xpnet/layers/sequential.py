@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xpnet.layers.context import Shape
+from xpnet.layers.convolution import Conv2D
 from xpnet.layers.module import Module
+from xpnet.layers.pooling import MaxPool2D
 
 
 class Sequential(Module):
@@ -47,13 +50,28 @@ class Sequential(Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("layers", "_children"):
             self.__dict__[name] = value
+            if name == "layers":
+                self.__dict__["_pooled"] = _pooled(value)
         else:
             super().__setattr__(name, value)
 
     def forward(self, x: Any) -> Any:
-        """The input through every layer in turn."""
-        for layer in self.layers:
-            x = layer(x)
+        """The input through every layer in turn; a convolution and the max pooling behind it are one operation."""
+        layers, pooled = self.layers, self.__dict__["_pooled"]
+        if not pooled:
+            for layer in layers:
+                x = layer(x)
+            return x
+        done = -1
+        for i, layer in enumerate(layers):
+            if i == done:
+                continue
+            # A layer that is being watched has a forward of its own, which must see its own output.
+            if i in pooled and "forward" not in layer.__dict__ and "forward" not in layers[i + 1].__dict__:
+                x = layer(x, pool=layers[i + 1])
+                done = i + 1
+            else:
+                x = layer(x)
         return x
 
     def materialize(self, input_shape: Shape) -> Shape:
@@ -79,6 +97,15 @@ class Sequential(Module):
     def __getitem__(self, index: int) -> Any:
         """One of the layers."""
         return self.layers[index]
+
+
+def _pooled(layers: Sequence[Any]) -> frozenset[int]:
+    """The places of the convolutions that a max pooling follows at once."""
+    return frozenset(
+        i
+        for i, (layer, after) in enumerate(itertools.pairwise(layers))
+        if type(layer) is Conv2D and layer.after is None and type(after) is MaxPool2D
+    )
 
 
 def _shape_through(function: Any, shape: Shape, model: Module) -> Shape:

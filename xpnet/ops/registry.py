@@ -38,6 +38,7 @@ class Recorder:
     """Base class of array wrappers that take part in operations in their own way (`xpnet.Tensor`)."""
 
     __slots__ = ()
+    node: Any
 
     def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
         """Called instead of computing, when any array input of `op` is a Recorder."""
@@ -47,7 +48,7 @@ class Recorder:
 class Implementation:
     """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
 
-    __slots__ = ("_reference", "backward_function", "forward", "wants_needs", "wants_save")
+    __slots__ = ("_reference", "backward_function", "forward", "wants_into", "wants_needs", "wants_save")
 
     def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
         self.forward = forward
@@ -56,6 +57,7 @@ class Implementation:
         # Without a backward of its own an accelerated forward must save what the reference's backward expects.
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
         self.wants_needs: bool = reference.wants_needs if reference else False
+        self.wants_into: bool = reference.wants_into if reference else False
 
     def compute(self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool) -> Any:
         """Run the forward function."""
@@ -66,7 +68,9 @@ class Implementation:
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the backward function that belongs to this forward (a decorator)."""
         self.backward_function = function
-        self.wants_needs = "needs" in inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
+        self.wants_needs = "needs" in parameters
+        self.wants_into = "into" in parameters
         return function
 
 
@@ -215,13 +219,16 @@ class Op:
         saved: Any,
         settings: dict[str, Any],
         needs: tuple[bool, ...],
+        into: tuple[Array | None, ...] | None = None,
     ) -> Gradients:
         """Backward on native arrays: one gradient per array input, None where `needs` is False or none exists."""
         function = implementation.backward_function
         if function is None:
             raise TypeError(f"{self.__name__} has no gradient")
         try:
-            if implementation.wants_needs:
+            if implementation.wants_into:
+                result = function(xp, dy, saved, needs=needs, into=into or (None,) * len(needs), **settings)
+            elif implementation.wants_needs:
                 result = function(xp, dy, saved, needs=needs, **settings)
             else:
                 result = function(xp, dy, saved, **settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ MOST_STEPS = 2000  # points of the loss curve by step that are kept; every other
 class RunReport(Callback):
     """Keeps ``run.json`` and the page ``report.html`` in a folder: after every epoch the curves, at the end everything.
 
-    Put it last among the callbacks, so that it sees the weights that the run ends with.
+    Put it last among the callbacks, so that it sees the weights that the run ends with. A page that cannot be written (a full
+    disk), or a model that cannot be measured, is a warning: the run is worth more than its report.
 
     Args:
         folder: made if it does not exist.
@@ -95,7 +97,15 @@ class RunReport(Callback):
     def on_fit_end(self, trainer: Trainer) -> None:
         """Measure the model, and write everything."""
         self._collect()
-        self._measured = self._measure(trainer)
+        self.spent, self._clock = self._elapsed(), 0.0  # measuring is not training
+        try:
+            self._measured = self._measure(trainer)
+        except Exception as error:  # hours of training must not end in an error because of their report
+            warnings.warn(
+                f"the model could not be measured ({type(error).__name__}: {error}); the report shows the curves only",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._write(trainer, "interrupted" if trainer.history.interrupted else "finished")
 
     def state(self) -> dict[str, Any]:
@@ -106,8 +116,11 @@ class RunReport(Callback):
             "every": self.every,
             "rates": list(self.rates),
             "seconds": list(self.seconds),
-            "spent": self.spent + (time.perf_counter() - self._clock if self._clock else 0.0),
+            "spent": self._elapsed(),
         }
+
+    def _elapsed(self) -> float:
+        return self.spent + (time.perf_counter() - self._clock if self._clock else 0.0)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a state from :meth:`state`."""
@@ -178,8 +191,11 @@ class RunReport(Callback):
         from xpnet.report.page import write_page
 
         record = self.record(trainer, state)
-        write_record(record, self.folder / NAME)
-        write_page(record, self.folder / PAGE)
+        try:
+            write_record(record, self.folder / NAME)
+            write_page(record, self.folder / PAGE)
+        except OSError as error:
+            warnings.warn(f"the report could not be written ({error}); the run goes on", RuntimeWarning, stacklevel=2)
 
     def record(self, trainer: Trainer, state: str) -> Record:
         """Everything that the page shows."""
@@ -189,7 +205,7 @@ class RunReport(Callback):
             "name": self.name,
             "state": state,
             "began": self._began,
-            "seconds": self.spent + time.perf_counter() - self._clock,
+            "seconds": self._elapsed(),
             "configuration": {**described(trainer), **self.configuration},
             "environment": environment(model),
             "parameters": model.count_parameters(),
@@ -237,6 +253,7 @@ def environment(model: Any) -> dict[str, str]:
     import numpy as np
 
     import xpnet
+    from xpnet.threads import get_num_threads
 
     found = {
         "device": str(model.context.device),
@@ -244,6 +261,7 @@ def environment(model: Any) -> dict[str, str]:
         "Python": platform.python_version(),
         "NumPy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
+        "threads": str(get_num_threads()),
     }
     if model.context.device.kind == "cuda" and (cupy := imported("cupy")) is not None:
         found["CuPy"] = str(cupy.__version__)

@@ -125,7 +125,7 @@ def _differences(runs: list[dict[str, Any]], names: list[str]) -> str:
     for key in keys:
         cells = "".join(f"<td>{_shown(s.get(key))}</td>" for s in settings)
         rows += f'<tr><th scope="row">{escape(key)}</th>{cells}</tr>'
-    return table(f"<th></th>{head}", rows)
+    return table(f"<th></th>{head}", rows, "plain differs")
 
 
 def _shown(value: Any) -> str:

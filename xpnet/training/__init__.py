@@ -17,12 +17,14 @@ from xpnet.training.decades import Decades, search_decades
 from xpnet.training.history import History
 from xpnet.training.search import LearningRates, find_learning_rate, overfit_one_batch
 from xpnet.training.trainer import NotFiniteError, Trainer
+from xpnet.training.weighting import ClassWeighted
 
 __all__ = [
     "CSVLog",
     "Call",
     "Callback",
     "Checkpoint",
+    "ClassWeighted",
     "ClipGradients",
     "Decades",
     "EarlyStopping",

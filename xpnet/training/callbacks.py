@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,8 +264,17 @@ class JSONLog(Callback):
         """Append a line."""
         # JSON has no nan and no infinity.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self.path.open("a") as file:
+        with _goes_on(self.path), self.path.open("a") as file:
             file.write(json.dumps({"epoch": trainer.epoch + 1, "iteration": trainer.iteration, **finite}) + "\n")
+
+
+@contextlib.contextmanager
+def _goes_on(path: Path) -> Iterator[None]:
+    """A log that cannot be written within the block, as on a full disk, is a warning: the run is worth more than its log."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{path} could not be written ({error}); the run goes on", RuntimeWarning, stacklevel=3)
 
 
 def _epoch_of(line: str) -> float:
@@ -287,7 +297,8 @@ class CSVLog(Callback):
             from xpnet.io.archive import write_atomically
 
             text = trainer.history.to_csv().encode()
-            write_atomically(self.path, lambda file: file.write(text))
+            with _goes_on(self.path):
+                write_atomically(self.path, lambda file: file.write(text))
 
 
 class TensorBoard(Callback):

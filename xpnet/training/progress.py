@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Self
-
-from xpnet.backend import Array
 
 
 class Progress:
@@ -49,8 +48,8 @@ class Progress:
                 self.bar.remove_task(self._task)
             self._task = self.bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.batches, completed=done, status="")
 
-    def advance(self, examples: int, loss: Array) -> None:
-        """A batch is done."""
+    def advance(self, examples: int, means: Callable[[], dict[str, float]]) -> None:
+        """A batch is done; `means` gives the epoch's values so far, and is asked only as often as they are shown."""
         self._seen += examples
         if self.bar is None:
             return
@@ -59,7 +58,8 @@ class Progress:
         if now - self._shown > self.REFRESH:
             self._shown = now
             rate = self._seen / max(now - self._started, 1e-9)
-            status = {"status": f"loss {float(loss):.4f}  {rate:,.0f} examples/s"}
+            values = "  ".join(f"{name} {value:.4f}" for name, value in means().items())
+            status = {"status": f"{values}  {rate:,.0f} examples/s"}
         self.bar.update(self._task, advance=1, **status)
 
     def end(self, epoch: int, values: dict[str, float]) -> None:

@@ -197,9 +197,9 @@ class Trainer:
         progress.begin(self.epoch, self.batch)
         x = None
         for x, y in batches.epoch(self.epoch, self.batch):
-            self.last_loss = loss = train(x, y)
+            self.last_loss = train(x, y)
             self.batch += 1
-            progress.advance(len(x), loss)
+            progress.advance(len(x), self.sums.means)
             for callback in self.callbacks:
                 callback.on_step_end(self)
             for callback in self.callbacks:

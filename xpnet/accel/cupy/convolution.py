@@ -1,16 +1,18 @@
-"""Convolution on the device: a plain product where it is one, else im2col and products, in chunks that fit the L2 cache.
+"""Convolution on the device: a plain product where it is one, else im2col and products, in chunks that fit the L2 cache, or
+an implicit GEMM; `chooser` decides.
 
 The columns of a whole batch are KH*KW times the images; written to memory and read again they would cost more than the
-product. A chunk of images whose columns stay in the cache costs neither.
+product. A chunk of images whose columns stay in the cache costs neither; an implicit GEMM never writes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from xpnet.accel.cupy import depthwise
+from xpnet.accel.cupy import depthwise, implicit_gemm
 from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and_activation_gradients
+from xpnet.accel.cupy.chooser import choose, convolution
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import LIMIT, runtime
 from xpnet.accel.cupy.support import contiguous, takes
@@ -91,25 +93,46 @@ def _conv2d(
     if not takes(x, kernel, bias) or activation not in NUMBERS:
         return NotImplemented
     x, kernel = contiguous(xp, x), contiguous(xp, kernel)
-    N, C, O = x.shape[0], x.shape[3], kernel.shape[3]
+    N, O = x.shape[0], kernel.shape[3]
     bias = contiguous(xp, bias)
     if depthwise.covers(x, kernel, g, groups):
         y = depthwise.forward(xp, x, kernel, g)
         add_bias_and_activate(xp, xp.reshape(y, (N * g.h.out * g.w.out, O)), bias, activation)
         return y, (x, kernel, y if activation else None) if save else None
+    y = _chosen(
+        "forward", x, kernel, g, groups,
+        lambda: _products(xp, x, kernel, bias, activation, g, groups),
+        lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g),
+    )  # fmt: skip
+    return y, (x, kernel, y if activation else None) if save else None
+
+
+def _chosen(
+    step: str, x: Array, kernel: Array, g: Geometry, groups: int, products: Callable[[], Array], implicit: Callable[[], Array]
+) -> Array:
+    """One pass of a convolution, computed in the way that `chooser` names."""
+    candidates = {"product" if _pointwise(g) else "im2col": products}
+    if x.shape[0] and implicit_gemm.covers(x, kernel, g, groups):
+        candidates["implicit"] = implicit
+    return candidates[choose(candidates, lambda: convolution(step, x, kernel, g))]()
+
+
+def _products(xp: Any, x: Array, kernel: Array, bias: Array | None, activation: str | None, g: Geometry, groups: int) -> Array:
+    """The forward pass as products of matrices."""
+    N, C, O = x.shape[0], x.shape[3], kernel.shape[3]
     weights = _weights(xp, kernel, groups)
     y = xp.empty((N, g.h.out, g.w.out, O), dtype=x.dtype)
     rows = xp.reshape(y, (N * g.h.out * g.w.out, O))
     if _pointwise(g):
         gemm(xp, _by_group(xp, xp.reshape(x, (rows.shape[0], C)), groups), weights, _by_group(xp, rows, groups))
         add_bias_and_activate(xp, rows, bias, activation)
-    else:
-        columns = _Columns(xp, x, g, groups)
-        for chunk in _chunks(x, g):
-            part = rows[chunk.start * columns.positions : chunk.stop * columns.positions]
-            gemm(xp, columns.of(chunk), weights, _by_group(xp, part, groups))
-            add_bias_and_activate(xp, part, bias, activation)  # while the chunk is in the cache
-    return y, (x, kernel, y if activation else None) if save else None
+        return y
+    columns = _Columns(xp, x, g, groups)
+    for chunk in _chunks(x, g):
+        part = rows[chunk.start * columns.positions : chunk.stop * columns.positions]
+        gemm(xp, columns.of(chunk), weights, _by_group(xp, part, groups))
+        add_bias_and_activate(xp, part, bias, activation)  # while the chunk is in the cache
+    return y
 
 
 @_conv2d.backward
@@ -132,13 +155,24 @@ def _(
     y = None if y is None else xp.reshape(y, (count, O))
     dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2])
     dx = dkernel = None
+    images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
     if depthwise.covers(x, kernel, g, groups):
-        images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
         dx = depthwise.data_gradient(xp, images, kernel, g) if needs[0] else None
         dkernel = depthwise.kernel_gradient(xp, x, images, g) if needs[1] else None
     else:
-        dx = _data_gradient(xp, dz, _weights(xp, kernel, groups), x, g, groups) if needs[0] else None
-        dkernel = xp.reshape(_kernel_gradient(xp, dz, x, g, groups), kernel.shape) if needs[1] else None
+        if needs[0]:
+            dx = _chosen(
+                "images", x, kernel, g, groups,
+                lambda: _data_gradient(xp, dz, _weights(xp, kernel, groups), x, g, groups),
+                lambda: implicit_gemm.data_gradient(xp, images, kernel, g),
+            )  # fmt: skip
+        if needs[1]:
+            dkernel = _chosen(
+                "kernel", x, kernel, g, groups,
+                lambda: _kernel_gradient(xp, dz, x, g, groups),
+                lambda: implicit_gemm.kernel_gradient(xp, x, images, g),
+            )  # fmt: skip
+            dkernel = xp.reshape(dkernel, kernel.shape)
     if dkernel is not None:
         dkernel = dkernel.astype(kernel.dtype, copy=False)
     return dx, dkernel, dbias

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from xpnet.accel.cupy.source import Instance, dtype_of
@@ -25,6 +25,8 @@ class Runtime(Protocol):
 
     multiprocessors: int
     chunk_bytes: int  # of columns that a convolution makes at a time
+    architecture: int  # the compute capability times ten
+    device_name: str
 
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
         """The address of each array's data, 0 for None."""
@@ -34,6 +36,12 @@ class Runtime(Protocol):
 
     def gemm(self, call: Any) -> None:
         """Run a `gemm.Product`, a strided batch of products in cuBLAS's terms."""
+
+    def can_measure(self) -> bool:
+        """Whether `milliseconds` can be asked for now."""
+
+    def milliseconds(self, function: Callable[[], object]) -> float:
+        """How long the device takes for what `function` launches."""
 
 
 class CudaRuntime:
@@ -49,7 +57,8 @@ class CudaRuntime:
         self.multiprocessors = int(attributes["MultiProcessorCount"])
         # Half of the L2 cache; but a small cache must not cut products into pieces that leave the device idle.
         self.chunk_bytes = max(int(attributes["L2CacheSize"]) // 2, 16 << 20)
-        self._architecture = int(cupy.cuda.Device(device).compute_capability)
+        self.architecture = int(cupy.cuda.Device(device).compute_capability)
+        self.device_name = cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
         self._functions: dict[Instance, Any] = {}
         self._lock = threading.Lock()
 
@@ -85,7 +94,7 @@ class CudaRuntime:
 
         with self._lock:
             if instance not in self._functions:
-                code, symbol = cubin(instance, self._architecture)
+                code, symbol = cubin(instance, self.architecture)
                 module = self._cupy.cuda.function.Module()
                 module.load(code)
                 self._functions[instance] = module.get_function(symbol)
@@ -96,6 +105,25 @@ class CudaRuntime:
         from xpnet.accel.cupy import cublas
 
         cublas.run(call, self.device, self._cupy.cuda.get_current_stream())
+
+    def can_measure(self) -> bool:
+        """Not while the current stream is recorded: recorded launches do not run."""
+        return not self._cupy.cuda.get_current_stream().is_capturing()
+
+    def milliseconds(self, function: Callable[[], object]) -> float:
+        """The shortest of three measurements of four runs each, after one that compiles and warms up."""
+        runs = 4
+        function()
+        begin, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
+        times = []
+        for _ in range(3):
+            begin.record()
+            for _ in range(runs):
+                function()
+            end.record()
+            end.synchronize()
+            times.append(self._cupy.cuda.get_elapsed_time(begin, end) / runs)
+        return float(min(times))
 
 
 _runtimes: dict[int, CudaRuntime] = {}

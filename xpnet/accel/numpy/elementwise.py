@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 
 from xpnet import random
-from xpnet.accel.numpy.scratch import FLOATS, Floats, keep_where, relu_to
+from xpnet.accel.numpy.scratch import FLOATS, LONG, Floats, evenly, keep_where, relu_to
 from xpnet.ops.activations import relu
 from xpnet.ops.dropout import dropout, dropout_key
 from xpnet.threads import parallel
 
 _CHUNK = 1 << 17
-"""Elements of a chunk; smaller arrays are done in the calling thread."""
+"""Elements up to which the calling thread does everything."""
 
 
 def _flat_chunks(size: int) -> list[slice]:
-    return [slice(i, min(i + _CHUNK, size)) for i in range(0, size, _CHUNK)]
+    step = evenly(size, LONG)
+    return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
 
 @relu.accelerate("numpy")

@@ -11,12 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import FLOATS, Floats, scratch
+from xpnet.accel.numpy.scratch import FLOATS, LONG, Floats, evenly, scratch
 from xpnet.ops.normalization import batch_norm_with_statistics
 from xpnet.threads import parallel
-
-_CHUNK = 1 << 17
-"""Elements of a chunk."""
 
 _SMALL = 1 << 14
 
@@ -28,7 +25,7 @@ class _Rows:
         self.k = k = _divisor(count, max(1, 1024 // C))
         self.C = C
         self.shape = (count // k, k * C)
-        self.height = max(1, _CHUNK // (k * C))
+        self.height = evenly(self.shape[0], max(1, LONG // (k * C)))
         self.chunks = -(-self.shape[0] // self.height)
 
     def part(self, number: int) -> slice:

@@ -19,7 +19,7 @@ from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches, pool_geometry, window_counts
 from xpnet.threads import parallel
 
-_CHUNK = 3 << 19
+_CHUNK = 3 << 20
 """Bytes of input in a chunk."""
 
 

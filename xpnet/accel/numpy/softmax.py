@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import FLOATS, Floats, scratch
+from xpnet.accel.numpy.scratch import FLOATS, LONG, Floats, evenly, scratch
 from xpnet.ops.softmax import softmax, softmax_cross_entropy
 from xpnet.threads import parallel
 
 _SMALL = 1 << 15
 """Elements up to which everything is done at once in the calling thread."""
-
-_CHUNK = 1 << 18
-"""Elements of a chunk."""
 
 
 @lru_cache(maxsize=64)
@@ -27,7 +24,7 @@ def _row_starts(rows: int, K: int) -> Floats:
 
 
 def _chunks(rows: int, K: int) -> list[slice]:
-    height = max(1, _CHUNK // K)
+    height = evenly(rows, max(1, LONG // K))
     return [slice(i, min(i + height, rows)) for i in range(0, rows, height)]
 
 

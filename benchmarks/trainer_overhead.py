@@ -1,0 +1,125 @@
+"""What the Trainer costs over the same loop written by hand, for the MNIST ConvNet: ``python -m benchmarks.trainer_overhead``.
+
+Both loops take the same examples in the same order and end with the same weights, bit for bit; that is checked. They take
+turns, a few batches each, so that what else the machine does falls on both alike, and the ratio of the medians is printed.
+Exit code 1 where it is above the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import xpnet as xn
+from xpnet.data import Batches
+
+LIMIT = 1.05
+BATCH = 128
+
+
+def convnet(device: str) -> xn.Sequential:
+    """34,826 parameters."""
+    return xn.models.cnn((28, 28, 1), 10, 0, device)
+
+
+def tiny(device: str) -> xn.Sequential:
+    """A network that takes no time, so that what is left is the loop's own: microseconds."""
+    return xn.Sequential([xn.Flatten(), xn.Dense(2)], input_shape=(2, 2, 1), device=device)
+
+
+def by_hand(x: Any, y: Any, net: xn.Sequential, epochs: int, size: int) -> Iterator[None]:
+    """The loop of ten lines; stops after every batch."""
+    optimizer = xn.optim.Adam(0.001)
+    net.train()
+    for epoch in range(epochs):
+        order = xn.random.permutation(0, epoch, len(x))
+        for start in range(0, len(x), size):
+            batch = order[start : start + size]
+            loss = xn.losses.softmax_cross_entropy(net(x[batch]), y[batch])
+            loss.backward()
+            optimizer.step(net)
+            yield
+
+
+class Stepwise(xn.Callback):
+    """Takes the time between two batches of `fit`, and lets the other loop do one in between."""
+
+    def __init__(self, turn: Callable[[], None]) -> None:
+        self.turn = turn
+        self.times: list[float] = []
+        self._start = 0.0
+
+    def on_fit_begin(self, trainer: xn.Trainer) -> None:
+        self._start = time.perf_counter()
+
+    def save_point(self, trainer: xn.Trainer, epoch_ended: bool) -> None:
+        if epoch_ended:  # what an epoch's end costs falls on the next batch
+            return
+        now = time.perf_counter()
+        self.times.append(now - self._start)
+        self.turn()  # the other loop's batch
+        self._start = time.perf_counter()
+
+
+def measure(
+    make: Callable[[str], xn.Sequential], batches: int, size: int, device: str, metrics: list[str]
+) -> tuple[list[float], list[float]]:
+    """Seconds of each batch: (by hand, by the Trainer)."""
+    rng = np.random.default_rng(0)
+    one, other = make(device), make(device)
+    x = xn.to_device(rng.random((50 * size, *one.input_shape), dtype=np.float32), device)
+    y = xn.to_device(rng.integers(0, 2, 50 * size), device)
+    epochs = -(-batches // 50)
+    hand = by_hand(x, y, one, epochs, size)
+    times: list[float] = []
+
+    def turn() -> None:
+        start = time.perf_counter()
+        next(hand, None)
+        one.context.device.synchronize()
+        times.append(time.perf_counter() - start)
+
+    watch = Stepwise(turn)
+    trainer = xn.Trainer(
+        other, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.001), metrics=metrics, callbacks=[watch], capture=False
+    )
+    trainer.fit(Batches((x, y), size, seed=0), epochs=epochs, verbose=False)
+    next(hand, None)
+    if not np.array_equal(xn.to_numpy(one.arena.values), xn.to_numpy(other.arena.values)):
+        raise RuntimeError("the two loops ended with different weights: they did not do the same")
+    return times[3:], watch.times[3:]
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=300)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    worst = 0.0
+    for metrics in ([], ["accuracy"]):
+        hand, ours = measure(convnet, arguments.batches, BATCH, arguments.device, metrics)
+        # The medians of pairs that ran one after the other: slow spells of the machine fall out.
+        ratio = statistics.median(b / a for a, b in zip(hand, ours))
+        what = "with accuracy" if metrics else "loss alone"
+        print(
+            f"{what:<14} by hand {1e3 * statistics.median(hand):7.2f} ms a batch, Trainer "
+            f"{1e3 * statistics.median(ours):7.2f} ms: median of the pairs' ratios {ratio:.3f} ({len(hand)} batches of {BATCH})"
+        )
+        if not metrics:
+            worst = ratio
+    hand, ours = measure(tiny, 2000, 1, arguments.device, [])
+    print(f"the Trainer's own time: {1e6 * (statistics.median(ours) - statistics.median(hand)):.0f} us a batch")
+    if worst > LIMIT:
+        print(f"the Trainer costs more than {LIMIT - 1:.0%} over the loop by hand")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

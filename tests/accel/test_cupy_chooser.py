@@ -1,0 +1,225 @@
+"""Which way of computing a convolution is chosen: with a clock of the test's own, on the emulator."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
+from tests.cuda_emulator import build
+from tests.cuda_emulator.emulator import emulated_ops
+from xpnet import cli, ops
+from xpnet.accel.cupy import chooser
+from xpnet.accel.settings import set_matmul_precision
+from xpnet.ops.registry import reference_only, registry
+
+pytestmark = [pytest.mark.emulator, pytest.mark.skipif(build.compiler() is None, reason="needs g++")]
+
+RANDOM = np.random.default_rng(3)
+X, KERNEL = (RANDOM.standard_normal(s).astype("float32") for s in ((2, 6, 7, 4), (3, 3, 4, 8)))
+DY = RANDOM.standard_normal((2, 4, 5, 8)).astype("float32")
+
+
+class Clock:
+    """Says how long a candidate takes by looking at what it launches."""
+
+    def __init__(self, runtime, implicit, others):
+        self.runtime, self.implicit, self.others = runtime, implicit, others
+        self.measured = []
+        self.recording = False
+        runtime.can_measure = lambda: not self.recording
+        runtime.milliseconds = self.milliseconds
+
+    def milliseconds(self, function):
+        before = len(self.runtime.launches)
+        function()
+        names = self.runtime.launches[before:]
+        time = self.implicit if any(name.startswith("implicit_gemm") for name in names) else self.others
+        self.measured.append(time)
+        return time
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    build.build_all()  # into the usual place, not into this test's
+    monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "folder", lambda: tmp_path / "unused")
+    monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
+    chooser._table.forget()
+    yield tmp_path / "convolutions.json"
+    chooser._table.forget()
+
+
+def every_pass(x=X, kernel=KERNEL, dy=DY, **settings):
+    """Run and compare all three passes; True for each that was an implicit GEMM."""
+    op = registry["conv2d"]
+    bound, full = op.bind((x, kernel, None), settings)
+    with reference_only():
+        y, saved, implementation = op.run(np, bound, full, True)
+        expected = op.gradients(implementation, np, dy, saved, full, (True, True, False))
+    runtime = emulated.runtime
+    found, saved, implementation = op.run(np, bound, full, True)
+    used = [is_implicit(runtime)]
+    np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-4)
+    for i in range(2):
+        runtime.launches.clear()
+        needs = tuple(j == i for j in range(3))
+        got = op.gradients(implementation, np, dy, saved, full, needs)
+        used.append(is_implicit(runtime))
+        np.testing.assert_allclose(got[i], expected[i], rtol=1e-4, atol=1e-3)
+    runtime.launches.clear()
+    return used
+
+
+def is_implicit(runtime):
+    """Of the last pass: what measures runs before it."""
+    last = [name for name in runtime.launches if not name.startswith(("sum_slabs", "bias"))][-1:]
+    return bool(last) and last[0].startswith("implicit_gemm")
+
+
+class emulated:  # noqa: N801
+    """The operations on the emulator, with a clock where times are given."""
+
+    runtime = None
+
+    def __init__(self, *times):
+        self.times = times
+
+    def __enter__(self):
+        self.context = emulated_ops()
+        emulated.runtime = self.context.__enter__()
+        return Clock(emulated.runtime, *self.times) if self.times else None
+
+    def __exit__(self, *error):
+        self.context.__exit__(*error)
+
+
+@pytest.mark.parametrize(("implicit", "others", "wins"), [(1.0, 2.0, True), (2.0, 1.0, False)])
+def test_the_faster_one_is_measured_once_and_kept(cache, implicit, others, wins):
+    with emulated(implicit, others) as clock:
+        assert every_pass() == [wins] * 3
+        assert sorted(clock.measured) == [1.0] * 3 + [2.0] * 3
+        assert every_pass() == [wins] * 3
+        assert len(clock.measured) == 6
+        chooser._table.forget()  # as another process would begin
+        clock.recording = True
+        assert every_pass() == [wins] * 3
+        assert len(clock.measured) == 6
+    kept = json.loads(cache.read_text())["convolutions"]
+    assert [item["step"] for item in kept] == list(chooser.PASSES)
+    assert {item["choice"] for item in kept} == {"implicit" if wins else "im2col"}
+    assert list(cache.parent.glob("*.tmp")) == []
+
+
+def test_other_shapes_settings_and_precisions_are_measured_anew():
+    with emulated(1.0, 2.0) as clock:
+        every_pass()
+        every_pass(np.concatenate([X, X]), dy=np.concatenate([DY, DY]))
+        every_pass(dy=RANDOM.standard_normal((2, 3, 3, 8)).astype("float32"), stride=2, padding=((1, 0), (0, 0)))
+        every_pass(X.astype("float64"), KERNEL.astype("float64"), DY.astype("float64"))
+        assert len(clock.measured) == 4 * 6
+        set_matmul_precision("tf32")
+        try:
+            keys = set(chooser._table.known())
+            with pytest.raises(AssertionError, match="Not equal to tolerance"):  # 11 bits
+                every_pass()
+            assert len(set(chooser._table.known()) - keys) == 1
+        finally:
+            set_matmul_precision("float32")
+
+
+def test_nothing_is_measured_while_recording(cache):
+    with emulated(1.0, 2.0) as clock:
+        clock.recording = True
+        assert every_pass() == [False] * 3
+        assert clock.measured == []
+        assert not cache.exists()
+        clock.recording = False
+        assert every_pass() == [True] * 3
+
+
+@pytest.mark.parametrize(("setting", "implicit"), [("implicit", True), ("im2col", False)])
+def test_the_environment_decides(cache, monkeypatch, setting, implicit):
+    monkeypatch.setenv("XPNET_CONVOLUTION", setting)
+    with emulated(2.0, 1.0) as clock:
+        assert every_pass() == [implicit] * 3
+        assert every_pass(kernel=KERNEL[:1, :1], dy=RANDOM.standard_normal((2, 6, 7, 8)).astype("float32")) == [implicit] * 3
+        assert clock.measured == []
+    monkeypatch.setenv("XPNET_CONVOLUTION", "fastest")
+    with emulated(), pytest.raises(ValueError, match="XPNET_CONVOLUTION must be one of auto, im2col, implicit, got 'fastest'"):
+        ops.conv2d(X, KERNEL)
+
+
+def test_groups_and_empty_batches_keep_their_way(monkeypatch):
+    monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
+    with emulated(1.0, 2.0) as clock:
+        assert every_pass(kernel=KERNEL[:, :, :2], groups=2) == [False] * 3
+        assert every_pass(X[:0], dy=DY[:0]) == [False] * 3
+        assert clock.measured == []
+
+
+DAMAGES = [
+    "",
+    "[]",
+    '{"kernels": "other", "convolutions": []}',
+    lambda text: text[: len(text) // 2],
+    lambda text: text.replace('"step": "kernel"', '"step": "sideways"'),
+    lambda text: text.replace('"choice": "implicit"', '"choice": "guess"'),
+    lambda text: text.replace('"milliseconds"', '"seconds"'),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=range(len(DAMAGES)))
+def test_a_damaged_file_is_measured_again(cache, damage):
+    with emulated(1.0, 2.0) as clock:
+        every_pass()
+        whole = cache.read_text()
+        cache.write_text(damage(whole) if callable(damage) else damage)
+        chooser._table.forget()
+        assert every_pass() == [True] * 3
+        assert len(clock.measured) == 12
+        assert cache.read_text() == whole
+
+
+def test_what_other_processes_measured_stays(cache):
+    with emulated(1.0, 2.0):
+        every_pass()
+        mine = json.loads(cache.read_text())
+        theirs = {**mine["convolutions"][0], "device": "another"}
+        cache.write_text(json.dumps({**mine, "convolutions": [theirs]}))
+        every_pass(np.concatenate([X, X]), dy=np.concatenate([DY, DY]))
+    assert len(json.loads(cache.read_text())["convolutions"]) == 7
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XPNET_CACHE", str(tmp_path / "file"))
+    with emulated(1.0, 2.0) as clock:
+        assert every_pass() == [True] * 3
+        assert every_pass() == [True] * 3
+        assert len(clock.measured) == 6
+
+
+def test_info_shows_what_was_measured(capsys):
+    assert cli.main(["info", "--convolutions"]) == 0
+    assert "no convolution has been measured yet" in capsys.readouterr().out
+    with emulated(1.0, 2.0):
+        every_pass()
+    assert cli.main(["info", "--convolutions"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[2].split()[:10] == [
+        "emulator",
+        "forward",
+        "2x6x7x4",
+        "3x3x4x8",
+        "1,1",
+        "0+0,0+0",
+        "1,1",
+        "float32",
+        "implicit",
+        "im2col",
+    ]
+    assert lines[2].endswith("im2col 2.000, implicit 1.000")

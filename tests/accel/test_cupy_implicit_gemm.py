@@ -1,0 +1,260 @@
+"""Convolution as an implicit GEMM: all three passes on the emulator against the reference, tensor cores included.
+
+What runs for tensor cores here is the same source with its instructions replaced by functions that move the same elements
+between the same lanes, so that every index is tested; see tests/cuda_emulator/cuda_emulator.hpp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+
+import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
+from tests.accel.gpu import skip_without_gpu
+from tests.cuda_emulator import build
+from tests.cuda_emulator.emulator import emulated, xp
+from xpnet import ops
+from xpnet.accel.cupy import implicit_gemm
+from xpnet.accel.settings import get_matmul_precision, set_matmul_precision
+from xpnet.ops.convolution import conv_geometry
+from xpnet.ops.registry import reference_only, registry
+
+RANDOM = np.random.default_rng(7)
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2}
+
+
+@contextlib.contextmanager
+def precision(name):
+    before = get_matmul_precision()
+    set_matmul_precision(name)
+    try:
+        yield
+    finally:
+        set_matmul_precision(before)
+
+
+@pytest.fixture(params=[pytest.param("emulator", marks=pytest.mark.emulator), pytest.param("cuda", marks=pytest.mark.cuda)])
+def place(request):
+    """Gives (namespace, to the device, from the device) within a block that knows what was launched."""
+    if request.param == "emulator":
+        if build.compiler() is None:
+            pytest.skip("needs g++")
+        return on_emulator
+    skip_without_gpu()
+    return on_gpu
+
+
+@contextlib.contextmanager
+def on_emulator(**settings):
+    with emulated(**settings) as runtime:
+        yield xp, np.asarray, np.asarray, runtime
+
+
+@contextlib.contextmanager
+def on_gpu(**_):
+    import cupy
+
+    from xpnet.accel.cupy.launch import runtime
+
+    yield cupy, cupy.asarray, cupy.asnumpy, runtime()
+
+
+def reference(x, kernel, bias, dy, settings):
+    """y before any activation, and the gradients for dy, in float64."""
+    op = registry["conv2d"]
+    bound, full = op.bind((x, kernel, bias), dict(settings))
+    with reference_only():
+        y, saved, implementation = op.run(np, bound, full, True)
+        dx, dkernel, _ = op.gradients(implementation, np, dy, saved, full, (True, True, True))
+    return y, dx, dkernel
+
+
+def rounded(a, kind):
+    """Values that the kind can hold, as float64."""
+    if kind == "bfloat16":
+        return (np.asarray(a, "float32").view(np.uint32) & 0xFFFF0000).view(np.float32).astype("float64")
+    return np.asarray(a).astype("float32" if kind == "tf32" else kind).astype("float64")
+
+
+def narrow(a, dtype):
+    """In the dtype, bfloat16 as its bits."""
+    return (a.astype("float32").view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else a.astype(dtype)
+
+
+def wide(a):
+    return ((a.astype(np.uint32) << 16).view(np.float32) if a.dtype == np.uint16 else a).astype("float64")
+
+
+def close(found, expected, kind, terms):
+    assert found.shape == expected.shape
+    scale = max(float(np.abs(expected).max(initial=0)), terms**0.5, 1.0)
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE[kind], atol=TOLERANCE[kind] * scale)
+
+
+def every_pass(place, shape, kernel_shape, settings, kind, *, activation=None, multiprocessors=1, with_bias=True):
+    """Run forward, data gradient and kernel gradient of one convolution and compare; returns what was launched."""
+    x, kernel = (rounded(RANDOM.standard_normal(s), kind) for s in (shape, kernel_shape))
+    O = kernel_shape[3]
+    bias = rounded(RANDOM.standard_normal(O), kind)
+    padding = settings.get("padding", 0)
+    g = conv_geometry(x, kernel, bias, settings.get("stride", 1), padding, settings.get("dilation", 1), 1)
+    dz = rounded(RANDOM.standard_normal((shape[0], g.h.out, g.w.out, O)), kind)
+    y, dx, dkernel = reference(x, kernel, bias if with_bias else None, dz, settings)
+    y = {"relu": lambda v: np.maximum(v, 0), "sigmoid": lambda v: 1 / (1 + np.exp(-v)), "tanh": np.tanh, None: lambda v: v}[
+        activation
+    ](y)
+    dtype = "float32" if kind == "tf32" else kind
+    with precision("tf32" if kind == "tf32" else "float32"), place(multiprocessors=multiprocessors) as (names, to, back, run):
+        if run.architecture < 80 and dtype in ("float16", "bfloat16"):
+            pytest.skip("needs compute capability 8.0")
+        X, K, B, DZ = (to(narrow(a, dtype)) for a in (x, kernel, bias, dz))
+        assert implicit_gemm.covers(X, K, g, 1)
+        found = implicit_gemm.forward(names, X, K, B if with_bias else None, activation, g)
+        assert found.dtype == X.dtype
+        close(wide(back(found)), y, kind, kernel[..., 0].size)
+        found = implicit_gemm.data_gradient(names, DZ, K, g)
+        assert found.dtype == X.dtype
+        close(wide(back(found)), dx, kind, kernel[:, :, 0].size)
+        found = implicit_gemm.kernel_gradient(names, X, DZ, g)
+        again = implicit_gemm.kernel_gradient(names, X, DZ, g)
+        assert found.dtype == np.dtype("float64" if kind == "float64" else "float32")
+        np.testing.assert_array_equal(back(found), back(again))
+        close(back(found).astype("float64"), dkernel.reshape(-1, O), kind, dz[..., 0].size)
+    return getattr(run, "launches", None)
+
+
+SETTINGS = [
+    {},
+    {"padding": 1},
+    {"stride": 2, "padding": "same"},
+    {"stride": (2, 3), "padding": ((1, 0), (0, 2)), "dilation": (1, 2)},
+    {"dilation": 2, "padding": 2},
+    {"stride": 3},
+]
+WINDOWS = [(3, 3), (2, 3), (1, 1)]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_every_pass(place, kind, window, settings):
+    for shape, O in (((2, 7, 9, 4), 8), ((1, 9, 8, 3), 5), ((3, 7, 7, 1), 67)):
+        launched = every_pass(place, shape, (*window, shape[3], O), settings, kind)
+        if launched is not None:
+            vectors = 4 if kind == "float32" and O == 8 else 1
+            assert f"implicit_gemm<{'float' if kind == 'float32' else 'double'}, {vectors}, false>" in launched
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("kind", ["tf32", "float16"])
+def test_every_pass_on_tensor_cores(place, kind, settings):
+    for window, shape, O in (((3, 3), (2, 7, 9, 8), 24), ((2, 3), (1, 8, 7, 24), 8)):
+        launched = every_pass(place, shape, (*window, shape[3], O), settings, kind)
+        if launched is not None:
+            assert all(name.startswith(("implicit_gemm_mma", "sum_slabs")) for name in launched), launched
+
+
+@pytest.mark.parametrize("kind", ["tf32", "bfloat16", "float16"])
+def test_wide_tiles_and_split_sums_on_tensor_cores(place, kind, monkeypatch):
+    """More rows and columns than one tile of 128 by 128, none of them a multiple of it, and several splits of the sum."""
+    as_bits(monkeypatch)
+    launched = every_pass(place, (3, 10, 11, 72), (2, 1, 72, 136), {"padding": 1}, kind, activation="relu")
+    if launched is not None:
+        name = {"tf32": "float"}.get(kind, kind)
+        assert f"implicit_gemm_mma<{name}, 128, true>" in launched
+        assert f"implicit_gemm_mma<{name}, {64 if kind == 'tf32' else 128}, false>" in launched
+    launched = every_pass(place, (3, 10, 11, 16), (2, 1, 16, 72), {}, kind, multiprocessors=16)
+    if launched is not None:
+        assert launched.count("sum_slabs<float>") == 2
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_many_tiles_and_split_sums(place, kind):
+    launched = every_pass(
+        place, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh"
+    )
+    if launched is not None:
+        assert launched.count(f"sum_slabs<{'double' if kind == 'float64' else 'float'}>") == 2
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16", "bfloat16"])
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
+def test_bias_and_activation(place, kind, activation, monkeypatch):
+    as_bits(monkeypatch)
+    for with_bias in (True, False):
+        every_pass(place, (1, 4, 5, 8), (2, 2, 8, 8), {}, kind, activation=activation, with_bias=with_bias)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16"])
+def test_one_image_and_none(place, kind):
+    for N in (0, 1):
+        every_pass(place, (N, 5, 6, 8), (3, 2, 8, 16), {"padding": 1, "stride": 2}, kind)
+
+
+def as_bits(monkeypatch):
+    """NumPy has no bfloat16: such arrays travel as the 16 bits that they are made of."""
+    known = implicit_gemm.c_name
+    monkeypatch.setattr(implicit_gemm, "c_name", lambda a: "bfloat16" if a.dtype == np.uint16 else known(a))
+
+
+@pytest.mark.emulator
+@pytest.mark.skipif(build.compiler() is None, reason="needs g++")
+def test_infinities_and_nans_stay_where_they_are():
+    """What lies outside an image or a tile is zero, not a product with zero."""
+    x, kernel = np.ones((1, 5, 5, 8), "float32"), np.ones((3, 3, 8, 8), "float32")
+    x[0, 0, 0, 0], x[0, 4, 4, 3] = np.nan, np.inf
+    g = conv_geometry(x, kernel, None, 1, 1, 1, 1)
+    for name in ("float32", "tf32"):
+        with precision(name), emulated():
+            y = implicit_gemm.forward(xp, x, kernel, None, None, g)
+        assert np.isnan(y[0, :2, :2]).all()
+        assert np.isinf(y[0, 3:, 3:]).all()
+        y[0, :2, :2] = y[0, 3:, 3:] = 0
+        assert np.isfinite(y).all()
+
+
+def test_what_it_does_not_cover(monkeypatch):
+    def covered(shape, kernel, dtype="float32", groups=1, **settings):
+        x, k = np.empty(shape, dtype), np.empty(kernel, dtype)
+        with emulated(**settings):
+            return implicit_gemm.covers(x, k, conv_geometry(x, k, None, 1, 0, 1, groups), groups)
+
+    assert covered((2, 5, 5, 3), (3, 3, 3, 5))
+    assert not covered((2, 5, 5, 4), (3, 3, 2, 4), groups=2)
+    assert covered((2, 5, 5, 8), (3, 3, 8, 16), "float16")
+    assert not covered((2, 5, 5, 8), (3, 3, 8, 16), "float16", architecture=75)
+    assert not covered((2, 5, 5, 8), (3, 3, 8, 12), "float16")
+    with precision("tf32"), emulated(architecture=75):
+        assert not implicit_gemm._on_tensor_cores(np.empty(0, "float32"), 8, 8)
+
+
+@pytest.mark.cuda
+def test_a_gpu_measures_once_and_not_while_recording(tmp_path, monkeypatch):
+    skip_without_gpu()
+    import cupy
+
+    from xpnet.accel.cupy import chooser
+    from xpnet.accel.cupy.launch import runtime
+
+    monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
+    monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
+    chooser._table.forget()
+    try:
+        x, kernel = cupy.ones((4, 9, 9, 16), "float32"), cupy.ones((3, 3, 16, 32), "float32")
+        first = ops.conv2d(x, kernel)
+        (measured,) = chooser._table.known().values()
+        assert set(measured.milliseconds) == {"im2col", "implicit"}
+        assert min(measured.milliseconds.values()) > 0
+        assert (tmp_path / "convolutions.json").is_file()
+        cupy.testing.assert_array_equal(ops.conv2d(x, kernel), first)
+        assert len(chooser._table.known()) == 1
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            assert runtime().can_measure()
+            stream.begin_capture()
+            assert not runtime().can_measure()
+            stream.end_capture()
+    finally:
+        chooser._table.forget()

@@ -1,0 +1,424 @@
+"""Runs from the command line: configuration files, going on, own data, reports, doctor, profile."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from xpnet.cli import main, own, settings
+from xpnet.data import DataError
+from xpnet.report import read_record
+from xpnet.training import Checkpoint
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+COMMAND = [sys.executable, "-c", "import sys, xpnet.cli; sys.exit(xpnet.cli.main())"]
+
+
+def say(capsys, *words):
+    """The exit code and what was printed."""
+    try:
+        code = main([str(w) for w in words])
+    except SystemExit as error:  # argparse
+        code = error.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "iris"
+    assert main(["train", "iris", "--epochs", "4", "--out", str(folder)]) == 0
+    return folder
+
+
+def weights(folder):
+    return {name: xn.to_numpy(a).tobytes() for name, a in xn.load(folder / "model.xpnet").state().items()}
+
+
+# Configuration
+
+
+def test_the_effective_configuration_makes_the_same_run_again(trained, tmp_path, capsys):
+    saved = tomllib.loads((trained / "config.toml").read_text())
+    assert saved["dataset"] == "iris"
+    assert saved["model"] == "mlp"
+    assert saved["epochs"] == 4
+    assert {"batch_size", "learning_rate", "schedule", "weight_decay", "augment", "seed", "device"} <= set(saved)
+    assert say(capsys, "train", "--config", trained / "config.toml", "--out", tmp_path / "again")[0] == 0
+    assert weights(tmp_path / "again") == weights(trained)
+    assert (tmp_path / "again" / "config.toml").read_text() == (trained / "config.toml").read_text()
+
+
+def test_flags_go_before_the_file(tmp_path, capsys):
+    (tmp_path / "run.toml").write_text('dataset = "iris"\nepochs = 9\nlearning-rate = 0.01\nseed = 5\nclip = 1\n')
+    code, out, _ = say(capsys, "train", "--config", tmp_path / "run.toml", "--epochs", "2", "--out", tmp_path / "o")
+    assert code == 0
+    assert "2 epochs" in out
+    saved = tomllib.loads((tmp_path / "o" / "config.toml").read_text())
+    assert (saved["epochs"], saved["learning_rate"], saved["seed"], saved["clip"]) == (2, 0.01, 5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("epochs = ", "not TOML"),
+        ("epoch = 3", "unknown setting 'epoch'; did you mean 'epochs'?"),
+        ("epochs = 0", "epochs: expected a whole number of at least 1, got '0'"),
+        ("augment = 1", "augment: expected true or false, got 1"),
+        ("epochs = true", "epochs: expected a value, got True"),
+        ('schedule = "linear"', "schedule: expected cosine or constant, got 'linear'"),
+        ("average = 1.5", "average: expected a number from 0 to below 1"),
+        ("dataset = 3", "dataset: expected text, got 3"),
+        ("weight_decay = -1.0", "weight_decay: expected a number of at least 0"),
+        ("[train]\nepochs = 3", "unknown setting 'train'"),
+    ],
+)
+def test_files_that_cannot_be_used(text, says, tmp_path, capsys):
+    (tmp_path / "run.toml").write_text(text)
+    code, out, err = say(capsys, "train", "iris", "--config", tmp_path / "run.toml", "--out", tmp_path / "o")
+    assert code == 2
+    assert says in err
+    assert "run.toml" in err
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_toml_is_written_as_it_is_read():
+    values = {"dataset": 'a "b" \\ \u00fc\n', "epochs": 3, "learning_rate": 1e-05, "augment": True, "size": (4, 5)}
+    assert tomllib.loads(settings.to_toml({**values, "clip": None})) == {**values, "size": [4, 5]}
+
+
+def test_every_setting_is_a_flag_and_is_used():
+    source = "".join((ROOT / "xpnet" / "cli" / name).read_text() for name in ("train.py",))
+    for setting in settings.SETTINGS:
+        assert f'"{setting.name}"' in source, f"nobody reads the setting {setting.name}"
+
+
+# Going on
+
+
+def test_a_finished_run_goes_on_with_more_epochs(tmp_path, capsys):
+    folder = tmp_path / "o"
+    say(capsys, "train", "iris", "--epochs", "2", "--schedule", "constant", "--out", folder)
+    code, _, err = say(capsys, "train", "--resume", folder, "--epochs", "4")
+    assert code == 0
+    assert [line.split()[1] for line in err.splitlines()] == ["3/4", "4/4"]
+    say(capsys, "train", "iris", "--epochs", "4", "--schedule", "constant", "--out", tmp_path / "whole")
+    assert weights(folder) == weights(tmp_path / "whole")
+    assert (folder / "history.csv").read_text() == (tmp_path / "whole" / "history.csv").read_text()
+    assert len(read_record(folder)["learning_rate"]) == 4
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, capsys):
+    """SIGKILL between two checkpoints; then --resume with nothing else."""
+    folder = tmp_path / "o"
+    words = ["train", "digits", "--model", "mlp", "--epochs", "6", "--average", "0.9", "--out", str(folder)]
+    process = subprocess.Popen(COMMAND + words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
+    try:
+        while not process.stderr.readline().startswith("epoch 3/6"):
+            assert process.poll() is None
+        time.sleep(0.02)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not (folder / "model.xpnet").exists()
+    code, out, err = say(capsys, "train", *words[1:])
+    assert code == 2  # it is not overwritten by mistake
+    assert f"xpnet train --resume {folder}" in err
+    code, out, _ = say(capsys, "train", "--resume", folder)
+    assert code == 0
+    assert "test accuracy" in out
+    say(capsys, "train", *words[1:-1], tmp_path / "whole")
+    assert weights(folder) == weights(tmp_path / "whole")
+    assert (folder / "history.csv").read_text() == (tmp_path / "whole" / "history.csv").read_text()
+
+
+def test_ctrl_c_says_how_to_go_on_and_it_does(tmp_path, capsys):
+    folder = tmp_path / "my runs" / "o"
+    words = ["train", "digits", "--model", "mlp", "--epochs", "100000", "--schedule", "constant", "--out", str(folder)]
+    process = subprocess.Popen(COMMAND + words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert "Traceback" not in stderr
+    line = next(line for line in stdout.splitlines() if line.startswith("to go on: "))
+    assert line == f"to go on: xpnet train --resume '{folder}'"
+    assert read_record(folder)["state"] == "interrupted"
+    done = int(re.search(r"in epoch (\d+)", stdout)[1])
+    code, _, err = say(capsys, "train", "--resume", folder, "--epochs", done + 1)
+    assert code == 0
+    assert err.splitlines()[0].startswith(f"epoch {done}/{done + 1}")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--resume", "{folder}/nothing"], "no run there: expected a folder that holds config.toml"),
+        (["--resume", "{run}", "--seed", "7"], "--seed 7 is not what the run"),
+        (["digits", "--resume", "{run}"], "the data set digits is not what the run"),
+        (["--resume", "{run}", "--out", "{folder}"], "a run goes on in its own folder"),
+        (["--resume", "{run}", "--clip", "1"], "--clip 1.0 is not what the run"),
+    ],
+)
+def test_runs_that_cannot_go_on_like_that(words, says, trained, tmp_path, capsys):
+    code, _, err = say(capsys, "train", *[w.format(folder=tmp_path, run=trained) for w in words])
+    assert code == 2
+    assert says in err
+
+
+def test_a_finished_run_may_be_replaced(tmp_path, capsys):
+    say(capsys, "train", "iris", "--epochs", "3", "--out", tmp_path)
+    assert say(capsys, "train", "iris", "--epochs", "1", "--seed", "4", "--out", tmp_path)[0] == 0
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_patience_watches_a_held_out_part(tmp_path, capsys):
+    code, out, err = say(
+        capsys, "train", "iris", "--epochs", "60", "--patience", "1", "--learning-rate", "0.2", "--out", tmp_path / "o"
+    )
+    assert code == 0
+    assert "108 examples to train on" in out
+    assert "12 of the training part are held out and watched" in out
+    assert len(err.splitlines()) < 60
+    assert read_record(tmp_path / "o")["answers"]["examples"] == 12
+
+
+def test_settings_reach_the_training(tmp_path, capsys, monkeypatch):
+    seen = {}
+    real = xn.Trainer.fit
+
+    def fit(self, data, **keywords):
+        seen.update(trainer=self, batches=data)
+        return real(self, data, **keywords)
+
+    monkeypatch.setattr(xn.Trainer, "fit", fit)
+    flags = (
+        "--epochs 1 --clip 2 --average 0.5 --accumulate 3 --batch-size 7 --keep 5 --checkpoint-minutes 3 --balance --workers 1"
+    )
+    assert say(capsys, "train", "digits", "--model", "mlp", "--no-augment", *flags.split(), "--out", tmp_path / "o")[0] == 0
+    trainer, batches = seen["trainer"], seen["batches"]
+    found = {type(c).__name__: c for c in trainer.callbacks}
+    assert found["ClipGradients"].norm == 2
+    assert found["ExponentialMovingAverage"].decay == 0.5
+    assert isinstance(found["Checkpoint"], Checkpoint)
+    assert (found["Checkpoint"].keep, found["Checkpoint"].every_minutes) == (5, 3.0)
+    assert trainer.accumulate == 3
+    assert (batches.batch_size, batches._workers) == (7, 1)
+    assert batches._weights is not None
+    assert list(found)[-1] == "RunReport"
+
+
+# Data of one's own
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(("blue", "green", "red")):
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 100, size=(10, 12, 3), dtype=np.uint8)
+            pixels[..., 2 - k] += 120
+            image.fromarray(pixels).save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+def test_a_folder_of_images(photos, tmp_path, capsys):
+    code, out, _ = say(capsys, "train", photos, "--epochs", "8", "--size", "8,8", "--out", tmp_path / "o")
+    assert code == 0
+    assert "48 images to train on, 12 to test, 3 classes" in out
+    assert re.search(r"test accuracy 100\.00 %", out)
+    model = tmp_path / "o" / "model.xpnet"
+    assert "test accuracy 100.00 % (12 of 12)" in say(capsys, "evaluate", model)[1]
+    # Answers for the whole folder, as a table.
+    code, out, _ = say(capsys, "predict", model, photos, "--out", tmp_path / "answers.csv")
+    assert code == 0
+    assert "60 answers in" in out
+    rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["example", "class", "probability", "blue", "green", "red"]
+    assert len(rows) == 60
+    for row in rows:
+        assert Path(row["example"]).parent.name == row["class"]
+        shares = [float(row[name]) for name in ("blue", "green", "red")]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert float(row["probability"]) == max(shares)
+    printed = say(capsys, "predict", model, photos / "red" / "00.png", "--out", "-")[1]
+    assert printed.splitlines()[1].startswith(f"{photos / 'red' / '00.png'},red,")
+
+
+def test_a_folder_with_train_and_test(photos, tmp_path):
+    for part, numbers in (("train", range(15)), ("test", range(15, 20))):
+        for name in ("blue", "red"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in numbers:
+                (tmp_path / part / name / f"{i}.png").write_bytes((photos / name / f"{i:02d}.png").read_bytes())
+    dataset = own.find(str(tmp_path))
+    assert (len(dataset.train[1]), len(dataset.test[1])) == (30, 10)
+    assert dataset.class_names == ("blue", "red")
+    assert dataset.input_shape == (10, 12, 3)
+    np.testing.assert_allclose(dataset.mean, dataset.train[0].mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-6)
+
+
+def test_images_of_several_sizes_want_a_size(photos, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for name, side in (("a", 8), ("b", 9)):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            image.fromarray(np.full((side, side), 30 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
+    with pytest.raises(DataError, match=r"b/0\.png is 9 x 9 pixels.*give --size"):
+        own.find(str(tmp_path))
+    assert own.find(str(tmp_path), size=(8, 8)).input_shape == (8, 8, 1)  # grey
+
+
+def flowers(path, *, titles=True):
+    dataset = xn.data.load("iris")
+    x, y = (np.concatenate([a, b]) for a, b in zip(dataset.train, dataset.test))
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        if titles:
+            table.writerow(["a", "species", "b", "c", "d"])
+        for row, label in zip(x, y):
+            table.writerow([row[0], dataset.class_names[label], *row[1:]])
+    return path
+
+
+def test_a_csv_file(tmp_path, capsys):
+    path = flowers(tmp_path / "flowers.csv")
+    code, out, _ = say(capsys, "train", path, "--target", "species", "--out", tmp_path / "o")
+    assert code == 0
+    right, total = map(int, re.search(r"\((\d+) of (\d+)\)", out).groups())
+    assert total == 30
+    assert right >= 26
+    assert f"({right} of 30)" in say(capsys, "evaluate", tmp_path / "o" / "model.xpnet")[1]
+    rows = tmp_path / "new.csv"
+    rows.write_text("a,b,c,d\n0.51,0.35,0.14,0.02\n0.65,0.30,0.58,0.22\n")
+    said = say(capsys, "predict", tmp_path / "o" / "model.xpnet", rows)[1].splitlines()
+    assert [line.split("  ")[1] for line in said] == ["setosa", "virginica"]
+    assert said[1].startswith(f"{rows}[1]")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no rows"),
+        ("a,b\n", "holds titles and no rows"),
+        ("1,2,x\n3,y\n", "line 2 has 2 columns, expected 3"),
+        ("1,2,x\n3,oops,y\n", "expected numbers, got 'oops'"),
+        ("1,2,x\n3,inf,y\n", "example 2 holds a number that is not finite"),
+        ("1,x\n2,x\n", "holds 'x' only"),
+        ("".join(f"1,{i}.5\n" for i in range(50)), "holds 50 values in 50 rows; are these classes?"),
+    ],
+)
+def test_csv_files_that_cannot_be_used(text, says, tmp_path, capsys):
+    (tmp_path / "f.csv").write_text(text)
+    code, _, err = say(capsys, "train", tmp_path / "f.csv", "--out", tmp_path / "o")
+    assert code == 2
+    assert says in err
+    assert "f.csv" in err
+
+
+def test_predictions_of_files_that_do_not_fit(trained, tmp_path, capsys):
+    (tmp_path / "f.csv").write_text("1,2\n")
+    (tmp_path / "empty").mkdir()
+    assert "has 2 columns, the model takes 4 numbers" in say(capsys, "predict", trained / "model.xpnet", tmp_path / "f.csv")[2]
+    assert "a folder without images" in say(capsys, "predict", trained / "model.xpnet", tmp_path / "empty")[2]
+
+
+# Looking
+
+
+def test_report_of_one_and_of_several(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (trained / "report.html").read_text()
+    (trained / "report.html").unlink()
+    code, out, _ = say(capsys, "report", trained)
+    assert code == 0
+    assert out.strip() == str(trained / "report.html")
+    assert (trained / "report.html").read_text() == page
+    say(capsys, "train", "iris", "--epochs", "2", "--seed", "9", "--out", "other")
+    code, out, _ = say(capsys, "report", trained, "other")
+    assert code == 0
+    text = Path("comparison.html").read_text()
+    assert "2 runs side by side" in text
+    assert say(capsys, "report", "nowhere")[0] == 2
+
+
+def test_the_record_of_a_run_tells_its_settings(trained):
+    record = read_record(trained)
+    assert record["configuration"]["dataset"] == "iris"
+    assert record["configuration"]["learning_rate"] == 0.02
+    assert record["environment"]["device"] == "cpu"
+    assert record["classes"] == ["setosa", "versicolor", "virginica"]
+    assert record["state"] == "finished"
+
+
+def test_the_doctor_of_a_sound_network(capsys):
+    code, out, _ = say(capsys, "doctor", "mlp", "iris")
+    assert code == 0
+    assert "nothing looks wrong" in out
+    assert re.search(r"a learning rate to begin with, for AdamW: [\d.e-]+", out)
+    assert "learnt by heart" in out
+
+
+def test_the_doctor_of_a_trained_network(trained, capsys):
+    code, out, _ = say(capsys, "doctor", trained / "model.xpnet", "iris")
+    assert code == 0
+    assert "learnt by heart" not in out
+
+
+def test_the_doctor_finds_what_is_wrong(tmp_path, capsys):
+    (tmp_path / "nets.py").write_text(
+        "import xpnet as xn\n"
+        "def deep(input_shape, classes):\n"
+        "    return xn.Sequential([xn.Flatten(), *[xn.Dense(20, 'sigmoid') for _ in range(12)], xn.Dense(classes)],\n"
+        "                         input_shape=input_shape)\n"
+    )
+    code, out, _ = say(capsys, "doctor", f"{tmp_path}/nets.py:deep", "digits")
+    assert code == 1
+    assert "vanishing" in out
+    assert "could not learn one batch by heart" in " ".join(out.split())
+    assert "batch normalisation" in " ".join(out.split())  # what to do
+
+
+def test_profile(trained, tmp_path, capsys):
+    code, out, _ = say(capsys, "profile", trained / "model.xpnet", "--steps", "2", "--trace", tmp_path / "t.json")
+    assert code == 0
+    assert "one forward and backward pass on cpu" in out
+    assert len(re.findall(r"\(Dense\)", out)) == 3
+    assert json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    assert say(capsys, "profile", "cnn", "--input", "12,12,1", "--steps", "1", "--batch-size", "2")[0] == 0
+    assert "add --input" in say(capsys, "profile", "cnn")[2]
+
+
+def test_bench(capsys, monkeypatch):
+    from xpnet.cli import bench
+
+    monkeypatch.setattr(bench, "CASES", bench.CASES[:1])
+    monkeypatch.setattr(bench, "_products", lambda device, seconds: 1e9)
+    code, out, _ = say(capsys, "bench", "--seconds", "1")
+    assert code == 0
+    batch, step, train = re.search(r"mlp on .*?  +(\d+) +([\d.]+) +([\d,]+) +[\d,]+", out).groups()
+    assert float(train.replace(",", "")) == pytest.approx(int(batch) / float(step) * 1e3, rel=0.02)
+
+
+def test_products_are_computed():
+    from xpnet.backend import CPU
+    from xpnet.cli import bench
+
+    assert bench._products(CPU, 0, n=64) > 1e6
