@@ -241,7 +241,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     result = json.loads((tmp_path / f"{stem}.json").read_text())
     assert [part["cases"] for part in result["resumed"]] == [["layer softmax_cross_entropy 128x10"]]
     both = result["cases"]
-    assert [case["name"] for case in both] == ["layer softmax_cross_entropy 128x10", "step mlp [784,30,10] batch 10"]
+    assert [case["name"] for case in both] == ["step mlp [784,30,10] batch 10", "layer softmax_cross_entropy 128x10"]
     with pytest.raises(SystemExit):
         main(["--cases", "no such case", "--against", "", *settings])
     assert "no case matches" in capsys.readouterr().err
