@@ -106,6 +106,7 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
             "options": {**dataclasses.asdict(options), "quick": arguments.quick},
             "workers": kept["workers"] | {name: _hello(worker.hello) for name, worker in comparison.workers.items()},
             "skipped": comparison.skipped,
+            "resumed": [*kept.get("resumed", []), *_part(kept)],
             "cases": kept["cases"],
             "memory": kept["memory"],
         }
@@ -124,6 +125,13 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
             print("interrupted: what was measured is kept")
             return
     save(result, arguments.out, stem_of(result))
+
+
+def _part(kept: dict[str, Any]) -> list[dict[str, Any]]:
+    """Which cases come from an earlier run, and of which commit."""
+    before = {name for part in kept.get("resumed", []) for name in part["cases"]}
+    names = [record["name"] for record in [*kept["cases"], *kept["memory"]] if record["name"] not in before]
+    return [{"commit": kept["commit"], "date": kept["date"], "cases": names}] if names else []
 
 
 def _hello(hello: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +156,9 @@ def stem_of(result: dict[str, Any]) -> str:
 
 def save(result: dict[str, Any], folder: Path, stem: str) -> None:
     """Write JSON, plots and page."""
+    places = {case.name: i for i, case in enumerate([*all_cases(), *memory_cases()])}
+    for part in ("cases", "memory"):  # a resumed run measured them in another order
+        result[part].sort(key=lambda record: places.get(record["name"], len(places)))
     report.save_json(result, folder / f"{stem}.json")
     try:
         pictures = plots.draw(result, folder, stem)

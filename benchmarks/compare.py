@@ -38,6 +38,9 @@ TOLERANCE = {"float32": 2e-3, "tf32": 2e-2, "float16": 3e-2, "bfloat16": 1e-1}
 # In a deep network rounding sends some units to the other side of ReLU's kink, and gradients of single arrays jump, while
 # losses agree to 1e-6: from each other, PyTorch and JAX differ by 1.5e-2 on ResNet-20 after two updates.
 DEEP, DEEP_FACTOR = 6, 20.0
+# Even in a shallow one a unit can lie within rounding of the kink. Then other numbers are drawn; what is really wrong
+# disagrees with all of them.
+DRAWS, DISAGREES = 3, "results do not agree"
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,9 @@ class Options:
     verbose: bool = True
 
 
-def arrays_for(case: Case) -> dict[str, Any]:
+def arrays_for(case: Case, draw: int = 0) -> dict[str, Any]:
     """Inputs and weights, the same for every library, in xpnet's layouts."""
-    rng = np.random.default_rng(zlib.crc32(case.name.encode()))
+    rng = np.random.default_rng([zlib.crc32(case.name.encode()), draw])
 
     def normal(shape: tuple[int, ...]) -> Any:
         return rng.standard_normal(shape, dtype=np.float32)
@@ -164,14 +167,20 @@ class Comparison:
             "skipped": {},
         }
         file = self.folder / "arrays.npz"
-        np.savez(file, **arrays_for(case))
-        if case.kind in ("import", "first_step"):
-            self._time(record, self._starters(case, file, record))
-            return record
-        with self._prepared(case, file, record) as ready:
-            if OURS in ready:
+        for draw in range(DRAWS):
+            np.savez(file, **arrays_for(case, draw))
+            if case.kind in ("import", "first_step"):
+                self._time(record, self._starters(case, file, record))
+                break
+            record["skipped"].clear()
+            with self._prepared(case, file, record) as ready:
+                if OURS not in ready:
+                    break
                 self._check(case, ready, record)
+                if draw + 1 < DRAWS and any(why.startswith(DISAGREES) for why in record["skipped"].values()):
+                    continue
                 self._time(record, {name: self._turns(name, key) for name, key in ready.items()})
+                break
         return record
 
     def _prepared(self, case: Case, file: Path, record: dict[str, Any]) -> _Prepared:
@@ -204,7 +213,7 @@ class Comparison:
             }
             if worst is None or not distances[worst] <= tolerance:
                 found = "nothing to compare" if worst is None else f"{worst} differs by {distances[worst]:.1e} of its norm"
-                record["skipped"][name] = f"results do not agree: {found}"
+                record["skipped"][name] = f"{DISAGREES}: {found}"
                 del ready[name]
 
     def _results(self, name: str) -> dict[str, Any]:

@@ -68,14 +68,13 @@ def _ratios(plt: Any, result: Result) -> Any:
         places.append(row)
         labels.append(record["name"].partition(" ")[2] + (" *" if disturbed(record) else ""))
         row += 1
-    figure, axes = plt.subplots(figsize=(8.5, 1.2 + 0.25 * row))
+    figure, axes = plt.subplots(figsize=(8.5, 1.2 + (0.14 + 0.08 * len(peers)) * row))
     height = 0.8 / len(peers)
-    for i, peer in enumerate(peers):
-        for place, record in zip(places, records):
-            if peer not in record["ratios"]:
-                continue
+    for place, record in zip(places, records):
+        present = [peer for peer in peers if peer in record["ratios"]]
+        for i, peer in enumerate(present):
             ratio = record["ratios"][peer]
-            at = place + (i - (len(peers) - 1) / 2) * height
+            at = place + (i - (len(present) - 1) / 2) * height
             value = ratio["median"]
             faded = 0.4 if disturbed(record) else 1.0
             axes.barh(at, value - 1, height * 0.9, left=1, color=COLOURS[peer], alpha=faded, zorder=2)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cases import all_cases, memory_cases
 from benchmarks.compare import DISTURBED
 from benchmarks.libraries import OURS
 from benchmarks.text import bytes_text, seconds_text
@@ -88,6 +89,9 @@ def _setting(result: Result) -> list[str]:
         "  updates. *Products* is the speed reached as a fraction of the same matrix products alone (Winograd needs fewer",
         "  products, so it can pass 100 %); *copy* as a fraction of copying the bytes that the case has to move.",
     ]
+    if result.get("resumed"):
+        earlier = [f"{', '.join(part['cases'])} ({part['commit']}, {part['date']})" for part in result["resumed"]]
+        lines.append(f"* Taken over from an interrupted run: {'; '.join(earlier)}.")
     if result.get("interrupted"):
         lines.append("* The run was interrupted: the cases that are not here were not measured.")
     marked = sum(map(disturbed, result["cases"]))
@@ -185,6 +189,11 @@ def _memory_table(result: Result) -> list[str]:
 
 def _skipped(result: Result) -> list[str]:
     lines = [f"* {name}: {why}." for name, why in result["skipped"].items()]
+    measured = {record["name"] for record in [*result["cases"], *result["memory"]]}
+    wanted = [case.name for case in [*all_cases(result["options"]["quick"]), *memory_cases()]]
+    missing = [name for name in wanted if name not in measured]
+    if missing and not result["options"]["quick"]:
+        lines.append(f"* Not measured in this run: {'; '.join(missing)}.")
     reasons: dict[tuple[str, str], list[str]] = {}
     for record in [*result["cases"], *result["memory"]]:
         for name, why in record["skipped"].items():

@@ -166,7 +166,7 @@ def _result(*records: dict[str, Any]) -> dict[str, Any]:
         "device_name": "",
         "skipped": {"jax": "not installed"},
         "machine": {"cores": 2, "system": "Linux", "architecture": "x"},
-        "options": {"threads": 2, "precision": "float32"},
+        "options": {"threads": 2, "precision": "float32", "quick": False},
         "workers": {},
         "cases": list(records),
         "memory": [memory],
@@ -238,8 +238,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         *settings,
     ]
     assert main(resumed) == 0
-    both = json.loads((tmp_path / f"{stem}.json").read_text())["cases"]
-    assert [case["name"] for case in both] == ["layer softmax_cross_entropy 128x10", "step mlp [784,30,10] batch 10"]
+    result = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert [part["cases"] for part in result["resumed"]] == [["layer softmax_cross_entropy 128x10"]]
+    both = result["cases"]
+    assert [case["name"] for case in both] == ["step mlp [784,30,10] batch 10", "layer softmax_cross_entropy 128x10"]
     with pytest.raises(SystemExit):
         main(["--cases", "no such case", "--against", "", *settings])
     assert "no case matches" in capsys.readouterr().err
