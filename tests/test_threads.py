@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
+import xpnet as xn
 from xpnet import threads
 
 
@@ -153,6 +154,7 @@ import os, sys, threading, warnings
 warnings.simplefilter("ignore")  # newer Pythons warn about any fork with threads
 import numpy as np
 from threadpoolctl import threadpool_info
+import xpnet as xn
 from xpnet import threads
 def blas():
     return [l["num_threads"] for l in threadpool_info() if l["user_api"] == "blas"]
@@ -181,3 +183,28 @@ assert blas() == before
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_model_decides_whose_threads_its_products_use():
+    dense = xn.Sequential([xn.Dense(300)], input_shape=(400,))
+    images = xn.Sequential([xn.Conv2D(4, 3), xn.Flatten(), xn.Dense(3)], input_shape=(6, 6, 1))
+    for model, shape, own in ((dense, (2, 400), False), (images, (2, 6, 6, 1), True), (dense, (2, 400), False)):
+        model(np.ones(shape, np.float32))
+        assert threads.own_threads_preferred() is own
+
+
+def test_what_ran_before_changes_no_bit():
+    """The two ways to share out a product may round differently, so which one runs must not depend on the moment."""
+    x = np.random.default_rng(0).normal(size=(128, 400)).astype(np.float32)
+    y = np.arange(128) % 10
+
+    def trained():
+        model = xn.Sequential([xn.Dense(300, "relu"), xn.Dense(10)], input_shape=(400,))
+        trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1, 0.9))
+        for _ in range(3):
+            trainer.step(x, y)
+        return model.arena.values.copy()
+
+    before = trained()
+    xn.Sequential([xn.Conv2D(4, 3)])(np.ones((8, 20, 20, 3), np.float32))
+    np.testing.assert_array_equal(trained(), before)

@@ -64,6 +64,28 @@ def set_num_threads(count: int) -> None:
     _blas.set_default(_threads)
 
 
+class _Preference(threading.local):
+    own = False
+
+
+_preference = _Preference()
+
+
+def prefer_own_threads(own: bool) -> None:
+    """Say whether products of this thread should leave BLAS's threads asleep; a model says it whenever it is called.
+
+    BLAS's threads wait for the next product in a busy loop, on the cores that xpnet's threads want for convolutions. A network
+    without convolutions has nothing else for those cores, and BLAS's threads are the faster ones for its products. It is a
+    property of the model, not of the moment: the two ways may round differently.
+    """
+    _preference.own = own
+
+
+def own_threads_preferred() -> bool:
+    """What :func:`prefer_own_threads` said last in this thread."""
+    return _preference.own
+
+
 class _Blas:
     """Holds every BLAS library of the process to one thread while any thread is inside :func:`parallel`."""
 

@@ -40,6 +40,7 @@ class Convolution(Module):
         use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer, kernel_constraint: as in Dense.
     """
 
+    shares_work = True
     kernel: Parameter
     bias: Parameter
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self
 
-from xpnet import backend, initializers, random
+from xpnet import backend, initializers, random, threads
 from xpnet.arena import Arena
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
@@ -21,7 +21,7 @@ from xpnet.tensor import Parameter, Tensor
 _INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks"})
 
 
-class _Structure:
+class Structure:
     """Counts every change of any tree of Modules: a cheap way to know that an arena still holds all its parameters."""
 
     version = 0
@@ -46,6 +46,7 @@ class Module:
     built_for: Shape | None  # the input's shape that the parameters were made for
     context: Context
     ticks: Any  # the counter on the device, while steps are captured there (xpnet.training.captured.Ticks)
+    shares_work: bool = False  # whether on a CPU its work is shared out over xpnet's threads rather than those of BLAS
     capturable: bool = True  # whether a training step through this Module may be recorded once and replayed
     counter: int  # how often a random layer has drawn: the step of its stream
     _children: dict[str, Module]
@@ -54,13 +55,14 @@ class Module:
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _arena: Arena | None
     _arena_version: int
+    _known_modules: tuple[int, tuple[Module, ...]]
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
         self = super().__new__(cls)
         table = self.__dict__
         table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, ticks=None)
-        table.update(_children={}, _parameters={}, _buffers={}, _arena=None, _arena_version=-1)
+        table.update(_children={}, _parameters={}, _buffers={}, _arena=None, _arena_version=-1, _known_modules=(-1, ()))
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
 
@@ -69,7 +71,7 @@ class Module:
 
     def __getstate__(self) -> dict[str, Any]:
         """What copy.deepcopy copies: a copy has flat storage of its own, made when it is first needed."""
-        return {**self.__dict__, "_arena": None, "_arena_version": -1, "_captured": None}
+        return {**self.__dict__, "_arena": None, "_arena_version": -1, "_captured": None, "_known_modules": (-1, ())}
 
     # -- the tree --
 
@@ -79,8 +81,9 @@ class Module:
             return
         for prefix in [c for c in self._children if c == name or c.startswith(name + ".")]:
             del self._children[prefix]
+            Structure.version += 1
         if isinstance(value, (Parameter, Module, list, tuple)) or name in self._parameters:
-            _Structure.version += 1
+            Structure.version += 1
         self._parameters.pop(name, None)
         if isinstance(value, Parameter):
             self._parameters[name] = value
@@ -108,9 +111,14 @@ class Module:
 
         return walk("", self)
 
-    def modules(self) -> Iterator[Module]:
+    def modules(self) -> tuple[Module, ...]:
         """This Module and all below it."""
-        return (module for _, module in self.named_modules())
+        version, known = self._known_modules
+        if version != Structure.version:
+            known = tuple(module for _, module in self.named_modules())
+            shares = any(module.shares_work for module in known)
+            self.__dict__.update(_known_modules=(Structure.version, known), _shares=shares)
+        return known
 
     def parameters(self) -> dict[str, Parameter]:
         """All Parameters by path, {"0.kernel": ..., "0.bias": ...}; a shared one has the first of its paths."""
@@ -251,7 +259,7 @@ class Module:
     def arena(self) -> Arena:
         """The flat storage of all trainable parameters; made when first asked for, and again when they have changed."""
         arena = self._arena
-        if arena is not None and self._arena_version == _Structure.version and arena.intact():
+        if arena is not None and self._arena_version == Structure.version and arena.intact():
             return arena
         self._require_built("arena")
         parameters = self.parameters().values()
@@ -260,7 +268,7 @@ class Module:
             arena = Arena(trainable)
         frozen = len(trainable) < len(parameters)
         # A frozen parameter may be set free at any time: then the arena is looked at again on every use.
-        self.__dict__.update(_arena=arena, _arena_version=-1 if frozen else _Structure.version)
+        self.__dict__.update(_arena=arena, _arena_version=-1 if frozen else Structure.version)
         return arena
 
     def zero_grad(self) -> None:
@@ -283,6 +291,8 @@ class Module:
             self._build_for(inputs)
         try:
             if table["path"] == "":
+                self.modules()
+                threads.prefer_own_threads(table["_shares"])
                 inputs = tuple([x if isinstance(x, Tensor) else self._received(x) for x in inputs])
             return self.forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:

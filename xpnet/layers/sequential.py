@@ -8,7 +8,7 @@ from typing import Any
 
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
-from xpnet.layers.module import Module
+from xpnet.layers.module import Module, Structure
 from xpnet.layers.pooling import MaxPool2D
 
 
@@ -62,6 +62,7 @@ class Sequential(Module):
             self.__dict__[name] = value
             if name == "layers":
                 self.__dict__["_pooled"] = _pooled(value)
+            Structure.version += 1
         else:
             super().__setattr__(name, value)
 

@@ -145,7 +145,10 @@ def windows(shape: Sequence[int], window: Size, stride: Size = 1, padding: Paddi
     Raises:
         ShapeError: a value is malformed, or the window is larger than the padded input.
     """
-    return _windows(int(shape[1]), int(shape[2]), _hashable(window), _hashable(stride), _hashable(padding), _hashable(dilation))
+    try:
+        return _windows(shape[1], shape[2], window, stride, padding, dilation)
+    except TypeError:  # lists, which cannot be remembered
+        return _windows(int(shape[1]), int(shape[2]), *map(_hashable, (window, stride, padding, dilation)))
 
 
 def _hashable(value: Any) -> Any:

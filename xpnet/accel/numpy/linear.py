@@ -1,7 +1,7 @@
-"""dense for NumPy: bias and activation in place, and large products shared out over xpnet's own threads.
+"""dense for NumPy: bias and activation in place, and in a model with convolutions large products on xpnet's own threads.
 
-BLAS's threads are left asleep: after a product they wait for the next one in a busy loop, for tens of milliseconds, on the
-cores that the threads of the convolutions want.
+There BLAS's threads are left asleep: after a product they wait for the next one in a busy loop, for tens of milliseconds, on
+the cores that the threads of the convolutions want.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats, activate, slope
 from xpnet.ops.linear import dense
-from xpnet.threads import get_num_threads, one_blas_thread, parallel
+from xpnet.threads import get_num_threads, one_blas_thread, own_threads_preferred, parallel
 
 _ALONE = 1 << 18
 """Multiplications up to which BLAS itself uses one thread, so nothing has to be set."""
@@ -21,14 +21,14 @@ _SHARED = 3 << 20
 """Multiplications from which waking another thread pays."""
 
 
-def matmul(a: Floats, b: Floats, out: Floats | None = None) -> Floats:
-    """a (M, K) @ b (K, N), on xpnet's threads, written to `out` where one is given."""
+def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats:
+    """a (M, K) @ b (K, N), written to `out` where one is given, on xpnet's `own` threads or on those of BLAS."""
     M, K = a.shape
     N = b.shape[1]
     work = M * K * N
-    if work <= _ALONE:
-        small: Floats = a.dot(b, out)  # it starts half a microsecond earlier than matmul
-        return small
+    if work <= _ALONE or not own:
+        product: Floats = a.dot(b, out)  # it starts half a microsecond earlier than matmul
+        return product
     if out is None:
         out = np.empty((M, N), a.dtype)
     threads = get_num_threads()
@@ -67,14 +67,15 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, activati
         or (bias is not None and (bias.dtype != dtype or bias.shape != (kernel.shape[1],)))
     ):
         return NotImplemented  # the reference computes it, or says what is wrong
-    y = matmul(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), kernel)
+    own = own_threads_preferred()
+    y = matmul(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), kernel, own)
     if bias is not None:
         y += bias
     if activation is not None:
         activate(y, activation)
     if x.ndim != 2:
         y = y.reshape(*x.shape[:-1], kernel.shape[1])
-    return y, (x, kernel, y if activation else None) if save else None
+    return y, (x, kernel, y if activation else None, own) if save else None
 
 
 @forward.backward
@@ -82,7 +83,7 @@ def backward(
     xp: Any, dy: Floats, saved: Any, *, activation: str | None, needs: tuple[bool, bool, bool], into: Any = (None,) * 3
 ) -> Any:
     """Two products and a sum."""
-    x, kernel, y = saved
+    x, kernel, y, own = saved
     if dy.dtype != x.dtype:
         dy = dy.astype(x.dtype)
     if activation is not None:
@@ -95,11 +96,11 @@ def backward(
         rows = x.reshape(-1, kernel.shape[0])
     dx = None
     if needs[0]:
-        dx = matmul(dy, kernel.T)
+        dx = matmul(dy, kernel.T, own)
         if x.ndim != 2:
             dx = dx.reshape(x.shape)
     return (
         dx,
-        matmul(rows.T, dy, into[1]) if needs[1] else None,
+        matmul(rows.T, dy, own, into[1]) if needs[1] else None,
         np.add.reduce(dy, axis=0, out=into[2]) if needs[2] else None,
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from xpnet.accel.numpy.scratch import Floats
 from xpnet.optim import rules
-from xpnet.threads import parallel
+from xpnet.threads import own_threads_preferred, parallel
 
 _BLOCK = 1 << 15
 """Elements of a block: five arrays of that size stay in a core's second-level cache."""
@@ -30,7 +30,12 @@ def _blocks(update: Any, *arrays: Floats) -> None:
         part = slice(number * _BLOCK, (number + 1) * _BLOCK)
         update(*[array[part] for array in arrays])
 
-    parallel(block, -(-size // _BLOCK))
+    count = -(-size // _BLOCK)
+    if own_threads_preferred():
+        parallel(block, count)
+    else:  # BLAS's threads may still be waiting, busily, for the next product
+        for number in range(count):
+            block(number)
 
 
 @rules.sgd.accelerate("numpy")
