@@ -434,3 +434,11 @@ def test_check_gradients_leaves_its_inputs_alone():
     before = x.copy()
     xn.inspect.check_gradients(ops.tanh, x)
     np.testing.assert_array_equal(x, before)
+
+
+def test_comparisons_are_arrays_of_booleans_and_tensors_are_keys():
+    t = xn.Tensor(np.array([1.0, 2.0, 3.0]), requires_grad=True)
+    np.testing.assert_array_equal(t == 2, [False, True, False])
+    np.testing.assert_array_equal(t != xn.Tensor(np.array([1.0, 0.0, 3.0])), [False, True, False])
+    np.testing.assert_array_equal(t >= 2, [False, True, True])
+    assert {t: "key"}[t] == "key"

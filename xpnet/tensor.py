@@ -216,7 +216,15 @@ class Tensor(Recorder):
     def __getitem__(self, index: Any) -> Tensor:
         return ops.getitem(self, _plain_index(index))  # type: ignore[no-any-return]
 
-    # A comparison has no gradient: it gives a native array of booleans.
+    # A comparison has no gradient: it gives a native array of booleans. A Tensor is still its own key in a dict.
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: Any) -> Any:
+        return self.array == _plain(other)
+
+    def __ne__(self, other: Any) -> Any:
+        return self.array != _plain(other)
+
     def __lt__(self, other: Any) -> Any:
         return self.array < _plain(other)
 
