@@ -112,7 +112,9 @@ def test_the_log_of_a_kernel_that_spills_is_understood():
 
 
 def test_a_kernel_that_does_not_compile_says_which_where_and_why(monkeypatch, instance):
-    text = source.read_source("activation").replace("return xtanh(v);", "return no_such_function(v);")
+    right, wrong = "Vector<T, V> v = load<V>(x + i);", "Vector<T, V> v = no_such_function(x + i);"
+    text = source.read_source("activation").replace(right, wrong)
+    assert wrong in text
     monkeypatch.setattr(compiler, "read_source", lambda file: text)
     with pytest.raises(compiler.CompileError) as caught:
         compiler.compile_instances("activation", [instance], 90)
