@@ -16,7 +16,6 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 # Each entry is one call of pip install, in order.
 RECIPES: dict[str, list[list[str]]] = {
@@ -69,8 +68,7 @@ def build(name: str, device: str = "cpu") -> str:
         venv.create(where, with_pip=True)
     recipe = ON_CUDA.get(name, RECIPES[name]) if device == "cuda" else RECIPES[name]
     for packages in recipe:
-        extra = ["--extra-index-url", CPU_WHEELS] if "torch" in packages and device == "cpu" else []
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *extra, *packages], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     show = f"import importlib.metadata as m; print(m.version({packages_name(name)!r}))"
     return subprocess.run([python, "-c", show], check=True, capture_output=True, text=True).stdout.strip()
 

@@ -104,7 +104,8 @@ def test_command_runs_one_and_leaves_its_picture(parser, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["perceptrons.png"]
 
 
-def test_command_fails_where_the_numbers_differ(parser, monkeypatch, capsys):
+def test_command_fails_where_the_numbers_differ(parser, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where its pictures go
     monkeypatch.setattr(gates, "three_input_gate", lambda steps: gates.learn_gate("OR", 0, steps=1) and _untrained())
     arguments = parser.parse_args(["examples", "gates"])
     assert arguments.run(arguments) == 1

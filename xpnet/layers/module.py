@@ -13,7 +13,7 @@ from xpnet import backend, initializers, random, threads
 from xpnet.arena import Arena
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
-from xpnet.layers.running import Evaluation, load_state, predict
+from xpnet.layers.running import Evaluation, load_state, predict, received
 from xpnet.ops.shapes import ShapeError
 from xpnet.tape import no_grad
 from xpnet.tensor import Parameter, Tensor
@@ -293,7 +293,7 @@ class Module:
             if table["path"] == "":
                 self.modules()
                 threads.prefer_own_threads(table["_shares"])
-                inputs = tuple([x if isinstance(x, Tensor) else self._received(x) for x in inputs])
+                inputs = tuple([x if isinstance(x, Tensor) else received(x, self.context) for x in inputs])
             return self.forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
@@ -308,24 +308,6 @@ class Module:
             except ShapeError as error:
                 raise self._located(error) from None
             self.built, self.built_for = True, shape
-
-    def _received(self, x: Any) -> Any:
-        """An input of the root: floats in the model's dtype, on the model's device."""
-        if not hasattr(x, "dtype"):
-            return x
-        context = self.context
-        if backend.dtype_name(x) == context.dtype and context.device.kind == "cpu":
-            return x
-        xp = backend.namespace(x)
-        place = backend.device_of(x)
-        if isinstance(place, Device) and place != context.device and backend.name_of(xp) in ("numpy", "cupy"):
-            raise DeviceError(
-                f"the model is on {context.device}, but its input on {place}; use model.to({str(place)!r}) or "
-                f"xpnet.to_device(x, {str(context.device)!r})"
-            )
-        if xp.isdtype(x.dtype, "real floating") and backend.dtype_name(x) != context.dtype:
-            return xp.astype(x, getattr(xp, context.dtype))
-        return x
 
     def as_float(self, x: Any) -> Any:
         """`x` in the model's dtype if it holds integers or booleans (bytes of an image)."""

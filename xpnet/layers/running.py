@@ -6,8 +6,8 @@ import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xpnet import backend
-from xpnet.backend import Array, Device
-from xpnet.layers.context import placed
+from xpnet.backend import Array, Device, DeviceError
+from xpnet.layers.context import Context, placed
 from xpnet.ops.shapes import ShapeError
 from xpnet.tape import no_grad
 from xpnet.tensor import Tensor
@@ -43,6 +43,24 @@ class Evaluation:
                 if not self._held[module]:
                     del self._held[module]
                     module.training = True
+
+
+def received(x: Any, context: Context) -> Any:
+    """An input of the root: floats in the model's dtype, on the model's device."""
+    if not hasattr(x, "dtype"):
+        return x
+    if backend.dtype_name(x) == context.dtype and context.device.kind == "cpu":
+        return x
+    xp = backend.namespace(x)
+    place = backend.device_of(x)
+    if isinstance(place, Device) and place != context.device and backend.name_of(xp) in ("numpy", "cupy"):
+        raise DeviceError(
+            f"the model is on {context.device}, but its input on {place}; use model.to({str(place)!r}) or "
+            f"xpnet.to_device(x, {str(context.device)!r})"
+        )
+    if xp.isdtype(x.dtype, "real floating") and backend.dtype_name(x) != context.dtype:
+        return xp.astype(x, getattr(xp, context.dtype))
+    return x
 
 
 def predict(model: Module, x: Array, batch_size: int) -> Array:
