@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import Any
 
 
@@ -17,9 +18,12 @@ class History(dict[str, list[float]]):
     interrupted = False
 
     def record(self, values: dict[str, float]) -> None:
-        """Add one epoch."""
+        """Add one epoch. A value that only some epochs have is nan in the others, so that all lists stay in step."""
+        before = self.epochs
         for name, value in values.items():
-            self.setdefault(name, []).append(float(value))
+            self.setdefault(name, [math.nan] * before).append(float(value))
+        for name in self.keys() - values.keys():
+            self[name].append(math.nan)
 
     @property
     def epochs(self) -> int:
