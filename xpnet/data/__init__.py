@@ -6,11 +6,13 @@ from .dataset import DataError, Dataset, WorkerError
 from .images import ImageFolder, read_image
 from .loader import Batches
 from .preprocessing import one_hot
+from .resident import Bytes
 from .sampling import class_weights, example_weights, split
 from .sources import SkipExample
 
 __all__ = [
     "Batches",
+    "Bytes",
     "DataError",
     "Dataset",
     "ImageFolder",

@@ -14,6 +14,7 @@ import numpy as np
 from xpnet.backend import Array, Namespace, describe, name_of, namespace
 
 from .dataset import NumpyArray
+from .resident import Bytes
 
 # Pages of a file stay in this process's memory once they were touched. They are given back after this many bytes.
 _RELEASE_AFTER = 1 << 26
@@ -124,6 +125,17 @@ class _InFile(_Reader):
         return np.asarray(self.array[start:stop])
 
 
+class _InBytes(_Reader):
+    """Bytes that become numbers as they are gathered, where they are."""
+
+    def take(self, order: Order, start: int, stop: int) -> Array:
+        images = self.array.images
+        return self.array[order.on(namespace(images), images)[start:stop]]
+
+    def slice(self, start: int, stop: int) -> Array:
+        return self.array[start:stop]
+
+
 class _Mapped(_Reader):
     """Of a memory-mapped file: batches are copies, and the file's pages are given back from time to time."""
 
@@ -150,6 +162,8 @@ class _Mapped(_Reader):
 
 
 def _reader(array: Array) -> _Reader:
+    if isinstance(array, Bytes):
+        return _InBytes(array)
     if isinstance(array, np.ndarray):
         memory = _file_memory(array)
         return _Numpy(array) if memory is None else _Mapped(array, memory)
