@@ -208,3 +208,11 @@ def test_what_ran_before_changes_no_bit():
     before = trained()
     xn.Sequential([xn.Conv2D(4, 3)])(np.ones((8, 20, 20, 3), np.float32))
     np.testing.assert_array_equal(trained(), before)
+
+
+def test_a_blas_that_is_loaded_later_is_found(count):
+    """SciPy brings a BLAS of its own."""
+    threads.parallel(lambda part: None, 4)
+    pytest.importorskip("scipy.linalg")
+    threads.set_num_threads(1)
+    assert set(blas_threads()) == {1}

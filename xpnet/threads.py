@@ -129,6 +129,7 @@ class _Blas:
             if self._inside:
                 self._before = [count] * len(self._before)
             else:
+                self._libraries = None  # others, such as SciPy's, may have been loaded since
                 for library in self._find():
                     library.set_num_threads(count)
 
