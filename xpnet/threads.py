@@ -209,7 +209,7 @@ class _Pool:
             del job, context  # keep no array alive while waiting
 
 
-_BUFFER = 1024
+BUFFER = 1024
 """Elements of NumPy's ufunc buffers within `parallel`.
 
 Operands whose rows are not adjacent are copied to buffers when a row is shorter than the buffer, which doubles the time
@@ -229,7 +229,7 @@ def parallel(body: Body, count: int) -> None:
             body(part)
         return
     threads = _threads if _threads < count else count
-    before = np.setbufsize(_BUFFER)  # of this context, and of the copies that the helpers get
+    before = np.setbufsize(BUFFER)  # of this context, and of the copies that the helpers get
     try:
         if threads <= 1:
             for part in range(count):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from xpnet.backend import namespace
-from xpnet.layers.module import Module
+from xpnet.layers.module import Module, Structure
 
 Run = Callable[..., Any]
 Wrapper = Callable[[Module, Run, tuple[Any, ...], dict[str, Any]], Any]
@@ -61,6 +61,7 @@ def wrapped(model: Module, wrapper: Wrapper) -> Iterator[None]:
             return wrapper(_layer, _forward, inputs, keywords)
 
         layer.__dict__["forward"] = run
+    Structure.settings += 1  # a planned prediction would not call it
     try:
         yield
     finally:

@@ -22,9 +22,12 @@ _INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "cou
 
 
 class Structure:
-    """Counts every change of any tree of Modules: a cheap way to know that an arena still holds all its parameters."""
+    """Counts every change of any tree of Modules: a cheap way to know that an arena still holds all its parameters, or that
+    a prediction that was planned is still the model's.
+    """
 
-    version = 0
+    version = 0  # Parameters and Modules
+    settings = 0  # everything else that a Module was given
 
 
 class Module:
@@ -71,7 +74,14 @@ class Module:
 
     def __getstate__(self) -> dict[str, Any]:
         """What copy.deepcopy copies: a copy has flat storage of its own, made when it is first needed."""
-        return {**self.__dict__, "_arena": None, "_arena_version": -1, "_captured": None, "_known_modules": (-1, ())}
+        return {
+            **self.__dict__,
+            "_arena": None,
+            "_arena_version": -1,
+            "_captured": None,
+            "_plans": {},
+            "_known_modules": (-1, ()),
+        }
 
     # -- the tree --
 
@@ -95,6 +105,8 @@ class Module:
             self._children.update({f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, Module)})
         elif name in self._buffers:
             self._buffers[name] = value
+        else:
+            Structure.settings += 1
         self.__dict__[name] = value
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:

@@ -1,10 +1,11 @@
 """Faster versions of some operations for NumPy arrays. The registry imports this when it meets the first one."""
 
+from xpnet.accel.numpy import average_pooling as average_pooling
 from xpnet.accel.numpy import convolution as convolution
 from xpnet.accel.numpy import elementwise as elementwise
 from xpnet.accel.numpy import fused as fused
 from xpnet.accel.numpy import linear as linear
+from xpnet.accel.numpy import max_pooling as max_pooling
 from xpnet.accel.numpy import normalization as normalization
-from xpnet.accel.numpy import pooling as pooling
 from xpnet.accel.numpy import rules as rules
 from xpnet.accel.numpy import softmax as softmax

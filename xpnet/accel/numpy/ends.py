@@ -7,11 +7,9 @@ further pass over memory.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from xpnet.accel.numpy import pooling
+from xpnet.accel.numpy.max_pooling import Won, pool_chunk, unpool_chunk
 from xpnet.accel.numpy.scratch import Floats, activate, fill_padded, relu_to, scratch, slope
 from xpnet.ops.geometry import Geometry
 
@@ -63,16 +61,16 @@ class Unpooled(Gradient):
     Args:
         dy: (N, PH, PW, C), the gradient of the pooled output.
         y: (N, PH, PW, C), the pooled output.
-        switches: (N, PH, PW, C), the numbers of the winners.
+        won: which comparisons of the pooling were won.
         activation: its derivative is computed from y; it never decreases, so the pooling may come first.
         g: the pooling's windows over the unpooled images.
     """
 
     whole = True
 
-    def __init__(self, dy: Floats, y: Floats, switches: Floats, activation: str | None, g: Geometry) -> None:
+    def __init__(self, dy: Floats, y: Floats, won: Won, activation: str | None, g: Geometry) -> None:
         super().__init__(dy, y, activation)
-        self.switches = switches
+        self.won = won
         self.g = g
         self.shape = (dy.shape[0], g.h.size, g.w.size, dy.shape[3])
 
@@ -83,7 +81,7 @@ class Unpooled(Gradient):
         dy, y = self.array[part], None if self.y is None else self.y[part]
         dz, full = scratch(self.dtype, dy.shape, (n1 - n0, *self.shape[1:]), slot="ends")
         slope(dy, y, self.activation, dz)
-        pooling.unpool_chunk(dz, self.switches[part], self.g, full)
+        unpool_chunk(dz, Won(self.won.across[:, part], self.won.down[:, part]), self.g, full)
         fill_padded(P, full, None, None, (0, n1 - n0), top, left)
 
     def every(self, rows: slice, columns: slice) -> Images:
@@ -131,22 +129,22 @@ class Strided(Outputs):
 
 
 class Pooled(Outputs):
-    """A target: outputs after max pooling and an activation, and the pooling's switches.
+    """A target: outputs after max pooling and an activation, and the outcomes of the pooling's comparisons.
 
     Args:
         shape: (N, OH, OW, O), the shape before the pooling.
         y: (N, PH, PW, O).
-        switches: as y, uint8; or None.
+        won: of all images, to be filled; or None.
         activation: never decreasing, so that the pooling may come first.
         g: the pooling's windows.
     """
 
     whole = True
 
-    def __init__(self, shape: tuple[int, ...], y: Floats, switches: Floats | None, activation: str | None, g: Geometry) -> None:
+    def __init__(self, shape: tuple[int, ...], y: Floats, won: Won | None, activation: str | None, g: Geometry) -> None:
         super().__init__(y, activation)
         self.shape = shape
-        self.switches = switches
+        self.won = won
         self.g = g
 
     def room(self, chunk: Chunk) -> Floats:
@@ -157,6 +155,5 @@ class Pooled(Outputs):
     def finish(self, chunk: Chunk, result: Floats) -> None:
         """As `Outputs.finish`."""
         part = slice(chunk[0], chunk[1])
-        switches: Any = None if self.switches is None else self.switches[part]
-        pooling.pool_chunk(result, self.g, self.y[part], switches)
+        pool_chunk(result, self.g, self.y[part], self.won, part)
         activate(self.y[part], self.activation)

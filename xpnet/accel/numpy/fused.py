@@ -1,9 +1,9 @@
 """Convolution, bias, activation and max pooling of a chunk of images while it is in the cache.
 
-Of the convolution's output only the pooled quarter and its switches reach memory, and backward the gradient of the
-whole output exists one chunk at a time. As the activations never decrease, they are applied after the pooling, to a quarter
-of the elements; a tie among equal activated values then goes to the larger value before the activation instead of the first,
-where the slope is 0 either way.
+Of the convolution's output only the pooled quarter and the outcomes of the pooling's comparisons reach memory, and
+backward the gradient of the whole output exists one chunk at a time. As the activations never decrease, they are applied
+after the pooling, to a quarter of the elements; a tie among equal activated values then goes to the larger value before
+the activation instead of the first, where the slope is 0 either way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from xpnet.accel.numpy.convolution import convolve, data_gradient, kernel_gradient, windows_of
 from xpnet.accel.numpy.ends import Images, Pooled, Unpooled
+from xpnet.accel.numpy.max_pooling import Won
 from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, LIMIT, Floats
 from xpnet.ops.convolution import conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
@@ -56,19 +57,19 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, window: 
         return NotImplemented
     N = x.shape[0]
     y = np.empty((N, p.h.out, p.w.out, O), dtype)
-    switches = np.empty(y.shape, np.uint8) if save else None
-    target = Pooled((N, g.h.out, g.w.out, O), y, switches, activation, p)
+    won = Won.empty(N, p, O) if save else None
+    target = Pooled((N, g.h.out, g.w.out, O), y, won, activation, p)
     convolve(Images(x), kernel, bias, windows_of(g), target)
-    return y, (x, kernel, y, switches) if save else None
+    return y, (x, kernel, y, won) if save else None
 
 
 @forward.backward
 def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, needs: tuple[bool, bool, bool], **settings: Any) -> Any:
     """The gradient of the whole output is made from the pooled one, a chunk at a time, where it is read."""
-    x, kernel, y, switches = saved
+    x, kernel, y, won = saved
     g, p = _geometries(x, kernel, None, window, settings)
     w = windows_of(g)
-    source = Unpooled(dy.astype(x.dtype, copy=False), y, switches, settings["activation"], p)
+    source = Unpooled(dy.astype(x.dtype, copy=False), y, won, settings["activation"], p)
     dx = dkernel = dbias = None
     if needs[0]:
         dx = np.empty(x.shape, x.dtype)

@@ -14,7 +14,7 @@ from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats, activate, slo
 from xpnet.ops.linear import dense
 from xpnet.threads import get_num_threads, one_blas_thread, own_threads_preferred, parallel
 
-_ALONE = 1 << 18
+ALONE = 1 << 18
 """Multiplications up to which BLAS itself uses one thread, so nothing has to be set."""
 
 _SHARED = 3 << 20
@@ -26,7 +26,7 @@ def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats
     M, K = a.shape
     N = b.shape[1]
     work = M * K * N
-    if work <= _ALONE or not own:
+    if work <= ALONE or not own:
         product: Floats = a.dot(b, out)  # it starts half a microsecond earlier than matmul
         return product
     if out is None:

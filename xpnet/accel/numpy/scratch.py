@@ -20,7 +20,7 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 LIMIT = 14 << 20
 """Bytes that the chunks of one operation may take up in one thread (a target: a single image row may need more)."""
 
-LONG = 1 << 20
+LONG = 1 << 18
 """Elements of a chunk where only arithmetic is done.
 
 A thread that returns from a call of NumPy waits for Python's lock if the other holds it, and is woken some ten microseconds
@@ -131,6 +131,11 @@ _INTEGERS: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.float32): np.dtype(np.int32),
     np.dtype(np.float64): np.dtype(np.int64),
 }
+
+
+def integers(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The integers of the same size."""
+    return _INTEGERS[dtype]
 
 
 def keep_where(values: Floats, mask: Floats, out: Floats) -> None:

@@ -1,0 +1,52 @@
+"""Average pooling for NumPy: shifted images added, a chunk at a time, no windows made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xpnet.accel.numpy.bands import Band, apart, combine, for_bands, gradient
+from xpnet.accel.numpy.scratch import FLOATS, Floats, scratch
+from xpnet.ops.geometry import windows
+from xpnet.ops.pooling import average_pool2d, pool_geometry, window_counts
+
+
+@average_pool2d.accelerate("numpy")
+def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
+    """Sums of shifted images, times one over the count."""
+    g = pool_geometry("average_pool2d", x, window, stride, padding)
+    if x.dtype not in FLOATS or not x.size or min(g.h.out, g.w.out) == 0:
+        return NotImplemented
+    y = np.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), x.dtype)
+    share = 1 / window_counts(np, g, count_include_pad, x)  # (OH, OW, 1)
+
+    def chunk(band: Band, part: Any) -> None:
+        combine(np.add, x, band, 0.0, y[part])
+        np.multiply(y[part], share[part[1]], out=y[part])
+
+    for_bands(x.shape, g, x.itemsize, chunk)
+    return y, x.shape
+
+
+@forward.backward
+def backward(xp: Any, dy: Floats, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
+    """Every element of a window gets an equal share."""
+    g = windows(shape, window, window if stride is None else stride, padding)
+    share = 1 / window_counts(np, g, count_include_pad, dy)
+    disjoint = apart(g)
+
+    def fill(band: Band, part: Any, P: Floats) -> None:
+        (shares,) = scratch(dy.dtype, band.out, slot="unpool")
+        np.multiply(dy[part], share[part[1]], out=shares)
+        if not disjoint:
+            P[...] = 0
+        for kh in range(g.h.window):
+            for kw in range(g.w.window):
+                place = band.below(band.element(P, kw), kh)
+                if disjoint:
+                    np.copyto(place, shares)
+                else:
+                    np.add(place, shares, out=place)
+
+    return gradient(shape, g, dy.dtype, fill)
