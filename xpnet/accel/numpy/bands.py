@@ -144,12 +144,10 @@ def gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Ca
     line = g.h.stride * W * C * dtype.itemsize
     images = evenly(N, max(1, CHUNK // (g.h.out * line)))
     lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
-    everywhere = covered(g)
 
     def chunk(number: int) -> None:
         n0, n1 = number * images, min((number + 1) * images, N)
-        if not everywhere:
-            dx[n0:n1] = 0
+        clear_outside(dx[n0:n1], g)
         done = 0
         for r0 in range(0, g.h.out, lines):
             r1 = min(r0 + lines, g.h.out)
@@ -168,6 +166,11 @@ def apart(g: Geometry) -> bool:
     return g.h.stride == g.h.window and g.w.stride >= g.w.window
 
 
-def covered(g: Geometry) -> bool:
-    """Whether every pixel lies in at least one window."""
-    return all(a.stride <= a.window and (a.out - 1) * a.stride + a.window - a.before >= a.size for a in g)
+def clear_outside(dx: Floats, g: Geometry) -> None:
+    """Set to 0 what no window sees of images dx (n, H, W, C)."""
+    if any(a.stride > a.window for a in g):
+        dx[...] = 0
+        return
+    lines, columns = ((a.out - 1) * a.stride + a.window - a.before for a in g)
+    dx[:, lines:] = 0
+    dx[:, :lines, columns:] = 0

@@ -76,13 +76,23 @@ class Unpooled(Gradient):
 
     def fill(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
         """As `Images.fill`."""
-        n0, n1 = images
-        part = slice(n0, n1)
+        part = slice(*images)
         dy, y = self.array[part], None if self.y is None else self.y[part]
-        dz, full = scratch(self.dtype, dy.shape, (n1 - n0, *self.shape[1:]), slot="ends")
+        won = Won(self.won.across[:, part], self.won.down[:, part])
+        H, W = self.shape[1:3]
+        (dz,) = scratch(self.dtype, dy.shape, slot="ends")
         slope(dy, y, self.activation, dz)
-        unpool_chunk(dz, Won(self.won.across[:, part], self.won.down[:, part]), self.g, full)
-        fill_padded(P, full, None, None, (0, n1 - n0), top, left)
+        if top <= 0 and left <= 0 and top + P.shape[1] >= H and left + P.shape[2] >= W:
+            P[:, :-top] = 0
+            P[:, H - top :] = 0
+            lines = P[:, -top : H - top]
+            lines[:, :, :-left] = 0
+            lines[:, :, W - left :] = 0
+            unpool_chunk(dz, won, self.g, lines[:, :, -left : W - left])
+        else:
+            (full,) = scratch(self.dtype, (len(dy), H, W, dy.shape[3]), slot="whole")
+            unpool_chunk(dz, won, self.g, full)
+            fill_padded(P, full, None, None, (0, len(dy)), top, left)
 
     def every(self, rows: slice, columns: slice) -> Images:
         """Not offered: the pooled pixels do not fall apart into such rows and columns."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet.accel.numpy.bands import Band, apart, combine, covered, for_bands, gradient
+from xpnet.accel.numpy.bands import Band, apart, clear_outside, combine, for_bands, gradient
 from xpnet.accel.numpy.scratch import FLOATS, Floats, integers, keep_where, scratch
 from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import max_pool2d, max_pool2d_with_switches, pool_geometry
@@ -112,8 +112,7 @@ def pool_chunk(x: Floats, g: Geometry, y: Floats, won: Won | None, images: slice
 def unpool_chunk(dy: Floats, won: Won, g: Geometry, dx: Floats) -> None:
     """The gradient dx of whole images, in this thread."""
     band = Band(g, (0, dy.shape[0], 0, g.h.out), dy.shape[3])
-    if not covered(g):
-        dx[...] = 0
+    clear_outside(dx, g)
     (P,) = scratch(dy.dtype, band.shape, slot="pool")
     _hand_back(band, dy, won, P)
     band.collect(P, dx, 0)
