@@ -15,6 +15,7 @@ from xpnet.ops.shapes import is_whole
 from xpnet.optim.optimizer import Optimizer
 from xpnet.tape import no_grad
 from xpnet.tensor import Tensor
+from xpnet.timeline import watched
 from xpnet.training.callback import Callback
 from xpnet.training.captured import captured_steps
 from xpnet.training.feeding import applied, as_batches, examples_in, kinds, known_length, native, no_batches
@@ -24,6 +25,7 @@ from xpnet.training.progress import Progress
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
+    from xpnet.training.feeds import Feed
 
 Data = Any
 
@@ -193,9 +195,10 @@ class Trainer:
         train = self._train if captured is None else captured.step
         context = contextlib.nullcontext() if captured is None else captured
         with Interruptible(self), Progress(last, known_length(batches), verbose) as progress, context:
+            source = batches if captured is None else captured.fed(batches)
             self._call("on_fit_begin")
             while self.epoch < last and not self.stop:
-                self._epoch(batches, checks, progress, train)
+                self._epoch(source, checks, progress, train)
             self._call("on_fit_end")
         return self.history
 
@@ -206,7 +209,7 @@ class Trainer:
         return loss
 
     def _epoch(
-        self, batches: Batches, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
+        self, batches: Batches | Feed, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
     ) -> None:
         """What is left of one epoch: its batches, validation, and the record of both."""
         if self.batch == 0:
@@ -214,7 +217,7 @@ class Trainer:
             self._call("on_epoch_begin")
         progress.begin(self.epoch, self.batch)
         x = None
-        for x, y in batches.epoch(self.epoch, self.batch):
+        for x, y in watched(batches.epoch(self.epoch, self.batch), self.model.context.device):
             self.last_loss = train(x, y)
             self.batch += 1
             progress.advance(examples_in(x), self.sums.means)

@@ -66,7 +66,7 @@ def gather(
         index: (N,) int64, a number outside 0..M-1 gives NaN; None: the first N rows.
         out: (N, ..., C), written; with a program both are images (N, H, W, C), of any two sizes.
         table: (256, C) or (256, 1), what each byte becomes, for bytes.
-        values: (K, 2, C) in the dtype that `out` is computed in: what other numbers become, (v - a) / b for each pair. None: stay.
+        values: (K, 2, C) in the dtype that `out` is computed in: numbers become (v - a) / b for each pair; None: they stay.
         fills: (S, C), what each stage paints.
         program: (S, 12) int64.
         drawn: (S, 2, N) int32, from `deal`.
@@ -86,9 +86,10 @@ def gather(
         V = 1
     across = max(-(-out_size // (V * THREADS)), 1)
     down = min(out.shape[0], 65535, max(runtime().multiprocessors * 16 // across, 1))
+    columns, pairs = 0 if table is None else int(table.shape[1]), 0 if values is None else int(values.shape[0])
     if out.size:
         launch(
             _gather[kind, V, source], (across, down, 1), THREADS, data, index, table, values, fills, program, drawn, out,
-            out.shape[0], data.shape[0], size, out_size, stages, 0 if table is None else int(table.shape[1]), 0 if values is None else int(values.shape[0]),
+            out.shape[0], data.shape[0], size, out_size, stages, columns, pairs,
             data.shape[2] if stages else 1, channels, out.shape[2] if stages else 1,
         )  # fmt: skip

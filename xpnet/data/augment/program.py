@@ -92,8 +92,10 @@ def program(
             if not bytes_:
                 if samples.dtype not in ((np.float32,) if kind is Rescale else (np.float32, np.float64)):
                     return None
-                pairs.append(_pair(stage, channels, samples.dtype))
+            kept = samples.dtype
             samples, *fills = (stage.apply(np, a, None, random.generator(key))[0] for a in (samples, *fills))
+            if not bytes_:
+                pairs.append(_pair(stage, channels, kept))
             continue
         if len(shape) != 3:
             return None  # where `apply` says that these are no images
