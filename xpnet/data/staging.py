@@ -37,7 +37,13 @@ class Event(Protocol):
 
 
 class Transfers(Protocol):
-    """Two streams of a device, one that copies and one that computes: xpnet.accel.cupy.transfers, or a test's own."""
+    """Two streams of a device, one that copies and one that computes: xpnet.accel.cupy.transfers, or a test's own.
+
+    Attributes:
+        xp: the namespace of the device's arrays.
+    """
+
+    xp: Any
 
     def pinned(self, size: int) -> NumpyArray:
         """Page-locked memory: (size,) uint8."""

@@ -138,12 +138,12 @@ class Staged:
     """
 
     def __init__(
-        self, batches: Batches, transfers: Transfers, made: Program | None = None, raw: Arrays | None = None, xp: Any = None
+        self, batches: Batches, transfers: Transfers, made: Program | None = None, raw: Arrays | None = None
     ) -> None:
         self.batches, self.raw = batches, raw
         # What the user's own code does without workers, it does in the main thread.
         self.staging = Staging(transfers, thread=batches.workers > 0 or isinstance(batches.source, Arrays))
-        self.maker = None if made is None else Maker(made, xp, min(batches.batch_size or 1, batches.count or 1))
+        self.maker = None if made is None else Maker(made, transfers.xp, min(batches.batch_size or 1, batches.count or 1))
         self.inputs: tuple[Array, ...] = ()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
@@ -203,7 +203,7 @@ def feed_of(batches: Batches, device: Device, transfers: Callable[[], Transfers]
     if program is None or (batches.augment is None and not isinstance(pair[0], Bytes)):  # type: ignore[index]
         return Staged(batches, transfers())
     x, y = pair  # type: ignore[misc]
-    return Staged(batches, transfers(), program, Arrays((_array(x), y)), device.xp)
+    return Staged(batches, transfers(), program, Arrays((_array(x), y)))
 
 
 def _array(x: Any) -> Any:

@@ -42,6 +42,7 @@ class CudaTransfers:
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.xp = device.xp
         self._device = cupy.cuda.Device(device.index)
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)

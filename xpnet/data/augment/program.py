@@ -89,9 +89,8 @@ def program(
     for stage, key in flat:
         kind = type(stage)
         if kind in (Rescale, Normalise):
-            if not bytes_:
-                if samples.dtype not in ((np.float32,) if kind is Rescale else (np.float32, np.float64)):
-                    return None
+            if not bytes_ and samples.dtype not in ((np.float32,) if kind is Rescale else (np.float32, np.float64)):
+                return None
             kept = samples.dtype
             samples, *fills = (stage.apply(np, a, None, random.generator(key))[0] for a in (samples, *fills))
             if not bytes_:
