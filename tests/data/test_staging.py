@@ -94,11 +94,13 @@ def test_the_stand_in_finds_memory_that_is_written_too_early():
             slot.copied = None  # so that nobody waits for it
             return super()._stage(slot, batch)
 
-    staging = Hasty(TwoStreams(), thread=False)
-    with pytest.raises(HazardError, match="before it was copied"):
-        for _ in staging.run(made()):
-            pass
+    def loop():
+        staging = Hasty(TwoStreams(), thread=False)
+        list(staging.run(made()))
         staging.close()
+
+    with pytest.raises(HazardError, match="before it was copied"):
+        loop()
 
 
 def test_slots_are_used_again():
@@ -134,9 +136,13 @@ def test_batches_are_made_ahead_and_no_further(thread):
 def test_an_error_comes_in_its_turn(thread):
     device, seen = TwoStreams(), []
     staging = Staging(device, thread)
-    with pytest.raises(OSError, match="the disk is gone"):
+
+    def loop():
         for (x, y), _ in staging.run(made(fails_at=4)):
             computed(device, x, y, seen)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        loop()
     staging.close()
     check(seen, 4)
 

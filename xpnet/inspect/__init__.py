@@ -20,6 +20,7 @@ from xpnet.inspect.images import draw_images, filters_image, first_filters, sali
 from xpnet.inspect.monte_carlo import Samples, monte_carlo
 from xpnet.inspect.profile import Profile, profile
 from xpnet.inspect.receptive import Field, receptive_fields
+from xpnet.timeline import Timeline
 
 __all__ = [
     "DeadUnits",
@@ -30,6 +31,7 @@ __all__ = [
     "Histogram",
     "Profile",
     "Samples",
+    "Timeline",
     "activation_histograms",
     "activations",
     "check_gradients",

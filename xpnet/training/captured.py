@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import Array
@@ -75,23 +75,7 @@ class CapturedSteps:
         self._rate = None
         return self
 
-    def fed(self, batches: Batches) -> Feed:
-        """The batches as the steps are fed with them; within the block."""
-        from xpnet.training.feeds import feed_of  # the data are imported where they are needed
-
-        def transfers() -> Any:
-            from xpnet.accel.cupy.transfers import CudaTransfers
-
-            return CudaTransfers(device)
-
-        device = self.trainer.model.context.device
-        self.feed = feed_of(batches, device, transfers)
-        return self.feed
-
     def __exit__(self, *exception: object) -> None:
-        if self.feed is not None:
-            self.feed.close()
-            self.feed = None
         for module in self.trainer.model.modules():
             if module.ticks is not None:
                 module.counter = module.ticks.value
@@ -149,3 +133,28 @@ def captured_steps(trainer: Trainer) -> CapturedSteps | None:
     from xpnet.accel.cupy.optimizers import Clock
 
     return CapturedSteps(trainer, CudaGraphs(model.context.device), lambda values: Clock.new(cupy, values))
+
+
+@contextlib.contextmanager
+def feeding(trainer: Trainer, batches: Batches, captured: CapturedSteps | None) -> Iterator[Batches | Feed]:
+    """Within the block, the batches as they best come to a trainer's steps: on a CPU themselves, see xpnet.training.feeds."""
+    device = trainer.model.context.device
+    if device.kind == "cpu" and captured is None:
+        yield batches
+        return
+    from xpnet.training.feeds import feed_of  # the data are imported where they are needed
+
+    def transfers() -> Any:
+        from xpnet.accel.cupy.transfers import CudaTransfers
+
+        return CudaTransfers(device)
+
+    feed = feed_of(batches, device, transfers, recorded=captured is not None)
+    if captured is not None:
+        captured.feed = feed
+    try:
+        yield feed
+    finally:
+        feed.close()
+        if captured is not None:
+            captured.feed = None

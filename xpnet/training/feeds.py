@@ -137,9 +137,7 @@ class Staged:
         raw: the arrays that are copied from, where `made` is given.
     """
 
-    def __init__(
-        self, batches: Batches, transfers: Transfers, made: Program | None = None, raw: Arrays | None = None
-    ) -> None:
+    def __init__(self, batches: Batches, transfers: Transfers, made: Program | None = None, raw: Arrays | None = None) -> None:
         self.batches, self.raw = batches, raw
         # What the user's own code does without workers, it does in the main thread.
         self.staging = Staging(transfers, thread=batches.workers > 0 or isinstance(batches.source, Arrays))
@@ -187,12 +185,21 @@ class Plain:
         """See Feed."""
 
 
-def feed_of(batches: Batches, device: Device, transfers: Callable[[], Transfers]) -> Feed:
-    """The best feed for these data and a model on `device`, a GPU; `transfers` is called where one is needed."""
+def feed_of(batches: Batches, device: Device, transfers: Callable[[], Transfers], recorded: bool = True) -> Feed:
+    """The best feed for these data and a model on a GPU.
+
+    Args:
+        batches: of which data.
+        device: the model's.
+        transfers: called where something is copied.
+        recorded: whether the steps call `prepare`; else the batches must be complete when they are given.
+    """
     pair = batches.source.tree if isinstance(batches.source, Arrays) else None
     if type(pair) is not tuple or len(pair) != 2 or not all(isinstance(p, Bytes) or is_array(p) for p in pair):
         pair = None
-    program = None if pair is None or batches.transform is not None or reference_is_forced() else _program(batches, pair[0])
+    program = None
+    if recorded and pair is not None and batches.transform is None and not reference_is_forced():
+        program = _program(batches, pair[0])
     if pair is not None and _place(pair[0]) == device:
         labels = _labels(batches, pair, device)
         if program is not None and labels is not None:

@@ -17,7 +17,7 @@ from xpnet.tape import no_grad
 from xpnet.tensor import Tensor
 from xpnet.timeline import watched
 from xpnet.training.callback import Callback
-from xpnet.training.captured import captured_steps
+from xpnet.training.captured import captured_steps, feeding
 from xpnet.training.feeding import applied, as_batches, examples_in, kinds, known_length, native, no_batches
 from xpnet.training.history import History
 from xpnet.training.interrupt import Interruptible
@@ -194,8 +194,8 @@ class Trainer:
         captured = captured_steps(self)
         train = self._train if captured is None else captured.step
         context = contextlib.nullcontext() if captured is None else captured
-        with Interruptible(self), Progress(last, known_length(batches), verbose) as progress, context:
-            source = batches if captured is None else captured.fed(batches)
+        bar = Progress(last, known_length(batches), verbose)
+        with Interruptible(self), bar as progress, context, feeding(self, batches, captured) as source:
             self._call("on_fit_begin")
             while self.epoch < last and not self.stop:
                 self._epoch(source, checks, progress, train)
