@@ -107,6 +107,7 @@ class Resident:
         self.y = xp.empty((size, *labels.shape[1:]), dtype=labels.dtype)
         self.order = xp.zeros(batches.count or 1, dtype=xp.int64)
         self.position = xp.zeros((), dtype=xp.int64)
+        self._views: dict[int, Pair] = {}  # by batch size: making a view takes longer than all else that the host does
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """See Feed."""
@@ -114,7 +115,10 @@ class Resident:
         self.position[...] = start * (self.batches.batch_size or 1)
         self.maker.begin(epoch, start)
         for begin, end in self.batches.bounds(epoch, start):
-            yield self.maker.x[: end - begin], self.y[: end - begin]
+            size = end - begin
+            if size not in self._views:
+                self._views[size] = self.maker.x[:size], self.y[:size]
+            yield self._views[size]
 
     def prepare(self, *inputs: Array, size: int) -> Pair:
         """See Feed."""
