@@ -50,18 +50,23 @@ __device__ inline int placed(const i64* stage, u32 drawn) {
   return static_cast<int>(stage[SIGN] * static_cast<i64>(drawn) + stage[OFFSET]);
 }
 
-// index[b] = order[position + b], -1 beyond its end. drawn (stages, 2, batch): what the augmentation of batch `step` draws for
+// index[b] = order[position + b], -1 beyond its end; its label, `words` 32-bit words of them, is taken along. drawn (stages, 2, batch): what the augmentation of batch `step` draws for
 // each example, as numpy.random.Generator draws it: `random` for flips, else `integers`, which is D. Lemire, "Fast random
-// integer generation in an interval" (2019), over 32 bits. Then both counters are moved on. order or step may be null. One
-// block.
+// integer generation in an interval" (2019), over 32 bits. Then both counters are moved on. order, labels or step may be
+// null. One block.
 template <int THREADS>
 __global__ void __launch_bounds__(THREADS)
-deal(const i64* order, i64 count, i64* position, u64* step, const i64* program, int stages, i64 batch, i64* index, int* drawn) {
+deal(const i64* order, i64 count, i64* position, u64* step, const i64* program, int stages, i64 batch, const u32* labels,
+     int words, i64* index, u32* taken, int* drawn) {
   __shared__ int rejected;
   const u64 at = step == nullptr ? 0 : *step;
   if (order != nullptr) {
     const i64 first = *position;
-    for (i64 b = threadIdx.x; b < batch; b += THREADS) index[b] = first + b < count ? order[first + b] : -1;
+    for (i64 b = threadIdx.x; b < batch; b += THREADS) {
+      const i64 row = first + b < count ? order[first + b] : -1;
+      index[b] = row;
+      for (int w = 0; w < words; ++w) taken[b * words + w] = row < 0 ? 0xffffffffu : labels[row * words + w];
+    }
   }
 #pragma unroll 1
   for (int s = 0; s < stages; ++s) {

@@ -187,12 +187,16 @@ def test_draws_are_those_of_numpys_generator(choices, paired):
     program = np.array([[3, 0, 0, 0, *choices, -(2**30), 1, paired, low, high, 0]])
     order, index, position = RANDOM.permutation(400), np.zeros(N, np.int64), np.array(90, np.int64)
     drawn = np.zeros((1, 2, N), np.int32)
+    labels, taken = RANDOM.integers(0, 2**32, (400, 3), dtype=np.uint32), np.zeros((N, 3), np.uint32)
+    settings = {"order": order, "position": position, "step": step, "program": program, "labels": labels, "taken": taken}
     with emulated():
-        deal(N, index, drawn, order=order, position=position, step=step, program=program)
+        deal(N, index, drawn, **settings)
         np.testing.assert_array_equal(drawn[0] + np.int64(2**30), expected)
         np.testing.assert_array_equal(index, order[90:390])
-        deal(N, index, drawn, order=order, position=position, step=step, program=program)
+        np.testing.assert_array_equal(taken, labels[order[90:390]])
+        deal(N, index, drawn, **settings)
     np.testing.assert_array_equal(index, [*order[390:], *[-1] * 290])  # beyond the end there is nothing
+    assert (taken[10:] == 2**32 - 1).all()
     assert (position, step) == (690, (2 << 32) + 9)
 
 

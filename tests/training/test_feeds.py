@@ -146,6 +146,29 @@ def test_data_that_are_brought_there_ahead_of_time(source, eager, monkeypatch):
     assert fed.graphs.replayed > 0
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        Y,
+        Y.astype(np.int32),
+        Y.astype(np.uint8),
+        np.eye(3)[Y],
+        np.eye(3, dtype=np.float32)[Y][:, ::-1],
+        np.tile(np.eye(3)[Y], 9),
+    ],
+    ids=lambda y: f"{y.dtype}{y.shape[1:]}",
+)
+def test_labels_of_every_form(labels):
+    batches = Batches((Bytes(IMAGES), labels), 8, seed=4)
+    feed = resident(batches)
+    with emulated_ops():
+        for (x, y), (u, v) in zip(feed.epoch(3), batches.epoch(3), strict=True):
+            feed.prepare(size=len(x))
+            assert y.dtype == v.dtype
+            np.testing.assert_array_equal(y, v)
+            np.testing.assert_array_equal(x, u)
+
+
 class Folder:
     """A sequence of examples."""
 

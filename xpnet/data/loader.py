@@ -92,7 +92,8 @@ class Batches:
         samples: examples in an epoch, instead of all; few out of many costs no pass over the data.
         transform: called with each batch, returns the batch to use; runs in the workers.
         augment: an augmentation of :mod:`xpnet.data.augment`, for batches `(x, y)` or x. Its random numbers
-            are those of (seed, epoch, batch). It runs in the workers, or, with `device` on a GPU, there.
+            are those of (seed, epoch, batch). It runs in the workers, or, with `device` on a GPU, there (in
+            `Trainer.fit` as part of the recorded step, where it can).
         device: put each batch there ("cuda"); None: leave it where it is.
         workers: how many threads (or processes) make batches ahead of time; 0: none.
         processes: worker processes instead of threads: for sequences of examples whose making holds Python's

@@ -14,8 +14,9 @@ from xpnet.backend import Array, Device, name_of, namespace
 class Bytes:
     """Images kept as bytes, in main memory or in a GPU's: a quarter of the memory of float32.
 
-    A batch of it is (bytes * scale - mean) / std, gathered, converted and normalised in one pass (on a GPU by one kernel). Use
-    it in the place of x: ``trainer.fit((xn.data.Bytes(images, device="cuda"), labels))``.
+    A batch of it is (bytes * scale - mean) / std. On a GPU each byte is looked up in a table of these, so the bits are those of
+    the CPU. Use it in the place of x: ``trainer.fit((xn.data.Bytes(images, device="cuda"), labels))``; a recorded step then
+    gathers, augments and converts its own batch.
 
     Args:
         images: (N, ..., C) uint8, of any library.

@@ -22,6 +22,7 @@ from xpnet.ops.registry import reference_is_forced
 
 Pair = tuple[Array, Array]
 
+_SHORT = 64  # bytes
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -70,16 +71,19 @@ class Maker:
         """The next batch is this one."""
         self.step[...] = (epoch << 32) + batch
 
-    def make(self, data: Array, size: int, order: Array | None = None, position: Array | None = None) -> Pair:
-        """The next `size` examples of the order, or (without one) the first of the data; and their numbers (size,)."""
+    def make(self, data: Array, size: int, **dealt: Any) -> Pair:
+        """The next `size` examples of an order, or (without one) the first of the data; and their numbers (size,).
+
+        dealt: the `order`, the `position` in it and more for `xpnet.accel.cupy.batches.deal`.
+        """
         from xpnet.accel.cupy.batches import deal, gather
 
-        x, index = self.x[:size], None if order is None else self.index[:size]
+        x, index = self.x[:size], self.index[:size] if dealt else None
         stages, drawn = self.stages, None
         if self.drawn is not None:
             drawn = self.drawn[: 2 * size * len(stages)].reshape(len(stages), 2, size)
         if drawn is not None or index is not None:
-            deal(size, index, drawn, order=order, position=position, step=self.step, program=stages)
+            deal(size, index, drawn, step=self.step, program=stages, **dealt)
         gather(
             data, index, x, table=self.table, values=self.values, fills=self.fills, program=stages, drawn=drawn
         )  # fmt: skip
@@ -102,11 +106,15 @@ class Resident:
         self.batches = batches
         self.xp = xp = namespace(data)
         size = min(batches.batch_size or 1, batches.count or 1)
-        self.data, self.labels = xp.ascontiguousarray(data), labels
+        self.data, self.labels = xp.ascontiguousarray(data), xp.ascontiguousarray(labels)
         self.maker = Maker(made, xp, size)
         self.y = xp.empty((size, *labels.shape[1:]), dtype=labels.dtype)
         self.order = xp.zeros(batches.count or 1, dtype=xp.int64)
         self.position = xp.zeros((), dtype=xp.int64)
+        # Short labels are taken along by the kernel that deals.
+        length = labels.nbytes // max(len(labels), 1)
+        short = length <= _SHORT and labels.dtype.itemsize % 4 == 0 and length > 0
+        self.words = self.labels.reshape(len(labels), -1).view(xp.uint32) if short else None
         self._views: dict[int, Pair] = {}  # by batch size: making a view takes longer than all else that the host does
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
@@ -122,9 +130,12 @@ class Resident:
 
     def prepare(self, *inputs: Array, size: int) -> Pair:
         """See Feed."""
-        x, index = self.maker.make(self.data, size, self.order, self.position)
-        y = self.y[:size]
-        y[...] = self.xp.take(self.labels, index, axis=0)
+        y, dealt = self.y[:size], {}
+        if self.words is not None:
+            dealt = {"labels": self.words, "taken": y.reshape(size, -1).view(self.xp.uint32)}
+        x, index = self.maker.make(self.data, size, order=self.order, position=self.position, **dealt)
+        if self.words is None:
+            y[...] = self.xp.take(self.labels, index, axis=0)
         return x, y
 
     def close(self) -> None:

@@ -31,6 +31,8 @@ def deal(
     position: Array | None = None,
     step: Array | None = None,
     program: Array | None = None,
+    labels: Array | None = None,
+    taken: Array | None = None,
 ) -> None:
     """What the next batch is made of: its examples' numbers, and the random numbers of its augmentation.
 
@@ -42,10 +44,15 @@ def deal(
         position: () int64.
         step: () uint64.
         program: (S, 12) int64, from `xpnet.data.augment.program`.
+        labels: (L, W) uint32, the labels of all examples in words; L is above every number in the order.
+        taken: (N, W) uint32, becomes the labels of the batch.
     """
     stages = 0 if program is None else int(program.shape[0])
     count = 0 if order is None else int(order.shape[0])
-    launch(_deal[256,], 1, 256, order, count, position, step, program, stages, batch, index, drawn)
+    words = 0 if labels is None else int(labels.shape[1])
+    launch(
+        _deal[256,], 1, 256, order, count, position, step, program, stages, batch, labels, words, index, taken, drawn
+    )  # fmt: skip
 
 
 def gather(
