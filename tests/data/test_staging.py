@@ -265,3 +265,85 @@ def test_a_timeline_of_loading_copying_and_computing(tmp_path):
     events = json.loads((tmp_path / "line.json").read_text())["traceEvents"]
     assert sum(event["ph"] == "X" for event in events) == 27
     assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {"computation", "copies", "loading"}
+
+
+class Hours(TwoStreams):
+    """Streams that take the time they are told to, on a clock of their own; the host goes on at once."""
+
+    class Point:
+        def __init__(self, device, time):
+            self.device, self.time = device, time
+
+        def synchronize(self):
+            self.device.host = max(self.device.host, self.time)
+
+    def __init__(self, copying):
+        super().__init__()
+        self.copying, self.host, self.until = copying, 0.0, {"copies": 0.0, "computations": 0.0}
+
+    def works(self, stream, length):
+        start = max(self.until[stream], self.host)
+        self.until[stream] = start + length
+
+    def copy(self, target, source):
+        target[...] = source
+        self.works("copies", self.copying / 2)  # of the two arrays of a batch
+
+    def copied(self):
+        return self.Point(self, max(self.until["copies"], self.host))
+
+    def used(self):
+        return self.Point(self, max(self.until["computations"], self.host))
+
+    def copies_wait(self, event):
+        self.until["copies"] = max(self.until["copies"], event.time)
+
+    def computations_wait(self, event):
+        self.until["computations"] = max(self.until["computations"], event.time)
+
+    def finish(self):
+        self.host = max(self.host, *self.until.values())
+
+    def seconds(self, event):
+        return event.time
+
+
+def scheduled(loading, copying, computing, slots):
+    """A timeline of 20 steps where each part takes so long."""
+    device = Hours(copying)
+
+    def source():
+        for item in made(20):
+            device.host += loading
+            yield item
+
+    with Timeline() as line:
+        staging = Staging(device, thread=False, slots=slots)
+        for _ in staging.run(source()):
+            start = device.used()
+            device.works("computations", computing)
+            line.add("computation", "step", start, device.used(), device.seconds)
+        staging.close()
+    return line
+
+
+@pytest.mark.parametrize(("loading", "copying", "computing"), [(1, 1, 1), (3, 4, 5), (0.1, 0.1, 1), (2, 5, 5)])
+def test_steps_follow_each_other_where_loading_and_copying_take_no_longer(loading, copying, computing):
+    line = scheduled(loading, copying, computing, slots=3)
+    assert line.busy() == pytest.approx(1)
+    assert line.seconds("computation") == pytest.approx(20 * computing)
+    assert line.seconds("copies") == pytest.approx(20 * copying)
+    # All copies but those before the first step run beside one.
+    assert line.hidden("copies") >= 1 - 3 * copying / (20 * copying)
+
+
+def test_one_slot_would_make_them_wait():
+    line = scheduled(1, 1, 1, slots=1)
+    assert line.busy() < 0.6
+    assert line.hidden("copies") < 0.1
+
+
+def test_what_takes_longest_is_never_idle():
+    """With slow copies these follow each other, and with slow loading nothing else can be asked for."""
+    copies = scheduled(1, 5, 2, slots=3).lane("copies")
+    assert copies[-1].end - copies[0].start == pytest.approx(20 * 5)

@@ -136,7 +136,7 @@ def captured_steps(trainer: Trainer) -> CapturedSteps | None:
 
 
 @contextlib.contextmanager
-def feeding(trainer: Trainer, batches: Batches, captured: CapturedSteps | None) -> Iterator[Batches | Feed]:
+def feeding(trainer: Trainer, batches: Batches, captured: CapturedSteps | None = None) -> Iterator[Batches | Feed]:
     """Within the block, the batches as they best come to a trainer's steps: on a CPU themselves, see xpnet.training.feeds."""
     device = trainer.model.context.device
     if device.kind == "cpu" and captured is None:

@@ -249,8 +249,8 @@ class Trainer:
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:
         sums = Sums()
-        with no_grad(), Evaluation(self.model):
-            for x, y in batches.epoch(0):
+        with no_grad(), Evaluation(self.model), feeding(self, batches) as source:
+            for x, y in source.epoch(0):
                 prediction = applied(self.model, x)
                 values = {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)}
                 sums.add(examples_in(x), values)
