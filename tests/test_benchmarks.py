@@ -297,6 +297,6 @@ def test_ways_that_learn_differently_are_not_compared(monkeypatch, capsys):
         return {**found, "wrong": (found["in memory, floats"][0] * 2, True)}
 
     monkeypatch.setattr(feeding, "ways", wrong)
-    monkeypatch.setattr("sys.argv", "feeding --examples 40 --size 8 --batch 16 --epochs 1".split())
+    monkeypatch.setattr("sys.argv", ["feeding", "--examples", "40", "--size", "8", "--batch", "16", "--epochs", "1"])
     assert feeding.main() == 1
     assert "the losses differ" in capsys.readouterr().out

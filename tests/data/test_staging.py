@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from tests.streams import HazardError, TwoStreams
-from xpnet.data import Batches
+from xpnet.data import Batches, WorkerError
+from xpnet.data.sources import SkipExample
 from xpnet.data.staging import Staging
 from xpnet.timeline import Timeline
+
+from ._helpers import Dies, Squares
 
 X = np.random.default_rng(0).normal(size=(50, 4, 3)).astype(np.float32)
 Y = np.arange(50)
@@ -214,7 +217,10 @@ def test_batches_are_the_same_staged(settings):
     batches = Batches((X, Y), 8, seed=3, **settings)
     staging = Staging(TwoStreams("copies"))
     for epoch, start in ((0, 0), (1, 2)):
-        staged = [(x.copy(), y.copy()) for x, y in _forced(staging, batches, epoch, start)]
+        staged = []
+        for number, (x, y) in enumerate(_forced(staging, batches, epoch, start), start + 1):
+            staged.append((x.copy(), y.copy()))
+            assert batches.state()["batch"] == number  # what is made ahead does not count
         expected = list(batches.epoch(epoch, start))
         assert len(staged) == len(expected)
         for found, wanted in zip(staged, expected):
@@ -225,10 +231,31 @@ def test_batches_are_the_same_staged(settings):
 
 def _forced(staging, batches, epoch, start):
     """Each batch, once its computation would begin."""
-    for number, batch in enumerate(batches.staged(epoch, start, staging.run)):
+    for batch in batches.staged(epoch, start, staging.run):
         staging.transfers.used().synchronize()
-        assert batches.state()["batch"] == start + number + 1  # what is made ahead does not count
         yield batch
+
+
+def test_the_death_of_a_worker_process_is_an_error_and_no_hang():
+    staging = Staging(TwoStreams("copies"))
+    with Batches(Dies(), 4, shuffle=False, workers=1, processes=True) as batches, pytest.raises(WorkerError, match="died"):
+        list(batches.staged(0, 0, staging.run))
+    staging.close()
+
+
+def test_what_a_worker_leaves_out_is_noted_in_its_turn():
+    class Gaps(Squares):
+        def __getitem__(self, i):
+            if i in (4, 5, 6, 7, 9):
+                raise SkipExample(f"file {i}", "it is empty")
+            return super().__getitem__(i)
+
+    batches, staging = Batches(Gaps(), 4, shuffle=False, workers=1), Staging(TwoStreams("copies"))
+    with pytest.warns(RuntimeWarning, match="left out file"):
+        found = [y.tolist() for _, y in _forced(staging, batches, 0, 0)]
+    staging.close()
+    assert found[:2] == [[0, 1, 4, 9], [64, 100, 121]]  # a batch that is skipped as a whole takes no slot
+    assert len(batches.skipped) == 5
 
 
 def test_other_byte_orders_empty_batches_and_dicts():
