@@ -12,12 +12,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from xpnet.backend import Array, as_array
+from xpnet.backend import Array, as_array, is_floating
 from xpnet.ops.registry import Implementation, Op, Recorder
 
 
 class _Mode(threading.local):
     recording = True
+    lowered: Any = None  # the 16-bit copies of parameters that take part in their place: xpnet.layers.mixed.Lowered
 
 
 mode = _Mode()
@@ -114,7 +115,7 @@ def run_backward(node: Node) -> None:
     if node.shapes is not None:
         outputs, node.shapes = node.shapes, ()
         gradient = tuple(
-            node.xp.zeros_like(y) if g is None and node.xp.isdtype(y.dtype, "real floating") else g
+            node.xp.zeros_like(y) if g is None and is_floating(y) else g
             for y, g in zip(outputs, gradient)
         )
     # The inputs are let go of: the activations before this node are freed as backward passes it.

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from xpnet import ops
-from xpnet.backend import Array, dtype_name, namespace
+from xpnet.backend import Array, dtype_name, halves, is_floating, namespace
 from xpnet.ops.registry import Op, Recorder
 from xpnet.tape import Node, mode, reachable, run_backward, store
 
@@ -54,6 +54,8 @@ class Tensor(Recorder):
             else:
                 arrays.append(value)
                 needs.append(False)
+        if mode.lowered is not None:
+            arrays = [mode.lowered.of(v, a) if isinstance(v, Parameter) else a for v, a in zip(inputs, arrays)]
         xp = namespace(*arrays)
         track = mode.recording and op.differentiable and True in needs
         output, saved, implementation = op.run(xp, tuple(arrays), settings, track)
@@ -292,6 +294,8 @@ class Parameter(Tensor):
 
     def _accumulate(self, gradient: Array) -> None:
         if self.buffer is None:
+            if gradient.dtype in halves and self.array.dtype not in halves:
+                gradient = ops.cast(gradient, dtype_name(self.array))  # the parameter took part as a rounded copy
             super()._accumulate(gradient)
         elif gradient is self.buffer:  # an operation wrote it there
             self.grad = gradient
@@ -332,7 +336,7 @@ def _made(array: Array, node: Node | None, index: int) -> Tensor:
     made.array = array
     made.grad = None
     made.index = index
-    if node is not None and (node.shapes is None or namespace(array).isdtype(array.dtype, "real floating")):
+    if node is not None and (node.shapes is None or is_floating(array)):
         made.node = node
         made.requires_grad = True
     else:

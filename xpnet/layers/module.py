@@ -12,6 +12,7 @@ from typing import Any, Self
 from xpnet import backend, initializers, random, threads
 from xpnet.arena import Arena
 from xpnet.backend import Array, Device, DeviceError
+from xpnet.layers import mixed
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
 from xpnet.layers.running import Evaluation, load_state, predict, received
 from xpnet.ops.shapes import ShapeError
@@ -35,7 +36,8 @@ class Module:
 
     Args (all optional; only the root's count):
         device: "cpu", "cuda" or "cuda:N".
-        dtype: "float32", "float64", ...
+        dtype: "float32", "float64", or "float16" and "bfloat16", which compute in 16 bits with float32 parameters (see
+            xpnet.layers.mixed).
         seed: of initial weights, dropout masks and everything random in the model.
 
     Attributes:
@@ -221,7 +223,7 @@ class Module:
         """Make a Parameter as `spec` says and assign it to attribute `name`; its random key is the seed and its path."""
         path = f"{self.path}.{name}" if self.path else name
         if only_shapes():
-            array = hollow(spec.shape, self.context.dtype, self.context)
+            array = hollow(spec.shape, self.context.storage, self.context)
         else:
             array = self._first_values(path, spec)
         parameter = Parameter(array, decay=spec.decay)
@@ -240,7 +242,7 @@ class Module:
         self._buffers[name] = None
         if only_shapes():
             host = backend.to_numpy(values)
-            kind = self.context.dtype if host.dtype.kind == "f" else host.dtype.name
+            kind = self.context.storage if host.dtype.kind == "f" else host.dtype.name
             setattr(self, name, hollow(host.shape, kind, self.context))
         else:
             setattr(self, name, placed(values, self.context))
@@ -265,7 +267,7 @@ class Module:
             raise self._located(error) from None
 
     def _dtype(self) -> Any:
-        return getattr(self.context.device.xp, self.context.dtype)
+        return backend.dtype_named(self.context.device.xp, self.context.dtype)
 
     @property
     def arena(self) -> Arena:
@@ -305,6 +307,8 @@ class Module:
             if table["path"] == "":
                 self.modules()
                 threads.prefer_own_threads(table["_shares"])
+                if self.context.dtype in backend.HALVES:
+                    return mixed.call(self, inputs, keywords)
                 inputs = tuple([x if isinstance(x, Tensor) else received(x, self.context) for x in inputs])
             return self.forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
@@ -326,7 +330,7 @@ class Module:
         if isinstance(x, Tensor) or backend.dtype_name(x) == self.context.dtype:
             return x
         xp = backend.namespace(x)
-        return x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, getattr(xp, self.context.dtype))
+        return x if backend.is_floating(x) else xp.astype(x, backend.dtype_named(xp, self.context.dtype))
 
     def _located(self, error: Exception) -> Exception:
         """The same error with this layer's path in front, once."""

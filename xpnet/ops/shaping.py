@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, dtype_name, dtype_named, halves, quiet
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast
 
@@ -169,12 +169,33 @@ def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
     A product with the 0/1 matrix of the index, some of its rows at a time: pure Array API and always the same sum. An
     accelerated operation brings its own.
     """
+    if rows.dtype in halves:
+        return xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype)
     many = max(1, (1 << 22) // max(1, index.shape[0]))
     blocks = []
     for start in range(0, size, many):
         target = xp.arange(start, min(start + many, size), dtype=index.dtype, device=index.device)
         blocks.append(xp.matmul(xp.astype(target[:, None] == index[None, :], rows.dtype), rows))
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
+
+
+@op
+def cast(xp: Namespace, x: Array, dtype: str) -> Any:
+    """x in another floating dtype, by its name: "float32", "float16", "bfloat16", ...; the gradient is cast back.
+
+    What is too large for the dtype becomes infinite.
+
+    Raises:
+        DeviceError: "bfloat16" without the package ml_dtypes.
+    """
+    with quiet(xp):
+        return xp.astype(x, dtype_named(xp, dtype)), dtype_name(x)
+
+
+@cast.backward
+def _(xp: Namespace, dy: Array, before: Any, *, dtype: str) -> Any:
+    with quiet(xp):
+        return xp.astype(dy, dtype_named(xp, before))
 
 
 @op
