@@ -80,6 +80,7 @@ class CapturedSteps:
             if module.ticks is not None:
                 module.counter = module.ticks.value
                 module.ticks = None
+        self.trainer.optimizer.read_clock()
         self.trainer.optimizer.clock = None
         self._captured.forget()  # it used the clock and the counters of this block
         self._context.close()

@@ -12,6 +12,7 @@ from xpnet.backend import Array, namespace
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
 from xpnet.ops.shapes import is_whole
+from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.tape import no_grad
 from xpnet.tensor import Tensor
@@ -48,6 +49,9 @@ class Trainer:
         capture: on a GPU, record the step of `fit` once as a CUDA graph and replay it, where that is possible. The bits are the
             same either way.
 
+        loss_scale: of a float16 model, whose gradients would otherwise be too small for its numbers; None makes one with its
+            own defaults. A loss that is not finite is then a skipped update, and an error at the end of the epoch.
+
     Attributes:
         history: what `fit` has recorded so far.
         epoch: the current epoch, from 0.
@@ -69,6 +73,7 @@ class Trainer:
         seed: int = 0,
         accumulate: int = 1,
         capture: bool = True,
+        loss_scale: LossScale | None = None,
     ) -> None:
         _require_parts(model, optimizer, callbacks)
         if accumulate < 1:
@@ -76,6 +81,8 @@ class Trainer:
         self.model = model
         self.loss = losses.get(loss)
         self.optimizer = optimizer
+        if loss_scale is not None or (model.context.dtype == "float16" and optimizer.loss_scale is None):
+            optimizer.loss_scale = loss_scale or LossScale()
         named = [_metric(m) for m in ([metrics] if isinstance(metrics, str) else metrics)]
         self.metrics = dict(named)
         if len(self.metrics) < len(named):
@@ -124,9 +131,12 @@ class Trainer:
         penalty = self._penalty()
         total = loss if penalty is None else loss + penalty
         # On a GPU this would wait for the device in every step; there the loss is looked at once an epoch.
-        if self.model.context.device.kind == "cpu" and not math.isfinite(total.array):
+        scale = self.optimizer.loss_scale
+        if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(total.array):
             raise self._not_finite(x, float(total.array))
-        if self.accumulate == 1:
+        if scale is not None:
+            scale.backward(total, 1 / self.accumulate)
+        elif self.accumulate == 1:
             total.backward()
         else:
             (total * (1 / self.accumulate)).backward()
@@ -134,6 +144,8 @@ class Trainer:
 
     def update(self) -> None:
         """Let the callbacks look at the gradients, and the optimizer use them."""
+        if self.optimizer.loss_scale is not None:
+            self.optimizer.loss_scale.unscale(self.model.arena)
         for callback in self.callbacks:
             callback.before_update(self)
         self.optimizer.step(self.model)
