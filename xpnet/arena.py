@@ -92,9 +92,7 @@ class Arena:
             xp = namespace(self.values)
             flat = ops.cast(self.values, dtype)
             shapes = [tuple(p.array.shape) for p in self.parameters]
-            views = {
-                id(p): xp.reshape(flat[where], shape) for p, where, shape in zip(self.parameters, self.slices, shapes)
-            }
+            views = {id(p): xp.reshape(flat[where], shape) for p, where, shape in zip(self.parameters, self.slices, shapes)}
             self._copies[dtype] = flat, views
             return views
         flat, views = self._copies[dtype]

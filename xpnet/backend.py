@@ -116,14 +116,16 @@ def dtype_named(xp: Namespace, name: str) -> Any:
     Raises:
         DeviceError: it is "bfloat16", which NumPy and CuPy know through the package ml_dtypes only, and that is missing.
     """
-    if name != "bfloat16" or hasattr(xp, name):
+    if hasattr(xp, name):
         return getattr(xp, name)
+    if name != "bfloat16":
+        raise ValueError(f'{name_of(xp)} has no dtype {name!r}; expected a name such as "float32"')
     try:
         import ml_dtypes
     except ImportError:
         raise DeviceError(
             'dtype "bfloat16" needs the package ml_dtypes, as NumPy and CuPy have no such numbers of their own: '
-            "pip install ml_dtypes"
+            'pip install "xpnet[bfloat16]"'
         ) from None
     found = np.dtype(ml_dtypes.bfloat16)
     halves.add(found)

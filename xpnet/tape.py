@@ -114,10 +114,7 @@ def run_backward(node: Node) -> None:
         return
     if node.shapes is not None:
         outputs, node.shapes = node.shapes, ()
-        gradient = tuple(
-            node.xp.zeros_like(y) if g is None and is_floating(y) else g
-            for y, g in zip(outputs, gradient)
-        )
+        gradient = tuple(node.xp.zeros_like(y) if g is None and is_floating(y) else g for y, g in zip(outputs, gradient))
     # The inputs are let go of: the activations before this node are freed as backward passes it.
     inputs, node.inputs = node.inputs, ()
     into = None

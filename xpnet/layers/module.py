@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self
 
-from xpnet import backend, initializers, random, threads
+from xpnet import backend, initializers, ops, random, threads
 from xpnet.arena import Arena
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import mixed
@@ -329,8 +329,11 @@ class Module:
         """`x` in the model's dtype if it holds integers or booleans (bytes of an image)."""
         if isinstance(x, Tensor) or backend.dtype_name(x) == self.context.dtype:
             return x
-        xp = backend.namespace(x)
-        return x if backend.is_floating(x) else xp.astype(x, backend.dtype_named(xp, self.context.dtype))
+        if backend.is_floating(x):
+            return x
+        context, xp = self.context, backend.namespace(x)
+        wide = xp.astype(x, getattr(xp, context.storage))
+        return wide if context.storage == context.dtype else ops.cast(wide, context.dtype)
 
     def _located(self, error: Exception) -> Exception:
         """The same error with this layer's path in front, once."""

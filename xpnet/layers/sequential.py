@@ -20,7 +20,8 @@ class Sequential(Module):
         input_shape: the input's shape without the batch axis, such as (28, 28, 1). With it all parameters exist at once
             and shapes that do not fit raise here; without it they are made when the first batch comes.
         device: "cpu", "cuda" or "cuda:N".
-        dtype: "float32" or "float64"; "float16" and "bfloat16" compute in 16 bits, with parameters in float32 (see docs/gpu.md).
+        dtype: "float32", "float64"; or "float16", "bfloat16", which compute in 16 bits with parameters in float32, see
+            xpnet.layers.mixed.
         seed: of initial weights and of everything random in the model.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Any
 from xpnet.backend import Namespace, dtype_name, halves, is_floating, quiet
 from xpnet.ops.registry import Implementation, Op, registry
 
+
 def in_float32(operation: Op) -> Implementation:
     """An operation on 16-bit floats: its inputs widened to float32, computed as float32 arrays are, and rounded once.
 
@@ -31,7 +32,9 @@ def in_float32(operation: Op) -> Implementation:
         mixed = any(name is None and hasattr(a, "dtype") and is_floating(a) for name, a in zip(names, inputs))
         several = output if type(output) is tuple else (output,)
         narrow = tuple(
-            y if mixed or not is_floating(y) or (i and operation.__name__ in _STATISTICS) else cast(xp, y, names[0] or "float32")
+            y
+            if mixed or not is_floating(y) or (i and operation.__name__ in _STATISTICS)
+            else cast(xp, y, names[0] or "float32")
             for i, y in enumerate(several)
         )
         return narrow if type(output) is tuple else narrow[0], (saved, implementation, names)

@@ -267,8 +267,9 @@ class Op:
 
 
 _MOVES = frozenset(
-    "reshape transpose concat stack broadcast_to pad getitem flip im2col cast conv2d_max_pool2d".split()
-)  # conv2d_max_pool2d: its two parts look after themselves
+    {"reshape", "transpose", "concat", "stack", "broadcast_to", "pad", "getitem", "flip", "im2col", "cast"}
+    | {"conv2d_max_pool2d"}  # its two parts look after themselves
+)
 _SIMPLE = frozenset({"add", "subtract", "multiply", "maximum", "minimum"})
 
 

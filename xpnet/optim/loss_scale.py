@@ -83,9 +83,7 @@ class LossScale:
 
     def adjust(self) -> None:
         """Bring the factor up to date after a step."""
-        adjust(
-            self.scale, self.good, self.overflow, factor=self.growth, interval=self.growth_interval, smallest=self.smallest
-        )
+        adjust(self.scale, self.good, self.overflow, factor=self.growth, interval=self.growth_interval, smallest=self.smallest)
         self._unscaled = False
 
     def state(self) -> dict[str, Any]:
@@ -104,6 +102,3 @@ class LossScale:
 
     def __repr__(self) -> str:
         return f"LossScale({self._start[0]!r}, growth_interval={self.growth_interval}, growth={self.growth!r})"
-
-
-

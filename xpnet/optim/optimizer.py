@@ -101,7 +101,7 @@ class Optimizer:
         if scale is not None:
             scale.unscale(arena)
             if self.clock is not None:
-                learning_rate = self.clock._replace(skip=scale.overflow)
+                learning_rate = self.clock.skipping(scale.overflow)
             elif bool(scale.overflow):
                 self.skipped += 1
                 scale.adjust()

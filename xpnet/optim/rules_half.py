@@ -25,9 +25,7 @@ def unscale(xp: Namespace, g: Array, scale: Array, overflow: Array) -> None:
 
 
 @Rule
-def adjust(
-    xp: Namespace, scale: Array, good: Array, overflow: Array, *, factor: float, interval: int, smallest: float
-) -> None:
+def adjust(xp: Namespace, scale: Array, good: Array, overflow: Array, *, factor: float, interval: int, smallest: float) -> None:
     """What the scale becomes after a step: scale / factor, at least `smallest`, after one whose gradients overflowed, else
     scale * factor after every `interval` steps in a row that did not. Both counters are brought up to date."""
     bad = overflow != 0
