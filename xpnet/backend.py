@@ -114,7 +114,7 @@ def dtype_named(xp: Namespace, name: str) -> Any:
     """The dtype called `name` ("float32", "bfloat16", ...) for arrays of namespace `xp`.
 
     Raises:
-        DeviceError: it is "bfloat16", which NumPy and CuPy know through the package ml_dtypes only, and that is missing.
+        ImportError: it is "bfloat16", which NumPy and CuPy know through the package ml_dtypes only, and that is missing.
     """
     if hasattr(xp, name):
         return getattr(xp, name)
@@ -123,7 +123,7 @@ def dtype_named(xp: Namespace, name: str) -> Any:
     try:
         import ml_dtypes
     except ImportError:
-        raise DeviceError(
+        raise ImportError(
             'dtype "bfloat16" needs the package ml_dtypes, as NumPy and CuPy have no such numbers of their own: '
             'pip install "xpnet[bfloat16]"'
         ) from None
@@ -134,8 +134,9 @@ def dtype_named(xp: Namespace, name: str) -> Any:
 
 def is_floating(array: Array) -> bool:
     """Whether an array holds real floating-point numbers (bfloat16, which the standard does not know, among them)."""
-    dtype = array.dtype
-    return dtype in halves or bool(namespace(array).isdtype(dtype, "real floating"))
+    if array.dtype in halves or dtype_name(array) == "bfloat16":
+        return True
+    return bool(namespace(array).isdtype(array.dtype, "real floating"))
 
 
 def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:

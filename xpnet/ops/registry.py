@@ -266,10 +266,7 @@ class Op:
         return result if type(result) in (tuple, list) else (result,)
 
 
-_MOVES = frozenset(
-    {"reshape", "transpose", "concat", "stack", "broadcast_to", "pad", "getitem", "flip", "im2col", "cast"}
-    | {"conv2d_max_pool2d"}  # its two parts look after themselves
-)
+_MOVES = frozenset({"reshape", "transpose", "concat", "stack", "broadcast_to", "pad", "getitem", "flip", "im2col", "cast"})
 _SIMPLE = frozenset({"add", "subtract", "multiply", "maximum", "minimum"})
 
 
@@ -277,6 +274,8 @@ def _takes_as_they_are(name: str, xp: Namespace, inputs: tuple[Any, ...]) -> boo
     """Whether an operation on 16-bit floats is done as it stands: it only moves them, or rounds once by its nature."""
     if name in _MOVES:
         return True
+    if name == "conv2d_max_pool2d":  # its two parts look after themselves
+        return registry["conv2d"].implementation(xp).halves
     # NumPy computes with 16-bit floats one by one in software; through float32 is several times as fast there.
     alike = name in _SIMPLE and name_of(xp) == "cupy"
     return alike and all(getattr(a, "dtype", None) == inputs[0].dtype for a in inputs)

@@ -186,7 +186,7 @@ def cast(xp: Namespace, x: Array, dtype: str) -> Any:
     What is too large for the dtype becomes infinite.
 
     Raises:
-        DeviceError: "bfloat16" without the package ml_dtypes.
+        ImportError: "bfloat16" without the package ml_dtypes.
     """
     with quiet(xp):
         return xp.astype(x, dtype_named(xp, dtype)), dtype_name(x)

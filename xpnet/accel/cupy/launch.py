@@ -260,5 +260,7 @@ def vector_width(items: int, *arrays: Array) -> int:
 
 def address(array: Array) -> int:
     """The address of an array's data, of CuPy or NumPy."""
-    data = array.data
-    return int(data.ptr) if hasattr(data, "ptr") else int(array.ctypes.data)
+    try:
+        return int(array.data.ptr)
+    except (AttributeError, ValueError):  # NumPy's; it shows no memory of dtypes that are not its own
+        return int(array.ctypes.data)
