@@ -59,7 +59,7 @@ def test_values_and_gradients(case: Case, implementation: str, name: str):
         outputs, gradients = evaluate(case, wide(inputs), options, weights)
     with running(implementation):
         found = law.outputs_of(case.call(inputs, options))
-        starts = [w.astype(y.dtype) for w, y in zip(weights, [y for y in found if not y.dtype.kind in "ib"])]
+        starts = [w.astype(y.dtype) for w, y in zip(weights, [y for y in found if y.dtype.kind not in "ib"])]
         found, found_gradients = evaluate(case, inputs, options, starts)
     # Kernels keep an activation's rounded output for the backward pass; the references keep the unrounded one.
     emulated = implementation == "emulated"
