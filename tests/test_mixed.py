@@ -149,6 +149,21 @@ def test_frozen_parameters_take_part_rounded():
     np.testing.assert_array_equal(seen[0], np.float16(3 * np.float32(np.float16(1 / 3))))
 
 
+def test_a_part_that_is_called_on_its_own():
+    model = network().eval()
+    arena = model.arena
+    seen = []
+    first = model[0]
+    forward = first.forward
+    first.forward = lambda x: seen.append(forward(x)) or seen[-1]
+    y = first(X)
+    assert y.dtype == np.float32
+    assert seen[0].dtype == np.float16
+    model(X)
+    np.testing.assert_array_equal(seen[0].array, seen[1].array)
+    assert model.arena is arena
+
+
 def test_a_model_that_learns_its_shapes_from_the_first_batch():
     made, known = network(input_shape=None), network()
     np.testing.assert_array_equal(made.eval().predict(X), known.eval().predict(X))

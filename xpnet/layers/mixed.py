@@ -31,7 +31,7 @@ class Lowered:
     Args:
         dtype: "float16" or "bfloat16".
         copies: by the id of each Parameter.
-        others: whether Parameters without a copy are rounded when they are met (they do not exist yet), or left alone.
+        others: whether Parameters without a copy are rounded when they are met, or left alone.
     """
 
     def __init__(self, dtype: str, copies: dict[int, Array], others: bool) -> None:
@@ -48,9 +48,10 @@ class Lowered:
 
 
 def lowered(module: Module) -> Lowered:
-    """The rounded copies of all parameters of a root, as they are now."""
+    """The rounded copies of all parameters of a Module, as they are now."""
     dtype = module.context.dtype
-    if any(not m.built and m._waits() for m in module.modules()):
+    # Only the root has the flat storage; and parameters that do not exist yet are in none.
+    if module.path or any(not m.built and m._waits() for m in module.modules()):
         return Lowered(dtype, {}, others=True)
     copies = module.arena.lowered(dtype)
     frozen = {id(p): ops.cast(p.array, dtype) for p in module.parameters().values() if id(p) not in copies}
@@ -58,7 +59,7 @@ def lowered(module: Module) -> Lowered:
 
 
 def call(module: Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """The forward pass of a root with 16-bit floats: native arrays or Tensors in, the like in float32 out."""
+    """The forward pass of a root (or of a part called on its own) with 16-bit floats: native arrays or Tensors in, the like in float32 out."""
     before = mode.lowered
     inputs = tuple([_entering(x, module.context) for x in inputs])
     mode.lowered = lowered(module)

@@ -16,7 +16,7 @@ from xpnet.layers import mixed
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
 from xpnet.layers.running import Evaluation, load_state, predict, received
 from xpnet.ops.shapes import ShapeError
-from xpnet.tape import no_grad
+from xpnet.tape import mode, no_grad
 from xpnet.tensor import Parameter, Tensor
 
 _INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks"})
@@ -67,6 +67,7 @@ class Module:
         self = super().__new__(cls)
         table = self.__dict__
         table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, ticks=None)
+        table["_half"] = False  # whether it computes with 16-bit floats
         table.update(_children={}, _parameters={}, _buffers={}, _arena=None, _arena_version=-1, _known_modules=(-1, ()))
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
@@ -178,7 +179,7 @@ class Module:
         """Tell the tree below `path` where it is and what its root decided."""
         self._require_seen(path)
         moved = context.device != self.context.device or context.dtype != self.context.dtype
-        self.__dict__.update(path=path, context=context)
+        self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALVES)
         if moved:
             self._place(context)
         for name, parameter in self._parameters.items():
@@ -307,9 +308,11 @@ class Module:
             if table["path"] == "":
                 self.modules()
                 threads.prefer_own_threads(table["_shares"])
-                if self.context.dtype in backend.HALVES:
+                if table["_half"]:
                     return mixed.call(self, inputs, keywords)
                 inputs = tuple([x if isinstance(x, Tensor) else received(x, self.context) for x in inputs])
+            elif table["_half"] and mode.lowered is None:  # a part that is called on its own
+                return mixed.call(self, inputs, keywords)
             return self.forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
