@@ -59,7 +59,7 @@ def lowered(module: Module) -> Lowered:
 
 
 def call(module: Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """The forward pass of a root (or of a part called on its own) with 16-bit floats: native arrays or Tensors in, the like in float32 out."""
+    """The forward pass of a root, or of a part called on its own: native arrays or Tensors in, the like in float32 out."""
     before = mode.lowered
     inputs = tuple([_entering(x, module.context) for x in inputs])
     mode.lowered = lowered(module)
