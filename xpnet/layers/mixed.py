@@ -12,6 +12,7 @@ Source: Micikevicius et al., "Mixed precision training", 2018.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xpnet import backend, ops
@@ -58,13 +59,13 @@ def lowered(module: Module) -> Lowered:
     return Lowered(dtype, {**copies, **frozen} if frozen else copies, others=False)
 
 
-def call(module: Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+def call(module: Module, forward: Callable[..., Any], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """The forward pass of a root, or of a part called on its own: native arrays or Tensors in, the like in float32 out."""
     before = mode.lowered
     inputs = tuple([_entering(x, module.context) for x in inputs])
     mode.lowered = lowered(module)
     try:
-        output = module.forward(*inputs, **keywords)
+        output = forward(*inputs, **keywords)
     finally:
         mode.lowered = before
     return _leaving(output)

@@ -309,10 +309,10 @@ class Module:
                 self.modules()
                 threads.prefer_own_threads(table["_shares"])
                 if table["_half"]:
-                    return mixed.call(self, inputs, keywords)
+                    return mixed.call(self, self.forward, inputs, keywords)
                 inputs = tuple([x if isinstance(x, Tensor) else received(x, self.context) for x in inputs])
             elif table["_half"] and mode.lowered is None:  # a part that is called on its own
-                return mixed.call(self, inputs, keywords)
+                return mixed.call(self, self.forward, inputs, keywords)
             return self.forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
