@@ -48,7 +48,6 @@ class Trainer:
         accumulate: gradients of this many batches are averaged for one update.
         capture: on a GPU, record the step of `fit` once as a CUDA graph and replay it, where that is possible. The bits are the
             same either way.
-
         loss_scale: of a float16 model, whose gradients would otherwise be too small for its numbers; None makes one with its
             own defaults. A loss that is not finite is then a skipped update, and an error at the end of the epoch.
 
