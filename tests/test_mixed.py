@@ -273,6 +273,12 @@ def test_small_updates_are_not_lost():
     np.testing.assert_array_equal(model.parameters()["0.kernel"].array, 1 - 64 * 2.0**-14)
 
 
+def test_the_account_of_memory_knows_that_parameters_are_float32():
+    wide, half = (network(dtype).summary(batch_size=8, show=False) for dtype in ("float32", "float16"))
+    assert half.parameter_bytes == wide.parameter_bytes
+    assert half.forward_bytes == wide.forward_bytes // 2
+
+
 # -- files --
 
 

@@ -91,8 +91,8 @@ class Summary:
 
     @property
     def parameter_bytes(self) -> int:
-        """The parameters'; their gradients need as much again in training."""
-        return self.parameters * _ITEM_SIZES[self.dtype]
+        """The parameters'; their gradients need as much again in training. A model of 16 bits keeps them in float32."""
+        return self.parameters * max(_ITEM_SIZES[self.dtype], 4)
 
     @property
     def optimizer_bytes(self) -> int:
