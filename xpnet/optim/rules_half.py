@@ -30,7 +30,8 @@ def adjust(xp: Namespace, scale: Array, good: Array, overflow: Array, *, factor:
     scale * factor after every `interval` steps in a row that did not. Both counters are brought up to date."""
     bad = overflow != 0
     count = xp.where(bad, xp.zeros_like(good), good + 1)
-    grown = xp.where(count >= interval, scale * factor, scale)
+    with quiet(xp):  # a scale near the largest float32
+        grown = xp.where(count >= interval, scale * factor, scale)
     grown = xp.where(xp.isfinite(grown), grown, scale)
     least = xp.full_like(scale, smallest)
     scale[...] = xp.where(bad, xp.maximum(scale / factor, xp.minimum(scale, least)), grown)
