@@ -51,6 +51,8 @@ def test_cast_there_and_back(name):
 def test_a_dtype_that_is_none():
     with pytest.raises(ValueError, match="numpy has no dtype 'float17'"):
         ops.cast(X, "float17")
+    with pytest.raises(ValueError, match="expected a name such as"):
+        ops.cast(X, np.float32)
     with pytest.raises(ValueError, match=r"Sequential: dtype must be one of float16, bfloat16, float32, float64, got 'int8'"):
         network("int8")
 

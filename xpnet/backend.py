@@ -116,7 +116,7 @@ def dtype_named(xp: Namespace, name: str) -> Any:
     Raises:
         ImportError: it is "bfloat16", which NumPy and CuPy know through the package ml_dtypes only, and that is missing.
     """
-    if hasattr(xp, name):
+    if isinstance(name, str) and hasattr(xp, name):
         return getattr(xp, name)
     if name != "bfloat16":
         raise ValueError(f'{name_of(xp)} has no dtype {name!r}; expected a name such as "float32"')

@@ -186,6 +186,7 @@ def cast(xp: Namespace, x: Array, dtype: str) -> Any:
     What is too large for the dtype becomes infinite.
 
     Raises:
+        ValueError: no such dtype.
         ImportError: "bfloat16" without the package ml_dtypes.
     """
     with quiet(xp):
