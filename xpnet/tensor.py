@@ -8,7 +8,7 @@ from typing import Any
 from xpnet import ops
 from xpnet.backend import Array, dtype_name, namespace
 from xpnet.ops.registry import Op, Recorder
-from xpnet.tape import Node, mode, reachable, run_backward, store
+from xpnet.tape import Node, Output, mode, outline, reachable, run_backward, store
 
 
 class Tensor(Recorder):
@@ -55,14 +55,26 @@ class Tensor(Recorder):
                 arrays.append(value)
                 needs.append(False)
         xp = namespace(*arrays)
-        track = mode.recording and op.differentiable and True in needs
+        track = op.differentiable and True in needs
+        if track and not mode.recording:
+            track, mode.touched = False, True
         output, saved, implementation = op.run(xp, tuple(arrays), settings, track)
-        node = Node(op, implementation, xp, inputs, tuple(needs), saved, settings) if track else None
+        node = None
+        if track:
+            sources = tuple([value._source() if need else None for value, need in zip(inputs, needs)])
+            node = Node(op, implementation, xp, sources, tuple(needs), saved, settings)
         if type(output) is tuple:
             if node is not None:
-                node.shapes = output
+                node.outputs = tuple(outline(xp, array) for array in output)
             return tuple(_made(array, node, i) for i, array in enumerate(output))
         return _made(output, node, 0)
+
+    def _source(self) -> Any:
+        """Where the gradient of this Tensor goes: what a Node keeps of its inputs."""
+        node = self.node
+        if node is None:
+            return self
+        return node if node.outputs is None else Output(node, self.index)
 
     def _accumulate(self, gradient: Array) -> None:
         """Add `gradient` to a leaf's `grad`."""
@@ -106,7 +118,8 @@ class Tensor(Recorder):
                 )
             self._accumulate(gradient)
             return
-        store(self, gradient)
+        store(self.node, self.index, gradient)
+        del gradient
         for node in reachable(self.node):
             run_backward(node)
 
@@ -332,7 +345,7 @@ def _made(array: Array, node: Node | None, index: int) -> Tensor:
     made.array = array
     made.grad = None
     made.index = index
-    if node is not None and (node.shapes is None or namespace(array).isdtype(array.dtype, "real floating")):
+    if node is not None and (node.outputs is None or node.outputs[index] is not None):
         made.node = node
         made.requires_grad = True
     else:

@@ -15,10 +15,11 @@ from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
 from xpnet.layers.running import Evaluation, load_state, predict, received
 from xpnet.ops.shapes import ShapeError
-from xpnet.tape import no_grad
+from xpnet.recomputation import recompute
+from xpnet.tape import no_grad, once
 from xpnet.tensor import Parameter, Tensor
 
-_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks"})
+_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks", "segments"})
 
 
 class Structure:
@@ -51,6 +52,7 @@ class Module:
     ticks: Any  # the counter on the device, while steps are captured there (xpnet.training.captured.Ticks)
     shares_work: bool = False  # whether on a CPU its work is shared out over xpnet's threads rather than those of BLAS
     capturable: bool = True  # whether a training step through this Module may be recorded once and replayed
+    segments: tuple[range, ...]  # set while its parts are recomputed: of a Sequential's layers; none is all of a Module
     counter: int  # how often a random layer has drawn: the step of its stream
     _children: dict[str, Module]
     _parameters: dict[str, Parameter]
@@ -306,6 +308,8 @@ class Module:
                 self.modules()
                 threads.prefer_own_threads(table["_shares"])
                 inputs = tuple([x if isinstance(x, Tensor) else received(x, self.context) for x in inputs])
+            if "segments" in table and not table["segments"]:
+                return recompute(self.forward)(*inputs, **keywords)
             return self.forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
@@ -378,6 +382,9 @@ class Module:
 
     def draw(self) -> Any:
         """The step of this layer's random stream for one use, counted up: a number, or an array where it is on the device."""
+        return once(self._next_step)
+
+    def _next_step(self) -> Any:
         if self.ticks is not None:
             return self.ticks.take()
         step = self.counter
