@@ -215,10 +215,10 @@ def test_true_cuts_into_about_the_root_of_the_layers_and_no_fused_pair():
     trainer = xn.Trainer(convolutional(), loss="hinge", optimizer=xn.optim.SGD(0.1), recompute=True)
     ((model, ranges),) = trainer.segments.items()
     assert model is trainer.model
-    assert ranges == (range(0, 4), range(4, 8))  # twelve layers in three; the last four are not computed twice
+    assert ranges == (range(4), range(4, 8))  # twelve layers in three; the last four are not computed twice
     pairs = xn.Sequential([xn.Conv2D(2, 3), xn.MaxPool2D(2)] * 2 + [xn.Flatten(), xn.Dense(2)])
     trainer = xn.Trainer(pairs, loss="hinge", optimizer=xn.optim.SGD(0.1), recompute=True)
-    assert trainer.segments[pairs] == (range(0, 4),)
+    assert trainer.segments[pairs] == (range(4),)
 
 
 class Wrapped(xn.Module):
@@ -235,7 +235,7 @@ class Wrapped(xn.Module):
 def test_a_class_of_ones_own():
     x = X[:, 0, 0]
     trainer = xn.Trainer(Wrapped(), loss="hinge", optimizer=xn.optim.SGD(0.1), recompute=True)
-    assert trainer.segments == {trainer.model.blocks: (range(0, 3), range(3, 6)), trainer.model.side: ()}
+    assert trainer.segments == {trainer.model.blocks: (range(3), range(3, 6)), trainer.model.side: ()}
     same(trained(Wrapped(), x), trained(Wrapped(), x, recompute=True))
 
 

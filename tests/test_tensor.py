@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import tracemalloc
 import threading
+import tracemalloc
 import weakref
 from collections import namedtuple
 

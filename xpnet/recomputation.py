@@ -3,7 +3,8 @@
 A network of n layers keeps n activations from the forward pass to the backward pass. Cut into about sqrt(n) segments that
 are computed again, it keeps the segments' inputs and, while a segment's backward pass runs, the activations of that one.
 
-Source: Griewank and Walther, "Algorithm 799: revolve", 2000; Chen et al., "Training deep nets with sublinear memory cost", 2016.
+Source: Griewank and Walther, "Algorithm 799: revolve", 2000; Chen et al., "Training deep nets with sublinear memory cost",
+2016.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class _Given:
         made.requires_grad = self.requires_grad
         if self.source is not None:
             node = made_by(self.source)
-            made.node, made.index = node, 0 if node is self.source else self.source.index
+            made.node, made.index = node, 0 if node is self.source else self.source.number
         return made
 
 

@@ -104,7 +104,7 @@ class Output(NamedTuple):
     """One of the outputs of a Node that has several."""
 
     node: Node
-    index: int
+    number: int
 
     def destination(self) -> None:
         """As of a Node."""
@@ -193,6 +193,6 @@ def run_backward(node: Node) -> None:
             if kind is Node:
                 store(source, 0, part)
             elif kind is Output:
-                store(source.node, source.index, part)
+                store(source.node, source.number, part)
             else:
                 source._accumulate(part)

@@ -17,6 +17,7 @@ from xpnet.inspect.finite import first_not_finite
 from xpnet.inspect.gradients import GradientError, check_gradients
 from xpnet.inspect.graph import draw_network
 from xpnet.inspect.images import draw_images, filters_image, first_filters, saliency, save_image, templates, tile
+from xpnet.inspect.memory import StepMemory, step_memory
 from xpnet.inspect.monte_carlo import Samples, monte_carlo
 from xpnet.inspect.profile import Profile, profile
 from xpnet.inspect.receptive import Field, receptive_fields
@@ -30,6 +31,7 @@ __all__ = [
     "Histogram",
     "Profile",
     "Samples",
+    "StepMemory",
     "activation_histograms",
     "activations",
     "check_gradients",
@@ -49,6 +51,7 @@ __all__ = [
     "receptive_fields",
     "saliency",
     "save_image",
+    "step_memory",
     "templates",
     "tile",
 ]

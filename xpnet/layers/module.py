@@ -254,7 +254,11 @@ class Module:
         """
         with self.context.device, no_grad(), Evaluation(self):
             example = self.context.device.xp.zeros((1, *input_shape), dtype=self._dtype())
-            return tuple(self(example).shape[1:])
+            y = self(example)
+            # Of several outputs the first is what a next layer would take.
+            while isinstance(y, (tuple, list, dict)):
+                y = next(iter(y.values())) if isinstance(y, dict) else y[0]
+            return tuple(y.shape[1:])
 
     def materialize(self, input_shape: Shape) -> Shape:
         """Make all parameters below for this input shape, and return the output's shape."""
@@ -433,16 +437,15 @@ class Module:
 
         load_weights(self, path, strict)
 
-    def summary(
-        self, input_shape: Shape | None = None, *, batch_size: int = 1, optimizer: Any = None, show: bool = True
-    ) -> Any:
-        """A table of the layers: output shapes, parameters and memory; see :func:`xpnet.inspect.summary.summarize`.
+    def summary(self, input_shape: Any = None, *, batch_size: int = 1, show: bool = True, **settings: Any) -> Any:
+        """A table of the layers: output shapes, parameters, and the memory of a training step at its peak; `settings`
+        (optimizer, loss, recompute, device) are those of :func:`xpnet.inspect.summary.summarize`.
 
         Prints it unless `show` is False; returns it.
         """
         from xpnet.inspect.summary import summarize
 
-        table = summarize(self, input_shape, batch_size=batch_size, optimizer=optimizer)
+        table = summarize(self, input_shape, batch_size=batch_size, **settings)
         if show:
             print(table)
         return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
@@ -74,7 +75,7 @@ def _ranges(model: Sequential) -> tuple[range, ...]:
     bounds = [round(i * n / count) for i in range(count + 1)]
     # A convolution and the pooling behind it are one operation.
     bounds = [b + 1 if b - 1 in model.__dict__["_pooled"] else b for b in bounds]
-    return tuple(range(a, b) for a, b in zip(bounds[:-2], bounds[1:-1]) if b > a)
+    return tuple(range(a, b) for a, b in itertools.pairwise(bounds[:-1]) if b > a)
 
 
 @contextlib.contextmanager
