@@ -106,10 +106,10 @@ class _Block:
 
     __slots__ = ("ledger", "size")
 
-    def __init__(self, size: int) -> None:
-        self.ledger = current_ledger()
-        self.size = self.ledger.rounded(size)
-        self.ledger.take(self.size)
+    def __init__(self, ledger: Ledger, size: int) -> None:
+        self.ledger = ledger
+        self.size = ledger.rounded(size)
+        ledger.take(self.size)
 
     def __del__(self) -> None:
         self.ledger.give(self.size)
@@ -152,7 +152,7 @@ class Shadow:
         if any(n < 0 for n in shape):
             raise ValueError(f"negative dimensions are not allowed, got {shape}")
         layout = _layout(shape, dtype)
-        return cls(layout, _Block(math.prod(shape) * layout.itemsize))
+        return cls(layout, _Block(current_ledger(), math.prod(shape) * layout.itemsize))
 
     def _look(self, layout: Any) -> Shadow:
         """Another look at the same memory."""
