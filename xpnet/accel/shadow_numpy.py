@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy import columns, winograd
+from xpnet.accel.numpy.bands import CHUNK, Band
 from xpnet.accel.numpy.convolution import _FEW, _pointwise, windows_of, winograd_tile
 from xpnet.accel.numpy.elementwise import _CHUNK as _SMALL_RELU
 from xpnet.accel.numpy.fused import _fits, _geometries
+from xpnet.accel.numpy.max_pooling import Won, _takes
 from xpnet.accel.numpy.normalization import _SMALL as _SMALL_NORM
 from xpnet.accel.numpy.normalization import _Rows
-from xpnet.accel.numpy.pooling import _CHUNK as _POOL_CHUNK
-from xpnet.accel.numpy.pooling import _Band, _takes
 from xpnet.accel.numpy.scratch import _ALIGNMENT, ACTIVATIONS, FLOATS, LIMIT, evenly, images_and_lines
 from xpnet.accel.numpy.softmax import _SMALL as _SMALL_SOFTMAX
 from xpnet.accel.numpy.softmax import _chunks
@@ -180,37 +180,63 @@ def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...])
 # -- pooling --
 
 
-def _band_memory(band: _Band, n: int, g: Geometry, dtype: Any, C: int, count: int, switches: bool) -> None:
-    """Max pooling of a chunk, with or without switches."""
-    if switches:
-        lines = (n, band.rows, g.w.out, C)
-        _scratch(dtype, count, band.shape, lines, slot="pool")
-        _moment(np.uint8, lines, lines)  # who won, and where
-    else:
-        reach = (g.w.out - 1) * g.w.stride + g.w.window
-        padded = (n, band.rows, reach, C) if g.h.before or g.w.before or g.h.after or g.w.after else (0,)
-        _scratch(dtype, count, padded, (n, band.lines, reach, C), slot="pool")
+def _won(xp: Any, N: int, g: Geometry, C: int) -> Won:
+    """The outcomes of all comparisons."""
+    across, down = Won.shapes(N, g, C)
+    return Won(xp.empty(across, dtype=np.bool), xp.empty(down, dtype=np.bool))
 
 
-def _pool(xp: Any, x: Shadow, g: Geometry, switches: bool) -> tuple[Shadow, Shadow | None]:
+def _largest(dtype: Any, band: Band, count: int) -> None:
+    """The working memory of max_pooling._largest."""
+    _scratch(dtype, count, band.shape, band.across, slot="pool")
+
+
+def _combined(dtype: Any, band: Band, count: int) -> None:
+    """The working memory of bands.combine."""
+    g, (n, lines, _, C) = band.g, band.out
+    columns = (g.w.out - 1) * g.w.stride + g.w.window
+    padded = (n, band.rows, columns, C) if band.top < 0 or g.w.before or columns > g.w.size else (0,)
+    _scratch(dtype, count, padded, (n, lines, columns, C), slot="pool")
+
+
+def _handed_back(dtype: Any, band: Band, count: int) -> None:
+    """The working memory of max_pooling._hand_back."""
+    _scratch(dtype, count, band.across, band.across, band.across, band.out, slot="unpool")
+
+
+def _bands(x: Shadow, g: Geometry) -> tuple[Band, int]:
+    """The first, largest of the chunks of bands.for_bands, and how many there are."""
     N, _, W, C = x.shape
-    y = xp.empty((N, g.h.out, g.w.out, C), dtype=x.dtype)
-    which = xp.empty(y.shape, dtype=np.uint8) if switches else None
-    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * x.itemsize, _POOL_CHUNK)
-    _band_memory(_Band(g, chunks[0], C), chunks[0][1] - chunks[0][0], g, x.dtype, C, len(chunks), switches)
-    return y, which
+    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * x.itemsize, CHUNK)
+    return Band(g, chunks[0], C), len(chunks)
 
 
-def _unpool(xp: Any, shape: Shape, g: Geometry, dtype: Any) -> Shadow:
+def _spread_back(xp: Any, shape: Shape, g: Geometry, dtype: Any) -> tuple[Shadow, Band, int]:
+    """bands.gradient: dx, and its first chunk and how many there are; the working memory of its phases."""
     N, _, W, C = shape
     dx: Shadow = xp.empty(shape, dtype=dtype)
     line = g.h.stride * W * C * dx.itemsize
-    images = evenly(N, max(1, _POOL_CHUNK // (g.h.out * line)))
+    images = evenly(N, max(1, CHUNK // (g.h.out * line)))
     lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
-    n = min(images, N)
-    part = (n, lines, g.w.out, C)
-    _scratch(dtype, -(-N // images), _Band(g, (0, n, 0, lines), C).shape, part, slot="pool")
-    _moment(np.bool, part)
+    band, count = Band(g, (0, min(images, N), 0, lines), C), -(-N // images)
+    _scratch(dtype, count, band.shape, slot="pool")
+    return dx, band, count
+
+
+def _with_switches(xp: Any, x: Shadow, g: Geometry) -> tuple[Shadow, Shadow]:
+    N, C = x.shape[0], x.shape[3]
+    y, switches = (xp.empty((N, g.h.out, g.w.out, C), dtype=dtype) for dtype in (x.dtype, np.uint8))
+    band, count = _bands(x, g)
+    _scratch(np.dtype(bool), count, (g.w.window - 1, *band.across), (g.h.window - 1, *band.out), slot="won")
+    _largest(x.dtype, band, count)
+    _moment(np.uint8, band.across, band.across)  # the winners' numbers
+    return y, switches
+
+
+def _unpool(xp: Any, dy: Shadow, shape: Shape, g: Geometry) -> Shadow:
+    dx, band, count = _spread_back(xp, shape, g, dy.dtype)
+    _scratch(dy.dtype, count, band.out, slot="unpool")
+    _moment(np.bool, band.out)
     return dx
 
 
@@ -219,13 +245,13 @@ def _max_pool_with_switches(xp: Any, x: Shadow, *, window: Any, stride: Any, pad
     g = pool_geometry("max_pool2d", x, window, stride, padding)
     if not _takes(x, g):  # type: ignore[arg-type]
         return NotImplemented
-    y, switches = _pool(xp, x, g, True)
+    y, switches = _with_switches(xp, x, g)
     return (y, switches), (x.shape, switches)
 
 
 @_max_pool_with_switches.backward
 def _(xp: Any, dys: Any, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
-    return _unpool(xp, saved[0], windows(saved[0], window, window if stride is None else stride, padding), dys[0].dtype)
+    return _unpool(xp, dys[0], saved[0], windows(saved[0], window, window if stride is None else stride, padding))
 
 
 @max_pool2d.accelerate("shadow_numpy")
@@ -233,26 +259,42 @@ def _max_pool(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any, sav
     g = pool_geometry("max_pool2d", x, window, stride, padding)
     if not _takes(x, g):  # type: ignore[arg-type]
         return NotImplemented
-    y, switches = _pool(xp, x, g, save)
-    return y, (x.shape, switches) if save else None
+    if save and not Won.small(x.shape, g, x.itemsize):
+        y, switches = _with_switches(xp, x, g)
+        return y, (x.shape, switches)
+    y = xp.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), dtype=x.dtype)
+    won = _won(xp, x.shape[0], g, x.shape[3]) if save else None
+    (_largest if save else _combined)(x.dtype, *_bands(x, g))
+    return y, (x.shape, won) if save else None
 
 
 @_max_pool.backward
 def _(xp: Any, dy: Shadow, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
-    return _unpool(xp, saved[0], windows(saved[0], window, window if stride is None else stride, padding), dy.dtype)
+    shape, kept = saved
+    g = windows(shape, window, window if stride is None else stride, padding)
+    if not isinstance(kept, Won):
+        return _unpool(xp, dy, shape, g)
+    dx, band, count = _spread_back(xp, shape, g, dy.dtype)
+    _handed_back(dy.dtype, band, count)
+    return dx
 
 
 @average_pool2d.accelerate("shadow_numpy")
 def _average_pool(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
     g = pool_geometry("average_pool2d", x, window, stride, padding)
-    if not _takes(x, g):  # type: ignore[arg-type]
+    if x.dtype not in FLOATS or not x.size or min(g.h.out, g.w.out) == 0:
         return NotImplemented
-    return _pool(xp, x, g, False)[0], x.shape
+    y = xp.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), dtype=x.dtype)
+    _combined(x.dtype, *_bands(x, g))
+    return y, x.shape
 
 
 @_average_pool.backward
 def _(xp: Any, dy: Shadow, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
-    return _unpool(xp, shape, windows(shape, window, window if stride is None else stride, padding), dy.dtype)
+    g = windows(shape, window, window if stride is None else stride, padding)
+    dx, band, count = _spread_back(xp, shape, g, dy.dtype)
+    _scratch(dy.dtype, count, band.out, slot="unpool")
+    return dx
 
 
 # -- convolutions --
@@ -261,25 +303,26 @@ def _(xp: Any, dy: Shadow, shape: Any, *, window: Any, stride: Any, padding: Any
 class _Ends:
     """What a convolution reads from or writes to: plain images, or images behind a max pooling (`pool`, its windows)."""
 
-    def __init__(self, dtype: Any, channels: int, pool: Geometry | None = None, switches: bool = True) -> None:
-        self.dtype, self.channels, self.pool, self.switches = dtype, channels, pool, switches
+    def __init__(self, dtype: Any, channels: int, pool: Geometry | None = None, keeps: bool = True) -> None:
+        self.dtype, self.channels, self.pool, self.keeps = dtype, channels, pool, keeps
 
     def read(self, n: int, count: int) -> None:
         """The working memory of unpooling a chunk of n whole images."""
         if self.pool is None:
             return
-        g, C = self.pool, self.channels
-        pooled = (n, g.h.out, g.w.out, C)
-        _scratch(self.dtype, count, pooled, (n, g.h.size, g.w.size, C), slot="ends")
-        _scratch(self.dtype, count, _Band(g, (0, n, 0, g.h.out), C).shape, pooled, slot="pool")
+        band = Band(self.pool, (0, n, 0, self.pool.h.out), self.channels)
+        _scratch(self.dtype, count, band.out, slot="ends")
+        _scratch(self.dtype, count, band.shape, slot="pool")
+        _handed_back(self.dtype, band, count)
 
     def write(self, n: int, count: int) -> None:
         """The working memory of a chunk's output before the pooling, and of the pooling."""
         if self.pool is None:
             return
-        g, C = self.pool, self.channels
-        _scratch(self.dtype, count, (n, g.h.size, g.w.size, C), slot="ends")
-        _band_memory(_Band(g, (0, n, 0, g.h.out), C), n, g, self.dtype, C, count, self.switches)
+        g = self.pool
+        _scratch(self.dtype, count, (n, g.h.size, g.w.size, self.channels), slot="ends")
+        band = Band(g, (0, n, 0, g.h.out), self.channels)
+        (_largest if self.keeps else _combined)(self.dtype, band, count)
 
 
 def _convolve(shape: Shape, kernel: Shape, bias: bool, w: Any, source: _Ends, target: _Ends, turned: bool) -> None:
@@ -458,10 +501,10 @@ def _pooled(xp: Any, x: Shadow, kernel: Shadow, bias: Any, *, window: Any, save:
     if not (x.size and kernel.size and min(p.h.out, p.w.out) > 0 and few and _fits(x, O, g)):  # type: ignore[arg-type]
         return NotImplemented
     y = xp.empty((x.shape[0], p.h.out, p.w.out, O), dtype=x.dtype)
-    switches = xp.empty(y.shape, dtype=np.uint8) if save else None
+    won = _won(xp, x.shape[0], p, O) if save else None
     source, target = _Ends(x.dtype, O), _Ends(x.dtype, O, p, save)
     _convolve(x.shape, kernel.shape, bias is not None, windows_of(g), source, target, turned=False)
-    return y, (x, kernel, y, switches) if save else None
+    return y, (x, kernel, y, won) if save else None
 
 
 @_pooled.backward
