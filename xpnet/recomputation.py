@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from xpnet.gradients import map_structure
 from xpnet.ops.registry import Implementation
-from xpnet.tape import FREED, Node, made_by, mode, outline, reachable, run_backward, store, tick
+from xpnet.tape import FREED, Node, Output, made_by, mode, outline, reachable, run_backward, store, tick
 from xpnet.tensor import Tensor
 from xpnet.threads import own_threads_preferred, prefer_own_threads
 
@@ -57,17 +57,14 @@ class _Given:
     def __init__(self, tensor: Tensor) -> None:
         self.array = tensor.array
         self.requires_grad = tensor.requires_grad
-        self.source = tensor._source() if tensor.requires_grad else None
+        self.source: Any = (tensor.node or tensor) if tensor.requires_grad else None
 
     def tensor(self) -> Tensor:
         """A Tensor in the first one's place; of a leaf, the leaf."""
         if isinstance(self.source, Tensor):
             return self.source
         made = Tensor(self.array)
-        made.requires_grad = self.requires_grad
-        if self.source is not None:
-            node = made_by(self.source)
-            made.node, made.index = node, 0 if node is self.source else self.source.number
+        made.requires_grad, made.node = self.requires_grad, self.source
         return made
 
 
@@ -115,15 +112,15 @@ def _first_run(function: Callable[..., Any], args: tuple[Any, ...], keywords: di
     saved = _Saved(function, kept, tuple(sources), done, own_threads_preferred())
     xp = _namespace(found[0])
     node = Node(_SEGMENT, _NO_IMPLEMENTATION, xp, saved.sources, (), saved, None)
-    node.outputs = tuple(outline(xp, tensor.array) for tensor in found)
+    outlines = node.outputs = tuple(outline(xp, tensor.array) for tensor in found)
 
     def output(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         made = Tensor(value.array)
-        made.index = next(numbers)
-        if node.outputs is not None and node.outputs[made.index] is not None:
-            made.node, made.requires_grad = node, True
+        number = next(numbers)
+        if outlines[number] is not None:
+            made.node, made.requires_grad = Output(node, number), True
         return made
 
     numbers = iter(range(len(found)))
@@ -153,10 +150,9 @@ class _Segment:
         del gradients
         allowed = {made_by(source) for source in saved.sources}
         del saved
-        nodes = (
-            set().union(*(reachable(n, began) for n in last)) if len(last) > 1 else reachable(last[0], began) if last else ()
-        )
-        ordered = sorted(nodes, key=lambda n: n.order, reverse=True)
+        found = {inner for made in last for inner in reachable(made, began)}
+        # An output that is an input has its node outside, whose turn comes later.
+        ordered = sorted((inner for inner in found if inner.order >= began), key=lambda inner: inner.order, reverse=True)
         for inner in ordered:
             for source in inner.inputs:
                 before = made_by(source)
@@ -168,7 +164,7 @@ class _Segment:
         for inner in ordered:
             run_backward(inner)
 
-    def _again(self, saved: _Saved, gradients: list[Any]) -> list[Node]:
+    def _again(self, saved: _Saved, gradients: list[Any]) -> list[Any]:
         """Run the function, recorded; its outputs get their gradients. Returns the nodes that made them."""
         args, keywords = (
             map_structure(lambda value: value.tensor() if isinstance(value, _Given) else value, part)
@@ -198,7 +194,7 @@ class _Segment:
                 if tensor.requires_grad:
                     tensor._accumulate(gradient)
                 continue
-            store(tensor.node, tensor.index, gradient)
+            store(tensor.node, gradient)
             last.append(tensor.node)
         return last
 

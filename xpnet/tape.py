@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 from xpnet.backend import Array, as_array
 from xpnet.ops.registry import Implementation
@@ -79,7 +79,7 @@ class Node:
         op: Any,
         implementation: Implementation,
         xp: Any,
-        inputs: tuple[Any, ...],
+        inputs: Sequence[Any],
         needs: tuple[bool, ...],
         saved: Any,
         settings: dict[str, Any] | None,
@@ -122,15 +122,24 @@ def made_by(source: Any) -> Node | None:
     return source if kind is Node else source.node if kind is Output else None
 
 
-def reachable(last: Node, since: int = 0) -> list[Node]:
-    """The nodes that `last` depends on, newest first: an order in which every node comes after all that used it.
+def reachable(source: Node | Output, since: int = 0) -> list[Node]:
+    """The nodes that a result depends on, newest first: an order in which every node comes after all that used it.
 
     Those that were recorded before number `since` are left out.
     """
+    last = source.node if isinstance(source, Output) else source
     # Most networks are chains, where nothing has to be sorted.
     chain = [last]
     while True:
-        parents = [node for node in map(made_by, chain[-1].inputs) if node is not None and node.order >= since]
+        parents = []
+        for made in chain[-1].inputs:
+            kind = type(made)
+            if kind is Node:
+                parents.append(made)
+            elif kind is Output:
+                parents.append(made.node)
+        if since:
+            parents = [node for node in parents if node.order >= since]
         if len(parents) != 1:
             break
         chain.append(parents[0])
@@ -139,24 +148,25 @@ def reachable(last: Node, since: int = 0) -> list[Node]:
     seen = {last}
     stack = [last]
     while stack:
-        for source in stack.pop().inputs:
-            node = made_by(source)
+        for made in stack.pop().inputs:
+            node = made_by(made)
             if node is not None and node not in seen and node.order >= since:
                 seen.add(node)
                 stack.append(node)
     return sorted(seen, key=lambda node: node.order, reverse=True)
 
 
-def store(node: Node, index: int, gradient: Array) -> None:
-    """Add `gradient` to what has arrived for an output of `node`."""
-    if node.outputs is None:
-        # Not in place: an operation may hand the same array to two inputs.
-        node.grad = gradient if node.grad is None else node.grad + gradient
-    else:
-        if node.grad is None:
-            node.grad = [None] * len(node.outputs)
-        before = node.grad[index]
-        node.grad[index] = gradient if before is None else before + gradient
+def store(source: Node | Output, gradient: Array) -> None:
+    """Add `gradient` to what has arrived for an operation's output."""
+    # Not in place: an operation may hand the same array to two inputs.
+    if type(source) is Node:
+        source.grad = gradient if source.grad is None else source.grad + gradient
+        return
+    node, number = cast(Output, source)
+    if node.grad is None:
+        node.grad = [None] * len(node.outputs or ())
+    before = node.grad[number]
+    node.grad[number] = gradient if before is None else before + gradient
 
 
 def run_backward(node: Node) -> None:
@@ -190,9 +200,9 @@ def run_backward(node: Node) -> None:
                 raise RuntimeError(f"{node.op.__name__} gave no gradient for an input that needs one")
             part = as_array(node.xp, part)
             kind = type(source)
-            if kind is Node:
-                store(source, 0, part)
+            if kind is Node:  # as store() does
+                source.grad = part if source.grad is None else source.grad + part
             elif kind is Output:
-                store(source.node, source.number, part)
+                store(source, part)
             else:
                 source._accumulate(part)

@@ -24,7 +24,7 @@ class Tensor(Recorder):
             last `zero_grad`.
     """
 
-    __slots__ = ("__weakref__", "array", "grad", "index", "node", "requires_grad")
+    __slots__ = ("__weakref__", "array", "grad", "node", "requires_grad")
     # NumPy must leave `ndarray + Tensor` to the Tensor.
     __array_ufunc__ = None
     __array_priority__ = 1000
@@ -39,42 +39,36 @@ class Tensor(Recorder):
         self.array: Array = array
         self.requires_grad = requires_grad
         self.grad: Array | None = None
-        self.node: Node | None = None
-        self.index = 0
+        self.node: Node | Output | None = None  # what made it: where its gradient goes
 
     # -- recording --
 
     def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
         arrays = []
         needs = []
+        sources: list[Any] = []  # where the gradients go
         for value in inputs:
             if isinstance(value, Tensor):
                 arrays.append(value.array)
-                needs.append(value.requires_grad)
+                if value.requires_grad:
+                    needs.append(True)
+                    sources.append(value.node or value)
+                    continue
             else:
                 arrays.append(value)
-                needs.append(False)
+            needs.append(False)
+            sources.append(None)
         xp = namespace(*arrays)
         track = op.differentiable and True in needs
         if track and not mode.recording:
             track, mode.touched = False, True
         output, saved, implementation = op.run(xp, tuple(arrays), settings, track)
-        node = None
-        if track:
-            sources = tuple([value._source() if need else None for value, need in zip(inputs, needs)])
-            node = Node(op, implementation, xp, sources, tuple(needs), saved, settings)
+        node = Node(op, implementation, xp, sources, tuple(needs), saved, settings) if track else None
         if type(output) is tuple:
             if node is not None:
                 node.outputs = tuple(outline(xp, array) for array in output)
             return tuple(_made(array, node, i) for i, array in enumerate(output))
         return _made(output, node, 0)
-
-    def _source(self) -> Any:
-        """Where the gradient of this Tensor goes: what a Node keeps of its inputs."""
-        node = self.node
-        if node is None:
-            return self
-        return node if node.outputs is None else Output(node, self.index)
 
     def _accumulate(self, gradient: Array) -> None:
         """Add `gradient` to a leaf's `grad`."""
@@ -118,7 +112,7 @@ class Tensor(Recorder):
                 )
             self._accumulate(gradient)
             return
-        store(self.node, self.index, gradient)
+        store(self.node, gradient)
         del gradient
         for node in reachable(self.node):
             run_backward(node)
@@ -344,13 +338,15 @@ def _made(array: Array, node: Node | None, index: int) -> Tensor:
     made = Tensor.__new__(Tensor)
     made.array = array
     made.grad = None
-    made.index = index
-    if node is not None and (node.outputs is None or node.outputs[index] is not None):
+    if node is None:
+        made.node = None
+        made.requires_grad = False
+    elif node.outputs is None:
         made.node = node
         made.requires_grad = True
     else:
-        made.node = None
-        made.requires_grad = False
+        made.requires_grad = node.outputs[index] is not None
+        made.node = Output(node, index) if made.requires_grad else None
     return made
 
 
