@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpnet.backend import Device
+from xpnet.gradients import map_structure
 from xpnet.layers.context import Context, Shape, shapes_only
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
@@ -212,10 +213,10 @@ def _numpy_dtype(array: Any) -> Any:
 
 
 def _outputs(result: Any) -> list[Any]:
-    if isinstance(result, dict):
-        result = tuple(result.values())
-    parts = result if isinstance(result, (tuple, list)) else (result,)
-    return [part.array if isinstance(part, Tensor) else part for part in parts]
+    """All arrays in what a model returned, as Tensors where they are."""
+    found: list[Any] = []
+    map_structure(lambda part: found.append(part) if hasattr(part, "shape") else None, result)
+    return found
 
 
 def _loss(loss: Any, target: Any, outputs: list[Any], batch_size: int, kind: type[Shadow]) -> tuple[Any, Any]:
@@ -234,9 +235,8 @@ def _loss(loss: Any, target: Any, outputs: list[Any], batch_size: int, kind: typ
 
 
 def _sum_of_means(prediction: Any, labels: Any) -> Any:
-    parts = list(prediction.values()) if isinstance(prediction, dict) else prediction
     total = None
-    for part in parts if isinstance(parts, (tuple, list)) else [parts]:
+    for part in _outputs(prediction):
         if isinstance(part, Tensor):
             total = part.mean() if total is None else total + part.mean()
     return total
