@@ -21,6 +21,7 @@ from xpnet.inspect.memory import StepMemory, step_memory
 from xpnet.inspect.monte_carlo import Samples, monte_carlo
 from xpnet.inspect.profile import Profile, profile
 from xpnet.inspect.receptive import Field, receptive_fields
+from xpnet.timeline import Timeline
 
 __all__ = [
     "DeadUnits",
@@ -32,6 +33,7 @@ __all__ = [
     "Profile",
     "Samples",
     "StepMemory",
+    "Timeline",
     "activation_histograms",
     "activations",
     "check_gradients",

@@ -15,8 +15,9 @@ from xpnet.ops.shapes import is_whole
 from xpnet.optim.optimizer import Optimizer
 from xpnet.tape import no_grad
 from xpnet.tensor import Tensor
+from xpnet.timeline import watched
 from xpnet.training.callback import Callback
-from xpnet.training.captured import captured_steps
+from xpnet.training.captured import captured_steps, feeding
 from xpnet.training.feeding import applied, as_batches, examples_in, kinds, known_length, native, no_batches
 from xpnet.training.history import History
 from xpnet.training.interrupt import Interruptible
@@ -25,6 +26,7 @@ from xpnet.training.segments import Recompute, recomputed, segments_of
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
+    from xpnet.training.feeds import Feed
 
 Data = Any
 
@@ -202,10 +204,11 @@ class Trainer:
         captured = captured_steps(self)
         train = self._train if captured is None else captured.step
         context = contextlib.nullcontext() if captured is None else captured
-        with Interruptible(self), Progress(last, known_length(batches), verbose) as progress, context:
+        bar = Progress(last, known_length(batches), verbose)
+        with Interruptible(self), bar as progress, context, feeding(self, batches, captured) as source:
             self._call("on_fit_begin")
             while self.epoch < last and not self.stop:
-                self._epoch(batches, checks, progress, train)
+                self._epoch(source, checks, progress, train)
             self._call("on_fit_end")
         return self.history
 
@@ -216,7 +219,7 @@ class Trainer:
         return loss
 
     def _epoch(
-        self, batches: Batches, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
+        self, batches: Batches | Feed, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
     ) -> None:
         """What is left of one epoch: its batches, validation, and the record of both."""
         if self.batch == 0:
@@ -224,7 +227,7 @@ class Trainer:
             self._call("on_epoch_begin")
         progress.begin(self.epoch, self.batch)
         x = None
-        for x, y in batches.epoch(self.epoch, self.batch):
+        for x, y in watched(batches.epoch(self.epoch, self.batch), self.model.context.device):
             self.last_loss = train(x, y)
             self.batch += 1
             progress.advance(examples_in(x), self.sums.means)
@@ -256,8 +259,8 @@ class Trainer:
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:
         sums = Sums()
-        with no_grad(), Evaluation(self.model):
-            for x, y in batches.epoch(0):
+        with no_grad(), Evaluation(self.model), feeding(self, batches) as source:
+            for x, y in source.epoch(0):
                 prediction = applied(self.model, x)
                 values = {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)}
                 sums.add(examples_in(x), values)
