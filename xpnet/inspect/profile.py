@@ -197,7 +197,7 @@ class _Pass:
         for node in reversed(nodes):  # an array that two layers keep counts for the first
             key = owner.get(node, 0)
             self.saved[key] = self.saved.get(key, 0) + sum(_bytes(a) for a in _arrays(node.saved, kept))
-        store(value, value.array * 0 + 1)
+        store(value.node, value.array * 0 + 1)
         for node in nodes:
             start = self.clock.read()
             run_backward(node)
