@@ -15,10 +15,11 @@ from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
 from xpnet.layers.running import Evaluation, load_state, predict, received
 from xpnet.ops.shapes import ShapeError
-from xpnet.tape import no_grad
+from xpnet.recomputation import recompute
+from xpnet.tape import no_grad, once
 from xpnet.tensor import Parameter, Tensor
 
-_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks"})
+_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks", "segments"})
 
 
 class Structure:
@@ -51,6 +52,7 @@ class Module:
     ticks: Any  # the counter on the device, while steps are captured there (xpnet.training.captured.Ticks)
     shares_work: bool = False  # whether on a CPU its work is shared out over xpnet's threads rather than those of BLAS
     capturable: bool = True  # whether a training step through this Module may be recorded once and replayed
+    segments: tuple[range, ...]  # set while its parts are recomputed: of a Sequential's layers; none is all of a Module
     counter: int  # how often a random layer has drawn: the step of its stream
     _children: dict[str, Module]
     _parameters: dict[str, Parameter]
@@ -252,7 +254,11 @@ class Module:
         """
         with self.context.device, no_grad(), Evaluation(self):
             example = self.context.device.xp.zeros((1, *input_shape), dtype=self._dtype())
-            return tuple(self(example).shape[1:])
+            y = self(example)
+            # Of several outputs the first is what a next layer would take.
+            while isinstance(y, (tuple, list, dict)):
+                y = next(iter(y.values())) if isinstance(y, dict) else y[0]
+            return tuple(y.shape[1:])
 
     def materialize(self, input_shape: Shape) -> Shape:
         """Make all parameters below for this input shape, and return the output's shape."""
@@ -306,6 +312,8 @@ class Module:
                 self.modules()
                 threads.prefer_own_threads(table["_shares"])
                 inputs = tuple([x if isinstance(x, Tensor) else received(x, self.context) for x in inputs])
+            if "segments" in table and not table["segments"]:
+                return recompute(self.forward)(*inputs, **keywords)
             return self.forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
@@ -378,6 +386,9 @@ class Module:
 
     def draw(self) -> Any:
         """The step of this layer's random stream for one use, counted up: a number, or an array where it is on the device."""
+        return once(self._next_step)
+
+    def _next_step(self) -> Any:
         if self.ticks is not None:
             return self.ticks.take()
         step = self.counter
@@ -426,16 +437,15 @@ class Module:
 
         load_weights(self, path, strict)
 
-    def summary(
-        self, input_shape: Shape | None = None, *, batch_size: int = 1, optimizer: Any = None, show: bool = True
-    ) -> Any:
-        """A table of the layers: output shapes, parameters and memory; see :func:`xpnet.inspect.summary.summarize`.
+    def summary(self, input_shape: Any = None, *, batch_size: int = 1, show: bool = True, **settings: Any) -> Any:
+        """A table of the layers: output shapes, parameters, and the memory of a training step at its peak; `settings`
+        (optimizer, loss, recompute, device) are those of :func:`xpnet.inspect.summary.summarize`.
 
         Prints it unless `show` is False; returns it.
         """
         from xpnet.inspect.summary import summarize
 
-        table = summarize(self, input_shape, batch_size=batch_size, optimizer=optimizer)
+        table = summarize(self, input_shape, batch_size=batch_size, **settings)
         if show:
             print(table)
         return table

@@ -134,7 +134,7 @@ def _(xp: Namespace, dy: Array, shape: Any, *, widths: Any, value: float) -> Any
 @op
 def getitem(xp: Namespace, x: Array, index: Any) -> Any:
     """x[index]: integers, slices, None and ..., or integer or boolean arrays as the library of x allows them."""
-    return x[_full(index)], x
+    return x[_full(index)], (tuple(x.shape), x.dtype, x.device)
 
 
 def _basic(parts: tuple[Any, ...]) -> bool:
@@ -149,18 +149,19 @@ def _full(index: Any) -> Any:
 
 
 @getitem.backward
-def _(xp: Namespace, dy: Array, x: Array, *, index: Any) -> Any:
+def _(xp: Namespace, dy: Array, like: Any, *, index: Any) -> Any:
     """Each element of dy is added to the element of x that it was read from."""
     parts = index if isinstance(index, tuple) else (index,)
-    dx = xp.zeros_like(x)
+    shape, dtype, device = like
+    dx = xp.zeros(shape, dtype=dtype, device=device)
     if _basic(parts) and hasattr(dx, "__setitem__"):
         place = _full(tuple(p for p in parts if p is not None))  # a new axis of dy is none of x
         dx[place] = xp.reshape(dy, dx[place].shape)
         return dx
     # Element numbers, indexed the same way, say where each element came from; an array index may name one twice.
-    size = math.prod(x.shape)
-    source = xp.reshape(xp.reshape(xp.arange(size, device=x.device), x.shape)[index], (-1,))
-    return xp.reshape(scatter_add(xp, xp.reshape(dy, (source.shape[0], 1)), source, size), x.shape)
+    size = math.prod(shape)
+    source = xp.reshape(xp.reshape(xp.arange(size, device=device), shape)[index], (-1,))
+    return xp.reshape(scatter_add(xp, xp.reshape(dy, (source.shape[0], 1)), source, size), shape)
 
 
 def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:

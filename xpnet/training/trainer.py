@@ -22,6 +22,7 @@ from xpnet.training.feeding import applied, as_batches, examples_in, kinds, know
 from xpnet.training.history import History
 from xpnet.training.interrupt import Interruptible
 from xpnet.training.progress import Progress
+from xpnet.training.segments import Recompute, recomputed, segments_of
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -47,6 +48,9 @@ class Trainer:
         accumulate: gradients of this many batches are averaged for one update.
         capture: on a GPU, record the step of `fit` once as a CUDA graph and replay it, where that is possible. The bits are the
             same either way.
+        recompute: which parts of the model compute their activations again in the backward pass instead of keeping them:
+            True cuts a Sequential of n layers into about sqrt(n) segments; or a list of layers, each by its path ("3.body") or
+            its index; or a function (path, layer) -> bool. The bits are the same; see :func:`xpnet.recompute`.
 
     Attributes:
         history: what `fit` has recorded so far.
@@ -69,6 +73,7 @@ class Trainer:
         seed: int = 0,
         accumulate: int = 1,
         capture: bool = True,
+        recompute: Recompute = False,
     ) -> None:
         _require_parts(model, optimizer, callbacks)
         if accumulate < 1:
@@ -87,6 +92,7 @@ class Trainer:
         self.seed = seed
         self.accumulate = accumulate
         self.capture = capture
+        self.segments = segments_of(model, recompute)
         self.history = History()
         self.epoch = 0
         self.batch = 0
@@ -117,7 +123,11 @@ class Trainer:
 
     def forward_backward(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Leave the gradients of one batch in the parameters; returns the loss and the predictions."""
-        prediction = applied(self.model, x)
+        if self.segments:
+            with recomputed(self.segments):
+                prediction = applied(self.model, x)
+        else:
+            prediction = applied(self.model, x)
         loss = self.loss(prediction, y)
         if type(loss) is not Tensor or loss.array.ndim:
             _refuse_loss(self.loss, loss)
