@@ -49,7 +49,7 @@ def recompute(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-class _Given:
+class Given:
     """An input Tensor, without the Tensor: its array and where its gradient goes."""
 
     __slots__ = ("array", "requires_grad", "source")
@@ -104,7 +104,7 @@ def _first_run(function: Callable[..., Any], args: tuple[Any, ...], keywords: di
     def keep(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        given = _Given(value)
+        given = Given(value)
         if given.source is not None:
             sources.append(given.source)
         return given
@@ -168,8 +168,7 @@ class _Segment:
     def _again(self, saved: _Saved, gradients: list[Any]) -> list[Any]:
         """Run the function, recorded; its outputs get their gradients. Returns the nodes that made them."""
         args, keywords = (
-            map_structure(lambda value: value.tensor() if isinstance(value, _Given) else value, part)
-            for part in saved.arguments
+            map_structure(lambda value: value.tensor() if isinstance(value, Given) else value, part) for part in saved.arguments
         )
         own = own_threads_preferred()
         prefer_own_threads(saved.own_threads)

@@ -365,7 +365,8 @@ class NumpyShadow(Shadow):
 
     def reusable(self, other: Any) -> bool:
         """Whether NumPy would write the result of an operation with `other` here, if nobody else has this array."""
-        if self.nbytes < _REUSED_FROM or self.block.size != self.nbytes or getrefcount(self.block) > 2:
+        whole = self.block.size == self.block.ledger.rounded(self.nbytes)
+        if self.nbytes < _REUSED_FROM or not whole or getrefcount(self.block) > 2:
             return False
         if isinstance(other, Shadow):
             return other.shape in ((), self.shape) and bool(np.can_cast(other.dtype, self.dtype, "safe"))

@@ -15,6 +15,8 @@ Array = Any
 class PlanningRuntime:
     """Takes launches and does nothing. The device is the current one, or an H100 where there is none."""
 
+    cudnn: Any = None  # its convolutions are chosen by measuring, which cannot be done here
+
     def __init__(self) -> None:
         from xpnet.accel.cupy import launch
         from xpnet.backend import DeviceError, device
