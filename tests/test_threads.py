@@ -216,3 +216,14 @@ def test_a_blas_that_is_loaded_later_is_found(count):
     pytest.importorskip("scipy.linalg")
     threads.set_num_threads(1)
     assert set(blas_threads()) == {1}
+
+
+@pytest.mark.skipif(threads._cores() < 2, reason="one core")
+def test_the_environment_holds_for_blas_too():
+    """XPNET_NUM_THREADS=1 and set_num_threads(1) are the same setting."""
+    code = "import numpy, xpnet; from threadpoolctl import threadpool_info as i; print([l['num_threads'] for l in i()])"
+    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**clean, "XPNET_NUM_THREADS": "1"}
+    )
+    assert set(found.stdout.strip()[1:-1].split(", ")) == {"1"}

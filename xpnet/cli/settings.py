@@ -60,6 +60,7 @@ SETTINGS = (
     Setting("balance", bool, "draw the examples of all classes equally often"),
     Setting("workers", words.whole(0), "threads that prepare batches ahead; default: 0", "N", free=True),
     Setting("seed", words.whole(0), "of weights, order, dropout and augmentation; default: 0", "N"),
+    Setting("deterministic", bool, "the same bits with any number of threads, at any time; default: $XPNET_DETERMINISTIC"),
     Setting("data", str, "holds the published files of the data set; default: $XPNET_DATA", "FOLDER", free=True),
     Setting("size", words.shape, "resize the images of a folder of your own", "H,W"),
     Setting("target", str, "the column of a CSV file that holds the classes; default: the last", "COLUMN"),

@@ -18,6 +18,7 @@ from xpnet.cli.recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
 from xpnet.cli.words import UsageError
 from xpnet.data import Batches, Dataset
 from xpnet.data.preprocessing import Standardize, Transform
+from xpnet.determinism import deterministic, get_deterministic
 from xpnet.io import archive, model_file
 from xpnet.layers.module import Module
 from xpnet.optim import AdamW
@@ -42,6 +43,11 @@ HELD_OUT = 0.1
 def train(args: argparse.Namespace) -> int:
     """Train a network, or go on; leave model, checkpoints, history, report and pictures in a folder."""
     given = settings.effective(args)
+    with deterministic(given.setdefault("deterministic", get_deterministic())):
+        return _train(args, given)
+
+
+def _train(args: argparse.Namespace, given: settings.Settings) -> int:
     backend.device(given.setdefault("device", "cpu"))
     if given["dataset"] in data.names():
         # Before a download of many minutes: is the rest right?

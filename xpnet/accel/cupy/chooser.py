@@ -4,7 +4,8 @@ Every pass of a convolution can be computed in two ways: as products of matrices
 of columns made in chunks for others), or as an implicit GEMM. Which is faster depends on the shape, the dtype and the
 device, so both are run and timed the first time a shape comes. Nothing can be timed while a CUDA graph is recorded: a shape
 that comes for the first time there gets the products. $XPNET_CONVOLUTION decides instead of the measurement: "im2col"
-(products), "implicit" (where the kernels cover it), or "auto", the default.
+(products), "implicit" (where the kernels cover it), or "auto", the default. In deterministic mode (xpnet.set_deterministic)
+"auto" is the products: what was fastest depends on the moment, and the ways round differently.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from xpnet.accel.cupy.compiler import cache_folder
 from xpnet.accel.cupy.launch import runtime
 from xpnet.accel.cupy.source import dtype_of, read_headers, read_source
 from xpnet.accel.settings import get_matmul_precision
+from xpnet.determinism import get_deterministic
 from xpnet.ops.geometry import Geometry
 
 Array = Any
@@ -88,6 +90,8 @@ def choose(candidates: Mapping[str, Callable[[], Array]], key: Callable[[], Conv
         return default
     if setting == "implicit":
         return "implicit" if "implicit" in candidates else default
+    if get_deterministic():
+        return default
     this = key()
     known = _table.known().get(this)
     if known is not None and known.choice in candidates:
