@@ -261,11 +261,16 @@ def parallel(body: Body, count: int) -> None:
     threads = _threads if _threads < count else count
     before = np.setbufsize(BUFFER)  # of this context, and of the copies that the helpers get
     try:
-        if threads <= 1:
+        if threads > 1:
+            _share(body, count, threads)
+        elif _threads > 1 and own_threads_preferred():
+            # A single part would wake BLAS's threads, and they would keep the cores busy for what comes next.
+            with one_blas_thread():
+                for part in range(count):
+                    body(part)
+        else:
             for part in range(count):
                 body(part)
-        else:
-            _share(body, count, threads)
     finally:
         np.setbufsize(before)
 
