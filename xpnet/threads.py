@@ -46,7 +46,7 @@ def _from_environment() -> int:
 _threads = _from_environment()
 
 PIECES = 8
-"""Into how many pieces work is cut where results are not to depend on the number of threads: as many cores are kept busy by it."""
+"""Into how many pieces work is cut where results are not to depend on the number of threads: so many cores it keeps busy."""
 
 _fixed = False
 
@@ -110,7 +110,7 @@ def prefer_own_threads(own: bool) -> None:
 
 
 def own_threads_preferred() -> bool:
-    """What :func:`prefer_own_threads` said last in this thread; always True in deterministic mode, where BLAS has one thread."""
+    """What :func:`prefer_own_threads` said last in this thread; in deterministic mode, where BLAS has one thread, True."""
     return _fixed or _preference.own
 
 

@@ -209,7 +209,8 @@ def test_cublas_gets_its_arguments_in_order(driver, monkeypatch, batch, dtype, k
     cublas.run(product, 0, stream)
     np.testing.assert_allclose(c, expected, rtol=1e-5)
     assert library.calls == [
-        "create", "atomics", ("stream", 77), ("workspace", 32 << 20), ("batched" if batch else "gemm", kind, kind, kind, compute, -1),
+        "create", "atomics", ("stream", 77), ("workspace", 32 << 20),
+        ("batched" if batch else "gemm", kind, kind, kind, compute, -1),
     ]  # fmt: skip
     cublas.run(product._replace(tf32=dtype == "float32"), 0, stream)  # the handle is kept
     assert len(library.calls) == 6

@@ -43,13 +43,21 @@ NETS = {
         ],
         (24, 24, 3),
     ),
-    "dense": ([lambda: xn.Dense(512, "relu"), lambda: xn.Dense(512, "tanh"), lambda: xn.LayerNorm(), lambda: xn.Dense(10)], (784,)),
+    "dense": (
+        [lambda: xn.Dense(512, "relu"), lambda: xn.Dense(512, "tanh"), lambda: xn.LayerNorm(), lambda: xn.Dense(10)],
+        (784,),
+    ),
     "recurrent": ([lambda: xn.LSTM(192), lambda: xn.Dense(10)], (6, 128)),
     "transposed": (
-        [lambda: xn.Conv2DTranspose(24, 3, stride=2), lambda: xn.MaxPool2D(3, stride=2), lambda: xn.Flatten(), lambda: xn.Dense(10)],
+        [
+            lambda: xn.Conv2DTranspose(24, 3, stride=2),
+            lambda: xn.MaxPool2D(3, stride=2),
+            lambda: xn.Flatten(),
+            lambda: xn.Dense(10),
+        ],
         (12, 12, 8),
     ),
-}  # fmt: skip
+}
 
 
 def trained(name: str, batches: int = 3) -> str:
