@@ -99,14 +99,6 @@ class Arena:
         rounded(flat, self.values)
         return views
 
-    def same_places(self, other: Arena) -> bool:
-        """Whether both hold parameters of the same sizes in the same order, so that state of one fits the other.
-
-        They are the same Parameters, or those of a copy of the model.
-        """
-        mine, its = ({id(p) for p in arena.parameters} for arena in (self, other))
-        return self.slices == other.slices and ([*map(id, self.parameters)] == [*map(id, other.parameters)] or not mine & its)
-
     def collect(self) -> None:
         """Bring all gradients into the flat array: 0 where the last backward did not reach, and those that a user assigned."""
         for p in self.parameters:

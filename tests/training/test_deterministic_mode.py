@@ -128,6 +128,39 @@ def test_what_other_threads_do_changes_no_bit():
     assert found == {expected}
 
 
+def test_predictions_of_several_threads_at_once_change_no_bit():
+    """A small prediction runs on buffers of the model, which only one thread can use at a time."""
+    model = xn.Sequential(
+        [xn.Conv2D(16, 3, activation="relu"), xn.MaxPool2D(2), xn.Conv2D(32, 3), xn.Flatten(), xn.Dense(10)],
+        input_shape=(28, 28, 1),
+    )
+    x = np.random.default_rng(0).random((1, 28, 28, 1), np.float32)
+    wrong = []
+    with xn.deterministic():
+        expected = model.predict(x)
+
+        def work() -> None:
+            for _ in range(100):
+                if not np.array_equal(model.predict(x), expected):
+                    wrong.append(1)
+
+        users = [threading.Thread(target=work) for _ in range(3)]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join()
+        plan = next(iter(model.__dict__["_plans"].values()))
+        with plan.lock:  # it is in use: the next one waits for it, and does not compute in another way
+            answers = []
+            waiting = threading.Thread(target=lambda: answers.append(model.predict(x)))
+            waiting.start()
+            waiting.join(0.2)
+            assert not answers
+        waiting.join()
+    assert not wrong
+    np.testing.assert_array_equal(answers[0], expected)
+
+
 def test_what_ran_before_in_this_thread_changes_no_bit():
     """Outside of a model an operation runs on the threads that the last model wanted; deterministic ones do not."""
     rng = np.random.default_rng(0)

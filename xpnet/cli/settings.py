@@ -63,6 +63,7 @@ SETTINGS = (
     Setting("deterministic", bool, "the same bits with any number of threads, at any time; default: $XPNET_DETERMINISTIC"),
     Setting("data", str, "holds the published files of the data set; default: $XPNET_DATA", "FOLDER", free=True),
     Setting("size", words.shape, "resize the images of a folder of your own", "H,W"),
+    Setting("skip_bad", bool, "leave out images of a folder that cannot be read, instead of ending", free=True),
     Setting("target", str, "the column of a CSV file that holds the classes; default: the last", "COLUMN"),
     Setting("checkpoint_minutes", words.positive, "save within an epoch so often; default: 10", "MINUTES", free=True),
     Setting("keep", words.whole(1), "checkpoints to keep; default: 3", "N", free=True),

@@ -53,7 +53,9 @@ def _train(args: argparse.Namespace, given: settings.Settings) -> int:
         # Before a download of many minutes: is the rest right?
         given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
         networks.find(given["model"])
-    dataset = own.find(given["dataset"], given.get("data"), given.get("size"), given.get("target"))
+    dataset = own.find(
+        given["dataset"], given.get("data"), given.get("size"), given.get("target"), given.get("skip_bad", False)
+    )
     images = len(dataset.input_shape) == 3
     _complete(given, RECIPES.get(dataset.name, IMAGES if images else FEATURES), images)
     name, make = networks.find(given["model"])

@@ -203,7 +203,7 @@ class ExponentialMovingAverage(Callback):
         arena = trainer.model.arena
         values = arena.values
         xp = namespace(values)
-        known = self._arena is None or self._arena.same_places(arena)
+        known = self._arena is None or [*map(id, self._arena.parameters)] == [*map(id, arena.parameters)]
         self._arena = arena
         if self.average is None or not known:
             self.average = xp.asarray(values, copy=True)
