@@ -370,3 +370,27 @@ def test_the_record_can_be_read_as_json(tmp_path):
     assert values == ["yes", "no"]
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c.html")]) == 0
     assert "deterministic" in (tmp_path / "c.html").read_text()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", NETS)
+def test_on_a_gpu_runs_and_recorded_graphs_and_what_was_measured_change_no_bit(name, tmp_path, monkeypatch):
+    from xpnet.accel.cupy import chooser
+
+    def run(capture: bool) -> bytes:
+        layers, shape = NETS[name]
+        rng = np.random.default_rng(1)
+        x = xn.to_device(rng.normal(size=(96, *shape)).astype(np.float32), "cuda")
+        y = xn.to_device(rng.integers(0, 10, 96), "cuda")
+        model = xn.Sequential([make() for make in layers], input_shape=shape, seed=3, device="cuda")
+        trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), capture=capture)
+        trainer.fit((x, y), epochs=2, batch_size=24, verbose=False)
+        return xn.to_numpy(model.arena.values).tobytes()
+
+    with xn.deterministic():
+        found = {run(capture) for capture in (True, False, True)}
+        for cache in ("a", "b"):  # nothing measured, or something else
+            monkeypatch.setenv("XPNET_CACHE", str(tmp_path / cache))
+            chooser._table.forget()
+            found.add(run(True))
+    assert len(found) == 1

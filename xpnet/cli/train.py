@@ -263,13 +263,14 @@ def _report(folder: Path, model: Module, history: History, dataset: Dataset, x: 
     left = [f"{folder / name}" for name in (MODEL, HISTORY, "report.html")]
     try:
         from xpnet.inspect import plots
+        from xpnet.inspect.figures import save_figure
 
         with_examples = raw if raw.ndim == 4 else raw * dataset.scale
         mistakes = plots.worst_mistakes(with_examples, labels, probabilities)
         if history.epochs:
-            plots.save_figure(plots.learning_curves(history, title), folder / CURVES)
+            save_figure(plots.learning_curves(history, title), folder / CURVES)
             left.append(f"{folder / CURVES}")
-        plots.save_figure(plots.confusion(matrix, dataset.class_names, mistakes, title), folder / CONFUSION)
+        save_figure(plots.confusion(matrix, dataset.class_names, mistakes, title), folder / CONFUSION)
         left.append(f"{folder / CONFUSION}")
     except ImportError:
         print(f'without matplotlib, {CURVES} and {CONFUSION} were left out; to get them: pip install "xpnet[plot]"')
