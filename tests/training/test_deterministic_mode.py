@@ -177,6 +177,33 @@ def test_what_ran_before_in_this_thread_changes_no_bit():
     assert len(found) == 1
 
 
+def test_where_the_data_lie_in_memory_changes_no_bit():
+    """Vector loops must not begin at another element of a sum because an array begins at another address."""
+    base = np.random.default_rng(0).standard_normal((24, 15, 15, 3)).astype(np.float32)
+    y = np.arange(24) % 10
+    found = set()
+    with xn.deterministic():
+        for offset in (0, 4, 16, 36, 60):
+            raw = np.empty(base.nbytes + 128, np.uint8)
+            start = -raw.ctypes.data % 64 + offset
+            x = raw[start : start + base.nbytes].view(np.float32).reshape(base.shape)
+            x[...] = base
+            layers = [
+                xn.Conv2D(8, 3),
+                xn.BatchNorm(),
+                xn.MaxPool2D(2),
+                xn.Flatten(),
+                xn.Dense(40),
+                xn.LayerNorm(),
+                xn.Dense(10),
+            ]
+            model = xn.Sequential(layers, input_shape=(15, 15, 3))
+            trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
+            loss = [float(trainer.step(x, y)) for _ in range(2)]
+            found.add((str(loss), model.arena.values.tobytes(), model.predict(x).tobytes()))
+    assert len(found) == 1
+
+
 def test_workers_change_no_bit():
     x = np.random.default_rng(0).normal(size=(96, 12, 12, 1)).astype(np.float32)
     y = np.arange(96) % 3
