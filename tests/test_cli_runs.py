@@ -218,7 +218,7 @@ def test_settings_reach_the_training(tmp_path, capsys, monkeypatch):
     assert isinstance(found["Checkpoint"], Checkpoint)
     assert (found["Checkpoint"].keep, found["Checkpoint"].every_minutes) == (5, 3.0)
     assert trainer.accumulate == 3
-    assert (batches.batch_size, batches._workers) == (7, 1)
+    assert (batches.batch_size, batches.workers) == (7, 1)
     assert batches._weights is not None
     assert list(found)[-1] == "RunReport"
 
