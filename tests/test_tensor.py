@@ -507,3 +507,18 @@ def test_comparisons_are_arrays_of_booleans_and_tensors_are_keys():
     np.testing.assert_array_equal(t != xn.Tensor(np.array([1.0, 0.0, 3.0])), [False, True, False])
     np.testing.assert_array_equal(t >= 2, [False, True, True])
     assert {t: "key"}[t] == "key"
+
+
+def test_a_leaf_keeps_a_new_gradient_and_copies_any_other():
+    """What an accelerated operation has just made is taken as it is; what others hold is not."""
+    x = xn.Tensor(np.ones((2, 4, 4, 3), np.float32), requires_grad=True)
+    dy = np.ones((2, 2, 2, 3), np.float32)
+    y = xn.ops.max_pool2d(x, 2)
+    y.backward(dy)
+    first = x.grad
+    xn.ops.max_pool2d(x, 2).backward(dy)
+    np.testing.assert_array_equal(first * 2, x.grad)
+    a, b = (xn.Tensor(np.ones(3, np.float32), requires_grad=True) for _ in "ab")
+    dy = np.ones(3, np.float32)
+    (a + b).backward(dy)
+    assert not any(np.shares_memory(one, other) for one, other in [(a.grad, b.grad), (a.grad, dy), (b.grad, dy)])

@@ -206,4 +206,4 @@ def run_backward(node: Node) -> None:
             elif kind is Output:
                 store(source, part)
             else:
-                source._accumulate(part)
+                source._accumulate(part, node.implementation.fresh)

@@ -72,11 +72,11 @@ class Tensor(Recorder):
             return tuple(_made(array, node, i) for i, array in enumerate(output))
         return _made(output, node, 0)
 
-    def _accumulate(self, gradient: Array) -> None:
-        """Add `gradient` to a leaf's `grad`."""
+    def _accumulate(self, gradient: Array, fresh: bool = False) -> None:
+        """Add `gradient` to a leaf's `grad`; a `fresh` one nobody else holds."""
         if self.grad is None:
             # A copy: the same array may be another leaf's gradient, the user's own, or a broadcast that cannot be written.
-            self.grad = namespace(gradient).asarray(gradient, copy=True)
+            self.grad = gradient if fresh else namespace(gradient).asarray(gradient, copy=True)
         else:
             self.grad = self.grad + gradient
 
@@ -307,11 +307,11 @@ class Parameter(Tensor):
         """The view of the flat gradients, as long as no gradient is in it."""
         return self.buffer if self.grad is None else None
 
-    def _accumulate(self, gradient: Array) -> None:
+    def _accumulate(self, gradient: Array, fresh: bool = False) -> None:
         if self.buffer is None:
             if gradient.dtype in halves and self.array.dtype not in halves:
                 gradient = ops.cast(gradient, dtype_name(self.array))  # the parameter took part as a rounded copy
-            super()._accumulate(gradient)
+            super()._accumulate(gradient, fresh)
         elif gradient is self.buffer:  # an operation wrote it there
             self.grad = gradient
         elif self.grad is None:

@@ -51,7 +51,7 @@ class Recorder:
 class Implementation:
     """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
 
-    __slots__ = ("_reference", "backward_function", "forward", "halves", "wants_into", "wants_needs", "wants_save")
+    __slots__ = ("_reference", "backward_function", "forward", "fresh", "halves", "wants_into", "wants_needs", "wants_save")
 
     def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
         self.forward = forward
@@ -62,12 +62,18 @@ class Implementation:
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
         self.wants_needs: bool = reference.wants_needs if reference else False
         self.wants_into: bool = reference.wants_into if reference else False
+        self.fresh = False  # whether the gradients are new arrays that nothing else holds: a leaf can keep them as they are
 
     def compute(self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool) -> Any:
         """Run the forward function."""
         if self.wants_save:
             return self.forward(xp, *inputs, save=save, **settings)
         return self.forward(xp, *inputs, **settings)
+
+    def fresh_backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """As :meth:`backward`, of a function whose gradients are new arrays that nothing else holds."""
+        self.fresh = True
+        return self.backward(function)
 
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the backward function that belongs to this forward (a decorator)."""

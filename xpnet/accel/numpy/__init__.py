@@ -6,6 +6,9 @@ from xpnet.accel.numpy import elementwise as elementwise
 from xpnet.accel.numpy import fused as fused
 from xpnet.accel.numpy import linear as linear
 from xpnet.accel.numpy import max_pooling as max_pooling
+from xpnet.accel.numpy import memory as memory
 from xpnet.accel.numpy import normalization as normalization
 from xpnet.accel.numpy import rules as rules
 from xpnet.accel.numpy import softmax as softmax
+
+memory.keep_freed_memory()

@@ -124,7 +124,7 @@ def _each_group(groups: int, C: int, O: int) -> list[tuple[slice, slice, slice]]
     return [(slice(i * C, (i + 1) * C), out, out) for i, out in enumerate(outs)]
 
 
-@forward.backward
+@forward.fresh_backward
 def backward(
     xp: Any,
     dy: Floats,

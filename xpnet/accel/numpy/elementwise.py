@@ -36,7 +36,7 @@ def relu_forward(xp: Any, x: Floats) -> Any:
     return y, y
 
 
-@relu_forward.backward
+@relu_forward.fresh_backward
 def relu_backward(xp: Any, dy: Floats, y: Floats) -> Any:
     """dy where y > 0."""
     dx = np.empty(dy.shape, dy.dtype)
@@ -65,7 +65,7 @@ def dropout_forward(xp: Any, x: Floats, *, rate: float, key: Any, step: int, sha
     return _drop(x, mask, rate, inverted), mask
 
 
-@dropout_forward.backward
+@dropout_forward.fresh_backward
 def dropout_backward(xp: Any, dy: Floats, mask: Floats, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
     """The same elements of the gradient."""
     return _drop(dy, mask, rate, inverted)

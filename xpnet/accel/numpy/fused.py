@@ -63,7 +63,7 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, window: 
     return y, (x, kernel, y, won) if save else None
 
 
-@forward.backward
+@forward.fresh_backward
 def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, needs: tuple[bool, bool, bool], **settings: Any) -> Any:
     """The gradient of the whole output is made from the pooled one, a chunk at a time, where it is read."""
     x, kernel, y, won = saved

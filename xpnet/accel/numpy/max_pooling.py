@@ -219,7 +219,7 @@ def forward_with_switches(xp: Any, x: Floats, *, window: Any, stride: Any, paddi
     return (y, switches), (x.shape, switches)
 
 
-@forward_with_switches.backward
+@forward_with_switches.fresh_backward
 def backward_with_switches(xp: Any, dys: Any, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
     """Each gradient goes to the element that won."""
     shape, switches = saved
@@ -244,7 +244,7 @@ def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, save:
     return y, (x.shape, won)
 
 
-@forward.backward
+@forward.fresh_backward
 def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
     """Each gradient goes to the element that won."""
     shape, kept = saved

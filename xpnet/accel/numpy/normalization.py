@@ -126,7 +126,7 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
     return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, far)
 
 
-@forward.backward
+@forward.fresh_backward
 def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, bool, bool]) -> Any:
     """The sums of dy and dy * (x - mean) in one pass, dx in another."""
     dy, dmean, dvariance = dys

@@ -1,0 +1,35 @@
+"""Memory that is freed at the end of one step is taken again in the next: let the C library keep it in between.
+
+glibc gives large blocks back to the system as soon as they are freed, and the system clears each page of a new one when it
+is first written to. A training step takes and frees the same tens of megabytes each time: clearing them cost as much as the
+arithmetic (16 MB through relu and back: 7 ms instead of 13). So blocks up to 32 MB, the most that glibc allows, come from
+its heap, and up to :data:`KEPT` bytes at the heap's end stay with the process. Larger blocks go back at once, as ever.
+
+It is a setting of the whole process. ``XPNET_KEEP_MEMORY=0`` leaves the C library as it is; other C libraries have no such
+setting.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+KEPT = 512 << 20
+"""Bytes of freed memory that the process keeps."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_LARGEST = 32 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Set it; returns whether it was possible and wanted."""
+    if os.environ.get("XPNET_KEEP_MEMORY", "1") in ("", "0"):
+        return False
+    # Whoever has set these in the environment has thought about them.
+    if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # no glibc
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, KEPT))
