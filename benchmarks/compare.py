@@ -23,13 +23,12 @@ from benchmarks.libraries import CEILING, LIBRARIES, OURS
 from benchmarks.libraries.job import Unsupported
 from benchmarks.machine import busy_seconds, seconds_of
 from benchmarks.nets import trace
+from benchmarks.pause import settle
 from benchmarks.peers import ROOT, interpreter
 from benchmarks.process import Process, WorkerError, environment, hold_to
 from benchmarks.text import bytes_text, seconds_text
 
 CEILINGS = ("products", "copy")
-# OpenMP's threads go on spinning for a while after their work; the next library must not pay for that.
-PAUSE = 0.003
 # Cores kept busy by other processes, from which on a case is marked: threads that wait for each other suffer more from
 # that than others do, so a ratio is then no longer one of the libraries' speeds.
 DISTURBED = 0.15
@@ -49,7 +48,7 @@ class Options:
 
     Attributes:
         device, precision, threads: the same for all libraries.
-        budget: seconds for one case and one peer.
+        budget: seconds for one case and one peer, pauses between turns apart.
         rounds: at most so many pairs of turns.
         turn: seconds that one turn should last at least.
         clock: "wall", or "cpu" for processor time, which a machine that others use, too, does not lengthen; with one
@@ -276,9 +275,10 @@ class Comparison:
         samples: dict[str, list[float]] = {name: [] for name in turns}
         device: dict[str, list[float]] = {name: [] for name in turns}
         ratios: dict[str, list[float]] = {name: [] for name in others}
+        pauses: list[float] = []
 
         def take(name: str) -> float:
-            time.sleep(PAUSE)
+            pauses.append(settle(worker.process.pid for worker in self.workers.values()))
             reply = turns[name](counts[name])
             samples[name] += reply["seconds"]
             device[name] += reply["device_seconds"]
@@ -291,7 +291,7 @@ class Comparison:
         for number in range(o.rounds):
             active = [n for n in spent if number < 3 or spent[n] + spent[n] / number <= o.budget]
             for name in active:
-                begun = time.perf_counter()
+                begun, paused = time.perf_counter(), sum(pauses)
                 ours = take(OURS)
                 if name != OURS:
                     try:
@@ -301,11 +301,12 @@ class Comparison:
                         for kept in (spent, samples, ratios):
                             del kept[name]
                         continue
-                spent[name] += time.perf_counter() - begun
+                spent[name] += time.perf_counter() - begun - (sum(pauses) - paused)
             if not active:
                 break
         elapsed = time.perf_counter() - start
         record["turn_seconds"] = o.turn
+        record["pause_seconds"] = statistics.median(pauses)
         record["seconds_of_measuring"] = round(elapsed, 2)
         if not fresh and o.clock == "wall" and busy_seconds():
             # How many cores the rest of the machine kept busy meanwhile.

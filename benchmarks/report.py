@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,14 @@ def _setting(result: Result) -> list[str]:
         "  updates. *Products* is the speed reached as a fraction of the same matrix products alone (Winograd needs fewer",
         "  products, so it can pass 100 %); *copy* as a fraction of copying the bytes that the case has to move.",
     ]
+    pauses = [record["pause_seconds"] for record in result["cases"] if "pause_seconds" in record]
+    if pauses:
+        middle = seconds_text(statistics.median(pauses))
+        lines += [
+            "* Each library is timed alone: before a turn all of them have come to rest (threads of a BLAS or of OpenMP run on",
+            f"  for a while after their work; the pause is {middle} in the middle), and then one step that is not timed brings",
+            "  code and data back into the caches.",
+        ]
     if result.get("resumed"):
         earlier = [f"{', '.join(part['cases'])} ({part['commit']}, {part['date']})" for part in result["resumed"]]
         lines.append(f"* Taken over from an interrupted run: {'; '.join(earlier)}.")

@@ -79,8 +79,7 @@ class Worker:
         job = self.jobs[key]
         now = CLOCKS[clock]
         seconds, device_seconds = [], []
-        if count > 1:  # brings code and data back into the caches after the others' turn; long steps do that themselves
-            job.once()
+        job.once()  # not timed: brings code and data back into the caches after the others' turn and the pause
         job.synchronize()
         for _ in range(turns):
             stop = _device_clock(self.device, self.library)

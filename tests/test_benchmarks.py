@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from benchmarks import compare, gate, nets, plots, report
+from benchmarks import compare, gate, nets, pause, plots, report
 from benchmarks.__main__ import main, parser
 from benchmarks.cases import Case, all_cases, memory_cases
 from benchmarks.compare import Comparison, Options, arrays_for, distance, summary
@@ -117,6 +118,26 @@ def test_who_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reference" not in record["ratios"]
 
 
+def _clockwork(used: Callable[[float], float]) -> dict[str, Any]:
+    """The arguments of `settle` for a machine in which time passes only in sleep."""
+    time = [0.0]
+    return {
+        "used": lambda process: used(time[0]),
+        "now": lambda: time[0],
+        "sleep": lambda seconds: time.__setitem__(0, time[0] + seconds),
+    }
+
+
+def test_the_pause_ends_when_every_worker_is_at_rest() -> None:
+    # Runs on for 0.3 s, as seen on a clock with ticks of 10 ms.
+    waited = pause.settle([1, 2], **_clockwork(lambda t: 1 + round(min(t, 0.3), 2)))
+    assert 0.3 + pause.STILL <= waited <= 0.3 + 2 * pause.STILL
+    assert pause.settle([1], **_clockwork(lambda t: 5.0)) == pytest.approx(pause.STILL, abs=pause.STILL / 4)
+    assert pause.settle([1], **_clockwork(lambda t: 1 + t)) == pytest.approx(pause.LONGEST, abs=pause.STILL)
+    # A system that does not tell.
+    assert pause.settle([1], **_clockwork(lambda t: 0.0)) == pause.FIXED
+
+
 def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XPNET_PEERS", str(tmp_path))
     monkeypatch.setattr("benchmarks.peers.MODULES", {"chainer": "a_module_that_is_not_there"})
@@ -180,7 +201,9 @@ def test_words_say_where_we_lose() -> None:
     assert "We lose in step b (0.50: 1.00 ms against 500 us)" in text
     assert "step c" not in text
     assert "memory net batch 4: we need 3 MiB, torch 2 MiB" in text
+    result["cases"][0]["pause_seconds"] = 0.06
     page = report.markdown(result)
+    assert "the pause is 60.0 ms in the middle" in page
     assert "| step c\\* |" in page
     assert "jax: not installed" in page
 
