@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from benchmarks import compare, floors, nets, report, ways
+from benchmarks import compare, floors, nets, plots, report, ways
 from benchmarks.__main__ import main, parser, precisions_of
 from benchmarks.agreement import LOOSEST, TOLERANCE, arrays_for, distance, summary, tolerance_of
 from benchmarks.cases import PASSES, Case, cases_for, every_case, named
 from benchmarks.compare import Comparison, Options
-from benchmarks.libraries import TORCH_ON_GPU, chosen, ours
+from benchmarks.libraries import LIBRARIES, TORCH_ON_GPU, chosen, ours
 from benchmarks.libraries.job import Unsupported
 from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated_ops
@@ -76,6 +76,7 @@ def test_tolerances_stay_below_what_unrelated_arrays_differ_by() -> None:
 def test_pytorch_is_four_variants() -> None:
     assert chosen(["torch"], "cuda") == list(TORCH_ON_GPU)
     assert set(TORCH_ON_GPU[1:]) == set(floors.GRAPHS_OR_COMPILED)
+    assert set(plots.COLOURS) == set(LIBRARIES) - {"ceiling"}
 
 
 @pytest.mark.torch
@@ -294,7 +295,7 @@ def test_precisions() -> None:
 
 def test_a_run_ends_at_its_limit_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["--threads", "1", "--budget", "0.01", "--against", "", "--no-memory", "--out", str(tmp_path)]
-    settings += ["--cases", r"conv (forward|kernel) 1x1|step mlp \[784,30"]
+    settings += ["--cases", r"conv forward \(128,28,1,|predict mlp|step mlp \[784,30"]
     clock = iter([0.0, 1.0, 99.0, *[99.0] * 50])
     with monkeypatch.context() as patch:
         patch.setattr("benchmarks.__main__.time.monotonic", lambda: next(clock))
@@ -307,7 +308,7 @@ def test_a_run_ends_at_its_limit_and_goes_on(tmp_path: Path, monkeypatch: pytest
     second = json.loads(file.read_text())
     assert "interrupted" not in second
     assert len(second["cases"]) == 3
-    assert any(case["kind"] == "conv-kernel" for case in second["cases"])
+    assert any(case["kind"] == "conv-forward" for case in second["cases"])
 
 
 @pytest.mark.parametrize("words", [["benchmarks"], ["benchmarks", "--quick"], ["benchmarks.records", "cifar10"]])

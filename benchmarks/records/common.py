@@ -86,7 +86,14 @@ class Recipe:
 
 
 class Data:
-    """The images of a recipe as bytes on the device, and their labels."""
+    """The images of a recipe as bytes on the device, and their labels.
+
+    Attributes:
+        train, test: (images, labels).
+        few: the first of the training images, to warm up with.
+        test_name: of what accuracies are measured on.
+        remark: see Recipe.
+    """
 
     def __init__(self, recipe: Recipe, setting: Setting) -> None:
         data = xn.data.load(recipe.name)
@@ -96,8 +103,10 @@ class Data:
             held, (x, y) = (x[-setting.holdout :], y[-setting.holdout :]), (x[: -setting.holdout], y[: -setting.holdout])
             self.test_name = "held-out training"
         self.remark = recipe.remark(x)
-        self._device, self._dtype, self._spec = xn.backend.device(setting.device), setting.dtype, data
+        self._device, self._spec = xn.backend.device(setting.device), data
         self.train, self.test = self._placed(x, y), self._placed(*held)
+        count = WARM_BATCHES * recipe.batch
+        self.few = self._placed(x[:count], y[:count])
 
     def _placed(self, x: Any, y: Any) -> Pair:
         # The published files hold bytes; load() gave them as fractions of 255.
@@ -119,15 +128,18 @@ class EndAfter(xn.Callback):
         trainer.stop = trainer.iteration >= self.steps
 
 
+def batches_of(data: Pair, recipe: Recipe, setting: Setting, seed: int) -> xn.data.Batches:
+    """Full batches in the order of the seed, augmented on the device."""
+    device = xn.backend.device(setting.device)
+    return xn.data.Batches(data, recipe.batch, shuffle=True, seed=seed, drop_last=True, augment=recipe.augment, device=device)
+
+
 def one_run(recipe: Recipe, setting: Setting, data: Data, seed: int) -> dict[str, Any]:
     """Train once: {"seed", "seconds", "accuracy", ...}. Timed is `fit` alone, until the device has finished."""
     epochs = setting.epochs or recipe.epochs
     device = xn.backend.device(setting.device)
     model = recipe.model(setting, seed)
-    images, labels = data.train
-    batches = xn.data.Batches(
-        (images, labels), recipe.batch, shuffle=True, seed=seed, drop_last=True, augment=recipe.augment, device=device
-    )
+    batches = batches_of(data.train, recipe, setting, seed)
     trainer = recipe.trainer(model, epochs * len(batches), seed)
     ends = [EndAfter(setting.steps, max(setting.steps // 20, 1))] if setting.steps else []
     trainer.callbacks += ends
@@ -163,14 +175,11 @@ def accuracies(model: xn.Sequential, data: Pair, mirrored: bool, batch: int = 50
 def warm_up(recipe: Recipe, setting: Setting, data: Data) -> float:
     """A few batches with a network that is thrown away: kernels are compiled and chosen. Returns the seconds."""
     start = time.perf_counter()
-    images, labels = data.train
     device = xn.backend.device(setting.device)
-    count = WARM_BATCHES * recipe.batch
-    few = (images[:count], labels[:count])
-    batches = xn.data.Batches(few, recipe.batch, shuffle=False, augment=recipe.augment, device=device)
     model = recipe.model(setting, 0)
+    batches = batches_of(data.few, recipe, setting, 0)
     recipe.trainer(model, 1000, 0).fit(batches, epochs=1, verbose=False)
-    accuracies(model, (data.test[0], data.test[1]), recipe.mirrored)
+    accuracies(model, data.few, recipe.mirrored)
     device.synchronize()
     return time.perf_counter() - start
 
