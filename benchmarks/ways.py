@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.cases import PASSES, REPEAT, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported
 from xpnet import backend
+from xpnet.capture import Captured
 from xpnet.ops.registry import registry
 
 Array = Any
@@ -94,9 +95,8 @@ def picked(way: str | None) -> Iterator[None]:
         raise Unsupported("this convolution has a kernel of its own")
 
 
-def repeated(once: Callable[[], Array]) -> Callable[[], Array]:
+def repeated(once: Callable[[], Array]) -> Captured:
     """REPEAT calls as one CUDA graph, recorded at the second call."""
-    import xpnet as xn
 
     def several() -> Array:
         result = None
@@ -104,11 +104,30 @@ def repeated(once: Callable[[], Array]) -> Callable[[], Array]:
             result = once()
         return result
 
-    return xn.cuda.capture(several)
+    return recorded(several)
 
 
-def unrecorded(function: Any) -> Callable[[], str]:
-    """The remark for what `xn.cuda.capture` made: whether it could be recorded at all."""
+_entered: list[Any] = []
+
+
+def recorded(function: Callable[[], Any]) -> Captured:
+    """A function without inputs, recorded as a CUDA graph at its second call.
+
+    From the first call of this on the process stays on one stream: `xpnet.cuda.capture` changes streams at every call, which a
+    user of arrays needs and which costs more than launching a small kernel.
+    """
+    if not _entered:
+        from xpnet.accel.cupy.graphs import CudaGraphs
+
+        graphs = CudaGraphs(backend.device("cuda"))
+        context = graphs.stream()
+        context.__enter__()
+        _entered.extend([graphs, context])
+    return Captured(function, _entered[0])
+
+
+def unrecorded(function: Captured) -> Callable[[], str]:
+    """The remark for a captured function: whether it could be recorded at all."""
     return lambda: "it could not be recorded as a CUDA graph and ran launch by launch" if function.failed else ""
 
 

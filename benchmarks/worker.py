@@ -115,6 +115,15 @@ class Worker:
             job.close()
         del job
         gc.collect()
+        if self.device != "cpu":
+            self.release()
+
+    def release(self) -> None:
+        """Give memory that is free back to the device, for the other workers."""
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
+        if "cupy" in sys.modules:
+            sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
 
 
 def versions(library: Library) -> dict[str, str]:

@@ -17,12 +17,12 @@ import xpnet as xn
 from benchmarks import compare, floors, nets, plots, report, ways
 from benchmarks.__main__ import main, parser, precisions_of
 from benchmarks.agreement import LOOSEST, TOLERANCE, arrays_for, distance, summary, tolerance_of
-from benchmarks.cases import PASSES, Case, cases_for, every_case, named
+from benchmarks.cases import PASSES, REPEAT, Case, cases_for, every_case, named
 from benchmarks.compare import Comparison, Options
-from benchmarks.libraries import LIBRARIES, TORCH_ON_GPU, chosen, ours
+from benchmarks.libraries import LIBRARIES, TORCH_ON_GPU, ceiling, chosen, ours
 from benchmarks.libraries.job import Unsupported
 from tests.cuda_emulator import build
-from tests.cuda_emulator.emulator import emulated_ops
+from tests.cuda_emulator.emulator import emulated, emulated_ops
 
 FAST = Options(threads=1, budget=0.01, rounds=2, turn=1e-4, verbose=False)
 LAYERS = [nets.conv(8, 3, bias=False), nets.conv(4, 3, stride=2, bias=False), nets.conv(4, 3, dilation=2, bias=False)]
@@ -129,6 +129,25 @@ def test_a_way_can_be_asked_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     expected = ours.prepare(case, arrays, "cpu", "float32", {}).check()["output"]
     for output in found.values():
         assert distance(output, expected) < 1e-5
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("kind", ["step", *PASSES])
+def test_the_ceiling_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = type("Place", (), {"kind": "cuda", "xp": np, "synchronize": lambda self: None})()
+    monkeypatch.setattr(xn.backend, "device", lambda name: place)
+    monkeypatch.setattr(ways, "placed", lambda values, where, dtype: values)
+    monkeypatch.setattr(ways, "recorded", lambda function: function)
+    case = one_pass(kind, LAYERS[0]) if kind in PASSES else Case("s", "step", nets.mlp(5, 10), 16, (4,), "")
+    with emulated() as run:
+        job = ceiling.prepare(case, {}, "cuda", "tf32", {"ceiling": "products"})
+        job.once()
+    # cuBLAS is column-major: our rows are its columns.
+    found = [(product.n, product.k, product.m) for product in run.products]
+    assert found == case.products() * (REPEAT if kind in PASSES else 1)
+    assert job.units == (REPEAT if kind in PASSES else 1)
+    transposed = [product.transpose_b for product in run.products]
+    assert transposed == [k > m and k > n for m, k, n in found]
 
 
 def test_on_a_cpu_there_is_one_way() -> None:

@@ -69,19 +69,22 @@ def _products_of(case: Case) -> list[tuple[int, int, int]]:
 def _products_on_gpu(case: Case, precision: str) -> Job:
     """All products whole, in cuBLAS at the run's precision, as one CUDA graph. (CuPy's matmul knows no bfloat16.)"""
     import xpnet as xn
-    from benchmarks.ways import placed, unrecorded
+    from benchmarks.ways import placed, recorded, unrecorded
     from xpnet.accel.cupy.gemm import gemm
 
     where = xn.backend.device("cuda")
     xp, dtype = where.xp, precision if precision in HALF else "float32"
+    block = xp.asarray(_values(1024, 1024).ravel())
+
+    def values(rows: int, columns: int) -> Any:
+        copies = -(-rows * columns // block.size)
+        return placed(xp.tile(block, copies)[: rows * columns].reshape(rows, columns), where, dtype)
+
     operands = []
     for m, k, n in _products_of(case):
-        a, b = _values(m, k), _values(k, n)
-        if k > m and k > n:  # the kernel's gradient: a product with the transposed rows of images
-            a = placed(np.ascontiguousarray(a.T), where, dtype).T
-        else:
-            a = placed(a, where, dtype)
-        operands.append((a, placed(b, where, dtype), placed(np.zeros((m, n), np.float32), where, dtype)))
+        # The kernel's gradient is a product with the transposed rows of images.
+        a = values(k, m).T if k > m and k > n else values(m, k)
+        operands.append((a, values(k, n), placed(xp.zeros((m, n), xp.float32), where, dtype)))
     repeat = REPEAT if case.kind in PASSES else 1
 
     def once() -> None:
@@ -89,7 +92,7 @@ def _products_on_gpu(case: Case, precision: str) -> Job:
             for a, b, c in operands:
                 gemm(xp, a, b, c)
 
-    run = xn.cuda.capture(once)
+    run = recorded(once)
     return Job(dict, run, synchronize=where.synchronize, units=repeat, remark=unrecorded(run))
 
 

@@ -193,6 +193,8 @@ def _step(net: Net, x: Any, labels: Any, arrays: Arrays, device: str, cast: Any,
             output = module(x)
             return output, loss_function(output, labels)
 
+    if mode.startswith("compile"):
+        torch._dynamo.reset()  # after eight networks through this very function it would give up, and run them eagerly
     compiled = torch.compile(forward) if mode.startswith("compile") else forward
     as_graph = mode in ("graphs", "compile-graphs")
 
@@ -318,6 +320,8 @@ def _predict(net: Net, x: torch.Tensor, device: str, cast: Any, mode: str) -> Jo
     module = net.module.eval()
     if mode not in ("eager", "compile"):
         raise Unsupported("prediction is compared in eager mode and compiled")
+    if mode == "compile":
+        torch._dynamo.reset()
     called = torch.compile(module) if mode == "compile" else module
 
     def once() -> torch.Tensor:
