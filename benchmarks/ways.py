@@ -140,12 +140,12 @@ def placed(values: Any, where: backend.Device, dtype: str) -> Array:
     array = backend.to_device(values, where)
     if dtype != "bfloat16":
         return array.astype(dtype)
+    if not hasattr(backend, "dtype_named"):
+        raise Unsupported("there are no arrays of bfloat16")
     try:
-        import ml_dtypes
-
-        return array.astype(ml_dtypes.bfloat16)
-    except (ImportError, TypeError, ValueError) as error:
-        raise Unsupported(f"no arrays of bfloat16: {error}") from None
+        return array.astype(backend.dtype_named(backend.namespace(array), dtype))
+    except backend.DeviceError as error:
+        raise Unsupported(str(error)) from None
 
 
 def host(array: Array) -> Any:
