@@ -195,7 +195,7 @@ def _passes_table(result: Result, group: str) -> list[str]:
             continue
         ours, product = record["libraries"][OURS]["median"], record["ceilings"].get("products")
         cells = [record["name"] + ("\\*" if disturbed(record) else "")]
-        cells.append(f"{product['gflops'] / 1e3:.2f} TFLOP/s" if product else "-")
+        cells.append(_speed(product["gflops"]) if product else "-")
         cells.append(_share(floors.fraction_of_product(record), ours))
         for way in ways:
             known = record.get("ways", {}).get(way)
@@ -207,6 +207,10 @@ def _passes_table(result: Result, group: str) -> list[str]:
             cells.append(_share(share, record["libraries"][peer]["median"]) if ratio else "-")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _speed(gflops: float) -> str:
+    return f"{gflops / 1e3:.1f} TFLOP/s" if gflops >= 1e3 else f"{gflops:.0f} GFLOP/s"
 
 
 def _share(fraction: float | None, seconds: float) -> str:
@@ -226,7 +230,7 @@ def _fraction(record: Result, ceiling: str) -> str:
     if ceiling not in record["ceilings"]:
         return "-"
     found = record["ceilings"][ceiling]
-    speed = f"{found['gflops']:.0f} GFLOP/s" if ceiling == "products" else f"{found['gigabytes_per_second']:.1f} GB/s"
+    speed = _speed(found["gflops"]) if ceiling == "products" else f"{found['gigabytes_per_second']:.1f} GB/s"
     return f"{found['fraction']['median']:.0%} of {speed}"
 
 

@@ -285,7 +285,7 @@ def test_the_page_of_a_gpu() -> None:
     slow["remarks"] = {"xpnet": "the training step ran launch by launch"}
     page = report.markdown(_result(slow, fast, refused, kernel, bare))
     assert "| pass | product in cuBLAS | chosen | im2col | implicit | torch (cuDNN) |" in page
-    row = "| 161.00 TFLOP/s | **60%** (100 us) | **30%** (200 us) | **60%** (100 us) | **75%** (80.0 us) |"
+    row = "| 161.0 TFLOP/s | **60%** (100 us) | **30%** (200 us) | **60%** (100 us) | **75%** (80.0 us) |"
     assert f"| conv forward (64,16,128,128,3) {row}" in page
     assert "| conv forward depthwise (64,32,128,128,3) | - | 100 us | - | - | - |" in page
     assert "* 2 of 4 floors are reached." in page

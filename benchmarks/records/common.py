@@ -164,10 +164,11 @@ def accuracies(model: xn.Sequential, data: Pair, mirrored: bool, batch: int = 50
     right = both = 0
     for start in range(0, len(images), batch):
         x, y = images[start : start + batch], labels[start : start + batch]
-        logits = model.predict(x)
+        logits = xp.astype(model.predict(x), xp.float32)
         right += int(xp.sum(xp.argmax(logits, axis=-1) == y))
         if mirrored:
-            shares = xn.ops.softmax(logits) + xn.ops.softmax(model.predict(xp.flip(x, axis=2)))
+            other = xp.astype(model.predict(xp.flip(x, axis=2)), xp.float32)
+            shares = xn.ops.softmax(logits) + xn.ops.softmax(other)
             both += int(xp.sum(xp.argmax(shares, axis=-1) == y))
     return right / len(images), both / len(images) if mirrored else None
 
