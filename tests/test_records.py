@@ -145,7 +145,14 @@ def _result(**more: Any) -> dict[str, Any]:
     found = {"record": "cifar10", "title": "a title", "date": "2000-01-01", "commit": "abc", "setting": setting, **more}
     machine = {"architecture": "x", "system": "Linux"}
     found |= {"machine": machine, "where": "NVIDIA Test", "device_name": "NVIDIA Test", "versions": {"xpnet": "0"}}
-    found |= {"warm_up_seconds": 2.0, "measured_on": "test", "runs": runs, "altered": "", "remark": "A JPEG copy"}
+    found |= {
+        "warm_up_seconds": 2.0,
+        "measured_on": "test",
+        "foreign_cores": 0.5,
+        "runs": runs,
+        "altered": "",
+        "remark": "A JPEG copy",
+    }
     return {**found, "summary": summary(cifar10.RECIPE, runs)}
 
 
@@ -156,6 +163,7 @@ def test_pages_say_what_was_missed() -> None:
     assert "With the mean over each image and its mirror image: mean accuracy 95.00%" in page
     assert "The time is under the 20 s" in page
     assert "* A JPEG copy." in page
+    assert "Other processes kept 0.5 cores busy" in page
     assert "| 1 | 1.50 | 94.00% | 95.00% | 1.0000 |" in page
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import xpnet as xn
 from benchmarks import machine, report
+from benchmarks.compare import DISTURBED
 from benchmarks.records import cifar10, mnist
 from benchmarks.records.common import Data, Recipe, Setting, one_run, summary, warm_up
 from xpnet.accel.settings import get_matmul_precision
@@ -70,6 +73,7 @@ def measure(recipe: Recipe, setting: Setting, seeds: range, threads: int) -> dic
         data = Data(recipe, setting)
         result["remark"], result["measured_on"] = data.remark, data.test_name
         result["warm_up_seconds"] = warm_up(recipe, setting, data)
+        start, foreign = time.perf_counter(), _foreign()
         try:
             for seed in seeds:
                 run = one_run(recipe, setting, data, seed)
@@ -77,11 +81,18 @@ def measure(recipe: Recipe, setting: Setting, seeds: range, threads: int) -> dic
                 print(f"seed {seed}: {run['seconds']:.2f} s, {run['accuracy']:.2%}, loss {_last(run):.4f}", flush=True)
         except KeyboardInterrupt:
             print("interrupted: the runs so far are kept")
+        result["foreign_cores"] = max(0.0, (_foreign() - foreign) / (time.perf_counter() - start))
         if result["runs"]:
             result["summary"] = summary(recipe, result["runs"])
         return result
     finally:
         xn.set_matmul_precision(before)
+
+
+def _foreign() -> float:
+    """Seconds of processor time that everything else has used so far; 0 where the system does not tell."""
+    busy = machine.busy_seconds()
+    return busy - machine.seconds_of(os.getpid()) if busy else 0.0
 
 
 def _last(run: dict[str, Any]) -> float:
@@ -131,6 +142,9 @@ def words(result: dict[str, Any]) -> list[str]:
     if "mean_accuracy_mirrored" in found:
         mirrored = found["mean_accuracy_mirrored"]
         lines.append(f"* With the mean over each image and its mirror image: mean accuracy {mirrored:.2%}.")
+    if result["foreign_cores"] > DISTURBED:
+        foreign = result["foreign_cores"]
+        lines.append(f"* Other processes kept {foreign:.1f} cores busy meanwhile: alone it would have taken less time.")
     if result["remark"]:
         lines.append(f"* {result['remark']}.")
     if result["altered"]:
