@@ -13,7 +13,7 @@ from benchmarks.cases import CLASSES, PASSES, Case
 from benchmarks.nets import trace
 
 # Of the norm of an array: two libraries add up in other orders, and half precision keeps 11 or 8 bits.
-TOLERANCE = {"float32": 2e-3, "tf32": 2e-2, "float16": 3e-2, "bfloat16": 1e-1}
+TOLERANCE = {"float32": 2e-3, "tf32": 2e-2, "float16": 5e-2, "bfloat16": 1e-1}
 # In a deep network rounding sends some units to the other side of ReLU's kink, and gradients of single arrays jump, while
 # losses agree to 1e-6: from each other, PyTorch and JAX differ by 1.5e-2 on ResNet-20 after two updates.
 DEEP, DEEP_FACTOR = 6, 20.0

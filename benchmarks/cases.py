@@ -12,6 +12,7 @@ from benchmarks.nets import Layer, Shape, trace
 
 # Small: the same batch is trained on thousands of times, and must not diverge in any of the nets.
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
+LOSS_SCALE = 256.0  # at first, in float16: no library is to leave out updates while results are compared
 PREDICT_BATCH = 256
 CLASSES = 10
 PASSES = {"conv-forward": "forward", "conv-images": "images", "conv-kernel": "kernel"}

@@ -91,6 +91,29 @@ def test_passes_agree_with_pytorch(kind: str, layer: dict[str, Any]) -> None:
     assert distance(*found) < 1e-5
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_the_same_work_as_autocast(precision: str) -> None:
+    pytest.importorskip("ml_dtypes")
+    from benchmarks.libraries import pytorch
+
+    net = [nets.conv(8, 3), nets.relu(), nets.max_pool(2), nets.flatten(), nets.dense(10)]
+    case = Case("small", "step", net, 8, (8, 8, 1), "Tests")
+    arrays, found = arrays_for(case), []
+    for module in (ours, pytorch):
+        job = module.prepare(case, arrays, "cpu", precision, {})
+        results, before = job.check(), job.weights()
+        for _ in range(4):
+            job.once()
+        found.append({**results, **{f"change/{path}": after - before[path] for path, after in job.weights().items()}})
+    assert set(found[0]) == set(found[1])
+    worst = {name: distance(found[0][name], found[1][name]) for name in found[0]}
+    assert max(worst.values()) <= tolerance_of(case, precision), worst
+    # Not float32 under another name.
+    exact = ours.prepare(case, arrays, "cpu", "float32", {}).check()
+    assert distance(found[0]["output"], exact["output"]) > 1e-4
+
+
 def test_passes_are_compared_and_written_down() -> None:
     with Comparison([], FAST) as comparison:
         records = [comparison.run(one_pass(kind, LAYERS[0])) for kind in PASSES]

@@ -9,7 +9,7 @@ import numpy as np
 
 import xpnet as xn
 from benchmarks import ways
-from benchmarks.cases import HALF, LEARNING_RATE, MOMENTUM, PASSES, PREDICT_BATCH, Case
+from benchmarks.cases import HALF, LEARNING_RATE, LOSS_SCALE, MOMENTUM, PASSES, PREDICT_BATCH, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
 from benchmarks.ways import host
 from xpnet.ops.registry import reference_is_forced
@@ -134,7 +134,12 @@ def _gradients(net: Net) -> Arrays:
 
 
 def _step(net: Net, x: Any, labels: Any, where: Any) -> Job:
-    trainer = xn.Trainer(net.model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(LEARNING_RATE, momentum=MOMENTUM))
+    trainer = xn.Trainer(
+        net.model,
+        loss="softmax_cross_entropy",
+        optimizer=xn.optim.SGD(LEARNING_RATE, momentum=MOMENTUM),
+        loss_scale=xn.optim.LossScale(LOSS_SCALE) if net.model.context.dtype == "float16" else None,
+    )
 
     def check() -> Arrays:
         net.model.train()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.cases import HALF, LEARNING_RATE, MOMENTUM, PASSES, PREDICT_BATCH, REPEAT, Case
+from benchmarks.cases import HALF, LEARNING_RATE, LOSS_SCALE, MOMENTUM, PASSES, PREDICT_BATCH, REPEAT, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported, from_oihw, to_oihw, weights_of
 from benchmarks.nets import trace
 
@@ -186,7 +186,7 @@ def _step(net: Net, x: Any, labels: Any, arrays: Arrays, device: str, cast: Any,
     fused = True if device == "cuda" else None
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, fused=fused)
     loss_function = nn.CrossEntropyLoss()
-    scaler = torch.amp.GradScaler(device) if precision == "float16" else None
+    scaler = torch.amp.GradScaler(device, init_scale=LOSS_SCALE) if precision == "float16" else None
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
         with cast():
