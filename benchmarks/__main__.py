@@ -8,17 +8,22 @@ import datetime
 import json
 import re
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import gate, machine, plots, report
-from benchmarks.cases import all_cases, memory_cases
+from benchmarks.cases import Case, cases_for, every_case, memory_cases
 from benchmarks.compare import Comparison, Options
 from benchmarks.libraries import OURS, chosen
 from benchmarks.libraries.job import Unsupported
+from benchmarks.peers import ROOT
 
 RESULTS = Path(__file__).parent / "results"
+PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+ON_GPU = "tf32,bfloat16"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,10 +31,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("command", nargs="?", choices=("compare", "gate"), default="compare")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made.add_argument("--against", default="torch,chainer,sklearn", help="names with commas between (default: %(default)s)")
-    made.add_argument("--precision", choices=("float32", "tf32", "float16", "bfloat16"), default="float32")
+    made.add_argument(
+        "--precision",
+        help=f"{', '.join(PRECISIONS)}, or several with commas between (default: float32, on a GPU {ON_GPU})",
+    )
     made.add_argument("--threads", type=int, default=machine.cores(), help="for every library (default: all cores)")
     made.add_argument("--quick", action="store_true", help="a few cases, a few turns")
     made.add_argument("--cases", default="", help="only cases whose name matches this regular expression")
+    made.add_argument("--all", action="store_true", help="on a GPU: single layers, sweeps and memory, too")
+    made.add_argument("--no-records", action="store_true", help="on a GPU: leave out the training to stated accuracies")
+    made.add_argument("--limit", type=float, help="begin no further case after so many seconds; --resume goes on")
     made.add_argument("--budget", type=float, help="seconds for one case and one peer")
     made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, with one thread only")
     made.add_argument("--wait", type=float, default=0.0, help="wait so many seconds for a quiet machine before each case")
@@ -41,19 +52,36 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def options_of(arguments: argparse.Namespace) -> Options:
+def options_of(arguments: argparse.Namespace, precision: str) -> Options:
     budget = arguments.budget or (1.0 if arguments.quick else 3.0)
-    options = Options(
-        arguments.device, arguments.precision, arguments.threads, budget, clock=arguments.clock, wait=arguments.wait
+    rounds = 11 if arguments.quick else 25 if arguments.device == "cpu" else 9  # a GPU is steadier
+    return Options(
+        arguments.device,
+        precision,
+        arguments.threads,
+        budget,
+        rounds=rounds,
+        clock=arguments.clock,
+        wait=arguments.wait,
     )
-    return dataclasses.replace(options, rounds=11) if arguments.quick else options
+
+
+def precisions_of(arguments: argparse.Namespace, made: argparse.ArgumentParser) -> list[str]:
+    """The precisions to measure in, one after the other."""
+    if arguments.resume:
+        return [json.loads(arguments.resume.read_text())["options"]["precision"]]
+    found = (arguments.precision or ("float32" if arguments.device == "cpu" else ON_GPU)).split(",")
+    wrong = [name for name in found if name not in PRECISIONS]
+    if wrong:
+        made.error(f"unknown precision {wrong[0]!r}: expected some of {', '.join(PRECISIONS)}")
+    if arguments.device == "cpu" and found != ["float32"]:
+        made.error("on a CPU the precision is float32")
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
     made = parser()
     arguments = made.parse_args(argv)
-    if arguments.device == "cpu" and arguments.precision != "float32":
-        made.error("on a CPU the precision is float32")
     if arguments.threads < 1:
         made.error("--threads must be at least 1")
     if arguments.clock == "cpu" and (arguments.threads > 1 or arguments.device != "cpu"):
@@ -63,26 +91,53 @@ def main(argv: list[str] | None = None) -> int:
         result["title"] = title(result)
         save(result, arguments.out, stem_of(result))
         return 0
-    options = options_of(arguments)
+    precisions = precisions_of(arguments, made)
     try:
         if arguments.command == "gate":
-            return gate.run(options, quick=arguments.quick, update=arguments.update)
+            return gate.run(options_of(arguments, precisions[0]), quick=arguments.quick, update=arguments.update)
+        # A run in the background is ended like one at a terminal: what was measured is kept.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         peers = chosen([name for name in arguments.against.split(",") if name], arguments.device)
-        compare(peers, options, arguments)
+        deadline = time.monotonic() + (arguments.limit or float("inf"))
+        for precision in precisions:
+            if not compare(peers, options_of(arguments, precision), arguments, deadline):
+                return 0
     except ValueError as error:
         made.error(str(error))
     except Unsupported as reason:
         print(f"{OURS} cannot run here: {reason}", file=sys.stderr)
         return 2
+    if arguments.device == "cuda" and not (arguments.no_records or arguments.quick or arguments.cases or arguments.resume):
+        run_records(precisions, arguments.out, deadline)
     return 0
 
 
-def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -> None:
-    cases = [c for c in all_cases(arguments.quick) if re.search(arguments.cases, c.name)]
-    # Start-up is a matter of the CPU; the memory of a quick run is left out.
-    cases = [c for c in cases if options.device == "cpu" or c.kind not in ("import", "first_step", "data")]
-    memory = [] if arguments.quick or arguments.no_memory else memory_cases()
-    memory = [c for c in memory if re.search(arguments.cases, c.name)]
+def run_records(precisions: list[str], out: Path, deadline: float) -> None:
+    """Train to the stated accuracies, each in a process of its own; what cannot run says why itself."""
+    for record in ("mnist", "cifar10"):
+        for precision in precisions:
+            command = [sys.executable, "-m", "benchmarks.records", record, "--device", "cuda", "--precision", precision]
+            if time.monotonic() < deadline:
+                subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=False)
+            else:
+                print(f"no time left for: {' '.join(command[1:])}")
+
+
+def selected(options: Options, arguments: argparse.Namespace) -> tuple[list[Case], list[Case]]:
+    """The cases to time, and those whose memory is measured."""
+    cases = cases_for(options.device, options.precision, quick=arguments.quick, everything=arguments.all)
+    if arguments.cases:  # by name from all that there are, but start-up and data loading are a matter of the CPU
+        every = cases_for(options.device, options.precision, quick=arguments.quick, everything=True)
+        if options.device == "cpu" and not arguments.quick:
+            every = every_case()
+        cases = [c for c in every if re.search(arguments.cases, c.name)]
+    wanted = (options.device == "cpu" or arguments.all) and not (arguments.quick or arguments.no_memory)
+    return cases, [c for c in memory_cases() if wanted and re.search(arguments.cases, c.name)]
+
+
+def compare(peers: list[str], options: Options, arguments: argparse.Namespace, deadline: float) -> bool:
+    """Measure in one precision and write the files; False where it was interrupted."""
+    cases, memory = selected(options, arguments)
     kept: dict[str, Any] = (
         json.loads(arguments.resume.read_text()) if arguments.resume else {"cases": [], "memory": [], "workers": {}}
     )
@@ -95,15 +150,13 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
     cases, memory = ([c for c in some if c.name not in have] for some in (cases, memory))
     if not cases and not memory:
         raise ValueError(f"no case matches {arguments.cases!r}{' that is not measured already' if have else ''}")
-    # A run in the background is ended like one at a terminal: what was measured is kept.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Comparison(peers, options) as comparison:
         result: dict[str, Any] = {
             "title": "",
             "date": datetime.date.today().isoformat(),
             "commit": machine.commit(),
             "machine": machine.describe(),
-            "options": {**dataclasses.asdict(options), "quick": arguments.quick},
+            "options": {**dataclasses.asdict(options), "quick": arguments.quick, "everything": arguments.all},
             "workers": kept["workers"] | {name: _hello(worker.hello) for name, worker in comparison.workers.items()},
             "skipped": comparison.skipped,
             "resumed": [*kept.get("resumed", []), *_part(kept)],
@@ -113,18 +166,20 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace) -
         result["device_name"] = comparison.workers[OURS].hello["settings"].get("device_name", "")
         result["title"] = title(result)
         try:
-            for case in cases:
-                result["cases"].append(comparison.run(case))
-            for case in memory:
-                result["memory"].append(comparison.memory(case))
+            for kind, measure, some in (("cases", comparison.run, cases), ("memory", comparison.memory, memory)):
+                for case in some:
+                    if time.monotonic() > deadline:
+                        raise KeyboardInterrupt
+                    result[kind].append(measure(case))
         except BaseException as error:
             result["interrupted"] = True
             save(result, arguments.out, stem_of(result))
             if not isinstance(error, KeyboardInterrupt):
                 raise
             print("interrupted: what was measured is kept")
-            return
+            return False
     save(result, arguments.out, stem_of(result))
+    return True
 
 
 def _part(kept: dict[str, Any]) -> list[dict[str, Any]]:
@@ -156,7 +211,7 @@ def stem_of(result: dict[str, Any]) -> str:
 
 def save(result: dict[str, Any], folder: Path, stem: str) -> None:
     """Write JSON, plots and page."""
-    places = {case.name: i for i, case in enumerate([*all_cases(), *memory_cases()])}
+    places = {case.name: i for i, case in enumerate([*every_case(), *memory_cases()])}
     for part in ("cases", "memory"):  # a resumed run measured them in another order
         result[part].sort(key=lambda record: places.get(record["name"], len(places)))
     report.save_json(result, folder / f"{stem}.json")

@@ -12,8 +12,14 @@ from benchmarks.nets import Layer, Shape, trace
 
 # Small: the same batch is trained on thousands of times, and must not diverge in any of the nets.
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
+LOSS_SCALE = 256.0  # at first, in float16: no library is to leave out updates while results are compared
 PREDICT_BATCH = 256
 CLASSES = 10
+PASSES = {"conv-forward": "forward", "conv-images": "images", "conv-kernel": "kernel"}
+"""The kinds that are one pass of a convolution alone, and which: the output, the gradient of the images, of the kernel."""
+HALF = ("float16", "bfloat16")
+REPEAT = 8
+"""On a GPU so many passes of a convolution are one CUDA graph: what a kernel costs is asked for, not what its launch does."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Case:
         name: unique; what tables, plots and the baseline call it.
         kind: "step" (forward, loss, backward, SGD with momentum), "layer" (forward, backward to input and weights),
             "forward", "predict" (evaluation mode, in batches of 256), "data" (one shuffled epoch of mini-batches),
-            "import" (a fresh interpreter that imports the library) or "first_step" (and makes its first training step).
+            "import" (a fresh interpreter that imports the library), "first_step" (and makes its first training step), or one
+            of PASSES.
         net: see nets.py.
         batch: examples.
         shape: of one example.
@@ -63,6 +70,8 @@ class Case:
     def products(self) -> list[tuple[int, int, int]]:
         """Every matrix product (m, k, n) that the case cannot do without: forward, and where asked for both gradients."""
         forward = [(m * self.batch, k, n) for m, k, n in trace(self.net, self.shape).products]
+        if self.kind in PASSES:
+            return [self._product_of_pass(*product) for product in forward]
         if self.kind in ("forward", "predict"):
             return forward
         if self.kind not in ("step", "layer"):
@@ -71,6 +80,18 @@ class Case:
         weight_gradients = [(k, m, n) for m, k, n in forward]
         data_gradients = [(m, n, k) for m, k, n in forward[0 if self.kind == "layer" else 1 :]]
         return forward + weight_gradients + data_gradients
+
+    def _product_of_pass(self, m: int, k: int, n: int) -> tuple[int, int, int]:
+        """The product of one pass of a convolution whose forward pass is (m, k) (k, n), as an implicit GEMM does it.
+
+        The images' gradient is one row for each pixel, with the columns of dy: at stride s one tap in s * s of them counts.
+        """
+        if self.kind == "conv-forward":
+            return m, k, n
+        if self.kind == "conv-kernel":
+            return k, m, n
+        pixels, C = self.batch * math.prod(self.shape[:-1]), self.shape[-1]
+        return pixels, max(m * k * n // (pixels * C), 1), C
 
     def floating_point_operations(self) -> int:
         """Of the products: two for each multiply-add."""
@@ -93,6 +114,29 @@ class Case:
         return nets.FLOAT * (x + y + (y + x + x) + 3 * weights)
 
 
+def cases_for(device: str, precision: str, *, quick: bool = False, everything: bool = False) -> list[Case]:
+    """The cases of a comparison on a device.
+
+    On a CPU all cases. On a GPU training steps, prediction and the passes of convolutions, in half precision those that gain
+    from it; or `everything` (but start-up and data loading, which are a matter of the CPU).
+    """
+    if device == "cpu":
+        return all_cases(quick)
+    if quick:
+        return [c for c in every_case() if c.name in QUICK_GPU and (precision not in HALF or c.kind in PASSES)]
+    if everything:
+        on_cpu = ("import", "first_step", "data")
+        return [*steps(), *gpu_steps(), *passes(), *(c for c in all_cases() if c.kind not in on_cpu and c not in [*steps()])]
+    if precision in HALF:
+        return [*(c for c in gpu_steps() if "vgg" in c.name), *passes()]
+    return [*steps(), *gpu_steps(), *predictions(), *passes()]
+
+
+def every_case() -> list[Case]:
+    """Every case of every device; the memory cases are apart."""
+    return [*all_cases(), *gpu_steps(), *passes()]
+
+
 def all_cases(quick: bool = False) -> list[Case]:
     """Every case; the quick ones are the training steps, a few layers and latency."""
     if quick:
@@ -111,6 +155,18 @@ QUICK = {
     "layer batch_norm (64,32,64)",
     "predict mnist convnet 1",
 }
+QUICK_GPU = {
+    "step mlp [784,128,10] batch 64",
+    "step mnist convnet batch 128",
+    "step resnet-20 batch 128",
+    "conv forward (64,16,128,128,3)",
+    "conv images (64,16,128,128,3)",
+    "conv kernel (64,16,128,128,3)",
+}
+
+
+def _images(name: str, net: list[Layer], batch: int, shape: Shape) -> Case:
+    return Case(f"step {name} batch {batch}", "step", net, batch, shape, "Training steps")
 
 
 def steps() -> Iterator[Case]:
@@ -120,40 +176,55 @@ def steps() -> Iterator[Case]:
         name = f"step mlp [{','.join(map(str, units))}] batch {batch}"
         return Case(name, "step", nets.mlp(*units[1:]), batch, units[:1], "Training steps")
 
-    def images(name: str, net: list[Layer], batch: int, shape: Shape) -> Case:
-        return Case(f"step {name} batch {batch}", "step", net, batch, shape, "Training steps")
-
     yield mlp(784, 30, 10, batch=10)
     yield mlp(784, 128, 10, batch=64)
     yield mlp(784, 512, 512, 10, batch=128)
     yield Case("step logistic regression batch 64", "step", nets.mlp(10), 64, (784,), "Training steps")
-    yield images("mnist convnet", nets.convnet(), 128, (28, 28, 1))
-    yield images("lenet-5", nets.lenet5(), 64, (28, 28, 1))
-    yield images("cifar vgg", nets.vgg(), 64, (32, 32, 3))
-    yield images("resnet-20", nets.resnet20(), 128, (32, 32, 3))
+    yield _images("mnist convnet", nets.convnet(), 128, (28, 28, 1))
+    yield _images("lenet-5", nets.lenet5(), 64, (28, 28, 1))
+    yield _images("cifar vgg", nets.vgg(), 64, (32, 32, 3))
+    yield _images("resnet-20", nets.resnet20(), 128, (32, 32, 3))
+
+
+def gpu_steps() -> Iterator[Case]:
+    """Training steps in the batch sizes that fill a GPU, beside those of `steps`."""
+    for batch in (64, 256, 512):
+        yield _images("mnist convnet", nets.convnet(), batch, (28, 28, 1))
+    for batch in (128, 256, 512):
+        yield _images("lenet-5", nets.lenet5(), batch, (28, 28, 1))
+    for batch in (128, 256, 512):
+        yield _images("cifar vgg", nets.vgg(), batch, (32, 32, 3))
+
+
+# What differs from stride 1 with the size kept, in a word; N, H = W, C, O, K; and as settings.
+CONVOLUTIONS: list[tuple[str, tuple[int, int, int, int, int], dict[str, Any]]] = [
+    ("", (128, 28, 1, 32, 3), {}),
+    ("", (128, 28, 32, 64, 3), {}),
+    ("", (64, 32, 3, 32, 5), {}),
+    ("", (64, 32, 64, 64, 3), {}),
+    ("", (64, 16, 128, 128, 3), {}),
+    ("", (64, 8, 256, 256, 3), {}),
+    ("", (32, 56, 64, 64, 3), {}),
+    ("", (128, 14, 64, 128, 5), {}),
+    ("stride 2 ", (64, 32, 64, 128, 3), {"stride": 2}),
+    ("dilation 2 ", (64, 32, 64, 64, 3), {"dilation": 2}),
+    ("depthwise ", (64, 32, 128, 128, 3), {"groups": 128}),
+    ("1x1 ", (64, 32, 64, 128, 1), {}),
+]
+
+
+def passes() -> Iterator[Case]:
+    """Each pass of a convolution alone, without bias."""
+    for label, (N, H, C, O, K), settings in CONVOLUTIONS:
+        for kind, which in PASSES.items():
+            net = [nets.conv(O, K, bias=False, **settings)]
+            yield Case(f"conv {which} {label}({N},{H},{C},{O},{K})", kind, net, N, (H, H, C), "Convolution kernels")
 
 
 def layers() -> Iterator[Case]:
     """Layers alone: forward and backward, and for convolutions forward alone, too."""
-    # N, H = W, C, O, K, as the names give them; then what differs from stride 1 and the size kept.
-    plain = [
-        (128, 28, 1, 32, 3),
-        (128, 28, 32, 64, 3),
-        (64, 32, 3, 32, 5),
-        (64, 32, 64, 64, 3),
-        (64, 16, 128, 128, 3),
-        (64, 8, 256, 256, 3),
-        (32, 56, 64, 64, 3),
-        (128, 14, 64, 128, 5),
-    ]
-    special: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
-        ("stride 2 ", (64, 32, 64, 128, 3), {"stride": 2}),
-        ("dilation 2 ", (64, 32, 64, 64, 3), {"dilation": 2}),
-        ("depthwise ", (64, 32, 128, 128, 3), {"groups": 128}),
-        ("1x1 ", (64, 32, 64, 128, 1), {}),
-    ]
     for kind in ("layer", "forward"):
-        for label, (N, H, C, O, K), settings in [("", sizes, {}) for sizes in plain] + special:
+        for label, (N, H, C, O, K), settings in CONVOLUTIONS:
             net = [nets.conv(O, K, **settings)]
             name = f"{kind} {label}conv ({N},{H},{C},{O},{K})"
             yield Case(name, kind, net, N, (H, H, C), "Convolutions" if kind == "layer" else "Convolutions, forward alone")
@@ -220,7 +291,7 @@ def memory_cases() -> list[Case]:
 
 def named(name: str) -> Case:
     """The case called `name`."""
-    for case in [*all_cases(), *memory_cases()]:
+    for case in [*every_case(), *memory_cases()]:
         if case.name == name:
             return case
     raise KeyError(f"no case is called {name!r}")

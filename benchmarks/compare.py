@@ -9,8 +9,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,29 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import CLASSES, Case
+from benchmarks.agreement import DISAGREES, DRAWS, arrays_for, distance, summary, tolerance_of
+from benchmarks.cases import PASSES, Case
 from benchmarks.libraries import CEILING, LIBRARIES, OURS
 from benchmarks.libraries.job import Unsupported
 from benchmarks.machine import busy_seconds, seconds_of
-from benchmarks.nets import trace
+from benchmarks.pause import settle
 from benchmarks.peers import ROOT, interpreter
 from benchmarks.process import Process, WorkerError, environment, hold_to
 from benchmarks.text import bytes_text, seconds_text
 
 CEILINGS = ("products", "copy")
-# OpenMP's threads go on spinning for a while after their work; the next library must not pay for that.
-PAUSE = 0.003
+WAYS = ("im2col", "product", "implicit", "cudnn")
+"""What the chooser of convolutions may have to choose from on a GPU; each is timed as well as what it chose."""
 # Cores kept busy by other processes, from which on a case is marked: threads that wait for each other suffer more from
 # that than others do, so a ratio is then no longer one of the libraries' speeds.
 DISTURBED = 0.15
-# Of the norm of an array: two libraries add up in other orders, and half precision keeps 11 or 8 bits.
-TOLERANCE = {"float32": 2e-3, "tf32": 2e-2, "float16": 3e-2, "bfloat16": 1e-1}
-# In a deep network rounding sends some units to the other side of ReLU's kink, and gradients of single arrays jump, while
-# losses agree to 1e-6: from each other, PyTorch and JAX differ by 1.5e-2 on ResNet-20 after two updates.
-DEEP, DEEP_FACTOR = 6, 20.0
-# Even in a shallow one a unit can lie within rounding of the kink. Then other numbers are drawn; what is really wrong
-# disagrees with all of them.
-DRAWS, DISAGREES = 3, "results do not agree"
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,7 @@ class Options:
 
     Attributes:
         device, precision, threads: the same for all libraries.
-        budget: seconds for one case and one peer.
+        budget: seconds for one case and one peer, pauses between turns apart.
         rounds: at most so many pairs of turns.
         turn: seconds that one turn should last at least.
         clock: "wall", or "cpu" for processor time, which a machine that others use, too, does not lengthen; with one
@@ -67,47 +59,6 @@ class Options:
     clock: str = "wall"
     wait: float = 0.0
     verbose: bool = True
-
-
-def arrays_for(case: Case, draw: int = 0) -> dict[str, Any]:
-    """Inputs and weights, the same for every library, in xpnet's layouts."""
-    rng = np.random.default_rng([zlib.crc32(case.name.encode()), draw])
-
-    def normal(shape: tuple[int, ...]) -> Any:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    found = {"x": normal((case.batch, *case.shape))}
-    walked = trace(case.net, case.shape)
-    if case.is_loss or case.kind in ("step", "data", "first_step", "import"):
-        found["labels"] = rng.integers(0, case.classes if case.is_loss else CLASSES, case.batch)
-    if case.kind == "layer" and not case.is_loss:
-        found["dy"] = normal((case.batch, *walked.output_shape))
-    for weight in walked.weights:
-        values = np.float32(weight.mean) + np.float32(weight.spread) * normal(weight.shape)
-        found[f"weight/{weight.path}"] = values
-    return found
-
-
-def distance(ours: Any, theirs: Any) -> float:
-    """|ours - theirs| / |theirs|, Euclidean norms; infinite where shapes differ or anything is not finite."""
-    if ours.shape != theirs.shape:
-        return math.inf
-    ours, theirs = (np.asarray(a, np.float64).ravel() for a in (ours, theirs))
-    norm = float(np.linalg.norm(theirs))
-    error = float(np.linalg.norm(ours - theirs)) / norm if norm else float(np.linalg.norm(ours))
-    return error if math.isfinite(error) else math.inf
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median, extremes and quartiles of some turns."""
-    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return {
-        "median": statistics.median(values),
-        "minimum": min(values),
-        "lower_quartile": quartiles[0],
-        "upper_quartile": quartiles[2],
-        "turns": len(values),
-    }
 
 
 class Comparison:
@@ -186,15 +137,17 @@ class Comparison:
     def _prepared(self, case: Case, file: Path, record: dict[str, Any]) -> _Prepared:
         wanted = [(name, name, {}) for name in [OURS, *self.peers]]
         if CEILING in self.workers:
-            wanted += [(f"{CEILING} {kind}", CEILING, {"ceiling": kind}) for kind in CEILINGS]
+            kinds = CEILINGS[:1] if case.kind in PASSES else CEILINGS
+            wanted += [(f"{CEILING} {kind}", CEILING, {"ceiling": kind}) for kind in kinds]
+        if case.kind in PASSES and self.options.device == "cuda":
+            wanted += [(f"{OURS} {way}", OURS, {"way": way}) for way in WAYS]
         return _Prepared(self, case, file, wanted, record)
 
     def _check(self, case: Case, ready: dict[str, str], record: dict[str, Any]) -> None:
         """Leave in `ready` only the peers whose results agree with ours."""
         ours = self._results(OURS)
-        deep = sum(weight.path.endswith("kernel") for weight in trace(case.net, case.shape).weights) >= DEEP
-        tolerance = TOLERANCE[self.options.precision] * (DEEP_FACTOR if deep else 1)
-        for name in [n for n in ready if n in self.peers]:
+        tolerance = tolerance_of(case, self.options.precision)
+        for name in [n for n in ready if n != OURS and not n.startswith(CEILING)]:
             try:
                 theirs = self._results(name)
             except WorkerError as error:
@@ -218,7 +171,7 @@ class Comparison:
 
     def _results(self, name: str) -> dict[str, Any]:
         out = self.folder / f"{name}.npz"
-        self.workers[name].ask(do="check", key=name, out=str(out))
+        self.workers[name.split()[0]].ask(do="check", key=name, out=str(out))
         with np.load(out, allow_pickle=False) as loaded:
             found = dict(loaded)
         out.unlink()
@@ -265,8 +218,9 @@ class Comparison:
         for name, turn in list(turns.items()):
             try:
                 once = turn(1)["seconds"][0]
-                # The first call may compile or capture.
-                once = 1.0 if fresh else once if once > 1.0 else turn(1)["seconds"][0]
+                # The first call may compile or record; on a CPU what takes seconds is slow in itself.
+                again = not fresh and (once <= 1.0 or o.device != "cpu")
+                once = 1.0 if fresh else turn(1)["seconds"][0] if again else once
             except (WorkerError, Unsupported) as error:
                 record["skipped"][name] = str(error).strip().splitlines()[-1]
                 del turns[name]
@@ -276,10 +230,13 @@ class Comparison:
         samples: dict[str, list[float]] = {name: [] for name in turns}
         device: dict[str, list[float]] = {name: [] for name in turns}
         ratios: dict[str, list[float]] = {name: [] for name in others}
+        pauses: list[float] = []
 
         def take(name: str) -> float:
-            time.sleep(PAUSE)
+            pauses.append(settle(worker.process.pid for worker in self.workers.values()))
             reply = turns[name](counts[name])
+            if reply.get("remark"):
+                record.setdefault("remarks", {})[name] = reply["remark"]
             samples[name] += reply["seconds"]
             device[name] += reply["device_seconds"]
             return float(statistics.median(reply["seconds"]))
@@ -291,7 +248,7 @@ class Comparison:
         for number in range(o.rounds):
             active = [n for n in spent if number < 3 or spent[n] + spent[n] / number <= o.budget]
             for name in active:
-                begun = time.perf_counter()
+                begun, paused = time.perf_counter(), sum(pauses)
                 ours = take(OURS)
                 if name != OURS:
                     try:
@@ -301,11 +258,12 @@ class Comparison:
                         for kept in (spent, samples, ratios):
                             del kept[name]
                         continue
-                spent[name] += time.perf_counter() - begun
+                spent[name] += time.perf_counter() - begun - (sum(pauses) - paused)
             if not active:
                 break
         elapsed = time.perf_counter() - start
         record["turn_seconds"] = o.turn
+        record["pause_seconds"] = statistics.median(pauses)
         record["seconds_of_measuring"] = round(elapsed, 2)
         if not fresh and o.clock == "wall" and busy_seconds():
             # How many cores the rest of the machine kept busy meanwhile.
@@ -327,16 +285,19 @@ class Comparison:
 
     def _store(self, record: dict[str, Any], samples: Any, device: Any, ratios: Any) -> None:
         for name, values in samples.items():
-            if not name.startswith(CEILING):
+            if name.startswith(f"{OURS} "):
+                record.setdefault("ways", {})[name.split()[1]] = summary(values)
+            elif not name.startswith(CEILING):
                 record["libraries"][name] = summary(values)
                 if device[name]:
                     record["libraries"][name]["device_median"] = statistics.median(device[name])
         for name, values in ratios.items():
-            if not name.startswith(CEILING):
+            if name.startswith(f"{OURS} "):
+                record["ways"][name.split()[1]]["ratio"] = statistics.median(values)
+            elif not name.startswith(CEILING):
                 record["ratios"][name] = summary(values)  # their time / our time
                 continue
-            kind = name.split()[1]
-            seconds = statistics.median(samples[name])
+            kind, seconds = name.split()[1], statistics.median(samples[name])
             # Their median over ours: what fraction of the ceiling's speed the case reaches.
             found = {"seconds": seconds, "fraction": summary(values)}
             if kind == "products":
@@ -346,8 +307,9 @@ class Comparison:
             record["ceilings"][kind] = found
         parts = [f"ours {seconds_text(record['libraries'][OURS]['median'])}"]
         parts += [f"{n} {r['median']:.2f}x" for n, r in record["ratios"].items()]
+        parts += [f"{way} {found['ratio']:.2f}x" for way, found in record.get("ways", {}).items()]
         parts += [f"{c['fraction']['median']:.0%} of {kind}" for kind, c in record["ceilings"].items()]
-        parts += [f"({n}: {why})" for n, why in record["skipped"].items() if not n.startswith(CEILING)]
+        parts += [f"({n}: {why})" for n, why in record["skipped"].items() if not n.startswith((CEILING, f"{OURS} "))]
         self.say(f"{record['name']}: {', '.join(parts)}")
 
     # -- memory --
@@ -404,11 +366,3 @@ class _Prepared:
         for key, worker, _ in self.wanted:
             if self.comparison.workers[worker].process.poll() is None:
                 self.comparison.workers[worker].ask(do="drop", key=key)
-
-
-def run_all(comparison: Comparison, cases: list[Case], memory: list[Case]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("cases" or "memory", record) one after another."""
-    for case in cases:
-        yield "cases", comparison.run(case)
-    for case in memory:
-        yield "memory", comparison.memory(case)

@@ -16,6 +16,7 @@ COLOURS = {
     "torch": "#D55E00",
     "torch-compile": "#E69F00",
     "torch-graphs": "#882255",
+    "torch-compile-graphs": "#AA4499",
     "chainer": "#009E73",
     "sklearn": "#CC79A7",
     "keras": "#56B4E9",

@@ -31,7 +31,8 @@ class WorkerError(RuntimeError):
 def environment(name: str, threads: int, precision: str) -> dict[str, str]:
     """The environment variables of a library's worker."""
     variables = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-    variables.pop("XPNET_REFERENCE", None)
+    for own in ("XPNET_REFERENCE", "XPNET_CONVOLUTION"):
+        variables.pop(own, None)
     variables["CUPY_TF32"] = "1" if precision == "tf32" else "0"
     variables["PYTHONPATH"] = str(ROOT)
     return {**variables, **LIBRARIES[name].variables}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import all_cases, memory_cases
+from benchmarks import floors
+from benchmarks.cases import cases_for, memory_cases
 from benchmarks.compare import DISTURBED
 from benchmarks.libraries import OURS
 from benchmarks.text import bytes_text, seconds_text
 
 Result = dict[str, Any]
+PASSES_GROUP = "Convolution kernels"
 NEAR = 0.95
 """From this ratio on a difference is not called a loss: runs differ by as much."""
 
@@ -53,14 +56,17 @@ def markdown(result: Result, pictures: Iterable[str] = ()) -> str:
     """The page."""
     lines = [f"# xpnet beside other libraries: {result['title']}", "", *_setting(result), ""]
     lines += ["## In words", "", *words(result), ""]
+    against_floors = floors.sentences(result)
+    if against_floors:
+        lines += ["## Floors", "", *against_floors, ""]
     groups = dict.fromkeys(record["group"] for record in result["cases"])
     for group in groups:
-        lines += [f"## {group}", "", *_table(result, group), ""]
+        lines += [f"## {group}", "", *(_passes_table if group == PASSES_GROUP else _table)(result, group), ""]
     if result["memory"]:
         lines += ["## Memory", "", *_memory_table(result), ""]
     if pictures:
         lines += ["## Pictures", "", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
-    lines += ["## What was not compared", "", *_skipped(result), ""]
+    lines += ["## What was not compared, and remarks", "", *_skipped(result), ""]
     return "\n".join(lines)
 
 
@@ -89,6 +95,14 @@ def _setting(result: Result) -> list[str]:
         "  updates. *Products* is the speed reached as a fraction of the same matrix products alone (Winograd needs fewer",
         "  products, so it can pass 100 %); *copy* as a fraction of copying the bytes that the case has to move.",
     ]
+    pauses = [record["pause_seconds"] for record in result["cases"] if "pause_seconds" in record]
+    if pauses:
+        middle = seconds_text(statistics.median(pauses))
+        lines += [
+            "* Each library is timed alone: before a turn all of them have come to rest (threads of a BLAS or of OpenMP run on",
+            f"  for a while after their work; the pause is {middle} in the middle), and then one step that is not timed brings",
+            "  code and data back into the caches.",
+        ]
     if result.get("resumed"):
         earlier = [f"{', '.join(part['cases'])} ({part['commit']}, {part['date']})" for part in result["resumed"]]
         lines.append(f"* Taken over from an interrupted run: {'; '.join(earlier)}.")
@@ -159,6 +173,50 @@ def _table(result: Result, group: str) -> list[str]:
     return lines
 
 
+def _passes_table(result: Result, group: str) -> list[str]:
+    """Each pass of a convolution in each way, as a fraction of the same product's speed."""
+    records = [r for r in result["cases"] if r["group"] == group]
+    ways = list(dict.fromkeys(way for record in records for way in record.get("ways", {})))
+    peers = [p for p in peers_of(result) if any(p in r["ratios"] for r in records)]
+    where = "cuBLAS" if result["options"]["device"] == "cuda" else "NumPy"
+    heads = ["pass", f"product in {where}", "chosen", *ways, *(f"{p} (cuDNN)" if where == "cuBLAS" else p for p in peers)]
+    lines = [
+        f"One pass alone, without bias or activation. Speeds as a fraction of the same product (m, k, n) in {where} at the",
+        "same precision, operands as they lie in the caches after many calls; *chosen* is what a network gets. The images'",
+        "gradient is one row of the product for each pixel.",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{' --- |' * len(heads)}",
+    ]
+    for record in records:
+        if OURS not in record["libraries"]:
+            reason = record["skipped"].get(OURS, "not measured")
+            lines.append(f"| {record['name']} | {reason} |{' |' * (len(heads) - 2)}")
+            continue
+        ours, product = record["libraries"][OURS]["median"], record["ceilings"].get("products")
+        cells = [record["name"] + ("\\*" if disturbed(record) else "")]
+        cells.append(_speed(product["gflops"]) if product else "-")
+        cells.append(_share(floors.fraction_of_product(record), ours))
+        for way in ways:
+            known = record.get("ways", {}).get(way)
+            cells.append(_share(floors.fraction_of_product(record, way), known["median"]) if known else "-")
+        for peer in peers:
+            ratio = record["ratios"].get(peer)
+            whole = floors.fraction_of_product(record)
+            share = whole / ratio["median"] if ratio and whole is not None else None
+            cells.append(_share(share, record["libraries"][peer]["median"]) if ratio else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _speed(gflops: float) -> str:
+    return f"{gflops / 1e3:.1f} TFLOP/s" if gflops >= 1e3 else f"{gflops:.0f} GFLOP/s"
+
+
+def _share(fraction: float | None, seconds: float) -> str:
+    return seconds_text(seconds) if fraction is None else f"**{fraction:.0%}** ({seconds_text(seconds)})"
+
+
 def _ratio(record: Result, peer: str) -> str:
     if peer not in record["ratios"]:
         return "-"
@@ -172,7 +230,7 @@ def _fraction(record: Result, ceiling: str) -> str:
     if ceiling not in record["ceilings"]:
         return "-"
     found = record["ceilings"][ceiling]
-    speed = f"{found['gflops']:.0f} GFLOP/s" if ceiling == "products" else f"{found['gigabytes_per_second']:.1f} GB/s"
+    speed = _speed(found["gflops"]) if ceiling == "products" else f"{found['gigabytes_per_second']:.1f} GB/s"
     return f"{found['fraction']['median']:.0%} of {speed}"
 
 
@@ -190,7 +248,11 @@ def _memory_table(result: Result) -> list[str]:
 def _skipped(result: Result) -> list[str]:
     lines = [f"* {name}: {why}." for name, why in result["skipped"].items()]
     measured = {record["name"] for record in [*result["cases"], *result["memory"]]}
-    wanted = [case.name for case in [*all_cases(result["options"]["quick"]), *memory_cases()]]
+    options = result["options"]
+    cases = cases_for(
+        options.get("device", "cpu"), options["precision"], quick=options["quick"], everything=options.get("everything", False)
+    )
+    wanted = [case.name for case in [*cases, *(memory_cases() if options.get("device", "cpu") == "cpu" else [])]]
     missing = [name for name in wanted if name not in measured]
     if missing and not result["options"]["quick"]:
         lines.append(f"* Not measured in this run: {'; '.join(missing)}.")
@@ -199,7 +261,9 @@ def _skipped(result: Result) -> list[str]:
         for name, why in record["skipped"].items():
             if not name.startswith("ceiling"):
                 reasons.setdefault((name, why), []).append(record["name"])
-    for (name, why), cases in reasons.items():
-        which = ", ".join(cases) if len(cases) <= 4 else f"{len(cases)} cases"
+        for name, remark in record.get("remarks", {}).items():
+            reasons.setdefault((name, remark), []).append(record["name"])
+    for (name, why), names in reasons.items():
+        which = ", ".join(names) if len(names) <= 4 else f"{len(names)} cases"
         lines.append(f"* {name}, {which}: {why}.")
     return lines or ["* Nothing was left out."]

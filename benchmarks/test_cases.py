@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.agreement import arrays_for
 from benchmarks.cases import Case, all_cases
-from benchmarks.compare import arrays_for
 from benchmarks.libraries import ours
 from benchmarks.peers import ROOT
 

@@ -32,7 +32,9 @@ from benchmarks.libraries.job import Job, Unsupported
 from benchmarks.memory import Peak
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-STEPS_COMPARED = 2  # the second update is the first one in which momentum matters
+# The second update is the first one in which momentum matters. Where steps become CUDA graphs, the first runs launch by
+# launch and the second is recorded: two further ones are replayed with other weights than those that were there then.
+STEPS_COMPARED = {"cpu": 2, "cuda": 4}
 
 
 class Worker:
@@ -69,7 +71,7 @@ class Worker:
         found = {name: np.asarray(value) for name, value in job.check().items()}
         if job.weights is not None and job.units == 1:
             before = job.weights()
-            for _ in range(STEPS_COMPARED):
+            for _ in range(STEPS_COMPARED[self.device]):
                 job.once()
             job.synchronize()
             found.update({f"change/{path}": after - before[path] for path, after in job.weights().items()})
@@ -79,8 +81,7 @@ class Worker:
         job = self.jobs[key]
         now = CLOCKS[clock]
         seconds, device_seconds = [], []
-        if count > 1:  # brings code and data back into the caches after the others' turn; long steps do that themselves
-            job.once()
+        job.once()  # not timed: brings code and data back into the caches after the others' turn and the pause
         job.synchronize()
         for _ in range(turns):
             stop = _device_clock(self.device, self.library)
@@ -97,7 +98,7 @@ class Worker:
             seconds.append((now() - start) / (done * job.units))
             if elapsed_on_device is not None:
                 device_seconds.append(elapsed_on_device / (done * job.units))
-        return {"seconds": seconds, "device_seconds": device_seconds}
+        return {"seconds": seconds, "device_seconds": device_seconds, "remark": job.remark()}
 
     def do_memory(self, key: str, count: int) -> dict[str, Any]:
         job = self.jobs[key]
@@ -109,8 +110,20 @@ class Worker:
         return {"bytes": peak.bytes, "how": peak.how}
 
     def do_drop(self, key: str) -> None:
-        self.jobs.pop(key, None)
+        job = self.jobs.pop(key, None)
+        if job is not None:
+            job.close()
+        del job
         gc.collect()
+        if self.device != "cpu":
+            self.release()
+
+    def release(self) -> None:
+        """Give memory that is free back to the device, for the other workers."""
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
+        if "cupy" in sys.modules:
+            sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
 
 
 def versions(library: Library) -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from benchmarks import compare, gate, nets, plots, report
+from benchmarks import agreement, compare, gate, nets, pause, plots, report
 from benchmarks.__main__ import main, parser
+from benchmarks.agreement import arrays_for, distance, summary
 from benchmarks.cases import Case, all_cases, memory_cases
-from benchmarks.compare import Comparison, Options, arrays_for, distance, summary
+from benchmarks.compare import Comparison, Options
 from benchmarks.libraries import LIBRARIES, chosen, ours
 from benchmarks.libraries.job import Unsupported, flat_rows_from_nchw, flat_rows_to_nchw, from_oihw, to_oihw, weights_of
 from benchmarks.nets import trace
@@ -88,9 +90,9 @@ def test_summary() -> None:
     assert summary([2.0])["upper_quartile"] == 2
 
 
-def test_on_a_gpu_pytorch_stands_for_three() -> None:
-    assert chosen(["torch", "jax"], "cuda") == ["torch", "torch-graphs", "torch-compile", "jax"]
+def test_peers_are_named() -> None:
     assert chosen(["torch", "torch"], "cpu") == ["torch"]
+    assert chosen(["torch", "jax"], "cuda")[-1] == "jax"
     with pytest.raises(ValueError, match="unknown library 'tourch'"):
         chosen(["tourch"], "cpu")
 
@@ -110,11 +112,31 @@ def test_workers_check_and_time_a_case() -> None:
 
 
 def test_who_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(compare.TOLERANCE, "float32", -1.0)
+    monkeypatch.setitem(agreement.TOLERANCE, "float32", -1.0)
     with Comparison(["reference"], FAST, ceilings=False) as comparison:
         record = comparison.run(TINY)
     assert "results do not agree" in record["skipped"]["reference"]
     assert "reference" not in record["ratios"]
+
+
+def _clockwork(used: Callable[[float], float]) -> dict[str, Any]:
+    """The arguments of `settle` for a machine in which time passes only in sleep."""
+    time = [0.0]
+    return {
+        "used": lambda process: used(time[0]),
+        "now": lambda: time[0],
+        "sleep": lambda seconds: time.__setitem__(0, time[0] + seconds),
+    }
+
+
+def test_the_pause_ends_when_every_worker_is_at_rest() -> None:
+    # Runs on for 0.3 s, as seen on a clock with ticks of 10 ms.
+    waited = pause.settle([1, 2], **_clockwork(lambda t: 1 + round(min(t, 0.3), 2)))
+    assert 0.3 + pause.STILL <= waited <= 0.3 + 2 * pause.STILL
+    assert pause.settle([1], **_clockwork(lambda t: 5.0)) == pytest.approx(pause.STILL, abs=pause.STILL / 4)
+    assert pause.settle([1], **_clockwork(lambda t: 1 + t)) == pytest.approx(pause.LONGEST, abs=pause.STILL)
+    # A system that does not tell.
+    assert pause.settle([1], **_clockwork(lambda t: 0.0)) == pause.FIXED
 
 
 def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -147,6 +169,7 @@ def _record(name: str, ratio: float, **more: Any) -> dict[str, Any]:
     ours_, theirs = summary([1e-3]), summary([ratio * 1e-3])
     return {
         "name": name,
+        "kind": "step",
         "group": "Tests",
         "sweep": None,
         "skipped": {},
@@ -166,7 +189,7 @@ def _result(*records: dict[str, Any]) -> dict[str, Any]:
         "device_name": "",
         "skipped": {"jax": "not installed"},
         "machine": {"cores": 2, "system": "Linux", "architecture": "x"},
-        "options": {"threads": 2, "precision": "float32", "quick": False},
+        "options": {"device": "cpu", "threads": 2, "precision": "float32", "quick": False},
         "workers": {},
         "cases": list(records),
         "memory": [memory],
@@ -180,7 +203,9 @@ def test_words_say_where_we_lose() -> None:
     assert "We lose in step b (0.50: 1.00 ms against 500 us)" in text
     assert "step c" not in text
     assert "memory net batch 4: we need 3 MiB, torch 2 MiB" in text
+    result["cases"][0]["pause_seconds"] = 0.06
     page = report.markdown(result)
+    assert "the pause is 60.0 ms in the middle" in page
     assert "| step c\\* |" in page
     assert "jax: not installed" in page
 

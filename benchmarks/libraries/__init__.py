@@ -38,6 +38,8 @@ class Library:
 BOTH = ("cpu", "cuda")
 OURS = "xpnet"
 CEILING = "ceiling"
+TORCH_ON_GPU = ("torch", "torch-graphs", "torch-compile", "torch-compile-graphs")
+"""Launch by launch; the whole step as one CUDA graph; through torch.compile; both."""
 
 LIBRARIES = {
     library.name: library
@@ -48,6 +50,7 @@ LIBRARIES = {
         Library("torch", "pytorch", "torch", ("torch",), "torch", BOTH),
         Library("torch-compile", "pytorch", "torch", ("torch",), "torch", BOTH, {"mode": "compile"}),
         Library("torch-graphs", "pytorch", "torch", ("torch",), "torch", ("cuda",), {"mode": "graphs"}),
+        Library("torch-compile-graphs", "pytorch", "torch", ("torch",), "torch", ("cuda",), {"mode": "compile-graphs"}),
         Library("chainer", "chainer_", "chainer", ("chainer", "numpy"), "chainer"),
         Library("sklearn", "sklearn_", "sklearn.neural_network", ("scikit-learn", "numpy"), "sklearn"),
         Library("keras", "keras_", "keras", ("keras", "torch", "jax"), "keras", BOTH),
@@ -58,7 +61,7 @@ LIBRARIES = {
 
 
 def chosen(names: list[str], device: str) -> list[str]:
-    """The peers that were asked for; on a GPU PyTorch stands for its three ways to run a step.
+    """The peers that were asked for; on a GPU PyTorch stands for its four ways to run a step.
 
     Raises:
         ValueError: a name that is not a peer.
@@ -68,5 +71,5 @@ def chosen(names: list[str], device: str) -> list[str]:
     for name in names:
         if name not in peers:
             raise ValueError(f"unknown library {name!r}: expected some of {', '.join(peers)}")
-        found += ["torch", "torch-graphs", "torch-compile"] if name == "torch" and device == "cuda" else [name]
+        found += TORCH_ON_GPU if name == "torch" and device == "cuda" else [name]
     return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""What the hardware gives: the same matrix products in plain NumPy (or CuPy), and copies of the same bytes.
+"""What the hardware gives: the same matrix products in plain NumPy (on a GPU in cuBLAS), and copies of the same bytes.
 
 Not a library that trains, but prepared and timed like one, in turns with the others: the yardstick of the ceilings and
 of the regression gate.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.cases import Case
+from benchmarks.cases import HALF, PASSES, REPEAT, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported
 
 ROWS = 8192
@@ -30,7 +30,15 @@ def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
     if device == "cpu":
         threadpool_limits(threads)
         _threads = threads
-    return {}
+        return {}
+    import xpnet as xn
+
+    try:
+        xn.backend.device(device)
+    except xn.DeviceError as error:
+        raise Unsupported(str(error)) from None
+    xn.set_matmul_precision("tf32" if precision == "tf32" else "float32")
+    return {"products": "cuBLAS", "tf32": precision == "tf32"}
 
 
 def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: dict[str, Any]) -> Job:
@@ -38,7 +46,9 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
     kind = settings.get("ceiling", "products")
     if kind == "copy":
         return _copy(case, xp, synchronize)
-    return _products(case, xp, synchronize, precision)
+    if device != "cpu":
+        return _products_on_gpu(case, precision)
+    return _products(case)
 
 
 def _namespace(device: str) -> tuple[Any, Any]:
@@ -49,20 +59,52 @@ def _namespace(device: str) -> tuple[Any, Any]:
     return cupy, lambda: cupy.cuda.get_current_stream().synchronize()
 
 
-def _products(case: Case, xp: Any, synchronize: Any, precision: str) -> Job:
+def _products_of(case: Case) -> list[tuple[int, int, int]]:
     products = case.products()
     if not products:
         raise Unsupported("no matrix product in it")
-    dtype = {"float16": np.float16, "bfloat16": np.float16}.get(precision, np.float32)
+    return products
+
+
+def _products_on_gpu(case: Case, precision: str) -> Job:
+    """All products whole, in cuBLAS at the run's precision, as one CUDA graph. (CuPy's matmul knows no bfloat16.)"""
+    import xpnet as xn
+    from benchmarks.ways import placed, recorded, unrecorded
+    from xpnet.accel.cupy.gemm import gemm
+
+    where = xn.backend.device("cuda")
+    xp, dtype = where.xp, precision if precision in HALF else "float32"
+    block = xp.asarray(_values(1024, 1024).ravel())
+
+    def values(rows: int, columns: int) -> Any:
+        copies = -(-rows * columns // block.size)
+        return placed(xp.tile(block, copies)[: rows * columns].reshape(rows, columns), where, dtype)
+
+    operands = []
+    for m, k, n in _products_of(case):
+        # The kernel's gradient is a product with the transposed rows of images.
+        a = values(k, m).T if k > m and k > n else values(m, k)
+        operands.append((a, values(k, n), placed(xp.zeros((m, n), xp.float32), where, dtype)))
+    repeat = REPEAT if case.kind in PASSES else 1
+
+    def once() -> None:
+        for _ in range(repeat):
+            for a, b, c in operands:
+                gemm(xp, a, b, c)
+
+    run = recorded(once)
+    return Job(dict, run, synchronize=where.synchronize, units=repeat, remark=unrecorded(run))
+
+
+def _products(case: Case) -> Job:
     pieces = []
-    for m, k, n in products:
+    for m, k, n in _products_of(case):
         # The long axis is the first one forward (rows of images), the inner one in the gradient of the weights.
         rows, inner = min(m, ROWS), min(k, ROWS)
         if m > ROWS and k > ROWS:
             raise Unsupported(f"the product {m} x {k} x {n} is long in two axes")
-        a = _values(xp, (rows, inner), dtype)
-        b = _values(xp, (inner, n), dtype)
-        out = xp.empty((rows, n), dtype)
+        a, b = _values(rows, inner), _values(inner, n)
+        out = np.empty((rows, n), np.float32)
         whole, rest = divmod(m, rows)
         if k > inner:
             whole, rest = divmod(k, inner)
@@ -75,17 +117,16 @@ def _products(case: Case, xp: Any, synchronize: Any, precision: str) -> Job:
     def once() -> None:
         for a, b, out, whole, tail, tail_out in pieces:
             for _ in range(whole):
-                xp.matmul(a, b, out=out)
+                np.matmul(a, b, out=out)
             if tail is not None:
-                xp.matmul(*tail, out=tail_out)
+                np.matmul(*tail, out=tail_out)
 
-    return Job(dict, once, synchronize=synchronize)
+    return Job(dict, once)
 
 
-def _values(xp: Any, shape: tuple[int, int], dtype: Any) -> Any:
+def _values(rows: int, columns: int) -> Any:
     """Numbers of ordinary size: zeros and denormal numbers run at other speeds."""
-    rng = np.random.default_rng(0)
-    return xp.asarray(rng.standard_normal(shape, dtype=np.float32).astype(dtype))
+    return np.random.default_rng(0).standard_normal((rows, columns), dtype=np.float32)
 
 
 def _copy(case: Case, xp: Any, synchronize: Any) -> Job:

@@ -24,6 +24,8 @@ class Job:
         synchronize: waits until the device is idle.
         weights: the weights as they are now, by path, in xpnet's layouts; for training steps.
         units: how many units (training steps) one call of `once` does.
+        remark: after some calls, what has to be said of how they ran; empty where nothing has.
+        close: gives back what the job has taken possession of.
     """
 
     def __init__(
@@ -34,12 +36,16 @@ class Job:
         synchronize: Callable[[], None] = lambda: None,
         weights: Callable[[], Arrays] | None = None,
         units: int = 1,
+        remark: Callable[[], str] = lambda: "",
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         self.check = check
         self.once = once
         self.synchronize = synchronize
         self.weights = weights
         self.units = units
+        self.remark = remark
+        self.close = close
 
 
 def weights_of(arrays: Arrays) -> Arrays:

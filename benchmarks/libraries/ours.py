@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 
 import xpnet as xn
-from benchmarks.cases import LEARNING_RATE, MOMENTUM, PREDICT_BATCH, Case
+from benchmarks import ways
+from benchmarks.cases import HALF, LEARNING_RATE, LOSS_SCALE, MOMENTUM, PASSES, PREDICT_BATCH, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
+from benchmarks.ways import host
 from xpnet.ops.registry import reference_is_forced
+from xpnet.training.captured import captured_steps
 
 FUSED = ("dense", "conv")
 
@@ -25,7 +29,8 @@ def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
         import cupy
 
         xn.set_matmul_precision("tf32" if precision == "tf32" else "float32")
-        return {"tf32": precision == "tf32", "device_name": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()}
+        name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        return {"tf32": precision == "tf32", "steps": "CUDA graphs", "device_name": name}
     return {"reference": reference_is_forced()}
 
 
@@ -34,7 +39,12 @@ class Net:
 
     def __init__(self, case: Case, arrays: Arrays, device: str, dtype: str) -> None:
         self.modules: dict[str, Any] = {}
-        self.model = xn.Sequential(self._layers(case.net, ""), input_shape=case.shape, device=device, dtype=dtype)
+        try:
+            self.model = xn.Sequential(self._layers(case.net, ""), input_shape=case.shape, device=device, dtype=dtype)
+        except (ValueError, TypeError, xn.DeviceError) as error:
+            if dtype not in HALF:
+                raise
+            raise Unsupported(f"no network in {dtype}: {error}") from None
         self.parameters = {
             f"{path}.{name}": parameter for path, module in self.modules.items() for name, parameter in _named(module)
         }
@@ -97,10 +107,12 @@ def _named(module: Any) -> list[tuple[str, Any]]:
 
 
 def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: dict[str, Any]) -> Job:
-    dtype = precision if precision in ("float16", "bfloat16") else "float32"
+    dtype = precision if precision in HALF else "float32"
     where = xn.backend.device(device)
     if case.kind == "data":
         return _data(arrays)
+    if case.kind in PASSES:
+        return ways.prepare(case, arrays, where, dtype, settings.get("way"))
     x = xn.to_device(arrays["x"], where)
     if case.is_loss:
         return _loss(x, xn.to_device(arrays["labels"], where), where)
@@ -110,7 +122,7 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
     if case.kind == "predict":
         model = net.model
         return Job(
-            lambda: {"output": xn.to_numpy(model.predict(x, batch_size=PREDICT_BATCH))},
+            lambda: {"output": host(model.predict(x, batch_size=PREDICT_BATCH))},
             lambda: model.predict(x, batch_size=PREDICT_BATCH),
             synchronize=where.synchronize,
         )
@@ -118,25 +130,45 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
 
 
 def _gradients(net: Net) -> Arrays:
-    return {f"gradient/{path}": xn.to_numpy(p.grad).copy() for path, p in net.parameters.items()}
+    return {f"gradient/{path}": host(p.grad) for path, p in net.parameters.items()}
 
 
 def _step(net: Net, x: Any, labels: Any, where: Any) -> Job:
-    trainer = xn.Trainer(net.model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(LEARNING_RATE, momentum=MOMENTUM))
+    trainer = xn.Trainer(
+        net.model,
+        loss="softmax_cross_entropy",
+        optimizer=xn.optim.SGD(LEARNING_RATE, momentum=MOMENTUM),
+        loss_scale=xn.optim.LossScale(LOSS_SCALE) if net.model.context.dtype == "float16" else None,
+    )
 
     def check() -> Arrays:
         net.model.train()
         output = net.model(x)
         loss = xn.losses.softmax_cross_entropy(output, labels)
         loss.backward()
-        found = {"output": xn.to_numpy(output.array).copy(), "loss": xn.to_numpy(loss.array).copy(), **_gradients(net)}
+        found = {"output": host(output.array), "loss": host(loss.array), **_gradients(net)}
         net.model.arena.zero_grad()
         return found
 
     def weights() -> Arrays:
-        return {path: xn.to_numpy(p.array).copy() for path, p in net.parameters.items()}
+        return {path: host(p.array) for path, p in net.parameters.items()}
 
-    return Job(check, lambda: trainer.step(x, labels), synchronize=where.synchronize, weights=weights)
+    captured = captured_steps(trainer)
+    if captured is None:
+        return Job(check, lambda: trainer.step(x, labels), synchronize=where.synchronize, weights=weights)
+    # What `fit` does on a GPU: the steps are replayed, on a stream of their own.
+    context = contextlib.ExitStack()
+    entered = False
+
+    def step() -> Any:
+        nonlocal entered
+        if not entered:
+            context.enter_context(captured)
+            entered = True
+        return captured.step(x, labels)
+
+    remark = ways.unrecorded(captured._captured)
+    return Job(check, step, synchronize=where.synchronize, weights=weights, remark=remark, close=context.close)
 
 
 def _layer(case: Case, net: Net, x: Any, arrays: Arrays, where: Any) -> Job:
@@ -150,7 +182,7 @@ def _layer(case: Case, net: Net, x: Any, arrays: Arrays, where: Any) -> Job:
             with xn.no_grad():
                 return layer(x)
 
-        return Job(lambda: {"output": xn.to_numpy(_native(forward()))}, forward, synchronize=where.synchronize)
+        return Job(lambda: {"output": host(_native(forward()))}, forward, synchronize=where.synchronize)
     dy = xn.to_device(arrays["dy"], where)
 
     def once() -> tuple[Any, Any]:
@@ -163,7 +195,7 @@ def _layer(case: Case, net: Net, x: Any, arrays: Arrays, where: Any) -> Job:
 
     def check() -> Arrays:
         y, dx = once()
-        return {"output": xn.to_numpy(y).copy(), "gradient/x": xn.to_numpy(dx).copy(), **_gradients(net)}
+        return {"output": host(y), "gradient/x": host(dx), **_gradients(net)}
 
     return Job(check, once, synchronize=where.synchronize)
 
@@ -181,7 +213,7 @@ def _loss(logits: Any, labels: Any, where: Any) -> Job:
 
     def check() -> Arrays:
         loss, gradient = once()
-        return {"output": xn.to_numpy(loss).copy(), "gradient/x": xn.to_numpy(gradient).copy()}
+        return {"output": host(loss), "gradient/x": host(gradient)}
 
     return Job(check, once, synchronize=where.synchronize)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.cases import LEARNING_RATE, MOMENTUM, PREDICT_BATCH, Case
+from benchmarks.cases import HALF, LEARNING_RATE, LOSS_SCALE, MOMENTUM, PASSES, PREDICT_BATCH, REPEAT, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported, from_oihw, to_oihw, weights_of
 from benchmarks.nets import trace
 
@@ -27,7 +27,8 @@ def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
         torch.backends.cudnn.benchmark = True
-        found.update(tf32=allowed, cudnn=torch.backends.cudnn.version(), device_name=torch.cuda.get_device_name())
+        found.update(tf32=allowed, cudnn=torch.backends.cudnn.version(), cudnn_benchmark=True, layout="channels_last")
+        found.update(optimizer="fused", device_name=torch.cuda.get_device_name())
     return found
 
 
@@ -154,7 +155,7 @@ def _synchronize(device: str) -> Any:
 
 def _cast(device: str, precision: str) -> Any:
     """A function that makes the context of mixed precision."""
-    if precision not in ("float16", "bfloat16"):
+    if precision not in HALF:
         return contextlib.nullcontext
     return lambda: torch.autocast(device, dtype=getattr(torch, precision))
 
@@ -165,6 +166,8 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
         raise Unsupported(f"{mode} is compared on whole networks only")
     if case.kind == "data":
         return _data(arrays)
+    if case.kind in PASSES:
+        return _pass(case, arrays, device, precision)
     x = _input(arrays["x"], device)
     if case.is_loss:
         return _loss(x, torch.from_numpy(arrays["labels"]).to(device), device)
@@ -179,19 +182,24 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
 
 def _step(net: Net, x: Any, labels: Any, arrays: Arrays, device: str, cast: Any, mode: str, precision: str) -> Job:
     module, paths = net.module.train(), list(weights_of(arrays))
-    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    # One kernel for the whole update on a GPU; on a CPU the default is the faster one.
+    fused = True if device == "cuda" else None
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, fused=fused)
     loss_function = nn.CrossEntropyLoss()
-    scaler = torch.amp.GradScaler(device) if precision == "float16" else None
+    scaler = torch.amp.GradScaler(device, init_scale=LOSS_SCALE) if precision == "float16" else None
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
         with cast():
             output = module(x)
             return output, loss_function(output, labels)
 
-    compiled = torch.compile(forward) if mode == "compile" else forward
+    if mode.startswith("compile"):
+        torch._dynamo.reset()  # after eight networks through this very function it would give up, and run them eagerly
+    compiled = torch.compile(forward) if mode.startswith("compile") else forward
+    as_graph = mode in ("graphs", "compile-graphs")
 
     def step() -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=mode != "graphs")
+        optimizer.zero_grad()
         loss = compiled()[1]
         if scaler is not None:
             scaler.scale(loss).backward()
@@ -214,39 +222,106 @@ def _step(net: Net, x: Any, labels: Any, arrays: Arrays, device: str, cast: Any,
     def weights() -> Arrays:
         return net.arrays(paths)
 
-    if mode != "graphs":
+    if not as_graph:
         return Job(check, step, synchronize=_synchronize(device), weights=weights)
     if scaler is not None:
         raise Unsupported("a step with a loss scaler reads the device, which a CUDA graph cannot")
-    return _graph_job(check, step, net, device)
+    once = _graph(step, [x, labels], lambda: _state(module, optimizer))
+    return Job(check, once, synchronize=_synchronize(device), weights=weights)
 
 
-def _graph_job(check: Any, step: Any, net: Net, device: str) -> Job:
-    """The whole step as one CUDA graph, captured at the first call; the check runs eagerly before it."""
+def _state(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Everything that a step changes."""
+    momenta = [s["momentum_buffer"] for s in optimizer.state.values() if s.get("momentum_buffer") is not None]
+    return [*module.parameters(), *module.buffers(), *momenta]
+
+
+def _graph(step: Any, inputs: list[torch.Tensor], state: Any) -> Any:
+    """A function that replays `step` as one CUDA graph, captured at the first call: after the warm-up that PyTorch's notes
+    ask for, and with everything put back that the warm-up changed. Every call copies the batch into the graph's buffers, as a
+    training loop has to."""
     graph = torch.cuda.CUDAGraph()
+    batch = [tensor.clone(memory_format=torch.preserve_format) for tensor in inputs]
     captured = False
+
+    def capture() -> None:
+        before = {id(tensor): tensor.detach().clone() for tensor in state()}
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            step()
+        restore(state(), before)
 
     def once() -> None:
         nonlocal captured
         if not captured:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    step()
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph):
-                step()
+            capture()
             captured = True
+        for buffer, tensor in zip(inputs, batch):
+            buffer.copy_(tensor)
         graph.replay()
 
-    return Job(check, once, synchronize=_synchronize(device))
+    return once
+
+
+def restore(tensors: list[torch.Tensor], before: dict[int, torch.Tensor]) -> None:
+    """Put back what was kept by identity; what did not exist then (momenta) begins at zero."""
+    with torch.no_grad():
+        for tensor in tensors:
+            if id(tensor) in before:
+                tensor.copy_(before[id(tensor)])
+            else:
+                tensor.zero_()
+
+
+def _pass(case: Case, arrays: Arrays, device: str, precision: str) -> Job:
+    """One pass of a convolution alone, in cuDNN on a GPU, as PyTorch calls it."""
+    layer, dtype = case.net[0], getattr(torch, precision) if precision in HALF else torch.float32
+    x, dy = (_input(arrays[name], device).to(dtype) for name in ("x", "dy"))
+    weight = torch.from_numpy(to_oihw(arrays["weight/0.kernel"])).to(device, dtype, memory_format=torch.channels_last)
+    stride, padding, dilation = ([layer[name]] * 2 for name in ("stride", "padding", "dilation"))
+    which = PASSES[case.kind]
+    mask = [which == "images", which == "kernel", False]
+
+    def forward() -> torch.Tensor:
+        return nn.functional.conv2d(x, weight, None, stride, padding, dilation, layer["groups"])
+
+    def gradient() -> torch.Tensor:
+        found = torch.ops.aten.convolution_backward(
+            dy, x, weight, None, stride, padding, dilation, False, [0, 0], layer["groups"], mask
+        )
+        return found[mask.index(True)]
+
+    run = forward if which == "forward" else gradient
+
+    def check() -> Arrays:
+        with torch.no_grad():
+            found = run().detach().float()
+        # Images go back to NHWC, kernels from (O, C, KH, KW) to (KH, KW, C, O).
+        order = (2, 3, 1, 0) if which == "kernel" else (0, 2, 3, 1)
+        return {"output": np.array(found.permute(*order).cpu().numpy())}
+
+    if device == "cpu":
+        return Job(check, torch.no_grad()(run))
+
+    def several() -> None:
+        with torch.no_grad():
+            for _ in range(REPEAT):
+                run()
+
+    return Job(check, _graph(several, [], list), synchronize=_synchronize(device), units=REPEAT)
 
 
 def _predict(net: Net, x: torch.Tensor, device: str, cast: Any, mode: str) -> Job:
     module = net.module.eval()
-    if mode == "graphs":
+    if mode not in ("eager", "compile"):
         raise Unsupported("prediction is compared in eager mode and compiled")
+    if mode == "compile":
+        torch._dynamo.reset()
     called = torch.compile(module) if mode == "compile" else module
 
     def once() -> torch.Tensor:

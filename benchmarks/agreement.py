@@ -1,0 +1,71 @@
+"""The numbers that every library gets, whether their results agree, and summaries of what was measured."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import zlib
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import CLASSES, PASSES, Case
+from benchmarks.nets import trace
+
+# Of the norm of an array: two libraries add up in other orders, and half precision keeps 11 or 8 bits.
+TOLERANCE = {"float32": 2e-3, "tf32": 2e-2, "float16": 5e-2, "bfloat16": 1e-1}
+# In a deep network rounding sends some units to the other side of ReLU's kink, and gradients of single arrays jump, while
+# losses agree to 1e-6: from each other, PyTorch and JAX differ by 1.5e-2 on ResNet-20 after two updates.
+DEEP, DEEP_FACTOR = 6, 20.0
+# However deep and narrow: arrays that have nothing to do with each other differ by 1.4.
+LOOSEST = 0.5
+# Even in a shallow one a unit can lie within rounding of the kink. Then other numbers are drawn; what is really wrong
+# disagrees with all of them.
+DRAWS, DISAGREES = 3, "results do not agree"
+
+
+def arrays_for(case: Case, draw: int = 0) -> dict[str, Any]:
+    """Inputs and weights, the same for every library, in xpnet's layouts."""
+    rng = np.random.default_rng([zlib.crc32(case.name.encode()), draw])
+
+    def normal(shape: tuple[int, ...]) -> Any:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    found = {"x": normal((case.batch, *case.shape))}
+    walked = trace(case.net, case.shape)
+    if case.is_loss or case.kind in ("step", "data", "first_step", "import"):
+        found["labels"] = rng.integers(0, case.classes if case.is_loss else CLASSES, case.batch)
+    if (case.kind == "layer" and not case.is_loss) or case.kind in PASSES:
+        found["dy"] = normal((case.batch, *walked.output_shape))
+    for weight in walked.weights:
+        values = np.float32(weight.mean) + np.float32(weight.spread) * normal(weight.shape)
+        found[f"weight/{weight.path}"] = values
+    return found
+
+
+def distance(ours: Any, theirs: Any) -> float:
+    """|ours - theirs| / |theirs|, Euclidean norms; infinite where shapes differ or anything is not finite."""
+    if ours.shape != theirs.shape:
+        return math.inf
+    ours, theirs = (np.asarray(a, np.float64).ravel() for a in (ours, theirs))
+    norm = float(np.linalg.norm(theirs))
+    error = float(np.linalg.norm(ours - theirs)) / norm if norm else float(np.linalg.norm(ours))
+    return error if math.isfinite(error) else math.inf
+
+
+def tolerance_of(case: Case, precision: str) -> float:
+    """How far results may lie apart, as a fraction of their norm."""
+    deep = sum(weight.path.endswith("kernel") for weight in trace(case.net, case.shape).weights) >= DEEP
+    return min(TOLERANCE[precision] * (DEEP_FACTOR if deep else 1), LOOSEST)
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, extremes and quartiles of some turns."""
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {
+        "median": statistics.median(values),
+        "minimum": min(values),
+        "lower_quartile": quartiles[0],
+        "upper_quartile": quartiles[2],
+        "turns": len(values),
+    }

@@ -1,0 +1,41 @@
+"""The pause between two turns, after which the next library has the machine to itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from benchmarks.machine import seconds_of
+
+STILL = 0.05
+"""Seconds without any processor time: a thread that waits in a loop would have used five ticks of the system's clock."""
+FIXED = 0.2
+"""Where the system does not tell: OpenBLAS's threads were seen to wait in a loop for 0.1 s after a product."""
+LONGEST = 1.0
+
+
+def settle(
+    processes: Iterable[int],
+    *,
+    used: Callable[[int], float] = seconds_of,
+    now: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], object] = time.sleep,
+) -> float:
+    """Wait until none of the processes uses the processor any more; returns the seconds that took.
+
+    The threads of a BLAS or of OpenMP go on running in a loop for some time after their work, in case there is more of
+    it: whoever is timed then shares the cores with them.
+    """
+    watched, start = list(processes), now()
+    before, since = [used(process) for process in watched], start
+    if not any(before):
+        sleep(FIXED)
+        return now() - start
+    while now() - start < LONGEST:
+        sleep(STILL / 5)
+        after = [used(process) for process in watched]
+        if after != before:
+            before, since = after, now()
+        elif now() - since >= STILL:
+            break
+    return now() - start
