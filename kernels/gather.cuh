@@ -9,8 +9,8 @@
 // There are fewer than 2^31 positions, columns and pixels; addresses are 64-bit.
 template <typename T>
 struct Gather {
-  const T* x;  // (N, H, W, C)
-  int H, W, C, scale_h, scale_w, offset_h, offset_w, step_h, step_w;
+  const T* x;  // (N, H, W, pixel), from the first channel of the group on: C of them, by_channels.divisor, are seen
+  int H, W, pixel, scale_h, scale_w, offset_h, offset_w, step_h, step_w;
   Divisor by_channels, by_kw, by_ow, by_oh, by_ratio_h, by_ratio_w;
 
   struct Position {
@@ -44,6 +44,6 @@ struct Gather {
     const int row = static_cast<int>(by_ratio_h.split(static_cast<u32>(h), rest_h));
     const int column = static_cast<int>(by_ratio_w.split(static_cast<u32>(w), rest_w));
     found = tap.inside && h >= 0 && w >= 0 && rest_h == 0 && rest_w == 0 && row < H && column < W;
-    return found ? x + static_cast<i64>(at.image + row * W + column) * C + tap.c : x;
+    return found ? x + static_cast<i64>(at.image + row * W + column) * pixel + tap.c : x;
   }
 };

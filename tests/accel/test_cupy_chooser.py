@@ -152,10 +152,15 @@ def test_the_environment_decides(cache, monkeypatch, setting, implicit):
         ops.conv2d(X, KERNEL)
 
 
-def test_groups_and_empty_batches_keep_their_way(monkeypatch):
+def test_groups_are_measured_like_the_rest():
+    with emulated(1.0, 2.0) as clock:
+        assert every_pass(kernel=KERNEL[:, :, :2], groups=2) == [True] * 3
+        assert len(clock.measured) == 6
+
+
+def test_empty_batches_keep_their_way(monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
     with emulated(1.0, 2.0) as clock:
-        assert every_pass(kernel=KERNEL[:, :, :2], groups=2) == [False] * 3
         assert every_pass(X[:0], dy=DY[:0]) == [False] * 3
         assert clock.measured == []
 

@@ -102,7 +102,7 @@ def _conv2d(
     y = _chosen(
         "forward", x, kernel, g, groups,
         lambda: _products(xp, x, kernel, bias, activation, g, groups),
-        lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g),
+        lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g, groups),
     )  # fmt: skip
     return y, (x, kernel, y if activation else None) if save else None
 
@@ -164,13 +164,13 @@ def _(
             dx = _chosen(
                 "images", x, kernel, g, groups,
                 lambda: _data_gradient(xp, dz, _weights(xp, kernel, groups), x, g, groups),
-                lambda: implicit_gemm.data_gradient(xp, images, kernel, g),
+                lambda: implicit_gemm.data_gradient(xp, images, kernel, g, groups),
             )  # fmt: skip
         if needs[1]:
             dkernel = _chosen(
                 "kernel", x, kernel, g, groups,
                 lambda: _kernel_gradient(xp, dz, x, g, groups),
-                lambda: implicit_gemm.kernel_gradient(xp, x, images, g),
+                lambda: implicit_gemm.kernel_gradient(xp, x, images, g, groups),
             )  # fmt: skip
             dkernel = xp.reshape(dkernel, kernel.shape)
     if dkernel is not None:
