@@ -227,7 +227,7 @@ def test_views_that_begin_anywhere(place, kind):
     x, kernel, bias, dz = (RANDOM.integers(-3, 4, s).astype(dtype) for s in ((2, 5, 6, 8), (3, 2, 8, 8), (8,), (2, 3, 5, 8)))
     g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
     y, dx, dkernel = reference(*(a.astype("float64") for a in (x, kernel, bias, dz)), {})
-    with precision("tf32" if kind == "tf32" else "float32"), place() as (names, to, back, run):
+    with precision("tf32" if kind == "tf32" else "float32"), place() as (names, to, back, _):
         views = []
         for a in (x, kernel, bias, dz):
             room = names.zeros((a.size + 1,), dtype=a.dtype)
