@@ -148,7 +148,10 @@ def test_the_environment_decides(cache, monkeypatch, setting, implicit):
         assert every_pass(kernel=KERNEL[:1, :1], dy=RANDOM.standard_normal((2, 6, 7, 8)).astype("float32")) == [implicit] * 3
         assert clock.measured == []
     monkeypatch.setenv("XPNET_CONVOLUTION", "fastest")
-    with emulated(), pytest.raises(ValueError, match="XPNET_CONVOLUTION must be one of auto, im2col, implicit, got 'fastest'"):
+    with (
+        emulated(),
+        pytest.raises(ValueError, match="must be one of auto, im2col, implicit, cudnn, got 'fastest'"),
+    ):
         ops.conv2d(X, KERNEL)
 
 
@@ -214,7 +217,8 @@ def test_info_shows_what_was_measured(capsys):
         every_pass()
     assert cli.main(["info", "--convolutions"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
+    assert "cuDNN" in lines[-1]
     assert lines[2].split()[:10] == [
         "emulator",
         "forward",
