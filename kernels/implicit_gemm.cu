@@ -4,6 +4,7 @@
 //   forward, and the gradient of the images:   y (P, G*O) = activation(columns @ b (K, G*O) + bias), group by group
 //   WEIGHTS, the gradient of the kernel:       partial (splits, K, G*O), the sums over a span of positions each of
 //                                              columns^T @ b (P, G*O), group by group
+// Row (n, oh, ow) of y lies at y_first + n * y_image + oh * y_row + ow * y_pixel.
 // G groups that do not see each other lie beside each other in the rows of all of these; a block works for one of them.
 // Partial sums are added up by a second kernel in a fixed order, so results are the same every time.
 #include "activated.cuh"
@@ -19,6 +20,13 @@ __device__ inline A activated_by(int activation, A v) {
   return v;
 }
 
+// Where in y the row of a position begins.
+__device__ inline i64 place(u32 position, Divisor by_ow, Divisor by_oh, i64 first, i64 image, i64 row, i64 pixel) {
+  u32 ow, oh;
+  const u32 n = by_oh.split(by_ow.split(position, ow), oh);
+  return first + n * image + oh * row + ow * pixel;
+}
+
 // ---- any architecture, any dtype -------------------------------------------------------------------------------------
 
 // A block of 256 threads makes a tile of 16*ROWS by 64, each thread ROWS by 4, from slices of 16 columns. The next slice
@@ -26,9 +34,9 @@ __device__ inline A activated_by(int activation, A v) {
 template <typename T, int V, bool WEIGHTS>
 __global__ void __launch_bounds__(256, 2)
 implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, int positions, int inner, int outer,
-              int pitch, int span, int activation, int H, int W, int pixel, int scale_h, int scale_w, int offset_h,
-              int offset_w, int step_h, int step_w, Divisor by_channels, Divisor by_kw, Divisor by_ow, Divisor by_oh,
-              Divisor by_ratio_h, Divisor by_ratio_w) {
+              int pitch, int span, int activation, i64 y_first, i64 y_image, i64 y_row, i64 y_pixel, int H, int W,
+              int pixel, int scale_h, int scale_w, int offset_h, int offset_w, int step_h, int step_w,
+              Divisor by_channels, Divisor by_kw, Divisor by_ow, Divisor by_oh) {
   typedef acc_t<T> A;
   constexpr int ROWS = sizeof(A) == 4 ? 8 : 4, BM = 16 * ROWS, BN = 64, BK = 16;
   constexpr int A_RUNS = (WEIGHTS ? BM : BK) / V, A_STEP = 256 / A_RUNS, A_LOADS = BM * BK / V / 256;
@@ -36,8 +44,8 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, in
   __shared__ Vector<A, 4> a_tile[2][BK][BM / 4 + 1];  // one more: rows that follow each other begin in other banks
   __shared__ Vector<A, 4> b_tile[2][BK][BN / 4];
   x += blockIdx.y * by_channels.divisor, b += blockIdx.y * outer;  // this block's group
-  const Gather<T> gather = {x,      H,      W,           pixel, scale_h, scale_w, offset_h,   offset_w,
-                            step_h, step_w, by_channels, by_kw, by_ow,   by_oh,   by_ratio_h, by_ratio_w};
+  const Gather<T> gather = {x,        H,      W,      pixel,       scale_h, scale_w, offset_h,
+                            offset_w, step_h, step_w, by_channels, by_kw,   by_ow,   by_oh};
   const int thread = threadIdx.x, tiles = (outer + BN - 1) / BN;
   const int m0 = static_cast<int>(blockIdx.x) / tiles * BM, n0 = static_cast<int>(blockIdx.x) % tiles * BN;
   const int rows = WEIGHTS ? inner : positions, begin = WEIGHTS ? static_cast<int>(blockIdx.z) * span : 0;
@@ -120,26 +128,27 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, in
   }
 
 #pragma unroll
-  for (int j = 0; j < 4; j += V) {
-    const int column = n0 + 4 * my_column + j, channel = blockIdx.y * outer + column;
-    if (column >= outer) continue;
-    Vector<T, V> shift = {};
-    if (!WEIGHTS && bias != nullptr) shift = load<V>(bias + channel);
+  for (int i = 0; i < ROWS; ++i) {
+    const int row = m0 + my_row * ROWS + i;
+    if (row >= rows) continue;
+    const i64 begins = WEIGHTS ? (static_cast<i64>(blockIdx.z) * rows + row) * pitch
+                               : place(row, by_ow, by_oh, y_first, y_image, y_row, y_pixel);
 #pragma unroll
-    for (int i = 0; i < ROWS; ++i) {
-      const int row = m0 + my_row * ROWS + i;
-      if (row >= rows) continue;
+    for (int j = 0; j < 4; j += V) {
+      const int column = n0 + 4 * my_column + j, channel = blockIdx.y * outer + column;
+      if (column >= outer) continue;
       const A* run = sum[i] + j;
       if (WEIGHTS) {
         Vector<A, V> out;
 #pragma unroll
         for (int l = 0; l < V; ++l) out.at[l] = run[l];
-        store<V>(partial + (static_cast<i64>(blockIdx.z) * rows + row) * pitch + channel, out);
+        store<V>(partial + begins + channel, out);
       } else {
-        Vector<T, V> out;
+        Vector<T, V> shift = {}, out;
+        if (bias != nullptr) shift = load<V>(bias + channel);
 #pragma unroll
         for (int l = 0; l < V; ++l) out.at[l] = down<T>(activated_by(activation, run[l] + up(shift.at[l])));
-        store<V>(y + static_cast<i64>(row) * pitch + channel, out);
+        store<V>(y + begins + channel, out);
       }
     }
   }
@@ -160,17 +169,17 @@ __device__ inline int along(int k, int chunk) {  // rows of CHUNKS >= 8
 template <typename T, int BN, bool WEIGHTS>
 __global__ void __launch_bounds__(256, 2)
 implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, int positions, int inner, int outer,
-                  int pitch, int span, int activation, int H, int W, int pixel, int scale_h, int scale_w, int offset_h,
-                  int offset_w, int step_h, int step_w, Divisor by_channels, Divisor by_kw, Divisor by_ow,
-                  Divisor by_oh, Divisor by_ratio_h, Divisor by_ratio_w) {
+                  int pitch, int span, int activation, i64 y_first, i64 y_image, i64 y_row, i64 y_pixel, int H, int W,
+                  int pixel, int scale_h, int scale_w, int offset_h, int offset_w, int step_h, int step_w,
+                  Divisor by_channels, Divisor by_kw, Divisor by_ow, Divisor by_oh) {
 #ifdef HAS_MMA
   constexpr int V = 16 / sizeof(T), BM = 128, BK = 4 * V, STAGES = 3, A_CHUNKS = BM / V, B_CHUNKS = BN / V;
   constexpr int WARPS_N = BN / 32, TILES_M = BM * WARPS_N / 8 / 16;
   __shared__ Chunk a_tile[STAGES][BM * 4];
   __shared__ Chunk b_tile[STAGES][BN * 4];
   x += blockIdx.y * by_channels.divisor, b += blockIdx.y * outer;  // this block's group
-  const Gather<T> gather = {x,      H,      W,           pixel, scale_h, scale_w, offset_h,   offset_w,
-                            step_h, step_w, by_channels, by_kw, by_ow,   by_oh,   by_ratio_h, by_ratio_w};
+  const Gather<T> gather = {x,        H,      W,      pixel,       scale_h, scale_w, offset_h,
+                            offset_w, step_h, step_w, by_channels, by_kw,   by_ow,   by_oh};
   const int thread = threadIdx.x, tiles = (outer + BN - 1) / BN;
   const int m0 = static_cast<int>(blockIdx.x) / tiles * BM, n0 = static_cast<int>(blockIdx.x) % tiles * BN;
   const int rows = WEIGHTS ? inner : positions, begin = WEIGHTS ? static_cast<int>(blockIdx.z) * span : 0;
@@ -274,27 +283,26 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
   }
 
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const int column = n0 + warp_n + j * 8 + 2 * t, channel = blockIdx.y * outer + column;
-    if (column >= outer) continue;
-    float shift[2] = {};
-    if (!WEIGHTS && bias != nullptr) shift[0] = up(bias[channel]), shift[1] = up(bias[channel + 1]);
+  for (int i = 0; i < TILES_M; ++i)
 #pragma unroll
-    for (int i = 0; i < TILES_M; ++i)
+    for (int q = 0; q < 2; ++q) {
+      const int row = m0 + warp_m + i * 16 + q * 8 + g;
+      if (row >= rows) continue;
+      const i64 begins = WEIGHTS ? (static_cast<i64>(blockIdx.z) * rows + row) * pitch
+                                 : place(row, by_ow, by_oh, y_first, y_image, y_row, y_pixel);
 #pragma unroll
-      for (int q = 0; q < 2; ++q) {
-        const int row = m0 + warp_m + i * 16 + q * 8 + g;
-        if (row >= rows) continue;
-        const float *two = sum[i][j] + 2 * q;
+      for (int j = 0; j < 4; ++j) {
+        const int column = n0 + warp_n + j * 8 + 2 * t, channel = blockIdx.y * outer + column;
+        if (column >= outer) continue;
+        float first = sum[i][j][2 * q], second = sum[i][j][2 * q + 1];
         if (WEIGHTS) {
-          float* to = partial + (static_cast<i64>(blockIdx.z) * rows + row) * pitch + channel;
-          store<2>(to, Vector<float, 2>{{two[0], two[1]}});
+          store<2>(partial + begins + channel, Vector<float, 2>{{first, second}});
         } else {
-          const T first = down<T>(activated_by(activation, two[0] + shift[0]));
-          const T second = down<T>(activated_by(activation, two[1] + shift[1]));
-          store<2>(y + static_cast<i64>(row) * pitch + channel, Vector<T, 2>{{first, second}});
+          if (bias != nullptr) first += up(bias[channel]), second += up(bias[channel + 1]);
+          first = activated_by(activation, first), second = activated_by(activation, second);
+          store<2>(y + begins + channel, Vector<T, 2>{{down<T>(first), down<T>(second)}});
         }
       }
-  }
+    }
 #endif
 }

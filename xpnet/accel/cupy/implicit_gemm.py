@@ -7,7 +7,9 @@ in multiples of 16 bytes) and one that runs every dtype and shape everywhere. Gr
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.activation import NUMBERS
 from xpnet.accel.cupy.columns import sum_slabs
@@ -15,7 +17,7 @@ from xpnet.accel.cupy.launch import LIMIT, address, launch, runtime
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import WIDTHS, accumulator, c_name
 from xpnet.accel.settings import get_matmul_precision
-from xpnet.ops.geometry import Geometry
+from xpnet.ops.geometry import Axis, Geometry
 
 Array = Any
 
@@ -82,13 +84,14 @@ def forward(
         (N, OH, OW, O).
     """
     y = xp.empty((x.shape[0], g.h.out, g.w.out, kernel.shape[3]), dtype=x.dtype)
-    lines = [(a.stride, -a.before, a.dilation, 1) for a in g]
-    _product(_aligned(x), _aligned(kernel), bias, y, None, activation, g, lines, groups)
+    _product(_aligned(x), _aligned(kernel), bias, y, None, activation, [_convolved(a) for a in g], groups)
     return y
 
 
 def data_gradient(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 1) -> Array:
     """The gradient of the images: every pixel gathers the positions whose windows saw it, tap by tap.
+
+    Pixels that lie a stride apart are seen by the same taps, and those by no others: one product for each such lattice.
 
     Args:
         xp: the namespace of the arrays.
@@ -101,12 +104,54 @@ def data_gradient(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 
         (N, H, W, C).
     """
     KH, KW, Cg, O = kernel.shape
-    dx = xp.empty((dz.shape[0], g.h.size, g.w.size, groups * Cg), dtype=dz.dtype)
+    vertical, horizontal = (list(_lattices(a)) for a in g)
+    seen = all(line is not None for line in (*vertical, *horizontal))
+    dx = (xp.empty if seen else xp.zeros)((dz.shape[0], g.h.size, g.w.size, groups * Cg), dtype=dz.dtype)
     by_group = xp.reshape(kernel, (KH, KW, Cg, groups, O // groups))
-    turned = xp.reshape(xp.ascontiguousarray(xp.swapaxes(by_group, 2, 4)), (KH, KW, O // groups, groups * Cg))
-    lines = [(1, a.before, -a.dilation, a.stride) for a in g]
-    _product(_aligned(dz), _aligned(turned), None, dx, None, None, g, lines, groups)
+    dz = _aligned(dz)
+    for h in vertical:
+        for w in horizontal:
+            if h is None or w is None:
+                continue  # no window sees these pixels
+            taps = xp.swapaxes(by_group[h.tap :: h.tap_step, w.tap :: w.tap_step], 2, 4)
+            turned = xp.reshape(xp.ascontiguousarray(taps), (h.window, w.window, O // groups, groups * Cg))
+            _product(dz, _aligned(turned), None, dx, None, None, [h, w], groups)
     return dx
+
+
+class _Line(NamedTuple):
+    """What a product reads and writes along one axis; scale, offset and step as ``kernels/gather.cuh`` defines them."""
+
+    window: int
+    scale: int
+    offset: int
+    step: int
+    positions: int
+    first: int = 0  # where the first of them is written,
+    every: int = 1  # and how far apart they are
+    tap: int = 0  # the kernel's first tap that is used,
+    tap_step: int = 1  # and how far apart they are
+
+
+def _convolved(a: Axis) -> _Line:
+    """An axis of a convolution."""
+    return _Line(a.window, a.stride, -a.before, a.dilation, a.out)
+
+
+def _lattices(a: Axis) -> Iterator[_Line | None]:
+    """An axis of the gradient of the images: for every remainder of a pixel by the stride what it gathers, None if nothing.
+
+    Tap k sees pixel p at position (p + before - k * dilation) / stride, where that is a whole number.
+    """
+    apart = a.stride // math.gcd(a.stride, a.dilation)
+    for first in range(min(a.stride, a.size)):
+        taps = [k for k in range(min(apart, a.window)) if (first + a.before - k * a.dilation) % a.stride == 0]
+        if not taps:
+            yield None
+            continue
+        offset = (first + a.before - taps[0] * a.dilation) // a.stride
+        window, positions = -(-(a.window - taps[0]) // apart), -(-(a.size - first) // a.stride)
+        yield _Line(window, 1, offset, -(apart * a.dilation // a.stride), positions, first, a.stride, taps[0], apart)
 
 
 def kernel_gradient(xp: Any, x: Array, dz: Array, g: Geometry, groups: int = 1) -> Array:
@@ -129,8 +174,7 @@ def kernel_gradient(xp: Any, x: Array, dz: Array, g: Geometry, groups: int = 1) 
         return xp.zeros((inner, O), dtype=dtype)
     splits, span = _split(positions, inner, O, groups, x.dtype)
     partial = xp.empty((splits, inner * O), dtype=dtype)
-    lines = [(a.stride, -a.before, a.dilation, 1) for a in g]
-    _product(_aligned(x), _aligned(dz), None, None, partial, None, g, lines, groups, span)
+    _product(_aligned(x), _aligned(dz), None, None, partial, None, [_convolved(a) for a in g], groups, span)
     total = partial[0] if splits == 1 else sum_slabs(xp, partial)
     return xp.reshape(total, (inner, O))
 
@@ -158,20 +202,16 @@ def _product(
     y: Array | None,
     partial: Array | None,
     activation: str | None,
-    g: Geometry,
-    lines: list[tuple[int, int, int, int]],
+    lines: list[_Line],
     groups: int,
     span: int = 0,
 ) -> None:
-    """Launch: y = activation(columns of x @ b + bias), or partial sums of the transposed columns of x @ b, by groups.
-
-    `lines` has for each axis scale, offset, step and ratio as ``kernels/gather.cuh`` defines them.
-    """
+    """Launch: y = activation(columns of x @ b + bias), or partial sums of the transposed columns of x @ b, by groups."""
     N, H, W, pixel = x.shape
     pitch = b.shape[-1]
     C, O = pixel // groups, pitch // groups
-    at_h, at_w = (g.h.out, g.w.out) if y is None else y.shape[1:3]
-    positions, inner = N * at_h * at_w, g.h.window * g.w.window * C
+    h, w = lines
+    positions, inner = N * h.positions * w.positions, h.window * w.window * C
     weights = y is None
     kind = c_name(x)
     rows = inner if weights else positions
@@ -187,9 +227,9 @@ def _product(
         V = 4 if kind == "float" and aligned and C % 4 == 0 and O % 4 == 0 else 1
         kernel = _plain[kind, V, weights]
     splits = 1 if partial is None else partial.shape[0]
-    (scale_h, offset_h, step_h, ratio_h), (scale_w, offset_w, step_w, ratio_w) = lines
+    y_image, y_row = (0, 0) if y is None else (y.shape[1] * y.shape[2] * pitch, y.shape[2] * pitch)
     launch(
         kernel, (-(-rows // BM) * -(-O // BN), groups, splits), _BLOCK, x, b, bias, y, partial, positions, inner, O, pitch,
-        span, NUMBERS[activation], H, W, pixel, scale_h, scale_w, offset_h, offset_w, step_h, step_w, C, g.w.window, at_w,
-        at_h, ratio_h, ratio_w,
+        span, NUMBERS[activation], h.first * y_row + w.first * pitch, y_image, h.every * y_row, w.every * pitch, H, W, pixel,
+        h.scale, w.scale, h.offset, w.offset, h.step, w.step, C, w.window, w.positions, h.positions,
     )  # fmt: skip
