@@ -329,6 +329,39 @@ def test_info_says_whether_cudnn_takes_part(table, monkeypatch, capsys):
     assert "cuDNN takes part: nvidia-cudnn-frontend 1.23.0, nvidia-cudnn-cu12 9.10.0" in capsys.readouterr().out
 
 
+def test_the_benchmark_has_every_candidate_beside_the_plain_product(table):
+    from benchmarks import convolution_kernels as benchmark
+
+    assert len(list(benchmark.shapes())) == 11
+    for shape in benchmark.shapes():
+        g = conv_geometry(
+            np.broadcast_to(np.float32(0), shape.x), np.broadcast_to(np.float32(0), shape.kernel), None, *(
+                shape.settings[name] for name in ("stride", "padding", "dilation", "groups"))
+        )  # fmt: skip
+        assert shape.positions == shape.x[0] * g.h.out * g.w.out
+    small = benchmark.Shape("small", (2, 5, 6, 8), (3, 3, 4, 8), 24, {"stride": 1, "padding": 0, "dilation": 1, "groups": 2})
+    frontend = StandIn()
+    with on_cudnn(frontend, emulated_ops) as runtime:
+
+        def milliseconds(function):
+            before, launched = len(frontend.executed), len(runtime.launches)
+            function()
+            if len(frontend.executed) > before:
+                return 0.5
+            return 2.0 if runtime.launches[launched:] else 1.0  # the product alone launches no kernel of ours
+
+        runtime.milliseconds = milliseconds
+        page = benchmark.run(np, "float32", [small])
+    lines = page.splitlines()
+    assert lines[2] == "| convolution | pass | GFLOP | product alone | im2col | implicit | cudnn |"
+    assert [line.split(" | ")[1] for line in lines[4:7]] == list(chooser.PASSES)
+    for line in lines[4:7]:
+        assert line.endswith("| 0.00 | 1.000 ms | 2.000 ms (50%) | 2.000 ms (50%) | 0.500 ms (200%) |")
+    assert lines[-1] == "median: im2col 50% (of 3), implicit 50% (of 3), cudnn 200% (of 3)"
+    assert table.known() == {}
+    assert not table.path.exists()
+
+
 # ---- the library
 
 
