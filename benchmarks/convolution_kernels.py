@@ -24,6 +24,7 @@ from benchmarks.nets import output_size
 from xpnet import ops
 from xpnet.accel.cupy import chooser, gemm
 from xpnet.accel.cupy.launch import runtime
+from xpnet.accel.settings import get_matmul_precision
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 
@@ -118,7 +119,7 @@ def dtype_of(precision: str) -> Any:
 
 def run(xp: Any, precision: str, chosen: Sequence[Shape]) -> str:
     """Measure shapes in one precision; the table."""
-    before = xn.get_matmul_precision()
+    before = get_matmul_precision()
     xn.set_matmul_precision("tf32" if precision == "tf32" else "float32")
     try:
         return table([row for shape in chosen for row in measure(xp, shape, dtype_of(precision))], precision)
