@@ -160,21 +160,21 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, in
 // banks by permuting the chunks of a row.
 __device__ inline int across(int row, int chunk) { return row * 4 + (chunk ^ (row >> 1 & 3)); }  // rows of four chunks
 template <typename T, int CHUNKS>
-__device__ inline int along(int k, int chunk) {  // rows of CHUNKS >= 8
-  return k * CHUNKS + (chunk ^ (sizeof(T) == 2 ? k & 7 : (k & 3) * 2));
+__device__ inline int along(int k, int chunk) {  // rows of CHUNKS
+  return CHUNKS == 4 ? across(k, chunk) : k * CHUNKS + (chunk ^ (sizeof(T) == 2 ? k & 7 : (k & 3) * 2));
 }
 
-// A block of 8 warps makes a tile of 128 by BN, from slices of 64 bytes of columns, three of which are in flight. A warp
-// makes 64 by 32 of it (BN = 128) or 32 by 32 (BN = 64). A group's C and O are multiples of 16 bytes' worth of elements.
-template <typename T, int BN, bool WEIGHTS>
+// A block of 8 warps makes a tile of BM by BN, from slices of 64 bytes of columns, three of which are in flight. A warp
+// makes 32 columns of it and as many rows as there are for each: 64 of 128 by 128, 16 of 64 by 64. A group's C and O are multiples of 16 bytes' worth of elements.
+template <typename T, int BM, int BN, bool WEIGHTS>
 __global__ void __launch_bounds__(256, 2)
 implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, int positions, int inner, int outer,
                   int pitch, int span, int activation, i64 y_first, i64 y_image, i64 y_row, i64 y_pixel, int H, int W,
                   int pixel, int scale_h, int scale_w, int offset_h, int offset_w, int step_h, int step_w,
                   Divisor by_channels, Divisor by_kw, Divisor by_ow, Divisor by_oh) {
 #ifdef HAS_MMA
-  constexpr int V = 16 / sizeof(T), BM = 128, BK = 4 * V, STAGES = 3, A_CHUNKS = BM / V, B_CHUNKS = BN / V;
-  constexpr int WARPS_N = BN / 32, TILES_M = BM * WARPS_N / 8 / 16;
+  constexpr int V = 16 / sizeof(T), BK = 4 * V, STAGES = 3, A_CHUNKS = BM / V, B_CHUNKS = BN / V;
+  constexpr int WARPS_N = BN / 32, TILES_M = BM * WARPS_N / 8 / 16, A_LOADS = BM * 4 / 256;
   __shared__ Chunk a_tile[STAGES][BM * 4];
   __shared__ Chunk b_tile[STAGES][BN * 4];
   x += blockIdx.y * by_channels.divisor, b += blockIdx.y * outer;  // this block's group
@@ -187,26 +187,28 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
 
   const int a_chunk = WEIGHTS ? thread % A_CHUNKS : thread % 4, a_first = WEIGHTS ? thread / A_CHUNKS : thread / 4;
   constexpr int A_STEP = WEIGHTS ? 256 / A_CHUNKS : 64;
-  typename Gather<T>::Position at[2] = {};
+  typename Gather<T>::Position at[A_LOADS] = {};
   typename Gather<T>::Tap tap = {};
   if (WEIGHTS) {
     tap = gather.tap(m0 + a_chunk * V, m0 + a_chunk * V < rows);
   } else {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) at[i] = gather.position(m0 + a_first + i * A_STEP, m0 + a_first + i * A_STEP < rows);
+    for (int i = 0; i < A_LOADS; ++i)
+      at[i] = gather.position(m0 + a_first + i * A_STEP, m0 + a_first + i * A_STEP < rows);
   }
   auto fetch = [&](int stage, int k0) {
     if (!WEIGHTS) tap = gather.tap(k0 + a_chunk * V, k0 + a_chunk * V < end);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < A_LOADS; ++i) {
       const int line = a_first + i * A_STEP;
       bool found;
       const T* from = gather.find(WEIGHTS ? gather.position(k0 + line, k0 + line < end) : at[i], tap, found);
       copy_async(&a_tile[stage][WEIGHTS ? along<T, A_CHUNKS>(line, a_chunk) : across(line, a_chunk)], from, found);
     }
 #pragma unroll
-    for (int i = 0; i < BN / 64; ++i) {
+    for (int i = 0; i < (BN * 4 + 255) / 256; ++i) {
       const int k = (thread + i * 256) / B_CHUNKS, chunk = (thread + i * 256) % B_CHUNKS;
+      if (BN * 4 < 256 && k >= BK) break;  // half of the threads bring a narrow tile
       const bool found = k0 + k < end && n0 + chunk * V < outer;
       const T* from = b + static_cast<i64>(k0 + k) * pitch + n0 + chunk * V;
       copy_async(&b_tile[stage][along<T, B_CHUNKS>(k, chunk)], found ? from : b, found);

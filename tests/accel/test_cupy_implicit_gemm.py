@@ -185,17 +185,20 @@ def test_half_precision_without_tensor_cores(place, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["tf32", "bfloat16", "float16"])
-def test_wide_tiles_and_split_sums_on_tensor_cores(place, kind, monkeypatch):
-    """More rows and columns than one tile of 128 by 128, none of them a multiple of it, and several splits of the sum."""
+def test_every_tile_and_split_sums_on_tensor_cores(place, kind, monkeypatch):
+    """More rows and columns than a tile, none of them a multiple of it, every size of tile, and several splits of the sum."""
     as_bits(monkeypatch)
-    launched = every_pass(place, (3, 10, 11, 72), (2, 1, 72, 136), {"padding": 1}, kind, activation="relu")
-    if launched is not None:
+    wide = every_pass(place, (3, 10, 11, 72), (2, 1, 72, 136), {"padding": 1}, kind, activation="relu")
+    narrow = every_pass(place, (3, 10, 11, 40), (2, 1, 40, 24), {}, kind, multiprocessors=16)
+    middle = every_pass(place, (2, 7, 8, 16), (2, 1, 16, 40), {}, kind, multiprocessors=64)
+    tall = every_pass(place, (2, 9, 10, 40), (3, 1, 40, 56), {"stride": (2, 1)}, kind)
+    if wide is not None:
         name = {"tf32": "float"}.get(kind, kind)
-        assert f"implicit_gemm_mma<{name}, 128, true>" in launched
-        assert f"implicit_gemm_mma<{name}, {64 if kind == 'tf32' else 128}, false>" in launched
-    launched = every_pass(place, (3, 10, 11, 16), (2, 1, 16, 72), {}, kind, multiprocessors=16)
-    if launched is not None:
-        assert launched.count("sum_slabs<float>") == 2
+        instances = {
+            i.expression for i in implicit_gemm._mma.instances() if i.expression.startswith(f"implicit_gemm_mma<{name},")
+        }
+        assert instances <= {*wide, *narrow, *middle, *tall}
+        assert narrow.count("sum_slabs<float>") == 2
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])

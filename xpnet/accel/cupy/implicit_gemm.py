@@ -33,12 +33,21 @@ _plain = Kernel(
 )
 
 
-def _has_room(kind: str, width: int, weights: bool) -> bool:
-    """TF32 in wide tiles has too few registers, except for the kernel's gradient."""
-    return kind != "float" or width == 64 or weights
+def _has_room(kind: str, BM: int, BN: int, weights: bool) -> bool:
+    """The tiles that there are; TF32 in the widest has too few registers, except for the kernel's gradient."""
+    return (BM, BN) in _TILES and (kind != "float" or BN < 128 or weights)
 
 
-_mma = Kernel("implicit_gemm", "implicit_gemm_mma", ("float", "float16", "bfloat16"), (64, 128), (False, True), only=_has_room)
+_TILES = ((128, 32), (64, 64), (128, 64), (128, 128))
+_mma = Kernel(
+    "implicit_gemm",
+    "implicit_gemm_mma",
+    ("float", "float16", "bfloat16"),
+    (64, 128),
+    (32, 64, 128),
+    (False, True),
+    only=_has_room,
+)
 
 _PARTIAL_BYTES = 64 << 20  # at most, of the sums that a split gradient of the kernel writes
 
@@ -172,7 +181,7 @@ def kernel_gradient(xp: Any, x: Array, dz: Array, g: Geometry, groups: int = 1) 
     positions = x.shape[0] * g.h.out * g.w.out
     if positions == 0:
         return xp.zeros((inner, O), dtype=dtype)
-    splits, span = _split(positions, inner, O, groups, x.dtype)
+    splits, span = _split(positions, inner, O, _tile(x, inner, O, groups, True), groups, x.dtype)
     partial = xp.empty((splits, inner * O), dtype=dtype)
     _product(_aligned(x), _aligned(dz), None, None, partial, None, [_convolved(a) for a in g], groups, span)
     total = partial[0] if splits == 1 else sum_slabs(xp, partial)
@@ -184,9 +193,37 @@ def _aligned(a: Array) -> Array:
     return a if address(a) % 16 == 0 else a.copy()
 
 
-def _split(positions: int, inner: int, outer: int, groups: int, dtype: Any) -> tuple[int, int]:
+class _Tile(NamedTuple):
+    """What a block makes."""
+
+    rows: int
+    columns: int
+    on_tensor_cores: bool
+
+
+def _tile(x: Array, rows: int, outer: int, groups: int, weights: bool) -> _Tile:
+    """The largest tile that keeps every multiprocessor busy and is not mostly empty; for (rows, outer) of all groups."""
+    kind = c_name(x)
+    O = outer // groups
+    if not _on_tensor_cores(x, x.shape[3] // groups, O):
+        return _Tile(64 if kind == "double" else 128, 64, False)
+    if O <= 32:
+        return _Tile(128, 32, True)
+    if weights:  # the sums are split until every multiprocessor is busy
+        wide = O > 64
+        return _Tile(128 if wide or -rows % 128 < 64 else 64, 128 if wide else 64, True)
+
+    def busy(BM: int, BN: int) -> bool:
+        return groups * -(-rows // BM) * -(-O // BN) >= runtime().multiprocessors
+
+    if O > 64 and _has_room(kind, 128, 128, False) and busy(128, 128):
+        return _Tile(128, 128, True)
+    return _Tile(128 if busy(128, 64) else 64, 64, True)
+
+
+def _split(positions: int, inner: int, outer: int, tile: _Tile, groups: int, dtype: Any) -> tuple[int, int]:
     """How many runs the positions are cut into, and how long each is: enough to fill the device twice, none of them short."""
-    tiles = groups * -(-inner // 128) * -(-outer // (groups * 64))
+    tiles = groups * -(-inner // tile.rows) * -(-(outer // groups) // tile.columns)
     wanted = max(2 * runtime().multiprocessors // tiles, 1)
     room = max(_PARTIAL_BYTES // (inner * outer * max(dtype.itemsize, 4)), 1)
     deepest = -(-positions // 256)
@@ -215,14 +252,10 @@ def _product(
     weights = y is None
     kind = c_name(x)
     rows = inner if weights else positions
-    if _on_tensor_cores(x, C, O):
-        BM = 128
-        wide_tiles = groups * -(-rows // BM) * -(-O // 128)
-        wide = O > 64 and _has_room(kind, 128, weights) and wide_tiles >= runtime().multiprocessors
-        BN = 128 if wide else 64
-        kernel = _mma[kind, BN, weights]
+    BM, BN, on_tensor_cores = _tile(x, rows, pitch, groups, weights)
+    if on_tensor_cores:
+        kernel = _mma[kind, BM, BN, weights]
     else:
-        BM, BN = (64 if kind == "double" else 128), 64
         aligned = bias is None or address(bias) % 16 == 0
         V = 4 if kind == "float" and aligned and C % 4 == 0 and O % 4 == 0 else 1
         kernel = _plain[kind, V, weights]
