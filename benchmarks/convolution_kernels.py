@@ -3,7 +3,8 @@
 For the convolutions of ``cases.py`` and three passes (forward, gradient of the images, gradient of the kernel) the table has
 the milliseconds of every candidate that the package chooses from (products of matrices, implicit GEMM, and cuDNN where
 ``xpnet[cudnn]`` is installed), and in brackets what part that is of the speed of cuBLAS in one plain product of the same
-sizes and precision, whose matrices lie ready in memory. Times are the shortest of three runs of four, as the chooser takes
+sizes and precision, whose matrices lie ready in memory. On compute capability 9.0 the kernel with its instructions is timed,
+too, which the chooser leaves out by itself. Times are the shortest of three runs of four, as the chooser takes
 them; convolution and product are measured one right after the other.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,10 @@ import xpnet as xn
 from benchmarks.cases import layers
 from benchmarks.nets import output_size
 from xpnet import ops
-from xpnet.accel.cupy import chooser, gemm
+from xpnet.accel.cupy import chooser, gemm, implicit_gemm
 from xpnet.accel.cupy.launch import runtime
 from xpnet.accel.settings import get_matmul_precision
+from xpnet.ops.convolution import conv_geometry
 
 PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 
@@ -71,7 +73,9 @@ def measure(xp: Any, shape: Shape, dtype: Any) -> list[Row]:
     with chooser.measured_anew() as known:
         y = ops.conv2d(x, kernel, bias, activation="relu", **shape.settings)
         y.backward(xp.ones(y.shape, dtype=dtype))
-        times = {key.step: value.milliseconds for key, value in known.items()}
+        times = {key.step: dict(value.milliseconds) for key, value in known.items()}
+    for step, run in _with_wgmma(xp, *arrays, bias, y.array, shape):
+        times[step]["wgmma"] = runtime().milliseconds(run)
     inner, O, groups = int(np.prod(shape.kernel[:3])), shape.kernel[3], shape.settings["groups"]
     rows = []
     for step in chooser.PASSES:
@@ -81,6 +85,16 @@ def measure(xp: Any, shape: Shape, dtype: Any) -> list[Row]:
         product = _product(xp, groups, sizes, dtype)
         rows.append(Row(shape.name, step, 2e-9 * groups * float(np.prod(sizes, dtype=float)), product, times[step]))
     return rows
+
+
+def _with_wgmma(xp: Any, x: Any, kernel: Any, bias: Any, y: Any, shape: Shape) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The passes that the kernel for compute capability 9.0 can do; the chooser does not try it by itself."""
+    settings = shape.settings
+    groups = settings["groups"]
+    if implicit_gemm.covers_with_wgmma(x, kernel, groups):
+        g = conv_geometry(x, kernel, bias, settings["stride"], settings["padding"], settings["dilation"], groups)
+        yield "forward", lambda: implicit_gemm.forward(xp, x, kernel, bias, "relu", g, groups, wgmma=True)
+        yield "images", lambda: implicit_gemm.data_gradient(xp, y, kernel, g, groups, wgmma=True)
 
 
 def _product(xp: Any, groups: int, sizes: tuple[int, int, int], dtype: Any) -> float:

@@ -44,3 +44,10 @@ struct Gather {
     return found ? x + static_cast<i64>(at.image + h * W + w) * pixel + tap.c : x;
   }
 };
+
+// Where in the result y the row of a position begins.
+__device__ inline i64 place(u32 position, Divisor by_ow, Divisor by_oh, i64 first, i64 image, i64 row, i64 pixel) {
+  u32 ow, oh;
+  const u32 n = by_oh.split(by_ow.split(position, ow), oh);
+  return first + n * image + oh * row + ow * pixel;
+}

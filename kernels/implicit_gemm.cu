@@ -11,22 +11,6 @@
 #include "gather.cuh"
 #include "mma.cuh"
 
-// A number of the launch, the same for all threads.
-template <typename A>
-__device__ inline A activated_by(int activation, A v) {
-  if (activation == RELU) return activated<RELU>(v);
-  if (activation == SIGMOID) return activated<SIGMOID>(v);
-  if (activation == TANH) return activated<TANH>(v);
-  return v;
-}
-
-// Where in y the row of a position begins.
-__device__ inline i64 place(u32 position, Divisor by_ow, Divisor by_oh, i64 first, i64 image, i64 row, i64 pixel) {
-  u32 ow, oh;
-  const u32 n = by_oh.split(by_ow.split(position, ow), oh);
-  return first + n * image + oh * row + ow * pixel;
-}
-
 // ---- any architecture, any dtype -------------------------------------------------------------------------------------
 
 // A block of 256 threads makes a tile of 16*ROWS by 64, each thread ROWS by 4, from slices of 16 columns. The next slice

@@ -360,6 +360,14 @@ def test_the_benchmark_has_every_candidate_beside_the_plain_product(table):
     assert lines[-1] == "median: im2col 50% (of 3), implicit 50% (of 3), cudnn 200% (of 3)"
     assert table.known() == {}
     assert not table.path.exists()
+    aligned = benchmark.Shape(
+        "aligned", (1, 5, 6, 8), (3, 3, 8, 8), 12, {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    )
+    with on_cudnn(StandIn(), emulated_ops, architecture=90) as runtime:
+        runtime.milliseconds = lambda function: (function(), 1.0)[1]
+        head, _, *lines = benchmark.run(np, "float16", [aligned]).splitlines()[2:7]
+    assert head.endswith("| im2col | implicit | cudnn | wgmma |")
+    assert [line.count("1.000 ms (100%)") for line in lines] == [4, 4, 3]
 
 
 # ---- the library

@@ -4,8 +4,9 @@ Every pass of a convolution can be computed as products of matrices (of the imag
 made in chunks for others), as an implicit GEMM, or by cuDNN where it is installed. Which is the fastest depends on the shape,
 the dtype and the device, so all are run and timed the first time a shape comes. Nothing can be timed while a CUDA graph is
 recorded: a shape that comes for the first time there gets the products. $XPNET_CONVOLUTION decides instead of the
-measurement: "im2col" (products), "implicit" (where the kernels cover it), "cudnn" (where it has a plan), or "auto", the
-default.
+measurement: "im2col" (products), "implicit" (where the kernels cover it), "wgmma" (the implicit GEMM with the instructions of
+compute capability 9.0 where it can, which "auto" leaves out until it has been measured on a GPU), "cudnn" (where it has a
+plan), or "auto", the default.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from xpnet.backend import DeviceError
 from xpnet.ops.geometry import Geometry
 
 Array = Any
-SETTINGS = ("auto", "im2col", "implicit", "cudnn")
+SETTINGS = ("auto", "im2col", "implicit", "wgmma", "cudnn")
 PASSES = ("forward", "images", "kernel")
 """The forward pass, the gradient of the images, the gradient of the kernel."""
 
@@ -86,23 +87,24 @@ def wanted(name: str) -> bool:
         raise ValueError(f"XPNET_CONVOLUTION must be one of {', '.join(SETTINGS)}, got {setting!r}")
     if setting == "cudnn" and runtime().cudnn is None:
         raise DeviceError(f"XPNET_CONVOLUTION is cudnn, which is not installed or does not load: {HOW_TO_INSTALL}")
-    return setting in ("auto", name)
+    if name == "wgmma":
+        return setting == "wgmma"
+    return setting in ("auto", name) or (name == "implicit" and setting == "wgmma")
 
 
 def choose(candidates: Mapping[str, Callable[[], Array]], key: Callable[[], Convolution]) -> str:
     """The name of the candidate to run: the fastest, as measured now or earlier.
 
     Args:
-        candidates: ways to compute the same, by name, those that are not `wanted` left out; the first is the safe default.
-            Where one is asked for and can be had, there are two.
+        candidates: ways to compute the same, by name, those that are not `wanted` left out; the first is the safe default,
+            and where one is asked for, the last is the nearest to it that can be had.
         key: gives what the choice depends on.
     """
     default, *others = candidates
     if not others:
         return default
-    setting = os.environ.get("XPNET_CONVOLUTION") or "auto"
-    if setting != "auto":
-        return setting if setting in candidates else default
+    if (os.environ.get("XPNET_CONVOLUTION") or "auto") != "auto":
+        return others[-1]
     this = key()
     known = _table.known().get(this)
     if known is not None and known.milliseconds.keys() >= candidates.keys():
