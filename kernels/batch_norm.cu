@@ -106,8 +106,8 @@ norm_gradient_sums(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>
 template <typename T, int V, bool TRAINING>
 __global__ void __launch_bounds__(256, 3)
 batch_norm_backward(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale,
-                    const acc_t<T>* sums, const T* dmean, const T* dvariance, T* dx, i64 rows, i64 slab_rows, int channels,
-                    acc_t<T> epsilon) {
+                    const acc_t<T>* sums, const acc_t<T>* dmean, const acc_t<T>* dvariance, T* dx, i64 rows,
+                    i64 slab_rows, int channels, acc_t<T> epsilon) {
   typedef acc_t<T> A;
   const int c = my_vector() * V;
   if (c >= channels) return;
@@ -122,8 +122,8 @@ batch_norm_backward(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T
     factor[j] *= inverse;
     if (TRAINING) {
       centre[j] = mean[c + j];
-      A from_variance = dvariance == nullptr ? static_cast<A>(0) : 2 * up(dvariance[c + j]);
-      A from_mean = dmean == nullptr ? static_cast<A>(0) : up(dmean[c + j]);
+      A from_variance = dvariance == nullptr ? static_cast<A>(0) : 2 * dvariance[c + j];
+      A from_mean = dmean == nullptr ? static_cast<A>(0) : dmean[c + j];
       slope[j] = share * (from_variance - factor[j] * inverse * sums[channels + c + j]);
       constant[j] = share * (from_mean - factor[j] * sums[c + j]);
     }

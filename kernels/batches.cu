@@ -1,32 +1,212 @@
-// A batch out of a data set that lives on the device as bytes: rows gathered in the order of an index, converted and
-// normalised on the way.
-#include "common.cuh"
+// Batches out of a data set that lives on the device: which examples come next, the random numbers of their augmentation,
+// and the rows themselves, gathered, moved, painted over and converted in one pass.
+//
+// An augmentation is a program: one row of FIELDS numbers for each stage, in the order in which the stages are applied.
+#include "philox.cuh"
 
-// out[b, f] = (data[index[b], f] * scale - mean[c]) / deviation[c] with c = f % channels; mean and deviation may be null.
-// An index outside 0..examples-1 gives a row of NaN.
-template <typename T, int V>
-__global__ void __launch_bounds__(256, 4)
-gather_bytes(const u8* data, const i64* index, const acc_t<T>* mean, const acc_t<T>* deviation, T* out, i64 batch,
-             i64 examples, i64 features, int channels, acc_t<T> scale) {
-  typedef acc_t<T> A;
-  for (i64 b = blockIdx.y; b < batch; b += gridDim.y) {
-    const i64 row = index[b];
-    const bool valid = row >= 0 && row < examples;
-    for (i64 f = first_index() * V; f < features; f += index_step() * V) {
-      Vector<u8, V> bytes = {};
-      if (valid) bytes = load<V>(data + row * features + f);
-      u32 c = mean == nullptr ? 0 : static_cast<u32>(f % channels);
-      Vector<T, V> values;
+enum Kind { MOVE = 0, FLIP_COLUMNS = 1, FLIP_ROWS = 2, CUTOUT = 3 };
+enum Field {
+  KIND = 0,
+  HEIGHT,       // of the images that come to this stage
+  WIDTH,
+  SIZE,         // of the square that a cutout paints
+  CHOICES_ROW,  // a drawn row is sign * (0 .. choices - 1) + offset; the same for columns
+  CHOICES_COLUMN,
+  OFFSET,
+  SIGN,
+  PAIRED,     // row and column of one example are drawn together; else all rows come before all columns
+  KEY_LOW,    // of the stage's Philox stream
+  KEY_HIGH,
+  THRESHOLD,  // a flip happens where 53 random bits are below it
+  FIELDS
+};
+
+// Draw number t of a Philox stream as NumPy gives 32-bit numbers: the lower half of each word, then the upper one.
+__device__ inline u32 half_word(const Words& words, u32 t) {
+  const u32 w = t / 2 % 4;
+  const u64 word = w == 0 ? words.at[0] : w == 1 ? words.at[1] : w == 2 ? words.at[2] : words.at[3];
+  return static_cast<u32>(t % 2 ? word >> 32 : word);
+}
+
+// What draw number t stands for: an example's row or column, and among how many it is drawn.
+struct Draw {
+  i64 slot;
+  u32 choices;
+};
+__device__ inline Draw draw_of(const i64* stage, u32 t, i64 batch) {
+  const bool rows = stage[CHOICES_ROW] > 1, columns = stage[CHOICES_COLUMN] > 1;  // of one choice nothing is drawn
+  i64 example = t;
+  bool column = !rows;
+  if (rows && columns) {
+    if (stage[PAIRED]) {
+      example = t / 2, column = t % 2 != 0;
+    } else if (example >= batch) {
+      example -= batch, column = true;
+    }
+  }
+  return {example + (column ? batch : 0), static_cast<u32>(stage[column ? CHOICES_COLUMN : CHOICES_ROW])};
+}
+__device__ inline int placed(const i64* stage, u32 drawn) {
+  return static_cast<int>(stage[SIGN] * static_cast<i64>(drawn) + stage[OFFSET]);
+}
+
+// index[b] = order[position + b], -1 beyond its end; its label, `words` 32-bit words of them, is taken along. drawn (stages, 2, batch): what the augmentation of batch `step` draws for
+// each example, as numpy.random.Generator draws it: `random` for flips, else `integers`, which is D. Lemire, "Fast random
+// integer generation in an interval" (2019), over 32 bits. Then both counters are moved on. order, labels or step may be
+// null. One block.
+template <int THREADS>
+__global__ void __launch_bounds__(THREADS)
+deal(const i64* order, i64 count, i64* position, u64* step, const i64* program, int stages, i64 batch, const u32* labels,
+     int words, i64* index, u32* taken, int* drawn) {
+  __shared__ int rejected;
+  const u64 at = step == nullptr ? 0 : *step;
+  if (order != nullptr) {
+    const i64 first = *position;
+    for (i64 b = threadIdx.x; b < batch; b += THREADS) {
+      const i64 row = first + b < count ? order[first + b] : -1;
+      index[b] = row;
+      for (int w = 0; w < words; ++w) taken[b * words + w] = row < 0 ? 0xffffffffu : labels[row * words + w];
+    }
+  }
+#pragma unroll 1
+  for (int s = 0; s < stages; ++s) {
+    const i64* stage = program + s * FIELDS;
+    int* out = drawn + s * 2 * batch;
+    const u64 key0 = static_cast<u64>(stage[KEY_LOW]), key1 = static_cast<u64>(stage[KEY_HIGH]);
+    if (stage[KIND] == FLIP_COLUMNS || stage[KIND] == FLIP_ROWS) {
+#pragma unroll 1
+      for (i64 block = threadIdx.x; block * 4 < batch; block += THREADS) {
+        const Words words = philox(key0, key1, static_cast<u64>(block) + 1, 0, at, 0);
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        A v = up(bytes.at[j]) * scale;
-        if (mean != nullptr) {
-          v = (v - mean[c]) / deviation[c];
+        for (int e = 0; e < 4; ++e)
+          if (block * 4 + e < batch) out[block * 4 + e] = (words.at[e] >> 11) < static_cast<u64>(stage[THRESHOLD]);
+      }
+      continue;
+    }
+    if (threadIdx.x == 0) rejected = 0;
+    __syncthreads();
+    const bool rows = stage[CHOICES_ROW] > 1, columns = stage[CHOICES_COLUMN] > 1;
+    for (i64 b = threadIdx.x; b < batch; b += THREADS) {
+      if (!rows) out[b] = placed(stage, 0);
+      if (!columns) out[batch + b] = placed(stage, 0);
+    }
+    const u32 draws = static_cast<u32>(batch) * (rows + columns);
+#pragma unroll 1
+    for (u32 block = threadIdx.x; block * 8 < draws; block += THREADS) {
+      const Words words = philox(key0, key1, static_cast<u64>(block) + 1, 0, at, 0);
+#pragma unroll 1
+      for (u32 t = block * 8; t < block * 8 + 8 && t < draws; ++t) {
+        const Draw draw = draw_of(stage, t, batch);
+        const u64 product = static_cast<u64>(half_word(words, t)) * draw.choices;
+        if (static_cast<u32>(product) < (0u - draw.choices) % draw.choices) rejected = 1;
+        out[draw.slot] = placed(stage, static_cast<u32>(product >> 32));
+      }
+    }
+    __syncthreads();
+    // A rejected number is drawn again and shifts all that follow. That is rare (4 in 2^32 for a choice of 9), so one thread
+    // then goes through all of them in order.
+    if (rejected && threadIdx.x == 0) {
+      u32 taken = 0;
+      Words words = {};
+#pragma unroll 1
+      for (u32 t = 0; t < draws; ++t) {
+        const Draw draw = draw_of(stage, t, batch);
+        u64 product;
+#pragma unroll 1
+        do {
+          if (taken % 8 == 0) words = philox(key0, key1, static_cast<u64>(taken / 8) + 1, 0, at, 0);
+          product = static_cast<u64>(half_word(words, taken++)) * draw.choices;
+        } while (static_cast<u32>(product) < (0u - draw.choices) % draw.choices);
+        out[draw.slot] = placed(stage, static_cast<u32>(product >> 32));
+      }
+    }
+    __syncthreads();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (order != nullptr) *position += batch;
+    if (step != nullptr) *step += 1;
+  }
+}
+
+// Where a pixel of the result comes from: a pixel of the source (>= 0), or -1 - s: stage s painted it.
+__device__ inline int origin(const i64* program, const int* drawn, int stages, i64 batch, i64 b, int i, int j, int width) {
+#pragma unroll 1
+  for (int s = stages - 1; s >= 0; --s) {
+    const i64* stage = program + s * FIELDS;
+    const int* mine = drawn + s * 2 * batch + b;
+    const int kind = static_cast<int>(stage[KIND]), row = mine[0];
+    if (kind == FLIP_COLUMNS) {
+      if (row) j = static_cast<int>(stage[WIDTH]) - 1 - j;
+    } else if (kind == FLIP_ROWS) {
+      if (row) i = static_cast<int>(stage[HEIGHT]) - 1 - i;
+    } else if (kind == MOVE) {
+      i += row, j += mine[batch];
+      if (i < 0 || i >= stage[HEIGHT] || j < 0 || j >= stage[WIDTH]) return -1 - s;
+    } else {
+      const int below = i - row, right = j - mine[batch];
+      if (below >= 0 && below < stage[SIZE] && right >= 0 && right < stage[SIZE]) return -1 - s;
+    }
+  }
+  return i * width + j;
+}
+
+// What an element becomes: a byte is looked up in table (256, channels or 1); a number goes through the pairs of values (pairs, 2,
+// channels): (v - first) / second.
+template <typename T>
+__device__ inline T converted(u8 v, u32 c, int, const T* table, int columns, const acc_t<T>*, int) {
+  return table[columns == 1 ? v : v * columns + c];
+}
+template <typename T>
+__device__ inline T converted(T v, u32 c, int channels, const T*, int, const acc_t<T>* values, int pairs) {
+  acc_t<T> x = up(v);
+  for (int k = 0; k < pairs; ++k) x = (x - values[2 * k * channels + c]) / values[(2 * k + 1) * channels + c];
+  return down<T>(x);
+}
+
+// out (batch, out_size): the rows `index` (null: 0, 1, ...) of data (examples, size), augmented and converted. Where stage s
+// painted, the value is fills (stages, channels) at s. Rows and results are (H, W, channels); the widths of both are given. An
+// index outside 0..examples-1 gives a row of NaN.
+template <typename T, int V, typename S>
+__global__ void __launch_bounds__(256, 4)
+gather(const S* data, const i64* index, const T* table, const acc_t<T>* values, const T* fills, const i64* program,
+       const int* drawn, T* out, i64 batch, i64 examples, i64 size, i64 out_size, int stages, int columns, int pairs, int width,
+       Divisor by_channels, Divisor by_out_width) {
+  typedef acc_t<T> A;
+  const int channels = static_cast<int>(by_channels.divisor);
+  for (i64 b = blockIdx.y; b < batch; b += gridDim.y) {
+    const i64 row = index == nullptr ? b : index[b];
+    const bool valid = row >= 0 && row < examples;
+    const S* source = data + (valid ? row * size : 0);
+    for (i64 f = first_index() * V; f < out_size; f += index_step() * V) {
+      Vector<T, V> result;
+      u32 c, j;
+      const u32 pixel = by_channels.split(static_cast<u32>(f), c);
+      if (!valid) {
+#pragma unroll
+        for (int e = 0; e < V; ++e) result.at[e] = down<T>(infinity<A>() - infinity<A>());
+      } else if (stages == 0) {
+        const Vector<S, V> v = load<V>(source + f);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          result.at[e] = converted<T>(v.at[e], c, channels, table, columns, values, pairs);
           c = c + 1 == static_cast<u32>(channels) ? 0 : c + 1;
         }
-        values.at[j] = down<T>(valid ? v : infinity<A>() - infinity<A>());
+      } else {
+        u32 i = by_out_width.split(pixel, j);
+        int from = origin(program, drawn, stages, batch, b, i, j, width);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          result.at[e] = from < 0 ? fills[(-1 - from) * channels + c]
+                                  : converted<T>(source[static_cast<i64>(from) * channels + c], c, channels, table, columns, values, pairs);
+          if (++c == static_cast<u32>(channels)) {
+            c = 0;
+            if (++j == by_out_width.divisor) j = 0, ++i;
+            if (e + 1 < V) from = origin(program, drawn, stages, batch, b, i, j, width);
+          }
+        }
       }
-      store<V>(out + b * features + f, values);
+      store<V>(out + b * out_size + f, result);
     }
   }
 }

@@ -3,7 +3,8 @@
 //
 // The learning rate and the number of finished steps are numbers, or live on the device (then the pointers are not null),
 // so that a step can be captured in a CUDA graph and replayed. On the device the last block to finish adds one to the
-// steps; `ticket` counts blocks, must be 0 before the first launch and is 0 again after each.
+// steps; `ticket` counts blocks, must be 0 before the first launch and is 0 again after each. Where `skip` is not null and
+// its number is not 0 (the gradients overflowed) a launch does nothing at all.
 #include "common.cuh"
 
 __device__ inline void count_step(i64* step, u32* ticket) {
@@ -23,9 +24,10 @@ __device__ inline void count_step(i64* step, u32* ticket) {
 // Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013.
 template <typename T, int V, bool NESTEROV>
 __global__ void __launch_bounds__(256, 4)
-sgd(T* parameters, const T* gradients, T* velocity, const acc_t<T>* rate_there, i64* step_there, u32* ticket, i64 count,
-    i64 decayed, acc_t<T> rate, acc_t<T> momentum, acc_t<T> weight_decay) {
+sgd(T* parameters, const T* gradients, T* velocity, const acc_t<T>* rate_there, i64* step_there, u32* ticket,
+    const u32* skip, i64 count, i64 decayed, acc_t<T> rate, acc_t<T> momentum, acc_t<T> weight_decay) {
   typedef acc_t<T> A;
+  if (skip != nullptr && *skip != 0) return;
   const A lr = rate_there == nullptr ? rate : *rate_there;
   for (i64 i = first_index() * V; i < count; i += index_step() * V) {
     Vector<T, V> p = load<V>(parameters + i), g = load<V>(gradients + i), v = {};
@@ -49,9 +51,10 @@ sgd(T* parameters, const T* gradients, T* velocity, const acc_t<T>* rate_there, 
 template <typename T, int V, bool DECOUPLED>
 __global__ void __launch_bounds__(256, 3)
 adam(T* parameters, const T* gradients, T* mean, T* square, const acc_t<T>* rate_there, i64* step_there, u32* ticket,
-     i64 count, i64 decayed, i64 finished_steps, acc_t<T> rate, double beta1, double beta2, acc_t<T> epsilon,
-     acc_t<T> weight_decay) {
+     const u32* skip, i64 count, i64 decayed, i64 finished_steps, acc_t<T> rate, double beta1, double beta2,
+     acc_t<T> epsilon, acc_t<T> weight_decay) {
   typedef acc_t<T> A;
+  if (skip != nullptr && *skip != 0) return;
   const A lr = rate_there == nullptr ? rate : *rate_there;
   // 1 / (1 - beta^t), in double: for small t a float would lose most of its digits. Once per block, because consumer GPUs
   // have few double units.

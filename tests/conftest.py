@@ -68,7 +68,11 @@ def _mnist() -> str | None:
     return None if any(place.is_file() for place in places) else f"no MNIST files in {_DATA}"
 
 
-NEEDS = {"torch": _torch, "nvrtc": _nvrtc, "emulator": _emulator, "cuda": _cuda, "mnist": _mnist}
+def _bfloat16() -> str | None:
+    return None if importlib.util.find_spec("ml_dtypes") else "ml_dtypes is not installed"
+
+
+NEEDS = {"bfloat16": _bfloat16, "torch": _torch, "nvrtc": _nvrtc, "emulator": _emulator, "cuda": _cuda, "mnist": _mnist}
 MAY_BE_ABSENT = ("cuda", "mnist")  # XPNET_REQUIRE_ALL=1 asks for everything that a package index can give
 
 

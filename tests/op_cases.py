@@ -10,6 +10,7 @@ from tests import oracles
 from tests.cases import B, I, P, X, case, wrong
 from tests.oracles import elementwise
 from xpnet import ops
+from xpnet.backend import dtype_name
 from xpnet.random import Key
 
 KEY = Key(0x0123456789ABCDEF, 0xFEDCBA9876543210)
@@ -238,6 +239,7 @@ CASES = [
     case("broadcast_to", P(3), shape=(2, 3), oracle=oracles.broadcast_to),
     case("pad", X(2, 3, 2), widths=((0, 0), (1, 2), (0, 1))),
     case("pad", P(2, 2), widths=((1, 0), (0, 3)), value=2.5),
+    case("cast", X(2, 3), function=lambda x: ops.cast(x, dtype_name(x)), oracle=lambda x: x),  # others: tests/test_mixed.py
     case("flip", X(2, 3, 4), axis=1),
     case("flip", X(2, 3), axis=(0, -1)),
     case("flip", P(4)),
@@ -252,7 +254,7 @@ CASES = [
 
 ANY_SHAPE = {
     "step", "relu", "leaky_relu", "elu", "selu", "gelu", "sigmoid", "hard_sigmoid", "silu", "tanh", "softplus", "softsign",
-    "negative", "abs", "exp", "log", "sqrt", "square", "clip", "where",
+    "negative", "abs", "exp", "log", "sqrt", "square", "clip", "where", "cast",
     "getitem",  # what an index means, and what is wrong with it, is the array library's to say: an IndexError
 }  # fmt: skip
 """Operations for which no shape is wrong."""

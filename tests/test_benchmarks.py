@@ -275,3 +275,28 @@ def test_every_library_has_a_module() -> None:
     assert {library.module for library in LIBRARIES.values()} == {
         f.stem for f in folder.glob("*.py") if f.stem not in ("__init__", "job")
     }
+
+
+def test_where_the_data_are_is_measured_on_a_cpu_too(monkeypatch, tmp_path, capsys):
+    from benchmarks import feeding
+
+    line = f"feeding --examples 40 --size 8 --batch 16 --epochs 1 --trace {tmp_path / 'traces'}"
+    monkeypatch.setattr("sys.argv", line.split())
+    assert feeding.main() == 0
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("in ")]
+    assert len(rows) == len(list((tmp_path / "traces").glob("*.json"))) == 3
+
+
+def test_ways_that_learn_differently_are_not_compared(monkeypatch, capsys):
+    from benchmarks import feeding
+
+    ways = feeding.ways
+
+    def wrong(images, *others):
+        found = ways(images, *others)
+        return {**found, "wrong": (found["in memory, floats"][0] * 2, True)}
+
+    monkeypatch.setattr(feeding, "ways", wrong)
+    monkeypatch.setattr("sys.argv", ["feeding", "--examples", "40", "--size", "8", "--batch", "16", "--epochs", "1"])
+    assert feeding.main() == 1
+    assert "the losses differ" in capsys.readouterr().out

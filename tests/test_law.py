@@ -462,7 +462,9 @@ def test_layer_in_evaluation_is_a_function(case: LayerCase):
     whole, parts = model.train().predict(x), model.predict(x, batch_size=2)
     assert model.training
     assert type(whole) is type(parts) is np.ndarray
-    np.testing.assert_array_equal(whole, first)
+    np.testing.assert_array_equal(whole, model.predict(x))
+    # A prediction of a few examples is planned on the CPU and may add in another order than the layers do.
+    close(whole, first, TOLERANCE["float64"])
     close(parts, whole, TOLERANCE["float64"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import tracemalloc
 import weakref
 from collections import namedtuple
 
@@ -245,6 +246,43 @@ def test_backward_frees_what_forward_saved():
     assert saved() is None
 
 
+def test_what_no_backward_pass_needs_is_not_kept():
+    """Between the passes: neither the inputs nor the outputs of operations that save something else, or nothing."""
+    x = tensor(4, 3)
+    a = x + 1.0  # saves shapes
+    b, _, _ = ops.batch_norm_with_statistics(ops.relu(a), np.full(3, 2.0))  # relu saves its output
+    c = b - 1.0
+    loss = (c[:2] - 2.0).sum()
+    watched = {name: weakref.ref(t) for name, t in {"a": a.array, "b": b.array, "c": c.array}.items()}
+    del a, b, c
+    assert {name for name, array in watched.items() if array() is not None} == set()
+    loss.backward()
+    assert x.grad.shape == (4, 3)
+
+
+def test_activations_are_freed_while_backward_passes_them():
+    """After the last of ten layers was passed, nothing is left of the nine that have been; measured by the allocator."""
+    x = xn.Tensor(np.ones((250, 1000)), requires_grad=True)
+    one = x.array.nbytes
+    tracemalloc.start()
+    try:
+        y = x
+        for _ in range(10):
+            y = ops.tanh(y)
+        kept = tracemalloc.get_traced_memory()[0]
+        loss = y.sum()
+        del y
+        tracemalloc.reset_peak()
+        loss.backward()
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 10 * one <= kept < 10.1 * one
+    assert now < 1.1 * one  # x.grad
+    # tanh's backward pass has 1 - y * y, the product and the gradient that comes in beside all that is kept.
+    assert peak < 13.1 * one
+
+
 def test_a_graph_is_freed_without_the_garbage_collector():
     """No reference cycles: memory comes back at once."""
     gc.collect()
@@ -253,9 +291,7 @@ def test_a_graph_is_freed_without_the_garbage_collector():
         x = tensor(10)
         loss = ops.tanh(x * 2.0).sum()
         watched = weakref.ref(loss.array.base if loss.array.base is not None else loss.array)
-        node = loss.node.inputs[0].array
-        inner = weakref.ref(node)
-        del node
+        inner = weakref.ref(loss.node.inputs[0].saved)  # what tanh keeps: its output
         loss.backward()
         del loss
         assert watched() is None

@@ -48,6 +48,7 @@ from xpnet.layers import (
     reset_states,
 )
 from xpnet.ops import ShapeError, conv_output_size
+from xpnet.recomputation import recompute
 from xpnet.tape import no_grad
 from xpnet.tensor import Parameter, Tensor
 from xpnet.threads import get_num_threads, set_num_threads
@@ -146,6 +147,7 @@ __all__ = [
     "ops",
     "optim",
     "random",
+    "recompute",
     "regularizers",
     "reset_states",
     "set_matmul_precision",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from xpnet import ops
 from xpnet.backend import Array, describe, device_of, namespace
 from xpnet.tensor import Parameter
 
@@ -55,6 +56,7 @@ class Arena:
         self._ids = {id(p) for p in self.parameters}
         self.values: Array = None
         self.gradients: Array = None
+        self._copies: dict[str, tuple[Array, dict[int, Array]]] = {}
         if not self.parameters:
             return
         first = self.parameters[0].array
@@ -79,6 +81,23 @@ class Arena:
     def holds(self, parameters: Iterable[Parameter]) -> bool:
         """Whether this arena is the intact storage of exactly these Parameters."""
         return {id(p) for p in parameters} == self._ids and self.intact()
+
+    def lowered(self, dtype: str) -> dict[int, Array]:
+        """Every parameter's values in another dtype, by the Parameter's id: views of one array, written here in one launch."""
+        from xpnet.optim.rules_half import rounded  # which imports this module
+
+        if self.values is None:
+            return {}
+        if dtype not in self._copies:
+            xp = namespace(self.values)
+            flat = ops.cast(self.values, dtype)
+            shapes = [tuple(p.array.shape) for p in self.parameters]
+            views = {id(p): xp.reshape(flat[where], shape) for p, where, shape in zip(self.parameters, self.slices, shapes)}
+            self._copies[dtype] = flat, views
+            return views
+        flat, views = self._copies[dtype]
+        rounded(flat, self.values)
+        return views
 
     def collect(self) -> None:
         """Bring all gradients into the flat array: 0 where the last backward did not reach, and those that a user assigned."""

@@ -103,6 +103,47 @@ def dtype_name(array: Array) -> str:
     return name
 
 
+HALVES = ("float16", "bfloat16")
+"""The names of the 16-bit floats: stored and multiplied, while sums and everything in between are float32."""
+
+halves: set[Any] = {np.dtype("float16")}
+"""The dtypes of NumPy and CuPy arrays of 16-bit floats; bfloat16 is among them from the time it is first asked for."""
+
+
+def dtype_named(xp: Namespace, name: str) -> Any:
+    """The dtype called `name` ("float32", "bfloat16", ...) for arrays of namespace `xp`.
+
+    Raises:
+        ImportError: it is "bfloat16", which NumPy and CuPy know through the package ml_dtypes only, and that is missing.
+    """
+    if isinstance(name, str) and hasattr(xp, name):
+        return getattr(xp, name)
+    if name != "bfloat16":
+        raise ValueError(f'{name_of(xp)} has no dtype {name!r}; expected a name such as "float32"')
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ImportError(
+            'dtype "bfloat16" needs the package ml_dtypes, as NumPy and CuPy have no such numbers of their own: '
+            'pip install "xpnet[bfloat16]"'
+        ) from None
+    found = np.dtype(ml_dtypes.bfloat16)
+    halves.add(found)
+    return found
+
+
+def is_floating(array: Array) -> bool:
+    """Whether an array holds real floating-point numbers (bfloat16, which the standard does not know, among them)."""
+    if array.dtype in halves or dtype_name(array) == "bfloat16":
+        return True
+    return bool(namespace(array).isdtype(array.dtype, "real floating"))
+
+
+def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
+    """A block in which 16-bit floats overflow to infinity without a word, on NumPy as they do on a GPU."""
+    return np.errstate(over="ignore", invalid="ignore") if xp is np else contextlib.nullcontext()
+
+
 def as_array(xp: Namespace, value: Any) -> Array:
     """`value` as an array: NumPy's reductions return scalars, which are not arrays, where the standard says arrays."""
     return np.asarray(value) if xp is np and not isinstance(value, np.ndarray) else value

@@ -8,6 +8,7 @@ rate, the counters of random layers and optimizer, the sums of what is measured.
 
 from __future__ import annotations
 
+import functools
 import traceback
 import warnings
 from collections.abc import Callable
@@ -60,11 +61,17 @@ class Captured:
         self._seen: set[Any] = set()
         self._plans: dict[Any, Plan] = {}
 
-    def __call__(self, *inputs: Array) -> Any:
-        """The function's result."""
+    def __call__(self, *inputs: Array, **fixed: Any) -> Any:
+        """The function's result.
+
+        Args:
+            inputs: arrays.
+            fixed: numbers and names that are handed on; another value is recorded apart, as another shape is.
+        """
+        function = functools.partial(self.function, **fixed) if fixed else self.function
         if self.failed:
-            return self.function(*inputs)
-        key = tuple((tuple(a.shape), str(a.dtype)) for a in inputs)
+            return function(*inputs)
+        key = (tuple((tuple(a.shape), str(a.dtype)) for a in inputs), tuple(fixed.items()))
         with self.graphs.stream():
             plan = self._plans.get(key)
             if plan is not None:
@@ -74,10 +81,10 @@ class Captured:
                 return plan.result
             if key not in self._seen:
                 self._seen.add(key)
-                return self.function(*inputs)
-            plan = self._record(inputs)
+                return function(*inputs)
+            plan = self._record(function, inputs)
             if plan is None:
-                return self.function(*inputs)
+                return function(*inputs)
             self._plans[key] = plan
             plan.replay()  # recording it executed nothing
             return plan.result
@@ -87,10 +94,10 @@ class Captured:
         self._seen.clear()
         self._plans.clear()
 
-    def _record(self, inputs: tuple[Array, ...]) -> Plan | None:
+    def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Plan | None:
         buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
         try:
-            replay, result = self.graphs.record(lambda: self.function(*buffers))
+            replay, result = self.graphs.record(lambda: function(*buffers))
         except Exception as error:  # whatever a user's function does on the host: each library refuses it in its own way
             self.failed = True
             layer = _layer_of(error)

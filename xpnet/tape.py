@@ -9,19 +9,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
-from xpnet.backend import Array, as_array
-from xpnet.ops.registry import Implementation, Op, Recorder
+from xpnet.backend import Array, as_array, is_floating
+from xpnet.ops.registry import Implementation
 
 
 class _Mode(threading.local):
     recording = True
+    lowered: Any = None  # the 16-bit copies of parameters that take part in their place: xpnet.layers.mixed.Lowered
+    # Of the segment that runs now (see xpnet.recompute): what was done once, and in its second run what is left of that.
+    done: list[Any] | None = None
+    again: Iterator[Any] | None = None
+    touched = False  # whether anything with a gradient took part in it
 
 
 mode = _Mode()
 _order = itertools.count()
+FREED = object()
 
 
 @contextlib.contextmanager
@@ -34,20 +40,50 @@ def no_grad() -> Iterator[None]:
         mode.recording = before
 
 
-class Node:
-    """One recorded operation."""
+def once(make: Callable[[], Any]) -> Any:
+    """The result of make(); where a segment is run a second time for its backward pass, that of the first time.
 
-    __slots__ = ("grad", "implementation", "inputs", "needs", "op", "order", "saved", "settings", "shapes", "xp")
+    For whatever must not happen twice: drawing a random number, moving running statistics.
+    """
+    if mode.again is not None:
+        made = next(mode.again, FREED)
+        if made is FREED:
+            raise RuntimeError("recompute: the second run of a segment drew more random numbers than the first")
+    else:
+        made = make()
+    if mode.done is not None:
+        mode.done.append(made)
+    return made
+
+
+def tick() -> int:
+    """The number that the next Node would have had: all that come after have larger ones."""
+    return next(_order)
+
+
+class Node:
+    """One recorded operation.
+
+    It holds what its backward pass needs, and no Tensor but leaves: an activation that no backward pass needs is gone when
+    the forward pass lets go of it.
+
+    Attributes:
+        inputs: for every array input where its gradient goes: the Node that made it, an Output of one, a leaf Tensor, or None.
+        outputs: None, or of an operation with several outputs the outline of each: (shape, dtype, device); None for one that
+            has no gradient.
+    """
+
+    __slots__ = ("grad", "implementation", "inputs", "needs", "op", "order", "outputs", "saved", "settings", "xp")
 
     def __init__(
         self,
-        op: Op,
+        op: Any,
         implementation: Implementation,
         xp: Any,
-        inputs: tuple[Any, ...],
+        inputs: Sequence[Any],
         needs: tuple[bool, ...],
         saved: Any,
-        settings: dict[str, Any],
+        settings: dict[str, Any] | None,
     ) -> None:
         self.op = op
         self.implementation = implementation
@@ -58,18 +94,53 @@ class Node:
         self.settings = settings
         self.order = next(_order)
         self.grad: Any = None
-        self.shapes: tuple[Array, ...] | None = None  # of an operation with several outputs: the outputs
+        self.outputs: tuple[Any, ...] | None = None
+
+    def destination(self) -> None:
+        """Where a gradient could be written: nowhere yet."""
+        return
 
 
-FREED = object()
+class Output(NamedTuple):
+    """One of the outputs of a Node that has several."""
+
+    node: Node
+    number: int
+
+    def destination(self) -> None:
+        """As of a Node."""
+        return
 
 
-def reachable(last: Node) -> list[Node]:
-    """The nodes that `last` depends on, newest first: an order in which every node comes after all that used it."""
+def outline(xp: Any, array: Array) -> Any:
+    """What is needed to make zeros like an output: (shape, dtype, device); None for one that has no gradient."""
+    return (tuple(array.shape), array.dtype, array.device) if is_floating(array) else None
+
+
+def made_by(source: Any) -> Node | None:
+    """The Node behind one of a Node's inputs; None for a leaf."""
+    kind = type(source)
+    return source if kind is Node else source.node if kind is Output else None
+
+
+def reachable(source: Node | Output, since: int = 0) -> list[Node]:
+    """The nodes that a result depends on, newest first: an order in which every node comes after all that used it.
+
+    Those that were recorded before number `since` are left out.
+    """
+    last = source.node if isinstance(source, Output) else source
     # Most networks are chains, where nothing has to be sorted.
     chain = [last]
     while True:
-        parents = [t.node for t in chain[-1].inputs if isinstance(t, Recorder) and t.node is not None]
+        parents = []
+        for made in chain[-1].inputs:
+            kind = type(made)
+            if kind is Node:
+                parents.append(made)
+            elif kind is Output:
+                parents.append(made.node)
+        if since:
+            parents = [node for node in parents if node.order >= since]
         if len(parents) != 1:
             break
         chain.append(parents[0])
@@ -78,26 +149,25 @@ def reachable(last: Node) -> list[Node]:
     seen = {last}
     stack = [last]
     while stack:
-        for tensor in stack.pop().inputs:
-            if isinstance(tensor, Recorder):
-                node = tensor.node
-                if node is not None and node not in seen:
-                    seen.add(node)
-                    stack.append(node)
+        for made in stack.pop().inputs:
+            node = made_by(made)
+            if node is not None and node not in seen and node.order >= since:
+                seen.add(node)
+                stack.append(node)
     return sorted(seen, key=lambda node: node.order, reverse=True)
 
 
-def store(tensor: Any, gradient: Array) -> None:
-    """Add `gradient` to what has arrived for `tensor` at the node that made it."""
-    node = tensor.node
-    if node.shapes is None:
-        # Not in place: an operation may hand the same array to two inputs.
-        node.grad = gradient if node.grad is None else node.grad + gradient
-    else:
-        if node.grad is None:
-            node.grad = [None] * len(node.shapes)
-        before = node.grad[tensor.index]
-        node.grad[tensor.index] = gradient if before is None else before + gradient
+def store(source: Node | Output, gradient: Array) -> None:
+    """Add `gradient` to what has arrived for an operation's output."""
+    # Not in place: an operation may hand the same array to two inputs.
+    if type(source) is Node:
+        source.grad = gradient if source.grad is None else source.grad + gradient
+        return
+    node, number = cast(Output, source)
+    if node.grad is None:
+        node.grad = [None] * len(node.outputs or ())
+    before = node.grad[number]
+    node.grad[number] = gradient if before is None else before + gradient
 
 
 def run_backward(node: Node) -> None:
@@ -107,28 +177,33 @@ def run_backward(node: Node) -> None:
         raise RuntimeError(
             f"backward() ran through this {node.op.__name__} before, and what it had saved is freed; run the forward pass again"
         )
+    if node.settings is None:  # no operation: a segment that is run again
+        node.op.walk(node)
+        return
     node.saved = FREED
     node.grad = None
+    inputs, node.inputs = node.inputs, ()
     if gradient is None:
         return
-    if node.shapes is not None:
-        outputs, node.shapes = node.shapes, ()
+    if node.outputs is not None:
         gradient = tuple(
-            node.xp.zeros_like(y) if g is None and node.xp.isdtype(y.dtype, "real floating") else g
-            for y, g in zip(outputs, gradient)
+            node.xp.zeros(like[0], dtype=like[1], device=like[2]) if g is None and like is not None else g
+            for like, g in zip(node.outputs, gradient)
         )
-    # The inputs are let go of: the activations before this node are freed as backward passes it.
-    inputs, node.inputs = node.inputs, ()
     into = None
     if node.implementation.wants_into:
         into = tuple([t.destination() if need else None for t, need in zip(inputs, node.needs)])
     gradients = node.op.gradients(node.implementation, node.xp, gradient, saved, node.settings, node.needs, into)
-    for tensor, need, part in zip(inputs, node.needs, gradients):
+    del saved, gradient  # what is not needed any more may make room for sums of gradients
+    for source, need, part in zip(inputs, node.needs, gradients):
         if need:
             if part is None:
                 raise RuntimeError(f"{node.op.__name__} gave no gradient for an input that needs one")
             part = as_array(node.xp, part)
-            if tensor.node is None:
-                tensor._accumulate(part)
+            kind = type(source)
+            if kind is Node:  # as store() does
+                source.grad = part if source.grad is None else source.grad + part
+            elif kind is Output:
+                store(source, part)
             else:
-                store(tensor, part)
+                source._accumulate(part)

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from xpnet import ops
-from xpnet.backend import Array, dtype_name, namespace
+from xpnet.backend import Array, dtype_name, halves, namespace
 from xpnet.ops.registry import Op, Recorder
-from xpnet.tape import Node, mode, reachable, run_backward, store
+from xpnet.tape import Node, Output, mode, outline, reachable, run_backward, store
 
 
 class Tensor(Recorder):
@@ -24,7 +24,7 @@ class Tensor(Recorder):
             last `zero_grad`.
     """
 
-    __slots__ = ("__weakref__", "array", "grad", "index", "node", "requires_grad")
+    __slots__ = ("__weakref__", "array", "grad", "node", "requires_grad")
     # NumPy must leave `ndarray + Tensor` to the Tensor.
     __array_ufunc__ = None
     __array_priority__ = 1000
@@ -39,28 +39,36 @@ class Tensor(Recorder):
         self.array: Array = array
         self.requires_grad = requires_grad
         self.grad: Array | None = None
-        self.node: Node | None = None
-        self.index = 0
+        self.node: Node | Output | None = None  # what made it: where its gradient goes
 
     # -- recording --
 
     def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
         arrays = []
         needs = []
+        sources: list[Any] = []  # where the gradients go
         for value in inputs:
             if isinstance(value, Tensor):
                 arrays.append(value.array)
-                needs.append(value.requires_grad)
+                if value.requires_grad:
+                    needs.append(True)
+                    sources.append(value.node or value)
+                    continue
             else:
                 arrays.append(value)
-                needs.append(False)
+            needs.append(False)
+            sources.append(None)
+        if mode.lowered is not None:
+            arrays = [mode.lowered.of(v, a) if isinstance(v, Parameter) else a for v, a in zip(inputs, arrays)]
         xp = namespace(*arrays)
-        track = mode.recording and op.differentiable and True in needs
+        track = op.differentiable and True in needs
+        if track and not mode.recording:
+            track, mode.touched = False, True
         output, saved, implementation = op.run(xp, tuple(arrays), settings, track)
-        node = Node(op, implementation, xp, inputs, tuple(needs), saved, settings) if track else None
+        node = Node(op, implementation, xp, sources, tuple(needs), saved, settings) if track else None
         if type(output) is tuple:
             if node is not None:
-                node.shapes = output
+                node.outputs = tuple(outline(xp, array) for array in output)
             return tuple(_made(array, node, i) for i, array in enumerate(output))
         return _made(output, node, 0)
 
@@ -106,7 +114,8 @@ class Tensor(Recorder):
                 )
             self._accumulate(gradient)
             return
-        store(self, gradient)
+        store(self.node, gradient)
+        del gradient
         for node in reachable(self.node):
             run_backward(node)
 
@@ -292,6 +301,8 @@ class Parameter(Tensor):
 
     def _accumulate(self, gradient: Array) -> None:
         if self.buffer is None:
+            if gradient.dtype in halves and self.array.dtype not in halves:
+                gradient = ops.cast(gradient, dtype_name(self.array))  # the parameter took part as a rounded copy
             super()._accumulate(gradient)
         elif gradient is self.buffer:  # an operation wrote it there
             self.grad = gradient
@@ -331,13 +342,15 @@ def _made(array: Array, node: Node | None, index: int) -> Tensor:
     made = Tensor.__new__(Tensor)
     made.array = array
     made.grad = None
-    made.index = index
-    if node is not None and (node.shapes is None or namespace(array).isdtype(array.dtype, "real floating")):
+    if node is None:
+        made.node = None
+        made.requires_grad = False
+    elif node.outputs is None:
         made.node = node
         made.requires_grad = True
     else:
-        made.node = None
-        made.requires_grad = False
+        made.requires_grad = node.outputs[index] is not None
+        made.node = Output(node, index) if made.requires_grad else None
     return made
 
 

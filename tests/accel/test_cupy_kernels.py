@@ -12,7 +12,7 @@ from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated, emulated_ops, xp
 from xpnet import random
 from xpnet.accel.cupy import launch as launching
-from xpnet.accel.cupy.batches import gather_bytes
+from xpnet.accel.cupy.batches import deal, gather
 from xpnet.accel.cupy.columns import cut
 from xpnet.accel.cupy.dropout import keep_mask
 from xpnet.accel.cupy.gemm import gemm
@@ -125,29 +125,90 @@ def test_keep_mask_has_the_bits_of_numpy(count):
                 np.testing.assert_array_equal(keep_mask(xp, key, step, (count,), rate), expected)
 
 
-@pytest.mark.parametrize("shape", [(5, 4, 4, 3), (6, 8, 8, 1), (4, 10), (3, 16)])
+@pytest.mark.parametrize("shape", [(5, 4, 4, 3), (6, 8, 8, 1), (4, 10), (3, 16), (9,)])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-def test_gather_bytes(shape, dtype):
+def test_rows_of_bytes_are_looked_up(shape, dtype):
     data = RANDOM.integers(0, 256, shape, dtype=np.uint8)
-    index = np.array([2, 0, 2, 1])
-    mean, deviation = np.linspace(0.2, 0.5, shape[-1]), np.linspace(0.1, 0.3, shape[-1])
+    channels = shape[-1] if len(shape) > 1 else 1
+    for columns in {1, channels}:
+        table = normal(256, columns, dtype=dtype)
+        for index in (np.array([2, 0, 2, 1]), np.zeros(0, np.int64), None):
+            rows = data if index is None else data[index]
+            out = xp.empty(rows.shape, dtype=dtype)
+            with emulated():
+                gather(data, index, out, table=table)
+            np.testing.assert_array_equal(out, table[rows, 0 if columns == 1 else np.arange(channels)])
+    missing = xp.empty((3, *shape[1:]), dtype=dtype)
     with emulated():
-        plain = gather_bytes(xp, data, index, dtype=dtype)
-        scaled = gather_bytes(xp, data, index, mean=mean, deviation=deviation, dtype=dtype)
-        missing = gather_bytes(xp, data, np.array([-1, 1, shape[0]]))
-        empty = gather_bytes(xp, data, np.zeros(0, np.int64))
-    tolerance = {"float32": 1e-5, "float64": 1e-12, "float16": 2e-3}[dtype]
-    assert plain.dtype == scaled.dtype == np.dtype(dtype)
-    np.testing.assert_allclose(plain, data[index] / 255, rtol=tolerance)
-    np.testing.assert_allclose(scaled, (data[index] / 255 - mean) / deviation, rtol=tolerance, atol=tolerance)
+        gather(data, np.array([-1, 1, shape[0]]), missing, table=table)
     assert np.isnan(missing[[0, 2]]).all()
     assert np.isfinite(missing[1]).all()
-    assert empty.shape == (0, *shape[1:])
 
 
-def test_gather_bytes_wants_both_or_neither():
-    with pytest.raises(ValueError, match="both mean and deviation"):
-        gather_bytes(xp, np.zeros((2, 3), np.uint8), np.zeros(1, np.int64), mean=np.zeros(3))
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("shape", [(5, 4, 4, 3), (6, 8), (7,)])
+def test_rows_of_numbers_go_through_pairs(shape, dtype):
+    data, index = normal(*shape, dtype=dtype), np.array([3, 0, 0])
+    values = np.abs(normal(2, 2, shape[-1] if len(shape) > 1 else 1, dtype="float32" if dtype == "float16" else dtype)) + 1
+    out, kept = (xp.empty((3, *shape[1:]), dtype=dtype) for _ in range(2))
+    with emulated():
+        gather(data, index, out, values=values)
+        gather(data, index, kept)
+    np.testing.assert_array_equal(kept, data[index])
+    changed = ((data[index] - values[0, 0]) / values[0, 1] - values[1, 0]) / values[1, 1]
+    np.testing.assert_array_equal(out, changed.astype(dtype))
+
+
+def test_a_bytes_address_that_is_not_aligned():
+    data = RANDOM.integers(0, 256, (5 * 16 + 1,), dtype=np.uint8)[1:].reshape(5, 16)
+    out, table = xp.empty((5, 16), dtype="float32"), normal(256, 1, dtype="float32")
+    with emulated() as runtime:
+        gather(data, None, out, table=table)
+    assert runtime.launches == ["gather<float, 1, u8>"]
+    np.testing.assert_array_equal(out, table[data, 0])
+
+
+SQUARES = [(5, 5), (1, 1), (2**31 + 1, 2**31 + 1)]
+
+
+@pytest.mark.parametrize(
+    ("choices", "paired"),
+    [*((square, paired) for square in SQUARES for paired in (0, 1)), ((1, 7), 0), ((6, 1), 0), ((3, 3 * 2**30), 0)],
+)
+def test_draws_are_those_of_numpys_generator(choices, paired):
+    """Also where many numbers are rejected: of 2**31 + 1 choices about every other one is."""
+    key, N = random.key(3, "augment", 1), 300
+    low, high = (int(np.uint64(word).astype(np.int64)) for word in key)
+    rng, step = random.generator(key, (2 << 32) + 7), np.array((2 << 32) + 7, np.uint64)
+    if paired:
+        expected = rng.integers(0, choices[0], (N, 2)).T
+    else:
+        expected = np.stack([rng.integers(0, n, N) for n in choices])
+    program = np.array([[3, 0, 0, 0, *choices, -(2**30), 1, paired, low, high, 0]])
+    order, index, position = RANDOM.permutation(400), np.zeros(N, np.int64), np.array(90, np.int64)
+    drawn = np.zeros((1, 2, N), np.int32)
+    labels, taken = RANDOM.integers(0, 2**32, (400, 3), dtype=np.uint32), np.zeros((N, 3), np.uint32)
+    settings = {"order": order, "position": position, "step": step, "program": program, "labels": labels, "taken": taken}
+    with emulated():
+        deal(N, index, drawn, **settings)
+        np.testing.assert_array_equal(drawn[0] + np.int64(2**30), expected)
+        np.testing.assert_array_equal(index, order[90:390])
+        np.testing.assert_array_equal(taken, labels[order[90:390]])
+        deal(N, index, drawn, **settings)
+    np.testing.assert_array_equal(index, [*order[390:], *[-1] * 290])  # beyond the end there is nothing
+    assert (taken[10:] == 2**32 - 1).all()
+    assert (position, step) == (690, (2 << 32) + 9)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
+def test_flips_are_those_of_numpys_generator(p):
+    key, N = random.key(9, "augment"), 1027
+    low, high = (int(np.uint64(word).astype(np.int64)) for word in key)
+    drawn, step = np.zeros((1, 2, N), np.int32), np.array(4, np.uint64)
+    program = np.array([[1, 0, 0, 0, 1, 1, 0, 1, 0, low, high, int(np.ceil(p * 2.0**53))]])
+    with emulated():
+        deal(N, None, drawn, step=step, program=program)
+    np.testing.assert_array_equal(drawn[0, 0], random.generator(key, 4).random(N) < p)
 
 
 # -- 16-bit floats --

@@ -106,7 +106,7 @@ def arguments_of(instance, parameters):
 def test_the_driver_gets_the_arguments_as_the_kernel_declares_them(driver):
     w, g, m, v = (DeviceArray(np.zeros(64, "float32")) for _ in range(4))
     instance = _adam["float", 4, True]
-    launch(instance, 3, 256, w, g, m, v, None, None, None, 64, 32, 9, 0.5, 0.9, 0.99, 1e-3, 0.25)
+    launch(instance, 3, 256, w, g, m, v, None, None, None, None, 64, 32, 9, 0.5, 0.9, 0.99, 1e-3, 0.25)
     ((function, sizes, shared, stream, parameters, extra),) = driver.launches
     assert driver.compiled == [(instance, 90)]
     assert driver.loaded == [b"code"]
@@ -115,7 +115,7 @@ def test_the_driver_gets_the_arguments_as_the_kernel_declares_them(driver):
     assert (shared, stream, extra) == (0, 77, 0)
     values = arguments_of(instance, parameters)
     assert [values[n] for n in ("parameters", "gradients", "mean", "square")] == [a.data.ptr for a in (w, g, m, v)]
-    assert [values[n] for n in ("rate_there", "step_there", "ticket")] == [0, 0, 0]
+    assert [values[n] for n in ("rate_there", "step_there", "ticket", "skip")] == [0, 0, 0, 0]
     assert [values[n] for n in ("count", "decayed", "finished_steps")] == [64, 32, 9]
     assert [values[n] for n in ("rate", "weight_decay", "beta1", "beta2")] == [0.5, 0.25, 0.9, 0.99]
     assert values["epsilon"] == np.float32(1e-3)

@@ -33,7 +33,7 @@ class Buffer:
         start = (self.memory.ctypes.data + GUARD + 63) // 64 * 64 + self.address % 64
         self.start = start - self.memory.ctypes.data
         self.data = self.memory[self.start : self.start + self.bytes]
-        self.data[:] = np.frombuffer(array, np.uint8) if self.bytes else 0
+        self.data[:] = array.reshape(-1).view(np.uint8) if self.bytes else 0
 
     def finish(self, label: str) -> None:
         before, after = self.memory[: self.start], self.memory[self.start + self.bytes :]
@@ -189,7 +189,9 @@ def _on_numpy(implementation: Any, reference: Any) -> Any:
 
     wrapped = Implementation(forward, reference)
     wrapped.wants_save = implementation.wants_save
+    wrapped.halves = implementation.halves
     if implementation.backward_function is not reference.backward_function:
         wrapped.backward_function = backward
         wrapped.wants_needs = implementation.wants_needs
+        wrapped.wants_into = implementation.wants_into
     return wrapped

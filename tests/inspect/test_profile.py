@@ -54,3 +54,18 @@ def test_the_table_and_the_trace(tmp_path):
 def test_steps_must_be_positive():
     with pytest.raises(ValueError, match="steps"):
         profile(net(), X, Y, steps=0)
+
+
+class Again(xn.Module):
+    def __init__(self):
+        self.body = xn.Sequential([xn.Dense(30, "relu"), xn.Dense(30, "relu"), xn.Dense(3)])
+
+    def forward(self, x):
+        return xn.recompute(self.body)(x)
+
+
+def test_a_recomputed_segment_keeps_its_input():
+    x = np.ones((50, 20), np.float32)
+    found = profile(Again(), x, np.zeros(50, np.int64), steps=1)
+    assert found.layers[-1].saved >= x.nbytes
+    assert sum(layer.saved for layer in found.layers) < x.nbytes + 50 * 30 * 4

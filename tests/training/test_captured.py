@@ -121,10 +121,10 @@ X = np.random.default_rng(0).normal(size=(22, 6)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 1)
 
 
-def trainer(optimizer, *callbacks, layers=None, loss="softmax_cross_entropy"):
+def trainer(optimizer, *callbacks, layers=None, loss="softmax_cross_entropy", **settings):
     layers = layers or [xn.Dense(8, "relu"), xn.BatchNorm(), xn.Dropout(0.5), xn.Dense(3)]
     model = xn.Sequential(layers, input_shape=(6,), seed=2)
-    return xn.Trainer(model, loss=loss, optimizer=optimizer, metrics=["accuracy"], callbacks=callbacks)
+    return xn.Trainer(model, loss=loss, optimizer=optimizer, metrics=["accuracy"], callbacks=callbacks, **settings)
 
 
 def epochs(run, step, count=3):
@@ -178,6 +178,26 @@ def test_replayed_steps_equal_plain_ones(optimizer):
     # steps 2, 4, 5, 7, 8 of 9, the batch of 6 in the second and third epoch).
     assert graphs.recorded == 2
     assert graphs.replayed == 5 + 2
+
+
+def test_recomputed_segments_are_recorded_with_the_random_numbers_of_their_first_run():
+    """And the recorded steps equal those of a model that keeps everything, which run launch by launch."""
+    made = []
+
+    def make(**settings):
+        layers = [xn.Dense(8, "relu"), xn.BatchNorm(), xn.Dropout(0.5), xn.Dense(8), xn.Dropout(0.3), xn.Dense(3)]
+        made.append(trainer(xn.optim.Adam(halving), layers=layers, **settings))
+        return made[-1]
+
+    graphs = both(lambda: make(recompute=True))
+    assert graphs.recorded == 2
+    assert graphs.replayed == 5 + 2
+    with emulated_ops():
+        plain = make()
+        epochs(plain, plain._train)
+    assert plain.segments != made[0].segments
+    for name, array in plain.model.state().items():
+        np.testing.assert_array_equal(array, made[1].model.state()[name], err_msg=name)
 
 
 def test_a_callback_that_changes_gradients_runs_between_backward_and_update():

@@ -217,6 +217,7 @@ class Arrays:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
             raise ValueError(f"the arrays must have the same number of examples, got shapes {shapes or '(none)'}")
         self.count = sizes[0]
+        self.tree = tree
         # What each array needs is found out once, not for every batch.
         self._readers = each(_reader, tree)
 

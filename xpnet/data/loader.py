@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import numbers
@@ -91,7 +92,8 @@ class Batches:
         samples: examples in an epoch, instead of all; few out of many costs no pass over the data.
         transform: called with each batch, returns the batch to use; runs in the workers.
         augment: an augmentation of :mod:`xpnet.data.augment`, for batches `(x, y)` or x. Its random numbers
-            are those of (seed, epoch, batch). It runs in the workers, or, with `device` on a GPU, there.
+            are those of (seed, epoch, batch). It runs in the workers, or, with `device` on a GPU, there (in
+            `Trainer.fit` as part of the recorded step, where it can).
         device: put each batch there ("cuda"); None: leave it where it is.
         workers: how many threads (or processes) make batches ahead of time; 0: none.
         processes: worker processes instead of threads: for sequences of examples whose making holds Python's
@@ -101,6 +103,8 @@ class Batches:
 
     Attributes:
         count: the number of examples of an epoch; None for a stream.
+        source: where the examples come from.
+        transform, augment, device, workers: as they were given.
         skipped: {name: reason} of the examples left out so far because they could not be had.
     """
 
@@ -122,8 +126,9 @@ class Batches:
         prefetch: int = 2,
         buffer: int = 0,
     ):
-        self._source = source_of(data, buffer)
-        stream = isinstance(self._source, Stream)
+        self.source = source_of(data, buffer)
+        self.transform, self.augment, self.device = transform, augment, None if device is None else backend.device(device)
+        stream = isinstance(self.source, Stream)
         if batch_size is None and not stream:
             raise ValueError("batch_size=None is for a stream that gives batches; give a number")
         _check(batch_size=(batch_size, 1), workers=(workers, 0), prefetch=(prefetch, 1), buffer=(buffer, 0))
@@ -133,7 +138,7 @@ class Batches:
         self.count: int | None = None
         self.shuffle = not stream if shuffle is None else shuffle
         self._weights: NumpyArray | None = None
-        if isinstance(self._source, Stream):
+        if isinstance(self.source, Stream):
             if shuffle or weights is not None or samples is not None:
                 raise ValueError(
                     "a stream cannot be shuffled, weighted or sampled by index; buffer=1000 shuffles it within a buffer"
@@ -141,7 +146,7 @@ class Batches:
             if processes:
                 raise ValueError("a stream is read in one thread: leave out processes=True")
         else:
-            n = self._source.count
+            n = self.source.count
             if buffer:
                 raise ValueError("buffer is for streams; these data are shuffled as a whole")
             if weights is not None:
@@ -149,17 +154,16 @@ class Batches:
             elif samples is not None and samples > n:
                 raise ValueError(f"samples={samples} of {n} examples: more than all needs weights (with replacement)")
             self.count = n if samples is None else samples
-            if processes and isinstance(self._source, Arrays):
+            if processes and isinstance(self.source, Arrays):
                 raise ValueError("arrays would be copied to every worker process: use threads (processes=False)")
-        self._device = None if device is None else backend.device(device)
         self._move: Callable[[Array], Array] = backend.to_numpy
-        if self._device is not None and self._device.kind != "cpu":
-            self._move = functools.partial(backend.to_device, where=self._device)
-        late = augment is not None and self._device is not None and self._device.kind != "cpu"
+        if self.device is not None and self.device.kind != "cpu":
+            self._move = functools.partial(backend.to_device, where=self.device)
+        late = augment is not None and self.device is not None and self.device.kind != "cpu"
         self._late = augment if late else None
         self._finish = functools.partial(_finish, transform, None if late else augment, self.seed)
         self._finishes = transform is not None or (augment is not None and not late)
-        self._workers, self._ahead = workers, workers * prefetch
+        self.workers, self._ahead = workers, workers * prefetch
         self._uses_processes = processes and workers > 0
         self._processes: Processes | None = None
         self.skipped: dict[str, str] = {}
@@ -178,8 +182,53 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of one epoch, from batch `start` on."""
+        with contextlib.closing(self._counted(epoch, start, self._made(epoch, start))) as made:
+            for number, batch in made:
+                yield self._placed(batch, epoch, number)
+
+    def staged(
+        self, epoch: int, start: int, stage: Callable[[Generator[_Made]], Generator[_Made]], raw: Arrays | None = None
+    ) -> Iterator[Any]:
+        """As :meth:`epoch`, with `stage` to bring the batches to their device.
+
+        Args:
+            epoch, start: which batches.
+            stage: gets the batches on the host with what was skipped, gives the same with the batches in their places. It may
+                be ahead of what is asked for.
+            raw: take the examples from these arrays, as they are: neither `transform` nor `augment` is called.
+        """
+        late = None if raw is not None else self._late
+        with contextlib.closing(self._counted(epoch, start, stage(self._made(epoch, start, raw)))) as made:
+            for number, batch in made:
+                yield batch if late is None else _augmented(late, self.seed, batch, epoch, number)
+
+    def bounds(self, epoch: int, start: int = 0) -> Iterator[tuple[int, int]]:
+        """As :meth:`epoch`, but what is given for each batch is where it begins and ends in :meth:`order`: nothing is made."""
+        made = (((begin, end), list[SkipExample]()) for _, begin, end in self._places(start))
+        with contextlib.closing(self._counted(epoch, start, made)) as counted:
+            for _, bounds in counted:
+                yield bounds
+
+    def order(self, epoch: int) -> NumpyArray:
+        """The indices of an epoch's examples, int64: a function of the seed and the epoch. A stream has none."""
+        if self.source.count is None:
+            raise TypeError("a stream has no indices")
+        n = self.source.count
+        return sampling.order(self.seed, epoch, n, shuffle=self.shuffle, weights=self._weights, samples=self.count)
+
+    def _places(self, start: int) -> Iterator[tuple[int, int, int]]:
+        """The number, begin and end of every batch from `start` on."""
+        size, count = self.batch_size, self.count
+        if size is None or count is None:
+            raise TypeError("a stream has no indices")
+        return ((k, k * size, min((k + 1) * size, count)) for k in range(start, len(self)))
+
+    def _made(self, epoch: int, start: int, raw: Arrays | None = None) -> Generator[_Made]:
+        return self._streamed(epoch, start) if isinstance(self.source, Stream) else self._indexed(epoch, start, raw)
+
+    def _counted(self, epoch: int, start: int, made: Generator[_Made]) -> Generator[tuple[int, Any]]:
+        """The batches with their numbers; what was skipped is noted and the place in the data kept."""
         self._epoch, self._batch = epoch, start
-        made = self._streamed(epoch, start) if isinstance(self._source, Stream) else self._indexed(epoch, start)
         try:
             for number, (batch, skipped) in zip(itertools.count(start), made):
                 self._note(skipped)
@@ -187,7 +236,7 @@ class Batches:
                 # afterwards.
                 self._epoch, self._batch = epoch, number + 1
                 if batch is not None:
-                    yield self._placed(batch, epoch, number)
+                    yield number, batch
             self._epoch, self._batch = epoch + 1, 0
         finally:
             made.close()
@@ -225,22 +274,21 @@ class Batches:
     def _identity(self) -> dict[str, int | None]:
         return {"seed": self.seed, "batch_size": self.batch_size, "count": self.count}
 
-    def _indexed(self, epoch: int, start: int) -> Generator[_Made]:
-        source, size = self._source, self.batch_size
-        if isinstance(source, Stream) or size is None:
-            raise TypeError("a stream has no indices")
-        order = sampling.order(self.seed, epoch, source.count, shuffle=self.shuffle, weights=self._weights, samples=self.count)
-        places = ((k, k * size, min((k + 1) * size, len(order))) for k in range(start, len(self)))
+    def _indexed(self, epoch: int, start: int, raw: Arrays | None = None) -> Generator[_Made]:
+        source = self.source if raw is None else raw
+        order, places = self.order(epoch), self._places(start)
         work: Callable[..., _Made]
         tasks: Iterator[tuple[Any, ...]]
         if isinstance(source, Arrays):
             whole = Order(order)
-            work = functools.partial(_arrays_work, source, self._finish if self._finishes else None)
+            work = functools.partial(_arrays_work, source, self._finish if self._finishes and raw is None else None)
             tasks = ((whole, begin, end, epoch, k) for k, begin, end in places)
-        else:
+        elif isinstance(source, Examples):
             work = functools.partial(_examples_work, source, self._finish)
             tasks = ((order[begin:end], epoch, k) for k, begin, end in places)
-        if self._workers == 0:
+        else:
+            raise TypeError("a stream has no indices")
+        if self.workers == 0:
             yield from itertools.starmap(work, tasks)
             return
         # Imported where it is used: pools of processes bring much of the standard library with them.
@@ -253,21 +301,21 @@ class Batches:
                 self.close()
                 raise
         else:
-            with threads(self._workers) as pool:
+            with threads(self.workers) as pool:
                 yield from in_order(pool, work, tasks, self._ahead)
 
     def _pool(self, work: Callable[..., _Made]) -> Processes:
         from .workers import Processes
 
         if self._processes is None:
-            self._processes = Processes(self._workers, work)
+            self._processes = Processes(self.workers, work)
             weakref.finalize(self, self._processes.pool.shutdown, wait=False, cancel_futures=True)
         return self._processes
 
     def _streamed(self, epoch: int, start: int) -> Generator[_Made]:
-        if not isinstance(self._source, Stream):
+        if not isinstance(self.source, Stream):
             raise TypeError("only a stream is read in order")
-        raw = self._source.batches(self.batch_size, self.seed, epoch, self.drop_last)
+        raw = self.source.batches(self.batch_size, self.seed, epoch, self.drop_last)
         count = itertools.count(start)
 
         def work() -> Any:
@@ -277,7 +325,7 @@ class Batches:
         try:
             for _ in range(start):
                 next(raw, None)
-            if self._workers:
+            if self.workers:
                 from .workers import in_order, threads
 
                 # One thread, whatever `workers` says: the stream has one reader.
@@ -293,7 +341,7 @@ class Batches:
             raw.close()
 
     def _placed(self, batch: Any, epoch: int, number: int) -> Any:
-        if self._device is None:
+        if self.device is None:
             return batch
         batch = each(self._move, batch)
         return batch if self._late is None else _augmented(self._late, self.seed, batch, epoch, number)
@@ -302,7 +350,7 @@ class Batches:
         for skip in skipped:
             if skip.name not in self.skipped:
                 self.skipped[skip.name] = skip.reason
-                warnings.warn(f"left out {skip.name}: {skip.reason}", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"left out {skip.name}: {skip.reason}", RuntimeWarning, stacklevel=4)
 
 
 def _check(**values: tuple[int | None, int]) -> None:

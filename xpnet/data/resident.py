@@ -14,8 +14,9 @@ from xpnet.backend import Array, Device, name_of, namespace
 class Bytes:
     """Images kept as bytes, in main memory or in a GPU's: a quarter of the memory of float32.
 
-    A batch of it is (bytes * scale - mean) / std, gathered, converted and normalised in one pass (on a GPU by one kernel). Use
-    it in the place of x: ``trainer.fit((xn.data.Bytes(images, device="cuda"), labels))``.
+    A batch of it is (bytes * scale - mean) / std. On a GPU each byte is looked up in a table of these, so the bits are those of
+    the CPU. Use it in the place of x: ``trainer.fit((xn.data.Bytes(images, device="cuda"), labels))``; a recorded step then
+    gathers, augments and converts its own batch.
 
     Args:
         images: (N, ..., C) uint8, of any library.
@@ -45,12 +46,14 @@ class Bytes:
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != images.shape[-1]:
                 raise ValueError(f"Bytes: {name} has {len(values)} numbers, the images {images.shape[-1]} channels")
-        place = backend.device(device)
-        self.images = backend.to_device(images, place)
+        self.device = backend.device(device)
+        self.images = backend.to_device(images, self.device)
         self.scale = scale
-        self.mean = None if mean is None else backend.to_device(np.asarray(mean, dtype), place)
-        self.std = None if std is None else backend.to_device(np.asarray(std, dtype), place)
+        self.mean = None if mean is None else np.asarray(mean, dtype)
+        self.std = None if std is None else np.asarray(std, dtype)
         self.dtype = np.dtype(dtype)
+        self._there: tuple[Array, Array] | None = None  # mean and std beside the images, once they are asked for
+        self._table: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,18 +70,43 @@ class Bytes:
             index = xp.arange(*index.indices(len(self)), dtype=xp.int64)
         return gathered(self, xp.asarray(index), kernel=name_of(xp) == "cupy")
 
+    def numbers(self, images: Array) -> Array:
+        """Bytes of any shape (..., C) as numbers: what every batch of them is."""
+        xp = namespace(images)
+        batch = xp.astype(images, getattr(xp, self.dtype.name))
+        batch *= self.scale
+        if self.mean is not None:
+            mean, std = (self.mean, self.std) if xp is np else self._beside()
+            batch -= mean
+            batch /= std
+        return batch
+
+    def _beside(self) -> tuple[Array, Array]:
+        if self._there is None:
+            self._there = backend.to_device(self.mean, self.device), backend.to_device(self.std, self.device)
+        return self._there
+
+    def program(self, augment: Any = None, seed: int = 0) -> Any:
+        """The `xpnet.data.augment.program.Program` from the bytes to augmented numbers, or None."""
+        from .augment.program import program
+
+        return program(augment, seed, self.shape[1:], "uint8", self.numbers, self.mean is None)
+
+    def table(self) -> Array | None:
+        """What each byte becomes, (256, C) or (256, 1), beside the images; None where that would be too large."""
+        if self._table is None and (made := self.program()) is not None:
+            self._table = backend.to_device(made.table, self.device)
+        return self._table
+
 
 def gathered(data: Bytes, index: Array, kernel: bool) -> Array:
-    """The images at `index` (int64, on their device) as numbers, by the CUDA kernel or by array code."""
+    """The images at `index` (int64, on their device) as numbers, by the CUDA kernel or by array code: the same bits."""
     xp = namespace(data.images)
-    dtype = getattr(xp, data.dtype.name)
-    if kernel:
-        from xpnet.accel.cupy.batches import gather_bytes
+    table = data.table() if kernel else None
+    if table is None:
+        return data.numbers(xp.take(data.images, index, axis=0))
+    from xpnet.accel.cupy.batches import gather
 
-        return gather_bytes(xp, data.images, index, scale=data.scale, mean=data.mean, deviation=data.std, dtype=dtype)
-    batch = xp.astype(xp.take(data.images, index, axis=0), dtype)
-    batch *= data.scale
-    if data.mean is not None:
-        batch -= data.mean
-        batch /= data.std
-    return batch
+    out = xp.empty((index.shape[0], *data.shape[1:]), dtype=getattr(xp, data.dtype.name))
+    gather(data.images, index, out, table=table)
+    return out

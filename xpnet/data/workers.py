@@ -55,6 +55,23 @@ def threads(count: int) -> Iterator[Executor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+class _Here(Executor):
+    """Does at once, in the thread that asks, what it is given; an exception waits for its turn all the same."""
+
+    def submit(self, work: Callable[..., T], /, *arguments: Any, **named: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(work(*arguments, **named))
+        except Exception as error:  # an interrupt is not for later
+            future.set_exception(error)
+        return future
+
+
+def here() -> Executor:
+    """What stands for a pool of threads where there are none."""
+    return _Here()
+
+
 _work: Callable[..., Any] | None = None
 
 

@@ -17,9 +17,11 @@ from xpnet.inspect.finite import first_not_finite
 from xpnet.inspect.gradients import GradientError, check_gradients
 from xpnet.inspect.graph import draw_network
 from xpnet.inspect.images import draw_images, filters_image, first_filters, saliency, save_image, templates, tile
+from xpnet.inspect.memory import StepMemory, step_memory
 from xpnet.inspect.monte_carlo import Samples, monte_carlo
 from xpnet.inspect.profile import Profile, profile
 from xpnet.inspect.receptive import Field, receptive_fields
+from xpnet.timeline import Timeline
 
 __all__ = [
     "DeadUnits",
@@ -30,6 +32,8 @@ __all__ = [
     "Histogram",
     "Profile",
     "Samples",
+    "StepMemory",
+    "Timeline",
     "activation_histograms",
     "activations",
     "check_gradients",
@@ -49,6 +53,7 @@ __all__ = [
     "receptive_fields",
     "saliency",
     "save_image",
+    "step_memory",
     "templates",
     "tile",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.backend import Array, namespace
+from xpnet.backend import Array, is_floating, namespace
 from xpnet.inspect.hooks import wrapped
 from xpnet.layers.module import Module
 from xpnet.tape import no_grad
@@ -13,7 +13,7 @@ from xpnet.tensor import Tensor
 
 def _finite(array: Array) -> bool:
     xp = namespace(array)
-    return not xp.isdtype(array.dtype, "real floating") or bool(xp.all(xp.isfinite(array)))
+    return not is_floating(array) or bool(xp.all(xp.isfinite(array)))
 
 
 def first_not_finite(model: Module, x: Array) -> str:

@@ -15,6 +15,7 @@ from xpnet.backend import Array, Device
 from xpnet.inspect.hooks import leaves, unchanged, wrapped
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
+from xpnet.recomputation import Given
 from xpnet.tape import Node, no_grad, reachable, run_backward, store
 from xpnet.tensor import Tensor
 
@@ -197,7 +198,7 @@ class _Pass:
         for node in reversed(nodes):  # an array that two layers keep counts for the first
             key = owner.get(node, 0)
             self.saved[key] = self.saved.get(key, 0) + sum(_bytes(a) for a in _arrays(node.saved, kept))
-        store(value, value.array * 0 + 1)
+        store(value.node, value.array * 0 + 1)
         for node in nodes:
             start = self.clock.read()
             run_backward(node)
@@ -213,8 +214,12 @@ class _Pass:
 
 def _arrays(value: Any, seen: set[int]) -> list[Array]:
     """The arrays in what an operation saved, each once over all operations."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
     if isinstance(value, (tuple, list)):
         return [array for part in value for array in _arrays(part, seen)]
+    if isinstance(value, Given):  # an input of a segment that is recomputed
+        value = value.array
     if hasattr(value, "dtype") and hasattr(value, "shape") and id(value) not in seen:
         seen.add(id(value))
         return [value]

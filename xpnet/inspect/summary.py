@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from xpnet.gradients import map_structure
+from xpnet.inspect.memory import StepMemory, step_memory
 from xpnet.layers import Dropout, Flatten, Reshape, Residual, Sequential
 from xpnet.layers.context import Shape, elements, shapes_only
 from xpnet.layers.module import Module
@@ -15,7 +17,6 @@ from xpnet.layers.running import Evaluation
 from xpnet.layers.sequential import _shape_through
 from xpnet.optim import Adam, Optimizer
 from xpnet.tape import no_grad
-from xpnet.tensor import Tensor
 
 _ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -52,27 +53,33 @@ class Row:
 class Summary:
     """The table and the memory account of a model; printing it shows both.
 
-    The account is of what a network has to hold: parameters, gradients, the optimizer's state, every layer's output. What
-    the implementation of an operation needs for a moment (columns of a convolution) comes on top; what it can avoid
-    (outputs that are overwritten, gradients that are dropped once used) goes off.
+    The bytes that follow from the rows are the account of the textbooks: parameters, gradients, the optimizer's state, every
+    layer's output. `step` is what this implementation needs for a training step at its peak: outputs that nobody reads again
+    and gradients that have been used are gone by then, and columns of a convolution and the like are there.
 
     Attributes:
         name: the model's class.
-        input_shape: of one example.
+        input_shape: of one example; a tuple of such shapes for a model of several inputs.
         dtype: of parameters and activations.
         rows: the layers in the order of computation.
         batch_size: for which the bytes are given.
         optimizer: its class's name.
         slots: how many numbers it keeps for each parameter.
+        outputs: the shapes of what the model returns, without the batch axis.
+        step: see :func:`xpnet.inspect.step_memory`; None where it cannot be predicted.
+        unknown: why it cannot.
     """
 
     name: str
-    input_shape: Shape
+    input_shape: Any
     dtype: str
     rows: tuple[Row, ...]
     batch_size: int
     optimizer: str
     slots: int
+    outputs: tuple[Shape, ...] = ()
+    step: StepMemory | None = None
+    unknown: str = ""
 
     @property
     def weights(self) -> int:
@@ -87,12 +94,15 @@ class Summary:
     @property
     def values(self) -> int:
         """The activations of one example in prediction, its input among them."""
-        return elements(self.input_shape) + sum(row.values for row in self.rows)
+        return self._input_values() + sum(row.values for row in self.rows)
+
+    def _input_values(self) -> int:
+        return sum(elements(shape) for shape in _each(self.input_shape))
 
     @property
     def parameter_bytes(self) -> int:
-        """The parameters'; their gradients need as much again in training."""
-        return self.parameters * _ITEM_SIZES[self.dtype]
+        """The parameters'; their gradients need as much again in training. A model of 16 bits keeps them in float32."""
+        return self.parameters * max(_ITEM_SIZES[self.dtype], 4)
 
     @property
     def optimizer_bytes(self) -> int:
@@ -107,7 +117,7 @@ class Summary:
     @property
     def kept_bytes(self) -> int:
         """All activations of one batch in training, kept for the backward pass."""
-        kept = elements(self.input_shape) + sum(row.kept for row in self.rows)
+        kept = self._input_values() + sum(row.kept for row in self.rows)
         return kept * self.batch_size * _ITEM_SIZES[self.dtype]
 
     @property
@@ -128,7 +138,7 @@ class Summary:
     def __str__(self) -> str:
         lines: list[tuple[str, ...]] = [
             ("layer", "type", "output", "values", "parameters"),
-            ("input", "", _shown(self.input_shape), f"{elements(self.input_shape):,}", ""),
+            *(("input", "", _shown(shape), f"{elements(shape):,}", "") for shape in _each(self.input_shape)),
         ]
         for row in self.rows:
             lines.append(
@@ -150,8 +160,8 @@ class Summary:
         p = _bytes(self.parameter_bytes)
         return "\n".join(
             [
-                f"{self.name}: {_shown(self.input_shape)} -> {_shown(self.rows[-1].output_shape if self.rows else ())}, "
-                f"{self.dtype}",
+                f"{self.name}: {', '.join(map(_shown, _each(self.input_shape)))} -> "
+                f"{', '.join(map(_shown, self.outputs)) or '1'}, {self.dtype}",
                 rule,
                 text[0],
                 rule,
@@ -161,16 +171,32 @@ class Summary:
                 rule,
                 f"memory for batches of {self.batch_size}",
                 f"  prediction  {_bytes(self.prediction_total):>10}   parameters {p}, activations {_bytes(self.forward_bytes)}",
-                f"  training    {_bytes(self.training_total):>10}   parameters {p}, their gradients {p}, "
-                f"{self.optimizer}'s state {_bytes(self.optimizer_bytes)},",
-                f"                           activations {_bytes(self.kept_bytes)}, their gradients "
-                f"{_bytes(self.gradient_bytes)}",
+                *self._training_lines(),
             ]
         )
 
+    def _training_lines(self) -> list[str]:
+        step = self.step
+        if step is None:
+            return [f"  training        unknown   {self.unknown}"]
+        return [
+            f"  training    {_bytes(step.peak):>10}   at the peak of a step on {step.device}: parameters "
+            f"{_bytes(step.parameters)}, their gradients {_bytes(step.gradients)},",
+            f"                           {self.optimizer}'s state {_bytes(step.state)}, the batch {_bytes(step.batch)}, "
+            f"activations that are kept {_bytes(step.activations)},",
+            f"                           working memory {_bytes(step.working)}, what passes {_bytes(step.passing)}",
+        ]
+
 
 def summarize(
-    model: Module, input_shape: Sequence[int] | None = None, *, batch_size: int = 1, optimizer: Optimizer | None = None
+    model: Module,
+    input_shape: Any = None,
+    *,
+    batch_size: int = 1,
+    optimizer: Optimizer | None = None,
+    loss: Any = None,
+    recompute: Any = False,
+    device: Any = None,
 ) -> Summary:
     """The layers of a model, their output shapes and parameters, and the memory account.
 
@@ -179,9 +205,11 @@ def summarize(
 
     Args:
         model: any Module.
-        input_shape: of one example; may be left out if the model knows it.
+        input_shape: of one example, or a list of such shapes for a model of several inputs; may be left out if the model
+            knows it.
         batch_size: for the bytes.
         optimizer: for its state's bytes; Adam if left out.
+        loss, recompute, device: of the training step whose peak is predicted: see :func:`xpnet.inspect.step_memory`.
 
     Raises:
         ValueError: no input shape is known.
@@ -193,12 +221,34 @@ def summarize(
         raise ValueError("summary: the model has not seen an input yet; pass input_shape, such as summary((28, 28, 1))")
     if batch_size < 1:
         raise ValueError(f"summary: batch_size must be at least 1, got {batch_size}")
-    shape = tuple(int(n) for n in input_shape)
+    shapes = tuple(tuple(int(n) for n in shape) for shape in _each(input_shape))
     optimizer = Adam() if optimizer is None else optimizer
-    rows = tuple(_Walk(model).rows(model, shape, ""))
+    walk = _Walk(model)
+    rows = tuple(walk.rows(model, shapes[0], "") if len(shapes) == 1 else walk.traced(model, shapes, ""))
+    step, unknown = None, ""
+    try:
+        step = step_memory(
+            model, shapes, batch_size=batch_size, optimizer=optimizer, loss=loss, recompute=recompute, device=device
+        )
+    except Exception as error:  # a layer of the user's may do anything; the table says why its memory is not known
+        unknown = f"the step could not be followed: {type(error).__name__}: {error}"
     return Summary(
-        type(model).__name__, shape, model.context.dtype, rows, batch_size, type(optimizer).__name__, len(optimizer.slot_names)
+        type(model).__name__,
+        shapes[0] if len(shapes) == 1 else shapes,
+        model.context.dtype,
+        rows,
+        batch_size,
+        type(optimizer).__name__,
+        len(optimizer.slot_names),
+        walk.shapes,
+        step,
+        unknown,
     )
+
+
+def _each(shapes: Any) -> tuple[Shape, ...]:
+    """One shape or several as several."""
+    return tuple(shapes) if len(shapes) and hasattr(shapes[0], "__len__") else (tuple(shapes),)
 
 
 def _first_shape(model: Module) -> Shape | None:
@@ -214,7 +264,13 @@ class _Walk:
     def __init__(self, root: Module) -> None:
         self.root = root
         self.seen: set[int] = set()
-        self.shape: Shape = ()
+        self.shape: Shape = ()  # of the last output, or of the first of several
+        self._several: tuple[Shape, ...] = ()
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of all that came out last."""
+        return self._several if self._several and self._several[0] == self.shape else (self.shape,)
 
     def rows(self, module: Module, shape: Shape, path: str) -> Iterator[Row]:
         """A Module's rows; its output's shape is left in `shape`."""
@@ -238,7 +294,7 @@ class _Walk:
         elif type(module).output_shape is not Module.output_shape:
             yield self._leaf(module, shape, path)
         else:
-            yield from self._traced(module, shape, path)
+            yield from self.traced(module, (shape,), path)
 
     def _leaf(self, module: Module, shape: Shape, path: str) -> Row:
         """A layer that computes its output's shape itself."""
@@ -249,12 +305,12 @@ class _Walk:
             with shapes_only():
                 hollow.materialize(shape)
         self.shape = tuple(hollow.output_shape(shape))
-        return self._row(module, hollow, self.shape, path)
+        return self._row(module, hollow, (self.shape,), path)
 
-    def _row(self, module: Module, hollow: Module, shape: Shape, path: str) -> Row:
+    def _row(self, module: Module, hollow: Module, shapes: tuple[Shape, ...], path: str) -> Row:
         found = [] if id(module) in self.seen else list(hollow.parameters().values())
         self.seen.update(id(m) for m in module.modules())
-        n = elements(shape)
+        shape, n = shapes[0], sum(map(elements, shapes))
         view = isinstance(module, (Flatten, Reshape))
         # An activation that the operation before cannot apply itself makes a second array.
         arrays = 2 if getattr(module, "after", None) is not None else 1
@@ -268,7 +324,7 @@ class _Walk:
             0 if view else n * arrays,
         )
 
-    def _traced(self, module: Module, shape: Shape, path: str) -> Iterator[Row]:
+    def traced(self, module: Module, shapes: tuple[Shape, ...], path: str) -> Iterator[Row]:
         """A class of the user's: whatever layers its forward pass calls, and its own parameters."""
         waiting = any(not m.built and m._waits() for m in module.modules())
         runner = copy.deepcopy(module) if waiting else module
@@ -281,13 +337,12 @@ class _Walk:
         # Inside a leaf nothing more is listed.
         leaves = {n: m for n, m in leaves.items() if not any(n.startswith(f"{other}.") for other in leaves if other != n)}
         originals = dict(module.named_modules())
-        calls: list[tuple[str, Shape]] = []
+        calls: list[tuple[str, tuple[Shape, ...]]] = []
         for name, leaf in leaves.items():
 
             def watched(*inputs: Any, _name: str = name, _forward: Any = leaf.forward, **keywords: Any) -> Any:
                 y = _forward(*inputs, **keywords)
-                if hasattr(y, "shape"):
-                    calls.append((_name, tuple(y.shape[1:])))
+                calls.append((_name, _shapes_of(y)))
                 return y
 
             leaf.__dict__["forward"] = watched
@@ -295,7 +350,7 @@ class _Walk:
         try:
             context = runner.context
             with shapes_only(), context.device, no_grad(), Evaluation(runner):
-                y = runner(context.device.xp.zeros((1, *shape), dtype=runner._dtype()))
+                y = runner(*(context.device.xp.zeros((1, *shape), dtype=runner._dtype()) for shape in shapes))
         finally:
             for leaf in leaves.values():
                 leaf.__dict__.pop("forward", None)
@@ -308,10 +363,18 @@ class _Walk:
             if not any(name == leaf or name.startswith(f"{leaf}.") for leaf in leaves)
             for p in m._parameters.values()
         ]
-        self.shape = tuple((y.array if isinstance(y, Tensor) else y).shape[1:])
+        self._several = _shapes_of(y)
+        self.shape = self._several[0]
         if rest:
             weights = sum(p.size for p in rest if p.decay)
             yield Row(path or "(own)", type(module).__name__, self.shape, weights, sum(p.size for p in rest) - weights, 0, 0)
+
+
+def _shapes_of(result: Any) -> tuple[Shape, ...]:
+    """The shapes of all arrays in what a layer returned, without the batch axis."""
+    found: list[Shape] = []
+    map_structure(lambda part: found.append(tuple(part.shape[1:])) if hasattr(part, "shape") else None, result)
+    return tuple(found) or ((),)
 
 
 def _join(path: str, name: str) -> str:

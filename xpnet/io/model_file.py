@@ -18,7 +18,7 @@ from xpnet import backend
 from xpnet.backend import Device, to_numpy
 from xpnet.io import archive
 from xpnet.io.architecture import ARGUMENT, Decoder, Encoder
-from xpnet.layers.context import Context, placed, shapes_only
+from xpnet.layers.context import FLOATS, Context, float_name, placed, shapes_only
 from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ FORMAT = "xpnet-model"
 VERSION = 1
 _PREPROCESSING = "preprocessing/"
 _LARGEST_EXAMPLE = 2**28
-_DTYPES = ("float16", "float32", "float64")
 
 
 class ModelFileError(archive.ArchiveError):
@@ -179,8 +178,9 @@ def _made(document: dict[str, Any], arrays: Mapping[str, Any], classes: Sequence
     Raises:
         ValueError: the document makes no sense, or its parameters are not those among the arrays.
     """
-    if document["dtype"] not in _DTYPES:
-        raise ValueError(f"its dtype {str(document['dtype'])[:20]!r} is none of {', '.join(_DTYPES)}")
+    if document["dtype"] not in FLOATS:
+        raise ValueError(f"its dtype {str(document['dtype'])[:20]!r} is none of {', '.join(FLOATS)}")
+    float_name(document["dtype"], "load")  # raises where bfloat16 is not to be had
     shapes = {str(name): _shape(shape) for name, shape in document["built_for"].items()}
     with shapes_only():
         model = Decoder(arrays, classes).model(document["model"])

@@ -22,7 +22,12 @@ class Context:
 
     seed: int = 0
     device: Device = backend.CPU
-    dtype: str = "float32"
+    dtype: str = "float32"  # that the layers compute in
+
+    @property
+    def storage(self) -> str:
+        """The dtype of parameters and buffers: layers that compute with 16-bit floats learn float32 numbers."""
+        return "float32" if self.dtype in backend.HALVES else self.dtype
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,15 @@ class Spec:
     constraint: Any = None
 
 
-_FLOATS = ("float16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def float_name(dtype: Any, who: str) -> str:
     """The name of a dtype that parameters can have, from a name or from a dtype of an array library (numpy.float64)."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype)).rsplit(".", 1)[-1]
-    if name not in _FLOATS:
-        raise ValueError(f"{who}: dtype must be one of {', '.join(_FLOATS)}, got {dtype!r}")
+    if name not in FLOATS:
+        raise ValueError(f"{who}: dtype must be one of {', '.join(FLOATS)}, got {dtype!r}")
+    backend.dtype_named(backend.CPU.xp, name)  # raises where bfloat16 is not to be had
     return name
 
 
@@ -66,10 +72,10 @@ def only_shapes() -> bool:
 
 
 def placed(values: Any, context: Context) -> Array:
-    """A copy of `values`, an array of any library, with the context's dtype on its device; integers stay integers."""
+    """A copy of `values`, an array of any library, in the context's storage on its device; integers stay integers."""
     host = backend.to_numpy(values)
-    if host.dtype.kind == "f":
-        host = host.astype(context.dtype)
+    if host.dtype.kind == "f" or host.dtype in backend.halves:
+        host = host.astype(context.storage)
     else:
         host = host.copy()
     return backend.to_device(host, context.device)

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self
 
-from xpnet import backend, initializers, random, threads
+from xpnet import backend, initializers, ops, random, threads
 from xpnet.arena import Arena
 from xpnet.backend import Array, Device, DeviceError
+from xpnet.layers import mixed
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
 from xpnet.layers.running import Evaluation, load_state, predict, received
 from xpnet.ops.shapes import ShapeError
-from xpnet.tape import no_grad
+from xpnet.recomputation import recompute
+from xpnet.tape import mode, no_grad, once
 from xpnet.tensor import Parameter, Tensor
 
-_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks"})
+_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks", "segments"})
 
 
 class Structure:
@@ -35,7 +37,8 @@ class Module:
 
     Args (all optional; only the root's count):
         device: "cpu", "cuda" or "cuda:N".
-        dtype: "float32", "float64", ...
+        dtype: "float32", "float64", or "float16" and "bfloat16", which compute in 16 bits with float32 parameters (see
+            xpnet.layers.mixed).
         seed: of initial weights, dropout masks and everything random in the model.
 
     Attributes:
@@ -51,6 +54,7 @@ class Module:
     ticks: Any  # the counter on the device, while steps are captured there (xpnet.training.captured.Ticks)
     shares_work: bool = False  # whether on a CPU its work is shared out over xpnet's threads rather than those of BLAS
     capturable: bool = True  # whether a training step through this Module may be recorded once and replayed
+    segments: tuple[range, ...]  # set while its parts are recomputed: of a Sequential's layers; none is all of a Module
     counter: int  # how often a random layer has drawn: the step of its stream
     _children: dict[str, Module]
     _parameters: dict[str, Parameter]
@@ -65,6 +69,7 @@ class Module:
         self = super().__new__(cls)
         table = self.__dict__
         table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, ticks=None)
+        table["_half"] = False  # whether it computes with 16-bit floats
         table.update(_children={}, _parameters={}, _buffers={}, _arena=None, _arena_version=-1, _known_modules=(-1, ()))
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
@@ -176,7 +181,7 @@ class Module:
         """Tell the tree below `path` where it is and what its root decided."""
         self._require_seen(path)
         moved = context.device != self.context.device or context.dtype != self.context.dtype
-        self.__dict__.update(path=path, context=context)
+        self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALVES)
         if moved:
             self._place(context)
         for name, parameter in self._parameters.items():
@@ -221,7 +226,7 @@ class Module:
         """Make a Parameter as `spec` says and assign it to attribute `name`; its random key is the seed and its path."""
         path = f"{self.path}.{name}" if self.path else name
         if only_shapes():
-            array = hollow(spec.shape, self.context.dtype, self.context)
+            array = hollow(spec.shape, self.context.storage, self.context)
         else:
             array = self._first_values(path, spec)
         parameter = Parameter(array, decay=spec.decay)
@@ -240,7 +245,7 @@ class Module:
         self._buffers[name] = None
         if only_shapes():
             host = backend.to_numpy(values)
-            kind = self.context.dtype if host.dtype.kind == "f" else host.dtype.name
+            kind = self.context.storage if host.dtype.kind == "f" else host.dtype.name
             setattr(self, name, hollow(host.shape, kind, self.context))
         else:
             setattr(self, name, placed(values, self.context))
@@ -252,7 +257,11 @@ class Module:
         """
         with self.context.device, no_grad(), Evaluation(self):
             example = self.context.device.xp.zeros((1, *input_shape), dtype=self._dtype())
-            return tuple(self(example).shape[1:])
+            y = self(example)
+            # Of several outputs the first is what a next layer would take.
+            while isinstance(y, (tuple, list, dict)):
+                y = next(iter(y.values())) if isinstance(y, dict) else y[0]
+            return tuple(y.shape[1:])
 
     def materialize(self, input_shape: Shape) -> Shape:
         """Make all parameters below for this input shape, and return the output's shape."""
@@ -265,7 +274,7 @@ class Module:
             raise self._located(error) from None
 
     def _dtype(self) -> Any:
-        return getattr(self.context.device.xp, self.context.dtype)
+        return backend.dtype_named(self.context.device.xp, self.context.dtype)
 
     @property
     def arena(self) -> Arena:
@@ -301,12 +310,18 @@ class Module:
             self._attach("", self.context)
         if not table["built"]:
             self._build_for(inputs)
+        # Where it is asked for, the forward pass is done again in the backward pass.
+        forward = recompute(self.forward) if "segments" in table and not table["segments"] else self.forward
         try:
             if table["path"] == "":
                 self.modules()
                 threads.prefer_own_threads(table["_shares"])
+                if table["_half"]:
+                    return mixed.call(self, forward, inputs, keywords)
                 inputs = tuple([x if isinstance(x, Tensor) else received(x, self.context) for x in inputs])
-            return self.forward(*inputs, **keywords)
+            elif table["_half"] and mode.lowered is None:  # a part that is called on its own
+                return mixed.call(self, forward, inputs, keywords)
+            return forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
 
@@ -325,8 +340,11 @@ class Module:
         """`x` in the model's dtype if it holds integers or booleans (bytes of an image)."""
         if isinstance(x, Tensor) or backend.dtype_name(x) == self.context.dtype:
             return x
-        xp = backend.namespace(x)
-        return x if xp.isdtype(x.dtype, "real floating") else xp.astype(x, getattr(xp, self.context.dtype))
+        if backend.is_floating(x):
+            return x
+        context, xp = self.context, backend.namespace(x)
+        wide = xp.astype(x, getattr(xp, context.storage))
+        return wide if context.storage == context.dtype else ops.cast(wide, context.dtype)
 
     def _located(self, error: Exception) -> Exception:
         """The same error with this layer's path in front, once."""
@@ -378,6 +396,9 @@ class Module:
 
     def draw(self) -> Any:
         """The step of this layer's random stream for one use, counted up: a number, or an array where it is on the device."""
+        return once(self._next_step)
+
+    def _next_step(self) -> Any:
         if self.ticks is not None:
             return self.ticks.take()
         step = self.counter
@@ -426,16 +447,15 @@ class Module:
 
         load_weights(self, path, strict)
 
-    def summary(
-        self, input_shape: Shape | None = None, *, batch_size: int = 1, optimizer: Any = None, show: bool = True
-    ) -> Any:
-        """A table of the layers: output shapes, parameters and memory; see :func:`xpnet.inspect.summary.summarize`.
+    def summary(self, input_shape: Any = None, *, batch_size: int = 1, show: bool = True, **settings: Any) -> Any:
+        """A table of the layers: output shapes, parameters, and the memory of a training step at its peak; `settings`
+        (optimizer, loss, recompute, device) are those of :func:`xpnet.inspect.summary.summarize`.
 
         Prints it unless `show` is False; returns it.
         """
         from xpnet.inspect.summary import summarize
 
-        table = summarize(self, input_shape, batch_size=batch_size, optimizer=optimizer)
+        table = summarize(self, input_shape, batch_size=batch_size, **settings)
         if show:
             print(table)
         return table

@@ -9,6 +9,7 @@ from xpnet import ops
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
+from xpnet.tape import once
 from xpnet.tensor import Parameter, Tensor
 
 
@@ -106,13 +107,17 @@ class BatchNorm(_Normalization):
         y, mean, variance = ops.batch_norm_with_statistics(x, scale, offset, epsilon=self.epsilon)
         count = math.prod(x.shape[:-1])
         if count:
-            # In place: a captured training step finds the buffers where they were. Nothing here waits for the device.
-            rest = 1 - self.momentum
-            self.running_mean *= self.momentum
-            self.running_mean += rest * _bare(mean)
-            self.running_variance *= self.momentum
-            self.running_variance += rest * count / max(count - 1, 1) * _bare(variance)
+            once(lambda: self._move(_bare(mean), _bare(variance), count))
         return y
+
+    def _move(self, mean: Any, variance: Any, count: int) -> None:
+        """Move the running statistics. In place: a captured training step finds the buffers where they were; nothing here
+        waits for the device."""
+        rest = 1 - self.momentum
+        self.running_mean *= self.momentum
+        self.running_mean += rest * mean
+        self.running_variance *= self.momentum
+        self.running_variance += rest * count / max(count - 1, 1) * variance
 
 
 def _bare(value: Any) -> Any:

@@ -11,6 +11,7 @@ from xpnet.layers.dense import Initial
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.shapes import ShapeError, is_whole
+from xpnet.tape import once
 from xpnet.tensor import Parameter, Tensor
 
 
@@ -130,11 +131,14 @@ class Recurrent(Module):
         bias = self.bias if self.use_bias else None
         outputs = self._run(x, bias, states, mask)
         if self.stateful:
-            self.carried = tuple(s.array if isinstance(s, Tensor) else s for s in outputs[1:])
+            once(lambda: self._carry(outputs[1:]))
         y = outputs[0] if self.return_sequences else outputs[1]
         if not self.return_state:
             return y
         return y, outputs[1] if self.states == 1 else outputs[1:]
+
+    def _carry(self, states: tuple[Any, ...]) -> None:
+        self.carried = tuple(_bare(s) for s in states)
 
     def _run(self, x: Any, bias: Any, states: tuple[Any, ...], mask: Any) -> Any:
         return type(self).operation(x, self.kernel, self.recurrent_kernel, bias, *states, mask, reverse=self.reverse)
@@ -164,7 +168,7 @@ class Recurrent(Module):
 
     def _first_states(self, x: Any, state: Any) -> tuple[Any, ...]:
         if state is None and self.stateful:
-            state = self.carried
+            state = once(lambda: self.carried)
             if state is not None and state[0].shape[0] != x.shape[0]:
                 raise ShapeError(
                     f"{type(self).__name__} carries the state of {state[0].shape[0]} sequences and got {x.shape[0]}: pieces "

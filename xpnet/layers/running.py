@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from xpnet import backend
+from xpnet import backend, ops
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers.context import Context, placed
 from xpnet.ops.shapes import ShapeError
@@ -58,8 +58,8 @@ def received(x: Any, context: Context) -> Any:
             f"the model is on {context.device}, but its input on {place}; use model.to({str(place)!r}) or "
             f"xpnet.to_device(x, {str(context.device)!r})"
         )
-    if xp.isdtype(x.dtype, "real floating") and backend.dtype_name(x) != context.dtype:
-        return xp.astype(x, getattr(xp, context.dtype))
+    if backend.is_floating(x) and backend.dtype_name(x) != context.dtype:
+        return ops.cast(x, context.dtype)
     return x
 
 

@@ -10,6 +10,7 @@ from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.module import Module, Structure
 from xpnet.layers.pooling import MaxPool2D
+from xpnet.recomputation import recompute
 
 
 class Sequential(Module):
@@ -20,7 +21,8 @@ class Sequential(Module):
         input_shape: the input's shape without the batch axis, such as (28, 28, 1). With it all parameters exist at once
             and shapes that do not fit raise here; without it they are made when the first batch comes.
         device: "cpu", "cuda" or "cuda:N".
-        dtype: of the parameters: "float32", "float64", ...
+        dtype: "float32", "float64"; or "float16", "bfloat16", which compute in 16 bits with parameters in float32, see
+            xpnet.layers.mixed.
         seed: of initial weights and of everything random in the model.
 
     Raises:
@@ -68,17 +70,30 @@ class Sequential(Module):
 
     def forward(self, x: Any) -> Any:
         """The input through every layer in turn; a convolution and the max pooling behind it are one operation."""
+        segments = self.__dict__.get("segments")
+        if not segments:
+            return self._through(x, 0, len(self.layers))
+        done = 0
+        for segment in segments:
+            x = self._through(x, done, segment.start)
+            x = recompute(self._through)(x, segment.start, segment.stop)
+            done = segment.stop
+        return self._through(x, done, len(self.layers))
+
+    def _through(self, x: Any, start: int, stop: int) -> Any:
+        """The input through some of the layers."""
         layers, pooled = self.layers, self.__dict__["_pooled"]
         if not pooled:
-            for layer in layers:
+            for layer in layers if stop - start == len(layers) else layers[start:stop]:
                 x = layer(x)
             return x
         done = -1
-        for i, layer in enumerate(layers):
+        for i in range(start, stop):
             if i == done:
                 continue
+            layer = layers[i]
             # A layer that is being watched has a forward of its own, which must see its own output.
-            if i in pooled and "forward" not in layer.__dict__ and "forward" not in layers[i + 1].__dict__:
+            if i in pooled and i + 1 < stop and "forward" not in layer.__dict__ and "forward" not in layers[i + 1].__dict__:
                 x = layer(x, pool=layers[i + 1])
                 done = i + 1
             else:

@@ -55,7 +55,7 @@ from xpnet.ops.recurrent import gru, lstm, rnn
 from xpnet.ops.reductions import max, mean, min, sum
 from xpnet.ops.registry import Op, op, reference_only, registry
 from xpnet.ops.shapes import ShapeError
-from xpnet.ops.shaping import broadcast_to, concat, flip, getitem, pad, reshape, stack, transpose
+from xpnet.ops.shaping import broadcast_to, cast, concat, flip, getitem, pad, reshape, stack, transpose
 from xpnet.ops.softmax import log_softmax, softmax, softmax_cross_entropy
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_with_statistics",
     "broadcast_to",
+    "cast",
     "clip",
     "col2im",
     "concat",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, is_floating
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import normalize_axes
 
@@ -20,7 +20,7 @@ def _kept(shape: Sequence[int], axes: tuple[int, ...]) -> tuple[int, ...]:
 
 def _dtype(xp: Namespace, x: Array) -> Any:
     """Floats keep their dtype (the standard would let a library widen it); integers sum in the library's default."""
-    return x.dtype if xp.isdtype(x.dtype, "real floating") else None
+    return x.dtype if is_floating(x) else None
 
 
 @op

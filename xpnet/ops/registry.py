@@ -31,7 +31,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from xpnet.backend import Array, DeviceError, Namespace, as_array, dtype_name, name_of, namespace
+from xpnet.backend import Array, DeviceError, Namespace, as_array, dtype_name, halves, name_of, namespace
 from xpnet.ops.shapes import ShapeError
 
 Gradients = Sequence[Array | None]
@@ -51,12 +51,13 @@ class Recorder:
 class Implementation:
     """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
 
-    __slots__ = ("_reference", "backward_function", "forward", "wants_into", "wants_needs", "wants_save")
+    __slots__ = ("_reference", "backward_function", "forward", "halves", "wants_into", "wants_needs", "wants_save")
 
     def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
         self.forward = forward
         self.wants_save = "save" in inspect.signature(forward).parameters
         self._reference = reference
+        self.halves = False  # whether it takes 16-bit floats, computes in float32 and rounds once
         # Without a backward of its own an accelerated forward must save what the reference's backward expects.
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
         self.wants_needs: bool = reference.wants_needs if reference else False
@@ -88,6 +89,7 @@ class Op:
         self.__wrapped__ = function
         self.reference = Implementation(function)
         self.accelerated: dict[str, Implementation] = {}
+        self._in_float32: Implementation | None = None
         self._chosen: dict[Namespace, Implementation | None] = {}
         self._plain_forms: set[tuple[Any, ...]] = set()
         self.differentiable = False
@@ -127,6 +129,7 @@ class Op:
 
         def register(function: Callable[..., Any]) -> Implementation:
             implementation = Implementation(function, self.reference)
+            implementation.halves = library == "cupy"
             self.accelerated[library] = implementation
             self._chosen.clear()
             return implementation
@@ -203,10 +206,15 @@ class Op:
         implementation = self._chosen.get(xp)
         if implementation is None or _reference_only:
             implementation = self.implementation(xp)
+        reference = self.reference
+        if getattr(inputs[0], "dtype", None) in halves:
+            reference = self._half(xp, inputs)
+            if not implementation.halves:
+                implementation = reference
         try:
             result = implementation.compute(xp, inputs, settings, save)
             if result is NotImplemented:
-                implementation = self.reference
+                implementation = reference
                 result = implementation.compute(xp, inputs, settings, save)
         except MemoryError as error:
             _explain_memory(xp, error, self.__name__, inputs)
@@ -220,6 +228,16 @@ class Op:
             raise
         output, saved = result
         return (output if type(output) is tuple else as_array(xp, output)), saved, implementation
+
+    def _half(self, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
+        """How 16-bit floats are computed where no kernel takes them."""
+        if _takes_as_they_are(self.__name__, xp, inputs):
+            return self.reference
+        if self._in_float32 is None:
+            from xpnet.ops.half import in_float32
+
+            self._in_float32 = in_float32(self)
+        return self._in_float32
 
     def gradients(
         self,
@@ -246,6 +264,21 @@ class Op:
             _explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
             raise
         return result if type(result) in (tuple, list) else (result,)
+
+
+_MOVES = frozenset({"reshape", "transpose", "concat", "stack", "broadcast_to", "pad", "getitem", "flip", "im2col", "cast"})
+_SIMPLE = frozenset({"add", "subtract", "multiply", "maximum", "minimum"})
+
+
+def _takes_as_they_are(name: str, xp: Namespace, inputs: tuple[Any, ...]) -> bool:
+    """Whether an operation on 16-bit floats is done as it stands: it only moves them, or rounds once by its nature."""
+    if name in _MOVES:
+        return True
+    if name == "conv2d_max_pool2d":  # its two parts look after themselves
+        return registry["conv2d"].implementation(xp).halves
+    # NumPy computes with 16-bit floats one by one in software; through float32 is several times as fast there.
+    alike = name in _SIMPLE and name_of(xp) == "cupy"
+    return alike and all(getattr(a, "dtype", None) == inputs[0].dtype for a in inputs)
 
 
 _NAMED = re.compile(r"\w+: ")  # a message that begins with an operation's name

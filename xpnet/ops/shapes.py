@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, halves, is_floating
 
 
 class ShapeError(ValueError):
@@ -46,7 +46,10 @@ def unbroadcast(xp: Namespace, dy: Array, shape: tuple[int, ...]) -> Array:
     extra = dy.ndim - len(shape)
     repeated = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and dy.shape[extra + i] != 1)
     if repeated:
-        dy = xp.sum(dy, axis=repeated, keepdims=True, dtype=dy.dtype)
+        if dy.dtype in halves:
+            dy = xp.astype(xp.sum(dy, axis=repeated, keepdims=True, dtype=xp.float32), dy.dtype)
+        else:
+            dy = xp.sum(dy, axis=repeated, keepdims=True, dtype=dy.dtype)
     return xp.reshape(dy, shape)
 
 
@@ -57,4 +60,4 @@ def zeros_like_shape(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Arra
 
 def is_float(xp: Namespace, array: Array) -> bool:
     """Whether an array holds real floating-point numbers."""
-    return bool(xp.isdtype(array.dtype, "real floating"))
+    return is_floating(array)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, dtype_name, dtype_named, halves, quiet
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast
 
@@ -134,7 +134,7 @@ def _(xp: Namespace, dy: Array, shape: Any, *, widths: Any, value: float) -> Any
 @op
 def getitem(xp: Namespace, x: Array, index: Any) -> Any:
     """x[index]: integers, slices, None and ..., or integer or boolean arrays as the library of x allows them."""
-    return x[_full(index)], x
+    return x[_full(index)], (tuple(x.shape), x.dtype, x.device)
 
 
 def _basic(parts: tuple[Any, ...]) -> bool:
@@ -149,18 +149,19 @@ def _full(index: Any) -> Any:
 
 
 @getitem.backward
-def _(xp: Namespace, dy: Array, x: Array, *, index: Any) -> Any:
+def _(xp: Namespace, dy: Array, like: Any, *, index: Any) -> Any:
     """Each element of dy is added to the element of x that it was read from."""
     parts = index if isinstance(index, tuple) else (index,)
-    dx = xp.zeros_like(x)
+    shape, dtype, device = like
+    dx = xp.zeros(shape, dtype=dtype, device=device)
     if _basic(parts) and hasattr(dx, "__setitem__"):
         place = _full(tuple(p for p in parts if p is not None))  # a new axis of dy is none of x
         dx[place] = xp.reshape(dy, dx[place].shape)
         return dx
     # Element numbers, indexed the same way, say where each element came from; an array index may name one twice.
-    size = math.prod(x.shape)
-    source = xp.reshape(xp.reshape(xp.arange(size, device=x.device), x.shape)[index], (-1,))
-    return xp.reshape(scatter_add(xp, xp.reshape(dy, (source.shape[0], 1)), source, size), x.shape)
+    size = math.prod(shape)
+    source = xp.reshape(xp.reshape(xp.arange(size, device=device), shape)[index], (-1,))
+    return xp.reshape(scatter_add(xp, xp.reshape(dy, (source.shape[0], 1)), source, size), shape)
 
 
 def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
@@ -169,12 +170,34 @@ def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
     A product with the 0/1 matrix of the index, some of its rows at a time: pure Array API and always the same sum. An
     accelerated operation brings its own.
     """
+    if rows.dtype in halves:
+        return xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype)
     many = max(1, (1 << 22) // max(1, index.shape[0]))
     blocks = []
     for start in range(0, size, many):
         target = xp.arange(start, min(start + many, size), dtype=index.dtype, device=index.device)
         blocks.append(xp.matmul(xp.astype(target[:, None] == index[None, :], rows.dtype), rows))
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
+
+
+@op
+def cast(xp: Namespace, x: Array, dtype: str) -> Any:
+    """x in another floating dtype, by its name: "float32", "float16", "bfloat16", ...; the gradient is cast back.
+
+    What is too large for the dtype becomes infinite.
+
+    Raises:
+        ValueError: no such dtype.
+        ImportError: "bfloat16" without the package ml_dtypes.
+    """
+    with quiet(xp):
+        return xp.astype(x, dtype_named(xp, dtype)), dtype_name(x)
+
+
+@cast.backward
+def _(xp: Namespace, dy: Array, before: Any, *, dtype: str) -> Any:
+    with quiet(xp):
+        return xp.astype(dy, dtype_named(xp, before))
 
 
 @op

@@ -5,6 +5,7 @@ from xpnet.optim.adaptive import Adam, Adamax, AdamW, Nadam
 from xpnet.optim.batch import Quickprop, Rprop
 from xpnet.optim.full_batch import LBFGS, FullBatch, Minimum, TruncatedNewton
 from xpnet.optim.gradient_descent import SGD
+from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.optim.scaled import Adagrad, RMSprop
 
@@ -16,6 +17,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FullBatch",
+    "LossScale",
     "Minimum",
     "Nadam",
     "Optimizer",

@@ -8,6 +8,7 @@ from typing import Any
 from xpnet.arena import Arena
 from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
 from xpnet.layers.module import Module
+from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.rules import Rule
 from xpnet.tensor import Parameter
 
@@ -25,6 +26,9 @@ class Optimizer:
         weight_decay: a multiple of the weights added to their gradient (L2); biases and scales are left alone.
 
     Attributes:
+        iterations: the updates so far.
+        skipped: the updates that were left out, because gradients of float16 overflowed. A schedule counts them, too.
+        loss_scale: None, or the LossScale that the gradients were multiplied by.
         clock: None, or the learning rate and the step's number as arrays on the device, which the update then reads.
     """
 
@@ -41,6 +45,8 @@ class Optimizer:
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.iterations = 0
+        self.skipped = 0
+        self.loss_scale: LossScale | None = None
         self.factor = 1.0  # what callbacks have multiplied the learning rate by
         self.slots: dict[str, Array] = {}
         self._arena: Arena | None = None
@@ -51,7 +57,7 @@ class Optimizer:
     def current_learning_rate(self) -> float:
         """The learning rate of the next step."""
         rate = self.learning_rate
-        return self.factor * (float(rate(self.iterations)) if callable(rate) else rate)
+        return self.factor * (float(rate(self.iterations + self.skipped)) if callable(rate) else rate)
 
     def bind(self, target: Target) -> Arena:
         """The flat storage of a model, or of Parameters; the optimizer's state is made to match it.
@@ -89,8 +95,18 @@ class Optimizer:
         arena = self.bind(target)
         if arena.values is None:
             return
-        arena.collect()
+        scale = self.loss_scale
         learning_rate: Any = self.current_learning_rate if self.clock is None else self.clock
+        arena.collect()
+        if scale is not None:
+            scale.unscale(arena)
+            if self.clock is not None:
+                learning_rate = self.clock.skipping(scale.overflow)
+            elif bool(scale.overflow):
+                self.skipped += 1
+                scale.adjust()
+                arena.zero_grad()
+                return
         self.iterations += 1
         self.fused_decay = {}
         if self.weight_decay:
@@ -105,7 +121,13 @@ class Optimizer:
                 self.decay(arena, learning_rate)
         self.update(arena.values, arena.gradients, learning_rate)
         for parameter in arena.constrained:
-            parameter.constraint.project(parameter.array)
+            w = parameter.array
+            before = None if scale is None or self.clock is None else namespace(w).asarray(w, copy=True)
+            parameter.constraint.project(w)
+            if before is not None and scale is not None:
+                w[...] = namespace(w).where(scale.overflow != 0, before, w)
+        if scale is not None:
+            scale.adjust()
         arena.zero_grad()
 
     @property
@@ -124,8 +146,19 @@ class Optimizer:
 
     def state(self) -> dict[str, Any]:
         """Everything that a continued run needs: the step's number and the state arrays, as NumPy arrays."""
+        self.read_clock()
         slots = {name: to_numpy(a).copy() for name, a in self.slots.items()}
-        return {"iterations": self.iterations, "factor": self.factor, "slots": slots}
+        state = {"iterations": self.iterations, "factor": self.factor, "slots": slots}
+        if self.loss_scale is not None:
+            state |= {"skipped": self.skipped, "loss_scale": self.loss_scale.state()}
+        return state
+
+    def read_clock(self) -> None:
+        """Learn from the device which steps were left out (waits for it)."""
+        if self.clock is not None and self.loss_scale is not None:
+            done = int(self.clock.steps)
+            self.skipped += self.iterations - done
+            self.iterations = done
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a state from :meth:`state`.
@@ -139,6 +172,9 @@ class Optimizer:
                 f"the state holds {', '.join(sorted(state['slots']))}: it is another optimizer's"
             )
         self.iterations = int(state["iterations"])
+        self.skipped = int(state.get("skipped", 0))
+        if self.loss_scale is not None and "loss_scale" in state:
+            self.loss_scale.load_state(state["loss_scale"])
         self.factor = float(state["factor"])
         self.slots = dict(state["slots"])
         self._arena = None

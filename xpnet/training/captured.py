@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import Array
@@ -11,6 +11,8 @@ from xpnet.capture import Captured, Graphs
 from xpnet.training.callback import Callback
 
 if TYPE_CHECKING:
+    from xpnet.data import Batches
+    from xpnet.training.feeds import Feed
     from xpnet.training.trainer import Trainer
 
 
@@ -53,6 +55,7 @@ class CapturedSteps:
         self.graphs = graphs
         self._make_clock = clock
         self._rate: float | None = None
+        self.feed: Feed | None = None
         self._captured = Captured(self._work, graphs, "the training step")
         # A callback that looks at or changes the gradients runs between backward and update, on the host.
         changed = any(type(c).before_update is not Callback.before_update for c in trainer.callbacks)
@@ -77,13 +80,15 @@ class CapturedSteps:
             if module.ticks is not None:
                 module.counter = module.ticks.value
                 module.ticks = None
+        self.trainer.optimizer.read_clock()
         self.trainer.optimizer.clock = None
         self._captured.forget()  # it used the clock and the counters of this block
         self._context.close()
 
-    def _work(self, x: Array, y: Array) -> tuple[Array, list[Any]]:
+    def _work(self, *inputs: Array, size: int | None = None) -> tuple[Array, list[Any]]:
         """What is recorded. Returns the loss, and the parameters that got a gradient."""
         trainer = self.trainer
+        x, y = inputs if self.feed is None or size is None else self.feed.prepare(*inputs, size=size)
         loss, prediction = trainer.forward_backward(x, y)
         reached = [p for p in trainer.model.arena.parameters if p.grad is not None]
         if self.updates:
@@ -103,7 +108,7 @@ class CapturedSteps:
             rate = optimizer.current_learning_rate
             if rate != self._rate:
                 optimizer.clock.rate[...] = self._rate = rate
-        loss, reached = self._captured(x, y)
+        loss, reached = self._captured(*self.feed.inputs, size=len(x)) if self.feed is not None else self._captured(x, y)
         trainer.sums.count = count + len(x)
         trainer.iteration += 1
         if self.updates:
@@ -129,3 +134,28 @@ def captured_steps(trainer: Trainer) -> CapturedSteps | None:
     from xpnet.accel.cupy.optimizers import Clock
 
     return CapturedSteps(trainer, CudaGraphs(model.context.device), lambda values: Clock.new(cupy, values))
+
+
+@contextlib.contextmanager
+def feeding(trainer: Trainer, batches: Batches, captured: CapturedSteps | None = None) -> Iterator[Batches | Feed]:
+    """Within the block, the batches as they best come to a trainer's steps: on a CPU themselves, see xpnet.training.feeds."""
+    device = trainer.model.context.device
+    if device.kind == "cpu" and captured is None:
+        yield batches
+        return
+    from xpnet.training.feeds import feed_of  # the data are imported where they are needed
+
+    def transfers() -> Any:
+        from xpnet.accel.cupy.transfers import CudaTransfers
+
+        return CudaTransfers(device)
+
+    feed = feed_of(batches, device, transfers, recorded=captured is not None)
+    if captured is not None:
+        captured.feed = feed
+    try:
+        yield feed
+    finally:
+        feed.close()
+        if captured is not None:
+            captured.feed = None

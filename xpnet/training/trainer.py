@@ -12,18 +12,22 @@ from xpnet.backend import Array, namespace
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
 from xpnet.ops.shapes import is_whole
+from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.tape import no_grad
 from xpnet.tensor import Tensor
+from xpnet.timeline import watched
 from xpnet.training.callback import Callback
-from xpnet.training.captured import captured_steps
+from xpnet.training.captured import captured_steps, feeding
 from xpnet.training.feeding import applied, as_batches, examples_in, kinds, known_length, native, no_batches
 from xpnet.training.history import History
 from xpnet.training.interrupt import Interruptible
 from xpnet.training.progress import Progress
+from xpnet.training.segments import Recompute, recomputed, segments_of
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
+    from xpnet.training.feeds import Feed
 
 Data = Any
 
@@ -45,6 +49,11 @@ class Trainer:
         accumulate: gradients of this many batches are averaged for one update.
         capture: on a GPU, record the step of `fit` once as a CUDA graph and replay it, where that is possible. The bits are the
             same either way.
+        loss_scale: of a float16 model, whose gradients would otherwise be too small for its numbers; None makes one with its
+            own defaults. A loss that is not finite is then a skipped update, and an error at the end of the epoch.
+        recompute: which parts of the model compute their activations again in the backward pass instead of keeping them:
+            True cuts a Sequential of n layers into about sqrt(n) segments; or a list of layers, each by its path ("3.body") or
+            its index; or a function (path, layer) -> bool. The bits are the same; see :func:`xpnet.recompute`.
 
     Attributes:
         history: what `fit` has recorded so far.
@@ -67,6 +76,8 @@ class Trainer:
         seed: int = 0,
         accumulate: int = 1,
         capture: bool = True,
+        loss_scale: LossScale | None = None,
+        recompute: Recompute = False,
     ) -> None:
         _require_parts(model, optimizer, callbacks)
         if accumulate < 1:
@@ -74,6 +85,8 @@ class Trainer:
         self.model = model
         self.loss = losses.get(loss)
         self.optimizer = optimizer
+        if loss_scale is not None or (model.context.dtype == "float16" and optimizer.loss_scale is None):
+            optimizer.loss_scale = loss_scale or LossScale()
         named = [_metric(m) for m in ([metrics] if isinstance(metrics, str) else metrics)]
         self.metrics = dict(named)
         if len(self.metrics) < len(named):
@@ -85,6 +98,7 @@ class Trainer:
         self.seed = seed
         self.accumulate = accumulate
         self.capture = capture
+        self.segments = segments_of(model, recompute)
         self.history = History()
         self.epoch = 0
         self.batch = 0
@@ -115,16 +129,23 @@ class Trainer:
 
     def forward_backward(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Leave the gradients of one batch in the parameters; returns the loss and the predictions."""
-        prediction = applied(self.model, x)
+        if self.segments:
+            with recomputed(self.segments):
+                prediction = applied(self.model, x)
+        else:
+            prediction = applied(self.model, x)
         loss = self.loss(prediction, y)
         if type(loss) is not Tensor or loss.array.ndim:
             _refuse_loss(self.loss, loss)
         penalty = self._penalty()
         total = loss if penalty is None else loss + penalty
         # On a GPU this would wait for the device in every step; there the loss is looked at once an epoch.
-        if self.model.context.device.kind == "cpu" and not math.isfinite(total.array):
+        scale = self.optimizer.loss_scale
+        if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(total.array):
             raise self._not_finite(x, float(total.array))
-        if self.accumulate == 1:
+        if scale is not None:
+            scale.backward(total, 1 / self.accumulate)
+        elif self.accumulate == 1:
             total.backward()
         else:
             (total * (1 / self.accumulate)).backward()
@@ -132,6 +153,8 @@ class Trainer:
 
     def update(self) -> None:
         """Let the callbacks look at the gradients, and the optimizer use them."""
+        if self.optimizer.loss_scale is not None:
+            self.optimizer.loss_scale.unscale(self.model.arena)
         for callback in self.callbacks:
             callback.before_update(self)
         self.optimizer.step(self.model)
@@ -192,10 +215,11 @@ class Trainer:
         captured = captured_steps(self)
         train = self._train if captured is None else captured.step
         context = contextlib.nullcontext() if captured is None else captured
-        with Interruptible(self), Progress(last, known_length(batches), verbose) as progress, context:
+        bar = Progress(last, known_length(batches), verbose)
+        with Interruptible(self), bar as progress, context, feeding(self, batches, captured) as source:
             self._call("on_fit_begin")
             while self.epoch < last and not self.stop:
-                self._epoch(batches, checks, progress, train)
+                self._epoch(source, checks, progress, train)
             self._call("on_fit_end")
         return self.history
 
@@ -206,7 +230,7 @@ class Trainer:
         return loss
 
     def _epoch(
-        self, batches: Batches, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
+        self, batches: Batches | Feed, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
     ) -> None:
         """What is left of one epoch: its batches, validation, and the record of both."""
         if self.batch == 0:
@@ -214,7 +238,7 @@ class Trainer:
             self._call("on_epoch_begin")
         progress.begin(self.epoch, self.batch)
         x = None
-        for x, y in batches.epoch(self.epoch, self.batch):
+        for x, y in watched(batches.epoch(self.epoch, self.batch), self.model.context.device):
             self.last_loss = train(x, y)
             self.batch += 1
             progress.advance(examples_in(x), self.sums.means)
@@ -246,8 +270,8 @@ class Trainer:
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:
         sums = Sums()
-        with no_grad(), Evaluation(self.model):
-            for x, y in batches.epoch(0):
+        with no_grad(), Evaluation(self.model), feeding(self, batches) as source:
+            for x, y in source.epoch(0):
                 prediction = applied(self.model, x)
                 values = {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)}
                 sums.add(examples_in(x), values)

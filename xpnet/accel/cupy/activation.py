@@ -7,7 +7,7 @@ from typing import Any
 from xpnet.accel.cupy.columns import cut, sum_slabs
 from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, fits, takes
+from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, delivered, fits, takes
 from xpnet.ops.activations import relu, sigmoid, tanh
 
 Array = Any
@@ -44,7 +44,7 @@ def add_bias_and_activate(xp: Any, y: Array, bias: Array | None, activation: str
 
 
 def bias_and_activation_gradients(
-    xp: Any, dy: Array, y: Array | None, activation: str | None, need_bias: bool
+    xp: Any, dy: Array, y: Array | None, activation: str | None, need_bias: bool, into: Array | None = None
 ) -> tuple[Array, Array | None]:
     """The gradients before the activation and of the bias.
 
@@ -54,6 +54,7 @@ def bias_and_activation_gradients(
         y: the activation's output, (rows, channels); not used where `activation` is None.
         activation: as in `add_bias_and_activate`.
         need_bias: whether to compute the gradient of the bias.
+        into: where the gradient of the bias may be put.
 
     Returns:
         dz (rows, channels), which is dy itself where there is no activation, and the bias's (channels,) or None.
@@ -72,7 +73,7 @@ def bias_and_activation_gradients(
         _bias_backward[c_name(dy), V, NUMBERS[activation], need_bias], slabs.grid, slabs.block, dy,
         y if activation else None, dz, partial, rows, slabs.slab_rows, channels,
     )  # fmt: skip
-    dbias = None if partial is None else sum_slabs(xp, partial).astype(dy.dtype, copy=False)
+    dbias = None if partial is None else delivered(sum_slabs(xp, partial), dy, into)
     return dy if dz is None else dz, dbias
 
 

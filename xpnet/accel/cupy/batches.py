@@ -1,65 +1,102 @@
-"""Batches from a data set that lives on the device as bytes: a launch of ``kernels/batches.cu``."""
+"""Batches from a data set that lives on the device: launches of ``kernels/batches.cu``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.launch import THREADS, address, launch, runtime
+from xpnet.accel.cupy.launch import LIMIT, THREADS, address, launch, runtime
 from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import VECTORS, WIDTHS, fits, product
 
 Array = Any
 
-_gather = Kernel("batches", "gather_bytes", FLOATS, VECTORS, only=fits)
+FIELDS = 12
+"""Numbers that describe one stage of an augmentation; `xpnet.data.augment.program` writes them."""
 
 
-def gather_bytes(
-    xp: Any,
-    data: Array,
-    index: Array,
+def _listed(kind: str, width: int, source: str) -> bool:
+    return fits(kind, width) and source in ("u8", kind)
+
+
+_gather = Kernel("batches", "gather", FLOATS, VECTORS, ("u8", *FLOATS), only=_listed)
+_deal = Kernel("batches", "deal", (256,))
+
+
+def deal(
+    batch: int,
+    index: Array | None,
+    drawn: Array | None,
     *,
-    scale: float = 1 / 255,
-    mean: Array | None = None,
-    deviation: Array | None = None,
-    dtype: Any = None,
-) -> Array:
-    """The rows `index` of a data set of bytes, as (data * scale - mean) / deviation.
+    order: Array | None = None,
+    position: Array | None = None,
+    step: Array | None = None,
+    program: Array | None = None,
+    labels: Array | None = None,
+    taken: Array | None = None,
+) -> None:
+    """What the next batch is made of: its examples' numbers, and the random numbers of its augmentation.
 
     Args:
-        xp: the namespace of the arrays.
-        data: (M, ..., C) uint8, C-contiguous.
-        index: (N,) int64; a row outside 0..M-1 comes out as NaN.
-        scale: what a byte is multiplied by.
-        mean, deviation: (C,), for the last axis; both or neither.
-        dtype: of the result, floating; float32 if not given.
+        batch: N.
+        index: (N,) int64, becomes order[position : position + N]; position then moves on by N. None without an order.
+        drawn: (S, 2, N) int32, becomes what the stages draw for batch `step`, which is then one more. None without a program.
+        order: (M,) int64.
+        position: () int64.
+        step: () uint64.
+        program: (S, 12) int64, from `xpnet.data.augment.program`.
+        labels: (L, W) uint32, the labels of all examples in words; L is above every number in the order.
+        taken: (N, W) uint32, becomes the labels of the batch.
+    """
+    stages = 0 if program is None else int(program.shape[0])
+    count = 0 if order is None else int(order.shape[0])
+    words = 0 if labels is None else int(labels.shape[1])
+    launch(
+        _deal[256,], 1, 256, order, count, position, step, program, stages, batch, labels, words, index, taken, drawn
+    )  # fmt: skip
 
-    Returns:
-        (N, ..., C).
+
+def gather(
+    data: Array,
+    index: Array | None,
+    out: Array,
+    *,
+    table: Array | None = None,
+    values: Array | None = None,
+    fills: Array | None = None,
+    program: Array | None = None,
+    drawn: Array | None = None,
+) -> None:
+    """Rows of a data set, moved and painted over as a program says, converted, in one pass.
+
+    Args:
+        data: (M, ..., C), C-contiguous: uint8, or the dtype of `out`.
+        index: (N,) int64, a number outside 0..M-1 gives NaN; None: the first N rows.
+        out: (N, ..., C), written; with a program both are images (N, H, W, C), of any two sizes.
+        table: (256, C) or (256, 1), what each byte becomes, for bytes.
+        values: (K, 2, C) in the dtype that `out` is computed in: numbers become (v - a) / b for each pair; None: they stay.
+        fills: (S, C), what each stage paints.
+        program: (S, 12) int64.
+        drawn: (S, 2, N) int32, from `deal`.
 
     Raises:
-        ValueError: only one of mean and deviation is given, or they are not (C,).
+        ValueError: an example has 2**31 elements or more.
     """
-    channels = data.shape[-1] if data.ndim > 1 else 1
-    if (mean is None) != (deviation is None):
-        raise ValueError("gather_bytes: give both mean and deviation, or neither")
-    out = xp.empty((index.shape[0], *data.shape[1:]), dtype=xp.float32 if dtype is None else dtype)
-    wide = xp.float64 if out.dtype.itemsize == 8 else xp.float32
-    if mean is not None and deviation is not None:
-        if tuple(mean.shape) != (channels,) or tuple(deviation.shape) != (channels,):
-            raise ValueError(
-                f"gather_bytes: mean {tuple(mean.shape)} and deviation {tuple(deviation.shape)}, expected ({channels},)"
-            )
-        mean, deviation = (xp.ascontiguousarray(v.astype(wide, copy=False)) for v in (mean, deviation))
-    features = product(data.shape[1:])
-    kind = C_NAMES[dtype_of(out)]
+    size, out_size = product(data.shape[1:]), product(out.shape[1:])
+    if max(size, out_size) >= LIMIT:
+        raise ValueError(f"gather: examples of {max(size, out_size)} elements, expected fewer than 2**31")
+    kind, source = C_NAMES[dtype_of(out)], C_NAMES[dtype_of(data)]
+    stages = 0 if program is None else int(program.shape[0])
+    channels = out.shape[-1] if out.ndim > 1 else 1
     V = WIDTHS[kind]
-    if features % V or address(data) % V or address(out) % 16:
+    wide = V * data.dtype.itemsize
+    if out_size % V or address(out) % 16 or (stages == 0 and address(data) % wide):
         V = 1
-    across = max(-(-features // (V * THREADS)), 1)
-    down = min(index.shape[0], 65535, max(runtime().multiprocessors * 16 // across, 1))
+    across = max(-(-out_size // (V * THREADS)), 1)
+    down = min(out.shape[0], 65535, max(runtime().multiprocessors * 16 // across, 1))
+    columns, pairs = 0 if table is None else int(table.shape[1]), 0 if values is None else int(values.shape[0])
     if out.size:
         launch(
-            _gather[kind, V], (across, down, 1), THREADS, data, index, mean, deviation, out, index.shape[0],
-            data.shape[0], features, channels, scale,
+            _gather[kind, V, source], (across, down, 1), THREADS, data, index, table, values, fills, program, drawn, out,
+            out.shape[0], data.shape[0], size, out_size, stages, columns, pairs,
+            data.shape[2] if stages else 1, channels, out.shape[2] if stages else 1,
         )  # fmt: skip
-    return out

@@ -85,7 +85,7 @@ def wanted(name: str) -> bool:
     setting = os.environ.get("XPNET_CONVOLUTION") or "auto"
     if setting not in SETTINGS:
         raise ValueError(f"XPNET_CONVOLUTION must be one of {', '.join(SETTINGS)}, got {setting!r}")
-    if setting == "cudnn" and runtime().cudnn is None:
+    if setting == "cudnn" and runtime().cudnn is None and runtime().can_measure():
         raise DeviceError(f"XPNET_CONVOLUTION is cudnn, which is not installed or does not load: {HOW_TO_INSTALL}")
     if name == "wgmma":
         return setting == "wgmma"

@@ -15,7 +15,7 @@ from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and
 from xpnet.accel.cupy.chooser import choose, convolution, wanted
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import LIMIT, runtime
-from xpnet.accel.cupy.support import contiguous, takes
+from xpnet.accel.cupy.support import contiguous, delivered, takes
 from xpnet.accel.cupy.windows import col2im, im2col
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.geometry import Geometry
@@ -166,13 +166,14 @@ def _(
     groups: int,
     activation: str | None,
     needs: tuple[bool, ...],
+    into: Any = (None,) * 3,
 ) -> Any:
     x, kernel, y = saved
     g = conv_geometry(x, kernel, None, stride, padding, dilation, groups)
     O = kernel.shape[3]
     count = x.shape[0] * g.h.out * g.w.out
     y = None if y is None else xp.reshape(y, (count, O))
-    dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2])
+    dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2], into[2])
     dx = dkernel = None
     images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
     if depthwise.covers(x, kernel, g, groups):
@@ -196,7 +197,7 @@ def _(
             )
             dkernel = xp.reshape(dkernel, kernel.shape)
     if dkernel is not None:
-        dkernel = dkernel.astype(kernel.dtype, copy=False)
+        dkernel = delivered(dkernel, kernel, into[1])
     return dx, dkernel, dbias
 
 

@@ -298,7 +298,10 @@ def data_gradient(xp: Any, x: Array, dz: Array, kernel: Array, g: Geometry) -> A
 
 
 def kernel_gradient(xp: Any, x: Array, dz: Array, kernel: Array, g: Geometry) -> Array:
-    """The gradient of the kernel as a matrix (KH*KW*C/groups, O), from dz (N, OH, OW, O)."""
+    """The gradient of the kernel as a matrix (KH*KW*C/groups, O), from dz (N, OH, OW, O).
+
+    It has the dtype of x: cuDNN rounds the float32 sums of 16-bit factors, where the other ways hand them on.
+    """
     KH, KW, Cg, O = kernel.shape
     turned = xp.empty((O, KH, KW, Cg), dtype=x.dtype)
     _run(_key("kernel", x, kernel, g), {_X: _aligned(x), _Y: _aligned(dz), _KERNEL: turned})

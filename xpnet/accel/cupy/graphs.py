@@ -57,6 +57,8 @@ class CudaGraphs:
         Raises:
             whatever `function` raises, also where CuPy refuses a call; the stream is usable again afterwards.
         """
+        # What the run before the recording left in the usual pool would lie idle: the graph has memory of its own.
+        cupy.get_default_memory_pool().free_all_blocks()
         with cupy.cuda.using_allocator(self._pool.malloc):
             self._stream.begin_capture()
             try:

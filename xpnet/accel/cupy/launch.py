@@ -141,8 +141,19 @@ _runtimes: dict[int, CudaRuntime] = {}
 _substitute: Runtime | None = None
 
 
+class _Here(threading.local):
+    """What this thread alone uses in the place of a device."""
+
+    runtime: Runtime | None = None
+
+
+_here = _Here()
+
+
 def runtime() -> Runtime:
     """What runs kernels now: the current CUDA device, or what `use_runtime` put in its place."""
+    if _here.runtime is not None:
+        return _here.runtime
     if _substitute is not None:
         return _substitute
     from cupy.cuda.runtime import getDevice
@@ -163,6 +174,16 @@ def use_runtime(substitute: Runtime) -> Iterator[None]:
         yield
     finally:
         _substitute = before
+
+
+@contextlib.contextmanager
+def use_runtime_here(substitute: Runtime) -> Iterator[None]:
+    """Within the block everything that this thread launches runs on `substitute`; other threads go on as before."""
+    before, _here.runtime = _here.runtime, substitute
+    try:
+        yield
+    finally:
+        _here.runtime = before
 
 
 class _Buffers(threading.local):
@@ -271,5 +292,7 @@ def vector_width(items: int, *arrays: Array) -> int:
 
 def address(array: Array) -> int:
     """The address of an array's data, of CuPy or NumPy."""
-    data = array.data
-    return int(data.ptr) if hasattr(data, "ptr") else int(array.ctypes.data)
+    try:
+        return int(array.data.ptr)
+    except (AttributeError, ValueError):  # NumPy's; it shows no memory of dtypes that are not its own
+        return int(array.ctypes.data)

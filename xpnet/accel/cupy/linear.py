@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and_activation_gradients
 from xpnet.accel.cupy.gemm import gemm
-from xpnet.accel.cupy.support import contiguous, product, takes
+from xpnet.accel.cupy.support import contiguous, product, room, takes
 from xpnet.ops.linear import dense, matmul
 
 Array = Any
@@ -28,18 +28,18 @@ def _dense(xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activ
 
 
 @_dense.backward
-def _(xp: Any, dy: Array, saved: Any, *, activation: str | None, needs: tuple[bool, ...]) -> Any:
+def _(xp: Any, dy: Array, saved: Any, *, activation: str | None, needs: tuple[bool, ...], into: Any = (None,) * 3) -> Any:
     x, kernel, y = saved
     count, units = product(x.shape[:-1]), kernel.shape[1]
     dy = xp.reshape(contiguous(xp, dy), (count, units))
     y = None if y is None else xp.reshape(y, (count, units))
-    dz, dbias = bias_and_activation_gradients(xp, dy, y, activation, needs[2])
+    dz, dbias = bias_and_activation_gradients(xp, dy, y, activation, needs[2], into[2])
     dx = dkernel = None
     if needs[0]:
         dx = xp.reshape(gemm(xp, dz, kernel.T, xp.empty((count, kernel.shape[0]), dtype=x.dtype)), x.shape)
     if needs[1]:
         rows = xp.reshape(x, (count, kernel.shape[0]))
-        dkernel = gemm(xp, rows.T, dz, xp.empty(kernel.shape, dtype=kernel.dtype))
+        dkernel = gemm(xp, rows.T, dz, room(xp, kernel.shape, kernel, into[1]))
     return dx, dkernel, dbias
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from xpnet.accel.cupy.columns import cut, merge_slabs, sum_slabs
 from xpnet.accel.cupy.launch import blocks_for, launch, vector_width
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, fits, product, takes
+from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, delivered, fits, product, takes
 from xpnet.ops.normalization import batch_norm_inference, batch_norm_with_statistics, layer_norm
 from xpnet.ops.shapes import normalize_axes
 
@@ -60,11 +60,11 @@ def _gradient_sums(
     return xp.reshape(sum_slabs(xp, partial), (2, C))
 
 
-def _as_vectors(sums: Array, like: Array, shape: tuple[int, ...], needs: tuple[bool, ...]) -> tuple[Any, Any]:
+def _as_vectors(sums: Array, like: Array, shape: tuple[int, ...], needs: tuple[bool, ...], into: Any) -> tuple[Any, Any]:
     """The gradients of scale and offset out of the two sums."""
     return (
-        sums[1].reshape(shape).astype(like.dtype, copy=False) if needs[1] else None,
-        sums[0].reshape(shape).astype(like.dtype, copy=False) if needs[2] else None,
+        delivered(sums[1].reshape(shape), like, into[1]) if needs[1] else None,
+        delivered(sums[0].reshape(shape), like, into[2]) if needs[2] else None,
     )
 
 
@@ -81,21 +81,21 @@ def _batch_norm(xp: Any, x: Array, scale: Array | None = None, offset: Array | N
     launch(_moments[c_name(x), V], slabs.grid, slabs.block, x, partial, rows, slabs.slab_rows, C)
     mean, variance = merge_slabs(xp, partial, rows, slabs.slab_rows)
     y = _normalized(xp, x, mean, variance, scale, offset, epsilon)
-    outputs = y, mean.astype(x.dtype, copy=False), variance.astype(x.dtype, copy=False)
-    return outputs, (x, mean, variance, scale)
+    return (y, mean, variance), (x, mean, variance, scale)
 
 
 @_batch_norm.backward
-def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...]) -> Any:
-    dy, dmean, dvariance = (contiguous(xp, d) for d in dys)
+def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...], into: Any = (None,) * 3) -> Any:
     x, mean, variance, scale = saved
+    dy = contiguous(xp, dys[0])
+    dmean, dvariance = (contiguous(xp, d.astype(mean.dtype, copy=False)) for d in dys[1:])
     C = x.shape[-1]
     rows = product(x.shape[:-1])
     sums = _gradient_sums(xp, dy, x, mean, variance, rows, C, False, epsilon)
     dx = None
     if needs[0]:
         dx = _data_gradient(xp, dy, x, mean, variance, scale, sums, dmean, dvariance, True, epsilon)
-    return dx, *_as_vectors(sums, x, (C,), needs)
+    return dx, *_as_vectors(sums, x, (C,), needs, into)
 
 
 def _data_gradient(
@@ -136,7 +136,10 @@ def _batch_norm_inference(
 
 
 @_batch_norm_inference.backward
-def _(xp: Any, dy: Array, saved: Any, *, mean: Array, variance: Array, epsilon: float, needs: tuple[bool, ...]) -> Any:
+def _(
+    xp: Any, dy: Array, saved: Any, *, mean: Array, variance: Array, epsilon: float, needs: tuple[bool, ...],
+    into: Any = (None,) * 3,
+) -> Any:  # fmt: skip
     x, mean, variance, scale = saved
     dy = contiguous(xp, dy)
     C = x.shape[-1]
@@ -144,7 +147,7 @@ def _(xp: Any, dy: Array, saved: Any, *, mean: Array, variance: Array, epsilon: 
     if needs[1] or needs[2]:
         sums = _gradient_sums(xp, dy, x, mean, variance, product(x.shape[:-1]), C, False, epsilon)
     dx = _data_gradient(xp, dy, x, mean, variance, scale, sums, None, None, False, epsilon) if needs[0] else None
-    return dx, *(_as_vectors(sums, x, (C,), needs) if sums is not None else (None, None))
+    return dx, *(_as_vectors(sums, x, (C,), needs, into) if sums is not None else (None, None))
 
 
 _SHORT = 1024  # a row of up to so many numbers is the work of one warp, a longer one of a block
@@ -174,7 +177,7 @@ def _layer_norm(
 
 
 @_layer_norm.backward
-def _(xp: Any, dy: Array, saved: Any, *, axis: Any, epsilon: float, needs: tuple[bool, ...]) -> Any:
+def _(xp: Any, dy: Array, saved: Any, *, axis: Any, epsilon: float, needs: tuple[bool, ...], into: Any = (None,) * 3) -> Any:
     x, scale, mean, variance = saved
     dy = contiguous(xp, dy)
     rows = mean.size
@@ -191,5 +194,5 @@ def _(xp: Any, dy: Array, saved: Any, *, axis: Any, epsilon: float, needs: tuple
         )  # fmt: skip
     vectors: tuple[Any, Any] = None, None
     if needs[1] or needs[2]:
-        vectors = _as_vectors(_gradient_sums(xp, dy, x, mean, variance, rows, K, True, epsilon), x, shape, needs)
+        vectors = _as_vectors(_gradient_sums(xp, dy, x, mean, variance, rows, K, True, epsilon), x, shape, needs, into)
     return dx, *vectors

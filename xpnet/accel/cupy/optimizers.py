@@ -39,13 +39,33 @@ class Clock(NamedTuple):
         dtype = accumulator(xp, parameters)
         return cls(xp.asarray(rate, dtype=dtype), xp.zeros((), dtype=xp.int64), xp.zeros((), dtype=xp.uint32))
 
+    def skipping(self, skip: Array) -> SkippingClock:
+        """This clock for an update that does nothing where `skip`, a () uint32, is not 0."""
+        return SkippingClock(*self, skip)
+
+
+class SkippingClock(NamedTuple):
+    """A Clock, and whether to skip the update: see Clock.skipping."""
+
+    rate: Array
+    steps: Array
+    ticket: Array
+    skip: Array
+
+
+def _there(rate: Any) -> tuple[tuple[Any, ...], float]:
+    """The learning rate as kernels take it: the four arrays of a clock (None where there is none), and a number."""
+    if isinstance(rate, (Clock, SkippingClock)):
+        return (*rate, None)[:4], 0.0
+    return (None,) * 4, rate
+
 
 def sgd(
     w: Array,
     g: Array,
     velocity: Array | None = None,
     *,
-    rate: float | Clock,
+    rate: float | Clock | SkippingClock,
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
@@ -68,8 +88,7 @@ def sgd(
     """
     arrays = [a for a in (w, g, velocity) if a is not None]
     V = vector_width(w.size, *arrays)
-    clock = rate if isinstance(rate, Clock) else Clock(None, None, None)
-    number = 0.0 if isinstance(rate, Clock) else rate
+    clock, number = _there(rate)
     launch(
         _sgd[c_name(w), V, nesterov], blocks_for(w.size // V), THREADS, w, g, velocity, *clock, w.size,
         w.size if decayed is None else decayed, number, momentum, weight_decay,
@@ -82,7 +101,7 @@ def adam(
     mean: Array,
     square: Array,
     *,
-    rate: float | Clock,
+    rate: float | Clock | SkippingClock,
     finished_steps: int = 0,
     beta1: float = 0.9,
     beta2: float = 0.999,
@@ -103,8 +122,7 @@ def adam(
         decoupled: whether weight decay leaves the running means alone.
     """
     V = vector_width(w.size, w, g, mean, square)
-    clock = rate if isinstance(rate, Clock) else Clock(None, None, None)
-    number = 0.0 if isinstance(rate, Clock) else rate
+    clock, number = _there(rate)
     launch(
         _adam[c_name(w), V, decoupled], blocks_for(w.size // V), THREADS, w, g, mean, square, *clock, w.size,
         w.size if decayed is None else decayed, finished_steps, number, beta1, beta2, epsilon, weight_decay,

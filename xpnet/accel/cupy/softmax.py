@@ -8,6 +8,7 @@ from typing import Any
 from xpnet.accel.cupy.launch import blocks_for, launch
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import accumulator, c_name, contiguous, product, takes
+from xpnet.backend import is_floating
 from xpnet.ops.softmax import check_reduction, log_softmax, softmax, softmax_cross_entropy
 
 Array = Any
@@ -80,7 +81,7 @@ def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: 
     if not takes(logits) or logits.ndim == 0 or logits.shape[-1] == 0:
         return NotImplemented
     K = logits.shape[-1]
-    if xp.isdtype(labels.dtype, "integral"):
+    if not is_floating(labels) and xp.isdtype(labels.dtype, "integral"):
         if tuple(labels.shape) != tuple(logits.shape[:-1]):
             return NotImplemented  # the reference explains a wrong shape
         if dtype_of(labels) not in ("int32", "int64"):

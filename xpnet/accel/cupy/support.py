@@ -41,6 +41,23 @@ def contiguous(xp: Any, array: Array | None) -> Any:
     return array if array is None or array.flags.c_contiguous else xp.ascontiguousarray(array)
 
 
+def delivered(gradient: Array, like: Array, into: Array | None) -> Any:
+    """A gradient, computed in the type that kernels sum in, in the dtype of `like`; or unrounded in `into`, where that has
+    the gradient's dtype: the place that a parameter keeps it in."""
+    if into is not None and into.dtype == gradient.dtype:
+        into[...] = gradient.reshape(into.shape)
+        return into
+    return gradient.astype(like.dtype, copy=False)
+
+
+def room(xp: Any, shape: tuple[int, ...], like: Array, into: Array | None) -> Any:
+    """Where a product writes the gradient of an array like `like`: `into` if a product can, else a new array."""
+    wider = into is not None and into.dtype.itemsize == 4 and like.dtype.itemsize == 2
+    if into is not None and into.flags.c_contiguous and (into.dtype == like.dtype or wider):
+        return into
+    return xp.empty(shape, dtype=like.dtype)
+
+
 def product(sizes: Sequence[int]) -> int:
     """The product of sizes, 1 for none."""
     total = 1

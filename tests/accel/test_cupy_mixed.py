@@ -1,0 +1,163 @@
+"""The kernels of mixed precision, run by the emulator, against array code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from tests.accel.gpu import skip_without_gpu
+from tests.cuda_emulator.emulator import emulated, emulated_ops
+from xpnet import ops
+from xpnet.accel.cupy.optimizers import Clock, adam, sgd
+from xpnet.backend import dtype_named
+from xpnet.optim import rules_half
+from xpnet.optim.rules import rules
+
+HALVES = [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
+RANDOM = np.random.default_rng(2)
+SPECIAL = [0.0, -0.0, np.inf, -np.inf, 65504.0, 65519.9, 65520.0, -7e4, 6e-8, 2.9e-8, 1e-40, 1 + 2**-11, 1 + 2**-8, 3e38]
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("count", [1, 7, 1024, 4003])
+def test_conversions_have_the_bits_of_numpy(count, name):
+    x = np.resize(np.concatenate([SPECIAL, RANDOM.standard_normal(64)]), count).astype(np.float32)
+    kind = dtype_named(np, name)
+    with np.errstate(over="ignore"):
+        expected = x.astype(kind)
+    with emulated_ops() as runtime:
+        narrow = ops.cast(x, name)
+        wide = ops.cast(narrow, "float32")
+        copy = np.empty(count, kind)
+        rules_half.rounded(copy, x)
+    assert len(runtime.launches) == 3
+    for found in (narrow, copy):
+        np.testing.assert_array_equal(found.view(np.uint16), expected.view(np.uint16))
+    np.testing.assert_array_equal(wide, expected.astype(np.float32))
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("name", HALVES)
+def test_numbers_that_are_none_stay_so(name):
+    with emulated_ops():
+        assert np.isnan(ops.cast(np.array([np.nan] * 5, np.float32), name).astype(np.float32)).all()
+
+
+@pytest.mark.emulator
+def test_conversions_without_a_kernel_are_array_code():
+    with emulated_ops() as runtime:
+        assert ops.cast(np.ones(3), "float16").dtype == np.float16
+        assert ops.cast(np.ones(3, np.float16), "float64").dtype == np.float64
+        copy = np.zeros(3, np.float16)
+        rules_half.rounded(copy, np.ones(3))
+    assert runtime.launches == []
+    np.testing.assert_array_equal(copy, 1)
+
+
+def scale_of(value, good=0, overflow=0):
+    return np.array(value, np.float32), np.array(good, np.int64), np.array(overflow, np.uint32)
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 6, 2048, 5001])
+@pytest.mark.parametrize("bad", [None, np.inf, -np.inf, np.nan])
+def test_gradients_are_divided_and_looked_at(size, dtype, bad):
+    g = RANDOM.standard_normal(size).astype(dtype)
+    if bad is not None:
+        g[RANDOM.integers(size)] = bad
+    expected = g.copy()
+    scale, _, overflow = scale_of(2.0**12)
+    flag = overflow.copy()
+    rules_half.unscale.reference(np, expected, scale, flag)
+    with emulated_ops() as runtime:
+        rules_half.unscale(g, scale, overflow)
+    assert len(runtime.launches) == 1
+    np.testing.assert_array_equal(g, expected)
+    assert int(overflow) == int(flag) == (bad is not None)
+
+
+@pytest.mark.emulator
+def test_the_scale_follows_the_same_rule():
+    settings = {"factor": 2.0, "interval": 3, "smallest": 0.5}
+    for start in (8.0, 0.25, 2.0**127):
+        one, other = scale_of(start), scale_of(start)
+        with emulated_ops():
+            for step in range(60):
+                one[2][...] = other[2][...] = step % 7 in (2, 3) or 40 < step < 50
+                rules_half.adjust.reference(np, *one, **settings)
+                rules_half.adjust(*other, **settings)
+                assert [a.item() for a in one] == [a.item() for a in other]
+                assert np.isfinite(one[0])
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("rule", [sgd, adam])
+def test_a_skipped_update_changes_nothing(rule):
+    arrays = [RANDOM.standard_normal(70).astype(np.float32) for _ in range(2 if rule is sgd else 4)]
+    before = [a.copy() for a in arrays]
+    clock, skip = Clock.new(np, arrays[0], 0.1), np.array(1, np.uint32)
+    with emulated():
+        rule(*arrays, rate=clock.skipping(skip), weight_decay=0.1)
+        for one, other in zip(arrays, before):
+            np.testing.assert_array_equal(one, other)
+        assert (int(clock.steps), int(clock.ticket)) == (0, 0)
+        skip[...] = 0
+        rule(*arrays, rate=clock.skipping(skip), weight_decay=0.1)
+        rule(*before, rate=0.1, weight_decay=0.1)
+    for one, other in zip(arrays, before):
+        np.testing.assert_array_equal(one, other)
+    assert int(clock.steps) == 1
+
+
+def test_every_rule_has_a_kernel():
+    assert {name for name in ("rounded", "unscale", "adjust") if "cupy" in rules[name].accelerated} == {
+        "rounded",
+        "unscale",
+        "adjust",
+    }
+
+
+# -- on a GPU --
+
+
+@pytest.fixture
+def gpu():
+    skip_without_gpu()
+    return "cuda"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", HALVES)
+def test_conversions_on_the_gpu(gpu, name):
+    x = np.resize(np.array(SPECIAL, np.float32), 4003)
+    there = ops.cast(xn.to_device(x, gpu), name)
+    with np.errstate(over="ignore"):
+        expected = x.astype(dtype_named(np, name)).astype(np.float32)
+    np.testing.assert_array_equal(xn.to_numpy(ops.cast(there, "float32")), expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("capture", [True, False])
+def test_digits_are_learnt_on_the_gpu(gpu, name, capture):
+    """Recorded or not: the same bits, and about the accuracy of float32."""
+    data = xn.data.load("digits")
+
+    def trained(dtype, capture):
+        layers = [xn.Conv2D(16, 3, padding=1, use_bias=False), xn.BatchNorm(), xn.ReLU(), xn.MaxPool2D(2)]
+        layers += [xn.Residual([xn.Conv2D(16, 3, padding=1, activation="relu")]), xn.Flatten(), xn.Dropout(0.2), xn.Dense(10)]
+        model = xn.Sequential(layers, input_shape=(8, 8, 1), device=gpu, dtype=dtype, seed=0)
+        trainer = xn.Trainer(
+            model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.003), metrics=["accuracy"], capture=capture
+        )
+        trainer.fit(data.train, epochs=6, batch_size=32, verbose=False)
+        return trainer, trainer.evaluate(data.test)["accuracy"]
+
+    trainer, accuracy = trained(name, capture)
+    other, wide = trained(name, True), trained("float32", True)
+    np.testing.assert_array_equal(xn.to_numpy(trainer.model.arena.values), xn.to_numpy(other[0].model.arena.values))
+    assert accuracy > wide[1] - 0.015
+    assert trainer.optimizer.iterations + trainer.optimizer.skipped == trainer.iteration

@@ -1,0 +1,376 @@
+"""Batches on their way to a device: the right ones in the right memory, whichever stream is slow, and no thread left behind."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests.streams import HazardError, TwoStreams
+from xpnet.data import Batches, WorkerError
+from xpnet.data.sources import SkipExample
+from xpnet.data.staging import Staging
+from xpnet.timeline import Timeline
+
+from ._helpers import Dies, Squares
+
+X = np.random.default_rng(0).normal(size=(50, 4, 3)).astype(np.float32)
+Y = np.arange(50)
+ORDERS = [(), ("copies",), ("computations",), ("copies", "computations")]
+
+
+def workers():
+    return [t for t in threading.enumerate() if t.name.startswith("xpnet-data")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not workers()
+
+
+def made(count=9, fails_at=None):
+    """Batches of two sizes, each with its number beside it."""
+    for i in range(count):
+        if i == fails_at:
+            raise OSError("the disk is gone")
+        n = 8 if i % 4 else 5 + i
+        yield (np.full((n, 3), i, np.float32), np.arange(n) + i), [i]
+
+
+def computed(device, x, y, results):
+    """Let the stream of computations look at a batch, when it comes to it."""
+    device.enqueue(device.computations, lambda: results.append((x.copy(), y.copy())))
+
+
+def check(results, count=9):
+    expected = [batch for batch, _ in made(count)]
+    assert len(results) == len(expected)
+    for found, wanted in zip(results, expected):
+        for a, b in zip(found, wanted):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("eager", ORDERS)
+@pytest.mark.parametrize("thread", [False, True])
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+def test_every_computation_sees_its_batch(eager, thread, slots):
+    device, results = TwoStreams(*eager), []
+    staging = Staging(device, thread, slots)
+    for _ in range(2):
+        for number, ((x, y), others) in enumerate(staging.run(made())):
+            assert others == [number]
+            computed(device, x, y, results)
+        staging.close()
+        check(results)
+        results.clear()
+    assert device.finished == 2
+
+
+class Forgets(TwoStreams):
+    """A device whose user does not let one stream wait for the other."""
+
+    def __init__(self, forgotten, *eager):
+        super().__init__(*eager)
+        setattr(self, forgotten, lambda event: None)
+
+
+@pytest.mark.parametrize(("forgotten", "eager"), [("computations_wait", "computations"), ("copies_wait", "copies")])
+def test_the_stand_in_finds_a_wait_that_is_missing(forgotten, eager):
+    device, results = Forgets(forgotten, eager), []
+    staging = Staging(device)
+    for (x, y), _ in staging.run(made()):
+        computed(device, x, y, results)
+    staging.close()
+    with pytest.raises(AssertionError):
+        check(results)
+
+
+def test_the_stand_in_finds_memory_that_is_written_too_early():
+    class Hasty(Staging):
+        def _stage(self, slot, batch):
+            slot.copied = None  # so that nobody waits for it
+            return super()._stage(slot, batch)
+
+    def loop():
+        staging = Hasty(TwoStreams(), thread=False)
+        list(staging.run(made()))
+        staging.close()
+
+    with pytest.raises(HazardError, match="before it was copied"):
+        loop()
+
+
+def test_slots_are_used_again():
+    device = TwoStreams("copies", "computations")
+    staging = Staging(device)
+    same = ((item, None) for item in itertools.repeat((X[:8], Y[:8]), 20))
+    assert len({x.ctypes.data for (x, _), _ in staging.run(same)}) == 3
+    assert device.allocated == 3 * 2 * 2  # each array of each slot: nothing, then what the first batch needs
+    staging.close()
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_batches_are_made_ahead_and_no_further(thread):
+    device, begun = TwoStreams("copies", "computations"), []
+
+    def source():
+        for item in made():
+            begun.append(item)
+            yield item
+
+    staging = Staging(device, thread)
+    run = staging.run(source())
+    next(run)
+    deadline = time.monotonic() + 5
+    while len(begun) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert len(begun) == 3  # the one in use and two more
+    staging.close()
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_an_error_comes_in_its_turn(thread):
+    device, seen = TwoStreams(), []
+    staging = Staging(device, thread)
+
+    def loop():
+        for (x, y), _ in staging.run(made(fails_at=4)):
+            computed(device, x, y, seen)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        loop()
+    staging.close()
+    check(seen, 4)
+
+
+@pytest.mark.parametrize("thread", [False, True])
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, None])
+def test_stopping_early_leaves_nothing_running(thread, interrupt):
+    closed = []
+
+    def source():
+        try:
+            yield from made(1000)
+        finally:
+            closed.append(threading.current_thread())
+
+    device, results = TwoStreams("copies"), []
+    staging = Staging(device, thread)
+
+    def loop():
+        for (x, y), _ in staging.run(source()):
+            computed(device, x, y, results)
+            if len(device.computations.actions) > 20:
+                if interrupt is not None:
+                    raise interrupt
+                break
+
+    if interrupt is None:
+        loop()
+    else:
+        with pytest.raises(interrupt):
+            loop()
+    staging.close()
+    assert len(closed) == 1
+    assert not workers()
+    check(results, len(results))
+    # And the same slots serve again.
+    results.clear()
+    for (x, y), _ in staging.run(made()):
+        computed(device, x, y, results)
+    staging.close()
+    check(results)
+
+
+def test_closing_while_a_batch_is_being_made():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def source():
+        yield from made(2)
+        begun.set()
+        go_on.wait(10)
+        yield from made(2)
+
+    staging = Staging(TwoStreams())
+    run = staging.run(source())
+    next(run)
+    assert begun.wait(10)
+    threading.Timer(0.05, go_on.set).start()
+    staging.close()  # waits for the thread, which is inside the generator, and then closes that
+    with pytest.raises(StopIteration):
+        next(run)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"drop_last": True}, {"workers": 2}, {"samples": 20}, {"transform": lambda batch: (2 * batch[0], batch[1])}],
+    ids=str,
+)
+def test_batches_are_the_same_staged(settings):
+    batches = Batches((X, Y), 8, seed=3, **settings)
+    staging = Staging(TwoStreams("copies"))
+    for epoch, start in ((0, 0), (1, 2)):
+        staged = []
+        for number, (x, y) in enumerate(_forced(staging, batches, epoch, start), start + 1):
+            staged.append((x.copy(), y.copy()))
+            assert batches.state()["batch"] == number  # what is made ahead does not count
+        expected = list(batches.epoch(epoch, start))
+        assert len(staged) == len(expected)
+        for found, wanted in zip(staged, expected):
+            for a, b in zip(found, wanted):
+                np.testing.assert_array_equal(a, b)
+    staging.close()
+
+
+def _forced(staging, batches, epoch, start):
+    """Each batch, once its computation would begin."""
+    for batch in batches.staged(epoch, start, staging.run):
+        staging.transfers.used().synchronize()
+        yield batch
+
+
+def test_the_death_of_a_worker_process_is_an_error_and_no_hang():
+    staging = Staging(TwoStreams("copies"))
+    with Batches(Dies(), 4, shuffle=False, workers=1, processes=True) as batches, pytest.raises(WorkerError, match="died"):
+        list(batches.staged(0, 0, staging.run))
+    staging.close()
+
+
+def test_what_a_worker_leaves_out_is_noted_in_its_turn():
+    class Gaps(Squares):
+        def __getitem__(self, i):
+            if i in (4, 5, 6, 7, 9):
+                raise SkipExample(f"file {i}", "it is empty")
+            return super().__getitem__(i)
+
+    batches, staging = Batches(Gaps(), 4, shuffle=False, workers=1), Staging(TwoStreams("copies"))
+    with pytest.warns(RuntimeWarning, match="left out file"):
+        found = [y.tolist() for _, y in _forced(staging, batches, 0, 0)]
+    staging.close()
+    assert found[:2] == [[0, 1, 4, 9], [64, 100, 121]]  # a batch that is skipped as a whole takes no slot
+    assert len(batches.skipped) == 5
+
+
+def test_other_byte_orders_empty_batches_and_dicts():
+    device = TwoStreams("copies", "computations")
+    big = np.arange(6, dtype=">f4").reshape(2, 3)[:, ::-1]
+    items = [({"a": big, "b": np.zeros((0, 3))}, None), (None, "skipped")]
+    found = list(Staging(device).run(item for item in items))
+    batch, _ = found[0]
+    assert batch["a"].dtype == np.dtype("=f4")
+    np.testing.assert_array_equal(batch["a"], big)
+    assert batch["b"].shape == (0, 3)
+    assert found[1] == (None, "skipped")
+
+
+def test_a_timeline_of_loading_copying_and_computing(tmp_path):
+    device = TwoStreams("copies", "computations")
+    with Timeline() as line:
+        staging = Staging(device)
+        for (_, _), _ in staging.run(made()):
+            start = device.used()
+            device.enqueue(device.computations, lambda: time.sleep(0.002))
+            line.add("computation", "step", start, device.used(), device.seconds)
+        staging.close()
+        with pytest.raises(RuntimeError, match="another one"):
+            Timeline().__enter__()
+    assert [len(line.lane(name)) for name in ("loading", "copies", "computation")] == [9, 9, 9]
+    for spans in map(line.lane, ("loading", "copies", "computation")):
+        assert all(span.start <= span.end for span in spans)
+    assert line.seconds("computation") >= 9 * 0.002
+    assert 0 <= line.hidden("copies") <= 1
+    assert 0 < line.busy() <= 1
+    assert "copies" in str(line)
+    line.save(tmp_path / "line.json")
+    events = json.loads((tmp_path / "line.json").read_text())["traceEvents"]
+    assert sum(event["ph"] == "X" for event in events) == 27
+    assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {"computation", "copies", "loading"}
+
+
+class Hours(TwoStreams):
+    """Streams that take the time they are told to, on a clock of their own; the host goes on at once."""
+
+    class Point:
+        def __init__(self, device, time):
+            self.device, self.time = device, time
+
+        def synchronize(self):
+            self.device.host = max(self.device.host, self.time)
+
+    def __init__(self, copying):
+        super().__init__()
+        self.copying, self.host, self.until = copying, 0.0, {"copies": 0.0, "computations": 0.0}
+
+    def works(self, stream, length):
+        start = max(self.until[stream], self.host)
+        self.until[stream] = start + length
+
+    def copy(self, target, source):
+        target[...] = source
+        self.works("copies", self.copying / 2)  # of the two arrays of a batch
+
+    def copied(self):
+        return self.Point(self, max(self.until["copies"], self.host))
+
+    def used(self):
+        return self.Point(self, max(self.until["computations"], self.host))
+
+    def copies_wait(self, event):
+        self.until["copies"] = max(self.until["copies"], event.time)
+
+    def computations_wait(self, event):
+        self.until["computations"] = max(self.until["computations"], event.time)
+
+    def finish(self):
+        self.host = max(self.host, *self.until.values())
+
+    def seconds(self, event):
+        return event.time
+
+
+def scheduled(loading, copying, computing, slots):
+    """A timeline of 20 steps where each part takes so long."""
+    device = Hours(copying)
+
+    def source():
+        for item in made(20):
+            device.host += loading
+            yield item
+
+    with Timeline() as line:
+        staging = Staging(device, thread=False, slots=slots)
+        for _ in staging.run(source()):
+            start = device.used()
+            device.works("computations", computing)
+            line.add("computation", "step", start, device.used(), device.seconds)
+        staging.close()
+    return line
+
+
+@pytest.mark.parametrize(("loading", "copying", "computing"), [(1, 1, 1), (3, 4, 5), (0.1, 0.1, 1), (2, 5, 5)])
+def test_steps_follow_each_other_where_loading_and_copying_take_no_longer(loading, copying, computing):
+    line = scheduled(loading, copying, computing, slots=3)
+    assert line.busy() == pytest.approx(1)
+    assert line.seconds("computation") == pytest.approx(20 * computing)
+    assert line.seconds("copies") == pytest.approx(20 * copying)
+    # All copies but those before the first step run beside one.
+    assert line.hidden("copies") >= 1 - 3 * copying / (20 * copying)
+
+
+def test_one_slot_would_make_them_wait():
+    line = scheduled(1, 1, 1, slots=1)
+    assert line.busy() < 0.6
+    assert line.hidden("copies") < 0.1
+
+
+def test_what_takes_longest_is_never_idle():
+    """With slow copies these follow each other, and with slow loading nothing else can be asked for."""
+    copies = scheduled(1, 5, 2, slots=3).lane("copies")
+    assert copies[-1].end - copies[0].start == pytest.approx(20 * 5)

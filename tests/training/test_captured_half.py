@@ -1,0 +1,138 @@
+"""Steps with 16-bit floats that are recorded and replayed do what steps that run launch by launch do, bit for bit.
+
+Above all the updates that are left out: whether the gradients overflowed is never looked at by the host.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from tests.cuda_emulator.emulator import emulated_ops
+from tests.training.test_captured import FakeGraphs, Remote, X, Y, epochs
+from xpnet.accel.cupy.optimizers import Clock
+from xpnet.ops.registry import Op
+from xpnet.training.callbacks import ClipGradients
+from xpnet.training.captured import CapturedSteps
+
+pytestmark = pytest.mark.emulator
+HALVES = [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
+
+
+class HalfGraphs(FakeGraphs):
+    """The scale of the loss is on the device, too, and cannot be read while recording."""
+
+    def _device(self):
+        scale = self.trainer.optimizer.loss_scale
+        return [*super()._device(), *([] if scale is None else [scale.scale, scale.good, scale.overflow])]
+
+
+def remote(scale):
+    """The scale's arrays as ones that refuse to be read while recording."""
+    scale.place(np.zeros(1, np.float32))
+    for name in ("scale", "good", "overflow"):
+        setattr(scale, name, getattr(scale, name).view(Remote))
+    return scale
+
+
+def trainer(name, optimizer, *callbacks, constraint=None):
+    layers = [xn.Dense(8, "relu", kernel_constraint=constraint), xn.BatchNorm(), xn.Dropout(0.5), xn.Dense(3)]
+    model = xn.Sequential(layers, input_shape=(6,), seed=2, dtype=name)
+    # So large that the first updates overflow and are left out, whatever the batch.
+    scale = remote(xn.optim.LossScale(2.0**17, growth_interval=2)) if name == "float16" else None
+    return xn.Trainer(
+        model, loss="softmax_cross_entropy", optimizer=optimizer, metrics=["accuracy"], callbacks=callbacks, loss_scale=scale
+    )
+
+
+def both(make, looked=True):
+    """The graphs and the captured run; `looked`: whether the optimizer's state is asked for before the run ends."""
+    with emulated_ops():
+        plain = make()
+        first = epochs(plain, plain._train)
+        run = make()
+        graphs = HalfGraphs(run)
+        with CapturedSteps(run, graphs, lambda values: Clock.new(np, values)) as steps:
+            second = epochs(run, steps.step)
+            saved = run.optimizer.state() if looked else None
+        saved = saved or run.optimizer.state()
+    assert plain.iteration == run.iteration == 9
+    assert first == second
+    assert (plain.optimizer.iterations, plain.optimizer.skipped) == (run.optimizer.iterations, run.optimizer.skipped)
+    assert saved["iterations"] == plain.optimizer.iterations
+    for name, array in plain.model.state().items():
+        np.testing.assert_array_equal(array, run.model.state()[name], err_msg=name)
+    for name, slot in plain.optimizer.slots.items():
+        np.testing.assert_array_equal(slot, run.optimizer.slots[name], err_msg=name)
+    if plain.optimizer.loss_scale is not None:
+        assert plain.optimizer.loss_scale.state() == run.optimizer.loss_scale.state() == saved["loss_scale"]
+    return graphs, run
+
+
+def halving(step):
+    return 0.1 * 0.5**step
+
+
+@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: xn.optim.SGD(0.1),
+        lambda: xn.optim.SGD(halving, momentum=0.9, nesterov=True, weight_decay=0.01),
+        lambda: xn.optim.Adam(halving),
+        lambda: xn.optim.AdamW(0.01, weight_decay=0.1),
+    ],
+)
+def test_replayed_steps_equal_plain_ones(optimizer, name):
+    graphs, run = both(lambda: trainer(name, optimizer()))
+    assert (graphs.recorded, graphs.replayed) == (2, 5 + 2)
+    if name == "float16":
+        assert 0 < run.optimizer.skipped < 9  # some were left out, some were not
+        assert run.optimizer.iterations + run.optimizer.skipped == 9
+
+
+def test_a_constraint_leaves_the_weights_of_a_skipped_step_alone():
+    both(lambda: trainer("float16", xn.optim.SGD(0.5), constraint=xn.regularizers.MaxNorm(0.5)), looked=False)
+
+
+def test_gradients_are_clipped_between_backward_and_update():
+    graphs, run = both(lambda: trainer("float16", xn.optim.SGD(0.5), ClipGradients(norm=0.1)))
+    assert graphs.recorded == 2
+    assert run.optimizer.skipped > 0
+
+
+def test_an_optimizer_that_keeps_its_step_on_the_host_runs_outside():
+    graphs, run = both(lambda: trainer("float16", xn.optim.Nadam(0.01)))
+    assert graphs.recorded == 2
+    assert run.optimizer.skipped > 0
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_step_is_launches_of_kernels_alone(name, monkeypatch):
+    """No operation of a usual step falls back to array code, and the parameters are rounded in one launch."""
+
+    def seen(self, xp, inputs):
+        found = choose(self, xp, inputs)
+        if not (implementation := self.implementation(xp)).halves and found is not self.reference:
+            fallen.append((self.__name__, implementation))
+        return found
+
+    choose, fallen = Op._half, []
+    monkeypatch.setattr(Op, "_half", seen)
+    with emulated_ops() as runtime:
+        run = trainer(name, xn.optim.Adam(0.01))
+        run.step(X, Y)  # makes the copies
+        start = len(runtime.launches)
+        products = len(runtime.products)
+        run.step(X, Y)
+    launches = [launch.partition("<")[0] for launch in runtime.launches[start:]]
+    assert fallen == []
+    # The parameters, the input, the logits and their gradient.
+    assert launches.count("convert") == 4
+    assert [launches.count(rule) for rule in ("unscale", "adam", "adjust_scale")] == (
+        [1, 1, 1] if name == "float16" else [0, 1, 0]
+    )
+    kinds = [(p.dtype, p.c_dtype) for p in runtime.products[products:]]
+    # Forward twice, the gradients of two kernels straight into float32, and one of an activation.
+    assert sorted(kinds) == sorted([(name, name)] * 3 + [(name, "float32")] * 2)

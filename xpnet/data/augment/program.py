@@ -1,0 +1,158 @@
+"""An augmentation as a program that one kernel runs: ``kernels/batches.cu``.
+
+Moving, mirroring and painting pixels only decide where a pixel comes from; rescaling and normalising only what a value
+becomes. A composition of these is one pass over the batch: for each pixel the program is followed backwards to its origin,
+and the value's changes are looked up. The random numbers are those of the stages' `apply`, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xpnet import random
+
+from ..dataset import NumpyArray
+from .base import Augmentation, Compose
+from .moves import Crop, Cutout, Flip, Shift
+from .values import Normalise, Rescale
+
+MOVE, FLIP_COLUMNS, FLIP_ROWS, CUTOUT = range(4)
+"""The kinds of stages, as the kernel numbers them."""
+
+_FAR = 1 << 30  # beyond this, places do not fit the kernel's 32-bit integers
+_WIDE = 1 << 16  # channels; a table of all bytes for more would be larger than many a data set
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the kernels `deal` and `gather` of ``xpnet.accel.cupy.batches`` are given, as NumPy arrays.
+
+    Attributes:
+        shape: of a resulting example.
+        dtype: of the result.
+        stages: (S, 12) int64, or None: no pixel moves.
+        fills: (S, C) of `dtype`, what each stage paints, with the changes of value that come after it; None without stages.
+        table: (256, C) of `dtype`, or (256, 1) for all channels: what each byte becomes; None unless the data are bytes.
+        values: (K, 2, C) of `dtype`: what numbers become, (v - a) / b for each pair; None for no change.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    stages: NumpyArray | None
+    fills: NumpyArray | None
+    table: NumpyArray | None
+    values: NumpyArray | None
+
+
+def program(
+    augment: Augmentation | None,
+    seed: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    convert: Callable[[NumpyArray], NumpyArray] | None = None,
+    alike: bool = True,
+) -> Program | None:
+    """The program of an augmentation, or None where it has a stage that no program can express.
+
+    Those are Mixup, Rotation, Elastic and classes of one's own; Rescale and Normalise in half precision, and bytes that stay
+    bytes.
+
+    Args:
+        augment: any; None changes nothing.
+        seed: what the augmentation is called with.
+        shape: of an example in the data, (H, W, C); of any number of axes where no pixel moves.
+        dtype: of the data.
+        convert: what becomes of bytes before the augmentation, elementwise (by channel): (256, 1, 1, C) uint8 to numbers.
+        alike: whether `convert` does the same for all channels.
+
+    Raises:
+        ValueError, TypeError: the augmentation does not fit such examples.
+    """
+    channels = shape[-1] if shape else 1
+    flat = list(_flat(augment, seed, ()))
+    different = channels if not alike or any(type(stage) is Normalise for stage, _ in flat) else 1
+    bytes_ = dtype == "uint8"
+    if bytes_ and different > _WIDE:
+        return None
+    samples = np.zeros((1, 1, 1, different), dtype)  # what flows through the stages
+    if bytes_:
+        samples = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, different))
+        samples = samples if convert is None else convert(samples)
+    stages: list[list[int]] = []
+    fills: list[NumpyArray] = []
+    pairs: list[NumpyArray] = []
+    for stage, key in flat:
+        kind = type(stage)
+        if kind in (Rescale, Normalise):
+            if not bytes_ and samples.dtype not in ((np.float32,) if kind is Rescale else (np.float32, np.float64)):
+                return None
+            kept = samples.dtype
+            samples, *fills = (stage.apply(np, a, None, random.generator(key))[0] for a in (samples, *fills))
+            if not bytes_:
+                pairs.append(_pair(stage, channels, kept))
+            continue
+        if len(shape) != 3:
+            return None  # where `apply` says that these are no images
+        found = _stage(stage, shape, key)
+        if found is None:
+            return None
+        row, shape, fill = found
+        stages.append(row)
+        fills.append(np.full((1, 1, 1, different), fill, samples.dtype))
+    if samples.dtype.kind != "f":
+        return None
+    return Program(
+        shape,
+        samples.dtype.name,
+        np.array(stages, np.int64) if stages else None,
+        np.stack([np.broadcast_to(fill.reshape(different), (channels,)) for fill in fills]) if stages else None,
+        np.ascontiguousarray(samples.reshape(256, different)) if bytes_ else None,
+        np.stack(pairs) if pairs else None,
+    )
+
+
+def _flat(stage: Augmentation | None, seed: int, place: tuple[int, ...]) -> Iterator[tuple[Augmentation, random.Key]]:
+    """The stages with their keys, as `Augmentation.staged` gives them."""
+    if type(stage) is Compose:
+        for i, part in enumerate(stage.stages):
+            yield from _flat(part, seed, (*place, i))
+    elif stage is not None:
+        yield stage, random.key(seed, "augment", *place)
+
+
+def _pair(stage: Any, channels: int, dtype: Any) -> NumpyArray:
+    mean, std = ((0.0,), (stage.divisor,)) if type(stage) is Rescale else (stage.mean, stage.std)
+    return np.stack([np.broadcast_to(np.array(v, dtype), (channels,)) for v in (mean, std)])
+
+
+def _stage(stage: Any, shape: tuple[int, ...], key: random.Key) -> tuple[list[int], tuple[int, ...], float] | None:
+    """A stage's row of the program, the shape of the examples that leave it, and what it paints."""
+    (H, W, C), kind = shape, type(stage)
+    fill, size, threshold = getattr(stage, "fill", 0.0), 0, 0
+    choices, offset, sign, paired = (1, 1), 0, 1, 0
+    if kind is Shift:
+        choices, offset, sign, paired = (2 * stage.pixels + 1,) * 2, stage.pixels, -1, 1
+    elif kind is Crop:
+        OH, OW = (H, W) if stage.size is None else stage.size
+        choices, offset = (H + 2 * stage.padding - OH + 1, W + 2 * stage.padding - OW + 1), -stage.padding
+        shape = (OH, OW, C)
+        if min(*choices, OH, OW) < 1:
+            return None  # `apply` says what is wrong with it
+    elif kind is Cutout:
+        choices, offset, size = (H, W), -(stage.size // 2), stage.size
+    elif kind is Flip:
+        # Below p are the multiples k of 2**-53 with k < p * 2**53, a product that is exact.
+        threshold = math.ceil(stage.p * 2.0**53)
+    else:
+        return None
+    # Drawn are 0 .. choices - 1, and choices must fit 32 bits.
+    number = CUTOUT if kind is Cutout else MOVE if kind is not Flip else FLIP_ROWS if stage.vertical else FLIP_COLUMNS
+    if max(*choices, abs(offset), size) > 2 * _FAR + 1 or abs(offset) > _FAR:
+        return None
+    words = (word - (1 << 64) if word >= 1 << 63 else word for word in key)  # the same bits as int64
+    return [number, H, W, size, *choices, offset, sign, paired, *words, threshold], shape, fill

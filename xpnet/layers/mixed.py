@@ -1,0 +1,90 @@
+"""Mixed precision: a model that computes with 16-bit floats and learns float32 numbers.
+
+The parameters of a model with dtype "float16" or "bfloat16" are float32: those are what optimizers update, penalties see
+and files hold. While its forward pass runs, rounded copies take part in their place, made by one launch over the model's
+flat storage. Inputs are rounded where they enter the root, and its outputs are widened to float32 where they leave it, so
+that losses and metrics are computed in float32. In between, arrays have 16 bits; sums, products and statistics are
+computed in float32. Gradients of the copies arrive in 16 bits, or wider, and are added to the float32 gradients of the
+parameters.
+
+Source: Micikevicius et al., "Mixed precision training", 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from xpnet import backend, ops
+from xpnet.backend import Array
+from xpnet.layers.context import Context
+from xpnet.layers.running import received
+from xpnet.tape import mode
+from xpnet.tensor import Tensor
+
+if TYPE_CHECKING:
+    from xpnet.layers.module import Module
+
+
+class Lowered:
+    """What takes part in operations in the place of parameters.
+
+    Args:
+        dtype: "float16" or "bfloat16".
+        copies: by the id of each Parameter.
+        others: whether Parameters without a copy are rounded when they are met, or left alone.
+    """
+
+    def __init__(self, dtype: str, copies: dict[int, Array], others: bool) -> None:
+        self.dtype = dtype
+        self.copies = copies
+        self.others = others
+
+    def of(self, parameter: Any, array: Array) -> Array:
+        """The array that takes part for a Parameter with this array."""
+        found = self.copies.get(id(parameter))
+        if found is None and self.others:
+            found = self.copies[id(parameter)] = ops.cast(array, self.dtype)
+        return array if found is None else found
+
+
+def lowered(module: Module) -> Lowered:
+    """The rounded copies of all parameters of a Module, as they are now."""
+    dtype = module.context.dtype
+    # Only the root has the flat storage; and parameters that do not exist yet are in none.
+    if module.path or any(not m.built and m._waits() for m in module.modules()):
+        return Lowered(dtype, {}, others=True)
+    copies = module.arena.lowered(dtype)
+    frozen = {id(p): ops.cast(p.array, dtype) for p in module.parameters().values() if id(p) not in copies}
+    return Lowered(dtype, {**copies, **frozen} if frozen else copies, others=False)
+
+
+def call(module: Module, forward: Callable[..., Any], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """The forward pass of a root, or of a part called on its own: native arrays or Tensors in, the like in float32 out."""
+    before = mode.lowered
+    inputs = tuple([_entering(x, module.context) for x in inputs])
+    mode.lowered = lowered(module)
+    try:
+        output = forward(*inputs, **keywords)
+    finally:
+        mode.lowered = before
+    return _leaving(output)
+
+
+def _entering(x: Any, context: Context) -> Any:
+    if not isinstance(x, Tensor):
+        return received(x, context)
+    return ops.cast(x, context.dtype) if _other(x, context.dtype) else x
+
+
+def _leaving(output: Any) -> Any:
+    """An output, or each of several, in float32 where it holds floats."""
+    if isinstance(output, (tuple, list)):
+        return tuple(_leaving(part) for part in output)
+    return ops.cast(output, "float32") if _other(output, "float32") else output
+
+
+def _other(x: Any, dtype: str) -> bool:
+    """Whether `x` holds floats of another dtype."""
+    array = x.array if isinstance(x, Tensor) else x
+    return hasattr(array, "dtype") and backend.is_floating(array) and backend.dtype_name(array) != dtype

@@ -1,0 +1,104 @@
+"""Dynamic loss scaling: a factor that keeps small gradients above the smallest float16."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xpnet.arena import Arena
+from xpnet.backend import Array, device_of, namespace, quiet, to_numpy
+from xpnet.optim.rules_half import adjust, unscale
+
+
+class LossScale:
+    """The factor that a float16 model's loss is multiplied by before the backward pass, and its gradients divided by after.
+
+    The factor grows while all goes well. Where a gradient overflowed, the update is left out, as if the batch had not been
+    there, and the factor becomes smaller. An Optimizer that has one in its `loss_scale` does all of this in `step`; a
+    Trainer gives its optimizer one where the model's dtype is float16. In a loop of your own::
+
+        optimizer.loss_scale = xn.optim.LossScale()
+        optimizer.loss_scale.backward(loss)  # in the place of loss.backward()
+        optimizer.step(model)
+
+    The factor and the counter of good steps are arrays on the model's device, and nothing waits for them.
+
+    Args:
+        initial: the factor at first.
+        growth_interval: after so many updates in a row the factor is multiplied by `growth`.
+        growth: also what it is divided by after an overflow; powers of 2 change no digit of a gradient.
+        smallest: it is never made smaller than this.
+
+    Source: Micikevicius et al., "Mixed precision training", 2018.
+    """
+
+    def __init__(
+        self, initial: float = 2.0**16, *, growth_interval: int = 2000, growth: float = 2.0, smallest: float = 1.0
+    ) -> None:
+        if not (0 < initial < math.inf and 0 < smallest < math.inf):
+            raise ValueError(f"LossScale: initial and smallest must be above 0 and finite, got {initial} and {smallest}")
+        if growth_interval < 1 or not 1 < growth < math.inf:
+            raise ValueError(
+                f"LossScale: growth_interval must be at least 1 and growth above 1, got {growth_interval} and {growth}"
+            )
+        self.initial = float(initial)
+        self.growth_interval = int(growth_interval)
+        self.growth = float(growth)
+        self.smallest = float(smallest)
+        self.scale: Array = None  # (), float32
+        self.good: Array = None  # (), int64: updates in a row since the factor was changed
+        self.overflow: Array = None  # (), uint32: 1 where the gradients of this step are not finite
+        self._start = (self.initial, 0)
+        self._unscaled = False
+
+    @property
+    def value(self) -> float:
+        """The factor as a Python number (waits for the device)."""
+        return self._start[0] if self.scale is None else float(self.scale)
+
+    def place(self, like: Array) -> None:
+        """Have the arrays on the device of `like`."""
+        if self.scale is None or device_of(self.scale) != device_of(like):
+            start, xp = self.state(), namespace(like)
+            self.scale = xp.asarray(start["scale"], dtype=xp.float32, device=like.device)
+            self.good = xp.asarray(start["good"], dtype=xp.int64, device=like.device)
+            self.overflow = xp.asarray(0, dtype=xp.uint32, device=like.device)
+
+    def backward(self, loss: Any, share: float = 1.0) -> None:
+        """``loss.backward()`` for the loss (a Tensor, 0-d) times the factor, and times `share`."""
+        self.place(loss.array)
+        self._unscaled = False
+        xp = namespace(loss.array)
+        scale = self.scale if share == 1.0 else self.scale * share
+        with quiet(xp):
+            loss.backward(xp.astype(scale, loss.array.dtype, copy=False))
+
+    def unscale(self, arena: Arena) -> None:
+        """Divide all gradients by the factor, once a step, and note whether one of them is not finite."""
+        if not self._unscaled and arena.values is not None:
+            arena.collect()
+            self.place(arena.values)
+            unscale(arena.gradients, self.scale, self.overflow)
+            self._unscaled = True
+
+    def adjust(self) -> None:
+        """Bring the factor up to date after a step."""
+        adjust(self.scale, self.good, self.overflow, factor=self.growth, interval=self.growth_interval, smallest=self.smallest)
+        self._unscaled = False
+
+    def state(self) -> dict[str, Any]:
+        """The factor and the counter as Python numbers (waits for the device)."""
+        if self.scale is None:
+            return {"scale": self._start[0], "good": self._start[1]}
+        return {"scale": float(to_numpy(self.scale)), "good": int(to_numpy(self.good))}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a state from :meth:`state`; arrays that exist are written to, as recorded steps use them."""
+        self._start = float(state["scale"]), int(state["good"])
+        self._unscaled = False
+        if self.scale is not None:
+            self.scale[...], self.good[...] = self._start
+            self.overflow[...] = 0
+
+    def __repr__(self) -> str:
+        return f"LossScale({self._start[0]!r}, growth_interval={self.growth_interval}, growth={self.growth!r})"
