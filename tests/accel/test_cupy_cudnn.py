@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib.metadata
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -395,6 +396,25 @@ def test_loading(monkeypatch):
     monkeypatch.setitem(sys.modules, "cudnn", None)
     with pytest.warns(RuntimeWarning, match="cuDNN is installed but cannot be used"):
         assert load() is None
+
+
+def test_the_cuda_runtime_is_loaded_from_where_pip_puts_it(monkeypatch):
+    asked = []
+    pathfinder = types.ModuleType("cuda.pathfinder")
+    pathfinder.DynamicLibNotFoundError = type("DynamicLibNotFoundError", (RuntimeError,), {})
+    pathfinder.load_nvidia_dynamic_lib = asked.append
+    monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", pathfinder)
+    cudnn._load_cudart()
+    assert asked == ["cudart"]
+
+    def nowhere(name):
+        raise pathfinder.DynamicLibNotFoundError(name)
+
+    pathfinder.load_nvidia_dynamic_lib = nowhere
+    cudnn._load_cudart()  # perhaps the system has one
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    cudnn._load_cudart()
 
 
 @pytest.mark.parametrize("step", chooser.PASSES)
