@@ -98,7 +98,7 @@ CASES = [
     # reductions
     *[
         case(name, x, **settings)
-        for name in ("sum", "mean", "max", "min")
+        for name in ("sum", "mean", "max", "min", "var", "std")
         for x, settings in (
             (P(2, 3, 4), {}),
             (X(2, 3, 4), {"axis": 1}),
@@ -108,6 +108,7 @@ CASES = [
         )
     ],
     case("sum", X(3, 4)),
+    *[case(name, X(5, 2, 3), axis=axis, correction=1) for name in ("var", "std") for axis in (1, (0, 2), None)],
     # products
     case("matmul", X(3, 4), P(4, 2)),
     case("matmul", X(2, 3, 4), X(2, 4, 2)),
@@ -265,7 +266,7 @@ WRONG = [
         for name in ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum")
     ],
     wrong("select", X(2, 3), X(2, 4), condition=B(2, 3), says=("(2, 3)|(2,3)", "(2, 4)|(2,4)")),
-    *[wrong(name, X(2, 3), axis=2, says=("axis 2", "2 axes")) for name in ("sum", "mean", "max", "min", "flip")],
+    *[wrong(name, X(2, 3), axis=2, says=("axis 2", "2 axes")) for name in ("sum", "mean", "max", "min", "var", "std", "flip")],
     *[wrong(name, X(2, 3), axis=2, says=("axis 2",)) for name in ("softmax", "log_softmax")],
     wrong("matmul", X(2, 3), P(4, 5), says=("(2, 3)", "(4, 5)", "inner")),
     wrong("matmul", P(), P(4, 5), says=("()", "(4, 5)")),

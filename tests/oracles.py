@@ -115,6 +115,21 @@ def reduction(function: Callable[[list[float]], float]) -> Callable[..., np.ndar
 
 sum = reduction(math.fsum)
 mean = reduction(lambda values: math.fsum(values) / len(values))
+
+
+def _squares(values: list[float]) -> float:
+    middle = math.fsum(values) / len(values)
+    return math.fsum((v - middle) ** 2 for v in values)
+
+
+def var(x: np.ndarray, axis: Any = None, keepdims: bool = False, correction: float = 0) -> np.ndarray:
+    return reduction(lambda values: _squares(values) / (len(values) - correction))(x, axis, keepdims)
+
+
+def std(x: np.ndarray, axis: Any = None, keepdims: bool = False, correction: float = 0) -> np.ndarray:
+    return reduction(lambda values: math.sqrt(_squares(values) / (len(values) - correction)))(x, axis, keepdims)
+
+
 max = reduction(lambda values: sorted(values)[-1])
 min = reduction(lambda values: sorted(values)[0])
 

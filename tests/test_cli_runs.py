@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,7 +218,7 @@ def test_settings_reach_the_training(tmp_path, capsys, monkeypatch):
     assert isinstance(found["Checkpoint"], Checkpoint)
     assert (found["Checkpoint"].keep, found["Checkpoint"].every_minutes) == (5, 3.0)
     assert trainer.accumulate == 3
-    assert (batches.batch_size, batches._workers) == (7, 1)
+    assert (batches.batch_size, batches.workers) == (7, 1)
     assert batches._weights is not None
     assert list(found)[-1] == "RunReport"
 
@@ -260,6 +261,60 @@ def test_a_folder_of_images(photos, tmp_path, capsys):
         assert float(row["probability"]) == max(shares)
     printed = say(capsys, "predict", model, photos / "red" / "00.png", "--out", "-")[1]
     assert printed.splitlines()[1].startswith(f"{photos / 'red' / '00.png'},red,")
+
+
+def test_images_that_cannot_be_read_end_the_run_or_are_left_out(photos, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    whole = (folder / "blue" / "00.png").read_bytes()
+    (folder / "blue" / "00.png").write_bytes(whole[:60])  # the first one, which tells the size of all
+    (folder / "red" / "19.png").write_text("no image")
+    (folder / "red" / "notes.txt").write_text("is passed over")
+    code, _, err = say(capsys, "train", folder, "--epochs", "1", "--out", tmp_path / "a")
+    assert code == 2
+    assert f"{folder / 'blue' / '00.png'}: not a readable image" in err
+    with pytest.warns(RuntimeWarning, match="left out") as seen:
+        code, out, _ = say(capsys, "train", folder, "--epochs", "1", "--skip-bad", "--out", tmp_path / "b")
+    assert code == 0
+    assert [str(w.message).split(": ")[0] for w in seen] == [
+        f"left out {folder / name}" for name in ("blue/00.png", "red/19.png")
+    ]
+    assert "46 images to train on, 12 to test" in out
+    model = tmp_path / "b" / "model.xpnet"
+    assert say(capsys, "evaluate", model)[0] == 2
+    assert say(capsys, "predict", model, folder)[0] == 2
+    with pytest.warns(RuntimeWarning, match="left out"):
+        assert "of 12" in say(capsys, "evaluate", model, "--skip-bad")[1]
+    with pytest.warns(RuntimeWarning, match="left out"):
+        assert "58 answers" in say(capsys, "predict", model, folder, "--skip-bad", "--out", tmp_path / "p.csv")[1]
+    with pytest.warns(RuntimeWarning, match="left out"):
+        assert say(capsys, "predict", model, folder / "red" / "19.png", "--skip-bad")[0] == 2
+
+
+def test_a_class_without_images_is_an_error(photos, tmp_path, capsys):
+    """Else the network would have an output for it."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "drafts").mkdir()
+    code, _, err = say(capsys, "train", folder, "--epochs", "1", "--out", tmp_path / "a")
+    assert code == 2
+    assert "drafts" in err
+    assert "hold no images" in err
+
+
+def test_warnings_are_lines_without_code(tmp_path):
+    """A newest checkpoint that was cut off is passed over, and the line says so in the command's own words."""
+    folder = tmp_path / "run"
+    words = ["train", "iris", "--epochs", "2", "--out", str(folder)]
+    subprocess.run([*COMMAND, *words], check=True, capture_output=True, env=ENVIRONMENT)
+    newest = max((folder / "checkpoints").glob("step-*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[:500])
+    done = subprocess.run(
+        [*COMMAND, "train", "--resume", str(folder)], check=True, capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert f"xpnet train: passed over a checkpoint: {newest}: truncated" in done.stderr
+    assert "RuntimeWarning" not in done.stderr
+    assert "history = " not in done.stderr
 
 
 def test_a_folder_with_train_and_test(photos, tmp_path):

@@ -270,6 +270,77 @@ def test_freezing_and_setting_free():
     assert inside(kernel.array, model.arena.values)
 
 
+def gradients_and_step(model, optimizer):
+    (model(X) ** 2).sum().backward()
+    optimizer.step(model)
+
+
+@pytest.mark.parametrize("make", [lambda: xn.optim.SGD(0.01, 0.9), lambda: xn.optim.Adam(0.01), lambda: xn.optim.Adagrad(0.01)])
+def test_an_optimizer_keeps_the_state_of_what_stays_trainable(make):
+    """Freezing a layer between two fits: the others go on with the momentum they have."""
+    model, optimizer = mlp(dtype="float64"), make()
+    for _ in range(3):
+        gradients_and_step(model, optimizer)
+    first, last = model.layers[0].kernel, model.layers[2].kernel
+    before = {n: s.copy() for n, s in optimizer.slots.items()}
+    places = {id(p): w for p, w in zip(model.arena.parameters, model.arena.slices)}
+    first.requires_grad = False
+    frozen = first.array.copy()
+    optimizer.bind(model)
+    after = {id(p): w for p, w in zip(model.arena.parameters, model.arena.slices)}
+    for name, slot in optimizer.slots.items():
+        assert slot.shape == model.arena.values.shape
+        np.testing.assert_array_equal(slot[after[id(last)]], before[name][places[id(last)]])
+    gradients_and_step(model, optimizer)
+    np.testing.assert_array_equal(first.array, frozen)
+    moved = {n: s[after[id(last)]].copy() for n, s in optimizer.slots.items()}
+    first.requires_grad = True
+    arena = optimizer.bind(model)
+    for p, where in zip(arena.parameters, arena.slices):
+        for name, slot in optimizer.slots.items():
+            if p is last:
+                np.testing.assert_array_equal(slot[where], moved[name])
+            if p is first:  # begins anew
+                np.testing.assert_array_equal(slot[where], make().initial_slot(name, np, arena)[where])
+    gradients_and_step(model, optimizer)
+    assert (first.array != frozen).any()
+    gradients_and_step(mlp(dtype="float64"), optimizer)  # a copy of the model: the same places
+    with pytest.raises(ValueError, match="make a new optimizer for a new model"):
+        gradients_and_step(xn.Sequential([xn.Dense(50)], dtype="float64"), optimizer)
+
+
+def test_swapping_which_of_two_equal_layers_is_trained():
+    """Of the same size, so that nobody would notice if one had the other's momentum."""
+    model = xn.Sequential([xn.Dense(4), xn.Dense(4)], input_shape=(4,), dtype="float64")
+    optimizer = xn.optim.SGD(0.01, 0.9)
+    x = np.ones((2, 4))
+    for p in model.layers[1].parameters().values():
+        p.requires_grad = False
+    (model(x) ** 2).sum().backward()
+    optimizer.step(model)
+    assert any(s.any() for s in optimizer.slots.values())
+    for layer, trained in ((0, False), (1, True)):
+        for p in model.layers[layer].parameters().values():
+            p.requires_grad = trained
+    optimizer.bind(model)
+    assert not any(s.any() for s in optimizer.slots.values())
+
+
+def test_a_moving_average_of_fewer_weights_begins_anew():
+    from xpnet.training import ExponentialMovingAverage
+
+    model = xn.Sequential([xn.Dense(4), xn.Dense(3)], input_shape=(5,))
+    average = ExponentialMovingAverage(0.5)
+    run = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), callbacks=[average])
+    data = np.ones((8, 5), np.float32), np.arange(8) % 3
+    run.fit(data, epochs=1, verbose=False)
+    model.layers[0].kernel.requires_grad = False
+    frozen = model.layers[0].kernel.array.copy()
+    run.fit(data, epochs=1, verbose=False)
+    assert average.average.shape == model.arena.values.shape
+    np.testing.assert_array_equal(model.layers[0].kernel.array, frozen)
+
+
 def test_a_part_of_a_model_shares_its_parameters():
     """The arena of a part does not take the parameters away from the whole."""
     model = mlp()

@@ -100,6 +100,56 @@ def test_predictions_of_several_threads_do_not_disturb_each_other(rng):
     assert all(module.training for module in model.modules())
 
 
+def test_training_in_one_thread_and_predicting_in_another(rng):
+    """The mode of a prediction is that of its thread: dropout neither reaches it, nor is it missing from the training."""
+    x, y = examples(rng)
+
+    def make():
+        model = xn.Sequential([xn.Dense(64, "relu"), xn.Dropout(0.5), xn.Dense(3)], input_shape=(x.shape[1],), seed=1)
+        return model, xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.0), seed=2)
+
+    model, alone = make()
+    expected = model.predict(x)
+    masks = alone.fit((x, y), epochs=30, batch_size=4, verbose=False)
+    model, run = make()
+    wrong, done = [], threading.Event()
+
+    def work():
+        while not done.is_set():
+            if not np.array_equal(model.predict(x), expected) or run.evaluate((x, y))["loss"] < 0:
+                wrong.append(1)
+
+    other = threading.Thread(target=work)
+    other.start()
+    try:
+        history = run.fit((x, y), epochs=30, batch_size=4, verbose=False)
+    finally:
+        done.set()
+        other.join()
+    assert not wrong
+    assert history["loss"] == masks["loss"]  # the same masks, in every step
+    assert model.training
+
+
+def test_a_mode_that_is_set_in_a_block_of_evaluation_ends_with_it():
+    from xpnet.layers.running import Evaluation
+
+    model = small()
+    with Evaluation(model):
+        assert not model.training
+        model[0].training = True
+        assert model[0].training
+        seen = []
+        other = threading.Thread(target=lambda: seen.extend(module.training for module in model.modules()))
+        other.start()
+        other.join()
+        assert all(seen)
+    model.eval()
+    with Evaluation(model):
+        model[0].train()
+    assert not any(module.training for module in model.modules())
+
+
 def test_overlapping_blocks_of_evaluation_end_with_the_last():
     from xpnet.layers.running import Evaluation
 

@@ -465,6 +465,35 @@ def test_check_gradients_finds_a_wrong_backward():
     assert xn.inspect.check_gradients(ops.square, [np.array([1.0, 2.0])]) < 1e-8
 
 
+def test_check_gradients_takes_a_dict_as_value_and_grad_does():
+    def loss(p):
+        return ops.dense(p["x"], p["kernel"]).sum()
+
+    rng = np.random.default_rng(0)
+    inputs = {"kernel": rng.normal(size=(3, 2)), "x": rng.normal(size=(4, 3))}
+    assert xn.inspect.check_gradients(loss, inputs) < 1e-8
+    assert set(xn.value_and_grad(loss)(inputs)[1]) == set(inputs)
+
+    def half(p):
+        return (p["a"] ** 2).sum() + xn.Tensor(p["b"].array ** 2).sum()  # nothing is recorded of b
+
+    with pytest.raises(AssertionError, match=r"input 'b', element \(1,\): backward gives 0, "):
+        xn.inspect.check_gradients(half, {"a": np.ones(2), "b": np.array([0.0, 3.0])})
+
+
+def test_variance_and_deviation():
+    x = xn.Tensor(np.array([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]]), requires_grad=True)
+    np.testing.assert_allclose(x.var(axis=1).array, [8 / 3, 0])
+    np.testing.assert_allclose(x.std(axis=1, correction=1, keepdims=True).array, [[2], [0]])
+    x.std(axis=1).sum().backward()
+    np.testing.assert_array_equal(x.grad[1], 0)  # there it has a kink
+    assert np.isfinite(x.grad).all()
+    assert np.isnan(ops.var(np.ones((3, 1)), axis=1, correction=1)).all()
+    far = np.float32(1e4) + np.arange(4, dtype=np.float32)
+    assert ops.var(far) == 1.25  # not from a difference of squares
+    assert ops.std(far).dtype == np.float32
+
+
 def test_check_gradients_leaves_its_inputs_alone():
     x = np.arange(3, dtype=np.float32)
     before = x.copy()

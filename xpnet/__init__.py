@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet import backend, initializers, losses, metrics, ops, optim, random, regularizers
 from xpnet.backend import DeviceError, to_device, to_numpy
+from xpnet.determinism import deterministic, get_deterministic, set_deterministic
 from xpnet.gradients import value_and_grad
 from xpnet.layers import (
     ELU,
@@ -136,6 +137,8 @@ __all__ = [
     "convert",
     "cuda",
     "data",
+    "deterministic",
+    "get_deterministic",
     "get_num_threads",
     "initializers",
     "inspect",
@@ -150,6 +153,7 @@ __all__ = [
     "recompute",
     "regularizers",
     "reset_states",
+    "set_deterministic",
     "set_matmul_precision",
     "set_num_threads",
     "to_device",

@@ -256,6 +256,14 @@ class Tensor(Recorder):
         """The mean over `axis` (all axes where None)."""
         return ops.mean(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
 
+    def var(self, axis: Any = None, keepdims: bool = False, correction: float = 0) -> Tensor:
+        """The variance over `axis` (all axes where None)."""
+        return ops.var(self, axis=axis, keepdims=keepdims, correction=correction)  # type: ignore[no-any-return]
+
+    def std(self, axis: Any = None, keepdims: bool = False, correction: float = 0) -> Tensor:
+        """The standard deviation over `axis` (all axes where None)."""
+        return ops.std(self, axis=axis, keepdims=keepdims, correction=correction)  # type: ignore[no-any-return]
+
     def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         """The largest element over `axis` (all axes where None)."""
         return ops.max(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]

@@ -31,16 +31,44 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+def _given(name: str) -> int | None:
+    """The number of threads in an environment variable, if it holds one."""
+    # OMP_NUM_THREADS may be a list, one number per nesting level; the first is ours.
+    text = os.environ.get(name, "").partition(",")[0].strip()
+    return min(int(text), _cores()) if text.isdigit() and int(text) > 0 else None
+
+
 def _from_environment() -> int:
-    for name in ("XPNET_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        # OMP_NUM_THREADS may be a list, one number per nesting level; the first is ours.
-        text = os.environ.get(name, "").partition(",")[0].strip()
-        if text.isdigit() and int(text) > 0:
-            return min(int(text), _cores())
-    return _cores()
+    names = ("XPNET_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return next((count for name in names if (count := _given(name))), _cores())
 
 
 _threads = _from_environment()
+
+PIECES = 8
+"""Into how many pieces work is cut where results are not to depend on the number of threads: so many cores it keeps busy."""
+
+_fixed = False
+
+
+def piece_count() -> int:
+    """Into how many pieces an operation should cut its work: the number of threads, or :data:`PIECES` in deterministic mode.
+
+    Where the pieces are also partial sums, their number decides how the result is rounded: an operation asks for this number,
+    and never for that of the threads.
+    """
+    return PIECES if _fixed else _threads
+
+
+def fix_pieces(on: bool) -> None:
+    """Cut work into a fixed number of pieces and hold BLAS to one thread, or no longer: see xpnet.determinism."""
+    global _fixed
+    if on != _fixed:
+        _fixed = on
+        if on:
+            _blas.enter()
+        else:
+            _blas.leave()
 
 
 def get_num_threads() -> int:
@@ -52,7 +80,7 @@ def set_num_threads(count: int) -> None:
     """Use up to `count` threads for one operation on the CPU, in xpnet and in the BLAS that NumPy uses.
 
     More than the cores that this process may use counts as that many. Results do not depend on the number beyond
-    rounding.
+    rounding, and not at all after :func:`xpnet.set_deterministic`.
 
     Raises:
         ValueError: `count` is not a positive integer.
@@ -82,8 +110,8 @@ def prefer_own_threads(own: bool) -> None:
 
 
 def own_threads_preferred() -> bool:
-    """What :func:`prefer_own_threads` said last in this thread."""
-    return _preference.own
+    """What :func:`prefer_own_threads` said last in this thread; in deterministic mode, where BLAS has one thread, True."""
+    return _fixed or _preference.own
 
 
 class _Blas:
@@ -139,6 +167,8 @@ class _Blas:
         if self._inside:
             self._inside = 0
             self._restore()
+        if _fixed:
+            self.enter()
 
 
 class _Job:
@@ -231,11 +261,16 @@ def parallel(body: Body, count: int) -> None:
     threads = _threads if _threads < count else count
     before = np.setbufsize(BUFFER)  # of this context, and of the copies that the helpers get
     try:
-        if threads <= 1:
+        if threads > 1:
+            _share(body, count, threads)
+        elif _threads > 1 and own_threads_preferred():
+            # A single part would wake BLAS's threads, and they would keep the cores busy for what comes next.
+            with one_blas_thread():
+                for part in range(count):
+                    body(part)
+        else:
             for part in range(count):
                 body(part)
-        else:
-            _share(body, count, threads)
     finally:
         np.setbufsize(before)
 
@@ -278,6 +313,9 @@ def _after_fork() -> None:
     _here.busy = False
     _blas.after_fork()
 
+
+if _given("XPNET_NUM_THREADS"):  # the others BLAS reads itself
+    _blas.set_default(_threads)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

@@ -162,6 +162,11 @@ class FakeLibrary:
         self.calls.append("destroy")
         return 0
 
+    def cublasSetAtomicsMode(self, handle, mode):
+        self.calls.append("atomics")
+        assert mode == 0  # not allowed
+        return 0
+
     def cublasSetStream_v2(self, handle, stream):
         self.calls.append(("stream", stream))
         return 0
@@ -204,10 +209,11 @@ def test_cublas_gets_its_arguments_in_order(driver, monkeypatch, batch, dtype, k
     cublas.run(product, 0, stream)
     np.testing.assert_allclose(c, expected, rtol=1e-5)
     assert library.calls == [
-        "create", ("stream", 77), ("workspace", 32 << 20), ("batched" if batch else "gemm", kind, kind, kind, compute, -1),
+        "create", "atomics", ("stream", 77), ("workspace", 32 << 20),
+        ("batched" if batch else "gemm", kind, kind, kind, compute, -1),
     ]  # fmt: skip
     cublas.run(product._replace(tf32=dtype == "float32"), 0, stream)  # the handle is kept
-    assert len(library.calls) == 5
+    assert len(library.calls) == 6
     assert library.calls[-1][4] == (77 if dtype == "float32" else 70)
     other = Stream(78)
     cublas.run(product, 0, other)  # another stream has a handle and a workspace of its own
@@ -223,6 +229,7 @@ def test_the_types_of_every_function_are_declared(monkeypatch):
     functions = (
         "cublasCreate_v2",
         "cublasDestroy_v2",
+        "cublasSetAtomicsMode",
         "cublasSetStream_v2",
         "cublasSetWorkspace_v2",
         "cublasGemmEx",

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import xpnet as xn
 from xpnet import ops
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches
+from xpnet.ops.registry import reference_only
 
 
 @st.composite
@@ -112,3 +114,64 @@ def test_large_windows_and_integers_are_left_to_the_reference():
     assert switches.dtype == np.int32
     assert x.reshape(-1)[switches[0, 0, 0, 0]] == y[0, 0, 0, 0]
     assert ops.max_pool2d(np.arange(16).reshape(1, 4, 4, 1), 2).dtype == np.int64
+
+
+def with_nans(shape=(2, 9, 8, 5)):
+    x = make(shape, 3).copy()
+    x[np.random.default_rng(4).random(shape) < 0.05] = np.nan
+    x[0, :3, :3, 0] = -np.inf
+    return x
+
+
+POOLINGS = [
+    {"window": 2},
+    {"window": 3, "stride": 2, "padding": 1},
+    {"window": (2, 3), "stride": (1, 2), "padding": ((1, 0), (0, 2))},
+]
+
+
+def first_of_the_largest(x, window, stride=None, padding=0):
+    """What PyTorch and numpy.maximum do, window by window: a NaN wins over everything, the first one over others."""
+    (KH, KW), (sh, sw) = np.broadcast_to(window, 2), np.broadcast_to(stride or window, 2)
+    pads = np.broadcast_to(padding, (2, 2)) if isinstance(padding, int) else padding
+    filled = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
+    N, H, W, C = filled.shape
+    y = np.empty((N, (H - KH) // sh + 1, (W - KW) // sw + 1, C), x.dtype)
+    switches = np.empty(y.shape, np.uint8)
+    for n, i, j, c in np.ndindex(y.shape):
+        values = filled[n, i * sh : i * sh + KH, j * sw : j * sw + KW, c].ravel()
+        where = int(np.flatnonzero(np.isnan(values))[0]) if np.isnan(values).any() else int(values.argmax())
+        y[n, i, j, c], switches[n, i, j, c] = values[where], where
+    return y, switches
+
+
+@pytest.mark.parametrize("settings", POOLINGS)
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_nan_is_the_largest(settings, reference):
+    """A network that has gone wrong must not look as if it had not."""
+    x = with_nans()
+    expected, _ = first_of_the_largest(x, **settings)
+    assert np.isnan(expected).any()
+    with reference_only(reference):
+        np.testing.assert_array_equal(ops.max_pool2d(x, **settings), expected)
+        np.testing.assert_array_equal(ops.max_pool2d_with_switches(x, **settings)[0], expected)
+
+
+@pytest.mark.parametrize("settings", POOLINGS)
+@pytest.mark.parametrize(
+    "reference",
+    [True, False],
+)
+def test_the_gradient_goes_to_the_first_nan(settings, reference):
+    x = with_nans()
+    _, switches = first_of_the_largest(x, **settings)
+    with reference_only(reference):
+        np.testing.assert_array_equal(ops.max_pool2d_with_switches(x, **settings)[1], switches)
+        t = xn.Tensor(x, requires_grad=True)
+        y = ops.max_pool2d(t, **settings)
+        y.backward(np.ones_like(y.array))
+    with reference_only():
+        u = xn.Tensor(x, requires_grad=True)
+        y = ops.max_pool2d(u, **settings)
+        y.backward(np.ones_like(y.array))
+    np.testing.assert_array_equal(t.grad, u.grad)

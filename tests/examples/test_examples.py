@@ -135,7 +135,7 @@ def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(builtins, "__import__", without)
     picture(tmp_path, "a.png", lambda figure: None)
     assert (
-        "no picture a.png: drawing needs matplotlib, which is not installed: pip install 'xpnet[plot]'"
+        'no picture a.png: drawing needs matplotlib, which is not installed: pip install "xpnet[plot]"'
         in capsys.readouterr().out
     )
     assert list(tmp_path.iterdir()) == []

@@ -75,6 +75,30 @@ def test_vanishing_and_exploding_gradients():
     assert "exploding" in kinds(diagnose(model(*grown), X, Y))
 
 
+def test_gradients_that_are_large_everywhere():
+    """What grows forwards and backwards alike: from layer to layer the gradients do not differ."""
+    wide = [xn.Dense(32, kernel_initializer=xn.initializers.Normal(1.0)) for _ in range(7)]
+    found = [f for f in diagnose(model(*wide, xn.Dense(4)), X, Y) if f.kind == "exploding"]
+    assert len(found) == 1
+    assert "every gradient is more than 1000 times" in str(found[0])
+
+
+@pytest.mark.parametrize(
+    ("last", "loss", "says"),
+    [
+        (lambda: xn.Dense(4, "softmax"), "softmax_cross_entropy", "applies softmax itself"),
+        (lambda: xn.Sequential([xn.Dense(4), xn.Softmax()]), "softmax_cross_entropy", "applies softmax itself"),
+        (lambda: xn.Dense(4, "sigmoid"), "sigmoid_cross_entropy", "applies sigmoid itself"),
+    ],
+)
+def test_probabilities_where_the_loss_wants_logits(last, loss, says):
+    y = Y if loss == "softmax_cross_entropy" else np.eye(4, dtype=np.float32)[Y]
+    found = diagnose(model(xn.Dense(16, "relu"), last()), X, y, loss)
+    assert kinds(found) == ["outputs"]
+    assert says in str(found[0])
+    assert diagnose(model(xn.Dense(16, "relu"), xn.Dense(4)), X, y, loss) == []
+
+
 def test_values_that_are_not_finite_are_traced_to_their_layer():
     net = model()
     net.layers[1].bias.array[2] = np.nan

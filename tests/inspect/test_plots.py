@@ -5,6 +5,7 @@ import pytest
 
 import xpnet as xn
 from tests.optional import optional
+from xpnet.inspect.figures import save_figure
 
 HISTORY = {"loss": [2.0, 1.0, 0.05], "accuracy": [0.2, 0.5, 0.9], "val_loss": [1.5, 0.9, 0.1], "val_accuracy": [0.3, 0.6, 0.8]}
 
@@ -40,14 +41,14 @@ def test_learning_curves_show_every_value(plots, tmp_path):
         np.testing.assert_array_equal([line.get_ydata() for line in ax.lines], [HISTORY[name], HISTORY[f"val_{name}"]])
     assert [t.get_text() for t in right.texts] == ["training  90.0 %", "test  80.0 %"]
     assert left.get_yscale() == "log"  # the losses lie a factor of 40 apart
-    plots.save_figure(figure, tmp_path / "c.png")
+    save_figure(figure, tmp_path / "c.png")
     assert _size(tmp_path / "c.png")[0] > 1000
     assert [p.name for p in tmp_path.iterdir()] == ["c.png"]
 
 
 def test_one_epoch_and_no_validation(plots, tmp_path):
     for history in ({"loss": [1.0]}, {"loss": []}, {}):
-        plots.save_figure(plots.learning_curves(history), tmp_path / "c.png")
+        save_figure(plots.learning_curves(history), tmp_path / "c.png")
 
 
 def test_the_confusion_matrix_shows_its_counts(plots, tmp_path):
@@ -58,11 +59,11 @@ def test_the_confusion_matrix_shows_its_counts(plots, tmp_path):
     assert texts == ["8", "2", "1,234"]
     assert figure.subfigs[0].axes[0].get_title(loc="left") == "1,242 of 1,244 right"
     assert figure.subfigs[1].axes[0].get_title(loc="center") == "cat, taken for dog\n93 % sure"
-    plots.save_figure(figure, tmp_path / "m.png")
+    save_figure(figure, tmp_path / "m.png")
     for others in ([], [plots.Mistake(3, np.ones(4), 0, 1, 0.5)], [plots.Mistake(0, np.ones((4, 4, 3)), 1, 0, 1.0)] * 12):
-        plots.save_figure(plots.confusion(matrix, ["cat", "dog"], others), tmp_path / "m.png")
+        save_figure(plots.confusion(matrix, ["cat", "dog"], others), tmp_path / "m.png")
     hundred = np.eye(100, dtype=np.int64)
-    plots.save_figure(plots.confusion(hundred, [f"class{i}" for i in range(100)]), tmp_path / "m.png")
+    save_figure(plots.confusion(hundred, [f"class{i}" for i in range(100)]), tmp_path / "m.png")
 
 
 def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):

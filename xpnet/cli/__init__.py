@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from xpnet.backend import DeviceError
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on stderr that says what would be right; 130 after Ctrl-C.
     """
     args = make_parser().parse_args(arguments)
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"xpnet {args.command}: {' '.join(str(message).split())}\n"
     try:
         return int(args.run(args) or 0)
     except (UsageError, DataError, DeviceError, ArchiveError, ShapeError) as error:
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(args.command, f"{place}{error.strerror or error}", 2)
     except KeyboardInterrupt:
         return _say(args.command, "interrupted", 130)
+    finally:
+        warnings.formatwarning = before
 
 
 def _say(command: str, message: str, code: int) -> int:

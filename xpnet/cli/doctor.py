@@ -30,7 +30,7 @@ LEARNT = 0.1
 def doctor(args: argparse.Namespace) -> int:
     """Print what looks wrong, each in a sentence; 1 if something does."""
     backend.device(args.device)
-    dataset = own.find(args.dataset, args.data, args.size, args.target)
+    dataset = own.find(args.dataset, args.data, args.size, args.target, args.skip_bad)
     model, preprocessing, new = _model(args, dataset)
     x, y = _batch(dataset, preprocessing, args.batch_size, model.context.device)
     findings = [finding for finding in diagnose(model, x, y) if new or finding.kind != "start"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ TESTED = 0.2
 NumpyArray = np.ndarray[Any, Any]
 
 
-def find(name: str, path: str | None = None, size: Sequence[int] | None = None, target: str | None = None) -> Dataset:
+def find(
+    name: str,
+    path: str | None = None,
+    size: Sequence[int] | None = None,
+    target: str | None = None,
+    skip_bad: bool = False,
+) -> Dataset:
     """The data set that a word means.
 
     Args:
@@ -29,25 +36,27 @@ def find(name: str, path: str | None = None, size: Sequence[int] | None = None, 
         path: where the published files are.
         size: (H, W) of the images of a folder; None: they have one size.
         target: the column of the classes in a CSV file, by its title; None: the last one.
+        skip_bad: leave out images of a folder that cannot be read, with a warning for each, instead of raising.
 
     Raises:
         DataError: what is missing or unreadable, by its name.
     """
     here = Path(name)
     if here.is_dir() and name not in data.names():
-        return from_folder(here, size)
+        return from_folder(here, size, skip_bad)
     if here.suffix.lower() == ".csv":
         return from_csv(here, target)
     return data.load(name, path)
 
 
-def from_folder(folder: Path, size: Sequence[int] | None = None) -> Dataset:
+def from_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool = False) -> Dataset:
     """Images in CLASS/NAME.png, or in train/CLASS/NAME.png and test/CLASS/NAME.png, as arrays in memory.
 
     In one piece a fifth of every class is set aside for testing, always the same.
 
     Raises:
-        DataError: no images; images of several sizes where `size` does not say to which.
+        DataError: no images, or none of some class; images of several sizes where `size` does not say to which; an image that
+            cannot be read, unless `skip_bad`: it is left out then, with a warning.
         UsageError: a size that is not (H, W).
     """
     if size is not None and len(size) != 2:
@@ -59,32 +68,53 @@ def from_folder(folder: Path, size: Sequence[int] | None = None) -> Dataset:
         first = ImageFolder(train)
         second = ImageFolder(test, classes=first.class_names)
         names = first.class_names
-        pairs = _images(first, size), _images(second, size)
+        pairs = _images(first, size, skip_bad), _images(second, size, skip_bad)
         notes = ""
     else:
         whole = ImageFolder(folder)
         names = whole.class_names
-        pairs = data.split(*_images(whole, size), fraction=TESTED)
+        pairs = data.split(*_images(whole, size, skip_bad), fraction=TESTED)
         notes = f"{TESTED:.0%} of every class are the test part"
     return _dataset(str(folder), pairs, names, 255.0, notes)
 
 
-def _images(found: ImageFolder, size: Sequence[int] | None) -> tuple[NumpyArray, NumpyArray]:
-    first = found[0][0]
-    grey = first.shape[2] == 3 and all(_is_grey(found[i][0]) for i in range(0, len(found), max(1, len(found) // 20)))
+def _images(found: ImageFolder, size: Sequence[int] | None, skip_bad: bool) -> tuple[NumpyArray, NumpyArray]:
+    counts = np.bincount(found.labels, minlength=len(found.class_names))
+    if not counts.all():
+        empty = [name for name, count in zip(found.class_names, counts) if not count]
+        raise DataError(
+            f"the folder{'s' if len(empty) > 1 else ''} {', '.join(empty)} of a class hold no images, other than that of "
+            f"{found.paths[0]}; remove what is no class, or put images there"
+        )
+    readable = list(_readable(found)) if skip_bad else list(range(len(found)))
+    if not readable:
+        raise DataError(f"none of the {len(found)} images, such as {found.paths[0]}, can be read")
+    first = found[readable[0]][0]
+    grey = first.shape[2] == 3 and all(_is_grey(found[i][0]) for i in readable[:: max(1, len(readable) // 20)])
     found.channels = 1 if grey else 3
     found.size = (size[0], size[1]) if size is not None else None
     H, W = found.size or first.shape[:2]
-    x = np.empty((len(found), H, W, found.channels), np.float32)
-    for i in range(len(found)):
+    x = np.empty((len(readable), H, W, found.channels), np.float32)
+    for row, i in enumerate(readable):
         image = found[i][0]
         if image.shape != x.shape[1:]:
             raise DataError(
-                f"{found.paths[i]} is {image.shape[0]} x {image.shape[1]} pixels, {found.paths[0]} is {H} x {W}; "
+                f"{found.paths[i]} is {image.shape[0]} x {image.shape[1]} pixels, {found.paths[readable[0]]} is {H} x {W}; "
                 f"give --size H,W to make all images alike"
             )
-        x[i] = image
-    return x, found.labels
+        x[row] = image
+    return x, found.labels[readable]
+
+
+def _readable(found: ImageFolder) -> Iterator[int]:
+    """The numbers of the images that can be read."""
+    for i in range(len(found)):
+        try:
+            found[i]
+        except DataError as error:
+            warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=2)
+        else:
+            yield i
 
 
 def _is_grey(image: NumpyArray) -> bool:

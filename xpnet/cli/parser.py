@@ -117,6 +117,7 @@ def _learning(command: Callable[..., argparse.ArgumentParser]) -> None:
         nargs="+",
         help="image files (need pillow), folders of them, .npy files of one or many, .csv files with an example a row",
     )
+    predict.add_argument("--skip-bad", action="store_true", help="leave out files that cannot be read")
     predict.add_argument("--out", metavar="FILE.csv", help="write a CSV table with all probabilities; - is the standard output")
     _device(predict)
 
@@ -225,6 +226,7 @@ def _device(parser: argparse.ArgumentParser) -> None:
 def _data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FOLDER", help="holds the published files of the data set; default: $XPNET_DATA")
     parser.add_argument("--size", type=shape, metavar="H,W", help="resize the images of a folder of your own")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images of a folder that cannot be read")
     parser.add_argument("--target", metavar="COLUMN", help="the column of a CSV file that holds the classes; default: the last")
 
 

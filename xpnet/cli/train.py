@@ -18,6 +18,7 @@ from xpnet.cli.recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
 from xpnet.cli.words import UsageError
 from xpnet.data import Batches, Dataset
 from xpnet.data.preprocessing import Standardize, Transform
+from xpnet.determinism import deterministic, get_deterministic
 from xpnet.io import archive, model_file
 from xpnet.layers.module import Module
 from xpnet.optim import AdamW
@@ -42,12 +43,19 @@ HELD_OUT = 0.1
 def train(args: argparse.Namespace) -> int:
     """Train a network, or go on; leave model, checkpoints, history, report and pictures in a folder."""
     given = settings.effective(args)
+    with deterministic(given.setdefault("deterministic", get_deterministic())):
+        return _train(args, given)
+
+
+def _train(args: argparse.Namespace, given: settings.Settings) -> int:
     backend.device(given.setdefault("device", "cpu"))
     if given["dataset"] in data.names():
         # Before a download of many minutes: is the rest right?
         given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
         networks.find(given["model"])
-    dataset = own.find(given["dataset"], given.get("data"), given.get("size"), given.get("target"))
+    dataset = own.find(
+        given["dataset"], given.get("data"), given.get("size"), given.get("target"), given.get("skip_bad", False)
+    )
     images = len(dataset.input_shape) == 3
     _complete(given, RECIPES.get(dataset.name, IMAGES if images else FEATURES), images)
     name, make = networks.find(given["model"])
@@ -255,13 +263,14 @@ def _report(folder: Path, model: Module, history: History, dataset: Dataset, x: 
     left = [f"{folder / name}" for name in (MODEL, HISTORY, "report.html")]
     try:
         from xpnet.inspect import plots
+        from xpnet.inspect.figures import save_figure
 
         with_examples = raw if raw.ndim == 4 else raw * dataset.scale
         mistakes = plots.worst_mistakes(with_examples, labels, probabilities)
         if history.epochs:
-            plots.save_figure(plots.learning_curves(history, title), folder / CURVES)
+            save_figure(plots.learning_curves(history, title), folder / CURVES)
             left.append(f"{folder / CURVES}")
-        plots.save_figure(plots.confusion(matrix, dataset.class_names, mistakes, title), folder / CONFUSION)
+        save_figure(plots.confusion(matrix, dataset.class_names, mistakes, title), folder / CONFUSION)
         left.append(f"{folder / CONFUSION}")
     except ImportError:
         print(f'without matplotlib, {CURVES} and {CONFUSION} were left out; to get them: pip install "xpnet[plot]"')

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def evaluate(args: argparse.Namespace) -> int:
     name = args.dataset or saved.metadata.get("dataset")
     if not isinstance(name, str):
         raise UsageError(f"{args.model} does not say what it was trained on; name a data set: {', '.join(data.names())}")
-    dataset = own.find(name, args.data, args.size or saved.metadata.get("size"), args.target or saved.metadata.get("target"))
+    size, target = args.size or saved.metadata.get("size"), args.target or saved.metadata.get("target")
+    dataset = own.find(name, args.data, size, target, args.skip_bad)
     expected = example_shape(saved)
     if (expected, len(saved.class_names) or dataset.classes) != (dataset.input_shape, dataset.classes):
         raise UsageError(
@@ -53,8 +55,10 @@ def predict(args: argparse.Namespace) -> int:
     saved = model_file.read(args.model, args.device, classes=own_classes(args.code))
     shape = example_shape(saved)
     # All files are read before the first line is printed: an error should not hide among results.
-    answers = [answer for path in _files(args.images) for answer in _answers(saved, path, shape)]
-    names = [_name(saved, k) for k in range(len(answers[0][1]))] if answers else []
+    answers = [answer for path in _files(args.images) for answer in _answers(saved, path, shape, args.skip_bad)]
+    if not answers:
+        raise UsageError("none of the files can be read")
+    names = [_name(saved, k) for k in range(len(answers[0][1]))]
     if args.out is not None:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
@@ -93,9 +97,15 @@ def _files(words: Sequence[str]) -> list[str]:
     return found
 
 
-def _answers(saved: SavedModel, path: str, shape: tuple[int, ...]) -> list[tuple[str, NumpyArray]]:
-    """(place, probabilities) of every example in a file."""
-    x = read(path, shape)
+def _answers(saved: SavedModel, path: str, shape: tuple[int, ...], skip_bad: bool) -> list[tuple[str, NumpyArray]]:
+    """(place, probabilities) of every example in a file; none, with a warning, where it cannot be read and `skip_bad`."""
+    try:
+        x = read(path, shape)
+    except DataError as error:
+        if not skip_bad:
+            raise
+        warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=2)
+        return []
     probabilities = backend.to_numpy(ops.softmax(saved.model.predict(prepared(x, saved.preprocessing))))
     return [(path if len(x) == 1 else f"{path}[{i}]", row) for i, row in enumerate(probabilities)]
 

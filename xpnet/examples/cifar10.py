@@ -98,7 +98,7 @@ def run(out: Folder = None, path: str = "", examples: int = 10_000, epochs: int 
     def draw_templates(figure: Any) -> None:
         for axes, template, name in zip(figure.subplots(2, 5).ravel(), xn.inspect.templates(flat), NAMES):
             axes.imshow(xn.inspect.tile(template[None]))
-            axes.set_title(name, fontsize=9)
+            axes.set_title(name, fontsize=9, loc="center", fontweight="normal")
             axes.axis("off")
 
     def draw_filters(figure: Any) -> None:

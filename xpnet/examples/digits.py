@@ -42,7 +42,13 @@ def run(out: Folder = None, seed: int = 0, epochs: int = 60) -> Report:
             axes.imshow(x[i, :, :, 0], cmap="gray_r", vmin=0, vmax=1)
             axes.axis("off")
             colour = "black" if answer[i] == y[i] else "#c02020"
-            axes.set_title(f"{answer[i]} ({100 * probability[i, answer[i]]:.0f} %)", color=colour, fontsize=8)
+            axes.set_title(
+                f"{answer[i]} ({100 * probability[i, answer[i]]:.0f} %)",
+                color=colour,
+                fontsize=8,
+                loc="center",
+                fontweight="normal",
+            )
         figure.suptitle("read as (and how surely); red: misread", fontsize=9)
 
     picture(out, "digits.png", draw, 7.5, 2.6)

@@ -282,7 +282,7 @@ def draw_histograms(histograms: dict[str, Histogram], *, title: str = "", column
         grid = figure.subplots(rows, columns, squeeze=False, sharex=shared)
         for number, (axes, (name, h)) in enumerate(zip(grid.ravel(), histograms.items())):
             axes.stairs(h.counts / h.counts.sum(), h.edges, fill=True, color=COLOURS[0])
-            axes.set_title(f"{name}\nmean {h.mean:.2g}, std {h.std:.2g}", fontsize=8)
+            axes.set_title(f"{name}\nmean {h.mean:.2g}, std {h.std:.2g}", fontsize=8, loc="center", fontweight="normal")
             axes.set_yticks([])
             axes.tick_params(labelsize=7, labelbottom=not shared or number + columns >= len(histograms))
             axes.locator_params(axis="x", nbins=4)

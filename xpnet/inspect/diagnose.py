@@ -23,12 +23,17 @@ DEAD = 0.5
 """A layer is reported when more than this share of its units is dead or saturated."""
 
 
+HUGE = 1000
+"""A sound gradient is smaller than the weights; one that is this much larger, everywhere, is reported."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong.
 
     Attributes:
-        kind: "inputs", "labels", "start", "dead", "saturated", "vanishing", "exploding", "untrained" or "not finite".
+        kind: "inputs", "labels", "outputs", "start", "dead", "saturated", "vanishing", "exploding", "untrained" or
+            "not finite".
         text: a sentence, with what to do.
         path: the layer or parameter it is about, or "".
     """
@@ -46,10 +51,11 @@ def diagnose(
 ) -> list[Finding]:
     """Run one batch forward and backward and report what looks wrong; an empty list if nothing does.
 
-    Looked at: the scale of the inputs; labels that do not match the outputs; values that are not finite; the loss of
+    Looked at: the scale of the inputs; labels that do not match the outputs; probabilities where the loss wants logits; values
+    that are not finite; the loss of
     softmax cross entropy against ln K, which is what guessing costs; units that are dead (a ReLU that is 0 for the whole
-    batch) or saturated (a sigmoid or tanh within 0.01 of its ends); gradients that vanish or explode from layer to layer;
-    parameters that no gradient reaches.
+    batch) or saturated (a sigmoid or tanh within 0.01 of its ends); gradients that vanish or explode from layer to layer, or
+    that are far larger than the weights in all of them; parameters that no gradient reaches.
 
     The model is not changed.
 
@@ -83,6 +89,7 @@ def diagnose(
         findings += _labels(prediction.array, y)
         if not math.isfinite(float(value.array)):
             return [*findings, Finding("not finite", f"the loss is {float(value.array)}; {first_not_finite(model, x)}")]
+        findings += _outputs(prediction.array, outputs[-1][0] if outputs else None, function)
         findings += _start(prediction.array, float(value.array), function)
         for layer, array in outputs:
             findings += _units(layer, array)
@@ -129,6 +136,25 @@ def _labels(prediction: Array, y: Array) -> list[Finding]:
             Finding("labels", f"the model has {K} outputs, but the classes {missing} never occur; are there fewer classes?")
         ]
     return []
+
+
+def _outputs(prediction: Array, last: Module | None, function: Callable[..., Any]) -> list[Finding]:
+    """Probabilities where the loss computes them itself: it learns, but slowly and never well."""
+    if function is losses.softmax_cross_entropy and prediction.ndim >= 2 and prediction.shape[-1] > 1:
+        values = to_numpy(prediction).astype(np.float64)
+        if not values.size or (values < 0).any() or np.abs(values.sum(axis=-1) - 1).max() > 1e-2:
+            return []
+        wrong = "softmax"
+    elif function is losses.sigmoid_cross_entropy and last is not None and _activation(last) == "sigmoid":
+        wrong = "sigmoid"
+    else:
+        return []
+    name = getattr(function, "__name__", "the loss")
+    text = (
+        f"the outputs are probabilities already, but {name} takes logits and applies {wrong} itself; leave the {wrong} at the "
+        f"end of the network away, and apply xpnet.ops.{wrong} to predictions"
+    )
+    return [Finding("outputs", text)]
 
 
 def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> list[Finding]:
@@ -184,9 +210,15 @@ def _units(layer: Module, output: Array) -> list[Finding]:
     return []
 
 
+def _size(array: Array) -> float:
+    """The root mean square."""
+    return float(np.sqrt(np.mean(np.square(to_numpy(array), dtype=np.float64))))
+
+
 def _gradients(model: Module) -> list[Finding]:
     """The root mean square of each weight's gradient: from the last layer to the first it should not change by 1000."""
     sizes: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     findings = []
     for path, parameter in model.parameters().items():
         if not parameter.requires_grad:
@@ -196,7 +228,20 @@ def _gradients(model: Module) -> list[Finding]:
             text += "is its output used, and not cut off by dead units?"
             findings.append(Finding("untrained", text, path))
         elif parameter.ndim > 1:
-            sizes[path] = float(np.sqrt(np.mean(np.square(to_numpy(parameter.grad), dtype=np.float64))))
+            sizes[path] = _size(parameter.grad)
+            if weights := _size(parameter.array):
+                ratios[path] = sizes[path] / weights
+    if ratios and min(ratios.values()) > HUGE:
+        path = max(ratios, key=ratios.__getitem__)
+        findings.append(
+            Finding(
+                "exploding",
+                f"every gradient is more than {HUGE} times as large as the weights ({ratios[path]:.2g} times at {path!r}): the "
+                f"first step would destroy them (exploding); use smaller initial weights, scaled inputs or "
+                f"ClipGradients(norm=1)",
+                path,
+            )
+        )
     if len(sizes) > 1:
         paths = list(sizes)
         first, last = sizes[paths[0]], sizes[paths[-1]]

@@ -11,9 +11,23 @@ from typing import Any
 COLOURS = ("#2864a8", "#d1662a", "#3a8f4d", "#a33a8c", "#8a6d1f", "#5b5b5b")
 """Blue, orange, green, purple, ochre, grey: told apart in print and by readers who do not see red and green."""
 
+INK, PALE, GRID = "#23303d", "#7a8794", "#e3e7eb"
+"""Words, what frames them, and lines behind the curves."""
+
 STYLE = {
+    "font.family": "DejaVu Sans",
     "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
     "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "xtick.color": PALE,
+    "ytick.color": PALE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
@@ -39,7 +53,7 @@ def style() -> Iterator[None]:
         import matplotlib as mpl
         from cycler import cycler
     except ImportError:
-        raise MissingMatplotlib("drawing needs matplotlib, which is not installed: pip install 'xpnet[plot]'") from None
+        raise MissingMatplotlib('drawing needs matplotlib, which is not installed: pip install "xpnet[plot]"') from None
     with mpl.rc_context({**STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
         yield
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ def check_gradients(
 
     Args:
         function: takes Tensors, returns a Tensor (or a tuple of Tensors).
-        inputs: a sequence of arrays, or one array; they are converted to float64 and not changed.
+        inputs: a sequence of arrays, which `function` takes as so many arguments; a dict of arrays, which it takes as one dict
+            of Tensors, as in xpnet.value_and_grad; or one array. They are converted to float64 and not changed.
         step: h. The quotient's own error is of the order h**2, its rounding 1e-16/h.
         tolerance: the largest allowed |analytic - numeric| / max(1, |analytic| + |numeric|).
         samples: check this many elements of each input, chosen at random; None checks all.
@@ -45,7 +46,10 @@ def check_gradients(
 
     Source: CS231n, "Neural networks part 3", gradient checks.
     """
-    arrays: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    names = list(inputs) if isinstance(inputs, Mapping) else None
+    arrays: Sequence[Any] = (
+        [*inputs.values()] if names is not None else inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    )
     base = [np.array(to_numpy(a.array if isinstance(a, Tensor) else a), dtype=np.float64) for a in arrays]
     like = [a.array if isinstance(a, Tensor) else a for a in arrays]
     generator = np.random.default_rng(seed)
@@ -58,7 +62,7 @@ def check_gradients(
         ]
 
     def total(tensors: list[Tensor]) -> Tensor:
-        result = function(*tensors)
+        result = function(*tensors) if names is None else function(dict(zip(names, tensors)))
         outputs = result if isinstance(result, tuple) else (result,)
         if not weights:
             weights.extend(generator.standard_normal(o.shape) for o in outputs)
@@ -90,9 +94,10 @@ def check_gradients(
                 error = math.inf
             if error > worst[0]:
                 where = tuple(int(i) for i in index)
+                which = number if names is None else repr(names[number])
                 worst = (
                     error,
-                    f"input {number}, element {where}: backward gives {exact:.9g}, the difference quotient {numeric:.9g}",
+                    f"input {which}, element {where}: backward gives {exact:.9g}, the difference quotient {numeric:.9g}",
                 )
     if worst[0] > tolerance:
         raise GradientError(f"relative error {worst[0]:.3g} is above {tolerance:g} at {worst[1]}")

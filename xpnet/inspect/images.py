@@ -171,7 +171,7 @@ def draw_images(images: Array, *, titles: Sequence[str] = (), columns: int | Non
             picture = tile(stack[i : i + 1])
             axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
             if titles:
-                axes.set_title(titles[i], fontsize=8)
+                axes.set_title(titles[i], fontsize=8, loc="center", fontweight="normal")
     return figure
 
 

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpnet.io.archive import write_atomically
+from xpnet.inspect.figures import COLOURS, GRID, INK, PALE, new_figure, style
 
 Figure: TypeAlias = Any
 NumpyArray: TypeAlias = np.ndarray[Any, Any]
 
-INK, PALE, GRID = "#23303d", "#7a8794", "#e3e7eb"
-TRAINING, CHECKED, WRONG = "#8fa3b8", "#d9622b", "#c0392b"
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": PALE,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": PALE,
-    "ytick.color": PALE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-}
+TRAINING, CHECKED, WRONG = "#8fa3b8", COLOURS[1], "#c0392b"
 
 
 @dataclass(frozen=True)
@@ -79,11 +60,10 @@ def learning_curves(history: Mapping[str, Sequence[float]], title: str = "", che
         checked: what to call the data that the "val_" values were measured on.
     """
     names = [name for name in history if not name.startswith("val_")]
-    with _style():
-        from matplotlib.figure import Figure
+    with style():
         from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-        figure = Figure(figsize=(5.6 * max(len(names), 1), 4.2), layout="constrained")
+        figure = new_figure(5.6 * max(len(names), 1), 4.2)
         for ax, name in zip(np.atleast_1d(figure.subplots(1, max(len(names), 1))), names):
             share = "accuracy" in name
             ends = []
@@ -111,7 +91,7 @@ def learning_curves(history: Mapping[str, Sequence[float]], title: str = "", che
                 ax.yaxis.set_minor_locator(NullLocator())
             _label_ends(ax, ends)
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure
 
 
@@ -158,15 +138,13 @@ def confusion(matrix: NumpyArray, class_names: Sequence[str], mistakes: Sequence
         title: above all.
     """
     K = len(class_names)
-    with _style():
-        from matplotlib.figure import Figure
-
+    with style():
         side = min(max(3.6, 0.46 * K + 1.6), 9.0)
         images = bool(mistakes) and mistakes[0].example.ndim == 3
         beside = 5.2 if images else (3.6 if mistakes else 0.0)
-        figure = Figure(figsize=(side + 0.6 + beside, side + 0.5), layout="constrained")
+        figure = new_figure(side + 0.6 + beside, side + 0.5)
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         if beside:
             halves: Any = figure.subfigures(1, 2, width_ratios=[side + 0.6, beside])
             left, right = halves
@@ -183,7 +161,7 @@ def _matrix(ax: Any, matrix: NumpyArray, class_names: Sequence[str]) -> None:
     K = len(class_names)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     right = LinearSegmentedColormap.from_list("right", ["#f4f7fa", "#3d6a94"])
-    wrong = LinearSegmentedColormap.from_list("wrong", ["#fdf1ec", "#c0392b"])
+    wrong = LinearSegmentedColormap.from_list("wrong", ["#fdf1ec", WRONG])
     colors = np.ones((K, K, 4))
     diagonal = np.eye(K, dtype=bool)
     colors[diagonal] = right(share[diagonal])
@@ -216,7 +194,7 @@ def _matrix(ax: Any, matrix: NumpyArray, class_names: Sequence[str]) -> None:
 def _image_grid(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> None:
     columns = 3 if len(mistakes) <= 9 else 4
     rows = max(3, -(-len(mistakes) // columns))
-    figure.suptitle("the worst mistakes", fontsize=12, fontweight="bold", x=0.02, ha="left")
+    figure.suptitle("the worst mistakes", fontsize=11, fontweight="bold", x=0.02, ha="left")
     axes = figure.subplots(rows, columns).ravel()
     for ax in axes[len(mistakes) :]:
         ax.axis("off")
@@ -237,7 +215,7 @@ def _image_grid(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[
 
 
 def _written(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> None:
-    figure.suptitle("the worst mistakes", fontsize=12, fontweight="bold", x=0.02, ha="left")
+    figure.suptitle("the worst mistakes", fontsize=11, fontweight="bold", x=0.02, ha="left")
     ax = figure.subplots()
     ax.axis("off")
     for i, mistake in enumerate(mistakes[:8]):
@@ -250,21 +228,3 @@ def _written(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure to a PNG file, atomically."""
-
-    def fill(file: IO[bytes]) -> None:
-        with _style():
-            figure.savefig(file, format="png", dpi=150, facecolor="white")
-
-    write_atomically(path, fill)
-
-
-def _style() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError('pictures need matplotlib: pip install "xpnet[plot]"') from None
-    return matplotlib.rc_context(_STYLE)

@@ -14,13 +14,13 @@ from xpnet.arena import Arena
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import mixed
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
-from xpnet.layers.running import Evaluation, load_state, predict, received
+from xpnet.layers.running import Evaluation, here, load_state, predict, received
 from xpnet.ops.shapes import ShapeError
 from xpnet.recomputation import recompute
 from xpnet.tape import mode, no_grad, once
 from xpnet.tensor import Parameter, Tensor
 
-_INTERNAL = frozenset({"training", "context", "path", "built", "built_for", "counter", "ticks", "segments"})
+_INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "ticks", "segments"})
 
 
 class Structure:
@@ -46,7 +46,6 @@ class Module:
         path: the place in the tree: "" for the root, "2.body.0" and the like below it.
     """
 
-    training: bool
     path: str | None
     built: bool
     built_for: Shape | None  # the input's shape that the parameters were made for
@@ -93,6 +92,9 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _INTERNAL:
             self.__dict__[name] = value
+            return
+        if name == "training":
+            self._set_mode(value)
             return
         for prefix in [c for c in self._children if c == name or c.startswith(name + ".")]:
             del self._children[prefix]
@@ -355,6 +357,23 @@ class Module:
         located = type(error)(f"{where}: {error}")
         located.located = True  # type: ignore[attr-defined]
         return located
+
+    @property
+    def training(self) -> bool:
+        """Whether this Module behaves as in training: its own mode, or that of an Evaluation in this thread."""
+        modes = here.modes
+        mode: bool = modes[self] if modes and self in modes else self.__dict__["training"]
+        return mode
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._set_mode(mode)
+
+    def _set_mode(self, mode: bool) -> None:
+        if self in here.modes:
+            here.modes[self] = mode
+        else:
+            self.__dict__["training"] = mode
 
     def train(self, mode: bool = True) -> Self:
         """Behave as in training from now on (dropout drops, batch normalisation uses the batch); returns self."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from xpnet import backend, ops
 from xpnet.backend import Array, Device, DeviceError
@@ -16,33 +16,43 @@ if TYPE_CHECKING:
     from xpnet.layers.module import Module
 
 
+class _Here(threading.local):
+    """What blocks of :class:`Evaluation` say in this thread: modes that go before the Modules' own, and how many blocks do."""
+
+    def __init__(self) -> None:
+        self.modes: dict[Module, bool] = {}
+        self.blocks: dict[Module, int] = {}
+
+
+here = _Here()
+
+
 class Evaluation:
-    """Within the block a Module is in evaluation mode; afterwards each part is in the mode that it was in.
+    """Within the block a Module is in evaluation mode, in this thread alone; afterwards it is in its own mode again.
 
-    Blocks of several threads may overlap: a part goes back to training when the last block that holds it ends.
+    Another thread may train it meanwhile. A mode that is set within the block, of a part that the block holds, ends with it.
     """
-
-    _lock = threading.Lock()
-    _held: ClassVar[dict[Module, int]] = {}  # parts that were in training, and how many blocks hold them in evaluation mode
 
     def __init__(self, module: Module) -> None:
         self.module = module
-        self.changed: list[Module] = []
+        self.held: tuple[Module, ...] = ()
 
     def __enter__(self) -> None:
-        with self._lock:
-            self.changed = [m for m in self.module.modules() if m.training or m in self._held]
-            for module in self.changed:
-                self._held[module] = self._held.get(module, 0) + 1
-                module.training = False
+        self.held = self.module.modules()
+        modes, blocks = here.modes, here.blocks
+        for module in self.held:
+            modes[module] = False
+            blocks[module] = blocks.get(module, 0) + 1
 
     def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            for module in self.changed:
-                self._held[module] -= 1
-                if not self._held[module]:
-                    del self._held[module]
-                    module.training = True
+        modes, blocks = here.modes, here.blocks
+        for module in self.held:
+            left = blocks[module] - 1
+            if left:
+                modes[module] = False
+                blocks[module] = left
+            else:
+                del modes[module], blocks[module]
 
 
 def received(x: Any, context: Context) -> Any:

@@ -52,7 +52,7 @@ from xpnet.ops.normalization import (
 )
 from xpnet.ops.pooling import average_pool2d, global_average_pool2d, lp_pool2d, max_pool2d, max_pool2d_with_switches
 from xpnet.ops.recurrent import gru, lstm, rnn
-from xpnet.ops.reductions import max, mean, min, sum
+from xpnet.ops.reductions import max, mean, min, std, sum, var
 from xpnet.ops.registry import Op, op, reference_only, registry
 from xpnet.ops.shapes import ShapeError
 from xpnet.ops.shaping import broadcast_to, cast, concat, flip, getitem, pad, reshape, stack, transpose
@@ -127,10 +127,12 @@ __all__ = [
     "sqrt",
     "square",
     "stack",
+    "std",
     "step",
     "subtract",
     "sum",
     "tanh",
     "transpose",
+    "var",
     "where",
 ]

@@ -36,6 +36,8 @@ def _lowest(xp: Namespace, x: Array) -> Any:
 def max_pool2d_with_switches(xp: Namespace, x: Array, window: Size, *, stride: Size | None = None, padding: Padding = 0) -> Any:
     """The largest element of every window, and where in the window it was (the switch); of equal ones the first.
 
+    A NaN counts as larger than everything, as in maximum(): it is the result, and the first one in the window has the switch.
+
     Args:
         x: (N, H, W, C).
         window: int or (KH, KW).

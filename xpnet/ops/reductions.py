@@ -53,6 +53,61 @@ def _(xp: Namespace, dy: Array, shape: Any, *, axis: Axes, keepdims: bool) -> An
 
 
 @op
+def var(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False, correction: float = 0) -> Any:
+    """The variance over `axis`: the squared deviations from the mean, summed and divided by their number less `correction`.
+
+    Args:
+        x: any shape.
+        axis: an int, several, or None for all.
+        keepdims: keep the reduced axes, with size 1.
+        correction: 0 for the variance of these numbers, 1 for an estimate of that of what they were drawn from. Where
+            nothing is left to divide by, the result is NaN.
+    """
+    y, saved = _variance(xp, x, axis, correction)
+    return _shaped(xp, y, x.shape, axis, keepdims), saved
+
+
+@var.backward
+def _(xp: Namespace, dy: Array, saved: Any, *, axis: Axes, keepdims: bool, correction: float) -> Any:
+    difference, count = saved
+    kept = _kept(difference.shape, normalize_axes(axis, difference.ndim))
+    return difference * (xp.reshape(dy, kept) * (2 / count))
+
+
+@op
+def std(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False, correction: float = 0) -> Any:
+    """The standard deviation over `axis`, the square root of :func:`var`. Where it is 0 its gradient is 0.
+
+    Args: as in :func:`var`.
+    """
+    y, (difference, count) = _variance(xp, x, axis, correction)
+    y = xp.sqrt(y)
+    return _shaped(xp, y, x.shape, axis, keepdims), (difference, count, y)
+
+
+@std.backward
+def _(xp: Namespace, dy: Array, saved: Any, *, axis: Axes, keepdims: bool, correction: float) -> Any:
+    difference, count, y = saved
+    slope = xp.reshape(dy, y.shape) / xp.where(y == 0, xp.ones_like(y), y)
+    return difference * (slope * (1 / count))
+
+
+def _variance(xp: Namespace, x: Array, axis: Axes, correction: float) -> tuple[Array, tuple[Array, float]]:
+    """The variance with the reduced axes kept, and what both gradients need: x less its mean, and what was divided by."""
+    axes = normalize_axes(axis, x.ndim)
+    number = math.prod(x.shape[a] for a in axes)
+    count = number - correction if number > correction else math.nan
+    difference = x - xp.sum(x, axis=axes, keepdims=True, dtype=_dtype(xp, x)) / (number or math.nan)
+    return xp.sum(difference * difference, axis=axes, keepdims=True, dtype=_dtype(xp, x)) / count, (difference, count)
+
+
+def _shaped(xp: Namespace, kept: Array, shape: Sequence[int], axis: Axes, keepdims: bool) -> Array:
+    """A result whose reduced axes have size 1, without them unless they are to stay."""
+    axes = normalize_axes(axis, len(shape))
+    return kept if keepdims else xp.reshape(kept, tuple(n for i, n in enumerate(shape) if i not in axes))
+
+
+@op
 def max(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
     """The largest element over `axis`; where several are equal they share the gradient."""
     return _extreme(xp, xp.max, x, axis, keepdims)
@@ -67,8 +122,7 @@ def min(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> A
 def _extreme(xp: Namespace, function: Any, x: Array, axis: Axes, keepdims: bool) -> Any:
     axes = normalize_axes(axis, x.ndim)
     kept = function(x, axis=axes, keepdims=True)
-    y = kept if keepdims else xp.reshape(kept, tuple(n for i, n in enumerate(x.shape) if i not in axes))
-    return y, (x, kept)
+    return _shaped(xp, kept, x.shape, axis, keepdims), (x, kept)
 
 
 def _extreme_backward(xp: Namespace, dy: Array, saved: Any, *, axis: Axes, keepdims: bool) -> Any:

@@ -62,26 +62,42 @@ class Optimizer:
     def bind(self, target: Target) -> Arena:
         """The flat storage of a model, or of Parameters; the optimizer's state is made to match it.
 
+        After parameters were frozen or set free (`parameter.requires_grad`), those that are trained as before keep their state;
+        one that is set free begins with a new one.
+
         Raises:
-            ValueError: the state belongs to a model of another size.
+            ValueError: the state belongs to another model.
         """
         arena = _arena(target, self._arena)
         if arena is not self._arena:
-            self._arena = arena
+            before = self._arena
             if arena.values is not None:
                 xp = namespace(arena.values)
+                frozen = before is not None and _changed(before, arena, target)
                 for name in self.slot_names:
                     slot = self.slots.get(name)
                     if slot is None:
                         self.slots[name] = self.initial_slot(name, xp, arena)
-                    elif slot.shape != arena.values.shape:
+                    elif before is not None and frozen:
+                        self.slots[name] = self._moved(slot, before, self.initial_slot(name, xp, arena), arena)
+                    elif slot.shape != arena.values.shape or (before is not None and before.slices != arena.slices):
                         raise ValueError(
                             f"this {type(self).__name__} holds state for {slot.shape[0]} values, the model has "
-                            f"{arena.values.shape[0]}; make a new optimizer for a new model, or after freezing parameters"
+                            f"{arena.values.shape[0]}; make a new optimizer for a new model, or freeze the "
+                            f"parameters that were frozen when the state was saved"
                         )
                     else:
                         self.slots[name] = to_device(slot, device_of(arena.values))
+            self._arena = arena
         return arena
+
+    def _moved(self, slot: Array, before: Arena, fresh: Array, arena: Arena) -> Array:
+        """The state after parameters were frozen or set free: those that stayed keep theirs, others begin anew."""
+        places = {id(p): where for p, where in zip(before.parameters, before.slices)}
+        for parameter, where in zip(arena.parameters, arena.slices):
+            if id(parameter) in places:
+                fresh[where] = to_device(slot[places[id(parameter)]], device_of(fresh))
+        return fresh
 
     def initial_slot(self, name: str, xp: Any, arena: Arena) -> Array:
         """A state array before the first step: zeros."""
@@ -178,6 +194,13 @@ class Optimizer:
         self.factor = float(state["factor"])
         self.slots = dict(state["slots"])
         self._arena = None
+
+
+def _changed(before: Arena, arena: Arena, target: Target) -> bool:
+    """Whether other parameters of the same model are trained now, rather than those of a copy of it."""
+    own = target.parameters().values() if isinstance(target, Module) else arena.parameters
+    known = {id(p) for p in own}
+    return [*map(id, before.parameters)] != [*map(id, arena.parameters)] and any(id(p) in known for p in before.parameters)
 
 
 def _arena(target: Any, current: Arena | None) -> Arena:

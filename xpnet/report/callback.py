@@ -253,6 +253,7 @@ def environment(model: Any) -> dict[str, str]:
     import numpy as np
 
     import xpnet
+    from xpnet.determinism import get_deterministic
     from xpnet.threads import get_num_threads
 
     found = {
@@ -262,6 +263,7 @@ def environment(model: Any) -> dict[str, str]:
         "NumPy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "threads": str(get_num_threads()),
+        "deterministic": "yes" if get_deterministic() else "no",
     }
     if model.context.device.kind == "cuda" and (cupy := imported("cupy")) is not None:
         found["CuPy"] = str(cupy.__version__)

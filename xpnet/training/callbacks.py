@@ -15,6 +15,7 @@ from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
 from xpnet.training.callback import Callback
 
 if TYPE_CHECKING:
+    from xpnet.arena import Arena
     from xpnet.training.trainer import Trainer
 
 
@@ -195,12 +196,16 @@ class ExponentialMovingAverage(Callback):
         self.decay = decay
         self.keep = keep
         self.average: Array | None = None
+        self._arena: Arena | None = None
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        """Begin with the present weights, or with the average that a checkpoint held."""
-        values = trainer.model.arena.values
+        """Begin with the present weights, or with the average so far, unless parameters were frozen or set free since."""
+        arena = trainer.model.arena
+        values = arena.values
         xp = namespace(values)
-        if self.average is None:
+        known = self._arena is None or [*map(id, self._arena.parameters)] == [*map(id, arena.parameters)]
+        self._arena = arena
+        if self.average is None or not known:
             self.average = xp.asarray(values, copy=True)
         else:
             self.average = to_device(self.average, device_of(values))

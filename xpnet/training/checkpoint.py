@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnet.backend import to_numpy
+from xpnet.determinism import get_deterministic
 from xpnet.io import archive
 from xpnet.training.callback import Callback
 
@@ -38,6 +39,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
             "iteration": trainer.iteration,
             "first_epoch": trainer.first_epoch,
             "seed": trainer.seed,
+            "deterministic": get_deterministic(),
             "sums": trainer.sums.state(),
         },
         "history": dict(trainer.history),
@@ -71,6 +73,13 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     place = document["trainer"]
     if place["seed"] != trainer.seed:
         raise ValueError(f"{path}: the run had seed {place['seed']}, this trainer has {trainer.seed}; give it the same one")
+    if place.get("deterministic", False) and not get_deterministic():
+        warnings.warn(
+            f"{path}: the run was deterministic until here and goes on otherwise: its bits will not be those of a run without "
+            f"interruption; call xpnet.set_deterministic(True) first",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     trainer.model.load_state(_unpack(document["model"], arrays))
     trainer.model.load_counters(document["counters"])
     trainer.optimizer.load_state(_unpack(document["optimizer"], arrays))

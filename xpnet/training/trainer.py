@@ -47,8 +47,8 @@ class Trainer:
         callbacks: see xpnet.training.Callback.
         seed: of the order of the examples.
         accumulate: gradients of this many batches are averaged for one update.
-        capture: on a GPU, record the step of `fit` once as a CUDA graph and replay it, where that is possible. The bits are the
-            same either way.
+        capture: on a GPU, record the step of `fit` once as a CUDA graph and replay it, where that is possible. The launches
+            are the same either way.
         loss_scale: of a float16 model, whose gradients would otherwise be too small for its numbers; None makes one with its
             own defaults. A loss that is not finite is then a skipped update, and an error at the end of the epoch.
         recompute: which parts of the model compute their activations again in the backward pass instead of keeping them:

@@ -6,7 +6,8 @@ the dtype and the device, so all are run and timed the first time a shape comes.
 recorded: a shape that comes for the first time there gets the products. $XPNET_CONVOLUTION decides instead of the
 measurement: "im2col" (products), "implicit" (where the kernels cover it), "wgmma" (the implicit GEMM with the instructions of
 compute capability 9.0 where it can, which "auto" leaves out until it has been measured on a GPU), "cudnn" (where it has a
-plan), or "auto", the default.
+plan), or "auto", the default. In deterministic mode (xpnet.set_deterministic) "auto" is the products: what was fastest
+depends on the moment, and the ways round differently.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from xpnet.accel.cupy.launch import runtime
 from xpnet.accel.cupy.source import dtype_of, read_headers, read_source
 from xpnet.accel.settings import get_matmul_precision
 from xpnet.backend import DeviceError
+from xpnet.determinism import get_deterministic
 from xpnet.ops.geometry import Geometry
 
 Array = Any
@@ -75,6 +77,14 @@ def convolution(step: str, x: Array, kernel: Array, g: Geometry) -> Convolution:
     )
 
 
+def _setting() -> str:
+    """What $XPNET_CONVOLUTION says, "im2col" where it leaves the choice to deterministic mode."""
+    setting = os.environ.get("XPNET_CONVOLUTION") or "auto"
+    if setting not in SETTINGS:
+        raise ValueError(f"XPNET_CONVOLUTION must be one of {', '.join(SETTINGS)}, got {setting!r}")
+    return "im2col" if setting == "auto" and get_deterministic() else setting
+
+
 def wanted(name: str) -> bool:
     """Whether $XPNET_CONVOLUTION leaves a candidate of this name in the race, or asks for it.
 
@@ -82,9 +92,7 @@ def wanted(name: str) -> bool:
         ValueError: it is none of SETTINGS.
         DeviceError: it is "cudnn", which is not installed.
     """
-    setting = os.environ.get("XPNET_CONVOLUTION") or "auto"
-    if setting not in SETTINGS:
-        raise ValueError(f"XPNET_CONVOLUTION must be one of {', '.join(SETTINGS)}, got {setting!r}")
+    setting = _setting()
     if setting == "cudnn" and runtime().cudnn is None and runtime().can_measure():
         raise DeviceError(f"XPNET_CONVOLUTION is cudnn, which is not installed or does not load: {HOW_TO_INSTALL}")
     if name == "wgmma":
@@ -103,7 +111,7 @@ def choose(candidates: Mapping[str, Callable[[], Array]], key: Callable[[], Conv
     default, *others = candidates
     if not others:
         return default
-    if (os.environ.get("XPNET_CONVOLUTION") or "auto") != "auto":
+    if _setting() != "auto":
         return others[-1]
     this = key()
     known = _table.known().get(this)

@@ -18,6 +18,7 @@ WORKSPACE = 32 << 20
 _DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
 _DEFAULT_ALGORITHM = -1
+_ATOMICS_NOT_ALLOWED = 0
 _DOUBLE: Any = ctypes.c_double
 _FLOAT: Any = ctypes.c_float
 _STATUS = {
@@ -33,6 +34,7 @@ def _library() -> Any:
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
     library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
     library.cublasDestroy_v2.argtypes = [pointer]
+    library.cublasSetAtomicsMode.argtypes = [pointer, integer]
     library.cublasSetStream_v2.argtypes = [pointer, pointer]
     library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
     library.cublasGemmEx.argtypes = [
@@ -100,6 +102,8 @@ def _handle(device: int, stream: Any) -> Any:
         library, handle = _library(), ctypes.c_void_p()
         _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
         workspace = cupy.cuda.alloc(WORKSPACE)
+        # The default, but results that differ from run to run would be hard to find: nothing may be added with atomics.
+        _check(library.cublasSetAtomicsMode(handle, _ATOMICS_NOT_ALLOWED), "forbidding atomics")
         _check(library.cublasSetStream_v2(handle, stream.ptr), "setting the stream")
         # After the stream: setting a stream takes the workspace away again.
         _check(library.cublasSetWorkspace_v2(handle, workspace.ptr, WORKSPACE), "setting the workspace")

@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.ends import Chunk, Images, Outputs
 from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, images_and_lines, scratch, windowed
-from xpnet.threads import get_num_threads, parallel
+from xpnet.threads import parallel, piece_count
 
 
 class Windows(NamedTuple):
@@ -165,7 +165,7 @@ def kernel_gradient(x: Images, dy: Images, w: Windows, kernel_shape: tuple[int, 
     plan = _plan(x.shape, w, O, dtype.itemsize, dy.whole)
     t = plan.t
     # Each part adds up its own share of the chunks; the shares are fixed, so a result can be repeated bit for bit.
-    parts = min(get_num_threads(), len(plan.chunks))
+    parts = min(piece_count(), len(plan.chunks))
     bounds = [p * len(plan.chunks) // parts for p in range(parts + 1)]
     totals = np.empty((parts, plan.K + 1, t * O), dtype)
 
@@ -256,7 +256,7 @@ def product(x: Floats, matrix: Floats, bias: Floats | None, y: Floats, activatio
     """y (M, O) = activation(x (M, C) @ matrix (C, O) + bias), the rows shared out over the threads."""
     M, C = x.shape
     O = matrix.shape[1]
-    height = max(64, min(_CHUNK // (x.itemsize * (C + O)), -(-M // get_num_threads())))
+    height = max(64, min(_CHUNK // (x.itemsize * (C + O)), -(-M // piece_count())))
 
     def part(p: int) -> None:
         rows = y[p * height : (p + 1) * height]

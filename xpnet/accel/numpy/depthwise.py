@@ -15,7 +15,7 @@ import numpy as np
 from xpnet.accel.numpy.columns import Windows
 from xpnet.accel.numpy.ends import Gradient, Images, Outputs
 from xpnet.accel.numpy.scratch import Floats, images_and_lines, scratch
-from xpnet.threads import get_num_threads, parallel
+from xpnet.threads import parallel, piece_count
 
 _CHUNK = 1 << 18
 """Bytes of output in a chunk: with the input and one product they should fit the second-level cache."""
@@ -99,7 +99,7 @@ def gradients(x: Images, kernel: Floats, dy: Gradient, w: Windows, needs: tuple[
     dtype = x.dtype
     shifts = _Shifts(kernel, w)
     dx = np.empty(x.shape, dtype) if needs[0] else None
-    parts = min(get_num_threads(), N)
+    parts = min(piece_count(), N)
     dkernels = np.zeros((parts, KH, KW, *shifts.row), dtype)
     dbiases = np.zeros((parts, *shifts.row), dtype)
     lines = max(1, min(OH, _CHUNK // (OW * O * dtype.itemsize)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats, activate, slope
 from xpnet.ops.linear import dense
-from xpnet.threads import get_num_threads, one_blas_thread, own_threads_preferred, parallel
+from xpnet.threads import one_blas_thread, own_threads_preferred, parallel, piece_count
 
 ALONE = 1 << 18
 """Multiplications up to which BLAS itself uses one thread, so nothing has to be set."""
@@ -31,14 +31,14 @@ def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats
         return product
     if out is None:
         out = np.empty((M, N), a.dtype)
-    threads = get_num_threads()
-    if work < _SHARED or threads == 1:
+    count = piece_count()
+    if work < _SHARED or count == 1:
         with one_blas_thread():
             np.matmul(a, b, out=out)
         return out
     # Cut along the longer side of the result, into pieces that start at whole vectors.
     size = max(M, N)
-    step = -(-size // threads)
+    step = -(-size // count)
     step += -step % 16
     pieces = [slice(i, min(i + step, size)) for i in range(0, size, step)]
 

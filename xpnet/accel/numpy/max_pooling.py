@@ -11,7 +11,7 @@ also what is kept where the windows overlap so much that the comparisons' outcom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -62,15 +62,27 @@ def _largest(band: Band, x: Floats, out: Floats, won: Won) -> None:
     """The largest element of each window, and which comparisons were won."""
     P, temporary = scratch(x.dtype, band.shape, band.across, slot="pool")
     band.deal(x, P, -np.inf)
+    _compare(band, P, temporary, out, won, np.greater)
+    if np.isnan(np.maximum.reduce(out, axis=None)):
+        _compare(band, P, temporary, out, won, _above)
+
+
+def _above(other: Floats, best: Floats, out: Floats) -> None:
+    """other > best, where a NaN is above every number."""
+    np.greater(other, best, out=out)
+    out |= np.isnan(other) & ~np.isnan(best)
+
+
+def _compare(band: Band, P: Floats, temporary: Floats, out: Floats, won: Won, above: Callable[..., Any]) -> None:
     best = band.element(P, 0)
     for kw in range(1, band.g.w.window):
         other = band.element(P, kw)
-        np.greater(other, best, out=won.across[kw - 1])
+        above(other, best, out=won.across[kw - 1])
         best = np.maximum(best, other, out=temporary)
     across, best = best, band.below(best, 0)
     for kh in range(1, band.g.h.window):
         other = band.below(across, kh)
-        np.greater(other, best, out=won.down[kh - 1])
+        above(other, best, out=won.down[kh - 1])
         best = np.maximum(best, other, out=out)
     if band.g.h.window == 1:
         np.copyto(out, best)

@@ -23,6 +23,7 @@ import numpy as np
 from xpnet import layers
 from xpnet.accel.numpy.linear import ALONE
 from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats, activate
+from xpnet.determinism import get_deterministic
 from xpnet.layers.module import Module, Structure
 from xpnet.ops.activations import relu
 from xpnet.ops.convolution import conv2d, conv_geometry
@@ -351,8 +352,9 @@ def planned(model: Module, x: Any) -> Floats | None:
     if not plans:
         return None
     plan: Plan | Any = plans.get((x.shape, x.dtype))
-    # Two threads cannot use one plan's buffers at the same time; the other one runs the model.
-    if type(plan) is not Plan or not plan.holds() or not plan.lock.acquire(blocking=False):
+    # Two threads cannot use one plan's buffers at the same time; the other one runs the model, which may round differently:
+    # where bits must not depend on who was first, it waits.
+    if type(plan) is not Plan or not plan.holds() or not plan.lock.acquire(blocking=get_deterministic()):
         return None
     try:
         return plan.run(x)

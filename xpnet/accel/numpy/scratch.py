@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpnet.threads import get_num_threads
+from xpnet.threads import piece_count
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -65,7 +65,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 def evenly(N: int, images: int) -> int:
     """About `images` images a chunk, but the same for all chunks and a multiple of the threads in number."""
-    threads = get_num_threads()
+    threads = piece_count()
     rounds = -(-N // (images * threads))
     chunks = rounds * threads
     return -(-N // chunks)

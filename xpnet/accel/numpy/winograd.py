@@ -30,7 +30,7 @@ import numpy as np
 
 from xpnet.accel.numpy.ends import Images, Outputs
 from xpnet.accel.numpy.scratch import LIMIT, Floats, evenly, scratch, windowed
-from xpnet.threads import get_num_threads, parallel
+from xpnet.threads import parallel, piece_count
 
 _enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
 
@@ -219,7 +219,7 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
     # Where they are large, the rows of the a x a positions are shared out instead: each thread makes its rows'
     # transforms for all tiles, and no two threads add to the same sum.
     row = a * C * O * dtype.itemsize
-    threads = get_num_threads()
+    threads = piece_count()
     shares = threads if a * row <= _SMALL_SUMS else 1
     group = a if shares > 1 else -(-a // min(threads, a))
     while group > 1 and group * row > LIMIT // 3:

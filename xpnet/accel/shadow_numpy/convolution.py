@@ -16,7 +16,7 @@ from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import Geometry
 from xpnet.shadow.array import Shadow, current_ledger
-from xpnet.threads import get_num_threads
+from xpnet.threads import piece_count
 
 
 class _Ends:
@@ -108,7 +108,7 @@ def _kernel_gradient(xp: Any, shape: Shape, kernel: Shape, w: Any, source: _Ends
         cost = _winograd_kernel_gradient(shape[0], C, O, w, source, winograd.transforms(m, w.window[0], dtype), whole)
     else:
         plan = columns._plan(shape, w, O, dtype.itemsize, whole)
-        parts = min(get_num_threads(), len(plan.chunks))
+        parts = min(piece_count(), len(plan.chunks))
         n0, n1, r0, r1 = plan.chunks[0]
         n, r = n1 - n0, r1 - r0
         cost = dtype.itemsize * parts * (plan.K + 1) * plan.t * O
@@ -125,7 +125,7 @@ def _winograd_kernel_gradient(N: int, C: int, O: int, w: Any, source: _Ends, t: 
     """Its working memory; returns the bytes of the sums, which are counted and still in use."""
     m, r, a, dtype, ledger = t.m, t.r, t.a, source.dtype, current_ledger()
     row = a * C * O * dtype.itemsize
-    threads = get_num_threads()
+    threads = piece_count()
     shares = threads if a * row <= winograd._SMALL_SUMS else 1
     group = a if shares > 1 else -(-a // min(threads, a))
     while group > 1 and group * row > LIMIT // 3:
