@@ -20,6 +20,7 @@ from xpnet import cli, ops
 from xpnet.accel.cupy import chooser, cudnn
 from xpnet.accel.settings import set_matmul_precision
 from xpnet.backend import DeviceError
+from xpnet.determinism import deterministic
 from xpnet.ops.convolution import conv_geometry
 
 pytestmark = [pytest.mark.torch, pytest.mark.emulator]
@@ -312,6 +313,15 @@ def test_the_environment_asks_for_it(table, monkeypatch):
         monkeypatch.setenv("XPNET_CONVOLUTION", "im2col")
         np.testing.assert_allclose(convolve(), y, rtol=1e-4, atol=1e-4)
     assert len(frontend.plans) == 1
+
+
+def test_deterministic_mode_does_not_ask_it(table):
+    frontend = StandIn()
+    with on_cudnn(frontend, emulated_ops) as runtime, deterministic():
+        runtime.milliseconds = None
+        convolve()
+        assert frontend.plans == []
+        assert not any(name.startswith("implicit") for name in runtime.launches)
 
 
 def test_info_says_whether_cudnn_takes_part(table, monkeypatch, capsys):
