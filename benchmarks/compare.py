@@ -28,7 +28,7 @@ from benchmarks.process import Process, WorkerError, environment, hold_to
 from benchmarks.text import bytes_text, seconds_text
 
 CEILINGS = ("products", "copy")
-WAYS = ("im2col", "product", "implicit", "cudnn")
+WAYS = ("im2col", "product", "implicit", "wgmma", "cudnn")
 """What the chooser of convolutions may have to choose from on a GPU; each is timed as well as what it chose."""
 # Cores kept busy by other processes, from which on a case is marked: threads that wait for each other suffer more from
 # that than others do, so a ratio is then no longer one of the libraries' speeds.

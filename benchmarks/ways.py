@@ -86,11 +86,13 @@ def picked(way: str | None) -> Iterator[None]:
             raise Unsupported(f"no candidate here: there are {', '.join(candidates)}")
         return way
 
-    before, convolution.choose = convolution.choose, choose
+    before = convolution.choose, convolution.wanted
+    # The chooser itself leaves "wgmma" out, which builds on the implicit GEMM.
+    convolution.choose, convolution.wanted = choose, lambda name: name in (way, "implicit")
     try:
         yield
     finally:
-        convolution.choose = before
+        convolution.choose, convolution.wanted = before
     if not asked:
         raise Unsupported("this convolution has a kernel of its own")
 

@@ -15,3 +15,12 @@ __device__ inline A activated(A v) {
   if (ACTIVATION == TANH) return xtanh(v);
   return v;
 }
+
+// A number of the launch, the same for all threads.
+template <typename A>
+__device__ inline A activated_by(int activation, A v) {
+  if (activation == RELU) return activated<RELU>(v);
+  if (activation == SIGMOID) return activated<SIGMOID>(v);
+  if (activation == TANH) return activated<TANH>(v);
+  return v;
+}

@@ -2,16 +2,16 @@
 #pragma once
 #include "common.cuh"
 
-// Position p = (n, oh, ow) and column k = (kh, kw, c). Along each axis the pixel is (at * scale + offset + tap * step) /
-// by_ratio where that division leaves no rest and the quotient is inside the image, else there is none:
-//   a convolution:               scale = stride, offset = -padding, step = dilation,  ratio = 1
-//   the gradient of its images:  scale = 1,      offset = padding,  step = -dilation, ratio = stride
+// Position p = (n, oh, ow) and column k = (kh, kw, c). Along each axis the pixel is at * scale + offset + tap * step, where
+// that is inside the image, else there is none:
+//   a convolution:               scale = stride, offset = -padding, step = dilation
+//   the gradient of its images:  scale = 1, step < 0, for the pixels that lie a stride apart and the taps that see them
 // There are fewer than 2^31 positions, columns and pixels; addresses are 64-bit.
 template <typename T>
 struct Gather {
-  const T* x;  // (N, H, W, C)
-  int H, W, C, scale_h, scale_w, offset_h, offset_w, step_h, step_w;
-  Divisor by_channels, by_kw, by_ow, by_oh, by_ratio_h, by_ratio_w;
+  const T* x;  // (N, H, W, pixel), from the first channel of the group on: C of them, by_channels.divisor, are seen
+  int H, W, pixel, scale_h, scale_w, offset_h, offset_w, step_h, step_w;
+  Divisor by_channels, by_kw, by_ow, by_oh;
 
   struct Position {
     int h, w, image;  // of the image: how many pixels come before it
@@ -40,10 +40,14 @@ struct Gather {
   // The element's address; where there is none, x and `found` false.
   __device__ const T* find(const Position& at, const Tap& tap, bool& found) const {
     const int h = at.h + tap.h, w = at.w + tap.w;
-    u32 rest_h, rest_w;
-    const int row = static_cast<int>(by_ratio_h.split(static_cast<u32>(h), rest_h));
-    const int column = static_cast<int>(by_ratio_w.split(static_cast<u32>(w), rest_w));
-    found = tap.inside && h >= 0 && w >= 0 && rest_h == 0 && rest_w == 0 && row < H && column < W;
-    return found ? x + static_cast<i64>(at.image + row * W + column) * C + tap.c : x;
+    found = tap.inside && h >= 0 && w >= 0 && h < H && w < W;
+    return found ? x + static_cast<i64>(at.image + h * W + w) * pixel + tap.c : x;
   }
 };
+
+// Where in the result y the row of a position begins.
+__device__ inline i64 place(u32 position, Divisor by_ow, Divisor by_oh, i64 first, i64 image, i64 row, i64 pixel) {
+  u32 ow, oh;
+  const u32 n = by_oh.split(by_ow.split(position, ow), oh);
+  return first + n * image + oh * row + ow * pixel;
+}

@@ -14,6 +14,7 @@ from xpnet import cli, ops
 from xpnet.accel.cupy import chooser
 from xpnet.accel.settings import set_matmul_precision
 from xpnet.ops.registry import reference_only, registry
+from xpnet.tensor import Tensor
 
 pytestmark = [pytest.mark.emulator, pytest.mark.skipif(build.compiler() is None, reason="needs g++")]
 
@@ -148,14 +149,35 @@ def test_the_environment_decides(cache, monkeypatch, setting, implicit):
         assert every_pass(kernel=KERNEL[:1, :1], dy=RANDOM.standard_normal((2, 6, 7, 8)).astype("float32")) == [implicit] * 3
         assert clock.measured == []
     monkeypatch.setenv("XPNET_CONVOLUTION", "fastest")
-    with emulated(), pytest.raises(ValueError, match="XPNET_CONVOLUTION must be one of auto, im2col, implicit, got 'fastest'"):
+    with (
+        emulated(),
+        pytest.raises(ValueError, match="must be one of auto, im2col, implicit, wgmma, cudnn, got 'fastest'"),
+    ):
         ops.conv2d(X, KERNEL)
 
 
-def test_groups_and_empty_batches_keep_their_way(monkeypatch):
+def test_wgmma_runs_where_it_is_asked_for_and_can(monkeypatch):
+    arrays = [a.astype("float16") for a in (np.tile(X, 2), np.tile(KERNEL, (1, 1, 2, 1)), DY)]
+    used = {}
+    for setting, architecture in (("wgmma", 90), ("wgmma", 80), ("implicit", 90)):
+        monkeypatch.setenv("XPNET_CONVOLUTION", setting)
+        with emulated_ops(architecture=architecture) as runtime:
+            x, kernel = (Tensor(a, requires_grad=True) for a in arrays[:2])
+            ops.conv2d(x, kernel).backward(arrays[2])
+            used[setting, architecture] = [name.partition("<")[0] for name in runtime.launches if name.startswith("implicit")]
+    old = ["implicit_gemm_mma"]
+    assert used == {("wgmma", 90): ["implicit_gemm_wgmma"] * 2 + old, ("wgmma", 80): old * 3, ("implicit", 90): old * 3}
+
+
+def test_groups_are_measured_like_the_rest():
+    with emulated(1.0, 2.0) as clock:
+        assert every_pass(kernel=KERNEL[:, :, :2], groups=2) == [True] * 3
+        assert len(clock.measured) == 6
+
+
+def test_empty_batches_keep_their_way(monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
     with emulated(1.0, 2.0) as clock:
-        assert every_pass(kernel=KERNEL[:, :, :2], groups=2) == [False] * 3
         assert every_pass(X[:0], dy=DY[:0]) == [False] * 3
         assert clock.measured == []
 
@@ -209,7 +231,8 @@ def test_info_shows_what_was_measured(capsys):
         every_pass()
     assert cli.main(["info", "--convolutions"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
+    assert "cuDNN" in lines[-1]
     assert lines[2].split()[:10] == [
         "emulator",
         "forward",

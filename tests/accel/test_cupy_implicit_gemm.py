@@ -93,32 +93,30 @@ def close(found, expected, kind, terms):
     np.testing.assert_allclose(found, expected, rtol=TOLERANCE[kind], atol=TOLERANCE[kind] * scale)
 
 
-def every_pass(place, shape, kernel_shape, settings, kind, *, activation=None, multiprocessors=1, with_bias=True):
+def every_pass(place, shape, kernel_shape, settings, kind, *, activation=None, with_bias=True, **runtime):
     """Run forward, data gradient and kernel gradient of one convolution and compare; returns what was launched."""
     x, kernel = (rounded(RANDOM.standard_normal(s), kind) for s in (shape, kernel_shape))
     O = kernel_shape[3]
     bias = rounded(RANDOM.standard_normal(O), kind)
-    padding = settings.get("padding", 0)
-    g = conv_geometry(x, kernel, bias, settings.get("stride", 1), padding, settings.get("dilation", 1), 1)
+    padding, groups = settings.get("padding", 0), settings.get("groups", 1)
+    g = conv_geometry(x, kernel, bias, settings.get("stride", 1), padding, settings.get("dilation", 1), groups)
     dz = rounded(RANDOM.standard_normal((shape[0], g.h.out, g.w.out, O)), kind)
     y, dx, dkernel = reference(x, kernel, bias if with_bias else None, dz, settings)
     y = {"relu": lambda v: np.maximum(v, 0), "sigmoid": lambda v: 1 / (1 + np.exp(-v)), "tanh": np.tanh, None: lambda v: v}[
         activation
     ](y)
     dtype = "float32" if kind == "tf32" else kind
-    with precision("tf32" if kind == "tf32" else "float32"), place(multiprocessors=multiprocessors) as (names, to, back, run):
-        if run.architecture < 80 and dtype in ("float16", "bfloat16"):
-            pytest.skip("needs compute capability 8.0")
+    with precision("tf32" if kind == "tf32" else "float32"), place(**runtime) as (names, to, back, run):
         X, K, B, DZ = (to(narrow(a, dtype)) for a in (x, kernel, bias, dz))
-        assert implicit_gemm.covers(X, K, g, 1)
-        found = implicit_gemm.forward(names, X, K, B if with_bias else None, activation, g)
+        assert implicit_gemm.covers(X, K, g, groups)
+        found = implicit_gemm.forward(names, X, K, B if with_bias else None, activation, g, groups)
         assert found.dtype == X.dtype
         close(wide(back(found)), y, kind, kernel[..., 0].size)
-        found = implicit_gemm.data_gradient(names, DZ, K, g)
+        found = implicit_gemm.data_gradient(names, DZ, K, g, groups)
         assert found.dtype == X.dtype
         close(wide(back(found)), dx, kind, kernel[:, :, 0].size)
-        found = implicit_gemm.kernel_gradient(names, X, DZ, g)
-        again = implicit_gemm.kernel_gradient(names, X, DZ, g)
+        found = implicit_gemm.kernel_gradient(names, X, DZ, g, groups)
+        again = implicit_gemm.kernel_gradient(names, X, DZ, g, groups)
         assert found.dtype == np.dtype("float64" if kind == "float64" else "float32")
         np.testing.assert_array_equal(back(found), back(again))
         close(back(found).astype("float64"), dkernel.reshape(-1, O), kind, dz[..., 0].size)
@@ -156,18 +154,77 @@ def test_every_pass_on_tensor_cores(place, kind, settings):
             assert all(name.startswith(("implicit_gemm_mma", "sum_slabs")) for name in launched), launched
 
 
-@pytest.mark.parametrize("kind", ["tf32", "bfloat16", "float16"])
-def test_wide_tiles_and_split_sums_on_tensor_cores(place, kind, monkeypatch):
-    """More rows and columns than one tile of 128 by 128, none of them a multiple of it, and several splits of the sum."""
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("kind", ["float32", "tf32", "float16", "bfloat16"])
+def test_groups(place, kind, settings, monkeypatch):
+    """Two and three groups, with and without runs of 16 bytes in each."""
     as_bits(monkeypatch)
-    launched = every_pass(place, (3, 10, 11, 72), (2, 1, 72, 136), {"padding": 1}, kind, activation="relu")
+    for groups, C, O in ((2, 8, 16), (3, 2, 5)):
+        shape = (2, 7, 8, groups * C)
+        launched = every_pass(place, shape, (3, 2, C, groups * O), {**settings, "groups": groups}, kind, activation="relu")
+        if launched is not None:
+            name = "implicit_gemm_mma" if C == 8 and kind != "float32" else "implicit_gemm<"
+            assert all(called.startswith((name, "sum_slabs")) for called in launched), launched
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "tf32"])
+def test_groups_of_several_tiles_and_split_sums(place, kind):
+    launched = every_pass(place, (2, 13, 13, 144), (2, 1, 72, 144), {"groups": 2}, kind, multiprocessors=64)
     if launched is not None:
+        assert "sum_slabs<float>" in launched
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_without_tensor_cores(place, kind, monkeypatch):
+    """On older devices, and where channels are no multiples of 16 bytes; sums are float32 all the same."""
+    as_bits(monkeypatch)
+    launched = every_pass(place, (2, 7, 6, 8), (3, 3, 8, 16), {"padding": 1}, kind, architecture=75)
+    if launched is not None:
+        assert all(name.startswith((f"implicit_gemm<{kind}, 1,", "sum_slabs")) for name in launched), launched
+    every_pass(place, (2, 7, 6, 3), (3, 3, 3, 10), {"stride": 2}, kind, activation="tanh")
+
+
+@pytest.mark.parametrize("kind", ["tf32", "bfloat16", "float16"])
+def test_every_tile_and_split_sums_on_tensor_cores(place, kind, monkeypatch):
+    """More rows and columns than a tile, none of them a multiple of it, every size of tile, and several splits of the sum."""
+    as_bits(monkeypatch)
+    wide = every_pass(place, (3, 10, 11, 72), (2, 1, 72, 136), {"padding": 1}, kind, activation="relu")
+    narrow = every_pass(place, (3, 10, 11, 40), (2, 1, 40, 24), {}, kind, multiprocessors=16)
+    middle = every_pass(place, (2, 7, 8, 16), (2, 1, 16, 40), {}, kind, multiprocessors=64)
+    tall = every_pass(place, (2, 9, 10, 40), (3, 1, 40, 56), {"stride": (2, 1)}, kind)
+    if wide is not None:
         name = {"tf32": "float"}.get(kind, kind)
-        assert f"implicit_gemm_mma<{name}, 128, true>" in launched
-        assert f"implicit_gemm_mma<{name}, {64 if kind == 'tf32' else 128}, false>" in launched
-    launched = every_pass(place, (3, 10, 11, 16), (2, 1, 16, 72), {}, kind, multiprocessors=16)
-    if launched is not None:
-        assert launched.count("sum_slabs<float>") == 2
+        instances = {
+            i.expression for i in implicit_gemm._mma.instances() if i.expression.startswith(f"implicit_gemm_mma<{name},")
+        }
+        assert instances <= {*wide, *narrow, *middle, *tall}
+        assert narrow.count("sum_slabs<float>") == 2
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_products_of_tiles_in_shared_memory(place, kind, settings, monkeypatch):
+    """The kernel for compute capability 9.0: one tile that is mostly empty, and several, none of them full."""
+    as_bits(monkeypatch)
+    for groups, C, O, size in ((1, 8, 8, 6), (2, 16, 24, 9), (1, 72, 136, 13)):
+        x, kernel = (rounded(RANDOM.standard_normal(s), kind) for s in ((1, size, size + 1, groups * C), (3, 2, C, groups * O)))
+        bias = rounded(RANDOM.standard_normal(groups * O), kind)
+        options = {**settings, "groups": groups}
+        g = conv_geometry(
+            x, kernel, bias, settings.get("stride", 1), settings.get("padding", 0), settings.get("dilation", 1), groups
+        )
+        dz = rounded(RANDOM.standard_normal((1, g.h.out, g.w.out, groups * O)), kind)
+        y, dx, _ = reference(x, kernel, bias, dz, options)
+        with place(architecture=90) as (names, to, back, run):
+            X, K, B, DZ = (to(narrow(a, kind)) for a in (x, kernel, bias, dz))
+            if not implicit_gemm.covers_with_wgmma(X, K, groups):
+                pytest.skip("needs compute capability 9.0")
+            found = implicit_gemm.forward(names, X, K, B, "relu", g, groups, wgmma=True)
+            close(wide(back(found)), np.maximum(y, 0), kind, kernel[..., 0].size)
+            found = implicit_gemm.data_gradient(names, DZ, K, g, groups, wgmma=True)
+            close(wide(back(found)), dx, kind, kernel[:, :, 0].size)
+        if hasattr(run, "launches"):
+            assert set(run.launches) == {f"implicit_gemm_wgmma<{kind}>"}
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
@@ -199,9 +256,7 @@ def test_views_that_begin_anywhere(place, kind):
     x, kernel, bias, dz = (RANDOM.integers(-3, 4, s).astype(dtype) for s in ((2, 5, 6, 8), (3, 2, 8, 8), (8,), (2, 3, 5, 8)))
     g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
     y, dx, dkernel = reference(*(a.astype("float64") for a in (x, kernel, bias, dz)), {})
-    with precision("tf32" if kind == "tf32" else "float32"), place() as (names, to, back, run):
-        if run.architecture < 80 and kind == "float16":
-            pytest.skip("needs compute capability 8.0")
+    with precision("tf32" if kind == "tf32" else "float32"), place() as (names, to, back, _):
         views = []
         for a in (x, kernel, bias, dz):
             room = names.zeros((a.size + 1,), dtype=a.dtype)
@@ -242,10 +297,12 @@ def test_what_it_does_not_cover(monkeypatch):
             return implicit_gemm.covers(x, k, conv_geometry(x, k, None, 1, 0, 1, groups), groups)
 
     assert covered((2, 5, 5, 3), (3, 3, 3, 5))
-    assert not covered((2, 5, 5, 4), (3, 3, 2, 4), groups=2)
-    assert covered((2, 5, 5, 8), (3, 3, 8, 16), "float16")
-    assert not covered((2, 5, 5, 8), (3, 3, 8, 16), "float16", architecture=75)
-    assert not covered((2, 5, 5, 8), (3, 3, 8, 12), "float16")
+    assert covered((2, 5, 5, 4), (3, 3, 2, 4), groups=2)
+    assert covered((2, 5, 5, 8), (3, 3, 8, 12), "float16", architecture=75)
+    assert not covered((1, 3, 3, 1 << 16), (1, 1, 1, 1 << 16), groups=1 << 16)  # higher than a grid can be
+    many = np.broadcast_to(np.float32(0), (1 << 17, 128, 128, 1))
+    g = conv_geometry(many, np.empty((1, 1, 1, 1)), None, 1, 0, 1, 1)
+    assert not implicit_gemm.covers(many, np.empty((1, 1, 1, 1), "float32"), g, 1)
     with precision("tf32"), emulated(architecture=75):
         assert not implicit_gemm._on_tensor_cores(np.empty(0, "float32"), 8, 8)
 

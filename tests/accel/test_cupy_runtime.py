@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_emulator.emulator import _columns, emulated
-from xpnet.accel.cupy import compiler, cublas
+from xpnet.accel.cupy import compiler, cublas, cudnn
 from xpnet.accel.cupy import launch as launching
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import launch
@@ -270,3 +270,13 @@ def test_measuring(driver, monkeypatch):
     cuda.get_elapsed_time = lambda begin, end: end.time - begin.time
     assert runtime.milliseconds(run) == 2.0
     assert ran == ["ran"] * 5 + ["waited"] + (["ran"] * 4 + ["waited"]) * 2
+
+
+def test_cudnn_gets_the_current_stream_and_memory_of_the_device(driver, monkeypatch):
+    given = []
+    monkeypatch.setattr(cudnn, "load", lambda stream, allocate: given.append((stream, allocate)) or "the library")
+    assert launching.runtime().cudnn == launching.runtime().cudnn == "the library"
+    ((stream, allocate),) = given  # once
+    assert stream().ptr == 77
+    allocate(1024)
+    assert driver.attributes == [("alloc", 1024)]

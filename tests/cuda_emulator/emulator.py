@@ -49,6 +49,7 @@ class Emulator:
     """The runtime. Few multiprocessors and a small cache, so that loops over the grid and chunks really loop."""
 
     device_name = "emulator"
+    cudnn: Any = None
 
     def __init__(self, multiprocessors: int = 1, chunk_bytes: int = 8 * 1024, architecture: int = 80) -> None:
         self.multiprocessors = multiprocessors

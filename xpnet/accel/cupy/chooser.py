@@ -1,34 +1,39 @@
 """Which way of computing a convolution is the fastest: measured once for each shape, and kept on disk.
 
-Every pass of a convolution can be computed in two ways: as products of matrices (of the images themselves for 1x1 windows,
-of columns made in chunks for others), or as an implicit GEMM. Which is faster depends on the shape, the dtype and the
-device, so both are run and timed the first time a shape comes. Nothing can be timed while a CUDA graph is recorded: a shape
-that comes for the first time there gets the products. $XPNET_CONVOLUTION decides instead of the measurement: "im2col"
-(products), "implicit" (where the kernels cover it), or "auto", the default. In deterministic mode (xpnet.set_deterministic)
-"auto" is the products: what was fastest depends on the moment, and the ways round differently.
+Every pass of a convolution can be computed as products of matrices (of the images themselves for 1x1 windows, of columns
+made in chunks for others), as an implicit GEMM, or by cuDNN where it is installed. Which is the fastest depends on the shape,
+the dtype and the device, so all are run and timed the first time a shape comes. Nothing can be timed while a CUDA graph is
+recorded: a shape that comes for the first time there gets the products. $XPNET_CONVOLUTION decides instead of the
+measurement: "im2col" (products), "implicit" (where the kernels cover it), "wgmma" (the implicit GEMM with the instructions of
+compute capability 9.0 where it can, which "auto" leaves out until it has been measured on a GPU), "cudnn" (where it has a
+plan), or "auto", the default. In deterministic mode (xpnet.set_deterministic) "auto" is the products: what was fastest
+depends on the moment, and the ways round differently.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.compiler import cache_folder
+from xpnet.accel.cupy.cudnn import HOW_TO_INSTALL, versions
 from xpnet.accel.cupy.launch import runtime
 from xpnet.accel.cupy.source import dtype_of, read_headers, read_source
 from xpnet.accel.settings import get_matmul_precision
+from xpnet.backend import DeviceError
 from xpnet.determinism import get_deterministic
 from xpnet.ops.geometry import Geometry
 
 Array = Any
-SETTINGS = ("auto", "im2col", "implicit")
+SETTINGS = ("auto", "im2col", "implicit", "wgmma", "cudnn")
 PASSES = ("forward", "images", "kernel")
 """The forward pass, the gradient of the images, the gradient of the kernel."""
 
@@ -39,7 +44,7 @@ class Convolution(NamedTuple):
     device: str
     step: str  # one of PASSES
     x: tuple[int, ...]  # (N, H, W, C)
-    kernel: tuple[int, ...]  # (KH, KW, C, O)
+    kernel: tuple[int, ...]  # (KH, KW, C/groups, O)
     stride: tuple[int, ...]
     padding: tuple[tuple[int, ...], ...]
     dilation: tuple[int, ...]
@@ -60,7 +65,7 @@ def convolution(step: str, x: Array, kernel: Array, g: Geometry) -> Convolution:
     Args:
         step: one of PASSES.
         x: the images (N, H, W, C).
-        kernel: (KH, KW, C, O).
+        kernel: (KH, KW, C/groups, O).
         g: the geometry.
     """
     dtype = dtype_of(x)
@@ -72,32 +77,49 @@ def convolution(step: str, x: Array, kernel: Array, g: Geometry) -> Convolution:
     )
 
 
-def choose(candidates: Mapping[str, Callable[[], Array]], key: Callable[[], Convolution]) -> str:
-    """The name of the candidate to run.
-
-    Args:
-        candidates: ways to compute the same, by name; the first is the safe default.
-        key: gives what the choice depends on.
-
-    Raises:
-        ValueError: $XPNET_CONVOLUTION is none of SETTINGS.
-    """
+def _setting() -> str:
+    """What $XPNET_CONVOLUTION says, "im2col" where it leaves the choice to deterministic mode."""
     setting = os.environ.get("XPNET_CONVOLUTION") or "auto"
     if setting not in SETTINGS:
         raise ValueError(f"XPNET_CONVOLUTION must be one of {', '.join(SETTINGS)}, got {setting!r}")
-    default = next(iter(candidates))
-    if setting == "im2col" or len(candidates) == 1:
+    return "im2col" if setting == "auto" and get_deterministic() else setting
+
+
+def wanted(name: str) -> bool:
+    """Whether $XPNET_CONVOLUTION leaves a candidate of this name in the race, or asks for it.
+
+    Raises:
+        ValueError: it is none of SETTINGS.
+        DeviceError: it is "cudnn", which is not installed.
+    """
+    setting = _setting()
+    if setting == "cudnn" and runtime().cudnn is None and runtime().can_measure():
+        raise DeviceError(f"XPNET_CONVOLUTION is cudnn, which is not installed or does not load: {HOW_TO_INSTALL}")
+    if name == "wgmma":
+        return setting == "wgmma"
+    return setting in ("auto", name) or (name == "implicit" and setting == "wgmma")
+
+
+def choose(candidates: Mapping[str, Callable[[], Array]], key: Callable[[], Convolution]) -> str:
+    """The name of the candidate to run: the fastest, as measured now or earlier.
+
+    Args:
+        candidates: ways to compute the same, by name, those that are not `wanted` left out; the first is the safe default,
+            and where one is asked for, the last is the nearest to it that can be had.
+        key: gives what the choice depends on.
+    """
+    default, *others = candidates
+    setting = _setting()
+    if not others or setting == "im2col":
         return default
-    if setting == "implicit":
-        return "implicit" if "implicit" in candidates else default
-    if get_deterministic():
-        return default
+    if setting != "auto":
+        return others[-1]
     this = key()
     known = _table.known().get(this)
-    if known is not None and known.choice in candidates:
-        return known.choice
+    if known is not None and known.milliseconds.keys() >= candidates.keys():
+        return min(candidates, key=known.milliseconds.__getitem__)
     if not runtime().can_measure():
-        return default
+        return known.choice if known is not None and known.choice in candidates else default
     times = {name: runtime().milliseconds(run) for name, run in candidates.items()}
     best = min(times, key=times.__getitem__)
     _table.add(this, Measured(best, times))
@@ -180,17 +202,50 @@ def _frozen(value: Any) -> Any:
 
 @functools.cache
 def _digest() -> str:
-    """Of the kernels that were measured: others may be faster or slower."""
+    """Of the kernels that were measured, cuDNN's included: others may be faster or slower."""
     headers = [text for _, text in sorted(read_headers().items())]
-    text = "\0".join([read_source("implicit_gemm"), read_source("im2col"), *headers])
+    libraries = [f"{name} {version}" for name, version in versions().items()]
+    text = "\0".join([read_source("implicit_gemm"), read_source("im2col"), *headers, *libraries])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _table = Table()
 
 
+class _Unkept(Table):
+    """A table without a file."""
+
+    def _read(self) -> dict[Convolution, Measured]:
+        return {}
+
+    def _write(self, known: dict[Convolution, Measured]) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def measured_anew() -> Iterator[Mapping[Convolution, Measured]]:
+    """Within the block nothing is known of earlier, and nothing is kept of what is measured, which is given."""
+    global _table
+    before, _table = _table, _Unkept()
+    try:
+        yield _table.known()
+    finally:
+        _table = before
+
+
 def report() -> str:
-    """What is known about convolutions, one line each, as a table."""
+    """What is known about convolutions, one line each, as a table; and whether cuDNN takes part."""
+    return f"{_measured()}\n{_about_cudnn()}"
+
+
+def _about_cudnn() -> str:
+    installed = versions()
+    if "nvidia-cudnn-frontend" not in installed:
+        return f"cuDNN is not installed and does not take part: {HOW_TO_INSTALL}"
+    return "cuDNN takes part: " + ", ".join(f"{name} {version}" for name, version in installed.items())
+
+
+def _measured() -> str:
     known = _table.known()
     if not known:
         return f"no convolution has been measured yet ({_table.path})"

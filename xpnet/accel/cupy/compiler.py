@@ -19,6 +19,10 @@ from xpnet.accel.cupy.source import Instance, read_headers, read_source
 OPTIONS = ("--std=c++17", "--restrict", "--extra-device-vectorization")
 
 
+_ONLY_FOR = {"implicit_gemm_hopper": 90}
+"""Files with instructions of one architecture that no later one has: compiled for sm_<n>a there, to nothing elsewhere."""
+
+
 class CompileError(RuntimeError):
     """A kernel does not compile. The message has the kernel, the architecture and the compiler's log."""
 
@@ -44,6 +48,7 @@ def compile_instances(
     from cupy.cuda import nvrtc
 
     kind, number = target(architecture, nvrtc.getSupportedArchs())
+    name = f"{kind}_{number}{'a' if kind == 'sm' and _ONLY_FOR.get(file) == number else ''}"
     headers = read_headers()
     program = nvrtc.createProgram(
         read_source(file), f"{file}.cu", [text.encode() for text in headers.values()], [name.encode() for name in headers]
@@ -51,13 +56,13 @@ def compile_instances(
     try:
         for instance in instances:
             nvrtc.addNameExpression(program, instance.expression)
-        arguments = [f"--gpu-architecture={kind}_{number}", *OPTIONS, *options]
+        arguments = [f"--gpu-architecture={name}", *OPTIONS, *options]
         try:
             nvrtc.compileProgram(program, arguments)
         except nvrtc.NVRTCError as error:
             names = ", ".join(i.expression for i in instances)
             raise CompileError(
-                f"kernels/{file}.cu does not compile for {kind}_{number} ({error}; NVRTC "
+                f"kernels/{file}.cu does not compile for {name} ({error}; NVRTC "
                 f"{'.'.join(map(str, nvrtc.getVersion()))})\ninstances: {names}\nlog:\n{nvrtc.getProgramLog(program)}"
             ) from None
         code: bytes = nvrtc.getCUBIN(program) if kind == "sm" else _as_bytes(nvrtc.getPTX(program))

@@ -1,5 +1,5 @@
 """Convolution on the device: a plain product where it is one, else im2col and products, in chunks that fit the L2 cache, or
-an implicit GEMM; `chooser` decides.
+an implicit GEMM, or cuDNN; `chooser` decides.
 
 The columns of a whole batch are KH*KW times the images; written to memory and read again they would cost more than the
 product. A chunk of images whose columns stay in the cache costs neither; an implicit GEMM never writes them.
@@ -8,11 +8,11 @@ product. A chunk of images whose columns stay in the cache costs neither; an imp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from xpnet.accel.cupy import depthwise, implicit_gemm
+from xpnet.accel.cupy import cudnn, depthwise, implicit_gemm
 from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and_activation_gradients
-from xpnet.accel.cupy.chooser import choose, convolution
+from xpnet.accel.cupy.chooser import choose, convolution, wanted
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import LIMIT, runtime
 from xpnet.accel.cupy.support import contiguous, delivered, takes
@@ -21,6 +21,7 @@ from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.geometry import Geometry
 
 Array = Any
+_Compute = Callable[[], Array]
 
 
 def _pointwise(g: Geometry) -> bool:
@@ -100,20 +101,38 @@ def _conv2d(
         add_bias_and_activate(xp, xp.reshape(y, (N * g.h.out * g.w.out, O)), bias, activation)
         return y, (x, kernel, y if activation else None) if save else None
     y = _chosen(
-        "forward", x, kernel, g, groups,
+        _Pass("forward", x, kernel, g, groups, bias, activation),
         lambda: _products(xp, x, kernel, bias, activation, g, groups),
-        lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g),
-    )  # fmt: skip
+        lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g, groups),
+        lambda: cudnn.forward(xp, x, kernel, bias, activation, g),
+        lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g, groups, wgmma=True),
+    )
     return y, (x, kernel, y if activation else None) if save else None
 
 
-def _chosen(
-    step: str, x: Array, kernel: Array, g: Geometry, groups: int, products: Callable[[], Array], implicit: Callable[[], Array]
-) -> Array:
-    """One pass of a convolution, computed in the way that `chooser` names."""
+class _Pass(NamedTuple):
+    """One pass of a convolution."""
+
+    step: str  # of chooser.PASSES
+    x: Array
+    kernel: Array
+    g: Geometry
+    groups: int
+    bias: Array | None = None
+    activation: str | None = None
+
+
+def _chosen(this: _Pass, products: _Compute, implicit: _Compute, by_cudnn: _Compute, wgmma: _Compute | None = None) -> Array:
+    """One pass, computed in the way that `chooser` names."""
+    step, x, kernel, g, groups, bias, activation = this
     candidates = {"product" if _pointwise(g) else "im2col": products}
-    if x.shape[0] and implicit_gemm.covers(x, kernel, g, groups):
-        candidates["implicit"] = implicit
+    if x.shape[0]:
+        if wanted("implicit") and implicit_gemm.covers(x, kernel, g, groups):
+            candidates["implicit"] = implicit
+            if wgmma is not None and wanted("wgmma") and implicit_gemm.covers_with_wgmma(x, kernel, groups):
+                candidates["wgmma"] = wgmma
+        if wanted("cudnn") and cudnn.covers(step, x, kernel, g, bias, activation):
+            candidates["cudnn"] = by_cudnn
     return candidates[choose(candidates, lambda: convolution(step, x, kernel, g))]()
 
 
@@ -163,16 +182,19 @@ def _(
     else:
         if needs[0]:
             dx = _chosen(
-                "images", x, kernel, g, groups,
+                _Pass("images", x, kernel, g, groups),
                 lambda: _data_gradient(xp, dz, _weights(xp, kernel, groups), x, g, groups),
-                lambda: implicit_gemm.data_gradient(xp, images, kernel, g),
-            )  # fmt: skip
+                lambda: implicit_gemm.data_gradient(xp, images, kernel, g, groups),
+                lambda: cudnn.data_gradient(xp, x, images, kernel, g),
+                lambda: implicit_gemm.data_gradient(xp, images, kernel, g, groups, wgmma=True),
+            )
         if needs[1]:
             dkernel = _chosen(
-                "kernel", x, kernel, g, groups,
+                _Pass("kernel", x, kernel, g, groups),
                 lambda: _kernel_gradient(xp, dz, x, g, groups),
-                lambda: implicit_gemm.kernel_gradient(xp, x, images, g),
-            )  # fmt: skip
+                lambda: implicit_gemm.kernel_gradient(xp, x, images, g, groups),
+                lambda: cudnn.kernel_gradient(xp, x, images, kernel, g),
+            )
             dkernel = xp.reshape(dkernel, kernel.shape)
     if dkernel is not None:
         dkernel = delivered(dkernel, kernel, into[1])

@@ -28,6 +28,10 @@ class Runtime(Protocol):
     architecture: int  # the compute capability times ten
     device_name: str
 
+    @property
+    def cudnn(self) -> Any:
+        """A `cudnn.Cudnn`, or None."""
+
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
         """The address of each array's data, 0 for None."""
 
@@ -105,6 +109,13 @@ class CudaRuntime:
         from xpnet.accel.cupy import cublas
 
         cublas.run(call, self.device, self._cupy.cuda.get_current_stream())
+
+    @functools.cached_property
+    def cudnn(self) -> Any:
+        """cuDNN on this device, None where it is not installed."""
+        from xpnet.accel.cupy import cudnn
+
+        return cudnn.load(self._cupy.cuda.get_current_stream, self._cupy.cuda.alloc)
 
     def can_measure(self) -> bool:
         """Not while the current stream is recorded: recorded launches do not run."""

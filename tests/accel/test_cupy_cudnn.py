@@ -1,0 +1,406 @@
+"""Convolution by cuDNN: how its graphs are made, planned and run, on a stand-in for the library."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import sys
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
+from tests.accel.test_cupy_convolution_properties import convolutions, exact, holdable, stored, within
+from tests.cuda_emulator.emulator import emulated, emulated_ops, xp
+from tests.cudnn_stand_in import StandIn
+from xpnet import cli, ops
+from xpnet.accel.cupy import chooser, cudnn
+from xpnet.accel.settings import set_matmul_precision
+from xpnet.backend import DeviceError
+from xpnet.determinism import deterministic
+from xpnet.ops.convolution import conv_geometry
+
+pytestmark = [pytest.mark.torch, pytest.mark.emulator]
+
+RANDOM = np.random.default_rng(5)
+X, KERNEL, BIAS = (RANDOM.standard_normal(s).astype("float32") for s in ((2, 6, 7, 4), (3, 3, 4, 8), (8,)))
+DY = RANDOM.standard_normal((2, 4, 5, 8)).astype("float32")
+
+
+class Stream:
+    """As cupy.cuda.Stream."""
+
+    def __init__(self, ptr):
+        self.ptr = ptr
+
+
+class Room:
+    """As cupy.cuda.MemoryPointer."""
+
+    def __init__(self, size):
+        self.array = np.empty(size, np.uint8)
+        self.ptr = self.array.ctypes.data
+
+
+class Place:
+    """A device with a current stream."""
+
+    def __init__(self):
+        self.stream = Stream(7)
+        self.allocated = []
+
+    def allocate(self, size):
+        self.allocated.append(size)
+        return Room(size)
+
+
+@contextlib.contextmanager
+def on_cudnn(frontend, context=emulated, **settings):
+    """On the emulator with cuDNN; gives the runtime."""
+    place = Place()
+    with context(**settings) as runtime:
+        runtime.cudnn = cudnn.Cudnn(frontend, lambda: place.stream, place.allocate)
+        runtime.place = place
+        runtime.can_measure = lambda: True
+        yield runtime
+
+
+def every_pass(x=X, kernel=KERNEL, bias=BIAS, dy=DY, activation="relu"):
+    """What cuDNN makes of the three passes, without padding and stride."""
+    g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
+    assert cudnn.covers("forward", x, kernel, g, bias, activation)
+    y = cudnn.forward(xp, x, kernel, bias, activation, g)
+    assert cudnn.covers("images", x, kernel, g)
+    assert cudnn.covers("kernel", x, kernel, g)
+    return y, cudnn.data_gradient(xp, x, dy, kernel, g), cudnn.kernel_gradient(xp, x, dy, kernel, g)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_any_convolution(kind, monkeypatch):
+    known = cudnn.dtype_of
+    monkeypatch.setattr(cudnn, "dtype_of", lambda a: "bfloat16" if a.dtype == np.uint16 else known(a))
+
+    @settings(max_examples=30, deadline=None)
+    @given(convolutions(kind, aligned=False))
+    def holds(case):
+        x, kernel, bias, options = case
+        g = conv_geometry(x, kernel, bias, options["stride"], options["padding"], options["dilation"], options["groups"])
+        dy = holdable(RANDOM.standard_normal((x.shape[0], g.h.out, g.w.out, kernel.shape[3])), kind)
+        expected, terms = exact(x, kernel, bias, dy, options), exact(*map(np.abs, (x, kernel, bias, dy)), options)
+        arrays = [stored(a, kind) for a in (x, kernel, bias, dy)]
+        X, K, B, DY = arrays
+        with on_cudnn(StandIn()) as runtime:
+            if x.shape[0] == 0:
+                assert not cudnn.covers("forward", X, K, g, B)
+                return
+            for step in chooser.PASSES:
+                assert cudnn.covers(step, X, K, g, B if step == "forward" else None)
+            within(cudnn.forward(xp, X, K, B, None, g), expected[0], terms[0], kind)
+            within(cudnn.data_gradient(xp, X, DY, K, g), expected[1], terms[1], kind)
+            within(cudnn.kernel_gradient(xp, X, DY, K, g).reshape(kernel.shape), expected[2], terms[2], kind)
+            assert runtime.launches == []
+
+    holds()
+
+
+@pytest.mark.parametrize("fuses", [True, False])
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("bias", [BIAS, None], ids=["bias", "no bias"])
+def test_bias_and_activation_in_the_plan_or_after_it(fuses, activation, bias):
+    g = conv_geometry(X, KERNEL, bias, 1, 0, 1, 1)
+    frontend = StandIn(fuses=fuses)
+    with on_cudnn(frontend) as runtime:
+        assert cudnn.covers("forward", X, KERNEL, g, bias, activation)
+        y = cudnn.forward(xp, X, KERNEL, bias, activation, g)
+    expected = ops.conv2d(X, KERNEL, bias)
+    expected = expected if activation is None else getattr(ops, activation)(expected)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    anything = bias is not None or activation is not None
+    assert len(runtime.launches) == (1 if anything and not fuses else 0)
+    assert frontend.plans[0].pointwise == ((bias is not None) + (activation is not None) if fuses else 0)
+
+
+def test_a_plan_is_made_once_for_each_shape_and_setting():
+    frontend = StandIn()
+    with on_cudnn(frontend):
+        first = every_pass()
+        for again, before in zip(every_pass(), first):
+            np.testing.assert_array_equal(again, before)
+        assert len(frontend.plans) == 3
+        every_pass(activation=None)
+        assert len(frontend.plans) == 4
+        every_pass(x=np.concatenate([X, X]), dy=np.concatenate([DY, DY]))
+        assert len(frontend.plans) == 7
+
+
+def test_float32_keeps_its_bits_unless_tf32_is_allowed_and_order_is_fixed():
+    frontend = StandIn()
+    try:
+        with on_cudnn(frontend):
+            every_pass()
+            set_matmul_precision("tf32")
+            every_pass()
+            every_pass(*(a.astype("float16") for a in (X, KERNEL, BIAS, DY)))
+    finally:
+        set_matmul_precision("float32")
+    exact_ones, tf32, half = frontend.plans[:3], frontend.plans[3:6], frontend.plans[6:]
+    for plan in exact_ones:
+        assert set(plan.excluded) == {"NONDETERMINISTIC", "TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION"}
+    for plan in (*tf32, *half):
+        assert plan.excluded == ["NONDETERMINISTIC"]
+    assert {plan.io for plan in half} == {"HALF"}
+
+
+def test_views_that_begin_anywhere():
+    def moved(a):
+        room = np.zeros(a.size + 1, a.dtype)
+        room[1:] = a.reshape(-1)
+        return room[1:].reshape(a.shape)
+
+    with on_cudnn(StandIn()):
+        for found, expected in zip(every_pass(*map(moved, (X, KERNEL, BIAS, DY))), every_pass()):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_each_stream_has_a_handle_and_workspaces_that_stay():
+    frontend = StandIn(workspace=1000)
+    with on_cudnn(frontend) as runtime:
+        place = runtime.place
+        every_pass()
+        assert frontend.handles == {1: 7}
+        assert place.allocated == [1024]
+        frontend.workspace = 5000
+        every_pass(activation=None)
+        assert place.allocated == [1024, 8192]
+        first, second = (w.ptr for w in runtime.cudnn._streams.of[7].workspaces)
+        assert {workspace for _, workspace, _ in frontend.executed} == {first, second}
+        outer, place.stream = place.stream, Stream(9)
+        every_pass(activation=None)
+        assert frontend.handles == {1: 7, 2: 9}
+        assert {handle for _, _, handle in frontend.executed} == {1, 2}
+        place.stream = outer
+        gc.collect()
+        assert frontend.handles == {1: 7}
+        every_pass()
+        assert place.allocated == [1024, 8192, 8192]
+
+
+def test_nothing_is_planned_while_recording():
+    frontend = StandIn(workspace=64)
+    with on_cudnn(frontend) as runtime:
+        g = conv_geometry(X, KERNEL, None, 1, 0, 1, 1)
+        runtime.can_measure = lambda: False
+        assert not cudnn.covers("forward", X, KERNEL, g)
+        assert frontend.plans == []
+        runtime.can_measure = lambda: True
+        assert cudnn.covers("forward", X, KERNEL, g)
+        cudnn.forward(xp, X, KERNEL, None, None, g)
+        runtime.can_measure = lambda: False
+        assert cudnn.covers("forward", X, KERNEL, g)
+        cudnn.forward(xp, X, KERNEL, None, None, g)
+        assert len(frontend.plans) == 1
+        assert runtime.place.allocated == [64]
+
+
+@pytest.mark.parametrize("reason", ["unsupported", "workspace", "dtype", "absent"])
+def test_what_cudnn_does_not_cover(reason):
+    frontend = StandIn(workspace=1 << 30 if reason == "workspace" else 0)
+    frontend.unsupported = reason == "unsupported"
+    x, kernel = (X.astype("float64"), KERNEL.astype("float64")) if reason == "dtype" else (X, KERNEL)
+    with on_cudnn(frontend) as runtime:
+        if reason == "absent":
+            runtime.cudnn = None
+        assert not cudnn.covers("forward", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1), None, "relu")
+        assert not cudnn.covers("kernel", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1))
+
+
+def test_a_library_that_fails_is_not_tried_again():
+    frontend = StandIn()
+    g = conv_geometry(X, KERNEL, None, 1, 0, 1, 1)
+    with on_cudnn(frontend):
+        assert cudnn.covers("forward", X, KERNEL, g)
+        frontend.fails = True
+        with pytest.warns(RuntimeWarning, match=r"cuDNN fails to plan the images pass .* \(Multiple libcudart libraries"):
+            assert not cudnn.covers("images", X, KERNEL, g)
+        frontend.fails = False
+        assert not cudnn.covers("kernel", X, KERNEL, g)
+        assert cudnn.covers("forward", X, KERNEL, g)  # which was planned before
+
+
+# ---- the chooser
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    from tests.cuda_emulator import build
+
+    build.build_all()
+    monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "folder", lambda: tmp_path / "unused")
+    monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
+    chooser._table.forget()
+    yield chooser._table
+    chooser._table.forget()
+
+
+def timed(runtime, frontend, cudnn_time):
+    """Make the runtime say that cuDNN takes this long and anything else a second."""
+    measured = []
+
+    def milliseconds(function):
+        before = len(frontend.executed)
+        function()
+        measured.append(cudnn_time if len(frontend.executed) > before else 1.0)
+        return measured[-1]
+
+    runtime.milliseconds = milliseconds
+    return measured
+
+
+def convolve():
+    return ops.conv2d(X, KERNEL, BIAS, groups=1)
+
+
+def test_it_is_measured_beside_the_others(table):
+    for time, wins in ((0.5, True), (2.0, False)):
+        frontend = StandIn()
+        chooser._table.forget()
+        with on_cudnn(frontend, emulated_ops) as runtime:
+            measured = timed(runtime, frontend, time)
+            x = X if wins else np.concatenate([X, X])
+            y = ops.conv2d(x, KERNEL, BIAS)
+            assert sorted(measured) == sorted([1.0, 1.0, time])
+            before = len(frontend.executed)
+            np.testing.assert_array_equal(ops.conv2d(x, KERNEL, BIAS), y)
+            assert len(frontend.executed) == before + wins
+    assert {m.choice for m in table.known().values()} >= {"cudnn"}
+
+
+def test_a_shape_is_measured_anew_when_cudnn_joins_and_keeps_going_when_it_leaves(table):
+    with on_cudnn(StandIn(), emulated_ops) as runtime:
+        library, frontend = runtime.cudnn, runtime.cudnn.frontend
+        measured = timed(runtime, frontend, 0.5)
+        runtime.cudnn = None
+        convolve()
+        assert measured == [1.0, 1.0]
+        runtime.cudnn = library
+        convolve()
+        assert measured == [1.0, 1.0, 1.0, 1.0, 0.5]
+        (known,) = table.known().values()
+        assert known.choice == "cudnn"
+        runtime.cudnn = None
+        y = convolve()
+        assert len(measured) == 5
+    np.testing.assert_allclose(y, convolve(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_environment_asks_for_it(table, monkeypatch):
+    monkeypatch.setenv("XPNET_CONVOLUTION", "cudnn")
+    frontend = StandIn()
+    with on_cudnn(frontend, emulated_ops) as runtime:
+        y = convolve()
+        assert len(frontend.executed) == 1
+        assert not any(name.startswith("implicit") for name in runtime.launches)
+        frontend.unsupported = True
+        ops.conv2d(X, KERNEL[:1])  # falls back to products
+        assert len(frontend.executed) == 1
+        runtime.cudnn = None
+        with pytest.raises(DeviceError, match=r'XPNET_CONVOLUTION is cudnn.*pip install "xpnet\[cudnn\]"'):
+            convolve()
+        monkeypatch.setenv("XPNET_CONVOLUTION", "im2col")
+        np.testing.assert_allclose(convolve(), y, rtol=1e-4, atol=1e-4)
+    assert len(frontend.plans) == 1
+
+
+def test_deterministic_mode_does_not_ask_it(table):
+    frontend = StandIn()
+    with on_cudnn(frontend, emulated_ops) as runtime, deterministic():
+        runtime.milliseconds = None
+        convolve()
+        assert frontend.plans == []
+        assert not any(name.startswith("implicit") for name in runtime.launches)
+
+
+def test_info_says_whether_cudnn_takes_part(table, monkeypatch, capsys):
+    installed = {}
+
+    def version(package):
+        if package not in installed:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return installed[package]
+
+    monkeypatch.setattr(cudnn, "version", version)
+    assert cli.main(["info", "--convolutions"]) == 0
+    assert 'cuDNN is not installed and does not take part: pip install "xpnet[cudnn]"' in capsys.readouterr().out
+    installed |= {"nvidia-cudnn-frontend": "1.23.0", "nvidia-cudnn-cu12": "9.10.0"}
+    assert cli.main(["info", "--convolutions"]) == 0
+    assert "cuDNN takes part: nvidia-cudnn-frontend 1.23.0, nvidia-cudnn-cu12 9.10.0" in capsys.readouterr().out
+
+
+# ---- the library
+
+
+def test_loading(monkeypatch):
+    place = Place()
+    monkeypatch.setattr(cudnn, "_load_cudart", lambda: None)
+
+    def load():
+        return cudnn.load(lambda: place.stream, place.allocate)
+
+    def absent(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(cudnn, "version", absent)
+    assert load() is None
+    monkeypatch.setattr(cudnn, "version", lambda package: "1.23.0")
+    frontend = StandIn()
+    monkeypatch.setitem(sys.modules, "cudnn", frontend)
+    assert load().frontend is frontend
+    frontend.backend_version = lambda: 8907
+    with pytest.warns(RuntimeWarning, match=r"cannot be used: it is version 9\.10\.0; 9\.0 or later is needed"):
+        assert load() is None
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+    with pytest.warns(RuntimeWarning, match="cuDNN is installed but cannot be used"):
+        assert load() is None
+
+
+def test_the_cuda_runtime_is_loaded_from_where_pip_puts_it(monkeypatch):
+    asked = []
+    pathfinder = types.ModuleType("cuda.pathfinder")
+    pathfinder.DynamicLibNotFoundError = type("DynamicLibNotFoundError", (RuntimeError,), {})
+    pathfinder.load_nvidia_dynamic_lib = asked.append
+    monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", pathfinder)
+    cudnn._load_cudart()
+    assert asked == ["cudart"]
+
+    def nowhere(name):
+        raise pathfinder.DynamicLibNotFoundError(name)
+
+    pathfinder.load_nvidia_dynamic_lib = nowhere
+    cudnn._load_cudart()  # perhaps the system has one
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    cudnn._load_cudart()
+
+
+@pytest.mark.parametrize("step", chooser.PASSES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_real_frontend_takes_the_graphs(step, dtype):
+    """Without a GPU it checks names, arguments, shapes and strides; plans it cannot make."""
+    real = pytest.importorskip("cudnn", reason="needs nvidia-cudnn-frontend")
+    try:
+        real.backend_version()
+    except RuntimeError as error:
+        pytest.skip(f"needs the cuDNN library: {error}")
+    g = conv_geometry(np.empty((2, 7, 8, 16)), np.empty((3, 2, 8, 32)), None, (2, 1), ((1, 0), (0, 2)), (1, 2), 2)
+    fused = step == "forward"
+    key = cudnn._Key(step, (2, 7, 8, 16), (3, 2, 8, 32), g, dtype, False, fused, "tanh" if fused else None)
+    kind, wide = getattr(real.data_type, cudnn._TYPES[dtype]), real.data_type.FLOAT
+    graph = real.pygraph(io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide)
+    cudnn._describe(graph, key, kind, fused)
+    graph.validate()
+    assert all(hasattr(real.numerical_note, name) for name in cudnn._excluded(key))
+    assert issubclass(real.cudnnGraphNotSupportedError, Exception)
