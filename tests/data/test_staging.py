@@ -211,7 +211,7 @@ def test_closing_while_a_batch_is_being_made():
 @pytest.mark.parametrize(
     "settings",
     [{}, {"drop_last": True}, {"workers": 2}, {"samples": 20}, {"transform": lambda batch: (2 * batch[0], batch[1])}],
-    ids=str,
+    ids=["plain", "drop_last", "workers", "samples", "transform"],
 )
 def test_batches_are_the_same_staged(settings):
     batches = Batches((X, Y), 8, seed=3, **settings)
