@@ -117,6 +117,13 @@ def plans() -> Any:
     return plans
 
 
+def steps() -> Any:
+    """What runs small training steps on the CPU."""
+    from xpnet.accel.numpy import steps
+
+    return steps
+
+
 def _returned(output: Any, home: Any) -> Any:
     """A model's output, or each of several, as a native array, moved to `home` if that is given."""
     if isinstance(output, (tuple, list)):

@@ -44,7 +44,7 @@ LARGEST = 1 << 18
 _FEW = 8
 """Channels below which a window's elements are gathered one by one."""
 
-_PLANS = 8
+PLANS = 8
 """Plans a model keeps, one for each shape of input."""
 
 
@@ -372,7 +372,7 @@ def make(model: Module, x: Any) -> Floats | None:
     key, version = (x.shape, x.dtype), (Structure.version, Structure.settings)
     if plans.get(key) == version:
         return None  # tried before
-    if len(plans) >= _PLANS:
+    if len(plans) >= PLANS:
         plans.clear()
     if not all(_plain(module) for module in model.modules()):
         plans[key] = version

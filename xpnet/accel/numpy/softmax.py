@@ -11,12 +11,12 @@ from xpnet.accel.numpy.scratch import FLOATS, LONG, Floats, evenly, scratch
 from xpnet.ops.softmax import softmax, softmax_cross_entropy
 from xpnet.threads import parallel
 
-_SMALL = 1 << 15
+SMALL = 1 << 15
 """Elements up to which everything is done at once in the calling thread."""
 
 
 @lru_cache(maxsize=64)
-def _row_starts(rows: int, K: int) -> Floats:
+def row_starts(rows: int, K: int) -> Floats:
     """Where each row begins in a flat (rows, K) array. Shared: never written to."""
     starts = np.arange(0, rows * K, K)
     starts.flags.writeable = False
@@ -43,7 +43,7 @@ def forward(xp: Any, x: Floats, *, axis: int) -> Any:
         np.exp(e, out=e)
         np.divide(e, np.add.reduce(e, axis=1, keepdims=True), out=e)
 
-    if x.size <= _SMALL:
+    if x.size <= SMALL:
         chunk(slice(None))
     else:
         parts = _chunks(*rows.shape)
@@ -65,7 +65,7 @@ def backward(xp: Any, dy: Floats, y: Floats, *, axis: int) -> Any:
         np.subtract(dys[part], np.add.reduce(out, axis=1, keepdims=True), out=out)
         np.multiply(out, ys[part], out=out)
 
-    if y.size <= _SMALL:
+    if y.size <= SMALL:
         chunk(slice(None))
     else:
         parts = _chunks(*ys.shape)
@@ -73,7 +73,7 @@ def backward(xp: Any, dy: Floats, y: Floats, *, axis: int) -> Any:
     return dx.reshape(y.shape)
 
 
-def _class_numbers(logits: Floats, labels: Any) -> bool:
+def class_numbers(logits: Floats, labels: Any) -> bool:
     """Whether `labels` are class numbers that fit the logits; whatever is wrong with others, the reference says."""
     kind = labels.dtype.kind
     if kind not in "iu" or labels.shape != logits.shape[:-1]:
@@ -97,16 +97,16 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
         or not logits.size
         or reduction not in ("mean", "sum", "none")
         or not isinstance(labels, np.ndarray)
-        or not _class_numbers(logits, labels)
+        or not class_numbers(logits, labels)
     ):
         return NotImplemented
     K = logits.shape[-1]
     rows = logits if logits.ndim == 2 else logits.reshape(-1, K)
     count = rows.shape[0]
-    if logits.size <= _SMALL:
+    if logits.size <= SMALL:
         # In C order whatever the order of the logits: the flat views below must be views.
         e = np.subtract(rows, np.maximum.reduce(rows, axis=1, keepdims=True), order="C")
-        places = _row_starts(count, K) + labels.reshape(-1)
+        places = row_starts(count, K) + labels.reshape(-1)
         picked = e.reshape(-1).take(places)
         np.exp(e, out=e)
         total = np.add.reduce(e, axis=1, keepdims=True)
@@ -127,7 +127,7 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
             (e,) = scratch(x.dtype, x.shape)
             np.maximum.reduce(x, axis=1, keepdims=True, out=peaks[part])
             np.subtract(x, peaks[part], out=e)
-            picked = e.reshape(-1).take(_row_starts(*x.shape) + flat[part])
+            picked = e.reshape(-1).take(row_starts(*x.shape) + flat[part])
             np.exp(e, out=e)
             np.add.reduce(e, axis=1, keepdims=True, out=totals[part])
             np.subtract(np.log(totals[part][:, 0]), picked, out=losses[part])
@@ -168,7 +168,7 @@ def loss_backward(xp: Any, dloss: Floats, saved: Any, *, reduction: str) -> Any:
         np.exp(out, out=out)
         np.multiply(out, scale[part], out=out)
         flat = out.reshape(-1)
-        flat[_row_starts(*out.shape) + places[part]] -= weight[part][:, 0] if reduction == "none" else weight
+        flat[row_starts(*out.shape) + places[part]] -= weight[part][:, 0] if reduction == "none" else weight
 
     parallel(chunk, len(parts))
     return gradient.reshape(shape), None

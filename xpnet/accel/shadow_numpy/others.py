@@ -10,7 +10,7 @@ from xpnet.accel.numpy.elementwise import _CHUNK as _SMALL_RELU
 from xpnet.accel.numpy.normalization import _SMALL as _SMALL_NORM
 from xpnet.accel.numpy.normalization import _Rows
 from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS
-from xpnet.accel.numpy.softmax import _SMALL as _SMALL_SOFTMAX
+from xpnet.accel.numpy.softmax import SMALL as _SMALL_SOFTMAX
 from xpnet.accel.numpy.softmax import _chunks
 from xpnet.accel.shadow_numpy.working import moment, scratch, slope
 from xpnet.ops.activations import relu
