@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet.backend import Array
 from xpnet.capture import Captured, Graphs
 from xpnet.training.callback import Callback
+from xpnet.training.feeding import examples_in
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -85,22 +86,28 @@ class CapturedSteps:
         self._captured.forget()  # it used the clock and the counters of this block
         self._context.close()
 
-    def _work(self, *inputs: Array, size: int | None = None) -> tuple[Array, list[Any]]:
+    def _work(self, *inputs: Array, size: int | None = None, several: bool = False) -> tuple[Array, list[Any]]:
         """What is recorded. Returns the loss, and the parameters that got a gradient."""
         trainer = self.trainer
-        x, y = inputs if self.feed is None or size is None else self.feed.prepare(*inputs, size=size)
+        x: Any
+        if several:
+            *parts, y = inputs
+            x = tuple(parts)
+        else:
+            x, y = inputs if self.feed is None or size is None else self.feed.prepare(*inputs, size=size)
         loss, prediction = trainer.forward_backward(x, y)
         reached = [p for p in trainer.model.arena.parameters if p.grad is not None]
         if self.updates:
             trainer.optimizer.step(trainer.model)
-        trainer.sums.add(len(x), {"loss": loss, **trainer.measure(prediction, y)})
+        trainer.sums.add(examples_in(x), {"loss": loss, **trainer.measure(prediction, y)})
         return loss, reached
 
-    def step(self, x: Array, y: Array) -> Array:
-        """One batch: update and measurement. Returns the loss, an array that the next step overwrites."""
+    def step(self, x: Any, y: Array) -> Array:
+        """One batch: update and measurement. Returns the loss, an array that the next step overwrites.
+
+        x: an array, or a tuple of them for a model of several inputs, which no feed prepares within the recording.
+        """
         trainer, optimizer = self.trainer, self.trainer.optimizer
-        if not hasattr(x, "shape"):
-            raise ValueError("a recorded step takes one input array; for a model of several inputs use Trainer(capture=False)")
         if not trainer.model.training:
             trainer.model.train()
         iterations, count = optimizer.iterations, trainer.sums.count
@@ -108,8 +115,13 @@ class CapturedSteps:
             rate = optimizer.current_learning_rate
             if rate != self._rate:
                 optimizer.clock.rate[...] = self._rate = rate
-        loss, reached = self._captured(*self.feed.inputs, size=len(x)) if self.feed is not None else self._captured(x, y)
-        trainer.sums.count = count + len(x)
+        if isinstance(x, tuple):
+            loss, reached = self._captured(*x, y, several=True)
+        elif self.feed is not None:
+            loss, reached = self._captured(*self.feed.inputs, size=len(x))
+        else:
+            loss, reached = self._captured(x, y)
+        trainer.sums.count = count + examples_in(x)
         trainer.iteration += 1
         if self.updates:
             optimizer.iterations = iterations + 1

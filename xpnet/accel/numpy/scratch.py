@@ -45,6 +45,9 @@ def scratch(dtype: np.dtype[Any], *shapes: Sequence[int], slot: str = "main") ->
     total = sum(sizes)
     memory = _blocks.memory.get(slot)
     if memory is None or memory.size < total:
+        # Before a larger block is taken the smaller one is given back, so that both need not have a place side by side.
+        del memory
+        _blocks.memory.pop(slot, None)
         raw = np.empty(total + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         memory = raw[start : start + total]
