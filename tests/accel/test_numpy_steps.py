@@ -183,9 +183,8 @@ def test_the_results_are_the_callers():
         np.testing.assert_array_equal(prediction, b)
 
 
-def test_in_deterministic_mode_products_are_cut_up_and_nothing_is_planned():
-    made = trainer(NETS["relu"])
+def test_deterministic_mode(monkeypatch):
     with xn.deterministic():
-        for x, y in batches():
-            made.step(x, y)
-        assert not planned(made)
+        assert planned(both(lambda: trainer(NETS["deep"]), batches(), monkeypatch))
+        large = [xn.Dense(600, "relu"), xn.Dense(4)]  # products that are cut up there
+        both(lambda: trainer(large, (500,)), batches(4, (500,)), monkeypatch)

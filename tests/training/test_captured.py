@@ -215,6 +215,47 @@ def test_an_optimizer_that_keeps_its_step_on_the_host_runs_outside():
     assert both(lambda: trainer(Counting(0.5))).recorded == 2
 
 
+class TwoInputs(xn.Module):
+    """A model of two inputs."""
+
+    def __init__(self, **keywords):
+        super().__init__(**keywords)
+        self.left, self.right, self.last = xn.Dense(4, "relu"), xn.Dense(4, "tanh"), xn.Dense(3)
+
+    def build(self, input_shape):
+        self.left.build((4,))
+        self.right.build((2,))
+        self.last.build((4,))
+
+    def forward(self, x, z):
+        return self.last(self.left(x) * self.right(z))
+
+
+def test_models_of_several_inputs_are_recorded():
+    def run(captured):
+        with emulated_ops():
+            model = TwoInputs(seed=1)
+            model(X[:1, :4], X[:1, 4:])
+            made = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), metrics=["accuracy"])
+            graphs = FakeGraphs(made)
+            steps = CapturedSteps(made, graphs, lambda values: Clock.new(np, values)) if captured else None
+            with steps or contextlib.nullcontext():
+                step = steps.step if steps else made._train
+                for _ in range(2):
+                    for start in (0, 8, 16):
+                        part = slice(start, start + 8)
+                        step((X[part, :4].view(Remote), X[part, 4:].view(Remote)), Y[part])
+                means = made.sums.means()
+            return model.state(), means, made.sums.count, graphs
+
+    state, means, count, graphs = run(True)
+    wanted, wanted_means, wanted_count, _ = run(False)
+    assert (graphs.recorded, graphs.replayed) == (2, 3 + 1)
+    assert (means, count) == (wanted_means, wanted_count)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(state[name], array, err_msg=name)
+
+
 class Reads(xn.Module):
     """A user's layer that looks at its input's values."""
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnet import layers, losses
+from xpnet.accel.numpy.linear import ALONE
 from xpnet.accel.numpy.plans import LARGEST, PLANS
 from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats, activate, integers, slope
 from xpnet.accel.numpy.softmax import SMALL, class_numbers, row_starts
@@ -51,6 +52,7 @@ class Step:
         self.parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
         self.arrays = [(p, p.array, p.buffer) for p in self.parameters]
         self.count = batch
+        self.large = batch * max(layer.kernel.array.size for layer in chain) > ALONE
         self.features = chain[0].kernel.array.shape[0]
         self.forwards: list[Call] = []
         self.backwards: list[Call] = []
@@ -214,12 +216,12 @@ def step_for(model: Module, loss: Any, x: Any, labels: Any) -> Step | None:
     if x.dtype not in FLOATS or x.ndim < 2 or not x.size or labels.shape != x.shape[:1]:
         return None
     prefer_own_threads(False)
-    if own_threads_preferred():
-        return None  # in deterministic mode products are cut up
     steps: dict[Any, Any] = model.__dict__.setdefault("_steps", {})
     key = x.shape, x.dtype
     known = steps.get(key)
     if type(known) is Step:
+        if known.large and own_threads_preferred():
+            return None  # in deterministic mode large products are cut up
         if known.holds():
             return known
         if known.version == (Structure.version, Structure.settings) and all(p.array is a for p, a, _ in known.arrays):
