@@ -130,11 +130,6 @@ class Trace:
     products: list[tuple[int, int, int]] = field(default_factory=list)  # rows an example, inner, columns: forward only
     moved: int = 0  # elements an example that forward has to read and write at least, weights apart
 
-    @property
-    def multiplications(self) -> int:
-        """Multiply-adds of one example's forward pass."""
-        return sum(m * k * n for m, k, n in self.products)
-
 
 def trace(net: list[Layer], input_shape: Shape, prefix: str = "") -> Trace:
     """Walk a network; shapes without the batch axis."""

@@ -51,12 +51,11 @@ class Recorder:
 class Implementation:
     """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
 
-    __slots__ = ("_reference", "backward_function", "forward", "fresh", "halves", "wants_into", "wants_needs", "wants_save")
+    __slots__ = ("backward_function", "forward", "fresh", "halves", "wants_into", "wants_needs", "wants_save")
 
     def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
         self.forward = forward
         self.wants_save = "save" in inspect.signature(forward).parameters
-        self._reference = reference
         self.halves = False  # whether it takes 16-bit floats, computes in float32 and rounds once
         # Without a backward of its own an accelerated forward must save what the reference's backward expects.
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
@@ -112,7 +111,6 @@ class Op:
         self.setting_names = tuple(p.name for p in rest)
         self._positional = tuple(p.name for p in rest if self.variadic or p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self._defaults = {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty}
-        self._required_settings = tuple(p.name for p in rest if p.default is inspect.Parameter.empty)
         self.__signature__ = inspect.Signature(parameters)
 
     def __repr__(self) -> str:

@@ -10,9 +10,6 @@ from xpnet.accel.cupy.support import VECTORS, WIDTHS, fits, product
 
 Array = Any
 
-FIELDS = 12
-"""Numbers that describe one stage of an augmentation; `xpnet.data.augment.program` writes them."""
-
 
 def _listed(kind: str, width: int, source: str) -> bool:
     return fits(kind, width) and source in ("u8", kind)

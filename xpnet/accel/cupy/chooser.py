@@ -12,14 +12,13 @@ depends on the moment, and the ways round differently.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,27 +209,6 @@ def _digest() -> str:
 
 
 _table = Table()
-
-
-class _Unkept(Table):
-    """A table without a file."""
-
-    def _read(self) -> dict[Convolution, Measured]:
-        return {}
-
-    def _write(self, known: dict[Convolution, Measured]) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def measured_anew() -> Iterator[Mapping[Convolution, Measured]]:
-    """Within the block nothing is known of earlier, and nothing is kept of what is measured, which is given."""
-    global _table
-    before, _table = _table, _Unkept()
-    try:
-        yield _table.known()
-    finally:
-        _table = before
 
 
 def report() -> str:

@@ -106,15 +106,13 @@ def _split(text: str) -> list[tuple[str, str]]:
 class Parameter:
     """One parameter of an instance: how its argument is packed."""
 
-    __slots__ = ("dtype", "format", "is_divisor", "is_float", "name", "writes")
+    __slots__ = ("dtype", "format", "is_divisor", "is_float", "name")
 
     def __init__(self, declared: str, name: str, types: dict[str, str]) -> None:
         self.name = name
         self.dtype: str | None = None  # of arrays; None for scalars
-        self.writes = False
         self.is_divisor = self.is_float = False
         if declared.endswith("*"):
-            self.writes = not declared.startswith("const ")
             base = declared.removeprefix("const ").rstrip("*").strip()
             self.dtype = _DTYPES[_resolve(base, types)]
             self.format = "P"
