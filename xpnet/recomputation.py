@@ -38,9 +38,12 @@ def recompute(function: Callable[..., Any]) -> Callable[..., Any]:
         A function of the same arguments with the same results. Where nothing is recorded (under no_grad, in predict) it is
         `function` itself.
 
-    Raises (in the backward pass):
-        RuntimeError: the second run was not as the first, or used a Tensor from outside.
+    Raises:
+        TypeError: what was given cannot be called.
+        RuntimeError: (in the backward pass) the second run was not as the first, or used a Tensor from outside.
     """
+    if not callable(function):
+        raise TypeError(f"recompute: expected a Module or a function, got {type(function).__name__}")
 
     @functools.wraps(function, updated=())
     def wrapped(*args: Any, **keywords: Any) -> Any:

@@ -74,8 +74,8 @@ def _train(args: argparse.Namespace, given: settings.Settings) -> int:
     )
     print(model.summary(dataset.input_shape, batch_size=given["batch_size"], optimizer=optimizer, show=False))
     print(
-        f"{given['epochs']} epochs, batches of {given['batch_size']}, AdamW up to {given['learning_rate']:g}, seed "
-        f"{given['seed']}, on {model.context.device}; results in {folder}",
+        f"{given['epochs']} epoch{'s' * (given['epochs'] != 1)}, batches of {given['batch_size']}, "
+        f"AdamW up to {given['learning_rate']:g}, seed {given['seed']}, on {model.context.device}; results in {folder}",
         flush=True,
     )
     trainer = Trainer(

@@ -39,7 +39,7 @@ class Bytes:
         dtype: str = "float32",
         device: str | Device = "cpu",
     ) -> None:
-        if backend.dtype_name(images) != "uint8" or images.ndim < 2:
+        if not hasattr(images, "dtype") or backend.dtype_name(images) != "uint8" or images.ndim < 2:
             raise ValueError(f"Bytes: expected images (N, ..., C) of uint8, got {backend.describe(images)}")
         if (mean is None) != (std is None):
             raise ValueError("Bytes: give both mean and std, or neither")
