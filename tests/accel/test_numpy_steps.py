@@ -81,7 +81,7 @@ def both(make, data, monkeypatch, between=lambda made, number: None):
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("labels", ["int64", "int32", "uint8"])
+@pytest.mark.parametrize("labels", ["int64", "int32", "uint8", "uint64"])
 def test_the_same_bits(name, dtype, labels, monkeypatch):
     shape = (2, 3) if name == "nested" else (6,)
     data = batches(6, shape, dtype=dtype, labels=labels)
@@ -132,6 +132,40 @@ def test_callbacks_see_the_gradients_and_constraints_hold(monkeypatch):
     layers = [xn.Dense(8, "relu", kernel_constraint=xn.regularizers.MaxNorm(0.5)), xn.Dense(4)]
     clip = lambda: [xn.training.ClipGradients(norm=0.01)]  # noqa: E731
     assert planned(both(lambda: trainer(layers, callbacks=clip()), batches(), monkeypatch))
+
+
+def test_a_copy_learns_on_its_own(monkeypatch):
+    data = batches(12)
+
+    def run():
+        made = trainer(NETS["deep"], optimizer=xn.optim.SGD(0.1))
+        for x, y in data[:4]:
+            made.step(x, y)
+        before = weights(made)
+        other = xn.Trainer(copy.deepcopy(made.model), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
+        losses = [float(other.step(x, y)) for x, y in data[4:]]
+        for name, array in weights(made).items():
+            np.testing.assert_array_equal(array, before[name])
+        return losses, weights(other), other
+
+    losses, after, other = run()
+    assert planned(other)
+    monkeypatch.setattr(steps, "step_for", lambda *a: None)
+    wanted, wanted_after, _ = run()
+    assert losses == wanted
+    for name, array in after.items():
+        np.testing.assert_array_equal(array, wanted_after[name])
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [([xn.Dense(4)], (2, 3)), ([xn.Dense(4)], (1, 6)), ([xn.Reshape((1, 6)), xn.Dense(4)], (6,))],
+)
+def test_a_batch_of_the_wrong_shape_is_refused_every_time(layers, shape):
+    made = trainer(layers)
+    for x, y in batches(shape=shape):
+        with pytest.raises(xn.ShapeError):
+            made.step(x, y)
 
 
 def test_accumulated_gradients_are_not_planned(monkeypatch):

@@ -84,6 +84,7 @@ class Module:
             "_arena_version": -1,
             "_captured": None,
             "_plans": {},
+            "_steps": {},
             "_known_modules": (-1, ()),
         }
 

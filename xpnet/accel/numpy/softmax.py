@@ -100,6 +100,8 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
         or not class_numbers(logits, labels)
     ):
         return NotImplemented
+    if labels.dtype.kind == "u" and labels.itemsize == 8:
+        labels = labels.astype(np.int64)  # NumPy's sum of uint64 and int64 is a float64, which is no index
     K = logits.shape[-1]
     rows = logits if logits.ndim == 2 else logits.reshape(-1, K)
     count = rows.shape[0]

@@ -25,6 +25,7 @@ from xpnet.accel.numpy.softmax import SMALL, class_numbers, row_starts
 from xpnet.layers.module import Module, Structure
 from xpnet.ops import relu
 from xpnet.ops.registry import reference_is_forced
+from xpnet.ops.shapes import ShapeError
 from xpnet.tensor import Parameter
 from xpnet.threads import own_threads_preferred, prefer_own_threads
 
@@ -163,12 +164,13 @@ class Step:
         self.x = self.logits  # let go of the batch
 
 
-def _chain(model: Module) -> list[_Layer] | None:
-    """The dense layers of a model that consists of such, or None."""
+def _chain(model: Module, shape: tuple[int, ...]) -> list[_Layer] | None:
+    """The dense layers of a model that consists of such, or None; `shape` is one example's, which must reach the first of
+    them as a vector."""
     chain: list[_Layer] = []
     for layer in _flat(model):
         kind = type(layer)
-        if "forward" in layer.__dict__:
+        if "forward" in layer.__dict__ or (len(shape) != 1 and kind is layers.Dense):
             return None
         if kind is layers.Dense and layer.after is None and layer.fused in ACTIVATIONS:
             chain.append(_Layer(layer.kernel, layer.bias if layer.use_bias else None, layer.fused))
@@ -176,6 +178,11 @@ def _chain(model: Module) -> list[_Layer] | None:
             chain[-1] = chain[-1]._replace(activation="relu")
         elif chain or kind not in (layers.Flatten, layers.Reshape):
             return None
+        else:
+            try:
+                shape = layer.output_shape(shape)
+            except ShapeError:
+                return None  # the layer says so itself when it is run
     return chain or None
 
 
@@ -190,7 +197,7 @@ def _is_relu(layer: Any) -> bool:
 
 
 def _plan(model: Module, x: Floats) -> Step | None:
-    chain = _chain(model) if all(isinstance(m, Module) for m in _flat(model)) else None
+    chain = _chain(model, x.shape[1:]) if all(isinstance(m, Module) for m in _flat(model)) else None
     if chain is None or model.context.dtype != x.dtype.name:
         return None
     arena = model.arena
