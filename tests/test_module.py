@@ -515,3 +515,42 @@ def test_a_deep_copy_learns_on_its_own():
     xn.Trainer(twin, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1)).step(x, y)
     np.testing.assert_array_equal(model.arena.values, before)
     assert not np.array_equal(twin.layers[0].kernel.array, model.layers[0].kernel.array)
+
+
+class Headed(xn.Module):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.body = xn.Dense(5, "relu")
+        self.head = xn.Dense(4)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["Sequential", "Module", "nested"])
+def test_a_layer_that_is_replaced_belongs_to_the_model(kind, dtype, tmp_path):
+    x, y = np.linspace(-1, 1, 36).reshape(6, 6).astype(dtype), np.arange(6) % 3
+    if kind == "Module":
+        model = Headed(dtype=dtype, seed=3)
+        model(x)
+        model.head, name = xn.Dense(3), "head"
+    else:
+        inner = xn.Sequential([xn.Dense(5, "relu"), xn.Dense(4)])
+        model = inner if kind == "Sequential" else xn.Sequential([inner])
+        model = xn.Sequential(model.layers, dtype=dtype, seed=3)
+        model(x)
+        changed = model if kind == "Sequential" else model.layers[0]
+        changed.layers = [changed.layers[0], xn.Dense(3)]
+        assert type(changed.layers) is tuple
+        name = "1" if kind == "Sequential" else "0.1"
+    assert model.predict(x).shape == (6, 3)
+    assert model.state()[f"{name}.kernel"].shape == (5, 3)
+    assert model.state()[f"{name}.kernel"].dtype == dtype
+    before = {path: array.copy() for path, array in model.state().items()}
+    xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1)).step(x, y)
+    for path, array in model.state().items():
+        assert not np.array_equal(array, before[path]), path
+    if kind != "Module":
+        model.save(tmp_path / "model.xpnet")
+        np.testing.assert_array_equal(xn.load(tmp_path / "model.xpnet").predict(x), model.predict(x))

@@ -116,6 +116,14 @@ class Module:
         else:
             Structure.settings += 1
         self.__dict__[name] = value
+        if isinstance(value, (Module, tuple)):
+            self._attach_new({path: c for path, c in self._children.items() if path == name or path.startswith(name + ".")})
+
+    def _attach_new(self, children: dict[str, Module]) -> None:
+        """Tell Modules that came after the tree was first run where they are; before, the first run does."""
+        if self.path is not None:
+            for name, child in children.items():
+                child._attach(f"{self.path}.{name}" if self.path else name, self.context)
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """(path, module) for this Module and all below it; one that appears twice comes once."""

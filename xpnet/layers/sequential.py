@@ -52,21 +52,26 @@ class Sequential(Module):
                 f"the layers that can take others will), or leave input_shape out"
             )
         self.layers = tuple(layers)
-        # Paths are "0", "1", ...: the list's own name would only lengthen them.
-        self._children = {str(i): layer for i, layer in enumerate(layers) if isinstance(layer, Module)}
         self.input_shape = None if input_shape is None else tuple(int(n) for n in input_shape)
         self._attach("", self.context)
         if self.input_shape is not None:
             self.materialize(self.input_shape)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("layers", "_children"):
-            self.__dict__[name] = value
-            if name == "layers":
-                self.__dict__["_pooled"] = _pooled(value)
-            Structure.version += 1
-        else:
+        if name != "layers":
             super().__setattr__(name, value)
+            return
+        value = tuple(value)
+        # Paths are "0", "1", ...: the list's own name would only lengthen them.
+        children = {str(i): layer for i, layer in enumerate(value) if isinstance(layer, Module)}
+        others = {name: child for name, child in self._children.items() if not name.isdigit()}
+        self.__dict__.update(layers=value, _pooled=_pooled(value), _children={**children, **others})
+        if type(self) is Sequential:  # what a model file says
+            args, keywords = self._arguments
+            given = (args, {**keywords, name: value}) if name in keywords else ((value, *args[1:]), keywords)
+            self.__dict__["_arguments"] = given
+        Structure.version += 1
+        self._attach_new(children)
 
     def forward(self, x: Any) -> Any:
         """The input through every layer in turn; a convolution and the max pooling behind it are one operation."""

@@ -37,7 +37,7 @@ def segments_of(model: Module, recompute: Recompute) -> Segments:
     if callable(recompute):
         chosen = [path for path, module in places.items() if path and recompute(path, module)]
     else:
-        if isinstance(recompute, str):
+        if isinstance(recompute, str) or not hasattr(recompute, "__iter__"):
             raise ValueError(f"Trainer: recompute must be True, a list of layers or a function, got {recompute!r}")
         chosen = [str(name) for name in recompute]
     unknown = [path for path in chosen if not path or path not in places]
