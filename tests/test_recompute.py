@@ -199,6 +199,7 @@ def test_what_cannot_be_recomputed_is_said():
         (["7.nothing"], "recompute names the layer '7.nothing'; there are 0, 1, 2"),
         ("0", "a list of layers or a function, got '0'"),
         ([99], "'99'"),
+        (2, "a list of layers or a function, got 2"),
     ],
 )
 def test_a_trainer_explains(recompute, says):
