@@ -134,6 +134,7 @@ def test_a_watched_layer_is_run():
         model.predict(x)
     assert seen == list(model.layers)
     agree(model, x)
+    assert planned(model, x)
 
 
 def native(x):

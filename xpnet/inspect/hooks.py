@@ -67,5 +67,6 @@ def wrapped(model: Module, wrapper: Wrapper) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.__dict__["forward"]
+        Structure.settings += 1  # from here on it may be planned again
         for layer, counter in counters:
             layer.counter = counter
