@@ -222,3 +222,10 @@ def test_deterministic_mode(monkeypatch):
         assert planned(both(lambda: trainer(NETS["deep"]), batches(), monkeypatch))
         large = [xn.Dense(600, "relu"), xn.Dense(4)]  # products that are cut up there
         both(lambda: trainer(large, (500,)), batches(4, (500,)), monkeypatch)
+
+
+def test_labels_of_the_other_byte_order(monkeypatch):
+    data = [(x, y.astype(y.dtype.newbyteorder())) for x, y in batches()]
+    both(lambda: trainer(NETS["relu"]), data, monkeypatch)
+    with pytest.raises(ValueError, match="labels run from"):
+        trainer(NETS["relu"]).step(data[0][0], data[0][1] + np.int64(1 << 56))

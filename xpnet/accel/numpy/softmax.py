@@ -76,7 +76,7 @@ def backward(xp: Any, dy: Floats, y: Floats, *, axis: int) -> Any:
 def class_numbers(logits: Floats, labels: Any) -> bool:
     """Whether `labels` are class numbers that fit the logits; whatever is wrong with others, the reference says."""
     kind = labels.dtype.kind
-    if kind not in "iu" or labels.shape != logits.shape[:-1]:
+    if kind not in "iu" or labels.shape != logits.shape[:-1] or not labels.dtype.isnative:
         return False
     if kind == "i":
         # As an unsigned number a negative one is larger than any class: one comparison finds both mistakes.
