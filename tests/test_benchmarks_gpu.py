@@ -155,6 +155,7 @@ def test_a_way_can_be_asked_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.emulator
+@pytest.mark.nvrtc  # the ceiling is CuPy's
 @pytest.mark.parametrize("kind", ["step", *PASSES])
 def test_the_ceiling_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = type("Place", (), {"kind": "cuda", "xp": np, "synchronize": lambda self: None})()
