@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import LIMIT, Floats, evenly, fill_padded, images_and_lines, scratch
+from xpnet.accel.numpy.scratch import LIMIT, Floats, evenly, fill_padded, images_and_lines, run_of, scratch
 from xpnet.ops.geometry import Geometry
 from xpnet.threads import parallel
 
@@ -91,8 +91,8 @@ class Band:
 def copy_pixels(target: Floats, source: Floats) -> None:
     """Copy (..., C) to (..., C). As items of C numbers strided pixels are copied nearly as fast as contiguous ones."""
     C = target.shape[-1]
-    if C >= 8 and target.strides[-1] == source.strides[-1] == target.itemsize:
-        item = np.dtype((np.void, C * target.itemsize))
+    if C > 1 and target.strides[-1] == source.strides[-1] == target.itemsize:
+        item = run_of(C, target.dtype)
         target, source = target.view(item), source.view(item)
     np.copyto(target, source)
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.ends import Chunk, Images, Outputs
-from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, images_and_lines, scratch, windowed
+from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, images_and_lines, run_of, scratch, windowed
 from xpnet.threads import parallel, piece_count
 
 
@@ -61,7 +61,7 @@ def _outputs_at_once(w: Windows, C: int, O: int) -> int:
     return chosen
 
 
-_CHUNK = 3 << 19
+_CHUNK = 1 << 21
 """Bytes of columns in a chunk: few enough for the caches, enough for calls that take longer than Python between them."""
 
 
@@ -83,16 +83,20 @@ def _gather(x: Images, w: Windows, plan: _Plan, chunk: Chunk, P: Floats, cols: F
     C = x.shape[3]
     (KH, KW), (sh, sw), (dh, dw) = w.window, w.stride, w.dilation
     x.fill(P, (n0, n1), r0 * sh - w.pads[0], -w.pads[1])
-    b0, b1, b2, b3 = P.strides
+    b0, b1, b2, _ = P.strides
     n, r = n1 - n0, r1 - r0
-    target = cols[..., : plan.K]
+    # The items that are copied are the rows of a window, or its pixels where a dilation has them lie apart.
     if dw == 1:
-        shape: tuple[int, ...] = (n, r, plan.Q, KH, plan.length * C)
-        strides: tuple[int, ...] = (b0, sh * b1, plan.t * sw * b2, dh * b1, b3)
+        item = run_of(plan.length * C, P.dtype)
+        shape: tuple[int, ...] = (n, r, plan.Q, KH)
+        source: tuple[int, ...] = (dh * b1,)
+        target: tuple[int, ...] = (item.itemsize,)
     else:
-        shape = (n, r, plan.Q, KH, KW, C)
-        strides = (b0, sh * b1, sw * b2, dh * b1, dw * b2, b3)
-    np.copyto(target.reshape(shape), windowed(P, shape, strides))
+        item = run_of(C, P.dtype)
+        shape = (n, r, plan.Q, KH, KW)
+        source, target = (dh * b1, dw * b2), (KW * item.itemsize, item.itemsize)
+    windows = windowed(P, shape, (b0, sh * b1, plan.t * sw * b2, *source), item)
+    np.copyto(windowed(cols, shape, (*cols.strides[:3], *target), item), windows)
 
 
 def _padded_shape(w: Windows, plan: _Plan, n: int, r: int, C: int) -> tuple[int, int, int, int]:

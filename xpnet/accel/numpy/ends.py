@@ -7,11 +7,16 @@ further pass over memory.
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 import numpy as np
 
+from xpnet.accel.numpy.bands import CHUNK
 from xpnet.accel.numpy.max_pooling import Won, pool_chunk, unpool_chunk
-from xpnet.accel.numpy.scratch import Floats, activate, fill_padded, relu_to, scratch, slope
+from xpnet.accel.numpy.scratch import Floats, activate, evenly, fill_padded, relu_to, scratch, slope
 from xpnet.ops.geometry import Geometry
+from xpnet.threads import parallel
 
 Chunk = tuple[int, int, int, int]
 """First and last image, first and last row."""
@@ -83,20 +88,39 @@ class Unpooled(Gradient):
         (dz,) = scratch(self.dtype, dy.shape, slot="ends")
         slope(dy, y, self.activation, dz)
         if top <= 0 and left <= 0 and top + P.shape[1] >= H and left + P.shape[2] >= W:
-            P[:, :-top] = 0
-            P[:, H - top :] = 0
-            lines = P[:, -top : H - top]
-            lines[:, :, :-left] = 0
-            lines[:, :, W - left :] = 0
-            unpool_chunk(dz, won, self.g, lines[:, :, -left : W - left])
+            inside = P[:, -top : H - top, -left : W - left]
+            if inside.shape != P.shape:
+                P[:, :-top] = 0
+                P[:, H - top :] = 0
+                P[:, -top : H - top, :-left] = 0
+                P[:, -top : H - top, W - left :] = 0
+            unpool_chunk(dz, won, self.g, inside)
         else:
             (full,) = scratch(self.dtype, (len(dy), H, W, dy.shape[3]), slot="whole")
             unpool_chunk(dz, won, self.g, full)
             fill_padded(P, full, None, None, (0, len(dy)), top, left)
 
+    def once(self) -> Gradient:
+        """The same gradient, made now: for those who read it twice and can spare the memory."""
+        N = self.shape[0]
+        dz = np.empty(self.shape, self.dtype)
+        images = images_at_once(self.shape, self.dtype)
+
+        def chunk(number: int) -> None:
+            n0, n1 = number * images, min((number + 1) * images, N)
+            self.fill(dz[n0:n1], (n0, n1), 0, 0)
+
+        parallel(chunk, -(-N // images))
+        return Gradient(dz, None, None)
+
     def every(self, rows: slice, columns: slice) -> Images:
         """Not offered: the pooled pixels do not fall apart into such rows and columns."""
         raise NotImplementedError("whole images only")
+
+
+def images_at_once(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """How many images of `shape` (N, H, W, C) are unpooled at once."""
+    return evenly(shape[0], max(1, CHUNK // (prod(shape[1:]) * dtype.itemsize)))
 
 
 class Outputs:

@@ -8,18 +8,22 @@ the activation instead of the first, where the slope is 0 either way.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from xpnet.accel.numpy.convolution import convolve, data_gradient, kernel_gradient, windows_of
-from xpnet.accel.numpy.ends import Images, Pooled, Unpooled
+from xpnet.accel.numpy.ends import Gradient, Images, Pooled, Unpooled
 from xpnet.accel.numpy.max_pooling import Won
 from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, LIMIT, Floats
 from xpnet.ops.convolution import conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import Geometry
 from xpnet.ops.pooling import pool_geometry
+
+ONCE = 4 << 20
+"""Bytes up to which the gradient of the whole output is made once, where both gradients of the convolution read it."""
 
 
 def _geometries(
@@ -69,7 +73,9 @@ def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, needs: tuple[bool,
     x, kernel, y, won = saved
     g, p = _geometries(x, kernel, None, window, settings)
     w = windows_of(g)
-    source = Unpooled(dy.astype(x.dtype, copy=False), y, won, settings["activation"], p)
+    pooled = Unpooled(dy.astype(x.dtype, copy=False), y, won, settings["activation"], p)
+    twice = needs[0] and (needs[1] or needs[2])
+    source = pooled.once() if twice and prod(pooled.shape) * x.itemsize <= ONCE else pooled
     dx = dkernel = dbias = None
     if needs[0]:
         dx = np.empty(x.shape, x.dtype)

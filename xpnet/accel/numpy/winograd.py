@@ -156,8 +156,8 @@ def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tup
     m, a, dtype = t.m, t.a, x.dtype
     terms = a if bias is None else a + 1
     each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
-    # Few channels make short calls: then more tiles, so that the threads are not held up by Python between them.
-    wanted = 64 if max(C, O) > 64 else (1 << 14) // max(C, O)
+    # Fewer tiles keep V and M nearer to the core, more make the calls long enough for Python not to hold the threads up.
+    wanted = max(64, (1 << 13) // max(C, O))
     cut = _cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), x.whole or target.whole)
     tw = cut.tw
     wide = m * tw + t.r - 1
@@ -228,7 +228,7 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
     groups = [(i, min(i + group, a)) for i in range(0, a, group)]
     each = dtype.itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
     room = max(LIMIT - group * row, LIMIT // 4)
-    cut = _cut(N, OH, OW, m, max(1, min(256 * max(1, 64 // min(C, O)), room // each)), dy.whole)
+    cut = _cut(N, OH, OW, m, max(1, min(max(128, (1 << 13) // min(C, O)), room // each)), dy.whole)
     tw = cut.tw
     wide = m * tw + r - 1
 

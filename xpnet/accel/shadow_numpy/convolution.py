@@ -8,7 +8,8 @@ from typing import Any
 from xpnet.accel.numpy import columns, winograd
 from xpnet.accel.numpy.bands import Band
 from xpnet.accel.numpy.convolution import _FEW, _pointwise, windows_of, winograd_tile
-from xpnet.accel.numpy.fused import _fits, _geometries
+from xpnet.accel.numpy.ends import images_at_once
+from xpnet.accel.numpy.fused import ONCE, _fits, _geometries
 from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, LIMIT
 from xpnet.accel.shadow_numpy.pooling import combined, handed_back, largest, won_of
 from xpnet.accel.shadow_numpy.working import Shape, moment, scratch
@@ -78,7 +79,7 @@ def _winograd(N: int, C: int, O: int, bias: bool, w: Any, source: _Ends, target:
     terms = a + bias
     OH, OW = _phase(w)
     each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
-    wanted = 64 if max(C, O) > 64 else (1 << 14) // max(C, O)
+    wanted = max(64, (1 << 13) // max(C, O))
     cut = winograd._cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), whole)
     n0, n1, s0, s1 = cut.chunks[0]
     n, s = n1 - n0, s1 - s0
@@ -132,7 +133,7 @@ def _winograd_kernel_gradient(N: int, C: int, O: int, w: Any, source: _Ends, t: 
         group -= 1
     each = dtype.itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
     room = max(LIMIT - group * row, LIMIT // 4)
-    cut = winograd._cut(N, *_phase(w), m, max(1, min(256 * max(1, 64 // min(C, O)), room // each)), whole)
+    cut = winograd._cut(N, *_phase(w), m, max(1, min(max(128, (1 << 13) // min(C, O)), room // each)), whole)
     shares = min(shares, len(cut.chunks))
     cost = shares * a * row
     ledger.take(cost)
@@ -231,9 +232,17 @@ def _(xp: Any, dy: Shadow, saved: Any, *, window: Any, needs: tuple[bool, ...], 
     x, kernel, _, _ = saved
     g, p = _geometries(x, kernel, None, window, settings)
     w = windows_of(g)
+    dz = None
     source = _Ends(x.dtype, kernel.shape[3], p)
+    whole = (x.shape[0], g.h.out, g.w.out, kernel.shape[3])
+    if needs[0] and (needs[1] or needs[2]) and prod(whole) * x.itemsize <= ONCE:
+        dz = xp.empty(whole, dtype=x.dtype)
+        images = images_at_once(whole, x.dtype)
+        source.read(images, -(-whole[0] // images))
+        source = _Ends(x.dtype, kernel.shape[3])
     dx = _data_gradient(xp, x, kernel.shape, w, source) if needs[0] else None
     dkernel = dbias = None
     if needs[1] or needs[2]:
         dkernel, dbias = _kernel_gradient(xp, x.shape, kernel.shape, w, source)
+    del dz
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None
