@@ -377,7 +377,9 @@ def test_depthwise_convolution(place, shape, window, settings):
     C = shape[-1]
     for dtype in ("float64", "float32", "float16"):
         inputs = [normal(*shape), normal(*window, 1, C), normal(C)]
-        runtime = both(place, "conv2d", inputs, {**settings, "groups": C, "activation": "relu"}, dtype=dtype)
+        # relu's slope at a sum that is 0 but for its rounding is 0 or 1: in float16 there are such sums.
+        activation = "tanh" if dtype == "float16" else "relu"
+        runtime = both(place, "conv2d", inputs, {**settings, "groups": C, "activation": activation}, dtype=dtype)
         assert runtime is None or runtime.products == []
 
 

@@ -1,24 +1,25 @@
 """Depthwise convolutions for NumPy: every channel with kernels of its own, as sums of shifted images.
 
-There is no product over channels, hence no matrix product: for each element of the window the shifted image is
-multiplied by one row of the kernel and added, a chunk that stays in the cache at a time. With stride 1 a shifted row of
-pixels is one run of memory, and the kernel's row is repeated to the same length: long loops instead of one a pixel.
+There is no product over channels, hence no matrix product: for each element of the window the shifted image is multiplied
+by one row of the kernel and added. `einsum` does that for a whole chunk in one call, row by row: a row of outputs stays in
+the first-level cache while the window's elements are multiplied and added to it, and Python's lock is not needed in
+between. With stride 1 a shifted row of pixels is one run of memory, and the kernel's row is repeated to the same length:
+long loops instead of one a pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from xpnet.accel.numpy.columns import Windows
 from xpnet.accel.numpy.ends import Gradient, Images, Outputs
-from xpnet.accel.numpy.scratch import Floats, images_and_lines, scratch
+from xpnet.accel.numpy.scratch import Floats, images_and_lines, scratch, windowed
 from xpnet.threads import parallel, piece_count
 
-_CHUNK = 1 << 18
-"""Bytes of output in a chunk: with the input and one product they should fit the second-level cache."""
+_CHUNK = 1 << 20
+"""Bytes of output in a chunk."""
 
 
 class _Shifts:
@@ -38,20 +39,21 @@ class _Shifts:
         (KH, KW), (sh, sw), (dh, dw), (_, OW) = self.w.window, self.w.stride, self.w.dilation, self.w.size
         return n, (r - 1) * sh + dh * (KH - 1) + 1, (OW - 1) * sw + dw * (KW - 1) + 1, self.O
 
-    def __call__(self, P: Floats, r: int) -> Iterator[tuple[int, int, Floats, Floats]]:
-        """For each element of the window: kh, kw, what it sees, as rows of outputs, and the kernel's row."""
-        (KH, KW), (sh, sw), (dh, dw), (_, OW) = self.w.window, self.w.stride, self.w.dilation, self.w.size
-        if self.long:
-            P = P.reshape(*P.shape[:2], -1)
-        for kh in range(KH):
-            rows = P[:, kh * dh : kh * dh + (r - 1) * sh + 1 : sh]
-            for kw in range(KW):
-                left = kw * dw
-                if self.long:
-                    seen = rows[:, :, left * self.O : (left + OW) * self.O]
-                else:
-                    seen = rows[:, :, left : left + (OW - 1) * sw + 1 : sw]
-                yield kh, kw, seen, self.weights[kh, kw]
+    def seen(self, P: Floats, r: int) -> Floats:
+        """What each element of the window sees of a contiguous chunk: (n, r, KH, KW, *row)."""
+        (sh, sw), (dh, dw) = self.w.stride, self.w.dilation
+        b0, b1, b2, b3 = P.strides
+        within = (b3,) if self.long else (sw * b2, b3)
+        return windowed(P, (P.shape[0], r, *self.w.window, *self.row), (b0, sh * b1, dh * b1, dw * b2, *within))
+
+    def sums(self, seen: Floats, total: Floats) -> None:
+        """total (n, r, *row) = the sum over the window of what is seen times the kernel."""
+        np.einsum("nrhwj,hwj->nrj" if self.long else "nrhwjo,hwo->nrjo", seen, self.weights, out=total)
+
+    def products(self, seen: Floats, dz: Floats) -> Floats:
+        """(KH, KW, *row): the sum over n and r of what is seen times dz (n, r, *row)."""
+        found: Floats = np.einsum("nrhwj,nrj->hwj" if self.long else "nrhwjo,nrjo->hwjo", seen, dz)
+        return found
 
 
 def _fill(P: Floats, x: Images, images: tuple[int, int], top: int, left: int) -> None:
@@ -65,25 +67,22 @@ def _fill(P: Floats, x: Images, images: tuple[int, int], top: int, left: int) ->
     np.copyto(P.reshape(*single.shape, each), single[..., None])
 
 
+def _chunks(N: int, w: Windows, O: int, itemsize: int) -> list[tuple[int, int, int, int]]:
+    return images_and_lines(N, w.size[0], w.size[1] * O * itemsize, _CHUNK)
+
+
 def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target: Outputs) -> None:
     """x (N, H, W, C) with kernel (KH, KW, 1, C * multiplier) -> (N, OH, OW, C * multiplier)."""
-    OH, OW = w.size
     shifts = _Shifts(kernel, w)
-    chunks = images_and_lines(x.shape[0], OH, OW * shifts.O * x.dtype.itemsize, _CHUNK)
+    chunks = _chunks(x.shape[0], w, shifts.O, x.dtype.itemsize)
 
     def chunk(number: int) -> None:
         n0, n1, r0, r1 = where = chunks[number]
         n, r = n1 - n0, r1 - r0
-        P, term = scratch(x.dtype, shifts.padded(n, r), (n, r, *shifts.row))
+        (P,) = scratch(x.dtype, shifts.padded(n, r))
         _fill(P, x, (n0, n1), r0 * w.stride[0] - w.pads[0], -w.pads[1])
         room = target.room(where)
-        total = room.reshape(term.shape)
-        for kh, kw, seen, weights in shifts(P, r):
-            if kh == kw == 0:
-                np.multiply(seen, weights, out=total)
-            else:
-                np.multiply(seen, weights, out=term)
-                np.add(total, term, out=total)
+        shifts.sums(shifts.seen(P, r), room.reshape(n, r, *shifts.row))
         if bias is not None:
             np.add(room, bias, out=room)
         target.finish(where, room)
@@ -91,59 +90,97 @@ def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target:
     parallel(chunk, len(chunks))
 
 
+class _Folded(Outputs):
+    """A target: the sum over the outputs that each channel has."""
+
+    def __init__(self, dx: Floats, multiplier: int) -> None:
+        super().__init__(dx)
+        self.multiplier = multiplier
+
+    def room(self, chunk: tuple[int, int, int, int]) -> Floats:
+        """As `Outputs.room`: working memory of this thread."""
+        n0, n1, r0, r1 = chunk
+        (array,) = scratch(self.y.dtype, (n1 - n0, r1 - r0, self.shape[2], self.shape[3] * self.multiplier), slot="ends")
+        return array
+
+    def finish(self, chunk: tuple[int, int, int, int], result: Floats) -> None:
+        """As `Outputs.finish`."""
+        n0, n1, r0, r1 = chunk
+        part = self.y[n0:n1, r0:r1]
+        np.add.reduce(result.reshape(*part.shape, self.multiplier), axis=4, out=part)
+
+
 def gradients(x: Images, kernel: Floats, dy: Gradient, w: Windows, needs: tuple[bool, bool, bool]) -> Any:
     """dx, dkernel and dbias, None where `needs` says so."""
-    N, H, W, C = x.shape
-    KH, KW, _, O = kernel.shape
-    OH, OW = w.size
-    dtype = x.dtype
+    dx = np.empty(x.shape, x.dtype) if needs[0] else None
+    if dx is not None:
+        (_spread if w.stride != (1, 1) else _turned)(dy, kernel, w, dx)
+    if not (needs[1] or needs[2]):
+        return dx, None, None
+    dkernel, dbias = _kernel_gradient(x, kernel, dy, w)
+    return dx, dkernel if needs[1] else None, dbias if needs[2] else None
+
+
+def _turned(dy: Gradient, kernel: Floats, w: Windows, dx: Floats) -> None:
+    """dx for a stride of 1: a convolution of dy with the kernel turned by 180 degrees."""
+    top, left = (d * (k - 1) - p for d, k, p in zip(w.dilation, w.window, w.pads))
+    back = Windows(w.window, (1, 1), w.dilation, (top, left), dx.shape[1:3])
+    multiplier = kernel.shape[3] // dx.shape[3]
+    convolve(dy, kernel[::-1, ::-1], None, back, Outputs(dx) if multiplier == 1 else _Folded(dx, multiplier))
+
+
+def _kernel_gradient(x: Images, kernel: Floats, dy: Gradient, w: Windows) -> tuple[Floats, Floats]:
+    """The gradients of kernel (KH, KW, 1, O) and bias (O,)."""
+    O, dtype = kernel.shape[3], x.dtype
     shifts = _Shifts(kernel, w)
-    dx = np.empty(x.shape, dtype) if needs[0] else None
-    parts = min(piece_count(), N)
-    dkernels = np.zeros((parts, KH, KW, *shifts.row), dtype)
+    chunks = _chunks(x.shape[0], w, O, dtype.itemsize)
+    # Each part adds up its own share of the chunks; the shares are fixed, so a result can be repeated bit for bit.
+    parts = min(piece_count(), len(chunks))
+    dkernels = np.zeros((parts, *w.window, *shifts.row), dtype)
     dbiases = np.zeros((parts, *shifts.row), dtype)
-    lines = max(1, min(OH, _CHUNK // (OW * O * dtype.itemsize)))
 
     def share(p: int) -> None:
-        # The window may reach over the edge, or leave out the last rows: dx is summed in a padded image.
-        full, grad = np.empty((2, *shifts.padded(1, OH)), dtype)
-        for n in range(p * N // parts, (p + 1) * N // parts):
-            _fill(full, x, (n, n + 1), -w.pads[0], -w.pads[1])
-            grad[...] = 0
-            for r0 in range(0, OH, lines):
-                band(n, r0, min(r0 + lines, OH), full, grad, p)
-            if dx is not None:
-                crop(grad[0], dx[n])
+        for n0, n1, r0, r1 in chunks[p * len(chunks) // parts : (p + 1) * len(chunks) // parts]:
+            n, r = n1 - n0, r1 - r0
+            P, image = scratch(dtype, shifts.padded(n, r), (n, r, w.size[1], O))
+            _fill(P, x, (n0, n1), r0 * w.stride[0] - w.pads[0], -w.pads[1])
+            dy.fill(image, (n0, n1), r0, 0)
+            dbiases[p] += (np.ones(n * r, dtype) @ image.reshape(n * r, -1)).reshape(shifts.row)
+            dkernels[p] += shifts.products(shifts.seen(P, r), image.reshape(n, r, *shifts.row))
 
-    def band(n: int, r0: int, r1: int, full: Floats, grad: Floats, p: int) -> None:
-        r = r1 - r0
-        image, term = scratch(dtype, (1, r, OW, O), (1, r, *shifts.row))
-        dy.fill(image, (n, n + 1), r0, 0)
-        dz = image.reshape(term.shape)
-        ones = np.ones(r, dtype)
-        dbiases[p] += (ones @ dz.reshape(r, -1)).reshape(shifts.row)
-        top = r0 * w.stride[0]
-        for (kh, kw, seen, weights), (_, _, place, _) in zip(shifts(full[:, top:], r), shifts(grad[:, top:], r)):
-            if needs[1]:
-                np.multiply(seen, dz, out=term)
-                dkernels[p, kh, kw] += (ones @ term.reshape(r, -1)).reshape(shifts.row)
-            if dx is not None:
-                np.multiply(dz, weights, out=term)
+    parallel(share, parts)
+    dkernel = dkernels.sum(axis=0).reshape(*w.window, w.size[1], O).sum(axis=2).reshape(kernel.shape)
+    return dkernel, dbiases.sum(axis=0).reshape(-1, O).sum(axis=0)
+
+
+def _spread(dy: Gradient, kernel: Floats, w: Windows, dx: Floats) -> None:
+    """dx for strides above 1: every dy times the kernel, added to its window in a padded image."""
+    N, H, W, C = dx.shape
+    O, OH, OW = kernel.shape[3], *w.size
+    shifts = _Shifts(kernel, w)
+    top, left = w.pads
+    # The window may reach over the edge, or leave out the last rows, which get no gradient.
+    padded = shifts.padded(1, OH)
+    h, v = min(H, padded[1] - top), min(W, padded[2] - left)
+
+    def image(n: int) -> None:
+        grad, dz, term = scratch(dx.dtype, padded, (1, OH, OW, O), (1, OH, *shifts.row))
+        grad[...] = 0
+        dy.fill(dz, (n, n + 1), 0, 0)
+        places = shifts.seen(grad, OH)
+        for kh in range(w.window[0]):
+            for kw in range(w.window[1]):
+                np.multiply(dz.reshape(term.shape), shifts.weights[kh, kw], out=term)
+                place = places[:, :, kh, kw]
                 np.add(place, term, out=place)
-
-    def crop(grad: Floats, target: Floats) -> None:
-        """Copy the image's part of a padded gradient; rows that no window saw are 0."""
-        top, left = w.pads
-        h, v = min(H, grad.shape[0] - top), min(W, grad.shape[1] - left)
+        target = dx[n]
         if h < H or v < W:
             target[...] = 0
         if h > 0 and v > 0:
-            part = grad[top : top + h, left : left + v]
+            part = grad[0, top : top + h, left : left + v]
             if O == C:
                 np.copyto(target[:h, :v], part)
             else:
                 np.add.reduce(part.reshape(h, v, C, O // C), axis=3, out=target[:h, :v])
 
-    parallel(share, parts)
-    dkernel = dkernels.sum(axis=0).reshape(KH, KW, OW, O).sum(axis=2).reshape(kernel.shape) if needs[1] else None
-    return dx, dkernel, dbiases.sum(axis=0).reshape(OW, O).sum(axis=0) if needs[2] else None
+    parallel(image, N)
