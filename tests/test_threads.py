@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_info
 
 import xpnet as xn
 from xpnet import threads
+from xpnet.accel.numpy.scratch import evenly
 
 
 @pytest.fixture
@@ -36,6 +37,39 @@ def test_every_part_runs_once():
 def test_parts_run_at_the_same_time():
     meeting = threading.Barrier(2, timeout=10)
     threads.parallel(lambda part: meeting.wait(), 2)
+
+
+def test_little_work_stays_in_the_calling_thread():
+    where = []
+
+    def body(part):
+        where.append(threading.get_ident())
+        time.sleep(0.002)  # long enough for others to take a part, were they asked to
+
+    threads.parallel(body, 6, 1e-4, 2)
+    assert where == [threading.get_ident()] * 6
+    if threads.get_num_threads() > 1:
+        where.clear()
+        threads.parallel(body, 6, 1.0, 2)
+        assert len(set(where)) > 1
+
+
+@pytest.mark.skipif(threads.get_num_threads() < 2, reason="one core")
+def test_many_short_calls_are_not_shared_out_where_python_has_a_lock():
+    ms = 1e-3
+    assert threads._pays(2, 2, 2 * ms, 1)
+    assert not threads._pays(2, 2, 0.3 * ms, 1)
+    free = not getattr(sys, "_is_gil_enabled", lambda: True)()
+    assert threads._pays(2, 2, 2 * ms, 100) is free
+    # What two threads gain on one millisecond, four gain at least.
+    assert threads._pays(4, 4, 1 * ms, 10) or not threads._pays(2, 4, 1 * ms, 10)
+
+
+def test_work_is_cut_for_the_threads_only_where_it_takes_a_moment(count):
+    threads.set_num_threads(count)
+    assert evenly(100, 1000, 1e-5) == 100
+    assert evenly(100, 1000, 1.0) == -(-100 // threads.piece_count())
+    assert evenly(100, 10, 1e-5) == 10
 
 
 def test_the_first_error_is_raised_and_the_rest_is_left_out():
@@ -156,6 +190,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 import xpnet as xn
 from xpnet import threads
+from xpnet.accel.numpy.scratch import evenly
 def blas():
     return [l["num_threads"] for l in threadpool_info() if l["user_api"] == "blas"]
 def total():

@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import itertools
+import math
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -248,17 +250,42 @@ more are used in place, and the copies of shorter ones stay in the first-level c
 """
 
 
-def parallel(body: Body, count: int) -> None:
+_WAKING = 2e-4
+_CALLING = 1.5e-5
+"""Seconds that sharing work out costs, once and for each call of NumPy in a thread; measured with two threads.
+
+A call gives Python's lock away and takes it back; with another thread about, it often has to wait for it, asleep.
+"""
+
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    _CALLING = 0.0
+
+
+def _pays(threads: int, count: int, seconds: float, calls: int) -> bool:
+    """Whether sharing out work of so many seconds, in `count` parts of so many calls, is expected to be faster."""
+    return seconds * (1 - 1 / threads) > _WAKING + _CALLING * calls * count / threads
+
+
+def parallel(body: Body, count: int, seconds: float = math.inf, calls: int = 1) -> None:
     """Call ``body(0)`` to ``body(count - 1)``, each once, on up to :func:`get_num_threads` threads, and wait for all.
 
-    With one thread, one part, or inside another parallel call, the parts run one after another in this thread. The
-    first exception of a part is raised here, after the running parts have ended; parts not yet begun are left out.
+    With one thread, one part, or inside another parallel call, the parts run one after another in this thread; so they do
+    where the work is too little to be shared out. The first exception of a part is raised here, after the running parts
+    have ended; parts not yet begun are left out.
+
+    Args:
+        body: what a part does.
+        count: parts.
+        seconds: how long one thread takes for all parts, roughly.
+        calls: how often a part calls NumPy, roughly.
     """
     if _here.busy:
         for part in range(count):
             body(part)
         return
     threads = _threads if _threads < count else count
+    if threads > 1 and not _pays(threads, count, seconds, calls):
+        threads = 1
     before = np.setbufsize(BUFFER)  # of this context, and of the copies that the helpers get
     try:
         if threads > 1:

@@ -8,11 +8,12 @@ the windows lie side by side. Backward, the gradients are summed in phases and d
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import LIMIT, Floats, evenly, fill_padded, images_and_lines, run_of, scratch
+from xpnet.accel.numpy.scratch import LIMIT, PASS, Floats, evenly, fill_padded, images_and_lines, run_of, scratch
 from xpnet.ops.geometry import Geometry
 from xpnet.threads import parallel
 
@@ -125,13 +126,13 @@ def combine(ufunc: Any, x: Floats, band: Band, value: float, out: Floats) -> Non
 def for_bands(shape: tuple[int, ...], g: Geometry, itemsize: int, work: Callable[[Band, Any], None]) -> None:
     """Call work(band, output part) for chunks of the images, shared out over the threads."""
     N, _, W, C = shape
-    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * itemsize, CHUNK)
+    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * itemsize, CHUNK, seconds(shape, g))
 
     def chunk(number: int) -> None:
         n0, n1, r0, r1 = where = chunks[number]
         work(Band(g, where, C), (slice(n0, n1), slice(r0, r1)))
 
-    parallel(chunk, len(chunks))
+    parallel(chunk, len(chunks), seconds(shape, g), 10)
 
 
 def gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Callable[[Band, Any, Floats], None]) -> Floats:
@@ -142,7 +143,7 @@ def gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Ca
     N, _, W, C = shape
     dx = np.empty(shape, dtype)
     line = g.h.stride * W * C * dtype.itemsize
-    images = evenly(N, max(1, CHUNK // (g.h.out * line)))
+    images = evenly(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
     lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
 
     def chunk(number: int) -> None:
@@ -157,8 +158,14 @@ def gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Ca
             band.collect(P, dx, done)
             done = max(done, band.top + band.rows)
 
-    parallel(chunk, -(-N // images))
+    parallel(chunk, -(-N // images), seconds(shape, g), 12)
     return dx
+
+
+def seconds(shape: tuple[int, ...], g: Geometry) -> float:
+    """How long one thread takes for the pooling of images of `shape`, or for its gradient, about."""
+    overlap = g.h.window * g.w.window / (g.h.stride * g.w.stride)
+    return 2.5 * PASS * prod(shape) * (1 + overlap)
 
 
 def apart(g: Geometry) -> bool:

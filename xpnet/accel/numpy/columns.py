@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.ends import Chunk, Images, Outputs
-from xpnet.accel.numpy.scratch import LIMIT, Floats, activate, images_and_lines, run_of, scratch, windowed
+from xpnet.accel.numpy.scratch import LIMIT, PASS, PRODUCT, Floats, activate, images_and_lines, run_of, scratch, windowed
 from xpnet.threads import parallel, piece_count
 
 
@@ -40,6 +40,7 @@ class _Plan(NamedTuple):
     Q: int  # rows of columns for one row of outputs
     K: int  # inputs in a row of columns, without the bias
     chunks: list[tuple[int, int, int, int]]  # first and last image, first and last row of outputs
+    seconds: float  # that one thread takes, about
 
 
 def _outputs_at_once(w: Windows, C: int, O: int) -> int:
@@ -73,8 +74,10 @@ def _plan(shape: tuple[int, ...], w: Windows, O: int, itemsize: int, whole: bool
     Q = -(-OW // t)
     K = KH * length * C
     line = itemsize * Q * (K + 1 + t * O)
-    chunks = images_and_lines(N, OH, line, max(_CHUNK, OH * line) if whole else _CHUNK)
-    return _Plan(t, length, Q, K, chunks)
+    # Roughly: the product, the copies of columns, what else is done with the outputs.
+    seconds = N * OH * Q * (PRODUCT * K * t * O + 2 * PASS * K + (10 if whole else 4) * PASS * t * O)
+    chunks = images_and_lines(N, OH, line, max(_CHUNK, OH * line) if whole else _CHUNK, seconds)
+    return _Plan(t, length, Q, K, chunks, seconds)
 
 
 def _gather(x: Images, w: Windows, plan: _Plan, chunk: Chunk, P: Floats, cols: Floats) -> None:
@@ -149,7 +152,7 @@ def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target:
             np.matmul(cols.reshape(M, -1), B, out=result)
             target.finish(where, result.reshape(n, r, plan.Q * plan.t, O)[:, :, :OW])
 
-    parallel(chunk, len(plan.chunks))
+    parallel(chunk, len(plan.chunks), plan.seconds, 4 + x.calls + target.calls)
 
 
 def _as_matrix(part: Floats, t: int) -> Floats | None:
@@ -196,7 +199,8 @@ def kernel_gradient(x: Images, dy: Images, w: Windows, kernel_shape: tuple[int, 
                 np.matmul(columns, dz.reshape(M, t * O), out=step)
                 np.add(totals[p], step, out=totals[p])
 
-    parallel(share, parts)
+    each = (4 + x.calls + dy.calls) * -(-len(plan.chunks) // parts)
+    parallel(share, parts, plan.seconds, each)
     total = totals[0]
     for other in totals[1:]:
         total += other
@@ -246,7 +250,8 @@ def spread(dy: Images, kernel: Floats, w: Windows, dx: Floats) -> None:
                     place = target[down, across]
                     np.add(place, part[:, left:right], out=place)
 
-    parallel(image, N)
+    work = N * OH * OW * KH * KW * (PRODUCT * O * C + 2 * PASS * C)
+    parallel(image, N, work, 2 + 2 * KH * KW * -(-OH // lines))
 
 
 def reach(size: int, out: int, stride: int, offset: int) -> tuple[int, int, int]:
@@ -269,4 +274,4 @@ def product(x: Floats, matrix: Floats, bias: Floats | None, y: Floats, activatio
             np.add(rows, bias, out=rows)
         activate(rows, activation)
 
-    parallel(part, -(-M // height))
+    parallel(part, -(-M // height), M * (PRODUCT * C * O + 2 * PASS * (C + O)), 3)

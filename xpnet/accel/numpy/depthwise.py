@@ -15,7 +15,7 @@ import numpy as np
 
 from xpnet.accel.numpy.columns import Windows
 from xpnet.accel.numpy.ends import Gradient, Images, Outputs
-from xpnet.accel.numpy.scratch import Floats, images_and_lines, scratch, windowed
+from xpnet.accel.numpy.scratch import PASS, Floats, images_and_lines, scratch, windowed
 from xpnet.threads import parallel, piece_count
 
 _CHUNK = 1 << 20
@@ -68,7 +68,12 @@ def _fill(P: Floats, x: Images, images: tuple[int, int], top: int, left: int) ->
 
 
 def _chunks(N: int, w: Windows, O: int, itemsize: int) -> list[tuple[int, int, int, int]]:
-    return images_and_lines(N, w.size[0], w.size[1] * O * itemsize, _CHUNK)
+    return images_and_lines(N, w.size[0], w.size[1] * O * itemsize, _CHUNK, _seconds(w, N * O))
+
+
+def _seconds(w: Windows, planes: int) -> float:
+    """How long one thread takes for so many planes of outputs, about."""
+    return PASS * planes * w.size[0] * w.size[1] * (2 + w.window[0] * w.window[1])
 
 
 def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target: Outputs) -> None:
@@ -87,7 +92,7 @@ def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target:
             np.add(room, bias, out=room)
         target.finish(where, room)
 
-    parallel(chunk, len(chunks))
+    parallel(chunk, len(chunks), _seconds(w, x.shape[0] * shifts.O), 4)
 
 
 class _Folded(Outputs):
@@ -148,7 +153,7 @@ def _kernel_gradient(x: Images, kernel: Floats, dy: Gradient, w: Windows) -> tup
             dbiases[p] += (np.ones(n * r, dtype) @ image.reshape(n * r, -1)).reshape(shifts.row)
             dkernels[p] += shifts.products(shifts.seen(P, r), image.reshape(n, r, *shifts.row))
 
-    parallel(share, parts)
+    parallel(share, parts, _seconds(w, x.shape[0] * O), 8 * -(-len(chunks) // parts))
     dkernel = dkernels.sum(axis=0).reshape(*w.window, w.size[1], O).sum(axis=2).reshape(kernel.shape)
     return dkernel, dbiases.sum(axis=0).reshape(-1, O).sum(axis=0)
 
@@ -183,4 +188,4 @@ def _spread(dy: Gradient, kernel: Floats, w: Windows, dx: Floats) -> None:
             else:
                 np.add.reduce(part.reshape(h, v, C, O // C), axis=3, out=target[:h, :v])
 
-    parallel(image, N)
+    parallel(image, N, 2 * _seconds(w, N * O), 4 + 2 * w.window[0] * w.window[1])

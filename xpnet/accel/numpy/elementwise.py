@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import random
-from xpnet.accel.numpy.scratch import FLOATS, LONG, Floats, evenly, keep_where, relu_to
+from xpnet.accel.numpy.scratch import FLOATS, LONG, PASS, Floats, evenly, keep_where, relu_to
 from xpnet.ops.activations import relu
 from xpnet.ops.dropout import dropout, dropout_key
 from xpnet.threads import parallel
@@ -17,7 +17,7 @@ _CHUNK = 1 << 17
 
 
 def _flat_chunks(size: int) -> list[slice]:
-    step = evenly(size, LONG)
+    step = evenly(size, LONG, 4 * PASS * size)
     return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
 
@@ -32,7 +32,7 @@ def relu_forward(xp: Any, x: Floats) -> Any:
         relu_to(flat, out)
     else:
         parts = _flat_chunks(x.size)
-        parallel(lambda i: relu_to(flat[parts[i]], out[parts[i]]), len(parts))
+        parallel(lambda i: relu_to(flat[parts[i]], out[parts[i]]), len(parts), 3 * PASS * x.size)
     return y, y
 
 
@@ -45,7 +45,11 @@ def relu_backward(xp: Any, dy: Floats, y: Floats) -> Any:
         return dx
     parts = _flat_chunks(dy.size)
     flat, kept, out = dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
-    parallel(lambda i: keep_where(flat[parts[i]], np.greater(kept[parts[i]], 0), out[parts[i]]), len(parts))
+
+    def part(i: int) -> None:
+        keep_where(flat[parts[i]], np.greater(kept[parts[i]], 0), out[parts[i]])
+
+    parallel(part, len(parts), 5 * PASS * dy.size, 2)
     return dx
 
 

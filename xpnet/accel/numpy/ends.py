@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.bands import CHUNK
+from xpnet.accel.numpy.bands import CHUNK, seconds
 from xpnet.accel.numpy.max_pooling import Won, pool_chunk, unpool_chunk
-from xpnet.accel.numpy.scratch import Floats, activate, evenly, fill_padded, relu_to, scratch, slope
+from xpnet.accel.numpy.scratch import PASS, Floats, activate, evenly, fill_padded, relu_to, scratch, slope
 from xpnet.ops.geometry import Geometry
 from xpnet.threads import parallel
 
@@ -27,6 +27,9 @@ class Images:
 
     whole = False
     """Whether chunks should be whole images."""
+
+    calls = 2
+    """Calls of NumPy for a chunk, about."""
 
     def __init__(self, array: Floats) -> None:
         self.array = array
@@ -72,6 +75,7 @@ class Unpooled(Gradient):
     """
 
     whole = True
+    calls = 15
 
     def __init__(self, dy: Floats, y: Floats, won: Won, activation: str | None, g: Geometry) -> None:
         super().__init__(dy, y, activation)
@@ -110,7 +114,7 @@ class Unpooled(Gradient):
             n0, n1 = number * images, min((number + 1) * images, N)
             self.fill(dz[n0:n1], (n0, n1), 0, 0)
 
-        parallel(chunk, -(-N // images))
+        parallel(chunk, -(-N // images), seconds(self.shape, self.g), 15)
         return Gradient(dz, None, None)
 
     def every(self, rows: slice, columns: slice) -> Images:
@@ -120,7 +124,7 @@ class Unpooled(Gradient):
 
 def images_at_once(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """How many images of `shape` (N, H, W, C) are unpooled at once."""
-    return evenly(shape[0], max(1, CHUNK // (prod(shape[1:]) * dtype.itemsize)))
+    return evenly(shape[0], max(1, CHUNK // (prod(shape[1:]) * dtype.itemsize)), 6 * PASS * prod(shape))
 
 
 class Outputs:
@@ -128,6 +132,9 @@ class Outputs:
 
     whole = False
     """Whether chunks must be whole images."""
+
+    calls = 2
+    """Calls of NumPy for a chunk, about."""
 
     def __init__(self, y: Floats, activation: str | None = None) -> None:
         self.y = y
@@ -174,6 +181,7 @@ class Pooled(Outputs):
     """
 
     whole = True
+    calls = 12
 
     def __init__(self, shape: tuple[int, ...], y: Floats, won: Won | None, activation: str | None, g: Geometry) -> None:
         super().__init__(y, activation)

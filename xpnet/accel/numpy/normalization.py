@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import FLOATS, LONG, Floats, evenly, scratch
+from xpnet.accel.numpy.scratch import FLOATS, LONG, PASS, Floats, evenly, scratch
 from xpnet.ops.normalization import batch_norm_with_statistics
 from xpnet.threads import parallel
 
@@ -25,7 +25,7 @@ class _Rows:
         self.k = k = _divisor(count, max(1, 1024 // C))
         self.C = C
         self.shape = (count // k, k * C)
-        self.height = evenly(self.shape[0], max(1, LONG // (k * C)))
+        self.height = evenly(self.shape[0], max(1, LONG // (k * C)), 4 * PASS * count * C)
         self.chunks = -(-self.shape[0] // self.height)
 
     def part(self, number: int) -> slice:
@@ -77,13 +77,13 @@ def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats]:
         np.subtract(part, rows.long((first[number] / sizes[number]).astype(part.dtype)), out=difference)
         second[number] = rows.products(difference, difference)
 
-    parallel(plain, rows.chunks)
+    parallel(plain, rows.chunks, 3 * PASS * flat.size, 3)
     count = sizes.sum()
     mean = first.sum(axis=0) / count
     variance = np.maximum(second.sum(axis=0) / count - mean * mean, 0)
     if _far(mean, variance):
         # Chan, Golub and LeVeque (1983): the means and sums of squares of parts combined.
-        parallel(centred, rows.chunks)
+        parallel(centred, rows.chunks, 4 * PASS * flat.size, 4)
         variance = (second.sum(axis=0) + (sizes * (first / sizes - mean) ** 2).sum(axis=0)) / count
     return mean, variance
 
@@ -122,7 +122,7 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
         np.multiply(source, long_factor, out=out)
         np.add(out, long_shift, out=out)
 
-    parallel(output, rows.chunks)
+    parallel(output, rows.chunks, 4 * PASS * x.size, 2)
     return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, far)
 
 
@@ -149,7 +149,7 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
         sums[0, number] = rows.sums(dflat[part])
         sums[1, number] = rows.products(source, dflat[part])
 
-    parallel(total, rows.chunks)
+    parallel(total, rows.chunks, 4 * PASS * x.size, 3)
     doffset, dcentred = sums.sum(axis=1)
     if not far:
         dcentred -= mean * doffset
@@ -172,6 +172,6 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
             np.multiply(dflat[part], long_factor, out=out[part])
             np.add(out[part], term, out=out[part])
 
-        parallel(gradient, rows.chunks)
+        parallel(gradient, rows.chunks, 7 * PASS * x.size, 4)
         dx = out.reshape(x.shape)
     return dx, dscale.astype(dtype) if needs[1] else None, doffset.astype(dtype) if needs[2] else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import Floats
+from xpnet.accel.numpy.scratch import PASS, Floats
 from xpnet.optim import rules
 from xpnet.threads import own_threads_preferred, parallel
 
@@ -32,7 +32,7 @@ def _blocks(update: Any, *arrays: Floats) -> None:
 
     count = -(-size // _BLOCK)
     if own_threads_preferred():
-        parallel(block, count)
+        parallel(block, count, 3 * PASS * len(arrays) * size, 3 * len(arrays))
     else:  # BLAS's threads may still be waiting, busily, for the next product
         for number in range(count):
             block(number)

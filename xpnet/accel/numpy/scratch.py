@@ -21,6 +21,12 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 LIMIT = 14 << 20
 """Bytes that the chunks of one operation may take up in one thread (a target: a single image row may need more)."""
 
+PRODUCT = 2.2e-11
+"""Seconds that one multiplication of a matrix product takes in one thread, about."""
+
+PASS = 1.5e-10
+"""Seconds an element for one call of NumPy's arithmetic, about. These two only say what is worth a second thread."""
+
 LONG = 1 << 18
 """Elements of a chunk where only arithmetic is done.
 
@@ -67,9 +73,16 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 """The dtypes that the accelerated operations take."""
 
 
-def evenly(N: int, images: int) -> int:
-    """About `images` images a chunk, but the same for all chunks and a multiple of the threads in number."""
-    threads = piece_count()
+UNCUT = 5e-4
+"""Seconds of work up to which it is not cut into pieces for the threads: one thread is the faster way; see xpnet/threads.py."""
+
+
+def evenly(N: int, images: int, seconds: float) -> int:
+    """About `images` images a chunk, but the same for all chunks and a multiple of the threads in number.
+
+    The latter where the work takes one thread more than a moment, by what its sizes say.
+    """
+    threads = piece_count() if seconds > UNCUT else 1
     rounds = -(-N // (images * threads))
     chunks = rounds * threads
     return -(-N // chunks)
@@ -89,14 +102,14 @@ def run_of(length: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype((np.void, length * dtype.itemsize))
 
 
-def images_and_lines(N: int, lines: int, line_bytes: int, wanted: int) -> list[tuple[int, int, int, int]]:
+def images_and_lines(N: int, lines: int, line_bytes: int, wanted: int, seconds: float) -> list[tuple[int, int, int, int]]:
     """Chunks of about `wanted` bytes: several images, or some lines of one. (first, last image, first, last line)
 
     They are nearly equal, and at least one for each thread as long as there are enough images.
     """
     many = max(1, wanted // max(1, line_bytes))
     if many >= 2 * lines:
-        images = evenly(N, many // lines)
+        images = evenly(N, many // lines, seconds)
         return [(n, min(n + images, N), 0, lines) for n in range(0, N, images)]
     many = -(-lines // -(-lines // min(many, lines)))
     return [(n, n + 1, r, min(r + many, lines)) for n in range(N) for r in range(0, lines, many)]

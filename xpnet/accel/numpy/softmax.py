@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import FLOATS, LONG, Floats, evenly, scratch
+from xpnet.accel.numpy.scratch import FLOATS, LONG, PASS, Floats, evenly, scratch
 from xpnet.ops.softmax import softmax, softmax_cross_entropy
 from xpnet.threads import parallel
 
@@ -24,7 +24,7 @@ def row_starts(rows: int, K: int) -> Floats:
 
 
 def _chunks(rows: int, K: int) -> list[slice]:
-    height = evenly(rows, max(1, LONG // K))
+    height = evenly(rows, max(1, LONG // K), 8 * PASS * rows * K)
     return [slice(i, min(i + height, rows)) for i in range(0, rows, height)]
 
 
@@ -47,7 +47,7 @@ def forward(xp: Any, x: Floats, *, axis: int) -> Any:
         chunk(slice(None))
     else:
         parts = _chunks(*rows.shape)
-        parallel(lambda i: chunk(parts[i]), len(parts))
+        parallel(lambda i: chunk(parts[i]), len(parts), 10 * PASS * x.size, 5)
     y = y.reshape(x.shape)
     return y, y
 
@@ -69,7 +69,7 @@ def backward(xp: Any, dy: Floats, y: Floats, *, axis: int) -> Any:
         chunk(slice(None))
     else:
         parts = _chunks(*ys.shape)
-        parallel(lambda i: chunk(parts[i]), len(parts))
+        parallel(lambda i: chunk(parts[i]), len(parts), 6 * PASS * y.size, 4)
     return dx.reshape(y.shape)
 
 
@@ -134,7 +134,7 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
             np.add.reduce(e, axis=1, keepdims=True, out=totals[part])
             np.subtract(np.log(totals[part][:, 0]), picked, out=losses[part])
 
-        parallel(chunk, len(parts))
+        parallel(chunk, len(parts), 10 * PASS * rows.size, 7)
         saved = (rows, flat, (peaks, totals))
     if not save:
         saved = None
@@ -172,5 +172,5 @@ def loss_backward(xp: Any, dloss: Floats, saved: Any, *, reduction: str) -> Any:
         flat = out.reshape(-1)
         flat[row_starts(*out.shape) + places[part]] -= weight[part][:, 0] if reduction == "none" else weight
 
-    parallel(chunk, len(parts))
+    parallel(chunk, len(parts), 10 * PASS * gradient.size, 5)
     return gradient.reshape(shape), None

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnet.accel.numpy.ends import Images, Outputs
-from xpnet.accel.numpy.scratch import LIMIT, Floats, evenly, scratch, windowed
+from xpnet.accel.numpy.scratch import LIMIT, PASS, PRODUCT, Floats, evenly, scratch, windowed
 from xpnet.threads import parallel, piece_count
 
 _enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
@@ -102,6 +102,17 @@ _SMALL_SUMS = 3 << 20
 """Bytes of dU up to which every thread has its own."""
 
 
+def _seconds(t: Transforms, tiles: int, C: int, O: int, pooled: bool) -> float:
+    """How long one thread takes for so many tiles, about."""
+    ends = (8 if pooled else 2) * PASS * t.m * t.m * O
+    return tiles * (t.a * t.a * (PRODUCT * C * O + 3.5 * PASS * (C + O)) + ends)
+
+
+def _seconds_of_kernel(t: Transforms, size: int) -> float:
+    """How long one thread takes to transform a kernel of `size` channels in and out, about."""
+    return t.a * t.a * size * (PRODUCT * t.r * t.r + 2 * PASS)
+
+
 def transform_kernel(kernel: Floats, t: Transforms) -> Floats:
     """U (a, a, C, O) from a kernel (r, r, C, O)."""
     r, _, C, O = kernel.shape
@@ -112,7 +123,7 @@ def transform_kernel(kernel: Floats, t: Transforms) -> Floats:
         columns = slice(p * _WIDTH, (p + 1) * _WIDTH)
         np.matmul(t.GG, flat[:, columns], out=U[:, columns])
 
-    parallel(part, -(-C * O // _WIDTH))
+    parallel(part, -(-C * O // _WIDTH), _seconds_of_kernel(t, C * O))
     return U.reshape(t.a, t.a, C, O)
 
 
@@ -124,14 +135,17 @@ class _Cut(NamedTuple):
     chunks: list[tuple[int, int, int, int]]  # first and last image, first and last row of tiles
 
 
-def _cut(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool) -> _Cut:
-    """Chunks of about `tiles` tiles and nearly equal size, at least one for each thread if there are enough images."""
+def _cut(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool, each: float) -> _Cut:
+    """Chunks of about `tiles` tiles and nearly equal size, at least one for each thread if there are enough images.
+
+    `each` is how many seconds a tile takes.
+    """
     th, tw = -(-OH // m), -(-OW // m)
     if whole:
         tiles = max(tiles, th * tw)
     images, strips = tiles // (th * tw), th
     if images > 1:
-        images = evenly(N, images)
+        images = evenly(N, images, N * th * tw * each)
     else:
         images = 1
         strips = max(1, min(th, tiles // tw))
@@ -158,7 +172,8 @@ def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tup
     each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
     # Fewer tiles keep V and M nearer to the core, more make the calls long enough for Python not to hold the threads up.
     wanted = max(64, (1 << 13) // max(C, O))
-    cut = _cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), x.whole or target.whole)
+    pooled = x.whole or target.whole
+    cut = _cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), pooled, _seconds(t, 1, C, O, pooled))
     tw = cut.tw
     wide = m * tw + t.r - 1
     A1 = t.AT if bias is None else t.A1
@@ -201,7 +216,7 @@ def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tup
             np.matmul(A1[:rest], Z[:, whole], out=out[:, m * whole :].reshape(n, rest, OW * O))
         target.finish(where, out)
 
-    parallel(chunk, len(cut.chunks))
+    parallel(chunk, len(cut.chunks), _seconds(t, N * cut.th * tw, C, O, pooled), 8 + x.calls + target.calls)
 
 
 def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int], whole: bool = False) -> tuple[Floats, Floats]:
@@ -228,7 +243,8 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
     groups = [(i, min(i + group, a)) for i in range(0, a, group)]
     each = dtype.itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
     room = max(LIMIT - group * row, LIMIT // 4)
-    cut = _cut(N, OH, OW, m, max(1, min(max(128, (1 << 13) // min(C, O)), room // each)), dy.whole)
+    tiles = max(1, min(max(128, (1 << 13) // min(C, O)), room // each))
+    cut = _cut(N, OH, OW, m, tiles, dy.whole, _seconds(t, 1, C, O, dy.whole))
     tw = cut.tw
     wide = m * tw + r - 1
 
@@ -276,7 +292,8 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
             else:
                 np.matmul(V.transpose(0, 2, 1), F, out=total)
 
-    parallel(rows_of, shares * len(groups))
+    each = (10 + x.calls + dy.calls) * -(-len(cut.chunks) // shares)
+    parallel(rows_of, shares * len(groups), _seconds(t, N * cut.th * tw, C, O, dy.whole), each)
     for other in dU[1:]:
         dU[0] += other
     dk = np.empty((r * r, C * O), dtype)
@@ -286,5 +303,5 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
         columns = slice(p * _WIDTH, (p + 1) * _WIDTH)
         np.matmul(t.GG.T, flat[:, columns], out=dk[:, columns])
 
-    parallel(back, -(-C * O // _WIDTH))
+    parallel(back, -(-C * O // _WIDTH), _seconds_of_kernel(t, C * O))
     return dk.reshape(r, r, C, O), dbias.sum(axis=0)

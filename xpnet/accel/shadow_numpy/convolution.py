@@ -80,7 +80,7 @@ def _winograd(N: int, C: int, O: int, bias: bool, w: Any, source: _Ends, target:
     OH, OW = _phase(w)
     each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
     wanted = max(64, (1 << 13) // max(C, O))
-    cut = winograd._cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), whole)
+    cut = winograd._cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), whole, winograd._seconds(t, 1, C, O, whole))
     n0, n1, s0, s1 = cut.chunks[0]
     n, s = n1 - n0, s1 - s0
     T, wide = n * s * cut.tw, m * cut.tw + t.r - 1
@@ -133,7 +133,8 @@ def _winograd_kernel_gradient(N: int, C: int, O: int, w: Any, source: _Ends, t: 
         group -= 1
     each = dtype.itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
     room = max(LIMIT - group * row, LIMIT // 4)
-    cut = winograd._cut(N, *_phase(w), m, max(1, min(max(128, (1 << 13) // min(C, O)), room // each)), whole)
+    tiles = max(1, min(max(128, (1 << 13) // min(C, O)), room // each))
+    cut = winograd._cut(N, *_phase(w), m, tiles, whole, winograd._seconds(t, 1, C, O, whole))
     shares = min(shares, len(cut.chunks))
     cost = shares * a * row
     ledger.take(cost)

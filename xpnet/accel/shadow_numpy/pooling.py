@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.bands import CHUNK, Band
+from xpnet.accel.numpy.bands import CHUNK, Band, seconds
 from xpnet.accel.numpy.max_pooling import Won, _takes
 from xpnet.accel.numpy.scratch import FLOATS, LIMIT, evenly, images_and_lines
 from xpnet.accel.shadow_numpy.working import Shape, moment, scratch
@@ -42,7 +42,7 @@ def handed_back(dtype: Any, band: Band, count: int) -> None:
 def _bands(x: Shadow, g: Geometry) -> tuple[Band, int]:
     """The first, largest of the chunks of bands.for_bands, and how many there are."""
     N, _, W, C = x.shape
-    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * x.itemsize, CHUNK)
+    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * x.itemsize, CHUNK, seconds(x.shape, g))
     return Band(g, chunks[0], C), len(chunks)
 
 
@@ -51,7 +51,7 @@ def _spread_back(xp: Any, shape: Shape, g: Geometry, dtype: Any) -> tuple[Shadow
     N, _, W, C = shape
     dx: Shadow = xp.empty(shape, dtype=dtype)
     line = g.h.stride * W * C * dx.itemsize
-    images = evenly(N, max(1, CHUNK // (g.h.out * line)))
+    images = evenly(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
     lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
     band, count = Band(g, (0, min(images, N), 0, lines), C), -(-N // images)
     scratch(dtype, count, band.shape, slot="pool")
