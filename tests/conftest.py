@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,18 @@ else:
 
 # Where the data sets are is looked up before any test changes the environment.
 _DATA = os.environ.get("XPNET_DATA")
+
+
+@pytest.fixture(scope="module")
+def shared_out() -> Iterator[None]:
+    """Work on the CPU is cut and shared out over the threads however little it is, as otherwise only large inputs are."""
+    from xpnet import threads
+    from xpnet.accel.numpy import scratch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch, "UNCUT", 0.0)
+        patch.setattr(threads, "_pays", lambda threads, count, seconds, calls: True)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,6 +10,8 @@ from xpnet.accel.numpy import columns, winograd
 from xpnet.ops.convolution import conv2d
 from xpnet.ops.geometry import windows
 
+pytestmark = pytest.mark.usefixtures("shared_out")
+
 
 def definition(x, kernel, bias, dy_of, *, stride, padding, dilation, groups, activation=None):
     """Output and gradients of a convolution in float64, one position of the window at a time."""

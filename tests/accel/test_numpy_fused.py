@@ -18,6 +18,8 @@ CASES = [
     ((1, 80, 80, 64), (3, 3, 64, 64), {"window": 2, "padding": 1}),
 ]
 
+pytestmark = pytest.mark.usefixtures("shared_out")
+
 
 @pytest.mark.parametrize(("shape", "kernel_shape", "settings"), CASES)
 @pytest.mark.parametrize("activation", [None, "relu", "tanh"])

@@ -13,6 +13,8 @@ from xpnet.ops.normalization import batch_norm_with_statistics
 from xpnet.ops.registry import Op
 from xpnet.ops.softmax import softmax, softmax_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("shared_out")
+
 
 def freeze(array, layout):
     if layout == "strided" and array.ndim > 1:

@@ -10,6 +10,8 @@ from xpnet import ops
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches
 from xpnet.ops.registry import reference_only
 
+pytestmark = pytest.mark.usefixtures("shared_out")
+
 
 @st.composite
 def poolings(draw):

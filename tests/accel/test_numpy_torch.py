@@ -5,7 +5,7 @@ import pytest
 
 from xpnet import Tensor, ops
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("shared_out")]
 
 
 def to_torch(array):

@@ -38,6 +38,8 @@ NETS = {
     "dense": ([lambda: xn.Dense(64, "relu"), lambda: xn.Dense(64, "tanh"), lambda: xn.Dense(10)], (32,)),
 }
 
+pytestmark = pytest.mark.usefixtures("shared_out")
+
 
 def train(name: str, workers: int = 0) -> str:
     """A fingerprint of the weights after some steps."""
@@ -73,7 +75,7 @@ def test_which_thread_is_first_does_not_matter(name, monkeypatch):
     rng = random.Random(0)
     calls = []
 
-    def shuffled(body, count):
+    def shuffled(body, count, *_):
         calls.append(count)
         order = list(range(count))
         rng.shuffle(order)
