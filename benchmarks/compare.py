@@ -55,7 +55,7 @@ class Options:
     threads: int = 1
     budget: float = 3.0
     rounds: int = 25
-    turn: float = 0.02
+    turn: float = 0.15
     clock: str = "wall"
     wait: float = 0.0
     verbose: bool = True
