@@ -224,6 +224,7 @@ CASES = [
     case("rnn", X(2, 3, 2), P(2, 3), P(3, 3), P(3), X(2, 3), B(2, 3), activation="relu", reverse=True),
     case("lstm", X(2, 3, 2), P(2, 8), P(2, 8)),
     case("lstm", X(2, 3, 2), P(2, 12), P(3, 12), P(12), X(2, 3), X(2, 3), B(2, 3), reverse=True),
+    case("lstm", X(2, 3, 2), P(2, 12), P(3, 12), P(12), X(2, 3), X(2, 3), reverse=True),
     case("gru", X(2, 3, 2), P(2, 6), P(2, 6)),
     case("gru", X(2, 3, 2), P(2, 9), P(3, 9), P(9), P(9), X(2, 3), B(2, 3), reverse=True),
     # moving elements

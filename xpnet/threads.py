@@ -319,18 +319,25 @@ def _share(body: Body, count: int, threads: int) -> None:
         _blas.leave()
 
 
+_here = _Here()
+_blas = _Blas()
+
+hold_blas = _blas.enter
+"""From now on BLAS uses one thread, until :func:`release_blas` has been called as often."""
+
+release_blas = _blas.leave
+
+
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Within the block BLAS uses one thread."""
-    _blas.enter()
+    hold_blas()
     try:
         yield
     finally:
-        _blas.leave()
+        release_blas()
 
 
-_here = _Here()
-_blas = _Blas()
 _pool = _Pool()
 
 

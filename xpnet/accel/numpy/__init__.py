@@ -8,6 +8,7 @@ from xpnet.accel.numpy import linear as linear
 from xpnet.accel.numpy import max_pooling as max_pooling
 from xpnet.accel.numpy import memory as memory
 from xpnet.accel.numpy import normalization as normalization
+from xpnet.accel.numpy import recurrent as recurrent
 from xpnet.accel.numpy import rules as rules
 from xpnet.accel.numpy import softmax as softmax
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 
 from xpnet import layers
 from xpnet.accel.numpy.linear import ALONE
-from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats, activate
+from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats, activate, run_of, windowed
 from xpnet.determinism import get_deterministic
 from xpnet.layers.module import Module, Structure
 from xpnet.ops.activations import relu
@@ -33,10 +32,9 @@ from xpnet.ops.linear import dense
 from xpnet.ops.pooling import max_pool2d, pool_geometry
 from xpnet.ops.registry import Op, reference_is_forced
 from xpnet.tensor import Parameter, Tensor
-from xpnet.threads import BUFFER, one_blas_thread, own_threads_preferred
+from xpnet.threads import BUFFER, hold_blas, own_threads_preferred, release_blas
 
 Call = Callable[[], Any]
-_nothing = nullcontext()
 
 LARGEST = 1 << 18
 """Elements of all buffers of a plan, and of its input: about what stays in a core's second-level cache."""
@@ -93,9 +91,14 @@ class Plan:
         np.copyto(self.input, x)
         before = np.setbufsize(BUFFER)
         try:
-            with one_blas_thread() if self.heavy else _nothing:
+            if self.heavy:
+                hold_blas()
+            try:
                 for call in self.calls:
                     call()
+            finally:
+                if self.heavy:
+                    release_blas()
         finally:
             np.setbufsize(before)
         y: Floats = self.output.copy()
@@ -221,12 +224,15 @@ def _columns(plan: Plan, x: Floats, g: Geometry) -> Floats:
         # Copied a row of one element at a time: longer runs than the elements of one window. The product takes it turned.
         spread, strides = (*spread[3:], *spread[:3]), (*strides[3:], *strides[:3])
         columns = plan.buffer((K, M), x.dtype)
+        plan.calls.append(partial(np.copyto, columns.reshape(spread), windowed(P, spread, strides)))
+        return columns.T
+    columns = plan.buffer((M, K), x.dtype)
+    if w.dilation == 1:  # the elements of a window's row lie side by side
+        item, spread, strides = run_of(w.window * C, x.dtype), spread[:4], strides[:4]
     else:
-        if w.dilation == 1:  # the elements of a window's row lie side by side
-            spread, strides = (*spread[:4], w.window * C), (*strides[:4], b3)
-        columns = plan.buffer((M, K), x.dtype)
-    plan.calls.append(partial(np.copyto, columns.reshape(spread), np.ndarray(spread, x.dtype, P, 0, strides)))
-    return columns.T if C < _FEW else columns
+        item, spread, strides = run_of(C, x.dtype), spread[:5], strides[:5]
+    plan.calls.append(partial(np.copyto, columns.view(item).reshape(spread), windowed(P, spread, strides, item)))
+    return columns
 
 
 def _convolution(

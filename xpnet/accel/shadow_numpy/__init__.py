@@ -8,3 +8,4 @@ of whole training steps with what Python's tracemalloc measures.
 from xpnet.accel.shadow_numpy import convolution as convolution
 from xpnet.accel.shadow_numpy import others as others
 from xpnet.accel.shadow_numpy import pooling as pooling
+from xpnet.accel.shadow_numpy import recurrent as recurrent
