@@ -74,23 +74,6 @@ def test_operations_and_layers_load_no_accelerations(path: Path):
     assert not [n for n in names if n.startswith("xpnet.accel")]
 
 
-def test_dependencies_point_one_way():
-    """layers -> tensor -> ops -> backend: operations know nothing of tensors, tensors nothing of layers."""
-    above = {
-        "ops": ("tensor", "layers", "losses", "optim", "training", "data", "inspect", "io", "arena"),
-        "tensor.py": ("layers", "losses", "optim", "training", "data", "inspect", "io", "arena"),
-        "backend.py": ("ops", "tensor", "layers", "losses", "optim", "training", "data", "inspect", "io", "arena"),
-        "layers": ("training", "data", "optim"),
-    }
-    for place, forbidden in above.items():
-        files = [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py"))
-        for path in files:
-            for module, only_checked in imports(path):
-                parts = module.split(".")
-                if parts[0] == "xpnet" and len(parts) > 1 and not only_checked:
-                    assert parts[1] not in forbidden, f"{name(path)} imports {module}"
-
-
 @pytest.mark.parametrize("path", [pytest.param(p, id=name(p)) for p in ALL])
 def test_nothing_is_pickled(path: Path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
