@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.cases import PASSES, REPEAT, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported
 from xpnet import backend
-from xpnet.capture import Captured
+from xpnet.compiled.graph import Captured
 from xpnet.ops.registry import registry
 
 Array = Any
@@ -119,7 +119,7 @@ def recorded(function: Callable[[], Any]) -> Captured:
     user of arrays needs and which costs more than launching a small kernel.
     """
     if not _entered:
-        from xpnet.accel.cupy.graphs import CudaGraphs
+        from xpnet.compiled.cuda_graph import CudaGraphs
 
         graphs = CudaGraphs(backend.device("cuda"))
         context = graphs.stream()

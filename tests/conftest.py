@@ -30,8 +30,8 @@ _DATA = os.environ.get("XPNET_DATA")
 @pytest.fixture(scope="module")
 def shared_out() -> Iterator[None]:
     """Work on the CPU is cut and shared out over the threads however little it is, as otherwise only large inputs are."""
-    from xpnet import threads
-    from xpnet.accel.numpy import scratch
+    from xpnet.accel.numpy import workspace as scratch
+    from xpnet.runtime import threads
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scratch, "UNCUT", 0.0)

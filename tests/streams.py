@@ -49,7 +49,7 @@ class TwoStreams:
         self.pending = []  # (copy of the source at the time it was enqueued, the source)
         self.log, self.finished, self.allocated = [], 0, 0
 
-    # what xpnet.data.staging asks for
+    # what xpnet.data.prefetch asks for
 
     def pinned(self, size):
         self.allocated += 1

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.cli import main, own, settings
+from xpnet.cli import main, settings
+from xpnet.cli import user_data as own
 from xpnet.data import DataError
 from xpnet.report import read_record
 from xpnet.training import Checkpoint

@@ -10,8 +10,8 @@ import pytest
 
 import xpnet as xn
 from xpnet import ops
+from xpnet.autograd.tape import mode
 from xpnet.backend import dtype_named
-from xpnet.tape import mode
 
 HALVES = [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
 RANDOM = np.random.default_rng(3)

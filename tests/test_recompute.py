@@ -7,7 +7,7 @@ import pytest
 
 import xpnet as xn
 from xpnet import ops
-from xpnet.tape import once
+from xpnet.autograd.tape import once
 
 R = np.random.default_rng(0)
 X = R.normal(size=(20, 8, 8, 3)).astype(np.float32)

@@ -11,8 +11,8 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import xpnet as xn
-from xpnet import threads
-from xpnet.accel.numpy.scratch import evenly
+from xpnet.accel.numpy.workspace import evenly
+from xpnet.runtime import threads
 
 
 @pytest.fixture
@@ -189,8 +189,8 @@ warnings.simplefilter("ignore")  # newer Pythons warn about any fork with thread
 import numpy as np
 from threadpoolctl import threadpool_info
 import xpnet as xn
-from xpnet import threads
-from xpnet.accel.numpy.scratch import evenly
+from xpnet.runtime import threads
+from xpnet.accel.numpy.workspace import evenly
 def blas():
     return [l["num_threads"] for l in threadpool_info() if l["user_api"] == "blas"]
 def total():

@@ -21,7 +21,7 @@ from xpnet.accel.cupy import source
 home = Path(xpnet.__file__).parent
 assert Path(sys.prefix) in home.parents, home
 kernels = source.kernel_folder()
-assert kernels == home / "kernels", kernels
+assert kernels == home / "kernels" / "cuda", kernels
 print(*sorted(path.name for path in kernels.iterdir() if path.suffix in (".cu", ".cuh")))
 assert xpnet.data.load("digits").train[0].shape == (1438, 8, 8, 1)
 assert xpnet.data.load("iris").train[0].shape == (120, 4)
@@ -55,9 +55,9 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_what_it_should(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for path in (ROOT / "kernels").iterdir():
+    for path in (ROOT / "kernels" / "cuda").iterdir():
         if path.suffix in (".cu", ".cuh"):
-            assert f"xpnet/kernels/{path.name}" in names
+            assert f"xpnet/kernels/cuda/{path.name}" in names
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "xpnet").rglob("*.py")}
     assert modules <= names
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "kernels"))]
@@ -79,5 +79,5 @@ def test_an_installed_wheel_finds_kernels_and_data(wheel, tmp_path):
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     done = subprocess.run([python, "-I", "-c", CHECK], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    expected = sorted(p.name for p in (ROOT / "kernels").iterdir() if p.suffix in (".cu", ".cuh"))
+    expected = sorted(p.name for p in (ROOT / "kernels" / "cuda").iterdir() if p.suffix in (".cu", ".cuh"))
     assert done.stdout.split() == expected

@@ -4,9 +4,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from xpnet import backend, initializers, losses, metrics, ops, optim, random, regularizers
+from xpnet.autograd.checkpointing import recompute
+from xpnet.autograd.functional import value_and_grad
+from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.backend import DeviceError, to_device, to_numpy
-from xpnet.determinism import deterministic, get_deterministic, set_deterministic
-from xpnet.gradients import value_and_grad
 from xpnet.layers import (
     ELU,
     GELU,
@@ -49,16 +51,14 @@ from xpnet.layers import (
     reset_states,
 )
 from xpnet.ops import ShapeError, conv_output_size
-from xpnet.recomputation import recompute
-from xpnet.tape import no_grad
-from xpnet.tensor import Parameter, Tensor
-from xpnet.threads import get_num_threads, set_num_threads
+from xpnet.runtime.determinism import deterministic, get_deterministic, set_deterministic
+from xpnet.runtime.threads import get_num_threads, set_num_threads
 from xpnet.training import Callback, History, NotFiniteError, Trainer
 
 if TYPE_CHECKING:
     from xpnet import convert, cuda, inspect, models
-    from xpnet.accel.settings import set_matmul_precision
     from xpnet.io.model_file import ModelFileError, load
+    from xpnet.runtime.precision import set_matmul_precision
 
 __version__ = "0.1.0"
 
@@ -70,7 +70,7 @@ _LATER = {
     "inspect": "",
     "load": "xpnet.io.model_file",
     "models": "",
-    "set_matmul_precision": "xpnet.accel.settings",
+    "set_matmul_precision": "xpnet.runtime.precision",
 }
 """What is imported when it is first used: import xpnet is to be quick. A module, or where a name is found."""
 

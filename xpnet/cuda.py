@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnet.backend import Device, device
-from xpnet.capture import Captured
+from xpnet.compiled.graph import Captured
 
 __all__ = ["capture"]
 
@@ -30,6 +30,6 @@ def capture(function: Callable[..., Any], where: str | Device = "cuda") -> Captu
     place = device(where)
     if place.kind != "cuda":
         raise ValueError(f'capture needs a GPU, device "cuda" or "cuda:N", got "{place}"')
-    from xpnet.accel.cupy.graphs import CudaGraphs
+    from xpnet.compiled.cuda_graph import CudaGraphs
 
     return Captured(function, CudaGraphs(place))

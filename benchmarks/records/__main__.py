@@ -17,7 +17,7 @@ from benchmarks import machine, report
 from benchmarks.compare import DISTURBED
 from benchmarks.records import cifar10, mnist
 from benchmarks.records.common import Data, Recipe, Setting, one_run, summary, warm_up
-from xpnet.accel.settings import get_matmul_precision
+from xpnet.runtime.precision import get_matmul_precision
 
 RECIPES = {recipe.name: recipe for recipe in (mnist.RECIPE, cifar10.RECIPE)}
 RESULTS = Path(__file__).parent.parent / "results"

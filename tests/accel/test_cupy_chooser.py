@@ -11,10 +11,10 @@ import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
 from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated_ops
 from xpnet import cli, ops
-from xpnet.accel.cupy import chooser
-from xpnet.accel.settings import set_matmul_precision
+from xpnet.accel.cupy import autotune as chooser
+from xpnet.autograd.tensor import Tensor
 from xpnet.ops.registry import reference_only, registry
-from xpnet.tensor import Tensor
+from xpnet.runtime.precision import set_matmul_precision
 
 pytestmark = [pytest.mark.emulator, pytest.mark.skipif(build.compiler() is None, reason="needs g++")]
 

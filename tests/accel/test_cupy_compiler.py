@@ -119,7 +119,7 @@ def test_a_kernel_that_does_not_compile_says_which_where_and_why(monkeypatch, in
     with pytest.raises(compiler.CompileError) as caught:
         compiler.compile_instances("activation", [instance], 90)
     message = str(caught.value)
-    assert "kernels/activation.cu" in message
+    assert "kernels/cuda/activation.cu" in message
     assert "sm_90" in message
     assert "activation<float, 4, 1>" in message
     assert "no_such_function" in message

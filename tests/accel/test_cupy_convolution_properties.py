@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
 from tests.cuda_emulator.emulator import emulated, xp
 from xpnet.accel.cupy import implicit_gemm
-from xpnet.accel.settings import set_matmul_precision
 from xpnet.ops.convolution import conv_geometry
+from xpnet.runtime.precision import set_matmul_precision
 
 pytestmark = [pytest.mark.torch, pytest.mark.emulator]
 

@@ -17,11 +17,12 @@ from tests.accel.test_cupy_convolution_properties import convolutions, exact, ho
 from tests.cuda_emulator.emulator import emulated, emulated_ops, xp
 from tests.cudnn_stand_in import StandIn
 from xpnet import cli, ops
-from xpnet.accel.cupy import chooser, cudnn
-from xpnet.accel.settings import set_matmul_precision
+from xpnet.accel.cupy import autotune as chooser
+from xpnet.accel.cupy import cudnn
 from xpnet.backend import DeviceError
-from xpnet.determinism import deterministic
 from xpnet.ops.convolution import conv_geometry
+from xpnet.runtime.determinism import deterministic
+from xpnet.runtime.precision import set_matmul_precision
 
 pytestmark = [pytest.mark.torch, pytest.mark.emulator]
 

@@ -101,7 +101,7 @@ def run(program):
 
 
 def test_importing_xpnet_does_not_import_cupy():
-    done = run("import sys, xpnet, xpnet.accel.settings; print('cupy' in sys.modules, 'xpnet.accel.cupy' in sys.modules)")
+    done = run("import sys, xpnet, xpnet.runtime.precision; print('cupy' in sys.modules, 'xpnet.accel.cupy' in sys.modules)")
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
@@ -183,7 +183,7 @@ def test_a_limit_of_the_pool_is_named(full_gpu):
 
 
 def test_an_error_is_explained_once(full_gpu):
-    from xpnet.accel.cupy.memory import raise_explained
+    from xpnet.runtime.memory_errors import raise_explained
 
     raise_explained(DeviceMemoryError("explained"), "conv2d", ())
 

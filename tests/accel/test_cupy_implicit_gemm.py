@@ -17,9 +17,9 @@ from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated, xp
 from xpnet import ops
 from xpnet.accel.cupy import implicit_gemm
-from xpnet.accel.settings import get_matmul_precision, set_matmul_precision
 from xpnet.ops.convolution import conv_geometry
 from xpnet.ops.registry import reference_only, registry
+from xpnet.runtime.precision import get_matmul_precision, set_matmul_precision
 
 RANDOM = np.random.default_rng(7)
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.5e-2}
@@ -312,7 +312,7 @@ def test_a_gpu_measures_once_and_not_while_recording(tmp_path, monkeypatch):
     skip_without_gpu()
     import cupy
 
-    from xpnet.accel.cupy import chooser
+    from xpnet.accel.cupy import autotune as chooser
     from xpnet.accel.cupy.launch import runtime
 
     monkeypatch.setenv("XPNET_CACHE", str(tmp_path))

@@ -13,15 +13,15 @@ from tests.cuda_emulator.emulator import emulated, emulated_ops, xp
 from xpnet import random
 from xpnet.accel.cupy import launch as launching
 from xpnet.accel.cupy.batches import deal, gather
-from xpnet.accel.cupy.columns import cut
 from xpnet.accel.cupy.dropout import keep_mask
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import divisor, launch
 from xpnet.accel.cupy.optimizers import Clock, adam, sgd
+from xpnet.accel.cupy.reductions import cut
 from xpnet.accel.cupy.source import Kernel, declarations, every_kernel
-from xpnet.accel.settings import get_matmul_precision, set_matmul_precision
 from xpnet.ops.geometry import windows
-from xpnet.optim import rules
+from xpnet.ops.updates import rule as rules
+from xpnet.runtime.precision import get_matmul_precision, set_matmul_precision
 
 pytestmark = [
     pytest.mark.emulator,

@@ -11,8 +11,8 @@ from tests.cuda_emulator.emulator import emulated, emulated_ops
 from xpnet import ops
 from xpnet.accel.cupy.optimizers import Clock, adam, sgd
 from xpnet.backend import dtype_named
-from xpnet.optim import rules_half
-from xpnet.optim.rules import rules
+from xpnet.ops.updates import half as rules_half
+from xpnet.ops.updates.rule import rules
 
 HALVES = [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
 RANDOM = np.random.default_rng(2)

@@ -14,9 +14,9 @@ from tests.cuda_emulator.emulator import _columns, emulated
 from xpnet.accel.cupy import compiler, cublas, cudnn
 from xpnet.accel.cupy import launch as launching
 from xpnet.accel.cupy.gemm import gemm
+from xpnet.accel.cupy.im2col import _im2col
 from xpnet.accel.cupy.launch import launch
 from xpnet.accel.cupy.optimizers import _adam
-from xpnet.accel.cupy.windows import _im2col
 
 RANDOM = np.random.default_rng(2)
 

@@ -16,8 +16,8 @@ from tests.accel.gpu import skip_without_gpu
 from xpnet.backend import Device
 from xpnet.data import Batches, Bytes
 from xpnet.data.augment import Compose, Crop, Cutout, Flip, Mixup, Normalise
-from xpnet.data.staging import Staging
-from xpnet.timeline import Timeline
+from xpnet.data.prefetch import Staging
+from xpnet.inspect.timeline import Timeline
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
@@ -202,7 +202,7 @@ def test_recorded_steps_have_the_bits_of_plain_ones(gpu, augment, kind, tmp_path
 
 @pytest.mark.cuda
 def test_batches_on_a_gpu_are_those_of_the_cpu(gpu):
-    from xpnet.training.feeds import Resident, feed_of
+    from xpnet.training.device_input import Resident, feed_of
 
     on_gpu = Batches((Bytes(IMAGES, mean=MEAN, std=STD, device=gpu), LABELS), 16, seed=3, augment=AUGMENT, device=gpu)
     expected = Batches((Bytes(IMAGES, mean=MEAN, std=STD), LABELS), 16, seed=3, augment=AUGMENT)

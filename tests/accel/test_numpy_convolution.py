@@ -5,10 +5,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xpnet import ops, threads
-from xpnet.accel.numpy import columns, winograd
+from xpnet import ops
+from xpnet.accel.numpy import im2col as columns
+from xpnet.accel.numpy import winograd
 from xpnet.ops.convolution import conv2d
 from xpnet.ops.geometry import windows
+from xpnet.runtime import threads
 
 pytestmark = pytest.mark.usefixtures("shared_out")
 
@@ -281,7 +283,7 @@ def test_memory_does_not_grow_with_the_batch(monkeypatch):
     """Beyond input and output, a convolution takes up less than 16 MB a thread."""
     import tracemalloc
 
-    from xpnet.accel.numpy import scratch
+    from xpnet.accel.numpy import workspace as scratch
 
     x = np.zeros((24, 64, 64, 64), np.float32)  # 25 MB; its columns would be 630 MB
     kernel = np.zeros((5, 5, 64, 32), np.float32)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.accel.numpy import plans
-from xpnet.inspect.hooks import wrapped
+from xpnet.compiled import numpy_predict as plans
+from xpnet.layers.hooks import wrapped
 from xpnet.ops.registry import reference_only
 
 rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xpnet.accel.numpy import rules as fast
-from xpnet.optim import rules
+from xpnet.ops.updates import rule as rules
 
 CASES = [
     (rules.sgd, 0, {"learning_rate": 0.1}),

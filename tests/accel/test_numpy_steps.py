@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.accel.numpy import steps
-from xpnet.inspect.hooks import wrapped
+from xpnet.compiled import numpy_step as steps
+from xpnet.layers.hooks import wrapped
 
 rng = np.random.default_rng(0)
 

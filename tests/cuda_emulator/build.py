@@ -1,4 +1,4 @@
-"""Compiles each kernels/*.cu with g++ into a shared library that has one C function per instance."""
+"""Compiles each kernels/cuda/*.cu with g++ into a shared library that has one C function per instance."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ inline uint16_t emulator_float_to_half(float v) {
 
 // ---- tensor cores ----------------------------------------------------------------------------------------------------
 //
-// What the instructions behind kernels/mma.cuh do, as NVIDIA's PTX manual defines them: which lane gives and gets which
+// What the instructions behind kernels/cuda/mma.cuh do, as NVIDIA's PTX manual defines them: which lane gives and gets which
 // element. The arithmetic is plain float32 in index order; a GPU may add in another order.
 
 namespace emulator {

@@ -16,7 +16,7 @@ import numpy as np
 from tests.cuda_emulator import build
 from xpnet.accel.cupy import launch as launching
 from xpnet.ops.registry import Implementation, registry
-from xpnet.optim.rules import rules
+from xpnet.ops.updates.rule import rules
 
 GUARD = 1024
 GUARD_BYTE = 0xFF  # read as a float it is a NaN, so that an out-of-bounds read shows in the result too

@@ -7,7 +7,7 @@ import pytest
 
 import xpnet as xn
 from xpnet.data import Batches, Bytes
-from xpnet.data.resident import gathered
+from xpnet.data.byte_images import gathered
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 5, 4, 3), dtype=np.uint8)

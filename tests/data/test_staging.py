@@ -12,9 +12,9 @@ import pytest
 
 from tests.streams import HazardError, TwoStreams
 from xpnet.data import Batches, WorkerError
+from xpnet.data.prefetch import Staging
 from xpnet.data.sources import SkipExample
-from xpnet.data.staging import Staging
-from xpnet.timeline import Timeline
+from xpnet.inspect.timeline import Timeline
 
 from ._helpers import Dies, Squares
 

@@ -19,11 +19,11 @@ from tests.cuda_emulator import emulator
 from tests.cuda_emulator.emulator import emulated_ops
 from xpnet.accel.cupy.cublas import WORKSPACE
 from xpnet.accel.cupy.launch import use_runtime
-from xpnet.accel.cupy.planning import PlanningRuntime
-from xpnet.accel.numpy import scratch
+from xpnet.accel.numpy import workspace as scratch
 from xpnet.inspect import step_memory
+from xpnet.inspect.footprint import CupyShadow, Ledger, NumpyShadow, counting
+from xpnet.inspect.footprint.cupy_runtime import PlanningRuntime
 from xpnet.ops.registry import registry
-from xpnet.shadow import CupyShadow, Ledger, NumpyShadow, counting
 
 CLOSE = 0.1
 """What is promised."""

@@ -1,7 +1,7 @@
 """Model files, weights and checkpoints that version 0.1.0 wrote before its modules moved are read unchanged.
 
-`fixtures/` was written by that tree on a CPU: NAME.xpnet and NAME.safetensors after training, NAME.npz with inputs x and the outputs y
-of that model; run.ckpt from the middle of an epoch, with run.npz: the data, and the history and weights at the end of that run.
+`fixtures/` was written by that tree on a CPU: NAME.xpnet and NAME.safetensors after training, NAME.npz with inputs x and the
+outputs y of that model; run.ckpt from the middle of an epoch, with run.npz: the data, and the history and weights at its end.
 """
 
 from __future__ import annotations

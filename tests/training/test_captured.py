@@ -15,7 +15,7 @@ import pytest
 import xpnet as xn
 from tests.cuda_emulator.emulator import emulated_ops
 from xpnet.accel.cupy.optimizers import Clock
-from xpnet.capture import Captured, CapturedModel
+from xpnet.compiled.graph import Captured, CapturedModel
 from xpnet.training.callbacks import ClipGradients
 from xpnet.training.captured import CapturedSteps
 

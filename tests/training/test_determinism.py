@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import threads
 from xpnet.data import Batches, augment
+from xpnet.runtime import threads
 
 ROOT = Path(__file__).parents[2]
 

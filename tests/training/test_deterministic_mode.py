@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet import determinism, threads
 from xpnet.cli import main
 from xpnet.report import read_record
+from xpnet.runtime import determinism, threads
 from xpnet.training import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -360,7 +360,7 @@ def test_no_operation_asks_for_the_number_of_threads():
 
 def test_what_is_measured_decides_nothing(monkeypatch):
     """On a GPU the way of computing a convolution is that of the rule, whatever a file says and whoever is faster."""
-    from xpnet.accel.cupy import chooser
+    from xpnet.accel.cupy import autotune as chooser
 
     asked = []
     candidates = {"im2col": lambda: None, "implicit": lambda: None}
@@ -405,7 +405,7 @@ def test_the_record_can_be_read_as_json(tmp_path):
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", NETS)
 def test_on_a_gpu_runs_and_recorded_graphs_and_what_was_measured_change_no_bit(name, tmp_path, monkeypatch):
-    from xpnet.accel.cupy import chooser
+    from xpnet.accel.cupy import autotune as chooser
 
     def run(capture: bool) -> bytes:
         layers, shape = NETS[name]

@@ -17,11 +17,11 @@ from xpnet.backend import CPU, Device
 from xpnet.data import Batches, Bytes
 from xpnet.data.arrays import Arrays
 from xpnet.data.augment import Compose, Crop, Cutout, Flip, Mixup, Normalise, Rescale, Rotation, Shift
+from xpnet.inspect.timeline import Timeline
 from xpnet.ops import reference_only
-from xpnet.timeline import Timeline
 from xpnet.training import Checkpoint
 from xpnet.training.captured import CapturedSteps
-from xpnet.training.feeds import Plain, Resident, Staged, feed_of
+from xpnet.training.device_input import Plain, Resident, Staged, feed_of
 
 pytestmark = pytest.mark.emulator
 
@@ -77,7 +77,7 @@ def fit(run, data, monkeypatch, make=None, **settings):
     fed = None if make is None else Fed(run, make)
     monkeypatch.setattr("xpnet.training.trainer.captured_steps", lambda _: fed)
     if fed is not None:
-        monkeypatch.setattr("xpnet.training.feeds.feed_of", lambda batches, *_, recorded: fed.fed(batches))
+        monkeypatch.setattr("xpnet.training.device_input.feed_of", lambda batches, *_, recorded: fed.fed(batches))
     with emulated_ops() as runtime:
         run.fit(data, verbose=False, **settings)
     return fed, runtime

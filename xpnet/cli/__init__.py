@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 
 from xpnet.backend import DeviceError
+from xpnet.cli.argument_types import UsageError
 from xpnet.cli.parser import make_parser
-from xpnet.cli.words import UsageError
 from xpnet.data import DataError
 from xpnet.io.archive import ArchiveError
 from xpnet.ops.shapes import ShapeError

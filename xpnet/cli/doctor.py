@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend
-from xpnet.cli import networks, own
+from xpnet.cli import networks
+from xpnet.cli import user_data as own
+from xpnet.cli.argument_types import UsageError
+from xpnet.cli.predict import example_shape
 from xpnet.cli.train import prepared
-from xpnet.cli.use import example_shape
-from xpnet.cli.words import UsageError
 from xpnet.data import Dataset
 from xpnet.data.preprocessing import Standardize, Transform
 from xpnet.inspect import diagnose

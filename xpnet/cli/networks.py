@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from xpnet import models
-from xpnet.cli.words import UsageError
+from xpnet.cli.argument_types import UsageError
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from xpnet.cli import settings
-from xpnet.cli.words import MODEL_HELP, UsageError, device, shape, whole
+from xpnet.cli.argument_types import MODEL_HELP, UsageError, device, shape, whole
 
 DATA_HELP = (
     "iris, digits, mnist, fashion-mnist, cifar10 or cifar100; or a folder CLASS/NAME.png, with train and test in it or "
@@ -92,7 +92,7 @@ def _learning(command: Callable[..., argparse.ArgumentParser]) -> None:
 
     evaluate = command(
         "evaluate",
-        "use:evaluate",
+        "predict:evaluate",
         "Measure a saved model on the test part of a data set.",
         "evaluate runs/digits-cnn/model.xpnet",
     )
@@ -104,7 +104,7 @@ def _learning(command: Callable[..., argparse.ArgumentParser]) -> None:
 
     predict = command(
         "predict",
-        "use:predict",
+        "predict:predict",
         "Say what a saved model takes examples for: the class and its probability.",
         "predict model.xpnet photo.png",
         "predict model.xpnet photos/ --out answers.csv",
@@ -165,7 +165,7 @@ def _looking(command: Callable[..., argparse.ArgumentParser]) -> None:
 
     summary = command(
         "summary",
-        "look:summary",
+        "info:summary",
         "Print the layers, shapes, parameters and memory of a network.",
         "summary cnn --input 28,28,1",
     )
@@ -183,7 +183,7 @@ def _looking(command: Callable[..., argparse.ArgumentParser]) -> None:
 
     info = command(
         "info",
-        "look:info",
+        "info:info",
         "Print versions, devices, and which accelerations are active.",
         "info",
         "info --convolutions",

@@ -9,8 +9,8 @@ import numpy as np
 
 from xpnet import backend, random
 from xpnet.cli import networks
-from xpnet.cli.use import example_shape
-from xpnet.cli.words import UsageError
+from xpnet.cli.argument_types import UsageError
+from xpnet.cli.predict import example_shape
 from xpnet.inspect import profile as measure
 from xpnet.io import model_file
 from xpnet.layers.module import Module

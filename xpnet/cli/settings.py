@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xpnet.cli import words
-from xpnet.cli.words import UsageError
+from xpnet.cli import argument_types as words
+from xpnet.cli.argument_types import UsageError
 
 CONFIG = "config.toml"
 

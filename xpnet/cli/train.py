@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, data, metrics, ops
-from xpnet.cli import networks, own, settings
+from xpnet.cli import networks, settings
+from xpnet.cli import user_data as own
+from xpnet.cli.argument_types import UsageError
 from xpnet.cli.recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
-from xpnet.cli.words import UsageError
 from xpnet.data import Batches, Dataset
 from xpnet.data.preprocessing import Standardize, Transform
-from xpnet.determinism import deterministic, get_deterministic
 from xpnet.io import archive, model_file
 from xpnet.layers.module import Module
 from xpnet.optim import AdamW
 from xpnet.report import RunReport, read_record
+from xpnet.runtime.determinism import deterministic, get_deterministic
 from xpnet.training import (
     Callback,
     Checkpoint,

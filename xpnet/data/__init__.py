@@ -1,12 +1,12 @@
 """Data: the known data sets, mini-batches out of any source, preprocessing and augmentation."""
 
 from . import augment, cifar, idx, preprocessing
+from .byte_images import Bytes
 from .catalogue import load, names
 from .dataset import DataError, Dataset, WorkerError
 from .images import ImageFolder, read_image
 from .loader import Batches
 from .preprocessing import one_hot
-from .resident import Bytes
 from .sampling import class_weights, example_weights, split
 from .sources import SkipExample
 

@@ -14,7 +14,6 @@ import numpy as np
 from xpnet.backend import Array, Namespace, describe, name_of, namespace
 
 from .dataset import NumpyArray
-from .resident import Bytes
 
 # Pages of a file stay in this process's memory once they were touched. They are given back after this many bytes.
 _RELEASE_AFTER = 1 << 26
@@ -162,7 +161,7 @@ class _Mapped(_Reader):
 
 
 def _reader(array: Array) -> _Reader:
-    if isinstance(array, Bytes):
+    if getattr(array, "gathers", False):
         return _InBytes(array)
     if isinstance(array, np.ndarray):
         memory = _file_memory(array)

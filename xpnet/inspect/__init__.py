@@ -13,15 +13,15 @@ from xpnet.inspect.activity import (
     layer_gradients,
 )
 from xpnet.inspect.diagnose import Finding, diagnose
-from xpnet.inspect.finite import first_not_finite
+from xpnet.inspect.footprint.step import StepMemory, step_memory
 from xpnet.inspect.gradients import GradientError, check_gradients
 from xpnet.inspect.graph import draw_network
 from xpnet.inspect.images import draw_images, filters_image, first_filters, saliency, save_image, templates, tile
-from xpnet.inspect.memory import StepMemory, step_memory
 from xpnet.inspect.monte_carlo import Samples, monte_carlo
 from xpnet.inspect.profile import Profile, profile
 from xpnet.inspect.receptive import Field, receptive_fields
-from xpnet.timeline import Timeline
+from xpnet.inspect.timeline import Timeline
+from xpnet.training.not_finite import first_not_finite
 
 __all__ = [
     "DeadUnits",

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, losses, ops
+from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
-from xpnet.inspect.hooks import Run, wrapped
 from xpnet.layers.activation import Activation, ReLU
+from xpnet.layers.hooks import Run, wrapped
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
-from xpnet.tape import no_grad
-from xpnet.tensor import Tensor
 
 NumpyArray = np.ndarray[Any, Any]
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from xpnet import losses
+from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, to_numpy
-from xpnet.inspect.finite import first_not_finite
-from xpnet.inspect.hooks import unchanged, wrapped
+from xpnet.layers.hooks import unchanged, wrapped
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
 from xpnet.ops.shapes import ShapeError
-from xpnet.tape import no_grad
-from xpnet.tensor import Tensor
+from xpnet.training.not_finite import first_not_finite
 
 DEAD = 0.5
 """A layer is reported when more than this share of its units is dead or saturated."""

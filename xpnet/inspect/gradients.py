@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import namespace, to_numpy
-from xpnet.tensor import Tensor
 
 
 class GradientError(AssertionError):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, ops
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.inspect.figures import new_figure, style
 from xpnet.layers.context import Shape
@@ -18,7 +19,6 @@ from xpnet.layers.convolution import Conv2D
 from xpnet.layers.dense import Dense
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
-from xpnet.tensor import Tensor
 
 NumpyArray = np.ndarray[Any, Any]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xpnet import backend
+from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.layers.dropout import Dropout
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
-from xpnet.tape import no_grad
-from xpnet.tensor import Tensor
 
 
 class Samples(NamedTuple):

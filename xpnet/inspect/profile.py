@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from xpnet import losses
+from xpnet.autograd.checkpointing import Given
+from xpnet.autograd.tape import Node, no_grad, reachable, run_backward, store
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device
-from xpnet.inspect.hooks import leaves, unchanged, wrapped
+from xpnet.layers.hooks import leaves, unchanged, wrapped
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
-from xpnet.recomputation import Given
-from xpnet.tape import Node, no_grad, reachable, run_backward, store
-from xpnet.tensor import Tensor
 
 
 @dataclass

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from xpnet.gradients import map_structure
-from xpnet.inspect.memory import StepMemory, step_memory
+from xpnet.autograd.functional import map_structure
+from xpnet.autograd.tape import no_grad
+from xpnet.inspect.footprint.step import StepMemory, step_memory
+from xpnet.inspect.shapes import _each, _first_shape
 from xpnet.layers import Dropout, Flatten, Reshape, Residual, Sequential
 from xpnet.layers.context import Shape, elements, shapes_only
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
 from xpnet.layers.sequential import _shape_through
 from xpnet.optim import Adam, Optimizer
-from xpnet.tape import no_grad
 
 _ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -244,18 +245,6 @@ def summarize(
         step,
         unknown,
     )
-
-
-def _each(shapes: Any) -> tuple[Shape, ...]:
-    """One shape or several as several."""
-    return tuple(shapes) if len(shapes) and hasattr(shapes[0], "__len__") else (tuple(shapes),)
-
-
-def _first_shape(model: Module) -> Shape | None:
-    """The shape that the first layer of a chain was built for."""
-    while model.built_for is None and isinstance(model, Sequential) and model.layers and isinstance(model.layers[0], Module):
-        model = model.layers[0]
-    return model.built_for
 
 
 class _Walk:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnet import ops
+from xpnet.autograd.tensor import Parameter
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial, default_kernel
@@ -13,7 +14,6 @@ from xpnet.layers.module import Module
 from xpnet.ops.convolution import transposed_size
 from xpnet.ops.geometry import Padding, Size, pair, windows
 from xpnet.ops.shapes import ShapeError, is_whole
-from xpnet.tensor import Parameter
 
 
 def image_shape(name: str, input_shape: Shape) -> Shape:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnet import ops
+from xpnet.autograd.tensor import Parameter
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError, is_whole
-from xpnet.tensor import Parameter
 
 Initial = Any
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet import ops
+from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.backend import namespace
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial
 from xpnet.layers.module import Module
-from xpnet.tensor import Parameter, Tensor
 
 
 class Embedding(Module):

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xpnet import backend, ops
+from xpnet.autograd.tape import mode
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.layers.context import Context
 from xpnet.layers.running import received
-from xpnet.tape import mode
-from xpnet.tensor import Tensor
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module

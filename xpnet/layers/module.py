@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Self
 
-from xpnet import backend, initializers, ops, random, threads
-from xpnet.arena import Arena
+from xpnet import backend, initializers, ops, random
+from xpnet.autograd.checkpointing import recompute
+from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.tape import mode, no_grad, once
+from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import mixed
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
 from xpnet.layers.running import Evaluation, here, load_state, predict, received
 from xpnet.ops.shapes import ShapeError
-from xpnet.recomputation import recompute
-from xpnet.tape import mode, no_grad, once
-from xpnet.tensor import Parameter, Tensor
+from xpnet.runtime import threads
+from xpnet.runtime.late import late
 
 _INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "ticks", "segments"})
 
@@ -459,21 +461,15 @@ class Module:
 
     def save(self, path: Any, **extra: Any) -> None:
         """Write the model (architecture, weights) to one file; see :func:`xpnet.io.model_file.save` and :func:`xpnet.load`."""
-        from xpnet.io.model_file import save
-
-        save(self, path, **extra)
+        late("save")(self, path, **extra)
 
     def save_weights(self, path: Any) -> None:
         """Write parameters and buffers alone to a safetensors file; see :func:`xpnet.io.weights.save_weights`."""
-        from xpnet.io.weights import save_weights
-
-        save_weights(self, path)
+        late("save_weights")(self, path)
 
     def load_weights(self, path: Any, strict: bool = True) -> None:
         """Read parameters and buffers from a safetensors file; see :func:`xpnet.io.weights.load_weights`."""
-        from xpnet.io.weights import load_weights
-
-        load_weights(self, path, strict)
+        late("load_weights")(self, path, strict)
 
     def summary(self, input_shape: Any = None, *, batch_size: int = 1, show: bool = True, **settings: Any) -> Any:
         """A table of the layers: output shapes, parameters, and the memory of a training step at its peak; `settings`
@@ -481,9 +477,7 @@ class Module:
 
         Prints it unless `show` is False; returns it.
         """
-        from xpnet.inspect.summary import summarize
-
-        table = summarize(self, input_shape, batch_size=batch_size, **settings)
+        table = late("summarize")(self, input_shape, batch_size=batch_size, **settings)
         if show:
             print(table)
         return table

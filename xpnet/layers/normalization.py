@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 from xpnet import ops
+from xpnet.autograd.tape import once
+from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
-from xpnet.tape import once
-from xpnet.tensor import Parameter, Tensor
 
 
 class _Normalization(Module):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet import initializers, ops
+from xpnet.autograd.tape import once
+from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.backend import Array, namespace, to_device
 from xpnet.layers.context import Context, Shape, Spec
 from xpnet.layers.dense import Initial
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.shapes import ShapeError, is_whole
-from xpnet.tape import once
-from xpnet.tensor import Parameter, Tensor
 
 
 class Recurrent(Module):

@@ -6,11 +6,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from xpnet import backend, ops
+from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers.context import Context, placed
 from xpnet.ops.shapes import ShapeError
-from xpnet.tape import no_grad
-from xpnet.tensor import Tensor
+from xpnet.runtime.late import late
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -112,16 +113,12 @@ def predict(model: Module, x: Array, batch_size: int) -> Array:
 
 def plans() -> Any:
     """What makes and runs small predictions on the CPU; imported when the first one comes."""
-    from xpnet.accel.numpy import plans
-
-    return plans
+    return late("numpy predictions")
 
 
 def steps() -> Any:
     """What runs small training steps on the CPU."""
-    from xpnet.accel.numpy import steps
-
-    return steps
+    return late("numpy steps")
 
 
 def _returned(output: Any, home: Any) -> Any:
@@ -138,10 +135,7 @@ def _predictor(model: Module) -> Any:
         return model
     captured = model.__dict__.get("_captured")
     if captured is None or captured.graphs.device != model.context.device:
-        from xpnet.accel.cupy.graphs import CudaGraphs
-        from xpnet.capture import CapturedModel
-
-        captured = model.__dict__["_captured"] = CapturedModel(model, CudaGraphs(model.context.device))
+        captured = model.__dict__["_captured"] = late("cuda predictions")(model)
     return captured
 
 

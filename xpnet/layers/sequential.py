@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from xpnet.autograd.checkpointing import recompute
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.module import Module, Structure
 from xpnet.layers.pooling import MaxPool2D
-from xpnet.recomputation import recompute
 
 
 class Sequential(Module):

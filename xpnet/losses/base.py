@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnet import ops
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, namespace
 from xpnet.ops.shapes import ShapeError
 from xpnet.ops.softmax import check_reduction
-from xpnet.tensor import Tensor
 
 Loss = Callable[..., Any]
 

@@ -4,6 +4,7 @@ Called with NumPy, CuPy, PyTorch or JAX arrays they return arrays of the same li
 gradient they record themselves for `backward`.
 """
 
+from xpnet.ops import half as half
 from xpnet.ops.activations import (
     elu,
     gelu,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.backend import Namespace, dtype_name, halves, is_floating, quiet
-from xpnet.ops.registry import Implementation, Op, registry
+from xpnet.ops.registry import Implementation, Op, registry, set_widened
 
 
 def in_float32(operation: Op) -> Implementation:
@@ -56,3 +56,5 @@ def in_float32(operation: Op) -> Implementation:
 
 
 _STATISTICS = frozenset({"batch_norm_with_statistics"})  # all outputs but the first stay float32
+
+set_widened(in_float32)

@@ -31,7 +31,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from xpnet.backend import Array, DeviceError, Namespace, as_array, dtype_name, halves, name_of, namespace
+from xpnet.backend import Array, DeviceError, Namespace, as_array, dtype_name, halves, name_of, namespace, raise_explained
 from xpnet.ops.shapes import ShapeError
 
 Gradients = Sequence[Array | None]
@@ -238,9 +238,7 @@ class Op:
         if _takes_as_they_are(self.__name__, xp, inputs):
             return self.reference
         if self._in_float32 is None:
-            from xpnet.ops.half import in_float32
-
-            self._in_float32 = in_float32(self)
+            self._in_float32 = _widened(self)
         return self._in_float32
 
     def gradients(
@@ -315,9 +313,16 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
 def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:
     """Where a GPU's memory ran out, raise an error that says how much was asked for and what would help."""
     if name_of(xp) == "cupy":
-        from xpnet.accel.cupy.memory import raise_explained
-
         raise_explained(error, doing, arrays)
+
+
+_widened: Any = None
+
+
+def set_widened(function: Callable[[Op], Implementation]) -> None:
+    """Say how an operation on 16-bit floats is computed in float32: xpnet.ops.half does."""
+    global _widened
+    _widened = function
 
 
 registry: dict[str, Op] = {}

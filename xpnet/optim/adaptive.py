@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.arena import Arena
+from xpnet.autograd.flat_parameters import Arena
 from xpnet.backend import Array
-from xpnet.optim import rules, rules_adaptive
+from xpnet.ops.updates import adaptive as rules_adaptive
+from xpnet.ops.updates import rule as rules
 from xpnet.optim.optimizer import Optimizer, Schedule
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.arena import Arena
+from xpnet.autograd.flat_parameters import Arena
 from xpnet.backend import Array
-from xpnet.optim import rules_batch
+from xpnet.ops.updates import full_batch as rules_batch
 from xpnet.optim.optimizer import Optimizer, Schedule
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, losses
-from xpnet.arena import Arena
+from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer, Target
-from xpnet.tensor import Tensor
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.backend import Array
-from xpnet.optim import rules
+from xpnet.ops.updates import rule as rules
 from xpnet.optim.optimizer import Optimizer, Schedule
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.arena import Arena
+from xpnet.autograd.flat_parameters import Arena
 from xpnet.backend import Array, device_of, namespace, quiet, to_numpy
-from xpnet.optim.rules_half import adjust, unscale
+from xpnet.ops.updates.half import adjust, unscale
 
 
 class LossScale:

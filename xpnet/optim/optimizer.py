@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from xpnet.arena import Arena
+from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.tensor import Parameter
 from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
 from xpnet.layers.module import Module
+from xpnet.ops.updates.rule import Rule
 from xpnet.optim.loss_scale import LossScale
-from xpnet.optim.rules import Rule
-from xpnet.tensor import Parameter
 
 Schedule = Callable[[int], float]
 Target = Module | dict[str, Parameter] | Iterable[Parameter]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.arena import Arena
+from xpnet.autograd.flat_parameters import Arena
 from xpnet.backend import Array
-from xpnet.optim import rules_adaptive
+from xpnet.ops.updates import adaptive as rules_adaptive
 from xpnet.optim.optimizer import Optimizer, Schedule
 
 

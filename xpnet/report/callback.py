@@ -146,7 +146,7 @@ class RunReport(Callback):
         """Answers, filters, layers, memory and the doctor's findings."""
         from xpnet.inspect.diagnose import diagnose
         from xpnet.report import measure
-        from xpnet.training.feeding import as_batches
+        from xpnet.training.data_adapter import as_batches
 
         model = trainer.model
         found: dict[str, Any] = {}
@@ -253,8 +253,8 @@ def environment(model: Any) -> dict[str, str]:
     import numpy as np
 
     import xpnet
-    from xpnet.determinism import get_deterministic
-    from xpnet.threads import get_num_threads
+    from xpnet.runtime.determinism import get_deterministic
+    from xpnet.runtime.threads import get_num_threads
 
     found = {
         "device": str(model.context.device),

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpnet.autograd.tape import no_grad
 from xpnet.backend import Array, to_numpy
-from xpnet.inspect.hooks import leaves
+from xpnet.layers.hooks import leaves
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
 from xpnet.report.png import as_bytes, data_uri
-from xpnet.tape import no_grad
 
 if TYPE_CHECKING:
     from xpnet.data import Batches

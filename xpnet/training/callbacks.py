@@ -15,7 +15,7 @@ from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
 from xpnet.training.callback import Callback
 
 if TYPE_CHECKING:
-    from xpnet.arena import Arena
+    from xpnet.autograd.flat_parameters import Arena
     from xpnet.training.trainer import Trainer
 
 

@@ -1,4 +1,4 @@
-"""A trainer's steps as CUDA graphs: see xpnet.capture."""
+"""A trainer's steps as CUDA graphs: see xpnet.compiled.graph."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import Array
-from xpnet.capture import Captured, Graphs
+from xpnet.compiled.graph import Captured, Graphs
 from xpnet.training.callback import Callback
-from xpnet.training.feeding import examples_in
+from xpnet.training.data_adapter import examples_in
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
-    from xpnet.training.feeds import Feed
+    from xpnet.training.device_input import Feed
     from xpnet.training.trainer import Trainer
 
 
@@ -142,20 +142,20 @@ def captured_steps(trainer: Trainer) -> CapturedSteps | None:
         return None
     import cupy
 
-    from xpnet.accel.cupy.graphs import CudaGraphs
     from xpnet.accel.cupy.optimizers import Clock
+    from xpnet.compiled.cuda_graph import CudaGraphs
 
     return CapturedSteps(trainer, CudaGraphs(model.context.device), lambda values: Clock.new(cupy, values))
 
 
 @contextlib.contextmanager
 def feeding(trainer: Trainer, batches: Batches, captured: CapturedSteps | None = None) -> Iterator[Batches | Feed]:
-    """Within the block, the batches as they best come to a trainer's steps: on a CPU themselves, see xpnet.training.feeds."""
+    """Within the block, the batches as they best come to a trainer's steps; see xpnet.training.device_input."""
     device = trainer.model.context.device
     if device.kind == "cpu" and captured is None:
         yield batches
         return
-    from xpnet.training.feeds import feed_of  # the data are imported where they are needed
+    from xpnet.training.device_input import feed_of  # the data are imported where they are needed
 
     def transfers() -> Any:
         from xpnet.accel.cupy.transfers import CudaTransfers

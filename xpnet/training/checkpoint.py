@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnet.backend import to_numpy
-from xpnet.determinism import get_deterministic
 from xpnet.io import archive
+from xpnet.runtime.determinism import get_deterministic
 from xpnet.training.callback import Callback
 
 if TYPE_CHECKING:

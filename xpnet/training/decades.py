@@ -56,7 +56,7 @@ def search_decades(
 
     Source: Nielsen, "Neural networks and deep learning", chapter 3; CS231n, "Neural networks part 3".
     """
-    from xpnet.training.feeding import as_batches
+    from xpnet.training.data_adapter import as_batches
     from xpnet.training.trainer import NotFiniteError
 
     if not rates or not all(rate > 0 for rate in rates) or steps < 10:

@@ -70,7 +70,7 @@ def find_learning_rate(
 
     Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3.
     """
-    from xpnet.training.feeding import as_batches
+    from xpnet.training.data_adapter import as_batches
     from xpnet.training.trainer import NotFiniteError
 
     if not 0 < lowest < highest or steps < 10:

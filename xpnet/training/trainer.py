@@ -8,26 +8,26 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xpnet import losses, metrics
+from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, namespace
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation, steps
 from xpnet.ops.shapes import is_whole
 from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
-from xpnet.tape import no_grad
-from xpnet.tensor import Tensor
-from xpnet.timeline import watched
+from xpnet.runtime.events import watched
 from xpnet.training.callback import Callback
 from xpnet.training.captured import captured_steps, feeding
-from xpnet.training.feeding import applied, as_batches, examples_in, kinds, known_length, native, no_batches
+from xpnet.training.checkpointed_segments import Recompute, recomputed, segments_of
+from xpnet.training.data_adapter import applied, as_batches, examples_in, kinds, known_length, native, no_batches
 from xpnet.training.history import History
 from xpnet.training.interrupt import Interruptible
 from xpnet.training.progress import Progress
-from xpnet.training.segments import Recompute, recomputed, segments_of
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
-    from xpnet.training.feeds import Feed
+    from xpnet.training.device_input import Feed
 
 Data = Any
 
@@ -309,7 +309,7 @@ class Trainer:
             getattr(callback, name)(self)
 
     def _not_finite(self, x: Array, loss: float) -> NotFiniteError:
-        from xpnet.inspect.finite import first_not_finite
+        from xpnet.training.not_finite import first_not_finite
 
         return NotFiniteError(
             f"the loss became {loss} in epoch {self.epoch + 1}, batch {self.batch + 1}; {first_not_finite(self.model, x)}; "

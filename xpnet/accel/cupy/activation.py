@@ -1,11 +1,11 @@
-"""Bias and activation after a matrix product, and elementwise activations: launches of ``kernels/activation.cu``."""
+"""Bias and activation after a matrix product, and elementwise activations: launches of ``kernels/cuda/activation.cu``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.columns import cut, sum_slabs
 from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.reductions import cut, sum_slabs
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, delivered, fits, takes
 from xpnet.ops.activations import relu, sigmoid, tanh

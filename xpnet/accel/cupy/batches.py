@@ -1,4 +1,4 @@
-"""Batches from a data set that lives on the device: launches of ``kernels/batches.cu``."""
+"""Batches from a data set that lives on the device: launches of ``kernels/cuda/batches.cu``."""
 
 from __future__ import annotations
 

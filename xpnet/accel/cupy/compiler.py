@@ -33,7 +33,7 @@ def compile_instances(
     """Compile instances of the kernels of one file, without any cache.
 
     Args:
-        file: the source, ``kernels/<file>.cu``.
+        file: the source, ``kernels/cuda/<file>.cu``.
         instances: what to instantiate.
         architecture: compute capability times ten, 90 for sm_90.
         options: further options for NVRTC.
@@ -62,7 +62,7 @@ def compile_instances(
         except nvrtc.NVRTCError as error:
             names = ", ".join(i.expression for i in instances)
             raise CompileError(
-                f"kernels/{file}.cu does not compile for {name} ({error}; NVRTC "
+                f"kernels/cuda/{file}.cu does not compile for {name} ({error}; NVRTC "
                 f"{'.'.join(map(str, nvrtc.getVersion()))})\ninstances: {names}\nlog:\n{nvrtc.getProgramLog(program)}"
             ) from None
         code: bytes = nvrtc.getCUBIN(program) if kind == "sm" else _as_bytes(nvrtc.getPTX(program))

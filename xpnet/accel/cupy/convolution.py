@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from xpnet.accel.cupy import cudnn, depthwise, implicit_gemm
 from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and_activation_gradients
-from xpnet.accel.cupy.chooser import choose, convolution, wanted
+from xpnet.accel.cupy.autotune import choose, convolution, wanted
 from xpnet.accel.cupy.gemm import gemm
+from xpnet.accel.cupy.im2col import col2im, im2col
 from xpnet.accel.cupy.launch import LIMIT, runtime
 from xpnet.accel.cupy.support import contiguous, delivered, takes
-from xpnet.accel.cupy.windows import col2im, im2col
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.geometry import Geometry
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from xpnet.accel.cupy.activation import add_bias_and_activate
 from xpnet.accel.cupy.launch import address, runtime
 from xpnet.accel.cupy.source import dtype_of
-from xpnet.accel.settings import get_matmul_precision
 from xpnet.ops.geometry import Geometry
+from xpnet.runtime.precision import get_matmul_precision
 
 Array = Any
 WORKSPACE_LIMIT = 256 << 20

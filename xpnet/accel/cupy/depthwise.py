@@ -1,4 +1,4 @@
-"""Depthwise convolution on the device: launches of ``kernels/depthwise.cu``.
+"""Depthwise convolution on the device: launches of ``kernels/cuda/depthwise.cu``.
 
 With one input and one output channel a group the product of matrices has one column: a kernel that reads the images
 directly does the same work at the speed of memory.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.columns import cut, sum_slabs
 from xpnet.accel.cupy.launch import LIMIT, THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.reductions import cut, sum_slabs
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, fits
 from xpnet.ops.geometry import Geometry

@@ -1,4 +1,4 @@
-"""Dropout with masks computed on the device: launches of ``kernels/dropout.cu``."""
+"""Dropout with masks computed on the device: launches of ``kernels/cuda/dropout.cu``."""
 
 from __future__ import annotations
 

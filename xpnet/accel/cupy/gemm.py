@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.launch import runtime
 from xpnet.accel.cupy.source import dtype_of
-from xpnet.accel.settings import get_matmul_precision
+from xpnet.runtime.precision import get_matmul_precision
 
 Array = Any
 DTYPES = ("float16", "float32", "float64", "bfloat16")

@@ -1,9 +1,9 @@
-"""Convolution as an implicit GEMM: launches of ``kernels/implicit_gemm.cu``.
+"""Convolution as an implicit GEMM: launches of ``kernels/cuda/implicit_gemm.cu``.
 
 The columns of the images are made tile by tile in shared memory and never written to global memory. There are two kernels:
 one for tensor cores (16-bit floats, and float32 where TF32 is allowed; compute capability 8.0 and later; channels of a group
 in multiples of 16 bytes) and one that runs every dtype and shape everywhere. Groups are a dimension of the grid. A third one,
-of ``kernels/implicit_gemm_hopper.cu``, uses the instructions of compute capability 9.0; it runs where it is asked for only.
+of ``kernels/cuda/implicit_gemm_hopper.cu``, uses the instructions of compute capability 9.0, and runs only where asked for.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.activation import NUMBERS
-from xpnet.accel.cupy.columns import sum_slabs
 from xpnet.accel.cupy.launch import LIMIT, address, launch, runtime
+from xpnet.accel.cupy.reductions import sum_slabs
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import WIDTHS, accumulator, c_name
-from xpnet.accel.settings import get_matmul_precision
 from xpnet.ops.geometry import Axis, Geometry
+from xpnet.runtime.precision import get_matmul_precision
 
 Array = Any
 
@@ -148,7 +148,7 @@ def data_gradient(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 
 
 
 class _Line(NamedTuple):
-    """What a product reads and writes along one axis; scale, offset and step as ``kernels/gather.cuh`` defines them."""
+    """What a product reads and writes along one axis; scale, offset and step as ``kernels/cuda/gather.cuh`` defines them."""
 
     window: int
     scale: int

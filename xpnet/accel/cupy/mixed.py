@@ -1,4 +1,4 @@
-"""16-bit copies of float32 arrays, and the scale of float16 gradients: launches of ``kernels/mixed.cu``."""
+"""16-bit copies of float32 arrays, and the scale of float16 gradients: launches of ``kernels/cuda/mixed.cu``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xpnet.accel.cupy.source import C_NAMES, Kernel, dtype_of
 from xpnet.accel.cupy.support import c_name, contiguous, fits
 from xpnet.backend import dtype_named
 from xpnet.ops.shaping import cast
-from xpnet.optim import rules_half
+from xpnet.ops.updates import half as rules_half
 
 Array = Any
 

@@ -1,4 +1,4 @@
-"""Batch and layer normalisation: launches of ``kernels/batch_norm.cu`` and ``kernels/layer_norm.cu``.
+"""Batch and layer normalisation: launches of ``kernels/cuda/batch_norm.cu`` and ``kernels/cuda/layer_norm.cu``.
 
 What is kept for the backward pass is x with its means and variances; the normalised x is computed again.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.columns import cut, merge_slabs, sum_slabs
 from xpnet.accel.cupy.launch import blocks_for, launch, vector_width
+from xpnet.accel.cupy.reductions import cut, merge_slabs, sum_slabs
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, delivered, fits, product, takes
 from xpnet.ops.normalization import batch_norm_inference, batch_norm_with_statistics, layer_norm

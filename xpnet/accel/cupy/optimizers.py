@@ -1,4 +1,4 @@
-"""Optimizer steps over a whole arena of parameters in one launch: ``kernels/optimizer.cu``.
+"""Optimizer steps over a whole arena of parameters in one launch: ``kernels/cuda/optimizer.cu``.
 
 All arrays of one call are flat, of one length and C-contiguous. The learning rate and the number of finished steps are
 Python numbers, or arrays on the device; then a step can be captured in a CUDA graph and replayed, and the launch adds one
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, fits
-from xpnet.optim import rules
+from xpnet.ops.updates import rule as rules
 
 Array = Any
 

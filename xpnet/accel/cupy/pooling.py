@@ -1,4 +1,4 @@
-"""Max and average pooling on the device: launches of ``kernels/pooling.cu``."""
+"""Max and average pooling on the device: launches of ``kernels/cuda/pooling.cu``."""
 
 from __future__ import annotations
 

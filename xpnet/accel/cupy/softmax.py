@@ -1,4 +1,4 @@
-"""Softmax, its logarithm and cross entropy: launches of ``kernels/softmax.cu``."""
+"""Softmax, its logarithm and cross entropy: launches of ``kernels/cuda/softmax.cu``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The CUDA sources: where they are, what kernels they declare, and which instances of them are used.
 
-A kernel is a C++ template in ``kernels/<file>.cu``. Its parameter list is read from the source, so that arguments are
+A kernel is a C++ template in ``kernels/cuda/<file>.cu``. Its parameter list is read from the source, so that arguments are
 always packed as the kernel declares them; the template arguments it may be instantiated with are listed where it is used,
 so that tests can compile every one of them for every architecture.
 """
@@ -54,7 +54,7 @@ _SLOT = 16  # bytes per argument in the packed buffer: the largest is a Divisor,
 def kernel_folder() -> Path:
     """The folder of the .cu files: inside the package where it was installed, beside it in a source checkout."""
     package = Path(__file__).resolve().parents[2]
-    for folder in (package / "kernels", package.parent / "kernels"):
+    for folder in (package / "kernels" / "cuda", package.parent / "kernels" / "cuda"):
         if (folder / "common.cuh").is_file():
             return folder
     raise FileNotFoundError(
@@ -64,7 +64,7 @@ def kernel_folder() -> Path:
 
 @functools.cache
 def read_source(file: str) -> str:
-    """The text of ``kernels/<file>.cu``."""
+    """The text of ``kernels/cuda/<file>.cu``."""
     return (kernel_folder() / f"{file}.cu").read_text(encoding="utf-8")
 
 
@@ -85,7 +85,7 @@ class Declaration:
 
 @functools.cache
 def declarations(file: str) -> dict[str, Declaration]:
-    """The kernels that ``kernels/<file>.cu`` declares, by name."""
+    """The kernels that ``kernels/cuda/<file>.cu`` declares, by name."""
     text = re.sub(r"//[^\n]*", "", read_source(file))
     pattern = r"template\s*<([^>]*)>\s*__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)"
     found = {}
@@ -159,7 +159,7 @@ class Kernel:
     """A kernel template and the template arguments it is used with.
 
     Args:
-        file: the source, ``kernels/<file>.cu``.
+        file: the source, ``kernels/cuda/<file>.cu``.
         name: the template's name.
         choices: for every template parameter the values it may take.
         only: keeps a combination of template arguments if it returns True for it.

@@ -1,4 +1,4 @@
-"""Copies to a GPU on a stream of their own, for xpnet.data.staging."""
+"""Copies to a GPU on a stream of their own, for xpnet.data.prefetch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import cupy
 import numpy as np
 
-from xpnet import timeline
 from xpnet.backend import Device, to_device
+from xpnet.runtime import events
 
 Array = Any
 
@@ -46,7 +46,7 @@ class CudaTransfers:
         self._device = cupy.cuda.Device(device.index)
         with self._device:
             self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._clock = None if timeline.active() is None else Clock(device)
+        self._clock = None if events.active() is None else Clock(device)
 
     def pinned(self, size: int) -> np.ndarray[Any, Any]:
         """Page-locked memory: (size,) uint8."""

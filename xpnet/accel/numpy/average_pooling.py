@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.bands import Band, apart, combine, for_bands, gradient
-from xpnet.accel.numpy.scratch import FLOATS, Floats, scratch
+from xpnet.accel.numpy.pooling_tiles import Band, apart, combine, for_bands, gradient
+from xpnet.accel.numpy.workspace import FLOATS, Floats, scratch
 from xpnet.ops.geometry import windows
 from xpnet.ops.pooling import average_pool2d, pool_geometry, window_counts
 

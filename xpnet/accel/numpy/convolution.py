@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy import columns, depthwise, winograd
-from xpnet.accel.numpy.columns import Windows
-from xpnet.accel.numpy.ends import Gradient, Images, Outputs, Strided
-from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats
+from xpnet.accel.numpy import depthwise, winograd
+from xpnet.accel.numpy import im2col as columns
+from xpnet.accel.numpy.epilogue import Gradient, Images, Outputs, Strided
+from xpnet.accel.numpy.im2col import Windows
+from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.geometry import Geometry
 

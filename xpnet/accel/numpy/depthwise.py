@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.columns import Windows
-from xpnet.accel.numpy.ends import Gradient, Images, Outputs
-from xpnet.accel.numpy.scratch import PASS, Floats, images_and_lines, scratch, windowed
-from xpnet.threads import parallel, piece_count
+from xpnet.accel.numpy.epilogue import Gradient, Images, Outputs
+from xpnet.accel.numpy.im2col import Windows
+from xpnet.accel.numpy.workspace import PASS, Floats, images_and_lines, scratch, windowed
+from xpnet.runtime.threads import parallel, piece_count
 
 _CHUNK = 1 << 20
 """Bytes of output in a chunk."""

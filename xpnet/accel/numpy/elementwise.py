@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from xpnet import random
-from xpnet.accel.numpy.scratch import FLOATS, LONG, PASS, Floats, evenly, keep_where, relu_to
+from xpnet.accel.numpy.workspace import FLOATS, LONG, PASS, Floats, evenly, keep_where, relu_to
 from xpnet.ops.activations import relu
 from xpnet.ops.dropout import dropout, dropout_key
-from xpnet.threads import parallel
+from xpnet.runtime.threads import parallel
 
 _CHUNK = 1 << 17
 """Elements up to which the calling thread does everything."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.convolution import convolve, data_gradient, kernel_gradient, windows_of
-from xpnet.accel.numpy.ends import Images, Pooled, Unpooled
+from xpnet.accel.numpy.epilogue import Images, Pooled, Unpooled
 from xpnet.accel.numpy.max_pooling import Won
-from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, LIMIT, Floats
+from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, LIMIT, Floats
 from xpnet.ops.convolution import conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import Geometry

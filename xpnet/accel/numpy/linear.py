@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import ACTIVATIONS, FLOATS, Floats, activate, slope
+from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, slope
 from xpnet.ops.linear import dense
-from xpnet.threads import one_blas_thread, own_threads_preferred, parallel, piece_count
+from xpnet.runtime.threads import one_blas_thread, own_threads_preferred, parallel, piece_count
 
 ALONE = 1 << 18
 """Multiplications up to which BLAS itself uses one thread, so nothing has to be set."""

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet.accel.numpy.bands import Band, apart, clear_outside, combine, for_bands, gradient
-from xpnet.accel.numpy.scratch import FLOATS, Floats, integers, keep_where, scratch
+from xpnet.accel.numpy.pooling_tiles import Band, apart, clear_outside, combine, for_bands, gradient
+from xpnet.accel.numpy.workspace import FLOATS, Floats, integers, keep_where, scratch
 from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import max_pool2d, max_pool2d_with_switches, pool_geometry
 

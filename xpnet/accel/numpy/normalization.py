@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import FLOATS, LONG, PASS, Floats, evenly, scratch
+from xpnet.accel.numpy.workspace import FLOATS, LONG, PASS, Floats, evenly, scratch
 from xpnet.ops.normalization import batch_norm_with_statistics
-from xpnet.threads import parallel
+from xpnet.runtime.threads import parallel
 
 _SMALL = 1 << 14
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.linear import matmul
-from xpnet.accel.numpy.scratch import FLOATS, Floats
+from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.recurrent import lstm
-from xpnet.threads import own_threads_preferred
+from xpnet.runtime.threads import own_threads_preferred
 
 
 def fits(x: Any, kernel: Any, recurrent: Any, bias: Any, h: Any, c: Any, mask: Any) -> bool:

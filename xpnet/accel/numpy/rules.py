@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import PASS, Floats
-from xpnet.optim import rules
-from xpnet.threads import own_threads_preferred, parallel
+from xpnet.accel.numpy.workspace import PASS, Floats
+from xpnet.ops.updates import rule as rules
+from xpnet.runtime.threads import own_threads_preferred, parallel
 
 _BLOCK = 1 << 15
 """Elements of a block: five arrays of that size stay in a core's second-level cache."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.scratch import FLOATS, LONG, PASS, Floats, evenly, scratch
+from xpnet.accel.numpy.workspace import FLOATS, LONG, PASS, Floats, evenly, scratch
 from xpnet.ops.softmax import softmax, softmax_cross_entropy
-from xpnet.threads import parallel
+from xpnet.runtime.threads import parallel
 
 SMALL = 1 << 15
 """Elements up to which everything is done at once in the calling thread."""

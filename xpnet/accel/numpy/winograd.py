@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet.accel.numpy.ends import Images, Outputs
-from xpnet.accel.numpy.scratch import LIMIT, PASS, PRODUCT, Floats, evenly, scratch, windowed
-from xpnet.threads import parallel, piece_count
+from xpnet.accel.numpy.epilogue import Images, Outputs
+from xpnet.accel.numpy.workspace import LIMIT, PASS, PRODUCT, Floats, evenly, scratch, windowed
+from xpnet.runtime.threads import parallel, piece_count
 
 _enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
 

@@ -1,4 +1,4 @@
-"""An augmentation as a program that one kernel runs: ``kernels/batches.cu``.
+"""An augmentation as a program that one kernel runs: ``kernels/cuda/batches.cu``.
 
 Moving, mirroring and painting pixels only decide where a pixel comes from; rescaling and normalising only what a value
 becomes. A composition of these is one pass over the batch: for each pixel the program is followed backwards to its origin,

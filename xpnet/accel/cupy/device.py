@@ -1,0 +1,102 @@
+"""The runtime of a CUDA device: everything that this package does there."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from xpnet.accel.cupy import cublas
+from xpnet.accel.cupy.compiler import cubin
+from xpnet.accel.cupy.cudnn import load as load_cudnn
+from xpnet.accel.cupy.runtime import Array, Size3, set_factory
+from xpnet.accel.cupy.source import Instance
+from xpnet.backend import DeviceError
+
+
+class CudaRuntime:
+    """Runs kernels on the current CUDA device, on CuPy's current stream."""
+
+    def __init__(self, device: int) -> None:
+        import cupy
+
+        self.device = device
+        self._cupy = cupy
+        self._driver = cupy.cuda.driver
+        attributes = cupy.cuda.Device(device).attributes
+        self.multiprocessors = int(attributes["MultiProcessorCount"])
+        # Half of the L2 cache; but a small cache must not cut products into pieces that leave the device idle.
+        self.chunk_bytes = max(int(attributes["L2CacheSize"]) // 2, 16 << 20)
+        self.architecture = int(cupy.cuda.Device(device).compute_capability)
+        self.device_name = cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
+        self._functions: dict[Instance, Any] = {}
+        self._lock = threading.Lock()
+
+    def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
+        """The address of each array's data; every array must be on this device."""
+        found = []
+        for array in arrays:
+            if array is None:
+                found.append(0)
+                continue
+            memory = array.data
+            if memory.device_id != self.device:
+                raise DeviceError(
+                    f"{instance.name} runs on cuda:{self.device}, the current device, and got an array on "
+                    f"cuda:{memory.device_id}; move it with xpnet.to_device, or work inside `with xpnet.device(...)`"
+                )
+            found.append(memory.ptr)
+        return found
+
+    def launch(self, instance: Instance, grid: Size3, block: Size3, shared: int, arguments: Any) -> None:
+        """Launch; the kernel is compiled and loaded the first time."""
+        function = self._functions.get(instance)
+        if function is None:
+            function = self._load(instance)
+        stream = self._cupy.cuda.get_current_stream().ptr
+        if shared > 48 * 1024:
+            which = self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._driver.funcSetAttribute(function.ptr, which, shared)
+        self._driver.launchKernel(function.ptr, *grid, *block, shared, stream, ctypes.addressof(arguments), 0)
+
+    def _load(self, instance: Instance) -> Any:
+        with self._lock:
+            if instance not in self._functions:
+                code, symbol = cubin(instance, self.architecture)
+                module = self._cupy.cuda.function.Module()
+                module.load(code)
+                self._functions[instance] = module.get_function(symbol)
+        return self._functions[instance]
+
+    def gemm(self, call: Any) -> None:
+        """Run a product with this package's own cuBLAS handle."""
+        cublas.run(call, self.device, self._cupy.cuda.get_current_stream())
+
+    @functools.cached_property
+    def cudnn(self) -> Any:
+        """cuDNN on this device, None where it is not installed."""
+        return load_cudnn(self._cupy.cuda.get_current_stream, self._cupy.cuda.alloc)
+
+    def can_measure(self) -> bool:
+        """Not while the current stream is recorded: recorded launches do not run."""
+        return not self._cupy.cuda.get_current_stream().is_capturing()
+
+    def milliseconds(self, function: Callable[[], object]) -> float:
+        """The shortest of three measurements of four runs each, after one that compiles and warms up."""
+        runs = 4
+        function()
+        begin, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
+        times = []
+        for _ in range(3):
+            begin.record()
+            for _ in range(runs):
+                function()
+            end.record()
+            end.synchronize()
+            times.append(self._cupy.cuda.get_elapsed_time(begin, end) / runs)
+        return float(min(times))
+
+
+set_factory(CudaRuntime)

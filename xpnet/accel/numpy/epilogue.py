@@ -1,0 +1,201 @@
+"""Where a convolution's chunks come from and go to: images, gradients before an activation, outputs, pooled outputs.
+
+The convolutions ask for the part of their input that a chunk needs and hand over the chunk's result while both are in
+the cache. What is applied on the way (the slope of an activation, bias and activation, max pooling and its reverse) costs no
+further pass over memory.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from xpnet.accel.numpy.max_pooling import Won, pool_chunk, unpool_chunk
+from xpnet.accel.numpy.pooling_tiles import CHUNK, seconds
+from xpnet.accel.numpy.workspace import PASS, Floats, activate, evenly, fill_padded, relu_to, scratch, slope
+from xpnet.ops.geometry import Geometry
+from xpnet.runtime.threads import parallel
+
+Chunk = tuple[int, int, int, int]
+"""First and last image, first and last row."""
+
+
+class Images:
+    """A source: images as they are."""
+
+    whole = False
+    """Whether chunks should be whole images."""
+
+    calls = 2
+    """Calls of NumPy for a chunk, about."""
+
+    def __init__(self, array: Floats) -> None:
+        self.array = array
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype = array.dtype
+
+    def fill(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
+        """Fill P (n, rows, columns, C) with the images' rows from `top` and columns from `left` on; zeros outside."""
+        fill_padded(P, self.array, None, None, images, top, left)
+
+    def every(self, rows: slice, columns: slice) -> Images:
+        """The images of some rows and columns."""
+        return Images(self.array[:, rows, columns])
+
+
+class Gradient(Images):
+    """A source: the gradient before an activation, made of the one after it and the activation's output."""
+
+    def __init__(self, dy: Floats, y: Floats | None, activation: str | None) -> None:
+        super().__init__(dy)
+        self.y = y
+        self.activation = activation
+
+    def fill(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
+        """As `Images.fill`."""
+        fill_padded(P, self.array, self.y, self.activation, images, top, left)
+
+    def every(self, rows: slice, columns: slice) -> Images:
+        """As `Images.every`."""
+        y = None if self.y is None else self.y[:, rows, columns]
+        return Gradient(self.array[:, rows, columns], y, self.activation)
+
+
+class Unpooled(Gradient):
+    """A source: the gradient before an activation and a max pooling, made of the one after both.
+
+    Args:
+        dy: (N, PH, PW, C), the gradient of the pooled output.
+        y: (N, PH, PW, C), the pooled output.
+        won: which comparisons of the pooling were won.
+        activation: its derivative is computed from y; it never decreases, so the pooling may come first.
+        g: the pooling's windows over the unpooled images.
+    """
+
+    whole = True
+    calls = 15
+
+    def __init__(self, dy: Floats, y: Floats, won: Won, activation: str | None, g: Geometry) -> None:
+        super().__init__(dy, y, activation)
+        self.won = won
+        self.g = g
+        self.shape = (dy.shape[0], g.h.size, g.w.size, dy.shape[3])
+
+    def fill(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
+        """As `Images.fill`."""
+        part = slice(*images)
+        dy, y = self.array[part], None if self.y is None else self.y[part]
+        won = Won(self.won.across[:, part], self.won.down[:, part])
+        H, W = self.shape[1:3]
+        (dz,) = scratch(self.dtype, dy.shape, slot="ends")
+        slope(dy, y, self.activation, dz)
+        if top <= 0 and left <= 0 and top + P.shape[1] >= H and left + P.shape[2] >= W:
+            inside = P[:, -top : H - top, -left : W - left]
+            if inside.shape != P.shape:
+                P[:, :-top] = 0
+                P[:, H - top :] = 0
+                P[:, -top : H - top, :-left] = 0
+                P[:, -top : H - top, W - left :] = 0
+            unpool_chunk(dz, won, self.g, inside)
+        else:
+            (full,) = scratch(self.dtype, (len(dy), H, W, dy.shape[3]), slot="whole")
+            unpool_chunk(dz, won, self.g, full)
+            fill_padded(P, full, None, None, (0, len(dy)), top, left)
+
+    def once(self) -> Gradient:
+        """The same gradient, made now: for those who read it twice and can spare the memory."""
+        N = self.shape[0]
+        dz = np.empty(self.shape, self.dtype)
+        images = images_at_once(self.shape, self.dtype)
+
+        def chunk(number: int) -> None:
+            n0, n1 = number * images, min((number + 1) * images, N)
+            self.fill(dz[n0:n1], (n0, n1), 0, 0)
+
+        parallel(chunk, -(-N // images), seconds(self.shape, self.g), 15)
+        return Gradient(dz, None, None)
+
+    def every(self, rows: slice, columns: slice) -> Images:
+        """Not offered: the pooled pixels do not fall apart into such rows and columns."""
+        raise NotImplementedError("whole images only")
+
+
+def images_at_once(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """How many images of `shape` (N, H, W, C) are unpooled at once."""
+    return evenly(shape[0], max(1, CHUNK // (prod(shape[1:]) * dtype.itemsize)), 6 * PASS * prod(shape))
+
+
+class Outputs:
+    """A target: outputs as they are, after an activation."""
+
+    whole = False
+    """Whether chunks must be whole images."""
+
+    calls = 2
+    """Calls of NumPy for a chunk, about."""
+
+    def __init__(self, y: Floats, activation: str | None = None) -> None:
+        self.y = y
+        self.shape: tuple[int, ...] = y.shape
+        self.activation = activation
+
+    def room(self, chunk: Chunk) -> Floats:
+        """Where the result of a chunk may be written: (n, rows, OW, O)."""
+        n0, n1, r0, r1 = chunk
+        return self.y[n0:n1, r0:r1]
+
+    def finish(self, chunk: Chunk, result: Floats) -> None:
+        """Take the result of a chunk, from the room or from elsewhere."""
+        n0, n1, r0, r1 = chunk
+        part = self.y[n0:n1, r0:r1]
+        if result.__array_interface__["data"] == part.__array_interface__["data"]:
+            activate(part, self.activation)
+        elif self.activation == "relu":
+            relu_to(result, part)
+        else:
+            np.copyto(part, result)
+            activate(part, self.activation)
+
+
+class Strided(Outputs):
+    """A target: outputs whose pixels lie apart, so that a chunk is first written elsewhere."""
+
+    def room(self, chunk: Chunk) -> Floats:
+        """As `Outputs.room`: working memory of this thread."""
+        n0, n1, r0, r1 = chunk
+        (array,) = scratch(self.y.dtype, (n1 - n0, r1 - r0, *self.shape[2:]), slot="ends")
+        return array
+
+
+class Pooled(Outputs):
+    """A target: outputs after max pooling and an activation, and the outcomes of the pooling's comparisons.
+
+    Args:
+        shape: (N, OH, OW, O), the shape before the pooling.
+        y: (N, PH, PW, O).
+        won: of all images, to be filled; or None.
+        activation: never decreasing, so that the pooling may come first.
+        g: the pooling's windows.
+    """
+
+    whole = True
+    calls = 12
+
+    def __init__(self, shape: tuple[int, ...], y: Floats, won: Won | None, activation: str | None, g: Geometry) -> None:
+        super().__init__(y, activation)
+        self.shape = shape
+        self.won = won
+        self.g = g
+
+    def room(self, chunk: Chunk) -> Floats:
+        """As `Outputs.room`: working memory of this thread."""
+        (array,) = scratch(self.y.dtype, (chunk[1] - chunk[0], *self.shape[1:]), slot="ends")
+        return array
+
+    def finish(self, chunk: Chunk, result: Floats) -> None:
+        """As `Outputs.finish`."""
+        part = slice(chunk[0], chunk[1])
+        pool_chunk(result, self.g, self.y[part], self.won, part)
+        activate(self.y[part], self.activation)

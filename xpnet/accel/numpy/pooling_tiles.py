@@ -1,0 +1,183 @@
+"""Pooling windows seen from NumPy: a chunk of images dealt out so that all windows' element k lie side by side.
+
+NumPy's loops want long runs, and a strided image offers only one pixel's channels at a time. So a chunk is first dealt
+out into its *phases*: the columns 0, s, 2s, ..., the columns 1, s+1, ..., for a stride of s. In them all elements kw of
+the windows lie side by side. Backward, the gradients are summed in phases and dealt back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from xpnet.accel.numpy.workspace import LIMIT, PASS, Floats, evenly, fill_padded, images_and_lines, run_of, scratch
+from xpnet.ops.geometry import Geometry
+from xpnet.runtime.threads import parallel
+
+CHUNK = 2 << 20
+"""Bytes of input in a chunk."""
+
+
+class Band:
+    """What the windows of some output rows see of some images, dealt out into phases.
+
+    Args:
+        g: the windows.
+        where: first and last image, first and last output row.
+        C: channels.
+    """
+
+    def __init__(self, g: Geometry, where: tuple[int, int, int, int], C: int) -> None:
+        self.g = g
+        n0, n1, r0, r1 = where
+        self.images = slice(n0, n1)
+        self.lines = r1 - r0
+        self.first = r0 * g.h.stride  # the first row seen, of the padded images
+        self.top = self.first - g.h.before  # and of the images: it may lie above them
+        self.rows = (self.lines - 1) * g.h.stride + g.h.window
+        columns = (g.w.out - 1) * g.w.stride + g.w.window
+        self.phases = min(g.w.stride, g.w.window)
+        self.wide = -(-columns // g.w.stride)
+        self.shape = (self.phases, n1 - n0, self.rows, self.wide, C)
+        self.across = (n1 - n0, self.rows, g.w.out, C)  # one number for each row of a window
+        self.out = (n1 - n0, self.lines, g.w.out, C)
+
+    def element(self, P: Floats, kw: int) -> Floats:
+        """Element kw of all windows along the width: (n, rows, OW, C)."""
+        first = kw // self.g.w.stride
+        phase: Floats = P[kw % self.g.w.stride]
+        return phase[:, :, first : first + self.g.w.out]
+
+    def below(self, array: Floats, kh: int) -> Floats:
+        """Element kh of all windows along the height: (n, lines, OW, C) of (n, rows, OW, C)."""
+        stride = self.g.h.stride
+        return array[:, kh : kh + (self.lines - 1) * stride + 1 : stride]
+
+    def inside(self, phase: int) -> tuple[slice, slice, slice, slice]:
+        """Which rows and columns of a phase lie inside of the image, and which of the image's those are."""
+        h, w = self.g
+        lo, hi = max(self.top, 0), min(self.top + self.rows, h.size)
+        first = max(0, -(-(w.before - phase) // w.stride))
+        last = min(self.wide, -(-(w.size + w.before - phase) // w.stride))
+        start = first * w.stride + phase - w.before
+        columns = slice(start, start + (last - first - 1) * w.stride + 1, w.stride) if last > first else slice(0, 0)
+        return slice(lo - self.top, hi - self.top), slice(first, max(first, last)), slice(lo, hi), columns
+
+    def deal(self, x: Floats, P: Floats, value: float) -> None:
+        """Copy the images into the phases, with `value` in the padding."""
+        for phase in range(self.phases):
+            rows, columns, from_rows, from_columns = self.inside(phase)
+            part = P[phase]
+            part[:, : rows.start] = value
+            part[:, rows.stop :] = value
+            part[:, rows, : columns.start] = value
+            part[:, rows, columns.stop :] = value
+            copy_pixels(part[:, rows, columns], x[self.images, from_rows, from_columns])
+
+    def collect(self, P: Floats, dx: Floats, done: int) -> None:
+        """Copy the phases to the images; rows before `done` have been written already and are added to."""
+        for phase in range(self.phases):
+            rows, columns, to_rows, to_columns = self.inside(phase)
+            again = min(max(done, to_rows.start), to_rows.stop)
+            cut = rows.start + again - to_rows.start
+            if again > to_rows.start:
+                target = dx[self.images, to_rows.start : again, to_columns]
+                np.add(target, P[phase][:, rows.start : cut, columns], out=target)
+            copy_pixels(dx[self.images, again : to_rows.stop, to_columns], P[phase][:, cut : rows.stop, columns])
+
+
+def copy_pixels(target: Floats, source: Floats) -> None:
+    """Copy (..., C) to (..., C). As items of C numbers strided pixels are copied nearly as fast as contiguous ones."""
+    C = target.shape[-1]
+    if C > 1 and target.strides[-1] == source.strides[-1] == target.itemsize:
+        item = run_of(C, target.dtype)
+        target, source = target.view(item), source.view(item)
+    np.copyto(target, source)
+
+
+def combine(ufunc: Any, x: Floats, band: Band, value: float, out: Floats) -> None:
+    """Combine the elements of each window, over the rows first: those are long, so nothing needs to be dealt out.
+
+    The images' rows are copied only where padding of `value` has to be put around them.
+    """
+    g, lines = band.g, band.lines
+    columns = (g.w.out - 1) * g.w.stride + g.w.window
+    n, C = out.shape[0], out.shape[3]
+    if band.top >= 0 and band.top + band.rows <= g.h.size and g.w.before == 0 and columns <= g.w.size:
+        (temporary,) = scratch(x.dtype, (n, lines, columns, C), slot="pool")
+        P = x[band.images, band.top : band.top + band.rows, :columns]
+    else:
+        P, temporary = scratch(x.dtype, (n, band.rows, columns, C), (n, lines, columns, C), slot="pool")
+        fill_padded(P, x, None, None, (band.images.start, band.images.stop), band.top, -g.w.before, value)
+    total = band.below(P, 0)
+    for kh in range(1, g.h.window):
+        total = ufunc(total, band.below(P, kh), out=temporary)
+    wide = (g.w.out - 1) * g.w.stride + 1
+    result = total[:, :, : wide : g.w.stride]
+    for kw in range(1, g.w.window):
+        result = ufunc(result, total[:, :, kw : kw + wide : g.w.stride], out=out)
+    if g.w.window == 1:
+        np.copyto(out, result)
+
+
+def for_bands(shape: tuple[int, ...], g: Geometry, itemsize: int, work: Callable[[Band, Any], None]) -> None:
+    """Call work(band, output part) for chunks of the images, shared out over the threads."""
+    N, _, W, C = shape
+    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * itemsize, CHUNK, seconds(shape, g))
+
+    def chunk(number: int) -> None:
+        n0, n1, r0, r1 = where = chunks[number]
+        work(Band(g, where, C), (slice(n0, n1), slice(r0, r1)))
+
+    parallel(chunk, len(chunks), seconds(shape, g), 10)
+
+
+def gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Callable[[Band, Any, Floats], None]) -> Floats:
+    """dx of `shape`: fill(band, output part, P) sums a band's gradients in its phases P.
+
+    Chunks are whole images, or bands of one image that one thread does in order: no two threads add to one row.
+    """
+    N, _, W, C = shape
+    dx = np.empty(shape, dtype)
+    line = g.h.stride * W * C * dtype.itemsize
+    images = evenly(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
+    lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
+
+    def chunk(number: int) -> None:
+        n0, n1 = number * images, min((number + 1) * images, N)
+        clear_outside(dx[n0:n1], g)
+        done = 0
+        for r0 in range(0, g.h.out, lines):
+            r1 = min(r0 + lines, g.h.out)
+            band = Band(g, (n0, n1, r0, r1), C)
+            (P,) = scratch(dtype, band.shape, slot="pool")
+            fill(band, (slice(n0, n1), slice(r0, r1)), P)
+            band.collect(P, dx, done)
+            done = max(done, band.top + band.rows)
+
+    parallel(chunk, -(-N // images), seconds(shape, g), 12)
+    return dx
+
+
+def seconds(shape: tuple[int, ...], g: Geometry) -> float:
+    """How long one thread takes for the pooling of images of `shape`, or for its gradient, about."""
+    overlap = g.h.window * g.w.window / (g.h.stride * g.w.stride)
+    return 2.5 * PASS * prod(shape) * (1 + overlap)
+
+
+def apart(g: Geometry) -> bool:
+    """Whether every element of the phases belongs to exactly one window."""
+    return g.h.stride == g.h.window and g.w.stride >= g.w.window
+
+
+def clear_outside(dx: Floats, g: Geometry) -> None:
+    """Set to 0 what no window sees of images dx (n, H, W, C)."""
+    if any(a.stride > a.window for a in g):
+        dx[...] = 0
+        return
+    lines, columns = ((a.out - 1) * a.stride + a.window - a.before for a in g)
+    dx[:, lines:] = 0
+    dx[:, :lines, columns:] = 0

@@ -1,0 +1,1 @@
+"""Gradients: Tensors on a tape, Parameters in flat arrays, and gradient checkpointing."""

@@ -1,0 +1,116 @@
+"""All parameters of a model in one flat array, and all gradients in another.
+
+Each Parameter's array and gradient are views into them, so an optimizer updates the whole model in one pass over one
+array, and an all-reduce is one call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from xpnet import ops
+from xpnet.autograd.tensor import Parameter
+from xpnet.backend import Array, describe, device_of, namespace
+
+ALIGNMENT = 16
+"""Every parameter begins at a multiple of this many elements, so that its rows suit vector loads. Gaps hold zeros."""
+
+
+class Arena:
+    """Flat storage for some parameters of one dtype on one device.
+
+    Args:
+        parameters: the Parameters; their values are copied in, and their arrays become views.
+
+    Attributes:
+        values, gradients: 1-D arrays of equal size.
+        parameters: the Parameters, in order.
+        slices: where each lies.
+        decayed: the values before this place are weights, which decay; those after it biases and scales.
+        regularized: the parameters with a penalty.
+        constrained: the parameters that are projected after each update.
+
+    Raises:
+        ValueError: dtypes or devices differ.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
+        # A parameter that two layers share is stored once. Those that decay come first: one slice holds them all.
+        self.parameters = sorted(_unique(parameters), key=lambda p: not p.decay)
+        kinds = {(str(p.array.dtype), str(device_of(p.array))) for p in self.parameters}
+        if len(kinds) > 1:
+            listed = "; ".join(f"{p.path or '?'}: {describe(p.array)}" for p in self.parameters)
+            raise ValueError(f"the parameters of one model must share dtype and device, got {listed}")
+        self.slices: list[slice] = []
+        self.decayed = size = 0
+        self.regularized = [p for p in self.parameters if p.regularizer is not None]
+        self.constrained = [p for p in self.parameters if p.constraint is not None]
+        for p in self.parameters:
+            count = math.prod(p.array.shape)
+            self.slices.append(slice(size, size + count))
+            size += -(-count // ALIGNMENT) * ALIGNMENT
+            if p.decay:
+                self.decayed = size
+        self._views: list[tuple[Parameter, Array]] = []
+        self._ids = {id(p) for p in self.parameters}
+        self.values: Array = None
+        self.gradients: Array = None
+        self._copies: dict[str, tuple[Array, dict[int, Array]]] = {}
+        if not self.parameters:
+            return
+        first = self.parameters[0].array
+        xp = namespace(first)
+        self.values = xp.zeros(size, dtype=first.dtype, device=first.device)
+        self.gradients = xp.zeros(size, dtype=first.dtype, device=first.device)
+        for p, where in zip(self.parameters, self.slices):
+            shape = tuple(p.array.shape)
+            view = xp.reshape(self.values[where], shape)
+            view[...] = p.array
+            p.array = view
+            self._views.append((p, view))
+            p.buffer = xp.reshape(self.gradients[where], shape)
+            if p.grad is not None:
+                p.buffer[...] = p.grad
+                p.grad = p.buffer
+
+    def intact(self) -> bool:
+        """Whether every Parameter is still trainable and still a view of this arena."""
+        return all(p.array is view and p.requires_grad for p, view in self._views)
+
+    def holds(self, parameters: Iterable[Parameter]) -> bool:
+        """Whether this arena is the intact storage of exactly these Parameters."""
+        return {id(p) for p in parameters} == self._ids and self.intact()
+
+    def lowered(self, dtype: str) -> dict[int, Array]:
+        """Every parameter's values in another dtype, by the Parameter's id: views of one array, written here in one launch."""
+        from xpnet.ops.updates.half import rounded  # which imports this module
+
+        if self.values is None:
+            return {}
+        if dtype not in self._copies:
+            xp = namespace(self.values)
+            flat = ops.cast(self.values, dtype)
+            shapes = [tuple(p.array.shape) for p in self.parameters]
+            views = {id(p): xp.reshape(flat[where], shape) for p, where, shape in zip(self.parameters, self.slices, shapes)}
+            self._copies[dtype] = flat, views
+            return views
+        flat, views = self._copies[dtype]
+        rounded(flat, self.values)
+        return views
+
+    def collect(self) -> None:
+        """Bring all gradients into the flat array: 0 where the last backward did not reach, and those that a user assigned."""
+        for p in self.parameters:
+            buffer: Array = p.buffer
+            if p.grad is not buffer:
+                buffer[...] = 0 if p.grad is None else p.grad
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+
+def _unique(parameters: Iterable[Parameter]) -> list[Parameter]:
+    return list({id(p): p for p in parameters}.values())

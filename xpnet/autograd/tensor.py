@@ -1,0 +1,370 @@
+"""Tensors: arrays with a place on the tape (see xpnet.autograd.tape), and Parameters, which a model learns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xpnet import ops
+from xpnet.autograd.tape import Node, Output, mode, outline, reachable, run_backward, store
+from xpnet.backend import Array, dtype_name, halves, namespace
+from xpnet.ops.registry import Op, Recorder
+
+
+class Tensor(Recorder):
+    """An array with a place on the tape.
+
+    Args:
+        array: a native array of any library that follows the Array API. It is not copied.
+        requires_grad: whether `backward` should leave a gradient in `grad`.
+
+    Attributes:
+        array: the native array.
+        grad: None, or a native array of the same shape and dtype: the sum of the gradients of every `backward` since the
+            last `zero_grad`.
+    """
+
+    __slots__ = ("__weakref__", "array", "grad", "node", "requires_grad")
+    # NumPy must leave `ndarray + Tensor` to the Tensor.
+    __array_ufunc__ = None
+    __array_priority__ = 1000
+
+    def __init__(self, array: Any, requires_grad: bool = False) -> None:
+        if isinstance(array, Tensor):
+            array = array.array
+        elif not hasattr(array, "dtype"):
+            import numpy as np
+
+            array = np.asarray(array)
+        self.array: Array = array
+        self.requires_grad = requires_grad
+        self.grad: Array | None = None
+        self.node: Node | Output | None = None  # what made it: where its gradient goes
+
+    # -- recording --
+
+    def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+        arrays = []
+        needs = []
+        sources: list[Any] = []  # where the gradients go
+        for value in inputs:
+            if isinstance(value, Tensor):
+                arrays.append(value.array)
+                if value.requires_grad:
+                    needs.append(True)
+                    sources.append(value.node or value)
+                    continue
+            else:
+                arrays.append(value)
+            needs.append(False)
+            sources.append(None)
+        if mode.lowered is not None:
+            arrays = [mode.lowered.of(v, a) if isinstance(v, Parameter) else a for v, a in zip(inputs, arrays)]
+        xp = namespace(*arrays)
+        track = op.differentiable and True in needs
+        if track and not mode.recording:
+            track, mode.touched = False, True
+        output, saved, implementation = op.run(xp, tuple(arrays), settings, track)
+        node = Node(op, implementation, xp, sources, tuple(needs), saved, settings) if track else None
+        if type(output) is tuple:
+            if node is not None:
+                node.outputs = tuple(outline(xp, array) for array in output)
+            return tuple(_made(array, node, i) for i, array in enumerate(output))
+        return _made(output, node, 0)
+
+    def _accumulate(self, gradient: Array, fresh: bool = False) -> None:
+        """Add `gradient` to a leaf's `grad`; a `fresh` one nobody else holds."""
+        if self.grad is None:
+            # A copy: the same array may be another leaf's gradient, the user's own, or a broadcast that cannot be written.
+            self.grad = gradient if fresh else namespace(gradient).asarray(gradient, copy=True)
+        else:
+            self.grad = self.grad + gradient
+
+    def destination(self) -> Array | None:
+        """The array that the first gradient would be copied into, if there is one."""
+        return None
+
+    def backward(self, gradient: Array | None = None) -> None:
+        """Compute the gradient of this Tensor with respect to every leaf it depends on, and add it to the leaf's `grad`.
+
+        What the forward pass saved is freed on the way, so the same graph cannot be walked twice.
+
+        Args:
+            gradient: the gradient of the final result with respect to this Tensor, same shape; may be left out for a
+                Tensor with one element, where it is 1.
+
+        Raises:
+            ValueError: this Tensor has more than one element and no gradient was given, or shapes differ.
+            RuntimeError: nothing was recorded, or `backward` ran through this graph before.
+        """
+        xp = namespace(self.array)
+        if gradient is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"backward() needs a gradient of shape {tuple(self.array.shape)}: only a Tensor with one element "
+                    f"(a loss) has an implied gradient of 1; reduce it with .sum() or .mean(), or pass one"
+                )
+            gradient = _one(xp, self.array)
+        elif tuple(gradient.shape) != tuple(self.array.shape):
+            raise ValueError(f"the gradient's shape {tuple(gradient.shape)} is not the Tensor's {tuple(self.array.shape)}")
+        if self.node is None:
+            if not self.requires_grad:
+                raise RuntimeError(
+                    "backward(): nothing was recorded; no input had requires_grad=True, or this ran under no_grad()"
+                )
+            self._accumulate(gradient)
+            return
+        store(self.node, gradient)
+        del gradient
+        for node in reachable(self.node):
+            run_backward(node)
+
+    # -- reading --
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The array's dtype."""
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return int(self.array.ndim)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.array.shape)  # PyTorch's `size` is a method
+
+    def item(self) -> float:
+        """The value of a Tensor with one element, as a Python number (waits for the device)."""
+        return self.array.item() if hasattr(self.array, "item") else float(self.array)
+
+    def detach(self) -> Tensor:
+        """The same array with no place on the tape."""
+        return Tensor(self.array)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """The values as a NumPy array (`numpy.asarray(tensor)`)."""
+        import numpy as np
+
+        from xpnet.backend import to_numpy
+
+        return np.array(to_numpy(self.array), dtype=dtype, copy=copy)
+
+    def __float__(self) -> float:
+        return float(self.array)
+
+    def __int__(self) -> int:
+        return int(self.array)
+
+    def __bool__(self) -> bool:
+        return bool(self.array)
+
+    def __len__(self) -> int:
+        return int(self.array.shape[0])
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        flag = ", requires_grad=True" if self.requires_grad else ""
+        return f"{kind}({self.array!r}{flag})"
+
+    # -- operators: each one is the operation of that name --
+
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)  # type: ignore[no-any-return]
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(other, self)  # type: ignore[no-any-return]
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.subtract(self, other)  # type: ignore[no-any-return]
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.subtract(other, self)  # type: ignore[no-any-return]
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.multiply(self, other)  # type: ignore[no-any-return]
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.multiply(other, self)  # type: ignore[no-any-return]
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.divide(self, other)  # type: ignore[no-any-return]
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.divide(other, self)  # type: ignore[no-any-return]
+
+    def __pow__(self, other: Any) -> Tensor:
+        return ops.power(self, other)  # type: ignore[no-any-return]
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return ops.power(other, self)  # type: ignore[no-any-return]
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return ops.matmul(self, other)  # type: ignore[no-any-return]
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)  # type: ignore[no-any-return]
+
+    def __neg__(self) -> Tensor:
+        return ops.negative(self)  # type: ignore[no-any-return]
+
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)  # type: ignore[no-any-return]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem(self, _plain_index(index))  # type: ignore[no-any-return]
+
+    # A comparison has no gradient: it gives a native array of booleans. A Tensor is still its own key in a dict.
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: Any) -> Any:
+        return self.array == _plain(other)
+
+    def __ne__(self, other: Any) -> Any:
+        return self.array != _plain(other)
+
+    def __lt__(self, other: Any) -> Any:
+        return self.array < _plain(other)
+
+    def __le__(self, other: Any) -> Any:
+        return self.array <= _plain(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self.array > _plain(other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self.array >= _plain(other)
+
+    # -- the operations that users expect as methods --
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The sum over `axis` (all axes where None)."""
+        return ops.sum(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The mean over `axis` (all axes where None)."""
+        return ops.mean(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+    def var(self, axis: Any = None, keepdims: bool = False, correction: float = 0) -> Tensor:
+        """The variance over `axis` (all axes where None)."""
+        return ops.var(self, axis=axis, keepdims=keepdims, correction=correction)  # type: ignore[no-any-return]
+
+    def std(self, axis: Any = None, keepdims: bool = False, correction: float = 0) -> Tensor:
+        """The standard deviation over `axis` (all axes where None)."""
+        return ops.std(self, axis=axis, keepdims=keepdims, correction=correction)  # type: ignore[no-any-return]
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The largest element over `axis` (all axes where None)."""
+        return ops.max(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in another shape; one size may be -1."""
+        return ops.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)  # type: ignore[no-any-return]
+
+    def transpose(self, *axes: int) -> Tensor:
+        """The axes in another order (reversed where none is given)."""
+        return ops.transpose(self, axes or None)  # type: ignore[no-any-return]
+
+    @property
+    def T(self) -> Tensor:
+        """The axes reversed."""
+        return ops.transpose(self)  # type: ignore[no-any-return]
+
+
+class Parameter(Tensor):
+    """A Tensor that a model learns.
+
+    Args:
+        array: the first values.
+        decay: whether weight decay and weight penalties apply: True for weights, False for biases and scales.
+
+    Its array and gradient may be views into flat arrays (xpnet.autograd.flat_parameters); the gradient is then added to in
+    place.
+    """
+
+    __slots__ = ("buffer", "constraint", "decay", "path", "regularizer")
+
+    def __init__(self, array: Any, *, decay: bool = True, requires_grad: bool = True) -> None:
+        super().__init__(array, requires_grad)
+        self.decay = decay
+        self.path = ""
+        self.buffer: Array | None = None
+        self.regularizer: Any = None
+        self.constraint: Any = None
+
+    def destination(self) -> Array | None:
+        """The view of the flat gradients, as long as no gradient is in it."""
+        return self.buffer if self.grad is None else None
+
+    def _accumulate(self, gradient: Array, fresh: bool = False) -> None:
+        if self.buffer is None:
+            if gradient.dtype in halves and self.array.dtype not in halves:
+                gradient = ops.cast(gradient, dtype_name(self.array))  # the parameter took part as a rounded copy
+            super()._accumulate(gradient, fresh)
+        elif gradient is self.buffer:  # an operation wrote it there
+            self.grad = gradient
+        elif self.grad is None:
+            self.buffer[...] = gradient
+            self.grad = self.buffer
+        else:
+            self.buffer += gradient
+
+    def set_gradient(self, gradient: Array) -> None:
+        """Replace the gradient by these values, of any device."""
+        from xpnet.backend import device_of, to_device
+
+        self.grad = None
+        self._accumulate(to_device(gradient, device_of(self.array)))
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.path or '?'}, {tuple(self.array.shape)}, {dtype_name(self.array)})"
+
+
+_ones: dict[Any, Array] = {}
+
+
+def _one(xp: Any, array: Array) -> Array:
+    """The gradient of a loss with respect to itself; in main memory one constant for each dtype."""
+    if array.ndim or xp.__name__ != "numpy":
+        return xp.ones_like(array)
+    one = _ones.get(array.dtype)
+    if one is None:
+        one = _ones[array.dtype] = xp.ones_like(array)
+        one.flags.writeable = False
+    return one
+
+
+def _made(array: Array, node: Node | None, index: int) -> Tensor:
+    """The Tensor for an operation's output; integer outputs (max-pool switches) have no gradient."""
+    made = Tensor.__new__(Tensor)
+    made.array = array
+    made.grad = None
+    if node is None:
+        made.node = None
+        made.requires_grad = False
+    elif node.outputs is None:
+        made.node = node
+        made.requires_grad = True
+    else:
+        made.requires_grad = node.outputs[index] is not None
+        made.node = Output(node, index) if made.requires_grad else None
+    return made
+
+
+def _plain(value: Any) -> Any:
+    return value.array if isinstance(value, Tensor) else value
+
+
+def _plain_index(index: Any) -> Any:
+    return tuple(_plain(i) for i in index) if isinstance(index, tuple) else _plain(index)

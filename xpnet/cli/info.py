@@ -1,0 +1,110 @@
+"""``xpnet summary`` and ``xpnet info``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from xpnet import __version__, backend
+from xpnet.backend import DeviceError
+from xpnet.cli import networks
+from xpnet.cli.argument_types import UsageError
+from xpnet.cli.predict import example_shape
+from xpnet.io import model_file
+from xpnet.layers.context import shapes_only
+from xpnet.ops.registry import load_accelerations, reference_is_forced, registry
+from xpnet.ops.updates.rule import rules
+
+_LIBRARIES = ("numpy", "array-api-compat", "safetensors", "scipy", "matplotlib", "pillow")
+_CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
+
+
+def summary(args: argparse.Namespace) -> int:
+    """Print the table of a saved or a new network."""
+    if Path(args.model).is_file() and not args.model.endswith(".py"):
+        saved = model_file.read(args.model, classes=networks.own_classes(args.code))
+        if saved.metadata:
+            print(", ".join(f"{key} {_short(value)}" for key, value in saved.metadata.items()))
+        print(saved.model.summary(args.input or example_shape(saved), batch_size=args.batch_size, show=False))
+        return 0
+    if args.model not in networks.NAMES and ".py" not in args.model:
+        raise UsageError(f"{args.model}: no such file, and no network; expected a model file, mlp, cnn or PATH.py:function")
+    _, make = networks.find(args.model)
+    if args.input is None:
+        raise UsageError("a new network needs the shape of an example: add --input, such as --input 28,28,1")
+    with shapes_only():
+        model = make(args.input, args.classes, 0, "cpu")
+        print(model.summary(args.input, batch_size=args.batch_size, show=False))
+    return 0
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def info(args: argparse.Namespace) -> int:
+    """Print versions, devices and accelerations, or what was measured of convolutions."""
+    if args.convolutions:
+        from xpnet.accel.cupy import autotune as chooser
+
+        print(chooser.report())
+        return 0
+    print(f"xpnet {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    versions = [(name, _version(name)) for name in _LIBRARIES]
+    print("libraries  " + ", ".join(f"{name} {version}" for name, version in versions if version))
+    missing = [name for name, version in versions if not version]
+    if missing:
+        print("  absent   " + ", ".join(missing))
+    print(f"cpu        {_cpus()}; {_blas()}")
+    cupy = next((f"{name} {version}" for name in _CUPY if (version := _version(name))), None)
+    print(f"cuda       {_gpus()}" + (f"; {cupy}" if cupy else ""))
+    if reference_is_forced():
+        print("accelerations are off: XPNET_REFERENCE is set")
+        return 0
+    for library in ("numpy", "cupy") if cupy else ("numpy",):
+        load_accelerations(library)
+        names = [op.__name__ for op in registry.values() if library in op.accelerated]
+        names += [f"optim {name}" for name, rule in rules.items() if library in rule.accelerated]
+        print(f"accelerations for {library}: {', '.join(names) or 'none'}")
+    return 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpus() -> str:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{count} core{'s' if count > 1 else ''}"
+
+
+def _blas() -> str:
+    """The library behind NumPy's matrix products, and how many threads it uses."""
+    import threadpoolctl
+
+    found = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
+    if not found:
+        return "BLAS unknown"
+    return ", ".join(f"{p['internal_api']} {p['version']} with {p['num_threads']} threads" for p in found)
+
+
+def _gpus() -> str:
+    try:
+        backend.device("cuda")
+    except DeviceError as error:
+        return str(error).removeprefix('device "cuda"').lstrip(": ")
+    import cupy
+
+    names = []
+    for i in range(cupy.cuda.runtime.getDeviceCount()):
+        properties = cupy.cuda.runtime.getDeviceProperties(i)
+        memory = properties["totalGlobalMem"] / 2**30
+        capability = f"{properties['major']}.{properties['minor']}"
+        names.append(f"cuda:{i} {properties['name'].decode()}, {memory:.0f} GiB, compute capability {capability}")
+    return "; ".join(names)

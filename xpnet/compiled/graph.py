@@ -1,0 +1,156 @@
+"""A function whose launches are recorded once for each shape of its inputs and then replayed as one.
+
+A small network's training step is a hundred launches, each of which costs the host more time than the device. Replayed as
+one CUDA graph the step costs one launch. What a replay repeats is exactly what the device did while it was recorded, so
+everything that changes from call to call must live on the device: the inputs (fixed buffers, copied into), the learning
+rate, the counters of random layers and optimizer, the sums of what is measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from xpnet.autograd.tensor import Tensor
+from xpnet.backend import Array
+from xpnet.layers.module import Module
+
+
+class Graphs(Protocol):
+    """What records and replays: xpnet.compiled.cuda_graph.CudaGraphs, or a test's own."""
+
+    xp: Any
+
+    def stream(self) -> AbstractContextManager[None]:
+        """Everything within the block runs in order with what is replayed."""
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """Record `function`; returns what replays it, and its result."""
+
+
+class Plan(NamedTuple):
+    """One recorded form of a function."""
+
+    inputs: tuple[Array, ...]
+    replay: Callable[[], None]
+    result: Any
+
+
+class Captured:
+    """A function of native arrays, recorded at the second call with inputs of a shape, replayed from the third on.
+
+    The first call with a shape runs as usual: kernels are compiled, libraries make their handles. The results of a replay
+    are arrays that the next replay overwrites; copy what you keep.
+
+    Args:
+        function: takes arrays, returns arrays (nested in tuples and dicts as you like). What it does on the host happens
+            only when it is run or recorded, not when it is replayed.
+        graphs: what records and replays.
+        name: for the warning where it cannot be recorded; the function is then run as usual, always.
+    """
+
+    def __init__(self, function: Callable[..., Any], graphs: Graphs, name: str = "the function") -> None:
+        self.function = function
+        self.graphs = graphs
+        self.name = name
+        self.failed = False
+        self._seen: set[Any] = set()
+        self._plans: dict[Any, Plan] = {}
+
+    def __call__(self, *inputs: Array, **fixed: Any) -> Any:
+        """The function's result.
+
+        Args:
+            inputs: arrays.
+            fixed: numbers and names that are handed on; another value is recorded apart, as another shape is.
+        """
+        function = functools.partial(self.function, **fixed) if fixed else self.function
+        if self.failed:
+            return function(*inputs)
+        key = (tuple((tuple(a.shape), str(a.dtype)) for a in inputs), tuple(fixed.items()))
+        with self.graphs.stream():
+            plan = self._plans.get(key)
+            if plan is not None:
+                for buffer, array in zip(plan.inputs, inputs):
+                    buffer[...] = array
+                plan.replay()
+                return plan.result
+            if key not in self._seen:
+                self._seen.add(key)
+                return function(*inputs)
+            plan = self._record(function, inputs)
+            if plan is None:
+                return function(*inputs)
+            self._plans[key] = plan
+            plan.replay()  # recording it executed nothing
+            return plan.result
+
+    def forget(self) -> None:
+        """Drop what was recorded: the arrays that it used have been replaced."""
+        self._seen.clear()
+        self._plans.clear()
+
+    def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Plan | None:
+        buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
+        try:
+            replay, result = self.graphs.record(lambda: function(*buffers))
+        except Exception as error:  # whatever a user's function does on the host: each library refuses it in its own way
+            self.failed = True
+            layer = _layer_of(error)
+            warnings.warn(
+                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
+                f"{f'layer {layer} ' if layer else 'it '}"
+                f"did what is not possible while recording ({type(error).__name__}: {error}); it must not read values "
+                f"from the device, nor use cuBLAS or random numbers through CuPy",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return None
+        return Plan(buffers, replay, result)
+
+
+def _layer_of(error: BaseException) -> str | None:
+    """The innermost Module in whose forward pass an error was raised, by path and kind."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Module) and owner.path:
+            found = f"{owner.path!r} ({type(owner).__name__})"
+    return found
+
+
+class CapturedModel:
+    """A model's forward pass on native arrays, replayed; what it returns is the caller's to keep.
+
+    Args:
+        model: on the device of the graphs; called in evaluation mode and under no_grad.
+        graphs: what records and replays.
+    """
+
+    def __init__(self, model: Module, graphs: Graphs) -> None:
+        self.model = model
+        self.graphs = graphs
+        self._arrays: list[Array] = []
+        self._captured = Captured(self._forward, graphs, "prediction")
+
+    def _forward(self, x: Array) -> Any:
+        y = self.model(x)
+        if isinstance(y, (tuple, list)):
+            return tuple(part.array if isinstance(part, Tensor) else part for part in y)
+        return y.array if isinstance(y, Tensor) else y
+
+    def __call__(self, x: Array) -> Any:
+        """The output for a batch."""
+        arrays = list(self.model.state().values())
+        # What was recorded reads these very arrays; a model that was moved or packed has others.
+        if len(arrays) != len(self._arrays) or any(a is not b for a, b in zip(arrays, self._arrays)):
+            self._captured.forget()
+            self._arrays = arrays
+        y = self._captured(x)
+        if isinstance(y, tuple):
+            return tuple(self.graphs.xp.asarray(part, copy=True) for part in y)
+        return self.graphs.xp.asarray(y, copy=True)

@@ -1,0 +1,244 @@
+"""Forward and backward pass of a small dense network as a list of NumPy calls whose operands are known beforehand.
+
+A step of a network with thirty hidden units is thirty NumPy calls of one or two microseconds, and as much Python again that
+sorts arguments, records operations and finds the way back through them. Here it is found once for each shape of a batch. The
+calls are those of the operations (linear.py, softmax.py), in the same order, so a planned step gives the same bits.
+
+What can be planned: Dense layers with nothing between them but ReLUs, after a Flatten or Reshape to vectors perhaps, under
+softmax cross entropy with class numbers. See plans.py for predictions of any network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xpnet import layers, losses
+from xpnet.accel.numpy.linear import ALONE
+from xpnet.accel.numpy.softmax import SMALL, class_numbers, row_starts
+from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, integers, slope
+from xpnet.autograd.tensor import Parameter
+from xpnet.compiled.numpy_predict import LARGEST, PLANS
+from xpnet.layers.module import Module, Structure
+from xpnet.ops import relu
+from xpnet.ops.registry import reference_is_forced
+from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.threads import own_threads_preferred, prefer_own_threads
+
+Call = Callable[[], Any]
+
+
+class _Layer(NamedTuple):
+    kernel: Parameter
+    bias: Parameter | None
+    activation: str | None
+
+
+class Step:
+    """One forward and backward pass for batches of one shape.
+
+    Args:
+        chain: the layers.
+        batch: examples in a batch.
+        dtype: of everything but the labels.
+    """
+
+    def __init__(self, chain: list[_Layer], batch: int, dtype: np.dtype[Any]) -> None:
+        self.version = Structure.version, Structure.settings
+        self.chain = chain
+        self.parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
+        self.arrays = [(p, p.array, p.buffer) for p in self.parameters]
+        self.count = batch
+        self.large = batch * max(layer.kernel.array.size for layer in chain) > ALONE
+        self.features = chain[0].kernel.array.shape[0]
+        self.forwards: list[Call] = []
+        self.backwards: list[Call] = []
+        self.x: Floats = np.empty(0, dtype)  # of the step that runs
+        self.places = np.empty(batch, np.intp)
+        self.outputs = [np.empty((batch, layer.kernel.array.shape[1]), dtype) for layer in chain]
+        self.logits = self.outputs[-1]
+        self._forward_calls()
+        self.losses, self.gradient = self._loss_calls()
+        self._backward_calls()
+
+    def _forward_calls(self) -> None:
+        calls = self.forwards
+        for i, ((kernel, bias, activation), y) in enumerate(zip(self.chain, self.outputs)):
+            if i:
+                calls.append(partial(np.dot, self.outputs[i - 1], kernel.array, y))
+            else:
+                calls.append(partial(self._product_of_input, kernel.array, y))
+            if bias is not None:
+                calls.append(partial(np.add, y, bias.array, out=y))
+            if activation == "relu":
+                calls.append(partial(np.maximum, y, np.zeros_like(y), out=y))
+            elif activation is not None:
+                calls.append(partial(activate, y, activation))
+
+    def _product_of_input(self, kernel: Floats, y: Floats) -> None:
+        self.x.dot(kernel, y)
+
+    def _gradient_of_first(self, dy: Floats, out: Any) -> None:
+        self.x.T.dot(dy, out)
+
+    def _loss_calls(self) -> tuple[Floats, Floats]:
+        """Softmax cross entropy, as softmax.loss_forward and loss_backward for few logits."""
+        logits, places = self.logits, self.places
+        dtype, count = logits.dtype, len(logits)
+        peak, total = np.empty((2, count, 1), dtype)
+        e, gradient = np.empty_like(logits), np.empty_like(logits)
+        picked, terms = np.empty((2, count), dtype)
+        self.forwards += [
+            partial(np.maximum.reduce, logits, axis=1, keepdims=True, out=peak),
+            partial(np.subtract, logits, peak, out=e),
+            partial(e.reshape(-1).take, places, out=picked, mode="clip"),  # the labels have been looked at
+            partial(np.exp, e, out=e),
+            partial(np.add.reduce, e, axis=1, keepdims=True, out=total),
+            partial(np.log, total[:, 0], out=terms),
+            partial(np.subtract, terms, picked, out=terms),
+        ]
+        weight = np.ones((), dtype) / count
+        flat = gradient.reshape(-1)
+
+        def less_one() -> None:
+            flat[places] -= weight
+
+        self.backwards += [partial(np.divide, e, total, out=e), partial(np.multiply, e, weight, out=gradient), less_one]
+        return terms, gradient
+
+    def _backward_calls(self) -> None:
+        calls, dy = self.backwards, self.gradient
+        for i in range(len(self.chain) - 1, -1, -1):
+            kernel, bias, activation = self.chain[i]
+            y = self.outputs[i]
+            if activation is not None:
+                dz = np.empty_like(dy)
+                if activation == "relu":
+                    mask, whole = np.empty(y.shape, bool), integers(y.dtype)
+                    calls.append(partial(np.greater, y, 0, out=mask))
+                    calls.append(partial(np.multiply, dy.view(whole), mask.view(np.int8), out=dz.view(whole)))
+                else:
+                    calls.append(partial(slope, dy, y, activation, dz))
+                dy = dz
+            dx = None
+            if i:
+                dx = np.empty_like(self.outputs[i - 1])
+                calls.append(partial(np.dot, dy, kernel.array.T, dx))
+                calls.append(partial(np.dot, self.outputs[i - 1].T, dy, kernel.buffer))
+            else:
+                calls.append(partial(self._gradient_of_first, dy, kernel.buffer))
+            if bias is not None:
+                calls.append(partial(np.add.reduce, dy, axis=0, out=bias.buffer))
+            if dx is not None:
+                dy = dx
+
+    def holds(self) -> bool:
+        """Whether the model is still what was planned, and no gradient is waiting to be added to."""
+        if self.version != (Structure.version, Structure.settings) or reference_is_forced():
+            return False
+        for p, array, buffer in self.arrays:
+            if p.array is not array or p.buffer is not buffer or p.grad is not None or not p.requires_grad:
+                return False
+        return True
+
+    def forward(self, x: Floats, labels: Any) -> Floats | None:
+        """The mean loss, a new 0-d array; None for labels that are no class numbers of these logits."""
+        if not class_numbers(self.logits, labels):
+            return None
+        self.x = x if x.ndim == 2 else x.reshape(self.count, self.features)
+        np.add(row_starts(*self.logits.shape), labels, out=self.places, casting="unsafe")
+        for call in self.forwards:
+            call()
+        return np.asarray(np.add.reduce(self.losses) / self.count)
+
+    def backward(self) -> None:
+        """Leave the gradients in the parameters."""
+        for call in self.backwards:
+            call()
+        for p, _, buffer in self.arrays:
+            p.grad = buffer
+        self.x = self.logits  # let go of the batch
+
+
+def _chain(model: Module, shape: tuple[int, ...]) -> list[_Layer] | None:
+    """The dense layers of a model that consists of such, or None; `shape` is one example's, which must reach the first of
+    them as a vector."""
+    chain: list[_Layer] = []
+    for layer in _flat(model):
+        kind = type(layer)
+        if "forward" in layer.__dict__ or (len(shape) != 1 and kind is layers.Dense):
+            return None
+        if kind is layers.Dense and layer.after is None and layer.fused in ACTIVATIONS:
+            chain.append(_Layer(layer.kernel, layer.bias if layer.use_bias else None, layer.fused))
+        elif chain and chain[-1].activation is None and _is_relu(layer):
+            chain[-1] = chain[-1]._replace(activation="relu")
+        elif chain or kind not in (layers.Flatten, layers.Reshape):
+            return None
+        else:
+            try:
+                shape = layer.output_shape(shape)
+            except ShapeError:
+                return None  # the layer says so itself when it is run
+    return chain or None
+
+
+def _flat(module: Any) -> list[Any]:
+    if type(module) is not layers.Sequential or "forward" in module.__dict__:
+        return [module]
+    return [part for layer in module.layers for part in _flat(layer)]
+
+
+def _is_relu(layer: Any) -> bool:
+    return type(layer) is layers.ReLU or (type(layer) is layers.Activation and layer.function is relu)
+
+
+def _plan(model: Module, x: Floats) -> Step | None:
+    chain = _chain(model, x.shape[1:]) if all(isinstance(m, Module) for m in _flat(model)) else None
+    if chain is None or model.context.dtype != x.dtype.name:
+        return None
+    arena = model.arena
+    parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
+    sizes = [p.array.shape for p in (layer.kernel for layer in chain)]
+    batch, features = x.shape[0], math.prod(x.shape[1:])
+    fits = all(map(lambda a, b: a[1] == b[0], sizes, sizes[1:])) and sizes[0][0] == features
+    shared = len({id(p) for p in parameters}) < len(parameters)
+    if shared or not fits or arena.regularized or {id(p) for p in parameters} != {id(p) for p in arena.parameters}:
+        return None
+    if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > LARGEST:
+        return None
+    return Step(chain, batch, x.dtype)
+
+
+def step_for(model: Module, loss: Any, x: Any, labels: Any) -> Step | None:
+    """The plan for batches like x, made when the second one comes; None where the step has to be run the usual way.
+
+    The parameters' gradients must go to the model's flat storage, with nothing to be added to the loss.
+    """
+    if loss is not losses.softmax_cross_entropy or type(x) is not np.ndarray or type(labels) is not np.ndarray:
+        return None
+    if x.dtype not in FLOATS or x.ndim < 2 or not x.size or labels.shape != x.shape[:1]:
+        return None
+    prefer_own_threads(False)
+    steps: dict[Any, Any] = model.__dict__.setdefault("_steps", {})
+    key = x.shape, x.dtype
+    known = steps.get(key)
+    if type(known) is Step:
+        if known.large and own_threads_preferred():
+            return None  # in deterministic mode large products are cut up
+        if known.holds():
+            return known
+        if known.version == (Structure.version, Structure.settings) and all(p.array is a for p, a, _ in known.arrays):
+            return None  # a gradient waits, or a parameter is frozen for now
+    version = Structure.version, Structure.settings
+    if known == version:  # the second batch of this shape
+        steps[key] = _plan(model, x) or (version, "not planned")
+        return step_for(model, loss, x, labels) if type(steps[key]) is Step else None
+    if known != (version, "not planned"):
+        if len(steps) >= PLANS:
+            steps.clear()
+        steps[key] = version
+    return None

@@ -1,0 +1,224 @@
+"""The functions of the Array API on shadows: shapes and dtypes of the results are those of NumPy, the values do not exist."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xpnet import backend
+from xpnet.backend import Device
+from xpnet.inspect.footprint.fake_array import CupyShadow, NumpyShadow, Shadow
+from xpnet.ops.shapes import normalize_axes
+
+_CONSTANTS = (
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool",
+    "bool_", "inf", "nan", "pi", "e", "newaxis", "isdtype", "finfo", "iinfo", "result_type",
+)  # fmt: skip
+_ELEMENTWISE = (
+    "abs", "add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "sqrt", "exp", "log", "log1p", "expm1",
+    "log2", "log10", "sin", "cos", "tan", "tanh", "sinh", "cosh", "sign", "negative", "positive", "square", "floor", "ceil",
+    "round", "trunc", "reciprocal", "isnan", "isfinite", "isinf", "logical_and", "logical_or", "logical_not", "logical_xor",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_invert", "floor_divide", "remainder", "less", "less_equal",
+    "greater", "greater_equal", "equal", "not_equal", "where", "clip", "hypot", "atan2", "logaddexp",
+)  # fmt: skip
+_REDUCTIONS = ("sum", "mean", "max", "min", "prod", "any", "all", "var", "std")
+
+
+class ShadowNamespace:
+    """What stands for ``numpy`` or ``cupy`` where arrays are shadows."""
+
+    def __init__(self, name: str, kind: type[Shadow]) -> None:
+        self.__name__ = name
+        self.kind = kind
+        for constant in _CONSTANTS:
+            setattr(self, constant, getattr(np, constant))
+        for function in _ELEMENTWISE:
+            setattr(self, function, functools.partial(self._elementwise, function))
+        for function in _REDUCTIONS:
+            setattr(self, function, functools.partial(self._reduction, function))
+        kind.xp = self
+        backend._namespaces[kind] = self
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the memory account does not know what {name} of an array library makes")
+
+    # -- new arrays --
+
+    def empty(self, shape: Any, *, dtype: Any = np.float64, device: Any = None) -> Shadow:
+        """A new array."""
+        return self.kind.new(shape, np.float64 if dtype is None else dtype)
+
+    zeros = ones = empty
+
+    def full(self, shape: Any, value: Any, *, dtype: Any = None, device: Any = None) -> Shadow:
+        """A new array."""
+        return self.kind.new(shape, np.asarray(value).dtype if dtype is None else dtype)
+
+    def empty_like(self, x: Shadow, *, dtype: Any = None, device: Any = None) -> Shadow:
+        """A new array."""
+        return self.kind.new(x.shape, x.dtype if dtype is None else dtype)
+
+    zeros_like = ones_like = empty_like
+
+    def full_like(self, x: Shadow, value: Any, *, dtype: Any = None, device: Any = None) -> Shadow:
+        """A new array."""
+        return self.empty_like(x, dtype=dtype)
+
+    def arange(self, start: Any, stop: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None) -> Shadow:
+        """A new array."""
+        first, last = (0, start) if stop is None else (start, stop)
+        count = max(0, math.ceil((last - first) / step))
+        kind = np.result_type(first, last, step) if dtype is None else dtype
+        return self.kind.new((count,), kind)
+
+    def asarray(self, x: Any, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Shadow:
+        """`x` itself where nothing has to change."""
+        if not isinstance(x, Shadow):
+            values = np.asarray(x, dtype=dtype)
+            return self.kind.new(values.shape, values.dtype)
+        return x.astype(x.dtype if dtype is None else dtype, copy=bool(copy))
+
+    array = asarray
+
+    def ascontiguousarray(self, x: Shadow) -> Shadow:
+        """`x` itself where it is contiguous."""
+        return x if x.flags.c_contiguous else x.same()
+
+    def astype(self, x: Shadow, dtype: Any, *, copy: bool = True, device: Any = None) -> Shadow:
+        """A copy in another dtype."""
+        return x.astype(dtype, copy=copy)
+
+    # -- elementwise, reductions, products --
+
+    def _elementwise(self, name: str, *inputs: Any, out: Any = None, **_: Any) -> Any:
+        if out is not None:
+            return out
+        shape = np.broadcast_shapes(*(tuple(getattr(x, "shape", ())) for x in inputs))
+        return self.kind.new(shape, _dtype(name, tuple(_sort(x) for x in inputs)))
+
+    def _reduction(self, name: str, x: Shadow, axis: Any = None, dtype: Any = None, keepdims: bool = False, **_: Any) -> Shadow:
+        kind = _reduced(name, x.dtype) if dtype is None else dtype
+        return self.kind.new(_reduced_shape(x, axis, keepdims), kind)
+
+    def argmax(self, x: Shadow, *, axis: Any = None, keepdims: bool = False) -> Shadow:
+        """Integers."""
+        return self.kind.new(_reduced_shape(x, axis, keepdims), np.int64)
+
+    argmin = argmax
+
+    def matmul(self, a: Shadow, b: Shadow, out: Any = None) -> Any:
+        """The product's shape, by NumPy's rules."""
+        if out is not None:
+            return out
+        if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+            raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit")
+        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        inner = (*a.shape[-2:-1], *(b.shape[-1:] if b.ndim > 1 else ()))
+        return self.kind.new((*batch, *inner), np.result_type(a.dtype, b.dtype))
+
+    # -- shapes --
+
+    def reshape(self, x: Shadow, shape: Any, **_: Any) -> Shadow:
+        """A view where that is possible."""
+        return x.reshape(shape)
+
+    def permute_dims(self, x: Shadow, axes: Any = None) -> Shadow:
+        """A view."""
+        return x._look(np.transpose(x.layout, axes))
+
+    transpose = permute_dims
+
+    def matrix_transpose(self, x: Shadow) -> Shadow:
+        """A view."""
+        return x.swapaxes(-1, -2)
+
+    def swapaxes(self, x: Shadow, a: int, b: int) -> Shadow:
+        """A view."""
+        return x.swapaxes(a, b)
+
+    def moveaxis(self, x: Shadow, source: Any, destination: Any) -> Shadow:
+        """A view."""
+        return x._look(np.moveaxis(x.layout, source, destination))
+
+    def expand_dims(self, x: Shadow, axis: Any = 0) -> Shadow:
+        """A view."""
+        return x._look(np.expand_dims(x.layout, axis))
+
+    def squeeze(self, x: Shadow, axis: Any = None) -> Shadow:
+        """A view."""
+        return x._look(np.squeeze(x.layout, axis))
+
+    def broadcast_to(self, x: Shadow, shape: Any) -> Shadow:
+        """A view."""
+        return x._look(np.broadcast_to(x.layout, shape))
+
+    def flip(self, x: Shadow, axis: Any = None) -> Shadow:
+        """A view."""
+        return x._look(np.flip(x.layout, axis))
+
+    def concat(self, arrays: Sequence[Shadow], axis: int = 0) -> Shadow:
+        """A new array."""
+        first = arrays[0]
+        axis = axis % first.ndim
+        size = sum(a.shape[axis] for a in arrays)
+        dtype = np.result_type(*(a.dtype for a in arrays))
+        return self.kind.new((*first.shape[:axis], size, *first.shape[axis + 1 :]), dtype)
+
+    def stack(self, arrays: Sequence[Shadow], axis: int = 0) -> Shadow:
+        """A new array."""
+        first = arrays[0]
+        axis = axis % (first.ndim + 1)
+        dtype = np.result_type(*(a.dtype for a in arrays))
+        return self.kind.new((*first.shape[:axis], len(arrays), *first.shape[axis:]), dtype)
+
+    def take(self, x: Shadow, indices: Any, axis: int = 0) -> Shadow:
+        """A new array."""
+        return self.kind.new((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
+
+
+def _sort(x: Any) -> Any:
+    """What of an operand decides the result's dtype: its dtype, or the type of a Python number."""
+    return x.dtype if hasattr(x, "dtype") else type(x)
+
+
+@functools.lru_cache(maxsize=4096)
+def _dtype(name: str, sorts: tuple[Any, ...]) -> Any:
+    operands = [np.ones(1, s) if isinstance(s, np.dtype) else s(1) for s in sorts]
+    return getattr(np, name)(*operands).dtype
+
+
+@functools.lru_cache(maxsize=256)
+def _reduced(name: str, dtype: Any) -> Any:
+    return getattr(np, name)(np.ones(1, dtype)).dtype
+
+
+def _reduced_shape(x: Shadow, axis: Any, keepdims: bool) -> tuple[int, ...]:
+    axes = normalize_axes(axis, x.ndim)
+    return tuple(1 if i in axes else n for i, n in enumerate(x.shape) if keepdims or i not in axes)
+
+
+class ShadowDevice(Device):
+    """The device of shadows: of kind "cpu" or "cuda", so that a model behaves as there."""
+
+    @property
+    def xp(self) -> Any:
+        """The namespace that makes shadows."""
+        return NumpyShadow.xp if self.kind == "cpu" else CupyShadow.xp
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return
+
+    def synchronize(self) -> None:
+        """There is nothing to wait for."""
+
+
+ShadowNamespace("shadow_numpy", NumpyShadow)
+ShadowNamespace("shadow_cupy", CupyShadow)
+SHADOW_CPU, SHADOW_CUDA = ShadowDevice("cpu"), ShadowDevice("cuda")

@@ -1,0 +1,252 @@
+"""The memory of a training step, predicted: the step runs on arrays without memory, and what it would allocate is counted."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xpnet.autograd.functional import map_structure
+from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import Tensor
+from xpnet.backend import Device
+from xpnet.inspect.footprint import SHADOW_CPU, SHADOW_CUDA, CupyShadow, Ledger, NumpyShadow, Shadow, counting
+from xpnet.layers.context import Context, Shape, shapes_only
+from xpnet.layers.module import Module
+from xpnet.layers.running import Evaluation
+from xpnet.losses import softmax_cross_entropy
+from xpnet.optim import Adam, Optimizer
+
+POOL_UNIT = 512
+"""CuPy's memory pool gives out multiples of this many bytes."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a training step needs.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        batch_size: examples of the batch.
+        parameters: the weights, and what is not learnt (running statistics).
+        gradients: of all trainable parameters.
+        state: the optimizer's.
+        batch: the inputs and targets.
+        activations: what the forward pass keeps for the backward pass, and the outputs.
+        working: what operations keep from step to step: blocks of the threads on a CPU, cuBLAS's workspace on a GPU.
+        peak: the most that is in use at one moment of a step: all of the above, and what lives for a moment only
+            (gradients of activations, columns, transformed kernels).
+    """
+
+    device: str
+    batch_size: int
+    parameters: int
+    gradients: int
+    state: int
+    batch: int
+    activations: int
+    working: int
+    peak: int
+
+    @property
+    def passing(self) -> int:
+        """What the peak has beyond all that is kept."""
+        return self.peak - (self.parameters + self.gradients + self.state + self.batch + self.activations + self.working)
+
+
+def step_memory(
+    model: Module,
+    input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    *,
+    batch_size: int = 1,
+    optimizer: Optimizer | None = None,
+    loss: str | Callable[[Any, Any], Any] | None = None,
+    target: tuple[Sequence[int], str] | None = None,
+    recompute: Any = False,
+    accumulate: int = 1,
+    device: str | Device | None = None,
+) -> StepMemory:
+    """Predict the memory of a step of a Trainer with these settings. The model is not run and not changed.
+
+    Args:
+        model: any Module; its parameters need not exist yet.
+        input_shape: of one example; a list of such shapes for a model of several inputs. May be left out if the model knows it.
+        batch_size: examples a batch.
+        optimizer: Adam if left out.
+        loss: as for Trainer. Left out, it is the softmax cross entropy of a single output, or the sum of the means of several.
+        target: (shape, dtype) of one example's target. Left out, it is a class number for cross entropy and hinge losses, and
+            of the output's shape otherwise.
+        recompute, accumulate: as for Trainer.
+        device: "cpu" or "cuda"; the model's if left out. For "cuda" no GPU is needed; the sizes of caches and the number of
+            multiprocessors are then those of an H100.
+
+    Raises:
+        ValueError: no input shape is known.
+        AttributeError, TypeError: a layer of your own calls a function of an array library that is not known here, or looks at
+            values.
+    """
+    shapes = _shapes(model, input_shape)
+    if batch_size < 1:
+        raise ValueError(f"step_memory: batch_size must be at least 1, got {batch_size}")
+    place = model.context.device if device is None else device
+    kind = place.kind if isinstance(place, Device) else str(place).partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f'step_memory: device must be "cpu" or "cuda", got {device!r}')
+    shadow_class = NumpyShadow if kind == "cpu" else CupyShadow
+    importlib.import_module(f"xpnet.inspect.footprint.{kind if kind == 'numpy' else {'cpu': 'numpy', 'cuda': 'cupy'}[kind]}")
+    ledger = Ledger(1 if kind == "cpu" else POOL_UNIT)
+    with counting(ledger), _launches(kind):
+        return _measured(
+            model, shapes, batch_size, Adam() if optimizer is None else optimizer, loss, target, recompute, accumulate,
+            SHADOW_CPU if kind == "cpu" else SHADOW_CUDA, shadow_class, ledger,
+        )  # fmt: skip
+
+
+def _shapes(model: Module, given: Any) -> list[Shape]:
+    from xpnet.inspect.shapes import _each, _first_shape
+
+    if given is None:
+        given = getattr(model, "input_shape", None) or _first_shape(model)
+    if given is None:
+        raise ValueError("step_memory: the model has not seen an input yet; pass input_shape, such as (28, 28, 1)")
+    return [tuple(int(n) for n in shape) for shape in _each(given)]
+
+
+@contextlib.contextmanager
+def _launches(kind: str) -> Iterator[None]:
+    """Within the block launches of this thread do nothing, and count cuBLAS's workspace."""
+    if kind == "cpu":
+        yield
+        return
+    from xpnet.accel.cupy.launch import use_runtime_here
+    from xpnet.inspect.footprint.cupy_runtime import PlanningRuntime
+
+    with use_runtime_here(PlanningRuntime()):
+        yield
+
+
+def _measured(
+    model: Module, shapes: list[Shape], batch_size: int, optimizer: Optimizer, loss: Any, target: Any, recompute: Any,
+    accumulate: int, device: Device, kind: type[Shadow], ledger: Ledger,
+) -> StepMemory:  # fmt: skip
+    from xpnet.training.trainer import Trainer
+
+    twin = _twin(model, shapes, device, kind)
+    arena = twin.arena  # the parameters live there from now on; what they had before is free
+    gradients = 0 if arena.values is None else ledger.rounded(arena.values.nbytes)
+    parameters = ledger.now - ledger.kept - gradients
+    fresh = copy.copy(optimizer)
+    fresh.slots, fresh._arena, fresh.iterations, fresh.clock = {}, None, 0, None
+    fresh.bind(twin)
+    state = ledger.now - ledger.kept - parameters - gradients
+    x: Any = tuple(kind.new((batch_size, *shape), twin.context.dtype) for shape in shapes)
+    x = x[0] if len(x) == 1 else x
+    with no_grad(), Evaluation(twin):
+        outputs = _outputs(twin(*x) if isinstance(x, tuple) else twin(x))
+    function, y = _loss(loss, target, outputs, batch_size, kind)
+    del outputs
+    moments: list[int] = []
+
+    def observed(prediction: Any, labels: Any) -> Any:
+        value = function(prediction, labels)
+        moments.append(ledger.now)
+        return value
+
+    trainer = Trainer(
+        twin, loss=observed, optimizer=fresh, recompute=_of_twin(recompute, model, twin), accumulate=accumulate, capture=False
+    )
+    batch = sum(ledger.rounded(a.nbytes) for a in ((*x, y) if isinstance(x, tuple) else (x, y)) if isinstance(a, Shadow))
+    trainer.step(x, y)  # working memory is kept from the first step on
+    working = ledger.kept
+    before = ledger.now
+    ledger.mark()
+    for _ in range(accumulate):
+        trainer.step(x, y)
+    activations = max(moments[1:]) - before
+    return StepMemory(device.kind, batch_size, parameters, gradients, state, batch, activations, working, ledger.peak)
+
+
+def _twin(model: Module, shapes: list[Shape], device: Device, kind: type[Shadow]) -> Module:
+    """A copy of the model whose arrays are shadows."""
+    known: dict[int, Any] = {}
+    kept: list[Any] = []  # so that no id is given out twice
+    for parameter in model.parameters().values():
+        kept.extend((parameter.array, parameter.grad, parameter.buffer))
+        known[id(parameter.array)] = kind.new(parameter.array.shape, _numpy_dtype(parameter.array))
+        for gradient in (parameter.grad, parameter.buffer):
+            if gradient is not None:
+                known[id(gradient)] = None
+    for buffer in model.buffers().values():
+        if buffer is not None:
+            kept.append(buffer)
+            known[id(buffer)] = kind.new(buffer.shape, _numpy_dtype(buffer))
+    twin: Module = copy.deepcopy(model, known)
+    known.clear()
+    for module in twin.modules():
+        if module.__dict__.get("carried") is not None:
+            module.__dict__["carried"] = None
+    context = Context(model.context.seed, device, model.context.dtype)
+    for module in twin.modules():
+        module.__dict__["context"] = context
+    twin._attach("", context)
+    waiting = any(not m.built and m._waits() for m in twin.modules())
+    if waiting:
+        with shapes_only(), no_grad(), Evaluation(twin):
+            twin(*(kind.new((1, *shape), context.dtype) for shape in shapes))
+        for module in twin.modules():
+            for parameter in module._parameters.values():
+                parameter.array = kind.new(parameter.array.shape, parameter.array.dtype)
+            for name, array in module._buffers.items():
+                setattr(module, name, kind.new(array.shape, array.dtype))
+    return twin.train()
+
+
+def _numpy_dtype(array: Any) -> Any:
+    from xpnet.backend import dtype_name
+
+    return array.dtype if isinstance(array.dtype, np.dtype) else np.dtype(dtype_name(array))
+
+
+def _outputs(result: Any) -> list[Any]:
+    """All arrays in what a model returned, as Tensors where they are."""
+    found: list[Any] = []
+    map_structure(lambda part: found.append(part) if hasattr(part, "shape") else None, result)
+    return found
+
+
+def _loss(loss: Any, target: Any, outputs: list[Any], batch_size: int, kind: type[Shadow]) -> tuple[Any, Any]:
+    """The loss function, and targets for it."""
+    from xpnet import losses
+
+    first = outputs[0]
+    if loss is None and (len(outputs) > 1 or first.ndim < 2):
+        return _sum_of_means, None
+    function = losses.get(softmax_cross_entropy if loss is None else loss)
+    if target is not None:
+        return function, kind.new((batch_size, *target[0]), target[1])
+    if getattr(function, "__name__", "") in ("softmax_cross_entropy", "hinge", "squared_hinge", "negative_log_likelihood"):
+        return function, kind.new(first.shape[:-1], np.int64)
+    return function, kind.new(first.shape, first.dtype)
+
+
+def _sum_of_means(prediction: Any, labels: Any) -> Any:
+    total = None
+    for part in _outputs(prediction):
+        if isinstance(part, Tensor):
+            total = part.mean() if total is None else total + part.mean()
+    return total
+
+
+def _of_twin(recompute: Any, model: Module, twin: Module) -> Any:
+    """The same choice of layers in the twin: a function is asked about the layers of the model itself."""
+    if not callable(recompute):
+        return recompute
+    return [path for path, module in model.named_modules() if path and recompute(path, module)]
+
+
+__all__ = ["StepMemory", "step_memory"]

@@ -1,0 +1,21 @@
+"""The shapes of a model's inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.layers.context import Shape
+from xpnet.layers.module import Module
+from xpnet.layers.sequential import Sequential
+
+
+def _each(shapes: Any) -> tuple[Shape, ...]:
+    """One shape or several as several."""
+    return tuple(shapes) if len(shapes) and hasattr(shapes[0], "__len__") else (tuple(shapes),)
+
+
+def _first_shape(model: Module) -> Shape | None:
+    """The shape that the first layer of a chain was built for."""
+    while model.built_for is None and isinstance(model, Sequential) and model.layers and isinstance(model.layers[0], Module):
+        model = model.layers[0]
+    return model.built_for

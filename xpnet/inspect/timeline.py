@@ -1,0 +1,149 @@
+"""What happens when while a Trainer fits: batches made, copied and computed with, side by side."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+from xpnet.backend import Device
+from xpnet.runtime import events
+
+T = TypeVar("T")
+
+
+class Span(NamedTuple):
+    """Something that took time.
+
+    Attributes:
+        lane: who did it: "computation", "copies", "loading" or "waiting".
+        name: what.
+        start, end: seconds.
+    """
+
+    lane: str
+    name: str
+    start: float
+    end: float
+
+
+class Timeline:
+    """Within the block, records when a Trainer's batches are filled, copied and computed with.
+
+    ``with xn.inspect.Timeline() as line: trainer.fit(...)``, then ``print(line)`` or ``line.save("timeline.json")``. On a GPU
+    the computations and copies are timed there, by events in their streams, which make nothing wait. Lanes:
+
+        computation   steps, where the model is
+        copies        batches to the GPU, on a stream of their own
+        loading       a thread that makes batches and fills page-locked memory
+        waiting       the training loop, until it has the next batch
+
+    Attributes:
+        spans: what was seen, once the block has ended.
+    """
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self._marks: list[tuple[str, str, Any, Any, Callable[[Any], float] | None]] = []
+
+    def __enter__(self) -> Self:
+        if events.active() is not None:
+            raise RuntimeError("Timeline: another one is recording")
+        events.listen(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        events.listen(None)
+        found = []
+        for lane, name, start, end, seconds in self._marks:
+            found.append(Span(lane, name, *((start, end) if seconds is None else (seconds(start), seconds(end)))))
+        self.spans = sorted(found, key=lambda span: span.start)
+        self._marks.clear()
+
+    def watch(self, batches: Iterator[T], device: Device) -> Iterator[T]:
+        """`batches`, with what is done between them noted as steps."""
+        return _watched(batches, device, self)
+
+    def now(self) -> float:
+        """The time on the host."""
+        return time.perf_counter()
+
+    def add(self, lane: str, name: str, start: Any, end: Any, seconds: Callable[[Any], float] | None = None) -> None:
+        """Note a span, from any thread: two times, or two marks that `seconds` makes times of when the block ends."""
+        self._marks.append((lane, name, start, end, seconds))
+
+    def lane(self, name: str) -> list[Span]:
+        """The spans of one lane, in order."""
+        return [span for span in self.spans if span.lane == name]
+
+    def seconds(self, lane: str) -> float:
+        """How long a lane was at work."""
+        return sum(end - start for start, end in _merged(self.lane(lane)))
+
+    def hidden(self, lane: str, behind: str = "computation") -> float:
+        """The part of a lane's time, from 0 to 1, during which the other lane was at work as well; 1 for no time at all."""
+        others = _merged(self.lane(behind))
+        total = common = 0.0
+        for start, end in _merged(self.lane(lane)):
+            total += end - start
+            common += sum(max(0.0, min(end, e) - max(start, s)) for s, e in others)
+        return common / total if total else 1.0
+
+    def busy(self) -> float:
+        """The part of the time from the first step's beginning to the last one's end in which a step ran, from 0 to 1."""
+        steps = self.lane("computation")
+        if not steps:
+            return 0.0
+        length = max(span.end for span in steps) - steps[0].start
+        return self.seconds("computation") / length if length else 1.0
+
+    def __str__(self) -> str:
+        lines = [f"{'lane':<14}{'spans':>7}{'ms':>11}{'during steps':>15}"]
+        for lane in dict.fromkeys(span.lane for span in self.spans):
+            share = "" if lane == "computation" else f"{self.hidden(lane):.1%}"
+            lines.append(f"{lane:<14}{len(self.lane(lane)):>7}{1e3 * self.seconds(lane):>11.2f}{share:>15}")
+        return "\n".join([*lines, f"a step was running {self.busy():.1%} of the time from the first to the last"])
+
+    def save(self, path: str | Path) -> None:
+        """Write a Chrome trace (open it at chrome://tracing or ui.perfetto.dev)."""
+        from xpnet.io.archive import write_atomically
+
+        lanes = list(dict.fromkeys(("computation", "copies", "loading", *(span.lane for span in self.spans))))
+        first = min((span.start for span in self.spans), default=0.0)
+        events: list[dict[str, Any]] = [
+            {"name": "thread_name", "ph": "M", "pid": 0, "tid": i, "args": {"name": lane}} for i, lane in enumerate(lanes)
+        ]
+        for lane, name, start, end in self.spans:
+            times = {"ts": 1e6 * (start - first), "dur": 1e6 * (end - start)}
+            events.append({"name": name, "cat": lane, "ph": "X", **times, "pid": 0, "tid": lanes.index(lane)})
+        text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode()
+        write_atomically(path, lambda file: file.write(text))
+
+
+def _merged(spans: list[Span]) -> list[tuple[float, float]]:
+    """Spans as intervals that do not overlap."""
+    found: list[tuple[float, float]] = []
+    for span in spans:
+        if found and span.start <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], span.end)
+        else:
+            found.append((span.start, span.end))
+    return found
+
+
+def _watched(batches: Iterator[T], device: Device, line: Timeline) -> Iterator[T]:
+    mark, seconds = time.perf_counter, None
+    if device.kind == "cuda":
+        from xpnet.accel.cupy.transfers import Clock
+
+        clock = Clock(device)
+        mark, seconds = clock.mark, clock.seconds
+    asked = line.now()
+    for batch in batches:
+        line.add("waiting", "next batch", asked, line.now())
+        start = mark()
+        yield batch
+        line.add("computation", "step", start, mark(), seconds)
+        asked = line.now()

@@ -1,0 +1,1 @@
+"""Settings and services of the whole process: threads, determinism, precision, events, late imports."""

@@ -1,0 +1,26 @@
+"""What stands on higher floors, by name: the one place where a lower floor may name a higher one.
+
+Everything else imports downwards (tests/test_layering.py). An entry is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+TABLE = {
+    "save": "xpnet.io.model_file:save",
+    "save_weights": "xpnet.io.weights:save_weights",
+    "load_weights": "xpnet.io.weights:load_weights",
+    "summarize": "xpnet.inspect.summary:summarize",
+    "numpy predictions": "xpnet.compiled.numpy_predict",
+    "numpy steps": "xpnet.compiled.numpy_step",
+    "cuda predictions": "xpnet.compiled.cuda_graph:captured_model",
+}
+
+
+def late(name: str) -> Any:
+    """The module or function of TABLE called `name`."""
+    module, _, attribute = TABLE[name].partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found

@@ -1,0 +1,41 @@
+"""Finding where a number stopped being finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import Tensor
+from xpnet.backend import Array, is_floating, namespace
+from xpnet.layers.hooks import wrapped
+from xpnet.layers.module import Module
+
+
+def _finite(array: Array) -> bool:
+    xp = namespace(array)
+    return not is_floating(array) or bool(xp.all(xp.isfinite(array)))
+
+
+def first_not_finite(model: Module, x: Array) -> str:
+    """A clause that names the first thing in `model` that is not finite for the batch `x`.
+
+    Looks at the input, the parameters, and then at every layer's output in the order in which they are computed.
+    """
+    inputs = x if isinstance(x, tuple) else (x,)
+    if not all(_finite(part) for part in inputs if hasattr(part, "dtype")):
+        return "the batch itself holds values that are not finite"
+    for path, parameter in model.parameters().items():
+        if not _finite(parameter.array):
+            return f"the parameter {path!r} is not finite"
+    found: list[str] = []
+
+    def look(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        y = forward(*inputs, **keywords)
+        array = y.array if isinstance(y, Tensor) else y
+        if not found and hasattr(array, "dtype") and not _finite(array):
+            found.append(f"the first layer whose output is not finite is {layer.path!r} ({type(layer).__name__})")
+        return y
+
+    with no_grad(), wrapped(model, look):
+        model(*inputs)
+    return found[0] if found else "the output of every layer is finite, so it is the loss function's own value"
