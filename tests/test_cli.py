@@ -273,7 +273,7 @@ def test_a_diverging_run_says_so(tmp_path, capsys):
 
 
 def test_no_gpu_is_one_line(tmp_path, capsys):
-    if xn.cli.look._gpus().startswith("cuda:"):
+    if xn.cli.info._gpus().startswith("cuda:"):
         pytest.skip("there is a GPU")
     code, _, err = say(capsys, "train", "iris", "--device", "cuda", "--out", tmp_path / "o")
     assert code == 2

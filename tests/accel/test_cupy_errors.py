@@ -183,7 +183,7 @@ def test_a_limit_of_the_pool_is_named(full_gpu):
 
 
 def test_an_error_is_explained_once(full_gpu):
-    from xpnet.runtime.memory_errors import raise_explained
+    from xpnet.backend import raise_explained
 
     raise_explained(DeviceMemoryError("explained"), "conv2d", ())
 
@@ -213,7 +213,7 @@ def test_arrays_on_two_backends(full_gpu):
 
 def test_a_launch_on_another_gpu_than_the_current_one_says_so():
     from xpnet.accel.cupy.activation import _forward
-    from xpnet.accel.cupy.launch import CudaRuntime
+    from xpnet.accel.cupy.device import CudaRuntime
 
     runtime = CudaRuntime.__new__(CudaRuntime)
     runtime.device = 0

@@ -330,7 +330,7 @@ def test_arguments_are_packed_as_the_kernel_declares_them():
     assert sizes["epsilon"] == "f"
     assert sizes["mean"] == "P"
     assert {p.name: p.format for p in accel.optimizers._adam["double", 2, False].parameters}["epsilon"] == "d"
-    assert {p.name: p.format for p in accel.windows._im2col["float", 1, 0, 0].parameters}["by_kw"] == "3I"
+    assert {p.name: p.format for p in accel.im2col._im2col["float", 1, 0, 0].parameters}["by_kw"] == "3I"
 
 
 def test_every_declared_kernel_is_used():
@@ -366,19 +366,19 @@ def test_slabs_cover_all_rows():
 def test_batches_beyond_32_bit_indices_are_split(monkeypatch):
     x = normal(5, 6, 6, 4)
     g = windows(x.shape, 3, 1, 1)
-    for module in (accel.windows, accel.pooling):
+    for module in (accel.im2col, accel.pooling):
         monkeypatch.setattr(module, "LIMIT", 2000)
     with emulated() as runtime:
-        cols = accel.windows.im2col(xp, x, g)
-        back = accel.windows.col2im(xp, cols, g)
+        cols = accel.im2col.im2col(xp, x, g)
+        back = accel.im2col.col2im(xp, cols, g)
         y, switches = accel.pooling.max_pool(xp, x, g, True)
         accel.pooling.average_pool_backward(xp, accel.pooling.average_pool(xp, x, g, False), g, False)
         dx = accel.pooling.max_pool_backward(xp, y, switches, g)
     split = len(runtime.launches)
     monkeypatch.undo()
     with emulated() as runtime:
-        np.testing.assert_array_equal(accel.windows.im2col(xp, x, g), cols)
-        np.testing.assert_array_equal(accel.windows.col2im(xp, cols, g), back)
+        np.testing.assert_array_equal(accel.im2col.im2col(xp, x, g), cols)
+        np.testing.assert_array_equal(accel.im2col.col2im(xp, cols, g), back)
         again, _ = accel.pooling.max_pool(xp, x, g, True)
         np.testing.assert_array_equal(again, y)
         np.testing.assert_array_equal(accel.pooling.max_pool_backward(xp, y, switches, g), dx)

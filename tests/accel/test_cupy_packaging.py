@@ -32,7 +32,7 @@ def test_an_installed_package_finds_its_kernels(tmp_path):
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "xpnet", tmp_path / "xpnet", ignore=skip)
     shutil.copytree(ROOT / "kernels", tmp_path / "xpnet" / "kernels", ignore=skip)
-    program = "from xpnet.accel.cupy import source, windows\nprint(source.kernel_folder(), windows._im2col['float', 4, 3, 3])\n"
+    program = "from xpnet.accel.cupy import source, im2col\nprint(source.kernel_folder(), im2col._im2col['float', 4, 3, 3])\n"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.split()[0] == str(tmp_path / "xpnet" / "kernels" / "cuda"), done.stderr
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.cuda_emulator.emulator import _columns, emulated
-from xpnet.accel.cupy import compiler, cublas, cudnn
+from xpnet.accel.cupy import cublas, device
 from xpnet.accel.cupy import launch as launching
+from xpnet.accel.cupy import runtime as runtime_module
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.im2col import _im2col
 from xpnet.accel.cupy.launch import launch
@@ -82,10 +83,10 @@ def driver(monkeypatch):
     module.cuda.alloc = lambda size: record.attributes.append(("alloc", size)) or Memory(4096)
     for name in ("cupy", "cupy.cuda", "cupy.cuda.runtime"):
         monkeypatch.setitem(sys.modules, name, module if name == "cupy" else getattr(module.cuda, name[10:], module.cuda))
-    monkeypatch.setattr(launching, "_runtimes", {})
+    monkeypatch.setattr(runtime_module, "_runtimes", {})
     compiled = []
     monkeypatch.setattr(
-        compiler, "cubin", lambda instance, arch: compiled.append((instance, arch)) or (b"code", instance.expression)
+        device, "cubin", lambda instance, arch: compiled.append((instance, arch)) or (b"code", instance.expression)
     )
     record.compiled = compiled
     return record
@@ -274,7 +275,7 @@ def test_measuring(driver, monkeypatch):
 
 def test_cudnn_gets_the_current_stream_and_memory_of_the_device(driver, monkeypatch):
     given = []
-    monkeypatch.setattr(cudnn, "load", lambda stream, allocate: given.append((stream, allocate)) or "the library")
+    monkeypatch.setattr(device, "load_cudnn", lambda stream, allocate: given.append((stream, allocate)) or "the library")
     assert launching.runtime().cudnn == launching.runtime().cudnn == "the library"
     ((stream, allocate),) = given  # once
     assert stream().ptr == 77
