@@ -202,12 +202,12 @@ def test_recorded_steps_have_the_bits_of_plain_ones(gpu, augment, kind, tmp_path
 
 @pytest.mark.cuda
 def test_batches_on_a_gpu_are_those_of_the_cpu(gpu):
-    from xpnet.training.device_input import Resident, feed_of
+    from xpnet.data.device_feed import ResidentFeed, choose_feed
 
     on_gpu = Batches((Bytes(IMAGES, mean=MEAN, std=STD, device=gpu), LABELS), 16, seed=3, augment=AUGMENT, device=gpu)
     expected = Batches((Bytes(IMAGES, mean=MEAN, std=STD), LABELS), 16, seed=3, augment=AUGMENT)
-    feed = feed_of(on_gpu, Device("cuda"), lambda: None)
-    assert isinstance(feed, Resident)
+    feed = choose_feed(on_gpu, Device("cuda"), lambda: None)
+    assert isinstance(feed, ResidentFeed)
     for (x, y), (u, v) in zip(feed.epoch(2), expected.epoch(2), strict=True):
         feed.prepare(size=len(x))
         np.testing.assert_array_equal(xn.to_numpy(x), u)

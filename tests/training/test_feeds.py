@@ -17,11 +17,11 @@ from xpnet.backend import CPU, Device
 from xpnet.data import Batches, Bytes
 from xpnet.data.arrays import Arrays
 from xpnet.data.augment import Compose, Crop, Cutout, Flip, Mixup, Normalise, Rescale, Rotation, Shift
+from xpnet.data.device_feed import PlainFeed, PrefetchFeed, ResidentFeed, choose_feed
 from xpnet.inspect.timeline import Timeline
 from xpnet.ops import reference_only
 from xpnet.training import Checkpoint
 from xpnet.training.captured import CapturedSteps
-from xpnet.training.device_input import Plain, Resident, Staged, feed_of
 
 pytestmark = pytest.mark.emulator
 
@@ -77,7 +77,7 @@ def fit(run, data, monkeypatch, make=None, **settings):
     fed = None if make is None else Fed(run, make)
     monkeypatch.setattr("xpnet.training.trainer.captured_steps", lambda _: fed)
     if fed is not None:
-        monkeypatch.setattr("xpnet.training.device_input.feed_of", lambda batches, *_, recorded: fed.fed(batches))
+        monkeypatch.setattr("xpnet.data.device_feed.choose_feed", lambda batches, *_, recorded: fed.fed(batches))
     with emulated_ops() as runtime:
         run.fit(data, verbose=False, **settings)
     return fed, runtime
@@ -89,8 +89,8 @@ def fingerprint(run):
 
 
 def resident(batches):
-    feed = feed_of(batches, CPU, TwoStreams)
-    assert isinstance(feed, Resident)
+    feed = choose_feed(batches, CPU, TwoStreams)
+    assert isinstance(feed, ResidentFeed)
     return feed
 
 
@@ -99,8 +99,8 @@ def staged(*eager):
 
     def make(batches):
         batches.device = GPU
-        feed = feed_of(batches, GPU, lambda: TwoStreams(*eager, at_once=True))
-        assert isinstance(feed, Staged)
+        feed = choose_feed(batches, GPU, lambda: TwoStreams(*eager, at_once=True))
+        assert isinstance(feed, PrefetchFeed)
         batches.device = None
         return feed
 
@@ -259,38 +259,38 @@ def test_an_interrupt_ends_the_thread(monkeypatch):
 
 def test_which_feed():
     def kind(batches, device=CPU):
-        return type(feed_of(batches, device, TwoStreams))
+        return type(choose_feed(batches, device, TwoStreams))
 
     on_gpu = {"device": GPU}
-    assert kind(Batches((FLOATS, Y), 8, augment=AUGMENT)) is Resident
-    assert kind(Batches((FLOATS, Y), 8, augment=Mixup(classes=3))) is Plain  # no program for it, and nothing to copy
-    assert kind(Batches((IMAGES, Y), 8)) is Plain  # bytes that stay bytes
-    assert kind(Batches((FLOATS, FLOATS), 8, transform=lambda batch: batch)) is Plain
-    assert kind(Batches(((FLOATS, FLOATS), Y), 8)) is Plain
-    assert kind(Batches((FLOATS, Y), 8), GPU) is Plain  # the caller's batches are not for the GPU: the model says so
+    assert kind(Batches((FLOATS, Y), 8, augment=AUGMENT)) is ResidentFeed
+    assert kind(Batches((FLOATS, Y), 8, augment=Mixup(classes=3))) is PlainFeed  # no program for it, and nothing to copy
+    assert kind(Batches((IMAGES, Y), 8)) is PlainFeed  # bytes that stay bytes
+    assert kind(Batches((FLOATS, FLOATS), 8, transform=lambda batch: batch)) is PlainFeed
+    assert kind(Batches(((FLOATS, FLOATS), Y), 8)) is PlainFeed
+    assert kind(Batches((FLOATS, Y), 8), GPU) is PlainFeed  # the caller's batches are not for the GPU: the model says so
     with reference_only():
-        assert kind(Batches((FLOATS, Y), 8)) is Plain
-    assert kind(Batches((FLOATS, Y), 8, **on_gpu), GPU) is Staged
-    assert kind(Batches(Folder(), 8, **on_gpu), GPU) is Staged
-    late = feed_of(Batches((FLOATS, Y), 8, augment=Mixup(classes=3), **on_gpu), GPU, TwoStreams)
+        assert kind(Batches((FLOATS, Y), 8)) is PlainFeed
+    assert kind(Batches((FLOATS, Y), 8, **on_gpu), GPU) is PrefetchFeed
+    assert kind(Batches(Folder(), 8, **on_gpu), GPU) is PrefetchFeed
+    late = choose_feed(Batches((FLOATS, Y), 8, augment=Mixup(classes=3), **on_gpu), GPU, TwoStreams)
     assert late.maker is None
-    within = feed_of(Batches((Bytes(IMAGES), Y), 8, augment=AUGMENT, **on_gpu), GPU, TwoStreams)
+    within = choose_feed(Batches((Bytes(IMAGES), Y), 8, augment=AUGMENT, **on_gpu), GPU, TwoStreams)
     assert within.maker is not None
     assert isinstance(within.raw, Arrays)  # bytes travel as bytes
     # Labels move to data on the device, unless they are larger than these.
     labels = np.zeros((27, 1000))
-    assert kind(Batches((FLOATS, labels), 8)) is Resident
+    assert kind(Batches((FLOATS, labels), 8)) is ResidentFeed
 
 
 @pytest.mark.parametrize("source", ["bytes", "normalised bytes, augmented", "floats, augmented"])
 def test_steps_that_are_not_recorded_get_whole_batches_ahead_of_time(source):
     batches = SOURCES[source]()
-    assert type(feed_of(batches, CPU, TwoStreams, recorded=False)) is Plain
+    assert type(choose_feed(batches, CPU, TwoStreams, recorded=False)) is PlainFeed
     expected = [(x.copy(), y.copy()) for x, y in batches.epoch(1, 2)]
     ahead = SOURCES[source]()
     ahead.device, ahead._late, ahead._finishes = GPU, ahead.augment, False  # as Batches(device="cuda") does
-    feed = feed_of(ahead, GPU, lambda: TwoStreams("copies", at_once=True), recorded=False)
-    assert isinstance(feed, Staged)
+    feed = choose_feed(ahead, GPU, lambda: TwoStreams("copies", at_once=True), recorded=False)
+    assert isinstance(feed, PrefetchFeed)
     for (x, y), (u, v) in zip(feed.epoch(1, 2), expected, strict=True):
         np.testing.assert_array_equal(x, u)
         np.testing.assert_array_equal(y, v)
@@ -300,7 +300,7 @@ def test_steps_that_are_not_recorded_get_whole_batches_ahead_of_time(source):
 def test_bytes_travel_as_bytes():
     streams = TwoStreams("copies")
     batches = Batches((Bytes(IMAGES), Y), 8, device=GPU)
-    feed = feed_of(batches, GPU, lambda: streams)
+    feed = choose_feed(batches, GPU, lambda: streams)
     for _ in feed.epoch(0):
         x, _ = feed.inputs
         assert x.dtype == np.uint8

@@ -8,17 +8,20 @@ while earlier ones are computed with (`xpnet.data.prefetch`), bytes as bytes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from xpnet.backend import Array, Device, device_of, dtype_name, namespace, to_device
-from xpnet.data import Batches, Bytes
-from xpnet.data.arrays import Arrays, is_array
-from xpnet.data.augment.program import Program, program
-from xpnet.data.prefetch import Staging, Transfers
 from xpnet.ops.registry import reference_is_forced
+
+from .arrays import Arrays, is_array
+from .augment.program import Program, program
+from .byte_images import Bytes
+from .loader import Batches
+from .prefetch import Staging, Transfers
 
 Pair = tuple[Array, Array]
 
@@ -26,7 +29,7 @@ _SHORT = 64  # bytes
 _FLOATS = ("float16", "float32", "float64")
 
 
-class Feed(Protocol):
+class DeviceFeed(Protocol):
     """Gives a recorded step its batches.
 
     Attributes:
@@ -90,7 +93,7 @@ class Maker:
         return x, index
 
 
-class Resident:
+class ResidentFeed:
     """Batches of data that live on the device: within the recorded step they are dealt, gathered, augmented and converted.
 
     Args:
@@ -118,7 +121,7 @@ class Resident:
         self._views: dict[int, Pair] = {}  # by batch size: making a view takes longer than all else that the host does
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
-        """See Feed."""
+        """See DeviceFeed."""
         self.order[...] = self.xp.asarray(self.batches.order(epoch))
         self.position[...] = start * (self.batches.batch_size or 1)
         self.maker.begin(epoch, start)
@@ -129,7 +132,7 @@ class Resident:
             yield self._views[size]
 
     def prepare(self, *inputs: Array, size: int) -> Pair:
-        """See Feed."""
+        """See DeviceFeed."""
         y, dealt = self.y[:size], {}
         if self.words is not None:
             dealt = {"labels": self.words, "taken": y.reshape(size, -1).view(self.xp.uint32)}
@@ -139,10 +142,10 @@ class Resident:
         return x, y
 
     def close(self) -> None:
-        """See Feed."""
+        """See DeviceFeed."""
 
 
-class Staged:
+class PrefetchFeed:
     """Batches that are copied to the device ahead of time.
 
     Args:
@@ -160,7 +163,7 @@ class Staged:
         self.inputs: tuple[Array, ...] = ()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
-        """See Feed."""
+        """See DeviceFeed."""
         if self.maker is not None:
             self.maker.begin(epoch, start)
         for batch in self.batches.staged(epoch, start, self.staging.run, self.raw):
@@ -169,16 +172,16 @@ class Staged:
             yield (x if self.maker is None else self.maker.x[: len(x)]), y
 
     def prepare(self, *inputs: Array, size: int) -> Pair:
-        """See Feed."""
+        """See DeviceFeed."""
         x, y = inputs
         return (x if self.maker is None else self.maker.make(x, size)[0]), y
 
     def close(self) -> None:
-        """See Feed."""
+        """See DeviceFeed."""
         self.staging.close()
 
 
-class Plain:
+class PlainFeed:
     """Batches as they come."""
 
     def __init__(self, batches: Batches) -> None:
@@ -186,21 +189,60 @@ class Plain:
         self.inputs: tuple[Array, ...] = ()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
-        """See Feed."""
+        """See DeviceFeed."""
         for x, y in self.batches.epoch(epoch, start):
             self.inputs = x, y
             yield x, y
 
     def prepare(self, *inputs: Array, size: int) -> Pair:
-        """See Feed."""
+        """See DeviceFeed."""
         x, y = inputs
         return x, y
 
     def close(self) -> None:
-        """See Feed."""
+        """See DeviceFeed."""
 
 
-def feed_of(batches: Batches, device: Device, transfers: Callable[[], Transfers], recorded: bool = True) -> Feed:
+class FedSteps(Protocol):
+    """Recorded steps, which take their batches from a feed.
+
+    Attributes:
+        feed: where they are taken from; None: the arguments of a step are the batch.
+    """
+
+    feed: DeviceFeed | None
+
+
+@contextlib.contextmanager
+def device_feed(batches: Batches, device: Device, steps: FedSteps | None = None) -> Iterator[Batches | DeviceFeed]:
+    """Open the best feed for these data: what it gives within the block has the `epoch` of Batches.
+
+    Args:
+        batches: of which data; on the CPU they are the feed themselves.
+        device: the model's.
+        steps: recorded steps, which are fed within the block; None: the steps take whole batches.
+    """
+    if device.kind == "cpu" and steps is None:
+        yield batches
+        return
+
+    def transfers() -> Transfers:
+        from xpnet.accel.cupy.transfers import CudaTransfers
+
+        return CudaTransfers(device)
+
+    feed = choose_feed(batches, device, transfers, recorded=steps is not None)
+    if steps is not None:
+        steps.feed = feed
+    try:
+        yield feed
+    finally:
+        feed.close()
+        if steps is not None:
+            steps.feed = None
+
+
+def choose_feed(batches: Batches, device: Device, transfers: Callable[[], Transfers], recorded: bool = True) -> DeviceFeed:
     """The best feed for these data and a model on a GPU.
 
     Args:
@@ -218,14 +260,14 @@ def feed_of(batches: Batches, device: Device, transfers: Callable[[], Transfers]
     if pair is not None and _place(pair[0]) == device:
         labels = _labels(batches, pair, device)
         if program is not None and labels is not None:
-            return Resident(batches, program, _array(pair[0]), labels)
-        return Plain(batches)
+            return ResidentFeed(batches, program, _array(pair[0]), labels)
+        return PlainFeed(batches)
     if batches.device != device or (isinstance(batches.source, Arrays) and (pair is None or not _on_host(*pair))):
-        return Plain(batches)
+        return PlainFeed(batches)
     if program is None or (batches.augment is None and not isinstance(pair[0], Bytes)):  # type: ignore[index]
-        return Staged(batches, transfers())
+        return PrefetchFeed(batches, transfers())
     x, y = pair  # type: ignore[misc]
-    return Staged(batches, transfers(), program, Arrays((_array(x), y)))
+    return PrefetchFeed(batches, transfers(), program, Arrays((_array(x), y)))
 
 
 def _array(x: Any) -> Any:
