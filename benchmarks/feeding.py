@@ -2,9 +2,9 @@
 
 The same images, the same network and the same seed, with the data in different places:
 
-    on the device, bytes            Bytes(images, device=...): gathered, augmented and converted within the recorded step
+    on the device, bytes            ByteImages(images, device=...): gathered, augmented and converted within the recorded step
     on the device, floats           arrays of the device
-    in memory, bytes                Bytes(images): copied ahead as bytes, augmented and converted within the recorded step
+    in memory, bytes                ByteImages(images): copied ahead as bytes, augmented and converted within the recorded step
     in memory, floats               NumPy arrays: copied ahead
     in a file, floats               a memory-mapped file: read and copied ahead
     in memory, floats, no capture   NumPy arrays, launch by launch: copied when a step asks for them
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import xpnet as xn
-from xpnet.data import Batches, Bytes
+from xpnet.data import Batches, ByteImages
 from xpnet.data.augment import Compose, Crop, Cutout, Flip
 
 AUGMENT = Compose(Crop(4), Flip(), Cutout(8))
@@ -42,14 +42,14 @@ def network(size: int, device: str) -> xn.Sequential:
 
 def ways(images: Any, y: Any, device: str, folder: Path) -> dict[str, tuple[Any, bool]]:
     """For each way the x of the data, and whether steps are recorded."""
-    floats = Bytes(images)[:]
+    floats = ByteImages(images)[:]
     np.save(folder / "x.npy", floats)
     mapped = np.load(folder / "x.npy", mmap_mode="r")
     found: dict[str, tuple[Any, bool]] = {}
     if device != "cpu":
-        found["on the device, bytes"] = Bytes(images, device=device), True
+        found["on the device, bytes"] = ByteImages(images, device=device), True
         found["on the device, floats"] = xn.to_device(floats, device), True
-    found["in memory, bytes"] = Bytes(images), True
+    found["in memory, bytes"] = ByteImages(images), True
     found["in memory, floats"] = floats, True
     found["in a file, floats"] = mapped, True
     if device != "cpu":

@@ -90,11 +90,11 @@ def test_accuracies_by_hand() -> None:
     images = np.zeros((4, 2, 4, 1), np.uint8)
     images[:2, :, :2] = 200
     labels = np.array([1, 1, 0, 1])
-    right, mirrored = accuracies(Side(), (xn.data.Bytes(images), labels), True, batch=3)
+    right, mirrored = accuracies(Side(), (xn.data.ByteImages(images), labels), True, batch=3)
     assert right == 0.75
     # With its mirror image every example is undecided: the first class is named.
     assert mirrored == 0.25
-    assert accuracies(Side(), (xn.data.Bytes(images), labels), False)[1] is None
+    assert accuracies(Side(), (xn.data.ByteImages(images), labels), False)[1] is None
 
 
 def test_the_held_out_images_are_not_trained_on(small: None) -> None:

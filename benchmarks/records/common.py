@@ -111,7 +111,7 @@ class Data:
     def _placed(self, x: Any, y: Any) -> Pair:
         # The published files hold bytes; load() gave them as fractions of 255.
         images = np.rint(x * self._spec.scale).astype(np.uint8)
-        kept = xn.data.Bytes(images, mean=self._spec.mean, std=self._spec.std, device=self._device)
+        kept = xn.data.ByteImages(images, mean=self._spec.mean, std=self._spec.std, device=self._device)
         return kept, xn.to_device(y, self._device)
 
 

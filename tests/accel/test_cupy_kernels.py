@@ -12,7 +12,7 @@ from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated, emulated_ops, xp
 from xpnet import random
 from xpnet.accel.cupy import launch as launching
-from xpnet.accel.cupy.batches import deal, gather
+from xpnet.accel.cupy.batches import gather, select
 from xpnet.accel.cupy.dropout import keep_mask
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import divisor, launch
@@ -190,11 +190,11 @@ def test_draws_are_those_of_numpys_generator(choices, paired):
     labels, taken = RANDOM.integers(0, 2**32, (400, 3), dtype=np.uint32), np.zeros((N, 3), np.uint32)
     settings = {"order": order, "position": position, "step": step, "program": program, "labels": labels, "taken": taken}
     with emulated():
-        deal(N, index, drawn, **settings)
+        select(N, index, drawn, **settings)
         np.testing.assert_array_equal(drawn[0] + np.int64(2**30), expected)
         np.testing.assert_array_equal(index, order[90:390])
         np.testing.assert_array_equal(taken, labels[order[90:390]])
-        deal(N, index, drawn, **settings)
+        select(N, index, drawn, **settings)
     np.testing.assert_array_equal(index, [*order[390:], *[-1] * 290])  # beyond the end there is nothing
     assert (taken[10:] == 2**32 - 1).all()
     assert (position, step) == (690, (2 << 32) + 9)
@@ -207,7 +207,7 @@ def test_flips_are_those_of_numpys_generator(p):
     drawn, step = np.zeros((1, 2, N), np.int32), np.array(4, np.uint64)
     program = np.array([[1, 0, 0, 0, 1, 1, 0, 1, 0, low, high, int(np.ceil(p * 2.0**53))]])
     with emulated():
-        deal(N, None, drawn, step=step, program=program)
+        select(N, None, drawn, step=step, program=program)
     np.testing.assert_array_equal(drawn[0, 0], random.generator(key, 4).random(N) < p)
 
 

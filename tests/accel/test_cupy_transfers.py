@@ -14,9 +14,9 @@ import pytest
 import xpnet as xn
 from tests.accel.gpu import skip_without_gpu
 from xpnet.backend import Device
-from xpnet.data import Batches, Bytes
+from xpnet.data import Batches, ByteImages
 from xpnet.data.augment import Compose, Crop, Cutout, Flip, Mixup, Normalise
-from xpnet.data.prefetch import Staging
+from xpnet.data.prefetch import Prefetcher
 from xpnet.inspect.timeline import Timeline
 
 RNG = np.random.default_rng(0)
@@ -122,12 +122,12 @@ def test_what_the_streams_are_told(cuda):
     transfers = module.CudaTransfers(Device("cuda", 1))
     copies = transfers._stream.ptr
     assert transfers._stream.settings == {"non_blocking": True}  # else it would wait for the default stream
-    staging = Staging(transfers, thread=False, slots=2)
-    for number, ((x, y), _) in enumerate(staging.run(batches(5))):
+    prefetcher = Prefetcher(transfers, thread=False, slots=2)
+    for number, ((x, y), _) in enumerate(prefetcher.run(batches(5))):
         np.testing.assert_array_equal(x, np.full((4, 3), number, np.float32))
         np.testing.assert_array_equal(y, np.full(4, number))
         log.append(("step", number))
-    staging.close()
+    prefetcher.close()
     assert all(what[1] == copies for what in log if what[0] in ("copy", "empty"))
     assert sum(what[0] == "copy" for what in log) == 10
     events = [what[2] for what in log if what[0] == "record"]
@@ -147,10 +147,10 @@ def test_times_are_those_of_events(cuda):
     module, _ = cuda
     with Timeline() as line:
         transfers = module.CudaTransfers(Device("cuda", 1))
-        staging = Staging(transfers)
-        for _ in staging.run(batches(3)):
+        prefetcher = Prefetcher(transfers)
+        for _ in prefetcher.run(batches(3)):
             pass
-        staging.close()
+        prefetcher.close()
     assert len(line.lane("copies")) == 3
     assert all(span.end > span.start for span in line.lane("copies"))
     untimed = module.CudaTransfers(Device("cuda", 1))
@@ -184,12 +184,12 @@ NORMALISE = Compose(AUGMENT, Normalise(MEAN, STD))
 @pytest.mark.parametrize("kind", ["resident bytes", "resident floats", "bytes", "floats", "file"])
 def test_recorded_steps_have_the_bits_of_plain_ones(gpu, augment, kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "im2col")  # not what was faster just then
-    floats = Bytes(IMAGES)[:]
+    floats = ByteImages(IMAGES)[:]
     np.save(tmp_path / "x.npy", floats)
     x = {
-        "resident bytes": lambda: Bytes(IMAGES, device=gpu),
+        "resident bytes": lambda: ByteImages(IMAGES, device=gpu),
         "resident floats": lambda: xn.to_device(floats, gpu),
-        "bytes": lambda: Bytes(IMAGES),
+        "bytes": lambda: ByteImages(IMAGES),
         "floats": lambda: floats,
         "file": lambda: np.load(tmp_path / "x.npy", mmap_mode="r"),
     }[kind]()
@@ -202,12 +202,12 @@ def test_recorded_steps_have_the_bits_of_plain_ones(gpu, augment, kind, tmp_path
 
 @pytest.mark.cuda
 def test_batches_on_a_gpu_are_those_of_the_cpu(gpu):
-    from xpnet.training.device_input import Resident, feed_of
+    from xpnet.data.device_feed import ResidentFeed, choose_feed
 
-    on_gpu = Batches((Bytes(IMAGES, mean=MEAN, std=STD, device=gpu), LABELS), 16, seed=3, augment=AUGMENT, device=gpu)
-    expected = Batches((Bytes(IMAGES, mean=MEAN, std=STD), LABELS), 16, seed=3, augment=AUGMENT)
-    feed = feed_of(on_gpu, Device("cuda"), lambda: None)
-    assert isinstance(feed, Resident)
+    on_gpu = Batches((ByteImages(IMAGES, mean=MEAN, std=STD, device=gpu), LABELS), 16, seed=3, augment=AUGMENT, device=gpu)
+    expected = Batches((ByteImages(IMAGES, mean=MEAN, std=STD), LABELS), 16, seed=3, augment=AUGMENT)
+    feed = choose_feed(on_gpu, Device("cuda"), lambda: None)
+    assert isinstance(feed, ResidentFeed)
     for (x, y), (u, v) in zip(feed.epoch(2), expected.epoch(2), strict=True):
         feed.prepare(size=len(x))
         np.testing.assert_array_equal(xn.to_numpy(x), u)
@@ -217,6 +217,6 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(gpu):
 @pytest.mark.cuda
 def test_a_timeline_on_a_gpu(gpu):
     with Timeline() as line:
-        learnt((Bytes(IMAGES)[:], LABELS), True)
+        learnt((ByteImages(IMAGES)[:], LABELS), True)
     assert len(line.lane("computation")) == len(line.lane("copies")) == 4 * 5
     assert all(span.end >= span.start for span in line.spans)

@@ -138,8 +138,8 @@ def test_a_data_set_in_a_file_that_wants_increasing_indices():
         (lambda: Batches(np.zeros(3), 2.5), ValueError, "batch_size must be an integer"),
         (lambda: Batches(np.zeros(3), None), ValueError, "batch_size=None is for a stream"),
         (lambda: Batches(np.zeros(3), workers=-1), ValueError, "workers must be"),
-        (lambda: Batches(np.zeros(3), samples=4), ValueError, "samples=4 of 3 examples"),
-        (lambda: Batches(np.zeros(3), samples=0), ValueError, "samples must be"),
+        (lambda: Batches(np.zeros(3), samples_per_epoch=4), ValueError, "samples_per_epoch=4 of 3 examples"),
+        (lambda: Batches(np.zeros(3), samples_per_epoch=0), ValueError, "samples_per_epoch must be"),
         (lambda: Batches(np.zeros(3), buffer=4), ValueError, "buffer is for streams"),
         (
             lambda: Batches(np.zeros(3), processes=True, workers=2),
@@ -163,9 +163,14 @@ def test_errors(make, error, message):
 # Weights and samples
 
 
+def test_the_old_name_of_samples_per_epoch_warns():
+    with pytest.warns(DeprecationWarning, match=r"use Batches\(samples_per_epoch=\)"):
+        assert Batches(np.arange(6), samples=4).count == 4
+
+
 def test_weighted_sampling_draws_in_proportion():
     weights = np.array([0.0, 1.0, 3.0, 0.0, 6.0, 0.0])
-    batches = Batches(np.arange(6), 100, weights=weights, samples=50_000)
+    batches = Batches(np.arange(6), 100, weights=weights, samples_per_epoch=50_000)
     assert len(batches) == 500
     share = np.bincount(np.concatenate(list(batches)), minlength=6) / 50_000
     np.testing.assert_allclose(share, weights / 10, atol=0.01)
@@ -177,7 +182,7 @@ def test_class_weights_balance_the_classes():
     table = data.class_weights(y, 5)
     np.testing.assert_allclose(table, [100 / (3 * 90), 100 / 27, 0, 100 / 3, 0], rtol=1e-6)
     assert abs(float(table[y].mean()) - 1) < 1e-6
-    drawn = np.concatenate(list(Batches(y, 1000, weights=data.example_weights(y), samples=30_000)))
+    drawn = np.concatenate(list(Batches(y, 1000, weights=data.example_weights(y), samples_per_epoch=30_000)))
     np.testing.assert_allclose(np.bincount(drawn)[[0, 1, 3]] / 30_000, 1 / 3, atol=0.01)
     chosen = data.example_weights(y, np.array([0.0, 1.0, 0.0, 2.0]))
     assert set(np.concatenate(list(Batches(y, 10, weights=chosen))).tolist()) == {1, 3}
@@ -201,10 +206,10 @@ def test_few_samples_out_of_very_many_cost_no_pass_over_the_data():
             return i
 
     huge = Huge()
-    drawn = np.concatenate(list(Batches(huge, 10, samples=50)))
+    drawn = np.concatenate(list(Batches(huge, 10, samples_per_epoch=50)))
     assert huge.asked == 50 == len(set(drawn.tolist()))
     assert drawn.max() > 10**11
-    assert np.concatenate(list(Batches(huge, 10, samples=50).epoch(1))).tolist() != drawn.tolist()
+    assert np.concatenate(list(Batches(huge, 10, samples_per_epoch=50).epoch(1))).tolist() != drawn.tolist()
 
 
 def test_split_is_stratified_and_repeatable():

@@ -1,7 +1,9 @@
 """Data: the known data sets, mini-batches out of any source, preprocessing and augmentation."""
 
+from xpnet.runtime.deprecation import renamed_names
+
 from . import augment, cifar, idx, preprocessing
-from .byte_images import Bytes
+from .byte_images import ByteImages
 from .catalogue import load, names
 from .dataset import DataError, Dataset, WorkerError
 from .images import ImageFolder, read_image
@@ -12,7 +14,7 @@ from .sources import SkipExample
 
 __all__ = [
     "Batches",
-    "Bytes",
+    "ByteImages",
     "DataError",
     "Dataset",
     "ImageFolder",
@@ -30,3 +32,5 @@ __all__ = [
     "read_image",
     "split",
 ]
+
+__getattr__ = renamed_names(__name__, {"Bytes": "ByteImages"})

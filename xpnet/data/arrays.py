@@ -124,7 +124,7 @@ class _InFile(_Reader):
         return np.asarray(self.array[start:stop])
 
 
-class _InBytes(_Reader):
+class _InByteImages(_Reader):
     """Bytes that become numbers as they are gathered, where they are."""
 
     def take(self, order: Order, start: int, stop: int) -> Array:
@@ -162,7 +162,7 @@ class _Mapped(_Reader):
 
 def _reader(array: Array) -> _Reader:
     if getattr(array, "gathers", False):
-        return _InBytes(array)
+        return _InByteImages(array)
     if isinstance(array, np.ndarray):
         memory = _file_memory(array)
         return _Numpy(array) if memory is None else _Mapped(array, memory)

@@ -1,26 +1,30 @@
-"""A data set that stays in memory as bytes and becomes numbers a batch at a time."""
+"""Images that stay in memory as bytes and are converted to floating point batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xpnet import backend
 from xpnet.backend import Array, Device, name_of, namespace
 
+if TYPE_CHECKING:
+    from .augment import Augmentation
+    from .augment.program import AugmentProgram
 
-class Bytes:
-    """Images kept as bytes, in main memory or in a GPU's: a quarter of the memory of float32.
 
-    A batch of it is (bytes * scale - mean) / std. On a GPU each byte is looked up in a table of these, so the bits are those of
-    the CPU. Use it in the place of x: ``trainer.fit((xn.data.Bytes(images, device="cuda"), labels))``; a recorded step then
-    gathers, augments and converts its own batch.
+class ByteImages:
+    """Images kept as bytes, in main memory or on a GPU: a quarter of the memory of float32.
+
+    A batch is (bytes * scale - mean) / std. On a GPU each byte is looked up in a table of these values, so the bits are those
+    of the CPU. Use it in place of x: ``trainer.fit((xn.data.ByteImages(images, device="cuda"), labels))``; a recorded step
+    then gathers, augments and converts its own batch.
 
     Args:
         images: (N, ..., C) uint8, of any library.
-        scale: what a byte is multiplied by.
+        scale: the factor of each byte.
         mean, std: C numbers, for the last axis, in units of the scaled values; both or neither.
         dtype: of the batches, "float32" or another floating dtype.
         device: where the bytes live.
@@ -29,7 +33,7 @@ class Bytes:
         ValueError: other dtypes, or a mean and std that do not fit.
     """
 
-    gathers = True  # its own examples: see arrays._InBytes
+    gathers = True  # see arrays._InByteImages
 
     def __init__(
         self,
@@ -42,67 +46,67 @@ class Bytes:
         device: str | Device = "cpu",
     ) -> None:
         if not hasattr(images, "dtype") or backend.dtype_name(images) != "uint8" or images.ndim < 2:
-            raise ValueError(f"Bytes: expected images (N, ..., C) of uint8, got {backend.describe(images)}")
+            raise ValueError(f"ByteImages: expected images (N, ..., C) of uint8, got {backend.describe(images)}")
         if (mean is None) != (std is None):
-            raise ValueError("Bytes: give both mean and std, or neither")
+            raise ValueError("ByteImages: give both mean and std, or neither")
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != images.shape[-1]:
-                raise ValueError(f"Bytes: {name} has {len(values)} numbers, the images {images.shape[-1]} channels")
+                raise ValueError(f"ByteImages: {name} has {len(values)} numbers, the images {images.shape[-1]} channels")
         self.device = backend.device(device)
         self.images = backend.to_device(images, self.device)
         self.scale = scale
         self.mean = None if mean is None else np.asarray(mean, dtype)
         self.std = None if std is None else np.asarray(std, dtype)
         self.dtype = np.dtype(dtype)
-        self._there: tuple[Array, Array] | None = None  # mean and std beside the images, once they are asked for
+        self._moments: tuple[Array, Array] | None = None  # mean and std on the images' device, made when first needed
         self._table: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, ..., C)."""
+        """The shape (N, ..., C)."""
         return tuple(self.images.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Array:
-        """The images of a slice or of an array of indices, as numbers."""
+        """Return the images of a slice or of an array of indices, in floating point."""
         xp = namespace(self.images)
         if isinstance(index, slice):
             index = xp.arange(*index.indices(len(self)), dtype=xp.int64)
         return gathered(self, xp.asarray(index), kernel=name_of(xp) == "cupy")
 
     def numbers(self, images: Array) -> Array:
-        """Bytes of any shape (..., C) as numbers: what every batch of them is."""
+        """Convert bytes of any shape (..., C) to floating point, as in every batch."""
         xp = namespace(images)
         batch = xp.astype(images, getattr(xp, self.dtype.name))
         batch *= self.scale
         if self.mean is not None:
-            mean, std = (self.mean, self.std) if xp is np else self._beside()
+            mean, std = (self.mean, self.std) if xp is np else self._device_moments()
             batch -= mean
             batch /= std
         return batch
 
-    def _beside(self) -> tuple[Array, Array]:
-        if self._there is None:
-            self._there = backend.to_device(self.mean, self.device), backend.to_device(self.std, self.device)
-        return self._there
+    def _device_moments(self) -> tuple[Array, Array]:
+        if self._moments is None:
+            self._moments = backend.to_device(self.mean, self.device), backend.to_device(self.std, self.device)
+        return self._moments
 
-    def program(self, augment: Any = None, seed: int = 0) -> Any:
-        """The `xpnet.data.augment.program.Program` from the bytes to augmented numbers, or None."""
-        from .augment.program import program
+    def augment_program(self, augment: Augmentation | None = None, seed: int = 0) -> AugmentProgram | None:
+        """Return the program from the bytes to augmented floating point images, or None; see augment.program."""
+        from .augment.program import augment_program
 
-        return program(augment, seed, self.shape[1:], "uint8", self.numbers, self.mean is None)
+        return augment_program(augment, seed, self.shape[1:], "uint8", self.numbers, self.mean is None)
 
     def table(self) -> Array | None:
-        """What each byte becomes, (256, C) or (256, 1), beside the images; None where that would be too large."""
-        if self._table is None and (made := self.program()) is not None:
+        """Return the lookup table of the bytes, (256, C) or (256, 1), on their device; None where it would be too large."""
+        if self._table is None and (made := self.augment_program()) is not None:
             self._table = backend.to_device(made.table, self.device)
         return self._table
 
 
-def gathered(data: Bytes, index: Array, kernel: bool) -> Array:
-    """The images at `index` (int64, on their device) as numbers, by the CUDA kernel or by array code: the same bits."""
+def gathered(data: ByteImages, index: Array, kernel: bool) -> Array:
+    """Gather the images at `index` (int64, on their device) in floating point, by the CUDA kernel or by array code."""
     xp = namespace(data.images)
     table = data.table() if kernel else None
     if table is None:

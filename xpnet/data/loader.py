@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xpnet import backend
 from xpnet.backend import Array, Device
+from xpnet.runtime.deprecation import renamed_arguments
 
 from . import sampling
 from .arrays import Arrays, Order, each
@@ -89,7 +90,7 @@ class Batches:
         seed: any integer.
         drop_last: leave out a last batch that is not full.
         weights: (N,), how likely each example is drawn (with replacement), see :func:`example_weights`.
-        samples: examples in an epoch, instead of all; few out of many costs no pass over the data.
+        samples_per_epoch: examples in an epoch, instead of all; few out of many costs no pass over the data.
         transform: called with each batch, returns the batch to use; runs in the workers.
         augment: an augmentation of :mod:`xpnet.data.augment`, for batches `(x, y)` or x. Its random numbers
             are those of (seed, epoch, batch). It runs in the workers, or, with `device` on a GPU, there (in
@@ -108,6 +109,7 @@ class Batches:
         skipped: {name: reason} of the examples left out so far because they could not be had.
     """
 
+    @renamed_arguments(samples="samples_per_epoch")
     def __init__(
         self,
         data: Any,
@@ -117,7 +119,7 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
         weights: Array | None = None,
-        samples: int | None = None,
+        samples_per_epoch: int | None = None,
         transform: Callable[[Any], Any] | None = None,
         augment: Augmentation | None = None,
         device: str | Device | None = None,
@@ -132,14 +134,14 @@ class Batches:
         if batch_size is None and not stream:
             raise ValueError("batch_size=None is for a stream that gives batches; give a number")
         _check(batch_size=(batch_size, 1), workers=(workers, 0), prefetch=(prefetch, 1), buffer=(buffer, 0))
-        if samples is not None:
-            _check(samples=(samples, 1))
+        if samples_per_epoch is not None:
+            _check(samples_per_epoch=(samples_per_epoch, 1))
         self.batch_size, self.seed, self.drop_last = batch_size, int(seed), drop_last
         self.count: int | None = None
         self.shuffle = not stream if shuffle is None else shuffle
         self._weights: NumpyArray | None = None
         if isinstance(self.source, Stream):
-            if shuffle or weights is not None or samples is not None:
+            if shuffle or weights is not None or samples_per_epoch is not None:
                 raise ValueError(
                     "a stream cannot be shuffled, weighted or sampled by index; buffer=1000 shuffles it within a buffer"
                 )
@@ -151,9 +153,11 @@ class Batches:
                 raise ValueError("buffer is for streams; these data are shuffled as a whole")
             if weights is not None:
                 self._weights = sampling.check_weights(weights, n)
-            elif samples is not None and samples > n:
-                raise ValueError(f"samples={samples} of {n} examples: more than all needs weights (with replacement)")
-            self.count = n if samples is None else samples
+            elif samples_per_epoch is not None and samples_per_epoch > n:
+                raise ValueError(
+                    f"samples_per_epoch={samples_per_epoch} of {n} examples: more than all needs weights (with replacement)"
+                )
+            self.count = n if samples_per_epoch is None else samples_per_epoch
             if processes and isinstance(self.source, Arrays):
                 raise ValueError("arrays would be copied to every worker process: use threads (processes=False)")
         self._move: Callable[[Array], Array] = backend.to_numpy
@@ -186,7 +190,7 @@ class Batches:
             for number, batch in made:
                 yield self._placed(batch, epoch, number)
 
-    def staged(
+    def prefetched(
         self, epoch: int, start: int, stage: Callable[[Generator[_Made]], Generator[_Made]], raw: Arrays | None = None
     ) -> Iterator[Any]:
         """As :meth:`epoch`, with `stage` to bring the batches to their device.

@@ -88,7 +88,7 @@ class Slot:
         self.used: Event | None = None
 
 
-class Staging:
+class Prefetcher:
     """Copies batches to a device while earlier ones are used there.
 
     A batch that is given stays as it is until the next one is asked for.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import Array
@@ -12,8 +12,7 @@ from xpnet.training.callback import Callback
 from xpnet.training.data_adapter import examples_in
 
 if TYPE_CHECKING:
-    from xpnet.data import Batches
-    from xpnet.training.device_input import Feed
+    from xpnet.data.device_feed import DeviceFeed
     from xpnet.training.trainer import Trainer
 
 
@@ -56,7 +55,7 @@ class CapturedSteps:
         self.graphs = graphs
         self._make_clock = clock
         self._rate: float | None = None
-        self.feed: Feed | None = None
+        self.feed: DeviceFeed | None = None
         self._captured = Captured(self._work, graphs, "the training step")
         # A callback that looks at or changes the gradients runs between backward and update, on the host.
         changed = any(type(c).before_update is not Callback.before_update for c in trainer.callbacks)
@@ -146,28 +145,3 @@ def captured_steps(trainer: Trainer) -> CapturedSteps | None:
     from xpnet.compiled.cuda_graph import CudaGraphs
 
     return CapturedSteps(trainer, CudaGraphs(model.context.device), lambda values: Clock.new(cupy, values))
-
-
-@contextlib.contextmanager
-def feeding(trainer: Trainer, batches: Batches, captured: CapturedSteps | None = None) -> Iterator[Batches | Feed]:
-    """Within the block, the batches as they best come to a trainer's steps; see xpnet.training.device_input."""
-    device = trainer.model.context.device
-    if device.kind == "cpu" and captured is None:
-        yield batches
-        return
-    from xpnet.training.device_input import feed_of  # the data are imported where they are needed
-
-    def transfers() -> Any:
-        from xpnet.accel.cupy.transfers import CudaTransfers
-
-        return CudaTransfers(device)
-
-    feed = feed_of(batches, device, transfers, recorded=captured is not None)
-    if captured is not None:
-        captured.feed = feed
-    try:
-        yield feed
-    finally:
-        feed.close()
-        if captured is not None:
-            captured.feed = None

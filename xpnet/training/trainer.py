@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from xpnet import losses, metrics
@@ -18,7 +19,7 @@ from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
 from xpnet.training.callback import Callback
-from xpnet.training.captured import captured_steps, feeding
+from xpnet.training.captured import CapturedSteps, captured_steps
 from xpnet.training.checkpointed_segments import Recompute, recomputed, segments_of
 from xpnet.training.data_adapter import applied, as_batches, examples_in, kinds, known_length, native, no_batches
 from xpnet.training.history import History
@@ -27,7 +28,7 @@ from xpnet.training.progress import Progress
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
-    from xpnet.training.device_input import Feed
+    from xpnet.data.device_feed import DeviceFeed
 
 Data = Any
 
@@ -231,12 +232,17 @@ class Trainer:
         train = self._train if captured is None else captured.step
         context = contextlib.nullcontext() if captured is None else captured
         bar = Progress(last, known_length(batches), verbose)
-        with Interruptible(self), bar as progress, context, feeding(self, batches, captured) as source:
+        with Interruptible(self), bar as progress, context, self._feed(batches, captured) as source:
             self._call("on_fit_begin")
             while self.epoch < last and not self.stop:
                 self._epoch(source, checks, progress, train)
             self._call("on_fit_end")
         return self.history
+
+    def _feed(self, batches: Batches, steps: CapturedSteps | None = None) -> AbstractContextManager[Batches | DeviceFeed]:
+        from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
+
+        return device_feed(batches, self.model.context.device, steps)
 
     def _train(self, x: Array, y: Array) -> Array:
         """One batch, updated and measured; returns the loss."""
@@ -245,7 +251,7 @@ class Trainer:
         return loss
 
     def _epoch(
-        self, batches: Batches | Feed, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
+        self, batches: Batches | DeviceFeed, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
     ) -> None:
         """What is left of one epoch: its batches, validation, and the record of both."""
         if self.batch == 0:
@@ -285,7 +291,7 @@ class Trainer:
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:
         sums = Sums()
-        with no_grad(), Evaluation(self.model), feeding(self, batches) as source:
+        with no_grad(), Evaluation(self.model), self._feed(batches) as source:
             for x, y in source.epoch(0):
                 prediction = applied(self.model, x)
                 values = {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)}

@@ -16,10 +16,10 @@ def _listed(kind: str, width: int, source: str) -> bool:
 
 
 _gather = Kernel("batches", "gather", FLOATS, VECTORS, ("u8", *FLOATS), only=_listed)
-_deal = Kernel("batches", "deal", (256,))
+_select = Kernel("batches", "select", (256,))
 
 
-def deal(
+def select(
     batch: int,
     index: Array | None,
     drawn: Array | None,
@@ -48,7 +48,7 @@ def deal(
     count = 0 if order is None else int(order.shape[0])
     words = 0 if labels is None else int(labels.shape[1])
     launch(
-        _deal[256,], 1, 256, order, count, position, step, program, stages, batch, labels, words, index, taken, drawn
+        _select[256,], 1, 256, order, count, position, step, program, stages, batch, labels, words, index, taken, drawn
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def gather(
         values: (K, 2, C) in the dtype that `out` is computed in: numbers become (v - a) / b for each pair; None: they stay.
         fills: (S, C), what each stage paints.
         program: (S, 12) int64.
-        drawn: (S, 2, N) int32, from `deal`.
+        drawn: (S, 2, N) int32, from `select`.
 
     Raises:
         ValueError: an example has 2**31 elements or more.

@@ -29,8 +29,8 @@ _WIDE = 1 << 16  # channels; a table of all bytes for more would be larger than 
 
 
 @dataclass(frozen=True)
-class Program:
-    """What the kernels `deal` and `gather` of ``xpnet.accel.cupy.batches`` are given, as NumPy arrays.
+class AugmentProgram:
+    """What the kernels `select` and `gather` of ``xpnet.accel.cupy.batches`` are given, as NumPy arrays.
 
     Attributes:
         shape: of a resulting example.
@@ -49,14 +49,14 @@ class Program:
     values: NumpyArray | None
 
 
-def program(
+def augment_program(
     augment: Augmentation | None,
     seed: int,
     shape: tuple[int, ...],
     dtype: str,
     convert: Callable[[NumpyArray], NumpyArray] | None = None,
     alike: bool = True,
-) -> Program | None:
+) -> AugmentProgram | None:
     """The program of an augmentation, or None where it has a stage that no program can express.
 
     Those are Mixup, Rotation, Elastic and classes of one's own; Rescale and Normalise in half precision, and bytes that stay
@@ -106,7 +106,7 @@ def program(
         fills.append(np.full((1, 1, 1, different), fill, samples.dtype))
     if samples.dtype.kind != "f":
         return None
-    return Program(
+    return AugmentProgram(
         shape,
         samples.dtype.name,
         np.array(stages, np.int64) if stages else None,

@@ -12,7 +12,7 @@ import pytest
 
 from tests.streams import HazardError, TwoStreams
 from xpnet.data import Batches, WorkerError
-from xpnet.data.prefetch import Staging
+from xpnet.data.prefetch import Prefetcher
 from xpnet.data.sources import SkipExample
 from xpnet.inspect.timeline import Timeline
 
@@ -61,12 +61,12 @@ def check(results, count=9):
 @pytest.mark.parametrize("slots", [1, 2, 3, 5])
 def test_every_computation_sees_its_batch(eager, thread, slots):
     device, results = TwoStreams(*eager), []
-    staging = Staging(device, thread, slots)
+    prefetcher = Prefetcher(device, thread, slots)
     for _ in range(2):
-        for number, ((x, y), others) in enumerate(staging.run(made())):
+        for number, ((x, y), others) in enumerate(prefetcher.run(made())):
             assert others == [number]
             computed(device, x, y, results)
-        staging.close()
+        prefetcher.close()
         check(results)
         results.clear()
     assert device.finished == 2
@@ -83,24 +83,24 @@ class Forgets(TwoStreams):
 @pytest.mark.parametrize(("forgotten", "eager"), [("computations_wait", "computations"), ("copies_wait", "copies")])
 def test_the_stand_in_finds_a_wait_that_is_missing(forgotten, eager):
     device, results = Forgets(forgotten, eager), []
-    staging = Staging(device)
-    for (x, y), _ in staging.run(made()):
+    prefetcher = Prefetcher(device)
+    for (x, y), _ in prefetcher.run(made()):
         computed(device, x, y, results)
-    staging.close()
+    prefetcher.close()
     with pytest.raises(AssertionError):
         check(results)
 
 
 def test_the_stand_in_finds_memory_that_is_written_too_early():
-    class Hasty(Staging):
+    class Hasty(Prefetcher):
         def _stage(self, slot, batch):
             slot.copied = None  # so that nobody waits for it
             return super()._stage(slot, batch)
 
     def loop():
-        staging = Hasty(TwoStreams(), thread=False)
-        list(staging.run(made()))
-        staging.close()
+        prefetcher = Hasty(TwoStreams(), thread=False)
+        list(prefetcher.run(made()))
+        prefetcher.close()
 
     with pytest.raises(HazardError, match="before it was copied"):
         loop()
@@ -108,11 +108,11 @@ def test_the_stand_in_finds_memory_that_is_written_too_early():
 
 def test_slots_are_used_again():
     device = TwoStreams("copies", "computations")
-    staging = Staging(device)
+    prefetcher = Prefetcher(device)
     same = ((item, None) for item in itertools.repeat((X[:8], Y[:8]), 20))
-    assert len({x.ctypes.data for (x, _), _ in staging.run(same)}) == 3
+    assert len({x.ctypes.data for (x, _), _ in prefetcher.run(same)}) == 3
     assert device.allocated == 3 * 2 * 2  # each array of each slot: nothing, then what the first batch needs
-    staging.close()
+    prefetcher.close()
 
 
 @pytest.mark.parametrize("thread", [False, True])
@@ -124,29 +124,29 @@ def test_batches_are_made_ahead_and_no_further(thread):
             begun.append(item)
             yield item
 
-    staging = Staging(device, thread)
-    run = staging.run(source())
+    prefetcher = Prefetcher(device, thread)
+    run = prefetcher.run(source())
     next(run)
     deadline = time.monotonic() + 5
     while len(begun) < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(0.02)
     assert len(begun) == 3  # the one in use and two more
-    staging.close()
+    prefetcher.close()
 
 
 @pytest.mark.parametrize("thread", [False, True])
 def test_an_error_comes_in_its_turn(thread):
     device, seen = TwoStreams(), []
-    staging = Staging(device, thread)
+    prefetcher = Prefetcher(device, thread)
 
     def loop():
-        for (x, y), _ in staging.run(made(fails_at=4)):
+        for (x, y), _ in prefetcher.run(made(fails_at=4)):
             computed(device, x, y, seen)
 
     with pytest.raises(OSError, match="the disk is gone"):
         loop()
-    staging.close()
+    prefetcher.close()
     check(seen, 4)
 
 
@@ -162,10 +162,10 @@ def test_stopping_early_leaves_nothing_running(thread, interrupt):
             closed.append(threading.current_thread())
 
     device, results = TwoStreams("copies"), []
-    staging = Staging(device, thread)
+    prefetcher = Prefetcher(device, thread)
 
     def loop():
-        for (x, y), _ in staging.run(source()):
+        for (x, y), _ in prefetcher.run(source()):
             computed(device, x, y, results)
             if len(device.computations.actions) > 20:
                 if interrupt is not None:
@@ -177,15 +177,15 @@ def test_stopping_early_leaves_nothing_running(thread, interrupt):
     else:
         with pytest.raises(interrupt):
             loop()
-    staging.close()
+    prefetcher.close()
     assert len(closed) == 1
     assert not workers()
     check(results, len(results))
     # And the same slots serve again.
     results.clear()
-    for (x, y), _ in staging.run(made()):
+    for (x, y), _ in prefetcher.run(made()):
         computed(device, x, y, results)
-    staging.close()
+    prefetcher.close()
     check(results)
 
 
@@ -198,27 +198,27 @@ def test_closing_while_a_batch_is_being_made():
         go_on.wait(10)
         yield from made(2)
 
-    staging = Staging(TwoStreams())
-    run = staging.run(source())
+    prefetcher = Prefetcher(TwoStreams())
+    run = prefetcher.run(source())
     next(run)
     assert begun.wait(10)
     threading.Timer(0.05, go_on.set).start()
-    staging.close()  # waits for the thread, which is inside the generator, and then closes that
+    prefetcher.close()  # waits for the thread, which is inside the generator, and then closes that
     with pytest.raises(StopIteration):
         next(run)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"drop_last": True}, {"workers": 2}, {"samples": 20}, {"transform": lambda batch: (2 * batch[0], batch[1])}],
-    ids=["plain", "drop_last", "workers", "samples", "transform"],
+    [{}, {"drop_last": True}, {"workers": 2}, {"samples_per_epoch": 20}, {"transform": lambda batch: (2 * batch[0], batch[1])}],
+    ids=["plain", "drop_last", "workers", "samples_per_epoch", "transform"],
 )
-def test_batches_are_the_same_staged(settings):
+def test_batches_are_the_same_prefetched(settings):
     batches = Batches((X, Y), 8, seed=3, **settings)
-    staging = Staging(TwoStreams("copies"))
+    prefetcher = Prefetcher(TwoStreams("copies"))
     for epoch, start in ((0, 0), (1, 2)):
         staged = []
-        for number, (x, y) in enumerate(_forced(staging, batches, epoch, start), start + 1):
+        for number, (x, y) in enumerate(_forced(prefetcher, batches, epoch, start), start + 1):
             staged.append((x.copy(), y.copy()))
             assert batches.state()["batch"] == number  # what is made ahead does not count
         expected = list(batches.epoch(epoch, start))
@@ -226,21 +226,21 @@ def test_batches_are_the_same_staged(settings):
         for found, wanted in zip(staged, expected):
             for a, b in zip(found, wanted):
                 np.testing.assert_array_equal(a, b)
-    staging.close()
+    prefetcher.close()
 
 
-def _forced(staging, batches, epoch, start):
+def _forced(prefetcher, batches, epoch, start):
     """Each batch, once its computation would begin."""
-    for batch in batches.staged(epoch, start, staging.run):
-        staging.transfers.used().synchronize()
+    for batch in batches.prefetched(epoch, start, prefetcher.run):
+        prefetcher.transfers.used().synchronize()
         yield batch
 
 
 def test_the_death_of_a_worker_process_is_an_error_and_no_hang():
-    staging = Staging(TwoStreams("copies"))
+    prefetcher = Prefetcher(TwoStreams("copies"))
     with Batches(Dies(), 4, shuffle=False, workers=1, processes=True) as batches, pytest.raises(WorkerError, match="died"):
-        list(batches.staged(0, 0, staging.run))
-    staging.close()
+        list(batches.prefetched(0, 0, prefetcher.run))
+    prefetcher.close()
 
 
 def test_what_a_worker_leaves_out_is_noted_in_its_turn():
@@ -250,10 +250,10 @@ def test_what_a_worker_leaves_out_is_noted_in_its_turn():
                 raise SkipExample(f"file {i}", "it is empty")
             return super().__getitem__(i)
 
-    batches, staging = Batches(Gaps(), 4, shuffle=False, workers=1), Staging(TwoStreams("copies"))
+    batches, prefetcher = Batches(Gaps(), 4, shuffle=False, workers=1), Prefetcher(TwoStreams("copies"))
     with pytest.warns(RuntimeWarning, match="left out file"):
-        found = [y.tolist() for _, y in _forced(staging, batches, 0, 0)]
-    staging.close()
+        found = [y.tolist() for _, y in _forced(prefetcher, batches, 0, 0)]
+    prefetcher.close()
     assert found[:2] == [[0, 1, 4, 9], [64, 100, 121]]  # a batch that is skipped as a whole takes no slot
     assert len(batches.skipped) == 5
 
@@ -262,7 +262,7 @@ def test_other_byte_orders_empty_batches_and_dicts():
     device = TwoStreams("copies", "computations")
     big = np.arange(6, dtype=">f4").reshape(2, 3)[:, ::-1]
     items = [({"a": big, "b": np.zeros((0, 3))}, None), (None, "skipped")]
-    found = list(Staging(device).run(item for item in items))
+    found = list(Prefetcher(device).run(item for item in items))
     batch, _ = found[0]
     assert batch["a"].dtype == np.dtype("=f4")
     np.testing.assert_array_equal(batch["a"], big)
@@ -273,12 +273,12 @@ def test_other_byte_orders_empty_batches_and_dicts():
 def test_a_timeline_of_loading_copying_and_computing(tmp_path):
     device = TwoStreams("copies", "computations")
     with Timeline() as line:
-        staging = Staging(device)
-        for (_, _), _ in staging.run(made()):
+        prefetcher = Prefetcher(device)
+        for (_, _), _ in prefetcher.run(made()):
             start = device.used()
             device.enqueue(device.computations, lambda: time.sleep(0.002))
             line.add("computation", "step", start, device.used(), device.seconds)
-        staging.close()
+        prefetcher.close()
         with pytest.raises(RuntimeError, match="another one"):
             Timeline().__enter__()
     assert [len(line.lane(name)) for name in ("loading", "copies", "computation")] == [9, 9, 9]
@@ -345,12 +345,12 @@ def scheduled(loading, copying, computing, slots):
             yield item
 
     with Timeline() as line:
-        staging = Staging(device, thread=False, slots=slots)
-        for _ in staging.run(source()):
+        prefetcher = Prefetcher(device, thread=False, slots=slots)
+        for _ in prefetcher.run(source()):
             start = device.used()
             device.works("computations", computing)
             line.add("computation", "step", start, device.used(), device.seconds)
-        staging.close()
+        prefetcher.close()
     return line
 
 

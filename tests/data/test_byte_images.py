@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.data import Batches, Bytes
+from xpnet.data import Batches, ByteImages
 from xpnet.data.byte_images import gathered
 
 RNG = np.random.default_rng(0)
@@ -21,20 +21,20 @@ def floats(images):
 
 def test_batches_are_those_of_the_floats():
     """To rounding: the floats are normalised in float64 here."""
-    ours = Batches((Bytes(IMAGES, mean=MEAN, std=STD), LABELS), 8, seed=3)
+    ours = Batches((ByteImages(IMAGES, mean=MEAN, std=STD), LABELS), 8, seed=3)
     theirs = Batches((floats(IMAGES), LABELS), 8, seed=3)
     for (x, y), (u, v) in zip(ours.epoch(2), theirs.epoch(2), strict=True):
         assert x.dtype == np.float32
         np.testing.assert_allclose(x, u, atol=2e-6)
         np.testing.assert_array_equal(y, v)
-    in_order = Batches(Bytes(IMAGES), 8, shuffle=False)
+    in_order = Batches(ByteImages(IMAGES), 8, shuffle=False)
     np.testing.assert_allclose(np.concatenate(list(in_order)), IMAGES / np.float32(255), rtol=1e-6)
 
 
 def test_a_model_learns_from_bytes():
     model = xn.Sequential([xn.Flatten(), xn.Dense(3)], input_shape=(5, 4, 3))
     trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.03))
-    history = trainer.fit((Bytes(IMAGES, mean=MEAN, std=STD), LABELS), epochs=60, batch_size=16, verbose=False)
+    history = trainer.fit((ByteImages(IMAGES, mean=MEAN, std=STD), LABELS), epochs=60, batch_size=16, verbose=False)
     assert history["loss"][-1] < 0.2 * history["loss"][0]
 
 
@@ -43,7 +43,7 @@ def test_a_model_learns_from_bytes():
 def test_the_kernel_gives_the_same_numbers(dtype):
     from tests.cuda_emulator.emulator import emulated
 
-    data = Bytes(IMAGES, mean=MEAN, std=STD, dtype=dtype)
+    data = ByteImages(IMAGES, mean=MEAN, std=STD, dtype=dtype)
     index = RNG.permutation(50)[:9]
     with emulated():
         found = gathered(data, index, kernel=True)
@@ -58,11 +58,18 @@ def test_mistakes():
         (IMAGES, {"mean": MEAN, "std": [1.0]}, "std has 1 numbers, the images 3 channels"),
     ):
         with pytest.raises(ValueError, match=says):
-            Bytes(images, **settings)
+            ByteImages(images, **settings)
+
+
+def test_the_old_name_warns():
+    with pytest.warns(DeprecationWarning, match=r"xpnet\.data\.Bytes .* use xpnet\.data\.ByteImages"):
+        assert xn.data.Bytes is ByteImages
+    with pytest.raises(AttributeError, match=r"xpnet\.data"):
+        _ = xn.data.Byte
 
 
 @pytest.mark.cuda
 def test_on_a_gpu():
-    data = Bytes(IMAGES, mean=MEAN, std=STD, device="cuda")
+    data = ByteImages(IMAGES, mean=MEAN, std=STD, device="cuda")
     x = next(iter(Batches(data, 8, shuffle=False)))
     np.testing.assert_allclose(xn.to_numpy(x), floats(IMAGES[:8]), atol=2e-6)

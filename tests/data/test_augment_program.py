@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.cuda_emulator.emulator import emulated
-from xpnet.accel.cupy.batches import deal, gather
-from xpnet.data import Bytes
+from xpnet.accel.cupy.batches import gather, select
+from xpnet.data import ByteImages
 from xpnet.data.augment import Augmentation, Compose, Crop, Cutout, Elastic, Flip, Mixup, Normalise, Rescale, Rotation, Shift
-from xpnet.data.augment.program import program
+from xpnet.data.augment.program import augment_program
 
 RNG = np.random.default_rng(0)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -38,7 +38,7 @@ def run(made, data, seed_step, index):
     step = np.array(seed_step, np.uint64)
     with emulated(multiprocessors=2):
         if drawn is not None:
-            deal(N, None, drawn, step=step, program=made.stages)
+            select(N, None, drawn, step=step, program=made.stages)
         gather(data, index, out, table=made.table, values=made.values, fills=made.fills, program=made.stages, drawn=drawn)
     return out
 
@@ -53,7 +53,7 @@ def same(found, expected):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_moves_of_numbers(augment, dtype):
     data, index, step = RNG.standard_normal((12, 9, 7, 3)).astype(dtype), RNG.integers(0, 12, 17), (5 << 32) + 3
-    made = program(augment, 11, data.shape[1:], dtype)
+    made = augment_program(augment, 11, data.shape[1:], dtype)
     same(run(made, data, step, index), augment(data[index], seed=11, step=step))
 
 
@@ -63,9 +63,9 @@ def test_moves_of_numbers(augment, dtype):
 @pytest.mark.parametrize("scaled", [False, True])
 def test_moves_of_bytes(augment, dtype, scaled):
     images, index, step = RNG.integers(0, 256, (12, 9, 7, 3), dtype=np.uint8), RNG.integers(0, 12, 17), 3
-    data = Bytes(images, mean=MEAN if scaled else None, std=STD if scaled else None, dtype=dtype)
+    data = ByteImages(images, mean=MEAN if scaled else None, std=STD if scaled else None, dtype=dtype)
     expected = data[index] if augment is None else augment(data[index], seed=2, step=step)
-    same(run(data.program(augment, 2), images, step, index), expected)
+    same(run(data.augment_program(augment, 2), images, step, index), expected)
 
 
 VALUES = [
@@ -84,14 +84,14 @@ VALUES = [
 def test_moves_and_changes_of_value(augment, dtype):
     data = RNG.integers(0, 256, (12, 9, 8, 3)).astype(dtype)
     index, step = RNG.integers(0, 12, 17), 1 << 33
-    made = program(augment, 2**63 + 5, data.shape[1:], dtype)
+    made = augment_program(augment, 2**63 + 5, data.shape[1:], dtype)
     same(run(made, data, step, index), augment(data[index], seed=2**63 + 5, step=step))
 
 
 @pytest.mark.emulator
 def test_normalising_float64():
     data = RNG.standard_normal((6, 3))
-    made = program(NORMALISE, 0, (3,), "float64")
+    made = augment_program(NORMALISE, 0, (3,), "float64")
     same(run(made, data, 0, np.arange(6)), NORMALISE(data))
 
 
@@ -119,17 +119,17 @@ class Own(Flip):
 )
 def test_what_no_program_expresses(augment, dtype):
     assert isinstance(augment, Augmentation)
-    assert program(augment, 0, (9, 7, 3), dtype) is None
+    assert augment_program(augment, 0, (9, 7, 3), dtype) is None
 
 
 def test_bytes_with_too_many_channels_for_a_table_are_converted_by_array_code():
     channels = 1 << 17
     images = RNG.integers(0, 256, (2, channels), dtype=np.uint8)
     mean = np.linspace(0, 1, channels)
-    assert Bytes(images).table().shape == (256, 1)
-    assert Bytes(images, mean=mean, std=mean + 1).table() is None
+    assert ByteImages(images).table().shape == (256, 1)
+    assert ByteImages(images, mean=mean, std=mean + 1).table() is None
 
 
 def test_mistakes_are_those_of_the_stages():
     with pytest.raises(ValueError, match="2 channels, the images have 3"):
-        program(Normalise((0.1, 0.2), (1.0, 1.0)), 0, (9, 7, 3), "float32")
+        augment_program(Normalise((0.1, 0.2), (1.0, 1.0)), 0, (9, 7, 3), "float32")

@@ -14,14 +14,14 @@ from tests.streams import TwoStreams
 from tests.training.test_captured import FakeGraphs, Remote
 from xpnet.accel.cupy.optimizers import Clock
 from xpnet.backend import CPU, Device
-from xpnet.data import Batches, Bytes
+from xpnet.data import Batches, ByteImages
 from xpnet.data.arrays import Arrays
 from xpnet.data.augment import Compose, Crop, Cutout, Flip, Mixup, Normalise, Rescale, Rotation, Shift
+from xpnet.data.device_feed import PlainFeed, PrefetchFeed, ResidentFeed, choose_feed, device_feed
 from xpnet.inspect.timeline import Timeline
 from xpnet.ops import reference_only
 from xpnet.training import Checkpoint
 from xpnet.training.captured import CapturedSteps
-from xpnet.training.device_input import Plain, Resident, Staged, feed_of
 
 pytestmark = pytest.mark.emulator
 
@@ -42,7 +42,7 @@ class FeedGraphs(FakeGraphs):
 
     def _device(self):
         arrays = super()._device()
-        for owner in (self.feed, getattr(self.feed, "maker", None)):
+        for owner in (self.feed, getattr(self.feed, "builder", None)):
             arrays += [a for a in vars(owner or object).values() if isinstance(a, np.ndarray) and a.flags.writeable]
         return arrays
 
@@ -56,7 +56,7 @@ class Fed(CapturedSteps):
 
     def fed(self, batches):
         feed = self.graphs.feed = self.make(batches)
-        for owner in (feed, getattr(feed, "maker", None)):  # what is on the device, the host must not read
+        for owner in (feed, getattr(feed, "builder", None)):  # what is on the device, the host must not read
             for name, value in vars(owner or object).items():
                 if isinstance(value, np.ndarray) and name in ("order", "position", "step", "index", "drawn", "x", "y"):
                     setattr(owner, name, value.view(Remote))
@@ -77,7 +77,7 @@ def fit(run, data, monkeypatch, make=None, **settings):
     fed = None if make is None else Fed(run, make)
     monkeypatch.setattr("xpnet.training.trainer.captured_steps", lambda _: fed)
     if fed is not None:
-        monkeypatch.setattr("xpnet.training.device_input.feed_of", lambda batches, *_, recorded: fed.fed(batches))
+        monkeypatch.setattr("xpnet.data.device_feed.choose_feed", lambda batches, *_, recorded: fed.fed(batches))
     with emulated_ops() as runtime:
         run.fit(data, verbose=False, **settings)
     return fed, runtime
@@ -89,18 +89,18 @@ def fingerprint(run):
 
 
 def resident(batches):
-    feed = feed_of(batches, CPU, TwoStreams)
-    assert isinstance(feed, Resident)
+    feed = choose_feed(batches, CPU, TwoStreams)
+    assert isinstance(feed, ResidentFeed)
     return feed
 
 
-def staged(*eager):
+def prefetched(*eager):
     """A feed through streams of which some are eager, for arrays that are in main memory and a model that would not be."""
 
     def make(batches):
         batches.device = GPU
-        feed = feed_of(batches, GPU, lambda: TwoStreams(*eager, at_once=True))
-        assert isinstance(feed, Staged)
+        feed = choose_feed(batches, GPU, lambda: TwoStreams(*eager, at_once=True))
+        assert isinstance(feed, PrefetchFeed)
         batches.device = None
         return feed
 
@@ -108,13 +108,15 @@ def staged(*eager):
 
 
 SOURCES = {
-    "bytes": lambda: Batches((Bytes(IMAGES), Y), 8, seed=4),
-    "normalised bytes, augmented": lambda: Batches((Bytes(IMAGES, mean=MEAN, std=STD), Y), 8, seed=4, augment=AUGMENT),
+    "bytes": lambda: Batches((ByteImages(IMAGES), Y), 8, seed=4),
+    "normalised bytes, augmented": lambda: Batches((ByteImages(IMAGES, mean=MEAN, std=STD), Y), 8, seed=4, augment=AUGMENT),
     "floats": lambda: Batches((FLOATS, Y), 8, seed=4),
     "floats, augmented": lambda: Batches((FLOATS, Y), 8, seed=4, augment=AUGMENT),
     "floats, augmented and normalised": lambda: Batches((FLOATS, Y), 8, seed=4, augment=NORMALISE),
     "uint8, augmented and normalised": lambda: Batches((IMAGES, Y), 8, seed=4, augment=NORMALISE),
-    "drawn by weight": lambda: Batches((Bytes(IMAGES), Y), 8, seed=4, weights=1.0 + Y, samples=20, drop_last=True),
+    "drawn by weight": lambda: Batches(
+        (ByteImages(IMAGES), Y), 8, seed=4, weights=1.0 + Y, samples_per_epoch=20, drop_last=True
+    ),
     "in order": lambda: Batches((FLOATS, Y), 8, seed=4, shuffle=False),
     "one batch": lambda: Batches((FLOATS, Y), 64, seed=4, augment=AUGMENT),
 }
@@ -132,7 +134,7 @@ def test_data_on_the_device(source, monkeypatch):
     assert fed.graphs.replayed == run.iteration - len(sizes)
     steps = run.iteration + fed.graphs.recorded  # recording runs the kernels of the stand-in, too
     assert sum(name.startswith("gather<") for name in runtime.launches) == steps
-    assert sum(name.startswith("deal<") for name in runtime.launches) == steps
+    assert sum(name.startswith("select<") for name in runtime.launches) == steps
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_data_on_the_device(source, monkeypatch):
 def test_data_that_are_brought_there_ahead_of_time(source, eager, monkeypatch):
     plain, run = trainer(), trainer()
     fit(plain, SOURCES[source](), monkeypatch, epochs=2)
-    fed, _ = fit(run, SOURCES[source](), monkeypatch, staged(*eager), epochs=2)
+    fed, _ = fit(run, SOURCES[source](), monkeypatch, prefetched(*eager), epochs=2)
     assert fingerprint(run) == fingerprint(plain)
     assert fed.graphs.replayed > 0
 
@@ -159,7 +161,7 @@ def test_data_that_are_brought_there_ahead_of_time(source, eager, monkeypatch):
     ids=lambda y: f"{y.dtype}{y.shape[1:]}",
 )
 def test_labels_of_every_form(labels):
-    batches = Batches((Bytes(IMAGES), labels), 8, seed=4)
+    batches = Batches((ByteImages(IMAGES), labels), 8, seed=4)
     feed = resident(batches)
     with emulated_ops():
         for (x, y), (u, v) in zip(feed.epoch(3), batches.epoch(3), strict=True):
@@ -197,7 +199,7 @@ def stream(epoch):
 def test_loaders(make, monkeypatch):
     plain, run = trainer(), trainer()
     fit(plain, make(), monkeypatch, epochs=2)
-    fit(run, make(), monkeypatch, staged("copies"), epochs=2)
+    fit(run, make(), monkeypatch, prefetched("copies"), epochs=2)
     assert fingerprint(run) == fingerprint(plain)
 
 
@@ -212,7 +214,7 @@ def test_a_file_larger_than_memory_would_be(tmp_path, monkeypatch):
             batches._late = augment
         else:
             batches = Batches((mapped, Y), 8, augment=augment)
-        fit(run, batches, monkeypatch, staged("copies"))
+        fit(run, batches, monkeypatch, prefetched("copies"))
         assert fingerprint(run) == fingerprint(plain)
 
 
@@ -224,7 +226,7 @@ class StopsAt(xn.Callback):
         trainer.stop = trainer.stop or trainer.iteration == self.iteration
 
 
-@pytest.mark.parametrize("make", [resident, staged("copies")], ids=["resident", "staged"])
+@pytest.mark.parametrize("make", [resident, prefetched("copies")], ids=["resident", "prefetched"])
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(make, monkeypatch, tmp_path):
     plain = trainer()
     fit(plain, SOURCES["normalised bytes, augmented"](), monkeypatch, epochs=4)
@@ -236,7 +238,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(make, monkeypatch, tm
     assert fingerprint(run) == fingerprint(plain)
 
 
-@pytest.mark.parametrize("make", [resident, staged()], ids=["resident", "staged"])
+@pytest.mark.parametrize("make", [resident, prefetched()], ids=["resident", "prefetched"])
 def test_a_number_in_the_data_that_is_not_finite_is_found(make, monkeypatch):
     x = FLOATS.copy()
     x[7, 2, 2] = np.nan
@@ -253,44 +255,67 @@ def test_an_interrupt_ends_the_thread(monkeypatch):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(trainer(Interrupts()), SOURCES["floats"](), monkeypatch, staged("copies"), epochs=3)
+        fit(trainer(Interrupts()), SOURCES["floats"](), monkeypatch, prefetched("copies"), epochs=3)
     assert not [t for t in threading.enumerate() if t.name.startswith("xpnet-data")]
+
+
+def test_on_a_cpu_the_batches_are_the_feed():
+    batches = SOURCES["floats"]()
+    with device_feed(batches, CPU) as source:
+        assert source is batches
+
+
+def test_recorded_steps_have_a_feed_within_the_block():
+    class Steps:
+        feed = None
+
+    steps = Steps()
+
+    def run():
+        with device_feed(SOURCES["floats"](), CPU, steps) as source:
+            assert isinstance(source, ResidentFeed)
+            assert steps.feed is source
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert steps.feed is None
 
 
 def test_which_feed():
     def kind(batches, device=CPU):
-        return type(feed_of(batches, device, TwoStreams))
+        return type(choose_feed(batches, device, TwoStreams))
 
     on_gpu = {"device": GPU}
-    assert kind(Batches((FLOATS, Y), 8, augment=AUGMENT)) is Resident
-    assert kind(Batches((FLOATS, Y), 8, augment=Mixup(classes=3))) is Plain  # no program for it, and nothing to copy
-    assert kind(Batches((IMAGES, Y), 8)) is Plain  # bytes that stay bytes
-    assert kind(Batches((FLOATS, FLOATS), 8, transform=lambda batch: batch)) is Plain
-    assert kind(Batches(((FLOATS, FLOATS), Y), 8)) is Plain
-    assert kind(Batches((FLOATS, Y), 8), GPU) is Plain  # the caller's batches are not for the GPU: the model says so
+    assert kind(Batches((FLOATS, Y), 8, augment=AUGMENT)) is ResidentFeed
+    assert kind(Batches((FLOATS, Y), 8, augment=Mixup(classes=3))) is PlainFeed  # no program for it, and nothing to copy
+    assert kind(Batches((IMAGES, Y), 8)) is PlainFeed  # bytes that stay bytes
+    assert kind(Batches((FLOATS, FLOATS), 8, transform=lambda batch: batch)) is PlainFeed
+    assert kind(Batches(((FLOATS, FLOATS), Y), 8)) is PlainFeed
+    assert kind(Batches((FLOATS, Y), 8), GPU) is PlainFeed  # the caller's batches are not for the GPU: the model says so
     with reference_only():
-        assert kind(Batches((FLOATS, Y), 8)) is Plain
-    assert kind(Batches((FLOATS, Y), 8, **on_gpu), GPU) is Staged
-    assert kind(Batches(Folder(), 8, **on_gpu), GPU) is Staged
-    late = feed_of(Batches((FLOATS, Y), 8, augment=Mixup(classes=3), **on_gpu), GPU, TwoStreams)
-    assert late.maker is None
-    within = feed_of(Batches((Bytes(IMAGES), Y), 8, augment=AUGMENT, **on_gpu), GPU, TwoStreams)
-    assert within.maker is not None
+        assert kind(Batches((FLOATS, Y), 8)) is PlainFeed
+    assert kind(Batches((FLOATS, Y), 8, **on_gpu), GPU) is PrefetchFeed
+    assert kind(Batches(Folder(), 8, **on_gpu), GPU) is PrefetchFeed
+    late = choose_feed(Batches((FLOATS, Y), 8, augment=Mixup(classes=3), **on_gpu), GPU, TwoStreams)
+    assert late.builder is None
+    within = choose_feed(Batches((ByteImages(IMAGES), Y), 8, augment=AUGMENT, **on_gpu), GPU, TwoStreams)
+    assert within.builder is not None
     assert isinstance(within.raw, Arrays)  # bytes travel as bytes
     # Labels move to data on the device, unless they are larger than these.
     labels = np.zeros((27, 1000))
-    assert kind(Batches((FLOATS, labels), 8)) is Resident
+    assert kind(Batches((FLOATS, labels), 8)) is ResidentFeed
 
 
 @pytest.mark.parametrize("source", ["bytes", "normalised bytes, augmented", "floats, augmented"])
 def test_steps_that_are_not_recorded_get_whole_batches_ahead_of_time(source):
     batches = SOURCES[source]()
-    assert type(feed_of(batches, CPU, TwoStreams, recorded=False)) is Plain
+    assert type(choose_feed(batches, CPU, TwoStreams, recorded=False)) is PlainFeed
     expected = [(x.copy(), y.copy()) for x, y in batches.epoch(1, 2)]
     ahead = SOURCES[source]()
     ahead.device, ahead._late, ahead._finishes = GPU, ahead.augment, False  # as Batches(device="cuda") does
-    feed = feed_of(ahead, GPU, lambda: TwoStreams("copies", at_once=True), recorded=False)
-    assert isinstance(feed, Staged)
+    feed = choose_feed(ahead, GPU, lambda: TwoStreams("copies", at_once=True), recorded=False)
+    assert isinstance(feed, PrefetchFeed)
     for (x, y), (u, v) in zip(feed.epoch(1, 2), expected, strict=True):
         np.testing.assert_array_equal(x, u)
         np.testing.assert_array_equal(y, v)
@@ -299,8 +324,8 @@ def test_steps_that_are_not_recorded_get_whole_batches_ahead_of_time(source):
 
 def test_bytes_travel_as_bytes():
     streams = TwoStreams("copies")
-    batches = Batches((Bytes(IMAGES), Y), 8, device=GPU)
-    feed = feed_of(batches, GPU, lambda: streams)
+    batches = Batches((ByteImages(IMAGES), Y), 8, device=GPU)
+    feed = choose_feed(batches, GPU, lambda: streams)
     for _ in feed.epoch(0):
         x, _ = feed.inputs
         assert x.dtype == np.uint8
@@ -309,7 +334,7 @@ def test_bytes_travel_as_bytes():
 
 def test_a_timeline_of_a_fit(monkeypatch):
     with Timeline() as line:
-        fit(trainer(), SOURCES["floats"](), monkeypatch, staged("copies"), epochs=2)
+        fit(trainer(), SOURCES["floats"](), monkeypatch, prefetched("copies"), epochs=2)
     count = 2 * 4
     assert [len(line.lane(lane)) for lane in ("computation", "copies", "loading", "waiting")] == [count] * 4
     monkeypatch.undo()
