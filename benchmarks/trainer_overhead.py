@@ -90,7 +90,7 @@ def measure(
     )
     trainer.fit(Batches((x, y), size, seed=0), epochs=epochs, verbose=False)
     next(hand, None)
-    if not np.array_equal(xn.to_numpy(one.arena.values), xn.to_numpy(other.arena.values)):
+    if not np.array_equal(xn.to_numpy(one.flat_parameters.values), xn.to_numpy(other.flat_parameters.values)):
         raise RuntimeError("the two loops ended with different weights: they did not do the same")
     return times[3:], watch.times[3:]
 

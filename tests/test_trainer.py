@@ -186,7 +186,7 @@ def test_the_same_seed_gives_the_same_bits_in_another_process():
         from tests.test_trainer import data, trainer
         t = trainer(3)
         t.fit(data(), epochs=2, batch_size=16, verbose=False)
-        print([float.hex(float(v)) for v in t.model.arena.values])
+        print([float.hex(float(v)) for v in t.model.flat_parameters.values])
     """)
     outputs = [
         subprocess.run(
@@ -198,7 +198,7 @@ def test_the_same_seed_gives_the_same_bits_in_another_process():
     assert outputs[0] == outputs[1]
     t = trainer(3)
     t.fit(data(), epochs=2, batch_size=16, verbose=False)
-    assert eval(outputs[0]) == [float.hex(float(v)) for v in t.model.arena.values]
+    assert eval(outputs[0]) == [float.hex(float(v)) for v in t.model.flat_parameters.values]
 
 
 def test_callbacks_are_called_in_order():

@@ -205,18 +205,18 @@ def test_a_saved_state_continues_the_run(name):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "quickprop"])
-def test_gaps_of_the_arena_stay_zero(name):
+def test_gaps_of_the_flat_parameters_stay_zero(name):
     make = pairs()[name][0] if name in NAMES else lambda **k: xn.optim.Quickprop(0.01, **k)
     model = xn.Sequential([xn.Dense(3), xn.Dense(2)], input_shape=(5,))
     optimizer = make()
     for _ in range(3):
         xn.losses.mean_squared_error(model(np.ones((2, 5), np.float32)), np.ones((2, 2), np.float32)).backward()
         optimizer.step(model)
-    used = np.zeros(model.arena.values.shape, bool)
-    for parameter, where in zip(model.arena.parameters, model.arena.slices):
+    used = np.zeros(model.flat_parameters.values.shape, bool)
+    for parameter, where in zip(model.flat_parameters.parameters, model.flat_parameters.slices):
         used[where] = True
         assert np.isfinite(parameter.array).all()
-    assert not model.arena.values[~used].any()
+    assert not model.flat_parameters.values[~used].any()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_reduce_on_plateau():
 def test_a_norm_limits_all_gradients_together():
     norms = []
     look = Call()
-    look.before_update = lambda t: norms.append(float(np.linalg.norm(t.model.arena.gradients)))
+    look.before_update = lambda t: norms.append(float(np.linalg.norm(t.model.flat_parameters.gradients)))
     run(look, ClipGradients(norm=0.1), look, epochs=1)
     before, after = np.array(norms[::2]), np.array(norms[1::2])
     np.testing.assert_allclose(after, np.minimum(before, 0.1), rtol=1e-6)
@@ -81,7 +81,7 @@ def test_a_norm_limits_all_gradients_together():
 def test_a_value_limits_each_element():
     seen = []
     look = Call()
-    look.before_update = lambda t: seen.append(t.model.arena.gradients.copy())
+    look.before_update = lambda t: seen.append(t.model.flat_parameters.gradients.copy())
     run(look, ClipGradients(value=0.01), look, epochs=1)
     for before, after in zip(seen[::2], seen[1::2]):
         np.testing.assert_array_equal(after, np.clip(before, np.float32(-0.01), np.float32(0.01)))
@@ -96,20 +96,20 @@ def test_clipping_needs_one_positive_limit():
 def test_the_moving_average_is_the_recursion_and_the_model_gets_it():
     weights = []
     average = ExponentialMovingAverage(0.8)
-    trainer = run(Call(step_end=lambda t: weights.append(t.model.arena.values.copy())), average)
-    start = run(epochs=0).model.arena.values.astype(np.float64)
+    trainer = run(Call(step_end=lambda t: weights.append(t.model.flat_parameters.values.copy())), average)
+    start = run(epochs=0).model.flat_parameters.values.astype(np.float64)
     for w in weights:
         start = 0.8 * start + 0.2 * w
-    np.testing.assert_allclose(trainer.model.arena.values, start, atol=1e-6)
+    np.testing.assert_allclose(trainer.model.flat_parameters.values, start, atol=1e-6)
 
 
 def test_averaged_weights_for_a_while():
     average = ExponentialMovingAverage(0.8, keep=False)
     trainer = run(average)
-    before = trainer.model.arena.values.copy()
+    before = trainer.model.flat_parameters.values.copy()
     with average.averaged(trainer):
-        np.testing.assert_array_equal(trainer.model.arena.values, average.average)
-    np.testing.assert_array_equal(trainer.model.arena.values, before)
+        np.testing.assert_array_equal(trainer.model.flat_parameters.values, average.average)
+    np.testing.assert_array_equal(trainer.model.flat_parameters.values, before)
     assert not np.array_equal(before, average.average)
 
 
@@ -123,7 +123,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch():
         trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(1.0), accumulate=accumulate)
         for start in range(0, 16, size):
             trainer.step(x[start : start + size], y[start : start + size])
-        results.append(model.arena.values.copy())
+        results.append(model.flat_parameters.values.copy())
     np.testing.assert_allclose(results[0], results[1], atol=1e-6)
     assert trainer.optimizer.iterations == 1
 

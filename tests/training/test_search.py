@@ -19,11 +19,11 @@ def trainer(loss="softmax_cross_entropy", units=2):
 
 def test_the_suggestion_learns_and_nothing_is_changed():
     run = trainer()
-    before = run.model.arena.values.copy()
+    before = run.model.flat_parameters.values.copy()
     found = find_learning_rate(run, (X, Y), steps=60)
     assert found.rates == sorted(found.rates)
     assert len(found.rates) == len(found.losses)
-    np.testing.assert_array_equal(run.model.arena.values, before)
+    np.testing.assert_array_equal(run.model.flat_parameters.values, before)
     assert run.optimizer.learning_rate == 0.123
     assert (run.iteration, run.optimizer.iterations, run.model.counters()) == (0, 0, {})
     run.optimizer.learning_rate = found.suggestion
@@ -45,8 +45,8 @@ def test_arguments():
 def test_one_batch_is_learnt_by_heart():
     run = trainer()
     run.optimizer.learning_rate = 0.01
-    before = run.model.arena.values.copy()
+    before = run.model.flat_parameters.values.copy()
     losses = overfit_one_batch(run, X[:16], Y[:16], steps=300)
     assert losses[0] > 0.3
     assert min(losses[-20:]) < 0.05
-    np.testing.assert_array_equal(run.model.arena.values, before)
+    np.testing.assert_array_equal(run.model.flat_parameters.values, before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
 from xpnet.ops.updates import adaptive as rules_adaptive
 from xpnet.ops.updates import rule as rules
@@ -89,10 +89,10 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, epsilon, amsgrad=amsgrad, weight_decay=weight_decay)
 
-    def decay(self, arena: Arena, learning_rate: Any) -> None:
+    def decay(self, flat: FlatParameters, learning_rate: Any) -> None:
         """Shrink the weights themselves."""
         rate = learning_rate if self.clock is None else self.clock.rate
-        arena.values[: arena.decayed] *= 1 - rate * self.weight_decay
+        flat.values[: flat.decayed] *= 1 - rate * self.weight_decay
 
 
 class Nadam(Adam):

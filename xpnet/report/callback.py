@@ -172,7 +172,7 @@ class RunReport(Callback):
     def _memory(self, trainer: Trainer, layers: list[dict[str, Any]]) -> dict[str, int | None]:
         from xpnet.report.measure import peak_memory
 
-        weights = trainer.model.arena.values
+        weights = trainer.model.flat_parameters.values
         size = 0 if weights is None else int(weights.size) * int(weights.dtype.itemsize)
         memory: dict[str, int | None] = {
             "parameters": size,

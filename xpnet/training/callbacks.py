@@ -15,7 +15,7 @@ from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
 from xpnet.training.callback import Callback
 
 if TYPE_CHECKING:
-    from xpnet.autograd.flat_parameters import Arena
+    from xpnet.autograd.flat_parameters import FlatParameters
     from xpnet.training.trainer import Trainer
 
 
@@ -168,9 +168,9 @@ class ClipGradients(Callback):
 
     def before_update(self, trainer: Trainer) -> None:
         """Change the gradients in place."""
-        arena = trainer.model.arena
-        arena.collect()
-        g = arena.gradients
+        flat = trainer.model.flat_parameters
+        flat.collect()
+        g = flat.gradients
         xp = namespace(g)
         if self.norm is not None:
             length = xp.sqrt(xp.sum(g * g, dtype=g.dtype))
@@ -196,15 +196,15 @@ class ExponentialMovingAverage(Callback):
         self.decay = decay
         self.keep = keep
         self.average: Array | None = None
-        self._arena: Arena | None = None
+        self._flat: FlatParameters | None = None
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Begin with the present weights, or with the average so far, unless parameters were frozen or set free since."""
-        arena = trainer.model.arena
-        values = arena.values
+        flat = trainer.model.flat_parameters
+        values = flat.values
         xp = namespace(values)
-        known = self._arena is None or [*map(id, self._arena.parameters)] == [*map(id, arena.parameters)]
-        self._arena = arena
+        known = self._flat is None or [*map(id, self._flat.parameters)] == [*map(id, flat.parameters)]
+        self._flat = flat
         if self.average is None or not known:
             self.average = xp.asarray(values, copy=True)
         else:
@@ -214,12 +214,12 @@ class ExponentialMovingAverage(Callback):
         """Move the average."""
         average: Any = self.average
         average *= self.decay
-        average += (1 - self.decay) * trainer.model.arena.values
+        average += (1 - self.decay) * trainer.model.flat_parameters.values
 
     @contextlib.contextmanager
     def averaged(self, trainer: Trainer) -> Iterator[None]:
         """Within the block the model has the average weights."""
-        values = trainer.model.arena.values
+        values = trainer.model.flat_parameters.values
         before = namespace(values).asarray(values, copy=True)
         values[...] = self.average
         try:
@@ -230,7 +230,7 @@ class ExponentialMovingAverage(Callback):
     def on_fit_end(self, trainer: Trainer) -> None:
         """Give the model the average weights."""
         if self.keep and self.average is not None:
-            trainer.model.arena.values[...] = self.average
+            trainer.model.flat_parameters.values[...] = self.average
 
     def state(self) -> dict[str, Any]:
         """The average."""

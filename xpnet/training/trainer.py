@@ -169,7 +169,7 @@ class Trainer:
     def update(self) -> None:
         """Let the callbacks look at the gradients, and the optimizer use them."""
         if self.optimizer.loss_scale is not None:
-            self.optimizer.loss_scale.unscale(self.model.arena)
+            self.optimizer.loss_scale.unscale(self.model.flat_parameters)
         for callback in self.callbacks:
             callback.before_update(self)
         self.optimizer.step(self.model)
@@ -177,7 +177,7 @@ class Trainer:
     def _penalty(self) -> Tensor | None:
         """The sum of all weight penalties, or None where no parameter has one."""
         total = None
-        for parameter in self.model.arena.regularized:
+        for parameter in self.model.flat_parameters.regularized:
             term = parameter.regularizer(parameter)
             total = term if total is None else total + term
         return total
