@@ -57,7 +57,7 @@ class Stepwise(xn.Callback):
     def on_fit_begin(self, trainer: xn.Trainer) -> None:
         self._start = time.perf_counter()
 
-    def save_point(self, trainer: xn.Trainer, epoch_ended: bool) -> None:
+    def on_checkpoint(self, trainer: xn.Trainer, epoch_ended: bool) -> None:
         if epoch_ended:  # what an epoch's end costs falls on the next batch
             return
         now = time.perf_counter()

@@ -143,7 +143,7 @@ def test_callbacks_see_the_true_gradients_and_batches_are_added_up():
     seen = []
 
     class Looks(xn.training.Callback):
-        def before_update(self, trainer):
+        def on_before_optimizer_step(self, trainer):
             seen.append(trainer.model.parameters()["0.kernel"].grad.copy())
 
     for dtype in ("float32", "float16"):

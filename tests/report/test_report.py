@@ -205,7 +205,7 @@ def test_a_run_that_goes_on_has_a_page(tmp_path):
         def on_epoch_begin(self, trainer):
             report._written = -1e9  # as if much time had gone by
 
-        def save_point(self, trainer, epoch_ended):
+        def on_checkpoint(self, trainer, epoch_ended):
             if (tmp_path / "run.json").exists():
                 states.append(read_record(tmp_path)["state"])
                 check((tmp_path / "report.html").read_text())

@@ -71,7 +71,7 @@ def test_reduce_on_plateau():
 def test_a_norm_limits_all_gradients_together():
     norms = []
     look = Call()
-    look.before_update = lambda t: norms.append(float(np.linalg.norm(t.model.flat_parameters.gradients)))
+    look.on_before_optimizer_step = lambda t: norms.append(float(np.linalg.norm(t.model.flat_parameters.gradients)))
     run(look, ClipGradients(norm=0.1), look, epochs=1)
     before, after = np.array(norms[::2]), np.array(norms[1::2])
     np.testing.assert_allclose(after, np.minimum(before, 0.1), rtol=1e-6)
@@ -81,7 +81,7 @@ def test_a_norm_limits_all_gradients_together():
 def test_a_value_limits_each_element():
     seen = []
     look = Call()
-    look.before_update = lambda t: seen.append(t.model.flat_parameters.gradients.copy())
+    look.on_before_optimizer_step = lambda t: seen.append(t.model.flat_parameters.gradients.copy())
     run(look, ClipGradients(value=0.01), look, epochs=1)
     for before, after in zip(seen[::2], seen[1::2]):
         np.testing.assert_array_equal(after, np.clip(before, np.float32(-0.01), np.float32(0.01)))
@@ -193,3 +193,28 @@ def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
     assert trainer.history.epochs == 3
     assert {str(w.message).split(" could")[0] for w in seen} == {str(tmp_path / "log.csv"), str(tmp_path / "log.jsonl")}
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_hooks_under_their_old_names_are_called_for_now():
+    calls = []
+    with pytest.warns(DeprecationWarning, match="is deprecated: name it") as seen:
+
+        class Old(ClipGradients):
+            def before_update(self, trainer):
+                super().before_update(trainer)
+                calls.append(float(np.abs(trainer.model.flat_parameters.gradients).max()))
+
+            def save_point(self, trainer, epoch_ended):
+                super().save_point(trainer, epoch_ended)
+                calls.append(epoch_ended)
+
+    assert [str(w.message).split()[0] for w in seen] == ["Old.before_update", "Old.save_point"]
+
+    class Newer(Old):
+        def on_checkpoint(self, trainer, epoch_ended):
+            super().on_checkpoint(trainer, epoch_ended)
+            calls.append("new")
+
+    run(Newer(value=1e-3), epochs=1)
+    assert [c for c in calls if not isinstance(c, float)] == [False, "new"] * 5 + [True, "new"]
+    assert [c for c in calls if isinstance(c, float)] == [np.float32(1e-3)] * 5

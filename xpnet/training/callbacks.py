@@ -166,7 +166,7 @@ class ClipGradients(Callback):
         self.norm = norm
         self.value = value
 
-    def before_update(self, trainer: Trainer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer) -> None:
         """Change the gradients in place."""
         flat = trainer.model.flat_parameters
         flat.collect()
@@ -296,7 +296,7 @@ class CSVLog(Callback):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
+    def on_checkpoint(self, trainer: Trainer, epoch_ended: bool) -> None:
         """Write the history so far."""
         if epoch_ended:
             from xpnet.io.archive import write_atomically

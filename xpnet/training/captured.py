@@ -59,7 +59,7 @@ class CapturedSteps:
         self.feed: Feed | None = None
         self._captured = Captured(self._work, graphs, "the training step")
         # A callback that looks at or changes the gradients runs between backward and update, on the host.
-        changed = any(type(c).before_update is not Callback.before_update for c in trainer.callbacks)
+        changed = any(type(c).on_before_optimizer_step is not Callback.on_before_optimizer_step for c in trainer.callbacks)
         self.updates = trainer.optimizer.capturable and not changed
 
     def __enter__(self) -> CapturedSteps:

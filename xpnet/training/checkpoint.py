@@ -183,7 +183,7 @@ class Checkpoint(Callback):
                 stacklevel=5,
             )
 
-    def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
+    def on_checkpoint(self, trainer: Trainer, epoch_ended: bool) -> None:
         """Save if it is time to."""
         minutes = (time.monotonic() - self._saved) / 60
         if (

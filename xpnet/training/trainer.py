@@ -171,7 +171,7 @@ class Trainer:
         if self.optimizer.loss_scale is not None:
             self.optimizer.loss_scale.unscale(self.model.flat_parameters)
         for callback in self.callbacks:
-            callback.before_update(self)
+            callback.on_before_optimizer_step(self)
         self.optimizer.step(self.model)
 
     def _penalty(self) -> Tensor | None:
@@ -260,7 +260,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_step_end(self)
             for callback in self.callbacks:
-                callback.save_point(self, epoch_ended=False)
+                callback.on_checkpoint(self, epoch_ended=False)
             if self.stop:
                 return  # an epoch that was cut short is not recorded; a checkpoint continues it
         if self.batch == 0:
@@ -277,7 +277,7 @@ class Trainer:
         self.epoch += 1
         self.batch = 0
         for callback in self.callbacks:
-            callback.save_point(self, epoch_ended=True)
+            callback.on_checkpoint(self, epoch_ended=True)
 
     def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
         """The loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
