@@ -13,7 +13,6 @@ from xpnet.training.callbacks import (
     Timing,
 )
 from xpnet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from xpnet.training.decades import Decades, search_decades
 from xpnet.training.history import History
 from xpnet.training.search import LearningRates, find_learning_rate, overfit_one_batch
 from xpnet.training.trainer import NotFiniteError, Trainer
@@ -26,7 +25,6 @@ __all__ = [
     "Checkpoint",
     "ClassWeighted",
     "ClipGradients",
-    "Decades",
     "EarlyStopping",
     "ExponentialMovingAverage",
     "History",
@@ -41,5 +39,4 @@ __all__ = [
     "load_checkpoint",
     "overfit_one_batch",
     "save_checkpoint",
-    "search_decades",
 ]
