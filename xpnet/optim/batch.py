@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
-from xpnet.ops.updates import full_batch as rules_batch
+from xpnet.ops.updates import full_batch
 from xpnet.optim.optimizer import Optimizer, Schedule
 
 
@@ -53,7 +53,7 @@ class Rprop(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        rules_batch.rprop(
+        full_batch.rprop(
             w,
             g,
             self.slots["previous"],
@@ -86,4 +86,4 @@ class Quickprop(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        rules_batch.quickprop(w, g, self.slots["step"], self.slots["slope"], learning_rate=learning_rate, growth=self.growth)
+        full_batch.quickprop(w, g, self.slots["step"], self.slots["slope"], learning_rate=learning_rate, growth=self.growth)

@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
-from xpnet.ops.updates import adaptive as rules_adaptive
+from xpnet.ops.updates import adaptive
 from xpnet.optim.optimizer import Optimizer, Schedule
 
 
@@ -42,7 +42,7 @@ class Adagrad(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        rules_adaptive.adagrad(w, g, self.slots["sum"], learning_rate=learning_rate, epsilon=self.epsilon)
+        adaptive.adagrad(w, g, self.slots["sum"], learning_rate=learning_rate, epsilon=self.epsilon)
 
 
 class RMSprop(Optimizer):
@@ -80,7 +80,7 @@ class RMSprop(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        rules_adaptive.rmsprop(
+        adaptive.rmsprop(
             w,
             g,
             *(self.slots[name] for name in self.slot_names),
