@@ -1,0 +1,109 @@
+"""Old public names: they work for one release, each with a DeprecationWarning.
+
+A name that is renamed in 0.1.0 is gone in 0.2.0. Grep for `deprecation` to find what is to be removed then.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+SINCE, REMOVED_IN = "0.1.0", "0.2.0"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def warn_renamed(old: str, new: str, *, stacklevel: int = 2) -> None:
+    """Warn that `old` is called `new` now.
+
+    Args:
+        old: as users write it, such as "xpnet.data.Bytes".
+        new: likewise.
+        stacklevel: 2 points to the caller of the function that calls this one, 3 to the caller of that.
+    """
+    message = f"{old} is deprecated since xpnet {SINCE} and will be removed in {REMOVED_IN}: use {new}"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
+
+
+def renamed_names(module: str, names: dict[str, str]) -> Callable[[str], Any]:
+    """Return a `__getattr__` for a module whose old names are found under new ones.
+
+    ``__getattr__ = renamed_names(__name__, {"Bytes": "ByteImages"})``. A new name may be in another module, as
+    "xpnet.training.search:find_learning_rate".
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        place, _, new = names[name].rpartition(":")
+        place = place or module
+        warn_renamed(f"{module}.{name}", f"{place}.{new}")
+        return getattr(importlib.import_module(place), new)
+
+    return find
+
+
+def renamed_arguments(**names: str) -> Callable[[F], F]:
+    """Decorate a function whose keyword arguments were renamed: ``@renamed_arguments(samples="samples_per_epoch")``.
+
+    Raises:
+        TypeError: in the call, when both names are given.
+    """
+
+    def decorate(function: F) -> F:
+        where = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def renamed(*arguments: Any, **keywords: Any) -> Any:
+            for old in names.keys() & keywords.keys():
+                new = names[old]
+                if new in keywords:
+                    raise TypeError(f"{where}: give {new} alone, {old} is its old name")
+                warn_renamed(f"{where}({old}=)", f"{where}({new}=)")
+                keywords[new] = keywords.pop(old)
+            return function(*arguments, **keywords)
+
+        return renamed  # type: ignore[return-value]
+
+    return decorate
+
+
+class renamed_attribute:  # noqa: N801 - used like `property`
+    """An old name of a method or attribute: ``specs = renamed_attribute("parameter_specs")`` in the class's body."""
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.old, self.owner = name, owner
+
+    def _warn(self) -> None:
+        warn_renamed(f"{self.owner.__name__}.{self.old}", f"{self.owner.__name__}.{self.new}", stacklevel=3)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        self._warn()
+        if instance is None:
+            return getattr(owner, self.new)
+        if next(c for c in type(instance).__mro__ if self.old in c.__dict__) is not self.owner:
+            # `super().old()` of a subclass that overrides the old name: the instance's own method would call itself.
+            return getattr(self.owner, self.new).__get__(instance)
+        return getattr(instance, self.new)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        self._warn()
+        setattr(instance, self.new, value)
+
+
+def adopt_renamed_methods(cls: type, names: dict[str, str], *, stacklevel: int = 2) -> None:
+    """Let methods that a subclass defines under old names override the new ones.
+
+    To be called by ``__init_subclass__`` of a class whose methods are meant to be overridden. The old names in that class are
+    `renamed_attribute`.
+    """
+    for old, new in names.items():
+        if old in cls.__dict__ and new not in cls.__dict__:
+            warn_renamed(f"{cls.__name__}.{old}", f"{cls.__name__}.{new}", stacklevel=stacklevel + 1)
+            setattr(cls, new, cls.__dict__[old])
