@@ -1,13 +1,14 @@
 """Training: one readable loop and what goes with it."""
 
+from xpnet.runtime.deprecation import renamed_names
 from xpnet.training.callback import Callback
 from xpnet.training.callbacks import (
-    Call,
     ClipGradients,
     CSVLog,
     EarlyStopping,
     ExponentialMovingAverage,
     JSONLog,
+    LambdaCallback,
     ReduceOnPlateau,
     TensorBoard,
     Timing,
@@ -20,7 +21,6 @@ from xpnet.training.weighting import ClassWeighted
 
 __all__ = [
     "CSVLog",
-    "Call",
     "Callback",
     "Checkpoint",
     "ClassWeighted",
@@ -29,6 +29,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "History",
     "JSONLog",
+    "LambdaCallback",
     "LearningRates",
     "NotFiniteError",
     "ReduceOnPlateau",
@@ -40,3 +41,7 @@ __all__ = [
     "overfit_one_batch",
     "save_checkpoint",
 ]
+
+__getattr__ = renamed_names(
+    __name__, {"Call": "LambdaCallback", "Decades": "LearningRates", "search_decades": "find_learning_rate"}
+)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
+
+from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
-
-_RENAMED = {"before_update": "on_before_optimizer_step", "save_point": "on_checkpoint"}
-"""Hooks that had another name in xpnet 0.1."""
 
 
 class Callback:
@@ -20,12 +18,7 @@ class Callback:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for old, new in _RENAMED.items():
-            if old in cls.__dict__ and new not in cls.__dict__:
-                warnings.warn(f"{cls.__name__}.{old} is deprecated: name it {new}", DeprecationWarning, stacklevel=2)
-                setattr(cls, new, cls.__dict__[old])
-            elif new in cls.__dict__:
-                setattr(cls, old, cls.__dict__[new])  # for super().save_point(...) in a subclass
+        adopt_renamed_methods(cls, {"before_update": "on_before_optimizer_step", "save_point": "on_checkpoint"})
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Run before the first epoch."""
@@ -55,5 +48,5 @@ class Callback:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state`."""
 
-    before_update = on_before_optimizer_step
-    save_point = on_checkpoint
+    before_update = renamed_attribute("on_before_optimizer_step")
+    save_point = renamed_attribute("on_checkpoint")
