@@ -82,7 +82,9 @@ def main() -> int:
             trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, capture=capture)
             batches = Batches((x, y), arguments.batch, augment=AUGMENT, device=arguments.device)
             times: list[float] = []
-            ends = xn.training.Call(epoch_end=lambda *_, times=times: (place.synchronize(), times.append(time.perf_counter())))
+            ends = xn.training.LambdaCallback(
+                epoch_end=lambda *_, times=times: (place.synchronize(), times.append(time.perf_counter()))
+            )
             trainer.callbacks.append(ends)
             trainer.fit(batches, epochs=1 + arguments.epochs, verbose=False)
             with xn.inspect.Timeline() as line:  # apart, for what is watched is not quite what is not

@@ -57,7 +57,7 @@ class Stepwise(xn.Callback):
     def on_fit_begin(self, trainer: xn.Trainer) -> None:
         self._start = time.perf_counter()
 
-    def save_point(self, trainer: xn.Trainer, epoch_ended: bool) -> None:
+    def on_checkpoint(self, trainer: xn.Trainer, epoch_ended: bool) -> None:
         if epoch_ended:  # what an epoch's end costs falls on the next batch
             return
         now = time.perf_counter()
@@ -90,7 +90,7 @@ def measure(
     )
     trainer.fit(Batches((x, y), size, seed=0), epochs=epochs, verbose=False)
     next(hand, None)
-    if not np.array_equal(xn.to_numpy(one.arena.values), xn.to_numpy(other.arena.values)):
+    if not np.array_equal(xn.to_numpy(one.flat_parameters.values), xn.to_numpy(other.flat_parameters.values)):
         raise RuntimeError("the two loops ended with different weights: they did not do the same")
     return times[3:], watch.times[3:]
 

@@ -106,6 +106,19 @@ def test_a_subclass_that_overrides_an_old_name() -> None:
     with pytest.warns(DeprecationWarning, match=r"Hooks.save_point"):
         assert Asks().on_checkpoint() == "base and mine"
 
+    class Between(Hooks):
+        def on_checkpoint(self) -> str:
+            return "between"
+
+    with pytest.warns(DeprecationWarning, match=r"Below.save_point"):
+
+        class Below(Between):
+            def save_point(self) -> str:
+                return str(super().save_point()) + " and mine"
+
+    with pytest.warns(DeprecationWarning, match=r"Between.save_point"):
+        assert Below().on_checkpoint() == "between and mine"
+
 
 def test_new_names_are_silent() -> None:
     with warnings.catch_warnings():

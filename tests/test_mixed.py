@@ -96,7 +96,7 @@ def test_who_has_which_dtype(name):
     assert {p.array.dtype.name for p in model.parameters().values()} == {"float32"}
     assert {p.grad.dtype.name for p in model.parameters().values()} == {"float32"}
     assert {b.dtype.name for b in model.buffers().values()} == {"float32"}
-    assert model.arena.values.dtype == model.arena.gradients.dtype == np.float32
+    assert model.flat_parameters.values.dtype == model.flat_parameters.gradients.dtype == np.float32
     assert model.predict(X, batch_size=7).dtype == np.float32
     assert mode.lowered is None
 
@@ -153,7 +153,7 @@ def test_frozen_parameters_take_part_rounded():
 
 def test_a_part_that_is_called_on_its_own():
     model = network().eval()
-    arena = model.arena
+    flat = model.flat_parameters
     seen = []
     first = model[0]
     forward = first.forward
@@ -163,7 +163,7 @@ def test_a_part_that_is_called_on_its_own():
     assert seen[0].dtype == np.float16
     model(X)
     np.testing.assert_array_equal(seen[0].array, seen[1].array)
-    assert model.arena is arena
+    assert model.flat_parameters is flat
 
 
 def test_a_model_that_learns_its_shapes_from_the_first_batch():

@@ -1,4 +1,4 @@
-"""Module: the tree and its paths, parameters and their arena, freezing, moving, states."""
+"""Module: the tree and its paths, parameters and their flat storage, freezing, moving, states."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_shared_parameter_counts_once():
     model = xn.Sequential([shared, xn.ReLU(), shared], input_shape=(5,))
     assert list(model.parameters()) == ["0.kernel", "0.bias"]
     assert model.count_parameters() == 30
-    assert len(model.arena.parameters) == 2
+    assert len(model.flat_parameters.parameters) == 2
     model(X).sum().backward()
     w, b = shared.kernel.array.astype(float), shared.bias.array.astype(float)
 
@@ -198,7 +198,7 @@ def test_a_module_without_forward_and_with_a_wrong_initializer():
         Bad()(X)
 
 
-# -- arena --
+# -- flat parameters --
 
 
 def inside(array, flat):
@@ -209,26 +209,26 @@ def test_parameters_are_views_of_one_array_and_stay_so():
     model = mlp()
     for optimizer in (xn.optim.SGD(0.1, 0.9), xn.optim.Adam(), xn.optim.AdamW()):
         train(model, optimizer=optimizer)
-        arena = model.arena
+        flat = model.flat_parameters
         for parameter in model.parameters().values():
-            assert inside(parameter.array, arena.values)
-            assert inside(parameter.buffer, arena.gradients)
+            assert inside(parameter.array, flat.values)
+            assert inside(parameter.buffer, flat.gradients)
             assert parameter.array.flags.c_contiguous
-        assert model.arena is arena
+        assert model.flat_parameters is flat
     (model(X) ** 2).sum().backward()
     for parameter in model.parameters().values():
-        assert inside(parameter.grad, model.arena.gradients)
+        assert inside(parameter.grad, model.flat_parameters.gradients)
 
 
 def test_weights_lie_before_biases_and_gaps_stay_zero():
     model = mlp()
     train(model, optimizer=xn.optim.Adam(weight_decay=0.1))
-    arena = model.arena
-    taken = np.zeros(arena.values.size, bool)
-    for parameter, where in zip(arena.parameters, arena.slices):
+    flat = model.flat_parameters
+    taken = np.zeros(flat.values.size, bool)
+    for parameter, where in zip(flat.parameters, flat.slices):
         taken[where] = True
-        assert (where.stop <= arena.decayed) == parameter.decay
-    np.testing.assert_array_equal(arena.values[~taken], 0)
+        assert (where.stop <= flat.decayed) == parameter.decay
+    np.testing.assert_array_equal(flat.values[~taken], 0)
 
 
 def test_weight_decay_leaves_biases_alone():
@@ -242,12 +242,12 @@ def test_weight_decay_leaves_biases_alone():
         np.testing.assert_allclose(parameter.array, 1.0 if path.endswith("bias") else 0.95)
 
 
-def test_assigning_an_array_makes_a_new_arena():
+def test_assigning_an_array_makes_new_flat_parameters():
     model = mlp()
-    before = model.arena
+    before = model.flat_parameters
     model.layers[0].kernel.array = np.ones((5, 4), np.float32)
-    assert model.arena is not before
-    assert inside(model.layers[0].kernel.array, model.arena.values)
+    assert model.flat_parameters is not before
+    assert inside(model.layers[0].kernel.array, model.flat_parameters.values)
     np.testing.assert_array_equal(model.layers[0].kernel.array, 1)
     train(model)
     assert (model.layers[0].kernel.array != 1).any()
@@ -263,11 +263,11 @@ def test_freezing_and_setting_free():
     np.testing.assert_array_equal(kernel.array, frozen)
     assert kernel.grad is None
     assert (model.layers[2].kernel.array != other).any()
-    assert all(p is not kernel for p in model.arena.parameters)
+    assert all(p is not kernel for p in model.flat_parameters.parameters)
     kernel.requires_grad = True
     train(model)
     assert (kernel.array != frozen).any()
-    assert inside(kernel.array, model.arena.values)
+    assert inside(kernel.array, model.flat_parameters.values)
 
 
 def gradients_and_step(model, optimizer):
@@ -283,25 +283,25 @@ def test_an_optimizer_keeps_the_state_of_what_stays_trainable(make):
         gradients_and_step(model, optimizer)
     first, last = model.layers[0].kernel, model.layers[2].kernel
     before = {n: s.copy() for n, s in optimizer.slots.items()}
-    places = {id(p): w for p, w in zip(model.arena.parameters, model.arena.slices)}
+    places = {id(p): w for p, w in zip(model.flat_parameters.parameters, model.flat_parameters.slices)}
     first.requires_grad = False
     frozen = first.array.copy()
     optimizer.bind(model)
-    after = {id(p): w for p, w in zip(model.arena.parameters, model.arena.slices)}
+    after = {id(p): w for p, w in zip(model.flat_parameters.parameters, model.flat_parameters.slices)}
     for name, slot in optimizer.slots.items():
-        assert slot.shape == model.arena.values.shape
+        assert slot.shape == model.flat_parameters.values.shape
         np.testing.assert_array_equal(slot[after[id(last)]], before[name][places[id(last)]])
     gradients_and_step(model, optimizer)
     np.testing.assert_array_equal(first.array, frozen)
     moved = {n: s[after[id(last)]].copy() for n, s in optimizer.slots.items()}
     first.requires_grad = True
-    arena = optimizer.bind(model)
-    for p, where in zip(arena.parameters, arena.slices):
+    flat = optimizer.bind(model)
+    for p, where in zip(flat.parameters, flat.slices):
         for name, slot in optimizer.slots.items():
             if p is last:
                 np.testing.assert_array_equal(slot[where], moved[name])
             if p is first:  # begins anew
-                np.testing.assert_array_equal(slot[where], make().initial_slot(name, np, arena)[where])
+                np.testing.assert_array_equal(slot[where], make().initial_slot(name, np, flat)[where])
     gradients_and_step(model, optimizer)
     assert (first.array != frozen).any()
     gradients_and_step(mlp(dtype="float64"), optimizer)  # a copy of the model: the same places
@@ -337,12 +337,12 @@ def test_a_moving_average_of_fewer_weights_begins_anew():
     model.layers[0].kernel.requires_grad = False
     frozen = model.layers[0].kernel.array.copy()
     run.fit(data, epochs=1, verbose=False)
-    assert average.average.shape == model.arena.values.shape
+    assert average.average.shape == model.flat_parameters.values.shape
     np.testing.assert_array_equal(model.layers[0].kernel.array, frozen)
 
 
 def test_a_part_of_a_model_shares_its_parameters():
-    """The arena of a part does not take the parameters away from the whole."""
+    """The flat parameters of a part do not take the parameters away from the whole."""
     model = mlp()
     part = xn.Sequential([model.layers[0]])
     part(X)
@@ -379,7 +379,7 @@ def test_mixed_dtypes_are_explained():
     model = mlp()
     model.layers[0].kernel.array = np.ones((5, 4))
     with pytest.raises(ValueError, match=r"0\.kernel.*float64"):
-        model.arena
+        model.flat_parameters
 
 
 # -- modes, running --
@@ -448,12 +448,12 @@ def test_to_cpu_and_a_missing_device():
 
 def test_state_and_load_state():
     one, two = mlp(seed=1), mlp(seed=2)
-    arena = two.arena
+    flat = two.flat_parameters
     two.load_state(one.state())
     for name, array in two.state().items():
         np.testing.assert_array_equal(array, one.state()[name])
         assert not np.shares_memory(array, one.state()[name])
-    assert two.arena is arena  # written into the views
+    assert two.flat_parameters is flat  # written into the views
     np.testing.assert_array_equal(one.predict(X), two.predict(X))
 
 
@@ -509,11 +509,11 @@ def test_a_deep_copy_learns_on_its_own():
     model = xn.Sequential([xn.Dense(3, "relu"), xn.Dense(2)], input_shape=(4,))
     x, y = np.ones((5, 4), np.float32), np.zeros(5, np.int64)
     xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1)).step(x, y)
-    before = model.arena.values.copy()
+    before = model.flat_parameters.values.copy()
     twin = copy.deepcopy(model)
     np.testing.assert_array_equal(twin.predict(x), model.predict(x))
     xn.Trainer(twin, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1)).step(x, y)
-    np.testing.assert_array_equal(model.arena.values, before)
+    np.testing.assert_array_equal(model.flat_parameters.values, before)
     assert not np.array_equal(twin.layers[0].kernel.array, model.layers[0].kernel.array)
 
 

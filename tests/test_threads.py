@@ -238,7 +238,7 @@ def test_what_ran_before_changes_no_bit():
         trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1, 0.9))
         for _ in range(3):
             trainer.step(x, y)
-        return model.arena.values.copy()
+        return model.flat_parameters.values.copy()
 
     before = trained()
     xn.Sequential([xn.Conv2D(4, 3)])(np.ones((8, 20, 20, 3), np.float32))

@@ -40,8 +40,8 @@ class Watch(xn.Callback):
         self.orders = []
 
     def __getattribute__(self, name):
-        if name.startswith("on_") or name in ("before_update",):
-            return lambda *args: self.calls.append(name)
+        if name.startswith("on_"):
+            return lambda *args, **keywords: self.calls.append(name)
         return super().__getattribute__(name)
 
 
@@ -186,7 +186,7 @@ def test_the_same_seed_gives_the_same_bits_in_another_process():
         from tests.test_trainer import data, trainer
         t = trainer(3)
         t.fit(data(), epochs=2, batch_size=16, verbose=False)
-        print([float.hex(float(v)) for v in t.model.arena.values])
+        print([float.hex(float(v)) for v in t.model.flat_parameters.values])
     """)
     outputs = [
         subprocess.run(
@@ -198,13 +198,14 @@ def test_the_same_seed_gives_the_same_bits_in_another_process():
     assert outputs[0] == outputs[1]
     t = trainer(3)
     t.fit(data(), epochs=2, batch_size=16, verbose=False)
-    assert eval(outputs[0]) == [float.hex(float(v)) for v in t.model.arena.values]
+    assert eval(outputs[0]) == [float.hex(float(v)) for v in t.model.flat_parameters.values]
 
 
 def test_callbacks_are_called_in_order():
     watch = Watch()
     trainer(callbacks=[watch]).fit(data(20), epochs=2, batch_size=10, verbose=False)
-    epoch = ["on_epoch_begin", *["before_update", "on_step_end"] * 2, "on_epoch_end"]
+    steps = ["on_before_optimizer_step", "on_step_end", "on_checkpoint"] * 2
+    epoch = ["on_epoch_begin", *steps, "on_epoch_end", "on_checkpoint"]
     assert watch.calls == ["on_fit_begin", *epoch, *epoch, "on_fit_end"]
 
 

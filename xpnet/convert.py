@@ -137,13 +137,13 @@ def _cannot(layer: Any, why: str) -> ValueError:
 
 
 def _copied(layer: Any) -> Any:
-    """A layer with its own copies of parameters and buffers, at no place in a tree and in no arena yet."""
+    """A layer with its own copies of parameters and buffers, at no place in a tree and in no flat parameters yet."""
     if not isinstance(layer, Module):
         return layer
     shared: dict[int, Any] = {id(operation): operation for operation in registry.values()}
     twin = copy.deepcopy(layer, shared)
     for module in twin.modules():
-        module.__dict__["_arena"] = None
+        module.__dict__["_flat"] = None
     for parameter in twin.parameters().values():
         parameter.grad = parameter.buffer = None
     return twin

@@ -147,7 +147,7 @@ def _step(net: Net, x: Any, labels: Any, where: Any) -> Job:
         loss = xn.losses.softmax_cross_entropy(output, labels)
         loss.backward()
         found = {"output": host(output.array), "loss": host(loss.array), **_gradients(net)}
-        net.model.arena.zero_grad()
+        net.model.flat_parameters.zero_grad()
         return found
 
     def weights() -> Arrays:

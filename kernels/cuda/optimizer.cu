@@ -1,4 +1,4 @@
-// Updates of a whole arena of parameters in one launch: parameters, gradients and the optimizer's memory are flat arrays of
+// Updates of all parameters of a model in one launch: parameters, gradients and the optimizer's memory are flat arrays of
 // the same length. Arithmetic is in acc_t<T>. Weight decay applies to the first `decayed` elements.
 //
 // The learning rate and the number of finished steps are numbers, or live on the device (then the pointers are not null),

@@ -158,6 +158,8 @@ def test_digits_are_learnt_on_the_gpu(gpu, name, capture):
 
     trainer, accuracy = trained(name, capture)
     other, wide = trained(name, True), trained("float32", True)
-    np.testing.assert_array_equal(xn.to_numpy(trainer.model.arena.values), xn.to_numpy(other[0].model.arena.values))
+    np.testing.assert_array_equal(
+        xn.to_numpy(trainer.model.flat_parameters.values), xn.to_numpy(other[0].model.flat_parameters.values)
+    )
     assert accuracy > wide[1] - 0.015
     assert trainer.optimizer.iterations + trainer.optimizer.skipped == trainer.iteration

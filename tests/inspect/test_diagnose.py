@@ -23,9 +23,9 @@ def kinds(findings):
 
 def test_a_sound_network_has_no_finding_and_is_not_changed():
     net = model(xn.Dense(16, "relu"), xn.Dropout(0.5), xn.Dense(4))
-    before = net.arena.values.copy()
+    before = net.flat_parameters.values.copy()
     assert diagnose(net, X, Y) == []
-    np.testing.assert_array_equal(net.arena.values, before)
+    np.testing.assert_array_equal(net.flat_parameters.values, before)
     assert net.counters() == {}
     assert all(p.grad is None for p in net.parameters().values())
 

@@ -24,7 +24,7 @@ def net():
 
 def test_layers_times_and_memory():
     model = net().eval()
-    before = model.arena.values.copy()
+    before = model.flat_parameters.values.copy()
     found = profile(model, X, Y, steps=3, warmup=1)
     assert [layer.path for layer in found.layers] == ["0", "1.body.0", "2", "3", "4", ""]
     assert all(layer.forward > 0 for layer in found.layers)
@@ -34,7 +34,7 @@ def test_layers_times_and_memory():
     # The first convolution keeps its input and its output, 16 x 10 x 10 x 4 floats, and nothing of the kernel.
     assert found.layers[0].saved == X.nbytes + 16 * 10 * 10 * 4 * 4
     assert found.layers[0].output == 16 * 10 * 10 * 4 * 4
-    np.testing.assert_array_equal(model.arena.values, before)
+    np.testing.assert_array_equal(model.flat_parameters.values, before)
     assert model.counters() == {}
     assert not model.training
     assert all(p.grad is None for p in model.parameters().values())

@@ -34,7 +34,7 @@ OPTIMIZERS = {
 
 def state_of(trainer):
     slots = {name: a.copy() for name, a in trainer.optimizer.slots.items()}
-    return trainer.model.arena.values.copy(), slots, trainer.optimizer.iterations
+    return trainer.model.flat_parameters.values.copy(), slots, trainer.optimizer.iterations
 
 
 def same(one, other):
@@ -64,7 +64,7 @@ def test_an_overflow_skips_the_update_and_halves_the_scale(optimizer, factor):
     assert skipped == [False, True, True, False, False, True, False]
     assert scales == [11, 10, 9, 9, 10, 9, 9]
     assert (trainer.optimizer.iterations, trainer.optimizer.skipped) == (5, 3)
-    assert np.isfinite(trainer.model.arena.values).all()
+    assert np.isfinite(trainer.model.flat_parameters.values).all()
 
 
 def test_skipped_updates_leave_no_trace():
@@ -77,7 +77,7 @@ def test_skipped_updates_leave_no_trace():
         for step in range(8):
             if bad or step not in (1, 4):
                 trainer.step(X[5 * step : 5 * step + 5], Y[5 * step : 5 * step + 5])
-        ends.append(model.arena.values)
+        ends.append(model.flat_parameters.values)
     np.testing.assert_array_equal(*ends)
 
 
@@ -89,7 +89,7 @@ def test_the_scale_is_no_part_of_the_result():
             network(), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1), loss_scale=xn.optim.LossScale(scale)
         )
         trainer.fit((X, Y), epochs=2, batch_size=10, verbose=False)
-        ends.append(trainer.model.arena.values)
+        ends.append(trainer.model.flat_parameters.values)
     np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-6)
 
 
@@ -101,7 +101,7 @@ def test_small_gradients_survive():
         trainer = xn.Trainer(
             model, loss=lambda p, y: p.mean() * 2.0**-26, optimizer=xn.optim.SGD(1.0), loss_scale=xn.optim.LossScale(scale)
         )
-        before = model.arena.values.copy()
+        before = model.flat_parameters.values.copy()
         trainer.step(np.ones((1, 1), np.float32), None)
         grown[scale] = bool(np.any(model.parameters()["0.bias"].array != before[-32:][0]))
     assert grown == {1.0: False, 2.0**12: True}
@@ -143,7 +143,7 @@ def test_callbacks_see_the_true_gradients_and_batches_are_added_up():
     seen = []
 
     class Looks(xn.training.Callback):
-        def before_update(self, trainer):
+        def on_before_optimizer_step(self, trainer):
             seen.append(trainer.model.parameters()["0.kernel"].grad.copy())
 
     for dtype in ("float32", "float16"):
@@ -173,7 +173,7 @@ def test_a_loop_of_ones_own():
         scale.backward(loss + penalty)
         optimizer.step(model)
         other.step(X, Y)
-    np.testing.assert_array_equal(model.arena.values, other.model.arena.values)
+    np.testing.assert_array_equal(model.flat_parameters.values, other.model.flat_parameters.values)
 
 
 def test_a_schedule_goes_on_over_skipped_updates():
@@ -211,7 +211,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
     whole = run("a", 4)
     run("b", 2)
     resumed = run("b", 4, resume="auto", done=8)
-    np.testing.assert_array_equal(whole.model.arena.values, resumed.model.arena.values)
+    np.testing.assert_array_equal(whole.model.flat_parameters.values, resumed.model.flat_parameters.values)
     assert whole.history == resumed.history
     assert whole.optimizer.iterations == resumed.optimizer.iterations
     if name == "float16":

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xpnet as xn
+from xpnet.ops.updates.rule import Rule
 
 SHAPES = [(3, 2), (5,), (2, 1, 2)]
 
@@ -205,18 +206,48 @@ def test_a_saved_state_continues_the_run(name):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "quickprop"])
-def test_gaps_of_the_arena_stay_zero(name):
+def test_weight_decay_in_the_same_pass_where_the_rule_does_it(name, monkeypatch):
+    """As on a GPU, where three rules decay the weights themselves; all other optimizers must add it to the gradients."""
+    make = pairs()[name][0] if name != "quickprop" else xn.optim.Quickprop
+    call = Rule.__call__
+
+    def fused(rule, w, g, *slots, weight_decay=0.0, decayed=0, decoupled=False, **settings):
+        assert not weight_decay or rule.decays(w)
+        if decoupled:
+            w[:decayed] *= 1 - settings["learning_rate"] * weight_decay
+        else:
+            g[:decayed] += weight_decay * w[:decayed]
+        call(rule, w, g, *slots, **settings)
+
+    def trained():
+        parameters = [xn.Parameter(np.linspace(-1.0, 1.0, 6).reshape(3, 2)), xn.Parameter(np.ones(2), decay=False)]
+        optimizer = make(weight_decay=0.1)
+        for _ in range(3):
+            for p in parameters:
+                p.grad = 0.5 * p.array + 0.1
+            optimizer.step(parameters)
+        return [p.array for p in parameters]
+
+    expected = trained()
+    monkeypatch.setattr(Rule, "__call__", fused)
+    monkeypatch.setattr(Rule, "decays", lambda rule, w: rule.__name__ in ("sgd", "momentum", "adam"))
+    for found, wanted in zip(trained(), expected):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "quickprop"])
+def test_gaps_of_the_flat_parameters_stay_zero(name):
     make = pairs()[name][0] if name in NAMES else lambda **k: xn.optim.Quickprop(0.01, **k)
     model = xn.Sequential([xn.Dense(3), xn.Dense(2)], input_shape=(5,))
     optimizer = make()
     for _ in range(3):
         xn.losses.mean_squared_error(model(np.ones((2, 5), np.float32)), np.ones((2, 2), np.float32)).backward()
         optimizer.step(model)
-    used = np.zeros(model.arena.values.shape, bool)
-    for parameter, where in zip(model.arena.parameters, model.arena.slices):
+    used = np.zeros(model.flat_parameters.values.shape, bool)
+    for parameter, where in zip(model.flat_parameters.parameters, model.flat_parameters.slices):
         used[where] = True
         assert np.isfinite(parameter.array).all()
-    assert not model.arena.values[~used].any()
+    assert not model.flat_parameters.values[~used].any()
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_every_layer_is_measured(run):
     assert record["layers"][4]["gradients"]["rms"] > 0
     assert len(record["filters"]["images"]) == 4
     memory = record["memory"]
-    assert memory["parameters"] == trainer.model.arena.values.nbytes >= 4 * trainer.model.count_parameters()
+    assert memory["parameters"] == trainer.model.flat_parameters.values.nbytes >= 4 * trainer.model.count_parameters()
     assert memory["optimizer"] == 2 * memory["parameters"]
     assert memory["peak"] is None or memory["peak"] > 10**7
 
@@ -162,7 +162,7 @@ def test_measuring_does_not_change_the_run(tmp_path):
     plain.epoch = 4
     with_report.fit((x[:60], y[:60]), epochs=1, batch_size=10, verbose=False)
     plain.fit((x[:60], y[:60]), epochs=1, batch_size=10, verbose=False)
-    np.testing.assert_array_equal(with_report.model.arena.values, plain.model.arena.values)
+    np.testing.assert_array_equal(with_report.model.flat_parameters.values, plain.model.flat_parameters.values)
 
 
 def test_a_continued_run_keeps_its_curves(tmp_path):
@@ -205,7 +205,7 @@ def test_a_run_that_goes_on_has_a_page(tmp_path):
         def on_epoch_begin(self, trainer):
             report._written = -1e9  # as if much time had gone by
 
-        def save_point(self, trainer, epoch_ended):
+        def on_checkpoint(self, trainer, epoch_ended):
             if (tmp_path / "run.json").exists():
                 states.append(read_record(tmp_path)["state"])
                 check((tmp_path / "report.html").read_text())

@@ -9,12 +9,13 @@ import pytest
 
 import xpnet as xn
 from xpnet.training import (
-    Call,
+    Checkpoint,
     ClipGradients,
     CSVLog,
     EarlyStopping,
     ExponentialMovingAverage,
     JSONLog,
+    LambdaCallback,
     ReduceOnPlateau,
     TensorBoard,
     Timing,
@@ -40,13 +41,13 @@ def run(*callbacks, optimizer=None, epochs=3, validation=False, **keywords):
 def scripted(values):
     """A callback that writes a given val_loss into each epoch's values."""
     rest = iter(values)
-    return Call(epoch_end=lambda trainer, found: found.update(val_loss=next(rest)))
+    return LambdaCallback(epoch_end=lambda trainer, found: found.update(val_loss=next(rest)))
 
 
 def test_early_stopping_waits_and_restores_the_best_weights():
     seen = []
     stop = EarlyStopping("val_loss", patience=1)
-    remember = Call(epoch_end=lambda t, v: seen.append(t.model.layers[0].kernel.array.copy()))
+    remember = LambdaCallback(epoch_end=lambda t, v: seen.append(t.model.layers[0].kernel.array.copy()))
     trainer = run(scripted([3.0, 2.0, 2.5, 2.4, 1.0]), remember, stop, epochs=5)
     assert len(trainer.history["loss"]) == 4  # epochs 3 and 4 did not improve: one more than patience
     assert stop.best_epoch == 1
@@ -59,8 +60,29 @@ def test_early_stopping_that_watches_nothing_says_so():
 
 
 def test_largest_is_better_for_accuracy_and_smallest_for_loss():
-    assert EarlyStopping("val_accuracy").largest
-    assert not EarlyStopping("val_loss").largest
+    assert EarlyStopping("val_accuracy").mode == "max"
+    assert EarlyStopping("val_loss").mode == "min"
+    assert EarlyStopping("val_loss", mode="max").mode == "max"
+    with pytest.raises(ValueError, match='EarlyStopping: mode must be "min", "max" or None'):
+        EarlyStopping("val_loss", mode="largest")
+
+
+def test_a_smaller_improvement_than_min_delta_does_not_count():
+    stop = EarlyStopping("val_loss", patience=1, min_delta=0.6)
+    trainer = run(scripted([3.0, 2.0, 1.5, 1.4, 1.0]), stop, epochs=5)
+    assert (stop.best, len(trainer.history["loss"])) == (2.0, 4)
+
+
+def test_old_names_of_arguments_work_for_now(tmp_path):
+    with pytest.warns(DeprecationWarning, match=r"EarlyStopping\((least|largest)=\)"):
+        old = EarlyStopping("val_loss", least=0.1, largest=True)
+    assert (old.min_delta, old.mode) == (0.1, "max")
+    with pytest.warns(DeprecationWarning, match=r"ReduceOnPlateau\(largest=\)"):
+        assert ReduceOnPlateau("val_accuracy", largest=False).mode == "min"
+    with pytest.warns(DeprecationWarning, match=r"Checkpoint\(largest=\)"):
+        assert Checkpoint(tmp_path, best="val_loss", largest=None).mode == "min"
+    with pytest.warns(DeprecationWarning, match="use xpnet.training.LambdaCallback"):
+        assert xn.training.Call is LambdaCallback
 
 
 def test_reduce_on_plateau():
@@ -70,8 +92,8 @@ def test_reduce_on_plateau():
 
 def test_a_norm_limits_all_gradients_together():
     norms = []
-    look = Call()
-    look.before_update = lambda t: norms.append(float(np.linalg.norm(t.model.arena.gradients)))
+    look = LambdaCallback()
+    look.on_before_optimizer_step = lambda t: norms.append(float(np.linalg.norm(t.model.flat_parameters.gradients)))
     run(look, ClipGradients(norm=0.1), look, epochs=1)
     before, after = np.array(norms[::2]), np.array(norms[1::2])
     np.testing.assert_allclose(after, np.minimum(before, 0.1), rtol=1e-6)
@@ -80,8 +102,8 @@ def test_a_norm_limits_all_gradients_together():
 
 def test_a_value_limits_each_element():
     seen = []
-    look = Call()
-    look.before_update = lambda t: seen.append(t.model.arena.gradients.copy())
+    look = LambdaCallback()
+    look.on_before_optimizer_step = lambda t: seen.append(t.model.flat_parameters.gradients.copy())
     run(look, ClipGradients(value=0.01), look, epochs=1)
     for before, after in zip(seen[::2], seen[1::2]):
         np.testing.assert_array_equal(after, np.clip(before, np.float32(-0.01), np.float32(0.01)))
@@ -96,20 +118,20 @@ def test_clipping_needs_one_positive_limit():
 def test_the_moving_average_is_the_recursion_and_the_model_gets_it():
     weights = []
     average = ExponentialMovingAverage(0.8)
-    trainer = run(Call(step_end=lambda t: weights.append(t.model.arena.values.copy())), average)
-    start = run(epochs=0).model.arena.values.astype(np.float64)
+    trainer = run(LambdaCallback(step_end=lambda t: weights.append(t.model.flat_parameters.values.copy())), average)
+    start = run(epochs=0).model.flat_parameters.values.astype(np.float64)
     for w in weights:
         start = 0.8 * start + 0.2 * w
-    np.testing.assert_allclose(trainer.model.arena.values, start, atol=1e-6)
+    np.testing.assert_allclose(trainer.model.flat_parameters.values, start, atol=1e-6)
 
 
 def test_averaged_weights_for_a_while():
     average = ExponentialMovingAverage(0.8, keep=False)
     trainer = run(average)
-    before = trainer.model.arena.values.copy()
+    before = trainer.model.flat_parameters.values.copy()
     with average.averaged(trainer):
-        np.testing.assert_array_equal(trainer.model.arena.values, average.average)
-    np.testing.assert_array_equal(trainer.model.arena.values, before)
+        np.testing.assert_array_equal(trainer.model.flat_parameters.values, average.average)
+    np.testing.assert_array_equal(trainer.model.flat_parameters.values, before)
     assert not np.array_equal(before, average.average)
 
 
@@ -123,7 +145,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch():
         trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(1.0), accumulate=accumulate)
         for start in range(0, 16, size):
             trainer.step(x[start : start + size], y[start : start + size])
-        results.append(model.arena.values.copy())
+        results.append(model.flat_parameters.values.copy())
     np.testing.assert_allclose(results[0], results[1], atol=1e-6)
     assert trainer.optimizer.iterations == 1
 
@@ -144,7 +166,7 @@ def test_a_user_function_may_stop_the_run():
     def stop(trainer):
         trainer.stop = trainer.iteration == 7
 
-    trainer = run(Call(step_end=stop))
+    trainer = run(LambdaCallback(step_end=stop))
     assert trainer.iteration == 7
     assert trainer.history.epochs == 1  # the second epoch was cut short
 
@@ -193,3 +215,29 @@ def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
     assert trainer.history.epochs == 3
     assert {str(w.message).split(" could")[0] for w in seen} == {str(tmp_path / "log.csv"), str(tmp_path / "log.jsonl")}
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_hooks_under_their_old_names_are_called_for_now():
+    calls = []
+    with pytest.warns(DeprecationWarning, match=r"use Old\.on_") as seen:
+
+        class Old(ClipGradients):
+            def before_update(self, trainer):
+                super().before_update(trainer)
+                calls.append(float(np.abs(trainer.model.flat_parameters.gradients).max()))
+
+            def save_point(self, trainer, epoch_ended):
+                super().save_point(trainer, epoch_ended)
+                calls.append(epoch_ended)
+
+    assert [str(w.message).split()[0] for w in seen] == ["Old.before_update", "Old.save_point"]
+
+    class Newer(Old):
+        def on_checkpoint(self, trainer, epoch_ended):
+            super().on_checkpoint(trainer, epoch_ended)
+            calls.append("new")
+
+    with pytest.warns(DeprecationWarning, match=r"ClipGradients.before_update|Callback.save_point"):
+        run(Newer(value=1e-3), epochs=1)
+    assert [c for c in calls if not isinstance(c, float)] == [False, "new"] * 5 + [True, "new"]
+    assert [c for c in calls if isinstance(c, float)] == [np.float32(1e-3)] * 5

@@ -76,15 +76,15 @@ class FakeGraphs:
 
     def _device(self):
         trainer = self.trainer
-        arena = trainer.model.arena
+        flat = trainer.model.flat_parameters
         ticks = [m.ticks.array for m in trainer.model.modules() if m.ticks is not None]
         clock = list(trainer.optimizer.clock or ())
-        arrays = [arena.values, arena.gradients, *trainer.optimizer.slots.values(), *ticks, *clock]
+        arrays = [flat.values, flat.gradients, *trainer.optimizer.slots.values(), *ticks, *clock]
         return [*arrays, *trainer.model.buffers().values(), *trainer.sums.totals.values()]
 
     def _host(self):
         trainer = self.trainer
-        grads = [(p, p.grad) for p in trainer.model.arena.parameters]
+        grads = [(p, p.grad) for p in trainer.model.flat_parameters.parameters]
         return trainer.iteration, trainer.optimizer.iterations, trainer.sums.count, grads, trainer.model.counters()
 
     def _set_host(self, state):
@@ -308,7 +308,7 @@ def test_a_captured_model_sees_new_weights_and_its_results_are_kept():
         model.load_state({name: 2 * array for name, array in model.state().items()})  # in place
         np.testing.assert_array_equal(captured(X[:5]), model(X[:5]).array)
         assert graphs.recorded == 1
-        model.arena
+        model.flat_parameters
         for _ in range(2):
             np.testing.assert_array_equal(captured(X[:5]), model(X[:5]).array)
         assert graphs.recorded == 2

@@ -227,3 +227,10 @@ def test_checkpoints_of_another_run_do_not_push_out_the_new_ones(tmp_path, whole
     again = runs.trainer(tmp_path, Crash(-1))
     runs.fit(again, resume="auto")
     assert runs.fingerprint(again) == whole
+
+
+def test_a_callback_may_have_been_saved_under_its_old_name(tmp_path):
+    old = type("Call", (xn.training.LambdaCallback,), {})
+    save_checkpoint(runs.trainer(None, old()), tmp_path / "file")
+    load_checkpoint(runs.trainer(None, xn.training.LambdaCallback()), tmp_path / "file")
+    load_checkpoint(runs.trainer(None, old()), tmp_path / "file")

@@ -52,7 +52,7 @@ def train(name: str, workers: int = 0) -> str:
     change = augment.Compose(augment.Flip(), augment.Shift(2)) if len(shape) == 3 else None
     batches = Batches((x, y), 32, seed=4, augment=change, workers=workers)
     history = trainer.fit(batches, epochs=2, verbose=False)
-    content = model.arena.values.tobytes() + np.array(history["loss"]).tobytes()
+    content = model.flat_parameters.values.tobytes() + np.array(history["loss"]).tobytes()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -122,6 +122,6 @@ def test_two_runs_on_a_gpu_are_the_same(name):
         model = xn.Sequential([make() for make in layers], input_shape=shape, seed=3, device="cuda")
         trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01))
         trainer.fit((x, y), epochs=3, batch_size=16, verbose=False)
-        return xn.to_numpy(model.arena.values).tobytes()
+        return xn.to_numpy(model.flat_parameters.values).tobytes()
 
     assert run() == run() == run()

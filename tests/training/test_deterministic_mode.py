@@ -69,7 +69,7 @@ def trained(name: str, batches: int = 3) -> str:
     model = xn.Sequential([make() for make in layers], input_shape=shape, seed=3)
     trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.001))
     history = trainer.fit((x, y), epochs=1, batch_size=48, verbose=False)
-    content = model.arena.values.tobytes() + np.array(history["loss"]).tobytes() + model.predict(x).tobytes()
+    content = model.flat_parameters.values.tobytes() + np.array(history["loss"]).tobytes() + model.predict(x).tobytes()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -201,7 +201,7 @@ def test_where_the_data_lie_in_memory_changes_no_bit():
             model = xn.Sequential(layers, input_shape=(15, 15, 3))
             trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
             loss = [float(trainer.step(x, y)) for _ in range(2)]
-            found.add((str(loss), model.arena.values.tobytes(), model.predict(x).tobytes()))
+            found.add((str(loss), model.flat_parameters.values.tobytes(), model.predict(x).tobytes()))
     assert len(found) == 1
 
 
@@ -215,7 +215,7 @@ def test_workers_change_no_bit():
             model = xn.Sequential([xn.Conv2D(8, 3), xn.Flatten(), xn.Dense(3)], input_shape=(12, 12, 1))
             trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
             trainer.fit(xn.data.Batches((x, y), 16, seed=1, augment=change, workers=workers), epochs=2, verbose=False)
-            found.add(model.arena.values.tobytes())
+            found.add(model.flat_parameters.values.tobytes())
     assert len(found) == 1
 
 
@@ -415,7 +415,7 @@ def test_on_a_gpu_runs_and_recorded_graphs_and_what_was_measured_change_no_bit(n
         model = xn.Sequential([make() for make in layers], input_shape=shape, seed=3, device="cuda")
         trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), capture=capture)
         trainer.fit((x, y), epochs=2, batch_size=24, verbose=False)
-        return xn.to_numpy(model.arena.values).tobytes()
+        return xn.to_numpy(model.flat_parameters.values).tobytes()
 
     with xn.deterministic():
         found = {run(capture) for capture in (True, False, True)}

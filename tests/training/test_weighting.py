@@ -43,7 +43,7 @@ def test_the_value_and_the_gradient():
 def test_equal_weights_change_nothing():
     x, y = unbalanced()
     one, other = fit("softmax_cross_entropy", (x, y)), fit(ClassWeighted("softmax_cross_entropy", np.ones(2)), (x, y))
-    np.testing.assert_allclose(one.arena.values, other.arena.values, atol=1e-6)
+    np.testing.assert_allclose(one.flat_parameters.values, other.flat_parameters.values, atol=1e-6)
 
 
 def test_rare_classes_are_found_with_either_way():

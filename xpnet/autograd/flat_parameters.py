@@ -17,7 +17,7 @@ ALIGNMENT = 16
 """Every parameter begins at a multiple of this many elements, so that its rows suit vector loads. Gaps hold zeros."""
 
 
-class Arena:
+class FlatParameters:
     """Flat storage for some parameters of one dtype on one device.
 
     Args:
@@ -75,11 +75,11 @@ class Arena:
                 p.grad = p.buffer
 
     def intact(self) -> bool:
-        """Whether every Parameter is still trainable and still a view of this arena."""
+        """Whether every Parameter is still trainable and still a view of this storage."""
         return all(p.array is view and p.requires_grad for p, view in self._views)
 
     def holds(self, parameters: Iterable[Parameter]) -> bool:
-        """Whether this arena is the intact storage of exactly these Parameters."""
+        """Whether this is the intact storage of exactly these Parameters."""
         return {id(p) for p in parameters} == self._ids and self.intact()
 
     def lowered(self, dtype: str) -> dict[int, Array]:

@@ -200,13 +200,13 @@ def _plan(model: Module, x: Floats) -> Step | None:
     chain = _chain(model, x.shape[1:]) if all(isinstance(m, Module) for m in _flat(model)) else None
     if chain is None or model.context.dtype != x.dtype.name:
         return None
-    arena = model.arena
+    flat = model.flat_parameters
     parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
     sizes = [p.array.shape for p in (layer.kernel for layer in chain)]
     batch, features = x.shape[0], math.prod(x.shape[1:])
     fits = all(map(lambda a, b: a[1] == b[0], sizes, sizes[1:])) and sizes[0][0] == features
     shared = len({id(p) for p in parameters}) < len(parameters)
-    if shared or not fits or arena.regularized or {id(p) for p in parameters} != {id(p) for p in arena.parameters}:
+    if shared or not fits or flat.regularized or {id(p) for p in parameters} != {id(p) for p in flat.parameters}:
         return None
     if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > LARGEST:
         return None

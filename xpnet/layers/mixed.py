@@ -54,7 +54,7 @@ def lowered(module: Module) -> Lowered:
     # Only the root has the flat storage; and parameters that do not exist yet are in none.
     if module.path or any(not m.built and m._waits() for m in module.modules()):
         return Lowered(dtype, {}, others=True)
-    copies = module.arena.lowered(dtype)
+    copies = module.flat_parameters.lowered(dtype)
     frozen = {id(p): ops.cast(p.array, dtype) for p in module.parameters().values() if id(p) not in copies}
     return Lowered(dtype, {**copies, **frozen} if frozen else copies, others=False)
 

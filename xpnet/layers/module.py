@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from xpnet import backend, initializers, ops, random
 from xpnet.autograd.checkpointing import recompute
-from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.tape import mode, no_grad, once
 from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.backend import Array, Device, DeviceError
@@ -26,7 +26,7 @@ _INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "tick
 
 
 class Structure:
-    """Counts every change of any tree of Modules: a cheap way to know that an arena still holds all its parameters, or that
+    """Counts every change of any tree of Modules: a cheap way to know that the flat parameters still hold all of them, or that
     a prediction that was planned is still the model's.
     """
 
@@ -61,8 +61,8 @@ class Module:
     _parameters: dict[str, Parameter]
     _buffers: dict[str, Array]
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    _arena: Arena | None
-    _arena_version: int
+    _flat: FlatParameters | None
+    _flat_version: int
     _known_modules: tuple[int, tuple[Module, ...]]
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
@@ -71,7 +71,7 @@ class Module:
         table = self.__dict__
         table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, ticks=None)
         table["_half"] = False  # whether it computes with 16-bit floats
-        table.update(_children={}, _parameters={}, _buffers={}, _arena=None, _arena_version=-1, _known_modules=(-1, ()))
+        table.update(_children={}, _parameters={}, _buffers={}, _flat=None, _flat_version=-1, _known_modules=(-1, ()))
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
 
@@ -82,8 +82,8 @@ class Module:
         """What copy.deepcopy copies: a copy has flat storage of its own, made when it is first needed."""
         return {
             **self.__dict__,
-            "_arena": None,
-            "_arena_version": -1,
+            "_flat": None,
+            "_flat_version": -1,
             "_captured": None,
             "_plans": {},
             "_steps": {},
@@ -290,20 +290,20 @@ class Module:
         return backend.dtype_named(self.context.device.xp, self.context.dtype)
 
     @property
-    def arena(self) -> Arena:
+    def flat_parameters(self) -> FlatParameters:
         """The flat storage of all trainable parameters; made when first asked for, and again when they have changed."""
-        arena = self._arena
-        if arena is not None and self._arena_version == Structure.version and arena.intact():
-            return arena
-        self._require_built("arena")
+        flat = self._flat
+        if flat is not None and self._flat_version == Structure.version and flat.intact():
+            return flat
+        self._require_built("flat_parameters")
         parameters = self.parameters().values()
         trainable = [p for p in parameters if p.requires_grad]
-        if arena is None or not arena.holds(trainable):
-            arena = Arena(trainable)
+        if flat is None or not flat.holds(trainable):
+            flat = FlatParameters(trainable)
         frozen = len(trainable) < len(parameters)
-        # A frozen parameter may be set free at any time: then the arena is looked at again on every use.
-        self.__dict__.update(_arena=arena, _arena_version=-1 if frozen else Structure.version)
-        return arena
+        # A frozen parameter may be set free at any time: then the flat parameters are checked again on every use.
+        self.__dict__.update(_flat=flat, _flat_version=-1 if frozen else Structure.version)
+        return flat
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -402,7 +402,7 @@ class Module:
         if self.path is None:
             self._attach("", self.context)
         self._attach(self.path or "", context)
-        self.__dict__["_arena"] = None
+        self.__dict__["_flat"] = None
         return self
 
     def predict(self, x: Array, batch_size: int = 256) -> Array:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
-from xpnet.ops.updates import adaptive as rules_adaptive
+from xpnet.ops.updates import adaptive
 from xpnet.ops.updates import rule as rules
 from xpnet.optim.optimizer import Optimizer, Schedule
 
@@ -51,12 +51,11 @@ class Adam(Optimizer):
     @property
     def rule(self) -> rules.Rule:
         """See Optimizer."""
-        return rules.adam
+        return adaptive.amsgrad if self.amsgrad else rules.adam
 
-    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
-        """See Optimizer."""
-        rule = rules_adaptive.amsgrad if self.amsgrad else rules.adam
-        rule(
+    def update(self, w: Array, g: Array, learning_rate: Any, **settings: float) -> None:
+        """See Optimizer; `settings` are those of a rule beyond Adam's."""
+        self.rule(
             w,
             g,
             *(self.slots[name] for name in self.slot_names),
@@ -65,6 +64,7 @@ class Adam(Optimizer):
             beta2=self.beta2,
             epsilon=self.epsilon,
             step=self.iterations,
+            **settings,
             **self.fused_decay,
         )
 
@@ -89,10 +89,10 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, epsilon, amsgrad=amsgrad, weight_decay=weight_decay)
 
-    def decay(self, arena: Arena, learning_rate: Any) -> None:
+    def decay(self, flat: FlatParameters, learning_rate: Any) -> None:
         """Shrink the weights themselves."""
         rate = learning_rate if self.clock is None else self.clock.rate
-        arena.values[: arena.decayed] *= 1 - rate * self.weight_decay
+        flat.values[: flat.decayed] *= 1 - rate * self.weight_decay
 
 
 class Nadam(Adam):
@@ -124,7 +124,12 @@ class Nadam(Adam):
     def _momentum(self, step: int) -> float:
         return self.beta1 * (1 - 0.5 * math.pow(0.96, step * self.momentum_decay))
 
-    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
+    @property
+    def rule(self) -> rules.Rule:
+        """See Optimizer."""
+        return adaptive.nadam
+
+    def update(self, w: Array, g: Array, learning_rate: Any, **settings: float) -> None:
         """See Optimizer."""
         t, product = self._product
         if t >= self.iterations:  # a state was loaded
@@ -132,20 +137,8 @@ class Nadam(Adam):
         for step in range(t + 1, self.iterations + 1):
             product *= self._momentum(step)
         self._product = self.iterations, product
-        rules_adaptive.nadam(
-            w,
-            g,
-            self.slots["mean"],
-            self.slots["square"],
-            learning_rate=learning_rate,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            epsilon=self.epsilon,
-            step=self.iterations,
-            now=self._momentum(self.iterations),
-            following=self._momentum(self.iterations + 1),
-            product=product,
-        )
+        now, following = self._momentum(self.iterations), self._momentum(self.iterations + 1)
+        super().update(w, g, learning_rate, now=now, following=following, product=product)
 
 
 class Adamax(Adam):
@@ -172,16 +165,7 @@ class Adamax(Adam):
         super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
         self.slot_names = ("mean", "largest")
 
-    def update(self, w: Array, g: Array, learning_rate: Any) -> None:
+    @property
+    def rule(self) -> rules.Rule:
         """See Optimizer."""
-        rules_adaptive.adamax(
-            w,
-            g,
-            self.slots["mean"],
-            self.slots["largest"],
-            learning_rate=learning_rate,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            epsilon=self.epsilon,
-            step=self.iterations,
-        )
+        return adaptive.adamax

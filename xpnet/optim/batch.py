@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
-from xpnet.ops.updates import full_batch as rules_batch
+from xpnet.ops.updates import full_batch
 from xpnet.optim.optimizer import Optimizer, Schedule
 
 
@@ -47,13 +47,13 @@ class Rprop(Optimizer):
         self.grow, self.shrink = grow, shrink
         self.smallest, self.largest = smallest, largest
 
-    def initial_slot(self, name: str, xp: Any, arena: Arena) -> Array:
+    def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
         """The first size of the steps, and no gradient before the first."""
-        return xp.full_like(arena.values, self.current_learning_rate) if name == "size" else xp.zeros_like(arena.values)
+        return xp.full_like(flat.values, self.current_learning_rate) if name == "size" else xp.zeros_like(flat.values)
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        rules_batch.rprop(
+        full_batch.rprop(
             w,
             g,
             self.slots["previous"],
@@ -86,4 +86,4 @@ class Quickprop(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        rules_batch.quickprop(w, g, self.slots["step"], self.slots["slope"], learning_rate=learning_rate, growth=self.growth)
+        full_batch.quickprop(w, g, self.slots["step"], self.slots["slope"], learning_rate=learning_rate, growth=self.growth)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, losses
-from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.layers.module import Module
@@ -110,38 +110,38 @@ class FullBatch(Optimizer):
         device = model.context.device
         x, y = backend.to_device(x, device), backend.to_device(y, device)
         model.train()
-        arena = model.arena
-        if arena.values is None:
+        flat = model.flat_parameters
+        if flat.values is None:
             raise ValueError("minimize: the model has no trainable parameters")
-        if arena.constrained:
+        if flat.constrained:
             raise ValueError(
-                f"minimize: {arena.constrained[0].path} has a constraint, which {type(self).__name__} cannot keep; "
+                f"minimize: {flat.constrained[0].path} has a constraint, which {type(self).__name__} cannot keep; "
                 f"use a penalty (regularizer), or SGD"
             )
         counters = model.counters()
         last: list[float] = []
 
         def evaluate(vector: Any) -> tuple[float, Any]:
-            arena.values[...] = backend.to_device(vector.astype(backend.dtype_name(arena.values)), device)
+            flat.values[...] = backend.to_device(vector.astype(backend.dtype_name(flat.values)), device)
             model.load_counters(counters)
-            value = self._objective(model, arena, function, x, y, batch_size or len(x))
+            value = self._objective(model, flat, function, x, y, batch_size or len(x))
             last[:] = [value]
-            return value, backend.to_numpy(arena.gradients).astype(np.float64)
+            return value, backend.to_numpy(flat.gradients).astype(np.float64)
 
         def after(_: Any) -> None:
             if callback is not None:
                 callback(last[0])
 
-        begin = backend.to_numpy(arena.values).astype(np.float64)
+        begin = backend.to_numpy(flat.values).astype(np.float64)
         result = minimize(evaluate, begin, jac=True, method=self.method, options=self.options(), callback=after)
-        arena.values[...] = backend.to_device(result.x.astype(backend.dtype_name(arena.values)), device)
-        arena.zero_grad()
+        flat.values[...] = backend.to_device(result.x.astype(backend.dtype_name(flat.values)), device)
+        flat.zero_grad()
         self.iterations += int(result.nit)
         return Minimum(float(result.fun), int(result.nit), int(result.nfev), bool(result.success), str(result.message))
 
-    def _objective(self, model: Module, arena: Arena, loss: Any, x: Array, y: Array, batch_size: int) -> float:
-        """The mean loss over all examples plus penalties; the gradient is left in the arena."""
-        arena.zero_grad()
+    def _objective(self, model: Module, flat: FlatParameters, loss: Any, x: Array, y: Array, batch_size: int) -> float:
+        """The mean loss over all examples plus penalties; the gradient is left in the flat parameters."""
+        flat.zero_grad()
         total = 0.0
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
@@ -149,17 +149,17 @@ class FullBatch(Optimizer):
             share.backward()
             total += float(share.array)
         penalty: Tensor | None = None
-        for parameter in arena.parameters:
+        for parameter in flat.parameters:
             if parameter.regularizer is not None:
                 term = parameter.regularizer(parameter)
                 penalty = term if penalty is None else penalty + term
         if penalty is not None:
             penalty.backward()
             total += float(penalty.array)
-        arena.collect()
+        flat.collect()
         if self.weight_decay:
-            weights = arena.values[: arena.decayed]
-            arena.gradients[: arena.decayed] += self.weight_decay * weights
+            weights = flat.values[: flat.decayed]
+            flat.gradients[: flat.decayed] += self.weight_decay * weights
             total += 0.5 * self.weight_decay * float((weights * weights).sum())
         return total
 

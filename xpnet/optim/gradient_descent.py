@@ -56,21 +56,22 @@ class SGD(Optimizer):
     @property
     def rule(self) -> rules.Rule:
         """See Optimizer."""
-        return rules.momentum if self.momentum else rules.sgd
+        if not self.momentum:
+            return rules.sgd
+        return rules.inertia if self.form == "inertia" else rules.momentum
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        if self.momentum and self.form == "inertia":
-            rules.inertia(w, g, self.slots["velocity"], learning_rate=learning_rate, momentum=self.momentum)
-        elif self.momentum:
-            rules.momentum(
-                w,
-                g,
-                self.slots["velocity"],
-                learning_rate=learning_rate,
-                momentum=self.momentum,
-                nesterov=self.nesterov,
-                **self.fused_decay,
-            )
-        else:
+        if not self.momentum:
             rules.sgd(w, g, learning_rate=learning_rate, **self.fused_decay)
+            return
+        settings = {} if self.form == "inertia" else {"nesterov": self.nesterov}
+        self.rule(
+            w,
+            g,
+            self.slots["velocity"],
+            learning_rate=learning_rate,
+            momentum=self.momentum,
+            **settings,
+            **self.fused_decay,
+        )

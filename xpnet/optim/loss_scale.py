@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array, device_of, namespace, quiet, to_numpy
 from xpnet.ops.updates.half import adjust, unscale
 
@@ -73,12 +73,12 @@ class LossScale:
         with quiet(xp):
             loss.backward(xp.astype(scale, loss.array.dtype, copy=False))
 
-    def unscale(self, arena: Arena) -> None:
+    def unscale(self, flat: FlatParameters) -> None:
         """Divide all gradients by the factor, once a step, and note whether one of them is not finite."""
-        if not self._unscaled and arena.values is not None:
-            arena.collect()
-            self.place(arena.values)
-            unscale(arena.gradients, self.scale, self.overflow)
+        if not self._unscaled and flat.values is not None:
+            flat.collect()
+            self.place(flat.values)
+            unscale(flat.gradients, self.scale, self.overflow)
             self._unscaled = True
 
     def adjust(self) -> None:

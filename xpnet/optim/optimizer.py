@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.tensor import Parameter
 from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
 from xpnet.layers.module import Module
@@ -49,7 +49,7 @@ class Optimizer:
         self.loss_scale: LossScale | None = None
         self.factor = 1.0  # what callbacks have multiplied the learning rate by
         self.slots: dict[str, Array] = {}
-        self._arena: Arena | None = None
+        self._flat: FlatParameters | None = None
         self.clock: Any = None
         self.fused_decay: dict[str, Any] = {}  # settings for a rule that applies weight decay in its own pass
 
@@ -59,7 +59,7 @@ class Optimizer:
         rate = self.learning_rate
         return self.factor * (float(rate(self.iterations + self.skipped)) if callable(rate) else rate)
 
-    def bind(self, target: Target) -> Arena:
+    def bind(self, target: Target) -> FlatParameters:
         """The flat storage of a model, or of Parameters; the optimizer's state is made to match it.
 
         After parameters were frozen or set free (`parameter.requires_grad`), those that are trained as before keep their state;
@@ -68,75 +68,75 @@ class Optimizer:
         Raises:
             ValueError: the state belongs to another model.
         """
-        arena = _arena(target, self._arena)
-        if arena is not self._arena:
-            before = self._arena
-            if arena.values is not None:
-                xp = namespace(arena.values)
-                frozen = before is not None and _changed(before, arena, target)
+        flat = _flat_parameters(target, self._flat)
+        if flat is not self._flat:
+            before = self._flat
+            if flat.values is not None:
+                xp = namespace(flat.values)
+                frozen = before is not None and _changed(before, flat, target)
                 for name in self.slot_names:
                     slot = self.slots.get(name)
                     if slot is None:
-                        self.slots[name] = self.initial_slot(name, xp, arena)
+                        self.slots[name] = self.initial_slot(name, xp, flat)
                     elif before is not None and frozen:
-                        self.slots[name] = self._moved(slot, before, self.initial_slot(name, xp, arena), arena)
-                    elif slot.shape != arena.values.shape or (before is not None and before.slices != arena.slices):
+                        self.slots[name] = self._moved(slot, before, self.initial_slot(name, xp, flat), flat)
+                    elif slot.shape != flat.values.shape or (before is not None and before.slices != flat.slices):
                         raise ValueError(
                             f"this {type(self).__name__} holds state for {slot.shape[0]} values, the model has "
-                            f"{arena.values.shape[0]}; make a new optimizer for a new model, or freeze the "
+                            f"{flat.values.shape[0]}; make a new optimizer for a new model, or freeze the "
                             f"parameters that were frozen when the state was saved"
                         )
                     else:
-                        self.slots[name] = to_device(slot, device_of(arena.values))
-            self._arena = arena
-        return arena
+                        self.slots[name] = to_device(slot, device_of(flat.values))
+            self._flat = flat
+        return flat
 
-    def _moved(self, slot: Array, before: Arena, fresh: Array, arena: Arena) -> Array:
+    def _moved(self, slot: Array, before: FlatParameters, fresh: Array, flat: FlatParameters) -> Array:
         """The state after parameters were frozen or set free: those that stayed keep theirs, others begin anew."""
         places = {id(p): where for p, where in zip(before.parameters, before.slices)}
-        for parameter, where in zip(arena.parameters, arena.slices):
+        for parameter, where in zip(flat.parameters, flat.slices):
             if id(parameter) in places:
                 fresh[where] = to_device(slot[places[id(parameter)]], device_of(fresh))
         return fresh
 
-    def initial_slot(self, name: str, xp: Any, arena: Arena) -> Array:
+    def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
         """A state array before the first step: zeros."""
-        return xp.zeros_like(arena.values)
+        return xp.zeros_like(flat.values)
 
     def step(self, target: Target) -> None:
         """Update the parameters of a Module (or a dict or list of Parameters), in place, and forget their gradients.
 
         Parameters that the last backward did not reach are treated as having a gradient of 0.
         """
-        arena = self.bind(target)
-        if arena.values is None:
+        flat = self.bind(target)
+        if flat.values is None:
             return
         scale = self.loss_scale
         learning_rate: Any = self.current_learning_rate if self.clock is None else self.clock
-        arena.collect()
+        flat.collect()
         if scale is not None:
-            scale.unscale(arena)
+            scale.unscale(flat)
             if self.clock is not None:
                 learning_rate = self.clock.skipping(scale.overflow)
             elif bool(scale.overflow):
                 self.skipped += 1
                 scale.adjust()
-                arena.zero_grad()
+                flat.zero_grad()
                 return
         self.iterations += 1
         self.fused_decay = {}
         if self.weight_decay:
             rule = self.rule
-            if rule is not None and rule.decays(arena.values):
+            if rule is not None and rule.decays(flat.values):
                 self.fused_decay = {
                     "weight_decay": self.weight_decay,
-                    "decayed": arena.decayed,
+                    "decayed": flat.decayed,
                     "decoupled": self.decoupled,
                 }
             else:
-                self.decay(arena, learning_rate)
-        self.update(arena.values, arena.gradients, learning_rate)
-        for parameter in arena.constrained:
+                self.decay(flat, learning_rate)
+        self.update(flat.values, flat.gradients, learning_rate)
+        for parameter in flat.constrained:
             w = parameter.array
             before = None if scale is None or self.clock is None else namespace(w).asarray(w, copy=True)
             parameter.constraint.project(w)
@@ -144,17 +144,17 @@ class Optimizer:
                 w[...] = namespace(w).where(scale.overflow != 0, before, w)
         if scale is not None:
             scale.adjust()
-        arena.zero_grad()
+        flat.zero_grad()
 
     @property
     def rule(self) -> Rule | None:
         """The rule that `update` calls with `fused_decay`, so that it may apply weight decay in the same pass."""
         return None
 
-    def decay(self, arena: Arena, learning_rate: Any) -> None:
+    def decay(self, flat: FlatParameters, learning_rate: Any) -> None:
         """Add weight_decay * w to the gradients of the weights."""
-        weights = slice(0, arena.decayed)
-        arena.gradients[weights] += self.weight_decay * arena.values[weights]
+        weights = slice(0, flat.decayed)
+        flat.gradients[weights] += self.weight_decay * flat.values[weights]
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """Change the flat weights `w` in place, given the flat gradients `g`; `iterations` counts from 1 here."""
@@ -193,21 +193,21 @@ class Optimizer:
             self.loss_scale.load_state(state["loss_scale"])
         self.factor = float(state["factor"])
         self.slots = dict(state["slots"])
-        self._arena = None
+        self._flat = None
 
 
-def _changed(before: Arena, arena: Arena, target: Target) -> bool:
+def _changed(before: FlatParameters, flat: FlatParameters, target: Target) -> bool:
     """Whether other parameters of the same model are trained now, rather than those of a copy of it."""
-    own = target.parameters().values() if isinstance(target, Module) else arena.parameters
+    own = target.parameters().values() if isinstance(target, Module) else flat.parameters
     known = {id(p) for p in own}
-    return [*map(id, before.parameters)] != [*map(id, arena.parameters)] and any(id(p) in known for p in before.parameters)
+    return [*map(id, before.parameters)] != [*map(id, flat.parameters)] and any(id(p) in known for p in before.parameters)
 
 
-def _arena(target: Any, current: Arena | None) -> Arena:
-    """The arena of a Module; or the current one if it holds exactly these Parameters, or a new one."""
+def _flat_parameters(target: Any, current: FlatParameters | None) -> FlatParameters:
+    """The flat parameters of a Module; or the current one if it holds exactly these Parameters, or a new one."""
     if isinstance(target, Module):
-        return target.arena
+        return target.flat_parameters
     parameters = list(target.values() if isinstance(target, dict) else target)
     if current is not None and current.holds(parameters):
         return current
-    return Arena(parameters)
+    return FlatParameters(parameters)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.autograd.flat_parameters import Arena
+from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
-from xpnet.ops.updates import adaptive as rules_adaptive
+from xpnet.ops.updates import adaptive
 from xpnet.optim.optimizer import Optimizer, Schedule
 
 
@@ -36,13 +36,13 @@ class Adagrad(Optimizer):
         self.epsilon = epsilon
         self.initial = initial
 
-    def initial_slot(self, name: str, xp: Any, arena: Arena) -> Array:
+    def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
         """The sum before the first step."""
-        return xp.full_like(arena.values, self.initial)
+        return xp.full_like(flat.values, self.initial)
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        rules_adaptive.adagrad(w, g, self.slots["sum"], learning_rate=learning_rate, epsilon=self.epsilon)
+        adaptive.adagrad(w, g, self.slots["sum"], learning_rate=learning_rate, epsilon=self.epsilon)
 
 
 class RMSprop(Optimizer):
@@ -80,7 +80,7 @@ class RMSprop(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        rules_adaptive.rmsprop(
+        adaptive.rmsprop(
             w,
             g,
             *(self.slots[name] for name in self.slot_names),

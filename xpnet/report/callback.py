@@ -86,7 +86,7 @@ class RunReport(Callback):
         self.rates.append(trainer.optimizer.current_learning_rate)
         self.seconds.append(now - self._epoch_began)
 
-    def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
+    def on_checkpoint(self, trainer: Trainer, epoch_ended: bool) -> None:
         """Write what is known after an epoch, but not so often that it costs more than 2 % of the time."""
         now = time.perf_counter()
         if epoch_ended and now - self._written >= max(1.0, 50 * self._cost):
@@ -172,7 +172,7 @@ class RunReport(Callback):
     def _memory(self, trainer: Trainer, layers: list[dict[str, Any]]) -> dict[str, int | None]:
         from xpnet.report.measure import peak_memory
 
-        weights = trainer.model.arena.values
+        weights = trainer.model.flat_parameters.values
         size = 0 if weights is None else int(weights.size) * int(weights.dtype.itemsize)
         memory: dict[str, int | None] = {
             "parameters": size,

@@ -98,7 +98,7 @@ class renamed_attribute:  # noqa: N801 - used like `property`
 
 
 def adopt_renamed_methods(cls: type, names: dict[str, str], *, stacklevel: int = 2) -> None:
-    """Let methods that a subclass defines under old names override the new ones.
+    """Let methods that a subclass defines under old names override the new ones, and `super()` find both names.
 
     To be called by ``__init_subclass__`` of a class whose methods are meant to be overridden. The old names in that class are
     `renamed_attribute`.
@@ -107,3 +107,7 @@ def adopt_renamed_methods(cls: type, names: dict[str, str], *, stacklevel: int =
         if old in cls.__dict__ and new not in cls.__dict__:
             warn_renamed(f"{cls.__name__}.{old}", f"{cls.__name__}.{new}", stacklevel=stacklevel + 1)
             setattr(cls, new, cls.__dict__[old])
+        elif new in cls.__dict__ and old not in cls.__dict__:
+            alias = renamed_attribute(new)
+            alias.__set_name__(cls, old)
+            setattr(cls, old, alias)

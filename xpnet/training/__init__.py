@@ -1,19 +1,19 @@
 """Training: one readable loop and what goes with it."""
 
+from xpnet.runtime.deprecation import renamed_names
 from xpnet.training.callback import Callback
 from xpnet.training.callbacks import (
-    Call,
     ClipGradients,
     CSVLog,
     EarlyStopping,
     ExponentialMovingAverage,
     JSONLog,
+    LambdaCallback,
     ReduceOnPlateau,
     TensorBoard,
     Timing,
 )
 from xpnet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from xpnet.training.decades import Decades, search_decades
 from xpnet.training.history import History
 from xpnet.training.search import LearningRates, find_learning_rate, overfit_one_batch
 from xpnet.training.trainer import NotFiniteError, Trainer
@@ -21,16 +21,15 @@ from xpnet.training.weighting import ClassWeighted
 
 __all__ = [
     "CSVLog",
-    "Call",
     "Callback",
     "Checkpoint",
     "ClassWeighted",
     "ClipGradients",
-    "Decades",
     "EarlyStopping",
     "ExponentialMovingAverage",
     "History",
     "JSONLog",
+    "LambdaCallback",
     "LearningRates",
     "NotFiniteError",
     "ReduceOnPlateau",
@@ -41,5 +40,8 @@ __all__ = [
     "load_checkpoint",
     "overfit_one_batch",
     "save_checkpoint",
-    "search_decades",
 ]
+
+__getattr__ = renamed_names(
+    __name__, {"Call": "LambdaCallback", "Decades": "LearningRates", "search_decades": "find_learning_rate"}
+)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
+
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
 
@@ -14,30 +16,37 @@ class Callback:
     Set ``trainer.stop = True`` to end the run after the current step.
     """
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        adopt_renamed_methods(cls, {"before_update": "on_before_optimizer_step", "save_point": "on_checkpoint"})
+
     def on_fit_begin(self, trainer: Trainer) -> None:
-        """Before the first epoch."""
+        """Run before the first epoch."""
 
     def on_epoch_begin(self, trainer: Trainer) -> None:
-        """Before the first batch of an epoch; `trainer.epoch` counts from 0."""
+        """Run before the first batch of an epoch; `trainer.epoch` counts from 0."""
 
-    def before_update(self, trainer: Trainer) -> None:
-        """After backward, before the optimizer: gradients can be read and changed."""
+    def on_before_optimizer_step(self, trainer: Trainer) -> None:
+        """Run after backward and before the optimizer: gradients can be read and changed."""
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """After an update; `trainer.iteration` has been counted up."""
+        """Run after an update; `trainer.iteration` has been incremented."""
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """After validation; `values` is what will be recorded for the epoch, and may be added to."""
+        """Run after validation; `values` is what will be recorded for the epoch, and may be added to."""
 
-    def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
-        """After everything else of a step or an epoch: the trainer's state is complete here and can be saved."""
+    def on_checkpoint(self, trainer: Trainer, epoch_ended: bool) -> None:
+        """Run after everything else of a step or an epoch, when the trainer's state is complete and can be saved."""
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """After the last epoch, also after Ctrl-C."""
+        """Run after the last epoch, also after Ctrl-C."""
 
     def state(self) -> dict[str, Any]:
-        """What a continued run needs: a dict of numbers, strings, lists and NumPy arrays."""
+        """Return what a resumed run needs: a dict of numbers, strings, lists and NumPy arrays."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state from :meth:`state`."""
+        """Restore a state from :meth:`state`."""
+
+    before_update = renamed_attribute("on_before_optimizer_step")
+    save_point = renamed_attribute("on_checkpoint")

@@ -12,30 +12,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
+from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.training.callback import Callback
 
 if TYPE_CHECKING:
-    from xpnet.autograd.flat_parameters import Arena
+    from xpnet.autograd.flat_parameters import FlatParameters
     from xpnet.training.trainer import Trainer
 
 
+def monitor_mode(owner: Callback, name: str, mode: str | None) -> str:
+    """Return whether "min" or "max" of a value is best: as given, or by its name (losses and errors: "min").
+
+    Raises:
+        ValueError: another mode.
+    """
+    if mode is None:
+        return "min" if name.endswith(("loss", "error")) else "max"
+    mode = {True: "max", False: "min"}.get(mode, mode)  # type: ignore[call-overload] # of the old argument `largest`
+    if mode not in ("min", "max"):
+        raise ValueError(f'{type(owner).__name__}: mode must be "min", "max" or None, got {mode!r}')
+    return mode
+
+
+def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
+    """Return whether a value is better than the best one so far by more than `min_delta`."""
+    return best is None or (value > best + min_delta if mode == "max" else value < best - min_delta)
+
+
 class Monitor(Callback):
-    """What callbacks share that watch one value of the history for an improvement.
+    """Base class of the callbacks that monitor one value of the history for an improvement.
 
     Args:
         monitor: a name in the history, such as "val_loss".
         patience: how many epochs without an improvement to wait.
-        least: how much better a value must be to count.
-        largest: whether larger is better; None decides by the name (losses and errors: smaller).
+        min_delta: how much better a value must be to count.
+        mode: "min" or "max", which is better; None decides by the name (losses and errors: "min").
     """
 
-    def __init__(self, monitor: str, patience: int, least: float, largest: bool | None) -> None:
-        if patience < 0 or least < 0:
-            raise ValueError(f"{type(self).__name__}: patience and least must be at least 0, got {patience} and {least}")
+    def __init__(self, monitor: str, patience: int, min_delta: float, mode: str | None) -> None:
+        if patience < 0 or min_delta < 0:
+            raise ValueError(
+                f"{type(self).__name__}: patience and min_delta must be at least 0, got {patience} and {min_delta}"
+            )
         self.monitor = monitor
         self.patience = patience
-        self.least = least
-        self.largest = largest if largest is not None else not monitor.endswith(("loss", "error"))
+        self.min_delta = min_delta
+        self.mode = monitor_mode(self, monitor, mode)
         self.best: float | None = None
         self.waited = 0
 
@@ -47,7 +69,7 @@ class Monitor(Callback):
                 f"give `fit` validation data, or watch one of these"
             )
         value = values[self.monitor]
-        if self.best is None or (value > self.best + self.least if self.largest else value < self.best - self.least):
+        if is_better(value, self.best, self.mode, self.min_delta):
             self.best, self.waited = value, 0
             return True
         self.waited += 1
@@ -66,20 +88,21 @@ class EarlyStopping(Monitor):
     """Ends the run when a value has not improved for `patience` epochs, and takes back the weights of the best epoch.
 
     Args:
-        monitor, patience, least, largest: as in Monitor.
+        monitor, patience, min_delta, mode: as in Monitor.
         restore_best: whether the weights of the best epoch come back at the end of the run.
     """
 
+    @renamed_arguments(least="min_delta", largest="mode")
     def __init__(
         self,
         monitor: str = "val_loss",
         patience: int = 5,
         *,
-        least: float = 0.0,
-        largest: bool | None = None,
+        min_delta: float = 0.0,
+        mode: str | None = None,
         restore_best: bool = True,
     ) -> None:
-        super().__init__(monitor, patience, least, largest)
+        super().__init__(monitor, patience, min_delta, mode)
         self.restore_best = restore_best
         self.best_state: dict[str, Any] | None = None
         self.best_epoch: int | None = None
@@ -119,11 +142,12 @@ class ReduceOnPlateau(Monitor):
     """Multiplies the learning rate by `factor` when a value has not improved for `patience` epochs.
 
     Args:
-        monitor, patience, least, largest: as in Monitor.
+        monitor, patience, min_delta, mode: as in Monitor.
         factor: in (0, 1).
         lowest: the learning rate is not made smaller than this.
     """
 
+    @renamed_arguments(least="min_delta", largest="mode")
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -131,10 +155,10 @@ class ReduceOnPlateau(Monitor):
         *,
         factor: float = 0.1,
         lowest: float = 0.0,
-        least: float = 0.0,
-        largest: bool | None = None,
+        min_delta: float = 0.0,
+        mode: str | None = None,
     ) -> None:
-        super().__init__(monitor, patience, least, largest)
+        super().__init__(monitor, patience, min_delta, mode)
         if not 0 < factor < 1:
             raise ValueError(f"ReduceOnPlateau: factor must be between 0 and 1, got {factor}")
         self.factor = factor
@@ -166,11 +190,11 @@ class ClipGradients(Callback):
         self.norm = norm
         self.value = value
 
-    def before_update(self, trainer: Trainer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer) -> None:
         """Change the gradients in place."""
-        arena = trainer.model.arena
-        arena.collect()
-        g = arena.gradients
+        flat = trainer.model.flat_parameters
+        flat.collect()
+        g = flat.gradients
         xp = namespace(g)
         if self.norm is not None:
             length = xp.sqrt(xp.sum(g * g, dtype=g.dtype))
@@ -196,15 +220,15 @@ class ExponentialMovingAverage(Callback):
         self.decay = decay
         self.keep = keep
         self.average: Array | None = None
-        self._arena: Arena | None = None
+        self._flat: FlatParameters | None = None
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Begin with the present weights, or with the average so far, unless parameters were frozen or set free since."""
-        arena = trainer.model.arena
-        values = arena.values
+        flat = trainer.model.flat_parameters
+        values = flat.values
         xp = namespace(values)
-        known = self._arena is None or [*map(id, self._arena.parameters)] == [*map(id, arena.parameters)]
-        self._arena = arena
+        known = self._flat is None or [*map(id, self._flat.parameters)] == [*map(id, flat.parameters)]
+        self._flat = flat
         if self.average is None or not known:
             self.average = xp.asarray(values, copy=True)
         else:
@@ -214,12 +238,12 @@ class ExponentialMovingAverage(Callback):
         """Move the average."""
         average: Any = self.average
         average *= self.decay
-        average += (1 - self.decay) * trainer.model.arena.values
+        average += (1 - self.decay) * trainer.model.flat_parameters.values
 
     @contextlib.contextmanager
     def averaged(self, trainer: Trainer) -> Iterator[None]:
         """Within the block the model has the average weights."""
-        values = trainer.model.arena.values
+        values = trainer.model.flat_parameters.values
         before = namespace(values).asarray(values, copy=True)
         values[...] = self.average
         try:
@@ -230,7 +254,7 @@ class ExponentialMovingAverage(Callback):
     def on_fit_end(self, trainer: Trainer) -> None:
         """Give the model the average weights."""
         if self.keep and self.average is not None:
-            trainer.model.arena.values[...] = self.average
+            trainer.model.flat_parameters.values[...] = self.average
 
     def state(self) -> dict[str, Any]:
         """The average."""
@@ -296,7 +320,7 @@ class CSVLog(Callback):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
+    def on_checkpoint(self, trainer: Trainer, epoch_ended: bool) -> None:
         """Write the history so far."""
         if epoch_ended:
             from xpnet.io.archive import write_atomically
@@ -332,7 +356,7 @@ class TensorBoard(Callback):
         self._writer.close()
 
 
-class Call(Callback):
+class LambdaCallback(Callback):
     """Calls functions of the user: each one is given the trainer.
 
     Args:

@@ -47,7 +47,7 @@ class CapturedSteps:
     Args:
         trainer: whose model is on a GPU.
         graphs: what records and replays.
-        clock: makes the optimizer's clock: a function of the arena's values.
+        clock: makes the optimizer's clock: a function of the flat values.
     """
 
     def __init__(self, trainer: Trainer, graphs: Graphs, clock: Callable[[Array], Any]) -> None:
@@ -58,7 +58,7 @@ class CapturedSteps:
         self.feed: DeviceFeed | None = None
         self._captured = Captured(self._work, graphs, "the training step")
         # A callback that looks at or changes the gradients runs between backward and update, on the host.
-        changed = any(type(c).before_update is not Callback.before_update for c in trainer.callbacks)
+        changed = any(type(c).on_before_optimizer_step is not Callback.on_before_optimizer_step for c in trainer.callbacks)
         self.updates = trainer.optimizer.capturable and not changed
 
     def __enter__(self) -> CapturedSteps:
@@ -68,8 +68,8 @@ class CapturedSteps:
         for module in trainer.model.modules():
             module.ticks = Ticks(xp, module.counter)
         if self.updates:
-            arena = trainer.optimizer.bind(trainer.model)
-            clock = self._make_clock(arena.values)
+            flat = trainer.optimizer.bind(trainer.model)
+            clock = self._make_clock(flat.values)
             clock.steps[...] = trainer.optimizer.iterations
             trainer.optimizer.clock = clock
         self._rate = None
@@ -95,7 +95,7 @@ class CapturedSteps:
         else:
             x, y = inputs if self.feed is None or size is None else self.feed.prepare(*inputs, size=size)
         loss, prediction = trainer.forward_backward(x, y)
-        reached = [p for p in trainer.model.arena.parameters if p.grad is not None]
+        reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
         if self.updates:
             trainer.optimizer.step(trainer.model)
         trainer.sums.add(examples_in(x), {"loss": loss, **trainer.measure(prediction, y)})

@@ -13,14 +13,17 @@ import numpy as np
 
 from xpnet.backend import to_numpy
 from xpnet.io import archive
+from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
 from xpnet.training.callback import Callback
+from xpnet.training.callbacks import is_better, monitor_mode
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
 
 FORMAT = "xpnet-checkpoint-1"
 _NAME = re.compile(r"step-(\d{10,})\.ckpt")
+_RENAMED = {"Call": "LambdaCallback"}  # callbacks in files of earlier versions
 
 
 def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
@@ -66,8 +69,10 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     document, arrays = archive.read(path)
     if document.get("format") != FORMAT:
         raise archive.ArchiveError(f"{path}: not a checkpoint of xpnet: its format is {document.get('format')!r}")
-    kinds = [entry["kind"] for entry in document["callbacks"]]
-    ours = [type(callback).__name__ for callback in trainer.callbacks]
+    kinds, ours = (
+        [_RENAMED.get(kind, kind) for kind in names]
+        for names in ([entry["kind"] for entry in document["callbacks"]], [type(c).__name__ for c in trainer.callbacks])
+    )
     if kinds != ours:
         raise ValueError(f"{path}: the run had the callbacks {kinds}, this trainer has {ours}; give it the same ones")
     place = document["trainer"]
@@ -128,7 +133,7 @@ class Checkpoint(Callback):
         every_steps, every_minutes: also save within an epoch; None does not.
         keep: how many of the newest files to keep.
         best: a name in the history, such as "val_accuracy": the epoch where it was best is kept as best.ckpt.
-        largest: whether the largest value is the best; None decides by the name (losses and errors: the smallest).
+        mode: "min" or "max", which value is the best; None decides by the name (losses and errors: "min").
 
     A checkpoint that cannot be written during the run (a full disk) is a warning, and the run goes on: the ones before it
     are untouched. A folder that cannot be written at the start is an error.
@@ -137,6 +142,7 @@ class Checkpoint(Callback):
     is done again. They would be taken for the newest ones, so they are renamed to end in ".old", with a warning.
     """
 
+    @renamed_arguments(largest="mode")
     def __init__(
         self,
         folder: str | Path,
@@ -145,7 +151,7 @@ class Checkpoint(Callback):
         every_minutes: float | None = None,
         keep: int = 3,
         best: str | None = None,
-        largest: bool | None = None,
+        mode: str | None = None,
     ) -> None:
         if keep < 1 or (every_steps is not None and every_steps < 1):
             raise ValueError(f"Checkpoint: keep and every_steps must be at least 1, got {keep} and {every_steps}")
@@ -154,7 +160,7 @@ class Checkpoint(Callback):
         self.every_minutes = every_minutes
         self.keep = keep
         self.best = best
-        self.largest = largest if largest is not None else not (best or "").endswith(("loss", "error"))
+        self.mode = monitor_mode(self, best or "", mode)
         self.best_value: float | None = None
         self._saved = time.monotonic()
 
@@ -183,7 +189,7 @@ class Checkpoint(Callback):
                 stacklevel=5,
             )
 
-    def save_point(self, trainer: Trainer, epoch_ended: bool) -> None:
+    def on_checkpoint(self, trainer: Trainer, epoch_ended: bool) -> None:
         """Save if it is time to."""
         minutes = (time.monotonic() - self._saved) / 60
         if (
@@ -203,7 +209,7 @@ class Checkpoint(Callback):
         if self.best not in trainer.history:
             raise ValueError(f"Checkpoint: best={self.best!r} is not in the history: {', '.join(trainer.history)}")
         value = trainer.history[self.best][-1]
-        if self.best_value is None or (value > self.best_value if self.largest else value < self.best_value):
+        if is_better(value, self.best_value, self.mode):
             self.best_value = value
             return True
         return False

@@ -1,49 +1,49 @@
-"""Checks before a long run: which learning rate, and whether the model can learn one batch by heart."""
+"""Checks before a long run: the learning-rate finder, and whether the model can overfit one batch."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from xpnet.backend import to_numpy
 
 if TYPE_CHECKING:
+    from xpnet.data import Batches
     from xpnet.training.trainer import Trainer
 
 
-class _Undo:
-    """Puts a trainer's model, optimizer and counters back as they were."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def __enter__(self) -> None:
-        trainer = self.trainer
-        self.model = {name: to_numpy(array).copy() for name, array in trainer.model.state().items()}
-        self.counters = trainer.model.counters()
-        self.optimizer = trainer.optimizer.state()
-        self.rate = trainer.optimizer.learning_rate
-        self.iteration = trainer.iteration
-
-    def __exit__(self, *exception: object) -> None:
-        trainer = self.trainer
-        trainer.model.load_state(self.model)
-        trainer.model.load_counters(self.counters)
-        trainer.model.zero_grad()
-        trainer.optimizer.load_state(self.optimizer)
-        trainer.optimizer.learning_rate = self.rate
-        trainer.iteration = self.iteration
+@contextlib.contextmanager
+def _restored(trainer: Trainer) -> Iterator[None]:
+    """Restore the trainer's model, optimizer and counters at the end of the block."""
+    model, optimizer = trainer.model, trainer.optimizer
+    arrays = {name: to_numpy(array).copy() for name, array in model.state().items()}
+    counters, state = model.counters(), optimizer.state()
+    rate, iteration = optimizer.learning_rate, trainer.iteration
+    try:
+        yield
+    finally:
+        model.load_state(arrays)
+        model.load_counters(counters)
+        model.zero_grad()
+        optimizer.load_state(state)
+        optimizer.learning_rate, trainer.iteration = rate, iteration
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """What :func:`find_learning_rate` measured.
+    """The result of :func:`find_learning_rate`.
 
     Attributes:
-        rates: the learning rates, growing.
-        losses: the loss at each, smoothed.
-        suggestion: a tenth of the rate at the lowest loss. (The steepest fall would depend more on the noise of the batches.)
+        rates: the learning rates.
+        losses: the loss at each: smoothed in a range test, else the mean over the last tenth of the steps, infinite where the
+            loss diverged.
+        suggestion: of a range test a tenth of the rate at the lowest loss (the steepest descent would depend more on the noise
+            of the batches), else the rate at the lowest loss. If that is the first or the last one, look beyond it.
     """
 
     rates: list[float]
@@ -52,62 +52,101 @@ class LearningRates:
 
 
 def find_learning_rate(
-    trainer: Trainer, data: Any, *, lowest: float = 1e-6, highest: float = 10.0, steps: int = 100, batch_size: int = 32
+    trainer: Trainer,
+    data: Any,
+    *,
+    lowest: float = 1e-6,
+    highest: float = 10.0,
+    steps: int = 100,
+    batch_size: int = 32,
+    rates: Sequence[float] | None = None,
 ) -> LearningRates:
-    """Train for some steps with a learning rate that grows exponentially, and see where the loss is lowest.
+    """Find a learning rate: by a range test, or by short runs at the given `rates`.
 
-    It ends early where the loss has grown to four times its best. Model and optimizer are put back afterwards.
+    The range test trains for some steps with a learning rate that grows exponentially and ends early where the loss has
+    grown to four times its best. With `rates`, such as powers of ten, each one is given `steps` steps from the present
+    weights on the same batches: slower, and a direct comparison. Model and optimizer are restored afterwards.
 
     Args:
         trainer: a Trainer.
-        data: as for `fit`; gone through again and again.
-        lowest, highest: the first and the last learning rate.
-        steps: how many.
+        data: as for `fit`; repeated as often as needed.
+        lowest, highest: the first and the last learning rate of the range test.
+        steps: how many updates, of the range test or at each rate.
         batch_size: examples a batch.
+        rates: learning rates to compare, in the place of a range test.
 
     Raises:
-        ValueError: rates that do not grow, or fewer than 10 steps.
+        ValueError: rates that do not grow or are not above 0, fewer than 10 steps, or a loss that diverges at every rate.
 
-    Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3.
+    Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3; with `rates`: Nielsen, "Neural
+    networks and deep learning", chapter 3.
     """
     from xpnet.training.data_adapter import as_batches
-    from xpnet.training.trainer import NotFiniteError
 
     if not 0 < lowest < highest or steps < 10:
         raise ValueError(f"find_learning_rate: expected 0 < lowest < highest and steps >= 10, got {lowest}, {highest}, {steps}")
+    if rates is not None and not (len(rates) and min(rates) > 0):
+        raise ValueError(f"find_learning_rate: expected rates above 0, got {list(rates)}")
     batches = as_batches(data, trainer.model, batch_size, True, trainer.seed)
-    rates: list[float] = []
     smooth: list[float] = []
     mean = 0.0
-    with _Undo(trainer):
-        source = (batch for epoch in range(steps) for batch in batches.epoch(epoch))
-        for i, (x, y) in zip(range(steps), source):
-            rate = lowest * (highest / lowest) ** (i / (steps - 1))
+
+    def diverged(loss: float) -> bool:
+        nonlocal mean
+        mean = 0.9 * mean + 0.1 * loss
+        value = mean / (1 - 0.9 ** (len(smooth) + 1))
+        if smooth and value > 4 * min(smooth):
+            return True
+        smooth.append(value)
+        return False
+
+    if rates is None:
+        tested = [lowest * (highest / lowest) ** (i / (steps - 1)) for i in range(steps)]
+        _losses(trainer, batches, tested, diverged)
+        if len(smooth) < 3:
+            raise ValueError(f"find_learning_rate: the loss diverged from a rate of {lowest:g} on; begin lower")
+        return LearningRates(tested[: len(smooth)], smooth, tested[smooth.index(min(smooth))] / 10)
+    ends = []
+    for rate in rates:
+        losses = _losses(trainer, batches, [rate] * steps)
+        tail = losses[-(steps // 10) :]
+        ends.append(sum(tail) / len(tail) if len(losses) == steps else math.inf)
+    if not math.isfinite(min(ends)):
+        raise ValueError(f"find_learning_rate: the loss diverged at every rate from {min(rates):g} on; go lower")
+    return LearningRates(list(rates), ends, rates[ends.index(min(ends))])
+
+
+def _losses(
+    trainer: Trainer, batches: Batches, rates: Sequence[float], stop: Callable[[float], bool] = lambda loss: False
+) -> list[float]:
+    """Return the loss of one step at each learning rate, up to the first that is not finite or where `stop` says so."""
+    from xpnet.training.trainer import NotFiniteError
+
+    found: list[float] = []
+    source = (batch for epoch in range(len(rates)) for batch in batches.epoch(epoch))
+    # Rates that are far too large are tried on purpose: no warnings of their overflows.
+    with _restored(trainer), np.errstate(over="ignore", invalid="ignore"):
+        for rate, (x, y) in zip(rates, source):
             trainer.optimizer.learning_rate = rate
             try:
                 loss = float(trainer.step(x, y))
             except NotFiniteError:
                 break
-            mean = 0.9 * mean + 0.1 * loss
-            value = mean / (1 - 0.9 ** (i + 1))
-            if not math.isfinite(value) or (smooth and value > 4 * min(smooth)):
+            if not math.isfinite(loss) or stop(loss):  # on a GPU the trainer does not check
                 break
-            rates.append(rate)
-            smooth.append(value)
-    if len(rates) < 3:
-        raise ValueError(f"find_learning_rate: the loss grew without bound from a rate of {lowest:g} on; begin lower")
-    return LearningRates(rates, smooth, rates[smooth.index(min(smooth))] / 10)
+            found.append(loss)
+    return found
 
 
 def overfit_one_batch(trainer: Trainer, x: Any, y: Any, *, steps: int = 200) -> list[float]:
-    """Train on one batch again and again: a sound model learns it by heart, so the losses must come near 0.
+    """Train on one batch again and again: a sound model overfits it, so the losses must come near 0.
 
-    Model and optimizer are put back afterwards.
+    Model and optimizer are restored afterwards.
 
     Returns:
         The loss before each step.
 
     Source: CS231n, "Neural networks part 3", sanity checks.
     """
-    with _Undo(trainer):
+    with _restored(trainer):
         return [float(trainer.step(x, y)) for _ in range(steps)]

@@ -170,15 +170,15 @@ class Trainer:
     def update(self) -> None:
         """Let the callbacks look at the gradients, and the optimizer use them."""
         if self.optimizer.loss_scale is not None:
-            self.optimizer.loss_scale.unscale(self.model.arena)
+            self.optimizer.loss_scale.unscale(self.model.flat_parameters)
         for callback in self.callbacks:
-            callback.before_update(self)
+            callback.on_before_optimizer_step(self)
         self.optimizer.step(self.model)
 
     def _penalty(self) -> Tensor | None:
         """The sum of all weight penalties, or None where no parameter has one."""
         total = None
-        for parameter in self.model.arena.regularized:
+        for parameter in self.model.flat_parameters.regularized:
             term = parameter.regularizer(parameter)
             total = term if total is None else total + term
         return total
@@ -266,7 +266,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_step_end(self)
             for callback in self.callbacks:
-                callback.save_point(self, epoch_ended=False)
+                callback.on_checkpoint(self, epoch_ended=False)
             if self.stop:
                 return  # an epoch that was cut short is not recorded; a checkpoint continues it
         if self.batch == 0:
@@ -283,7 +283,7 @@ class Trainer:
         self.epoch += 1
         self.batch = 0
         for callback in self.callbacks:
-            callback.save_point(self, epoch_ended=True)
+            callback.on_checkpoint(self, epoch_ended=True)
 
     def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
         """The loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""

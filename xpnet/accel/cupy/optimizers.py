@@ -1,4 +1,4 @@
-"""Optimizer steps over a whole arena of parameters in one launch: ``kernels/cuda/optimizer.cu``.
+"""Optimizer steps over the flat parameters of a model in one launch: ``kernels/cuda/optimizer.cu``.
 
 All arrays of one call are flat, of one length and C-contiguous. The learning rate and the number of finished steps are
 Python numbers, or arrays on the device; then a step can be captured in a CUDA graph and replayed, and the launch adds one

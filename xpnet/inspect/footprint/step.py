@@ -137,11 +137,11 @@ def _measured(
     from xpnet.training.trainer import Trainer
 
     twin = _twin(model, shapes, device, kind)
-    arena = twin.arena  # the parameters live there from now on; what they had before is free
-    gradients = 0 if arena.values is None else ledger.rounded(arena.values.nbytes)
+    flat = twin.flat_parameters  # the parameters live there from now on; what they had before is free
+    gradients = 0 if flat.values is None else ledger.rounded(flat.values.nbytes)
     parameters = ledger.now - ledger.kept - gradients
     fresh = copy.copy(optimizer)
-    fresh.slots, fresh._arena, fresh.iterations, fresh.clock = {}, None, 0, None
+    fresh.slots, fresh._flat, fresh.iterations, fresh.clock = {}, None, 0, None
     fresh.bind(twin)
     state = ledger.now - ledger.kept - parameters - gradients
     x: Any = tuple(kind.new((batch_size, *shape), twin.context.dtype) for shape in shapes)
