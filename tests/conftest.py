@@ -30,12 +30,12 @@ _DATA = os.environ.get("XPNET_DATA")
 @pytest.fixture(scope="module")
 def shared_out() -> Iterator[None]:
     """Work on the CPU is cut and shared out over the threads however little it is, as otherwise only large inputs are."""
-    from xpnet.accel.numpy import workspace as scratch
+    from xpnet.accel.numpy import chunks
     from xpnet.runtime import threads
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scratch, "UNCUT", 0.0)
-        patch.setattr(threads, "_pays", lambda threads, count, seconds, calls: True)
+        patch.setattr(chunks, "MIN_PARALLEL_SECONDS", 0.0)
+        patch.setattr(threads, "_worth_sharing", lambda threads, count, seconds, calls: True)
         yield
 
 

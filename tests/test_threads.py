@@ -11,7 +11,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import xpnet as xn
-from xpnet.accel.numpy.workspace import evenly
+from xpnet.accel.numpy.chunks import balanced_chunk_size
 from xpnet.runtime import threads
 
 
@@ -57,19 +57,19 @@ def test_little_work_stays_in_the_calling_thread():
 @pytest.mark.skipif(threads.get_num_threads() < 2, reason="one core")
 def test_many_short_calls_are_not_shared_out_where_python_has_a_lock():
     ms = 1e-3
-    assert threads._pays(2, 2, 2 * ms, 1)
-    assert not threads._pays(2, 2, 0.3 * ms, 1)
+    assert threads._worth_sharing(2, 2, 2 * ms, 1)
+    assert not threads._worth_sharing(2, 2, 0.3 * ms, 1)
     free = not getattr(sys, "_is_gil_enabled", lambda: True)()
-    assert threads._pays(2, 2, 2 * ms, 100) is free
+    assert threads._worth_sharing(2, 2, 2 * ms, 100) is free
     # What two threads gain on one millisecond, four gain at least.
-    assert threads._pays(4, 4, 1 * ms, 10) or not threads._pays(2, 4, 1 * ms, 10)
+    assert threads._worth_sharing(4, 4, 1 * ms, 10) or not threads._worth_sharing(2, 4, 1 * ms, 10)
 
 
 def test_work_is_cut_for_the_threads_only_where_it_takes_a_moment(count):
     threads.set_num_threads(count)
-    assert evenly(100, 1000, 1e-5) == 100
-    assert evenly(100, 1000, 1.0) == -(-100 // threads.piece_count())
-    assert evenly(100, 10, 1e-5) == 10
+    assert balanced_chunk_size(100, 1000, 1e-5) == 100
+    assert balanced_chunk_size(100, 1000, 1.0) == -(-100 // threads.chunk_count())
+    assert balanced_chunk_size(100, 10, 1e-5) == 10
 
 
 def test_the_first_error_is_raised_and_the_rest_is_left_out():
@@ -190,7 +190,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 import xpnet as xn
 from xpnet.runtime import threads
-from xpnet.accel.numpy.workspace import evenly
+from xpnet.accel.numpy.chunks import balanced_chunk_size
 def blas():
     return [l["num_threads"] for l in threadpool_info() if l["user_api"] == "blas"]
 def total():

@@ -6,8 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xpnet import ops
-from xpnet.accel.numpy import im2col as columns
-from xpnet.accel.numpy import winograd
+from xpnet.accel.numpy import im2col, winograd
 from xpnet.ops.convolution import conv2d
 from xpnet.ops.geometry import windows
 from xpnet.runtime import threads
@@ -283,13 +282,13 @@ def test_memory_does_not_grow_with_the_batch(monkeypatch):
     """Beyond input and output, a convolution takes up less than 16 MB a thread."""
     import tracemalloc
 
-    from xpnet.accel.numpy import workspace as scratch
+    from xpnet.accel.numpy import workspace
 
     x = np.zeros((24, 64, 64, 64), np.float32)  # 25 MB; its columns would be 630 MB
     kernel = np.zeros((5, 5, 64, 32), np.float32)
     for on in (True, False):
         before = winograd.use_winograd(on)
-        monkeypatch.setattr(scratch, "_blocks", scratch._Blocks())  # no memory kept from before
+        monkeypatch.setattr(workspace, "_local", workspace._ThreadWorkspace())  # no memory kept from before
         tracemalloc.start()
         try:
             y, saved = conv2d.implementation(np).forward(
@@ -310,6 +309,6 @@ def test_memory_does_not_grow_with_the_batch(monkeypatch):
 
 def test_a_kernel_at_a_time_of_toeplitz_equals_the_plain_one(monkeypatch):
     for t in (1, 2, 5):
-        monkeypatch.setattr(columns, "_outputs_at_once", lambda *_, t=t: t)
+        monkeypatch.setattr(im2col, "_outputs_per_row", lambda *_, t=t: t)
         check((2, 9, 12, 2), (3, 3, 2, 4), padding=1)
         check((2, 9, 13, 2), (3, 4, 2, 4), stride=2)

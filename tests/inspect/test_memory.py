@@ -19,7 +19,7 @@ from tests.cuda_emulator import emulator
 from tests.cuda_emulator.emulator import emulated_ops
 from xpnet.accel.cupy.cublas import WORKSPACE
 from xpnet.accel.cupy.launch import use_runtime
-from xpnet.accel.numpy import workspace as scratch
+from xpnet.accel.numpy import workspace
 from xpnet.inspect import step_memory
 from xpnet.inspect.footprint import CupyShadow, Ledger, NumpyShadow, counting
 from xpnet.inspect.footprint.cupy_runtime import PlanningRuntime
@@ -125,7 +125,7 @@ def measured(make, count, optimizer, step=lambda trainer, x, y: trainer.step(x, 
     """The most that tracemalloc saw in the third step of a new model: everything that was made for it."""
     make()  # whatever is imported and remembered at the first use
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scratch, "_blocks", scratch._Blocks())  # as in a new process: the threads' blocks belong to this model
+        patch.setattr(workspace, "_local", workspace._ThreadWorkspace())  # as in a new process
         gc.collect()
         tracemalloc.start()
         try:

@@ -242,10 +242,10 @@ def test_the_setting():
         xn.set_deterministic(True)
         xn.set_deterministic(True)  # twice is as once
         assert xn.get_deterministic()
-        assert threads.piece_count() == threads.PIECES
+        assert threads.chunk_count() == threads.FIXED_CHUNKS
         with xn.deterministic(False):
             assert not xn.get_deterministic()
-            assert threads.piece_count() == threads.get_num_threads()
+            assert threads.chunk_count() == threads.get_num_threads()
         assert xn.get_deterministic()
         with pytest.raises(ZeroDivisionError), xn.deterministic(False):
             raise ZeroDivisionError
@@ -351,7 +351,7 @@ def test_the_environment_is_written_into_the_runs_settings(tmp_path, monkeypatch
 
 
 def test_no_operation_asks_for_the_number_of_threads():
-    """It would round as the machine has cores: operations ask for threads.piece_count()."""
+    """It would round as the machine has cores: operations ask for threads.chunk_count()."""
     for path in (ROOT / "xpnet").glob("accel/**/*.py"):
         if path.parent.name == "shadow_numpy" and path.name == "working.py":
             continue  # how much working memory the threads have: a number of bytes, not a sum

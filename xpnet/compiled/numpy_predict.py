@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from xpnet import layers
-from xpnet.accel.numpy.linear import ALONE
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, run_of, windowed
+from xpnet.accel.numpy.linear import SERIAL_PRODUCT
+from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, packed_dtype, strided_view
 from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.layers.module import Module, Structure
 from xpnet.ops.activations import relu
@@ -32,7 +32,7 @@ from xpnet.ops.linear import dense
 from xpnet.ops.pooling import max_pool2d, pool_geometry
 from xpnet.ops.registry import Op, reference_is_forced
 from xpnet.runtime.determinism import get_deterministic
-from xpnet.runtime.threads import BUFFER, hold_blas, own_threads_preferred, release_blas
+from xpnet.runtime.threads import UFUNC_BUFFER, limit_blas_threads, own_threads_preferred, restore_blas_threads
 
 Call = Callable[[], Any]
 
@@ -89,16 +89,16 @@ class Plan:
     def run(self, x: Floats) -> Floats:
         """The model's output for x."""
         np.copyto(self.input, x)
-        before = np.setbufsize(BUFFER)
+        before = np.setbufsize(UFUNC_BUFFER)
         try:
             if self.heavy:
-                hold_blas()
+                limit_blas_threads()
             try:
                 for call in self.calls:
                     call()
             finally:
                 if self.heavy:
-                    release_blas()
+                    restore_blas_threads()
         finally:
             np.setbufsize(before)
         y: Floats = self.output.copy()
@@ -116,7 +116,7 @@ class Plan:
         """Add a matrix product."""
         self.calls.append(partial(np.dot, a, b, out))
         # What takes less than a hundred microseconds is not worth waking another thread, which BLAS would do.
-        self.heavy = self.heavy or (own_threads_preferred() and a.shape[0] * b.size > ALONE)
+        self.heavy = self.heavy or (own_threads_preferred() and a.shape[0] * b.size > SERIAL_PRODUCT)
 
     def add(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
         """Compute an operation and keep the calls that compute it again."""
@@ -224,14 +224,14 @@ def _columns(plan: Plan, x: Floats, g: Geometry) -> Floats:
         # Copied a row of one element at a time: longer runs than the elements of one window. The product takes it turned.
         spread, strides = (*spread[3:], *spread[:3]), (*strides[3:], *strides[:3])
         columns = plan.buffer((K, M), x.dtype)
-        plan.calls.append(partial(np.copyto, columns.reshape(spread), windowed(P, spread, strides)))
+        plan.calls.append(partial(np.copyto, columns.reshape(spread), strided_view(P, spread, strides)))
         return columns.T
     columns = plan.buffer((M, K), x.dtype)
     if w.dilation == 1:  # the elements of a window's row lie side by side
-        item, spread, strides = run_of(w.window * C, x.dtype), spread[:4], strides[:4]
+        item, spread, strides = packed_dtype(w.window * C, x.dtype), spread[:4], strides[:4]
     else:
-        item, spread, strides = run_of(C, x.dtype), spread[:5], strides[:5]
-    plan.calls.append(partial(np.copyto, columns.view(item).reshape(spread), windowed(P, spread, strides, item)))
+        item, spread, strides = packed_dtype(C, x.dtype), spread[:5], strides[:5]
+    plan.calls.append(partial(np.copyto, columns.view(item).reshape(spread), strided_view(P, spread, strides, item)))
     return columns
 
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnet import layers, losses
-from xpnet.accel.numpy.linear import ALONE
-from xpnet.accel.numpy.softmax import SMALL, class_numbers, row_starts
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, integers, slope
+from xpnet.accel.numpy.linear import SERIAL_PRODUCT
+from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
+from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, activation_gradient, integer_dtype
 from xpnet.autograd.tensor import Parameter
 from xpnet.compiled.numpy_predict import LARGEST, PLANS
 from xpnet.layers.module import Module, Structure
@@ -53,7 +53,7 @@ class Step:
         self.parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
         self.arrays = [(p, p.array, p.buffer) for p in self.parameters]
         self.count = batch
-        self.large = batch * max(layer.kernel.array.size for layer in chain) > ALONE
+        self.large = batch * max(layer.kernel.array.size for layer in chain) > SERIAL_PRODUCT
         self.features = chain[0].kernel.array.shape[0]
         self.forwards: list[Call] = []
         self.backwards: list[Call] = []
@@ -118,11 +118,11 @@ class Step:
             if activation is not None:
                 dz = np.empty_like(dy)
                 if activation == "relu":
-                    mask, whole = np.empty(y.shape, bool), integers(y.dtype)
+                    mask, whole = np.empty(y.shape, bool), integer_dtype(y.dtype)
                     calls.append(partial(np.greater, y, 0, out=mask))
                     calls.append(partial(np.multiply, dy.view(whole), mask.view(np.int8), out=dz.view(whole)))
                 else:
-                    calls.append(partial(slope, dy, y, activation, dz))
+                    calls.append(partial(activation_gradient, dy, y, activation, dz))
                 dy = dz
             dx = None
             if i:
@@ -147,10 +147,10 @@ class Step:
 
     def forward(self, x: Floats, labels: Any) -> Floats | None:
         """The mean loss, a new 0-d array; None for labels that are no class numbers of these logits."""
-        if not class_numbers(self.logits, labels):
+        if not valid_class_indices(self.logits, labels):
             return None
         self.x = x if x.ndim == 2 else x.reshape(self.count, self.features)
-        np.add(row_starts(*self.logits.shape), labels, out=self.places, casting="unsafe")
+        np.add(row_offsets(*self.logits.shape), labels, out=self.places, casting="unsafe")
         for call in self.forwards:
             call()
         return np.asarray(np.add.reduce(self.losses) / self.count)

@@ -42,7 +42,7 @@ def set_deterministic(on: bool) -> None:
         raise ValueError(f"set_deterministic takes True or False, got {on!r}")
     with _lock:
         if on != _on:
-            threads.fix_pieces(on)
+            threads.fix_chunking(on)
             _on = on
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

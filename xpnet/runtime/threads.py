@@ -47,22 +47,22 @@ def _from_environment() -> int:
 
 _threads = _from_environment()
 
-PIECES = 8
+FIXED_CHUNKS = 8
 """Into how many pieces work is cut where results are not to depend on the number of threads: so many cores it keeps busy."""
 
 _fixed = False
 
 
-def piece_count() -> int:
-    """Into how many pieces an operation should cut its work: the number of threads, or :data:`PIECES` in deterministic mode.
+def chunk_count() -> int:
+    """Return how many chunks an operation should cut its work into: the threads, or :data:`FIXED_CHUNKS` in deterministic mode.
 
     Where the pieces are also partial sums, their number decides how the result is rounded: an operation asks for this number,
     and never for that of the threads.
     """
-    return PIECES if _fixed else _threads
+    return FIXED_CHUNKS if _fixed else _threads
 
 
-def fix_pieces(on: bool) -> None:
+def fix_chunking(on: bool) -> None:
     """Cut work into a fixed number of pieces and hold BLAS to one thread, or no longer: see xpnet.runtime.determinism."""
     global _fixed
     if on != _fixed:
@@ -116,7 +116,7 @@ def own_threads_preferred() -> bool:
     return _fixed or _preference.own
 
 
-class _Blas:
+class _BlasThreads:
     """Holds every BLAS library of the process to one thread while any thread is inside :func:`parallel`."""
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class _Job:
 
     def work(self) -> None:
         """Claim and do parts until none is left."""
-        _here.busy = True
+        _thread_state.busy = True
         try:
             while (part := self._claim()) < self.count:
                 try:
@@ -205,10 +205,10 @@ class _Job:
                     if last:
                         self.finished.release()
         finally:
-            _here.busy = False
+            _thread_state.busy = False
 
 
-class _Here(threading.local):
+class _ThreadState(threading.local):
     """What the current thread is doing: whether it works for a job, so that a nested call runs inline."""
 
     busy = False
@@ -241,7 +241,7 @@ class _Pool:
             del job, context  # keep no array alive while waiting
 
 
-BUFFER = 1024
+UFUNC_BUFFER = 1024
 """Elements of NumPy's ufunc buffers within `parallel`.
 
 Operands whose rows are not adjacent are copied to buffers when a row is shorter than the buffer, which doubles the time
@@ -250,20 +250,20 @@ more are used in place, and the copies of shorter ones stay in the first-level c
 """
 
 
-_WAKING = 2e-4
-_CALLING = 1.5e-5
+_WAKE_SECONDS = 2e-4
+_CALL_SECONDS = 1.5e-5
 """Seconds that sharing work out costs, once and for each call of NumPy in a thread; measured with two threads.
 
 A call gives Python's lock away and takes it back; with another thread about, it often has to wait for it, asleep.
 """
 
 if not getattr(sys, "_is_gil_enabled", lambda: True)():
-    _CALLING = 0.0
+    _CALL_SECONDS = 0.0
 
 
-def _pays(threads: int, count: int, seconds: float, calls: int) -> bool:
+def _worth_sharing(threads: int, count: int, seconds: float, calls: int) -> bool:
     """Whether sharing out work of so many seconds, in `count` parts of so many calls, is expected to be faster."""
-    return seconds * (1 - 1 / threads) > _WAKING + _CALLING * calls * count / threads
+    return seconds * (1 - 1 / threads) > _WAKE_SECONDS + _CALL_SECONDS * calls * count / threads
 
 
 def parallel(body: Body, count: int, seconds: float = math.inf, calls: int = 1) -> None:
@@ -279,14 +279,14 @@ def parallel(body: Body, count: int, seconds: float = math.inf, calls: int = 1) 
         seconds: how long one thread takes for all parts, roughly.
         calls: how often a part calls NumPy, roughly.
     """
-    if _here.busy:
+    if _thread_state.busy:
         for part in range(count):
             body(part)
         return
     threads = _threads if _threads < count else count
-    if threads > 1 and not _pays(threads, count, seconds, calls):
+    if threads > 1 and not _worth_sharing(threads, count, seconds, calls):
         threads = 1
-    before = np.setbufsize(BUFFER)  # of this context, and of the copies that the helpers get
+    before = np.setbufsize(UFUNC_BUFFER)  # of this context, and of the copies that the helpers get
     try:
         if threads > 1:
             _share(body, count, threads)
@@ -319,23 +319,23 @@ def _share(body: Body, count: int, threads: int) -> None:
         _blas.leave()
 
 
-_here = _Here()
-_blas = _Blas()
+_thread_state = _ThreadState()
+_blas = _BlasThreads()
 
-hold_blas = _blas.enter
-"""From now on BLAS uses one thread, until :func:`release_blas` has been called as often."""
+limit_blas_threads = _blas.enter
+"""From now on BLAS uses one thread, until :func:`restore_blas_threads` has been called as often."""
 
-release_blas = _blas.leave
+restore_blas_threads = _blas.leave
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Within the block BLAS uses one thread."""
-    hold_blas()
+    limit_blas_threads()
     try:
         yield
     finally:
-        release_blas()
+        restore_blas_threads()
 
 
 _pool = _Pool()
@@ -344,7 +344,7 @@ _pool = _Pool()
 def _after_fork() -> None:
     global _pool
     _pool = _Pool()
-    _here.busy = False
+    _thread_state.busy = False
     _blas.after_fork()
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.pooling_tiles import Band, apart, combine, for_bands, gradient
-from xpnet.accel.numpy.workspace import FLOATS, Floats, scratch
+from xpnet.accel.numpy.pooling_tiles import PoolTile, disjoint_windows, for_tiles, pooling_gradient, reduce_windows
+from xpnet.accel.numpy.workspace import FLOATS, Floats, workspace
 from xpnet.ops.geometry import windows
 from xpnet.ops.pooling import average_pool2d, pool_geometry, window_counts
 
@@ -21,11 +21,11 @@ def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, count
     y = np.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), x.dtype)
     share = 1 / window_counts(np, g, count_include_pad, x)  # (OH, OW, 1)
 
-    def chunk(band: Band, part: Any) -> None:
-        combine(np.add, x, band, 0.0, y[part])
+    def chunk(tile: PoolTile, part: Any) -> None:
+        reduce_windows(np.add, x, tile, 0.0, y[part])
         np.multiply(y[part], share[part[1]], out=y[part])
 
-    for_bands(x.shape, g, x.itemsize, chunk)
+    for_tiles(x.shape, g, x.itemsize, chunk)
     return y, x.shape
 
 
@@ -34,19 +34,19 @@ def backward(xp: Any, dy: Floats, shape: Any, *, window: Any, stride: Any, paddi
     """Every element of a window gets an equal share."""
     g = windows(shape, window, window if stride is None else stride, padding)
     share = 1 / window_counts(np, g, count_include_pad, dy)
-    disjoint = apart(g)
+    disjoint = disjoint_windows(g)
 
-    def fill(band: Band, part: Any, P: Floats) -> None:
-        (shares,) = scratch(dy.dtype, band.out, slot="unpool")
+    def fill(tile: PoolTile, part: Any, P: Floats) -> None:
+        (shares,) = workspace(dy.dtype, tile.out, slot="unpool")
         np.multiply(dy[part], share[part[1]], out=shares)
         if not disjoint:
             P[...] = 0
         for kh in range(g.h.window):
             for kw in range(g.w.window):
-                place = band.below(band.element(P, kw), kh)
+                place = tile.at_row(tile.at_column(P, kw), kh)
                 if disjoint:
                     np.copyto(place, shares)
                 else:
                     np.add(place, shares, out=place)
 
-    return gradient(shape, g, dy.dtype, fill)
+    return pooling_gradient(shape, g, dy.dtype, fill)

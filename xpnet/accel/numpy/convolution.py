@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy import depthwise, winograd
-from xpnet.accel.numpy import im2col as columns
-from xpnet.accel.numpy.epilogue import Gradient, Images, Outputs, Strided
+from xpnet.accel.numpy import depthwise, im2col, winograd
+from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles, StridedOutputTiles
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry
@@ -27,7 +26,7 @@ def windows_of(g: Geometry) -> Windows:
     )
 
 
-_FEW = 384
+MIN_WINOGRAD_OUTPUTS = 384
 """Outputs a channel below which transforming the kernel costs Winograd more than its fewer products save: at 64, 128, 256,
 338 and 392 it ran at 0.37, 0.51, 0.86, 0.99 and 1.12 times the speed of the columns."""
 
@@ -84,25 +83,25 @@ def forward(
     C, O = kernel.shape[2:]
     y = np.empty((x.shape[0], *w.size, O), dtype)
     if groups > 1 and C == 1:
-        depthwise.convolve(Images(x), kernel, bias, w, Outputs(y, activation))
+        depthwise.convolve(ImageTiles(x), kernel, bias, w, OutputTiles(y, activation))
     elif groups > 1:
-        for xs, ks, ys in _each_group(groups, C, O // groups):
+        for xs, ks, ys in _group_slices(groups, C, O // groups):
             part = None if bias is None else bias[ks]
-            columns.convolve(Images(x[..., xs]), kernel[..., ks], part, w, Outputs(y[..., ys], activation))
-    elif _pointwise(g, x):
-        columns.product(x.reshape(-1, C), kernel.reshape(C, O), bias, y.reshape(-1, O), activation)
+            im2col.convolve(ImageTiles(x[..., xs]), kernel[..., ks], part, w, OutputTiles(y[..., ys], activation))
+    elif is_pointwise(g, x):
+        im2col.pointwise(x.reshape(-1, C), kernel.reshape(C, O), bias, y.reshape(-1, O), activation)
     else:
-        convolve(Images(x), kernel, bias, w, Outputs(y, activation))
+        convolve(ImageTiles(x), kernel, bias, w, OutputTiles(y, activation))
     return y, (x, kernel, y if activation else None) if save else None
 
 
-def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target: Outputs) -> None:
+def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles) -> None:
     """A convolution without groups, by the way that is expected to be faster."""
     C, O = kernel.shape[2:]
     positions = x.shape[0] * w.size[0] * w.size[1]
-    m = winograd_tile(w, w.size, C, O) if positions >= _FEW else 0
-    if not m or (w.dilation != (1, 1) and (x.whole or target.whole)):
-        columns.convolve(x, kernel, bias, w, target)
+    m = winograd_tile(w, w.size, C, O) if positions >= MIN_WINOGRAD_OUTPUTS else 0
+    if not m or (w.dilation != (1, 1) and (x.whole_images or target.whole_images)):
+        im2col.convolve(x, kernel, bias, w, target)
         return
     t = winograd.transforms(m, w.window[0], x.dtype)
     U = winograd.transform_kernel(kernel, t)
@@ -110,16 +109,16 @@ def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target:
         winograd.convolve(x, U, t, bias, w.pads, target)
         return
     for rows, across, out_rows, out_across, pads in _phases(w):
-        part = Strided(target.y[:, out_rows, out_across], target.activation)
-        winograd.convolve(x.every(rows, across), U, t, bias, pads, part)
+        part = StridedOutputTiles(target.y[:, out_rows, out_across], target.activation)
+        winograd.convolve(x.at(rows, across), U, t, bias, pads, part)
 
 
-def _pointwise(g: Geometry, x: Floats) -> bool:
+def is_pointwise(g: Geometry, x: Floats) -> bool:
     """Whether the pixels of x are already the rows of the columns."""
     return g.h.window == g.w.window == g.h.stride == g.w.stride == 1 and g.unpadded and x.flags.c_contiguous
 
 
-def _each_group(groups: int, C: int, O: int) -> list[tuple[slice, slice, slice]]:
+def _group_slices(groups: int, C: int, O: int) -> list[tuple[slice, slice, slice]]:
     """Which channels of x, of the kernel, and of y belong to each group."""
     outs = [slice(i * O, (i + 1) * O) for i in range(groups)]
     return [(slice(i * C, (i + 1) * C), out, out) for i, out in enumerate(outs)]
@@ -146,47 +145,47 @@ def backward(
     dy = dy.astype(x.dtype, copy=False)
     C, O = kernel.shape[2:]
     if groups > 1 and C == 1:
-        return depthwise.gradients(Images(x), kernel, Gradient(dy, y, activation), w, needs)
+        return depthwise.gradients(ImageTiles(x), kernel, GradientTiles(dy, y, activation), w, needs)
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if groups == 1:
-        source = Gradient(dy, y, activation)
+        source = GradientTiles(dy, y, activation)
         if dx is not None:
             data_gradient(source, kernel, w, dx)
         if not (needs[1] or needs[2]):
             return dx, None, None
-        dkernel, dbias = kernel_gradient(Images(x), source, w, kernel.shape)
+        dkernel, dbias = kernel_gradient(ImageTiles(x), source, w, kernel.shape)
         return dx, dkernel if needs[1] else None, dbias if needs[2] else None
     dkernel, dbias = np.empty_like(kernel), np.empty(O, x.dtype)
-    for xs, ks, ys in _each_group(groups, C, O // groups):
-        source = Gradient(dy[..., ys], None if y is None else y[..., ys], activation)
+    for xs, ks, ys in _group_slices(groups, C, O // groups):
+        source = GradientTiles(dy[..., ys], None if y is None else y[..., ys], activation)
         if dx is not None:
             data_gradient(source, kernel[..., ks], w, dx[..., xs])
         if needs[1] or needs[2]:
             shape = (*kernel.shape[:3], O // groups)
-            dkernel[..., ks], dbias[ks] = columns.kernel_gradient(Images(x[..., xs]), source, w, shape)
+            dkernel[..., ks], dbias[ks] = im2col.kernel_gradient(ImageTiles(x[..., xs]), source, w, shape)
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None
 
 
-def kernel_gradient(x: Images, dy: Images, w: Windows, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
     """The gradients of kernel and bias of a convolution without groups."""
     m = winograd_tile(w, w.size, shape[2], shape[3])
-    if not m or (w.dilation != (1, 1) and dy.whole):
-        return columns.kernel_gradient(x, dy, w, shape)
+    if not m or (w.dilation != (1, 1) and dy.whole_images):
+        return im2col.kernel_gradient(x, dy, w, shape)
     t = winograd.transforms(m, w.window[0], x.dtype)
     if w.dilation == (1, 1):
         return winograd.kernel_gradient(x, dy, t, w.pads)
     dkernel, dbias = np.zeros(shape, x.dtype), np.zeros(shape[3], x.dtype)
     for rows, across, out_rows, out_across, pads in _phases(w):
-        part = winograd.kernel_gradient(x.every(rows, across), dy.every(out_rows, out_across), t, pads)
+        part = winograd.kernel_gradient(x.at(rows, across), dy.at(out_rows, out_across), t, pads)
         dkernel += part[0]
         dbias += part[1]
     return dkernel, dbias
 
 
-def data_gradient(dy: Images, kernel: Floats, w: Windows, dx: Floats) -> None:
+def data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
     """Fill dx (N, H, W, C)."""
     if w.stride != (1, 1):
-        columns.spread(dy, kernel, w, dx)
+        im2col.strided_data_gradient(dy, kernel, w, dx)
         return
     # dx is a convolution of dy with the kernel turned by 180 degrees, C and O exchanged.
     turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
@@ -194,6 +193,6 @@ def data_gradient(dy: Images, kernel: Floats, w: Windows, dx: Floats) -> None:
     pads, size = (top, left), (dx.shape[1], dx.shape[2])
     back = Windows(w.window, (1, 1), w.dilation, pads, size)
     if dx.flags.c_contiguous:
-        convolve(dy, turned, None, back, Outputs(dx))
+        convolve(dy, turned, None, back, OutputTiles(dx))
     else:
-        columns.convolve(dy, turned, None, back, Outputs(dx))
+        im2col.convolve(dy, turned, None, back, OutputTiles(dx))

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.epilogue import Gradient, Images, Outputs
+from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, image_row_chunks
+from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles
 from xpnet.accel.numpy.im2col import Windows
-from xpnet.accel.numpy.workspace import PASS, Floats, images_and_lines, scratch, windowed
-from xpnet.runtime.threads import parallel, piece_count
+from xpnet.accel.numpy.workspace import Floats, strided_view, workspace
+from xpnet.runtime.threads import chunk_count, parallel
 
 _CHUNK = 1 << 20
 """Bytes of output in a chunk."""
@@ -44,7 +45,7 @@ class _Shifts:
         (sh, sw), (dh, dw) = self.w.stride, self.w.dilation
         b0, b1, b2, b3 = P.strides
         within = (b3,) if self.long else (sw * b2, b3)
-        return windowed(P, (P.shape[0], r, *self.w.window, *self.row), (b0, sh * b1, dh * b1, dw * b2, *within))
+        return strided_view(P, (P.shape[0], r, *self.w.window, *self.row), (b0, sh * b1, dh * b1, dw * b2, *within))
 
     def sums(self, seen: Floats, total: Floats) -> None:
         """total (n, r, *row) = the sum over the window of what is seen times the kernel."""
@@ -56,27 +57,27 @@ class _Shifts:
         return found
 
 
-def _fill(P: Floats, x: Images, images: tuple[int, int], top: int, left: int) -> None:
+def _load_tile(P: Floats, x: ImageTiles, images: tuple[int, int], top: int, left: int) -> None:
     """Fill a padded chunk; with several outputs a channel each channel stands there several times."""
     each = P.shape[3] // x.shape[3]
     if each == 1:
-        x.fill(P, images, top, left)
+        x.load_tile(P, images, top, left)
         return
-    (single,) = scratch(P.dtype, (*P.shape[:3], x.shape[3]), slot="ends")
-    x.fill(single, images, top, left)
+    (single,) = workspace(P.dtype, (*P.shape[:3], x.shape[3]), slot="epilogue")
+    x.load_tile(single, images, top, left)
     np.copyto(P.reshape(*single.shape, each), single[..., None])
 
 
-def _chunks(N: int, w: Windows, O: int, itemsize: int) -> list[tuple[int, int, int, int]]:
-    return images_and_lines(N, w.size[0], w.size[1] * O * itemsize, _CHUNK, _seconds(w, N * O))
+def _chunks(N: int, w: Windows, O: int, itemsize: int) -> list[Chunk]:
+    return image_row_chunks(N, w.size[0], w.size[1] * O * itemsize, _CHUNK, _seconds(w, N * O))
 
 
 def _seconds(w: Windows, planes: int) -> float:
     """How long one thread takes for so many planes of outputs, about."""
-    return PASS * planes * w.size[0] * w.size[1] * (2 + w.window[0] * w.window[1])
+    return PASS_SECONDS * planes * w.size[0] * w.size[1] * (2 + w.window[0] * w.window[1])
 
 
-def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target: Outputs) -> None:
+def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles) -> None:
     """x (N, H, W, C) with kernel (KH, KW, 1, C * multiplier) -> (N, OH, OW, C * multiplier)."""
     shifts = _Shifts(kernel, w)
     chunks = _chunks(x.shape[0], w, shifts.O, x.dtype.itemsize)
@@ -84,72 +85,72 @@ def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target:
     def chunk(number: int) -> None:
         n0, n1, r0, r1 = where = chunks[number]
         n, r = n1 - n0, r1 - r0
-        (P,) = scratch(x.dtype, shifts.padded(n, r))
-        _fill(P, x, (n0, n1), r0 * w.stride[0] - w.pads[0], -w.pads[1])
-        room = target.room(where)
-        shifts.sums(shifts.seen(P, r), room.reshape(n, r, *shifts.row))
+        (P,) = workspace(x.dtype, shifts.padded(n, r))
+        _load_tile(P, x, (n0, n1), r0 * w.stride[0] - w.pads[0], -w.pads[1])
+        out = target.output_tile(where)
+        shifts.sums(shifts.seen(P, r), out.reshape(n, r, *shifts.row))
         if bias is not None:
-            np.add(room, bias, out=room)
-        target.finish(where, room)
+            np.add(out, bias, out=out)
+        target.store_tile(where, out)
 
     parallel(chunk, len(chunks), _seconds(w, x.shape[0] * shifts.O), 4)
 
 
-class _Folded(Outputs):
+class _MultiplierSumTiles(OutputTiles):
     """A target: the sum over the outputs that each channel has."""
 
     def __init__(self, dx: Floats, multiplier: int) -> None:
         super().__init__(dx)
         self.multiplier = multiplier
 
-    def room(self, chunk: tuple[int, int, int, int]) -> Floats:
-        """As `Outputs.room`: working memory of this thread."""
+    def output_tile(self, chunk: Chunk) -> Floats:
+        """As `OutputTiles.output_tile`: workspace of this thread."""
         n0, n1, r0, r1 = chunk
-        (array,) = scratch(self.y.dtype, (n1 - n0, r1 - r0, self.shape[2], self.shape[3] * self.multiplier), slot="ends")
+        (array,) = workspace(self.y.dtype, (n1 - n0, r1 - r0, self.shape[2], self.shape[3] * self.multiplier), slot="epilogue")
         return array
 
-    def finish(self, chunk: tuple[int, int, int, int], result: Floats) -> None:
-        """As `Outputs.finish`."""
+    def store_tile(self, chunk: Chunk, result: Floats) -> None:
+        """As `OutputTiles.store_tile`."""
         n0, n1, r0, r1 = chunk
         part = self.y[n0:n1, r0:r1]
         np.add.reduce(result.reshape(*part.shape, self.multiplier), axis=4, out=part)
 
 
-def gradients(x: Images, kernel: Floats, dy: Gradient, w: Windows, needs: tuple[bool, bool, bool]) -> Any:
+def gradients(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows, needs: tuple[bool, bool, bool]) -> Any:
     """dx, dkernel and dbias, None where `needs` says so."""
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if dx is not None:
-        (_spread if w.stride != (1, 1) else _turned)(dy, kernel, w, dx)
+        (_strided_data_gradient if w.stride != (1, 1) else _flipped_data_gradient)(dy, kernel, w, dx)
     if not (needs[1] or needs[2]):
         return dx, None, None
     dkernel, dbias = _kernel_gradient(x, kernel, dy, w)
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None
 
 
-def _turned(dy: Gradient, kernel: Floats, w: Windows, dx: Floats) -> None:
+def _flipped_data_gradient(dy: GradientTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
     """dx for a stride of 1: a convolution of dy with the kernel turned by 180 degrees."""
     top, left = (d * (k - 1) - p for d, k, p in zip(w.dilation, w.window, w.pads))
     back = Windows(w.window, (1, 1), w.dilation, (top, left), dx.shape[1:3])
     multiplier = kernel.shape[3] // dx.shape[3]
-    convolve(dy, kernel[::-1, ::-1], None, back, Outputs(dx) if multiplier == 1 else _Folded(dx, multiplier))
+    convolve(dy, kernel[::-1, ::-1], None, back, OutputTiles(dx) if multiplier == 1 else _MultiplierSumTiles(dx, multiplier))
 
 
-def _kernel_gradient(x: Images, kernel: Floats, dy: Gradient, w: Windows) -> tuple[Floats, Floats]:
+def _kernel_gradient(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows) -> tuple[Floats, Floats]:
     """The gradients of kernel (KH, KW, 1, O) and bias (O,)."""
     O, dtype = kernel.shape[3], x.dtype
     shifts = _Shifts(kernel, w)
     chunks = _chunks(x.shape[0], w, O, dtype.itemsize)
     # Each part adds up its own share of the chunks; the shares are fixed, so a result can be repeated bit for bit.
-    parts = min(piece_count(), len(chunks))
+    parts = min(chunk_count(), len(chunks))
     dkernels = np.zeros((parts, *w.window, *shifts.row), dtype)
     dbiases = np.zeros((parts, *shifts.row), dtype)
 
     def share(p: int) -> None:
         for n0, n1, r0, r1 in chunks[p * len(chunks) // parts : (p + 1) * len(chunks) // parts]:
             n, r = n1 - n0, r1 - r0
-            P, image = scratch(dtype, shifts.padded(n, r), (n, r, w.size[1], O))
-            _fill(P, x, (n0, n1), r0 * w.stride[0] - w.pads[0], -w.pads[1])
-            dy.fill(image, (n0, n1), r0, 0)
+            P, image = workspace(dtype, shifts.padded(n, r), (n, r, w.size[1], O))
+            _load_tile(P, x, (n0, n1), r0 * w.stride[0] - w.pads[0], -w.pads[1])
+            dy.load_tile(image, (n0, n1), r0, 0)
             dbiases[p] += (np.ones(n * r, dtype) @ image.reshape(n * r, -1)).reshape(shifts.row)
             dkernels[p] += shifts.products(shifts.seen(P, r), image.reshape(n, r, *shifts.row))
 
@@ -158,7 +159,7 @@ def _kernel_gradient(x: Images, kernel: Floats, dy: Gradient, w: Windows) -> tup
     return dkernel, dbiases.sum(axis=0).reshape(-1, O).sum(axis=0)
 
 
-def _spread(dy: Gradient, kernel: Floats, w: Windows, dx: Floats) -> None:
+def _strided_data_gradient(dy: GradientTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
     """dx for strides above 1: every dy times the kernel, added to its window in a padded image."""
     N, H, W, C = dx.shape
     O, OH, OW = kernel.shape[3], *w.size
@@ -169,9 +170,9 @@ def _spread(dy: Gradient, kernel: Floats, w: Windows, dx: Floats) -> None:
     h, v = min(H, padded[1] - top), min(W, padded[2] - left)
 
     def image(n: int) -> None:
-        grad, dz, term = scratch(dx.dtype, padded, (1, OH, OW, O), (1, OH, *shifts.row))
+        grad, dz, term = workspace(dx.dtype, padded, (1, OH, OW, O), (1, OH, *shifts.row))
         grad[...] = 0
-        dy.fill(dz, (n, n + 1), 0, 0)
+        dy.load_tile(dz, (n, n + 1), 0, 0)
         places = shifts.seen(grad, OH)
         for kh in range(w.window[0]):
             for kw in range(w.window[1]):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from xpnet import random
-from xpnet.accel.numpy.workspace import FLOATS, LONG, PASS, Floats, evenly, keep_where, relu_to
+from xpnet.accel.numpy.chunks import ELEMENTWISE_CHUNK, PASS_SECONDS, balanced_chunk_size
+from xpnet.accel.numpy.workspace import FLOATS, Floats, apply_mask, relu_to
 from xpnet.ops.activations import relu
 from xpnet.ops.dropout import dropout, dropout_key
 from xpnet.runtime.threads import parallel
@@ -17,7 +18,7 @@ _CHUNK = 1 << 17
 
 
 def _flat_chunks(size: int) -> list[slice]:
-    step = evenly(size, LONG, 4 * PASS * size)
+    step = balanced_chunk_size(size, ELEMENTWISE_CHUNK, 4 * PASS_SECONDS * size)
     return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
 
@@ -32,7 +33,7 @@ def relu_forward(xp: Any, x: Floats) -> Any:
         relu_to(flat, out)
     else:
         parts = _flat_chunks(x.size)
-        parallel(lambda i: relu_to(flat[parts[i]], out[parts[i]]), len(parts), 3 * PASS * x.size)
+        parallel(lambda i: relu_to(flat[parts[i]], out[parts[i]]), len(parts), 3 * PASS_SECONDS * x.size)
     return y, y
 
 
@@ -41,22 +42,22 @@ def relu_backward(xp: Any, dy: Floats, y: Floats) -> Any:
     """dy where y > 0."""
     dx = np.empty(dy.shape, dy.dtype)
     if dy.size <= _CHUNK or not (dy.flags.c_contiguous and y.flags.c_contiguous):
-        keep_where(dy, np.greater(y, 0), dx)
+        apply_mask(dy, np.greater(y, 0), dx)
         return dx
     parts = _flat_chunks(dy.size)
     flat, kept, out = dy.reshape(-1), y.reshape(-1), dx.reshape(-1)
 
     def part(i: int) -> None:
-        keep_where(flat[parts[i]], np.greater(kept[parts[i]], 0), out[parts[i]])
+        apply_mask(flat[parts[i]], np.greater(kept[parts[i]], 0), out[parts[i]])
 
-    parallel(part, len(parts), 5 * PASS * dy.size, 2)
+    parallel(part, len(parts), 5 * PASS_SECONDS * dy.size, 2)
     return dx
 
 
 def _drop(x: Floats, mask: Floats, rate: float, inverted: bool) -> Floats:
     """x / (1 - rate) where the mask is True, else 0."""
     y = x * x.dtype.type(1 / (1 - rate)) if inverted and rate < 1 else x.copy()
-    keep_where(y, np.broadcast_to(mask, y.shape), y)
+    apply_mask(y, np.broadcast_to(mask, y.shape), y)
     return y
 
 

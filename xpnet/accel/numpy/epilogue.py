@@ -12,20 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.max_pooling import Won, pool_chunk, unpool_chunk
+from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, balanced_chunk_size
+from xpnet.accel.numpy.max_pooling import MaxMask, pool_chunk, unpool_chunk
 from xpnet.accel.numpy.pooling_tiles import CHUNK, seconds
-from xpnet.accel.numpy.workspace import PASS, Floats, activate, evenly, fill_padded, relu_to, scratch, slope
+from xpnet.accel.numpy.workspace import Floats, activate, activation_gradient, fill_padded, relu_to, workspace
 from xpnet.ops.geometry import Geometry
 from xpnet.runtime.threads import parallel
 
-Chunk = tuple[int, int, int, int]
-"""First and last image, first and last row."""
 
-
-class Images:
+class ImageTiles:
     """A source: images as they are."""
 
-    whole = False
+    whole_images = False
     """Whether chunks should be whole images."""
 
     calls = 2
@@ -36,16 +34,16 @@ class Images:
         self.shape: tuple[int, ...] = array.shape
         self.dtype = array.dtype
 
-    def fill(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
+    def load_tile(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
         """Fill P (n, rows, columns, C) with the images' rows from `top` and columns from `left` on; zeros outside."""
         fill_padded(P, self.array, None, None, images, top, left)
 
-    def every(self, rows: slice, columns: slice) -> Images:
+    def at(self, rows: slice, columns: slice) -> ImageTiles:
         """The images of some rows and columns."""
-        return Images(self.array[:, rows, columns])
+        return ImageTiles(self.array[:, rows, columns])
 
 
-class Gradient(Images):
+class GradientTiles(ImageTiles):
     """A source: the gradient before an activation, made of the one after it and the activation's output."""
 
     def __init__(self, dy: Floats, y: Floats | None, activation: str | None) -> None:
@@ -53,17 +51,17 @@ class Gradient(Images):
         self.y = y
         self.activation = activation
 
-    def fill(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
-        """As `Images.fill`."""
+    def load_tile(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
+        """As `ImageTiles.load_tile`."""
         fill_padded(P, self.array, self.y, self.activation, images, top, left)
 
-    def every(self, rows: slice, columns: slice) -> Images:
-        """As `Images.every`."""
+    def at(self, rows: slice, columns: slice) -> ImageTiles:
+        """As `ImageTiles.at`."""
         y = None if self.y is None else self.y[:, rows, columns]
-        return Gradient(self.array[:, rows, columns], y, self.activation)
+        return GradientTiles(self.array[:, rows, columns], y, self.activation)
 
 
-class Unpooled(Gradient):
+class UnpooledTiles(GradientTiles):
     """A source: the gradient before an activation and a max pooling, made of the one after both.
 
     Args:
@@ -74,23 +72,23 @@ class Unpooled(Gradient):
         g: the pooling's windows over the unpooled images.
     """
 
-    whole = True
+    whole_images = True
     calls = 15
 
-    def __init__(self, dy: Floats, y: Floats, won: Won, activation: str | None, g: Geometry) -> None:
+    def __init__(self, dy: Floats, y: Floats, mask: MaxMask, activation: str | None, g: Geometry) -> None:
         super().__init__(dy, y, activation)
-        self.won = won
+        self.mask = mask
         self.g = g
         self.shape = (dy.shape[0], g.h.size, g.w.size, dy.shape[3])
 
-    def fill(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
-        """As `Images.fill`."""
+    def load_tile(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
+        """As `ImageTiles.load_tile`."""
         part = slice(*images)
         dy, y = self.array[part], None if self.y is None else self.y[part]
-        won = Won(self.won.across[:, part], self.won.down[:, part])
+        mask = MaxMask(self.mask.across[:, part], self.mask.down[:, part])
         H, W = self.shape[1:3]
-        (dz,) = scratch(self.dtype, dy.shape, slot="ends")
-        slope(dy, y, self.activation, dz)
+        (dz,) = workspace(self.dtype, dy.shape, slot="epilogue")
+        activation_gradient(dy, y, self.activation, dz)
         if top <= 0 and left <= 0 and top + P.shape[1] >= H and left + P.shape[2] >= W:
             inside = P[:, -top : H - top, -left : W - left]
             if inside.shape != P.shape:
@@ -98,39 +96,39 @@ class Unpooled(Gradient):
                 P[:, H - top :] = 0
                 P[:, -top : H - top, :-left] = 0
                 P[:, -top : H - top, W - left :] = 0
-            unpool_chunk(dz, won, self.g, inside)
+            unpool_chunk(dz, mask, self.g, inside)
         else:
-            (full,) = scratch(self.dtype, (len(dy), H, W, dy.shape[3]), slot="whole")
-            unpool_chunk(dz, won, self.g, full)
+            (full,) = workspace(self.dtype, (len(dy), H, W, dy.shape[3]), slot="unpooled")
+            unpool_chunk(dz, mask, self.g, full)
             fill_padded(P, full, None, None, (0, len(dy)), top, left)
 
-    def once(self) -> Gradient:
+    def materialize(self) -> GradientTiles:
         """The same gradient, made now: for those who read it twice and can spare the memory."""
         N = self.shape[0]
         dz = np.empty(self.shape, self.dtype)
-        images = images_at_once(self.shape, self.dtype)
+        images = images_per_chunk(self.shape, self.dtype)
 
         def chunk(number: int) -> None:
             n0, n1 = number * images, min((number + 1) * images, N)
-            self.fill(dz[n0:n1], (n0, n1), 0, 0)
+            self.load_tile(dz[n0:n1], (n0, n1), 0, 0)
 
         parallel(chunk, -(-N // images), seconds(self.shape, self.g), 15)
-        return Gradient(dz, None, None)
+        return GradientTiles(dz, None, None)
 
-    def every(self, rows: slice, columns: slice) -> Images:
+    def at(self, rows: slice, columns: slice) -> ImageTiles:
         """Not offered: the pooled pixels do not fall apart into such rows and columns."""
         raise NotImplementedError("whole images only")
 
 
-def images_at_once(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+def images_per_chunk(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """How many images of `shape` (N, H, W, C) are unpooled at once."""
-    return evenly(shape[0], max(1, CHUNK // (prod(shape[1:]) * dtype.itemsize)), 6 * PASS * prod(shape))
+    return balanced_chunk_size(shape[0], max(1, CHUNK // (prod(shape[1:]) * dtype.itemsize)), 6 * PASS_SECONDS * prod(shape))
 
 
-class Outputs:
+class OutputTiles:
     """A target: outputs as they are, after an activation."""
 
-    whole = False
+    whole_images = False
     """Whether chunks must be whole images."""
 
     calls = 2
@@ -141,12 +139,12 @@ class Outputs:
         self.shape: tuple[int, ...] = y.shape
         self.activation = activation
 
-    def room(self, chunk: Chunk) -> Floats:
+    def output_tile(self, chunk: Chunk) -> Floats:
         """Where the result of a chunk may be written: (n, rows, OW, O)."""
         n0, n1, r0, r1 = chunk
         return self.y[n0:n1, r0:r1]
 
-    def finish(self, chunk: Chunk, result: Floats) -> None:
+    def store_tile(self, chunk: Chunk, result: Floats) -> None:
         """Take the result of a chunk, from the room or from elsewhere."""
         n0, n1, r0, r1 = chunk
         part = self.y[n0:n1, r0:r1]
@@ -159,17 +157,17 @@ class Outputs:
             activate(part, self.activation)
 
 
-class Strided(Outputs):
+class StridedOutputTiles(OutputTiles):
     """A target: outputs whose pixels lie apart, so that a chunk is first written elsewhere."""
 
-    def room(self, chunk: Chunk) -> Floats:
-        """As `Outputs.room`: working memory of this thread."""
+    def output_tile(self, chunk: Chunk) -> Floats:
+        """As `OutputTiles.output_tile`: workspace of this thread."""
         n0, n1, r0, r1 = chunk
-        (array,) = scratch(self.y.dtype, (n1 - n0, r1 - r0, *self.shape[2:]), slot="ends")
+        (array,) = workspace(self.y.dtype, (n1 - n0, r1 - r0, *self.shape[2:]), slot="epilogue")
         return array
 
 
-class Pooled(Outputs):
+class PooledOutputTiles(OutputTiles):
     """A target: outputs after max pooling and an activation, and the outcomes of the pooling's comparisons.
 
     Args:
@@ -180,22 +178,22 @@ class Pooled(Outputs):
         g: the pooling's windows.
     """
 
-    whole = True
+    whole_images = True
     calls = 12
 
-    def __init__(self, shape: tuple[int, ...], y: Floats, won: Won | None, activation: str | None, g: Geometry) -> None:
+    def __init__(self, shape: tuple[int, ...], y: Floats, mask: MaxMask | None, activation: str | None, g: Geometry) -> None:
         super().__init__(y, activation)
         self.shape = shape
-        self.won = won
+        self.mask = mask
         self.g = g
 
-    def room(self, chunk: Chunk) -> Floats:
-        """As `Outputs.room`: working memory of this thread."""
-        (array,) = scratch(self.y.dtype, (chunk[1] - chunk[0], *self.shape[1:]), slot="ends")
+    def output_tile(self, chunk: Chunk) -> Floats:
+        """As `OutputTiles.output_tile`: workspace of this thread."""
+        (array,) = workspace(self.y.dtype, (chunk[1] - chunk[0], *self.shape[1:]), slot="epilogue")
         return array
 
-    def finish(self, chunk: Chunk, result: Floats) -> None:
-        """As `Outputs.finish`."""
+    def store_tile(self, chunk: Chunk, result: Floats) -> None:
+        """As `OutputTiles.store_tile`."""
         part = slice(chunk[0], chunk[1])
-        pool_chunk(result, self.g, self.y[part], self.won, part)
+        pool_chunk(result, self.g, self.y[part], self.mask, part)
         activate(self.y[part], self.activation)

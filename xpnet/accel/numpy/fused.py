@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.convolution import convolve, data_gradient, kernel_gradient, windows_of
-from xpnet.accel.numpy.epilogue import Images, Pooled, Unpooled
-from xpnet.accel.numpy.max_pooling import Won
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, LIMIT, Floats
+from xpnet.accel.numpy.epilogue import ImageTiles, PooledOutputTiles, UnpooledTiles
+from xpnet.accel.numpy.max_pooling import MaxMask
+from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, WORKSPACE_LIMIT, Floats
 from xpnet.ops.convolution import conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import Geometry
 from xpnet.ops.pooling import pool_geometry
 
-ONCE = 4 << 20
+MATERIALIZE_LIMIT = 4 << 20
 """Bytes up to which the gradient of the whole output is made once, where both gradients of the convolution read it."""
 
 
@@ -38,7 +38,7 @@ def _geometries(
 def _fits(x: Floats, O: int, g: Geometry) -> bool:
     """Whether one image, with the columns or transforms of all of it, is small enough to be a chunk."""
     pixels = max(g.h.out * g.w.out, g.h.size * g.w.size)
-    return bool(pixels * (x.shape[3] + O) * x.itemsize * 4 <= LIMIT // 2)
+    return bool(pixels * (x.shape[3] + O) * x.itemsize * 4 <= WORKSPACE_LIMIT // 2)
 
 
 @conv2d_max_pool2d.accelerate("numpy")
@@ -61,25 +61,25 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, window: 
         return NotImplemented
     N = x.shape[0]
     y = np.empty((N, p.h.out, p.w.out, O), dtype)
-    won = Won.empty(N, p, O) if save else None
-    target = Pooled((N, g.h.out, g.w.out, O), y, won, activation, p)
-    convolve(Images(x), kernel, bias, windows_of(g), target)
-    return y, (x, kernel, y, won) if save else None
+    mask = MaxMask.empty(N, p, O) if save else None
+    target = PooledOutputTiles((N, g.h.out, g.w.out, O), y, mask, activation, p)
+    convolve(ImageTiles(x), kernel, bias, windows_of(g), target)
+    return y, (x, kernel, y, mask) if save else None
 
 
 @forward.fresh_backward
 def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, needs: tuple[bool, bool, bool], **settings: Any) -> Any:
     """The gradient of the whole output is made from the pooled one, a chunk at a time, where it is read."""
-    x, kernel, y, won = saved
+    x, kernel, y, mask = saved
     g, p = _geometries(x, kernel, None, window, settings)
     w = windows_of(g)
-    pooled = Unpooled(dy.astype(x.dtype, copy=False), y, won, settings["activation"], p)
+    pooled = UnpooledTiles(dy.astype(x.dtype, copy=False), y, mask, settings["activation"], p)
     twice = needs[0] and (needs[1] or needs[2])
-    source = pooled.once() if twice and prod(pooled.shape) * x.itemsize <= ONCE else pooled
+    source = pooled.materialize() if twice and prod(pooled.shape) * x.itemsize <= MATERIALIZE_LIMIT else pooled
     dx = dkernel = dbias = None
     if needs[0]:
         dx = np.empty(x.shape, x.dtype)
         data_gradient(source, kernel, w, dx)
     if needs[1] or needs[2]:
-        dkernel, dbias = kernel_gradient(Images(x), source, w, kernel.shape)
+        dkernel, dbias = kernel_gradient(ImageTiles(x), source, w, kernel.shape)
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None

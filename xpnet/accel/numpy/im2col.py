@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from xpnet.accel.numpy.epilogue import Chunk, Images, Outputs
-from xpnet.accel.numpy.workspace import LIMIT, PASS, PRODUCT, Floats, activate, images_and_lines, run_of, scratch, windowed
-from xpnet.runtime.threads import parallel, piece_count
+from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
+from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles
+from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, activate, packed_dtype, strided_view, workspace
+from xpnet.runtime.threads import chunk_count, parallel
 
 
 class Windows(NamedTuple):
@@ -32,18 +33,18 @@ class Windows(NamedTuple):
     size: tuple[int, int]  # (OH, OW)
 
 
-class _Plan(NamedTuple):
+class Chunking(NamedTuple):
     """The sizes that the chunks of one convolution share."""
 
     t: int  # outputs that one row of columns covers
     length: int  # input columns that they see
     Q: int  # rows of columns for one row of outputs
     K: int  # inputs in a row of columns, without the bias
-    chunks: list[tuple[int, int, int, int]]  # first and last image, first and last row of outputs
+    chunks: list[Chunk]  # first and last image, first and last row of outputs
     seconds: float  # that one thread takes, about
 
 
-def _outputs_at_once(w: Windows, C: int, O: int) -> int:
+def _outputs_per_row(w: Windows, C: int, O: int) -> int:
     """t, from what the products and the copies of one output cost."""
     (KH, KW), sw, OW = w.window, w.stride[1], w.size[1]
     if w.dilation[1] != 1 or C > 32 or OW < 2:
@@ -66,48 +67,49 @@ _CHUNK = 1 << 21
 """Bytes of columns in a chunk: few enough for the caches, enough for calls that take longer than Python between them."""
 
 
-def _plan(shape: tuple[int, ...], w: Windows, O: int, itemsize: int, whole: bool = False) -> _Plan:
+def plan_chunks(shape: tuple[int, ...], w: Windows, O: int, itemsize: int, whole: bool = False) -> Chunking:
+    """Return how the convolution of images of `shape` is cut; `whole`: into whole images."""
     N, _, _, C = shape
     (KH, KW), (OH, OW) = w.window, w.size
-    t = _outputs_at_once(w, C, O)
+    t = _outputs_per_row(w, C, O)
     length = (t - 1) * w.stride[1] + KW if w.dilation[1] == 1 else KW
     Q = -(-OW // t)
     K = KH * length * C
     line = itemsize * Q * (K + 1 + t * O)
     # Roughly: the product, the copies of columns, what else is done with the outputs.
-    seconds = N * OH * Q * (PRODUCT * K * t * O + 2 * PASS * K + (10 if whole else 4) * PASS * t * O)
-    chunks = images_and_lines(N, OH, line, max(_CHUNK, OH * line) if whole else _CHUNK, seconds)
-    return _Plan(t, length, Q, K, chunks, seconds)
+    seconds = N * OH * Q * (MAC_SECONDS * K * t * O + 2 * PASS_SECONDS * K + (10 if whole else 4) * PASS_SECONDS * t * O)
+    chunks = image_row_chunks(N, OH, line, max(_CHUNK, OH * line) if whole else _CHUNK, seconds)
+    return Chunking(t, length, Q, K, chunks, seconds)
 
 
-def _gather(x: Images, w: Windows, plan: _Plan, chunk: Chunk, P: Floats, cols: Floats) -> None:
+def _im2col(x: ImageTiles, w: Windows, plan: Chunking, chunk: Chunk, P: Floats, cols: Floats) -> None:
     """Copy the windows of a chunk's outputs to cols (n, rows, Q, K or more)."""
     n0, n1, r0, r1 = chunk
     C = x.shape[3]
     (KH, KW), (sh, sw), (dh, dw) = w.window, w.stride, w.dilation
-    x.fill(P, (n0, n1), r0 * sh - w.pads[0], -w.pads[1])
+    x.load_tile(P, (n0, n1), r0 * sh - w.pads[0], -w.pads[1])
     b0, b1, b2, _ = P.strides
     n, r = n1 - n0, r1 - r0
     # The items that are copied are the rows of a window, or its pixels where a dilation has them lie apart.
     if dw == 1:
-        item = run_of(plan.length * C, P.dtype)
+        item = packed_dtype(plan.length * C, P.dtype)
         shape: tuple[int, ...] = (n, r, plan.Q, KH)
         source: tuple[int, ...] = (dh * b1,)
         target: tuple[int, ...] = (item.itemsize,)
     else:
-        item = run_of(C, P.dtype)
+        item = packed_dtype(C, P.dtype)
         shape = (n, r, plan.Q, KH, KW)
         source, target = (dh * b1, dw * b2), (KW * item.itemsize, item.itemsize)
-    windows = windowed(P, shape, (b0, sh * b1, plan.t * sw * b2, *source), item)
-    np.copyto(windowed(cols, shape, (*cols.strides[:3], *target), item), windows)
+    windows = strided_view(P, shape, (b0, sh * b1, plan.t * sw * b2, *source), item)
+    np.copyto(strided_view(cols, shape, (*cols.strides[:3], *target), item), windows)
 
 
-def _padded_shape(w: Windows, plan: _Plan, n: int, r: int, C: int) -> tuple[int, int, int, int]:
+def _padded_shape(w: Windows, plan: Chunking, n: int, r: int, C: int) -> tuple[int, int, int, int]:
     (KH, KW), (sh, sw), (dh, dw) = w.window, w.stride, w.dilation
     return n, (r - 1) * sh + dh * (KH - 1) + 1, (plan.Q * plan.t - 1) * sw + dw * (KW - 1) + 1, C
 
 
-def _matrix(kernel: Floats, bias: Floats | None, plan: _Plan, stride: int) -> Floats:
+def _kernel_matrix(kernel: Floats, bias: Floats | None, plan: Chunking, stride: int) -> Floats:
     """The kernel (KH, KW, C, O) as the matrix (K [+ 1], t * O) that columns are multiplied with."""
     KH, KW, C, O = kernel.shape
     extra = bias is not None
@@ -123,34 +125,34 @@ def _matrix(kernel: Floats, bias: Floats | None, plan: _Plan, stride: int) -> Fl
     return B.reshape(-1, plan.t * O)
 
 
-def convolve(x: Images, kernel: Floats, bias: Floats | None, w: Windows, target: Outputs) -> None:
+def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles) -> None:
     """The convolution of x (N, H, W, C) with kernel (KH, KW, C, O). What lies outside of an image counts as 0."""
     C, O = x.shape[3], kernel.shape[3]
     OW, dtype = w.size[1], x.dtype
-    plan = _plan(x.shape, w, O, dtype.itemsize, x.whole or target.whole)
-    B = _matrix(kernel, bias, plan, w.stride[1])
+    plan = plan_chunks(x.shape, w, O, dtype.itemsize, x.whole_images or target.whole_images)
+    B = _kernel_matrix(kernel, bias, plan, w.stride[1])
 
     def chunk(number: int) -> None:
         n0, n1, r0, r1 = where = plan.chunks[number]
         n, r = n1 - n0, r1 - r0
         M = n * r * plan.Q
-        # Where the target's room is one matrix, possibly of a wider one, the product is written there at once.
-        room = _as_matrix(target.room(where), plan.t) if OW % plan.t == 0 else None
-        P, cols, result = scratch(
+        # Where the target's out is one matrix, possibly of a wider one, the product is written there at once.
+        out = _as_matrix(target.output_tile(where), plan.t) if OW % plan.t == 0 else None
+        P, cols, result = workspace(
             dtype,
             _padded_shape(w, plan, n, r, C),
             (n, r, plan.Q, B.shape[0]),
-            (M if room is None else 0, plan.t * O),
+            (M if out is None else 0, plan.t * O),
         )
-        _gather(x, w, plan, where, P, cols)
+        _im2col(x, w, plan, where, P, cols)
         if bias is not None:
             cols[..., plan.K] = 1
-        if room is not None:
-            np.matmul(cols.reshape(M, -1), B, out=room)
-            target.finish(where, target.room(where))
+        if out is not None:
+            np.matmul(cols.reshape(M, -1), B, out=out)
+            target.store_tile(where, target.output_tile(where))
         else:
             np.matmul(cols.reshape(M, -1), B, out=result)
-            target.finish(where, result.reshape(n, r, plan.Q * plan.t, O)[:, :, :OW])
+            target.store_tile(where, result.reshape(n, r, plan.Q * plan.t, O)[:, :, :OW])
 
     parallel(chunk, len(plan.chunks), plan.seconds, 4 + x.calls + target.calls)
 
@@ -165,14 +167,14 @@ def _as_matrix(part: Floats, t: int) -> Floats | None:
     return None
 
 
-def kernel_gradient(x: Images, dy: Images, w: Windows, kernel_shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, kernel_shape: tuple[int, ...]) -> tuple[Floats, Floats]:
     """The gradients of kernel (KH, KW, C, O) and bias (O,) from x (N, H, W, C) and dy (N, OH, OW, O)."""
     KH, KW, C, O = kernel_shape
     dtype = x.dtype
-    plan = _plan(x.shape, w, O, dtype.itemsize, dy.whole)
+    plan = plan_chunks(x.shape, w, O, dtype.itemsize, dy.whole_images)
     t = plan.t
     # Each part adds up its own share of the chunks; the shares are fixed, so a result can be repeated bit for bit.
-    parts = min(piece_count(), len(plan.chunks))
+    parts = min(chunk_count(), len(plan.chunks))
     bounds = [p * len(plan.chunks) // parts for p in range(parts + 1)]
     totals = np.empty((parts, plan.K + 1, t * O), dtype)
 
@@ -182,16 +184,16 @@ def kernel_gradient(x: Images, dy: Images, w: Windows, kernel_shape: tuple[int, 
             n0, n1, r0, r1 = where = plan.chunks[number]
             n, r = n1 - n0, r1 - r0
             M = n * r * plan.Q
-            P, cols, dz, step = scratch(
+            P, cols, dz, step = workspace(
                 dtype,
                 _padded_shape(w, plan, n, r, C),
                 (n, r, plan.Q, plan.K + 1),
                 (n, r, plan.Q * t, O),
                 (plan.K + 1, t * O),
             )
-            _gather(x, w, plan, where, P, cols)
+            _im2col(x, w, plan, where, P, cols)
             cols[..., plan.K] = 1
-            dy.fill(dz, (n0, n1), r0, 0)
+            dy.load_tile(dz, (n0, n1), r0, 0)
             columns = cols.reshape(M, plan.K + 1).T
             if number == bounds[p]:
                 np.matmul(columns, dz.reshape(M, t * O), out=totals[p])
@@ -214,7 +216,7 @@ def kernel_gradient(x: Images, dy: Images, w: Windows, kernel_shape: tuple[int, 
     return dkernel, total[plan.K].reshape(t, O).sum(axis=0)
 
 
-def spread(dy: Images, kernel: Floats, w: Windows, dx: Floats) -> None:
+def strided_data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
     """The data gradient for strides above 1: every dy (N, OH, OW, O) times the kernel, added to its window in dx.
 
     With stride 1 a convolution with the turned kernel is faster.
@@ -224,17 +226,17 @@ def spread(dy: Images, kernel: Floats, w: Windows, dx: Floats) -> None:
     (KH, KW), strides, dilations = w.window, w.stride, w.dilation
     dtype = dx.dtype
     matrices = np.ascontiguousarray(kernel.transpose(0, 1, 3, 2))  # (KH, KW, O, C)
-    lines = max(1, min(OH, LIMIT // 8 // (dtype.itemsize * OW * (O + C))))
-    rows = [reach(H, OH, strides[0], k * dilations[0] - w.pads[0]) for k in range(KH)]
-    columns = [reach(W, OW, strides[1], k * dilations[1] - w.pads[1]) for k in range(KW)]
+    lines = max(1, min(OH, WORKSPACE_LIMIT // 8 // (dtype.itemsize * OW * (O + C))))
+    rows = [valid_range(H, OH, strides[0], k * dilations[0] - w.pads[0]) for k in range(KH)]
+    columns = [valid_range(W, OW, strides[1], k * dilations[1] - w.pads[1]) for k in range(KW)]
 
     def image(n: int) -> None:
         target = dx[n]
         target[...] = 0
         for r0 in range(0, OH, lines):
             r1 = min(r0 + lines, OH)
-            dz, product = scratch(dtype, (r1 - r0, OW, O), (r1 - r0, OW, C))
-            dy.fill(dz[None], (n, n + 1), r0, 0)
+            dz, product = workspace(dtype, (r1 - r0, OW, O), (r1 - r0, OW, C))
+            dy.load_tile(dz[None], (n, n + 1), r0, 0)
             for kh, (first, last, offset) in enumerate(rows):
                 first, last = max(first, r0), min(last, r1)
                 if first >= last:
@@ -250,22 +252,22 @@ def spread(dy: Images, kernel: Floats, w: Windows, dx: Floats) -> None:
                     place = target[down, across]
                     np.add(place, part[:, left:right], out=place)
 
-    work = N * OH * OW * KH * KW * (PRODUCT * O * C + 2 * PASS * C)
+    work = N * OH * OW * KH * KW * (MAC_SECONDS * O * C + 2 * PASS_SECONDS * C)
     parallel(image, N, work, 2 + 2 * KH * KW * -(-OH // lines))
 
 
-def reach(size: int, out: int, stride: int, offset: int) -> tuple[int, int, int]:
+def valid_range(size: int, out: int, stride: int, offset: int) -> tuple[int, int, int]:
     """The first and last position of a window whose element at `offset` from the position lies inside of the image."""
     first = -(offset // stride) if offset < 0 else 0
     last = min(out, (size - 1 - offset) // stride + 1)
     return first, last, offset
 
 
-def product(x: Floats, matrix: Floats, bias: Floats | None, y: Floats, activation: str | None) -> None:
+def pointwise(x: Floats, matrix: Floats, bias: Floats | None, y: Floats, activation: str | None) -> None:
     """y (M, O) = activation(x (M, C) @ matrix (C, O) + bias), the rows shared out over the threads."""
     M, C = x.shape
     O = matrix.shape[1]
-    height = max(64, min(_CHUNK // (x.itemsize * (C + O)), -(-M // piece_count())))
+    height = max(64, min(_CHUNK // (x.itemsize * (C + O)), -(-M // chunk_count())))
 
     def part(p: int) -> None:
         rows = y[p * height : (p + 1) * height]
@@ -274,4 +276,4 @@ def product(x: Floats, matrix: Floats, bias: Floats | None, y: Floats, activatio
             np.add(rows, bias, out=rows)
         activate(rows, activation)
 
-    parallel(part, -(-M // height), M * (PRODUCT * C * O + 2 * PASS * (C + O)), 3)
+    parallel(part, -(-M // height), M * (MAC_SECONDS * C * O + 2 * PASS_SECONDS * (C + O)), 3)

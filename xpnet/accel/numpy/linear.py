@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, slope
+from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, activation_gradient
 from xpnet.ops.linear import dense
-from xpnet.runtime.threads import one_blas_thread, own_threads_preferred, parallel, piece_count
+from xpnet.runtime.threads import chunk_count, one_blas_thread, own_threads_preferred, parallel
 
-ALONE = 1 << 18
+SERIAL_PRODUCT = 1 << 18
 """Multiplications up to which BLAS itself uses one thread, so nothing has to be set."""
 
 _SHARED = 3 << 20
@@ -26,12 +26,12 @@ def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats
     M, K = a.shape
     N = b.shape[1]
     work = M * K * N
-    if work <= ALONE or not own:
+    if work <= SERIAL_PRODUCT or not own:
         product: Floats = a.dot(b, out)  # it starts half a microsecond earlier than matmul
         return product
     if out is None:
         out = np.empty((M, N), a.dtype)
-    count = piece_count()
+    count = chunk_count()
     if work < _SHARED or count == 1:
         with one_blas_thread():
             np.matmul(a, b, out=out)
@@ -88,7 +88,7 @@ def backward(
         dy = dy.astype(x.dtype)
     if activation is not None:
         dz = np.empty(dy.shape, dy.dtype)
-        slope(dy, y, activation, dz)
+        activation_gradient(dy, y, activation, dz)
         dy = dz
     rows = x
     if x.ndim != 2:

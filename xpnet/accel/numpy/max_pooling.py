@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet.accel.numpy.pooling_tiles import Band, apart, clear_outside, combine, for_bands, gradient
-from xpnet.accel.numpy.workspace import FLOATS, Floats, integers, keep_where, scratch
+from xpnet.accel.numpy.pooling_tiles import PoolTile, disjoint_windows, for_tiles, pooling_gradient, reduce_windows, zero_gaps
+from xpnet.accel.numpy.workspace import FLOATS, Floats, apply_mask, integer_dtype, workspace
 from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import max_pool2d, max_pool2d_with_switches, pool_geometry
 
 
-class Won(NamedTuple):
+class MaxMask(NamedTuple):
     """Which comparisons a later element has won.
 
     Fields:
@@ -41,96 +41,96 @@ class Won(NamedTuple):
         return (g.w.window - 1, N, rows, g.w.out, C), (g.h.window - 1, N, g.h.out, g.w.out, C)
 
     @classmethod
-    def empty(cls, N: int, g: Geometry, C: int) -> Won:
+    def empty(cls, N: int, g: Geometry, C: int) -> MaxMask:
         """For all images."""
         across, down = cls.shapes(N, g, C)
         return cls(np.empty(across, bool), np.empty(down, bool))
 
     @classmethod
-    def small(cls, x_shape: Sequence[int], g: Geometry, itemsize: int) -> bool:
+    def is_small(cls, x_shape: Sequence[int], g: Geometry, itemsize: int) -> bool:
         """Whether it takes no more than half of the memory of x."""
         across, down = cls.shapes(x_shape[0], g, x_shape[3])
         return (prod(across) + prod(down)) * 2 <= prod(x_shape) * itemsize
 
-    def part(self, band: Band, lines: slice) -> Won:
+    def of_tile(self, tile: PoolTile, lines: slice) -> MaxMask:
         """What belongs to a band whose output rows are `lines`."""
-        rows = slice(band.first, band.first + band.rows)
-        return Won(self.across[:, band.images, rows], self.down[:, band.images, lines])
+        rows = slice(tile.first, tile.first + tile.rows)
+        return MaxMask(self.across[:, tile.images, rows], self.down[:, tile.images, lines])
 
 
-def _largest(band: Band, x: Floats, out: Floats, won: Won) -> None:
+def _max_and_mask(tile: PoolTile, x: Floats, out: Floats, mask: MaxMask) -> None:
     """The largest element of each window, and which comparisons were won."""
-    P, temporary = scratch(x.dtype, band.shape, band.across, slot="pool")
-    band.deal(x, P, -np.inf)
-    _compare(band, P, temporary, out, won, np.greater)
+    P, temporary = workspace(x.dtype, tile.shape, tile.across, slot="pool")
+    tile.deinterleave(x, P, -np.inf)
+    _compare(tile, P, temporary, out, mask, np.greater)
     if np.isnan(np.maximum.reduce(out, axis=None)):
-        _compare(band, P, temporary, out, won, _above)
+        _compare(tile, P, temporary, out, mask, _greater_or_nan)
 
 
-def _above(other: Floats, best: Floats, out: Floats) -> None:
+def _greater_or_nan(other: Floats, best: Floats, out: Floats) -> None:
     """other > best, where a NaN is above every number."""
     np.greater(other, best, out=out)
     out |= np.isnan(other) & ~np.isnan(best)
 
 
-def _compare(band: Band, P: Floats, temporary: Floats, out: Floats, won: Won, above: Callable[..., Any]) -> None:
-    best = band.element(P, 0)
-    for kw in range(1, band.g.w.window):
-        other = band.element(P, kw)
-        above(other, best, out=won.across[kw - 1])
+def _compare(tile: PoolTile, P: Floats, temporary: Floats, out: Floats, mask: MaxMask, above: Callable[..., Any]) -> None:
+    best = tile.at_column(P, 0)
+    for kw in range(1, tile.g.w.window):
+        other = tile.at_column(P, kw)
+        above(other, best, out=mask.across[kw - 1])
         best = np.maximum(best, other, out=temporary)
-    across, best = best, band.below(best, 0)
-    for kh in range(1, band.g.h.window):
-        other = band.below(across, kh)
-        above(other, best, out=won.down[kh - 1])
+    across, best = best, tile.at_row(best, 0)
+    for kh in range(1, tile.g.h.window):
+        other = tile.at_row(across, kh)
+        above(other, best, out=mask.down[kh - 1])
         best = np.maximum(best, other, out=out)
-    if band.g.h.window == 1:
+    if tile.g.h.window == 1:
         np.copyto(out, best)
 
 
-def _switches(band: Band, won: Won, out: Floats) -> None:
+def _switches(tile: PoolTile, mask: MaxMask, out: Floats) -> None:
     """The number kh * KW + kw of each window's winner."""
-    h, w = band.g.h.window, band.g.w.window
-    which: Any = np.zeros(band.across, np.uint8)
+    h, w = tile.g.h.window, tile.g.w.window
+    which: Any = np.zeros(tile.across, np.uint8)
     for kw in range(1, w):
         # A later winner has a larger number than all before it: the maximum of the numbers is the last winner's.
-        np.maximum(which, won.across[kw - 1].view(np.uint8) * np.uint8(kw), out=which)
-    out[...] = band.below(which, 0)
+        np.maximum(which, mask.across[kw - 1].view(np.uint8) * np.uint8(kw), out=which)
+    out[...] = tile.at_row(which, 0)
     for kh in range(1, h):
-        number = band.below(which, kh) + np.uint8(kh * w)
-        np.maximum(out, won.down[kh - 1].view(np.uint8) * number, out=out)
+        number = tile.at_row(which, kh) + np.uint8(kh * w)
+        np.maximum(out, mask.down[kh - 1].view(np.uint8) * number, out=out)
 
 
-def _largest_and_switches(band: Band, x: Floats, out: Floats, switches: Floats) -> None:
+def _max_and_switches(tile: PoolTile, x: Floats, out: Floats, switches: Floats) -> None:
     """The largest element of each window, and its number."""
-    g, (n, lines, _, C) = band.g, band.out
-    across, down = scratch(
-        np.dtype(bool), (g.w.window - 1, *band.across), (g.h.window - 1, n, lines, g.w.out, C), slot="won"
+    g, (n, lines, _, C) = tile.g, tile.out
+    across, down = workspace(
+        np.dtype(bool), (g.w.window - 1, *tile.across), (g.h.window - 1, n, lines, g.w.out, C), slot="mask"
     )  # fmt: skip
-    won = Won(across, down)
-    _largest(band, x, out, won)
-    _switches(band, won, switches)
+    mask = MaxMask(across, down)
+    _max_and_mask(tile, x, out, mask)
+    _switches(tile, mask, switches)
 
 
-def pool_chunk(x: Floats, g: Geometry, y: Floats, won: Won | None, images: slice) -> None:
+def pool_chunk(x: Floats, g: Geometry, y: Floats, mask: MaxMask | None, images: slice) -> None:
     """Max pooling of the whole images x, in this thread; `won` is that of all images, of which x are the given ones."""
-    band = Band(g, (0, x.shape[0], 0, g.h.out), x.shape[3])
-    if won is None:
-        combine(np.maximum, x, band, -np.inf, y)
+    tile = PoolTile(g, (0, x.shape[0], 0, g.h.out), x.shape[3])
+    if mask is None:
+        reduce_windows(np.maximum, x, tile, -np.inf, y)
     else:
-        _largest(band, x, y, Won(won.across[:, images], won.down[:, images]))
+        _max_and_mask(tile, x, y, MaxMask(mask.across[:, images], mask.down[:, images]))
 
 
-def unpool_chunk(dy: Floats, won: Won, g: Geometry, dx: Floats) -> None:
+def unpool_chunk(dy: Floats, mask: MaxMask, g: Geometry, dx: Floats) -> None:
     """The gradient dx of whole images, in this thread."""
-    band = Band(g, (0, dy.shape[0], 0, g.h.out), dy.shape[3])
-    clear_outside(dx, g)
-    (P,) = scratch(dy.dtype, band.shape, slot="pool")
-    _hand_back(band, dy, won, P)
-    band.collect(P, dx, 0)
+    tile = PoolTile(g, (0, dy.shape[0], 0, g.h.out), dy.shape[3])
+    zero_gaps(dx, g)
+    (P,) = workspace(dy.dtype, tile.shape, slot="pool")
+    _unpool_with_mask(tile, dy, mask, P)
+    tile.interleave(P, dx, 0)
 
 
-def _split(total: Floats, won: Floats, places: Sequence[Floats], step: int, left: Floats, spare: Floats) -> None:
+def _route_gradient(total: Floats, mask: Floats, places: Sequence[Floats], step: int, left: Floats, spare: Floats) -> None:
     """Give every number of `total` to the place of its winner, 0 to the others.
 
     Args:
@@ -142,11 +142,11 @@ def _split(total: Floats, won: Floats, places: Sequence[Floats], step: int, left
         left, spare: working memory like total.
     """
     K = len(places)
-    whole = integers(total.dtype)
+    whole = integer_dtype(total.dtype)
     for k in range(K - 1, 0, -1):
         fresh = k + step >= K
         part = places[k] if fresh else spare
-        keep_where(total, won[k - 1], part)
+        apply_mask(total, mask[k - 1], part)
         rest = places[0] if k == 1 and step >= K else left
         np.subtract(total.view(whole), part.view(whole), out=rest.view(whole))
         total = rest
@@ -158,62 +158,63 @@ def _split(total: Floats, won: Floats, places: Sequence[Floats], step: int, left
         np.copyto(places[0], total)
 
 
-def _hand_back(band: Band, dy: Floats, won: Won, P: Floats) -> None:
+def _unpool_with_mask(tile: PoolTile, dy: Floats, mask: MaxMask, P: Floats) -> None:
     """Every gradient to its winner: over the rows of the windows first, then along them, into the phases P."""
-    h, w = band.g.h, band.g.w
-    rows, rest, spare, left = scratch(dy.dtype, band.across, band.across, band.across, band.out, slot="unpool")
+    h, w = tile.g.h, tile.g.w
+    rows, rest, spare, left = workspace(dy.dtype, tile.across, tile.across, tile.across, tile.out, slot="unpool")
     if h.stride > h.window:
         rows[...] = 0
     # Places that overlap are added to: what the last ones do not write has to be 0.
     rows[:, : max(0, h.window - h.stride)] = 0
-    places = [band.below(rows, k) for k in range(h.window)]
-    _split(dy, won.down, places, h.stride, left, spare[:, : band.lines])
-    for phase in range(band.phases):
+    places = [tile.at_row(rows, k) for k in range(h.window)]
+    _route_gradient(dy, mask.down, places, h.stride, left, spare[:, : tile.lines])
+    for phase in range(tile.phases):
         last = (w.window - 1 - phase) // w.stride
         P[phase][:, :, :last] = 0
         P[phase][:, :, last + w.out :] = 0
-    _split(rows, won.across, [band.element(P, k) for k in range(w.window)], w.stride, rest, spare)
+    _route_gradient(rows, mask.across, [tile.at_column(P, k) for k in range(w.window)], w.stride, rest, spare)
 
 
-def _scatter(band: Band, dy: Floats, switches: Floats, P: Floats) -> None:
+def _unpool_with_switches(tile: PoolTile, dy: Floats, switches: Floats, P: Floats) -> None:
     """Every dy at the place its switch names in the phases P."""
-    g = band.g
-    disjoint = apart(g)
-    (temporary,) = scratch(dy.dtype, dy.shape, slot="unpool")
+    g = tile.g
+    disjoint = disjoint_windows(g)
+    (temporary,) = workspace(dy.dtype, dy.shape, slot="unpool")
     if not disjoint:
         P[...] = 0
     for kh in range(g.h.window):
         for kw in range(g.w.window):
-            place = band.below(band.element(P, kw), kh)
+            place = tile.at_row(tile.at_column(P, kw), kh)
             hit = np.equal(switches, np.uint8(kh * g.w.window + kw))
             if disjoint:
-                keep_where(dy, hit, place)
+                apply_mask(dy, hit, place)
             else:
-                keep_where(dy, hit, temporary)
+                apply_mask(dy, hit, temporary)
                 np.add(place, temporary, out=place)
 
 
-def _takes(x: Floats, g: Geometry) -> bool:
+def supported(x: Floats, g: Geometry) -> bool:
+    """Return whether max pooling of x is computed here; otherwise the reference computes it."""
     return x.dtype in FLOATS and x.size > 0 and g.h.window * g.w.window <= 256 and min(g.h.out, g.w.out) > 0
 
 
 def _with_switches(x: Floats, g: Geometry) -> tuple[Floats, Floats]:
     shape = (x.shape[0], g.h.out, g.w.out, x.shape[3])
     y, switches = np.empty(shape, x.dtype), np.empty(shape, np.uint8)
-    for_bands(x.shape, g, x.itemsize, lambda band, part: _largest_and_switches(band, x, y[part], switches[part]))
+    for_tiles(x.shape, g, x.itemsize, lambda tile, part: _max_and_switches(tile, x, y[part], switches[part]))
     return y, switches
 
 
 def _unpool(dy: Floats, switches: Floats, shape: tuple[int, ...], g: Geometry) -> Floats:
     """Every dy (N, OH, OW, C) at the place its switch names, in an array of `shape`."""
-    return gradient(shape, g, dy.dtype, lambda band, part, P: _scatter(band, dy[part], switches[part], P))
+    return pooling_gradient(shape, g, dy.dtype, lambda tile, part, P: _unpool_with_switches(tile, dy[part], switches[part], P))
 
 
 @max_pool2d_with_switches.accelerate("numpy")
 def forward_with_switches(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any) -> Any:
     """Columns compared first, then rows; the winners' numbers from the outcomes."""
     g = pool_geometry("max_pool2d", x, window, stride, padding)
-    if not _takes(x, g):
+    if not supported(x, g):
         return NotImplemented
     y, switches = _with_switches(x, g)
     return (y, switches), (x.shape, switches)
@@ -230,18 +231,18 @@ def backward_with_switches(xp: Any, dys: Any, saved: Any, *, window: Any, stride
 def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, save: bool) -> Any:
     """With the outcomes of the comparisons; rows compared first where nothing must be kept: longer runs."""
     g = pool_geometry("max_pool2d", x, window, stride, padding)
-    if not _takes(x, g):
+    if not supported(x, g):
         return NotImplemented
-    if save and not Won.small(x.shape, g, x.itemsize):
+    if save and not MaxMask.is_small(x.shape, g, x.itemsize):
         y, switches = _with_switches(x, g)
         return y, (x.shape, switches)
     y = np.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), x.dtype)
     if not save:
-        for_bands(x.shape, g, x.itemsize, lambda band, part: combine(np.maximum, x, band, -np.inf, y[part]))
+        for_tiles(x.shape, g, x.itemsize, lambda tile, part: reduce_windows(np.maximum, x, tile, -np.inf, y[part]))
         return y, None
-    won = Won.empty(x.shape[0], g, x.shape[3])
-    for_bands(x.shape, g, x.itemsize, lambda band, part: _largest(band, x, y[part], won.part(band, part[1])))
-    return y, (x.shape, won)
+    mask = MaxMask.empty(x.shape[0], g, x.shape[3])
+    for_tiles(x.shape, g, x.itemsize, lambda tile, part: _max_and_mask(tile, x, y[part], mask.of_tile(tile, part[1])))
+    return y, (x.shape, mask)
 
 
 @forward.fresh_backward
@@ -249,6 +250,8 @@ def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, stride: Any, paddi
     """Each gradient goes to the element that won."""
     shape, kept = saved
     g = windows(shape, window, window if stride is None else stride, padding)
-    if not isinstance(kept, Won):
+    if not isinstance(kept, MaxMask):
         return _unpool(dy, kept, shape, g)
-    return gradient(shape, g, dy.dtype, lambda band, part, P: _hand_back(band, dy[part], kept.part(band, part[1]), P))
+    return pooling_gradient(
+        shape, g, dy.dtype, lambda tile, part, P: _unpool_with_mask(tile, dy[part], kept.of_tile(tile, part[1]), P)
+    )

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.workspace import FLOATS, LONG, PASS, Floats, evenly, scratch
+from xpnet.accel.numpy.chunks import ELEMENTWISE_CHUNK, PASS_SECONDS, balanced_chunk_size
+from xpnet.accel.numpy.workspace import FLOATS, Floats, workspace
 from xpnet.ops.normalization import batch_norm_with_statistics
 from xpnet.runtime.threads import parallel
 
@@ -25,7 +26,7 @@ class _Rows:
         self.k = k = _divisor(count, max(1, 1024 // C))
         self.C = C
         self.shape = (count // k, k * C)
-        self.height = evenly(self.shape[0], max(1, LONG // (k * C)), 4 * PASS * count * C)
+        self.height = balanced_chunk_size(self.shape[0], max(1, ELEMENTWISE_CHUNK // (k * C)), 4 * PASS_SECONDS * count * C)
         self.chunks = -(-self.shape[0] // self.height)
 
     def part(self, number: int) -> slice:
@@ -51,7 +52,7 @@ def _divisor(n: int, limit: int) -> int:
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
-def _far(mean: Floats, variance: Floats) -> bool:
+def _cancels(mean: Floats, variance: Floats) -> bool:
     """Whether a mean is so far from 0 that sums of x * x, and x * factor, would lose digits to it."""
     return bool((mean * mean > 64 * variance).any())
 
@@ -73,17 +74,17 @@ def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats]:
 
     def centred(number: int) -> None:
         part = flat[rows.part(number)]
-        (difference,) = scratch(part.dtype, part.shape)
+        (difference,) = workspace(part.dtype, part.shape)
         np.subtract(part, rows.long((first[number] / sizes[number]).astype(part.dtype)), out=difference)
         second[number] = rows.products(difference, difference)
 
-    parallel(plain, rows.chunks, 3 * PASS * flat.size, 3)
+    parallel(plain, rows.chunks, 3 * PASS_SECONDS * flat.size, 3)
     count = sizes.sum()
     mean = first.sum(axis=0) / count
     variance = np.maximum(second.sum(axis=0) / count - mean * mean, 0)
-    if _far(mean, variance):
+    if _cancels(mean, variance):
         # Chan, Golub and LeVeque (1983): the means and sums of squares of parts combined.
-        parallel(centred, rows.chunks, 4 * PASS * flat.size, 4)
+        parallel(centred, rows.chunks, 4 * PASS_SECONDS * flat.size, 4)
         variance = (second.sum(axis=0) + (sizes * (first / sizes - mean) ** 2).sum(axis=0)) / count
     return mean, variance
 
@@ -107,7 +108,7 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
     mean, variance = mean64.astype(dtype), variance64.astype(dtype)
     inverse = (1 / np.sqrt(variance64 + epsilon)).astype(dtype)
     factor = inverse if scale is None else inverse * scale
-    far = _far(mean64, variance64)
+    far = _cancels(mean64, variance64)
     # y = (x - mean) * factor + offset, or x * factor + shift where that loses nothing.
     shift = mean64 * 0 if far else -mean64 * factor
     shift = (shift if offset is None else shift + offset).astype(dtype)
@@ -122,7 +123,7 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
         np.multiply(source, long_factor, out=out)
         np.add(out, long_shift, out=out)
 
-    parallel(output, rows.chunks, 4 * PASS * x.size, 2)
+    parallel(output, rows.chunks, 4 * PASS_SECONDS * x.size, 2)
     return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, far)
 
 
@@ -144,12 +145,12 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
         part = rows.part(number)
         source = flat[part]
         if far:
-            (centred,) = scratch(dtype, source.shape)
+            (centred,) = workspace(dtype, source.shape)
             source = np.subtract(source, long_mean, out=centred)
         sums[0, number] = rows.sums(dflat[part])
         sums[1, number] = rows.products(source, dflat[part])
 
-    parallel(total, rows.chunks, 4 * PASS * x.size, 3)
+    parallel(total, rows.chunks, 4 * PASS_SECONDS * x.size, 3)
     doffset, dcentred = sums.sum(axis=1)
     if not far:
         dcentred -= mean * doffset
@@ -165,13 +166,13 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
 
         def gradient(number: int) -> None:
             part = rows.part(number)
-            (term,) = scratch(dtype, flat[part].shape)
+            (term,) = workspace(dtype, flat[part].shape)
             source = np.subtract(flat[part], long_mean, out=term) if far else flat[part]
             np.multiply(source, long_slope, out=term)
             np.add(term, long_shift, out=term)
             np.multiply(dflat[part], long_factor, out=out[part])
             np.add(out[part], term, out=out[part])
 
-        parallel(gradient, rows.chunks, 7 * PASS * x.size, 4)
+        parallel(gradient, rows.chunks, 7 * PASS_SECONDS * x.size, 4)
         dx = out.reshape(x.shape)
     return dx, dscale.astype(dtype) if needs[1] else None, doffset.astype(dtype) if needs[2] else None

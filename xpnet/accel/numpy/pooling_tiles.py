@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.workspace import LIMIT, PASS, Floats, evenly, fill_padded, images_and_lines, run_of, scratch
+from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, balanced_chunk_size, image_row_chunks
+from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, fill_padded, packed_dtype, workspace
 from xpnet.ops.geometry import Geometry
 from xpnet.runtime.threads import parallel
 
@@ -21,7 +22,7 @@ CHUNK = 2 << 20
 """Bytes of input in a chunk."""
 
 
-class Band:
+class PoolTile:
     """What the windows of some output rows see of some images, dealt out into phases.
 
     Args:
@@ -30,7 +31,7 @@ class Band:
         C: channels.
     """
 
-    def __init__(self, g: Geometry, where: tuple[int, int, int, int], C: int) -> None:
+    def __init__(self, g: Geometry, where: Chunk, C: int) -> None:
         self.g = g
         n0, n1, r0, r1 = where
         self.images = slice(n0, n1)
@@ -45,13 +46,13 @@ class Band:
         self.across = (n1 - n0, self.rows, g.w.out, C)  # one number for each row of a window
         self.out = (n1 - n0, self.lines, g.w.out, C)
 
-    def element(self, P: Floats, kw: int) -> Floats:
+    def at_column(self, P: Floats, kw: int) -> Floats:
         """Element kw of all windows along the width: (n, rows, OW, C)."""
         first = kw // self.g.w.stride
         phase: Floats = P[kw % self.g.w.stride]
         return phase[:, :, first : first + self.g.w.out]
 
-    def below(self, array: Floats, kh: int) -> Floats:
+    def at_row(self, array: Floats, kh: int) -> Floats:
         """Element kh of all windows along the height: (n, lines, OW, C) of (n, rows, OW, C)."""
         stride = self.g.h.stride
         return array[:, kh : kh + (self.lines - 1) * stride + 1 : stride]
@@ -66,7 +67,7 @@ class Band:
         columns = slice(start, start + (last - first - 1) * w.stride + 1, w.stride) if last > first else slice(0, 0)
         return slice(lo - self.top, hi - self.top), slice(first, max(first, last)), slice(lo, hi), columns
 
-    def deal(self, x: Floats, P: Floats, value: float) -> None:
+    def deinterleave(self, x: Floats, P: Floats, value: float) -> None:
         """Copy the images into the phases, with `value` in the padding."""
         for phase in range(self.phases):
             rows, columns, from_rows, from_columns = self.inside(phase)
@@ -77,7 +78,7 @@ class Band:
             part[:, rows, columns.stop :] = value
             copy_pixels(part[:, rows, columns], x[self.images, from_rows, from_columns])
 
-    def collect(self, P: Floats, dx: Floats, done: int) -> None:
+    def interleave(self, P: Floats, dx: Floats, done: int) -> None:
         """Copy the phases to the images; rows before `done` have been written already and are added to."""
         for phase in range(self.phases):
             rows, columns, to_rows, to_columns = self.inside(phase)
@@ -93,28 +94,28 @@ def copy_pixels(target: Floats, source: Floats) -> None:
     """Copy (..., C) to (..., C). As items of C numbers strided pixels are copied nearly as fast as contiguous ones."""
     C = target.shape[-1]
     if C > 1 and target.strides[-1] == source.strides[-1] == target.itemsize:
-        item = run_of(C, target.dtype)
+        item = packed_dtype(C, target.dtype)
         target, source = target.view(item), source.view(item)
     np.copyto(target, source)
 
 
-def combine(ufunc: Any, x: Floats, band: Band, value: float, out: Floats) -> None:
+def reduce_windows(ufunc: Any, x: Floats, tile: PoolTile, value: float, out: Floats) -> None:
     """Combine the elements of each window, over the rows first: those are long, so nothing needs to be dealt out.
 
     The images' rows are copied only where padding of `value` has to be put around them.
     """
-    g, lines = band.g, band.lines
+    g, lines = tile.g, tile.lines
     columns = (g.w.out - 1) * g.w.stride + g.w.window
     n, C = out.shape[0], out.shape[3]
-    if band.top >= 0 and band.top + band.rows <= g.h.size and g.w.before == 0 and columns <= g.w.size:
-        (temporary,) = scratch(x.dtype, (n, lines, columns, C), slot="pool")
-        P = x[band.images, band.top : band.top + band.rows, :columns]
+    if tile.top >= 0 and tile.top + tile.rows <= g.h.size and g.w.before == 0 and columns <= g.w.size:
+        (temporary,) = workspace(x.dtype, (n, lines, columns, C), slot="pool")
+        P = x[tile.images, tile.top : tile.top + tile.rows, :columns]
     else:
-        P, temporary = scratch(x.dtype, (n, band.rows, columns, C), (n, lines, columns, C), slot="pool")
-        fill_padded(P, x, None, None, (band.images.start, band.images.stop), band.top, -g.w.before, value)
-    total = band.below(P, 0)
+        P, temporary = workspace(x.dtype, (n, tile.rows, columns, C), (n, lines, columns, C), slot="pool")
+        fill_padded(P, x, None, None, (tile.images.start, tile.images.stop), tile.top, -g.w.before, value)
+    total = tile.at_row(P, 0)
     for kh in range(1, g.h.window):
-        total = ufunc(total, band.below(P, kh), out=temporary)
+        total = ufunc(total, tile.at_row(P, kh), out=temporary)
     wide = (g.w.out - 1) * g.w.stride + 1
     result = total[:, :, : wide : g.w.stride]
     for kw in range(1, g.w.window):
@@ -123,19 +124,21 @@ def combine(ufunc: Any, x: Floats, band: Band, value: float, out: Floats) -> Non
         np.copyto(out, result)
 
 
-def for_bands(shape: tuple[int, ...], g: Geometry, itemsize: int, work: Callable[[Band, Any], None]) -> None:
+def for_tiles(shape: tuple[int, ...], g: Geometry, itemsize: int, work: Callable[[PoolTile, Any], None]) -> None:
     """Call work(band, output part) for chunks of the images, shared out over the threads."""
     N, _, W, C = shape
-    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * itemsize, CHUNK, seconds(shape, g))
+    chunks = image_row_chunks(N, g.h.out, g.h.stride * W * C * itemsize, CHUNK, seconds(shape, g))
 
     def chunk(number: int) -> None:
         n0, n1, r0, r1 = where = chunks[number]
-        work(Band(g, where, C), (slice(n0, n1), slice(r0, r1)))
+        work(PoolTile(g, where, C), (slice(n0, n1), slice(r0, r1)))
 
     parallel(chunk, len(chunks), seconds(shape, g), 10)
 
 
-def gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Callable[[Band, Any, Floats], None]) -> Floats:
+def pooling_gradient(
+    shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Callable[[PoolTile, Any, Floats], None]
+) -> Floats:
     """dx of `shape`: fill(band, output part, P) sums a band's gradients in its phases P.
 
     Chunks are whole images, or bands of one image that one thread does in order: no two threads add to one row.
@@ -143,37 +146,37 @@ def gradient(shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Ca
     N, _, W, C = shape
     dx = np.empty(shape, dtype)
     line = g.h.stride * W * C * dtype.itemsize
-    images = evenly(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
-    lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
+    images = balanced_chunk_size(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
+    lines = g.h.out if images > 1 else max(1, min(g.h.out, WORKSPACE_LIMIT // 3 // line))
 
     def chunk(number: int) -> None:
         n0, n1 = number * images, min((number + 1) * images, N)
-        clear_outside(dx[n0:n1], g)
+        zero_gaps(dx[n0:n1], g)
         done = 0
         for r0 in range(0, g.h.out, lines):
             r1 = min(r0 + lines, g.h.out)
-            band = Band(g, (n0, n1, r0, r1), C)
-            (P,) = scratch(dtype, band.shape, slot="pool")
-            fill(band, (slice(n0, n1), slice(r0, r1)), P)
-            band.collect(P, dx, done)
-            done = max(done, band.top + band.rows)
+            tile = PoolTile(g, (n0, n1, r0, r1), C)
+            (P,) = workspace(dtype, tile.shape, slot="pool")
+            fill(tile, (slice(n0, n1), slice(r0, r1)), P)
+            tile.interleave(P, dx, done)
+            done = max(done, tile.top + tile.rows)
 
     parallel(chunk, -(-N // images), seconds(shape, g), 12)
     return dx
 
 
 def seconds(shape: tuple[int, ...], g: Geometry) -> float:
-    """How long one thread takes for the pooling of images of `shape`, or for its gradient, about."""
+    """How long one thread takes for the pooling of images of `shape`, or for its pooling_gradient, about."""
     overlap = g.h.window * g.w.window / (g.h.stride * g.w.stride)
-    return 2.5 * PASS * prod(shape) * (1 + overlap)
+    return 2.5 * PASS_SECONDS * prod(shape) * (1 + overlap)
 
 
-def apart(g: Geometry) -> bool:
+def disjoint_windows(g: Geometry) -> bool:
     """Whether every element of the phases belongs to exactly one window."""
     return g.h.stride == g.h.window and g.w.stride >= g.w.window
 
 
-def clear_outside(dx: Floats, g: Geometry) -> None:
+def zero_gaps(dx: Floats, g: Geometry) -> None:
     """Set to 0 what no window sees of images dx (n, H, W, C)."""
     if any(a.stride > a.window for a in g):
         dx[...] = 0

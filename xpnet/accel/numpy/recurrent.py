@@ -1,7 +1,7 @@
 """The LSTM for NumPy: every step in place, on arrays that hold all steps.
 
 The states before and after the steps are rows of one array with a step more, so that nothing has to be stacked afterwards;
-the gates are computed where the inputs' product left them, and backward their gradients where their slopes were made.
+the gates are computed where the inputs' product left them, and backward their gradients where their derivatives were made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from xpnet.ops.recurrent import lstm
 from xpnet.runtime.threads import own_threads_preferred
 
 
-def fits(x: Any, kernel: Any, recurrent: Any, bias: Any, h: Any, c: Any, mask: Any) -> bool:
+def supported(x: Any, kernel: Any, recurrent: Any, bias: Any, h: Any, c: Any, mask: Any) -> bool:
     """Whether these inputs are taken: one dtype, matching shapes, no mask. What is wrong with others, the reference says."""
     if mask is not None or x.ndim != 3 or 0 in x.shape or recurrent.ndim != 2 or x.dtype not in FLOATS:
         return False
@@ -40,7 +40,7 @@ def forward(
     save: bool,
 ) -> Any:
     """One product for all inputs, then a product and nine calls a step."""
-    if not fits(x, kernel, recurrent_kernel, bias, h, c, mask):
+    if not supported(x, kernel, recurrent_kernel, bias, h, c, mask):
         return NotImplemented
     (N, T, _), H, dtype = x.shape, recurrent_kernel.shape[0], x.dtype
     own = own_threads_preferred()
@@ -90,15 +90,15 @@ def backward(xp: Any, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool,
     before = 1 if reverse else 0
     # What multiplies dc in the first three blocks and dh in the last, for all steps at once; it becomes dz.
     dz = np.subtract(1, gates)
-    blocks, slopes = gates.reshape(T, N, 4, H), dz.reshape(T, N, 4, H)
+    blocks, derivatives = gates.reshape(T, N, 4, H), dz.reshape(T, N, 4, H)
     i, f, g, o = (blocks[:, :, k] for k in range(4))
     np.multiply(dz, gates, out=dz)
-    slopes[:, :, 0] *= g
-    slopes[:, :, 1] *= cells[before : T + before]
-    np.multiply(g, g, out=slopes[:, :, 2])
-    np.subtract(1, slopes[:, :, 2], out=slopes[:, :, 2])
-    slopes[:, :, 2] *= i
-    slopes[:, :, 3] *= squashed
+    derivatives[:, :, 0] *= g
+    derivatives[:, :, 1] *= cells[before : T + before]
+    np.multiply(g, g, out=derivatives[:, :, 2])
+    np.subtract(1, derivatives[:, :, 2], out=derivatives[:, :, 2])
+    derivatives[:, :, 2] *= i
+    derivatives[:, :, 3] *= squashed
     through = squashed * squashed
     np.subtract(1, through, out=through)
     through *= o
@@ -107,9 +107,9 @@ def backward(xp: Any, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool,
     for t in range(T) if reverse else range(T - 1, -1, -1):
         np.add(dh, dy[:, t], out=dh)
         np.add(dc, np.multiply(dh, through[t], out=term), out=dc)
-        first = slopes[t, :, :3]
+        first = derivatives[t, :, :3]
         np.multiply(first, dc[:, None], out=first)
-        np.multiply(slopes[t, :, 3], dh, out=slopes[t, :, 3])
+        np.multiply(derivatives[t, :, 3], dh, out=derivatives[t, :, 3])
         dz[t].dot(back, dh)
         np.multiply(dc, f[t], out=dc)
     rows = dz.reshape(T * N, 4 * H)

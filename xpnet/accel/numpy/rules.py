@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.workspace import PASS, Floats
+from xpnet.accel.numpy.chunks import PASS_SECONDS
+from xpnet.accel.numpy.workspace import Floats
 from xpnet.ops.updates import rule as rules
 from xpnet.runtime.threads import own_threads_preferred, parallel
 
@@ -32,7 +33,7 @@ def _blocks(update: Any, *arrays: Floats) -> None:
 
     count = -(-size // _BLOCK)
     if own_threads_preferred():
-        parallel(block, count, 3 * PASS * len(arrays) * size, 3 * len(arrays))
+        parallel(block, count, 3 * PASS_SECONDS * len(arrays) * size, 3 * len(arrays))
     else:  # BLAS's threads may still be waiting, busily, for the next product
         for number in range(count):
             block(number)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.workspace import FLOATS, LONG, PASS, Floats, evenly, scratch
+from xpnet.accel.numpy.chunks import ELEMENTWISE_CHUNK, PASS_SECONDS, balanced_chunk_size
+from xpnet.accel.numpy.workspace import FLOATS, Floats, workspace
 from xpnet.ops.softmax import softmax, softmax_cross_entropy
 from xpnet.runtime.threads import parallel
 
@@ -16,7 +17,7 @@ SMALL = 1 << 15
 
 
 @lru_cache(maxsize=64)
-def row_starts(rows: int, K: int) -> Floats:
+def row_offsets(rows: int, K: int) -> Floats:
     """Where each row begins in a flat (rows, K) array. Shared: never written to."""
     starts = np.arange(0, rows * K, K)
     starts.flags.writeable = False
@@ -24,7 +25,7 @@ def row_starts(rows: int, K: int) -> Floats:
 
 
 def _chunks(rows: int, K: int) -> list[slice]:
-    height = evenly(rows, max(1, LONG // K), 8 * PASS * rows * K)
+    height = balanced_chunk_size(rows, max(1, ELEMENTWISE_CHUNK // K), 8 * PASS_SECONDS * rows * K)
     return [slice(i, min(i + height, rows)) for i in range(0, rows, height)]
 
 
@@ -47,7 +48,7 @@ def forward(xp: Any, x: Floats, *, axis: int) -> Any:
         chunk(slice(None))
     else:
         parts = _chunks(*rows.shape)
-        parallel(lambda i: chunk(parts[i]), len(parts), 10 * PASS * x.size, 5)
+        parallel(lambda i: chunk(parts[i]), len(parts), 10 * PASS_SECONDS * x.size, 5)
     y = y.reshape(x.shape)
     return y, y
 
@@ -69,11 +70,11 @@ def backward(xp: Any, dy: Floats, y: Floats, *, axis: int) -> Any:
         chunk(slice(None))
     else:
         parts = _chunks(*ys.shape)
-        parallel(lambda i: chunk(parts[i]), len(parts), 6 * PASS * y.size, 4)
+        parallel(lambda i: chunk(parts[i]), len(parts), 6 * PASS_SECONDS * y.size, 4)
     return dx.reshape(y.shape)
 
 
-def class_numbers(logits: Floats, labels: Any) -> bool:
+def valid_class_indices(logits: Floats, labels: Any) -> bool:
     """Whether `labels` are class numbers that fit the logits; whatever is wrong with others, the reference says."""
     kind = labels.dtype.kind
     if kind not in "iu" or labels.shape != logits.shape[:-1] or not labels.dtype.isnative:
@@ -97,7 +98,7 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
         or not logits.size
         or reduction not in ("mean", "sum", "none")
         or not isinstance(labels, np.ndarray)
-        or not class_numbers(logits, labels)
+        or not valid_class_indices(logits, labels)
     ):
         return NotImplemented
     if labels.dtype.kind == "u" and labels.itemsize == 8:
@@ -108,7 +109,7 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
     if logits.size <= SMALL:
         # In C order whatever the order of the logits: the flat views below must be views.
         e = np.subtract(rows, np.maximum.reduce(rows, axis=1, keepdims=True), order="C")
-        places = row_starts(count, K) + labels.reshape(-1)
+        places = row_offsets(count, K) + labels.reshape(-1)
         picked = e.reshape(-1).take(places)
         np.exp(e, out=e)
         total = np.add.reduce(e, axis=1, keepdims=True)
@@ -126,15 +127,15 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
         def chunk(number: int) -> None:
             part = parts[number]
             x = rows[part]
-            (e,) = scratch(x.dtype, x.shape)
+            (e,) = workspace(x.dtype, x.shape)
             np.maximum.reduce(x, axis=1, keepdims=True, out=peaks[part])
             np.subtract(x, peaks[part], out=e)
-            picked = e.reshape(-1).take(row_starts(*x.shape) + flat[part])
+            picked = e.reshape(-1).take(row_offsets(*x.shape) + flat[part])
             np.exp(e, out=e)
             np.add.reduce(e, axis=1, keepdims=True, out=totals[part])
             np.subtract(np.log(totals[part][:, 0]), picked, out=losses[part])
 
-        parallel(chunk, len(parts), 10 * PASS * rows.size, 7)
+        parallel(chunk, len(parts), 10 * PASS_SECONDS * rows.size, 7)
         saved = (rows, flat, (peaks, totals))
     if not save:
         saved = None
@@ -170,7 +171,7 @@ def loss_backward(xp: Any, dloss: Floats, saved: Any, *, reduction: str) -> Any:
         np.exp(out, out=out)
         np.multiply(out, scale[part], out=out)
         flat = out.reshape(-1)
-        flat[row_starts(*out.shape) + places[part]] -= weight[part][:, 0] if reduction == "none" else weight
+        flat[row_offsets(*out.shape) + places[part]] -= weight[part][:, 0] if reduction == "none" else weight
 
-    parallel(chunk, len(parts), 10 * PASS * gradient.size, 5)
+    parallel(chunk, len(parts), 10 * PASS_SECONDS * gradient.size, 5)
     return gradient.reshape(shape), None

@@ -29,9 +29,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet.accel.numpy.epilogue import Images, Outputs
-from xpnet.accel.numpy.workspace import LIMIT, PASS, PRODUCT, Floats, evenly, scratch, windowed
-from xpnet.runtime.threads import parallel, piece_count
+from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, balanced_chunk_size
+from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles
+from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, strided_view, workspace
+from xpnet.runtime.threads import chunk_count, parallel
 
 _enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
 
@@ -95,7 +96,7 @@ def best_tile(OH: int, OW: int, C: int, O: int, r: int) -> int:
     return chosen
 
 
-_WIDTH = 1 << 14
+_TRANSFORM_COLUMNS = 1 << 14
 """Columns of a kernel's transform that are done at a time."""
 
 _SMALL_SUMS = 3 << 20
@@ -104,13 +105,13 @@ _SMALL_SUMS = 3 << 20
 
 def _seconds(t: Transforms, tiles: int, C: int, O: int, pooled: bool) -> float:
     """How long one thread takes for so many tiles, about."""
-    ends = (8 if pooled else 2) * PASS * t.m * t.m * O
-    return tiles * (t.a * t.a * (PRODUCT * C * O + 3.5 * PASS * (C + O)) + ends)
+    ends = (8 if pooled else 2) * PASS_SECONDS * t.m * t.m * O
+    return tiles * (t.a * t.a * (MAC_SECONDS * C * O + 3.5 * PASS_SECONDS * (C + O)) + ends)
 
 
 def _seconds_of_kernel(t: Transforms, size: int) -> float:
     """How long one thread takes to transform a kernel of `size` channels in and out, about."""
-    return t.a * t.a * size * (PRODUCT * t.r * t.r + 2 * PASS)
+    return t.a * t.a * size * (MAC_SECONDS * t.r * t.r + 2 * PASS_SECONDS)
 
 
 def transform_kernel(kernel: Floats, t: Transforms) -> Floats:
@@ -120,22 +121,22 @@ def transform_kernel(kernel: Floats, t: Transforms) -> Floats:
     U = np.empty((t.a * t.a, C * O), kernel.dtype)
 
     def part(p: int) -> None:
-        columns = slice(p * _WIDTH, (p + 1) * _WIDTH)
+        columns = slice(p * _TRANSFORM_COLUMNS, (p + 1) * _TRANSFORM_COLUMNS)
         np.matmul(t.GG, flat[:, columns], out=U[:, columns])
 
-    parallel(part, -(-C * O // _WIDTH), _seconds_of_kernel(t, C * O))
+    parallel(part, -(-C * O // _TRANSFORM_COLUMNS), _seconds_of_kernel(t, C * O))
     return U.reshape(t.a, t.a, C, O)
 
 
-class _Cut(NamedTuple):
+class _Tiling(NamedTuple):
     """How the work is cut: chunks of whole images, or of rows of tiles where one image has many."""
 
     th: int  # tiles along the height of an image
     tw: int  # and along its width
-    chunks: list[tuple[int, int, int, int]]  # first and last image, first and last row of tiles
+    chunks: list[Chunk]  # first and last image, first and last row of tiles
 
 
-def _cut(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool, each: float) -> _Cut:
+def _tiling(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool, each: float) -> _Tiling:
     """Chunks of about `tiles` tiles and nearly equal size, at least one for each thread if there are enough images.
 
     `each` is how many seconds a tile takes.
@@ -145,16 +146,16 @@ def _cut(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool, each: float)
         tiles = max(tiles, th * tw)
     images, strips = tiles // (th * tw), th
     if images > 1:
-        images = evenly(N, images, N * th * tw * each)
+        images = balanced_chunk_size(N, images, N * th * tw * each)
     else:
         images = 1
         strips = max(1, min(th, tiles // tw))
         strips = -(-th // -(-th // strips))
     chunks = [(n, min(n + images, N), s, min(s + strips, th)) for n in range(0, N, images) for s in range(0, th, strips)]
-    return _Cut(th, tw, chunks)
+    return _Tiling(th, tw, chunks)
 
 
-def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tuple[int, int], target: Outputs) -> None:
+def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads: tuple[int, int], target: OutputTiles) -> None:
     """The convolution of x (N, H, W, C) with a transformed kernel U (a, a, C, O), stride 1.
 
     Args:
@@ -172,19 +173,19 @@ def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tup
     each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
     # Fewer tiles keep V and M nearer to the core, more make the calls long enough for Python not to hold the threads up.
     wanted = max(64, (1 << 13) // max(C, O))
-    pooled = x.whole or target.whole
-    cut = _cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), pooled, _seconds(t, 1, C, O, pooled))
-    tw = cut.tw
+    pooled = x.whole_images or target.whole_images
+    tiling = _tiling(N, OH, OW, m, max(1, min(wanted, WORKSPACE_LIMIT // each)), pooled, _seconds(t, 1, C, O, pooled))
+    tw = tiling.tw
     wide = m * tw + t.r - 1
     A1 = t.AT if bias is None else t.A1
     bias_row = None if bias is None else np.tile(bias, m * tw)
     U = U.reshape(a * a, C, O)
 
     def chunk(number: int) -> None:
-        n0, n1, s0, s1 = cut.chunks[number]
+        n0, n1, s0, s1 = tiling.chunks[number]
         n, s = n1 - n0, s1 - s0
         T = n * s * tw
-        P, D, V, M, Z = scratch(
+        P, D, V, M, Z = workspace(
             dtype,
             (n, m * s + t.r - 1, wide, C),
             (n, s, a, wide * C),
@@ -192,12 +193,12 @@ def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tup
             (a * a, T, O),
             (n, s, terms, m * tw * O),
         )
-        x.fill(P, (n0, n1), m * s0 - pads[0], -pads[1])
+        x.load_tile(P, (n0, n1), m * s0 - pads[0], -pads[1])
         # B^T along the height, then along the width.
         b0, b1, _, b3 = P.strides
-        np.matmul(t.BT, windowed(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+        np.matmul(t.BT, strided_view(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
         b0, b1, b2, b3 = D.strides
-        tiles = windowed(D, (a, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+        tiles = strided_view(D, (a, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
         np.matmul(t.BT, tiles, out=V.reshape(a, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
         np.matmul(V, U, out=M)
         # A^T along the width, then along the height, with the bias as one more term.
@@ -206,7 +207,7 @@ def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tup
         if bias_row is not None:
             Z[:, :, a] = bias_row
         where = n0, n1, m * s0, min(m * s1, OH)
-        out = target.room(where)
+        out = target.output_tile(where)
         whole = out.shape[1] // m
         Z = Z[..., : OW * O]
         if whole:
@@ -214,12 +215,12 @@ def convolve(x: Images, U: Floats, t: Transforms, bias: Floats | None, pads: tup
         if whole < s:
             rest = out.shape[1] - m * whole
             np.matmul(A1[:rest], Z[:, whole], out=out[:, m * whole :].reshape(n, rest, OW * O))
-        target.finish(where, out)
+        target.store_tile(where, out)
 
-    parallel(chunk, len(cut.chunks), _seconds(t, N * cut.th * tw, C, O, pooled), 8 + x.calls + target.calls)
+    parallel(chunk, len(tiling.chunks), _seconds(t, N * tiling.th * tw, C, O, pooled), 8 + x.calls + target.calls)
 
 
-def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int], whole: bool = False) -> tuple[Floats, Floats]:
+def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[int, int]) -> tuple[Floats, Floats]:
     """The gradients of kernel (r, r, C, O) and bias (O,) of a convolution with stride 1.
 
     Args:
@@ -235,21 +236,21 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
     # Where they are large, the rows of the a x a positions are shared out instead: each thread makes its rows'
     # transforms for all tiles, and no two threads add to the same sum.
     row = a * C * O * dtype.itemsize
-    threads = piece_count()
+    threads = chunk_count()
     shares = threads if a * row <= _SMALL_SUMS else 1
     group = a if shares > 1 else -(-a // min(threads, a))
-    while group > 1 and group * row > LIMIT // 3:
+    while group > 1 and group * row > WORKSPACE_LIMIT // 3:
         group -= 1
     groups = [(i, min(i + group, a)) for i in range(0, a, group)]
     each = dtype.itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
-    room = max(LIMIT - group * row, LIMIT // 4)
-    tiles = max(1, min(max(128, (1 << 13) // min(C, O)), room // each))
-    cut = _cut(N, OH, OW, m, tiles, dy.whole, _seconds(t, 1, C, O, dy.whole))
-    tw = cut.tw
+    available = max(WORKSPACE_LIMIT - group * row, WORKSPACE_LIMIT // 4)
+    tiles = max(1, min(max(128, (1 << 13) // min(C, O)), available // each))
+    tiling = _tiling(N, OH, OW, m, tiles, dy.whole_images, _seconds(t, 1, C, O, dy.whole_images))
+    tw = tiling.tw
     wide = m * tw + r - 1
 
-    shares = min(shares, len(cut.chunks))
-    bounds = [i * len(cut.chunks) // shares for i in range(shares + 1)]
+    shares = min(shares, len(tiling.chunks))
+    bounds = [i * len(tiling.chunks) // shares for i in range(shares + 1)]
     dU = np.empty((shares, a, a, C, O), dtype)
     dbias = np.zeros((shares, O), dtype)
 
@@ -260,10 +261,10 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
         total = dU[share, first:last].reshape(g * a, C, O)
         BT, A = t.BT[first:last], t.A[first:last]
         for index in range(bounds[share], bounds[share + 1]):
-            n0, n1, s0, s1 = cut.chunks[index]
+            n0, n1, s0, s1 = tiling.chunks[index]
             n, s = n1 - n0, s1 - s0
             T = n * s * tw
-            P, Q, D, E, V, F, step = scratch(
+            P, Q, D, E, V, F, step = workspace(
                 dtype,
                 (n, m * s + r - 1, wide, C),
                 (n, m * s, m * tw, O),
@@ -273,12 +274,12 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
                 (g * a, T, O),
                 (g * a, C, O),
             )
-            x.fill(P, (n0, n1), m * s0 - pads[0], -pads[1])
-            dy.fill(Q, (n0, n1), m * s0, 0)
+            x.load_tile(P, (n0, n1), m * s0 - pads[0], -pads[1])
+            dy.load_tile(Q, (n0, n1), m * s0, 0)
             b0, b1, _, b3 = P.strides
-            np.matmul(BT, windowed(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+            np.matmul(BT, strided_view(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
             b0, b1, b2, b3 = D.strides
-            tiles = windowed(D, (g, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+            tiles = strided_view(D, (g, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
             np.matmul(t.BT, tiles, out=V.reshape(g, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
             np.matmul(A, Q.reshape(n, s, m, m * tw * O), out=E)
             tiles = E.reshape(n, s, g, tw, m, O).transpose(2, 0, 1, 3, 4, 5)
@@ -292,16 +293,16 @@ def kernel_gradient(x: Images, dy: Images, t: Transforms, pads: tuple[int, int],
             else:
                 np.matmul(V.transpose(0, 2, 1), F, out=total)
 
-    each = (10 + x.calls + dy.calls) * -(-len(cut.chunks) // shares)
-    parallel(rows_of, shares * len(groups), _seconds(t, N * cut.th * tw, C, O, dy.whole), each)
+    each = (10 + x.calls + dy.calls) * -(-len(tiling.chunks) // shares)
+    parallel(rows_of, shares * len(groups), _seconds(t, N * tiling.th * tw, C, O, dy.whole_images), each)
     for other in dU[1:]:
         dU[0] += other
     dk = np.empty((r * r, C * O), dtype)
     flat = dU[0].reshape(a * a, C * O)
 
     def back(p: int) -> None:
-        columns = slice(p * _WIDTH, (p + 1) * _WIDTH)
+        columns = slice(p * _TRANSFORM_COLUMNS, (p + 1) * _TRANSFORM_COLUMNS)
         np.matmul(t.GG.T, flat[:, columns], out=dk[:, columns])
 
-    parallel(back, -(-C * O // _WIDTH), _seconds_of_kernel(t, C * O))
+    parallel(back, -(-C * O // _TRANSFORM_COLUMNS), _seconds_of_kernel(t, C * O))
     return dk.reshape(r, r, C, O), dbias.sum(axis=0)

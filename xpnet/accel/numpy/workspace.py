@@ -14,53 +14,37 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpnet.runtime.threads import piece_count
-
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
-LIMIT = 14 << 20
+WORKSPACE_LIMIT = 14 << 20
 """Bytes that the chunks of one operation may take up in one thread (a target: a single image row may need more)."""
-
-PRODUCT = 2.2e-11
-"""Seconds that one multiplication of a matrix product takes in one thread, about."""
-
-PASS = 1.5e-10
-"""Seconds an element for one call of NumPy's arithmetic, about. These two only say what is worth a second thread."""
-
-LONG = 1 << 18
-"""Elements of a chunk where only arithmetic is done.
-
-A thread that returns from a call of NumPy waits for Python's lock if the other holds it, and is woken some ten microseconds
-later. So calls of that length do not run faster on two threads; they have to be much longer, even if the chunk then
-leaves the second-level cache.
-"""
 
 _ALIGNMENT = 64
 
 
-class _Blocks(threading.local):
+class _ThreadWorkspace(threading.local):
     def __init__(self) -> None:
-        self.memory: dict[str, Floats] = {}
+        self.slots: dict[str, Floats] = {}
 
 
-_blocks = _Blocks()
+_local = _ThreadWorkspace()
 
 
-def scratch(dtype: np.dtype[Any], *shapes: Sequence[int], slot: str = "main") -> list[Floats]:
-    """Uninitialised arrays of this thread, valid until its next call of `scratch` with the same slot."""
+def workspace(dtype: np.dtype[Any], *shapes: Sequence[int], slot: str = "main") -> list[Floats]:
+    """Uninitialised arrays of this thread, valid until its next call of `workspace` with the same slot."""
     sizes = [-(-prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
     total = sum(sizes)
-    memory = _blocks.memory.get(slot)
+    memory = _local.slots.get(slot)
     if memory is None or memory.size < total:
         # Before a larger block is taken the smaller one is given back, so that both need not have a place side by side.
         del memory
-        _blocks.memory.pop(slot, None)
+        _local.slots.pop(slot, None)
         raw = np.empty(total + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         memory = raw[start : start + total]
         # An unusually large request is not kept: nothing would ever give its memory back.
-        if total <= LIMIT + (2 << 20):
-            _blocks.memory[slot] = memory
+        if total <= WORKSPACE_LIMIT + (2 << 20):
+            _local.slots[slot] = memory
     arrays = []
     start = 0
     for shape, size in zip(shapes, sizes):
@@ -73,22 +57,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 """The dtypes that the accelerated operations take."""
 
 
-UNCUT = 5e-4
-"""Seconds of work up to which it is not cut into pieces for the threads: one thread is the faster way; see xpnet/threads.py."""
-
-
-def evenly(N: int, images: int, seconds: float) -> int:
-    """About `images` images a chunk, but the same for all chunks and a multiple of the threads in number.
-
-    The latter where the work takes one thread more than a moment, by what its sizes say.
-    """
-    threads = piece_count() if seconds > UNCUT else 1
-    rounds = -(-N // (images * threads))
-    chunks = rounds * threads
-    return -(-N // chunks)
-
-
-def windowed(array: Floats, shape: Sequence[int], strides: Sequence[int], dtype: np.dtype[Any] | None = None) -> Floats:
+def strided_view(array: Floats, shape: Sequence[int], strides: Sequence[int], dtype: np.dtype[Any] | None = None) -> Floats:
     """A view of a contiguous array with other strides: numpy's as_strided in a tenth of the time, for many small calls.
 
     Given a dtype, its elements are such items instead.
@@ -97,22 +66,9 @@ def windowed(array: Floats, shape: Sequence[int], strides: Sequence[int], dtype:
 
 
 @lru_cache(maxsize=256)
-def run_of(length: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+def packed_dtype(length: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """A dtype whose items are `length` neighbours: NumPy copies short runs as one item each in half of the time."""
     return np.dtype((np.void, length * dtype.itemsize))
-
-
-def images_and_lines(N: int, lines: int, line_bytes: int, wanted: int, seconds: float) -> list[tuple[int, int, int, int]]:
-    """Chunks of about `wanted` bytes: several images, or some lines of one. (first, last image, first, last line)
-
-    They are nearly equal, and at least one for each thread as long as there are enough images.
-    """
-    many = max(1, wanted // max(1, line_bytes))
-    if many >= 2 * lines:
-        images = evenly(N, many // lines, seconds)
-        return [(n, min(n + images, N), 0, lines) for n in range(0, N, images)]
-    many = -(-lines // -(-lines // min(many, lines)))
-    return [(n, n + 1, r, min(r + many, lines)) for n in range(N) for r in range(0, lines, many)]
 
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh")
@@ -159,12 +115,12 @@ _INTEGERS: dict[np.dtype[Any], np.dtype[Any]] = {
 }
 
 
-def integers(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def integer_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The integers of the same size."""
     return _INTEGERS[dtype]
 
 
-def keep_where(values: Floats, mask: Floats, out: Floats) -> None:
+def apply_mask(values: Floats, mask: Floats, out: Floats) -> None:
     """`out` = values where the bool array `mask` is True, else 0: also where the value is infinite or not a number.
 
     The bits are multiplied, as integers, by the mask's 0 or 1: a fifth of the time of where.
@@ -173,12 +129,12 @@ def keep_where(values: Floats, mask: Floats, out: Floats) -> None:
     np.multiply(values.view(whole), mask.view(np.int8), out=out.view(whole))
 
 
-def slope(dy: Floats, y: Floats | None, activation: str | None, out: Floats) -> None:
+def activation_gradient(dy: Floats, y: Floats | None, activation: str | None, out: Floats) -> None:
     """`out` = dy times the activation's derivative, which is computed from the activation's output `y`."""
     if activation is None or y is None:
         np.copyto(out, dy)
     elif activation == "relu":
-        keep_where(dy, np.greater(y, 0), out)
+        apply_mask(dy, np.greater(y, 0), out)
     elif activation == "tanh":
         square = y * y
         np.subtract(1, square, out=square)
@@ -217,4 +173,4 @@ def fill_padded(
     inside[:, :, w1 - left :] = value
     inside = inside[:, :, w0 - left : w1 - left]
     part = (slice(n0, n1), slice(lo, hi), slice(w0, w1))
-    slope(x[part], None if y is None else y[part], activation, inside)
+    activation_gradient(x[part], None if y is None else y[part], activation, inside)

@@ -5,20 +5,19 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from xpnet.accel.numpy import im2col as columns
-from xpnet.accel.numpy import winograd
-from xpnet.accel.numpy.convolution import _FEW, _pointwise, windows_of, winograd_tile
-from xpnet.accel.numpy.epilogue import images_at_once
-from xpnet.accel.numpy.fused import ONCE, _fits, _geometries
-from xpnet.accel.numpy.pooling_tiles import Band
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, LIMIT
+from xpnet.accel.numpy import im2col, winograd
+from xpnet.accel.numpy.convolution import MIN_WINOGRAD_OUTPUTS, is_pointwise, windows_of, winograd_tile
+from xpnet.accel.numpy.epilogue import images_per_chunk
+from xpnet.accel.numpy.fused import MATERIALIZE_LIMIT, _fits, _geometries
+from xpnet.accel.numpy.pooling_tiles import PoolTile
+from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, WORKSPACE_LIMIT
 from xpnet.inspect.footprint.fake_array import Shadow, current_ledger
-from xpnet.inspect.footprint.numpy_pooling import combined, handed_back, largest, won_of
-from xpnet.inspect.footprint.numpy_workspace import Shape, moment, scratch
+from xpnet.inspect.footprint.numpy_pooling import combined, handed_back, largest, mask_of
+from xpnet.inspect.footprint.numpy_workspace import Shape, moment, workspace
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import Geometry
-from xpnet.runtime.threads import piece_count
+from xpnet.runtime.threads import chunk_count
 
 
 class _Ends:
@@ -31,19 +30,19 @@ class _Ends:
         """The working memory of unpooling a chunk of n whole images."""
         if self.pool is None:
             return
-        band = Band(self.pool, (0, n, 0, self.pool.h.out), self.channels)
-        scratch(self.dtype, count, band.out, slot="ends")
-        scratch(self.dtype, count, band.shape, slot="pool")
-        handed_back(self.dtype, band, count)
+        tile = PoolTile(self.pool, (0, n, 0, self.pool.h.out), self.channels)
+        workspace(self.dtype, count, tile.out, slot="epilogue")
+        workspace(self.dtype, count, tile.shape, slot="pool")
+        handed_back(self.dtype, tile, count)
 
     def write(self, n: int, count: int) -> None:
         """The working memory of a chunk's output before the pooling, and of the pooling."""
         if self.pool is None:
             return
         g = self.pool
-        scratch(self.dtype, count, (n, g.h.size, g.w.size, self.channels), slot="ends")
-        band = Band(g, (0, n, 0, g.h.out), self.channels)
-        (largest if self.keeps else combined)(self.dtype, band, count)
+        workspace(self.dtype, count, (n, g.h.size, g.w.size, self.channels), slot="epilogue")
+        tile = PoolTile(g, (0, n, 0, g.h.out), self.channels)
+        (largest if self.keeps else combined)(self.dtype, tile, count)
 
 
 def _convolve(shape: Shape, kernel: Shape, bias: bool, w: Any, source: _Ends, target: _Ends, turned: bool) -> None:
@@ -51,7 +50,7 @@ def _convolve(shape: Shape, kernel: Shape, bias: bool, w: Any, source: _Ends, ta
     dtype, ledger = source.dtype, current_ledger()
     C, O = kernel[2:]
     N = shape[0]
-    m = winograd_tile(w, w.size, C, O) if N * w.size[0] * w.size[1] >= _FEW else 0
+    m = winograd_tile(w, w.size, C, O) if N * w.size[0] * w.size[1] >= MIN_WINOGRAD_OUTPUTS else 0
     whole = source.pool is not None or target.pool is not None
     if m and (w.dilation == (1, 1) or not whole):
         t = winograd.transforms(m, w.window[0], dtype)
@@ -61,15 +60,15 @@ def _convolve(shape: Shape, kernel: Shape, bias: bool, w: Any, source: _Ends, ta
         _winograd(N, C, O, bias, w, source, target, t, whole)
         ledger.give(cost)
         return
-    plan = columns._plan(shape, w, O, dtype.itemsize, whole)
+    plan = im2col.plan_chunks(shape, w, O, dtype.itemsize, whole)
     rows = plan.K + bias
     cost = 0 if plan.t == 1 and not bias and not turned else dtype.itemsize * rows * plan.t * O
     ledger.take(cost)
     n0, n1, r0, r1 = plan.chunks[0]
     n, r = n1 - n0, r1 - r0
-    apart = 0 if w.size[1] % plan.t == 0 else n * r * plan.Q
-    padded = columns._padded_shape(w, plan, n, r, C)
-    scratch(dtype, len(plan.chunks), padded, (n, r, plan.Q, rows), (apart, plan.t * O))
+    product = 0 if w.size[1] % plan.t == 0 else n * r * plan.Q
+    padded = im2col._padded_shape(w, plan, n, r, C)
+    workspace(dtype, len(plan.chunks), padded, (n, r, plan.Q, rows), (product, plan.t * O))
     source.read(n, len(plan.chunks))
     target.write(n, len(plan.chunks))
     ledger.give(cost)
@@ -81,18 +80,20 @@ def _winograd(N: int, C: int, O: int, bias: bool, w: Any, source: _Ends, target:
     OH, OW = _phase(w)
     each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
     wanted = max(64, (1 << 13) // max(C, O))
-    cut = winograd._cut(N, OH, OW, m, max(1, min(wanted, LIMIT // each)), whole, winograd._seconds(t, 1, C, O, whole))
-    n0, n1, s0, s1 = cut.chunks[0]
+    tiling = winograd._tiling(
+        N, OH, OW, m, max(1, min(wanted, WORKSPACE_LIMIT // each)), whole, winograd._seconds(t, 1, C, O, whole)
+    )
+    n0, n1, s0, s1 = tiling.chunks[0]
     n, s = n1 - n0, s1 - s0
-    T, wide = n * s * cut.tw, m * cut.tw + t.r - 1
-    scratch(
-        dtype, len(cut.chunks), (n, m * s + t.r - 1, wide, C), (n, s, a, wide * C), (a * a, T, C), (a * a, T, O),
-        (n, s, terms, m * cut.tw * O),
+    T, wide = n * s * tiling.tw, m * tiling.tw + t.r - 1
+    workspace(
+        dtype, len(tiling.chunks), (n, m * s + t.r - 1, wide, C), (n, s, a, wide * C), (a * a, T, C), (a * a, T, O),
+        (n, s, terms, m * tiling.tw * O),
     )  # fmt: skip
-    if w.dilation != (1, 1):  # the outputs lie apart, and are written elsewhere first
-        scratch(dtype, len(cut.chunks), (n, min(m * s1, OH) - m * s0, OW, O), slot="ends")
-    source.read(n, len(cut.chunks))
-    target.write(n, len(cut.chunks))
+    if w.dilation != (1, 1):  # the outputs lie product, and are written elsewhere first
+        workspace(dtype, len(tiling.chunks), (n, min(m * s1, OH) - m * s0, OW, O), slot="epilogue")
+    source.read(n, len(tiling.chunks))
+    target.write(n, len(tiling.chunks))
 
 
 def _phase(w: Any) -> tuple[int, int]:
@@ -109,14 +110,14 @@ def _kernel_gradient(xp: Any, shape: Shape, kernel: Shape, w: Any, source: _Ends
     if m and (w.dilation == (1, 1) or not whole):
         cost = _winograd_kernel_gradient(shape[0], C, O, w, source, winograd.transforms(m, w.window[0], dtype), whole)
     else:
-        plan = columns._plan(shape, w, O, dtype.itemsize, whole)
-        parts = min(piece_count(), len(plan.chunks))
+        plan = im2col.plan_chunks(shape, w, O, dtype.itemsize, whole)
+        parts = min(chunk_count(), len(plan.chunks))
         n0, n1, r0, r1 = plan.chunks[0]
         n, r = n1 - n0, r1 - r0
         cost = dtype.itemsize * parts * (plan.K + 1) * plan.t * O
         ledger.take(cost)
-        padded = columns._padded_shape(w, plan, n, r, C)
-        scratch(dtype, parts, padded, (n, r, plan.Q, plan.K + 1), (n, r, plan.Q * plan.t, O), (plan.K + 1, plan.t * O))
+        padded = im2col._padded_shape(w, plan, n, r, C)
+        workspace(dtype, parts, padded, (n, r, plan.Q, plan.K + 1), (n, r, plan.Q * plan.t, O), (plan.K + 1, plan.t * O))
         source.read(n, parts)
     made = xp.empty(kernel, dtype=dtype), xp.empty((O,), dtype=dtype)
     ledger.give(cost)
@@ -127,24 +128,24 @@ def _winograd_kernel_gradient(N: int, C: int, O: int, w: Any, source: _Ends, t: 
     """Its working memory; returns the bytes of the sums, which are counted and still in use."""
     m, r, a, dtype, ledger = t.m, t.r, t.a, source.dtype, current_ledger()
     row = a * C * O * dtype.itemsize
-    threads = piece_count()
+    threads = chunk_count()
     shares = threads if a * row <= winograd._SMALL_SUMS else 1
     group = a if shares > 1 else -(-a // min(threads, a))
-    while group > 1 and group * row > LIMIT // 3:
+    while group > 1 and group * row > WORKSPACE_LIMIT // 3:
         group -= 1
     each = dtype.itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
-    room = max(LIMIT - group * row, LIMIT // 4)
-    tiles = max(1, min(max(128, (1 << 13) // min(C, O)), room // each))
-    cut = winograd._cut(N, *_phase(w), m, tiles, whole, winograd._seconds(t, 1, C, O, whole))
-    shares = min(shares, len(cut.chunks))
+    available = max(WORKSPACE_LIMIT - group * row, WORKSPACE_LIMIT // 4)
+    tiles = max(1, min(max(128, (1 << 13) // min(C, O)), available // each))
+    tiling = winograd._tiling(N, *_phase(w), m, tiles, whole, winograd._seconds(t, 1, C, O, whole))
+    shares = min(shares, len(tiling.chunks))
     cost = shares * a * row
     ledger.take(cost)
-    n0, n1, s0, s1 = cut.chunks[0]
+    n0, n1, s0, s1 = tiling.chunks[0]
     n, s = n1 - n0, s1 - s0
-    T, wide, g = n * s * cut.tw, m * cut.tw + r - 1, group
-    scratch(
-        dtype, shares * -(-a // group), (n, m * s + r - 1, wide, C), (n, m * s, m * cut.tw, O), (n, s, g, wide * C),
-        (n, s, g, m * cut.tw * O), (g * a, T, C), (g * a, T, O), (g * a, C, O),
+    T, wide, g = n * s * tiling.tw, m * tiling.tw + r - 1, group
+    workspace(
+        dtype, shares * -(-a // group), (n, m * s + r - 1, wide, C), (n, m * s, m * tiling.tw, O), (n, s, g, wide * C),
+        (n, s, g, m * tiling.tw * O), (g * a, T, C), (g * a, T, O), (g * a, C, O),
     )  # fmt: skip
     source.read(n, shares)
     return int(cost)
@@ -158,13 +159,13 @@ def _data_gradient(xp: Any, x: Shadow, kernel: Shape, w: Any, source: _Ends) -> 
     shape = (N, *w.size, O)
     if w.stride == (1, 1):
         top, left = (d * (k - 1) - p for d, k, p in zip(w.dilation, w.window, w.pads))
-        back = columns.Windows(w.window, (1, 1), w.dilation, (top, left), (H, W))
+        back = im2col.Windows(w.window, (1, 1), w.dilation, (top, left), (H, W))
         _convolve(shape, (KH, KW, O, C), False, back, source, _Ends(x.dtype, C), turned=True)
         return dx
     moment(x.dtype, kernel)
     OH, OW = w.size
-    lines = max(1, min(OH, LIMIT // 8 // (x.itemsize * OW * (O + C))))
-    scratch(x.dtype, N, (lines, OW, O), (lines, OW, C))
+    lines = max(1, min(OH, WORKSPACE_LIMIT // 8 // (x.itemsize * OW * (O + C))))
+    workspace(x.dtype, N, (lines, OW, O), (lines, OW, C))
     source.read(1, N)
     return dx
 
@@ -182,7 +183,7 @@ def _conv2d(
     w = windows_of(g)
     O = kernel.shape[3]
     y = xp.empty((x.shape[0], *w.size, O), dtype=x.dtype)
-    if groups == 1 and not _pointwise(g, x):  # type: ignore[arg-type]
+    if groups == 1 and not is_pointwise(g, x):  # type: ignore[arg-type]
         ends = _Ends(x.dtype, O)
         _convolve(x.shape, kernel.shape, bias is not None, w, ends, ends, turned=False)
     return y, (x, kernel, y if activation else None) if save else None
@@ -223,10 +224,10 @@ def _pooled(xp: Any, x: Shadow, kernel: Shadow, bias: Any, *, window: Any, save:
     if not (x.size and kernel.size and min(p.h.out, p.w.out) > 0 and few and _fits(x, O, g)):  # type: ignore[arg-type]
         return NotImplemented
     y = xp.empty((x.shape[0], p.h.out, p.w.out, O), dtype=x.dtype)
-    won = won_of(xp, x.shape[0], p, O) if save else None
+    mask = mask_of(xp, x.shape[0], p, O) if save else None
     source, target = _Ends(x.dtype, O), _Ends(x.dtype, O, p, save)
     _convolve(x.shape, kernel.shape, bias is not None, windows_of(g), source, target, turned=False)
-    return y, (x, kernel, y, won) if save else None
+    return y, (x, kernel, y, mask) if save else None
 
 
 @_pooled.backward
@@ -237,9 +238,9 @@ def _(xp: Any, dy: Shadow, saved: Any, *, window: Any, needs: tuple[bool, ...], 
     dz = None
     source = _Ends(x.dtype, kernel.shape[3], p)
     whole = (x.shape[0], g.h.out, g.w.out, kernel.shape[3])
-    if needs[0] and (needs[1] or needs[2]) and prod(whole) * x.itemsize <= ONCE:
+    if needs[0] and (needs[1] or needs[2]) and prod(whole) * x.itemsize <= MATERIALIZE_LIMIT:
         dz = xp.empty(whole, dtype=x.dtype)
-        images = images_at_once(whole, x.dtype)
+        images = images_per_chunk(whole, x.dtype)
         source.read(images, -(-whole[0] // images))
         source = _Ends(x.dtype, kernel.shape[3])
     dx = _data_gradient(xp, x, kernel.shape, w, source) if needs[0] else None

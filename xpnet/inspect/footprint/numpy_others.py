@@ -13,7 +13,7 @@ from xpnet.accel.numpy.softmax import SMALL as _SMALL_SOFTMAX
 from xpnet.accel.numpy.softmax import _chunks
 from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS
 from xpnet.inspect.footprint.fake_array import Shadow
-from xpnet.inspect.footprint.numpy_workspace import moment, scratch, slope
+from xpnet.inspect.footprint.numpy_workspace import activation_gradient, moment, workspace
 from xpnet.ops.activations import relu
 from xpnet.ops.dropout import dropout
 from xpnet.ops.linear import dense
@@ -37,7 +37,7 @@ def _(xp: Any, dy: Shadow, saved: Any, *, activation: str | None, needs: tuple[b
     x, kernel, y = saved
     if activation is not None:
         dy = xp.empty_like(dy)
-        slope(y, activation, dy.shape)
+        activation_gradient(y, activation, dy.shape)
     return (
         xp.empty_like(x) if needs[0] else None,
         (xp.empty_like(kernel) if into[1] is None else into[1]) if needs[1] else None,
@@ -99,7 +99,7 @@ def _cross_entropy(xp: Any, logits: Shadow, labels: Shadow, *, reduction: str, s
     else:
         saved = logits, labels, xp.empty((2, count, 1), dtype=logits.dtype)
         parts = _chunks(count, K)
-        scratch(logits.dtype, len(parts), (parts[0].stop, K))
+        workspace(logits.dtype, len(parts), (parts[0].stop, K))
     loss = losses.reshape(labels.shape) if reduction == "none" else xp.empty((), dtype=logits.dtype)
     return loss, saved if save else None
 
@@ -127,7 +127,7 @@ def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...])
     if needs[0]:
         dx = xp.empty_like(x)
         rows = _Rows(x.shape, x.shape[-1], x.size // x.shape[-1])
-        scratch(x.dtype, rows.chunks, (min(rows.height, rows.shape[0]), rows.shape[1]))
+        workspace(x.dtype, rows.chunks, (min(rows.height, rows.shape[0]), rows.shape[1]))
     del dy
     return dx, xp.empty_like(mean) if needs[1] else None, xp.empty_like(mean) if needs[2] else None
 

@@ -6,79 +6,80 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.max_pooling import Won, _takes
-from xpnet.accel.numpy.pooling_tiles import CHUNK, Band, seconds
-from xpnet.accel.numpy.workspace import FLOATS, LIMIT, evenly, images_and_lines
+from xpnet.accel.numpy.chunks import balanced_chunk_size, image_row_chunks
+from xpnet.accel.numpy.max_pooling import MaxMask, supported
+from xpnet.accel.numpy.pooling_tiles import CHUNK, PoolTile, seconds
+from xpnet.accel.numpy.workspace import FLOATS, WORKSPACE_LIMIT
 from xpnet.inspect.footprint.fake_array import Shadow
-from xpnet.inspect.footprint.numpy_workspace import Shape, moment, scratch
+from xpnet.inspect.footprint.numpy_workspace import Shape, moment, workspace
 from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches, pool_geometry
 
 
-def won_of(xp: Any, N: int, g: Geometry, C: int) -> Won:
+def mask_of(xp: Any, N: int, g: Geometry, C: int) -> MaxMask:
     """The outcomes of all comparisons."""
-    across, down = Won.shapes(N, g, C)
-    return Won(xp.empty(across, dtype=np.bool), xp.empty(down, dtype=np.bool))
+    across, down = MaxMask.shapes(N, g, C)
+    return MaxMask(xp.empty(across, dtype=np.bool), xp.empty(down, dtype=np.bool))
 
 
-def largest(dtype: Any, band: Band, count: int) -> None:
-    """The working memory of max_pooling._largest."""
-    scratch(dtype, count, band.shape, band.across, slot="pool")
+def largest(dtype: Any, tile: PoolTile, count: int) -> None:
+    """The working memory of max_pooling._max_and_mask."""
+    workspace(dtype, count, tile.shape, tile.across, slot="pool")
 
 
-def combined(dtype: Any, band: Band, count: int) -> None:
-    """The working memory of bands.combine."""
-    g, (n, lines, _, C) = band.g, band.out
+def combined(dtype: Any, tile: PoolTile, count: int) -> None:
+    """The working memory of pooling_tiles.reduce_windows."""
+    g, (n, lines, _, C) = tile.g, tile.out
     columns = (g.w.out - 1) * g.w.stride + g.w.window
-    padded = (n, band.rows, columns, C) if band.top < 0 or g.w.before or columns > g.w.size else (0,)
-    scratch(dtype, count, padded, (n, lines, columns, C), slot="pool")
+    padded = (n, tile.rows, columns, C) if tile.top < 0 or g.w.before or columns > g.w.size else (0,)
+    workspace(dtype, count, padded, (n, lines, columns, C), slot="pool")
 
 
-def handed_back(dtype: Any, band: Band, count: int) -> None:
-    """The working memory of max_pooling._hand_back."""
-    scratch(dtype, count, band.across, band.across, band.across, band.out, slot="unpool")
+def handed_back(dtype: Any, tile: PoolTile, count: int) -> None:
+    """The working memory of max_pooling._unpool_with_mask."""
+    workspace(dtype, count, tile.across, tile.across, tile.across, tile.out, slot="unpool")
 
 
-def _bands(x: Shadow, g: Geometry) -> tuple[Band, int]:
-    """The first, largest of the chunks of bands.for_bands, and how many there are."""
+def _tiles(x: Shadow, g: Geometry) -> tuple[PoolTile, int]:
+    """The first, largest of the chunks of pooling_tiles.for_tiles, and how many there are."""
     N, _, W, C = x.shape
-    chunks = images_and_lines(N, g.h.out, g.h.stride * W * C * x.itemsize, CHUNK, seconds(x.shape, g))
-    return Band(g, chunks[0], C), len(chunks)
+    chunks = image_row_chunks(N, g.h.out, g.h.stride * W * C * x.itemsize, CHUNK, seconds(x.shape, g))
+    return PoolTile(g, chunks[0], C), len(chunks)
 
 
-def _spread_back(xp: Any, shape: Shape, g: Geometry, dtype: Any) -> tuple[Shadow, Band, int]:
-    """bands.gradient: dx, and its first chunk and how many there are; the working memory of its phases."""
+def _spread_back(xp: Any, shape: Shape, g: Geometry, dtype: Any) -> tuple[Shadow, PoolTile, int]:
+    """pooling_tiles.pooling_gradient: dx, and its first chunk and how many there are; the working memory of its phases."""
     N, _, W, C = shape
     dx: Shadow = xp.empty(shape, dtype=dtype)
     line = g.h.stride * W * C * dx.itemsize
-    images = evenly(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
-    lines = g.h.out if images > 1 else max(1, min(g.h.out, LIMIT // 3 // line))
-    band, count = Band(g, (0, min(images, N), 0, lines), C), -(-N // images)
-    scratch(dtype, count, band.shape, slot="pool")
-    return dx, band, count
+    images = balanced_chunk_size(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
+    lines = g.h.out if images > 1 else max(1, min(g.h.out, WORKSPACE_LIMIT // 3 // line))
+    tile, count = PoolTile(g, (0, min(images, N), 0, lines), C), -(-N // images)
+    workspace(dtype, count, tile.shape, slot="pool")
+    return dx, tile, count
 
 
 def _with_switches(xp: Any, x: Shadow, g: Geometry) -> tuple[Shadow, Shadow]:
     N, C = x.shape[0], x.shape[3]
     y, switches = (xp.empty((N, g.h.out, g.w.out, C), dtype=dtype) for dtype in (x.dtype, np.uint8))
-    band, count = _bands(x, g)
-    scratch(np.dtype(bool), count, (g.w.window - 1, *band.across), (g.h.window - 1, *band.out), slot="won")
-    largest(x.dtype, band, count)
-    moment(np.uint8, band.across, band.across)  # the winners' numbers
+    tile, count = _tiles(x, g)
+    workspace(np.dtype(bool), count, (g.w.window - 1, *tile.across), (g.h.window - 1, *tile.out), slot="mask")
+    largest(x.dtype, tile, count)
+    moment(np.uint8, tile.across, tile.across)  # the winners' numbers
     return y, switches
 
 
 def _unpool(xp: Any, dy: Shadow, shape: Shape, g: Geometry) -> Shadow:
-    dx, band, count = _spread_back(xp, shape, g, dy.dtype)
-    scratch(dy.dtype, count, band.out, slot="unpool")
-    moment(np.bool, band.out)
+    dx, tile, count = _spread_back(xp, shape, g, dy.dtype)
+    workspace(dy.dtype, count, tile.out, slot="unpool")
+    moment(np.bool, tile.out)
     return dx
 
 
 @max_pool2d_with_switches.accelerate("shadow_numpy")
 def _max_pool_with_switches(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any) -> Any:
     g = pool_geometry("max_pool2d", x, window, stride, padding)
-    if not _takes(x, g):  # type: ignore[arg-type]
+    if not supported(x, g):  # type: ignore[arg-type]
         return NotImplemented
     y, switches = _with_switches(xp, x, g)
     return (y, switches), (x.shape, switches)
@@ -92,25 +93,25 @@ def _(xp: Any, dys: Any, saved: Any, *, window: Any, stride: Any, padding: Any) 
 @max_pool2d.accelerate("shadow_numpy")
 def _max_pool(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any, save: bool) -> Any:
     g = pool_geometry("max_pool2d", x, window, stride, padding)
-    if not _takes(x, g):  # type: ignore[arg-type]
+    if not supported(x, g):  # type: ignore[arg-type]
         return NotImplemented
-    if save and not Won.small(x.shape, g, x.itemsize):
+    if save and not MaxMask.is_small(x.shape, g, x.itemsize):
         y, switches = _with_switches(xp, x, g)
         return y, (x.shape, switches)
     y = xp.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), dtype=x.dtype)
-    won = won_of(xp, x.shape[0], g, x.shape[3]) if save else None
-    (largest if save else combined)(x.dtype, *_bands(x, g))
-    return y, (x.shape, won) if save else None
+    mask = mask_of(xp, x.shape[0], g, x.shape[3]) if save else None
+    (largest if save else combined)(x.dtype, *_tiles(x, g))
+    return y, (x.shape, mask) if save else None
 
 
 @_max_pool.backward
 def _(xp: Any, dy: Shadow, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
     shape, kept = saved
     g = windows(shape, window, window if stride is None else stride, padding)
-    if not isinstance(kept, Won):
+    if not isinstance(kept, MaxMask):
         return _unpool(xp, dy, shape, g)
-    dx, band, count = _spread_back(xp, shape, g, dy.dtype)
-    handed_back(dy.dtype, band, count)
+    dx, tile, count = _spread_back(xp, shape, g, dy.dtype)
+    handed_back(dy.dtype, tile, count)
     return dx
 
 
@@ -120,13 +121,13 @@ def _average_pool(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any,
     if x.dtype not in FLOATS or not x.size or min(g.h.out, g.w.out) == 0:
         return NotImplemented
     y = xp.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), dtype=x.dtype)
-    combined(x.dtype, *_bands(x, g))
+    combined(x.dtype, *_tiles(x, g))
     return y, x.shape
 
 
 @_average_pool.backward
 def _(xp: Any, dy: Shadow, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
     g = windows(shape, window, window if stride is None else stride, padding)
-    dx, band, count = _spread_back(xp, shape, g, dy.dtype)
-    scratch(dy.dtype, count, band.out, slot="unpool")
+    dx, tile, count = _spread_back(xp, shape, g, dy.dtype)
+    workspace(dy.dtype, count, tile.out, slot="unpool")
     return dx

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.numpy.recurrent import fits
+from xpnet.accel.numpy.recurrent import supported
 from xpnet.inspect.footprint.fake_array import Shadow
 from xpnet.inspect.footprint.numpy_workspace import moment
 from xpnet.ops.recurrent import lstm
@@ -24,7 +24,7 @@ def _lstm(
     reverse: bool,
     save: bool,
 ) -> Any:
-    if not fits(x, kernel, recurrent_kernel, bias, h, c, mask):
+    if not supported(x, kernel, recurrent_kernel, bias, h, c, mask):
         return NotImplemented
     (N, T, _), H, dtype = x.shape, recurrent_kernel.shape[0], x.dtype
     gates = xp.empty((T, N, 4 * H), dtype=dtype)

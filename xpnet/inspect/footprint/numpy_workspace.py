@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.workspace import _ALIGNMENT, LIMIT
+from xpnet.accel.numpy.workspace import _ALIGNMENT, WORKSPACE_LIMIT
 from xpnet.inspect.footprint.fake_array import Shadow, current_ledger
 from xpnet.runtime.threads import get_num_threads
 
 Shape = tuple[int, ...]
 
 
-def scratch(dtype: Any, count: int, *shapes: Shape, slot: str = "main") -> None:
+def workspace(dtype: Any, count: int, *shapes: Shape, slot: str = "main") -> None:
     """The working memory of `count` chunks, of which as many run at a time as there are threads."""
     size = sum(-(-prod(s) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for s in shapes)
-    current_ledger().keep(slot, size + _ALIGNMENT, max(1, min(get_num_threads(), count)), LIMIT + (2 << 20))
+    current_ledger().keep(slot, size + _ALIGNMENT, max(1, min(get_num_threads(), count)), WORKSPACE_LIMIT + (2 << 20))
 
 
 def moment(dtype: Any, *shapes: Shape) -> None:
@@ -25,7 +25,7 @@ def moment(dtype: Any, *shapes: Shape) -> None:
     current_ledger().moment(sum(prod(shape) for shape in shapes) * np.dtype(dtype).itemsize)
 
 
-def slope(y: Shadow, activation: str | None, shape: Shape) -> None:
-    """The working memory of scratch.slope."""
+def activation_gradient(y: Shadow, activation: str | None, shape: Shape) -> None:
+    """The working memory of workspace.activation_gradient."""
     if activation is not None:
         moment(np.bool if activation == "relu" else y.dtype, shape)
