@@ -19,13 +19,13 @@ import numpy as np
 
 from benchmarks.agreement import DISAGREES, DRAWS, arrays_for, distance, summary, tolerance_of
 from benchmarks.cases import PASSES, Case
-from benchmarks.libraries import CEILING, LIBRARIES, OURS
+from benchmarks.libraries import LIBRARIES, OURS, ROOFLINE
 from benchmarks.libraries.job import Unsupported
 from benchmarks.machine import busy_seconds, seconds_of
-from benchmarks.pause import settle
 from benchmarks.peers import ROOT, interpreter
 from benchmarks.process import Process, WorkerError, environment, hold_to
 from benchmarks.text import bytes_text, seconds_text
+from benchmarks.wait_idle import wait_until_idle
 
 CEILINGS = ("products", "copy")
 WAYS = ("im2col", "product", "implicit", "wgmma", "cudnn")
@@ -72,7 +72,7 @@ class Comparison:
         self._stack = ExitStack()
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="xpnet-benchmarks-")))
         try:
-            for name in [OURS, *peers, *([CEILING] if ceilings else [])]:
+            for name in [OURS, *peers, *([ROOFLINE] if ceilings else [])]:
                 try:
                     self.workers[name] = self._stack.enter_context(self._process(name))
                 except Unsupported as reason:
@@ -136,9 +136,9 @@ class Comparison:
 
     def _prepared(self, case: Case, file: Path, record: dict[str, Any]) -> _Prepared:
         wanted = [(name, name, {}) for name in [OURS, *self.peers]]
-        if CEILING in self.workers:
+        if ROOFLINE in self.workers:
             kinds = CEILINGS[:1] if case.kind in PASSES else CEILINGS
-            wanted += [(f"{CEILING} {kind}", CEILING, {"ceiling": kind}) for kind in kinds]
+            wanted += [(f"{ROOFLINE} {kind}", ROOFLINE, {"ceiling": kind}) for kind in kinds]
         if case.kind in PASSES and self.options.device == "cuda":
             wanted += [(f"{OURS} {way}", OURS, {"way": way}) for way in WAYS]
         return _Prepared(self, case, file, wanted, record)
@@ -147,7 +147,7 @@ class Comparison:
         """Leave in `ready` only the peers whose results agree with ours."""
         ours = self._results(OURS)
         tolerance = tolerance_of(case, self.options.precision)
-        for name in [n for n in ready if n != OURS and not n.startswith(CEILING)]:
+        for name in [n for n in ready if n != OURS and not n.startswith(ROOFLINE)]:
             try:
                 theirs = self._results(name)
             except WorkerError as error:
@@ -186,7 +186,7 @@ class Comparison:
         found = {}
         for name in [OURS, *self.peers]:
             python, _ = interpreter(LIBRARIES[name].environment)
-            command = [str(python), "-m", "benchmarks.start", name, case.kind, json.dumps(case.as_dict()), str(file)]
+            command = [str(python), "-m", "benchmarks.startup", name, case.kind, json.dumps(case.as_dict()), str(file)]
             command.append(self.options.clock)
             variables = environment(name, self.options.threads, self.options.precision)
 
@@ -233,7 +233,7 @@ class Comparison:
         pauses: list[float] = []
 
         def take(name: str) -> float:
-            pauses.append(settle(worker.process.pid for worker in self.workers.values()))
+            pauses.append(wait_until_idle(worker.process.pid for worker in self.workers.values()))
             reply = turns[name](counts[name])
             if reply.get("remark"):
                 record.setdefault("remarks", {})[name] = reply["remark"]
@@ -287,14 +287,14 @@ class Comparison:
         for name, values in samples.items():
             if name.startswith(f"{OURS} "):
                 record.setdefault("ways", {})[name.split()[1]] = summary(values)
-            elif not name.startswith(CEILING):
+            elif not name.startswith(ROOFLINE):
                 record["libraries"][name] = summary(values)
                 if device[name]:
                     record["libraries"][name]["device_median"] = statistics.median(device[name])
         for name, values in ratios.items():
             if name.startswith(f"{OURS} "):
                 record["ways"][name.split()[1]]["ratio"] = statistics.median(values)
-            elif not name.startswith(CEILING):
+            elif not name.startswith(ROOFLINE):
                 record["ratios"][name] = summary(values)  # their time / our time
                 continue
             kind, seconds = name.split()[1], statistics.median(samples[name])
@@ -309,7 +309,7 @@ class Comparison:
         parts += [f"{n} {r['median']:.2f}x" for n, r in record["ratios"].items()]
         parts += [f"{way} {found['ratio']:.2f}x" for way, found in record.get("ways", {}).items()]
         parts += [f"{c['fraction']['median']:.0%} of {kind}" for kind, c in record["ceilings"].items()]
-        parts += [f"({n}: {why})" for n, why in record["skipped"].items() if not n.startswith((CEILING, f"{OURS} "))]
+        parts += [f"({n}: {why})" for n, why in record["skipped"].items() if not n.startswith((ROOFLINE, f"{OURS} "))]
         self.say(f"{record['name']}: {', '.join(parts)}")
 
     # -- memory --

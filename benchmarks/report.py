@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import floors
+from benchmarks import speed_targets
 from benchmarks.cases import cases_for, memory_cases
 from benchmarks.compare import DISTURBED
 from benchmarks.libraries import OURS
@@ -56,7 +56,7 @@ def markdown(result: Result, pictures: Iterable[str] = ()) -> str:
     """The page."""
     lines = [f"# xpnet beside other libraries: {result['title']}", "", *_setting(result), ""]
     lines += ["## In words", "", *words(result), ""]
-    against_floors = floors.sentences(result)
+    against_floors = speed_targets.sentences(result)
     if against_floors:
         lines += ["## Floors", "", *against_floors, ""]
     groups = dict.fromkeys(record["group"] for record in result["cases"])
@@ -196,13 +196,13 @@ def _passes_table(result: Result, group: str) -> list[str]:
         ours, product = record["libraries"][OURS]["median"], record["ceilings"].get("products")
         cells = [record["name"] + ("\\*" if disturbed(record) else "")]
         cells.append(_speed(product["gflops"]) if product else "-")
-        cells.append(_share(floors.fraction_of_product(record), ours))
+        cells.append(_share(speed_targets.fraction_of_product(record), ours))
         for way in ways:
             known = record.get("ways", {}).get(way)
-            cells.append(_share(floors.fraction_of_product(record, way), known["median"]) if known else "-")
+            cells.append(_share(speed_targets.fraction_of_product(record, way), known["median"]) if known else "-")
         for peer in peers:
             ratio = record["ratios"].get(peer)
-            whole = floors.fraction_of_product(record)
+            whole = speed_targets.fraction_of_product(record)
             share = whole / ratio["median"] if ratio and whole is not None else None
             cells.append(_share(share, record["libraries"][peer]["median"]) if ratio else "-")
         lines.append(f"| {' | '.join(cells)} |")

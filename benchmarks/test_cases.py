@@ -59,6 +59,6 @@ def test_start(case: Case, benchmark: Any, tmp_path: Path) -> None:
     """Fresh interpreters: the time that is shown includes Python's own start."""
     arrays = tmp_path / "arrays.npz"
     np.savez(arrays, **arrays_for(case))
-    command = [sys.executable, "-m", "benchmarks.start", "xpnet", case.kind, json.dumps(case.as_dict()), str(arrays), "wall"]
+    command = [sys.executable, "-m", "benchmarks.startup", "xpnet", case.kind, json.dumps(case.as_dict()), str(arrays), "wall"]
     done = benchmark(subprocess.run, command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert json.loads(done.stdout) > 0

@@ -146,7 +146,7 @@ def _device_clock(device: str, library: Library) -> Any:
         import torch
 
         make, stream = lambda: torch.cuda.Event(enable_timing=True), None
-    elif library.module in ("ours", "ceiling"):
+    elif library.module in ("ours", "roofline"):
         import cupy
 
         make, stream = cupy.cuda.Event, cupy.cuda.get_current_stream()

@@ -1,11 +1,11 @@
-"""How an example for the law is written down: inputs as shapes, settings as they are passed.
+"""How an example for the contract is written down: inputs as shapes, settings as they are passed.
 
 A case is one line::
 
     case("dense", X(4, 3), P(3, 5), P(5), activation="relu")
 
 `X` is an input whose first axis counts examples, `P` one without (a parameter); both are normal numbers unless a keyword
-says otherwise. `I` holds integers, `B` booleans. Numbers and None stand for themselves. The law makes the arrays, for any
+says otherwise. `I` holds integers, `B` booleans. Numbers and None stand for themselves. The contract makes the arrays, for any
 number of examples, dtype and library. A setting that depends on the number of examples is a function of it.
 """
 

@@ -1,4 +1,4 @@
-"""Examples of every layer. To add a layer to the law, add a line to LAYERS.
+"""Examples of every layer. To add a layer to the contract, add a line to LAYERS.
 
     layer("Dense", lambda: xn.Dense(4), (3,), lambda x, p: oracles.dense(x, p["kernel"], p["bias"]), wrong=[...])
 

@@ -1,4 +1,4 @@
-"""Examples of every operation, and of wrong calls. To add an operation to the law, add a line to CASES and one to WRONG."""
+"""Examples of every operation and of wrong calls. To add an operation to the contract, add a line to CASES and one to WRONG."""
 
 from __future__ import annotations
 

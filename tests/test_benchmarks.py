@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from benchmarks import agreement, compare, gate, nets, pause, plots, report
+from benchmarks import agreement, compare, gate, nets, plots, report, wait_idle
 from benchmarks.__main__ import main, parser
 from benchmarks.agreement import arrays_for, distance, summary
 from benchmarks.cases import Case, all_cases, memory_cases
@@ -120,7 +120,7 @@ def test_who_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _clockwork(used: Callable[[float], float]) -> dict[str, Any]:
-    """The arguments of `settle` for a machine in which time passes only in sleep."""
+    """The arguments of `wait_until_idle` for a machine in which time passes only in sleep."""
     time = [0.0]
     return {
         "used": lambda process: used(time[0]),
@@ -131,12 +131,12 @@ def _clockwork(used: Callable[[float], float]) -> dict[str, Any]:
 
 def test_the_pause_ends_when_every_worker_is_at_rest() -> None:
     # Runs on for 0.3 s, as seen on a clock with ticks of 10 ms.
-    waited = pause.settle([1, 2], **_clockwork(lambda t: 1 + round(min(t, 0.3), 2)))
-    assert 0.3 + pause.STILL <= waited <= 0.3 + 2 * pause.STILL
-    assert pause.settle([1], **_clockwork(lambda t: 5.0)) == pytest.approx(pause.STILL, abs=pause.STILL / 4)
-    assert pause.settle([1], **_clockwork(lambda t: 1 + t)) == pytest.approx(pause.LONGEST, abs=pause.STILL)
+    waited = wait_idle.wait_until_idle([1, 2], **_clockwork(lambda t: 1 + round(min(t, 0.3), 2)))
+    assert 0.3 + wait_idle.IDLE <= waited <= 0.3 + 2 * wait_idle.IDLE
+    assert wait_idle.wait_until_idle([1], **_clockwork(lambda t: 5.0)) == pytest.approx(wait_idle.IDLE, abs=wait_idle.IDLE / 4)
+    assert wait_idle.wait_until_idle([1], **_clockwork(lambda t: 1 + t)) == pytest.approx(wait_idle.LONGEST, abs=wait_idle.IDLE)
     # A system that does not tell.
-    assert pause.settle([1], **_clockwork(lambda t: 0.0)) == pause.FIXED
+    assert wait_idle.wait_until_idle([1], **_clockwork(lambda t: 0.0)) == wait_idle.FIXED
 
 
 def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -303,25 +303,25 @@ def test_every_library_has_a_module() -> None:
 
 
 def test_where_the_data_are_is_measured_on_a_cpu_too(monkeypatch, tmp_path, capsys):
-    from benchmarks import feeding
+    from benchmarks import input_pipeline
 
-    line = f"feeding --examples 40 --size 8 --batch 16 --epochs 1 --trace {tmp_path / 'traces'}"
+    line = f"input_pipeline --examples 40 --size 8 --batch 16 --epochs 1 --trace {tmp_path / 'traces'}"
     monkeypatch.setattr("sys.argv", line.split())
-    assert feeding.main() == 0
+    assert input_pipeline.main() == 0
     rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("in ")]
     assert len(rows) == len(list((tmp_path / "traces").glob("*.json"))) == 3
 
 
 def test_ways_that_learn_differently_are_not_compared(monkeypatch, capsys):
-    from benchmarks import feeding
+    from benchmarks import input_pipeline
 
-    ways = feeding.ways
+    ways = input_pipeline.ways
 
     def wrong(images, *others):
         found = ways(images, *others)
         return {**found, "wrong": (found["in memory, floats"][0] * 2, True)}
 
-    monkeypatch.setattr(feeding, "ways", wrong)
-    monkeypatch.setattr("sys.argv", ["feeding", "--examples", "40", "--size", "8", "--batch", "16", "--epochs", "1"])
-    assert feeding.main() == 1
+    monkeypatch.setattr(input_pipeline, "ways", wrong)
+    monkeypatch.setattr("sys.argv", ["input_pipeline", "--examples", "40", "--size", "8", "--batch", "16", "--epochs", "1"])
+    assert input_pipeline.main() == 1
     assert "the losses differ" in capsys.readouterr().out

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from benchmarks import compare, floors, nets, plots, report, ways
+from benchmarks import compare, conv_algorithms, nets, plots, report, speed_targets
 from benchmarks.__main__ import main, parser, precisions_of
 from benchmarks.agreement import LOOSEST, TOLERANCE, arrays_for, distance, summary, tolerance_of
 from benchmarks.cases import PASSES, REPEAT, Case, cases_for, every_case, named
 from benchmarks.compare import Comparison, Options
-from benchmarks.libraries import LIBRARIES, TORCH_ON_GPU, ceiling, chosen, ours
+from benchmarks.libraries import LIBRARIES, TORCH_ON_GPU, chosen, ours, roofline
 from benchmarks.libraries.job import Unsupported
 from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated, emulated_ops
@@ -51,7 +51,7 @@ def test_a_gpu_is_measured_on_what_fills_it() -> None:
 
 
 def test_every_floor_is_about_a_case() -> None:
-    for floor in floors.FLOORS:
+    for floor in speed_targets.TARGETS:
         cases = cases_for(floor.device, "float32" if floor.device == "cpu" else "tf32")
         assert any(re.match(floor.cases, case.name) for case in cases), floor
         assert set(floor.peers) <= {*chosen(["torch", "chainer", "sklearn"], floor.device)}
@@ -75,7 +75,7 @@ def test_tolerances_stay_below_what_unrelated_arrays_differ_by() -> None:
 
 def test_pytorch_is_four_variants() -> None:
     assert chosen(["torch"], "cuda") == list(TORCH_ON_GPU)
-    assert set(TORCH_ON_GPU[1:]) == set(floors.GRAPHS_OR_COMPILED)
+    assert set(TORCH_ON_GPU[1:]) == set(speed_targets.GRAPHS_OR_COMPILED)
     assert set(plots.COLOURS) == set(LIBRARIES) - {"ceiling"}
 
 
@@ -130,25 +130,25 @@ def test_passes_are_compared_and_written_down() -> None:
 @pytest.mark.parametrize("kind", PASSES)
 def test_a_way_can_be_asked_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # On the emulator a "GPU" works on NumPy arrays; recording is tested elsewhere.
-    monkeypatch.setattr(ways, "repeated", lambda once: once)
-    monkeypatch.setattr(ways, "unrecorded", lambda function: str)
+    monkeypatch.setattr(conv_algorithms, "repeated", lambda once: once)
+    monkeypatch.setattr(conv_algorithms, "unrecorded", lambda function: str)
     place = type("Place", (), {"kind": "cuda", "synchronize": lambda self: None})()
-    monkeypatch.setattr(ways, "placed", lambda values, where, dtype: values)
+    monkeypatch.setattr(conv_algorithms, "placed", lambda values, where, dtype: values)
     case = one_pass(kind, LAYERS[0])
     arrays = arrays_for(case)
     with emulated_ops() as run:
         found, launches = {}, {}
         for way in ("im2col", "implicit"):
             before = len(run.launches)
-            found[way] = ways.prepare(case, arrays, place, "float32", way).check()["output"]
+            found[way] = conv_algorithms.prepare(case, arrays, place, "float32", way).check()["output"]
             launches[way] = " ".join(run.launches[before:])
         assert "implicit_gemm" in launches["implicit"]
         assert "implicit_gemm" not in launches["im2col"]
         with pytest.raises(Unsupported, match="no candidate here: there are im2col, implicit"):
-            ways.prepare(case, arrays, place, "float32", "cudnn")
+            conv_algorithms.prepare(case, arrays, place, "float32", "cudnn")
         depthwise = one_pass(kind, nets.conv(4, 3, groups=4, bias=False))
         with pytest.raises(Unsupported, match="kernel of its own"):
-            ways.prepare(depthwise, arrays_for(depthwise), place, "float32", "im2col")
+            conv_algorithms.prepare(depthwise, arrays_for(depthwise), place, "float32", "im2col")
     expected = ours.prepare(case, arrays, "cpu", "float32", {}).check()["output"]
     for output in found.values():
         assert distance(output, expected) < 1e-5
@@ -160,11 +160,11 @@ def test_a_way_can_be_asked_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_ceiling_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = type("Place", (), {"kind": "cuda", "xp": np, "synchronize": lambda self: None})()
     monkeypatch.setattr(xn.backend, "device", lambda name: place)
-    monkeypatch.setattr(ways, "placed", lambda values, where, dtype: values)
-    monkeypatch.setattr(ways, "recorded", lambda function: function)
+    monkeypatch.setattr(conv_algorithms, "placed", lambda values, where, dtype: values)
+    monkeypatch.setattr(conv_algorithms, "recorded", lambda function: function)
     case = one_pass(kind, LAYERS[0]) if kind in PASSES else Case("s", "step", nets.mlp(5, 10), 16, (4,), "")
     with emulated() as run:
-        job = ceiling.prepare(case, {}, "cuda", "tf32", {"ceiling": "products"})
+        job = roofline.prepare(case, {}, "cuda", "tf32", {"ceiling": "products"})
         job.once()
     # cuBLAS is column-major: our rows are its columns.
     found = [(product.n, product.k, product.m) for product in run.products]

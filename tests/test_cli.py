@@ -14,7 +14,7 @@ import pytest
 import xpnet as xn
 from tests.optional import optional
 from xpnet.cli import main
-from xpnet.cli.recipes import RECIPES, warm_cosine
+from xpnet.cli.training_recipes import RECIPES, warm_cosine
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}

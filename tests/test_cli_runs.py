@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.cli import main, settings
-from xpnet.cli import user_data as own
+from xpnet.cli import main, train_settings, user_data
 from xpnet.data import DataError
 from xpnet.report import read_record
 from xpnet.training import Checkpoint
@@ -98,12 +97,12 @@ def test_files_that_cannot_be_used(text, says, tmp_path, capsys):
 
 def test_toml_is_written_as_it_is_read():
     values = {"dataset": 'a "b" \\ \u00fc\n', "epochs": 3, "learning_rate": 1e-05, "augment": True, "size": (4, 5)}
-    assert tomllib.loads(settings.to_toml({**values, "clip": None})) == {**values, "size": [4, 5]}
+    assert tomllib.loads(train_settings.to_toml({**values, "clip": None})) == {**values, "size": [4, 5]}
 
 
 def test_every_setting_is_a_flag_and_is_used():
     source = "".join((ROOT / "xpnet" / "cli" / name).read_text() for name in ("train.py",))
-    for setting in settings.SETTINGS:
+    for setting in train_settings.SETTINGS:
         assert f'"{setting.name}"' in source, f"nobody reads the setting {setting.name}"
 
 
@@ -196,7 +195,7 @@ def test_patience_watches_a_held_out_part(tmp_path, capsys):
     assert "108 examples to train on" in out
     assert "12 of the training part are held out and watched" in out
     assert len(err.splitlines()) < 60
-    assert read_record(tmp_path / "o")["answers"]["examples"] == 12
+    assert read_record(tmp_path / "o")["predictions"]["examples"] == 12
 
 
 def test_settings_reach_the_training(tmp_path, capsys, monkeypatch):
@@ -324,7 +323,7 @@ def test_a_folder_with_train_and_test(photos, tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             for i in numbers:
                 (tmp_path / part / name / f"{i}.png").write_bytes((photos / name / f"{i:02d}.png").read_bytes())
-    dataset = own.find(str(tmp_path))
+    dataset = user_data.find_dataset(str(tmp_path))
     assert (len(dataset.train[1]), len(dataset.test[1])) == (30, 10)
     assert dataset.class_names == ("blue", "red")
     assert dataset.input_shape == (10, 12, 3)
@@ -338,8 +337,8 @@ def test_images_of_several_sizes_want_a_size(photos, tmp_path):
         for i in range(5):
             image.fromarray(np.full((side, side), 30 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
     with pytest.raises(DataError, match=r"b/0\.png is 9 x 9 pixels.*give --size"):
-        own.find(str(tmp_path))
-    assert own.find(str(tmp_path), size=(8, 8)).input_shape == (8, 8, 1)  # grey
+        user_data.find_dataset(str(tmp_path))
+    assert user_data.find_dataset(str(tmp_path), size=(8, 8)).input_shape == (8, 8, 1)  # grey
 
 
 def flowers(path, *, titles=True):

@@ -37,7 +37,7 @@ class Library:
 
 BOTH = ("cpu", "cuda")
 OURS = "xpnet"
-CEILING = "ceiling"
+ROOFLINE = "ceiling"
 TORCH_ON_GPU = ("torch", "torch-graphs", "torch-compile", "torch-compile-graphs")
 """Launch by launch; the whole step as one CUDA graph; through torch.compile; both."""
 
@@ -46,7 +46,7 @@ LIBRARIES = {
     for library in (
         Library(OURS, "ours", "xpnet", ("xpnet", "numpy", "cupy-cuda12x", "cupy-cuda13x"), "here", BOTH),
         Library("reference", "ours", "xpnet", ("xpnet", "numpy"), "here", BOTH, {}, {"XPNET_REFERENCE": "1"}),
-        Library(CEILING, "ceiling", "numpy", ("numpy", "cupy-cuda12x", "cupy-cuda13x"), "here", BOTH),
+        Library(ROOFLINE, "roofline", "numpy", ("numpy", "cupy-cuda12x", "cupy-cuda13x"), "here", BOTH),
         Library("torch", "pytorch", "torch", ("torch",), "torch", BOTH),
         Library("torch-compile", "pytorch", "torch", ("torch",), "torch", BOTH, {"mode": "compile"}),
         Library("torch-graphs", "pytorch", "torch", ("torch",), "torch", ("cuda",), {"mode": "graphs"}),
@@ -66,7 +66,7 @@ def chosen(names: list[str], device: str) -> list[str]:
     Raises:
         ValueError: a name that is not a peer.
     """
-    peers = [name for name in LIBRARIES if name not in (OURS, CEILING)]
+    peers = [name for name in LIBRARIES if name not in (OURS, ROOFLINE)]
     found: list[str] = []
     for name in names:
         if name not in peers:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 import xpnet as xn
-from benchmarks import ways
+from benchmarks import conv_algorithms
 from benchmarks.cases import HALF, LEARNING_RATE, LOSS_SCALE, MOMENTUM, PASSES, PREDICT_BATCH, Case
+from benchmarks.conv_algorithms import host
 from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
-from benchmarks.ways import host
 from xpnet.ops.registry import reference_is_forced
 from xpnet.training.captured import captured_steps
 
@@ -112,7 +112,7 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
     if case.kind == "data":
         return _data(arrays)
     if case.kind in PASSES:
-        return ways.prepare(case, arrays, where, dtype, settings.get("way"))
+        return conv_algorithms.prepare(case, arrays, where, dtype, settings.get("way"))
     x = xn.to_device(arrays["x"], where)
     if case.is_loss:
         return _loss(x, xn.to_device(arrays["labels"], where), where)
@@ -167,7 +167,7 @@ def _step(net: Net, x: Any, labels: Any, where: Any) -> Job:
             entered = True
         return captured.step(x, labels)
 
-    remark = ways.unrecorded(captured._captured)
+    remark = conv_algorithms.unrecorded(captured._captured)
     return Job(check, step, synchronize=where.synchronize, weights=weights, remark=remark, close=context.close)
 
 

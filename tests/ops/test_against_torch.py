@@ -12,7 +12,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import xpnet as xn  # noqa: E402
-from tests.law import close  # noqa: E402
+from tests.op_contract import close  # noqa: E402
 from xpnet import ops  # noqa: E402
 
 # PyTorch warns of a setting of its own when oneDNN is turned off, see compare.

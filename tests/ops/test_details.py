@@ -1,4 +1,4 @@
-"""What the law's examples do not show: stability, labels, ties, special values, arguments."""
+"""What the contract's examples do not show: stability, labels, ties, special values, arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.law import close
+from tests.op_contract import close
 from xpnet import losses, ops
 
 

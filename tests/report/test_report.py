@@ -119,10 +119,10 @@ def test_the_confusion_matrix_is_the_models(run):
     x, y = images()
     record = read_record(folder)
     found = xn.metrics.confusion_matrix(trainer.model.predict(x[60:]), y[60:])
-    np.testing.assert_array_equal(record["answers"]["confusion"], found)
-    assert record["answers"]["examples"] == 30
+    np.testing.assert_array_equal(record["predictions"]["confusion"], found)
+    assert record["predictions"]["examples"] == 30
     wrong = int(found.sum() - np.trace(found))
-    assert len(record["answers"]["mistakes"]) == min(wrong, 24)
+    assert len(record["predictions"]["mistakes"]) == min(wrong, 24)
 
 
 def test_every_layer_is_measured(run):
@@ -222,13 +222,13 @@ def test_numbers_instead_of_classes(tmp_path):
     model = xn.Sequential([xn.Dense(1)], input_shape=(4,))
     trainer = xn.Trainer(model, loss="mse", optimizer=xn.optim.SGD(0.1), callbacks=[RunReport(tmp_path, data=(x, y))])
     trainer.fit((x, y), epochs=3, verbose=False)
-    answers = read_record(tmp_path)["answers"]
+    predictions = read_record(tmp_path)["predictions"]
     error = model.predict(x) - y
-    assert answers["root_mean_squared_error"] == pytest.approx(np.sqrt(np.mean(error.astype(np.float64) ** 2)), rel=1e-5)
-    assert answers["explained"] == pytest.approx(1 - np.mean(error**2) / np.var(y), rel=1e-4)
+    assert predictions["root_mean_squared_error"] == pytest.approx(np.sqrt(np.mean(error.astype(np.float64) ** 2)), rel=1e-5)
+    assert predictions["explained"] == pytest.approx(1 - np.mean(error**2) / np.var(y), rel=1e-4)
     page = check((tmp_path / "report.html").read_text())
     assert "Predictions" in page.text
-    assert answers["mistakes"][0]["index"] == int(np.abs(error[:, 0]).argmax())
+    assert predictions["mistakes"][0]["index"] == int(np.abs(error[:, 0]).argmax())
 
 
 def test_one_unit_for_two_classes(tmp_path):
@@ -240,16 +240,21 @@ def test_one_unit_for_two_classes(tmp_path):
     xn.Trainer(model, loss=loss, optimizer=xn.optim.SGD(1.0), callbacks=[RunReport(tmp_path)]).fit(
         (x, y), epochs=3, verbose=False
     )
-    confusion = np.array(read_record(tmp_path)["answers"]["confusion"])
-    called = model.predict(x) > 0
-    assert confusion.tolist() == [[int(((y == i) & (called == j)).sum()) for j in (0, 1)] for i in (0, 1)]
+    confusion = np.array(read_record(tmp_path)["predictions"]["confusion"])
+    predicted = model.predict(x) > 0
+    assert confusion.tolist() == [[int(((y == i) & (predicted == j)).sum()) for j in (0, 1)] for i in (0, 1)]
     check((tmp_path / "report.html").read_text())
 
 
 def test_many_classes_are_drawn_as_an_image(run):
     record = read_record(run[1])
     K = 100
-    record["answers"] = {"kind": "classes", "examples": 2 * K, "confusion": (2 * np.eye(K, dtype=int)).tolist(), "mistakes": []}
+    record["predictions"] = {
+        "kind": "classes",
+        "examples": 2 * K,
+        "confusion": (2 * np.eye(K, dtype=int)).tolist(),
+        "mistakes": [],
+    }
     page = check(run_page(record))
     assert ("alt", "confusion matrix of 100 classes") in page.attributes
 
@@ -364,3 +369,14 @@ def test_neither_a_full_disk_nor_a_strange_model_ends_a_run(tmp_path, monkeypatc
         trained(tmp_path / "b")
     assert read_record(tmp_path / "b")["state"] == "finished"
     assert "Curves" in check((tmp_path / "b" / "report.html").read_text()).text
+
+
+def test_records_of_earlier_versions_are_read(run, tmp_path):
+    record = read_record(run[1])
+    mistake = {"index": 3, "truth": 1, "probability": 0.75, "of_truth": 0.25, "example": [0.0]}
+    old = {**record, "answers": {**record["predictions"], "mistakes": [{**mistake, "called": 2}]}}
+    del old["predictions"]
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    record["predictions"]["mistakes"] = [{**mistake, "predicted": 2}]
+    assert read_record(tmp_path) == record
+    assert "75.0" in check(run_page(record)).text

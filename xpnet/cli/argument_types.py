@@ -14,7 +14,7 @@ class UsageError(Exception):
     """Arguments that cannot be carried out; the message is one line that says what would be right."""
 
 
-def whole(least: int) -> Callable[[str], int]:
+def integer(least: int) -> Callable[[str], int]:
     """An argument's type: whole numbers from `least`."""
 
     def read(text: str) -> int:
@@ -58,7 +58,7 @@ def shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def not_negative(text: str) -> float:
+def non_negative(text: str) -> float:
     """An argument's type: finite numbers from 0."""
     try:
         value = float(text)
@@ -69,7 +69,7 @@ def not_negative(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """An argument's type: numbers from 0 to below 1."""
     try:
         value = float(text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Word:
+class Flag:
     """One flag: how it is typed, what it does, its values where they are few, and whether one follows."""
 
     names: list[str]
@@ -16,7 +16,7 @@ class Word:
     takes_value: bool = True
 
 
-def commands_of(parser: argparse.ArgumentParser) -> dict[str, tuple[str, list[Word], list[str]]]:
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, tuple[str, list[Flag], list[str]]]:
     """By the name of each command: what it does, its flags, and the words that its arguments may be."""
     from xpnet import data
     from xpnet.examples import NAMES
@@ -31,7 +31,7 @@ def commands_of(parser: argparse.ArgumentParser) -> dict[str, tuple[str, list[Wo
             if action.option_strings:
                 choices = [str(c) for c in action.choices or known.get(action.dest, [])]
                 choices = choices or (["cpu", "cuda"] if action.dest == "device" else [])
-                flags.append(Word(list(action.option_strings), action.help or "", choices, action.nargs != 0))
+                flags.append(Flag(list(action.option_strings), action.help or "", choices, action.nargs != 0))
             else:
                 words += [str(c) for c in action.choices or known.get(action.dest, [])]
         found[name] = (helps.get(name, ""), flags, words)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend
-from xpnet.cli import networks
-from xpnet.cli import user_data as own
+from xpnet.cli import model_argument, user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.predict import example_shape
 from xpnet.cli.train import prepared
@@ -31,7 +30,7 @@ LEARNT = 0.1
 def doctor(args: argparse.Namespace) -> int:
     """Print what looks wrong, each in a sentence; 1 if something does."""
     backend.device(args.device)
-    dataset = own.find(args.dataset, args.data, args.size, args.target, args.skip_bad)
+    dataset = user_data.find_dataset(args.dataset, args.data, args.size, args.target, args.skip_bad)
     model, preprocessing, new = _model(args, dataset)
     x, y = _batch(dataset, preprocessing, args.batch_size, model.context.device)
     findings = [finding for finding in diagnose(model, x, y) if new or finding.kind != "start"]
@@ -48,13 +47,13 @@ def doctor(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace, dataset: Dataset) -> tuple[Module, Transform | None, bool]:
     """The network, what is done to examples before it, and whether it is a new one."""
     if Path(args.model).is_file() and not args.model.endswith(".py"):
-        saved = model_file.read(args.model, args.device, classes=networks.own_classes(args.code))
+        saved = model_file.read(args.model, args.device, classes=model_argument.user_classes(args.code))
         if example_shape(saved) != dataset.input_shape:
             raise UsageError(
                 f"{args.model} takes examples of shape {example_shape(saved)}; {dataset.name}: {dataset.input_shape}"
             )
         return saved.model, saved.preprocessing, False
-    _, make = networks.find(args.model)
+    _, make = model_argument.find_network(args.model)
     model = make(dataset.input_shape, dataset.classes, args.seed, args.device)
     model.predict(np.zeros((1, *dataset.input_shape), np.float32))
     return model, Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape), True

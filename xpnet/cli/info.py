@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xpnet import __version__, backend
 from xpnet.backend import DeviceError
-from xpnet.cli import networks
+from xpnet.cli import model_argument
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.predict import example_shape
 from xpnet.io import model_file
@@ -25,14 +25,14 @@ _CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
 def summary(args: argparse.Namespace) -> int:
     """Print the table of a saved or a new network."""
     if Path(args.model).is_file() and not args.model.endswith(".py"):
-        saved = model_file.read(args.model, classes=networks.own_classes(args.code))
+        saved = model_file.read(args.model, classes=model_argument.user_classes(args.code))
         if saved.metadata:
             print(", ".join(f"{key} {_short(value)}" for key, value in saved.metadata.items()))
         print(saved.model.summary(args.input or example_shape(saved), batch_size=args.batch_size, show=False))
         return 0
-    if args.model not in networks.NAMES and ".py" not in args.model:
+    if args.model not in model_argument.NETWORKS and ".py" not in args.model:
         raise UsageError(f"{args.model}: no such file, and no network; expected a model file, mlp, cnn or PATH.py:function")
-    _, make = networks.find(args.model)
+    _, make = model_argument.find_network(args.model)
     if args.input is None:
         raise UsageError("a new network needs the shape of an example: add --input, such as --input 28,28,1")
     with shapes_only():

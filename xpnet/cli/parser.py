@@ -7,8 +7,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from xpnet.cli import settings
-from xpnet.cli.argument_types import MODEL_HELP, UsageError, device, shape, whole
+from xpnet.cli import train_settings
+from xpnet.cli.argument_types import MODEL_HELP, UsageError, device, integer, shape
 
 DATA_HELP = (
     "iris, digits, mnist, fashion-mnist, cifar10 or cifar100; or a folder CLASS/NAME.png, with train and test in it or "
@@ -88,7 +88,7 @@ def _learning(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     train.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder, where it stopped")
     train.add_argument("--out", metavar="FOLDER", help="where the results go; default: runs/DATASET-MODEL, or the next free")
-    settings.add_flags(train)
+    train_settings.add_flags(train)
 
     evaluate = command(
         "evaluate",
@@ -100,7 +100,7 @@ def _learning(command: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate.add_argument("dataset", metavar="DATASET", nargs="?", help="default: the one it was trained on")
     _device(evaluate)
     _data(evaluate)
-    evaluate.add_argument("--batch-size", type=whole(1), default=256, help="examples at once; default: 256")
+    evaluate.add_argument("--batch-size", type=integer(1), default=256, help="examples at once; default: 256")
 
     predict = command(
         "predict",
@@ -144,8 +144,8 @@ def _looking(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     doctor.add_argument("model", metavar="MODEL", help="a file from xpnet train, or " + MODEL_HELP)
     doctor.add_argument("dataset", metavar="DATASET", help=DATA_HELP)
-    doctor.add_argument("--batch-size", type=whole(2), default=128, help="examples to look at; default: 128")
-    doctor.add_argument("--seed", type=whole(0), default=0, help="of a new network's weights; default: 0")
+    doctor.add_argument("--batch-size", type=integer(2), default=128, help="examples to look at; default: 128")
+    doctor.add_argument("--seed", type=integer(0), default=0, help="of a new network's weights; default: 0")
     doctor.add_argument("--quick", action="store_true", help="do not try a learning rate, nor to learn one batch by heart")
     _device(doctor)
     _data(doctor)
@@ -159,7 +159,7 @@ def _looking(command: Callable[..., argparse.ArgumentParser]) -> None:
         "profile model.xpnet --device cuda --trace step.json",
     )
     _network(profile, 64)
-    profile.add_argument("--steps", type=whole(1), default=20, help="passes to take the median of; default: 20")
+    profile.add_argument("--steps", type=integer(1), default=20, help="passes to take the median of; default: 20")
     profile.add_argument("--trace", metavar="FILE.json", help="leave the last pass as a Chrome trace")
     _device(profile)
 
@@ -178,7 +178,7 @@ def _looking(command: Callable[..., argparse.ArgumentParser]) -> None:
         "bench",
         "bench --device cuda",
     )
-    bench.add_argument("--seconds", type=whole(1), default=2, help="for each number; default: 2")
+    bench.add_argument("--seconds", type=integer(1), default=2, help="for each number; default: 2")
     _device(bench)
 
     info = command(
@@ -214,8 +214,8 @@ def _checked(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
 def _network(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("model", metavar="MODEL", help="a file from xpnet train, or " + MODEL_HELP)
     parser.add_argument("--input", type=shape, metavar="H,W,C", help="shape of an example, such as 28,28,1, for a new network")
-    parser.add_argument("--classes", type=whole(1), default=10, help="outputs of a new network; default: 10")
-    parser.add_argument("--batch-size", type=whole(1), default=batch_size, help=f"examples in a batch; default: {batch_size}")
+    parser.add_argument("--classes", type=integer(1), default=10, help="outputs of a new network; default: 10")
+    parser.add_argument("--batch-size", type=integer(1), default=batch_size, help=f"examples in a batch; default: {batch_size}")
     _code(parser)
 
 

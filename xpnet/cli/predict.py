@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, data, ops
-from xpnet.cli import user_data as own
+from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.networks import own_classes
+from xpnet.cli.model_argument import user_classes
 from xpnet.cli.train import prepared
 from xpnet.data import DataError, images, read_image
 from xpnet.io import archive, model_file
@@ -29,12 +29,12 @@ NumpyArray = np.ndarray[Any, Any]
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the loss and the accuracy on the test part of a data set."""
-    saved = model_file.read(args.model, args.device, classes=own_classes(args.code))
+    saved = model_file.read(args.model, args.device, classes=user_classes(args.code))
     name = args.dataset or saved.metadata.get("dataset")
     if not isinstance(name, str):
         raise UsageError(f"{args.model} does not say what it was trained on; name a data set: {', '.join(data.names())}")
     size, target = args.size or saved.metadata.get("size"), args.target or saved.metadata.get("target")
-    dataset = own.find(name, args.data, size, target, args.skip_bad)
+    dataset = user_data.find_dataset(name, args.data, size, target, args.skip_bad)
     expected = example_shape(saved)
     if (expected, len(saved.class_names) or dataset.classes) != (dataset.input_shape, dataset.classes):
         raise UsageError(
@@ -52,7 +52,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     """Print one line for each example, or a CSV table: where it is from, the class, the probability."""
-    saved = model_file.read(args.model, args.device, classes=own_classes(args.code))
+    saved = model_file.read(args.model, args.device, classes=user_classes(args.code))
     shape = example_shape(saved)
     # All files are read before the first line is printed: an error should not hide among results.
     answers = [answer for path in _files(args.images) for answer in _answers(saved, path, shape, args.skip_bad)]
@@ -161,13 +161,13 @@ def read(path: str, shape: tuple[int, ...]) -> Any:
 
 def _rows(path: str, shape: tuple[int, ...]) -> NumpyArray:
     """The examples in the rows of a CSV file. Whole numbers above 1 for a model of images are pixels from 0 to 255."""
-    titles, rows = own.read_csv(Path(path))
+    titles, rows = user_data.read_csv(Path(path))
     count = math.prod(shape)
     if len(rows[0]) == count + 1:  # a file to train on, with the classes in its last column
         rows = [row[:-1] for row in rows]
     if len(rows[0]) != count:
         raise DataError(f"{path}: has {len(rows[0])} columns, the model takes {count} numbers")
-    x = own.numbers(Path(path), titles, rows)
+    x = user_data.parse_numbers(Path(path), titles, rows)
     if len(shape) == 3 and x.max() > 1 and (x == np.rint(x)).all() and x.max() <= 255:
         x /= np.float32(255)
     return x.reshape(len(x), *shape)

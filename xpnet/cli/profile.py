@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from xpnet import backend, random
-from xpnet.cli import networks
+from xpnet.cli import model_argument
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.predict import example_shape
 from xpnet.inspect import profile as measure
@@ -37,11 +37,11 @@ def profile(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace) -> tuple[Module, tuple[int, ...]]:
     if Path(args.model).is_file() and not args.model.endswith(".py"):
-        saved = model_file.read(args.model, args.device, classes=networks.own_classes(args.code))
+        saved = model_file.read(args.model, args.device, classes=model_argument.user_classes(args.code))
         return saved.model, args.input or example_shape(saved)
-    if args.model not in networks.NAMES and ".py" not in args.model:
+    if args.model not in model_argument.NETWORKS and ".py" not in args.model:
         raise UsageError(f"{args.model}: no such file, and no network; expected a model file, mlp, cnn or PATH.py:function")
-    _, make = networks.find(args.model)
+    _, make = model_argument.find_network(args.model)
     if args.input is None:
         raise UsageError("a new network needs the shape of an example: add --input, such as --input 28,28,1")
     return make(args.input, args.classes, 0, args.device), tuple(args.input)

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, data, metrics, ops
-from xpnet.cli import networks, settings
-from xpnet.cli import user_data as own
+from xpnet.cli import model_argument, train_settings, user_data
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
+from xpnet.cli.training_recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
 from xpnet.data import Batches, Dataset
 from xpnet.data.preprocessing import Standardize, Transform
 from xpnet.io import archive, model_file
@@ -43,28 +42,28 @@ HELD_OUT = 0.1
 
 def train(args: argparse.Namespace) -> int:
     """Train a network, or go on; leave model, checkpoints, history, report and pictures in a folder."""
-    given = settings.effective(args)
+    given = train_settings.effective(args)
     with deterministic(given.setdefault("deterministic", get_deterministic())):
         return _train(args, given)
 
 
-def _train(args: argparse.Namespace, given: settings.Settings) -> int:
+def _train(args: argparse.Namespace, given: train_settings.Settings) -> int:
     backend.device(given.setdefault("device", "cpu"))
     if given["dataset"] in data.names():
         # Before a download of many minutes: is the rest right?
         given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
-        networks.find(given["model"])
-    dataset = own.find(
+        model_argument.find_network(given["model"])
+    dataset = user_data.find_dataset(
         given["dataset"], given.get("data"), given.get("size"), given.get("target"), given.get("skip_bad", False)
     )
     images = len(dataset.input_shape) == 3
     _complete(given, RECIPES.get(dataset.name, IMAGES if images else FEATURES), images)
-    name, make = networks.find(given["model"])
+    name, make = model_argument.find_network(given["model"])
     model = make(dataset.input_shape, dataset.classes, given["seed"], given["device"])
     _check(model, dataset, name)
     short = Path(dataset.name).stem or "data"
     folder = _folder(args, f"{short}-{name}")
-    archive.write_atomically(folder / settings.CONFIG, lambda file: file.write(settings.to_toml(given).encode()))
+    archive.write_atomically(folder / train_settings.CONFIG, lambda file: file.write(train_settings.to_toml(given).encode()))
 
     preprocessing = Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape)
     batches, watched, optimizer = _prepare(given, dataset, model, preprocessing)
@@ -108,7 +107,7 @@ def _train(args: argparse.Namespace, given: settings.Settings) -> int:
     return 0
 
 
-def _complete(given: settings.Settings, recipe: Recipe, images: bool) -> None:
+def _complete(given: train_settings.Settings, recipe: Recipe, images: bool) -> None:
     """Write what was not said into the settings: the run's file shall hold what was done."""
     for key, value in (
         ("model", "cnn" if images else "mlp"),
@@ -126,7 +125,7 @@ def _complete(given: settings.Settings, recipe: Recipe, images: bool) -> None:
 
 
 def _prepare(
-    given: settings.Settings, dataset: Dataset, model: Module, preprocessing: Standardize
+    given: train_settings.Settings, dataset: Dataset, model: Module, preprocessing: Standardize
 ) -> tuple[Batches, tuple[Any, Any], AdamW]:
     """The training batches, what is watched, and the optimizer."""
     device = model.context.device
@@ -152,7 +151,7 @@ def _prepare(
     return batches, watched, AdamW(schedule, weight_decay=given["weight_decay"])
 
 
-def _callbacks(given: settings.Settings, folder: Path, dataset: Dataset, watched: tuple[Any, Any]) -> list[Callback]:
+def _callbacks(given: train_settings.Settings, folder: Path, dataset: Dataset, watched: tuple[Any, Any]) -> list[Callback]:
     found: list[Callback] = [CSVLog(folder / HISTORY)]
     if "clip" in given:
         found.append(ClipGradients(norm=given["clip"]))
@@ -228,7 +227,7 @@ def _make_room(folder: Path) -> None:
     Raises:
         UsageError: it had not.
     """
-    if not (folder / settings.CONFIG).exists():
+    if not (folder / train_settings.CONFIG).exists():
         return
     try:
         finished = read_record(folder)["state"] == "finished"

@@ -21,7 +21,7 @@ TESTED = 0.2
 NumpyArray = np.ndarray[Any, Any]
 
 
-def find(
+def find_dataset(
     name: str,
     path: str | None = None,
     size: Sequence[int] | None = None,
@@ -132,7 +132,7 @@ def from_csv(path: Path, target: str | None = None) -> Dataset:
     words = [row[column].strip() for row in rows]
     names = tuple(sorted(set(words), key=_order))
     y = np.array([names.index(word) for word in words], np.int64)
-    x = numbers(path, titles, [[v for k, v in enumerate(row) if k != column] for row in rows])
+    x = parse_numbers(path, titles, [[v for k, v in enumerate(row) if k != column] for row in rows])
     if len(names) < 2:
         raise DataError(f"{path}: the column of the classes holds {names[0]!r} only")
     if len(names) > max(20, len(rows) // 3):
@@ -190,7 +190,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def numbers(path: Path, titles: list[str] | None, rows: list[list[str]]) -> NumpyArray:
+def parse_numbers(path: Path, titles: list[str] | None, rows: list[list[str]]) -> NumpyArray:
     """Cells as float32 (N, F).
 
     Raises:

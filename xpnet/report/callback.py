@@ -157,7 +157,7 @@ class RunReport(Callback):
             return found
         loss_name = getattr(trainer.loss, "__name__", "")
         logits = True if loss_name == "sigmoid_cross_entropy" else None
-        found["answers"] = {**measure.answers(model, batches, logits=logits), "on": on}
+        found["predictions"] = {**measure.summarize_predictions(model, batches, logits=logits), "on": on}
         found["filters"] = measure.filters(model)
         first = next(iter(batches.epoch(0)), None)
         if first is not None:

@@ -25,7 +25,7 @@ POINTS = 1500
 THUMBNAIL = 96  # pixels; larger images are thinned out to this
 
 
-class Answers:
+class PredictionSummary:
     """Gathers a model's answers over a data set: the confusion of classes, or predictions against truth; the worst mistakes.
 
     Args:
@@ -55,11 +55,11 @@ class Answers:
         K = p.shape[1]
         if self.confusion is None:
             self.confusion = np.zeros((K, K), np.int64)
-        called = p.argmax(axis=1)
-        np.add.at(self.confusion, (truth, called), 1)
-        sure = p[np.arange(len(p)), called]
-        for i in np.flatnonzero(called != truth):
-            answer = {"called": int(called[i]), "probability": float(sure[i]), "of_truth": float(p[i, truth[i]])}
+        predicted = p.argmax(axis=1)
+        np.add.at(self.confusion, (truth, predicted), 1)
+        sure = p[np.arange(len(p)), predicted]
+        for i in np.flatnonzero(predicted != truth):
+            answer = {"predicted": int(predicted[i]), "probability": float(sure[i]), "of_truth": float(p[i, truth[i]])}
             self.worst.append((float(sure[i]), self.count + int(i), x[i], int(truth[i]), answer))
         self._keep_worst()
 
@@ -141,9 +141,9 @@ def thumbnails(images: NumpyArray) -> list[str]:
     return [data_uri(image) for image in as_bytes(images[:, ::step, ::step])]
 
 
-def answers(model: Module, batches: Batches, *, logits: bool | None = None, most: int = 20_000) -> dict[str, Any]:
+def summarize_predictions(model: Module, batches: Batches, *, logits: bool | None = None, most: int = 20_000) -> dict[str, Any]:
     """The model's answers on up to `most` examples of `batches`, in evaluation mode."""
-    gathered = Answers(logits)
+    gathered = PredictionSummary(logits)
     with no_grad(), Evaluation(model):
         for x, y in batches.epoch(0):
             gathered.add(to_numpy(x), to_numpy(y), to_numpy(model(x).array))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xpnet.report import parts
+from xpnet.report import sections
 from xpnet.report.charts import Series, line_chart
 from xpnet.report.document import document, section
 from xpnet.report.record import Record, plain
@@ -27,35 +27,37 @@ def write_page(record: Record, path: str | Path) -> None:
 def run_page(record: Record) -> str:
     """The page of a run as HTML: see :class:`xpnet.report.RunReport` for the record."""
     r = plain(record)
-    answers = r.get("answers") or {}
+    predictions = r.get("predictions") or {}
     names = r.get("classes") or []
     layers = r.get("layers") or []
     batch = r.get("batch")
-    on = f"{number(answers.get('examples'))} {answers.get('on', 'validation')} examples"
+    on = f"{number(predictions.get('examples'))} {predictions.get('on', 'validation')} examples"
     body = [
         _head(r),
         section("Curves", _curves(r)),
-        section("What it gets wrong", parts.confusion(answers, names), f"On {on}. Rows are the truth, columns the answer.")
-        if answers.get("kind") == "classes"
-        else section("Predictions", parts.regression(answers), f"On {on}."),
+        section(
+            "What it gets wrong", sections.confusion(predictions, names), f"On {on}. Rows are the truth, columns the answer."
+        )
+        if predictions.get("kind") == "classes"
+        else section("Predictions", sections.regression(predictions), f"On {on}."),
         section(
             "Worst mistakes",
-            parts.mistakes(answers, names),
+            sections.mistakes(predictions, names),
             "Wrong, and surest of it: the truth, then the answer with its probability."
-            if answers.get("kind") == "classes"
+            if predictions.get("kind") == "classes"
             else "The largest errors.",
         ),
-        section("First layer", parts.filters(r.get("filters")), parts.filters_note(r.get("filters"))),
+        section("First layer", sections.filters(r.get("filters")), sections.filters_note(r.get("filters"))),
         section(
             "Layer by layer",
-            parts.layers(layers),
+            sections.layers(layers),
             f"A batch of {number(batch)}: what each layer gives, the gradient that reaches it, its time and what it keeps for "
             "the backward pass. The heights of the histograms are square roots; the thin line is 0.",
         ),
-        section("Memory", parts.memory(r.get("memory"))),
-        section("The doctor says", parts.findings(r.get("findings"))),
-        section("Configuration", parts.configuration(r)),
-        section("Every epoch", parts.epochs(r)),
+        section("Memory", sections.memory(r.get("memory"))),
+        section("The doctor says", sections.findings(r.get("findings"))),
+        section("Configuration", sections.configuration(r)),
+        section("Every epoch", sections.epochs(r)),
     ]
     return document(f"{r.get('name', 'run')}{DOT}xpnet", "".join(body))
 

@@ -45,6 +45,10 @@ def read_record(path: str | Path) -> Record:
         raise ArchiveError(f"{file}: not a record of a run: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ArchiveError(f"{file}: not a record of a run: expected JSON with the format {FORMAT!r}")
+    if "answers" in record:  # as earlier versions named it
+        record["predictions"] = record.pop("answers")
+        for mistake in record["predictions"].get("mistakes", []):
+            mistake.setdefault("predicted", mistake.pop("called", None))
     return record
 
 

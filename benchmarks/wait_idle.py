@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 
 from benchmarks.machine import seconds_of
 
-STILL = 0.05
+IDLE = 0.05
 """Seconds without any processor time: a thread that waits in a loop would have used five ticks of the system's clock."""
 FIXED = 0.2
 """Where the system does not tell: OpenBLAS's threads were seen to wait in a loop for 0.1 s after a product."""
 LONGEST = 1.0
 
 
-def settle(
+def wait_until_idle(
     processes: Iterable[int],
     *,
     used: Callable[[int], float] = seconds_of,
@@ -32,10 +32,10 @@ def settle(
         sleep(FIXED)
         return now() - start
     while now() - start < LONGEST:
-        sleep(STILL / 5)
+        sleep(IDLE / 5)
         after = [used(process) for process in watched]
         if after != before:
             before, since = after, now()
-        elif now() - since >= STILL:
+        elif now() - since >= IDLE:
             break
     return now() - start

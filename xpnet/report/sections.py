@@ -21,9 +21,9 @@ def class_name(names: list[str], k: int) -> str:
     return escape(names[k]) if k < len(names) else str(k)
 
 
-def confusion(answers: dict[str, Any], names: list[str]) -> str:
+def confusion(predictions: dict[str, Any], names: list[str]) -> str:
     """The matrix, the pairs that are confused most often, and how many of each class are found."""
-    rows = answers.get("confusion")
+    rows = predictions.get("confusion")
     if not rows:
         return ""
     matrix = np.array(rows, np.int64)
@@ -99,33 +99,33 @@ def _recall(matrix: np.ndarray[Any, Any], names: list[str]) -> str:
     return f'<h3>{title}</h3><ul class="bars">{bars}</ul>'
 
 
-def regression(answers: dict[str, Any]) -> str:
+def regression(predictions: dict[str, Any]) -> str:
     """Predictions against truth, and how far they are off."""
-    if answers.get("kind") != "numbers":
+    if predictions.get("kind") != "numbers":
         return ""
     facts = "".join(
-        f"<div><dt>{label}</dt><dd>{number(answers.get(key))}</dd></div>"
+        f"<div><dt>{label}</dt><dd>{number(predictions.get(key))}</dd></div>"
         for label, key in (
             ("root mean squared error", "root_mean_squared_error"),
             ("mean absolute error", "mean_absolute_error"),
             ("share of the variance explained", "explained"),
         )
     )
-    plot = scatter("Predicted, against the truth", answers.get("points") or [], x_name="truth", y_name="prediction")
+    plot = scatter("Predicted, against the truth", predictions.get("points") or [], x_name="truth", y_name="prediction")
     return f'<div class="grid">{plot}<dl class="facts small">{facts}</dl></div>'
 
 
-def mistakes(answers: dict[str, Any], names: list[str]) -> str:
+def mistakes(predictions: dict[str, Any], names: list[str]) -> str:
     """The worst mistakes as images, or as numbers."""
-    found = answers.get("mistakes") or []
+    found = predictions.get("mistakes") or []
     if not found:
         return ""
-    classes = answers.get("kind") == "classes"
+    classes = predictions.get("kind") == "classes"
     if "image" in found[0]:
         items = []
         for m in found:
             text = (
-                f"{class_name(names, m['truth'])} \N{RIGHTWARDS ARROW} <b>{class_name(names, m['called'])}</b>"
+                f"{class_name(names, m['truth'])} \N{RIGHTWARDS ARROW} <b>{class_name(names, m['predicted'])}</b>"
                 if classes
                 else ""
             )
@@ -139,7 +139,7 @@ def mistakes(answers: dict[str, Any], names: list[str]) -> str:
     for m in found[:12]:
         values = ", ".join(number(float(v), 3) for v in m["example"] if v is not None)
         truth = class_name(names, m["truth"]) if classes else ", ".join(number(v) for v in m["truth"])
-        answer = class_name(names, m["called"]) if classes else ", ".join(number(v) for v in m["predicted"])
+        answer = class_name(names, m["predicted"]) if classes else ", ".join(number(v) for v in m["predicted"])
         sure = f"<td>{percent(m['probability'], 1)}</td>" if classes else ""
         rows.append(f"<tr><td>{number(m['index'])}</td><td>{truth}</td><td>{answer}</td>{sure}<td>{values}</td></tr>")
     head = "<th>example</th><th>truth</th><th>answer</th>" + ("<th>probability</th>" if classes else "") + "<th>features</th>"

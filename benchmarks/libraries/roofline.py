@@ -69,7 +69,7 @@ def _products_of(case: Case) -> list[tuple[int, int, int]]:
 def _products_on_gpu(case: Case, precision: str) -> Job:
     """All products whole, in cuBLAS at the run's precision, as one CUDA graph. (CuPy's matmul knows no bfloat16.)"""
     import xpnet as xn
-    from benchmarks.ways import placed, recorded, unrecorded
+    from benchmarks.conv_algorithms import placed, recorded, unrecorded
     from xpnet.accel.cupy.gemm import gemm
 
     where = xn.backend.device("cuda")

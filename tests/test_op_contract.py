@@ -1,4 +1,4 @@
-"""The law: what has to be true of every operation and every layer, asserted for all of them.
+"""The contract: what has to be true of every operation and every layer, asserted for all of them.
 
 The examples are in tests/op_cases.py and tests/layer_cases.py; a test here fails when an operation or a layer has none.
 """
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests import law, op_cases
+from tests import op_cases, op_contract
 from tests.cases import Case, Wrong
-from tests.law import close, differentiable, evaluate, lifted, matrix, outputs_of, running, start_backward, weights_for
 from tests.layer_cases import LAYERS, LayerCase
 from tests.libraries import LIBRARIES, Library, readonly
+from tests.op_contract import close, differentiable, evaluate, lifted, matrix, outputs_of, running, start_backward, weights_for
 from xpnet import layers, ops
 from xpnet.ops.registry import registry
 
@@ -53,7 +53,7 @@ def test_case_names_are_unique():
     assert sorted({n for n in names if names.count(n) > 1}) == []
 
 
-@pytest.mark.parametrize("name", [n for n, found in law.accelerations().items() if "numpy" in found])
+@pytest.mark.parametrize("name", [n for n, found in op_contract.accelerations().items() if "numpy" in found])
 def test_an_accelerated_implementation_does_run(name):
     """At least one case is really computed by it, in either dtype: falling back everywhere would pass all other tests."""
     ran = set()
@@ -105,7 +105,7 @@ def test_float32_stays_float32(case: Case, implementation: str):
     with running(implementation):
         outputs, gradients = evaluate(case, case.arrays(dtype="float32"), case.options(dtype="float32"))
     for actual, expected in zip(outputs, wide_outputs, strict=True):
-        assert actual.dtype == (np.float32 if law.is_float(expected) else expected.dtype)
+        assert actual.dtype == (np.float32 if op_contract.is_float(expected) else expected.dtype)
         close(actual, expected, TOLERANCE["float32"], "output")
     for actual, expected in zip(gradients, wide_gradients, strict=True):
         if expected is not None:
@@ -189,7 +189,7 @@ def test_no_example(case: Case, implementation: str):
     with running(implementation):
         outputs, gradients = evaluate(case, arrays, case.options(examples=0, dtype="float32"))
     assert [o.shape for o in outputs] == empty
-    assert all(o.dtype == np.float32 for o in outputs if law.is_float(o))
+    assert all(o.dtype == np.float32 for o in outputs if op_contract.is_float(o))
     for array, gradient in zip(arrays, gradients):
         if gradient is not None:
             assert gradient.shape == array.shape
@@ -316,7 +316,7 @@ def test_layer_matches_the_oracle(case: LayerCase, training: bool):
     model = Fresh(case, training)
     x = case.batch()
     state = {name: np.copy(a) for name, a in model.model.state().items()}
-    y = law.outputs_of(model(x))[0]
+    y = op_contract.outputs_of(model(x))[0]
     close(y, case.expected(x, state, training), TOLERANCE["float64"])
     assert model.model.output_shape(case.shape) == y.shape[1:]
     assert model.model.layers[0].output_shape(case.shape) == y.shape[1:]
@@ -325,7 +325,7 @@ def test_layer_matches_the_oracle(case: LayerCase, training: bool):
 @every_layer
 def test_layer_declares_its_shape_before_it_is_built(case: LayerCase):
     built, fresh = case.model(), case.make()
-    expected = law.outputs_of(built.eval()(case.batch()))[0].shape[1:]
+    expected = op_contract.outputs_of(built.eval()(case.batch()))[0].shape[1:]
     assert fresh.output_shape(case.shape) == expected
     assert xn.Sequential([case.make()]).materialize(case.shape) == expected
 
@@ -351,7 +351,7 @@ def test_layer_gradient(case: LayerCase, training: bool):
             before = array[index]
             for sign in (1, -1):
                 array[index] = before + sign * 1e-5
-                ends.append(float(np.sum(law.outputs_of(model(x))[0] * weights)))
+                ends.append(float(np.sum(op_contract.outputs_of(model(x))[0] * weights)))
             array[index] = before
             numeric, exact = (ends[0] - ends[1]) / 2e-5, float(gradients[name][index])
             assert abs(numeric - exact) <= 1e-6 * max(1, abs(numeric) + abs(exact)), f"{name}{tuple(map(int, index))}"
@@ -382,7 +382,7 @@ def test_layer_keeps_float32_and_its_input(case: LayerCase, training: bool):
 def test_layer_takes_any_memory(case: LayerCase, training: bool, how: str):
     model, x = Fresh(case, training), case.batch()
     other = readonly(x) if how == "readonly" else apart(x, how)
-    close(law.outputs_of(model(other))[0], law.outputs_of(model(x))[0], TOLERANCE["float64"])
+    close(op_contract.outputs_of(model(other))[0], op_contract.outputs_of(model(x))[0], TOLERANCE["float64"])
 
 
 @every_layer
@@ -391,7 +391,7 @@ def test_layer_takes_one_example_and_none(case: LayerCase, training: bool):
     model = Fresh(case, training)
     one = case.batch(examples=1)
     state = {name: np.copy(a) for name, a in model.model.state().items()}
-    close(law.outputs_of(model(one))[0], case.expected(one, state, training), TOLERANCE["float64"])
+    close(op_contract.outputs_of(model(one))[0], case.expected(one, state, training), TOLERANCE["float64"])
     y, gradients = model.gradients(case.batch(examples=0), np.zeros((0, *model.model.output_shape(case.shape))))
     assert y.shape == (0, *model.model.output_shape(case.shape))
     for name, gradient in gradients.items():
@@ -455,7 +455,7 @@ def test_layer_in_evaluation_is_a_function(case: LayerCase):
     model = case.model().eval()
     x = case.batch(examples=5)
     state = {name: np.copy(a) for name, a in model.state().items()}
-    first, second = law.outputs_of(model(x))[0], law.outputs_of(model(x))[0]
+    first, second = op_contract.outputs_of(model(x))[0], op_contract.outputs_of(model(x))[0]
     np.testing.assert_array_equal(first, second)
     for name, array in model.state().items():
         np.testing.assert_array_equal(array, state[name])

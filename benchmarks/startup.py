@@ -1,6 +1,7 @@
-"""What a fresh interpreter does in the start-up cases: ``python -m benchmarks.start NAME import|first_step CASE ARRAYS CLOCK``.
+"""What a fresh interpreter does in the start-up cases: ``python -m benchmarks.startup NAME KIND CASE ARRAYS CLOCK``.
 
-Prints the seconds: of importing the library; or, after that, of building the network and its first training step.
+Prints the seconds that importing the library takes (KIND "import"), or those of building the network and its first training
+step after that ("first_step").
 """
 
 from __future__ import annotations

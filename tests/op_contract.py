@@ -1,4 +1,4 @@
-"""What the law does with a case: run it under an implementation and a library, forward and backward."""
+"""Run a case of the contract under an implementation and a library, forward and backward."""
 
 from __future__ import annotations
 

@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xpnet.cli import argument_types as words
-from xpnet.cli.argument_types import UsageError
+from xpnet.cli.argument_types import (
+    MODEL_HELP,
+    UsageError,
+    device,
+    fraction,
+    integer,
+    non_negative,
+    one_of,
+    positive,
+    shape,
+)
 
 CONFIG = "config.toml"
 
@@ -45,28 +54,33 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("model", str, words.MODEL_HELP + "; default: cnn for images, mlp for features", "MODEL"),
-    Setting("device", words.device, "cpu, cuda or cuda:N; default: cpu", free=True),
-    Setting("epochs", words.whole(1), "times through the training data; default: by data set", "N", free=True),
-    Setting("batch_size", words.whole(1), "examples a step; default: by data set", "N"),
-    Setting("learning_rate", words.positive, "of AdamW, at its highest; default: by data set", "RATE"),
-    Setting("schedule", words.one_of("cosine", "constant"), "of the learning rate: cosine (after a rise) or constant", "NAME"),
-    Setting("weight_decay", words.not_negative, "of AdamW; default: by data set", "DECAY"),
+    Setting("model", str, MODEL_HELP + "; default: cnn for images, mlp for features", "MODEL"),
+    Setting("device", device, "cpu, cuda or cuda:N; default: cpu", free=True),
+    Setting("epochs", integer(1), "times through the training data; default: by data set", "N", free=True),
+    Setting("batch_size", integer(1), "examples a step; default: by data set", "N"),
+    Setting("learning_rate", positive, "of AdamW, at its highest; default: by data set", "RATE"),
+    Setting(
+        "schedule",
+        one_of("cosine", "constant"),
+        "of the learning rate: cosine (after a rise) or constant",
+        "NAME",
+    ),
+    Setting("weight_decay", non_negative, "of AdamW; default: by data set", "DECAY"),
     Setting("augment", bool, "change the training images at random; default: by data set"),
-    Setting("accumulate", words.whole(1), "batches whose gradients make one update; default: 1", "N"),
-    Setting("clip", words.positive, "limit the length of all gradients together", "NORM"),
-    Setting("average", words.share, "end with a moving average of the weights, such as 0.999", "DECAY"),
-    Setting("patience", words.whole(0), "stop after so many epochs without a lower loss, keep the best weights", "N"),
+    Setting("accumulate", integer(1), "batches whose gradients make one update; default: 1", "N"),
+    Setting("clip", positive, "limit the length of all gradients together", "NORM"),
+    Setting("average", fraction, "end with a moving average of the weights, such as 0.999", "DECAY"),
+    Setting("patience", integer(0), "stop after so many epochs without a lower loss, keep the best weights", "N"),
     Setting("balance", bool, "draw the examples of all classes equally often"),
-    Setting("workers", words.whole(0), "threads that prepare batches ahead; default: 0", "N", free=True),
-    Setting("seed", words.whole(0), "of weights, order, dropout and augmentation; default: 0", "N"),
+    Setting("workers", integer(0), "threads that prepare batches ahead; default: 0", "N", free=True),
+    Setting("seed", integer(0), "of weights, order, dropout and augmentation; default: 0", "N"),
     Setting("deterministic", bool, "the same bits with any number of threads, at any time; default: $XPNET_DETERMINISTIC"),
     Setting("data", str, "holds the published files of the data set; default: $XPNET_DATA", "FOLDER", free=True),
-    Setting("size", words.shape, "resize the images of a folder of your own", "H,W"),
+    Setting("size", shape, "resize the images of a folder of your own", "H,W"),
     Setting("skip_bad", bool, "leave out images of a folder that cannot be read, instead of ending", free=True),
     Setting("target", str, "the column of a CSV file that holds the classes; default: the last", "COLUMN"),
-    Setting("checkpoint_minutes", words.positive, "save within an epoch so often; default: 10", "MINUTES", free=True),
-    Setting("keep", words.whole(1), "checkpoints to keep; default: 3", "N", free=True),
+    Setting("checkpoint_minutes", positive, "save within an epoch so often; default: 10", "MINUTES", free=True),
+    Setting("keep", integer(1), "checkpoints to keep; default: 3", "N", free=True),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 

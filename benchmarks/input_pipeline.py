@@ -1,4 +1,4 @@
-"""How long a training step waits for its batch: ``python -m benchmarks.feeding --device cuda --trace traces``.
+"""How long a training step waits for its batch: ``python -m benchmarks.input_pipeline --device cuda --trace traces``.
 
 The same images, the same network and the same seed, with the data in different places:
 

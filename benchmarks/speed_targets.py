@@ -13,7 +13,7 @@ GRAPHS_OR_COMPILED = ("torch-graphs", "torch-compile", "torch-compile-graphs")
 
 
 @dataclass(frozen=True)
-class Floor:
+class Target:
     """For some cases: their time divided by ours.
 
     Attributes:
@@ -29,15 +29,15 @@ class Floor:
     ratio: float
 
 
-def _cpu(cases: str, **ratios: float) -> list[Floor]:
-    return [Floor("cpu", cases, (peer,), ratio) for peer, ratio in ratios.items()]
+def _cpu(cases: str, **ratios: float) -> list[Target]:
+    return [Target("cpu", cases, (peer,), ratio) for peer, ratio in ratios.items()]
 
 
-def _cuda(cases: str, eager: float, best: float) -> list[Floor]:
-    return [Floor("cuda", cases, ("torch",), eager), Floor("cuda", cases, GRAPHS_OR_COMPILED, best)]
+def _cuda(cases: str, eager: float, best: float) -> list[Target]:
+    return [Target("cuda", cases, ("torch",), eager), Target("cuda", cases, GRAPHS_OR_COMPILED, best)]
 
 
-FLOORS = [
+TARGETS = [
     *_cpu(r"step mlp \[784,30,10\]", torch=3.0, chainer=5.0, sklearn=1.5),
     *_cpu(r"step mlp \[784,128,10\]", torch=1.3, chainer=2.0, sklearn=1.3),
     *_cpu(r"step mlp \[784,512,512,10\]", torch=1.0, chainer=1.2, sklearn=1.1),
@@ -55,11 +55,11 @@ KERNELS = 0.7
 """What fraction of the same product in cuBLAS a convolution on tensor cores is to reach."""
 
 
-def judged(result: Result) -> list[tuple[Result, Floor, str, float]]:
+def judged(result: Result) -> list[tuple[Result, Target, str, float]]:
     """(case, floor, the peer that counts, ratio) for every floor that the result says something about."""
     found = []
     for record in result["cases"]:
-        for floor in FLOORS:
+        for floor in TARGETS:
             ratios = {peer: record["ratios"][peer]["median"] for peer in floor.peers if peer in record["ratios"]}
             if floor.device == result["options"]["device"] and re.match(floor.cases, record["name"]) and ratios:
                 fastest = min(ratios, key=ratios.__getitem__)

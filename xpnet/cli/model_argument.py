@@ -16,20 +16,20 @@ from xpnet.cli.argument_types import UsageError
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
 
-NAMES: dict[str, Callable[..., Module]] = {"mlp": models.mlp, "cnn": models.cnn}
+NETWORKS: dict[str, Callable[..., Module]] = {"mlp": models.mlp, "cnn": models.cnn}
 _OFFERED = ("input_shape", "classes", "seed", "device")
 
-Maker = Callable[[Sequence[int], int, int, str], Module]
+NetworkFactory = Callable[[Sequence[int], int, int, str], Module]
 
 
-def find(name: str) -> tuple[str, Maker]:
+def find_network(name: str) -> tuple[str, NetworkFactory]:
     """A short name, and the function (input_shape, classes, seed, device) -> Module, for the value of --model.
 
     Raises:
         UsageError: there is no such network, file or function.
     """
-    if name in NAMES:
-        return name, _checked(name, NAMES[name])
+    if name in NETWORKS:
+        return name, _checked(name, NETWORKS[name])
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py"):
         if name.endswith(".py"):
@@ -43,7 +43,7 @@ def find(name: str) -> tuple[str, Maker]:
     return function, _checked(name, made)
 
 
-def _checked(name: str, function: Callable[..., Any]) -> Maker:
+def _checked(name: str, function: Callable[..., Any]) -> NetworkFactory:
     parameters = inspect.signature(function).parameters.values()
     everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
     taken = [o for o in _OFFERED if everything or any(p.name == o for p in parameters)]
@@ -62,7 +62,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Maker:
         except ShapeError:
             raise
         except Exception as error:  # the user's code may raise anything
-            raise UsageError(f"{name}: {described(error)}") from error
+            raise UsageError(f"{name}: {describe_error(error)}") from error
         if not isinstance(model, Module):
             raise UsageError(f"{name} returned a {type(model).__name__}, expected an xpnet Module such as Sequential")
         return model if "device" in taken else model.to(device)
@@ -91,7 +91,7 @@ def run_file(path: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's code may raise anything
-        raise UsageError(f"{path}: {described(error)}") from error
+        raise UsageError(f"{path}: {describe_error(error)}") from error
     finally:
         sys.path.remove(folder)
         if before is None:
@@ -101,7 +101,7 @@ def run_file(path: str) -> ModuleType:
     return module
 
 
-def own_classes(path: str | None) -> list[Any]:
+def user_classes(path: str | None) -> list[Any]:
     """The classes and functions that a Python file (--code) defines."""
     if path is None:
         return []
@@ -109,7 +109,7 @@ def own_classes(path: str | None) -> list[Any]:
     return [v for v in vars(module).values() if callable(v) and getattr(v, "__module__", None) == module.__name__]
 
 
-def described(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An exception of the user's code in one line, with the place in their file."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parents[1])

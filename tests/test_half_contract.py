@@ -1,6 +1,6 @@
 """What has to be true of every operation with 16-bit floats: computed in float32 or wider, rounded once.
 
-The measure is the operation in float64 on the same rounded inputs. The examples are those of the law.
+The measure is the operation in float64 on the same rounded inputs. The examples are those of the contract.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import law, op_cases
+from tests import op_cases, op_contract
 from tests.cases import Case
-from tests.law import evaluate, running, weights_for
+from tests.op_contract import evaluate, running, weights_for
 from xpnet.backend import dtype_named
 from xpnet.ops.registry import registry
 
@@ -22,7 +22,7 @@ DIGITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 KINDS = [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
 
 # A jump lies between a number and its neighbour, and the emulated kernels read their inputs as they are: no rounding decides.
-CASES = law.matrix(op_cases.CASES)
+CASES = op_contract.matrix(op_cases.CASES)
 
 
 def rounded(arrays: list[Any], kind: Any) -> list[Any]:
@@ -53,12 +53,12 @@ def test_values_and_gradients(case: Case, implementation: str, name: str):
         pytest.skip("a Python number comes first: the array library computes, which rounds once itself")
     options = case.options(dtype="float32")
     with running("reference"):
-        outputs = law.outputs_of(case.call(wide(inputs), options))
+        outputs = op_contract.outputs_of(case.call(wide(inputs), options))
         # The gradients that backward starts from are rounded as well.
         weights = [np.asarray(w.astype(kind), np.float64) for w in weights_for(outputs)]
         outputs, gradients = evaluate(case, wide(inputs), options, weights)
     with running(implementation):
-        found = law.outputs_of(case.call(inputs, options))
+        found = op_contract.outputs_of(case.call(inputs, options))
         starts = [w.astype(y.dtype) for w, y in zip(weights, [y for y in found if y.dtype.kind not in "ib"])]
         found, found_gradients = evaluate(case, inputs, options, starts)
     # Kernels keep an activation's rounded output for the backward pass; the references keep the unrounded one.
