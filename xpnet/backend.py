@@ -26,6 +26,12 @@ _SCALARS = (bool, int, float, complex)
 _dtype_names: dict[tuple[type, Any], str] = {}
 _namespaces: dict[type, Namespace] = {np.ndarray: np}
 
+namespaces: dict[tuple[type, ...], Namespace] = {}
+"""What :func:`namespace` returned, by the types of its arguments: the hot paths look here first and save a call."""
+
+array_types: set[type] = {np.ndarray}
+"""Types that :func:`as_array` returns unchanged, for the same reason."""
+
 
 class DeviceError(RuntimeError):
     """A device was asked for that this machine cannot offer, or arrays of two devices were mixed."""
@@ -145,8 +151,11 @@ def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
 
 
 def as_array(xp: Namespace, value: Any) -> Array:
-    """`value` as an array: NumPy's reductions return scalars, which are not arrays, where the standard says arrays."""
-    return np.asarray(value) if xp is np and not isinstance(value, np.ndarray) else value
+    """Return `value` as an array: NumPy's reductions return scalars where the standard says arrays."""
+    if xp is np and not isinstance(value, np.ndarray):
+        return np.asarray(value)
+    array_types.add(type(value))
+    return value
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
-from xpnet.backend import Array, as_array, is_floating
+from xpnet.backend import Array, array_types, as_array, is_floating
 from xpnet.ops.registry import Implementation
 
 
@@ -199,7 +199,8 @@ def run_backward(node: Node) -> None:
         if need:
             if part is None:
                 raise RuntimeError(f"{node.op.__name__} gave no gradient for an input that needs one")
-            part = as_array(node.xp, part)
+            if type(part) not in array_types:
+                part = as_array(node.xp, part)
             kind = type(source)
             if kind is Node:  # as store() does
                 source.grad = part if source.grad is None else source.grad + part

@@ -7,7 +7,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tape import Node, Output, mode, outline, reachable, run_backward, store
-from xpnet.backend import Array, dtype_name, halves, namespace
+from xpnet.backend import Array, dtype_name, halves, namespace, namespaces
 from xpnet.ops.registry import Op, Recorder
 
 
@@ -60,7 +60,10 @@ class Tensor(Recorder):
             sources.append(None)
         if mode.lowered is not None:
             arrays = [mode.lowered.of(v, a) if isinstance(v, Parameter) else a for v, a in zip(inputs, arrays)]
-        xp = namespace(*arrays)
+        kinds = tuple(map(type, arrays))
+        xp = namespaces.get(kinds)
+        if xp is None:
+            xp = namespaces[kinds] = namespace(*arrays)
         track = op.differentiable and True in needs
         if track and not mode.recording:
             track, mode.touched = False, True

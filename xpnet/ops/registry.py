@@ -31,7 +31,19 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from xpnet.backend import Array, DeviceError, Namespace, as_array, dtype_name, halves, name_of, namespace, raise_explained
+from xpnet.backend import (
+    Array,
+    DeviceError,
+    Namespace,
+    array_types,
+    as_array,
+    dtype_name,
+    halves,
+    name_of,
+    namespace,
+    namespaces,
+    raise_explained,
+)
 from xpnet.ops.shapes import ShapeError
 
 Gradients = Sequence[Array | None]
@@ -200,7 +212,10 @@ class Op:
         for value in inputs:
             if isinstance(value, Recorder):
                 return value._record(self, inputs, settings)
-        xp = namespace(*inputs)
+        kinds = tuple(map(type, inputs))
+        xp = namespaces.get(kinds)
+        if xp is None:
+            xp = namespaces[kinds] = namespace(*inputs)
         return self.run(xp, inputs, settings, False)[0]
 
     def run(
@@ -231,7 +246,9 @@ class Op:
             _explain_inputs(xp, error, self.__name__, inputs, settings)
             raise
         output, saved = result
-        return (output if type(output) is tuple else as_array(xp, output)), saved, implementation
+        if type(output) not in array_types and type(output) is not tuple:
+            output = as_array(xp, output)
+        return output, saved, implementation
 
     def _half(self, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
         """How 16-bit floats are computed where no kernel takes them."""
