@@ -211,7 +211,7 @@ def test_a_file_larger_than_memory_would_be(tmp_path, monkeypatch):
         mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
         if type(augment) is Rotation:  # what no program expresses runs between copy and step
             batches = Batches((mapped, Y), 8)
-            batches._late = augment
+            batches._device_augment = augment
         else:
             batches = Batches((mapped, Y), 8, augment=augment)
         fit(run, batches, monkeypatch, prefetched("copies"))
@@ -313,7 +313,7 @@ def test_steps_that_are_not_recorded_get_whole_batches_ahead_of_time(source):
     assert type(choose_feed(batches, CPU, TwoStreams, recorded=False)) is PlainFeed
     expected = [(x.copy(), y.copy()) for x, y in batches.epoch(1, 2)]
     ahead = SOURCES[source]()
-    ahead.device, ahead._late, ahead._finishes = GPU, ahead.augment, False  # as Batches(device="cuda") does
+    ahead.device, ahead._device_augment, ahead._finishes = GPU, ahead.augment, False  # as Batches(device="cuda") does
     feed = choose_feed(ahead, GPU, lambda: TwoStreams("copies", at_once=True), recorded=False)
     assert isinstance(feed, PrefetchFeed)
     for (x, y), (u, v) in zip(feed.epoch(1, 2), expected, strict=True):

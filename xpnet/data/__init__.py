@@ -1,4 +1,4 @@
-"""Data: the known data sets, mini-batches out of any source, preprocessing and augmentation."""
+"""Data: named data sets, mini-batches from any source, preprocessing and augmentation."""
 
 from xpnet.runtime.deprecation import renamed_names
 

@@ -15,44 +15,44 @@ from xpnet.backend import Array, Namespace, describe, name_of, namespace
 
 from .dataset import NumpyArray
 
-# Pages of a file stay in this process's memory once they were touched. They are given back after this many bytes.
+# Touched pages of a mapped file stay in this process's memory; they are released after this many bytes.
 _RELEASE_AFTER = 1 << 26
-_FAULT_AROUND = 1 << 16  # what the kernel maps at least around a page that is touched
+_FAULT_AROUND = 1 << 16  # what the kernel maps at least around a touched page
 
-_LONG_ROW = 1 << 14  # bytes from which a row is worth a copy of its own, rather than a second copy of the batch
+_LONG_ROW = 1 << 14  # bytes from which copying row by row is cheaper than a second copy of the batch
 
 
 # Trees: an array, or a tuple or dict of trees
 
 
 def is_array(value: object) -> bool:
-    """Whether `value` is indexed like an array: of an array library, or a data set in an HDF5 file."""
+    """Return whether `value` is indexed like an array: of an array library, or a data set in an HDF5 file."""
     return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__getitem__")
 
 
-def leaves(tree: Any) -> list[Any]:
-    """The arrays in a tree, from left to right."""
+def tree_leaves(tree: Any) -> list[Any]:
+    """Return the arrays in a tree, from left to right."""
     if isinstance(tree, Mapping):
-        return [leaf for part in tree.values() for leaf in leaves(part)]
+        return [leaf for part in tree.values() for leaf in tree_leaves(part)]
     if isinstance(tree, tuple):
-        return [leaf for part in tree for leaf in leaves(part)]
+        return [leaf for part in tree for leaf in tree_leaves(part)]
     return [tree]
 
 
-def each(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """The tree with every leaf replaced by `function(leaf, ...)`; `others` are trees of the same form."""
-    if type(tree) is tuple and not others:  # nearly always: kept quick, a small network's step is not longer
-        return tuple([each(function, p) if isinstance(p, (tuple, Mapping)) else function(p) for p in tree])
+def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Replace every leaf of a tree by `function(leaf, ...)`; `others` are trees of the same form."""
+    if type(tree) is tuple and not others:  # the usual case, on the hot path
+        return tuple([tree_map(function, p) if isinstance(p, (tuple, Mapping)) else function(p) for p in tree])
     if isinstance(tree, Mapping):
-        return {name: each(function, part, *(o[name] for o in others)) for name, part in tree.items()}
+        return {name: tree_map(function, part, *(o[name] for o in others)) for name, part in tree.items()}
     if isinstance(tree, tuple):
-        parts = [each(function, *several) for several in zip(tree, *others, strict=True)]
+        parts = [tree_map(function, *several) for several in zip(tree, *others, strict=True)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
     return function(tree, *others)
 
 
 def like(xp: Namespace, array: Array, values: NumpyArray) -> Array:
-    """`values` in the library and on the device of `array`, whose namespace is `xp`."""
+    """Convert `values` to the library and device of `array`, whose namespace is `xp`."""
     if xp is np:
         return values
     if name_of(xp) == "cupy":
@@ -62,14 +62,14 @@ def like(xp: Namespace, array: Array, values: NumpyArray) -> Array:
 
 
 class Order:
-    """The indices of an epoch, on the host and, once for all batches, on whatever device asks for them."""
+    """The indices of an epoch, on the host and, copied once for all batches, on other devices."""
 
     def __init__(self, indices: NumpyArray):
         self.host = indices
         self._moved: dict[tuple[int, str], Array] = {}
 
     def on(self, xp: Namespace, array: Array) -> Array:
-        """All indices, in the library (whose namespace is `xp`) and on the device of `array`."""
+        """Return all indices in the library (whose namespace is `xp`) and on the device of `array`."""
         where = id(xp), str(array_api_compat.device(array))
         if where not in self._moved:
             self._moved[where] = like(xp, array, self.host)
@@ -77,18 +77,18 @@ class Order:
 
 
 class _Reader(ABC):
-    """How examples are taken out of one array."""
+    """Takes examples out of one array."""
 
     def __init__(self, array: Array):
         self.array = array
 
     @abstractmethod
     def take(self, order: Order, start: int, stop: int) -> Array:
-        """The examples order[start:stop]."""
+        """Return the examples order[start:stop]."""
 
     @abstractmethod
     def slice(self, start: int, stop: int) -> Array:
-        """The examples from `start` to `stop`."""
+        """Return the examples from `start` to `stop`."""
 
 
 class _Numpy(_Reader):
@@ -100,7 +100,7 @@ class _Numpy(_Reader):
 
 
 class _Native(_Reader):
-    """Of another library: one take there."""
+    """For another library: one `take` there."""
 
     def __init__(self, array: Array, xp: Namespace):
         super().__init__(array)
@@ -114,7 +114,7 @@ class _Native(_Reader):
 
 
 class _InFile(_Reader):
-    """Such as h5py's data sets: they want increasing indices, each once."""
+    """For data sets of h5py and the like, which take increasing indices, each once."""
 
     def take(self, order: Order, start: int, stop: int) -> Array:
         unique, inverse = np.unique(order.host[start:stop], return_inverse=True)
@@ -125,7 +125,7 @@ class _InFile(_Reader):
 
 
 class _InByteImages(_Reader):
-    """Bytes that become numbers as they are gathered, where they are."""
+    """For ByteImages, which convert what they gather on their own device."""
 
     def take(self, order: Order, start: int, stop: int) -> Array:
         images = self.array.images
@@ -136,7 +136,7 @@ class _InByteImages(_Reader):
 
 
 class _Mapped(_Reader):
-    """Of a memory-mapped file: batches are copies, and the file's pages are given back from time to time."""
+    """For a memory-mapped file: batches are copies, and the file's pages are released from time to time."""
 
     def __init__(self, array: NumpyArray, memory: mmap.mmap):
         super().__init__(np.asarray(array))  # a memmap would make every row a memmap
@@ -145,7 +145,7 @@ class _Mapped(_Reader):
     def take(self, order: Order, start: int, stop: int) -> Array:
         indices = order.host[start:stop]
         out = np.empty((len(indices), *self.array.shape[1:]), self.array.dtype)
-        along = np.argsort(indices, kind="stable")  # reads go forwards through the file
+        along = np.argsort(indices, kind="stable")  # read the file front to back
         if out.nbytes >= _LONG_ROW * len(indices):
             for i in along.tolist():
                 out[i] = self.array[indices[i]]
@@ -173,16 +173,16 @@ def _reader(array: Array) -> _Reader:
 
 
 def gather(array: Array, indices: NumpyArray) -> Array:
-    """The examples at `indices` (int64, on the host) of an array of any library, in one take."""
+    """Gather the examples at `indices` (int64, on the host) of an array of any library."""
     return _reader(array).take(Order(indices), 0, len(indices))
 
 
 def _file_memory(array: NumpyArray) -> mmap.mmap | None:
-    """The mapping of a file that `array` is a view of, if any."""
+    """Return the mapped file that `array` is a view of, if any."""
     base: Any = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap) and base.mode == "c":
-            return None  # changes live in this process's pages only: they must not be given back
+            return None  # copy-on-write: releasing the pages would lose the changes
         base = base.base
     return base if isinstance(base, mmap.mmap) else None
 
@@ -191,10 +191,10 @@ _touched: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary(
 
 
 def _release(memory: mmap.mmap, size: int) -> None:
-    """Count `size` bytes of a mapped file as touched; give its pages back when they are many."""
+    """Count `size` bytes of a mapped file as touched, and release its pages when they are many."""
     touched = _touched.get(memory, 0) + size
     if touched >= _RELEASE_AFTER and hasattr(mmap, "MADV_DONTNEED"):
-        # The file keeps its content (and the system its cache of it): only this process lets go of the pages.
+        # Only this process drops the pages; the file and the system's cache of it stay.
         memory.madvise(mmap.MADV_DONTNEED)
         touched = 0
     _touched[memory] = touched
@@ -204,7 +204,7 @@ class Arrays:
     """Examples in arrays with a common first axis: a tree of them."""
 
     def __init__(self, tree: Any):
-        sizes, parts = [], leaves(tree)
+        sizes, parts = [], tree_leaves(tree)
         for part in parts:
             if not is_array(part) or len(part.shape) == 0:
                 raise TypeError(
@@ -217,13 +217,13 @@ class Arrays:
             raise ValueError(f"the arrays must have the same number of examples, got shapes {shapes or '(none)'}")
         self.count = sizes[0]
         self.tree = tree
-        # What each array needs is found out once, not for every batch.
-        self._readers = each(_reader, tree)
+        # Readers are chosen once, not for every batch.
+        self._readers = tree_map(_reader, tree)
 
     def fetch(self, order: Order, start: int, stop: int) -> Any:
-        """The batch order[start:stop]. Neighbours in the arrays are a view where the library can give one."""
+        """Return the batch order[start:stop]: a view where the examples are contiguous and the library has views."""
         indices = order.host[start:stop]
         n, first = len(indices), int(indices[0])
         if int(indices[-1]) - first == n - 1 and (n < 3 or bool((np.diff(indices) == 1).all())):
-            return each(lambda reader: reader.slice(first, first + n), self._readers)
-        return each(lambda reader: reader.take(order, start, stop), self._readers)
+            return tree_map(lambda reader: reader.slice(first, first + n), self._readers)
+        return tree_map(lambda reader: reader.take(order, start, stop), self._readers)

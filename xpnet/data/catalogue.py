@@ -1,4 +1,4 @@
-"""`load`: a data set by its name."""
+"""`load`: data sets by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PUBLISHED = {spec.name: spec for spec in (*published.MNIST_LIKE, *published.CIF
 
 
 def names() -> tuple[str, ...]:
-    """The names that :func:`load` knows."""
+    """Return the names that :func:`load` knows."""
     return (*_SHIPPED, *_PUBLISHED)
 
 
@@ -30,14 +30,14 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> Dataset:
         name: one of the above.
         path: a folder that holds the published files, or a folder of that data set's name which does. None:
             the folder in $XPNET_DATA, then the cache, then a download (see :mod:`xpnet.data.files` for the
-            settings). The data sets in the package need no files, and pass over `path`.
+            settings). The data sets in the package need no files and ignore `path`.
 
     Returns:
         A :class:`Dataset`: `.train` and `.test` are `(x, y)`, x float32 in [0, 1], y int64.
 
     Raises:
-        DataError: unknown name; files missing, damaged or others than the published ones. It names the file,
-            and says what to put where.
+        DataError: unknown name; files missing, damaged or other than the published ones. The message names the file
+            and the folder it belongs in.
     """
     if name in _SHIPPED:
         return _SHIPPED[name]()

@@ -18,12 +18,12 @@ PIXELS = 3 * 32 * 32
 
 
 def read(path: str | os.PathLike[str], *, classes: int = 10, records: int | None = None) -> tuple[NumpyArray, NumpyArray]:
-    """Images and labels of one file of the binary version.
+    """Read the images and labels of one file of the binary version.
 
     Args:
         path: for example data_batch_1.bin.
         classes: 10 (one label byte a record) or 100 (a coarse and a fine label; the fine one is returned).
-        records: how many there have to be; None: any number.
+        records: the expected number; None: any.
 
     Returns:
         images uint8 (N, 32, 32, 3) and labels int64 (N,).
@@ -41,7 +41,7 @@ def read(path: str | os.PathLike[str], *, classes: int = 10, records: int | None
 
 
 def decode(content: bytes, source: str, *, classes: int = 10, records: int | None = None) -> tuple[NumpyArray, NumpyArray]:
-    """What :func:`read` does, on the bytes of a file; `source` is its name for messages."""
+    """Decode the bytes of a file as :func:`read` does; `source` is its name for messages."""
     if classes not in (10, 100):
         raise ValueError(f"classes must be 10 or 100, got {classes}")
     labels = 1 if classes == 10 else 2
@@ -50,8 +50,7 @@ def decode(content: bytes, source: str, *, classes: int = 10, records: int | Non
     if not whole or (records is not None and len(content) != records * size):
         expected = f"{records * size} ({records} records)" if records is not None else "a multiple"
         raise DataError(
-            f"{source}: wrong size for CIFAR-{classes}: {len(content)} bytes, expected {expected} of {size} "
-            f"bytes a record; "
+            f"{source}: wrong size for CIFAR-{classes}: {len(content)} bytes, expected {expected} of {size} bytes a record; "
             f"the file is truncated or another one"
         )
     table = np.frombuffer(content, np.uint8).reshape(-1, size)
@@ -65,10 +64,10 @@ def decode(content: bytes, source: str, *, classes: int = 10, records: int | Non
 
 
 def read_archive(path: Path, names: tuple[str, ...], md5: str | None) -> dict[str, bytes]:
-    """The files called `names` out of the published .tar.gz, without writing anything to disk.
+    """Read the files called `names` from the published .tar.gz, without writing anything to disk.
 
     Raises:
-        DataError: damaged, another checksum, or a file is missing in it.
+        DataError: damaged, another checksum, or a file is missing.
     """
     import tarfile
 

@@ -1,4 +1,4 @@
-"""What a data set is: two pairs of arrays, and the facts about them that a user needs."""
+"""A data set: two pairs of arrays, and facts about them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Pair: TypeAlias = tuple[NumpyArray, NumpyArray]
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged, or not what it was said to be. The message names the file."""
+    """Data that are missing, damaged, or not as expected. The message names the file."""
 
 
 class WorkerError(RuntimeError):
-    """A worker process ended without an answer."""
+    """A worker process died."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,10 +31,10 @@ class Dataset:
         mean: mean of x over the training part, one number per channel (or feature): the published one where
             there is one.
         std: standard deviation of x, likewise.
-        source: who made the data, and where they are published.
-        licence: the terms of use its authors give.
+        source: authors and place of publication.
+        licence: the authors' terms of use.
         scale: x = published value / scale.
-        notes: what else one has to know, for example about the split.
+        notes: further facts, for example about the split.
     """
 
     name: str
@@ -61,6 +61,5 @@ class Dataset:
     def __repr__(self) -> str:
         return (
             f"Dataset({self.name!r}: {len(self.train[0])} training and {len(self.test[0])} test examples of "
-            f"shape "
-            f"{self.input_shape}, {self.classes} classes)"
+            f"shape {self.input_shape}, {self.classes} classes)"
         )

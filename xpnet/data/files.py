@@ -1,8 +1,8 @@
-"""Where the published files of a data set are: a folder of the user's, the cache, or a download.
+"""Finding the published files of a data set: in a folder of the user, in the cache, or by a download.
 
 Settings from the environment:
 
-* ``XPNET_DATA``: a folder that is looked in before the cache.
+* ``XPNET_DATA``: a folder to search before the cache.
 * ``XPNET_CACHE``: where downloads are kept; otherwise the user's cache folder.
 * ``XPNET_DATA_MIRROR``: an address that downloads come from instead of the authors': ``MIRROR/mnist/FILE``.
 * ``XPNET_OFFLINE``: anything but "" and "0": never download.
@@ -30,7 +30,7 @@ class Remote:
 
 
 def cache_folder() -> Path:
-    """The folder that downloads are kept in: $XPNET_CACHE, or `xpnet` in the user's cache folder."""
+    """Return the folder of downloads: $XPNET_CACHE, or `xpnet` in the user's cache folder."""
     if chosen := os.environ.get("XPNET_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":
@@ -41,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def find_in(folder: Path, subfolders: Sequence[str], names: Sequence[str]) -> list[Path] | None:
-    """The files called `names`, plain or .gz, in a subfolder or in `folder`; None unless all are there."""
+    """Return the files called `names`, plain or .gz, in a subfolder or in `folder`; None unless all are there."""
     for place in [*(folder / sub for sub in subfolders), folder]:
         found = [_variant(place, name) for name in names]
         if all(found):
@@ -58,20 +58,19 @@ def _variant(folder: Path, name: str) -> Path | None:
     return None
 
 
-def look(
+def locate(
     name: str,
     subfolders: Sequence[str],
     choices: Sequence[Sequence[str]],
     path: str | os.PathLike[str] | None,
 ) -> list[Path] | None:
-    """Find a data set's files where the user, the environment and the cache say. None: nowhere, a download
-    may help.
+    """Return a data set's files in the user's folder, $XPNET_DATA or the cache; None if they have to be downloaded.
 
     Args:
         name: of the data set, for messages.
-        subfolders: names of folders it may be in.
-        choices: sets of file names, any one of which is enough; the first is the one that messages name.
-        path: the user's folder. If given, the files have to be there.
+        subfolders: names of folders that may hold it.
+        choices: alternative sets of file names; messages name the first.
+        path: the user's folder; if given, the files have to be there.
 
     Raises:
         DataError: `path` is not a folder, or does not hold the files.
@@ -84,15 +83,15 @@ def look(
             if (found := find_in(folder, subfolders, names)) is not None:
                 return found
         raise DataError(f"{name}: the files are not in {folder}. {_what(name, subfolders, choices)}")
-    for folder in _places():
+    for folder in _folders():
         for names in choices:
             if (found := find_in(folder, subfolders, names)) is not None:
                 return found
     return None
 
 
-def _places() -> list[Path]:
-    """The folders to look in where the user gave none."""
+def _folders() -> list[Path]:
+    """Return the folders to search where the user gave none."""
     chosen = os.environ.get("XPNET_DATA")
     return [*([Path(chosen).expanduser()] if chosen else []), cache_folder()]
 
@@ -101,21 +100,20 @@ def _what(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]]
     plain = ", ".join(choices[0])
     archive = f"; or the archive {choices[1][0]}" if len(choices) > 1 else " (each as it is or as .gz)"
     return (
-        f"Expected these files{archive}: {plain}. Put them in a folder FOLDER or FOLDER/{subfolders[0]}, and "
-        f"give it as "
+        f"Expected these files{archive}: {plain}. Put them in a folder FOLDER or FOLDER/{subfolders[0]}, and give it as "
         f'xpnet.data.load("{name}", path="FOLDER") or in the environment variable XPNET_DATA.'
     )
 
 
 def download(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]], remotes: Sequence[Remote]) -> list[Path]:
-    """Fetch `remotes` into the cache and return their paths there; files that are there already stay.
+    """Download `remotes` into the cache, unless they are there already, and return their paths.
 
     Raises:
-        DataError: downloads are off, pooch is missing, or a file cannot be had. The message says which files
-            to put where.
+        DataError: downloads are off, pooch is missing, or a download failed. The message names the files and the folder
+            they belong in.
     """
     wanted = _what(name, subfolders, choices)
-    absent = f"{name}: not found in {' or '.join(map(str, _places()))}"
+    absent = f"{name}: not found in {' or '.join(map(str, _folders()))}"
     if os.environ.get("XPNET_OFFLINE", "0") not in ("", "0"):
         raise DataError(f"{absent}, and XPNET_OFFLINE forbids the download. {wanted}")
     try:
@@ -130,10 +128,10 @@ def download(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[st
         url = f"{mirror}/{subfolders[0]}/{remote.name}" if mirror else remote.url
         downloader = pooch.HTTPDownloader(progressbar=_progress(remote.name), timeout=60)
         try:
-            # A mirror may have packed a file anew: its content is then checked by whoever reads it.
+            # A mirror may have compressed a file anew; its content is checked when it is read.
             known = None if mirror and not remote.name.endswith(".tar.gz") else f"md5:{remote.md5}"
             path = pooch.retrieve(url, known_hash=known, fname=remote.name, path=folder, downloader=downloader)
-        except Exception as error:  # requests, urllib3 and pooch each have their own
+        except Exception as error:  # requests, urllib3 and pooch raise their own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DataError(f"{name}: {url} could not be downloaded ({reason}). {wanted}") from error
         paths.append(Path(path))
@@ -141,7 +139,7 @@ def download(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[st
 
 
 class _Bar:
-    """A progress bar of rich in the form that pooch drives: `total`, `update`, `reset`, `close`."""
+    """A progress bar of rich with the interface that pooch expects: `total`, `update`, `reset`, `close`."""
 
     def __init__(self, label: str):
         from rich.console import Console
@@ -171,5 +169,5 @@ class _Bar:
 
 
 def _progress(label: str) -> Any:
-    """A progress bar if somebody watches, else none."""
+    """Return a progress bar on a terminal, else False."""
     return _Bar(label) if sys.stderr.isatty() else False

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST: one array in a file, plain or gzip.
+"""IDX files, the format of MNIST: one array per file, plain or gzip.
 
 A header of big-endian numbers (two zero bytes, one byte for the type, one for the number of axes, four bytes
 for the length of each axis), then the values, last axis fastest. Source: http://yann.lecun.com/exdb/mnist/
@@ -27,7 +27,7 @@ _BLOCK = 1 << 20
 
 
 class ChecksumError(DataError):
-    """The file is sound, but not the published one. `found` is the md5 sum of its content."""
+    """A valid file, but not the published one. `found` is the md5 sum of its content."""
 
     def __init__(self, message: str, found: str):
         super().__init__(message)
@@ -35,11 +35,11 @@ class ChecksumError(DataError):
 
 
 def read(path: str | os.PathLike[str], *, md5: str | None = None, mmap: bool = False) -> NumpyArray:
-    """The array in an IDX file, in this machine's byte order.
+    """Read the array in an IDX file, in this machine's byte order.
 
     Args:
-        path: the file, plain or gzip (told by its first bytes, not by its name).
-        md5: what the md5 sum of the decompressed file has to be, in hexadecimal; None: not checked.
+        path: the file, plain or gzip (recognised by its first bytes, not by its name).
+        md5: the expected md5 sum of the decompressed file, in hexadecimal; None: not checked.
         mmap: map a plain file into memory instead of reading it, read-only and in the file's byte order, so
             that it may be larger than memory.
 
@@ -69,8 +69,7 @@ def _header(path: Path, file: BinaryIO, update: Callable[[bytes], None]) -> tupl
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in TYPES or start[3] == 0:
         raise DataError(
             f"{path}: not an IDX file: it starts with the bytes {start.hex(' ') or '(none)'}, expected 00 "
-            f"00, a type "
-            f"(08, 09, 0b, 0c, 0d or 0e) and a number of axes"
+            f"00, a type (08, 09, 0b, 0c, 0d or 0e) and a number of axes"
         )
     lengths = file.read(4 * start[3])
     update(lengths)
@@ -84,7 +83,7 @@ def _read_open(path: Path, file: BinaryIO, md5: str | None) -> NumpyArray:
     dtype, shape = _header(path, file, digest.update)
     wanted = math.prod(shape) * dtype.itemsize
     content = bytearray()
-    # Block by block: a damaged header can promise more bytes than there is memory.
+    # Block by block: a damaged header can announce more bytes than there is memory.
     while len(content) <= wanted and (block := file.read(min(_BLOCK, wanted + 1 - len(content)))):
         content += block
         digest.update(block)
@@ -92,8 +91,7 @@ def _read_open(path: Path, file: BinaryIO, md5: str | None) -> NumpyArray:
         found = f"only {len(content)}" if len(content) < wanted else "more"
         raise DataError(
             f"{path}: wrong size: its header says {' x '.join(map(str, shape))} {dtype.name} values, "
-            f"{wanted} bytes; "
-            f"the file holds {found}"
+            f"{wanted} bytes; the file holds {found}"
         )
     if md5 is not None and digest.hexdigest() != md5:
         found = digest.hexdigest()
@@ -118,10 +116,10 @@ def _mapped(path: Path, packed: bool, md5: str | None) -> NumpyArray:
 
 
 def write(path: str | os.PathLike[str], array: NumpyArray) -> None:
-    """Write `array` as an IDX file, gzip if the name ends in .gz. The file appears whole or not at all.
+    """Write `array` as an IDX file, gzip if the name ends in .gz. The write is atomic.
 
     Args:
-        path: where to.
+        path: of the new file.
         array: at least one axis; uint8, int8, int16, int32, float32 or float64.
     """
     path, array = Path(path), np.asarray(array)
@@ -130,8 +128,7 @@ def write(path: str | os.PathLike[str], array: NumpyArray) -> None:
     if code is None or not 1 <= array.ndim <= 255:
         raise ValueError(
             f"an IDX file cannot hold {array.ndim} axes of {array.dtype}: it takes 1 to 255 axes of uint8, "
-            f"int8, int16, "
-            f"int32, float32 or float64"
+            f"int8, int16, int32, float32 or float64"
         )
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)
     content = header + array.astype(TYPES[code]).tobytes()

@@ -1,4 +1,4 @@
-"""Image folders: one folder per class, one file per image, decoded when an image is asked for."""
+"""Image folders: one folder per class, one file per image, decoded on access."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def read_image(
     size: tuple[int, int] | None = None,
     fit: Literal["stretch", "crop"] = "stretch",
 ) -> NumpyArray:
-    """One image file as uint8 (H, W, C), turned upright as its EXIF data say.
+    """Read an image file as uint8 (H, W, C), rotated according to its EXIF data.
 
     Args:
         path: a file that pillow can read.
         channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha).
-        size: (H, W) to resize to (bilinear, with smoothing when it becomes smaller); None: as it is.
-        fit: "stretch" changes the aspect ratio, "crop" cuts off what is too long, on both sides alike.
+        size: (H, W) to resize to (bilinear, antialiased); None: as it is.
+        fit: "stretch" changes the aspect ratio, "crop" keeps it and cuts off both ends alike.
 
     Raises:
         DataError: missing, truncated or damaged, or not an image. The message names the file.
@@ -47,7 +47,7 @@ def read_image(
             upright: Any = ImageOps.exif_transpose(image).convert(modes[channels])
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    # A damaged PNG is a SyntaxError for pillow, other formats raise ValueError, EOFError or struct.error.
+    # pillow raises SyntaxError for a damaged PNG; ValueError, EOFError or struct.error for other formats.
     except (
         OSError,
         SyntaxError,
@@ -69,12 +69,11 @@ def read_image(
 
 
 class ImageFolder:
-    """The images in `path/CLASS/NAME.png` (or .jpg, ...) with their classes: a sequence of examples for
-    `Batches`.
+    """The images in `path/CLASS/NAME.png` (or .jpg, ...) with class indices: a sequence of examples for `Batches`.
 
-    Example i is `(x, y)`: x float32 (H, W, C) in [0, 1], y the number of the class. Classes are the
-    subfolders in the order of their names, images within a class in the order of their paths; images may lie
-    deeper. Files are only listed at first, and decoded each time.
+    Example i is `(x, y)`: x float32 (H, W, C) in [0, 1], y the class index. Classes are the subfolders in the order of
+    their names, images within a class, also in deeper folders, in the order of their paths. Files are listed once and
+    decoded on every access.
 
     Args:
         path: the folder.

@@ -1,4 +1,4 @@
-"""`Batches`: shuffled mini-batches out of any source, as a pure function of seed and epoch."""
+"""`Batches`: shuffled mini-batches from any source, as a pure function of seed and epoch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xpnet.backend import Array, Device
 from xpnet.runtime.deprecation import renamed_arguments
 
 from . import sampling
-from .arrays import Arrays, Order, each
+from .arrays import Arrays, Order, tree_map
 from .augment import Augmentation
 from .dataset import NumpyArray, WorkerError
 from .sources import Examples, SkipExample, Stream, source_of
@@ -31,7 +31,7 @@ _END = object()
 
 
 def _examples_work(source: Examples, finish: _Finish, indices: NumpyArray, epoch: int, number: int) -> _Made:
-    """Batch `number` of an epoch, ready but for its device: what a worker does."""
+    """Make batch `number` of an epoch, on the host: a worker's task."""
     batch, skipped = source.fetch(indices)
     return (None if batch is None else finish(batch, epoch, number)), skipped
 
@@ -69,9 +69,8 @@ def _augmented(augment: Augmentation, seed: int, batch: Any, epoch: int, number:
 class Batches:
     """Mini-batches of a data set, epoch by epoch.
 
-    ``for x, y in batches: ...`` runs through one epoch; the next such loop runs through the next one.
-    ``batches.epoch(e)`` is epoch e. Which examples are in which batch depends on `seed` and the epoch alone,
-    never on workers, timing or what was drawn before.
+    ``for x, y in batches: ...`` is one epoch; the next such loop is the next one. ``batches.epoch(e)`` is epoch e. Which
+    examples are in which batch depends on `seed` and the epoch alone, never on workers, timing or earlier batches.
 
     Args:
         data: one of
@@ -79,34 +78,31 @@ class Batches:
             * arrays with the examples along the first axis: one, or a tuple or dict of them, of NumPy, CuPy
               or another library; also memory-mapped files larger than memory, and data sets of h5py or Zarr.
               A batch has the same form, in the same library;
-            * a sequence of examples, with ``len(data)`` and ``data[i]``: a list, an :class:`ImageFolder`,
-              your own. An example is an array, a number, or a tuple or dict of them;
-            * a stream of examples: an iterable, or a function without arguments (or with one called `epoch`)
-              that returns one for each epoch, such as a generator function.
-        batch_size: examples in a batch; the last one of an epoch may be smaller. None, for a stream: it gives
-            batches.
-        shuffle: a new order each epoch. None: yes, except for a stream, which has an order of its own (see
-            `buffer`).
+            * a sequence of examples, with ``len(data)`` and ``data[i]``: a list, an :class:`ImageFolder`, your own class.
+              An example is an array, a number, or a tuple or dict of them;
+            * a stream of examples: an iterable, or a function without arguments (or with one called `epoch`) that returns
+              an iterable for each epoch, such as a generator function.
+        batch_size: examples in a batch; the last one of an epoch may be smaller. None, for a stream of batches.
+        shuffle: a new order each epoch. None: yes, except for a stream (see `buffer`).
         seed: any integer.
         drop_last: leave out a last batch that is not full.
-        weights: (N,), how likely each example is drawn (with replacement), see :func:`example_weights`.
-        samples_per_epoch: examples in an epoch, instead of all; few out of many costs no pass over the data.
+        weights: (N,), sampling weight of each example (with replacement), see :func:`example_weights`.
+        samples_per_epoch: examples in an epoch, instead of all; the cost of few out of many does not depend on N.
         transform: called with each batch, returns the batch to use; runs in the workers.
-        augment: an augmentation of :mod:`xpnet.data.augment`, for batches `(x, y)` or x. Its random numbers
-            are those of (seed, epoch, batch). It runs in the workers, or, with `device` on a GPU, there (in
-            `Trainer.fit` as part of the recorded step, where it can).
-        device: put each batch there ("cuda"); None: leave it where it is.
-        workers: how many threads (or processes) make batches ahead of time; 0: none.
-        processes: worker processes instead of threads: for sequences of examples whose making holds Python's
-            lock.
+        augment: an augmentation of :mod:`xpnet.data.augment`, for batches `(x, y)` or x. Its random numbers depend on
+            (seed, epoch, batch). It runs in the workers, or, with `device` on a GPU, there (in `Trainer.fit` as part of
+            the recorded step, where possible).
+        device: where each batch is moved to ("cuda"); None: it stays where it is.
+        workers: how many threads (or processes) prepare batches ahead of time; 0: none.
+        processes: worker processes instead of threads: for sequences of examples whose decoding holds Python's lock.
         prefetch: how many batches each worker is ahead.
-        buffer: for a stream: keep that many examples waiting and give a random one each time.
+        buffer: for a stream: the size of the shuffle buffer.
 
     Attributes:
         count: the number of examples of an epoch; None for a stream.
         source: where the examples come from.
-        transform, augment, device, workers: as they were given.
-        skipped: {name: reason} of the examples left out so far because they could not be had.
+        transform, augment, device, workers: as given.
+        skipped: {name: reason} of the unreadable examples left out so far.
     """
 
     @renamed_arguments(samples="samples_per_epoch")
@@ -164,7 +160,7 @@ class Batches:
         if self.device is not None and self.device.kind != "cpu":
             self._move = functools.partial(backend.to_device, where=self.device)
         late = augment is not None and self.device is not None and self.device.kind != "cpu"
-        self._late = augment if late else None
+        self._device_augment = augment if late else None
         self._finish = functools.partial(_finish, transform, None if late else augment, self.seed)
         self._finishes = transform is not None or (augment is not None and not late)
         self.workers, self._ahead = workers, workers * prefetch
@@ -174,54 +170,54 @@ class Batches:
         self._epoch = self._batch = self._start = 0
 
     def __len__(self) -> int:
-        """The number of batches in an epoch; a stream has none that is known."""
+        """Return the number of batches in an epoch; a TypeError for a stream."""
         if self.count is None or self.batch_size is None:
             raise TypeError("the number of batches of a stream is not known")
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of the next epoch, or of what remains of it after :meth:`restore`."""
+        """Iterate over the batches of the next epoch, or over the rest of it after :meth:`restore`."""
         start, self._start = self._start, 0
         return self.epoch(self._epoch, start)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of one epoch, from batch `start` on."""
-        with contextlib.closing(self._counted(epoch, start, self._made(epoch, start))) as made:
+        """Iterate over the batches of one epoch, from batch `start` on."""
+        with contextlib.closing(self._numbered(epoch, start, self._made(epoch, start))) as made:
             for number, batch in made:
-                yield self._placed(batch, epoch, number)
+                yield self._on_device(batch, epoch, number)
 
     def prefetched(
-        self, epoch: int, start: int, stage: Callable[[Generator[_Made]], Generator[_Made]], raw: Arrays | None = None
+        self, epoch: int, start: int, run: Callable[[Generator[_Made]], Generator[_Made]], raw: Arrays | None = None
     ) -> Iterator[Any]:
-        """As :meth:`epoch`, with `stage` to bring the batches to their device.
+        """Iterate over the batches of :meth:`epoch`, brought to their device by `run`.
 
         Args:
-            epoch, start: which batches.
-            stage: gets the batches on the host with what was skipped, gives the same with the batches in their places. It may
-                be ahead of what is asked for.
-            raw: take the examples from these arrays, as they are: neither `transform` nor `augment` is called.
+            epoch, start: as for :meth:`epoch`.
+            run: maps the batches on the host, each with the skipped examples, to the same on the device, possibly ahead of
+                time: `Prefetcher.run`.
+            raw: arrays to take the examples from, without `transform` and `augment`.
         """
-        late = None if raw is not None else self._late
-        with contextlib.closing(self._counted(epoch, start, stage(self._made(epoch, start, raw)))) as made:
+        augment = None if raw is not None else self._device_augment
+        with contextlib.closing(self._numbered(epoch, start, run(self._made(epoch, start, raw)))) as made:
             for number, batch in made:
-                yield batch if late is None else _augmented(late, self.seed, batch, epoch, number)
+                yield batch if augment is None else _augmented(augment, self.seed, batch, epoch, number)
 
     def bounds(self, epoch: int, start: int = 0) -> Iterator[tuple[int, int]]:
-        """As :meth:`epoch`, but what is given for each batch is where it begins and ends in :meth:`order`: nothing is made."""
+        """Iterate over (begin, end) of each batch in :meth:`order` instead of the batches of :meth:`epoch`."""
         made = (((begin, end), list[SkipExample]()) for _, begin, end in self._places(start))
-        with contextlib.closing(self._counted(epoch, start, made)) as counted:
+        with contextlib.closing(self._numbered(epoch, start, made)) as counted:
             for _, bounds in counted:
                 yield bounds
 
     def order(self, epoch: int) -> NumpyArray:
-        """The indices of an epoch's examples, int64: a function of the seed and the epoch. A stream has none."""
+        """Return the indices of an epoch's examples, int64: a function of the seed and the epoch. A stream has none."""
         if self.source.count is None:
             raise TypeError("a stream has no indices")
         n = self.source.count
         return sampling.order(self.seed, epoch, n, shuffle=self.shuffle, weights=self._weights, samples=self.count)
 
     def _places(self, start: int) -> Iterator[tuple[int, int, int]]:
-        """The number, begin and end of every batch from `start` on."""
+        """Iterate over the number, begin and end of every batch from `start` on."""
         size, count = self.batch_size, self.count
         if size is None or count is None:
             raise TypeError("a stream has no indices")
@@ -230,14 +226,13 @@ class Batches:
     def _made(self, epoch: int, start: int, raw: Arrays | None = None) -> Generator[_Made]:
         return self._streamed(epoch, start) if isinstance(self.source, Stream) else self._indexed(epoch, start, raw)
 
-    def _counted(self, epoch: int, start: int, made: Generator[_Made]) -> Generator[tuple[int, Any]]:
-        """The batches with their numbers; what was skipped is noted and the place in the data kept."""
+    def _numbered(self, epoch: int, start: int, made: Generator[_Made]) -> Generator[tuple[int, Any]]:
+        """Yield the batches with their numbers; record skipped examples and the position in the data."""
         self._epoch, self._batch = epoch, start
         try:
             for number, (batch, skipped) in zip(itertools.count(start), made):
                 self._note(skipped)
-                # Counted before it is given: who saves the state while using a batch wants the next one
-                # afterwards.
+                # Counted before the yield: a state saved while a batch is in use resumes with the next one.
                 self._epoch, self._batch = epoch, number + 1
                 if batch is not None:
                     yield number, batch
@@ -246,13 +241,13 @@ class Batches:
             made.close()
 
     def state(self) -> dict[str, int | None]:
-        """The place in the data, for a checkpoint: numbers only. Batches made ahead of time do not count."""
+        """Return the position in the data, for a checkpoint: numbers only. Prefetched batches do not count."""
         return {"epoch": self._epoch, "batch": self._batch, **self._identity()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken: the next loop gives the rest of that epoch.
+        """Restore a position from :meth:`state`: the next loop gives the rest of that epoch.
 
-        A stream is read again from its beginning and its first batches are thrown away.
+        A stream is read again from its beginning and its first batches are discarded.
 
         Raises:
             ValueError: the state is of other data, or of another seed or batch size.
@@ -264,7 +259,7 @@ class Batches:
         self._start = self._batch
 
     def close(self) -> None:
-        """End the worker processes, if there are any; the next epoch starts new ones."""
+        """Stop the worker processes, if any; the next epoch starts new ones."""
         if self._processes is not None:
             self._processes.close()
             self._processes = None
@@ -295,7 +290,7 @@ class Batches:
         if self.workers == 0:
             yield from itertools.starmap(work, tasks)
             return
-        # Imported where it is used: pools of processes bring much of the standard library with them.
+        # Imported late: process pools load much of the standard library.
         from .workers import in_order, threads
 
         if self._uses_processes:
@@ -332,7 +327,7 @@ class Batches:
             if self.workers:
                 from .workers import in_order, threads
 
-                # One thread, whatever `workers` says: the stream has one reader.
+                # One thread, whatever `workers` is: a stream has one reader.
                 with threads(1) as pool:
                     for batch in in_order(pool, work, itertools.repeat(()), self._ahead):
                         if batch is _END:
@@ -344,11 +339,11 @@ class Batches:
         finally:
             raw.close()
 
-    def _placed(self, batch: Any, epoch: int, number: int) -> Any:
+    def _on_device(self, batch: Any, epoch: int, number: int) -> Any:
         if self.device is None:
             return batch
-        batch = each(self._move, batch)
-        return batch if self._late is None else _augmented(self._late, self.seed, batch, epoch, number)
+        batch = tree_map(self._move, batch)
+        return batch if self._device_augment is None else _augmented(self._device_augment, self.seed, batch, epoch, number)
 
     def _note(self, skipped: list[SkipExample]) -> None:
         for skip in skipped:

@@ -1,11 +1,11 @@
-"""Batches on their way to a GPU: copied through page-locked memory on a stream of their own, ahead of the computation.
+"""Prefetching batches to a GPU: copies through pinned staging buffers on a second stream, overlapping with computation.
 
-There are a few slots, each with page-locked memory, memory on the device, and two events. The host fills a slot, the
-stream of copies moves it, the stream of computations uses it; each waits for the one before it and nobody else:
+There are a few slots, each with a pinned staging buffer on the host, a buffer on the device, and two events. The host fills
+a slot, the copy stream transfers it, the compute stream uses it; each waits only for the previous stage:
 
-    fill slot k      after the copy out of its page-locked memory is done         (the host waits, ahead of time)
-    copy slot k      after the computation on its memory on the device is done    (the stream of copies waits)
-    use slot k       after its copy is done                                       (the stream of computations waits)
+    fill slot k      after the copy from its staging buffer      (the host waits, ahead of time)
+    copy slot k      after the computation on its buffer         (the copy stream waits)
+    use slot k       after its copy                              (the compute stream waits)
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import numpy as np
 from xpnet.backend import Array, to_numpy
 from xpnet.runtime import events
 
-from .arrays import each
+from .arrays import tree_map
 from .dataset import NumpyArray
 
 SLOTS = 3
-"""One that is used, one that is ready, one that is filled."""
+"""One in use, one ready, one being filled."""
 
 _END = object()
 
 
 class Event(Protocol):
-    """A point in the work of a stream."""
+    """An event in a stream."""
 
     def synchronize(self) -> None:
-        """Let the host wait until the stream has come to it."""
+        """Block the host until the stream has reached it."""
 
 
 class Transfers(Protocol):
-    """Two streams of a device, one that copies and one that computes: xpnet.accel.cupy.transfers, or a test's own.
+    """The copy stream and the compute stream of a device: xpnet.accel.cupy.transfers, or one of the tests.
 
     Attributes:
         xp: the namespace of the device's arrays.
@@ -46,44 +46,44 @@ class Transfers(Protocol):
     xp: Any
 
     def pinned(self, size: int) -> NumpyArray:
-        """Page-locked memory: (size,) uint8."""
+        """Allocate pinned memory: (size,) uint8."""
 
     def buffer(self, size: int) -> Array:
-        """Memory on the device: (size,) uint8."""
+        """Allocate memory on the device: (size,) uint8."""
 
     def copy(self, target: Array, source: NumpyArray) -> None:
-        """Let the stream of copies copy `source`, page-locked, to `target`, on the device: as many bytes."""
+        """Enqueue a copy of `source`, pinned, to `target` on the device, of the same size."""
 
     def copied(self) -> Event:
-        """A new event after all copies so far."""
+        """Record an event after all copies so far."""
 
     def used(self) -> Event:
-        """A new event after all computations so far."""
+        """Record an event after all computations so far."""
 
     def copies_wait(self, event: Event) -> None:
-        """Let the stream of copies wait for an event."""
+        """Let the copy stream wait for an event."""
 
     def computations_wait(self, event: Event) -> None:
-        """Let the stream of computations wait for an event."""
+        """Let the compute stream wait for an event."""
 
     def is_there(self, array: Any) -> bool:
-        """Whether this is an array of the device's own library, which need not be copied this way."""
+        """Return whether an array is of the device's own library and needs no staging."""
 
     def move(self, array: Any) -> Array:
-        """Such an array on this very device."""
+        """Return such an array on this device."""
 
     def seconds(self, event: Event) -> float:
-        """When the stream came to an event, on the clock of time.perf_counter; waits for it."""
+        """Wait for an event and return when it was reached, on the clock of time.perf_counter."""
 
     def finish(self) -> None:
-        """Wait until both streams have done their work."""
+        """Wait for both streams."""
 
 
 class Slot:
-    """One batch's memory."""
+    """The buffers of one batch."""
 
     def __init__(self) -> None:
-        self.memory: list[tuple[NumpyArray, Array]] = []  # for each array: on the host and on the device
+        self.memory: list[tuple[NumpyArray, Array]] = []  # for each array: staging buffer and device buffer
         self.copied: Event | None = None
         self.used: Event | None = None
 
@@ -91,12 +91,12 @@ class Slot:
 class Prefetcher:
     """Copies batches to a device while earlier ones are used there.
 
-    A batch that is given stays as it is until the next one is asked for.
+    A batch is valid until the next one is requested.
 
     Args:
         transfers: the device's streams.
-        thread: make and fill in a thread of its own; else in the caller's, ahead all the same.
-        slots: how many batches are on their way, the one in use included.
+        thread: prepare batches and fill slots in a background thread; else in the caller's thread, also ahead.
+        slots: batches in flight, including the one in use.
     """
 
     def __init__(self, transfers: Transfers, thread: bool = True, slots: int = SLOTS) -> None:
@@ -106,16 +106,16 @@ class Prefetcher:
         self._running: Generator[Any] | None = None
 
     def run(self, made: Generator[tuple[Any, Any]]) -> Generator[tuple[Any, Any]]:
-        """The batches of `made`, on the device, each with what came with it; closes `made` at the end, however it comes."""
+        """Yield the batches of `made`, on the device, each with its second part as it is; close `made` at the end."""
         self._running = self._run(made)
         return self._running
 
     def close(self) -> None:
-        """Stop, wait for what is under way, and give back the memory."""
+        """Stop, wait for copies in flight, and free the buffers."""
         if self._running is not None:
             self._running.close()
             self._running = None
-        self.transfers.finish()  # no copy may still read memory that others get now
+        self.transfers.finish()  # no copy may read a buffer that is freed
         self._slots = [Slot() for _ in self._slots]
 
     def _run(self, made: Generator[tuple[Any, Any]]) -> Generator[tuple[Any, Any]]:
@@ -134,12 +134,11 @@ class Prefetcher:
             made.close()
 
     def _ahead(self, made: Iterator[tuple[Any, Any]]) -> Generator[Any]:
-        """The slots in turn, up to all but one of them ahead of the one that is in use.
+        """Yield filled slots in turn, up to `slots` - 1 of them ahead of the one in use.
 
-        The slot of a new batch is free for the host: the batch that was in it, `slots` batches ago, has been used, for its
-        successor was asked for.
+        The host may refill a slot: its last batch, `slots` batches ago, was released when the next one was requested.
         """
-        from .workers import here, in_order, threads
+        from .workers import SerialExecutor, in_order, threads
 
         turns = itertools.cycle(self._slots)
 
@@ -153,14 +152,14 @@ class Prefetcher:
             slot = next(turns)
             return slot, self._stage(slot, batch), others
 
-        with threads(1) if self.thread else here() as pool:
+        with threads(1) if self.thread else SerialExecutor() as pool:
             for item in in_order(pool, work, itertools.repeat(()), len(self._slots) - 1):
                 if item is _END:
                     return
                 yield item
 
     def _stage(self, slot: Slot, batch: Any) -> Any:
-        """Bring a batch into a slot: filled now, copied when the device comes to it."""
+        """Fill a slot with a batch and enqueue its copy."""
         transfers, line = self.transfers, events.active()
         if slot.copied is not None:
             slot.copied.synchronize()
@@ -179,7 +178,7 @@ class Prefetcher:
             copies.append((target, source))
             return target.view(dtype).reshape(values.shape)
 
-        placed = each(place, batch)
+        placed = tree_map(place, batch)
         begun = transfers.copied() if line is not None else None
         for target, source in copies:
             if len(source):
@@ -191,11 +190,11 @@ class Prefetcher:
         return placed
 
     def _memory(self, slot: Slot, number: int, size: int) -> tuple[NumpyArray, Array]:
-        """The first `size` bytes of a slot's memory for one array, on the host and on the device; grown where it must be."""
+        """Return the first `size` bytes of a slot's two buffers for one array, larger ones if needed."""
         while len(slot.memory) <= number:
             slot.memory.append((self.transfers.pinned(0), self.transfers.buffer(0)))
         source, target = slot.memory[number]
         if len(source) < size:
-            # Nothing uses the old memory on the host any more; what the device still reads keeps its place in its queue.
+            # The old staging buffer is unused; the old device buffer is freed in stream order.
             source, target = slot.memory[number] = self.transfers.pinned(size), self.transfers.buffer(size)
         return source[:size], target[:size]

@@ -1,4 +1,4 @@
-"""The data sets that are read from their published files: MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100."""
+"""Data sets read from their published files: MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MnistLike:
     def load(self, path: str | os.PathLike[str] | None) -> Dataset:
         """Read, or download and read, the four files; see :func:`xpnet.data.load`."""
         choices = (MNIST_FILES,)
-        paths = files.look(self.name, self.subfolders, choices, path)
+        paths = files.locate(self.name, self.subfolders, choices, path)
         if paths is not None:
             arrays = self._read(paths)
         else:
@@ -49,7 +49,7 @@ class MnistLike:
             try:
                 arrays = self._read(paths)
             except DataError:
-                # What was just downloaded is not what was published: do not keep it for the next time.
+                # The download is not the published file: do not keep it.
                 for file in paths:
                     file.unlink(missing_ok=True)
                 raise
@@ -81,8 +81,7 @@ class MnistLike:
     def _pair(self, images: NumpyArray, labels: NumpyArray, paths: Sequence[Path]) -> tuple[NumpyArray, NumpyArray]:
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or labels.max(initial=0) >= len(self.class_names):
             raise DataError(
-                f"{paths[0]} and {paths[1]} do not belong together: images of shape {images.shape}, labels "
-                f"of "
+                f"{paths[0]} and {paths[1]} do not belong together: images of shape {images.shape}, labels of "
                 f"shape {labels.shape} up to {labels.max(initial=0)}; expected (N, H, W), (N,) and at most "
                 f"{len(self.class_names) - 1}"
             )
@@ -90,7 +89,7 @@ class MnistLike:
 
 
 def _unit(images: NumpyArray) -> NumpyArray:
-    """uint8 0..255 to float32 0..1."""
+    """Convert uint8 0..255 to float32 0..1."""
     return np.divide(images, np.float32(255), dtype=np.float32)
 
 
@@ -114,7 +113,7 @@ class Cifar:
         """Read, or download and read, the files; see :func:`xpnet.data.load`."""
         names = self.train_files + self.test_files
         choices = (names, (self.archive.name,))
-        paths = files.look(self.name, self.subfolders, choices, path)
+        paths = files.locate(self.name, self.subfolders, choices, path)
         if paths is None:
             paths = self._unpack(files.download(self.name, self.subfolders, choices, [self.archive])[0], names)
         if len(paths) == 1:
@@ -140,7 +139,7 @@ class Cifar:
         return _unit(np.concatenate([x for x, _ in parts])), np.concatenate([y for _, y in parts])
 
     def _unpack(self, archive: Path, names: tuple[str, ...]) -> list[Path]:
-        """Write the files of a downloaded archive beside it and drop the archive: later loads are quick."""
+        """Unpack a downloaded archive beside it and delete it: later loads are faster."""
         for name, content in cifar.read_archive(archive, names, None).items():
             temporary = archive.with_name(f".{name}.{os.getpid()}.tmp")
             try:
@@ -241,8 +240,8 @@ _CIFAR100_NAMES = (
 )
 # fmt: on
 
-# The deviations are those of all pixels of a channel. Another triple in circulation, (0.2023, 0.1994, 0.2010)
-# for CIFAR-10, is the mean of the deviations of the single images, which is not what standardising needs.
+# The deviations are those of all pixels of a channel. The triple often quoted for CIFAR-10, (0.2023, 0.1994, 0.2010), is
+# the mean of the deviations of single images, which does not standardise the data.
 CIFARS = (
     Cifar(
         name="cifar10",

@@ -1,4 +1,4 @@
-"""Which examples come when: orders of an epoch, class weights, a split of one's own."""
+"""Sampling: the order of an epoch, class weights, and splitting data into two parts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def order(
     weights: NumpyArray | None = None,
     samples: int | None = None,
 ) -> NumpyArray:
-    """The indices of the examples of one epoch, int64: a pure function of its arguments.
+    """Return the indices of the examples of one epoch, int64: a pure function of the arguments.
 
     Args:
         seed: any integer.
@@ -31,16 +31,15 @@ def order(
         shuffle: False: 0, 1, 2, ...
         weights: (n,), not negative: draw with replacement, example i with probability weights[i] /
             sum(weights).
-        samples: how many indices; None: n. Without weights they are drawn without replacement, and where they
-            are few the cost does not depend on n.
+        samples: how many indices; None: n. Without weights they are drawn without replacement; the cost of a few does not
+            depend on n.
     """
     count = n if samples is None else samples
     if weights is not None:
         cumulative = np.cumsum(weights, dtype=np.float64)
         uniform = random.generator(random.key(seed, "sample"), epoch).random(count)
         drawn = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-        # Rounding can make uniform * total the total itself; examples of weight 0 at the end are then not
-        # drawn.
+        # Rounding can turn uniform * total into the total: do not draw trailing examples of weight 0 then.
         last: NumpyArray = np.minimum(drawn, int(np.flatnonzero(weights)[-1]))
         return last
     if not shuffle:
@@ -52,7 +51,7 @@ def order(
 
 
 def check_weights(weights: Array, n: int) -> NumpyArray:
-    """`weights` as float64 (n,), or a ValueError that says what is wrong with them."""
+    """Return `weights` as float64 (n,), or raise a ValueError that says what is wrong with them."""
     found = np.asarray(to_numpy(weights), dtype=np.float64)
     if found.shape != (n,):
         raise ValueError(f"weights have shape {found.shape}, expected one for each of the {n} examples: ({n},)")
@@ -62,8 +61,7 @@ def check_weights(weights: Array, n: int) -> NumpyArray:
 
 
 def class_weights(y: Array, classes: int | None = None) -> NumpyArray:
-    """Weights that give every class the same total: N / (present classes * count of the class); 0 for an
-    absent one.
+    """Return weights that give every class the same total: N / (present classes * count of the class), 0 if absent.
 
     Args:
         y: integer labels (N,).
@@ -83,8 +81,7 @@ def class_weights(y: Array, classes: int | None = None) -> NumpyArray:
 
 
 def example_weights(y: Array, weights: Array | None = None) -> NumpyArray:
-    """The weight of each example's class, for `Batches(..., weights=...)`: by default, all classes equally
-    often.
+    """Return each example's class weight, for `Batches(..., weights=...)`: by default, all classes are equally likely.
 
     Args:
         y: integer labels (N,).

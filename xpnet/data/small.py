@@ -1,4 +1,4 @@
-"""The two data sets that come with the package: iris and digits. Sources and licence: shipped/SOURCES.md."""
+"""The two data sets in the package: iris and digits. Sources and licence: shipped/SOURCES.md."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def _content(name: str) -> bytes:
 
 
 def _moments(x: NumpyArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation over all axes but the last."""
+    """Return mean and standard deviation over all axes but the last."""
     axes = tuple(range(x.ndim - 1))
     wide = x.astype(np.float64)
     return tuple(wide.mean(axes).tolist()), tuple(wide.std(axes).tolist())
 
 
 def iris() -> Dataset:
-    """Fisher's iris flowers: 120 training and 30 test examples of 4 lengths, in units of 10 cm, 3 species."""
+    """Load Fisher's iris flowers: 120 training and 30 test examples of 4 lengths, in units of 10 cm, 3 species."""
     rows = [line.split(",") for line in _content("iris.csv").decode().split()[1:]]
     names = ("setosa", "versicolor", "virginica")
     scale = 10.0
-    # A fixed unit, not the range of the data: nothing is fitted, and a length in cm / 10 stays what it means.
+    # A fixed unit instead of the range of the data: nothing is fitted.
     x = (np.array([row[:4] for row in rows], np.float64) / scale).astype(np.float32)
     y = np.array([names.index(row[4]) for row in rows], np.int64)
     test = np.array([row[5] == "1" for row in rows])
@@ -49,7 +49,7 @@ def iris() -> Dataset:
 
 
 def digits() -> Dataset:
-    """The UCI optical digits: 1,438 training and 359 test images of 8x8x1, 10 classes."""
+    """Load the UCI optical digits: 1,438 training and 359 test images of 8x8x1, 10 classes."""
     table = np.array([line.split(b",") for line in gzip.decompress(_content("digits.csv.gz")).split()]).astype(np.int64)
     scale = 16.0
     x = (table[:, :64] / scale).astype(np.float32).reshape(-1, 8, 8, 1)

@@ -1,4 +1,4 @@
-"""Where batches come from besides arrays: sequences of examples, and streams of them."""
+"""Sources of batches other than arrays: sequences and streams of examples."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from xpnet import random
 from xpnet.backend import Array, namespace
 
-from .arrays import Arrays, each, is_array
+from .arrays import Arrays, is_array, tree_map
 from .dataset import DataError, Dataset, NumpyArray
 
 
 class SkipExample(Exception):  # noqa: N818 - a request, not an error
-    """Raised by a sequence of examples (by `data[i]`) to say: leave this one out and go on.
+    """Raised by `data[i]` of a sequence of examples to leave this example out.
 
     Args:
-        name: which one, such as a file name.
-        reason: why.
+        name: of the example, such as a file name.
+        reason: for the warning.
     """
 
     def __init__(self, name: str, reason: str):
@@ -28,23 +28,23 @@ class SkipExample(Exception):  # noqa: N818 - a request, not an error
 
 
 def collate(examples: list[Any], where: str, names: Sequence[object] = ()) -> Any:
-    """One batch out of single examples of the same form: every part is stacked along a new first axis.
+    """Stack single examples of the same form into one batch, along a new first axis.
 
     Args:
         examples: at least one.
-        where: what they come from, for messages.
-        names: what to call each one in messages.
+        where: their origin, for messages.
+        names: of the examples, for messages.
     """
     first = examples[0]
     called = [str(name) for name in names] or [f"example {i} of its batch" for i in range(len(examples))]
     for name, example in zip(called, examples, strict=True):
         if _form(example) != _form(first):
             raise DataError(f"{where}: {name} has another form than {called[0]}")
-    return each(lambda *parts: _stack(parts, where, called), first, *examples[1:])
+    return tree_map(lambda *parts: _stack(parts, where, called), first, *examples[1:])
 
 
 def _form(example: Any) -> tuple[Any, ...]:
-    """What has to agree before the parts of two examples can be put together."""
+    """Return the structure that examples of one batch have to share."""
     if isinstance(example, Mapping):
         return ("dict", *((name, _form(part)) for name, part in example.items()))
     return ("tuple", *map(_form, example)) if isinstance(example, tuple) else ()
@@ -58,13 +58,12 @@ def _stack(parts: tuple[Any, ...], where: str, names: list[str]) -> Array:
         if found != shape:
             raise DataError(
                 f"{where}: {name} has shape {found}, {names[0]} has {shape}; the examples of a batch must "
-                f"have one "
-                f"shape (ImageFolder makes it with size=(H, W))"
+                f"have one shape (ImageFolder makes it with size=(H, W))"
             )
     if is_array(first) and not isinstance(first, (np.ndarray, np.generic)):
         return namespace(*parts).stack(parts, axis=0)
     stacked = np.stack([np.asarray(part) for part in parts])
-    # Python's floats are float64 for NumPy; here they are numbers without a wish for a width.
+    # NumPy makes Python's floats float64; here they have no dtype of their own and become float32.
     python = isinstance(first, float) and not isinstance(first, np.generic)
     return stacked.astype(np.float32) if python else stacked
 
@@ -76,7 +75,7 @@ class Examples:
         self.data, self.count = data, len(data)
 
     def fetch(self, indices: NumpyArray) -> tuple[Any, list[SkipExample]]:
-        """The batch of these examples, None if every one was skipped; and those that were skipped."""
+        """Return the batch of these examples, None if all were skipped, and the skipped ones."""
         found, names, skipped = [], [], []
         files = getattr(self.data, "paths", None)
         for i in indices.tolist():
@@ -89,7 +88,7 @@ class Examples:
 
 
 class Stream:
-    """Examples that come one after the other, from any iterable or from a function that makes one."""
+    """Examples in sequence, from any iterable or from a function that returns one."""
 
     count = None
 
@@ -99,7 +98,7 @@ class Stream:
         self._begun = False
 
     def batches(self, size: int | None, seed: int, epoch: int, drop_last: bool) -> Generator[Any]:
-        """The batches of an epoch; with size None, what the stream gives is taken as batches."""
+        """Yield the batches of an epoch; with size None, the items of the stream are the batches."""
         examples = self._examples(epoch)
         if self.buffer:
             examples = _shuffled(examples, self.buffer, random.generator(random.key(seed, "buffer"), epoch))
@@ -131,7 +130,7 @@ class Stream:
 
 
 def _shuffled(examples: Iterator[Any], size: int, rng: np.random.Generator) -> Iterator[Any]:
-    """Keep `size` examples waiting, and give a random one of them for each that comes."""
+    """Shuffle within a buffer of `size` examples: each new one replaces a random one, which is yielded."""
     waiting: list[Any] = []
     for example in examples:
         if len(waiting) < size:
@@ -145,7 +144,7 @@ def _shuffled(examples: Iterator[Any], size: int, rng: np.random.Generator) -> I
 
 
 def source_of(data: Any, buffer: int) -> Arrays | Examples | Stream:
-    """The source that `data` is."""
+    """Return the source for `data`."""
     if isinstance(data, Dataset):
         raise TypeError("got a Dataset; give one of its parts: dataset.train or dataset.test")
     if is_array(data) or isinstance(data, (tuple, Mapping)):
@@ -156,6 +155,5 @@ def source_of(data: Any, buffer: int) -> Arrays | Examples | Stream:
         return Stream(data, buffer)
     raise TypeError(
         f"data is {type(data).__name__}; expected arrays (one, or a tuple or dict of them), a sequence of "
-        f"examples, an "
-        f"iterable of examples, or a function that returns one"
+        f"examples, an iterable of examples, or a function that returns one"
     )

@@ -1,4 +1,4 @@
-"""Making batches ahead of time, in threads or in processes, in order."""
+"""Preparing batches ahead of time, in threads or in processes, in order."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ T = TypeVar("T")
 
 
 def in_order(pool: Executor, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[T]:
-    """`work(*task)` for every task, computed in `pool` up to `ahead` tasks early, given in the order of the
-    tasks.
+    """Yield `work(*task)` for every task in order, computed in `pool` up to `ahead` tasks early.
 
-    An exception of `work` is raised here, in its turn. When the caller stops early, what has not begun is
-    cancelled.
+    An exception of `work` is raised here, in its turn. When the caller stops early, pending tasks are cancelled.
     """
     pending: deque[Future[T]] = deque()
     try:
@@ -47,7 +45,7 @@ def in_order(pool: Executor, work: Callable[..., T], tasks: Iterable[tuple[Any, 
 
 @contextmanager
 def threads(count: int) -> Iterator[Executor]:
-    """A pool of threads that ends with the block, whatever is still waiting."""
+    """Open a pool of threads for a `with` block; pending work is cancelled at its end."""
     pool = ThreadPoolExecutor(count, thread_name_prefix="xpnet-data")
     try:
         yield pool
@@ -55,21 +53,17 @@ def threads(count: int) -> Iterator[Executor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Here(Executor):
-    """Does at once, in the thread that asks, what it is given; an exception waits for its turn all the same."""
+class SerialExecutor(Executor):
+    """Runs work at once in the calling thread; an exception is kept in the future, as in a pool."""
 
     def submit(self, work: Callable[..., T], /, *arguments: Any, **named: Any) -> Future[T]:
+        """Run the work and return its future."""
         future: Future[T] = Future()
         try:
             future.set_result(work(*arguments, **named))
-        except Exception as error:  # an interrupt is not for later
+        except Exception as error:  # an interrupt is not deferred
             future.set_exception(error)
         return future
-
-
-def here() -> Executor:
-    """What stands for a pool of threads where there are none."""
-    return _Here()
 
 
 _work: Callable[..., Any] | None = None
@@ -78,7 +72,7 @@ _work: Callable[..., Any] | None = None
 def _begin(work: Callable[..., Any]) -> None:
     global _work
     _work = work
-    # Ctrl-C reaches every process of the terminal; the main one decides what to do.
+    # Ctrl-C reaches every process of the terminal; only the main one handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -89,7 +83,7 @@ def _run(*task: Any) -> Any:
 
 
 class Processes:
-    """A pool of worker processes, each with its own copy of `work`, kept from epoch to epoch."""
+    """A pool of worker processes, each with its own copy of `work`, that persists across epochs."""
 
     def __init__(self, count: int, work: Callable[..., Any]):
         try:
@@ -97,17 +91,16 @@ class Processes:
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise DataError(
                 f"the data or their transform cannot be sent to worker processes ({error}): use functions "
-                f"and classes "
-                f"that are defined at the top of a module, or threads (processes=False)"
+                f"and classes that are defined at the top of a module, or threads (processes=False)"
             ) from None
-        # A forked copy of a process with threads (BLAS has some) can hang: start each from scratch.
+        # A fork of a process with threads, such as those of BLAS, can deadlock: spawn instead.
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(work,))
 
     def in_order(self, tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
-        """See :func:`in_order`; the work is the one given at the start."""
+        """Yield the results of the tasks in order; see :func:`in_order`."""
         return in_order(self.pool, _run, tasks, ahead)
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         self.pool.shutdown(wait=True, cancel_futures=True)

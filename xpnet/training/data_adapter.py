@@ -1,4 +1,4 @@
-"""What a Trainer is given: data in their many forms as batches, and batches of several inputs or outputs."""
+"""The forms of data that a Trainer takes, all turned into Batches; and batches of several inputs or outputs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ Data = Any
 
 
 def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: int) -> Batches:
-    """`data` as Batches on the model's device.
+    """Return `data` as Batches on the model's device.
+
+    Args:
+        data: a pair (x, y) of arrays, Batches, a sequence of examples, an iterable of batches (x, y), or a function that
+            returns one.
+        model: determines the device.
+        batch_size, shuffle, seed: of the Batches to make.
 
     Raises:
-        ValueError: it is neither a pair (x, y) of equal, positive length, nor Batches, nor an iterable of batches.
+        ValueError: `data` is neither a pair (x, y) of equal, positive length, nor Batches, nor an iterable of batches.
     """
-    from xpnet.data import Batches, Dataset  # when it is needed: importing xpnet is to be quick
-    from xpnet.data.arrays import leaves
+    from xpnet.data import Batches, Dataset  # importing xpnet does not import the data
+    from xpnet.data.arrays import tree_leaves
 
     if not is_whole(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 and whole, got {batch_size!r}")
@@ -32,12 +38,12 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
     if isinstance(data, Dataset):
         raise ValueError("data must be (x, y), got a Dataset; give one of its parts: dataset.train or dataset.test")
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "__iter__"):
-        return Batches(data, batch_size, shuffle=shuffle, seed=seed, device=device)  # one by one, such as an ImageFolder
+        return Batches(data, batch_size, shuffle=shuffle, seed=seed, device=device)  # such as an ImageFolder
     if not isinstance(data, (tuple, list)) or (isinstance(data, list) and data and isinstance(data[0], (tuple, list))):
         if not (hasattr(data, "__iter__") or callable(data)) or hasattr(data, "shape"):
             raise ValueError(f"data must be (x, y), Batches or an iterable of batches (x, y), got {type(data).__name__}")
         return Batches(lambda: _pairs(data() if callable(data) else data), None, seed=seed, device=device)
-    parts = leaves(tuple(data))
+    parts = tree_leaves(tuple(data))
     if len(data) != 2 or not all(hasattr(part, "shape") and len(part.shape) for part in parts):
         raise ValueError(
             f"data must be a pair (x, y) of two arrays with an axis of examples first, got ({kinds(data)}); convert lists "
@@ -50,7 +56,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
 
 
 def _pairs(batches: Any) -> Iterator[tuple[Any, Any]]:
-    """The batches of a stream, each as a tuple (x, y): a DataLoader of PyTorch gives lists."""
+    """Yield the batches of a stream, each as a tuple (x, y): a DataLoader of PyTorch gives lists."""
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             what = f"({kinds(batch)})" if isinstance(batch, (tuple, list)) else kinds([batch])
@@ -59,12 +65,12 @@ def _pairs(batches: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def kinds(parts: Sequence[Any]) -> str:
-    """The types of some values, for a message."""
+    """Return the types and shapes of some values, for a message."""
     return ", ".join(f"{type(p).__name__}{f' {tuple(p.shape)}' if hasattr(p, 'shape') else ''}" for p in parts[:4])
 
 
 def no_batches(where: str) -> str:
-    """The message for data that gave nothing."""
+    """Return the message for data without a batch."""
     return (
         f"the data gave no batch in {where}; a generator can be run through only once: pass a function that returns one, a "
         f"list of batches, or arrays (x, y)"
@@ -72,24 +78,24 @@ def no_batches(where: str) -> str:
 
 
 def applied(model: Module, x: Any) -> Any:
-    """The model's output; a tuple is several inputs."""
+    """Return the model's output; a tuple is several inputs."""
     return model(*x) if type(x) is tuple else model(x)
 
 
 def native(output: Any) -> Any:
-    """The native array of a Tensor, or of each in a tuple of outputs."""
+    """Return the native array of a Tensor, or of each in a tuple of outputs."""
     if isinstance(output, (tuple, list)):
         return tuple(native(part) for part in output)
     return output.array if isinstance(output, Tensor) else output
 
 
 def examples_in(x: Any) -> int:
-    """The number of examples of a batch: an array, or a tuple or dict of them."""
+    """Return the number of examples of a batch: an array, or a tuple or dict of them."""
     while isinstance(x, (tuple, dict)):
         x = next(iter(x.values())) if isinstance(x, dict) else x[0]
     return len(x)
 
 
 def known_length(batches: Batches) -> int | None:
-    """The number of batches an epoch, or None for a stream."""
+    """Return the number of batches of an epoch, or None for a stream."""
     return None if batches.count is None else len(batches)

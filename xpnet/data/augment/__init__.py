@@ -1,9 +1,8 @@
-"""Augmentation: random changes to a batch of images that leave its meaning as it is.
+"""Augmentation: random changes to a batch of images that keep its labels valid.
 
-Each class holds its settings; calling it with a batch ``(x, y)`` gives the changed batch. The random numbers
-are a pure function of ``seed`` and ``step`` (and of the place in a :class:`Compose`), drawn on the host, so
-that the images come out alike on every backend; only those few numbers travel to a GPU. x is (N, H, W, C),
-and never changed in place.
+Each class holds its settings; calling it with a batch ``(x, y)`` returns the augmented batch. The random numbers are a pure
+function of ``seed`` and ``step`` (and of the position in a :class:`Compose`), drawn on the host, so that the images are the
+same on every backend; only these numbers are copied to a GPU. x is (N, H, W, C), and never changed in place.
 """
 
 from .base import Augmentation, Compose

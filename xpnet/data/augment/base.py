@@ -1,4 +1,4 @@
-"""What every augmentation has: a call with a seed and a step, and a place in a composition."""
+"""The base class of augmentations, called with a seed and a step, and their composition."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Augmentation(ABC):
     """A random change to a batch. Subclasses define :meth:`apply`."""
 
     def __call__(self, x: Array, y: Array | None = None, *, seed: int = 0, step: int = 0) -> Any:
-        """The changed batch: `(x, y)`, or x if no y was given.
+        """Augment a batch; return `(x, y)`, or x if no y was given.
 
         Args:
             x: (N, H, W, C), of any array library.
             y: labels or targets (N, ...).
             seed: any integer.
-            step: which batch this is; another step gives other random numbers.
+            step: the number of the batch; each step has its own random numbers.
         """
         xp = namespace(x)
         new_x, new_y = self.staged(xp, x, y, seed, step, ())
@@ -31,23 +31,23 @@ class Augmentation(ABC):
     def staged(
         self, xp: Namespace, x: Array, y: Array | None, seed: int, step: int, place: tuple[int, ...]
     ) -> tuple[Array, Array | None]:
-        """:meth:`apply` with the random numbers of this place in a composition."""
+        """Call :meth:`apply` with the random numbers of this place in a composition."""
         return self.apply(xp, x, y, random.generator(random.key(seed, "augment", *place), step))
 
     @abstractmethod
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """The changed batch.
+        """Return the augmented batch.
 
         Args:
             xp: the namespace of x.
             x: (N, H, W, C).
             y: labels or targets, or None.
-            rng: where the random numbers come from.
+            rng: generator of the random numbers.
         """
 
 
 def images(augmentation: Augmentation, x: Array) -> tuple[int, int, int, int]:
-    """The shape (N, H, W, C) of x, or a ValueError that names the augmentation."""
+    """Return the shape (N, H, W, C) of x, or raise a ValueError that names the augmentation."""
     if len(x.shape) != 4:
         raise ValueError(f"{type(augmentation).__name__} expects images (N, H, W, C), got {describe(x)}")
     N, H, W, C = x.shape
@@ -55,24 +55,23 @@ def images(augmentation: Augmentation, x: Array) -> tuple[int, int, int, int]:
 
 
 def floating(augmentation: Augmentation, xp: Namespace, x: Array) -> None:
-    """A TypeError that names the augmentation, unless x is floating."""
+    """Raise a TypeError that names the augmentation, unless x is floating."""
     if not xp.isdtype(x.dtype, "real floating"):
         raise TypeError(
             f"{type(augmentation).__name__} computes with fractions and got {dtype_name(x)}; convert first, "
-            f"for example "
-            f"with Rescale(255)"
+            f"for example with Rescale(255)"
         )
 
 
 def require(condition: bool, message: str) -> None:
-    """A ValueError with this message, unless the condition holds."""
+    """Raise a ValueError with this message, unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
 @dataclass(frozen=True, init=False)
 class Compose(Augmentation):
-    """One augmentation after the other; each has random numbers of its own."""
+    """Several augmentations in sequence, each with its own random numbers."""
 
     stages: tuple[Augmentation, ...]
 
@@ -85,13 +84,13 @@ class Compose(Augmentation):
     def staged(
         self, xp: Namespace, x: Array, y: Array | None, seed: int, step: int, place: tuple[int, ...]
     ) -> tuple[Array, Array | None]:
-        """Every stage, at its own place."""
+        """Call every stage, at its own place."""
         for i, stage in enumerate(self.stages):
             x, y = stage.staged(xp, x, y, seed, step, (*place, i))
         return x, y
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """Every stage, with the numbers of one generator."""
+        """Apply every stage, with the numbers of one generator."""
         for stage in self.stages:
             x, y = stage.apply(xp, x, y, rng)
         return x, y

@@ -1,4 +1,4 @@
-"""Changes that move whole pixels or paint over them: shift, flip, crop, cutout."""
+"""Augmentations that move whole pixels or overwrite them: shift, flip, crop, cutout."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .base import Augmentation, images, require
 def cut(
     xp: Namespace, x: Array, top: np.ndarray[Any, Any], left: np.ndarray[Any, Any], size: tuple[int, int], fill: float
 ) -> Array:
-    """A piece of each image: out[n, i, j] = x[n, top[n] + i, left[n] + j], and `fill` where that lies outside.
+    """Cut a patch out of each image: out[n, i, j] = x[n, top[n] + i, left[n] + j], and `fill` outside.
 
     Args:
         xp: the namespace of x.
         x: (N, H, W, C).
-        top: whole numbers (N,), on the host.
+        top: integers (N,), on the host.
         left: the same.
-        size: (OH, OW) of a piece.
+        size: (OH, OW) of a patch.
         fill: any number.
     """
     (N, H, W, C), (OH, OW) = x.shape, size
     if xp is np:
-        # One slice an image copies runs of OW * C numbers; a gather of single pixels takes ten times as long.
+        # A slice per image copies runs of OW * C numbers; gathering single pixels takes ten times as long.
         out = np.full((N, OH, OW, C), fill, x.dtype)
         for n, (r, c) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
             r0, r1, c0, c1 = max(r, 0), min(r + OH, H), max(c, 0), min(c + OW, W)
@@ -46,9 +46,9 @@ def cut(
 
 @dataclass(frozen=True)
 class Shift(Augmentation):
-    """Move each image by up to `pixels` up or down and left or right; what comes in is `fill`.
+    """Move each image by up to `pixels` up or down and left or right; new pixels are `fill`.
 
-    Source: the shifted copies of P. Simard, D. Steinkraus, J. Platt (2003).
+    Source: P. Simard, D. Steinkraus, J. Platt (2003).
     """
 
     pixels: int
@@ -58,7 +58,7 @@ class Shift(Augmentation):
         require(self.pixels >= 0, f"pixels must not be negative, got {self.pixels}")
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """Two whole numbers for each image."""
+        """Draw two integers for each image."""
         N, H, W, _ = images(self, x)
         by = rng.integers(-self.pixels, self.pixels, (N, 2), endpoint=True)
         return cut(xp, x, -by[:, 0], -by[:, 1], (H, W), self.fill), y
@@ -75,7 +75,7 @@ class Flip(Augmentation):
         require(0 <= self.p <= 1, f"p must lie in [0, 1], got {self.p}")
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """One number for each image."""
+        """Draw one number for each image."""
         N = images(self, x)[0]
         turned, axis = rng.random(N) < self.p, 1 if self.vertical else 2
         if xp is np:
@@ -87,11 +87,11 @@ class Flip(Augmentation):
 
 @dataclass(frozen=True)
 class Crop(Augmentation):
-    """Surround each image with `padding` pixels of `fill` and cut a random piece out of it.
+    """Pad each image with `padding` pixels of `fill` and cut a random patch out of it.
 
     Args:
         padding: pixels on every side.
-        size: (OH, OW) of the piece; None: the size of the image.
+        size: (OH, OW) of the patch; None: the size of the image.
         fill: the value of the padding.
     """
 
@@ -103,7 +103,7 @@ class Crop(Augmentation):
         require(self.padding >= 0, f"padding must not be negative, got {self.padding}")
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """Two whole numbers for each image: the corner of the piece."""
+        """Draw two integers for each image: the corner of the patch."""
         N, H, W, _ = images(self, x)
         OH, OW = (H, W) if self.size is None else self.size
         room = H + 2 * self.padding - OH, W + 2 * self.padding - OW
@@ -118,7 +118,7 @@ class Crop(Augmentation):
 
 @dataclass(frozen=True)
 class Cutout(Augmentation):
-    """Paint a square of `size` pixels over each image, its centre anywhere in the image.
+    """Overwrite a square of `size` pixels in each image, its centre anywhere in the image.
 
     Source: T. DeVries, G. Taylor, "Improved regularization of convolutional neural networks with cutout"
         (2017).
@@ -131,7 +131,7 @@ class Cutout(Augmentation):
         require(self.size > 0, f"size must be positive, got {self.size}")
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """Two whole numbers for each image."""
+        """Draw two integers for each image."""
         N, H, W, _ = images(self, x)
         hit = []
         for length in (H, W):

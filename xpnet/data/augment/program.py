@@ -1,8 +1,8 @@
-"""An augmentation as a program that one kernel runs: ``kernels/cuda/batches.cu``.
+"""An augmentation as a program for one kernel: ``kernels/cuda/batches.cu``.
 
-Moving, mirroring and painting pixels only decide where a pixel comes from; rescaling and normalising only what a value
-becomes. A composition of these is one pass over the batch: for each pixel the program is followed backwards to its origin,
-and the value's changes are looked up. The random numbers are those of the stages' `apply`, bit for bit.
+Moving, flipping and overwriting only determine where a pixel comes from; rescaling and normalising only change its value. A
+composition of these is one pass over the batch: the program is followed backwards from each pixel to its origin, and the
+changes of its value are applied or looked up. The random numbers are those of the stages' `apply`, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from .moves import Crop, Cutout, Flip, Shift
 from .values import Normalise, Rescale
 
 MOVE, FLIP_COLUMNS, FLIP_ROWS, CUTOUT = range(4)
-"""The kinds of stages, as the kernel numbers them."""
+"""The kinds of stages, numbered as in the kernel."""
 
-_FAR = 1 << 30  # beyond this, places do not fit the kernel's 32-bit integers
-_WIDE = 1 << 16  # channels; a table of all bytes for more would be larger than many a data set
+_FAR = 1 << 30  # positions beyond this do not fit the kernel's 32-bit integers
+_WIDE = 1 << 16  # channels; a lookup table for more could be larger than the data
 
 
 @dataclass(frozen=True)
 class AugmentProgram:
-    """What the kernels `select` and `gather` of ``xpnet.accel.cupy.batches`` are given, as NumPy arrays.
+    """The arguments of the kernels `select` and `gather` of ``xpnet.accel.cupy.batches``, as NumPy arrays.
 
     Attributes:
         shape: of a resulting example.
         dtype: of the result.
-        stages: (S, 12) int64, or None: no pixel moves.
-        fills: (S, C) of `dtype`, what each stage paints, with the changes of value that come after it; None without stages.
-        table: (256, C) of `dtype`, or (256, 1) for all channels: what each byte becomes; None unless the data are bytes.
-        values: (K, 2, C) of `dtype`: what numbers become, (v - a) / b for each pair; None for no change.
+        stages: (S, 12) int64; None: no pixel moves.
+        fills: (S, C) of `dtype`, the fill value of each stage after the changes of value that follow it; None without stages.
+        table: (256, C) of `dtype`, or (256, 1) for all channels: the value of each byte; None unless the data are bytes.
+        values: (K, 2, C) of `dtype`: each pair (a, b) changes a number v to (v - a) / b; None for no change.
     """
 
     shape: tuple[int, ...]
@@ -57,17 +57,17 @@ def augment_program(
     convert: Callable[[NumpyArray], NumpyArray] | None = None,
     alike: bool = True,
 ) -> AugmentProgram | None:
-    """The program of an augmentation, or None where it has a stage that no program can express.
+    """Return the program of an augmentation, or None if a stage cannot be expressed in one.
 
-    Those are Mixup, Rotation, Elastic and classes of one's own; Rescale and Normalise in half precision, and bytes that stay
-    bytes.
+    Such stages are Mixup, Rotation, Elastic and user-defined classes; Rescale and Normalise in half precision, and bytes that
+    stay bytes.
 
     Args:
         augment: any; None changes nothing.
-        seed: what the augmentation is called with.
+        seed: of the augmentation.
         shape: of an example in the data, (H, W, C); of any number of axes where no pixel moves.
         dtype: of the data.
-        convert: what becomes of bytes before the augmentation, elementwise (by channel): (256, 1, 1, C) uint8 to numbers.
+        convert: elementwise conversion of bytes before the augmentation: (256, 1, 1, C) uint8 to floating.
         alike: whether `convert` does the same for all channels.
 
     Raises:
@@ -79,7 +79,7 @@ def augment_program(
     bytes_ = dtype == "uint8"
     if bytes_ and different > _WIDE:
         return None
-    samples = np.zeros((1, 1, 1, different), dtype)  # what flows through the stages
+    samples = np.zeros((1, 1, 1, different), dtype)  # run through the stages
     if bytes_:
         samples = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, different))
         samples = samples if convert is None else convert(samples)
@@ -97,7 +97,7 @@ def augment_program(
                 pairs.append(_pair(stage, channels, kept))
             continue
         if len(shape) != 3:
-            return None  # where `apply` says that these are no images
+            return None  # `apply` raises: these are no images
         found = _stage(stage, shape, key)
         if found is None:
             return None
@@ -117,7 +117,7 @@ def augment_program(
 
 
 def _flat(stage: Augmentation | None, seed: int, place: tuple[int, ...]) -> Iterator[tuple[Augmentation, random.Key]]:
-    """The stages with their keys, as `Augmentation.staged` gives them."""
+    """Yield the stages with the keys of `Augmentation.staged`."""
     if type(stage) is Compose:
         for i, part in enumerate(stage.stages):
             yield from _flat(part, seed, (*place, i))
@@ -131,7 +131,7 @@ def _pair(stage: Any, channels: int, dtype: Any) -> NumpyArray:
 
 
 def _stage(stage: Any, shape: tuple[int, ...], key: random.Key) -> tuple[list[int], tuple[int, ...], float] | None:
-    """A stage's row of the program, the shape of the examples that leave it, and what it paints."""
+    """Return a stage's row of the program, the shape of its output, and its fill value."""
     (H, W, C), kind = shape, type(stage)
     fill, size, threshold = getattr(stage, "fill", 0.0), 0, 0
     choices, offset, sign, paired = (1, 1), 0, 1, 0
@@ -142,15 +142,15 @@ def _stage(stage: Any, shape: tuple[int, ...], key: random.Key) -> tuple[list[in
         choices, offset = (H + 2 * stage.padding - OH + 1, W + 2 * stage.padding - OW + 1), -stage.padding
         shape = (OH, OW, C)
         if min(*choices, OH, OW) < 1:
-            return None  # `apply` says what is wrong with it
+            return None  # `apply` raises
     elif kind is Cutout:
         choices, offset, size = (H, W), -(stage.size // 2), stage.size
     elif kind is Flip:
-        # Below p are the multiples k of 2**-53 with k < p * 2**53, a product that is exact.
+        # The multiples k of 2**-53 below p are those with k < p * 2**53, an exact product.
         threshold = math.ceil(stage.p * 2.0**53)
     else:
         return None
-    # Drawn are 0 .. choices - 1, and choices must fit 32 bits.
+    # Draws are 0 .. choices - 1, and choices must fit 32 bits.
     number = CUTOUT if kind is Cutout else MOVE if kind is not Flip else FLIP_ROWS if stage.vertical else FLIP_COLUMNS
     if max(*choices, abs(offset), size) > 2 * _FAR + 1 or abs(offset) > _FAR:
         return None

@@ -1,4 +1,4 @@
-"""Changes of the values: mixup, rescaling, normalisation."""
+"""Augmentations that change values: mixup, rescaling, normalisation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from .base import Augmentation, floating, require
 
 @dataclass(frozen=True)
 class Mixup(Augmentation):
-    """Mix each example with another one of the batch: x = l x_i + (1 - l) x_j, y likewise, l from Beta(alpha,
-    alpha).
+    """Mix each example with another of the batch: x = l x_i + (1 - l) x_j, y likewise, l from Beta(alpha, alpha).
 
-    Integer labels become probabilities (N, classes), as `softmax_cross_entropy` takes them; floating targets
-    are mixed as they are. Source: H. Zhang, M. Cisse, Y. Dauphin, D. Lopez-Paz, "mixup: Beyond empirical risk
-    minimization" (2018), with one l for each example.
+    Class indices become probabilities (N, classes) for `softmax_cross_entropy`; floating targets are mixed as they are.
+    Source: H. Zhang, M. Cisse, Y. Dauphin, D. Lopez-Paz, "mixup: Beyond empirical risk minimization" (2018), with one l for
+    each example.
 
     Args:
-        alpha: positive; small: mostly near 0 or 1.
-        classes: K, needed for integer labels.
+        alpha: positive; if small, l is mostly near 0 or 1.
+        classes: K, needed for class indices.
     """
 
     alpha: float = 0.2
@@ -35,7 +34,7 @@ class Mixup(Augmentation):
         require(self.alpha > 0, f"alpha must be positive, got {self.alpha}")
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """One number for each example, and an order of the batch."""
+        """Draw one number for each example, and a permutation of the batch."""
         floating(self, xp, x)
         N = x.shape[0]
         part = rng.beta(self.alpha, self.alpha, N)
@@ -61,7 +60,7 @@ class Rescale(Augmentation):
     divisor: float = 255.0
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """Draws nothing."""
+        """Return the result; no random numbers are drawn."""
         return xp.astype(x, xp.float32) / self.divisor, y
 
 
@@ -77,7 +76,7 @@ class Normalise(Augmentation):
         require(min(self.std) > 0, f"deviations must be positive, got {self.std}")
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """Draws nothing."""
+        """Return the result; no random numbers are drawn."""
         floating(self, xp, x)
         require(
             len(self.mean) in (1, x.shape[-1]),

@@ -1,4 +1,4 @@
-"""Changes that read the image at fractional places: rotation and elastic distortion."""
+"""Augmentations that sample the image at fractional positions: rotation and elastic distortion."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .base import Augmentation, floating, images, require
 
 
 def warp(x: Array, rows: Array, columns: Array, fill: float = 0.0) -> Array:
-    """Images read at fractional places, bilinearly: out[n, i, j] = x[n, rows[n, i, j], columns[n, i, j]].
+    """Sample images at fractional positions, bilinearly: out[n, i, j] = x[n, rows[n, i, j], columns[n, i, j]].
 
     Args:
         x: (N, H, W, C), floating.
-        rows: (N, OH, OW), of the library and dtype of x; row 0 is the middle of the first pixels.
+        rows: (N, OH, OW), of the library and dtype of x; row 0 is the centre of the first pixels.
         columns: the same.
-        fill: the value of what lies outside the image.
+        fill: the value outside the image.
 
     Returns:
         (N, OH, OW, C).
     """
     xp = namespace(x, rows, columns)
     N, H, W, C = x.shape
-    # A frame of one pixel of 0 (of `fill`) around each image stands for all that lies outside.
+    # A border of one pixel around each image, 0 because `fill` is subtracted, represents everything outside.
     side, above = xp.zeros_like(x[:, :, :1, :]), xp.zeros_like(x[:, :1, :1, :])
     above = xp.broadcast_to(above, (N, 1, W + 2, C))
     framed = xp.concat([above, xp.concat([side, x - fill, side], axis=2), above], axis=1)
@@ -48,7 +48,7 @@ def warp(x: Array, rows: Array, columns: Array, fill: float = 0.0) -> Array:
 
 
 def _grid(xp: Namespace, x: Array) -> tuple[Array, Array]:
-    """The places of the pixels: rows (1, H, 1) and columns (1, 1, W), in the dtype of x."""
+    """Return the coordinates of the pixels: rows (1, H, 1) and columns (1, 1, W), in the dtype of x."""
     _, H, W, _ = x.shape
     rows = np.arange(H).astype(dtype_name(x))[None, :, None]
     return like(xp, x, rows), like(xp, x, np.arange(W).astype(dtype_name(x))[None, None, :])
@@ -56,13 +56,13 @@ def _grid(xp: Namespace, x: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Rotation(Augmentation):
-    """Turn each image about its middle by an angle of up to `degrees` either way (bilinear)."""
+    """Rotate each image about its centre by an angle of up to `degrees` either way (bilinear)."""
 
     degrees: float
     fill: float = 0.0
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """One angle for each image."""
+        """Draw one angle for each image."""
         N, H, W, _ = images(self, x)
         floating(self, xp, x)
         angle = np.deg2rad(rng.uniform(-self.degrees, self.degrees, (N, 1, 1)))
@@ -89,7 +89,7 @@ class Elastic(Augmentation):
         require(self.sigma > 0, f"sigma must be positive, got {self.sigma}")
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """Two numbers for each pixel."""
+        """Draw two numbers for each pixel."""
         N, H, W, _ = images(self, x)
         floating(self, xp, x)
         noise = rng.random((2, N, H, W), dtype=np.float32) * 2 - 1
@@ -101,7 +101,7 @@ class Elastic(Augmentation):
 
 
 def _gaussian(n: int, sigma: float) -> NumpyArray:
-    """The (n, n) matrix that smooths a line of n pixels; beyond its ends the line counts as zero."""
+    """Return the (n, n) matrix that smooths a line of n pixels, zero-padded at its ends."""
     distance = np.arange(n)[:, None] - np.arange(n)
     reach = np.arange(-n, n + 1)
     weights = np.exp(-0.5 * (distance / sigma) ** 2)

@@ -1,4 +1,4 @@
-"""What every transform has: fit once, apply, undo, and a state without code."""
+"""The base class of transforms: fit once, apply, invert, and a state without code."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _CHUNK_BYTES = 1 << 25
 
 
 class Transform(ABC):
-    """A transform of examples. Subclasses say what to fit, how to apply it, and how to undo it."""
+    """A transform of examples. Subclasses define `_fit`, `_apply` and `_undo`."""
 
     needs_fit = True
     fitted_names: frozenset[str] = frozenset()
-    """The names of the arrays that fitting makes."""
+    """The names of the fitted arrays."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, NumpyArray] = {}
-        """What was fitted: float64 arrays."""
+        """The fitted arrays, float64."""
         self.shape: tuple[int, ...] | None = None
         """The shape of one example; None until fitted."""
 
@@ -55,7 +55,7 @@ class Transform(ABC):
         return self
 
     def __call__(self, x: Array) -> Array:
-        """The transformed examples, in the library of x; floating of the width of x, float32 for integers."""
+        """Return the transformed examples, in the library and floating dtype of x, float32 for integers."""
         xp = namespace(x)
         if self.needs_fit:
             expected = self._fitted()
@@ -64,14 +64,14 @@ class Transform(ABC):
         return self._apply(xp, _as_floating(xp, x))
 
     def inverse(self, z: Array) -> Array:
-        """Examples that this transform would turn into `z`: the way back, as far as there is one."""
+        """Return the examples that this transform would turn into `z`, as far as it is invertible."""
         if self.needs_fit:
             self._fitted()
         xp = namespace(z)
         return self._undo(xp, _as_floating(xp, z))
 
     def state(self) -> dict[str, Any]:
-        """All that makes this transform: {"kind": name, "settings": for JSON, "arrays": {name: array}}."""
+        """Return the transform's state: {"kind": name, "settings": for JSON, "arrays": {name: array}}."""
         shape = None if self.shape is None else list(self.shape)
         return {
             "kind": self._name,
@@ -89,7 +89,7 @@ class Transform(ABC):
         return self.shape
 
     def _get(self, xp: Namespace, x: Array, name: str) -> Array:
-        """A fitted array in the library, on the device and in the dtype of x."""
+        """Return a fitted array in the library, on the device and in the dtype of x."""
         return like(xp, x, self.arrays[name].astype(dtype_name(x)))
 
     def _settings(self) -> dict[str, Any]:
@@ -110,14 +110,14 @@ def _as_floating(xp: Namespace, x: Array) -> Array:
 
 
 def chunks(x: Array) -> Iterator[NumpyArray]:
-    """x as float64 on the host, some rows at a time."""
+    """Yield x as float64 on the host, some rows at a time."""
     rows = max(1, _CHUNK_BYTES // (8 * max(1, math.prod(x.shape[1:]))))
     for start in range(0, x.shape[0], rows):
         yield np.asarray(to_numpy(x[start : min(start + rows, x.shape[0]), ...]), dtype=np.float64)
 
 
 def axes_of(per: Per, x: Array) -> tuple[int, ...]:
-    """The axes that a statistic is taken over."""
+    """Return the axes that a statistic is computed over."""
     over = {"feature": (0,), "channel": tuple(range(len(x.shape) - 1)), "all": tuple(range(len(x.shape)))}
     if per not in over:
         raise ValueError(f'per must be "channel", "feature" or "all", got {per!r}')
@@ -125,7 +125,7 @@ def axes_of(per: Per, x: Array) -> tuple[int, ...]:
 
 
 def mean_of(x: Array, per: Per) -> NumpyArray:
-    """The mean over all axes but those that `per` keeps, in float64 on the host."""
+    """Return the mean over all axes but those that `per` keeps, in float64 on the host."""
     axes = axes_of(per, x)
     total = sum(chunk.sum(axes) for chunk in chunks(x))
     return np.asarray(total / math.prod(x.shape[a] for a in axes))

@@ -1,4 +1,4 @@
-"""Labels as probabilities, and back."""
+"""One-hot encoding of labels, and its inverse."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..arrays import like
 
 
 def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:
-    """Integer labels (N, ...) as probabilities (N, ..., classes): 1 at the label, 0 elsewhere.
+    """Convert integer labels (N, ...) to probabilities (N, ..., classes): 1 at the label, 0 elsewhere.
 
     Raises:
-        ValueError: y is not integer, or a label is not in 0 to classes - 1 (checked where that costs no wait
-            for a GPU).
+        ValueError: y is not integer, or a label is not in 0 to classes - 1 (not checked on a GPU, where that would
+            synchronise).
     """
     xp = namespace(y)
     if not xp.isdtype(y.dtype, "integral"):
@@ -28,5 +28,5 @@ def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:
 
 
 def from_one_hot(p: Array) -> Array:
-    """The most probable class: probabilities (N, ..., K) become integer labels (N, ...)."""
+    """Return the most probable class: probabilities (N, ..., K) become integer labels (N, ...)."""
     return namespace(p).argmax(p, axis=-1)

@@ -1,4 +1,4 @@
-"""Transforms in a row, and transforms out of what was saved."""
+"""Transforms in sequence, and transforms from a saved state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .simple import Bias, MeanSubtraction, MinMax, Scale, Standardize
 
 
 class Pipeline(Transform):
-    """One transform after the other; each is fitted to what the ones before it give.
+    """Several transforms in sequence; each is fitted to the output of the previous one.
 
     Args:
         stages: transforms, none of them fitted yet (or all).
@@ -48,7 +48,7 @@ class Pipeline(Transform):
         return z
 
     def state(self) -> dict[str, Any]:
-        """As for every transform; the arrays of stage i are called "i.NAME"."""
+        """Return the state, as for every transform; the arrays of stage i are called "i.NAME"."""
         parts = [stage.state() for stage in self.stages]
         return {
             "kind": "Pipeline",
@@ -66,11 +66,10 @@ _KINDS: dict[str, type[Transform]] = {
 
 
 def from_state(state: Mapping[str, Any]) -> Transform:
-    """The transform whose `state()` this is. Nothing in a state is run: only the kinds of this module are
-    made.
+    """Restore a transform from its `state()`. No code in a state is run: only the kinds of this module are created.
 
     Raises:
-        ValueError: an unknown kind, or settings that this kind does not have.
+        ValueError: an unknown kind, or settings unknown to this kind.
     """
     try:
         kind, settings, arrays = state["kind"], dict(state["settings"]), state["arrays"]

@@ -1,4 +1,4 @@
-"""Principal components and whitening."""
+"""Principal component analysis and whitening."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import Transform, chunks, mean_of
 
 
 def _principal(name: str, x: Array, components: int | None) -> dict[str, NumpyArray]:
-    """Mean (F,), leading eigenvectors (F, k) of the covariance matrix, and the variances (k,) along them."""
+    """Return mean (F,), leading eigenvectors (F, k) of the covariance matrix, and the variances (k,) along them."""
     N, F = x.shape[0], math.prod(x.shape[1:])
     k = min(N, F) if components is None else components
     if not 1 <= k <= min(N, F):
@@ -32,7 +32,7 @@ def _principal(name: str, x: Array, components: int | None) -> dict[str, NumpyAr
         variances, vectors = np.linalg.eigh(covariance / N)
         variances, vectors = variances[::-1], vectors[:, ::-1]
     vectors = vectors[:, :k]
-    # An eigenvector's sign is arbitrary: take the one that makes its largest entry positive.
+    # An eigenvector's sign is arbitrary: make its largest entry positive.
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
     vectors = np.ascontiguousarray(vectors * np.where(largest < 0, -1.0, 1.0))
     return {
@@ -44,10 +44,10 @@ def _principal(name: str, x: Array, components: int | None) -> dict[str, NumpyAr
 
 
 class PCA(Transform):
-    """The first principal components: (N, ...) becomes (N, k), centred and without correlation.
+    """Projection to the first principal components: (N, ...) becomes (N, k), centred and uncorrelated.
 
-    `inverse` gives the nearest examples in the space of the components; the variances (divided by N) along
-    them are in `arrays["variances"]`, their share of the whole in `explained`.
+    `inverse` gives the nearest examples in the space of the components; the variances (divided by N) along them are in
+    `arrays["variances"]`, the explained variance ratio in `explained`.
 
     Args:
         components: k, 1 to min(N, F); None: min(N, F).
@@ -61,7 +61,7 @@ class PCA(Transform):
 
     @property
     def explained(self) -> NumpyArray:
-        """The share of the variance along each component, (k,)."""
+        """The explained variance ratio of each component, (k,)."""
         self._fitted()
         share: NumpyArray = self.arrays["variances"] / max(float(self.arrays["total"]), np.finfo(float).tiny)
         return share
@@ -82,13 +82,12 @@ class PCA(Transform):
 
 
 class Whiten(PCA):
-    """Unit variance along every principal component, and no correlation: z = (x - mean) V / sqrt(variance +
-    epsilon).
+    """Whitening to uncorrelated components of unit variance: z = (x - mean) V / sqrt(variance + epsilon).
 
     Args:
-        kind: "pca" gives (N, k); "zca" turns back, z V^T, and keeps the shape and the look of the examples.
+        kind: "pca" gives (N, k); "zca" rotates back, z V^T, and keeps the shape and appearance of the examples.
         components: k; None: min(N, F).
-        epsilon: keeps directions in which the data hardly vary from being blown up; in units of x squared.
+        epsilon: limits the amplification of directions with little variance; in units of x squared.
     """
 
     fitted_names = frozenset({"mean", "vectors", "variances", "total", "deviations"})

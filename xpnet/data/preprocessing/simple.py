@@ -1,4 +1,4 @@
-"""Transforms of single features or channels: mean, deviation, range, scale, the bias trick."""
+"""Transforms of single features or channels: mean, standard deviation, range, scale, the bias trick."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ class Standardize(_Per):
         axes, mean = axes_of(self.per, x), mean_of(x, self.per)
         squares = sum(((chunk - mean) ** 2).sum(axes) for chunk in chunks(x))
         std = np.asarray(np.sqrt(squares / math.prod(x.shape[a] for a in axes)))
-        # The rounding of the mean leaves a deviation of some ulps for a constant feature.
+        # For a constant feature, rounding of the mean leaves a deviation of a few ulps.
         return {"mean": mean, "std": np.where(std > 1e-12 * np.abs(mean), std, 1.0)}
 
     @classmethod
     def from_moments(cls, mean: Any, std: Any, shape: tuple[int, ...]) -> Standardize:
-        """With a given mean and deviation for each channel, such as the published ones of a data set.
+        """Return a transform with a given mean and deviation for each channel, such as the published ones of a data set.
 
         Args:
             mean: one number for each channel.
@@ -95,8 +95,8 @@ class MinMax(_Per):
     """Map the range of the training data to [low, high]; a constant feature goes to `low`.
 
     Args:
-        low: what the least value becomes.
-        high: what the greatest value becomes.
+        low: image of the minimum.
+        high: image of the maximum.
         per: see :class:`Standardize`.
     """
 
