@@ -41,10 +41,7 @@ class DeviceFeed(Protocol):
     inputs: tuple[Array, ...]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
-        """Iterate over one epoch's batches (x, y), from batch `start` on.
-
-        Where a recorded step prepares its batch, these are its buffers: they are filled once the step has been enqueued.
-        """
+        """Iterate over one epoch's batches (x, y) from `start` on; one that a step prepares is valid once it is enqueued."""
 
     def prepare(self, *inputs: Array, size: int) -> Pair:
         """Make the batch (x, y) of `size` examples out of `inputs`; called within the recorded step."""
@@ -150,11 +147,7 @@ class BatchBuilder:
     def build(self, data: Array, size: int, **selection: Any) -> Pair:
         """Build a batch; return it and the indices (size,) of its examples.
 
-        Args:
-            data: (M, ...) on the device.
-            size: of the batch.
-            selection: `order`, `position` and more arguments of `xpnet.accel.cupy.batches.select`; none: the batch is the first
-                `size` examples of the data.
+        selection: `order`, `position` and more for `xpnet.accel.cupy.batches.select`; none: the first `size` examples.
         """
         from xpnet.accel.cupy.batches import gather, select
 
@@ -176,8 +169,7 @@ class ResidentFeed:
     Args:
         batches: data in batches.
         program: from the data to a batch.
-        data: (M, ...) on the device.
-        labels: (M, ...) on the device.
+        data, labels: (M, ...) on the device.
     """
 
     inputs: tuple[Array, ...] = ()

@@ -59,10 +59,7 @@ def _variant(folder: Path, name: str) -> Path | None:
 
 
 def locate(
-    name: str,
-    subfolders: Sequence[str],
-    choices: Sequence[Sequence[str]],
-    path: str | os.PathLike[str] | None,
+    name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]], path: str | os.PathLike[str] | None
 ) -> list[Path] | None:
     """Return a data set's files in the user's folder, $XPNET_DATA or the cache; None if they have to be downloaded.
 

@@ -48,15 +48,7 @@ def read_image(
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     # pillow raises SyntaxError for a damaged PNG; ValueError, EOFError or struct.error for other formats.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        ArithmeticError,
-        LookupError,
-        Image.DecompressionBombError,
-    ) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image: {error}") from error
     if size is not None:
         target = (size[1], size[0])

@@ -42,12 +42,7 @@ def _arrays_work(source: Arrays, finish: _Finish | None, order: Order, start: in
 
 
 def _finish(
-    transform: Callable[[Any], Any] | None,
-    augment: Augmentation | None,
-    seed: int,
-    batch: Any,
-    epoch: int,
-    number: int,
+    transform: Callable[[Any], Any] | None, augment: Augmentation | None, seed: int, batch: Any, epoch: int, number: int
 ) -> Any:
     if transform is not None:
         batch = transform(batch)

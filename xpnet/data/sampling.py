@@ -14,13 +14,7 @@ from .dataset import NumpyArray
 
 
 def order(
-    seed: int,
-    epoch: int,
-    n: int,
-    *,
-    shuffle: bool = True,
-    weights: NumpyArray | None = None,
-    samples: int | None = None,
+    seed: int, epoch: int, n: int, *, shuffle: bool = True, weights: NumpyArray | None = None, samples: int | None = None
 ) -> NumpyArray:
     """Return the indices of the examples of one epoch, int64: a pure function of the arguments.
 
