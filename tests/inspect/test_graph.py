@@ -8,7 +8,6 @@ import pytest
 import xpnet as xn
 from xpnet import inspect
 from xpnet.examples import by_hand
-from xpnet.inspect.graph import edges
 
 pytest.importorskip("matplotlib")
 
@@ -67,16 +66,6 @@ def test_axes_of_ones_own():
     assert inspect.draw_network(by_hand.network(), axes=right) is figure
     assert not left.lines
     assert right.lines
-
-
-def test_edges_are_the_weights():
-    model = by_hand.network()
-    found = {(a, b): w for a, b, w in edges(model)}
-    assert found["0:0", "1:0"] == 0.15
-    assert found["0:1", "1:0"] == 0.20
-    assert found["1:1", "2:1"] == 0.55
-    assert found["1:bias", "2:0"] == 0.60
-    assert len(found) == 12
 
 
 def test_other_layers_cannot_be_drawn():

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from xpnet.io.archive import write_atomically
+
 COLOURS = ("#2864a8", "#d1662a", "#3a8f4d", "#a33a8c", "#8a6d1f", "#5b5b5b")
 """Blue, orange, green, purple, ochre, grey: told apart in print and by readers who do not see red and green."""
 
@@ -80,17 +82,9 @@ def axes_or_new(axes: Any, width: float = 6.0, height: float = 4.0) -> tuple[Any
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a figure to a file whose ending says the format (png, pdf, svg); returns its path.
-
-    It is written beside it first and then renamed, so that no half a picture is ever found under that name.
-    """
+    """Write a figure to a file, atomically; its suffix is the format (png, pdf, svg). Return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        with style():
-            figure.savefig(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with style():
+        write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:] or None))
     return path

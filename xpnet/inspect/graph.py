@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,13 +206,3 @@ def _circle(axes: Any, centre: Point, colour: str, text: str) -> None:
     axes.add_patch(Circle(centre, RADIUS, facecolor="white", edgecolor=colour, linewidth=1.3, zorder=3))
     if text:
         axes.text(*centre, text, color=colour, ha="center", va="center", zorder=4)
-
-
-def edges(model: Module) -> Iterator[tuple[str, str, float]]:
-    """(from, to, weight) for every line of the graph: units are "layer:number", inputs layer 0, biases "layer:bias"."""
-    for number, stage in enumerate(_stages(model)):
-        for j in range(stage.kernel.shape[1]):
-            if stage.bias is not None:
-                yield f"{number}:bias", f"{number + 1}:{j}", float(stage.bias[j])
-            for i in range(stage.kernel.shape[0]):
-                yield f"{number}:{i}", f"{number + 1}:{j}", float(stage.kernel[i, j])

@@ -14,6 +14,7 @@ from xpnet import backend, ops
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.inspect.figures import new_figure, style
+from xpnet.io.archive import write_atomically
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.dense import Dense
@@ -176,7 +177,7 @@ def draw_images(images: Array, *, titles: Sequence[str] = (), columns: int | Non
 
 
 def save_image(path: str | os.PathLike[str], image: Array) -> Path:
-    """Write one image (H, W, 1 or 3), values in [0, 1], as a PNG file; returns its path.
+    """Write one image (H, W, 1 or 3), values in [0, 1], to a PNG file, atomically. Return its path.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -188,10 +189,6 @@ def save_image(path: str | os.PathLike[str], image: Array) -> Path:
     pixels = np.clip(np.rint(255 * np.asarray(backend.to_numpy(image), dtype=np.float64)), 0, 255).astype(np.uint8)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(unfinished, format="PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    write_atomically(path, lambda file: image.save(file, format="PNG"))
     return path

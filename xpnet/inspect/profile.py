@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from xpnet.autograd.checkpointing import Given
 from xpnet.autograd.tape import Node, no_grad, reachable, run_backward, store
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device
+from xpnet.inspect.timeline import write_trace
 from xpnet.layers.hooks import leaves, unchanged, wrapped
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
@@ -70,14 +70,11 @@ class Profile:
 
     def save_trace(self, path: str | Path) -> None:
         """Write the last timed step as a Chrome trace (open it at chrome://tracing or ui.perfetto.dev)."""
-        from xpnet.io.archive import write_atomically
-
         events = [
             {"name": name, "cat": phase, "ph": "X", "ts": start * 1e6, "dur": length * 1e6, "pid": 0, "tid": 0}
             for name, phase, start, length in self.spans
         ]
-        text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode()
-        write_atomically(path, lambda file: file.write(text))
+        write_trace(path, events)
 
 
 class _Clock:

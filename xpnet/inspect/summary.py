@@ -122,19 +122,9 @@ class Summary:
         return kept * self.batch_size * _ITEM_SIZES[self.dtype]
 
     @property
-    def gradient_bytes(self) -> int:
-        """The gradients with respect to all activations of one batch but its input."""
-        return sum(row.kept for row in self.rows) * self.batch_size * _ITEM_SIZES[self.dtype]
-
-    @property
     def prediction_total(self) -> int:
         """Bytes to predict a batch."""
         return self.parameter_bytes + self.forward_bytes
-
-    @property
-    def training_total(self) -> int:
-        """Bytes to train on a batch: parameters and activations, the gradients of both, and the optimizer's state."""
-        return 2 * self.parameter_bytes + self.optimizer_bytes + self.kept_bytes + self.gradient_bytes
 
     def __str__(self) -> str:
         lines: list[tuple[str, ...]] = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 from xpnet.backend import Device
+from xpnet.io.archive import write_atomically
 from xpnet.runtime import events
 
 T = TypeVar("T")
@@ -108,8 +109,6 @@ class Timeline:
 
     def save(self, path: str | Path) -> None:
         """Write a Chrome trace (open it at chrome://tracing or ui.perfetto.dev)."""
-        from xpnet.io.archive import write_atomically
-
         lanes = list(dict.fromkeys(("computation", "copies", "loading", *(span.lane for span in self.spans))))
         first = min((span.start for span in self.spans), default=0.0)
         events: list[dict[str, Any]] = [
@@ -118,8 +117,13 @@ class Timeline:
         for lane, name, start, end in self.spans:
             times = {"ts": 1e6 * (start - first), "dur": 1e6 * (end - start)}
             events.append({"name": name, "cat": lane, "ph": "X", **times, "pid": 0, "tid": lanes.index(lane)})
-        text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode()
-        write_atomically(path, lambda file: file.write(text))
+        write_trace(path, events)
+
+
+def write_trace(path: str | Path, events: list[dict[str, Any]]) -> None:
+    """Write events as a Chrome trace, atomically."""
+    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode()
+    write_atomically(path, lambda file: file.write(text))
 
 
 def _merged(spans: list[Span]) -> list[tuple[float, float]]:
