@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from xpnet import backend, losses, ops
+from xpnet import backend, losses
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
-from xpnet.layers.activation import Activation, ReLU
 from xpnet.layers.hooks import Run, wrapped
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
@@ -91,15 +90,12 @@ class DeadUnits:
         return len(self.dead) / self.units
 
 
-def is_rectified(layer: Module) -> bool:
-    """Whether a layer's output is that of a rectified linear unit."""
-    table = layer.__dict__
-    return (
-        isinstance(layer, ReLU)
-        or (isinstance(layer, Activation) and layer.function is ops.relu)
-        or table.get("fused") == "relu"
-        or table.get("after") is ops.relu
-    )
+def activation_name(layer: Module) -> str:
+    """Return the name of the activation that a layer ends with, or ""."""
+    for name in ("fused", "after", "function", "operation"):
+        if (found := getattr(layer, name, None)) is not None:
+            return found if isinstance(found, str) else getattr(found, "__name__", "")
+    return ""
 
 
 def dead_relus(model: Module, x: Array, *, batch_size: int = 256) -> dict[str, DeadUnits]:
@@ -122,7 +118,7 @@ def dead_relus(model: Module, x: Array, *, batch_size: int = 256) -> dict[str, D
     counts: dict[str, tuple[float, int]] = {}
 
     def see(layer: Module, output: Any) -> None:
-        if not is_rectified(layer):
+        if activation_name(layer) != "relu":
             return
         y = output.array if isinstance(output, Tensor) else output
         xp = backend.namespace(y)

@@ -13,6 +13,7 @@ from xpnet import losses
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, to_numpy
+from xpnet.inspect.activity import activation_name
 from xpnet.layers.hooks import unchanged, wrapped
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
@@ -145,7 +146,7 @@ def _outputs(prediction: Array, last: Module | None, function: Callable[..., Any
         if not values.size or (values < 0).any() or np.abs(values.sum(axis=-1) - 1).max() > 1e-2:
             return []
         wrong = "softmax"
-    elif function is losses.sigmoid_cross_entropy and last is not None and _activation(last) == "sigmoid":
+    elif function is losses.sigmoid_cross_entropy and last is not None and activation_name(last) == "sigmoid":
         wrong = "sigmoid"
     else:
         return []
@@ -173,18 +174,9 @@ def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> list
     return []
 
 
-def _activation(layer: Module) -> str:
-    """The name of the activation that a layer ends with."""
-    kind = type(layer).__name__.lower()
-    for owner in (getattr(layer, "fused", None), getattr(layer, "after", None), getattr(layer, "function", None)):
-        if owner is not None:
-            return owner if isinstance(owner, str) else getattr(owner, "__name__", "")
-    return kind
-
-
 def _units(layer: Module, output: Array) -> list[Finding]:
     """Dead rectifiers and saturated sigmoids."""
-    name = _activation(layer)
+    name = activation_name(layer)
     if name not in ("relu", "sigmoid", "tanh") or not hasattr(output, "ndim") or output.ndim < 2:
         return []
     values = to_numpy(output).reshape(-1, output.shape[-1])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpnet.backend import to_numpy
+from xpnet.inspect.activity import activation_name
 from xpnet.inspect.figures import COLOURS, axes_or_new
 from xpnet.layers.dense import Dense
 from xpnet.layers.module import Module
@@ -49,8 +50,7 @@ def _stages(model: Module) -> list[_Stage]:
                     f"{found[-1].kernel.shape[1]}; only chains of Dense layers can be drawn"
                 )
             bias = np.asarray(to_numpy(module.bias.array), dtype=np.float64) if module.use_bias else None
-            activation = module.fused or getattr(module.after, "__name__", "") or ""
-            found.append(_Stage(kernel, bias, activation))
+            found.append(_Stage(kernel, bias, activation_name(module)))
         elif module._parameters:
             raise ValueError(
                 f"draw_network: layer {path!r} ({type(module).__name__}) has weights that are not a Dense layer's; "
