@@ -27,24 +27,24 @@ _dtype_names: dict[tuple[type, Any], str] = {}
 _namespaces: dict[type, Namespace] = {np.ndarray: np}
 
 namespaces: dict[tuple[type, ...], Namespace] = {}
-"""What :func:`namespace` returned, by the types of its arguments: the hot paths look here first and save a call."""
+"""Results of :func:`namespace` by the types of its arguments: a cache that hot paths read without a call."""
 
 array_types: set[type] = {np.ndarray}
-"""Types that :func:`as_array` returns unchanged, for the same reason."""
+"""Types that :func:`as_array` returns unchanged, for the same purpose."""
 
 
 class DeviceError(RuntimeError):
-    """A device was asked for that this machine cannot offer, or arrays of two devices were mixed."""
+    """A requested device is not available on this machine, or arrays of two devices were mixed."""
 
 
 class DeviceMemoryError(DeviceError, MemoryError):
-    """A GPU has no room for an array; the message says what was asked for, what was free and what would help."""
+    """A GPU is out of memory; the message says how much was requested, how much was free and what would help."""
 
 
 def _namespace_of(kind: type, array: Array) -> Namespace:
-    """The namespace for arrays of type `kind`, remembered by type: looking it up costs microseconds."""
+    """Return the namespace for arrays of type `kind` and cache it: the lookup takes microseconds."""
     if isinstance(array, (np.ndarray, np.generic)):
-        # NumPy 2.1 implements the standard itself. array-api-compat's wrapper of it only adds time to every call.
+        # NumPy 2.1 implements the standard itself; array-api-compat's wrapper only adds time to every call.
         xp = np
     else:
         try:
@@ -59,7 +59,7 @@ def _namespace_of(kind: type, array: Array) -> Namespace:
 
 
 def namespace(*arrays: Array) -> Namespace:
-    """The array namespace that all `arrays` share; None and Python scalars are passed over.
+    """Return the array namespace that all `arrays` share; None and Python scalars are ignored.
 
     Raises:
         TypeError: an argument is not an array, or all are None or scalars.
@@ -84,13 +84,13 @@ def namespace(*arrays: Array) -> Namespace:
 
 
 def name_of(xp: Namespace) -> str:
-    """The short name of a namespace: "numpy", "cupy", "torch", "jax", "array_api_strict", ..."""
+    """Return the short name of a namespace: "numpy", "cupy", "torch", "jax", "array_api_strict", ..."""
     parts = cast(str, xp.__name__).split(".")
     return parts[1] if parts[0] == "array_api_compat" else parts[0]
 
 
 def describe(array: Array) -> str:
-    """One phrase for messages: library, shape, dtype and device of an array."""
+    """Describe an array for messages: library, shape, dtype and device."""
     try:
         xp = namespace(array)
     except TypeError:
@@ -100,9 +100,9 @@ def describe(array: Array) -> str:
 
 
 def dtype_name(array: Array) -> str:
-    """The bare name of an array's dtype ("float32"), whatever library it comes from."""
+    """Return the bare name of an array's dtype ("float32"), whatever its library."""
     dtype = array.dtype
-    key = type(dtype), dtype  # equal hashes of two libraries' dtypes must not lead to their comparison
+    key = type(dtype), dtype  # dtypes of two libraries with equal hashes must not be compared
     name = _dtype_names.get(key)
     if name is None:
         name = _dtype_names[key] = str(dtype).rsplit(".", 1)[-1].strip("'>")
@@ -110,17 +110,17 @@ def dtype_name(array: Array) -> str:
 
 
 HALVES = ("float16", "bfloat16")
-"""The names of the 16-bit floats: stored and multiplied, while sums and everything in between are float32."""
+"""The names of the 16-bit floats: for storage and products; sums and intermediate results are float32."""
 
 halves: set[Any] = {np.dtype("float16")}
-"""The dtypes of NumPy and CuPy arrays of 16-bit floats; bfloat16 is among them from the time it is first asked for."""
+"""The dtypes of NumPy and CuPy arrays of 16-bit floats; bfloat16 is added when it is first requested."""
 
 
 def dtype_named(xp: Namespace, name: str) -> Any:
-    """The dtype called `name` ("float32", "bfloat16", ...) for arrays of namespace `xp`.
+    """Return the dtype called `name` ("float32", "bfloat16", ...) for arrays of namespace `xp`.
 
     Raises:
-        ImportError: it is "bfloat16", which NumPy and CuPy know through the package ml_dtypes only, and that is missing.
+        ImportError: "bfloat16" without the package ml_dtypes, which provides it for NumPy and CuPy.
     """
     if isinstance(name, str) and hasattr(xp, name):
         return getattr(xp, name)
@@ -139,14 +139,14 @@ def dtype_named(xp: Namespace, name: str) -> Any:
 
 
 def is_floating(array: Array) -> bool:
-    """Whether an array holds real floating-point numbers (bfloat16, which the standard does not know, among them)."""
+    """Return whether an array holds real floating-point numbers, bfloat16 included, which the standard does not know."""
     if array.dtype in halves or dtype_name(array) == "bfloat16":
         return True
     return bool(namespace(array).isdtype(array.dtype, "real floating"))
 
 
 def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
-    """A block in which 16-bit floats overflow to infinity without a word, on NumPy as they do on a GPU."""
+    """Return a context in which NumPy does not warn about overflows of 16-bit floats, as a GPU does not."""
     return np.errstate(over="ignore", invalid="ignore") if xp is np else contextlib.nullcontext()
 
 
@@ -160,7 +160,7 @@ def as_array(xp: Namespace, value: Any) -> Array:
 
 @dataclass(frozen=True)
 class Device:
-    """Where arrays live. Made by :func:`device`; compares and prints as its name."""
+    """A device that holds arrays. Made by :func:`device`; compares and prints as its name."""
 
     kind: str
     index: int = 0
@@ -170,13 +170,13 @@ class Device:
 
     @property
     def xp(self) -> Namespace:
-        """The namespace whose functions make arrays here."""
+        """The namespace whose functions create arrays here."""
         if self.kind == "cpu":
             return np
         return _namespaces_cupy()
 
     def __enter__(self) -> Device:
-        """Make this the device on which new arrays are made, until the matching exit."""
+        """Make this the current device, on which new arrays are created, until the matching exit."""
         if self.kind == "cuda":
             import cupy
 
@@ -190,7 +190,7 @@ class Device:
             _entered.pop().close()
 
     def synchronize(self) -> None:
-        """Wait until the device has finished all work given to it."""
+        """Wait until the device has finished all work on the current stream."""
         if self.kind == "cuda":
             import cupy
 
@@ -210,14 +210,14 @@ def _namespaces_cupy() -> Namespace:
 
 
 def device(name: str | Device) -> Device:
-    """The device called `name`, checked to be usable now.
+    """Return the device called `name`, after checking that it can be used.
 
     Args:
         name: "cpu", "cuda" (the first GPU) or "cuda:N".
 
     Raises:
         ValueError: no such name.
-        DeviceError: a GPU was asked for, and CuPy, a driver or the GPU is missing; the message says which and what to
+        DeviceError: a GPU was requested, and CuPy, a driver or the GPU is missing; the message says which and what to
             install.
     """
     if isinstance(name, Device):
@@ -232,7 +232,7 @@ def device(name: str | Device) -> Device:
 
 
 def _check_cuda(index: int) -> None:
-    """Raise a DeviceError that names what is missing, if GPU `index` cannot be used."""
+    """Raise a DeviceError that names what is missing if GPU `index` cannot be used."""
     try:
         import cupy
     except ImportError as error:
@@ -247,7 +247,7 @@ def _check_cuda(index: int) -> None:
     except runtime.CUDARuntimeError as error:
         reason = str(error)
         if "InsufficientDriver" in reason:
-            # The same code is given for no driver at all and for one that is too old; the version tells them apart.
+            # No driver and a driver that is too old give the same code; the version distinguishes them.
             try:
                 version = runtime.driverGetVersion()
             except runtime.CUDARuntimeError:
@@ -276,7 +276,7 @@ def _cuda_version(number: int) -> str:
 
 
 def device_of(array: Array) -> Device | str:
-    """Where `array` lives: a Device for NumPy and CuPy arrays, the library's own device as text for others."""
+    """Return the device of `array`: a Device for NumPy and CuPy arrays, the library's own device as text for others."""
     xp = namespace(array)
     if xp is np:
         return Device("cpu")
@@ -286,7 +286,7 @@ def device_of(array: Array) -> Device | str:
 
 
 def to_device(array: Array, where: str | Device) -> Array:
-    """`array` on device `where`: itself if it is there already, else a copy.
+    """Return `array` on device `where`: itself if it is there already, else a copy.
 
     Args:
         array: an array of any library, or anything `numpy.asarray` takes.
@@ -308,7 +308,7 @@ def to_device(array: Array, where: str | Device) -> Array:
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
-    """`array` as a NumPy array: the same memory where it is one already, else a copy in main memory."""
+    """Return `array` as a NumPy array: itself where it is one already, else a copy in main memory."""
     if isinstance(array, np.ndarray):
         return array
     cupy = sys.modules.get("cupy")
@@ -323,24 +323,24 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
 
 
 def imported(library: str) -> ModuleType | None:
-    """The module of an array library if something imported it already; xpnet never imports one to look."""
+    """Return the module of an array library if it is already imported; xpnet never imports one just to check."""
     return sys.modules.get(library)
 
 
 @contextlib.contextmanager
 def on(where: str | Device) -> Iterator[Namespace]:
-    """Run a block with `where` as the current device; gives the namespace that makes arrays there."""
+    """Make `where` the current device within the block; yield the namespace that creates arrays there."""
     with device(where) as current:
         yield current.xp
 
 
 def raise_explained(error: MemoryError, doing: str, arrays: Sequence[Any]) -> None:
-    """Raise a DeviceMemoryError for CuPy's `error`: what was asked for, what was free, and what would help.
+    """Raise a DeviceMemoryError for CuPy's `error`: how much was requested and free, and what would help.
 
     Args:
-        error: what CuPy raised. For one that is explained already, or is about main memory, nothing is raised.
-        doing: the operation that asked.
-        arrays: what it worked on; None is passed over.
+        error: what CuPy raised. For a DeviceMemoryError, or an error about main memory, nothing is raised.
+        doing: the operation that failed.
+        arrays: its inputs; None is ignored.
     """
     import cupy
 
@@ -363,7 +363,7 @@ def raise_explained(error: MemoryError, doing: str, arrays: Sequence[Any]) -> No
 
 
 def _size(count: int) -> str:
-    """A number of bytes with a unit."""
+    """Format a number of bytes with a unit."""
     size = float(count)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

@@ -1,4 +1,4 @@
-"""Turning one architecture into another that computes the same."""
+"""Conversion of one architecture into another that computes the same."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from xpnet.ops.registry import Op, registry
 
 
 def dense_to_conv(model: Sequential, input_shape: Sequence[int] | None = None) -> Sequential:
-    """A classifier of images with fully connected layers as a convolutional one that slides over larger images.
+    """Convert an image classifier with fully connected layers to a fully convolutional one for larger images.
 
     Flatten and the Dense layer after it become a convolution whose window is the whole map, the further Dense layers 1x1
     convolutions, a GlobalAveragePool2D an average pooling over a window of that size. The weights are kept, as copies.
 
-    A network that takes 224x224 images and reduces them by 32 gives 1x1xK for them and 6x6xK for 384x384: place (i, j) holds
-    what the classifier says about the crop that begins at (32 i, 32 j), for the work of little more than one evaluation. This
-    is exact where no layer pads; zeros around the crops would have been where the larger image goes on.
+    A network that takes 224x224 images and reduces them by 32 gives 1x1xK for them and 6x6xK for 384x384: position (i, j) holds
+    the classifier's output for the crop that begins at (32 i, 32 j), at little more than the cost of one evaluation. This
+    is exact where no layer pads; padding would put zeros around each crop where the larger image continues.
 
     Args:
         model: a Sequential of layers on images (H, W, C), then Flatten or GlobalAveragePool2D, then Dense layers with
             activations, dropout and normalisation.
-        input_shape: (H, W, C) of the images that the new model is to be built for; any larger ones go in as well. None:
-            those of `model`. For a model that was made without an input_shape, those it has been trained on.
+        input_shape: (H, W, C) of the images that the new model is built for; it takes any larger ones too. None: that of
+            `model`. For a model without an input_shape: that of its training images.
 
     Returns:
         A new Sequential on the same device: (N, H, W, C) -> (N, OH, OW, K).
@@ -64,7 +64,7 @@ def dense_to_conv(model: Sequential, input_shape: Sequence[int] | None = None) -
 
 
 def _chain(model: Sequential) -> Iterator[Any]:
-    """The layers in order, those of inner Sequentials in their place."""
+    """Yield the layers in order, those of nested Sequentials included."""
     for layer in model:
         if isinstance(layer, Sequential):
             yield from _chain(layer)
@@ -73,7 +73,7 @@ def _chain(model: Sequential) -> Iterator[Any]:
 
 
 def _converted(model: Sequential, shape: Shape) -> tuple[list[Any], list[tuple[Conv2D, Dense]]]:
-    """The new layers, and which convolution takes the weights of which Dense layer."""
+    """Return the new layers, and pairs of a convolution and the Dense layer whose weights it takes."""
     layers: list[Any] = []
     filled: list[tuple[Conv2D, Dense]] = []
     window: tuple[int, int] | None = None  # of the next Dense layer; None while the maps are images
@@ -102,7 +102,7 @@ def _converted(model: Sequential, shape: Shape) -> tuple[list[Any], list[tuple[C
             layers.append(conv)
             filled.append((conv, layer))
             window = (1, 1)
-        elif not isinstance(layer, Flatten):  # a vector flattened once more stays what it is
+        elif not isinstance(layer, Flatten):  # flattening a vector changes nothing
             layers.append(_sliding(layer, window))
         shape = after
     if not filled:
@@ -111,14 +111,14 @@ def _converted(model: Sequential, shape: Shape) -> tuple[list[Any], list[tuple[C
 
 
 def _sliding(layer: Any, window: tuple[int, int]) -> Any:
-    """A copy of a layer between or after the Dense layers, if it can work on every place of a map alone."""
+    """Return a copy of a layer between or after the Dense layers, if it works on every position of a map separately."""
     if isinstance(layer, Softmax):
         if layer.axis in (-1, 1):
             return Softmax()
     elif isinstance(layer, (_Elementwise, Activation)) or (isinstance(layer, Dropout) and not layer.spatial):
         return _copied(layer)
     elif isinstance(layer, BatchNorm) or (isinstance(layer, LayerNorm) and layer.axes == 1):
-        # Between Flatten and the first Dense layer each place of the map would have statistics of its own.
+        # Between Flatten and the first Dense layer each position of the map would have its own statistics.
         if window == (1, 1):
             return _copied(layer)
     elif isinstance(layer, Op):
@@ -137,7 +137,7 @@ def _cannot(layer: Any, why: str) -> ValueError:
 
 
 def _copied(layer: Any) -> Any:
-    """A layer with its own copies of parameters and buffers, at no place in a tree and in no flat parameters yet."""
+    """Return a layer with copies of parameters and buffers, outside any tree and any flat parameters."""
     if not isinstance(layer, Module):
         return layer
     shared: dict[int, Any] = {id(operation): operation for operation in registry.values()}

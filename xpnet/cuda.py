@@ -1,4 +1,4 @@
-"""What only a GPU offers."""
+"""Features that only a GPU offers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["capture"]
 
 
 def capture(function: Callable[..., Any], where: str | Device = "cuda") -> Captured:
-    """Make a function of CuPy arrays that is recorded as a CUDA graph and replayed as one launch.
+    """Return a version of `function` that is recorded as a CUDA graph and replayed as one launch.
 
-    The first call with inputs of some shapes and dtypes runs as usual, the second one is recorded, later ones are
-    replayed. Its results are arrays that the next call overwrites: copy what you keep. What the function does on the host
-    (counting, printing) happens only when it runs or is recorded. Whatever changes from call to call must be an input, or
-    an array that the function changes in place. A function that reads values from the device cannot be recorded; it then
-    runs as usual, with one warning that names the layer.
+    The first call with given shapes and dtypes runs as usual, the second one is recorded, later ones are replayed. The
+    results are arrays that the next call overwrites: copy what you keep. What the function does on the host (counting,
+    printing) happens only when it runs or is recorded. Whatever changes from call to call must be an input, or an array
+    that the function changes in place. A function that reads values from the device cannot be recorded; it then runs as
+    usual, with one warning that names the layer.
 
     Args:
-        function: takes CuPy arrays and returns CuPy arrays, nested in tuples and dicts as you like.
+        function: takes and returns CuPy arrays, nested in tuples and dicts.
         where: the GPU.
 
     Raises:

@@ -1,5 +1,5 @@
-"""How parameters begin. An initializer is called with a shape and a key and returns float64 values made on the host, so
-that a seed gives the same weights on every device.
+"""Initial values of parameters. An initializer is called with a shape and a key and returns float64 values made on the
+host, so that a seed gives the same weights on every device.
 
 The fans of a kernel: n_in inputs feed one output, n_out outputs see one input. Dense (in, out): n_in = in, n_out = out;
 convolution (KH, KW, C, O): n_in = KH*KW*C, n_out = KH*KW*O.
@@ -19,7 +19,7 @@ Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(n_in, n_out) of a kernel of this shape."""
+    """Return (n_in, n_out) of a kernel of this shape."""
     if len(shape) < 2:
         return (shape[0], shape[0]) if shape else (1, 1)
     receptive = math.prod(shape[:-2])
@@ -30,7 +30,7 @@ class Initializer:
     """Base class: ``initializer(shape, key) -> values``. Subclasses are frozen dataclasses of their settings."""
 
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
-        """Values of `shape`, float64: a pure function of the settings, the shape and the key."""
+        """Return values of `shape`, float64: a pure function of the settings, the shape and the key."""
         raise TypeError(f"{type(self).__name__} does not say how it makes values")
 
 
@@ -121,7 +121,7 @@ class He(Scaled):
 
 @dataclass(frozen=True)
 class Sparse(Initializer):
-    """Every output unit is connected to `connections` random inputs, the other weights are 0. Source: Martens, 2010."""
+    """Every output unit is connected to `connections` random inputs; the other weights are 0. Source: Martens, 2010."""
 
     connections: int = 15
     std: float = 1.0
@@ -169,7 +169,7 @@ class Blocks(Initializer):
 
 @dataclass(frozen=True)
 class Shifted(Initializer):
-    """What `inner` makes, plus `shift` at the places begin..end of the last axis: an LSTM's forget gate."""
+    """The values of `inner`, plus `shift` at begin..end of the last axis: an LSTM's forget gate."""
 
     inner: Initializer
     begin: int
@@ -199,7 +199,7 @@ NAMES: dict[str, Initializer] = {
 
 
 def get(initializer: str | float | Initializer) -> Initializer:
-    """An initializer by name, a constant by its number, or the initializer itself.
+    """Return an initializer by name, a constant by its number, or the initializer itself.
 
     Raises:
         ValueError: no such name.

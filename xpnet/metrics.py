@@ -1,4 +1,4 @@
-"""Metrics: what a person wants to know of a prediction. Each is the mean over a batch, a 0-d array on its device."""
+"""Metrics: functions of a prediction and a target. Each is the mean over a batch, a 0-d array on its device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Metric = Callable[[Any, Any], Any]
 
 
 def accuracy(prediction: Array, target: Array) -> Array:
-    """The share of rows whose largest prediction is at the right class.
+    """Compute the share of rows whose largest prediction is at the right class.
 
     Args:
         prediction: (..., K), logits or probabilities.
-        target: class numbers (...) or probabilities (..., K).
+        target: class indices (...) or probabilities (..., K).
 
     Raises:
         ShapeError: shapes that do not fit, or K = 1 (for that see binary_accuracy).
@@ -36,7 +36,7 @@ def accuracy(prediction: Array, target: Array) -> Array:
 
 
 def binary_accuracy(prediction: Array, target: Array) -> Array:
-    """The share of elements on the right side: prediction > 0 (a logit) where target > 0.5. Shapes are equal."""
+    """Compute the share of elements where prediction > 0 (a logit) agrees with target > 0.5. Shapes are equal."""
     xp = namespace(prediction)
     if tuple(prediction.shape) != tuple(target.shape):
         raise ShapeError(
@@ -46,27 +46,27 @@ def binary_accuracy(prediction: Array, target: Array) -> Array:
 
 
 def mean_absolute_error(prediction: Array, target: Array) -> Array:
-    """The mean of |prediction - target|."""
+    """Compute the mean of |prediction - target|."""
     xp = namespace(prediction)
     return as_array(xp, xp.mean(xp.abs(prediction - target)))
 
 
 def confusion_matrix(prediction: Array, target: Array, classes: int | None = None) -> Array:
-    """How often class i (row) was called class j (column): int64 (K, K).
+    """Count how often class i (row) was predicted as class j (column): int64 (K, K).
 
     Args:
-        prediction: (N, K) scores, or (N,) class numbers.
-        target: (N,) class numbers.
-        classes: K; by default the number of scores, or one more than the largest class number.
+        prediction: (N, K) scores, or (N,) class indices.
+        target: (N,) class indices.
+        classes: K; by default the number of scores, or one more than the largest class index.
     """
     xp = namespace(prediction)
-    called = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
+    predicted = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
     if classes is None:
-        largest = max(int(xp.max(called)), int(xp.max(target))) if called.shape[0] else -1
+        largest = max(int(xp.max(predicted)), int(xp.max(target))) if predicted.shape[0] else -1
         classes = int(prediction.shape[1]) if prediction.ndim == 2 else largest + 1
     numbers = xp.arange(classes, device=prediction.device)
     rows = xp.astype(target[:, None] == numbers, xp.float64)
-    columns = xp.astype(called[:, None] == numbers, xp.float64)
+    columns = xp.astype(predicted[:, None] == numbers, xp.float64)
     return xp.astype(xp.matmul(xp.matrix_transpose(rows), columns), xp.int64)
 
 
@@ -79,7 +79,7 @@ NAMES: dict[str, Metric] = {
 
 
 def get(metric: str | Metric) -> tuple[str, Metric]:
-    """A metric's name and function, from either.
+    """Return a metric's name and function, from either.
 
     Raises:
         ValueError: no such name.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from xpnet.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Module, Sequential
 
 SMALL_IMAGE = 16
-"""Images with fewer rows or columns are padded at the borders: they have none to lose."""
+"""Images with fewer rows or columns are padded, so that convolutions do not shrink them."""
 
 
 def mlp(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "cpu") -> Sequential:
-    """Two fully connected hidden layers of rectifiers.
+    """Build a multilayer perceptron: two fully connected hidden layers with ReLU.
 
     Args:
         input_shape: of one example: (F,) or (H, W, C).
@@ -32,7 +32,7 @@ def mlp(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "
 
 
 def cnn(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "cpu") -> Sequential:
-    """The usual small convolutional network: two stages of 3x3 convolution and 2x2 pooling, dropout, and a classifier.
+    """Build a small convolutional network: two stages of 3x3 convolution and 2x2 pooling, dropout, and a classifier.
 
     On (28, 28, 1) with 10 classes it has 34,826 parameters. Colour images and images of fewer than 16 rows or columns get
     a second convolution in each stage.

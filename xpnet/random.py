@@ -2,7 +2,7 @@
 
 The generator is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), with the bits of
 ``numpy.random.Philox``. A *key* comes from a seed and a path of names, so that every layer has a stream of its own and
-adding a layer changes no other; a *step* selects a fresh part of the stream. There is no state to save but the step.
+adding a layer changes no other; a *step* selects a fresh part of the stream. The step is the only state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from xpnet.backend import Array, Namespace
 
 LANES = 4
-"""16-bit lanes in one 64-bit word: a mask takes one lane an element."""
+"""16-bit lanes in one 64-bit word: a mask uses one lane for each element."""
 
 
 class Key(NamedTuple):
@@ -27,7 +27,7 @@ class Key(NamedTuple):
 
 
 def key(seed: int, *path: str | int) -> Key:
-    """The key for `path` under `seed`: the seed's bits, and a hash of the path (BLAKE2b, 64 bits).
+    """Return the key for `path` under `seed`: the seed's bits, and a hash of the path (BLAKE2b, 64 bits).
 
     Args:
         seed: any integer; taken modulo 2**64.
@@ -38,7 +38,7 @@ def key(seed: int, *path: str | int) -> Key:
 
 
 def philox(key: Key, step: int = 0) -> np.random.Philox:
-    """NumPy's bit generator at the beginning of part `step` of the stream of `key`.
+    """Return NumPy's bit generator at the beginning of part `step` of the stream of `key`.
 
     The counter's four words are (block, 0, step, 0); NumPy adds one to the block before it computes the first four words.
     """
@@ -47,25 +47,25 @@ def philox(key: Key, step: int = 0) -> np.random.Philox:
 
 
 def generator(key: Key, step: int = 0) -> np.random.Generator:
-    """A NumPy Generator over :func:`philox`, for distributions that are drawn on the host (initial weights, shuffles)."""
+    """Return a NumPy Generator over :func:`philox`, for distributions drawn on the host (initial weights, shuffles)."""
     return np.random.Generator(philox(key, step))
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The order of `n` examples in an epoch: int64 (n,), a pure function of seed and epoch."""
+    """Return the order of `n` examples in an epoch: int64 (n,), a pure function of seed and epoch."""
     return generator(key(seed, "shuffle"), epoch).permutation(n)
 
 
 def threshold(rate: float) -> int:
-    """How many of the 65,536 values of a lane mean "drop": the rate in steps of 2**-16."""
+    """Return how many of the 65,536 values of a lane mean "drop": the rate in steps of 2**-16."""
     return round(rate * 65536)
 
 
 def keep_mask(xp: Namespace, key: Key, step: int, shape: tuple[int, ...], rate: float, *, device: Any = None) -> Array:
-    """A boolean array that is False with probability `rate`, to within 2**-17.
+    """Return a boolean array that is False with probability `rate`, to within 2**-17.
 
-    Element i (in C order) looks at 16-bit lane i % 4, lowest first, of 64-bit word i // 4 of the stream, and is kept where
-    the lane is at least round(rate * 65536).
+    Element i (in C order) is kept where 16-bit lane i % 4, lowest first, of 64-bit word i // 4 of the stream is at least
+    round(rate * 65536).
 
     Args:
         xp: the namespace of the result.
@@ -73,7 +73,7 @@ def keep_mask(xp: Namespace, key: Key, step: int, shape: tuple[int, ...], rate: 
         step: the part of the stream.
         shape: the result's shape.
         rate: the probability of False, in [0, 1].
-        device: of the result, as the library names it; None is the library's current one.
+        device: of the result, in the library's own terms; None is its current one.
     """
     count = math.prod(shape)
     words = philox(key, step).random_raw(-(-count // LANES)).astype("<u8", copy=False)

@@ -16,7 +16,7 @@ class L2:
     strength: float
 
     def __call__(self, w: Any) -> Any:
-        """The penalty of w, 0-d."""
+        """Return the penalty of w, 0-d."""
         return ops.sum(ops.square(w)) * (0.5 * self.strength)
 
 
@@ -27,7 +27,7 @@ class L1:
     strength: float
 
     def __call__(self, w: Any) -> Any:
-        """The penalty of w, 0-d."""
+        """Return the penalty of w, 0-d."""
         return ops.sum(ops.abs(w)) * self.strength
 
 
@@ -39,7 +39,7 @@ class ElasticNet:
     l2: float
 
     def __call__(self, w: Any) -> Any:
-        """The penalty of w, 0-d."""
+        """Return the penalty of w, 0-d."""
         return L1(self.l1)(w) + L2(self.l2)(w)
 
 

@@ -1,7 +1,7 @@
-"""Less memory for more time: a part of a network whose activations are not kept but computed again in the backward pass.
+"""Gradient checkpointing: activations of a part of a network are not kept but recomputed in the backward pass.
 
 A network of n layers keeps n activations from the forward pass to the backward pass. Cut into about sqrt(n) segments that
-are computed again, it keeps the segments' inputs and, while a segment's backward pass runs, the activations of that one.
+are recomputed, it keeps the segments' inputs and, while a segment's backward pass runs, the activations of that one.
 
 Source: Griewank and Walther, "Algorithm 799: revolve", 2000; Chen et al., "Training deep nets with sublinear memory cost",
 2016.
@@ -22,25 +22,25 @@ from xpnet.runtime.threads import own_threads_preferred, prefer_own_threads
 
 
 def recompute(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, of which only the inputs are kept for the backward pass, where it is run again.
+    """Wrap `function` with gradient checkpointing: only its inputs are kept, and the backward pass runs it again.
 
         y = xn.recompute(self.block)(x)
 
-    The gradients are the same bits. Random layers drop the same elements in the second run, and running statistics move
-    in the first only. It costs the time of one more forward pass of `function`.
+    The gradients are bit for bit the same. Random layers drop the same elements in the second run, and running statistics
+    are updated in the first only. It costs the time of one more forward pass of `function`.
 
     Args:
-        function: a Module, or any function of Tensors, native arrays and other things, in lists, tuples and dicts as you
-            like. A Tensor with a gradient that is no leaf must come as an argument. What a function of your own may not do
-            twice it hands to :func:`xpnet.autograd.tape.once`.
+        function: a Module, or any function of Tensors, native arrays and other things, nested in lists, tuples and dicts. A
+            Tensor with a gradient that is not a leaf must be passed as an argument. What must not happen twice goes
+            through :func:`xpnet.autograd.tape.once`.
 
     Returns:
-        A function of the same arguments with the same results. Where nothing is recorded (under no_grad, in predict) it is
-        `function` itself.
+        A function of the same arguments with the same results. Where nothing is recorded (under no_grad, in predict) it
+        only calls `function`.
 
     Raises:
-        TypeError: what was given cannot be called.
-        RuntimeError: (in the backward pass) the second run was not as the first, or used a Tensor from outside.
+        TypeError: `function` is not callable.
+        RuntimeError: (in the backward pass) the second run differs from the first, or uses a Tensor from outside.
     """
     if not callable(function):
         raise TypeError(f"recompute: expected a Module or a function, got {type(function).__name__}")
@@ -52,8 +52,8 @@ def recompute(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-class Given:
-    """An input Tensor, without the Tensor: its array and where its gradient goes."""
+class SegmentInput:
+    """An input Tensor of a segment, reduced to its array and the destination of its gradient."""
 
     __slots__ = ("array", "requires_grad", "source")
 
@@ -63,7 +63,7 @@ class Given:
         self.source: Any = (tensor.node or tensor) if tensor.requires_grad else None
 
     def tensor(self) -> Tensor:
-        """A Tensor in the first one's place; of a leaf, the leaf."""
+        """Return a Tensor with this array and destination; the leaf itself for a leaf."""
         if isinstance(self.source, Tensor):
             return self.source
         made = Tensor(self.array)
@@ -79,7 +79,7 @@ class _Saved(NamedTuple):
     sources: tuple[Any, ...]
     done: list[Any]
     own_threads: bool
-    lowered: Any  # what took the place of parameters in a model with 16-bit floats
+    lowered: Any  # the 16-bit copies used instead of parameters, if any
 
 
 @contextlib.contextmanager
@@ -107,7 +107,7 @@ def _first_run(function: Callable[..., Any], args: tuple[Any, ...], keywords: di
     def keep(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        given = Given(value)
+        given = SegmentInput(value)
         if given.source is not None:
             sources.append(given.source)
         return given
@@ -138,12 +138,12 @@ def _namespace(tensor: Tensor) -> Any:
 
 
 class _Segment:
-    """In the place of an operation: a function that is run again, recorded, for its backward pass."""
+    """A pseudo-operation: a function that is run again, recorded, for its backward pass."""
 
     __name__ = "recomputed segment"
 
     def walk(self, node: Node) -> None:
-        """The backward pass through a segment: its gradients go straight to the nodes and leaves before it."""
+        """Run the backward pass of a segment; its gradients go straight to the nodes and leaves before it."""
         saved: _Saved = node.saved
         gradients = node.grad
         node.saved, node.grad, node.inputs = FREED, None, ()
@@ -155,7 +155,7 @@ class _Segment:
         allowed = {made_by(source) for source in saved.sources}
         del saved
         found = {inner for made in last for inner in reachable(made, began)}
-        # An output that is an input has its node outside, whose turn comes later.
+        # An output that is an input has its node outside; that one is processed later.
         ordered = sorted((inner for inner in found if inner.order >= began), key=lambda inner: inner.order, reverse=True)
         for inner in ordered:
             for source in inner.inputs:
@@ -169,9 +169,10 @@ class _Segment:
             run_backward(inner)
 
     def _again(self, saved: _Saved, gradients: list[Any]) -> list[Any]:
-        """Run the function, recorded; its outputs get their gradients. Returns the nodes that made them."""
+        """Run the function, recorded, and store the gradients of its outputs. Return the nodes that made them."""
         args, keywords = (
-            map_structure(lambda value: value.tensor() if isinstance(value, Given) else value, part) for part in saved.arguments
+            map_structure(lambda value: value.tensor() if isinstance(value, SegmentInput) else value, part)
+            for part in saved.arguments
         )
         own = own_threads_preferred()
         prefer_own_threads(saved.own_threads)

@@ -14,7 +14,7 @@ from xpnet.autograd.tensor import Parameter
 from xpnet.backend import Array, describe, device_of, namespace
 
 ALIGNMENT = 16
-"""Every parameter begins at a multiple of this many elements, so that its rows suit vector loads. Gaps hold zeros."""
+"""Every parameter starts at a multiple of this many elements, aligned for vector loads. Gaps hold zeros."""
 
 
 class FlatParameters:
@@ -26,8 +26,8 @@ class FlatParameters:
     Attributes:
         values, gradients: 1-D arrays of equal size.
         parameters: the Parameters, in order.
-        slices: where each lies.
-        decayed: the values before this place are weights, which decay; those after it biases and scales.
+        slices: the slice of each.
+        decayed: the index that separates weights, which decay, from biases and scales.
         regularized: the parameters with a penalty.
         constrained: the parameters that are projected after each update.
 
@@ -75,15 +75,15 @@ class FlatParameters:
                 p.grad = p.buffer
 
     def intact(self) -> bool:
-        """Whether every Parameter is still trainable and still a view of this storage."""
+        """Return whether every Parameter is still trainable and still a view of this storage."""
         return all(p.array is view and p.requires_grad for p, view in self._views)
 
     def holds(self, parameters: Iterable[Parameter]) -> bool:
-        """Whether this is the intact storage of exactly these Parameters."""
+        """Return whether this is the intact storage of exactly these Parameters."""
         return {id(p) for p in parameters} == self._ids and self.intact()
 
     def lowered(self, dtype: str) -> dict[int, Array]:
-        """Every parameter's values in another dtype, by the Parameter's id: views of one array, written here in one launch."""
+        """Return every parameter's values in another dtype, by the Parameter's id: views of one array, cast in one launch."""
         from xpnet.ops.updates.half import rounded  # which imports this module
 
         if self.values is None:
@@ -100,14 +100,14 @@ class FlatParameters:
         return views
 
     def collect(self) -> None:
-        """Bring all gradients into the flat array: 0 where the last backward did not reach, and those that a user assigned."""
+        """Copy gradients that users assigned into the flat array, and write 0 where the last backward did not reach."""
         for p in self.parameters:
             buffer: Array = p.buffer
             if p.grad is not buffer:
                 buffer[...] = 0 if p.grad is None else p.grad
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Clear all gradients."""
         for p in self.parameters:
             p.grad = None
 

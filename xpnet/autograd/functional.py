@@ -10,11 +10,11 @@ from xpnet.backend import namespace
 
 
 def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
-    """A function that returns `function`'s value and its gradient with respect to the first argument.
+    """Return a function that computes `function`'s value and its gradient with respect to the first argument.
 
     Args:
-        function: takes parameters (one array, or dicts, lists and tuples of arrays, nested as you like) and further
-            arguments; returns a loss with one element.
+        function: takes parameters (one array, or arrays nested in dicts, lists and tuples) and further arguments;
+            returns a loss with one element.
         has_aux: the function returns (loss, anything); the result is then ((loss, anything), gradients).
 
     Returns:
@@ -46,7 +46,7 @@ def value_and_grad(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
 
 
 def map_structure(function: Callable[[Any], Any], structure: Any) -> Any:
-    """`structure` (dicts, lists and tuples, nested) with `function` applied to every leaf."""
+    """Return `structure` (nested dicts, lists and tuples) with `function` applied to every leaf."""
     if isinstance(structure, dict):
         return {name: map_structure(function, part) for name, part in structure.items()}
     if isinstance(structure, tuple) and hasattr(structure, "_fields"):

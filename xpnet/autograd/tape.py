@@ -1,4 +1,4 @@
-"""The tape: what was recorded, and the walk over it from the newest operation to the oldest.
+"""The tape: recorded operations, and the backward pass over them from the newest to the oldest.
 
 Every operation on a Tensor that needs a gradient leaves one :class:`Node`: the operation, its inputs, its settings and
 what its forward pass saved (arrays, not a closure). There is no second derivative.
@@ -18,11 +18,11 @@ from xpnet.ops.registry import Implementation
 
 class _Mode(threading.local):
     recording = True
-    lowered: Any = None  # the 16-bit copies of parameters that take part in their place: xpnet.layers.mixed.Lowered
-    # Of the segment that runs now (see xpnet.recompute): what was done once, and in its second run what is left of that.
+    lowered: Any = None  # 16-bit copies that are used instead of parameters: xpnet.layers.mixed.Lowered
+    # Of the segment that runs now (see xpnet.recompute): the results of `once`, and in its second run those still unused.
     done: list[Any] | None = None
     again: Iterator[Any] | None = None
-    touched = False  # whether anything with a gradient took part in it
+    touched = False  # whether anything with a gradient was used in it
 
 
 mode = _Mode()
@@ -32,7 +32,7 @@ FREED = object()
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
-    """Within the block nothing is recorded: operations on Tensors compute, and save nothing for a backward pass."""
+    """Record nothing within the block: operations on Tensors compute, and save nothing for a backward pass."""
     before, mode.recording = mode.recording, False
     try:
         yield
@@ -41,9 +41,9 @@ def no_grad() -> Iterator[None]:
 
 
 def once(make: Callable[[], Any]) -> Any:
-    """The result of make(); where a segment is run a second time for its backward pass, that of the first time.
+    """Return make(); where a checkpointed segment is run again for its backward pass, the result of the first run.
 
-    For whatever must not happen twice: drawing a random number, moving running statistics.
+    For whatever must not happen twice: drawing a random number, updating running statistics.
     """
     if mode.again is not None:
         made = next(mode.again, FREED)
@@ -57,20 +57,19 @@ def once(make: Callable[[], Any]) -> Any:
 
 
 def tick() -> int:
-    """The number that the next Node would have had: all that come after have larger ones."""
+    """Take the next number of a Node: those that are recorded from now on have larger ones."""
     return next(_order)
 
 
 class Node:
     """One recorded operation.
 
-    It holds what its backward pass needs, and no Tensor but leaves: an activation that no backward pass needs is gone when
-    the forward pass lets go of it.
+    It holds what its backward pass needs, and no Tensor but leaves: an activation that no backward pass needs is freed as
+    soon as the forward pass drops it.
 
     Attributes:
-        inputs: for every array input where its gradient goes: the Node that made it, an Output of one, a leaf Tensor, or None.
-        outputs: None, or of an operation with several outputs the outline of each: (shape, dtype, device); None for one that
-            has no gradient.
+        inputs: the destination of each input's gradient: the Node that made it, an Output of one, a leaf Tensor, or None.
+        outputs: None, or for an operation with several outputs the :func:`outline` of each.
     """
 
     __slots__ = ("grad", "implementation", "inputs", "needs", "op", "order", "outputs", "saved", "settings", "xp")
@@ -97,7 +96,7 @@ class Node:
         self.outputs: tuple[Any, ...] | None = None
 
     def destination(self) -> None:
-        """Where a gradient could be written: nowhere yet."""
+        """Return the array that a gradient could be written to: none."""
         return
 
 
@@ -108,28 +107,28 @@ class Output(NamedTuple):
     number: int
 
     def destination(self) -> None:
-        """As of a Node."""
+        """Return the array that a gradient could be written to: none."""
         return
 
 
 def outline(xp: Any, array: Array) -> Any:
-    """What is needed to make zeros like an output: (shape, dtype, device); None for one that has no gradient."""
+    """Return what makes zeros like an output, (shape, dtype, device); None for one that has no gradient."""
     return (tuple(array.shape), array.dtype, array.device) if is_floating(array) else None
 
 
 def made_by(source: Any) -> Node | None:
-    """The Node behind one of a Node's inputs; None for a leaf."""
+    """Return the Node behind one of a Node's inputs; None for a leaf."""
     kind = type(source)
     return source if kind is Node else source.node if kind is Output else None
 
 
 def reachable(source: Node | Output, since: int = 0) -> list[Node]:
-    """The nodes that a result depends on, newest first: an order in which every node comes after all that used it.
+    """Return the nodes that a result depends on, newest first: every node comes after all that used it.
 
-    Those that were recorded before number `since` are left out.
+    Nodes with a number below `since` are left out.
     """
     last = source.node if isinstance(source, Output) else source
-    # Most networks are chains, where nothing has to be sorted.
+    # Most networks are chains, which need no sorting.
     chain = [last]
     while True:
         parents = []
@@ -158,7 +157,7 @@ def reachable(source: Node | Output, since: int = 0) -> list[Node]:
 
 
 def store(source: Node | Output, gradient: Array) -> None:
-    """Add `gradient` to what has arrived for an operation's output."""
+    """Add `gradient` to the gradient of an operation's output."""
     # Not in place: an operation may hand the same array to two inputs.
     if type(source) is Node:
         source.grad = gradient if source.grad is None else source.grad + gradient
@@ -177,7 +176,7 @@ def run_backward(node: Node) -> None:
         raise RuntimeError(
             f"backward() ran through this {node.op.__name__} before, and what it had saved is freed; run the forward pass again"
         )
-    if node.settings is None:  # no operation: a segment that is run again
+    if node.settings is None:  # not an operation: a checkpointed segment
         node.op.walk(node)
         return
     node.saved = FREED
@@ -194,7 +193,7 @@ def run_backward(node: Node) -> None:
     if node.implementation.wants_into:
         into = tuple([t.destination() if need else None for t, need in zip(inputs, node.needs)])
     gradients = node.op.gradients(node.implementation, node.xp, gradient, saved, node.settings, node.needs, into)
-    del saved, gradient  # what is not needed any more may make room for sums of gradients
+    del saved, gradient  # freed before sums of gradients are allocated
     for source, need, part in zip(inputs, node.needs, gradients):
         if need:
             if part is None:
@@ -202,7 +201,7 @@ def run_backward(node: Node) -> None:
             if type(part) not in array_types:
                 part = as_array(node.xp, part)
             kind = type(source)
-            if kind is Node:  # as store() does
+            if kind is Node:  # store(), inlined
                 source.grad = part if source.grad is None else source.grad + part
             elif kind is Output:
                 store(source, part)

@@ -1,4 +1,4 @@
-"""Tensors: arrays with a place on the tape (see xpnet.autograd.tape), and Parameters, which a model learns."""
+"""Tensors: arrays that record operations on the tape (see xpnet.autograd.tape), and Parameters, which a model learns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xpnet.ops.registry import Op, Recorder
 
 
 class Tensor(Recorder):
-    """An array with a place on the tape.
+    """An array whose operations are recorded on the tape.
 
     Args:
         array: a native array of any library that follows the Array API. It is not copied.
@@ -39,14 +39,14 @@ class Tensor(Recorder):
         self.array: Array = array
         self.requires_grad = requires_grad
         self.grad: Array | None = None
-        self.node: Node | Output | None = None  # what made it: where its gradient goes
+        self.node: Node | Output | None = None  # what made it: the destination of its gradient
 
     # -- recording --
 
     def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
         arrays = []
         needs = []
-        sources: list[Any] = []  # where the gradients go
+        sources: list[Any] = []  # the destinations of the gradients
         for value in inputs:
             if isinstance(value, Tensor):
                 arrays.append(value.array)
@@ -76,21 +76,21 @@ class Tensor(Recorder):
         return _made(output, node, 0)
 
     def _accumulate(self, gradient: Array, fresh: bool = False) -> None:
-        """Add `gradient` to a leaf's `grad`; a `fresh` one nobody else holds."""
+        """Add `gradient` to a leaf's `grad`; a `fresh` one is referenced by nobody else and is not copied."""
         if self.grad is None:
-            # A copy: the same array may be another leaf's gradient, the user's own, or a broadcast that cannot be written.
+            # A copy: the same array may be another leaf's gradient, the user's, or a broadcast, which cannot be written to.
             self.grad = gradient if fresh else namespace(gradient).asarray(gradient, copy=True)
         else:
             self.grad = self.grad + gradient
 
     def destination(self) -> Array | None:
-        """The array that the first gradient would be copied into, if there is one."""
+        """Return the array that the first gradient would be copied into, if there is one."""
         return None
 
     def backward(self, gradient: Array | None = None) -> None:
         """Compute the gradient of this Tensor with respect to every leaf it depends on, and add it to the leaf's `grad`.
 
-        What the forward pass saved is freed on the way, so the same graph cannot be walked twice.
+        What the forward pass saved is freed on the way, so backward cannot run twice through one graph.
 
         Args:
             gradient: the gradient of the final result with respect to this Tensor, same shape; may be left out for a
@@ -145,19 +145,19 @@ class Tensor(Recorder):
         return math.prod(self.array.shape)  # PyTorch's `size` is a method
 
     def item(self) -> float:
-        """The value of a Tensor with one element, as a Python number (waits for the device)."""
+        """Return the value of a Tensor with one element, as a Python number (waits for the device)."""
         return self.array.item() if hasattr(self.array, "item") else float(self.array)
 
     def detach(self) -> Tensor:
-        """The same array with no place on the tape."""
+        """Return a Tensor of the same array that is not on the tape."""
         return Tensor(self.array)
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
+        """Clear the gradient."""
         self.grad = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """The values as a NumPy array (`numpy.asarray(tensor)`)."""
+        """Return the values as a NumPy array (`numpy.asarray(tensor)`)."""
         import numpy as np
 
         from xpnet.backend import to_numpy
@@ -181,7 +181,7 @@ class Tensor(Recorder):
         flag = ", requires_grad=True" if self.requires_grad else ""
         return f"{kind}({self.array!r}{flag})"
 
-    # -- operators: each one is the operation of that name --
+    # -- operators --
 
     def __add__(self, other: Any) -> Tensor:
         return ops.add(self, other)  # type: ignore[no-any-return]
@@ -228,7 +228,7 @@ class Tensor(Recorder):
     def __getitem__(self, index: Any) -> Tensor:
         return ops.getitem(self, _plain_index(index))  # type: ignore[no-any-return]
 
-    # A comparison has no gradient: it gives a native array of booleans. A Tensor is still its own key in a dict.
+    # A comparison has no gradient: it returns a native array of booleans. Tensors are hashed by identity.
     __hash__ = object.__hash__
 
     def __eq__(self, other: Any) -> Any:
@@ -249,34 +249,34 @@ class Tensor(Recorder):
     def __ge__(self, other: Any) -> Any:
         return self.array >= _plain(other)
 
-    # -- the operations that users expect as methods --
+    # -- operations that users expect as methods --
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        """The sum over `axis` (all axes where None)."""
+        """Return the sum over `axis` (all axes where None)."""
         return ops.sum(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        """The mean over `axis` (all axes where None)."""
+        """Return the mean over `axis` (all axes where None)."""
         return ops.mean(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
 
     def var(self, axis: Any = None, keepdims: bool = False, correction: float = 0) -> Tensor:
-        """The variance over `axis` (all axes where None)."""
+        """Return the variance over `axis` (all axes where None)."""
         return ops.var(self, axis=axis, keepdims=keepdims, correction=correction)  # type: ignore[no-any-return]
 
     def std(self, axis: Any = None, keepdims: bool = False, correction: float = 0) -> Tensor:
-        """The standard deviation over `axis` (all axes where None)."""
+        """Return the standard deviation over `axis` (all axes where None)."""
         return ops.std(self, axis=axis, keepdims=keepdims, correction=correction)  # type: ignore[no-any-return]
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        """The largest element over `axis` (all axes where None)."""
+        """Return the largest element over `axis` (all axes where None)."""
         return ops.max(self, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
 
     def reshape(self, *shape: Any) -> Tensor:
-        """The same elements in another shape; one size may be -1."""
+        """Return the same elements in another shape; one size may be -1."""
         return ops.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)  # type: ignore[no-any-return]
 
     def transpose(self, *axes: int) -> Tensor:
-        """The axes in another order (reversed where none is given)."""
+        """Permute the axes (reverse them where none is given)."""
         return ops.transpose(self, axes or None)  # type: ignore[no-any-return]
 
     @property
@@ -289,7 +289,7 @@ class Parameter(Tensor):
     """A Tensor that a model learns.
 
     Args:
-        array: the first values.
+        array: the initial values.
         decay: whether weight decay and weight penalties apply: True for weights, False for biases and scales.
 
     Its array and gradient may be views into flat arrays (xpnet.autograd.flat_parameters); the gradient is then added to in
@@ -307,15 +307,15 @@ class Parameter(Tensor):
         self.constraint: Any = None
 
     def destination(self) -> Array | None:
-        """The view of the flat gradients, as long as no gradient is in it."""
+        """Return the view into the flat gradients, while it holds no gradient."""
         return self.buffer if self.grad is None else None
 
     def _accumulate(self, gradient: Array, fresh: bool = False) -> None:
         if self.buffer is None:
             if gradient.dtype in halves and self.array.dtype not in halves:
-                gradient = ops.cast(gradient, dtype_name(self.array))  # the parameter took part as a rounded copy
+                gradient = ops.cast(gradient, dtype_name(self.array))  # a 16-bit copy of the parameter was used
             super()._accumulate(gradient, fresh)
-        elif gradient is self.buffer:  # an operation wrote it there
+        elif gradient is self.buffer:  # written there by an operation
             self.grad = gradient
         elif self.grad is None:
             self.buffer[...] = gradient
@@ -324,7 +324,7 @@ class Parameter(Tensor):
             self.buffer += gradient
 
     def set_gradient(self, gradient: Array) -> None:
-        """Replace the gradient by these values, of any device."""
+        """Replace the gradient by these values, from any device."""
         from xpnet.backend import device_of, to_device
 
         self.grad = None
@@ -338,7 +338,7 @@ _ones: dict[Any, Array] = {}
 
 
 def _one(xp: Any, array: Array) -> Array:
-    """The gradient of a loss with respect to itself; in main memory one constant for each dtype."""
+    """Return the gradient of a loss with respect to itself; for NumPy one constant for each dtype."""
     if array.ndim or xp.__name__ != "numpy":
         return xp.ones_like(array)
     one = _ones.get(array.dtype)
@@ -349,7 +349,7 @@ def _one(xp: Any, array: Array) -> Array:
 
 
 def _made(array: Array, node: Node | None, index: int) -> Tensor:
-    """The Tensor for an operation's output; integer outputs (max-pool switches) have no gradient."""
+    """Return the Tensor of an operation's output; integer outputs (max-pool switches) have no gradient."""
     made = Tensor.__new__(Tensor)
     made.array = array
     made.grad = None

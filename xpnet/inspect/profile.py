@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xpnet import losses
-from xpnet.autograd.checkpointing import Given
+from xpnet.autograd.checkpointing import SegmentInput
 from xpnet.autograd.tape import Node, no_grad, reachable, run_backward, store
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device
@@ -215,7 +215,7 @@ def _arrays(value: Any, seen: set[int]) -> list[Array]:
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
         return [array for part in value for array in _arrays(part, seen)]
-    if isinstance(value, Given):  # an input of a segment that is recomputed
+    if isinstance(value, SegmentInput):  # an input of a segment that is recomputed
         value = value.array
     if hasattr(value, "dtype") and hasattr(value, "shape") and id(value) not in seen:
         seen.add(id(value))

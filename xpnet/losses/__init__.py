@@ -1,8 +1,8 @@
-"""Losses: how wrong a prediction is, as one number to be made small.
+"""Losses: the error of a prediction, as one number to minimise.
 
 Every loss is called with the prediction, the target and ``reduction``: "mean" or "sum" over all its terms (a 0-d result),
-or "none". Tensors in, a Tensor out; native arrays in, a native array out. The terms are one an element in the regression
-losses and in `sigmoid_cross_entropy`, and one an example in all others. An empty batch costs 0.
+or "none". Tensors in, a Tensor out; native arrays in, a native array out. There is one term for each element in the
+regression losses and in `sigmoid_cross_entropy`, and one for each example in all others. The loss of an empty batch is 0.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NAMES: dict[str, Loss] = {
 
 
 def get(loss: str | Loss) -> Loss:
-    """A loss by name, or the function itself.
+    """Return a loss by name, or the function itself.
 
     Raises:
         ValueError: no such name.

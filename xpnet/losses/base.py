@@ -1,4 +1,4 @@
-"""What all losses share."""
+"""Helpers shared by all losses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Loss = Callable[..., Any]
 
 
 def bare(value: Any) -> Array:
-    """The native array of a Tensor; other values as they are."""
+    """Return the native array of a Tensor; other values as they are."""
     return value.array if isinstance(value, Tensor) else value
 
 
 def reduce(name: str, terms: Any, reduction: str) -> Any:
-    """`terms` summed, averaged or left as they are. The mean of no terms is 0, as their sum: an empty batch costs nothing."""
+    """Sum or average `terms`, or return them as they are. The mean of no terms is 0, for empty batches."""
     check_reduction(name, reduction)
     if reduction == "none":
         return terms
@@ -41,7 +41,7 @@ def same_shape(name: str, prediction: Any, target: Any) -> None:
 
 
 def matching(name: str, prediction: Any, target: Any) -> Any:
-    """The target in the prediction's dtype (an integer target must not widen the loss), after checking its shape."""
+    """Return the target in the prediction's dtype (an integer target must not widen the loss), after checking its shape."""
     same_shape(name, prediction, target)
     array = bare(target)
     dtype = bare(prediction).dtype

@@ -1,4 +1,4 @@
-"""Losses of classes and attributes."""
+"""Losses for classes and attributes."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from xpnet.ops.softmax import check_labels
 
 
 def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean", label_smoothing: float = 0.0) -> Any:
-    """-sum(labels * log softmax(logits)) for each row of the last axis.
+    """Compute -sum(labels * log softmax(logits)) for each row of the last axis.
 
     Args:
         logits: (..., K), before the softmax.
-        labels: class numbers, integers (...), or probabilities (..., K).
+        labels: class indices, integers (...), or probabilities (..., K).
         reduction: over the rows.
         label_smoothing: the share of each label's probability that is spread evenly over all K classes.
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class number outside 0..K-1, or an unknown reduction.
+        ValueError: a class index outside 0..K-1, or an unknown reduction.
 
     Source: CS231n, "Linear classification"; Szegedy et al., 2016 (label smoothing).
     """
     hard = ops.softmax_cross_entropy(logits, labels, reduction=reduction)
     if not label_smoothing:
         return hard
-    # Cross entropy is linear in the labels: the smoothed loss is a mix of the hard one and that of even labels.
+    # Cross entropy is linear in the labels: the smoothed loss is a mixture of those of hard and of uniform labels.
     even = ops.multiply(-1.0, ops.mean(ops.log_softmax(logits), axis=-1))
     return (1 - label_smoothing) * hard + label_smoothing * reduce("softmax_cross_entropy", even, reduction)
 
 
 def negative_log_likelihood(log_probabilities: Any, labels: Array, *, reduction: str = "mean") -> Any:
-    """-sum(labels * log_probabilities) for each row of the last axis.
+    """Compute -sum(labels * log_probabilities) for each row of the last axis.
 
     Args:
-        log_probabilities: (..., K), for example from a log_softmax. For raw scores there is softmax_cross_entropy.
-        labels: class numbers, integers (...), or probabilities (..., K).
+        log_probabilities: (..., K), for example from a log_softmax. For logits use softmax_cross_entropy.
+        labels: class indices, integers (...), or probabilities (..., K).
         reduction: over the rows.
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class number outside 0..K-1, or an unknown reduction.
+        ValueError: a class index outside 0..K-1, or an unknown reduction.
     """
     weights = _rows("negative_log_likelihood", log_probabilities, labels)
-    # A class of probability 0 costs nothing, even where its logarithm is -inf.
+    # A label of probability 0 contributes nothing, even where the logarithm is -inf.
     terms = ops.where(weights > 0, ops.multiply(log_probabilities, weights), 0.0)
     return reduce("negative_log_likelihood", ops.negative(ops.sum(terms, axis=-1)), reduction)
 
 
 def _rows(name: str, scores: Any, labels: Array) -> Array:
-    """The labels as one number a class, (..., K), in the dtype of the scores."""
+    """Return the labels as one-hot rows or probabilities, (..., K), in the dtype of the scores."""
     labels, array = bare(labels), bare(scores)
     xp = namespace(array)
     if check_labels(name, xp, array, labels):
@@ -61,24 +61,24 @@ def _rows(name: str, scores: Any, labels: Array) -> Array:
 
 
 def _margins(name: str, scores: Any, labels: Array, margin: float) -> Any:
-    """max(0, s_j - s_y + margin) for every class j but the right one y, where it is 0: (..., K)."""
+    """Compute max(0, s_j - s_y + margin) for every class j but the right one y, where it is 0: (..., K)."""
     right = _rows(name, scores, labels) > 0.5
     own = ops.sum(ops.where(right, scores, 0.0), axis=-1, keepdims=True)
     return ops.where(right, 0.0, ops.relu(ops.add(ops.subtract(scores, own), float(margin))))
 
 
 def hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "mean") -> Any:
-    """The loss of the multi-class support vector machine: sum over j != y of max(0, s_j - s_y + margin), for each row.
+    """Compute the multi-class SVM loss, the sum over j != y of max(0, s_j - s_y + margin), for each row.
 
     Args:
         scores: (..., K).
-        labels: class numbers y, integers (...), or one-hot rows (..., K).
-        margin: by how much the right score shall be larger than every other.
+        labels: class indices y, integers (...), or one-hot rows (..., K).
+        margin: by how much the right score should exceed every other.
         reduction: over the rows.
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class number outside 0..K-1, or an unknown reduction.
+        ValueError: a class index outside 0..K-1, or an unknown reduction.
 
     Source: Weston and Watkins, 1999; CS231n, "Linear classification". (PyTorch's multi_margin_loss divides by K.)
     """
@@ -86,7 +86,7 @@ def hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "
 
 
 def squared_hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "mean") -> Any:
-    """Sum over j != y of max(0, s_j - s_y + margin)**2, for each row; arguments as in `hinge`.
+    """Compute the sum over j != y of max(0, s_j - s_y + margin)**2, for each row; arguments as in `hinge`.
 
     Source: CS231n, "Linear classification" (L2-SVM).
     """
@@ -95,10 +95,12 @@ def squared_hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction:
 
 
 def sigmoid_cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
-    """-(labels * log sigmoid(logits) + (1 - labels) * log(1 - sigmoid(logits))) for each element: the binary logistic loss.
+    """Compute -(labels * log sigmoid(logits) + (1 - labels) * log(1 - sigmoid(logits))) for each element.
+
+    Also known as binary cross entropy or the logistic loss.
 
     Args:
-        logits: any shape, before the sigmoid; a logit of 1e4 is as good as any other.
+        logits: any shape, before the sigmoid; large logits are computed without overflow.
         labels: the same shape: 0 or 1 of any dtype, or probabilities.
         reduction: over the elements; `attribute_logistic` sums over the attributes of each example instead.
 
@@ -110,7 +112,7 @@ def sigmoid_cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") 
 
 
 def attribute_logistic(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
-    """Independent logistic classifiers, one an attribute: the sum of `sigmoid_cross_entropy` over the last axis.
+    """Compute the loss of independent logistic classifiers: the sum of `sigmoid_cross_entropy` over the attributes.
 
     With n examples the mean is C = -1/n sum_x sum_j [y_j ln a_j + (1 - y_j) ln(1 - a_j)] for a = sigmoid(logits), the
     cross-entropy cost of networks with sigmoid outputs.
@@ -127,12 +129,12 @@ def attribute_logistic(logits: Any, labels: Any, *, reduction: str = "mean") -> 
 
 
 def attribute_hinge(scores: Any, labels: Any, *, margin: float = 1.0, reduction: str = "mean") -> Any:
-    """Independent binary support vector machines, one an attribute: sum over j of max(0, margin - y_j * s_j).
+    """Compute the loss of independent binary SVMs, one for each attribute: the sum over j of max(0, margin - y_j * s_j).
 
     Args:
         scores: (..., A).
-        labels: (..., A): the attribute is there (1) or not (0 or -1); booleans or numbers.
-        margin: how far from 0, on the right side, a score shall be.
+        labels: (..., A): the attribute is present (1) or absent (0 or -1); booleans or numbers.
+        margin: how far from 0, on the right side, a score should be.
         reduction: over the examples.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Losses of distances between embeddings, for networks with shared weights."""
+"""Losses on distances between embeddings, for siamese networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xpnet.ops.shapes import ShapeError
 
 
 def _parts(name: str, embeddings: Any, count: int) -> list[Any]:
-    """The `count` embeddings (N, D) of each example."""
+    """Split the prediction into its `count` embeddings (N, D)."""
     if embeddings.ndim != 3 or embeddings.shape[1] != count:
         raise ShapeError(
             f"{name}: the prediction has shape {tuple(embeddings.shape)}, expected (N, {count}, D): the embeddings of each "
@@ -21,20 +21,20 @@ def _parts(name: str, embeddings: Any, count: int) -> list[Any]:
 
 
 def _distance(a: Any, b: Any) -> Any:
-    """|a - b| for each row; where the rows are equal the gradient is 0."""
+    """Compute |a - b| for each row; where the rows are equal the gradient is 0."""
     squares = ops.sum(ops.square(ops.subtract(a, b)), axis=-1)
     apart = bare(squares) > 0
-    # The square root has no slope at 0: there it is taken of 1, and thrown away.
+    # The square root has no derivative at 0: there it is taken of 1, and discarded.
     return ops.where(apart, ops.sqrt(ops.where(apart, squares, 1.0)), 0.0)
 
 
 def contrastive(embeddings: Any, same: Array, *, margin: float = 1.0, reduction: str = "mean") -> Any:
-    """For each pair at distance d: d**2 / 2 if they are the same, else max(0, margin - d)**2 / 2.
+    """Compute, for each pair at distance d, d**2 / 2 if they are the same, else max(0, margin - d)**2 / 2.
 
     Args:
-        embeddings: (N, 2, D), two embeddings an example: a network applied twice, ops.stack([f(a), f(b)], axis=1).
+        embeddings: (N, 2, D), two for each example: a network applied twice, ops.stack([f(a), f(b)], axis=1).
         same: (N,), 1 or True where the two belong together.
-        margin: others are pushed no farther apart than this.
+        margin: different pairs are pushed apart up to this distance.
         reduction: over the pairs.
 
     Source: Hadsell et al., "Dimensionality reduction by learning an invariant mapping", 2006.
@@ -52,12 +52,12 @@ def contrastive(embeddings: Any, same: Array, *, margin: float = 1.0, reduction:
 
 
 def triplet(embeddings: Any, target: Any = None, *, margin: float = 1.0, squared: bool = False, reduction: str = "mean") -> Any:
-    """max(0, |anchor - positive| - |anchor - negative| + margin) for each example.
+    """Compute max(0, |anchor - positive| - |anchor - negative| + margin) for each example.
 
     Args:
         embeddings: (N, 3, D): anchor, positive (which belongs to the anchor) and negative (which does not).
-        target: not looked at; it stands here so that the loss can be called like any other.
-        margin: by how much farther away the negative shall be.
+        target: ignored; it lets the loss be called like any other.
+        margin: by how much farther away the negative should be.
         squared: compare the squares of the distances, as in the paper.
         reduction: over the examples.
 

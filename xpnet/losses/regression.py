@@ -1,4 +1,4 @@
-"""Losses of numbers."""
+"""Losses for regression."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from xpnet.losses.base import matching, reduce
 
 
 def mean_squared_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
-    """(prediction - target)**2 for each element; the shapes are equal."""
+    """Compute (prediction - target)**2 for each element; the shapes are equal."""
     target = matching("mean_squared_error", prediction, target)
     return reduce("mean_squared_error", ops.square(ops.subtract(prediction, target)), reduction)
 
 
 def half_squared_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
-    """1/2 (prediction - target)**2 for each element; with reduction="sum" the textbook's E = 1/2 sum (t - o)**2."""
+    """Compute 1/2 (prediction - target)**2 for each element; with reduction="sum" the textbook's E = 1/2 sum (t - o)**2."""
     target = matching("half_squared_error", prediction, target)
     return reduce("half_squared_error", ops.multiply(ops.square(ops.subtract(prediction, target)), 0.5), reduction)
 
 
 def quadratic_cost(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
-    """1/2 |prediction - target|**2 for each example, the square of the length taken over all its elements.
+    """Compute 1/2 |prediction - target|**2 for each example, summed over all its elements.
 
     The mean over n examples is C = 1/(2n) sum |y - a|**2.
 
@@ -40,17 +40,17 @@ def quadratic_cost(prediction: Any, target: Any, *, reduction: str = "mean") -> 
 
 
 def mean_absolute_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
-    """|prediction - target| for each element (L1); the gradient where they are equal is 0."""
+    """Compute |prediction - target| for each element (L1); the gradient where they are equal is 0."""
     target = matching("mean_absolute_error", prediction, target)
     return reduce("mean_absolute_error", ops.abs(ops.subtract(prediction, target)), reduction)
 
 
 def huber(prediction: Any, target: Any, *, delta: float = 1.0, reduction: str = "mean") -> Any:
-    """For each element with r = prediction - target: r**2 / 2 where |r| <= delta, and delta * (|r| - delta/2) beyond.
+    """Compute, with r = prediction - target, r**2 / 2 where |r| <= delta, and delta * (|r| - delta/2) beyond.
 
     Args:
         prediction, target: the same shape.
-        delta: above 0, where the parabola passes into a straight line.
+        delta: above 0, where the parabola becomes a straight line.
         reduction: over the elements.
 
     Source: Huber, "Robust estimation of a location parameter", 1964.

@@ -1,4 +1,4 @@
-"""Adam and its relatives: a learning rate of its own for every weight, from running means of its gradient."""
+"""Adam and its variants: an adaptive learning rate for every weight, from running means of its gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Adam(Optimizer):
         beta1, beta2: decay of the means of g and of g*g.
         epsilon: added to the root.
         amsgrad: divide by the root of the largest mean square so far, not of the current one.
-        weight_decay: added to the gradient (L2). AdamW decays the weights themselves.
+        weight_decay: added to the gradient (L2). AdamW decays the weights directly.
 
     Source: Kingma and Ba, "Adam", 2015; Reddi et al., "On the convergence of Adam and beyond", 2018 (amsgrad).
     """
@@ -70,7 +70,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with weight decay taken out of the gradient: w -= learning_rate * weight_decay * w. Biases are left alone.
+    """Adam with decoupled weight decay: w -= learning_rate * weight_decay * w. Biases and scales are exempt.
 
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
     """
@@ -90,7 +90,7 @@ class AdamW(Adam):
         super().__init__(learning_rate, beta1, beta2, epsilon, amsgrad=amsgrad, weight_decay=weight_decay)
 
     def decay(self, flat: FlatParameters, learning_rate: Any) -> None:
-        """Shrink the weights themselves."""
+        """Shrink the weights directly."""
         rate = learning_rate if self.clock is None else self.clock.rate
         flat.values[: flat.decayed] *= 1 - rate * self.weight_decay
 
@@ -142,7 +142,7 @@ class Nadam(Adam):
 
 
 class Adamax(Adam):
-    """Adam with a decaying maximum of |g| in the place of the root of the mean square.
+    """Adam with a decaying maximum of |g| instead of the root of the mean square.
 
     Args:
         learning_rate, beta1, beta2, weight_decay: as in Adam.

@@ -1,4 +1,4 @@
-"""Rprop and Quickprop: optimizers for full batches, that compare each gradient with the last one."""
+"""Rprop and Quickprop: optimizers for full batches that compare each gradient with the previous one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from xpnet.optim.optimizer import Optimizer, Schedule
 
 
 class Rprop(Optimizer):
-    """Every weight has a step size, which grows while its gradient keeps its sign and shrinks where that changes.
+    """A step size for every weight, which grows while its gradient keeps its sign and shrinks where that changes.
 
-    Only the signs of the gradients count, so they must not be noisy: give it full batches.
+    Only the signs of the gradients count, so they must not be noisy: use full batches.
 
     Args:
-        learning_rate: the first size of all steps, a number.
-        grow, shrink: what a size is multiplied by.
-        smallest, largest: limits of a size.
+        learning_rate: the initial step size, a number.
+        grow, shrink: the factors of a step size.
+        smallest, largest: limits of a step size.
         weight_decay: as in Optimizer.
 
     Source: Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning", 1993.
@@ -48,7 +48,7 @@ class Rprop(Optimizer):
         self.smallest, self.largest = smallest, largest
 
     def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
-        """The first size of the steps, and no gradient before the first."""
+        """Return the initial step sizes, or zeros for the previous gradients."""
         return xp.full_like(flat.values, self.current_learning_rate) if name == "size" else xp.zeros_like(flat.values)
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
@@ -66,10 +66,10 @@ class Rprop(Optimizer):
 
 
 class Quickprop(Optimizer):
-    """For every weight a jump to the minimum of the parabola that its last two slopes suggest. For full batches.
+    """A jump of every weight to the minimum of the parabola through its last two slopes. For full batches.
 
     Args:
-        learning_rate: of the ordinary steps, which begin the movement and are added while the slope keeps its sign.
+        learning_rate: of the gradient steps, which start the movement and are added while the slope keeps its sign.
         growth: a jump is at most this many times the last step.
         weight_decay: as in Optimizer; the paper uses 1e-4 to keep the weights from growing without bound.
 

@@ -18,14 +18,14 @@ from xpnet.optim.optimizer import Optimizer, Target
 
 @dataclass(frozen=True)
 class Minimum:
-    """How a minimisation ended.
+    """The result of a minimisation.
 
     Attributes:
         loss: the last loss, with penalties.
         iterations: of the method.
         evaluations: how often the loss and its gradient were computed.
-        converged: whether a tolerance was reached, and not the largest number of iterations.
-        message: SciPy's words for it.
+        converged: whether it stopped at a tolerance, not at `max_iterations`.
+        message: SciPy's message.
     """
 
     loss: float
@@ -36,11 +36,11 @@ class Minimum:
 
 
 class FullBatch(Optimizer):
-    """Base class of the minimisers: they ask for the loss where they like, so they are given the loss, not gradients.
+    """Base class of the minimisers: they evaluate the loss where they choose, so they take the loss, not gradients.
 
         xn.optim.LBFGS(max_iterations=200).minimize(model, "softmax_cross_entropy", (x, y))
 
-    A Trainer hands its optimizer one gradient at a time and cannot drive them; train with `minimize`, then
+    A Trainer passes its optimizer one gradient at a time and cannot drive them; train with `minimize`, then use
     ``trainer.evaluate`` as usual.
 
     Args:
@@ -59,15 +59,11 @@ class FullBatch(Optimizer):
         self.tolerance = tolerance
 
     def options(self) -> dict[str, Any]:
-        """SciPy's options for the method."""
+        """Return SciPy's options for the method."""
         return {"maxiter": self.max_iterations, "gtol": self.tolerance}
 
     def step(self, target: Target) -> None:
-        """These methods have no single step.
-
-        Raises:
-            TypeError: always; the message says what to call instead.
-        """
+        """Raise a TypeError: these methods have no single step; the message says what to call instead."""
         name = type(self).__name__
         raise TypeError(
             f"{name} needs the loss as a function and cannot be driven by a Trainer or by step(); call "
@@ -83,21 +79,21 @@ class FullBatch(Optimizer):
         batch_size: int | None = None,
         callback: Callable[[float], Any] | None = None,
     ) -> Minimum:
-        """Change the model's parameters to those of smallest loss over all the data, in training mode.
+        """Minimise the loss over all the data, in training mode, and leave the parameters at the minimum.
 
-        Masks of dropout are the same in every evaluation, so that there is one function to minimise. Work in float64 models
-        goes further: in float32 the loss soon moves by less than its rounding.
+        Dropout masks are the same in every evaluation, so that there is one function to minimise. float64 models get
+        further: in float32 the loss soon changes by less than its rounding.
 
         Args:
             model: a Module that knows its input's shape.
             loss: a name or a function (prediction, target) -> mean over the examples.
-            data: (x, y), all of them one batch.
-            batch_size: compute the loss in parts of so many examples, to save memory; None: at once.
+            data: (x, y), all examples.
+            batch_size: compute the loss in batches of this size, to save memory; None: at once.
             callback: called with the loss after every iteration.
 
         Raises:
             ImportError: SciPy is not installed.
-            ValueError: data of unequal or no length, or parameters with a constraint (these methods cannot project).
+            ValueError: data of unequal length or without examples, or parameters with a constraint (no projection here).
         """
         try:
             from scipy.optimize import minimize
@@ -140,7 +136,7 @@ class FullBatch(Optimizer):
         return Minimum(float(result.fun), int(result.nit), int(result.nfev), bool(result.success), str(result.message))
 
     def _objective(self, model: Module, flat: FlatParameters, loss: Any, x: Array, y: Array, batch_size: int) -> float:
-        """The mean loss over all examples plus penalties; the gradient is left in the flat parameters."""
+        """Return the mean loss over all examples plus penalties, and leave its gradient in the flat parameters."""
         flat.zero_grad()
         total = 0.0
         for start in range(0, len(x), batch_size):
@@ -169,7 +165,7 @@ class LBFGS(FullBatch):
 
     Args:
         max_iterations, tolerance, weight_decay: as in FullBatch.
-        history: how many of the last steps the curvature is estimated from.
+        history: how many past steps the curvature is estimated from.
 
     Source: Liu and Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     """
@@ -185,8 +181,8 @@ class LBFGS(FullBatch):
         self.history = history
 
     def options(self) -> dict[str, Any]:
-        """SciPy's options for the method."""
-        # An iteration takes a few evaluations; ftol is the relative change of the loss below which it is at rest.
+        """Return SciPy's options for the method."""
+        # An iteration takes a few evaluations; ftol is the relative change of the loss at which it has converged.
         return {**super().options(), "maxcor": self.history, "maxfun": 20 * self.max_iterations, "ftol": 1e-14}
 
 
@@ -202,5 +198,5 @@ class TruncatedNewton(FullBatch):
     method = "TNC"
 
     def options(self) -> dict[str, Any]:
-        """SciPy's options for the method."""
+        """Return SciPy's options for the method."""
         return {"maxfun": 50 * self.max_iterations, "gtol": self.tolerance, "ftol": 1e-14, "xtol": 1e-14}

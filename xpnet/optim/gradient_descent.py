@@ -12,15 +12,14 @@ from xpnet.optim.optimizer import Optimizer, Schedule
 class SGD(Optimizer):
     """Gradient descent: v = momentum * v - learning_rate * g; w += v.
 
-    Whether it is batch, mini-batch or stochastic descent is a matter of the batches it is given.
+    Batch, mini-batch or stochastic gradient descent, depending on the batches.
 
     Args:
         learning_rate: a number or a schedule.
         momentum: in [0, 1); 0 leaves w -= learning_rate * g.
         nesterov: look ahead: w += momentum * v - learning_rate * g.
         form: "velocity", as above, or "inertia": v = momentum * v + (1 - momentum) * g; w -= learning_rate * v. There v is a
-            mean of gradients, so that the momentum does not change the length of the steps: they are 1 - momentum times as
-            long as in the other form.
+            mean of gradients, and steps are 1 - momentum times as long as in the other form.
         weight_decay: as in Optimizer.
 
     Source: CS231n, "Neural networks part 3"; Polyak, 1964; Sutskever et al., 2013.

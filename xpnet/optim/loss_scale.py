@@ -1,4 +1,4 @@
-"""Dynamic loss scaling: a factor that keeps small gradients above the smallest float16."""
+"""Dynamic loss scaling: a factor that keeps small float16 gradients from underflowing."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from xpnet.ops.updates.half import adjust, unscale
 
 
 class LossScale:
-    """The factor that a float16 model's loss is multiplied by before the backward pass, and its gradients divided by after.
+    """A factor for the loss of a float16 model before the backward pass; the gradients are divided by it afterwards.
 
-    The factor grows while all goes well. Where a gradient overflowed, the update is left out, as if the batch had not been
-    there, and the factor becomes smaller. An Optimizer that has one in its `loss_scale` does all of this in `step`; a
-    Trainer gives its optimizer one where the model's dtype is float16. In a loop of your own::
+    The factor grows while gradients are finite. Where one overflows, the update is skipped and the factor is reduced. An
+    Optimizer with one in its `loss_scale` does all of this in `step`; a Trainer gives its optimizer one where the model's
+    dtype is float16. In your own loop::
 
         optimizer.loss_scale = xn.optim.LossScale()
-        optimizer.loss_scale.backward(loss)  # in the place of loss.backward()
+        optimizer.loss_scale.backward(loss)  # instead of loss.backward()
         optimizer.step(model)
 
-    The factor and the counter of good steps are arrays on the model's device, and nothing waits for them.
+    The factor and the counter of good steps are arrays on the model's device, so that nothing waits for it.
 
     Args:
-        initial: the factor at first.
-        growth_interval: after so many updates in a row the factor is multiplied by `growth`.
-        growth: also what it is divided by after an overflow; powers of 2 change no digit of a gradient.
-        smallest: it is never made smaller than this.
+        initial: the initial factor.
+        growth_interval: after this many updates in a row the factor is multiplied by `growth`.
+        growth: it is divided by this after an overflow; powers of 2 do not round gradients.
+        smallest: the lower limit of the factor.
 
     Source: Micikevicius et al., "Mixed precision training", 2018.
     """
@@ -46,7 +46,7 @@ class LossScale:
         self.growth = float(growth)
         self.smallest = float(smallest)
         self.scale: Array = None  # (), float32
-        self.good: Array = None  # (), int64: updates in a row since the factor was changed
+        self.good: Array = None  # (), int64: updates in a row since the factor changed
         self.overflow: Array = None  # (), uint32: 1 where the gradients of this step are not finite
         self._start = (self.initial, 0)
         self._unscaled = False
@@ -57,7 +57,7 @@ class LossScale:
         return self._start[0] if self.scale is None else float(self.scale)
 
     def place(self, like: Array) -> None:
-        """Have the arrays on the device of `like`."""
+        """Place the arrays on the device of `like`."""
         if self.scale is None or device_of(self.scale) != device_of(like):
             start, xp = self.state(), namespace(like)
             self.scale = xp.asarray(start["scale"], dtype=xp.float32, device=like.device)
@@ -65,7 +65,7 @@ class LossScale:
             self.overflow = xp.asarray(0, dtype=xp.uint32, device=like.device)
 
     def backward(self, loss: Any, share: float = 1.0) -> None:
-        """``loss.backward()`` for the loss (a Tensor, 0-d) times the factor, and times `share`."""
+        """Call ``backward`` of the loss (a Tensor, 0-d) times the factor, and times `share`."""
         self.place(loss.array)
         self._unscaled = False
         xp = namespace(loss.array)
@@ -74,7 +74,7 @@ class LossScale:
             loss.backward(xp.astype(scale, loss.array.dtype, copy=False))
 
     def unscale(self, flat: FlatParameters) -> None:
-        """Divide all gradients by the factor, once a step, and note whether one of them is not finite."""
+        """Divide all gradients by the factor, once a step, and record whether one of them is not finite."""
         if not self._unscaled and flat.values is not None:
             flat.collect()
             self.place(flat.values)
@@ -82,18 +82,18 @@ class LossScale:
             self._unscaled = True
 
     def adjust(self) -> None:
-        """Bring the factor up to date after a step."""
+        """Update the factor after a step."""
         adjust(self.scale, self.good, self.overflow, factor=self.growth, interval=self.growth_interval, smallest=self.smallest)
         self._unscaled = False
 
     def state(self) -> dict[str, Any]:
-        """The factor and the counter as Python numbers (waits for the device)."""
+        """Return the factor and the counter as Python numbers (waits for the device)."""
         if self.scale is None:
             return {"scale": self._start[0], "good": self._start[1]}
         return {"scale": float(to_numpy(self.scale)), "good": int(to_numpy(self.good))}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state from :meth:`state`; arrays that exist are written to, as recorded steps use them."""
+        """Restore a state from :meth:`state`, in place where the arrays exist: recorded steps use them."""
         self._start = float(state["scale"]), int(state["good"])
         self._unscaled = False
         if self.scale is not None:

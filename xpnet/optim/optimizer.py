@@ -1,4 +1,4 @@
-"""What all optimizers share: the flat storage they update, their state, weight decay and the learning rate's schedule."""
+"""Base class of all optimizers: flat parameters, state, weight decay and the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Optimizer:
 
     Args:
         learning_rate: a number, or a schedule: a function of the step's number (0, 1, ...).
-        weight_decay: a multiple of the weights added to their gradient (L2); biases and scales are left alone.
+        weight_decay: this multiple of the weights is added to their gradient (L2); biases and scales are exempt.
 
     Attributes:
         iterations: the updates so far.
-        skipped: the updates that were left out, because gradients of float16 overflowed. A schedule counts them, too.
+        skipped: the updates that were skipped because float16 gradients overflowed. A schedule counts them, too.
         loss_scale: None, or the LossScale that the gradients were multiplied by.
-        clock: None, or the learning rate and the step's number as arrays on the device, which the update then reads.
+        clock: None, or the learning rate and the step's number as arrays on the device, which the update reads instead.
     """
 
     slot_names: tuple[str, ...] = ()
-    decoupled = False  # whether weight decay shrinks the weights themselves instead of adding to the gradient
-    capturable = False  # whether `update` takes a clock in the place of the learning rate
+    decoupled = False  # whether weight decay shrinks the weights directly instead of adding to the gradient
+    capturable = False  # whether `update` takes a clock instead of the learning rate
 
     def __init__(self, learning_rate: float | Schedule, *, weight_decay: float = 0.0) -> None:
         name = type(self).__name__
@@ -60,10 +60,10 @@ class Optimizer:
         return self.factor * (float(rate(self.iterations + self.skipped)) if callable(rate) else rate)
 
     def bind(self, target: Target) -> FlatParameters:
-        """The flat storage of a model, or of Parameters; the optimizer's state is made to match it.
+        """Return the flat parameters of a model, or of Parameters, and fit the optimizer's state to them.
 
-        After parameters were frozen or set free (`parameter.requires_grad`), those that are trained as before keep their state;
-        one that is set free begins with a new one.
+        After parameters were frozen or unfrozen (`parameter.requires_grad`), those that stay trainable keep their state;
+        unfrozen ones start with a new one.
 
         Raises:
             ValueError: the state belongs to another model.
@@ -92,7 +92,7 @@ class Optimizer:
         return flat
 
     def _moved(self, slot: Array, before: FlatParameters, fresh: Array, flat: FlatParameters) -> Array:
-        """The state after parameters were frozen or set free: those that stayed keep theirs, others begin anew."""
+        """Return the state after parameters were frozen or unfrozen: those that stayed keep theirs, others start anew."""
         places = {id(p): where for p, where in zip(before.parameters, before.slices)}
         for parameter, where in zip(flat.parameters, flat.slices):
             if id(parameter) in places:
@@ -100,11 +100,11 @@ class Optimizer:
         return fresh
 
     def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
-        """A state array before the first step: zeros."""
+        """Return a state array before the first step: zeros."""
         return xp.zeros_like(flat.values)
 
     def step(self, target: Target) -> None:
-        """Update the parameters of a Module (or a dict or list of Parameters), in place, and forget their gradients.
+        """Update the parameters of a Module (or a dict or list of Parameters), in place, and clear their gradients.
 
         Parameters that the last backward did not reach are treated as having a gradient of 0.
         """
@@ -148,7 +148,7 @@ class Optimizer:
 
     @property
     def rule(self) -> Rule | None:
-        """The rule that `update` calls with `fused_decay`, so that it may apply weight decay in the same pass."""
+        """The rule that `update` calls with `fused_decay`: it may apply weight decay in the same pass."""
         return None
 
     def decay(self, flat: FlatParameters, learning_rate: Any) -> None:
@@ -157,11 +157,11 @@ class Optimizer:
         flat.gradients[weights] += self.weight_decay * flat.values[weights]
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
-        """Change the flat weights `w` in place, given the flat gradients `g`; `iterations` counts from 1 here."""
+        """Update the flat weights `w` in place, given the flat gradients `g`; `iterations` counts from 1 here."""
         raise TypeError(f"{type(self).__name__} does not say how it updates")
 
     def state(self) -> dict[str, Any]:
-        """Everything that a continued run needs: the step's number and the state arrays, as NumPy arrays."""
+        """Return everything that a resumed run needs: the step's number and the state arrays, as NumPy arrays."""
         self.read_clock()
         slots = {name: to_numpy(a).copy() for name, a in self.slots.items()}
         state = {"iterations": self.iterations, "factor": self.factor, "slots": slots}
@@ -170,17 +170,17 @@ class Optimizer:
         return state
 
     def read_clock(self) -> None:
-        """Learn from the device which steps were left out (waits for it)."""
+        """Read from the device how many steps were skipped (waits for it)."""
         if self.clock is not None and self.loss_scale is not None:
             done = int(self.clock.steps)
             self.skipped += self.iterations - done
             self.iterations = done
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state from :meth:`state`.
+        """Restore a state from :meth:`state`.
 
         Raises:
-            ValueError: it is another optimizer's.
+            ValueError: the state of another kind of optimizer.
         """
         if set(state["slots"]) - set(self.slot_names):
             raise ValueError(
@@ -197,14 +197,14 @@ class Optimizer:
 
 
 def _changed(before: FlatParameters, flat: FlatParameters, target: Target) -> bool:
-    """Whether other parameters of the same model are trained now, rather than those of a copy of it."""
+    """Return whether other parameters of the same model are trained now, not those of a copy of it."""
     own = target.parameters().values() if isinstance(target, Module) else flat.parameters
     known = {id(p) for p in own}
     return [*map(id, before.parameters)] != [*map(id, flat.parameters)] and any(id(p) in known for p in before.parameters)
 
 
 def _flat_parameters(target: Any, current: FlatParameters | None) -> FlatParameters:
-    """The flat parameters of a Module; or the current one if it holds exactly these Parameters, or a new one."""
+    """Return the flat parameters of a Module; of Parameters the current ones if they hold exactly these, or new ones."""
     if isinstance(target, Module):
         return target.flat_parameters
     parameters = list(target.values() if isinstance(target, dict) else target)

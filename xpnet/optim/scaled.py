@@ -1,4 +1,4 @@
-"""Adagrad and RMSprop: gradients divided by the root of their own mean square."""
+"""Adagrad and RMSprop: gradients divided by the root of their mean square."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xpnet.optim.optimizer import Optimizer, Schedule
 
 
 class Adagrad(Optimizer):
-    """w -= learning_rate * g / (sqrt(sum of all g*g so far) + epsilon): rare features keep a large step.
+    """w -= learning_rate * g / (sqrt(sum of all g*g so far) + epsilon): rare features keep large steps.
 
     Args:
         learning_rate: a number or a schedule.
@@ -37,7 +37,7 @@ class Adagrad(Optimizer):
         self.initial = initial
 
     def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
-        """The sum before the first step."""
+        """Return the sum before the first step."""
         return xp.full_like(flat.values, self.initial)
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
@@ -53,7 +53,7 @@ class RMSprop(Optimizer):
         decay: of the mean, in [0, 1).
         epsilon: added to the root.
         centered: divide by the standard deviation of g instead, sqrt(mean of g*g - (mean of g)**2).
-        momentum: in [0, 1): above 0 the scaled gradients are gathered in a velocity.
+        momentum: in [0, 1): above 0 the scaled gradients are accumulated in a velocity.
         weight_decay: as in Optimizer.
 
     Source: Tieleman and Hinton, Coursera lecture 6.5, 2012; Graves, 2013 (centered); CS231n, "Neural networks part 3".

@@ -1,6 +1,6 @@
-"""Learning rates that change: schedule(step) -> learning rate, for the steps 0, 1, 2, ...
+"""Learning-rate schedules: schedule(step) -> learning rate, for the steps 0, 1, 2, ...
 
-Give one to an optimizer in the place of the number: ``xn.optim.SGD(xn.optim.schedules.Cosine(0.1, steps=10_000))``. Steps
+Pass one to an optimizer instead of a number: ``xn.optim.SGD(xn.optim.schedules.Cosine(0.1, steps=10_000))``. Steps
 are updates, not epochs: an epoch has ceil(examples / batch size) of them.
 """
 
@@ -24,13 +24,13 @@ class Constant:
     rate: float
 
     def __call__(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         return self.rate
 
 
 @dataclass(frozen=True)
 class Step:
-    """rate * factor ** (step // every): lower by a factor after every so many steps."""
+    """rate * factor ** (step // every): step decay."""
 
     rate: float
     every: int
@@ -40,13 +40,13 @@ class Step:
         _positive("Step", every=self.every)
 
     def __call__(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         return self.rate * math.pow(self.factor, step // self.every)
 
 
 @dataclass(frozen=True)
 class Exponential:
-    """rate * factor ** (step / every): smoothly lower, by the factor in every so many steps."""
+    """rate * factor ** (step / every): exponential decay."""
 
     rate: float
     factor: float
@@ -56,7 +56,7 @@ class Exponential:
         _positive("Exponential", every=self.every, factor=self.factor)
 
     def __call__(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         return self.rate * math.pow(self.factor, step / self.every)
 
 
@@ -68,7 +68,7 @@ class InverseTime:
     decay: float
 
     def __call__(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         return self.rate / (1 + self.decay * step)
 
 
@@ -87,12 +87,12 @@ class Cosine:
         _positive("Cosine", steps=self.steps)
 
     def __call__(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         return _half_cosine(self.rate, self.end, step / self.steps)
 
 
 def _half_cosine(begin: float, end: float, part: float) -> float:
-    """From begin (part 0) to end (part 1)."""
+    """Interpolate from begin (part 0) to end (part 1) along half a cosine."""
     return end + (begin - end) * (1 + math.cos(math.pi * min(max(part, 0.0), 1.0))) / 2
 
 
@@ -110,13 +110,13 @@ class Piecewise:
             )
 
     def __call__(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         return self.rates[sum(step >= b for b in self.boundaries)]
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """In `steps` steps up a straight line from `start` to the first rate of another schedule, which then begins.
+    """Linear warm-up: in `steps` steps from `start` to the first rate of another schedule, which follows.
 
     Args:
         after: a number, or a schedule; its step 0 is step `steps`.
@@ -134,7 +134,7 @@ class WarmUp:
         _positive("WarmUp", steps=self.steps)
 
     def __call__(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         if step >= self.steps:
             return self._after(step - self.steps)
         return self.start + (self._after(0) - self.start) * step / self.steps
@@ -149,8 +149,8 @@ class OneCycle:
 
     Args:
         rate: the highest.
-        steps: of the whole cycle; the last of them has the lowest rate, which stays.
-        up: the part of the steps that goes up.
+        steps: of the whole cycle; the lowest rate is reached at the last one and kept.
+        up: the fraction of the steps that goes up.
         divide, final_divide: as above.
 
     Source: Smith and Topin, "Super-convergence", 2018.
@@ -168,7 +168,7 @@ class OneCycle:
             raise ValueError(f"OneCycle: up={self.up} of {self.steps} steps must be more than one step, and not all")
 
     def __call__(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         first = self.rate / self.divide
         top, last = self.up * self.steps - 1, self.steps - 1
         if step <= top:

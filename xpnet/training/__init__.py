@@ -1,4 +1,4 @@
-"""Training: one readable loop and what goes with it."""
+"""Training: one readable loop, callbacks, checkpoints and checks."""
 
 from xpnet.runtime.deprecation import renamed_names
 from xpnet.training.callback import Callback

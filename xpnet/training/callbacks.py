@@ -1,4 +1,4 @@
-"""The callbacks that most runs want."""
+"""Callbacks for early stopping, learning rates, gradient clipping, averaging and logs."""
 
 from __future__ import annotations
 
@@ -76,20 +76,20 @@ class Monitor(Callback):
         return False
 
     def state(self) -> dict[str, Any]:
-        """The best value and how long ago it was."""
+        """Return the best value and the epochs since."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state from :meth:`state`."""
+        """Restore a state from :meth:`state`."""
         self.best, self.waited = state["best"], state["waited"]
 
 
 class EarlyStopping(Monitor):
-    """Ends the run when a value has not improved for `patience` epochs, and takes back the weights of the best epoch.
+    """Early stopping: end the run when a value has not improved for `patience` epochs, and restore the best weights.
 
     Args:
         monitor, patience, min_delta, mode: as in Monitor.
-        restore_best: whether the weights of the best epoch come back at the end of the run.
+        restore_best: whether the weights of the best epoch are restored at the end of the run.
     """
 
     @renamed_arguments(least="min_delta", largest="mode")
@@ -106,15 +106,15 @@ class EarlyStopping(Monitor):
         self.restore_best = restore_best
         self.best_state: dict[str, Any] | None = None
         self.best_epoch: int | None = None
-        self._stopped = False  # a run that had ended is not continued by loading its last checkpoint
+        self._stopped = False  # a run that had been stopped is not continued by loading its last checkpoint
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        """Stop at once if the run that is continued had been stopped."""
+        """Stop at once if the resumed run had been stopped."""
         trainer.stop = trainer.stop or self._stopped
         self._stopped = False
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """Remember the best weights; stop when patience is at its end."""
+        """Keep the best weights; stop when patience runs out."""
         if self.improved(values):
             self.best_epoch = trainer.epoch
             if self.restore_best:
@@ -123,28 +123,28 @@ class EarlyStopping(Monitor):
             trainer.stop = True
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Bring back the best weights."""
+        """Restore the best weights."""
         if self.restore_best and self.best_state is not None and self.waited:
             trainer.model.load_state(self.best_state)
 
     def state(self) -> dict[str, Any]:
-        """Also the best weights."""
+        """Return also the best weights."""
         return {**super().state(), "best_epoch": self.best_epoch, "best_state": self.best_state}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state from :meth:`state`."""
+        """Restore a state from :meth:`state`."""
         super().load_state(state)
         self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
         self._stopped = self.waited > self.patience
 
 
 class ReduceOnPlateau(Monitor):
-    """Multiplies the learning rate by `factor` when a value has not improved for `patience` epochs.
+    """Multiply the learning rate by `factor` when a value has not improved for `patience` epochs.
 
     Args:
         monitor, patience, min_delta, mode: as in Monitor.
         factor: in (0, 1).
-        lowest: the learning rate is not made smaller than this.
+        lowest: the lower limit of the learning rate.
     """
 
     @renamed_arguments(least="min_delta", largest="mode")
@@ -165,7 +165,7 @@ class ReduceOnPlateau(Monitor):
         self.lowest = lowest
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """Lower the learning rate when patience is at its end."""
+        """Reduce the learning rate when patience runs out."""
         optimizer = trainer.optimizer
         values.setdefault("learning_rate", optimizer.current_learning_rate)
         if not self.improved(values) and self.waited > self.patience:
@@ -175,11 +175,11 @@ class ReduceOnPlateau(Monitor):
 
 
 class ClipGradients(Callback):
-    """Limits the gradients before each update.
+    """Gradient clipping before each update.
 
     Args:
-        norm: scale all gradients together so that their joint length is at most this.
-        value: limit each element to [-value, value].
+        norm: scale all gradients together so that their global norm is at most this.
+        value: clip each element to [-value, value].
 
     Source: Pascanu et al., "On the difficulty of training recurrent neural networks", 2013.
     """
@@ -191,14 +191,14 @@ class ClipGradients(Callback):
         self.value = value
 
     def on_before_optimizer_step(self, trainer: Trainer) -> None:
-        """Change the gradients in place."""
+        """Clip the gradients in place."""
         flat = trainer.model.flat_parameters
         flat.collect()
         g = flat.gradients
         xp = namespace(g)
         if self.norm is not None:
             length = xp.sqrt(xp.sum(g * g, dtype=g.dtype))
-            # Computed on the device: asking for the number would wait for it.
+            # Computed on the device: reading the number would wait for it.
             limit = xp.asarray(self.norm, dtype=g.dtype, device=g.device)
             g *= limit / xp.maximum(length, limit)
         else:
@@ -207,11 +207,11 @@ class ClipGradients(Callback):
 
 
 class ExponentialMovingAverage(Callback):
-    """Keeps a decaying mean of the weights: after each update average = decay * average + (1 - decay) * weights.
+    """An exponential moving average of the weights: after each update average = decay * average + (1 - decay) * weights.
 
     Args:
         decay: in [0, 1).
-        keep: whether the model has the average weights when the run ends.
+        keep: whether the model gets the average weights when the run ends.
     """
 
     def __init__(self, decay: float = 0.999, *, keep: bool = True) -> None:
@@ -223,7 +223,7 @@ class ExponentialMovingAverage(Callback):
         self._flat: FlatParameters | None = None
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        """Begin with the present weights, or with the average so far, unless parameters were frozen or set free since."""
+        """Start with the present weights, or with the average so far unless parameters were frozen or unfrozen since."""
         flat = trainer.model.flat_parameters
         values = flat.values
         xp = namespace(values)
@@ -235,14 +235,14 @@ class ExponentialMovingAverage(Callback):
             self.average = to_device(self.average, device_of(values))
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """Move the average."""
+        """Update the average."""
         average: Any = self.average
         average *= self.decay
         average += (1 - self.decay) * trainer.model.flat_parameters.values
 
     @contextlib.contextmanager
     def averaged(self, trainer: Trainer) -> Iterator[None]:
-        """Within the block the model has the average weights."""
+        """Give the model the average weights within the block."""
         values = trainer.model.flat_parameters.values
         before = namespace(values).asarray(values, copy=True)
         values[...] = self.average
@@ -257,35 +257,35 @@ class ExponentialMovingAverage(Callback):
             trainer.model.flat_parameters.values[...] = self.average
 
     def state(self) -> dict[str, Any]:
-        """The average."""
+        """Return the average."""
         return {"average": None if self.average is None else to_numpy(self.average).copy()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state from :meth:`state`."""
+        """Restore a state from :meth:`state`."""
         self.average = state["average"]
 
 
 class Timing(Callback):
-    """Adds the seconds of each epoch to the history, as "seconds"."""
+    """Add the seconds of each epoch to the history, as "seconds"."""
 
     def on_epoch_begin(self, trainer: Trainer) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """Stop it."""
+        """Stop the clock."""
         trainer.model.context.device.synchronize()
         values["seconds"] = time.perf_counter() - getattr(self, "_started", time.perf_counter())
 
 
 class JSONLog(Callback):
-    """Appends one line of JSON an epoch to a file: {"epoch": 1, "iteration": 47, "loss": ...}."""
+    """Append one line of JSON for each epoch to a file: {"epoch": 1, "iteration": 47, "loss": ...}."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        """A new run begins a new file; a continued one drops the lines of epochs that it does again."""
+        """Start a new file; in a resumed run drop only the lines of epochs that are repeated."""
         lines = self.path.read_text().splitlines(keepends=True) if trainer.epoch and self.path.exists() else []
         self.path.write_text("".join(line for line in lines if _epoch_of(line) <= trainer.epoch))
 
@@ -293,13 +293,13 @@ class JSONLog(Callback):
         """Append a line."""
         # JSON has no nan and no infinity.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with _goes_on(self.path), self.path.open("a") as file:
+        with _warn_unless_written(self.path), self.path.open("a") as file:
             file.write(json.dumps({"epoch": trainer.epoch + 1, "iteration": trainer.iteration, **finite}) + "\n")
 
 
 @contextlib.contextmanager
-def _goes_on(path: Path) -> Iterator[None]:
-    """A log that cannot be written within the block, as on a full disk, is a warning: the run is worth more than its log."""
+def _warn_unless_written(path: Path) -> Iterator[None]:
+    """Turn an OSError within the block, as from a full disk, into a warning: a run must not fail because of its log."""
     try:
         yield
     except OSError as error:
@@ -307,7 +307,7 @@ def _goes_on(path: Path) -> Iterator[None]:
 
 
 def _epoch_of(line: str) -> float:
-    """The epoch of a line of a JSONLog; a line cut short by a crash counts as never."""
+    """Return the epoch of a line of a JSONLog; infinity for a line cut short by a crash."""
     try:
         return float(json.loads(line)["epoch"])
     except (json.JSONDecodeError, KeyError, TypeError):
@@ -315,7 +315,7 @@ def _epoch_of(line: str) -> float:
 
 
 class CSVLog(Callback):
-    """Keeps the history in a CSV file with a row an epoch; the file is replaced whole, so it is never half written."""
+    """Keep the history in a CSV file with a row for each epoch, written atomically."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -326,12 +326,12 @@ class CSVLog(Callback):
             from xpnet.io.archive import write_atomically
 
             text = trainer.history.to_csv().encode()
-            with _goes_on(self.path):
+            with _warn_unless_written(self.path):
                 write_atomically(self.path, lambda file: file.write(text))
 
 
 class TensorBoard(Callback):
-    """Writes the values of each epoch as TensorBoard event files (needs `pip install tensorboardX`)."""
+    """Write the values of each epoch as TensorBoard event files (needs `pip install tensorboardX`)."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -357,11 +357,11 @@ class TensorBoard(Callback):
 
 
 class LambdaCallback(Callback):
-    """Calls functions of the user: each one is given the trainer.
+    """Call the given functions, each with the trainer.
 
     Args:
         step_end: after every batch.
-        epoch_end: after every epoch; also given the epoch's values, to which it may add.
+        epoch_end: after every epoch; also takes the epoch's values and may add to them.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, in one file."""
+"""Checkpoints: everything that a run needs to resume bit for bit, in one file."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _RENAMED = {"Call": "LambdaCallback"}  # callbacks in files of earlier versions
 
 
 def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
-    """Write the complete state of a training run to a file: weights, running statistics, random counters, optimizer, place
-    in the data, history and the state of every callback. Atomic: a crash leaves the old file or the new one.
+    """Write the complete state of a training run to a file, atomically: weights, running statistics, random counters,
+    optimizer, position in the data, history and the state of every callback.
 
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
@@ -49,7 +49,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
         "counters": trainer.model.counters(),
         "model": _pack(trainer.model.state(), arrays, "model"),
         "optimizer": _pack(trainer.optimizer.state(), arrays, "optimizer"),
-        # Gradients that wait for their update, where several batches share one.
+        # Pending gradients, with gradient accumulation.
         "gradients": _pack(_pending(trainer), arrays, "gradients"),
         "callbacks": [
             {"kind": type(callback).__name__, "state": _pack(callback.state(), arrays, f"callbacks.{i}")}
@@ -60,7 +60,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
 
 
 def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
-    """Bring a trainer (its model, optimizer and callbacks) to the state in a file from :func:`save_checkpoint`.
+    """Restore a trainer (with its model, optimizer and callbacks) from a file of :func:`save_checkpoint`.
 
     Raises:
         ArchiveError: the file is truncated, damaged or not a checkpoint.
@@ -105,7 +105,7 @@ def _pending(trainer: Trainer) -> dict[str, Any]:
 
 
 def _pack(value: Any, arrays: dict[str, Any], name: str) -> Any:
-    """`value` for JSON: every array is put into `arrays` and a reference to it stands in its place."""
+    """Return `value` for JSON, each array replaced by a reference and put into `arrays`."""
     if isinstance(value, dict):
         return {key: _pack(part, arrays, f"{name}.{key}") for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -117,7 +117,7 @@ def _pack(value: Any, arrays: dict[str, Any], name: str) -> Any:
 
 
 def _unpack(value: Any, arrays: dict[str, Any]) -> Any:
-    """The reverse of _pack."""
+    """Reverse _pack."""
     if isinstance(value, dict):
         if set(value) == {"array"}:
             return arrays[value["array"]]
@@ -126,20 +126,20 @@ def _unpack(value: Any, arrays: dict[str, Any]) -> Any:
 
 
 class Checkpoint(Callback):
-    """Saves the run to a folder: every so many steps or minutes, and at the end of every epoch.
+    """Save checkpoints to a folder: every given number of steps or minutes, and at the end of every epoch.
 
     Args:
         folder: made if it does not exist. Files are called step-0000001234.ckpt; the best one best.ckpt.
-        every_steps, every_minutes: also save within an epoch; None does not.
+        every_steps, every_minutes: save within an epoch too; None does not.
         keep: how many of the newest files to keep.
-        best: a name in the history, such as "val_accuracy": the epoch where it was best is kept as best.ckpt.
+        best: a name in the history, such as "val_accuracy": the epoch with its best value is kept as best.ckpt.
         mode: "min" or "max", which value is the best; None decides by the name (losses and errors: "min").
 
-    A checkpoint that cannot be written during the run (a full disk) is a warning, and the run goes on: the ones before it
-    are untouched. A folder that cannot be written at the start is an error.
+    A checkpoint that cannot be written during the run (a full disk) is a warning, and the run continues: older ones are
+    untouched. A folder that cannot be written at the start is an error.
 
-    Checkpoints in the folder that are ahead of where this run begins belong to another run, or to a part of this one that
-    is done again. They would be taken for the newest ones, so they are renamed to end in ".old", with a warning.
+    Checkpoints in the folder that are ahead of the start of this run belong to another run, or to a part of this one that is
+    repeated. They would be taken for the newest ones, so they are renamed to end in ".old", with a warning.
     """
 
     @renamed_arguments(largest="mode")
@@ -165,7 +165,7 @@ class Checkpoint(Callback):
         self._saved = time.monotonic()
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        """Make the folder, and see that it can be written to."""
+        """Make the folder, and check that it can be written to."""
         self.folder.mkdir(parents=True, exist_ok=True)
         archive.write_atomically(self.folder / ".writable", lambda file: file.write(b""))
         (self.folder / ".writable").unlink()
@@ -190,7 +190,7 @@ class Checkpoint(Callback):
             )
 
     def on_checkpoint(self, trainer: Trainer, epoch_ended: bool) -> None:
-        """Save if it is time to."""
+        """Save if a checkpoint is due."""
         minutes = (time.monotonic() - self._saved) / 60
         if (
             epoch_ended
@@ -229,16 +229,16 @@ class Checkpoint(Callback):
             old.unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:
-        """The best value so far."""
+        """Return the best value so far."""
         return {"best_value": self.best_value}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state from :meth:`state`."""
+        """Restore a state from :meth:`state`."""
         self.best_value = state["best_value"]
 
 
 def newest_first(folder: Path) -> Iterator[Path]:
-    """The checkpoints in a folder, the one with the most steps first."""
+    """Return the checkpoints in a folder, newest first."""
     return iter(sorted((path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)), key=_steps, reverse=True))
 
 
@@ -248,9 +248,9 @@ def _steps(path: Path) -> int:
 
 
 def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
-    """Bring a trainer to a checkpoint: a file's path, or "auto" for the newest usable one of its Checkpoint callback.
+    """Restore a trainer from a checkpoint: a path, or "auto" for the newest usable one of its Checkpoint callback.
 
-    With "auto" a damaged file is passed over with a warning that names it; no file at all leaves the trainer as it is.
+    With "auto" a damaged file is skipped with a warning that names it; without any file the trainer stays as it is.
 
     Raises:
         ValueError: "auto" without a Checkpoint callback, or checkpoints that are all damaged.

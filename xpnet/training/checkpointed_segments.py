@@ -1,4 +1,4 @@
-"""Which parts of a model a Trainer recomputes in the backward pass."""
+"""Gradient checkpointing in a Trainer: which parts of a model are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from xpnet.layers.sequential import Sequential
 
 Recompute: TypeAlias = bool | Sequence[str | int] | Callable[[str, Module], bool]
 Segments: TypeAlias = dict[Module, tuple[range, ...]]
-"""For each Module which of its layers (of a Sequential) make segments; no range at all is the whole Module."""
+"""For each Module the ranges of layers (of a Sequential) that are segments; none for the whole Module."""
 
 
 def segments_of(model: Module, recompute: Recompute) -> Segments:
-    """The segments that `recompute` of a Trainer asks for.
+    """Return the segments for the argument `recompute` of a Trainer.
 
     Raises:
-        ValueError: a layer that is not there, or nothing in the model that True could cut.
+        ValueError: an unknown layer, or nothing in the model that True could cut.
     """
     if recompute is False or recompute is None:
         return {}
@@ -43,7 +43,7 @@ def segments_of(model: Module, recompute: Recompute) -> Segments:
     unknown = [path for path in chosen if not path or path not in places]
     if unknown:
         raise ValueError(f"Trainer: recompute names the layer {unknown[0]!r}; there are {_listed(places)}")
-    # What lies within a part that is recomputed anyway is not cut once more.
+    # A layer within a recomputed part is not checkpointed again.
     return {places[path]: () for path in chosen if not any(path.startswith(f"{other}.") for other in chosen)}
 
 
@@ -53,7 +53,7 @@ def _listed(places: dict[str, Module]) -> str:
 
 
 def _cut(module: Module) -> Segments:
-    """About sqrt(n) segments of a Sequential; in another Module of its attributes, and whole blocks that are no Sequential."""
+    """Cut a Sequential into about sqrt(n) segments; of another Module cut the Sequentials in it, and take blocks whole."""
     if isinstance(module, Sequential) and type(module).forward is Sequential.forward:
         ranges = _ranges(module)
         return {module: ranges} if ranges else {}
@@ -67,20 +67,20 @@ def _cut(module: Module) -> Segments:
 
 
 def _ranges(model: Sequential) -> tuple[range, ...]:
-    """Equal runs of layers. The last one is left alone: its backward pass comes at once, and would compute it for nothing."""
+    """Return equal runs of layers, without the last one: its backward pass follows at once, so nothing would be saved."""
     n = len(model.layers)
     if n < 3:
         return ()
     count = max(2, round(math.sqrt(n)))
     bounds = [round(i * n / count) for i in range(count + 1)]
-    # A convolution and the pooling behind it are one operation.
+    # A convolution and the pooling after it are one operation.
     bounds = [b + 1 if b - 1 in model.__dict__["_pooled"] else b for b in bounds]
     return tuple(range(a, b) for a, b in itertools.pairwise(bounds[:-1]) if b > a)
 
 
 @contextlib.contextmanager
 def recomputed(segments: Segments) -> Iterator[None]:
-    """Within the block these parts are recomputed when the backward pass comes to what was recorded."""
+    """Checkpoint these parts within the block: the backward pass recomputes them."""
     for module, ranges in segments.items():
         module.__dict__["segments"] = ranges
     try:

@@ -1,4 +1,4 @@
-"""What a training run has measured: one float an epoch for every name."""
+"""The history of a training run: one float for each epoch and name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class History(dict[str, list[float]]):
-    """``history["loss"]``, ``history["val_accuracy"]``, ...: lists with one float an epoch.
+    """``history["loss"]``, ``history["val_accuracy"]``, ...: lists with one float for each epoch.
 
     Attributes:
         interrupted: whether the run was stopped by Ctrl-C.
@@ -18,7 +18,7 @@ class History(dict[str, list[float]]):
     interrupted = False
 
     def record(self, values: dict[str, float]) -> None:
-        """Add one epoch. A value that only some epochs have is nan in the others, so that all lists stay in step."""
+        """Add one epoch. A value that only some epochs have is nan in the others, so that all lists have one length."""
         before = self.epochs
         for name, value in values.items():
             self.setdefault(name, [math.nan] * before).append(float(value))
@@ -31,7 +31,7 @@ class History(dict[str, list[float]]):
         return max((len(values) for values in self.values()), default=0)
 
     def to_csv(self) -> str:
-        """A table with a row an epoch, numbered from 1."""
+        """Return a table with a row for each epoch, numbered from 1."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["epoch", *self])

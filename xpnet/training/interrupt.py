@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Interruptible:
-    """Within the block the first Ctrl-C asks the trainer to stop after its batch; the second one interrupts at once."""
+    """A block in which the first Ctrl-C stops the trainer after its batch and the second one interrupts at once."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer

@@ -1,4 +1,4 @@
-"""Finding where a number stopped being finite."""
+"""Find the first value in a model that is not finite."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def _finite(array: Array) -> bool:
 
 
 def first_not_finite(model: Module, x: Array) -> str:
-    """A clause that names the first thing in `model` that is not finite for the batch `x`.
+    """Return a clause that names the first thing in `model` that is not finite for the batch `x`.
 
-    Looks at the input, the parameters, and then at every layer's output in the order in which they are computed.
+    The input, the parameters and then every layer's output are checked, in the order of computation.
     """
     inputs = x if isinstance(x, tuple) else (x,)
     if not all(_finite(part) for part in inputs if hasattr(part, "dtype")):

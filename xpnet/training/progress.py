@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a bar on a terminal, one line an epoch in a log, nothing if asked."""
+"""Progress of a training run: a bar on a terminal, one line for each epoch in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Self
 
 
 class Progress:
-    """Shows one epoch after another.
+    """Progress display, epoch by epoch.
 
     Args:
         epochs: how many epochs there will be in all.
-        batches: batches an epoch, or None if nobody knows.
-        verbose: None shows a bar on a terminal and a line an epoch elsewhere; True always shows lines; False nothing.
+        batches: batches in an epoch, or None if unknown.
+        verbose: None shows a bar on a terminal and a line for each epoch elsewhere; True always shows lines; False nothing.
     """
 
-    REFRESH = 0.1  # seconds; reading the loss waits for the device, so it is done at this rate only
+    REFRESH = 0.1  # seconds; reading the loss waits for the device, so it is read no more often
 
     def __init__(self, epochs: int, batches: int | None, verbose: bool | None = None) -> None:
         self.epochs = epochs
@@ -40,7 +40,7 @@ class Progress:
             self.bar.stop()
 
     def begin(self, epoch: int, done: int = 0) -> None:
-        """An epoch (from 0) begins, with some batches done already."""
+        """Start an epoch (from 0), with some batches done already."""
         self._seen = 0
         self._started = time.perf_counter()
         if self.bar is not None:
@@ -49,7 +49,7 @@ class Progress:
             self._task = self.bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.batches, completed=done, status="")
 
     def advance(self, examples: int, means: Callable[[], dict[str, float]]) -> None:
-        """A batch is done; `means` gives the epoch's values so far, and is asked only as often as they are shown."""
+        """Count a batch; `means` returns the epoch's values so far, and is called only when they are shown."""
         self._seen += examples
         if self.bar is None:
             return
@@ -63,7 +63,7 @@ class Progress:
         self.bar.update(self._task, advance=1, **status)
 
     def end(self, epoch: int, values: dict[str, float]) -> None:
-        """An epoch is done: its values in one line."""
+        """End an epoch: print its values in one line."""
         if not self.lines:
             return
         seconds = time.perf_counter() - self._started

@@ -14,12 +14,12 @@ from xpnet.backend import Array, device_of, to_device, to_numpy
 class ClassWeighted:
     """A loss whose terms are multiplied by the weight of their class: mean of weights[y] * loss(prediction, y).
 
-    ``Trainer(model, loss=ClassWeighted("softmax_cross_entropy", xn.data.class_weights(y)), ...)`` makes rare classes count as
-    much as frequent ones. The other way is to draw their examples more often: ``Batches(..., weights=example_weights(y))``.
+    ``Trainer(model, loss=ClassWeighted("softmax_cross_entropy", xn.data.class_weights(y)), ...)`` gives rare classes the weight
+    of frequent ones. The alternative is to sample their examples more often: ``Batches(..., weights=example_weights(y))``.
 
     Args:
-        loss: a name or a function that takes reduction="none" and then gives one term an example.
-        weights: (K,), not negative; with a mean over the examples of 1, as `class_weights` has it, the loss keeps its size.
+        loss: a name or a function that takes reduction="none" and then returns one term for each example.
+        weights: (K,), not negative; a mean of 1 over the examples, as from `class_weights`, keeps the scale of the loss.
 
     Raises:
         ValueError: weights of another shape, or negative.
@@ -31,14 +31,14 @@ class ClassWeighted:
         if self.weights.ndim != 1 or not (self.weights >= 0).all() or not np.isfinite(self.weights).all():
             raise ValueError(f"ClassWeighted: expected weights (K,), finite and not negative, got {self.weights}")
         self.__name__ = f"class_weighted_{getattr(self.loss, '__name__', 'loss')}"
-        self._there: dict[Any, Array] = {}
+        self._placed: dict[Any, Array] = {}
 
     def __call__(self, prediction: Any, target: Array) -> Any:
-        """prediction: (N, K); target: (N,) class numbers. A 0-d Tensor, or array."""
+        """Compute the weighted mean, a 0-d Tensor or array. prediction: (N, K); target: (N,) class indices."""
         terms = self.loss(prediction, target, reduction="none")
         device = device_of(target)
-        if device not in self._there:
-            self._there[device] = to_device(self.weights, device)
+        if device not in self._placed:
+            self._placed[device] = to_device(self.weights, device)
         # A float64 network keeps its precision, a float32 one its speed.
-        weights = self._there[device][target]
+        weights = self._placed[device][target]
         return ops.mean(terms * weights)
