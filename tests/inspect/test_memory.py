@@ -294,7 +294,7 @@ def test_summary_shows_the_peak():
     assert "SGD's state 0 B" in text
     other = xn.models.cnn((28, 28, 1), 10).summary(batch_size=128, recompute=True, device="cuda", show=False)
     assert other.step.device == "cuda"
-    assert "working memory 32.0 MiB" in str(other)
+    assert "workspace 32.0 MiB" in str(other)
 
 
 def test_the_model_is_not_touched():

@@ -29,7 +29,7 @@ def test_the_worst_mistakes_come_first():
 
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.05, 0.95]])
     found = worst_mistakes(np.arange(4.0)[:, None], np.array([0, 0, 0, 0]), probabilities, count=2)
-    assert [(m.index, m.truth, m.called, m.probability) for m in found] == [(3, 0, 1, 0.95), (1, 0, 1, 0.8)]
+    assert [(m.index, m.truth, m.predicted, m.probability) for m in found] == [(3, 0, 1, 0.95), (1, 0, 1, 0.8)]
     np.testing.assert_array_equal(found[0].example, [3.0])
 
 

@@ -1,4 +1,4 @@
-"""Looking inside: summaries, gradient checks, what the layers do and what it costs."""
+"""Inspection of models: summaries, gradient checks, activations, diagnosis, profiles and memory."""
 
 from xpnet.inspect.activity import (
     DeadUnits,

@@ -1,4 +1,4 @@
-"""What the layers do on a batch: their outputs, the gradients that reach them, histograms of both, and dead units."""
+"""Activations and gradients of every layer on a batch, histograms of both, and dead units."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ NumpyArray = np.ndarray[Any, Any]
 
 
 @contextmanager
-def watching(model: Module, see: Callable[[Module, Any], Any]) -> Iterator[None]:
-    """Within the block, in evaluation mode, `see(layer, output)` is called for every layer that has no layers inside.
+def observed(model: Module, observe: Callable[[Module, Any], Any]) -> Iterator[None]:
+    """Call `observe(layer, output)` within the block, in evaluation mode, for every layer without sublayers.
 
-    What it returns, if not None, takes the place of the output.
+    Its result, if not None, replaces the output.
     """
 
     def watched(layer: Module, forward: Run, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         output = forward(*inputs, **keywords)
-        other = see(layer, output)
+        other = observe(layer, output)
         return output if other is None else other
 
     with wrapped(model, watched), Evaluation(model):
@@ -42,23 +42,23 @@ def _name(layer: Module) -> str:
 
 
 def activations(model: Module, x: Array) -> dict[str, Array]:
-    """The output of every layer for the batch `x`, by path, in the order of computation: native arrays.
+    """Return the output of every layer for the batch `x`, by path, in the order of computation: native arrays.
 
     A layer that is called several times has "path#2", "path#3", ... for the later calls. Outputs that are not one array (the
     states of a recurrent layer) are left out.
     """
     found: dict[str, Array] = {}
 
-    def see(layer: Module, output: Any) -> None:
+    def observe(layer: Module, output: Any) -> None:
         if isinstance(output, Tensor) or hasattr(output, "dtype"):
-            found[_again(found, _name(layer))] = output.array if isinstance(output, Tensor) else output
+            found[_unique(found, _name(layer))] = output.array if isinstance(output, Tensor) else output
 
-    with watching(model, see), no_grad():
+    with observed(model, observe), no_grad():
         model(x)
     return found
 
 
-def _again(found: dict[str, Any], name: str) -> str:
+def _unique(found: dict[str, Any], name: str) -> str:
     if name not in found:
         return name
     number = 2
@@ -67,16 +67,13 @@ def _again(found: dict[str, Any], name: str) -> str:
     return f"{name}#{number}"
 
 
-# Dead units
-
-
 @dataclass(frozen=True)
 class DeadUnits:
-    """What :func:`dead_relus` found in one layer.
+    """The result of :func:`dead_relus` for one layer.
 
     Attributes:
         units: how many units (channels of a convolution) it has.
-        dead: the numbers of those that were 0 for every example, at every place.
+        dead: the indices of those that were 0 for every example and position.
         active: the share of all its outputs that were above 0.
     """
 
@@ -99,25 +96,25 @@ def activation_name(layer: Module) -> str:
 
 
 def dead_relus(model: Module, x: Array, *, batch_size: int = 256) -> dict[str, DeadUnits]:
-    """Which rectified linear units never fire on `x`: a dead unit has no gradient, and learning does not bring it back.
+    """Find the ReLU units that never fire on `x`: a dead unit has no gradient, so training does not revive it.
 
     Args:
         model: any Module with ReLU layers, or layers whose activation is "relu".
-        x: (N, ...): the training data, or enough of them; the result says nothing of other inputs.
+        x: (N, ...): the training data, or enough of them; the result says nothing about other inputs.
         batch_size: examples at once.
 
     Returns:
-        By the path of each such layer, the last axis of its output being the units.
+        A DeadUnits by the path of each such layer; the last axis of its output is that of the units.
 
     Raises:
-        ValueError: the model has no rectified linear units.
+        ValueError: the model has no ReLU units.
 
     Source: CS231n, "Neural networks part 1": with too high a learning rate as much as 40 % of a network can be dead.
     """
     most: dict[str, NumpyArray] = {}
     counts: dict[str, tuple[float, int]] = {}
 
-    def see(layer: Module, output: Any) -> None:
+    def observe(layer: Module, output: Any) -> None:
         if activation_name(layer) != "relu":
             return
         y = output.array if isinstance(output, Tensor) else output
@@ -131,7 +128,7 @@ def dead_relus(model: Module, x: Array, *, batch_size: int = 256) -> dict[str, D
         above, total = counts.get(name, (0.0, 0))
         counts[name] = above + float(xp.sum(xp.astype(rows > 0, xp.float64))), total + int(rows.size)
 
-    with watching(model, see), no_grad():
+    with observed(model, observe), no_grad():
         for start in range(0, max(len(x), 1), batch_size):
             model(backend.to_device(x[start : start + batch_size], model.context.device))
     if not most:
@@ -140,9 +137,6 @@ def dead_relus(model: Module, x: Array, *, batch_size: int = 256) -> dict[str, D
         name: DeadUnits(len(top), tuple(int(i) for i in np.flatnonzero(top <= 0)), counts[name][0] / counts[name][1])
         for name, top in most.items()
     }
-
-
-# Gradients
 
 
 @dataclass(frozen=True)
@@ -154,9 +148,9 @@ class Gradients:
 
 
 def layer_gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: Array) -> Gradients:
-    """The gradient of ``loss(model(x), y)`` at every parameter and at every layer's output, in evaluation mode.
+    """Compute the gradient of ``loss(model(x), y)`` at every parameter and every layer's output, in evaluation mode.
 
-    The gradients that the model holds for its optimizer are left as they were.
+    Pending gradients of the model are preserved.
 
     Args:
         model: a Module.
@@ -164,22 +158,22 @@ def layer_gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: 
         x, y: one batch.
     """
     if any(not layer.built for layer in model.modules()):
-        model.predict(x)  # makes the parameters of a model that has not seen its input
+        model.predict(x)  # builds the model
     parameters = model.parameters()
     held = {name: _copy(p.grad) for name, p in parameters.items()}
     probes: dict[str, Tensor] = {}
 
-    def see(layer: Module, output: Any) -> Any:
+    def observe(layer: Module, output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.requires_grad:
             return None
         # A zero is added to the output: its gradient is the output's.
         probe = Tensor(backend.namespace(output.array).zeros_like(output.array), requires_grad=True)
-        probes[_again(probes, _name(layer))] = probe
+        probes[_unique(probes, _name(layer))] = probe
         return output + probe
 
     model.zero_grad()
     try:
-        with watching(model, see):
+        with observed(model, observe):
             losses.get(loss)(model(x), y).backward()
         found = {name: _copy(p.grad) for name, p in parameters.items() if p.grad is not None}
         return Gradients(found, {name: probe.grad for name, probe in probes.items() if probe.grad is not None})
@@ -194,12 +188,9 @@ def _copy(array: Array) -> Array:
     return None if array is None else backend.namespace(array).asarray(array, copy=True)
 
 
-# Histograms
-
-
 @dataclass(frozen=True)
 class Histogram:
-    """How values are distributed.
+    """A distribution of values.
 
     Attributes:
         counts: (bins,), how many values lie in each bin.
@@ -216,7 +207,7 @@ class Histogram:
 
 
 def histogram(values: Array, bins: int = 50) -> Histogram:
-    """The histogram of an array of any library.
+    """Return the histogram of an array of any library.
 
     Raises:
         ValueError: it is empty, or a value is not finite.
@@ -229,9 +220,9 @@ def histogram(values: Array, bins: int = 50) -> Histogram:
 
 
 def activation_histograms(model: Module, x: Array, *, bins: int = 50) -> dict[str, Histogram]:
-    """The histogram of every layer's output on the batch `x`, by path.
+    """Return the histogram of every layer's output on the batch `x`, by path.
 
-    Well-chosen initial weights keep the deviation the same from layer to layer (Glorot and Bengio, 2010).
+    Good initial weights keep the standard deviation the same from layer to layer (Glorot and Bengio, 2010).
     """
     return {name: histogram(values, bins) for name, values in activations(model, x).items()}
 
@@ -239,7 +230,7 @@ def activation_histograms(model: Module, x: Array, *, bins: int = 50) -> dict[st
 def gradient_histograms(
     model: Module, loss: str | Callable[..., Any], x: Array, y: Array, *, of: str = "parameters", bins: int = 50
 ) -> dict[str, Histogram]:
-    """The histogram of the loss's gradient, by path: of every parameter, or of every layer's output.
+    """Return histograms of the loss's gradient, by path: of every parameter, or of every layer's output.
 
     Args:
         model, loss, x, y: as for :func:`layer_gradients`.
@@ -252,13 +243,13 @@ def gradient_histograms(
 
 
 def draw_histograms(histograms: dict[str, Histogram], *, title: str = "", columns: int = 4, shared: bool = True) -> Any:
-    """One small histogram for every layer, in reading order.
+    """Draw one small histogram for every layer, in reading order.
 
     Args:
         histograms: from :func:`activation_histograms` or :func:`gradient_histograms`.
-        title: above all.
+        title: of the figure.
         columns: how many in a row.
-        shared: draw all over one range of values, so that widths can be compared.
+        shared: use one range of values for all, so that widths can be compared.
 
     Returns:
         The matplotlib Figure.

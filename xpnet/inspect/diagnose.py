@@ -1,4 +1,4 @@
-"""The doctor: what is likely to keep a network from learning, each finding in a sentence with what to do."""
+"""Diagnosis of a network that does not learn: each finding is a sentence with advice."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ DEAD = 0.5
 
 
 HUGE = 1000
-"""A sound gradient is smaller than the weights; one that is this much larger, everywhere, is reported."""
+"""Gradients are reported as exploding when all are more than this many times as large as the weights."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem.
 
     Attributes:
         kind: "inputs", "labels", "outputs", "start", "dead", "saturated", "vanishing", "exploding", "untrained" or
             "not finite".
-        text: a sentence, with what to do.
+        text: a sentence, with advice.
         path: the layer or parameter it is about, or "".
     """
 
@@ -50,13 +50,12 @@ class Finding:
 def diagnose(
     model: Module, x: Array, y: Array, loss: str | Callable[[Any, Any], Any] = "softmax_cross_entropy"
 ) -> list[Finding]:
-    """Run one batch forward and backward and report what looks wrong; an empty list if nothing does.
+    """Run one batch forward and backward and report likely problems; an empty list if there are none.
 
-    Looked at: the scale of the inputs; labels that do not match the outputs; probabilities where the loss wants logits; values
-    that are not finite; the loss of
-    softmax cross entropy against ln K, which is what guessing costs; units that are dead (a ReLU that is 0 for the whole
-    batch) or saturated (a sigmoid or tanh within 0.01 of its ends); gradients that vanish or explode from layer to layer, or
-    that are far larger than the weights in all of them; parameters that no gradient reaches.
+    Checked are: the scale of the inputs; labels that do not match the outputs; probabilities where the loss expects logits;
+    values that are not finite; the softmax cross entropy against ln K, that of guessing; units that are dead (a ReLU that is
+    0 for the whole batch) or saturated (a sigmoid or tanh within 0.01 of its limits); gradients that vanish or explode from
+    layer to layer, or that are far larger than the weights in all of them; parameters that no gradient reaches.
 
     The model is not changed.
 
@@ -71,17 +70,17 @@ def diagnose(
     function = losses.get(loss)
     outputs: list[tuple[Module, Any]] = []
 
-    def look(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def observe(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         result = forward(*inputs, **keywords)
         outputs.append((layer, result.array if isinstance(result, Tensor) else result))
         return result
 
     with unchanged(model), no_grad(), Evaluation(model):
-        model(x)  # makes the parameters of a model that has not seen its input
+        model(x)  # builds the model
     with unchanged(model):
         model.train()
         model.zero_grad()
-        with wrapped(model, look):
+        with wrapped(model, observe):
             prediction = model(x)
             try:
                 value = function(prediction, y)
@@ -100,7 +99,7 @@ def diagnose(
 
 
 def _inputs(x: Array) -> list[Finding]:
-    """The scale of the inputs."""
+    """Check the scale of the inputs."""
     values = to_numpy(x)
     if values.dtype.kind not in "fiu" or values.size == 0:
         return []
@@ -124,7 +123,7 @@ def _inputs(x: Array) -> list[Finding]:
 
 
 def _labels(prediction: Array, y: Array) -> list[Finding]:
-    """Class numbers against the number of outputs."""
+    """Check class indices against the number of outputs."""
     labels = to_numpy(y)
     if prediction.ndim != 2 or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size == 0:
         return []
@@ -140,7 +139,7 @@ def _labels(prediction: Array, y: Array) -> list[Finding]:
 
 
 def _outputs(prediction: Array, last: Module | None, function: Callable[..., Any]) -> list[Finding]:
-    """Probabilities where the loss computes them itself: it learns, but slowly and never well."""
+    """Check for probabilities where the loss expects logits: training works, but slowly and badly."""
     if function is losses.softmax_cross_entropy and prediction.ndim >= 2 and prediction.shape[-1] > 1:
         values = to_numpy(prediction).astype(np.float64)
         if not values.size or (values < 0).any() or np.abs(values.sum(axis=-1) - 1).max() > 1e-2:
@@ -159,11 +158,11 @@ def _outputs(prediction: Array, last: Module | None, function: Callable[..., Any
 
 
 def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> list[Finding]:
-    """Softmax cross entropy of a fresh network against guessing."""
+    """Check the softmax cross entropy of an untrained network against guessing."""
     if function is not losses.softmax_cross_entropy or prediction.ndim < 2:
         return []
     guess = math.log(prediction.shape[-1])
-    if loss > 2.5 * guess + 0.5:  # a sound network with ReLUs, dropout and no normalisation often begins at twice that
+    if loss > 2.5 * guess + 0.5:  # without normalisation, ReLUs and dropout often start at twice that
         return [
             Finding(
                 "start",
@@ -175,7 +174,7 @@ def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> list
 
 
 def _units(layer: Module, output: Array) -> list[Finding]:
-    """Dead rectifiers and saturated sigmoids."""
+    """Check for dead ReLUs and saturated sigmoids."""
     name = activation_name(layer)
     if name not in ("relu", "sigmoid", "tanh") or not hasattr(output, "ndim") or output.ndim < 2:
         return []
@@ -203,12 +202,12 @@ def _units(layer: Module, output: Array) -> list[Finding]:
 
 
 def _size(array: Array) -> float:
-    """The root mean square."""
+    """Return the root mean square."""
     return float(np.sqrt(np.mean(np.square(to_numpy(array), dtype=np.float64))))
 
 
 def _gradients(model: Module) -> list[Finding]:
-    """The root mean square of each weight's gradient: from the last layer to the first it should not change by 1000."""
+    """Check the root mean square of each weight's gradient: from last to first layer it should not change by 1000."""
     sizes: dict[str, float] = {}
     ratios: dict[str, float] = {}
     findings = []

@@ -1,4 +1,4 @@
-"""Figures: matplotlib, imported only when something is drawn, and the look that all pictures share."""
+"""Figures: matplotlib, imported only when something is drawn, and a common style."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from xpnet.io.archive import write_atomically
 
 COLOURS = ("#2864a8", "#d1662a", "#3a8f4d", "#a33a8c", "#8a6d1f", "#5b5b5b")
-"""Blue, orange, green, purple, ochre, grey: told apart in print and by readers who do not see red and green."""
+"""Blue, orange, green, purple, ochre, grey: distinguishable in print and with red-green colour blindness."""
 
 INK, PALE, GRID = "#23303d", "#7a8794", "#e3e7eb"
-"""Words, what frames them, and lines behind the curves."""
+"""The colours of text, of frames and of grid lines."""
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -41,12 +41,12 @@ STYLE = {
 
 
 class MissingMatplotlib(ImportError):  # noqa: N818 - an ImportError by its base
-    """Something was to be drawn, and matplotlib is not installed."""
+    """Drawing needs matplotlib, which is not installed."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Within the block matplotlib draws in the look of this package.
+    """Draw in the style of this package within the block.
 
     Raises:
         MissingMatplotlib: it is not installed.
@@ -61,7 +61,7 @@ def style() -> Iterator[None]:
 
 
 def new_figure(width: float = 6.0, height: float = 4.0) -> Any:
-    """An empty matplotlib Figure of that size in inches, which belongs to no window.
+    """Return an empty matplotlib Figure of that size in inches, independent of pyplot.
 
     Raises:
         MissingMatplotlib: matplotlib is not installed.
@@ -73,7 +73,7 @@ def new_figure(width: float = 6.0, height: float = 4.0) -> Any:
 
 
 def axes_or_new(axes: Any, width: float = 6.0, height: float = 4.0) -> tuple[Any, Any]:
-    """(figure, axes): of the axes given, or of a new figure."""
+    """Return (figure, axes), of the given axes or of a new figure."""
     if axes is not None:
         return axes.figure, axes
     figure = new_figure(width, height)

@@ -1,4 +1,4 @@
-"""The gradient check: what backward computes against a difference quotient."""
+"""Gradient check: backward against finite differences."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def check_gradients(
     samples: int | None = None,
     seed: int = 0,
 ) -> float:
-    """Compare the gradients of `function` with centred differences (f(x + h) - f(x - h)) / 2h in float64.
+    """Check the gradients of `function` against central differences (f(x + h) - f(x - h)) / 2h in float64.
 
     A result with several elements is weighted by fixed random numbers and summed, so that every output counts.
 
     Args:
         function: takes Tensors, returns a Tensor (or a tuple of Tensors).
-        inputs: a sequence of arrays, which `function` takes as so many arguments; a dict of arrays, which it takes as one dict
-            of Tensors, as in xpnet.value_and_grad; or one array. They are converted to float64 and not changed.
-        step: h. The quotient's own error is of the order h**2, its rounding 1e-16/h.
+        inputs: a sequence of arrays, passed to `function` as separate arguments; a dict of arrays, passed as one dict of
+            Tensors, as in xpnet.value_and_grad; or one array. They are converted to float64 and not changed.
+        step: h. The truncation error is of the order h**2, the rounding error 1e-16/h.
         tolerance: the largest allowed |analytic - numeric| / max(1, |analytic| + |numeric|).
         samples: check this many elements of each input, chosen at random; None checks all.
         seed: of the weights and the choice.

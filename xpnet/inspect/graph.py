@@ -33,10 +33,10 @@ class _Stage:
 
 
 def _stages(model: Module) -> list[_Stage]:
-    """The dense layers of a model in order.
+    """Return the dense layers of a model in order.
 
     Raises:
-        ValueError: there are none, or one does not continue the one before.
+        ValueError: there are none, or two in a row do not fit.
     """
     found: list[_Stage] = []
     for path, module in model.named_modules():
@@ -62,7 +62,7 @@ def _stages(model: Module) -> list[_Stage]:
 
 
 def _shown(units: int, most: int) -> list[int | None]:
-    """The units of a layer to draw; None stands for those left out."""
+    """Return the units of a layer to draw; None in place of those left out."""
     if units <= most:
         return list(range(units))
     head = most // 2
@@ -78,17 +78,17 @@ def draw_network(
     digits: int | None = None,
     most_units: int = 10,
 ) -> Any:
-    """Draw a chain of Dense layers: inputs at the left, a line for every weight, thicker where the weight is larger.
+    """Draw a chain of Dense layers: inputs on the left, a line for every weight, thicker for larger weights.
 
     Positive weights are blue and negative ones orange; grey circles with a 1 carry the biases. The values are written on
-    the lines where there is room: with at most 24 lines between any two layers.
+    the lines with at most 24 lines between any two layers.
 
     Args:
-        model: its layers with weights are all Dense, as in a Sequential.
+        model: all its layers with weights must be Dense, as in a Sequential.
         axes: matplotlib axes to draw in; None makes a figure.
         input_names, output_names: written beside the units; by default x1, x2, ... and y1, y2, ...
         digits: decimals of the weights; None chooses three significant digits.
-        most_units: a layer with more units is drawn with dots for those in its middle.
+        most_units: in a layer with more units those in the middle are replaced by dots.
 
     Returns:
         The matplotlib Figure: ``figure.savefig("network.png")``.
@@ -97,7 +97,7 @@ def draw_network(
         ValueError: other layers have weights, or some weights do not exist yet.
         ImportError: matplotlib is not installed.
 
-    Source: in the manner of plot.nn of R's package neuralnet (Guenther and Fritsch, 2010).
+    Source: modelled on plot.nn of R's package neuralnet (Guenther and Fritsch, 2010).
     """
     stages = _stages(model)
     sizes = [stages[0].kernel.shape[0], *(s.kernel.shape[1] for s in stages)]
@@ -169,7 +169,7 @@ def _line(axes: Any, start: Point, end: Point, colour: str, width: float, dashed
 
 
 def _write(axes: Any, labels: list[tuple[Point, Point, str, str]]) -> None:
-    """Write every label on its line, where it is farthest from the others and from other lines' ends."""
+    """Write every label on its line, at the position that is farthest from the other labels."""
     placed: list[Point] = []
     for start, end, text, colour in labels:
         (x0, y0), (x1, y1) = start, end
@@ -177,13 +177,13 @@ def _write(axes: Any, labels: list[tuple[Point, Point, str, str]]) -> None:
         def at(along: float, x0: float = x0, y0: float = y0, x1: float = x1, y1: float = y1) -> Point:
             return x0 + along * (x1 - x0), y0 + along * (y1 - y0)
 
-        def room(along: float, at: Any = at, colour: str = colour) -> float:
+        def space(along: float, at: Any = at, colour: str = colour) -> float:
             x, y = at(along)
-            # A label is about three times as wide as it is high; beyond 0.3 more distance is no better.
+            # A label is about three times as wide as high; more distance than 0.3 makes no difference.
             nearest = min((math.hypot((x - a) / 1.8, y - b) for a, b in placed), default=1.0)
             return min(nearest, 0.3) - 0.02 * abs(along - (0.5 if colour == BIAS else 0.35))
 
-        best = max((0.22 + 0.02 * i for i in range(28)), key=room)
+        best = max((0.22 + 0.02 * i for i in range(28)), key=space)
         placed.append(at(best))
         axes.text(
             *at(best),

@@ -25,14 +25,14 @@ NumpyArray = np.ndarray[Any, Any]
 
 
 def tile(images: Array, *, columns: int | None = None, gap: int = 1, scale: int = 1, together: bool = False) -> NumpyArray:
-    """Images side by side in one image, white between them, each one stretched to the whole range from black to white.
+    """Tile images into one image with white gaps, each stretched to the full range from black to white.
 
     Args:
         images: (N, H, W, C) with C = 1 or 3; any range of values.
-        columns: how many in a row; None makes it about square.
+        columns: how many in a row; None for an approximate square.
         gap: white pixels between images.
-        scale: every pixel is drawn this many times as wide and high.
-        together: stretch all images alike, with 0 in the middle of the greys: for comparing their strengths.
+        scale: enlarge every pixel by this factor.
+        together: use one range for all images, with 0 at mid-grey, so that they can be compared.
 
     Returns:
         float64 (rows, columns, C) in [0, 1].
@@ -63,10 +63,10 @@ def tile(images: Array, *, columns: int | None = None, gap: int = 1, scale: int 
 
 
 def first_filters(model: Module) -> NumpyArray:
-    """The kernels of the first convolution as images: (O, KH, KW, C).
+    """Return the kernels of the first convolution as images: (O, KH, KW, C).
 
     Raises:
-        ValueError: there is no convolution with weights, or its input has neither 1 nor 3 channels (no image).
+        ValueError: there is no convolution with weights, or its input has neither 1 nor 3 channels.
     """
     for module in model.modules():
         if isinstance(module, Conv2D):
@@ -80,16 +80,16 @@ def first_filters(model: Module) -> NumpyArray:
 
 
 def filters_image(model: Module, **settings: Any) -> NumpyArray:
-    """The filters of the first convolution in one image (see :func:`tile` for the settings)."""
+    """Tile the filters of the first convolution into one image (see :func:`tile` for the settings)."""
     return tile(first_filters(model), **{"scale": 8, "gap": 4, **settings})
 
 
 def templates(model: Module, image_shape: Shape | None = None) -> NumpyArray:
-    """The weights into every class of a linear classifier as images (K, H, W, C): what each class looks for.
+    """Return the weights of every class of a linear classifier as images (K, H, W, C), one template for each class.
 
     Args:
         model: its first Dense layer takes the flattened images.
-        image_shape: (H, W, C); a Sequential with an input_shape knows it.
+        image_shape: (H, W, C); None takes the input_shape of a Sequential.
 
     Raises:
         ValueError: no Dense layer, or one that does not take such images.
@@ -110,25 +110,25 @@ def templates(model: Module, image_shape: Shape | None = None) -> NumpyArray:
 
 
 def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
-    """How much each pixel matters to the score of a class: the largest of |d score / d pixel| over the channels.
+    """Compute a saliency map: how much each pixel affects the score of a class, max |d score / d pixel| over channels.
 
     Args:
         model: maps images to scores (N, K): logits rather than probabilities, which saturate.
         x: (N, H, W, C), floating point.
-        labels: (N,), whose scores; None takes the largest of each image.
+        labels: class indices (N,); None takes the class with the highest score.
 
     Returns:
-        (N, H, W), a native array where x is.
+        (N, H, W), a native array on the device of x.
 
     Source: Simonyan et al., "Deep inside convolutional networks", 2014.
     """
     if any(not layer.built for layer in model.modules()):
-        model.predict(x)  # makes the parameters of a model that has not seen its input
+        model.predict(x)  # builds the model
     image = Tensor(x, requires_grad=True)
     parameters = [p for p in model.parameters().values() if p.requires_grad]
     with Evaluation(model):
         try:
-            for parameter in parameters:  # their gradients are neither wanted nor to be disturbed
+            for parameter in parameters:  # their gradients are not needed and must be preserved
                 parameter.requires_grad = False
             scores = model(image)
             if scores.ndim != 2:
@@ -145,12 +145,12 @@ def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
 
 
 def draw_images(images: Array, *, titles: Sequence[str] = (), columns: int | None = None, size: float = 1.1) -> Any:
-    """Images with titles, each stretched to its whole range; grey ones with one channel.
+    """Draw images with titles, each stretched to its full range.
 
     Args:
         images: (N, H, W, C) with C = 1 or 3, or (N, H, W).
         titles: one for each, or none.
-        columns: how many in a row; None makes it about square.
+        columns: how many in a row; None for an approximate square.
         size: of one image, in inches.
 
     Returns:

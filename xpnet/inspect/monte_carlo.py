@@ -1,4 +1,4 @@
-"""Monte Carlo averaging: predictions under many dropout masks, and how much they differ."""
+"""Monte Carlo dropout: mean and deviation of predictions under many dropout masks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Samples(NamedTuple):
 
 
 def monte_carlo(model: Module, x: Array, samples: int = 50, *, batch_size: int = 256, first: int = 0) -> Samples:
-    """Run the model several times with dropout at work, everything else in evaluation mode.
+    """Run the model several times with dropout active and everything else in evaluation mode.
 
-    The mean approximates the average over all thinned networks better than the usual scaling does; the deviation says how
-    sure the network is. Masks are a function of the model's seed, so the same call gives the same result; the model's random
-    counters are as before afterwards.
+    The mean approximates the average over all thinned networks better than weight scaling does; the deviation measures the
+    uncertainty. Masks are a function of the model's seed, so the same call gives the same result; the model's random
+    counters are restored afterwards.
 
     Args:
         model: a Module with Dropout layers.
         x: (N, ...), on the model's device.
         samples: how many runs, at least 1.
         batch_size: examples at once.
-        first: the number of the first mask; other numbers give other masks.
+        first: the number of the first mask; another one gives other masks.
 
     Returns:
         Samples(mean, deviation), each (N, ...).
@@ -59,7 +59,7 @@ def monte_carlo(model: Module, x: Array, samples: int = 50, *, batch_size: int =
                 mean = _native(model(batch))
                 squares = mean * 0
                 for count in range(2, samples + 1):
-                    # Welford's update: the deviation does not come from a difference of large numbers.
+                    # Welford's update avoids a difference of large numbers.
                     step = _native(model(batch)) - mean
                     mean = mean + step / count
                     squares = squares + step * step * ((count - 1) / count)

@@ -1,4 +1,4 @@
-"""Pictures of a training run. They need matplotlib (the extra "plot"); pyplot and its global state are not touched."""
+"""Figures of a training run. They need matplotlib (the extra "plot"), but not pyplot and its global state."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ TRAINING, CHECKED, WRONG = "#8fa3b8", COLOURS[1], "#c0392b"
 
 @dataclass(frozen=True)
 class Mistake:
-    """An example that was taken for another class.
+    """A misclassified example.
 
     Attributes:
         index: which example.
-        example: as a person would see it: (H, W, 1), (H, W, 3), both in [0, 1]; or features (F,).
-        truth: the number of its class.
-        called: the number of the class it was taken for.
-        probability: how sure the model was of that.
+        example: for display: (H, W, 1) or (H, W, 3) in [0, 1], or features (F,).
+        truth: the index of its class.
+        predicted: the index of the predicted class.
+        probability: of the predicted class.
     """
 
     index: int
     example: NumpyArray
     truth: int
-    called: int
+    predicted: int
     probability: float
 
 
 def worst_mistakes(examples: NumpyArray, labels: NumpyArray, probabilities: NumpyArray, count: int = 12) -> list[Mistake]:
-    """The mistakes of which the model was most sure, worst first.
+    """Return the mistakes with the highest probability, worst first.
 
     Args:
         examples: (N, ...).
-        labels: class numbers (N,).
+        labels: class indices (N,).
         probabilities: (N, K).
         count: at most this many.
     """
-    called = probabilities.argmax(axis=1)
-    sure = probabilities[np.arange(len(called)), called]
-    wrong = np.flatnonzero(called != labels)
+    predicted = probabilities.argmax(axis=1)
+    sure = probabilities[np.arange(len(predicted)), predicted]
+    wrong = np.flatnonzero(predicted != labels)
     order = wrong[np.argsort(-sure[wrong], kind="stable")][:count]
-    return [Mistake(int(i), examples[i], int(labels[i]), int(called[i]), float(sure[i])) for i in order]
+    return [Mistake(int(i), examples[i], int(labels[i]), int(predicted[i]), float(sure[i])) for i in order]
 
 
 def learning_curves(history: Mapping[str, Sequence[float]], title: str = "", checked: str = "test") -> Figure:
-    """Every value of a history over the epochs, in a panel of its own; those named "val_..." in the same panel.
+    """Plot every value of a history over the epochs, each with its "val_..." counterpart in one panel.
 
     Args:
         history: as from Trainer.fit.
-        title: above all.
-        checked: what to call the data that the "val_" values were measured on.
+        title: of the figure.
+        checked: the label of the "val_" curves.
     """
     names = [name for name in history if not name.startswith("val_")]
     with style():
@@ -96,13 +96,13 @@ def learning_curves(history: Mapping[str, Sequence[float]], title: str = "", che
 
 
 def _spread(history: Mapping[str, Sequence[float]], name: str) -> float:
-    """The largest value of a panel over the smallest, 1 where one is not positive."""
+    """Return the largest value of a panel over the smallest, 1 where one is not positive."""
     values = [v for key in (name, f"val_{name}") for v in history.get(key, ())]
     return max(values) / min(values) if values and min(values) > 0 else 1.0
 
 
 def _label_ends(ax: Any, ends: list[tuple[int, float, str, str]]) -> None:
-    """The names of the curves at their ends, pushed apart where they would touch."""
+    """Label the curves at their ends, moved apart where the labels would overlap."""
     low, high = ax.get_ylim()
     log = ax.get_yscale() == "log"
 
@@ -129,13 +129,13 @@ def _label_ends(ax: Any, ends: list[tuple[int, float, str, str]]) -> None:
 
 
 def confusion(matrix: NumpyArray, class_names: Sequence[str], mistakes: Sequence[Mistake] = (), title: str = "") -> Figure:
-    """How often each class was taken for which, and the worst mistakes beside it.
+    """Plot a confusion matrix, and the worst mistakes beside it.
 
     Args:
         matrix: counts (K, K); rows are the true classes, columns the predicted ones.
         class_names: K names.
-        mistakes: as from :func:`worst_mistakes`; images are shown, features written down.
-        title: above all.
+        mistakes: as from :func:`worst_mistakes`; shown as images, or as text for features.
+        title: of the figure.
     """
     K = len(class_names)
     with style():
@@ -165,7 +165,7 @@ def _matrix(ax: Any, matrix: NumpyArray, class_names: Sequence[str]) -> None:
     colors = np.ones((K, K, 4))
     diagonal = np.eye(K, dtype=bool)
     colors[diagonal] = right(share[diagonal])
-    # A few errors in a hundred should be seen: the scale of the errors ends at a fifth of a class.
+    # A few errors in a hundred should be visible: the colour scale of errors ends at a fifth of a class.
     errors = ~diagonal & (matrix > 0)
     colors[errors] = wrong(np.clip(share[errors] / 0.2, 0.08, 1.0))
     colors[~diagonal & (matrix == 0)] = (0.985, 0.988, 0.99, 1.0)
@@ -206,7 +206,7 @@ def _image_grid(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[
         image = np.clip(mistake.example, 0, 1)
         ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(
-            f"{class_names[mistake.truth]}, taken for {class_names[mistake.called]}\n{_percent(mistake.probability)} sure",
+            f"{class_names[mistake.truth]}, taken for {class_names[mistake.predicted]}\n{_percent(mistake.probability)} sure",
             fontsize=8,
             fontweight="normal",
             loc="center",
@@ -220,7 +220,9 @@ def _written(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str
     ax.axis("off")
     for i, mistake in enumerate(mistakes[:8]):
         y = 0.96 - i * 0.12
-        says = f"{class_names[mistake.truth]}, taken for {class_names[mistake.called]} ({_percent(mistake.probability)} sure)"
+        says = (
+            f"{class_names[mistake.truth]}, taken for {class_names[mistake.predicted]} ({_percent(mistake.probability)} sure)"
+        )
         ax.text(0, y, says, fontsize=9, va="top")
         values = "  ".join(f"{v:.3g}" for v in np.ravel(mistake.example)[:8])
         ax.text(0, y - 0.05, f"no. {mistake.index}:  {values}", fontsize=8, va="top", color=PALE)

@@ -1,4 +1,4 @@
-"""Where a training step's time and memory go, layer by layer."""
+"""Profile of a training step: time and memory, layer by layer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from xpnet.layers.running import Evaluation
 
 @dataclass
 class LayerTime:
-    """One layer's part of a step: medians over the steps that were timed.
+    """One layer's part of a step: medians over the timed steps.
 
     Attributes:
-        path, kind: which layer.
+        path, kind: of the layer.
         forward, backward: seconds.
-        saved: bytes that its forward pass keeps for its backward pass, beyond the parameters.
+        saved: bytes that its forward pass saves for its backward pass, besides the parameters.
         output: bytes of its output.
     """
 
@@ -41,12 +41,12 @@ class LayerTime:
 
 @dataclass
 class Profile:
-    """What :func:`profile` found; prints as a table.
+    """The result of :func:`profile`; prints as a table.
 
     Attributes:
-        layers: one LayerTime a layer, in the order of the tree, and last the loss and what no layer did.
-        step: the median seconds of a whole forward and backward pass, as measured with the layers watched.
-        device: where it ran.
+        layers: one LayerTime for each layer, in the order of the tree, and last the loss and everything else.
+        step: the median seconds of a whole forward and backward pass, with profiling.
+        device: on which it ran.
     """
 
     layers: list[LayerTime]
@@ -78,7 +78,7 @@ class Profile:
 
 
 class _Clock:
-    """Reads a time that is valid on the device: events on a GPU, which do not make it wait; the clock on a CPU."""
+    """A clock of the device: events on a GPU, which do not make it wait; the wall clock on a CPU."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -96,7 +96,7 @@ class _Clock:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds."""
+        """Return the seconds between two readings."""
         if self.cuda is None:
             return float(end - start)
         end.synchronize()
@@ -112,9 +112,9 @@ def profile(
     steps: int = 10,
     warmup: int = 2,
 ) -> Profile:
-    """Time every layer's forward and backward pass on one batch, and count what it keeps in between.
+    """Time every layer's forward and backward pass on one batch, and count the bytes saved in between.
 
-    The model is run in training mode and is not changed: gradients, running statistics and random counters are put back.
+    The model is run in training mode and not changed: gradients, running statistics and random counters are restored.
 
     Args:
         model: a Module.
@@ -130,7 +130,7 @@ def profile(
         raise ValueError(f"profile: steps must be at least 1, got {steps}")
     loss_function = losses.get(loss)
     with unchanged(model), no_grad(), Evaluation(model):
-        model(x)  # whatever is made at the first call
+        model(x)  # builds the model
     clock = _Clock(model.context.device)
     watched = {id(layer): LayerTime(layer.path or "", type(layer).__name__) for layer in leaves(model)}
     rest = LayerTime("", "loss and everything else")
@@ -155,7 +155,7 @@ def profile(
 
 
 class _Pass:
-    """One forward and backward pass, timed by layer; times are by the id of the layer, 0 for what belongs to none."""
+    """One forward and backward pass, timed by layer; times are by the id of the layer, 0 for everything else."""
 
     def __init__(self, model: Module, clock: _Clock, watched: dict[int, LayerTime]) -> None:
         self.model = model
@@ -169,7 +169,7 @@ class _Pass:
         self.total = 0.0
 
     def run(self, x: Array, y: Array, loss: Callable[[Any, Any], Any]) -> None:
-        """Do it."""
+        """Run and time the pass."""
         owner: dict[Node, int] = {}
         marks: list[tuple[int, str, Any, Any]] = []
 
@@ -192,7 +192,7 @@ class _Pass:
         marks.append((0, "forward", start, self.clock.read()))
         nodes = reachable(value.node)
         kept = {id(p.array) for p in self.model.parameters().values()}
-        for node in reversed(nodes):  # an array that two layers keep counts for the first
+        for node in reversed(nodes):  # an array that two layers save counts for the first
             key = owner.get(node, 0)
             self.saved[key] = self.saved.get(key, 0) + sum(_bytes(a) for a in _arrays(node.saved, kept))
         store(value.node, value.array * 0 + 1)
@@ -210,12 +210,12 @@ class _Pass:
 
 
 def _arrays(value: Any, seen: set[int]) -> list[Array]:
-    """The arrays in what an operation saved, each once over all operations."""
+    """Return the arrays that an operation saved, each once over all operations."""
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
         return [array for part in value for array in _arrays(part, seen)]
-    if isinstance(value, SegmentInput):  # an input of a segment that is recomputed
+    if isinstance(value, SegmentInput):  # an input of a checkpointed segment
         value = value.array
     if hasattr(value, "dtype") and hasattr(value, "shape") and id(value) not in seen:
         seen.add(id(value))

@@ -1,4 +1,4 @@
-"""Receptive fields: how much of the image one unit sees."""
+"""Receptive fields: the part of the image that one unit depends on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from xpnet.ops.geometry import windows
 
 
 class Field(NamedTuple):
-    """What one unit of a layer sees of the input, along the height and along the width.
+    """The receptive field of one unit of a layer, along height and width.
 
     Attributes:
-        size: (h, w), pixels from the first to the last that it depends on.
-        stride: (h, w), pixels between what neighbouring units see.
-        start: (h, w), where the field of the first unit begins; negative where it begins in the padding.
+        size: (h, w) in pixels.
+        stride: (h, w), the distance in pixels between the fields of neighbouring units.
+        start: (h, w), where the field of the first unit begins; negative within the padding.
     """
 
     size: tuple[int, int]
@@ -27,14 +27,14 @@ class Field(NamedTuple):
 
 
 def receptive_fields(layers: Module | Sequence[Any], input_shape: Shape | None = None) -> list[tuple[str, Field]]:
-    """The receptive field after every convolution and pooling of a chain of layers: [(path, field), ...].
+    """Compute the receptive field after every convolution and pooling of a chain of layers: [(path, field), ...].
 
     With window F, dilation D and stride S the size grows by D*(F - 1) times the stride so far, and that stride then
     becomes S times as large.
 
     Args:
-        layers: a Sequential, or a list of layers; what is neither convolution nor pooling is passed over.
-        input_shape: (H, W, C); needed where a padding is "same", as that depends on the size. A Sequential knows its own.
+        layers: a Sequential, or a list of layers; all but convolutions and poolings are ignored.
+        input_shape: (H, W, C), which a padding of "same" needs; None takes the input_shape of a Sequential.
 
     Raises:
         ValueError: a padding is "same" and the input's shape is not known.

@@ -10,12 +10,12 @@ from xpnet.layers.sequential import Sequential
 
 
 def _each(shapes: Any) -> tuple[Shape, ...]:
-    """One shape or several as several."""
+    """Return one shape, or several, as a tuple of shapes."""
     return tuple(shapes) if len(shapes) and hasattr(shapes[0], "__len__") else (tuple(shapes),)
 
 
 def _first_shape(model: Module) -> Shape | None:
-    """The shape that the first layer of a chain was built for."""
+    """Return the shape that the first layer of a chain was built for."""
     while model.built_for is None and isinstance(model, Sequential) and model.layers and isinstance(model.layers[0], Module):
         model = model.layers[0]
     return model.built_for

@@ -1,4 +1,4 @@
-"""What a network is made of: layers, shapes, parameters, and the memory it needs. Computed from shapes alone."""
+"""Summary of a network: layers, shapes, parameters and memory, computed from shapes alone."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ class Row:
     """One line of a summary.
 
     Attributes:
-        path: where the layer is: "3.body.0".
+        path: of the layer: "3.body.0".
         kind: its class, or the name of a function.
         output_shape: without the batch axis.
-        weights, biases: how many there are; what weight decay leaves alone counts as biases. 0 where a layer that has
-            come before is used again.
-        values: activations of one example that the layer makes in prediction; 0 where it passes on its input's memory.
+        weights, biases: how many; parameters without weight decay count as biases. 0 where a shared layer is used again.
+        values: activations of one example that the layer allocates in prediction; 0 where it returns a view.
         kept: the same in training.
     """
 
@@ -52,11 +51,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table and the memory account of a model; printing it shows both.
+    """The table and the memory of a model; printing it shows both.
 
-    The bytes that follow from the rows are the account of the textbooks: parameters, gradients, the optimizer's state, every
-    layer's output. `step` is what this implementation needs for a training step at its peak: outputs that nobody reads again
-    and gradients that have been used are gone by then, and columns of a convolution and the like are there.
+    The bytes that follow from the rows are the textbook's: parameters, the optimizer's state, every layer's output. `step` is
+    the peak of a training step of this implementation: without outputs and gradients that are freed by then, and with
+    workspace such as im2col columns.
 
     Attributes:
         name: the model's class.
@@ -66,9 +65,9 @@ class Summary:
         batch_size: for which the bytes are given.
         optimizer: its class's name.
         slots: how many numbers it keeps for each parameter.
-        outputs: the shapes of what the model returns, without the batch axis.
+        outputs: the shapes of the model's outputs, without the batch axis.
         step: see :func:`xpnet.inspect.step_memory`; None where it cannot be predicted.
-        unknown: why it cannot.
+        unknown: the reason for that.
     """
 
     name: str
@@ -102,12 +101,12 @@ class Summary:
 
     @property
     def parameter_bytes(self) -> int:
-        """The parameters'; their gradients need as much again in training. A model of 16 bits keeps them in float32."""
+        """Of the parameters; their gradients need as much again. A model of 16 bits keeps them in float32."""
         return self.parameters * max(_ITEM_SIZES[self.dtype], 4)
 
     @property
     def optimizer_bytes(self) -> int:
-        """The optimizer's state."""
+        """Of the optimizer's state."""
         return self.slots * self.parameter_bytes
 
     @property
@@ -174,8 +173,8 @@ class Summary:
             f"  training    {_bytes(step.peak):>10}   at the peak of a step on {step.device}: parameters "
             f"{_bytes(step.parameters)}, their gradients {_bytes(step.gradients)},",
             f"                           {self.optimizer}'s state {_bytes(step.state)}, the batch {_bytes(step.batch)}, "
-            f"activations that are kept {_bytes(step.activations)},",
-            f"                           working memory {_bytes(step.working)}, what passes {_bytes(step.passing)}",
+            f"saved activations {_bytes(step.activations)},",
+            f"                           workspace {_bytes(step.working)}, temporaries {_bytes(step.passing)}",
         ]
 
 
@@ -189,17 +188,16 @@ def summarize(
     recompute: Any = False,
     device: Any = None,
 ) -> Summary:
-    """The layers of a model, their output shapes and parameters, and the memory account.
+    """Summarise the layers of a model, their output shapes and parameters, and the memory.
 
-    A model whose layers have no parameters yet stays as it is: nothing is allocated for them. The forward pass of a class
-    of your own is run on one example of zeros, as only it knows what it computes.
+    A model that is not built stays so: nothing is allocated for its parameters. The forward pass of a user's class is run
+    on one example of zeros, to see what it computes.
 
     Args:
         model: any Module.
-        input_shape: of one example, or a list of such shapes for a model of several inputs; may be left out if the model
-            knows it.
+        input_shape: of one example, or a list of such shapes for a model of several inputs; None for that of the model.
         batch_size: for the bytes.
-        optimizer: for its state's bytes; Adam if left out.
+        optimizer: for the bytes of its state; Adam by default.
         loss, recompute, device: of the training step whose peak is predicted: see :func:`xpnet.inspect.step_memory`.
 
     Raises:
@@ -221,7 +219,7 @@ def summarize(
         step = step_memory(
             model, shapes, batch_size=batch_size, optimizer=optimizer, loss=loss, recompute=recompute, device=device
         )
-    except Exception as error:  # a layer of the user's may do anything; the table says why its memory is not known
+    except Exception as error:  # a user's layer may raise anything; the table gives the reason
         unknown = f"the step could not be followed: {type(error).__name__}: {error}"
     return Summary(
         type(model).__name__,
@@ -238,7 +236,7 @@ def summarize(
 
 
 class _Walk:
-    """Goes through a model in the order of computation, with the shape that comes to each layer."""
+    """A walk through a model in the order of computation, with the input shape of each layer."""
 
     def __init__(self, root: Module) -> None:
         self.root = root
@@ -248,11 +246,11 @@ class _Walk:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of all that came out last."""
+        """The shapes of all outputs of the last layer."""
         return self._several if self._several and self._several[0] == self.shape else (self.shape,)
 
     def rows(self, module: Module, shape: Shape, path: str) -> Iterator[Row]:
-        """A Module's rows; its output's shape is left in `shape`."""
+        """Yield the rows of a Module; leave the shape of its output in `shape`."""
         if isinstance(module, Sequential) and type(module).forward is Sequential.forward:
             self.shape = shape
             for i, layer in enumerate(module.layers):
@@ -276,22 +274,22 @@ class _Walk:
             yield from self.traced(module, (shape,), path)
 
     def _leaf(self, module: Module, shape: Shape, path: str) -> Row:
-        """A layer that computes its output's shape itself."""
-        hollow = module
+        """Return the row of a layer that computes its output shape."""
+        meta = module
         if not module.built and module._waits():
-            # A copy learns the shape of its input, without memory for its parameters.
-            hollow = copy.deepcopy(module)
+            # A copy is built on meta arrays.
+            meta = copy.deepcopy(module)
             with shapes_only():
-                hollow.materialize(shape)
-        self.shape = tuple(hollow.output_shape(shape))
-        return self._row(module, hollow, (self.shape,), path)
+                meta.materialize(shape)
+        self.shape = tuple(meta.output_shape(shape))
+        return self._row(module, meta, (self.shape,), path)
 
-    def _row(self, module: Module, hollow: Module, shapes: tuple[Shape, ...], path: str) -> Row:
-        found = [] if id(module) in self.seen else list(hollow.parameters().values())
+    def _row(self, module: Module, meta: Module, shapes: tuple[Shape, ...], path: str) -> Row:
+        found = [] if id(module) in self.seen else list(meta.parameters().values())
         self.seen.update(id(m) for m in module.modules())
         shape, n = shapes[0], sum(map(elements, shapes))
         view = isinstance(module, (Flatten, Reshape))
-        # An activation that the operation before cannot apply itself makes a second array.
+        # An activation that is not fused into the operation allocates a second array.
         arrays = 2 if getattr(module, "after", None) is not None else 1
         return Row(
             path,
@@ -304,7 +302,7 @@ class _Walk:
         )
 
     def traced(self, module: Module, shapes: tuple[Shape, ...], path: str) -> Iterator[Row]:
-        """A class of the user's: whatever layers its forward pass calls, and its own parameters."""
+        """Yield the rows of a user's class: the layers that its forward pass calls, and its own parameters."""
         waiting = any(not m.built and m._waits() for m in module.modules())
         runner = copy.deepcopy(module) if waiting else module
         places = dict(runner.named_modules())
@@ -313,7 +311,7 @@ class _Walk:
             for name, m in places.items()
             if name and type(m).output_shape is not Module.output_shape and not isinstance(m, (Sequential, Residual))
         }
-        # Inside a leaf nothing more is listed.
+        # Layers inside a leaf are not listed.
         leaves = {n: m for n, m in leaves.items() if not any(n.startswith(f"{other}.") for other in leaves if other != n)}
         originals = dict(module.named_modules())
         calls: list[tuple[str, tuple[Shape, ...]]] = []
@@ -350,7 +348,7 @@ class _Walk:
 
 
 def _shapes_of(result: Any) -> tuple[Shape, ...]:
-    """The shapes of all arrays in what a layer returned, without the batch axis."""
+    """Return the shapes of all arrays in the output of a layer, without the batch axis."""
     found: list[Shape] = []
     map_structure(lambda part: found.append(tuple(part.shape[1:])) if hasattr(part, "shape") else None, result)
     return tuple(found) or ((),)
@@ -365,7 +363,7 @@ def _shown(shape: Shape) -> str:
 
 
 def _bytes(count: int) -> str:
-    """A number of bytes for people, in powers of 1024."""
+    """Format a number of bytes, in powers of 1024."""
     if count < 1024:
         return f"{count} B"
     power = min(int(math.log2(count) // 10), 4)

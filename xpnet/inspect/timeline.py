@@ -1,4 +1,4 @@
-"""What happens when while a Trainer fits: batches made, copied and computed with, side by side."""
+"""Timeline of `fit`: when batches are loaded, copied and trained on."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Span(NamedTuple):
-    """Something that took time.
+    """A span of time.
 
     Attributes:
-        lane: who did it: "computation", "copies", "loading" or "waiting".
-        name: what.
+        lane: "computation", "copies", "loading" or "waiting".
+        name: of the activity.
         start, end: seconds.
     """
 
@@ -31,18 +31,18 @@ class Span(NamedTuple):
 
 
 class Timeline:
-    """Within the block, records when a Trainer's batches are filled, copied and computed with.
+    """A recording of when a Trainer's batches are loaded, copied and trained on, within the block.
 
     ``with xn.inspect.Timeline() as line: trainer.fit(...)``, then ``print(line)`` or ``line.save("timeline.json")``. On a GPU
-    the computations and copies are timed there, by events in their streams, which make nothing wait. Lanes:
+    computations and copies are timed by events in their streams, without synchronisation. Lanes:
 
-        computation   steps, where the model is
-        copies        batches to the GPU, on a stream of their own
-        loading       a thread that makes batches and fills page-locked memory
-        waiting       the training loop, until it has the next batch
+        computation   steps, on the model's device
+        copies        of batches to the GPU, on a separate stream
+        loading       by a thread that makes batches and fills pinned memory
+        waiting       of the training loop for the next batch
 
     Attributes:
-        spans: what was seen, once the block has ended.
+        spans: the result, once the block has ended.
     """
 
     def __init__(self) -> None:
@@ -64,27 +64,27 @@ class Timeline:
         self._marks.clear()
 
     def watch(self, batches: Iterator[T], device: Device) -> Iterator[T]:
-        """`batches`, with what is done between them noted as steps."""
+        """Yield from `batches`, and record the time between them as steps."""
         return _watched(batches, device, self)
 
     def now(self) -> float:
-        """The time on the host."""
+        """Return the time on the host."""
         return time.perf_counter()
 
     def add(self, lane: str, name: str, start: Any, end: Any, seconds: Callable[[Any], float] | None = None) -> None:
-        """Note a span, from any thread: two times, or two marks that `seconds` makes times of when the block ends."""
+        """Record a span, from any thread: two times, or two marks that `seconds` converts to times when the block ends."""
         self._marks.append((lane, name, start, end, seconds))
 
     def lane(self, name: str) -> list[Span]:
-        """The spans of one lane, in order."""
+        """Return the spans of one lane, in order."""
         return [span for span in self.spans if span.lane == name]
 
     def seconds(self, lane: str) -> float:
-        """How long a lane was at work."""
+        """Return how many seconds a lane was busy."""
         return sum(end - start for start, end in _merged(self.lane(lane)))
 
     def hidden(self, lane: str, behind: str = "computation") -> float:
-        """The part of a lane's time, from 0 to 1, during which the other lane was at work as well; 1 for no time at all."""
+        """Return the fraction of a lane's time during which the other lane was busy as well; 1 for no time at all."""
         others = _merged(self.lane(behind))
         total = common = 0.0
         for start, end in _merged(self.lane(lane)):
@@ -93,7 +93,7 @@ class Timeline:
         return common / total if total else 1.0
 
     def busy(self) -> float:
-        """The part of the time from the first step's beginning to the last one's end in which a step ran, from 0 to 1."""
+        """Return the fraction of the time from the start of the first step to the end of the last in which a step ran."""
         steps = self.lane("computation")
         if not steps:
             return 0.0
@@ -127,7 +127,7 @@ def write_trace(path: str | Path, events: list[dict[str, Any]]) -> None:
 
 
 def _merged(spans: list[Span]) -> list[tuple[float, float]]:
-    """Spans as intervals that do not overlap."""
+    """Merge spans into intervals that do not overlap."""
     found: list[tuple[float, float]] = []
     for span in spans:
         if found and span.start <= found[-1][1]:

@@ -1,18 +1,18 @@
 """The architecture of a model as JSON: which class made each Module, with which arguments.
 
-Numbers, strings, None, lists and dicts of them are written as they are. Everything else is an object with one telling
-key:
+Numbers, strings, None, lists and dicts of them are written as they are. Everything else is an object that one key
+identifies:
 
-    {"layer": "Conv2D", "args": [...], "keywords": {...}}   a class among xpnet's own layers
+    {"layer": "Conv2D", "args": [...], "keywords": {...}}   a layer class of xpnet
     {"class": "MyNet", ...}                                 a Module class of the user's
-    {"shared": 3}                                           the fourth Module to be written, once more
+    {"shared": 3}                                           the fourth Module in order of writing, again
     {"setting": "initializers.He", "fields": {...}}         an initializer, regularizer or constraint
     {"op": "relu"}                                          an operation of xpnet
     {"function": "swish2"}                                  a function of the user's
     {"tuple": [...]}  {"dict": {...}}  {"float": "inf"}  {"array": "argument.0"}
 
 Reading calls the named classes with these arguments and nothing else. The user's classes and functions are those that
-the caller of `decode` passes: a file can name code, but never brings or imports any.
+are passed to the Decoder: a file can name code, but never contains or imports any.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ ARGUMENT = "argument."
 
 
 def own_name(kind: type) -> str | None:
-    """The name under which xpnet's own layer class `kind` is written; None for another class."""
+    """Return the name under which a layer class of xpnet is written; None for another class."""
     return kind.__name__ if LAYERS.get(kind.__name__) is kind else None
 
 
 class Encoder:
-    """Writes one model.
+    """Encoder of one model.
 
     Attributes:
-        arrays: arrays that were among the arguments, by the name that stands for them.
+        arrays: arrays among the arguments, by the name that refers to them.
         classes: the user's classes and functions that reading will need.
     """
 
@@ -63,7 +63,7 @@ class Encoder:
         self._seen: dict[int, int] = {}
 
     def model(self, module: Module) -> dict[str, Any]:
-        """A Module for JSON.
+        """Encode a Module for JSON.
 
         Raises:
             ValueError: one of its arguments cannot be written; the message says which and what to do.
@@ -76,11 +76,11 @@ class Encoder:
         kind = type(module)
         args, keywords = module._arguments
         if isinstance(module, Sequential) and _constructor(kind) is _constructor(Sequential):
-            # The list that the caller passed may have changed since; and what the model is for is kept elsewhere.
+            # The list that the caller passed may have changed since; the input shape is stored elsewhere.
             args, keywords = (module.layers,), {k: v for k, v in keywords.items() if k not in ("layers", "input_shape")}
         keywords = {k: v for k, v in keywords.items() if k not in _ROOT_ONLY or k not in _root_keywords(kind)}
         if "device" in keywords:
-            keywords = {**keywords, "device": "cpu"}  # a file is read on machines without the GPU that it was made on
+            keywords = {**keywords, "device": "cpu"}  # a file may be read on a machine without that GPU
         name = own_name(kind)
         if name is None:
             self._user(kind, where)
@@ -139,7 +139,7 @@ class Encoder:
 
 
 class Decoder:
-    """Makes one model from what an Encoder wrote.
+    """Decoder of one model from the output of an Encoder.
 
     Args:
         arrays: the file's arrays.
@@ -154,11 +154,11 @@ class Decoder:
                 raise TypeError(f"classes: expected classes and functions, got {made!r}")
             self._classes[made.__name__] = made
         self._seen: list[Module] = []
-        self._sizes: list[int] = []  # how many Modules each of them holds, shared ones counted each time
+        self._sizes: list[int] = []  # how many Modules each of them contains, shared ones counted each time
         self._size = 0
 
     def model(self, value: Any) -> Module:
-        """The Module that `value` describes.
+        """Return the Module that `value` describes.
 
         Raises:
             ValueError: it describes none, or one whose class was not passed.
@@ -216,7 +216,7 @@ class Decoder:
             raise ValueError("a layer that is shared comes before the first of its places")
         self._size += self._sizes[index]
         if self._size > _MOST_MODULES:
-            # A layer twice in a layer that is twice in a layer ...: a short file could ask for endless work.
+            # A layer twice in a layer that is twice in a layer ...: a short file could describe endless work.
             raise ValueError(f"more than {_MOST_MODULES} layers, shared ones counted at each of their places")
         shared: Module = self._seen[index]
         return shared
@@ -246,9 +246,9 @@ class Decoder:
 
 
 def _root_keywords(kind: type) -> tuple[str, ...]:
-    """The keywords of a constructor that only say where and with which seed: the file keeps them for the whole model."""
+    """Return the keywords of a constructor that the file stores once for the whole model: device, dtype and seed."""
     return _ROOT_ONLY if _constructor(kind) in (_constructor(Sequential), _constructor(Module)) else ()
 
 
 def _constructor(kind: type) -> Any:
-    return getattr(kind, "__init__")  # noqa: B009 - a checker takes kind.__init__ for unsafe
+    return getattr(kind, "__init__")  # noqa: B009 - mypy rejects kind.__init__ as unsafe

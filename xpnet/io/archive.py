@@ -1,7 +1,7 @@
 """One file for a JSON document and named arrays: what model files and checkpoints are made of.
 
 The file is a zip archive, stored without compression, of ``document.json`` and ``arrays.safetensors``. The zip's CRC-32
-of each part shows truncation and flipped bits.
+of each part reveals truncation and flipped bits.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ NumpyArrays = dict[str, "np.ndarray[Any, Any]"]
 
 
 class ArchiveError(ValueError):
-    """A file is not what it should be: truncated, damaged, or another format."""
+    """A file is truncated, damaged, or has another format."""
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at every moment `path` is either the old file or the complete new one.
+    """Write a file atomically: at every moment `path` is either the old file or the complete new one.
 
-    `write` fills a temporary file in the same folder; it is flushed to the disk and then renamed. If anything fails the
+    `write` fills a temporary file in the same folder; it is flushed to the disk and then renamed. On failure the
     temporary file is removed and the old file is untouched.
 
     Raises:
@@ -58,14 +58,14 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
 
 
 def _umask() -> int:
-    """The process's file mode mask, which mkstemp does not apply."""
+    """Return the process's file mode mask, which mkstemp does not apply."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself durable, where the system lets a folder be opened."""
+    """Make the renaming durable, where the system lets a folder be opened."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -79,30 +79,30 @@ def write(path: str | Path, document: Mapping[str, Any], arrays: Mapping[str, np
     """Write a document and arrays to `path`, atomically.
 
     Raises:
-        TypeError: the document holds something that JSON cannot.
+        TypeError: the document contains something that JSON cannot represent.
         OSError: the file cannot be written.
     """
     from safetensors.numpy import save
 
     text = json.dumps(document, indent=1, allow_nan=True).encode()
-    # safetensors writes the memory of an array in order, whatever its strides; np.ascontiguousarray would give 0-d an axis.
+    # safetensors ignores strides; np.ascontiguousarray would give a 0-d array an axis.
     blob = save({name: a if a.flags.c_contiguous else a.copy() for name, a in arrays.items()})
 
     def fill(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, part in ((DOCUMENT, text), (ARRAYS, blob)):
-                # Without the time of day: the same content gives the same bytes.
+                # Without a time stamp: the same content gives the same bytes.
                 archive.writestr(zipfile.ZipInfo(name), part)
 
     write_atomically(path, fill)
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
-    """The document and the arrays in a file that :func:`write` made.
+    """Return the document and the arrays in a file of :func:`write`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ArchiveError: it is truncated, damaged or something else; the message names the file.
+        ArchiveError: it is truncated, damaged or of another format; the message names the file.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -114,7 +114,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
             if sorted(names) != sorted([DOCUMENT, ARRAYS]):
                 raise ArchiveError(f"{path}: not a file of xpnet: it holds {', '.join(names[:5]) or 'nothing'}")
             for info in archive.infolist():
-                # Without compression nothing in the file can become larger than the file itself.
+                # Without compression no part can expand to more than the file's size.
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
                     raise ArchiveError(f"{path}: not a file of xpnet: its parts are compressed or encrypted")
             document = json.loads(archive.read(DOCUMENT))

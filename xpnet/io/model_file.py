@@ -1,8 +1,8 @@
-"""Models in files.
+"""Model files.
 
 A model file is one zip archive, stored without compression: ``document.json`` (the architecture, see
-:mod:`xpnet.io.architecture`, and what belongs to it) and ``arrays.safetensors`` (parameters and buffers by path). Reading
-it runs no code from it, however it was made.
+:mod:`xpnet.io.architecture`, and metadata) and ``arrays.safetensors`` (parameters and buffers by path). Reading
+never runs code from it.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _LARGEST_EXAMPLE = 2**28
 
 
 class ModelFileError(archive.ArchiveError):
-    """A model file is truncated, damaged or something else, or it needs classes that were not passed."""
+    """A model file is truncated, damaged or of another format, or it needs classes that were not passed."""
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """All that a model file holds.
+    """The contents of a model file.
 
     Attributes:
         model: the Module, in evaluation mode.
         class_names: names of the outputs, or ().
-        preprocessing: what the inputs went through before they came to the model, or None.
-        metadata: whatever was saved with it: JSON values by name.
+        preprocessing: the transform of the model's inputs, or None.
+        metadata: JSON values by name, as passed to `save`.
     """
 
     model: Module
@@ -61,14 +61,14 @@ def save(
 ) -> None:
     """Write a model to one file: architecture, parameters, buffers and random counters.
 
-    At every moment `path` is the old file or the complete new one. The same model gives the same bytes.
+    The file is written atomically. The same model gives the same bytes.
 
     Args:
-        model: whose layers have all seen the shape of their input.
-        path: by custom it ends in ".xpnet".
+        model: all its layers must be built.
+        path: by convention it ends in ".xpnet".
         class_names: names of the outputs.
-        preprocessing: a fitted transform of xpnet.data.preprocessing that inputs go through first.
-        metadata: anything that JSON can hold.
+        preprocessing: a fitted transform of xpnet.data.preprocessing for the inputs.
+        metadata: anything that JSON can represent.
 
     Raises:
         ValueError: the model cannot be written (a lambda among its arguments, layers assigned after its constructor
@@ -86,7 +86,7 @@ def describe(
     preprocessing: Transform | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What :func:`save` would write, as a document and arrays: a way to find out whether a model can be saved at all.
+    """Return what :func:`save` would write, as a document and arrays: a check whether a model can be saved.
 
     Arguments and errors as in :func:`save`.
     """
@@ -101,7 +101,7 @@ def describe(
         "seed": model.context.seed,
         "dtype": model.context.dtype,
         "input_shape": getattr(model, "input_shape", None),
-        # Parents come before what they make for themselves.
+        # Parents come before the layers that they create.
         "built_for": {name: list(m.built_for) for name, m in model.named_modules() if m.built_for is not None},
         "frozen": [name for name, p in model.parameters().items() if not p.requires_grad],
         "counters": model.counters(),
@@ -130,23 +130,23 @@ def describe(
 
 
 def load(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> Module:
-    """The model in a file that `model.save` wrote, in evaluation mode.
+    """Read a model from a file of `model.save`, in evaluation mode.
 
     Args:
         path: the file.
-        device: "cpu", "cuda" or "cuda:N": where its arrays shall be.
-        classes: the classes and functions of your own that the model is made of. Nothing else is ever run.
+        device: "cpu", "cuda" or "cuda:N", for its arrays.
+        classes: your own classes and functions that the model consists of. No other code is run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelFileError: it is truncated, damaged or another kind of file, or needs classes that were not passed.
+        ModelFileError: it is truncated, damaged or of another format, or needs classes that were not passed.
         DeviceError: the device cannot be used.
     """
     return read(path, device, classes=classes).model
 
 
 def read(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> SavedModel:
-    """Everything in a model file; arguments and errors as in :func:`load`."""
+    """Read everything in a model file; arguments and errors as in :func:`load`."""
     where = backend.device(device)
     try:
         document, arrays = archive.read(path)
@@ -173,14 +173,14 @@ def read(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[An
 
 
 def _made(document: dict[str, Any], arrays: Mapping[str, Any], classes: Sequence[Any]) -> Module:
-    """The model that a document describes, with hollow parameters that fit the arrays.
+    """Build the model that a document describes, on meta arrays that fit the arrays of the file.
 
     Raises:
-        ValueError: the document makes no sense, or its parameters are not those among the arrays.
+        ValueError: the document is inconsistent, or its parameters are not those among the arrays.
     """
     if document["dtype"] not in FLOATS:
         raise ValueError(f"its dtype {str(document['dtype'])[:20]!r} is none of {', '.join(FLOATS)}")
-    float_name(document["dtype"], "load")  # raises where bfloat16 is not to be had
+    float_name(document["dtype"], "load")  # raises where bfloat16 is not available
     shapes = {str(name): _shape(shape) for name, shape in document["built_for"].items()}
     with shapes_only():
         model = Decoder(arrays, classes).model(document["model"])
@@ -188,7 +188,7 @@ def _made(document: dict[str, Any], arrays: Mapping[str, Any], classes: Sequence
         modules = dict(model.named_modules())
         for name, shape in shapes.items():
             if name not in modules:
-                # The layers that a Module makes when it sees its input exist now, if its own turn came before.
+                # Layers that a Module creates when it is built exist now, if it was built before.
                 modules = dict(model.named_modules())
             if name not in modules:
                 raise ValueError(f"it holds weights for a layer {name!r} that the model does not have")
@@ -229,7 +229,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _fill(model: Module, document: dict[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Give a hollow model its arrays, and what else the document says about it."""
+    """Give a model on meta arrays its arrays and the rest of its state."""
     frozen = set(document["frozen"])
     for name, parameter in model.parameters().items():
         parameter.array = placed(arrays[name], model.context)

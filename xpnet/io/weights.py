@@ -1,4 +1,4 @@
-"""Weights alone, in the safetensors format that other libraries read too."""
+"""Weights alone, in the safetensors format, which other libraries read too."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def load_weights(model: Module, path: str | Path, strict: bool = True) -> None:
     """Copy the arrays in a safetensors file into the parameters and buffers of the same path.
 
     Args:
-        model: whose layers have all seen the shape of their input.
+        model: all its layers must be built.
         path: the file.
-        strict: raise where names are missing or left over; otherwise those are passed over.
+        strict: raise for missing or unexpected names; otherwise they are ignored.
 
     Raises:
         FileNotFoundError: there is no such file.
         ArchiveError: it is truncated, damaged or not safetensors.
-        ValueError: the names or shapes are not the model's; nothing was changed then.
+        ValueError: the names or shapes are not the model's; nothing was changed.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
