@@ -145,10 +145,9 @@ class FullBatch(Optimizer):
             share.backward()
             total += float(share.array)
         penalty: Tensor | None = None
-        for parameter in flat.parameters:
-            if parameter.regularizer is not None:
-                term = parameter.regularizer(parameter)
-                penalty = term if penalty is None else penalty + term
+        for parameter in flat.regularized:
+            term = parameter.regularizer(parameter)
+            penalty = term if penalty is None else penalty + term
         if penalty is not None:
             penalty.backward()
             total += float(penalty.array)

@@ -73,7 +73,7 @@ def find_learning_rate(
         lowest, highest: the first and the last learning rate of the range test.
         steps: how many updates, of the range test or at each rate.
         batch_size: examples a batch.
-        rates: learning rates to compare, in the place of a range test.
+        rates: learning rates to compare, instead of a range test.
 
     Raises:
         ValueError: rates that do not grow or are not above 0, fewer than 10 steps, or a loss that diverges at every rate.
@@ -119,7 +119,7 @@ def find_learning_rate(
 def _losses(
     trainer: Trainer, batches: Batches, rates: Sequence[float], stop: Callable[[float], bool] = lambda loss: False
 ) -> list[float]:
-    """Return the loss of one step at each learning rate, up to the first that is not finite or where `stop` says so."""
+    """Return the loss of one step at each learning rate, up to the first that is not finite or for which `stop` is true."""
     from xpnet.training.trainer import NotFiniteError
 
     found: list[float] = []

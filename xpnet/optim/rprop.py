@@ -37,7 +37,7 @@ class Rprop(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         if callable(learning_rate):
-            raise ValueError("Rprop: the learning rate is the first step size, a number; the sizes then change by themselves")
+            raise ValueError("Rprop: the learning rate is the first step size, a number; the sizes then adapt")
         super().__init__(learning_rate, weight_decay=weight_decay)
         if not (0 < shrink < 1 < grow and 0 < smallest <= largest):
             raise ValueError(
