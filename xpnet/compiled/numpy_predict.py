@@ -23,7 +23,7 @@ from xpnet import layers
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, packed_dtype, strided_view
 from xpnet.autograd.tensor import Parameter, Tensor
-from xpnet.layers.module import Module, Structure
+from xpnet.layers.module import Module
 from xpnet.ops.activations import relu
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
@@ -73,13 +73,13 @@ class Plan:
             raise UnplannableError
         self.output = y.array
         # The first call of a model may have made its parameters.
-        self.version = Structure.version, Structure.settings
+        self.version, self.changes = model._version, model._version.changes
         self.parameters = [(p, p.array) for p in model.parameters().values()]
         self.buffers = [(m._buffers, name, array) for m in model.modules() for name, array in m._buffers.items()]
 
     def holds(self) -> bool:
         """Whether the model is still what was planned."""
-        if self.version != (Structure.version, Structure.settings) or reference_is_forced():
+        if self.version.changes != self.changes or reference_is_forced():
             return False
         for parameter, array in self.parameters:
             if parameter.array is not array:
@@ -375,7 +375,7 @@ def make(model: Module, x: Any) -> Floats | None:
     if reference_is_forced():
         return None
     plans: dict[Any, Any] = model.__dict__.setdefault("_plans", {})
-    key, version = (x.shape, x.dtype), (Structure.version, Structure.settings)
+    key, version = (x.shape, x.dtype), model._version.changes
     if plans.get(key) == version:
         return None  # tried before
     if len(plans) >= PLANS:

@@ -23,7 +23,8 @@ from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
 from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, activation_gradient, integer_dtype
 from xpnet.autograd.tensor import Parameter
 from xpnet.compiled.numpy_predict import LARGEST, PLANS
-from xpnet.layers.module import Module, Structure
+from xpnet.layers.module import Module
+from xpnet.layers.version import Version
 from xpnet.ops import relu
 from xpnet.ops.registry import reference_is_forced
 from xpnet.ops.shapes import ShapeError
@@ -45,10 +46,11 @@ class Step:
         chain: the layers.
         batch: examples in a batch.
         dtype: of everything but the labels.
+        version: the model's.
     """
 
-    def __init__(self, chain: list[_Layer], batch: int, dtype: np.dtype[Any]) -> None:
-        self.version = Structure.version, Structure.settings
+    def __init__(self, chain: list[_Layer], batch: int, dtype: np.dtype[Any], version: Version) -> None:
+        self.version, self.changes = version, version.changes
         self.chain = chain
         self.parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
         self.arrays = [(p, p.array, p.buffer) for p in self.parameters]
@@ -138,7 +140,7 @@ class Step:
 
     def holds(self) -> bool:
         """Whether the model is still what was planned, and no gradient is waiting to be added to."""
-        if self.version != (Structure.version, Structure.settings) or reference_is_forced():
+        if self.version.changes != self.changes or reference_is_forced():
             return False
         for p, array, buffer in self.arrays:
             if p.array is not array or p.buffer is not buffer or p.grad is not None or not p.requires_grad:
@@ -210,7 +212,7 @@ def _plan(model: Module, x: Floats) -> Step | None:
         return None
     if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > LARGEST:
         return None
-    return Step(chain, batch, x.dtype)
+    return Step(chain, batch, x.dtype, model._version)
 
 
 def step_for(model: Module, loss: Any, x: Any, labels: Any) -> Step | None:
@@ -231,9 +233,9 @@ def step_for(model: Module, loss: Any, x: Any, labels: Any) -> Step | None:
             return None  # in deterministic mode large products are cut up
         if known.holds():
             return known
-        if known.version == (Structure.version, Structure.settings) and all(p.array is a for p, a, _ in known.arrays):
+        if known.changes == model._version.changes and all(p.array is a for p, a, _ in known.arrays):
             return None  # a gradient waits, or a parameter is frozen for now
-    version = Structure.version, Structure.settings
+    version = model._version.changes
     if known == version:  # the second batch of this shape
         steps[key] = _plan(model, x) or (version, "not planned")
         return step_for(model, loss, x, labels) if type(steps[key]) is Step else None

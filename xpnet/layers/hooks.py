@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from xpnet.backend import namespace
-from xpnet.layers.module import Module, Structure
+from xpnet.layers.module import Module
 
 Run = Callable[..., Any]
 Wrapper = Callable[[Module, Run, tuple[Any, ...], dict[str, Any]], Any]
@@ -61,12 +61,11 @@ def wrapped(model: Module, wrapper: Wrapper) -> Iterator[None]:
             return wrapper(_layer, _forward, inputs, keywords)
 
         layer.__dict__["forward"] = run
-    Structure.settings += 1  # a planned prediction would not call it
+        layer._version.changed()  # a planned prediction would not call it
     try:
         yield
     finally:
         for layer in layers:
-            del layer.__dict__["forward"]
-        Structure.settings += 1  # from here on it may be planned again
+            del layer.forward  # from here on it may be planned again
         for layer, counter in counters:
             layer.counter = counter

@@ -18,20 +18,13 @@ from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import mixed
 from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
 from xpnet.layers.running import Evaluation, here, load_state, predict, received
+from xpnet.layers.version import Version
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime import threads
 from xpnet.runtime.late import late
 
 _INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "ticks", "segments"})
-
-
-class Structure:
-    """Counts every change of any tree of Modules: a cheap way to know that the flat parameters still hold all of them, or that
-    a prediction that was planned is still the model's.
-    """
-
-    version = 0  # Parameters and Modules
-    settings = 0  # everything else that a Module was given
+_NOT_COPIED = frozenset({"_version", "_known_modules", "_flat", "_flat_version", "_captured", "_plans", "_steps"})
 
 
 class Module:
@@ -63,6 +56,7 @@ class Module:
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _flat: FlatParameters | None
     _flat_version: int
+    _version: Version
     _known_modules: tuple[int, tuple[Module, ...]]
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
@@ -70,7 +64,7 @@ class Module:
         self = super().__new__(cls)
         table = self.__dict__
         table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, ticks=None)
-        table["_half"] = False  # whether it computes with 16-bit floats
+        table.update(_half=False, _version=Version())  # _half: whether it computes with 16-bit floats
         table.update(_children={}, _parameters={}, _buffers={}, _flat=None, _flat_version=-1, _known_modules=(-1, ()))
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
@@ -79,16 +73,13 @@ class Module:
         self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copy.deepcopy copies: a copy has flat storage of its own, made when it is first needed."""
-        return {
-            **self.__dict__,
-            "_flat": None,
-            "_flat_version": -1,
-            "_captured": None,
-            "_plans": {},
-            "_steps": {},
-            "_known_modules": (-1, ()),
-        }
+        """Return what copy.deepcopy copies: a copy makes flat storage, plans and the like of its own when it needs them."""
+        return {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for child in self._children.values():
+            child._version.put_below(self._version)
 
     # -- the tree --
 
@@ -99,32 +90,43 @@ class Module:
         if name == "training":
             self._set_mode(value)
             return
-        for prefix in [c for c in self._children if c == name or c.startswith(name + ".")]:
-            del self._children[prefix]
-            Structure.version += 1
-        if isinstance(value, (Parameter, Module, list, tuple)) or name in self._parameters:
-            Structure.version += 1
-        self._parameters.pop(name, None)
+        others = {path: c for path, c in self._children.items() if path != name and not path.startswith(name + ".")}
+        new: dict[str, Module] = {}
+        was_parameter = self._parameters.pop(name, None) is not None
         if isinstance(value, Parameter):
             self._parameters[name] = value
         elif isinstance(value, Module):
-            self._children[name] = value
+            new = {name: value}
         elif isinstance(value, (list, tuple)) and any(isinstance(v, Module) for v in value):
             # A tuple, so that no layer can be appended unseen; functions between the layers have nothing to learn.
             value = tuple(value)
-            self._children.update({f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, Module)})
+            new = {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, Module)}
         elif name in self._buffers:
             self._buffers[name] = value
-        else:
-            Structure.settings += 1
         self.__dict__[name] = value
-        if isinstance(value, (Module, tuple)):
-            self._attach_new({path: c for path, c in self._children.items() if path == name or path.startswith(name + ".")})
+        if new or len(others) < len(self._children):
+            self._set_children({**others, **new}, new)
+        elif was_parameter or isinstance(value, Parameter):
+            self._version.changed(structure=True)
+        elif name not in self._buffers:
+            self._version.changed()
 
-    def _attach_new(self, children: dict[str, Module]) -> None:
-        """Tell Modules that came after the tree was first run where they are; before, the first run does."""
-        if self.path is not None:
-            for name, child in children.items():
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._version.changed()
+
+    def _set_children(self, children: dict[str, Module], new: dict[str, Module]) -> None:
+        """Replace the Modules right below, of which `new` were not there before."""
+        before = {child._version for child in self._children.values()}
+        after = {child._version for child in children.values()}
+        for version in before - after:
+            version.take_from(self._version)
+        for version in after - before:
+            version.put_below(self._version)
+        self.__dict__["_children"] = children
+        self._version.changed(structure=True)
+        if self.path is not None:  # otherwise the first run does it
+            for name, child in new.items():
                 child._attach(f"{self.path}.{name}" if self.path else name, self.context)
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
@@ -143,12 +145,12 @@ class Module:
 
     def modules(self) -> tuple[Module, ...]:
         """This Module and all below it."""
-        version, known = self._known_modules
-        if version != Structure.version:
-            known = tuple(module for _, module in self.named_modules())
-            shares = any(module.shares_work for module in known)
-            self.__dict__.update(_known_modules=(Structure.version, known), _shares=shares)
-        return known
+        version, below = self._known_modules
+        if version != self._version.structure:
+            below = tuple([module for _, module in self.named_modules()][1:])  # a Module that held itself would not be freed
+            shares = self.shares_work or any(module.shares_work for module in below)
+            self.__dict__.update(_known_modules=(self._version.structure, below), _shares=shares)
+        return (self, *below)
 
     def parameters(self) -> dict[str, Parameter]:
         """All Parameters by path, {"0.kernel": ..., "0.bias": ...}; a shared one has the first of its paths."""
@@ -197,6 +199,7 @@ class Module:
         self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALVES)
         if moved:
             self._place(context)
+            self._version.changed()
         for name, parameter in self._parameters.items():
             parameter.path = f"{path}.{name}" if path else name
         for name, child in self._children.items():
@@ -256,6 +259,7 @@ class Module:
     def add_buffer(self, name: str, values: Any) -> None:
         """Keep an array that is not learnt but saved and moved with the model."""
         self._buffers[name] = None
+        self._version.changed()
         if only_shapes():
             host = backend.to_numpy(values)
             kind = self.context.storage if host.dtype.kind == "f" else host.dtype.name
@@ -293,7 +297,7 @@ class Module:
     def flat_parameters(self) -> FlatParameters:
         """The flat storage of all trainable parameters; made when first asked for, and again when they have changed."""
         flat = self._flat
-        if flat is not None and self._flat_version == Structure.version and flat.intact():
+        if flat is not None and self._flat_version == self._version.structure and flat.intact():
             return flat
         self._require_built("flat_parameters")
         parameters = self.parameters().values()
@@ -302,7 +306,7 @@ class Module:
             flat = FlatParameters(trainable)
         frozen = len(trainable) < len(parameters)
         # A frozen parameter may be set free at any time: then the flat parameters are checked again on every use.
-        self.__dict__.update(_flat=flat, _flat_version=-1 if frozen else Structure.version)
+        self.__dict__.update(_flat=flat, _flat_version=-1 if frozen else self._version.structure)
         return flat
 
     def zero_grad(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from xpnet.autograd.checkpointing import recompute
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
-from xpnet.layers.module import Module, Structure
+from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
 
 
@@ -65,13 +65,12 @@ class Sequential(Module):
         # Paths are "0", "1", ...: the list's own name would only lengthen them.
         children = {str(i): layer for i, layer in enumerate(value) if isinstance(layer, Module)}
         others = {name: child for name, child in self._children.items() if not name.isdigit()}
-        self.__dict__.update(layers=value, _pooled=_pooled(value), _children={**children, **others})
+        self.__dict__.update(layers=value, _pooled=_pooled(value))
         if type(self) is Sequential:  # what a model file says
             args, keywords = self._arguments
             given = (args, {**keywords, name: value}) if name in keywords else ((value, *args[1:]), keywords)
             self.__dict__["_arguments"] = given
-        Structure.version += 1
-        self._attach_new(children)
+        self._set_children({**children, **others}, children)
 
     def forward(self, x: Any) -> Any:
         """The input through every layer in turn; a convolution and the max pooling behind it are one operation."""
