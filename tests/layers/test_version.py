@@ -47,16 +47,16 @@ def nested(*last: xn.Module) -> xn.Sequential:
 
 def test_another_models_changes_leave_plans_and_flat_parameters_alone():
     model, other = nested(), nested()
-    arena = model.arena  # moves the parameters
+    flat = model.flat_parameters  # moves the parameters
     model.predict(X)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(arena), "holds", lambda *_: pytest.fail("the parameters were collected again"))
+        patch.setattr(type(flat), "holds", lambda *_: pytest.fail("the parameters were collected again"))
         other.layers[0].units_before = 3
         other.layers = [*other.layers, xn.Dense(2)]
         other.predict(X)
         xn.Dense(4).anything = 1
         del other.layers[0].units_before
-        assert model.arena is arena
+        assert model.flat_parameters is flat
     assert runs_planned(model)
 
 
@@ -145,11 +145,11 @@ def test_a_change_before_the_tree_is_run_and_in_a_list():
 
 def test_flat_parameters_follow_a_layer_that_comes_later_and_deeper():
     model = nested()
-    arena = model.arena
+    flat = model.flat_parameters
     model.layers[1].body.layers[1].layers = [xn.Dense(5), xn.Dense(5)]
     model.predict(X)
-    assert model.arena is not arena
-    assert len(model.arena.parameters) == 8
+    assert model.flat_parameters is not flat
+    assert len(model.flat_parameters.parameters) == 8
 
 
 def test_a_copy_counts_its_own_changes():

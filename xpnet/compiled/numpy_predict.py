@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from xpnet import layers
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, packed_dtype, strided_view
 from xpnet.autograd.tensor import Parameter, Tensor
+from xpnet.layers.execution import is_plannable
 from xpnet.layers.module import Module
 from xpnet.ops.activations import relu
 from xpnet.ops.convolution import conv2d, conv_geometry
@@ -328,28 +328,6 @@ _MAKERS: dict[Op, Callable[..., Floats | None]] = {
 }
 
 
-_PLAIN = frozenset(
-    {
-        layers.Sequential, layers.Residual, layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv2DTranspose,
-        layers.MaxPool2D, layers.AveragePool2D, layers.LpPool2D, layers.GlobalAveragePool2D, layers.Flatten, layers.Reshape,
-        layers.Dropout, layers.BatchNorm, layers.LayerNorm, layers.GroupNorm, layers.Activation, layers.Softmax, layers.Step,
-        layers.ReLU, layers.LeakyReLU, layers.ELU, layers.SELU, layers.GELU, layers.SiLU, layers.Sigmoid, layers.HardSigmoid,
-        layers.Tanh, layers.Softplus, layers.Softsign,
-    }
-)  # fmt: skip
-"""The layers that in evaluation mode do nothing but operations on their input."""
-
-
-def _plain(module: Module) -> bool:
-    """Whether a layer is one of those, and nobody has put a function of his own into it."""
-    own = module.__dict__
-    if type(module) not in _PLAIN or "forward" in own:
-        return False
-    if isinstance(module, layers.Sequential):
-        return all(isinstance(layer, Module) for layer in module.layers)
-    return all(own.get(name) is None or isinstance(own[name], Op) for name in ("after", "function"))
-
-
 def planned(model: Module, x: Any) -> Floats | None:
     """The model's output for x by a plan that has been made, or None: then run the model, or let `make` make one."""
     if type(x) is not np.ndarray:
@@ -380,7 +358,7 @@ def make(model: Module, x: Any) -> Floats | None:
         return None  # tried before
     if len(plans) >= PLANS:
         plans.clear()
-    if not all(_plain(module) for module in model.modules()):
+    if not all(is_plannable(module) for module in model.modules()):
         plans[key] = version
         return None
     try:

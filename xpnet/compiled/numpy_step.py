@@ -23,6 +23,7 @@ from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
 from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, activation_gradient, integer_dtype
 from xpnet.autograd.tensor import Parameter
 from xpnet.compiled.numpy_predict import LARGEST, PLANS
+from xpnet.layers.execution import computes_as
 from xpnet.layers.module import Module
 from xpnet.layers.version import Version
 from xpnet.ops import relu
@@ -171,14 +172,13 @@ def _chain(model: Module, shape: tuple[int, ...]) -> list[_Layer] | None:
     them as a vector."""
     chain: list[_Layer] = []
     for layer in _flat(model):
-        kind = type(layer)
-        if "forward" in layer.__dict__ or (len(shape) != 1 and kind is layers.Dense):
-            return None
-        if kind is layers.Dense and layer.after is None and layer.fused in ACTIVATIONS:
+        if computes_as(layer, layers.Dense):
+            if len(shape) != 1 or layer.after is not None or layer.fused not in ACTIVATIONS:
+                return None
             chain.append(_Layer(layer.kernel, layer.bias if layer.use_bias else None, layer.fused))
         elif chain and chain[-1].activation is None and _is_relu(layer):
             chain[-1] = chain[-1]._replace(activation="relu")
-        elif chain or kind not in (layers.Flatten, layers.Reshape):
+        elif chain or not (computes_as(layer, layers.Flatten) or computes_as(layer, layers.Reshape)):
             return None
         else:
             try:
@@ -189,13 +189,13 @@ def _chain(model: Module, shape: tuple[int, ...]) -> list[_Layer] | None:
 
 
 def _flat(module: Any) -> list[Any]:
-    if type(module) is not layers.Sequential or "forward" in module.__dict__:
+    if not computes_as(module, layers.Sequential):
         return [module]
     return [part for layer in module.layers for part in _flat(layer)]
 
 
 def _is_relu(layer: Any) -> bool:
-    return type(layer) is layers.ReLU or (type(layer) is layers.Activation and layer.function is relu)
+    return computes_as(layer, layers.ReLU) or (computes_as(layer, layers.Activation) and layer.function is relu)
 
 
 def _plan(model: Module, x: Floats) -> Step | None:

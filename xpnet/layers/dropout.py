@@ -21,6 +21,8 @@ class Dropout(Module):
         spatial: drop whole channels of (N, ..., C) instead of single elements.
     """
 
+    plannable = True
+
     def __init__(self, rate: float, *, inverted: bool = True, spatial: bool = False) -> None:
         if not 0 <= rate <= 1:
             raise ValueError(f"Dropout: rate must be in [0, 1], got {rate}")

@@ -48,6 +48,7 @@ class Module:
     ticks: Any  # the counter on the device, while steps are captured there (xpnet.training.captured.Ticks)
     shares_work: bool = False  # whether on a CPU its work is shared out over xpnet's threads rather than those of BLAS
     capturable: bool = True  # whether a training step through this Module may be recorded once and replayed
+    plannable: bool = False  # whether forward in evaluation mode only calls operations; a class with a forward of its own says so
     segments: tuple[range, ...]  # set while its parts are recomputed: of a Sequential's layers; none is all of a Module
     counter: int  # how often a random layer has drawn: the step of its stream
     _children: dict[str, Module]
@@ -315,6 +316,10 @@ class Module:
             parameter.grad = None
 
     # -- running --
+
+    def _functions(self) -> tuple[Any, ...]:
+        """Return what forward applies that is neither a Module nor a method: operations, None, or functions of the user's."""
+        return ()
 
     def forward(self, x: Any) -> Any:
         """Compute the output; written by every subclass."""

@@ -9,6 +9,7 @@ from typing import Any
 from xpnet.autograd.checkpointing import recompute
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
+from xpnet.layers.execution import keeps_computation
 from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
 
@@ -28,6 +29,8 @@ class Sequential(Module):
     Raises:
         ShapeError: a layer does not fit its input; the message names the layer's path.
     """
+
+    plannable = True
 
     def __init__(
         self,
@@ -71,6 +74,9 @@ class Sequential(Module):
             given = (args, {**keywords, name: value}) if name in keywords else ((value, *args[1:]), keywords)
             self.__dict__["_arguments"] = given
         self._set_children({**children, **others}, children)
+
+    def _functions(self) -> tuple[Any, ...]:
+        return tuple(layer for layer in self.layers if not isinstance(layer, Module))
 
     def forward(self, x: Any) -> Any:
         """The input through every layer in turn; a convolution and the max pooling behind it are one operation."""
@@ -134,7 +140,7 @@ def _pooled(layers: Sequence[Any]) -> frozenset[int]:
     return frozenset(
         i
         for i, (layer, after) in enumerate(itertools.pairwise(layers))
-        if type(layer) is Conv2D and layer.after is None and type(after) is MaxPool2D
+        if keeps_computation(type(layer), Conv2D) and layer.after is None and keeps_computation(type(after), MaxPool2D)
     )
 
 
@@ -153,6 +159,8 @@ class Residual(Module):
 
     Source: He et al., "Deep residual learning for image recognition", 2015.
     """
+
+    plannable = True
 
     def __init__(self, body: Any, shortcut: Module | None = None) -> None:
         self.body = body if isinstance(body, Module) else Sequential(body)
