@@ -155,9 +155,7 @@ def test_images_through_instance_norm():
 
 
 def steps_without_layers(*parts: xn.Module) -> bool:
-    trainer = xn.Trainer(
-        xn.Sequential(parts, input_shape=(5,)), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1)
-    )
+    trainer = xn.Trainer(xn.Sequential(parts, input_shape=(5,)), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
     for _ in range(3):
         trainer.step(X, Y)
     with layer_calls() as calls:

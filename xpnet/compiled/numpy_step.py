@@ -17,19 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet import layers, losses
+from xpnet import layers
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, activation_gradient, integer_dtype
+from xpnet.accel.numpy.workspace import ACTIVATIONS, Floats, activate, activation_gradient, integer_dtype
 from xpnet.autograd.tensor import Parameter
-from xpnet.compiled.numpy_predict import LARGEST, PLANS
+from xpnet.compiled.numpy_predict import LARGEST
 from xpnet.layers.execution import computes_as
 from xpnet.layers.module import Module
 from xpnet.layers.version import Version
 from xpnet.ops import relu
 from xpnet.ops.registry import reference_is_forced
 from xpnet.ops.shapes import ShapeError
-from xpnet.runtime.threads import own_threads_preferred, prefer_own_threads
 
 Call = Callable[[], Any]
 
@@ -198,7 +197,8 @@ def _is_relu(layer: Any) -> bool:
     return computes_as(layer, layers.ReLU) or (computes_as(layer, layers.Activation) and layer.function is relu)
 
 
-def _plan(model: Module, x: Floats) -> Step | None:
+def plan_step(model: Module, x: Floats) -> Step | None:
+    """Return the step for batches like `x`; None where the model or its size does not allow it."""
     chain = _chain(model, x.shape[1:]) if all(isinstance(m, Module) for m in _flat(model)) else None
     if chain is None or model.context.dtype != x.dtype.name:
         return None
@@ -213,34 +213,3 @@ def _plan(model: Module, x: Floats) -> Step | None:
     if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > LARGEST:
         return None
     return Step(chain, batch, x.dtype, model._version)
-
-
-def step_for(model: Module, loss: Any, x: Any, labels: Any) -> Step | None:
-    """The plan for batches like x, made when the second one comes; None where the step has to be run the usual way.
-
-    The parameters' gradients must go to the model's flat storage, with nothing to be added to the loss.
-    """
-    if loss is not losses.softmax_cross_entropy or type(x) is not np.ndarray or type(labels) is not np.ndarray:
-        return None
-    if x.dtype not in FLOATS or x.ndim < 2 or not x.size or labels.shape != x.shape[:1]:
-        return None
-    prefer_own_threads(False)
-    steps: dict[Any, Any] = model.__dict__.setdefault("_steps", {})
-    key = x.shape, x.dtype
-    known = steps.get(key)
-    if type(known) is Step:
-        if known.large and own_threads_preferred():
-            return None  # in deterministic mode large products are cut up
-        if known.holds():
-            return known
-        if known.changes == model._version.changes and all(p.array is a for p, a, _ in known.arrays):
-            return None  # a gradient waits, or a parameter is frozen for now
-    version = model._version.changes
-    if known == version:  # the second batch of this shape
-        steps[key] = _plan(model, x) or (version, "not planned")
-        return step_for(model, loss, x, labels) if type(steps[key]) is Step else None
-    if known != (version, "not planned"):
-        if len(steps) >= PLANS:
-            steps.clear()
-        steps[key] = version
-    return None

@@ -16,8 +16,8 @@ from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
 from xpnet.layers.activation import Activation, ReLU
 from xpnet.layers.hooks import Run, wrapped
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -34,7 +34,7 @@ def watching(model: Module, see: Callable[[Module, Any], Any]) -> Iterator[None]
         other = see(layer, output)
         return output if other is None else other
 
-    with wrapped(model, watched), Evaluation(model):
+    with wrapped(model, watched), eval_mode(model):
         yield
 
 

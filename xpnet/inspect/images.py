@@ -17,8 +17,8 @@ from xpnet.inspect.figures import new_figure, style
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.dense import Dense
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -125,7 +125,7 @@ def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
         model.predict(x)  # makes the parameters of a model that has not seen its input
     image = Tensor(x, requires_grad=True)
     parameters = [p for p in model.parameters().values() if p.requires_grad]
-    with Evaluation(model):
+    with eval_mode(model):
         try:
             for parameter in parameters:  # their gradients are neither wanted nor to be disturbed
                 parameter.requires_grad = False

@@ -80,7 +80,7 @@ class Sequential(Module):
 
     def forward(self, x: Any) -> Any:
         """The input through every layer in turn; a convolution and the max pooling behind it are one operation."""
-        segments = self.__dict__.get("segments")
+        segments = self._segments
         if not segments:
             return self._through(x, 0, len(self.layers))
         done = 0
@@ -102,8 +102,8 @@ class Sequential(Module):
             if i == done:
                 continue
             layer = layers[i]
-            # A layer that is being watched has a forward of its own, which must see its own output.
-            if i in pooled and i + 1 < stop and "forward" not in layer.__dict__ and "forward" not in layers[i + 1].__dict__:
+            # What watches a layer must see its own output.
+            if i in pooled and i + 1 < stop and not _is_watched(layer) and not _is_watched(layers[i + 1]):
                 x = layer(x, pool=layers[i + 1])
                 done = i + 1
             else:
@@ -133,6 +133,10 @@ class Sequential(Module):
     def __getitem__(self, index: int) -> Any:
         """One of the layers."""
         return self.layers[index]
+
+
+def _is_watched(layer: Module) -> bool:
+    return bool(layer._hooks) or "forward" in layer.__dict__
 
 
 def _pooled(layers: Sequence[Any]) -> frozenset[int]:
