@@ -133,10 +133,10 @@ def test_training_in_one_thread_and_predicting_in_another(rng):
 
 
 def test_a_mode_that_is_set_in_a_block_of_evaluation_ends_with_it():
-    from xpnet.layers.running import Evaluation
+    from xpnet.layers.modes import eval_mode
 
     model = small()
-    with Evaluation(model):
+    with eval_mode(model):
         assert not model.training
         model[0].training = True
         assert model[0].training
@@ -146,17 +146,17 @@ def test_a_mode_that_is_set_in_a_block_of_evaluation_ends_with_it():
         other.join()
         assert all(seen)
     model.eval()
-    with Evaluation(model):
+    with eval_mode(model):
         model[0].train()
     assert not any(module.training for module in model.modules())
 
 
 def test_overlapping_blocks_of_evaluation_end_with_the_last():
-    from xpnet.layers.running import Evaluation
+    from xpnet.layers.modes import eval_mode
 
     model = small()
     model[2].eval()
-    first, second = Evaluation(model), Evaluation(model)
+    first, second = eval_mode(model), eval_mode(model)
     first.__enter__()
     second.__enter__()
     first.__exit__()

@@ -40,7 +40,7 @@ def trained(model, x=X, y=Y, steps=3, **keywords):
     keywords.setdefault("loss", "softmax_cross_entropy")
     trainer = xn.Trainer(model, optimizer=xn.optim.Adam(0.01), **keywords)
     losses = [float(trainer.step(x, y)) for _ in range(steps)]
-    return losses, {k: v.copy() for k, v in model.state().items()}, model.counters()
+    return losses, {k: v.copy() for k, v in model.state().items()}, model.rng_counters()
 
 
 def same(a, b):

@@ -268,7 +268,7 @@ def test_evaluate_changes_nothing():
     t = trainer()
     t.fit(data(), verbose=False)
     before = {k: v.copy() for k, v in t.model.state().items()}
-    counters = t.model.counters()
+    counters = t.model.rng_counters()
     x, y = data(33, seed=1)
     result = t.evaluate((x, y), batch_size=7)
     assert t.evaluate((x, y))["loss"] == pytest.approx(result["loss"], rel=1e-5)
@@ -277,7 +277,7 @@ def test_evaluate_changes_nothing():
     assert result["loss"] == pytest.approx(float(xn.losses.softmax_cross_entropy(logits, y)), rel=1e-5)
     assert all(type(v) is float for v in result.values())
     assert t.model.training
-    assert t.model.counters() == counters
+    assert t.model.rng_counters() == counters
     for name, array in t.model.state().items():
         np.testing.assert_array_equal(array, before[name])
 

@@ -13,7 +13,7 @@ from benchmarks.cases import HALF, LEARNING_RATE, LOSS_SCALE, MOMENTUM, PASSES, 
 from benchmarks.conv_algorithms import host
 from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
 from xpnet.ops.registry import reference_is_forced
-from xpnet.training.captured import captured_steps
+from xpnet.training.trainer import captured_steps
 
 FUSED = ("dense", "conv")
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.compiled import numpy_predict as plans
+from xpnet.compiled.numpy_predict import Plan
+from xpnet.layers.execution import executor_of
 from xpnet.layers.hooks import wrapped
 from xpnet.ops.registry import reference_only
 
@@ -20,13 +21,13 @@ def image(*shape, dtype="float32"):
 
 def planned(model, x):
     """The plan for x, or None."""
-    plan = model.__dict__.get("_plans", {}).get((x.shape, x.dtype))
-    return plan if type(plan) is plans.Plan else None
+    plan = executor_of(model).plans.get((x.shape, x.dtype))
+    return plan if type(plan) is Plan else None
 
 
 def direct(model, x):
     """The model's own output."""
-    with xn.no_grad(), xn.layers.running.Evaluation(model):
+    with xn.no_grad(), xn.layers.modes.eval_mode(model):
         y = model(x)
     return y.array if isinstance(y, xn.Tensor) else y
 
@@ -98,7 +99,7 @@ def test_vectors_and_sequences():
     mlp = xn.Sequential([xn.Dense(30, "relu"), xn.Dense(10, "softplus"), xn.Reshape((2, 5))], input_shape=(20,))
     for N in (1, 2, 7):
         agree(mlp, image(N, 20))
-    assert len(mlp.__dict__["_plans"]) == 3
+    assert len(executor_of(mlp).plans) == 3
     agree(xn.Sequential([xn.Conv1D(4, 3, padding="causal"), xn.Flatten(), xn.Dense(2)], input_shape=(9, 5)), image(2, 9, 5))
 
 

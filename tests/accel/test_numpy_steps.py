@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.compiled import numpy_step as steps
+from xpnet.compiled.numpy_executor import NumpyExecutor
+from xpnet.compiled.numpy_step import Step
+from xpnet.layers.execution import executor_of
 from xpnet.layers.hooks import wrapped
 
 rng = np.random.default_rng(0)
@@ -48,7 +50,7 @@ def trainer(layers, shape=(6,), dtype="float32", optimizer=None, **settings):
 
 def planned(made):
     """The plans of a trainer's model."""
-    return [s for s in made.model.__dict__.get("_steps", {}).values() if type(s) is steps.Step]
+    return [s for s in executor_of(made.model).steps.values() if type(s) is Step]
 
 
 def weights(made):
@@ -62,7 +64,7 @@ def both(make, data, monkeypatch, between=lambda made, number: None):
         made = make()
         with monkeypatch.context() as patch:
             if not plans:
-                patch.setattr(steps, "step_for", lambda *a: None)
+                patch.setattr(NumpyExecutor, "step", lambda *a: None)
             seen = []
             for number, (x, y) in enumerate(data):
                 between(made, number)
@@ -150,7 +152,7 @@ def test_a_copy_learns_on_its_own(monkeypatch):
 
     losses, after, other = run()
     assert planned(other)
-    monkeypatch.setattr(steps, "step_for", lambda *a: None)
+    monkeypatch.setattr(NumpyExecutor, "step", lambda *a: None)
     wanted, wanted_after, _ = run()
     assert losses == wanted
     for name, array in after.items():

@@ -26,7 +26,7 @@ def test_a_sound_network_has_no_finding_and_is_not_changed():
     before = net.flat_parameters.values.copy()
     assert diagnose(net, X, Y) == []
     np.testing.assert_array_equal(net.flat_parameters.values, before)
-    assert net.counters() == {}
+    assert net.rng_counters() == {}
     assert all(p.grad is None for p in net.parameters().values())
 
 

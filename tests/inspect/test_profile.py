@@ -35,7 +35,7 @@ def test_layers_times_and_memory():
     assert found.layers[0].saved == X.nbytes + 16 * 10 * 10 * 4 * 4
     assert found.layers[0].output == 16 * 10 * 10 * 4 * 4
     np.testing.assert_array_equal(model.flat_parameters.values, before)
-    assert model.counters() == {}
+    assert model.rng_counters() == {}
     assert not model.training
     assert all(p.grad is None for p in model.parameters().values())
 

@@ -22,14 +22,14 @@ def test_statistics_counters_gradients_and_modes_are_put_back(look, mode):
     before = {name: array.copy() for name, array in model.state().items()}
     gradients = {name: p.grad.copy() for name, p in model.parameters().items()}
     modes = [layer.training for layer in model.modules()]
-    counters = model.counters()
+    counters = model.rng_counters()
     look(model, X, Y)
     for name, array in model.state().items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
     for name, p in model.parameters().items():
         np.testing.assert_array_equal(p.grad, gradients[name], err_msg=name)
     assert [layer.training for layer in model.modules()] == modes
-    assert model.counters() == counters
+    assert model.rng_counters() == counters
 
 
 @pytest.mark.parametrize("look", [profile, diagnose])

@@ -15,9 +15,9 @@ import pytest
 import xpnet as xn
 from tests.cuda_emulator.emulator import emulated_ops
 from xpnet.accel.cupy.optimizers import Clock
+from xpnet.compiled.captured_steps import CapturedSteps
 from xpnet.compiled.graph import Captured, CapturedModel
 from xpnet.training.callbacks import ClipGradients
-from xpnet.training.captured import CapturedSteps
 
 pytestmark = pytest.mark.emulator
 
@@ -77,7 +77,7 @@ class FakeGraphs:
     def _device(self):
         trainer = self.trainer
         flat = trainer.model.flat_parameters
-        ticks = [m.ticks.array for m in trainer.model.modules() if m.ticks is not None]
+        ticks = [m.device_counter.array for m in trainer.model.modules() if m.device_counter is not None]
         clock = list(trainer.optimizer.clock or ())
         arrays = [flat.values, flat.gradients, *trainer.optimizer.slots.values(), *ticks, *clock]
         return [*arrays, *trainer.model.buffers().values(), *trainer.sums.totals.values()]
@@ -85,7 +85,7 @@ class FakeGraphs:
     def _host(self):
         trainer = self.trainer
         grads = [(p, p.grad) for p in trainer.model.flat_parameters.parameters]
-        return trainer.iteration, trainer.optimizer.iterations, trainer.sums.count, grads, trainer.model.counters()
+        return trainer.iteration, trainer.optimizer.iterations, trainer.sums.count, grads, trainer.model.rng_counters()
 
     def _set_host(self, state):
         trainer = self.trainer
@@ -147,10 +147,10 @@ def both(make):
         graphs = FakeGraphs(run)
         with CapturedSteps(run, graphs, lambda values: Clock.new(np, values)) as steps:
             second = epochs(run, steps.step)
-            run.model.counters()  # readable while they are on the device
+            run.model.rng_counters()  # readable while they are on the device
     assert plain.iteration == run.iteration == 9
     assert plain.optimizer.iterations == run.optimizer.iterations
-    assert plain.model.counters() == run.model.counters()
+    assert plain.model.rng_counters() == run.model.rng_counters()
     assert first == second
     for name, array in plain.model.state().items():
         np.testing.assert_array_equal(array, run.model.state()[name], err_msg=name)

@@ -12,9 +12,9 @@ import xpnet as xn
 from tests.cuda_emulator.emulator import emulated_ops
 from tests.training.test_captured import FakeGraphs, Remote, X, Y, epochs
 from xpnet.accel.cupy.optimizers import Clock
+from xpnet.compiled.captured_steps import CapturedSteps
 from xpnet.ops.registry import Op
 from xpnet.training.callbacks import ClipGradients
-from xpnet.training.captured import CapturedSteps
 
 pytestmark = pytest.mark.emulator
 HALVES = [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.bfloat16)]

@@ -18,6 +18,7 @@ import pytest
 
 import xpnet as xn
 from xpnet.cli import main
+from xpnet.layers.execution import executor_of
 from xpnet.report import read_record
 from xpnet.runtime import determinism, threads
 from xpnet.training import load_checkpoint, save_checkpoint
@@ -150,7 +151,7 @@ def test_predictions_of_several_threads_at_once_change_no_bit():
             user.start()
         for user in users:
             user.join()
-        plan = next(iter(model.__dict__["_plans"].values()))
+        plan = next(iter(executor_of(model).plans.values()))
         with plan.lock:  # it is in use: the next one waits for it, and does not compute in another way
             answers = []
             waiting = threading.Thread(target=lambda: answers.append(model.predict(x)))

@@ -14,6 +14,7 @@ from tests.streams import TwoStreams
 from tests.training.test_captured import FakeGraphs, Remote
 from xpnet.accel.cupy.optimizers import Clock
 from xpnet.backend import CPU, Device
+from xpnet.compiled.captured_steps import CapturedSteps
 from xpnet.data import Batches, ByteImages
 from xpnet.data.arrays import Arrays
 from xpnet.data.augment import Compose, Crop, Cutout, Flip, Mixup, Normalise, Rescale, Rotation, Shift
@@ -21,7 +22,6 @@ from xpnet.data.device_feed import PlainFeed, PrefetchFeed, ResidentFeed, choose
 from xpnet.inspect.timeline import Timeline
 from xpnet.ops import reference_only
 from xpnet.training import Checkpoint
-from xpnet.training.captured import CapturedSteps
 
 pytestmark = pytest.mark.emulator
 
@@ -85,7 +85,11 @@ def fit(run, data, monkeypatch, make=None, **settings):
 
 def fingerprint(run):
     weights = {name: np.asarray(array).tobytes() for name, array in run.model.state().items()}
-    return {**weights, **{name: np.asarray(values).tobytes() for name, values in run.history.items()}, **run.model.counters()}
+    return {
+        **weights,
+        **{name: np.asarray(values).tobytes() for name, values in run.history.items()},
+        **run.model.rng_counters(),
+    }
 
 
 def resident(batches):

@@ -27,7 +27,7 @@ def test_the_suggestion_learns_and_nothing_is_changed():
     assert len(found.rates) == len(found.losses)
     np.testing.assert_array_equal(run.model.flat_parameters.values, before)
     assert run.optimizer.learning_rate == 0.123
-    assert (run.iteration, run.optimizer.iterations, run.model.counters()) == (0, 0, {})
+    assert (run.iteration, run.optimizer.iterations, run.model.rng_counters()) == (0, 0, {})
     run.optimizer.learning_rate = found.suggestion
     assert run.fit((X, Y), epochs=10, verbose=False)["loss"][-1] < 0.4
 

@@ -14,7 +14,6 @@ from typing import Any
 import cupy
 
 from xpnet.backend import Device
-from xpnet.compiled.graph import CapturedModel
 
 
 class CudaGraphs:
@@ -76,8 +75,3 @@ class CudaGraphs:
             graph.launch(self._stream)
 
         return replay, result
-
-
-def captured_model(model: Any) -> CapturedModel:
-    """A model's forward pass as CUDA graphs on its device."""
-    return CapturedModel(model, CudaGraphs(model.context.device))

@@ -32,7 +32,7 @@ class Graphs(Protocol):
         """Record `function`; returns what replays it, and its result."""
 
 
-class Plan(NamedTuple):
+class Recording(NamedTuple):
     """One recorded form of a function."""
 
     inputs: tuple[Array, ...]
@@ -59,7 +59,7 @@ class Captured:
         self.name = name
         self.failed = False
         self._seen: set[Any] = set()
-        self._plans: dict[Any, Plan] = {}
+        self._recordings: dict[Any, Recording] = {}
 
     def __call__(self, *inputs: Array, **fixed: Any) -> Any:
         """The function's result.
@@ -73,28 +73,28 @@ class Captured:
             return function(*inputs)
         key = (tuple((tuple(a.shape), str(a.dtype)) for a in inputs), tuple(fixed.items()))
         with self.graphs.stream():
-            plan = self._plans.get(key)
-            if plan is not None:
-                for buffer, array in zip(plan.inputs, inputs):
+            recording = self._recordings.get(key)
+            if recording is not None:
+                for buffer, array in zip(recording.inputs, inputs):
                     buffer[...] = array
-                plan.replay()
-                return plan.result
+                recording.replay()
+                return recording.result
             if key not in self._seen:
                 self._seen.add(key)
                 return function(*inputs)
-            plan = self._record(function, inputs)
-            if plan is None:
+            recording = self._record(function, inputs)
+            if recording is None:
                 return function(*inputs)
-            self._plans[key] = plan
-            plan.replay()  # recording it executed nothing
-            return plan.result
+            self._recordings[key] = recording
+            recording.replay()  # recording it executed nothing
+            return recording.result
 
     def forget(self) -> None:
         """Drop what was recorded: the arrays that it used have been replaced."""
         self._seen.clear()
-        self._plans.clear()
+        self._recordings.clear()
 
-    def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Plan | None:
+    def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Recording | None:
         buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
         try:
             replay, result = self.graphs.record(lambda: function(*buffers))
@@ -110,7 +110,7 @@ class Captured:
                 stacklevel=4,
             )
             return None
-        return Plan(buffers, replay, result)
+        return Recording(buffers, replay, result)
 
 
 def _layer_of(error: BaseException) -> str | None:

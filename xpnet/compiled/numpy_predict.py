@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from xpnet import layers
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, packed_dtype, strided_view
 from xpnet.autograd.tensor import Parameter, Tensor
-from xpnet.layers.module import Module, Structure
+from xpnet.layers.module import Module
 from xpnet.ops.activations import relu
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
@@ -31,7 +30,6 @@ from xpnet.ops.geometry import Geometry
 from xpnet.ops.linear import dense
 from xpnet.ops.pooling import max_pool2d, pool_geometry
 from xpnet.ops.registry import Op, reference_is_forced
-from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.threads import UFUNC_BUFFER, limit_blas_threads, own_threads_preferred, restore_blas_threads
 
 Call = Callable[[], Any]
@@ -41,9 +39,6 @@ LARGEST = 1 << 18
 
 _FEW = 8
 """Channels below which a window's elements are gathered one by one."""
-
-PLANS = 8
-"""Plans a model keeps, one for each shape of input."""
 
 
 class UnplannableError(Exception):
@@ -73,13 +68,13 @@ class Plan:
             raise UnplannableError
         self.output = y.array
         # The first call of a model may have made its parameters.
-        self.version = Structure.version, Structure.settings
+        self.version, self.changes = model._version, model._version.changes
         self.parameters = [(p, p.array) for p in model.parameters().values()]
         self.buffers = [(m._buffers, name, array) for m in model.modules() for name, array in m._buffers.items()]
 
     def holds(self) -> bool:
         """Whether the model is still what was planned."""
-        if self.version != (Structure.version, Structure.settings) or reference_is_forced():
+        if self.version.changes != self.changes or reference_is_forced():
             return False
         for parameter, array in self.parameters:
             if parameter.array is not array:
@@ -326,67 +321,3 @@ _MAKERS: dict[Op, Callable[..., Floats | None]] = {
     max_pool2d: _max_pool2d,
     relu: _relu,
 }
-
-
-_PLAIN = frozenset(
-    {
-        layers.Sequential, layers.Residual, layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv2DTranspose,
-        layers.MaxPool2D, layers.AveragePool2D, layers.LpPool2D, layers.GlobalAveragePool2D, layers.Flatten, layers.Reshape,
-        layers.Dropout, layers.BatchNorm, layers.LayerNorm, layers.GroupNorm, layers.Activation, layers.Softmax, layers.Step,
-        layers.ReLU, layers.LeakyReLU, layers.ELU, layers.SELU, layers.GELU, layers.SiLU, layers.Sigmoid, layers.HardSigmoid,
-        layers.Tanh, layers.Softplus, layers.Softsign,
-    }
-)  # fmt: skip
-"""The layers that in evaluation mode do nothing but operations on their input."""
-
-
-def _plain(module: Module) -> bool:
-    """Whether a layer is one of those, and nobody has put a function of his own into it."""
-    own = module.__dict__
-    if type(module) not in _PLAIN or "forward" in own:
-        return False
-    if isinstance(module, layers.Sequential):
-        return all(isinstance(layer, Module) for layer in module.layers)
-    return all(own.get(name) is None or isinstance(own[name], Op) for name in ("after", "function"))
-
-
-def planned(model: Module, x: Any) -> Floats | None:
-    """The model's output for x by a plan that has been made, or None: then run the model, or let `make` make one."""
-    if type(x) is not np.ndarray:
-        return None
-    plans = model.__dict__.get("_plans")
-    if not plans:
-        return None
-    plan: Plan | Any = plans.get((x.shape, x.dtype))
-    # Two threads cannot use one plan's buffers at the same time; the other one runs the model, which may round differently:
-    # where bits must not depend on who was first, it waits.
-    if type(plan) is not Plan or not plan.holds() or not plan.lock.acquire(blocking=get_deterministic()):
-        return None
-    try:
-        return plan.run(x)
-    finally:
-        plan.lock.release()
-
-
-def make(model: Module, x: Any) -> Floats | None:
-    """Make a plan for inputs like x, if that is possible, and return the output; the model must be in evaluation mode."""
-    if type(x) is not np.ndarray or not 0 < x.size <= LARGEST or x.dtype != model.context.dtype or x.dtype not in FLOATS:
-        return None
-    if reference_is_forced():
-        return None
-    plans: dict[Any, Any] = model.__dict__.setdefault("_plans", {})
-    key, version = (x.shape, x.dtype), (Structure.version, Structure.settings)
-    if plans.get(key) == version:
-        return None  # tried before
-    if len(plans) >= PLANS:
-        plans.clear()
-    if not all(_plain(module) for module in model.modules()):
-        plans[key] = version
-        return None
-    try:
-        plans[key] = Plan(model, x)
-    except UnplannableError:
-        plans[key] = version
-        return None
-    # Not the output that planning has computed: a product may have run on another number of threads there.
-    return planned(model, x)

@@ -17,17 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet import layers, losses
+from xpnet import layers
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, activation_gradient, integer_dtype
+from xpnet.accel.numpy.workspace import ACTIVATIONS, Floats, activate, activation_gradient, integer_dtype
 from xpnet.autograd.tensor import Parameter
-from xpnet.compiled.numpy_predict import LARGEST, PLANS
-from xpnet.layers.module import Module, Structure
+from xpnet.compiled.numpy_predict import LARGEST
+from xpnet.layers.execution import computes_as
+from xpnet.layers.module import Module
+from xpnet.layers.version import Version
 from xpnet.ops import relu
 from xpnet.ops.registry import reference_is_forced
 from xpnet.ops.shapes import ShapeError
-from xpnet.runtime.threads import own_threads_preferred, prefer_own_threads
 
 Call = Callable[[], Any]
 
@@ -45,10 +46,11 @@ class Step:
         chain: the layers.
         batch: examples in a batch.
         dtype: of everything but the labels.
+        version: the model's.
     """
 
-    def __init__(self, chain: list[_Layer], batch: int, dtype: np.dtype[Any]) -> None:
-        self.version = Structure.version, Structure.settings
+    def __init__(self, chain: list[_Layer], batch: int, dtype: np.dtype[Any], version: Version) -> None:
+        self.version, self.changes = version, version.changes
         self.chain = chain
         self.parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
         self.arrays = [(p, p.array, p.buffer) for p in self.parameters]
@@ -138,7 +140,7 @@ class Step:
 
     def holds(self) -> bool:
         """Whether the model is still what was planned, and no gradient is waiting to be added to."""
-        if self.version != (Structure.version, Structure.settings) or reference_is_forced():
+        if self.version.changes != self.changes or reference_is_forced():
             return False
         for p, array, buffer in self.arrays:
             if p.array is not array or p.buffer is not buffer or p.grad is not None or not p.requires_grad:
@@ -169,14 +171,13 @@ def _chain(model: Module, shape: tuple[int, ...]) -> list[_Layer] | None:
     them as a vector."""
     chain: list[_Layer] = []
     for layer in _flat(model):
-        kind = type(layer)
-        if "forward" in layer.__dict__ or (len(shape) != 1 and kind is layers.Dense):
-            return None
-        if kind is layers.Dense and layer.after is None and layer.fused in ACTIVATIONS:
+        if computes_as(layer, layers.Dense):
+            if len(shape) != 1 or layer.after is not None or layer.fused not in ACTIVATIONS:
+                return None
             chain.append(_Layer(layer.kernel, layer.bias if layer.use_bias else None, layer.fused))
         elif chain and chain[-1].activation is None and _is_relu(layer):
             chain[-1] = chain[-1]._replace(activation="relu")
-        elif chain or kind not in (layers.Flatten, layers.Reshape):
+        elif chain or not (computes_as(layer, layers.Flatten) or computes_as(layer, layers.Reshape)):
             return None
         else:
             try:
@@ -187,16 +188,17 @@ def _chain(model: Module, shape: tuple[int, ...]) -> list[_Layer] | None:
 
 
 def _flat(module: Any) -> list[Any]:
-    if type(module) is not layers.Sequential or "forward" in module.__dict__:
+    if not computes_as(module, layers.Sequential):
         return [module]
     return [part for layer in module.layers for part in _flat(layer)]
 
 
 def _is_relu(layer: Any) -> bool:
-    return type(layer) is layers.ReLU or (type(layer) is layers.Activation and layer.function is relu)
+    return computes_as(layer, layers.ReLU) or (computes_as(layer, layers.Activation) and layer.function is relu)
 
 
-def _plan(model: Module, x: Floats) -> Step | None:
+def plan_step(model: Module, x: Floats) -> Step | None:
+    """Return the step for batches like `x`; None where the model or its size does not allow it."""
     chain = _chain(model, x.shape[1:]) if all(isinstance(m, Module) for m in _flat(model)) else None
     if chain is None or model.context.dtype != x.dtype.name:
         return None
@@ -210,35 +212,4 @@ def _plan(model: Module, x: Floats) -> Step | None:
         return None
     if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > LARGEST:
         return None
-    return Step(chain, batch, x.dtype)
-
-
-def step_for(model: Module, loss: Any, x: Any, labels: Any) -> Step | None:
-    """The plan for batches like x, made when the second one comes; None where the step has to be run the usual way.
-
-    The parameters' gradients must go to the model's flat storage, with nothing to be added to the loss.
-    """
-    if loss is not losses.softmax_cross_entropy or type(x) is not np.ndarray or type(labels) is not np.ndarray:
-        return None
-    if x.dtype not in FLOATS or x.ndim < 2 or not x.size or labels.shape != x.shape[:1]:
-        return None
-    prefer_own_threads(False)
-    steps: dict[Any, Any] = model.__dict__.setdefault("_steps", {})
-    key = x.shape, x.dtype
-    known = steps.get(key)
-    if type(known) is Step:
-        if known.large and own_threads_preferred():
-            return None  # in deterministic mode large products are cut up
-        if known.holds():
-            return known
-        if known.version == (Structure.version, Structure.settings) and all(p.array is a for p, a, _ in known.arrays):
-            return None  # a gradient waits, or a parameter is frozen for now
-    version = Structure.version, Structure.settings
-    if known == version:  # the second batch of this shape
-        steps[key] = _plan(model, x) or (version, "not planned")
-        return step_for(model, loss, x, labels) if type(steps[key]) is Step else None
-    if known != (version, "not planned"):
-        if len(steps) >= PLANS:
-            steps.clear()
-        steps[key] = version
-    return None
+    return Step(chain, batch, x.dtype, model._version)

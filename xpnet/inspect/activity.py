@@ -15,8 +15,8 @@ from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
 from xpnet.layers.hooks import Run, wrapped
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -33,7 +33,7 @@ def observed(model: Module, observe: Callable[[Module, Any], Any]) -> Iterator[N
         other = observe(layer, output)
         return output if other is None else other
 
-    with wrapped(model, watched), Evaluation(model):
+    with wrapped(model, watched), eval_mode(model):
         yield
 
 

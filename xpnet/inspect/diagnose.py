@@ -15,8 +15,8 @@ from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, to_numpy
 from xpnet.inspect.activity import activation_name
 from xpnet.layers.hooks import unchanged, wrapped
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 from xpnet.ops.shapes import ShapeError
 from xpnet.training.not_finite import first_not_finite
 
@@ -75,7 +75,7 @@ def diagnose(
         outputs.append((layer, result.array if isinstance(result, Tensor) else result))
         return result
 
-    with unchanged(model), no_grad(), Evaluation(model):
+    with unchanged(model), no_grad(), eval_mode(model):
         model(x)  # builds the model
     with unchanged(model):
         model.train()

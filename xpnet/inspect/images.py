@@ -18,8 +18,8 @@ from xpnet.io.archive import write_atomically
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.dense import Dense
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -126,7 +126,7 @@ def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
         model.predict(x)  # builds the model
     image = Tensor(x, requires_grad=True)
     parameters = [p for p in model.parameters().values() if p.requires_grad]
-    with Evaluation(model):
+    with eval_mode(model):
         try:
             for parameter in parameters:  # their gradients are not needed and must be preserved
                 parameter.requires_grad = False

@@ -9,8 +9,8 @@ from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.layers.dropout import Dropout
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 
 
 class Samples(NamedTuple):
@@ -47,13 +47,13 @@ def monte_carlo(model: Module, x: Array, samples: int = 50, *, batch_size: int =
         raise ValueError(
             f"monte_carlo: the model has {len(layers)} Dropout layers and samples={samples}; both must be at least 1"
         )
-    counters = model.counters()
+    counters = model.rng_counters()
     means, deviations = [], []
-    with no_grad(), Evaluation(model):
+    with no_grad(), eval_mode(model):
         try:
             for layer in layers.values():
                 layer.training = True
-            model.load_counters({**counters, **dict.fromkeys(layers, first)})
+            model.load_rng_counters({**counters, **dict.fromkeys(layers, first)})
             for start in range(0, max(len(x), 1), batch_size):
                 batch = x[start : start + batch_size]
                 mean = _native(model(batch))
@@ -68,7 +68,7 @@ def monte_carlo(model: Module, x: Array, samples: int = 50, *, batch_size: int =
         finally:
             for layer in layers.values():
                 layer.training = False
-            model.load_counters(counters)
+            model.load_rng_counters(counters)
     xp = backend.namespace(means[0])
     if len(means) == 1:
         return Samples(means[0], deviations[0])

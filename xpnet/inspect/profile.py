@@ -16,8 +16,8 @@ from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device
 from xpnet.inspect.timeline import write_trace
 from xpnet.layers.hooks import leaves, unchanged, wrapped
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 
 
 @dataclass
@@ -129,7 +129,7 @@ def profile(
     if steps < 1:
         raise ValueError(f"profile: steps must be at least 1, got {steps}")
     loss_function = losses.get(loss)
-    with unchanged(model), no_grad(), Evaluation(model):
+    with unchanged(model), no_grad(), eval_mode(model):
         model(x)  # builds the model
     clock = _Clock(model.context.device)
     watched = {id(layer): LayerTime(layer.path or "", type(layer).__name__) for layer in leaves(model)}

@@ -14,8 +14,9 @@ from xpnet.inspect.footprint.step import StepMemory, step_memory
 from xpnet.inspect.shapes import _each, _first_shape
 from xpnet.layers import Dropout, Flatten, Reshape, Residual, Sequential
 from xpnet.layers.context import Shape, elements, shapes_only
+from xpnet.layers.hooks import hooked
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 from xpnet.layers.sequential import _shape_through
 from xpnet.optim import Adam, Optimizer
 
@@ -315,23 +316,20 @@ class _Walk:
         leaves = {n: m for n, m in leaves.items() if not any(n.startswith(f"{other}.") for other in leaves if other != n)}
         originals = dict(module.named_modules())
         calls: list[tuple[str, tuple[Shape, ...]]] = []
-        for name, leaf in leaves.items():
+        names = {leaf: name for name, leaf in leaves.items()}
 
-            def watched(*inputs: Any, _name: str = name, _forward: Any = leaf.forward, **keywords: Any) -> Any:
-                y = _forward(*inputs, **keywords)
-                calls.append((_name, _shapes_of(y)))
-                return y
+        def watched(leaf: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+            y = forward(*inputs, **keywords)
+            calls.append((names[leaf], _shapes_of(y)))
+            return y
 
-            leaf.__dict__["forward"] = watched
-        counters = runner.counters()
+        counters = runner.rng_counters()
         try:
             context = runner.context
-            with shapes_only(), context.device, no_grad(), Evaluation(runner):
+            with hooked(leaves.values(), watched), shapes_only(), context.device, no_grad(), eval_mode(runner):
                 y = runner(*(context.device.xp.zeros((1, *shape), dtype=runner._dtype()) for shape in shapes))
         finally:
-            for leaf in leaves.values():
-                leaf.__dict__.pop("forward", None)
-            runner.load_counters(counters)
+            runner.load_rng_counters(counters)
         for name, after in calls:
             yield self._row(originals[name], leaves[name], after, _join(path, name))
         rest = [

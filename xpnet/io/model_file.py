@@ -18,7 +18,7 @@ from xpnet import backend
 from xpnet.backend import Device, to_numpy
 from xpnet.io import archive
 from xpnet.io.architecture import ARGUMENT, Decoder, Encoder
-from xpnet.layers.context import FLOATS, Context, float_name, placed, shapes_only
+from xpnet.layers.context import FLOATS, Context, float_name, on_device, shapes_only
 from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def describe(
         # Parents come before the layers that they create.
         "built_for": {name: list(m.built_for) for name, m in model.named_modules() if m.built_for is not None},
         "frozen": [name for name, p in model.parameters().items() if not p.requires_grad],
-        "counters": model.counters(),
+        "counters": model.rng_counters(),
         "class_names": [str(name) for name in class_names],
         "metadata": dict(metadata or {}),
     }
@@ -232,12 +232,12 @@ def _fill(model: Module, document: dict[str, Any], arrays: Mapping[str, Any]) ->
     """Give a model on meta arrays its arrays and the rest of its state."""
     frozen = set(document["frozen"])
     for name, parameter in model.parameters().items():
-        parameter.array = placed(arrays[name], model.context)
+        parameter.array = on_device(arrays[name], model.context)
         parameter.requires_grad = name not in frozen
     for path, module in model.named_modules():
         for name in module._buffers:
-            setattr(module, name, placed(arrays[f"{path}.{name}" if path else name], model.context))
-    model.load_counters({str(path): int(count) for path, count in document["counters"].items()})
+            setattr(module, name, on_device(arrays[f"{path}.{name}" if path else name], model.context))
+    model.load_rng_counters({str(path): int(count) for path, count in document["counters"].items()})
     model.eval()
 
 

@@ -55,8 +55,13 @@ def split(activation: str | Callable[..., Any] | None) -> tuple[str | None, Call
 class Activation(Module):
     """An activation function, by name or as a function of one Tensor."""
 
+    plannable = True
+
     def __init__(self, activation: str | Callable[..., Any]) -> None:
         self.function = get(activation)
+
+    def _functions(self) -> tuple[Any, ...]:
+        return (self.function,)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """The input's shape."""
@@ -70,7 +75,11 @@ class Activation(Module):
 class _Elementwise(Module):
     """A layer that applies one operation."""
 
+    plannable = True
     operation: Callable[..., Any]
+
+    def _functions(self) -> tuple[Any, ...]:
+        return (getattr(type(self), "operation", None),)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """The input's shape."""
@@ -138,6 +147,8 @@ class HardSigmoid(_Elementwise):
 class LeakyReLU(_Elementwise):
     """max(x, slope * x)."""
 
+    plannable = True
+
     def __init__(self, slope: float = 0.01) -> None:
         self.slope = slope
 
@@ -148,6 +159,8 @@ class LeakyReLU(_Elementwise):
 
 class ELU(_Elementwise):
     """x where positive, else alpha * (exp(x) - 1)."""
+
+    plannable = True
 
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = alpha
@@ -160,6 +173,8 @@ class ELU(_Elementwise):
 class GELU(_Elementwise):
     """x times the normal distribution function of x."""
 
+    plannable = True
+
     def __init__(self, approximate: bool = False) -> None:
         self.approximate = approximate
 
@@ -170,6 +185,8 @@ class GELU(_Elementwise):
 
 class Softmax(_Elementwise):
     """Probabilities along `axis`. For training leave it away and use the softmax cross entropy on the logits."""
+
+    plannable = True
 
     def __init__(self, axis: int = -1) -> None:
         self.axis = axis

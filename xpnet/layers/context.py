@@ -7,10 +7,13 @@ import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from xpnet import backend
+from xpnet import backend, initializers, random
+from xpnet.autograd.tensor import Parameter
 from xpnet.backend import Array, Device
+from xpnet.ops.shapes import ShapeError
 
 Shape = tuple[int, ...]
 _shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
@@ -29,6 +32,14 @@ class Context:
         """The dtype of parameters and buffers: layers that compute with 16-bit floats learn float32 numbers."""
         return "float32" if self.dtype in backend.HALVES else self.dtype
 
+    @cached_property
+    def ready_dtype(self) -> Any:
+        """The dtype of arrays that a root on the CPU takes as they are. None on a GPU: there their device has to be checked."""
+        if self.device.kind != "cpu":
+            return None
+        xp = self.device.xp
+        return xp.zeros((), dtype=backend.dtype_named(xp, self.dtype)).dtype
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -39,6 +50,19 @@ class Spec:
     decay: bool = True
     regularizer: Any = None
     constraint: Any = None
+
+    def make(self, path: str, context: Context) -> Parameter:
+        """Return the Parameter at `path`, whose random key is the model's seed and that path."""
+        if only_shapes():
+            array = hollow(self.shape, context.storage, context)
+        else:
+            values = initializers.get(self.initializer)(self.shape, random.key(context.seed, path))
+            if tuple(values.shape) != tuple(self.shape):
+                raise ShapeError(f"the initializer of {path} made shape {tuple(values.shape)}, expected {self.shape}")
+            array = on_device(values, context)
+        parameter = Parameter(array, decay=self.decay)
+        parameter.path, parameter.regularizer, parameter.constraint = path, self.regularizer, self.constraint
+        return parameter
 
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -71,7 +95,7 @@ def only_shapes() -> bool:
     return _shapes_only.get()
 
 
-def placed(values: Any, context: Context) -> Array:
+def on_device(values: Any, context: Context) -> Array:
     """A copy of `values`, an array of any library, in the context's storage on its device; integers stay integers."""
     host = backend.to_numpy(values)
     if host.dtype.kind == "f" or host.dtype in backend.halves:
@@ -79,6 +103,14 @@ def placed(values: Any, context: Context) -> Array:
     else:
         host = host.copy()
     return backend.to_device(host, context.device)
+
+
+def new_buffer(values: Any, context: Context) -> Array:
+    """Return the first values of a buffer."""
+    if not only_shapes():
+        return on_device(values, context)
+    host = backend.to_numpy(values)
+    return hollow(host.shape, context.storage if host.dtype.kind == "f" else host.dtype.name, context)
 
 
 def hollow(shape: Shape, dtype: str, context: Context) -> Array:

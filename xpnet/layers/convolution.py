@@ -69,6 +69,9 @@ class Convolution(Module):
         self.bias_regularizer = bias_regularizer
         self.kernel_constraint = kernel_constraint
 
+    def _functions(self) -> tuple[Any, ...]:
+        return (self.after,)
+
     def _specs(self, window: Shape, C: int) -> dict[str, Spec]:
         """The kernel (*window, C/groups, O) and the bias (O,)."""
         if C % self.groups:
@@ -110,6 +113,8 @@ class Conv2D(Convolution):
     Shapes:
         (N, H, W, C) -> (N, OH, OW, O). Parameters: kernel (KH, KW, C/groups, O), bias (O,).
     """
+
+    plannable = True
 
     def __init__(
         self,
@@ -192,6 +197,8 @@ class Conv2DTranspose(Convolution):
 
     Source: Zeiler et al., "Deconvolutional networks", 2010; Dumoulin and Visin, 2016.
     """
+
+    plannable = True
 
     def __init__(
         self,

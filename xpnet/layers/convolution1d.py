@@ -28,6 +28,8 @@ class Conv1D(Convolution):
         (N, L, C) -> (N, OL, O). Parameters: kernel (K, C/groups, O), bias (O,).
     """
 
+    plannable = True
+
     def __init__(
         self,
         filters: int,

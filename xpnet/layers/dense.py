@@ -37,6 +37,7 @@ class Dense(Module):
         (N, ..., in) -> (N, ..., units). Parameters: kernel (in, units), bias (units,).
     """
 
+    plannable = True
     kernel: Parameter
     bias: Parameter
 
@@ -88,6 +89,9 @@ class Dense(Module):
                 f"put Flatten() or Reshape(...) before this layer"
             )
         return (*input_shape[:-1], self.units)
+
+    def _functions(self) -> tuple[Any, ...]:
+        return (self.after,)
 
     def forward(self, x: Any) -> Any:
         """x (N, ..., in) -> (N, ..., units)."""

@@ -21,6 +21,8 @@ class Dropout(Module):
         spatial: drop whole channels of (N, ..., C) instead of single elements.
     """
 
+    plannable = True
+
     def __init__(self, rate: float, *, inverted: bool = True, spatial: bool = False) -> None:
         if not 0 <= rate <= 1:
             raise ValueError(f"Dropout: rate must be in [0, 1], got {rate}")
@@ -40,4 +42,4 @@ class Dropout(Module):
             return x
         shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if self.spatial else None
         key = random.key(self.context.seed, self.path or "", "dropout")
-        return ops.dropout(x, self.rate, key=key, step=self.draw(), shape=shape, inverted=self.inverted)
+        return ops.dropout(x, self.rate, key=key, step=self.next_random_step(), shape=shape, inverted=self.inverted)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from xpnet.backend import namespace
-from xpnet.layers.module import Module, Structure
+from xpnet.layers.module import Module
 
 Run = Callable[..., Any]
-Wrapper = Callable[[Module, Run, tuple[Any, ...], dict[str, Any]], Any]
+Hook = Callable[[Module, Run, tuple[Any, ...], dict[str, Any]], Any]
+"""Called as hook(layer, forward, inputs, keywords) in the place of forward(*inputs, **keywords), whose output it returns."""
 
 
 def leaves(model: Module) -> list[Module]:
-    """The Modules that have no Modules below them, in the order of the tree: what people call the layers."""
+    """Return the Modules that have no Modules below them, in the order of the tree: what people call the layers."""
     return [module for module in model.modules() if not module._children]
 
 
 @contextlib.contextmanager
 def unchanged(model: Module) -> Iterator[None]:
-    """Within the block the model may be run in training mode; afterwards its running statistics, random counters, gradients,
-    the states of recurrent layers and the mode of every layer are what they were. Weights are not looked after.
+    """Restore a model after the block, within which it may be run in training mode.
+
+    Restored are running statistics, random counters, gradients, the states of recurrent layers and the mode of every layer;
+    not the weights.
     """
     modes = [(module, module.training, module.__dict__.get("carried")) for module in model.modules()]
-    counters = model.counters()
+    counters = model.rng_counters()
     # A buffer of a model that has not seen its input yet has no values; the first ones stay.
     buffers = {name: _copy(array) for name, array in model.buffers().items() if array is not None}
     gradients = {name: _copy(p.grad) for name, p in model.parameters().items() if p.grad is not None}
@@ -32,7 +36,7 @@ def unchanged(model: Module) -> Iterator[None]:
         yield
     finally:
         model.load_state(buffers, strict=False)
-        model.load_counters(counters)
+        model.load_rng_counters(counters)
         model.zero_grad()
         parameters = model.parameters()
         for name, gradient in gradients.items():
@@ -48,25 +52,34 @@ def _copy(array: Any) -> Any:
 
 
 @contextlib.contextmanager
-def wrapped(model: Module, wrapper: Wrapper) -> Iterator[None]:
-    """Within the block every layer's forward runs as ``wrapper(layer, forward, inputs, keywords)``.
-
-    The counters of random layers are put back afterwards, so that looking does not change a training run.
-    """
-    layers = leaves(model)
-    counters = [(layer, layer.counter) for layer in layers]
-    for layer in layers:
-
-        def run(*inputs: Any, _layer: Module = layer, _forward: Run = layer.forward, **keywords: Any) -> Any:
-            return wrapper(_layer, _forward, inputs, keywords)
-
-        layer.__dict__["forward"] = run
-    Structure.settings += 1  # a planned prediction would not call it
+def hooked(layers: Iterable[Module], hook: Hook) -> Iterator[None]:
+    """Run each of `layers` through `hook` within the block; of several hooks the last one is the outermost."""
+    layers = list(layers)
+    hook = functools.partial(hook)  # an object of its own, for the same hook may be there twice
+    _set_hooks({layer: (*layer._hooks, hook) for layer in layers})
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.__dict__["forward"]
-        Structure.settings += 1  # from here on it may be planned again
+        _set_hooks({layer: tuple(kept for kept in layer._hooks if kept is not hook) for layer in layers})
+
+
+def _set_hooks(hooks: dict[Module, tuple[Hook, ...]]) -> None:
+    for layer, value in hooks.items():
+        layer._hooks = value
+        layer._version.changed()  # a plan does not call hooks
+
+
+@contextlib.contextmanager
+def wrapped(model: Module, hook: Hook) -> Iterator[None]:
+    """Run every layer of a model through `hook` within the block, and restore the counters of random layers afterwards.
+
+    So a look at a model does not change a training run.
+    """
+    layers = leaves(model)
+    counters = [(layer, layer.counter) for layer in layers]
+    try:
+        with hooked(layers, hook):
+            yield
+    finally:
         for layer, counter in counters:
             layer.counter = counter

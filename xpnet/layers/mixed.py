@@ -20,7 +20,7 @@ from xpnet.autograd.tape import mode
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.layers.context import Context
-from xpnet.layers.running import received
+from xpnet.layers.execution import prepare_input
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -73,7 +73,7 @@ def call(module: Module, forward: Callable[..., Any], inputs: tuple[Any, ...], k
 
 def _entering(x: Any, context: Context) -> Any:
     if not isinstance(x, Tensor):
-        return received(x, context)
+        return prepare_input(x, context)
     return ops.cast(x, context.dtype) if _other(x, context.dtype) else x
 
 

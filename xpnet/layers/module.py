@@ -6,32 +6,31 @@ that is called first is its root and gives every Module below it a path ("1.kern
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Self
 
-from xpnet import backend, initializers, ops, random
+from xpnet import backend, ops
 from xpnet.autograd.checkpointing import recompute
 from xpnet.autograd.flat_parameters import FlatParameters
-from xpnet.autograd.tape import mode, no_grad, once
+from xpnet.autograd.tape import mode, once
 from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import mixed
-from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
-from xpnet.layers.running import Evaluation, here, load_state, predict, received
+from xpnet.layers import state as states
+from xpnet.layers.context import Context, Shape, Spec, float_name, new_buffer, on_device
+from xpnet.layers.execution import Executor, output_shape_by_running, predict, prepare_input
+from xpnet.layers.modes import thread_state
+from xpnet.layers.version import Version
 from xpnet.ops.shapes import ShapeError
-from xpnet.runtime import threads
 from xpnet.runtime.late import late
+from xpnet.runtime.threads import preference
 
-_INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "ticks", "segments"})
-
-
-class Structure:
-    """Counts every change of any tree of Modules: a cheap way to know that the flat parameters still hold all of them, or that
-    a prediction that was planned is still the model's.
-    """
-
-    version = 0  # Parameters and Modules
-    settings = 0  # everything else that a Module was given
+# What is set while a model runs or is put together, and makes no plan of it stale.
+_INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_hooks"})
+_NOT_COPIED = frozenset(
+    {"_version", "_known_modules", "_known_version", "_flat", "_flat_version", "_executor", "_hooks", "_segments"}
+)
 
 
 class Module:
@@ -52,26 +51,35 @@ class Module:
     built: bool
     built_for: Shape | None  # the input's shape that the parameters were made for
     context: Context
-    ticks: Any  # the counter on the device, while steps are captured there (xpnet.training.captured.Ticks)
+    counter: int  # how often a random layer has drawn: the step of its stream
+    device_counter: Any  # the counter while steps are captured (xpnet.compiled.captured_steps.DeviceCounter)
     shares_work: bool = False  # whether on a CPU its work is shared out over xpnet's threads rather than those of BLAS
     capturable: bool = True  # whether a training step through this Module may be recorded once and replayed
-    segments: tuple[range, ...]  # set while its parts are recomputed: of a Sequential's layers; none is all of a Module
-    counter: int  # how often a random layer has drawn: the step of its stream
+    plannable: bool = False
+    """Whether `forward` in evaluation mode does nothing but call operations, so that a prediction may be planned (see
+    xpnet.compiled.numpy_predict). A subclass inherits it unless it overrides something that computing an output may call;
+    then it has to say so itself."""
     _children: dict[str, Module]
     _parameters: dict[str, Parameter]
     _buffers: dict[str, Array]
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _hooks: tuple[Callable[..., Any], ...]  # see xpnet.layers.hooks
+    _segments: tuple[range, ...] | None  # what of a Sequential's layers is recomputed in the backward pass; () is everything
+    _version: Version
+    _known_modules: tuple[Module, ...]  # those below, at
+    _known_version: int
+    _own_threads: bool  # whether any of them shares its work
     _flat: FlatParameters | None
     _flat_version: int
-    _known_modules: tuple[int, tuple[Module, ...]]
+    _executor: Executor | None  # see executor_of
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
         self = super().__new__(cls)
         table = self.__dict__
-        table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, ticks=None)
-        table["_half"] = False  # whether it computes with 16-bit floats
-        table.update(_children={}, _parameters={}, _buffers={}, _flat=None, _flat_version=-1, _known_modules=(-1, ()))
+        table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, device_counter=None)
+        table.update(_children={}, _parameters={}, _buffers={}, _hooks=(), _segments=None, _half=False)
+        table.update(_version=Version(), _known_modules=(), _known_version=-1, _flat=None, _flat_version=-1, _executor=None)
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
 
@@ -79,16 +87,13 @@ class Module:
         self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copy.deepcopy copies: a copy has flat storage of its own, made when it is first needed."""
-        return {
-            **self.__dict__,
-            "_flat": None,
-            "_flat_version": -1,
-            "_captured": None,
-            "_plans": {},
-            "_steps": {},
-            "_known_modules": (-1, ()),
-        }
+        """Return what copy.deepcopy copies: a copy makes flat storage, plans and the like of its own when it needs them."""
+        return {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for child in self._children.values():
+            child._version.put_below(self._version)
 
     # -- the tree --
 
@@ -99,32 +104,43 @@ class Module:
         if name == "training":
             self._set_mode(value)
             return
-        for prefix in [c for c in self._children if c == name or c.startswith(name + ".")]:
-            del self._children[prefix]
-            Structure.version += 1
-        if isinstance(value, (Parameter, Module, list, tuple)) or name in self._parameters:
-            Structure.version += 1
-        self._parameters.pop(name, None)
+        others = {path: c for path, c in self._children.items() if path != name and not path.startswith(name + ".")}
+        new: dict[str, Module] = {}
+        was_parameter = self._parameters.pop(name, None) is not None
         if isinstance(value, Parameter):
             self._parameters[name] = value
         elif isinstance(value, Module):
-            self._children[name] = value
+            new = {name: value}
         elif isinstance(value, (list, tuple)) and any(isinstance(v, Module) for v in value):
             # A tuple, so that no layer can be appended unseen; functions between the layers have nothing to learn.
             value = tuple(value)
-            self._children.update({f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, Module)})
+            new = {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, Module)}
         elif name in self._buffers:
             self._buffers[name] = value
-        else:
-            Structure.settings += 1
         self.__dict__[name] = value
-        if isinstance(value, (Module, tuple)):
-            self._attach_new({path: c for path, c in self._children.items() if path == name or path.startswith(name + ".")})
+        if new or len(others) < len(self._children):
+            self._set_children({**others, **new}, new)
+        elif was_parameter or isinstance(value, Parameter):
+            self._version.changed(structure=True)
+        elif name not in self._buffers:
+            self._version.changed()
 
-    def _attach_new(self, children: dict[str, Module]) -> None:
-        """Tell Modules that came after the tree was first run where they are; before, the first run does."""
-        if self.path is not None:
-            for name, child in children.items():
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._version.changed()
+
+    def _set_children(self, children: dict[str, Module], new: dict[str, Module]) -> None:
+        """Replace the Modules right below, of which `new` were not there before."""
+        before = {child._version for child in self._children.values()}
+        after = {child._version for child in children.values()}
+        for version in before - after:
+            version.take_from(self._version)
+        for version in after - before:
+            version.put_below(self._version)
+        self.__dict__["_children"] = children
+        self._version.changed(structure=True)
+        if self.path is not None:  # otherwise the first run does it
+            for name, child in new.items():
                 child._attach(f"{self.path}.{name}" if self.path else name, self.context)
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
@@ -143,12 +159,11 @@ class Module:
 
     def modules(self) -> tuple[Module, ...]:
         """This Module and all below it."""
-        version, known = self._known_modules
-        if version != Structure.version:
-            known = tuple(module for _, module in self.named_modules())
-            shares = any(module.shares_work for module in known)
-            self.__dict__.update(_known_modules=(Structure.version, known), _shares=shares)
-        return known
+        if self._known_version != self._version.structure:
+            below = tuple([module for _, module in self.named_modules()][1:])  # a Module that held itself would not be freed
+            own_threads = self.shares_work or any(module.shares_work for module in below)
+            self.__dict__.update(_known_modules=below, _known_version=self._version.structure, _own_threads=own_threads)
+        return (self, *self._known_modules)
 
     def parameters(self) -> dict[str, Parameter]:
         """All Parameters by path, {"0.kernel": ..., "0.bias": ...}; a shared one has the first of its paths."""
@@ -197,6 +212,8 @@ class Module:
         self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALVES)
         if moved:
             self._place(context)
+            self.__dict__["_executor"] = None
+            self._version.changed()
         for name, parameter in self._parameters.items():
             parameter.path = f"{path}.{name}" if path else name
         for name, child in self._children.items():
@@ -219,10 +236,10 @@ class Module:
     def _place(self, context: Context) -> None:
         """Bring this Module's own arrays to the context's device and dtype."""
         for parameter in self._parameters.values():
-            parameter.array = placed(parameter.array, context)
+            parameter.array = on_device(parameter.array, context)
             parameter.grad = parameter.buffer = None
         for name, array in self._buffers.items():
-            setattr(self, name, placed(array, context))
+            setattr(self, name, on_device(array, context))
 
     # -- parameters --
 
@@ -237,44 +254,22 @@ class Module:
 
     def add_parameter(self, name: str, spec: Spec) -> Parameter:
         """Make a Parameter as `spec` says and assign it to attribute `name`; its random key is the seed and its path."""
-        path = f"{self.path}.{name}" if self.path else name
-        if only_shapes():
-            array = hollow(spec.shape, self.context.storage, self.context)
-        else:
-            array = self._first_values(path, spec)
-        parameter = Parameter(array, decay=spec.decay)
-        parameter.path, parameter.regularizer, parameter.constraint = path, spec.regularizer, spec.constraint
+        parameter = spec.make(f"{self.path}.{name}" if self.path else name, self.context)
         setattr(self, name, parameter)
         return parameter
-
-    def _first_values(self, path: str, spec: Spec) -> Array:
-        values = initializers.get(spec.initializer)(spec.shape, random.key(self.context.seed, path))
-        if tuple(values.shape) != tuple(spec.shape):
-            raise ShapeError(f"the initializer of {path} made shape {tuple(values.shape)}, expected {spec.shape}")
-        return placed(values, self.context)
 
     def add_buffer(self, name: str, values: Any) -> None:
         """Keep an array that is not learnt but saved and moved with the model."""
         self._buffers[name] = None
-        if only_shapes():
-            host = backend.to_numpy(values)
-            kind = self.context.storage if host.dtype.kind == "f" else host.dtype.name
-            setattr(self, name, hollow(host.shape, kind, self.context))
-        else:
-            setattr(self, name, placed(values, self.context))
+        self._version.changed()
+        setattr(self, name, new_buffer(values, self.context))
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """The output's shape for an input's shape, both without the batch axis.
 
         A layer computes it; any other Module runs its forward pass on one example of zeros.
         """
-        with self.context.device, no_grad(), Evaluation(self):
-            example = self.context.device.xp.zeros((1, *input_shape), dtype=self._dtype())
-            y = self(example)
-            # Of several outputs the first is what a next layer would take.
-            while isinstance(y, (tuple, list, dict)):
-                y = next(iter(y.values())) if isinstance(y, dict) else y[0]
-            return tuple(y.shape[1:])
+        return output_shape_by_running(self, input_shape)
 
     def materialize(self, input_shape: Shape) -> Shape:
         """Make all parameters below for this input shape, and return the output's shape."""
@@ -293,7 +288,7 @@ class Module:
     def flat_parameters(self) -> FlatParameters:
         """The flat storage of all trainable parameters; made when first asked for, and again when they have changed."""
         flat = self._flat
-        if flat is not None and self._flat_version == Structure.version and flat.intact():
+        if flat is not None and self._flat_version == self._version.structure and flat.intact():
             return flat
         self._require_built("flat_parameters")
         parameters = self.parameters().values()
@@ -302,7 +297,7 @@ class Module:
             flat = FlatParameters(trainable)
         frozen = len(trainable) < len(parameters)
         # A frozen parameter may be set free at any time: then the flat parameters are checked again on every use.
-        self.__dict__.update(_flat=flat, _flat_version=-1 if frozen else Structure.version)
+        self.__dict__.update(_flat=flat, _flat_version=-1 if frozen else self._version.structure)
         return flat
 
     def zero_grad(self) -> None:
@@ -312,6 +307,10 @@ class Module:
 
     # -- running --
 
+    def _functions(self) -> tuple[Any, ...]:
+        """Return what forward applies that is neither a Module nor a method: operations, None, or functions of the user's."""
+        return ()
+
     def forward(self, x: Any) -> Any:
         """Compute the output; written by every subclass."""
         raise TypeError(f"{type(self).__name__} has no forward(self, x)")
@@ -319,24 +318,39 @@ class Module:
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Run the forward pass on native arrays or Tensors that live on the model's device."""
         table = self.__dict__
-        if table["path"] is None:
+        path = table["path"]
+        if path is None:
             self._attach("", self.context)
+            path = ""
         if not table["built"]:
             self._build_for(inputs)
-        # Where it is asked for, the forward pass is done again in the backward pass.
-        forward = recompute(self.forward) if "segments" in table and not table["segments"] else self.forward
+        forward = self.forward
+        if table["_hooks"] or table["_segments"] is not None:
+            forward = self._around(forward)
         try:
-            if table["path"] == "":
-                self.modules()
-                threads.prefer_own_threads(table["_shares"])
-                if table["_half"]:
+            if path:
+                if table["_half"] and mode.lowered is None:  # a part that is called on its own
                     return mixed.call(self, forward, inputs, keywords)
-                inputs = tuple([x if isinstance(x, Tensor) else received(x, self.context) for x in inputs])
-            elif table["_half"] and mode.lowered is None:  # a part that is called on its own
+                return forward(*inputs, **keywords)
+            if table["_known_version"] != table["_version"].structure:
+                self.modules()
+            preference.own = table["_own_threads"]
+            if table["_half"]:
                 return mixed.call(self, forward, inputs, keywords)
+            context = table["context"]
+            ready = context.ready_dtype
+            inputs = tuple(
+                [x if isinstance(x, Tensor) or getattr(x, "dtype", 0) is ready else prepare_input(x, context) for x in inputs]
+            )
             return forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
+
+    def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `forward` with the hooks around it, and to be done again in the backward pass where that is asked for."""
+        for hook in self._hooks:
+            forward = partial(_call_hook, hook, self, forward)
+        return recompute(forward) if self._segments == () else forward
 
     def _build_for(self, inputs: tuple[Any, ...]) -> None:
         self.built = True
@@ -351,11 +365,12 @@ class Module:
 
     def as_float(self, x: Any) -> Any:
         """`x` in the model's dtype if it holds integers or booleans (bytes of an image)."""
-        if isinstance(x, Tensor) or backend.dtype_name(x) == self.context.dtype:
+        context = self.context
+        if isinstance(x, Tensor) or x.dtype is context.ready_dtype:
             return x
-        if backend.is_floating(x):
+        if backend.dtype_name(x) == context.dtype or backend.is_floating(x):
             return x
-        context, xp = self.context, backend.namespace(x)
+        xp = backend.namespace(x)
         wide = xp.astype(x, getattr(xp, context.storage))
         return wide if context.storage == context.dtype else ops.cast(wide, context.dtype)
 
@@ -371,8 +386,8 @@ class Module:
 
     @property
     def training(self) -> bool:
-        """Whether this Module behaves as in training: its own mode, or that of an Evaluation in this thread."""
-        modes = here.modes
+        """Whether this Module behaves as in training: its own mode, or that of an eval_mode block in this thread."""
+        modes = thread_state.modes
         mode: bool = modes[self] if modes and self in modes else self.__dict__["training"]
         return mode
 
@@ -381,8 +396,8 @@ class Module:
         self._set_mode(mode)
 
     def _set_mode(self, mode: bool) -> None:
-        if self in here.modes:
-            here.modes[self] = mode
+        if self in thread_state.modes:
+            thread_state.modes[self] = mode
         else:
             self.__dict__["training"] = mode
 
@@ -424,29 +439,6 @@ class Module:
         """All parameters and buffers by path: native arrays, not copied."""
         return {**{path: p.array for path, p in self.parameters().items()}, **self.buffers()}
 
-    def draw(self) -> Any:
-        """The step of this layer's random stream for one use, counted up: a number, or an array where it is on the device."""
-        return once(self._next_step)
-
-    def _next_step(self) -> Any:
-        if self.ticks is not None:
-            return self.ticks.take()
-        step = self.counter
-        self.counter = step + 1
-        return step
-
-    def counters(self) -> dict[str, int]:
-        """How often each layer that draws random numbers has drawn, by path."""
-        found = {path: module.counter if module.ticks is None else module.ticks.value for path, module in self.named_modules()}
-        return {path: count for path, count in found.items() if count}
-
-    def load_counters(self, counters: dict[str, int]) -> None:
-        """Take up counters from :meth:`counters`."""
-        for path, module in self.named_modules():
-            module.counter = int(counters.get(path, 0))
-            if module.ticks is not None:
-                module.ticks.value = module.counter
-
     def load_state(self, state: dict[str, Array], strict: bool = True) -> None:
         """Copy arrays from any device into the parameters and buffers of the same path.
 
@@ -457,7 +449,19 @@ class Module:
         Raises:
             ValueError: missing, left-over or mis-shaped names, all of them listed; nothing was changed then.
         """
-        load_state(self, state, strict)
+        states.load_state(self, state, strict)
+
+    def next_random_step(self) -> Any:
+        """The step of this layer's random stream for one use, counted up: a number, or an array where it is on the device."""
+        return once(partial(states.next_step, self))
+
+    def rng_counters(self) -> dict[str, int]:
+        """How often each layer that draws random numbers has drawn, by path."""
+        return states.rng_counters(self)
+
+    def load_rng_counters(self, counters: dict[str, int]) -> None:
+        """Take up counters from :meth:`rng_counters`."""
+        states.load_rng_counters(self, counters)
 
     def save(self, path: Any, **extra: Any) -> None:
         """Write the model (architecture, weights) to one file; see :func:`xpnet.io.model_file.save` and :func:`xpnet.load`."""
@@ -492,3 +496,7 @@ class Module:
         """The constructor's arguments, for repr."""
         args, keywords = self._arguments
         return ", ".join([repr(a) for a in args] + [f"{k}={v!r}" for k, v in keywords.items()])
+
+
+def _call_hook(hook: Any, layer: Module, forward: Callable[..., Any], /, *inputs: Any, **keywords: Any) -> Any:
+    return hook(layer, forward, inputs, keywords)

@@ -72,6 +72,7 @@ class BatchNorm(_Normalization):
     Source: Ioffe and Szegedy, "Batch normalization", 2015.
     """
 
+    plannable = True
     running_mean: Any
     running_variance: Any
 
@@ -138,6 +139,8 @@ class LayerNorm(_Normalization):
     Source: Ba et al., "Layer normalization", 2016.
     """
 
+    plannable = True
+
     def __init__(self, axes: int = 1, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True) -> None:
         super().__init__(epsilon, use_scale=use_scale, use_offset=use_offset)
         if axes < 1:
@@ -167,6 +170,8 @@ class GroupNorm(_Normalization):
 
     Source: Wu and He, "Group normalization", 2018.
     """
+
+    plannable = True
 
     def __init__(self, groups: int, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True) -> None:
         super().__init__(epsilon, use_scale=use_scale, use_offset=use_offset)
@@ -198,6 +203,8 @@ class InstanceNorm(_Normalization):
     Source: Ulyanov et al., "Instance normalization", 2016.
     """
 
+    plannable = True
+
     def forward(self, x: Any) -> Any:
         """x (N, ..., C) normalised."""
         return ops.group_norm(self.as_float(x), *self._affine(x), groups=x.shape[-1], epsilon=self.epsilon)
@@ -215,6 +222,8 @@ class LocalResponseNorm(Module):
 
     Source: Krizhevsky et al., 2012, section 3.3.
     """
+
+    plannable = True
 
     def __init__(self, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> None:
         if size < 1 or size % 2 == 0:

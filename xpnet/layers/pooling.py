@@ -35,6 +35,8 @@ class MaxPool2D(_Pool):
         padding: as in Conv2D; padding never wins.
     """
 
+    plannable = True
+
     def forward(self, x: Any) -> Any:
         """x (N, H, W, C) -> (N, OH, OW, C)."""
         return ops.max_pool2d(x, self.window, stride=self.stride, padding=self.padding)
@@ -47,6 +49,8 @@ class AveragePool2D(_Pool):
         window, stride, padding: as in MaxPool2D.
         count_include_pad: divide by the window's size even where part of it lies in the padding.
     """
+
+    plannable = True
 
     def __init__(
         self, window: Size, stride: Size | None = None, padding: Padding = 0, *, count_include_pad: bool = False
@@ -69,6 +73,8 @@ class LpPool2D(_Pool):
         p: at least 1; 2 is L2-norm pooling.
     """
 
+    plannable = True
+
     def __init__(self, window: Size, stride: Size | None = None, padding: Padding = 0, *, p: float = 2.0) -> None:
         super().__init__(window, stride, padding)
         self.p = p
@@ -80,6 +86,8 @@ class LpPool2D(_Pool):
 
 class GlobalAveragePool2D(Module):
     """The mean of every channel over the whole image: (N, H, W, C) -> (N, C)."""
+
+    plannable = True
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """(H, W, C) -> (C,)."""

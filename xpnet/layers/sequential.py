@@ -9,7 +9,8 @@ from typing import Any
 from xpnet.autograd.checkpointing import recompute
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
-from xpnet.layers.module import Module, Structure
+from xpnet.layers.execution import keeps_computation
+from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
 
 
@@ -28,6 +29,8 @@ class Sequential(Module):
     Raises:
         ShapeError: a layer does not fit its input; the message names the layer's path.
     """
+
+    plannable = True
 
     def __init__(
         self,
@@ -65,17 +68,19 @@ class Sequential(Module):
         # Paths are "0", "1", ...: the list's own name would only lengthen them.
         children = {str(i): layer for i, layer in enumerate(value) if isinstance(layer, Module)}
         others = {name: child for name, child in self._children.items() if not name.isdigit()}
-        self.__dict__.update(layers=value, _pooled=_pooled(value), _children={**children, **others})
+        self.__dict__.update(layers=value, _pooled=_pooled(value))
         if type(self) is Sequential:  # what a model file says
             args, keywords = self._arguments
             given = (args, {**keywords, name: value}) if name in keywords else ((value, *args[1:]), keywords)
             self.__dict__["_arguments"] = given
-        Structure.version += 1
-        self._attach_new(children)
+        self._set_children({**children, **others}, children)
+
+    def _functions(self) -> tuple[Any, ...]:
+        return tuple(layer for layer in self.layers if not isinstance(layer, Module))
 
     def forward(self, x: Any) -> Any:
         """The input through every layer in turn; a convolution and the max pooling behind it are one operation."""
-        segments = self.__dict__.get("segments")
+        segments = self._segments
         if not segments:
             return self._through(x, 0, len(self.layers))
         done = 0
@@ -97,8 +102,8 @@ class Sequential(Module):
             if i == done:
                 continue
             layer = layers[i]
-            # A layer that is being watched has a forward of its own, which must see its own output.
-            if i in pooled and i + 1 < stop and "forward" not in layer.__dict__ and "forward" not in layers[i + 1].__dict__:
+            # What watches a layer must see its own output.
+            if i in pooled and i + 1 < stop and not _is_watched(layer) and not _is_watched(layers[i + 1]):
                 x = layer(x, pool=layers[i + 1])
                 done = i + 1
             else:
@@ -130,12 +135,16 @@ class Sequential(Module):
         return self.layers[index]
 
 
+def _is_watched(layer: Module) -> bool:
+    return bool(layer._hooks) or "forward" in layer.__dict__
+
+
 def _pooled(layers: Sequence[Any]) -> frozenset[int]:
     """The places of the convolutions that a max pooling follows at once."""
     return frozenset(
         i
         for i, (layer, after) in enumerate(itertools.pairwise(layers))
-        if type(layer) is Conv2D and layer.after is None and type(after) is MaxPool2D
+        if keeps_computation(type(layer), Conv2D) and layer.after is None and keeps_computation(type(after), MaxPool2D)
     )
 
 
@@ -154,6 +163,8 @@ class Residual(Module):
 
     Source: He et al., "Deep residual learning for image recognition", 2015.
     """
+
+    plannable = True
 
     def __init__(self, body: Any, shortcut: Module | None = None) -> None:
         self.body = body if isinstance(body, Module) else Sequential(body)

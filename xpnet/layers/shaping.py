@@ -14,6 +14,8 @@ from xpnet.ops.shapes import ShapeError
 class Flatten(Module):
     """Every example as one vector: (N, ...) -> (N, D)."""
 
+    plannable = True
+
     def output_shape(self, input_shape: Shape) -> Shape:
         """(...) -> (D,)."""
         return (elements(input_shape),)
@@ -29,6 +31,8 @@ class Reshape(Module):
     Args:
         shape: without the batch axis; one size may be -1.
     """
+
+    plannable = True
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(int(n) for n in shape)

@@ -114,12 +114,12 @@ class FullBatch(Optimizer):
                 f"minimize: {flat.constrained[0].path} has a constraint, which {type(self).__name__} cannot keep; "
                 f"use a penalty (regularizer), or SGD"
             )
-        counters = model.counters()
+        counters = model.rng_counters()
         last: list[float] = []
 
         def evaluate(vector: Any) -> tuple[float, Any]:
             flat.values[...] = backend.to_device(vector.astype(backend.dtype_name(flat.values)), device)
-            model.load_counters(counters)
+            model.load_rng_counters(counters)
             value = self._objective(model, flat, function, x, y, batch_size or len(x))
             last[:] = [value]
             return value, backend.to_numpy(flat.gradients).astype(np.float64)

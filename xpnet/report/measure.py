@@ -11,8 +11,8 @@ import numpy as np
 from xpnet.autograd.tape import no_grad
 from xpnet.backend import Array, to_numpy
 from xpnet.layers.hooks import leaves
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 from xpnet.report.png import as_bytes, data_uri
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def thumbnails(images: NumpyArray) -> list[str]:
 def summarize_predictions(model: Module, batches: Batches, *, logits: bool | None = None, most: int = 20_000) -> dict[str, Any]:
     """The model's answers on up to `most` examples of `batches`, in evaluation mode."""
     gathered = PredictionSummary(logits)
-    with no_grad(), Evaluation(model):
+    with no_grad(), eval_mode(model):
         for x, y in batches.epoch(0):
             gathered.add(to_numpy(x), to_numpy(y), to_numpy(model(x).array))
             if gathered.count >= most:

@@ -13,9 +13,8 @@ TABLE = {
     "save_weights": "xpnet.io.weights:save_weights",
     "load_weights": "xpnet.io.weights:load_weights",
     "summarize": "xpnet.inspect.summary:summarize",
-    "numpy predictions": "xpnet.compiled.numpy_predict",
-    "numpy steps": "xpnet.compiled.numpy_step",
-    "cuda predictions": "xpnet.compiled.cuda_graph:captured_model",
+    "cpu executor": "xpnet.compiled.numpy_executor:NumpyExecutor",
+    "cuda executor": "xpnet.compiled.cuda_executor:CudaExecutor",
 }
 
 

@@ -98,7 +98,7 @@ class _Preference(threading.local):
     own = False
 
 
-_preference = _Preference()
+preference = _Preference()
 
 
 def prefer_own_threads(own: bool) -> None:
@@ -108,12 +108,12 @@ def prefer_own_threads(own: bool) -> None:
     without convolutions has nothing else for those cores, and BLAS's threads are the faster ones for its products. It is a
     property of the model, not of the moment: the two ways may round differently.
     """
-    _preference.own = own
+    preference.own = own
 
 
 def own_threads_preferred() -> bool:
     """What :func:`prefer_own_threads` said last in this thread; in deterministic mode, where BLAS has one thread, True."""
-    return _fixed or _preference.own
+    return _fixed or preference.own
 
 
 class _BlasThreads:

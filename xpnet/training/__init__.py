@@ -15,8 +15,9 @@ from xpnet.training.callbacks import (
 )
 from xpnet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from xpnet.training.history import History
+from xpnet.training.not_finite import NotFiniteError
 from xpnet.training.search import LearningRates, find_learning_rate, overfit_one_batch
-from xpnet.training.trainer import NotFiniteError, Trainer
+from xpnet.training.trainer import Trainer
 from xpnet.training.weighting import ClassWeighted
 
 __all__ = [

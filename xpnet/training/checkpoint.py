@@ -46,7 +46,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
             "sums": trainer.sums.state(),
         },
         "history": dict(trainer.history),
-        "counters": trainer.model.counters(),
+        "counters": trainer.model.rng_counters(),
         "model": _pack(trainer.model.state(), arrays, "model"),
         "optimizer": _pack(trainer.optimizer.state(), arrays, "optimizer"),
         # Pending gradients, with gradient accumulation.
@@ -86,7 +86,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
             stacklevel=3,
         )
     trainer.model.load_state(_unpack(document["model"], arrays))
-    trainer.model.load_counters(document["counters"])
+    trainer.model.load_rng_counters(document["counters"])
     trainer.optimizer.load_state(_unpack(document["optimizer"], arrays))
     parameters = trainer.model.parameters()
     for name, gradient in _unpack(document["gradients"], arrays).items():

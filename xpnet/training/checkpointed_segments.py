@@ -82,9 +82,9 @@ def _ranges(model: Sequential) -> tuple[range, ...]:
 def recomputed(segments: Segments) -> Iterator[None]:
     """Checkpoint these parts within the block: the backward pass recomputes them."""
     for module, ranges in segments.items():
-        module.__dict__["segments"] = ranges
+        module.__dict__["_segments"] = ranges
     try:
         yield
     finally:
         for module in segments:
-            module.__dict__.pop("segments", None)
+            module.__dict__["_segments"] = None

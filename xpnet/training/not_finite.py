@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, is_floating, namespace
 from xpnet.layers.hooks import wrapped
 from xpnet.layers.module import Module
+
+if TYPE_CHECKING:
+    from xpnet.training.trainer import Trainer
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss became NaN or infinite; the message names the epoch, the batch and the first layer that is not finite."""
+
+
+def not_finite(trainer: Trainer, x: Array, loss: float) -> NotFiniteError:
+    """Return the error for a loss on the batch `x`."""
+    where = f"epoch {trainer.epoch + 1}, batch {trainer.batch + 1}"
+    return NotFiniteError(
+        f"the loss became {loss} in {where}; {first_not_finite(trainer.model, x)}; "
+        f"try a smaller learning rate, scaled inputs or gradient clipping"
+    )
 
 
 def _finite(array: Array) -> bool:

@@ -22,13 +22,13 @@ def _restored(trainer: Trainer) -> Iterator[None]:
     """Restore the trainer's model, optimizer and counters at the end of the block."""
     model, optimizer = trainer.model, trainer.optimizer
     arrays = {name: to_numpy(array).copy() for name, array in model.state().items()}
-    counters, state = model.counters(), optimizer.state()
+    counters, state = model.rng_counters(), optimizer.state()
     rate, iteration = optimizer.learning_rate, trainer.iteration
     try:
         yield
     finally:
         model.load_state(arrays)
-        model.load_counters(counters)
+        model.load_rng_counters(counters)
         model.zero_grad()
         optimizer.load_state(state)
         optimizer.learning_rate, trainer.iteration = rate, iteration
@@ -120,7 +120,7 @@ def _losses(
     trainer: Trainer, batches: Batches, rates: Sequence[float], stop: Callable[[float], bool] = lambda loss: False
 ) -> list[float]:
     """Return the loss of one step at each learning rate, up to the first that is not finite or for which `stop` is true."""
-    from xpnet.training.trainer import NotFiniteError
+    from xpnet.training.not_finite import NotFiniteError
 
     found: list[float] = []
     source = (batch for epoch in range(len(rates)) for batch in batches.epoch(epoch))

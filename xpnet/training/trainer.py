@@ -8,33 +8,32 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from xpnet import losses, metrics
+from xpnet import losses
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
-from xpnet.backend import Array, namespace
+from xpnet.backend import Array
+from xpnet.layers.execution import executor_of
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation, steps
 from xpnet.ops.shapes import is_whole
 from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
+from xpnet.training.arguments import named_metrics, refuse_loss, require_parts
 from xpnet.training.callback import Callback
-from xpnet.training.captured import CapturedSteps, captured_steps
 from xpnet.training.checkpointed_segments import Recompute, recomputed, segments_of
-from xpnet.training.data_adapter import applied, as_batches, examples_in, kinds, known_length, native, no_batches
+from xpnet.training.data_adapter import applied, as_batches, examples_in, known_length, native, no_batches
 from xpnet.training.history import History
 from xpnet.training.interrupt import Interruptible
+from xpnet.training.not_finite import not_finite
 from xpnet.training.progress import Progress
+from xpnet.training.sums import Sums
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
     from xpnet.data.device_feed import DeviceFeed
 
 Data = Any
-
-
-class NotFiniteError(ArithmeticError):
-    """The loss became NaN or infinite; the message names the epoch, the batch and the first layer that is not finite."""
 
 
 class Trainer:
@@ -80,7 +79,7 @@ class Trainer:
         loss_scale: LossScale | None = None,
         recompute: Recompute = False,
     ) -> None:
-        _require_parts(model, optimizer, callbacks)
+        require_parts(model, optimizer, callbacks)
         if accumulate < 1:
             raise ValueError(f"Trainer: accumulate must be at least 1, got {accumulate}")
         self.model = model
@@ -88,13 +87,7 @@ class Trainer:
         self.optimizer = optimizer
         if loss_scale is not None or (model.context.dtype == "float16" and optimizer.loss_scale is None):
             optimizer.loss_scale = loss_scale or LossScale()
-        named = [_metric(m) for m in ([metrics] if isinstance(metrics, str) else metrics)]
-        self.metrics = dict(named)
-        if len(self.metrics) < len(named):
-            raise ValueError(
-                f"Trainer: two metrics have one name, got {', '.join(name for name, _ in named)}; a function's name is what "
-                f"def gives it"
-            )
+        self.metrics = named_metrics(metrics)
         self.callbacks = list(callbacks)
         self.seed = seed
         self.accumulate = accumulate
@@ -130,7 +123,8 @@ class Trainer:
 
     def forward_backward(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Leave the gradients of one batch in the parameters; returns the loss and the predictions."""
-        if self.model.context.device.kind == "cpu" and (step := self._planned(x, y)) is not None:
+        step = self._planned(x, y)
+        if step is not None:
             return step
         if self.segments:
             with recomputed(self.segments):
@@ -139,13 +133,13 @@ class Trainer:
             prediction = applied(self.model, x)
         loss = self.loss(prediction, y)
         if type(loss) is not Tensor or loss.array.ndim:
-            _refuse_loss(self.loss, loss)
+            refuse_loss(self.loss, loss)
         penalty = self._penalty()
         total = loss if penalty is None else loss + penalty
         # On a GPU this would wait for the device in every step; there the loss is looked at once an epoch.
         scale = self.optimizer.loss_scale
         if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(total.array):
-            raise self._not_finite(x, float(total.array))
+            raise not_finite(self, x, float(total.array))
         if scale is not None:
             scale.backward(total, 1 / self.accumulate)
         elif self.accumulate == 1:
@@ -155,15 +149,15 @@ class Trainer:
         return total.array, native(prediction)
 
     def _planned(self, x: Array, y: Array) -> tuple[Array, Array] | None:
-        """`forward_backward` of a small dense network on the CPU, whose calls are known from an earlier batch; else None."""
+        """Do `forward_backward` by a step that is known from an earlier batch, or return None."""
         if self.segments or self.accumulate > 1 or self.optimizer.loss_scale is not None:
             return None
-        step = steps().step_for(self.model, self.loss, x, y)
+        step = executor_of(self.model).step(self.model, self.loss, x, y)
         loss = None if step is None else step.forward(x, y)
         if step is None or loss is None:
             return None
         if not math.isfinite(loss):
-            raise self._not_finite(x, float(loss))
+            raise not_finite(self, x, float(loss))
         step.backward()
         return loss, step.logits.copy()
 
@@ -174,6 +168,12 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_before_optimizer_step(self)
         self.optimizer.step(self.model)
+
+    @property
+    def watches_gradients(self) -> bool:
+        """Whether a callback reads or changes the gradients, between backward and update on the host."""
+        own = Callback.on_before_optimizer_step
+        return any(type(callback).on_before_optimizer_step is not own for callback in self.callbacks)
 
     def _penalty(self) -> Tensor | None:
         """The sum of all weight penalties, or None where no parameter has one."""
@@ -239,7 +239,7 @@ class Trainer:
             self._call("on_fit_end")
         return self.history
 
-    def _feed(self, batches: Batches, steps: CapturedSteps | None = None) -> AbstractContextManager[Batches | DeviceFeed]:
+    def _feed(self, batches: Batches, steps: Any = None) -> AbstractContextManager[Batches | DeviceFeed]:
         from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
 
         return device_feed(batches, self.model.context.device, steps)
@@ -247,8 +247,12 @@ class Trainer:
     def _train(self, x: Array, y: Array) -> Array:
         """One batch, updated and measured; returns the loss."""
         loss, prediction = self._step(x, y)
-        self.sums.add(examples_in(x), {"loss": loss, **self.measure(prediction, y)})
+        self.add_measurements(x, y, loss, prediction)
         return loss
+
+    def add_measurements(self, x: Array, y: Array, loss: Array, prediction: Array) -> None:
+        """Add one batch's loss and metrics to the sums of the epoch."""
+        self.sums.add(examples_in(x), {"loss": loss, **self.measure(prediction, y)})
 
     def _epoch(
         self, batches: Batches | DeviceFeed, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
@@ -273,7 +277,7 @@ class Trainer:
             raise ValueError(no_batches(f"epoch {self.epoch + 1}"))
         values = self.sums.means()
         if x is not None and not math.isfinite(values["loss"]):
-            raise self._not_finite(x, values["loss"])
+            raise not_finite(self, x, values["loss"])
         if checks is not None:
             values.update({f"val_{name}": value for name, value in self._evaluate(checks).items()})
         for callback in self.callbacks:
@@ -291,7 +295,7 @@ class Trainer:
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:
         sums = Sums()
-        with no_grad(), Evaluation(self.model), self._feed(batches) as source:
+        with no_grad(), eval_mode(self.model), self._feed(batches) as source:
             for x, y in source.epoch(0):
                 prediction = applied(self.model, x)
                 values = {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)}
@@ -314,84 +318,9 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, name)(self)
 
-    def _not_finite(self, x: Array, loss: float) -> NotFiniteError:
-        from xpnet.training.not_finite import first_not_finite
 
-        return NotFiniteError(
-            f"the loss became {loss} in epoch {self.epoch + 1}, batch {self.batch + 1}; {first_not_finite(self.model, x)}; "
-            f"try a smaller learning rate, scaled inputs or gradient clipping"
-        )
-
-
-class Sums:
-    """Means over examples of values that are means over batches, added up in float64 on the device, always in place."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.totals: dict[str, Array] = {}
-        self._before: dict[str, float] = {}  # from a checkpoint, until the device is known
-
-    def add(self, examples: int, values: dict[str, Array]) -> None:
-        """A batch's means."""
-        self.count += examples
-        for name, value in values.items():
-            total = self.totals.get(name)
-            if not hasattr(value, "dtype"):  # a metric of one's own may give a Python number
-                loss = values["loss"]
-                value = namespace(loss).asarray(value, dtype=namespace(loss).float64, device=loss.device)
-            xp = namespace(value)
-            if total is None:
-                start = self._before.pop(name, 0.0)
-                total = self.totals[name] = xp.asarray(start, dtype=xp.float64, device=value.device)
-            total += xp.astype(value, xp.float64) * examples
-
-    def clear(self) -> None:
-        """Begin again, in the same memory: recorded steps add to it."""
-        self.count = 0
-        self._before = {}
-        for total in self.totals.values():
-            total[...] = 0
-
-    def means(self) -> dict[str, float]:
-        """The means over all examples as Python floats (waits for the device)."""
-        return {name: total / max(self.count, 1) for name, total in self.state()["totals"].items()}
-
-    def state(self) -> dict[str, Any]:
-        """Everything as Python numbers."""
-        return {"count": self.count, "totals": {**self._before, **{name: float(a) for name, a in self.totals.items()}}}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state from :meth:`state`."""
-        self.count = int(state["count"])
-        self.totals = {}
-        self._before = dict(state["totals"])
-
-
-def _metric(metric: str | Callable[[Any, Any], Any]) -> tuple[str, Callable[[Any, Any], Any]]:
-    return metrics.get(metric)
-
-
-def _refuse_loss(function: Any, loss: Any) -> None:
-    """Say what is wrong with what a loss function returned, unless it is a Tensor of one element after all."""
-    name = getattr(function, "__name__", type(function).__name__)
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"the loss function {name} returned {kinds([loss])}, expected a Tensor: compute it from the prediction with "
-            f"xn.ops or the operators of Tensor, so that it has a gradient"
-        )
-    if loss.array.ndim:
-        raise ValueError(
-            f"the loss function {name} returned shape {loss.shape}, expected a single number, shape (); reduce it with "
-            f".mean() or .sum()"
-        )
-
-
-def _require_parts(model: Any, optimizer: Any, callbacks: Sequence[Any]) -> None:
-    """Raise a TypeError that says which argument of a Trainer is not what it must be."""
-    if not isinstance(model, Module):
-        raise TypeError(f"Trainer: model must be a Module such as xn.Sequential([...]), got {model!r}")
-    if not hasattr(optimizer, "step") or isinstance(optimizer, type):
-        raise TypeError(f"Trainer: optimizer must be an object such as xn.optim.Adam(0.001), got {optimizer!r}")
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {callback!r}")
+def captured_steps(trainer: Trainer) -> Any:
+    """Return the steps of a Trainer as CUDA graphs (a context); None where they run launch by launch."""
+    if trainer.accumulate > 1 or not trainer.capture:
+        return None
+    return executor_of(trainer.model).capture(trainer)

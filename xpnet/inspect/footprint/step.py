@@ -17,8 +17,8 @@ from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Device
 from xpnet.inspect.footprint import SHADOW_CPU, SHADOW_CUDA, CupyShadow, Ledger, NumpyShadow, Shadow, counting
 from xpnet.layers.context import Context, Shape, shapes_only
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.layers.running import Evaluation
 from xpnet.losses import softmax_cross_entropy
 from xpnet.optim import Adam, Optimizer
 
@@ -146,7 +146,7 @@ def _measured(
     state = ledger.now - ledger.kept - parameters - gradients
     x: Any = tuple(kind.new((batch_size, *shape), twin.context.dtype) for shape in shapes)
     x = x[0] if len(x) == 1 else x
-    with no_grad(), Evaluation(twin):
+    with no_grad(), eval_mode(twin):
         outputs = _outputs(twin(*x) if isinstance(x, tuple) else twin(x))
     function, y = _loss(loss, target, outputs, batch_size, kind)
     del outputs
@@ -196,7 +196,7 @@ def _twin(model: Module, shapes: list[Shape], device: Device, kind: type[Shadow]
     twin._attach("", context)
     waiting = any(not m.built and m._waits() for m in twin.modules())
     if waiting:
-        with shapes_only(), no_grad(), Evaluation(twin):
+        with shapes_only(), no_grad(), eval_mode(twin):
             twin(*(kind.new((1, *shape), context.dtype) for shape in shapes))
         for module in twin.modules():
             for parameter in module._parameters.values():

@@ -1,22 +1,61 @@
-"""A trainer's steps as CUDA graphs: see xpnet.compiled.graph."""
+"""The steps of a training loop as CUDA graphs: see xpnet.compiled.graph."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xpnet.backend import Array
 from xpnet.compiled.graph import Captured, Graphs
-from xpnet.training.callback import Callback
-from xpnet.training.data_adapter import examples_in
+from xpnet.layers.module import Module
+from xpnet.optim.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from xpnet.data.device_feed import DeviceFeed
-    from xpnet.training.trainer import Trainer
 
 
-class Ticks:
+class Sums(Protocol):
+    """What is added up over the batches of an epoch.
+
+    Attributes:
+        count: examples so far, on the host.
+    """
+
+    count: int
+
+
+class Loop(Protocol):
+    """What a Trainer is to those who record its steps.
+
+    Attributes:
+        model, optimizer: what is trained.
+        iteration: steps so far.
+    """
+
+    model: Module
+    optimizer: Optimizer
+    iteration: int
+
+    @property
+    def sums(self) -> Sums:
+        """What was measured in this epoch."""
+
+    @property
+    def watches_gradients(self) -> bool:
+        """Whether somebody reads or changes the gradients before the update, on the host."""
+
+    def forward_backward(self, x: Any, y: Any) -> tuple[Array, Array]:
+        """Leave the gradients of one batch in the parameters; returns the loss and the predictions."""
+
+    def add_measurements(self, x: Any, y: Any, loss: Array, prediction: Array) -> None:
+        """Add what is measured of one batch to the sums."""
+
+    def update(self) -> None:
+        """Use the gradients."""
+
+
+class DeviceCounter:
     """The counter of a random layer on the device."""
 
     def __init__(self, xp: Any, value: int) -> None:
@@ -39,34 +78,32 @@ class Ticks:
 
 
 class CapturedSteps:
-    """A trainer's steps as graphs: forward, loss, backward, update and what is measured, one replay a batch.
+    """The steps of a training loop as graphs: forward, loss, backward, update and what is measured, one replay a batch.
 
     It is a context: within the block the counters of random layers, the learning rate and the optimizer's step
     are on the device. On the host remain the iteration's number and the schedule of the learning rate.
 
     Args:
-        trainer: whose model is on a GPU.
+        trainer: the loop, whose model is on a GPU.
         graphs: what records and replays.
         clock: makes the optimizer's clock: a function of the flat values.
     """
 
-    def __init__(self, trainer: Trainer, graphs: Graphs, clock: Callable[[Array], Any]) -> None:
+    def __init__(self, trainer: Loop, graphs: Graphs, clock: Callable[[Array], Any]) -> None:
         self.trainer = trainer
         self.graphs = graphs
         self._make_clock = clock
         self._rate: float | None = None
         self.feed: DeviceFeed | None = None
         self._captured = Captured(self._work, graphs, "the training step")
-        # A callback that looks at or changes the gradients runs between backward and update, on the host.
-        changed = any(type(c).on_before_optimizer_step is not Callback.on_before_optimizer_step for c in trainer.callbacks)
-        self.updates = trainer.optimizer.capturable and not changed
+        self.updates = trainer.optimizer.capturable and not trainer.watches_gradients
 
     def __enter__(self) -> CapturedSteps:
         self._context = contextlib.ExitStack()
         self._context.enter_context(self.graphs.stream())
         trainer, xp = self.trainer, self.graphs.xp
         for module in trainer.model.modules():
-            module.ticks = Ticks(xp, module.counter)
+            module.device_counter = DeviceCounter(xp, module.counter)
         if self.updates:
             flat = trainer.optimizer.bind(trainer.model)
             clock = self._make_clock(flat.values)
@@ -77,9 +114,9 @@ class CapturedSteps:
 
     def __exit__(self, *exception: object) -> None:
         for module in self.trainer.model.modules():
-            if module.ticks is not None:
-                module.counter = module.ticks.value
-                module.ticks = None
+            if module.device_counter is not None:
+                module.counter = module.device_counter.value
+                module.device_counter = None
         self.trainer.optimizer.read_clock()
         self.trainer.optimizer.clock = None
         self._captured.forget()  # it used the clock and the counters of this block
@@ -98,7 +135,7 @@ class CapturedSteps:
         reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
         if self.updates:
             trainer.optimizer.step(trainer.model)
-        trainer.sums.add(examples_in(x), {"loss": loss, **trainer.measure(prediction, y)})
+        trainer.add_measurements(x, y, loss, prediction)
         return loss, reached
 
     def step(self, x: Any, y: Array) -> Array:
@@ -120,7 +157,7 @@ class CapturedSteps:
             loss, reached = self._captured(*self.feed.inputs, size=len(x))
         else:
             loss, reached = self._captured(x, y)
-        trainer.sums.count = count + examples_in(x)
+        trainer.sums.count = count + len(x[0] if isinstance(x, tuple) else x)
         trainer.iteration += 1
         if self.updates:
             optimizer.iterations = iterations + 1
@@ -129,19 +166,3 @@ class CapturedSteps:
                 parameter.grad = parameter.buffer
             trainer.update()
         return loss
-
-
-def captured_steps(trainer: Trainer) -> CapturedSteps | None:
-    """Captured steps for a trainer, or None where its steps run launch by launch: on a CPU, with accumulated gradients, or
-    with a Module that says it is not `capturable`."""
-    model = trainer.model
-    if model.context.device.kind != "cuda" or trainer.accumulate > 1 or not trainer.capture:
-        return None
-    if not all(module.capturable for module in model.modules()):
-        return None
-    import cupy
-
-    from xpnet.accel.cupy.optimizers import Clock
-    from xpnet.compiled.cuda_graph import CudaGraphs
-
-    return CapturedSteps(trainer, CudaGraphs(model.context.device), lambda values: Clock.new(cupy, values))

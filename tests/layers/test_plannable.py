@@ -1,0 +1,220 @@
+"""Which layers are planned: those whose class says so, and subclasses that leave alone what it said it of; by counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import xpnet as xn
+from tests.layers.test_version import X, layer_calls, runs_planned
+from xpnet import layers
+from xpnet.layers.execution import is_plannable
+from xpnet.layers.hooks import wrapped
+
+Y = np.arange(2) % 2
+
+
+def native(x):
+    return x.array if isinstance(x, xn.Tensor) else x
+
+
+class Named(xn.Dense):
+    """Other arguments, the same layer."""
+
+    def __init__(self, units, name):
+        super().__init__(units, "relu")
+        self.name = name
+
+
+class Wide(xn.Dense):
+    def specs(self, input_shape):
+        return super().specs(input_shape)
+
+    def output_shape(self, input_shape):
+        return super().output_shape(input_shape)
+
+    def more(self):
+        return self.units
+
+
+class Doubled(xn.Dense):
+    """A forward pass of its own, which computes with arrays."""
+
+    def forward(self, x):
+        return xn.Tensor(native(super().forward(x)) * 2)
+
+
+class Rounded(xn.Dense):
+    """The inherited forward pass calls it."""
+
+    def as_float(self, x):
+        return np.round(native(x))
+
+
+class Declared(xn.Dense):
+    plannable = True
+
+    def forward(self, x):
+        return super().forward(x) * 2.0
+
+
+class BelowDeclared(Declared):
+    def __init__(self, units):
+        super().__init__(units, "tanh")
+
+
+class BelowDeclaredWithForward(Declared):
+    def forward(self, x):
+        return xn.Tensor(native(super().forward(x)))
+
+
+class Mixin:
+    def forward(self, x):
+        return xn.Tensor(native(x) + 1)
+
+
+class Mixed(Mixin, xn.Dense):
+    pass
+
+
+class Cube(xn.ReLU):
+    operation = staticmethod(lambda x: xn.Tensor(native(x) ** 3))
+
+
+class Declines(xn.Dense):
+    plannable = False
+
+
+class Chain(xn.Sequential):
+    """A network as a class."""
+
+    def __init__(self):
+        super().__init__([xn.Dense(4, "relu"), xn.Dense(3)], input_shape=(5,))
+
+
+@pytest.mark.parametrize(
+    ("layer", "planned"),
+    [
+        (lambda: xn.Dense(3), True),
+        (lambda: Named(3, "first"), True),
+        (lambda: Wide(3), True),
+        (lambda: Declared(3), True),
+        (lambda: BelowDeclared(3), True),
+        (Chain, True),
+        (xn.InstanceNorm, True),
+        (lambda: xn.GroupNorm(5), True),
+        (lambda: Doubled(3), False),
+        (lambda: Rounded(3), False),
+        (lambda: BelowDeclaredWithForward(3), False),
+        (lambda: Mixed(3), False),
+        (Cube, False),
+        (lambda: Declines(3), False),
+        (lambda: xn.Dense(3, activation=lambda x: x * x), False),
+    ],
+)
+def test_a_subclass_is_planned_where_it_computes_what_was_declared(layer, planned):
+    model = xn.Sequential([layer()], input_shape=(5,))
+    first = model.predict(X)
+    assert runs_planned(model) == planned
+    with xn.no_grad():
+        for x in (X, -X):
+            np.testing.assert_allclose(model.predict(x), native(model.eval()(x)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(model.predict(X), first)
+
+
+def test_a_function_put_in_the_place_of_forward_prevents_it():
+    model = xn.Sequential([xn.Dense(3)], input_shape=(5,))
+    model.predict(X)
+    assert runs_planned(model)
+    model.layers[0].forward = lambda x: xn.Tensor(np.zeros((2, 3), np.float32))
+    np.testing.assert_array_equal(model.predict(X), 0)
+    assert not runs_planned(model)
+    del model.layers[0].forward
+    assert np.abs(model.predict(X)).max() > 0
+    assert runs_planned(model)
+
+
+def test_a_hook_prevents_it():
+    model = xn.Sequential([xn.Dense(3)], input_shape=(5,))
+    model.predict(X)
+    with wrapped(model, lambda layer, forward, inputs, keywords: forward(*inputs, **keywords)):
+        model.predict(X)
+        assert not runs_planned(model)
+    model.predict(X)
+    assert runs_planned(model)
+
+
+def test_images_through_instance_norm():
+    model = xn.Sequential([xn.Conv2D(4, 3), xn.InstanceNorm(), xn.LocalResponseNorm()], input_shape=(8, 8, 2))
+    x = np.random.default_rng(0).standard_normal((1, 8, 8, 2)).astype(np.float32)
+    model.predict(x)
+    with layer_calls() as calls:
+        y = model.predict(x)
+    assert not calls
+    np.testing.assert_allclose(y, model.eval()(x).array, rtol=1e-4, atol=1e-5)
+
+
+def steps_without_layers(*parts: xn.Module) -> bool:
+    trainer = xn.Trainer(xn.Sequential(parts, input_shape=(5,)), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
+    for _ in range(3):
+        trainer.step(X, Y)
+    with layer_calls() as calls:
+        trainer.step(X, Y)
+    return not calls
+
+
+class Relu(xn.ReLU):
+    pass
+
+
+class Negated(xn.ReLU):
+    operation = staticmethod(xn.ops.negative)
+
+
+@pytest.mark.parametrize(
+    ("parts", "planned"),
+    [
+        (lambda: [Named(4, "a"), Wide(3)], True),
+        (lambda: [xn.Dense(4), Relu(), xn.Dense(3)], True),
+        (lambda: [Chain(), xn.Dense(3)], True),
+        (lambda: [Declared(4), xn.Dense(3)], False),
+        (lambda: [Doubled(4), xn.Dense(3)], False),
+        (lambda: [xn.Dense(4), Negated(), xn.Dense(3)], False),
+    ],
+)
+def test_steps(parts, planned):
+    assert steps_without_layers(*parts()) == planned
+
+
+class Filters(xn.Conv2D):
+    """Other arguments, the same layer."""
+
+    def __init__(self):
+        super().__init__(2, 3)
+
+
+class Shown(Filters):
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("layer", "calls"), [(Filters, 1), (Shown, 2)])
+def test_a_subclass_is_one_operation_with_the_pooling_behind_it(layer, calls):
+    model = xn.Sequential([layer(), xn.MaxPool2D(2)], input_shape=(8, 8, 1))
+    with layer_calls() as called:
+        model(np.ones((1, 8, 8, 1), np.float32))
+    assert len(called) == 1 + calls
+
+
+def test_every_layer_says_whether_it_may_be_planned():
+    """A layer of the package that has a forward pass and is left out was forgotten, or carries a state."""
+    out = {"Module", "Embedding", "RNN", "LSTM", "GRU", "Bidirectional"}
+    for name in layers.__all__:
+        kind = getattr(layers, name)
+        if isinstance(kind, type) and issubclass(kind, xn.Module):
+            assert kind.plannable == (name not in out), name
+            if kind.plannable and name not in ("Sequential", "Residual"):
+                arguments = {"Conv1D": (2, 3), "Conv2D": (2, 3), "Conv2DTranspose": (2, 3), "Activation": ("relu",)}
+                one = {"Dense", "Dropout", "GroupNorm", "MaxPool2D", "AveragePool2D", "LpPool2D"}
+                made = (1,) if name in one else ((3,),) if name == "Reshape" else arguments.get(name, ())
+                assert is_plannable(kind(*made)), name

@@ -1,0 +1,167 @@
+"""Running a whole model: layer by layer, or at once by what the device has for that (see :class:`Executor`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from xpnet import backend, ops
+from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import Tensor
+from xpnet.backend import Array, Device, DeviceError
+from xpnet.layers.context import Context, Shape
+from xpnet.layers.modes import eval_mode
+from xpnet.ops.registry import Op
+from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.late import late
+
+if TYPE_CHECKING:
+    from xpnet.layers.module import Module
+
+
+class Step(Protocol):
+    """A training step that is known beforehand, for batches of one shape.
+
+    Attributes:
+        logits: the predictions, an array that the next step overwrites.
+    """
+
+    logits: Array
+
+    def forward(self, x: Array, y: Array) -> Array | None:
+        """Return the loss, a 0-d array; None for a batch that has to be run layer by layer."""
+
+    def backward(self) -> None:
+        """Leave the gradients of the last forward pass in the parameters."""
+
+
+class Executor(Protocol):
+    """Runs one model at once, for what its device offers; every answer may be None, which means: run it layer by layer.
+
+    There is one for each kind of device ("cpu executor", "cuda executor" in xpnet.runtime.late), made with the device when
+    a model is first asked for its own. Whether what it has made is still right it asks of the model's version.
+    """
+
+    def predict(self, model: Module, x: Any, whole: bool) -> Any:
+        """Return the output for `x` in evaluation mode, which is the caller's to keep.
+
+        whole: `x` is all that is to be predicted, and not one batch of many.
+        """
+
+    def step(self, model: Module, loss: Callable[..., Any], x: Any, y: Any) -> Step | None:
+        """Return the step for batches like x and y."""
+
+    def capture(self, loop: Any) -> Any:
+        """Return the steps of a training loop (see xpnet.compiled.captured_steps.Loop) as one launch each, a context."""
+
+
+def executor_of(model: Module) -> Executor:
+    """Return what runs `model` at once; it is made when first asked for, and anew on another device."""
+    executor: Executor | None = model.__dict__["_executor"]
+    if executor is None:
+        device = model.context.device
+        executor = model.__dict__["_executor"] = late(f"{device.kind} executor")(device)
+    return executor
+
+
+def predict(model: Module, x: Any, batch_size: int) -> Any:
+    """Predict in batches: see Module.predict."""
+    if batch_size < 1:
+        raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
+    several = isinstance(x, tuple)
+    parts = x if several else (x,)
+    if several or isinstance(x, Tensor):
+        parts = tuple([part.array if isinstance(part, Tensor) else part for part in parts])
+    first = parts[0]
+    expected = getattr(model, "input_shape", None)
+    if expected is not None and not several and getattr(first, "ndim", None) == len(expected):
+        raise ShapeError(
+            f"predict: x has shape {tuple(first.shape)}, expected (N, {', '.join(map(str, expected))}), the examples along the "
+            f"first axis; for one example use x[None]"
+        )
+    executor = executor_of(model)
+    whole = len(first) <= batch_size
+    if whole and not several and (y := executor.predict(model, first, True)) is not None:
+        return y
+    xp, home, device = backend.namespace(*parts), backend.device_of(first), model.context.device
+    away = isinstance(home, Device) and home != device
+    outputs = []
+    with no_grad(), eval_mode(model):
+        for start in range(0, max(len(first), 1), batch_size):
+            batch = parts if whole else tuple(part[start : start + batch_size] for part in parts)
+            if away:
+                batch = tuple(backend.to_device(part, device) for part in batch)
+            y = None if several else executor.predict(model, batch[0], False)
+            outputs.append(_returned(model(*batch) if y is None else y, home if away else None))
+    if len(outputs) == 1:
+        return outputs[0]
+    if isinstance(outputs[0], tuple):
+        return tuple(xp.concat(list(part), axis=0) for part in zip(*outputs))
+    return xp.concat(outputs, axis=0)
+
+
+def _returned(output: Any, home: Any) -> Any:
+    """Return a model's output, or each of several, as a native array, moved to `home` if that is given."""
+    if isinstance(output, (tuple, list)):
+        return tuple(_returned(part, home) for part in output)
+    array = output.array if isinstance(output, Tensor) else output
+    return array if home is None else backend.to_device(array, home)
+
+
+def prepare_input(x: Any, context: Context) -> Any:
+    """Return an input of the root with floats in the model's dtype.
+
+    Raises:
+        DeviceError: it is on another device than the model.
+    """
+    if not hasattr(x, "dtype"):
+        return x
+    if backend.dtype_name(x) == context.dtype and context.device.kind == "cpu":
+        return x
+    xp = backend.namespace(x)
+    place = backend.device_of(x)
+    if isinstance(place, Device) and place != context.device and backend.name_of(xp) in ("numpy", "cupy"):
+        raise DeviceError(
+            f"the model is on {context.device}, but its input on {place}; use model.to({str(place)!r}) or "
+            f"xpnet.to_device(x, {str(context.device)!r})"
+        )
+    if backend.is_floating(x) and backend.dtype_name(x) != context.dtype:
+        return ops.cast(x, context.dtype)
+    return x
+
+
+def output_shape_by_running(model: Module, input_shape: Shape) -> Shape:
+    """Return the shape of a model's output without the batch axis, found with one example of zeros."""
+    device = model.context.device
+    with device, no_grad(), eval_mode(model):
+        y = model(device.xp.zeros((1, *input_shape), dtype=model._dtype()))
+        # Of several outputs the first is what a next layer would take.
+        while isinstance(y, (tuple, list, dict)):
+            y = next(iter(y.values())) if isinstance(y, dict) else y[0]
+        return tuple(y.shape[1:])
+
+
+_NOT_COMPUTING = frozenset({"__init__", "__repr__", "specs", "build", "materialize", "output_shape"})
+"""Methods that a subclass may override without a change to what its forward pass computes."""
+
+
+def keeps_computation(kind: type, of: type) -> bool:
+    """Return whether class `kind` is `of`, or inherits from it the forward pass and everything that this may call."""
+    if not issubclass(kind, of):
+        return False
+    below = kind.__mro__[: kind.__mro__.index(of)]
+    return not any(callable(getattr(of, name, None)) for c in below for name in vars(c).keys() - _NOT_COMPUTING)
+
+
+def computes_as(module: Module, kind: type) -> bool:
+    """Return whether `module` computes what the class `kind` does: nothing is overridden, and no hook looks on."""
+    if not keeps_computation(type(module), kind) or module._hooks:
+        return False
+    return not any(callable(getattr(kind, name, None)) for name in vars(module))
+
+
+def is_plannable(module: Module) -> bool:
+    """Return whether `module` (not those below it) does nothing but operations: `plannable` holds where it was declared."""
+    declared = next(c for c in type(module).__mro__ if "plannable" in vars(c))
+    functions = module._functions()
+    return module.plannable and computes_as(module, declared) and all(f is None or isinstance(f, Op) for f in functions)

@@ -1,0 +1,68 @@
+"""The state of a model by path: loading parameters and buffers, and the counters of random layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from xpnet.backend import Array
+from xpnet.layers.context import on_device
+
+if TYPE_CHECKING:
+    from xpnet.layers.module import Module
+
+
+def load_state(model: Module, state: dict[str, Array], strict: bool) -> None:
+    """Load parameters and buffers: see Module.load_state."""
+    own = model.state()
+    problems = [f"{what} {', '.join(names)}" for what, names in _misfits(own, state, strict) if names]
+    if problems:
+        raise ValueError(f"these weights do not fit the model: {'; '.join(problems)}")
+    parameters = model.parameters()
+    owners = {
+        f"{path}.{name}" if path else name: (module, name) for path, module in model.named_modules() for name in module._buffers
+    }
+    for name in own:
+        if name not in state:
+            continue
+        values = on_device(state[name], model.context)
+        if name in parameters:
+            parameters[name].array[...] = values
+        else:
+            setattr(*owners[name], values)
+
+
+def _misfits(own: dict[str, Array], state: dict[str, Array], strict: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield what is wrong with `state`, each time with the names it is wrong with."""
+    if strict:
+        yield "missing", sorted(own.keys() - state.keys())
+        yield "left over", sorted(state.keys() - own.keys())
+    shapes = {name: (tuple(state[name].shape), tuple(array.shape)) for name, array in own.items() if name in state}
+    yield "of another shape:", [f"{name}: {got}, expected {want}" for name, (got, want) in shapes.items() if got != want]
+
+
+def next_step(module: Module) -> Any:
+    """Return the step of a random layer's stream, and count it up: a number, or an array where the counter is on the device."""
+    if module.device_counter is not None:
+        return module.device_counter.take()
+    step = module.counter
+    module.counter = step + 1
+    return step
+
+
+def rng_counters(model: Module) -> dict[str, int]:
+    """Return the counters of the layers that have drawn random numbers, by path."""
+    found = {}
+    for path, module in model.named_modules():
+        count = module.counter if module.device_counter is None else module.device_counter.value
+        if count:
+            found[path] = count
+    return found
+
+
+def load_rng_counters(model: Module, counters: dict[str, int]) -> None:
+    """Set the counters of all layers, to 0 where `counters` has none."""
+    for path, module in model.named_modules():
+        module.counter = int(counters.get(path, 0))
+        if module.device_counter is not None:
+            module.device_counter.value = module.counter
