@@ -66,10 +66,7 @@ def fix_chunking(on: bool) -> None:
     global _fixed
     if on != _fixed:
         _fixed = on
-        if on:
-            _blas.limit()
-        else:
-            _blas.restore()
+        (_blas.limit if on else _blas.restore)()
 
 
 def get_num_threads() -> int:

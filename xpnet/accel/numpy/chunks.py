@@ -36,12 +36,12 @@ def balanced_chunk_size(N: int, images: int, seconds: float) -> int:
     return -(-N // (rounds * threads))
 
 
-def image_row_chunks(N: int, rows: int, row_bytes: int, chunk_bytes: int, seconds: float) -> list[Chunk]:
-    """Split N images of `rows` rows into nearly equal chunks of about `chunk_bytes`: several images, or rows of one.
+def image_row_chunks(N: int, rows: int, row_size: int, chunk_size: int, seconds: float) -> list[Chunk]:
+    """Split N images of `rows` rows into nearly equal chunks of about `chunk_size`: several images, or rows of one.
 
-    There is at least one chunk a thread as long as there are enough images.
+    The sizes are in bytes, or in any other unit. There is at least one chunk a thread if there are enough images.
     """
-    size = max(1, chunk_bytes // max(1, row_bytes))
+    size = max(1, chunk_size // max(1, row_size))
     if size >= 2 * rows:
         images = balanced_chunk_size(N, size // rows, seconds)
         return [(n, min(n + images, N), 0, rows) for n in range(0, N, images)]

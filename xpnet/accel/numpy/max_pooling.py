@@ -43,14 +43,12 @@ class MaxMask(NamedTuple):
     @classmethod
     def empty(cls, N: int, g: Geometry, C: int) -> MaxMask:
         """Return an uninitialised mask of N images."""
-        across, down = cls.shapes(N, g, C)
-        return cls(np.empty(across, bool), np.empty(down, bool))
+        return cls(*(np.empty(shape, bool) for shape in cls.shapes(N, g, C)))
 
     @classmethod
     def is_small(cls, x_shape: Sequence[int], g: Geometry, itemsize: int) -> bool:
         """Return whether the mask takes no more than half of the memory of x."""
-        across, down = cls.shapes(x_shape[0], g, x_shape[3])
-        return (prod(across) + prod(down)) * 2 <= prod(x_shape) * itemsize
+        return sum(map(prod, cls.shapes(x_shape[0], g, x_shape[3]))) * 2 <= prod(x_shape) * itemsize
 
     def of_tile(self, tile: PoolTile, lines: slice) -> MaxMask:
         """Return the part of a tile with the output rows `lines`."""
@@ -103,11 +101,8 @@ def _switches(tile: PoolTile, mask: MaxMask, out: Floats) -> None:
 
 def _max_and_switches(tile: PoolTile, x: Floats, out: Floats, switches: Floats) -> None:
     """Compute the maximum of each window, and its index."""
-    g, (n, lines, _, C) = tile.g, tile.out
-    across, down = workspace(
-        np.dtype(bool), (g.w.window - 1, *tile.across), (g.h.window - 1, n, lines, g.w.out, C), slot="mask"
-    )  # fmt: skip
-    mask = MaxMask(across, down)
+    h, w = tile.g.h.window, tile.g.w.window
+    mask = MaxMask(*workspace(np.dtype(bool), (w - 1, *tile.across), (h - 1, *tile.out), slot="mask"))
     _max_and_mask(tile, x, out, mask)
     _switches(tile, mask, switches)
 

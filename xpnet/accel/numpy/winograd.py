@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, balanced_chunk_size
+from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, strided_view, workspace
 from xpnet.runtime.threads import chunk_count, parallel
@@ -142,17 +142,8 @@ def _tiling(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool, each: flo
     There is at least one chunk a thread if there are enough images.
     """
     th, tw = -(-OH // m), -(-OW // m)
-    if whole:
-        tiles = max(tiles, th * tw)
-    images, strips = tiles // (th * tw), th
-    if images > 1:
-        images = balanced_chunk_size(N, images, N * th * tw * each)
-    else:
-        images = 1
-        strips = max(1, min(th, tiles // tw))
-        strips = -(-th // -(-th // strips))
-    chunks = [(n, min(n + images, N), s, min(s + strips, th)) for n in range(0, N, images) for s in range(0, th, strips)]
-    return _Tiling(th, tw, chunks)
+    size = max(tiles, th * tw) if whole else tiles
+    return _Tiling(th, tw, image_row_chunks(N, th, tw, size, N * th * tw * each))
 
 
 def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads: tuple[int, int], target: OutputTiles) -> None:

@@ -135,13 +135,9 @@ def activation_gradient(dy: Floats, y: Floats | None, activation: str | None, ou
         np.copyto(out, dy)
     elif activation == "relu":
         apply_mask(dy, np.greater(y, 0), out)
-    elif activation == "tanh":
-        square = y * y
-        np.subtract(1, square, out=square)
-        np.multiply(dy, square, out=out)
     else:
         square = y * y
-        np.subtract(y, square, out=square)
+        np.subtract(1 if activation == "tanh" else y, square, out=square)
         np.multiply(dy, square, out=out)
 
 
