@@ -28,8 +28,8 @@ _DATA = os.environ.get("XPNET_DATA")
 
 
 @pytest.fixture(scope="module")
-def shared_out() -> Iterator[None]:
-    """Work on the CPU is cut and shared out over the threads however little it is, as otherwise only large inputs are."""
+def force_threads() -> Iterator[None]:
+    """Split work on the CPU over the threads whatever its size; otherwise only large inputs are."""
     from xpnet.accel.numpy import chunks
     from xpnet.runtime import threads
 

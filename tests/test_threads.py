@@ -1,4 +1,4 @@
-"""The threads that operations share: that all parts run, errors arrive, and nothing is left changed behind."""
+"""The thread pool: all parts run, errors are raised, and settings are restored."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def test_little_work_stays_in_the_calling_thread():
 
     def body(part):
         where.append(threading.get_ident())
-        time.sleep(0.002)  # long enough for others to take a part, were they asked to
+        time.sleep(0.002)  # long enough for other threads to claim a part
 
     threads.parallel(body, 6, 1e-4, 2)
     assert where == [threading.get_ident()] * 6
@@ -55,24 +55,24 @@ def test_little_work_stays_in_the_calling_thread():
 
 
 @pytest.mark.skipif(threads.get_num_threads() < 2, reason="one core")
-def test_many_short_calls_are_not_shared_out_where_python_has_a_lock():
+def test_many_short_calls_stay_in_one_thread_with_the_gil():
     ms = 1e-3
     assert threads._worth_sharing(2, 2, 2 * ms, 1)
     assert not threads._worth_sharing(2, 2, 0.3 * ms, 1)
     free = not getattr(sys, "_is_gil_enabled", lambda: True)()
     assert threads._worth_sharing(2, 2, 2 * ms, 100) is free
-    # What two threads gain on one millisecond, four gain at least.
+    # Four threads gain at least what two threads gain on one millisecond.
     assert threads._worth_sharing(4, 4, 1 * ms, 10) or not threads._worth_sharing(2, 4, 1 * ms, 10)
 
 
-def test_work_is_cut_for_the_threads_only_where_it_takes_a_moment(count):
+def test_only_long_work_is_split_for_the_threads(count):
     threads.set_num_threads(count)
     assert balanced_chunk_size(100, 1000, 1e-5) == 100
     assert balanced_chunk_size(100, 1000, 1.0) == -(-100 // threads.chunk_count())
     assert balanced_chunk_size(100, 10, 1e-5) == 10
 
 
-def test_the_first_error_is_raised_and_the_rest_is_left_out():
+def test_the_first_error_is_raised_and_the_rest_is_skipped():
     ran = []
 
     def body(part):
@@ -182,7 +182,7 @@ def test_environment(variables, expected, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_after_fork():
-    """In a process of its own: a fork while other threads run must leave the child able to compute."""
+    """Fork while other threads run, in a new process: the child must be able to compute."""
     program = """
 import os, sys, threading, warnings
 warnings.simplefilter("ignore")  # newer Pythons warn about any fork with threads
@@ -220,7 +220,7 @@ assert blas() == before
     assert done.returncode == 0, done.stderr
 
 
-def test_a_model_decides_whose_threads_its_products_use():
+def test_a_model_decides_which_thread_pool_its_products_use():
     dense = xn.Sequential([xn.Dense(300)], input_shape=(400,))
     images = xn.Sequential([xn.Conv2D(4, 3), xn.Flatten(), xn.Dense(3)], input_shape=(6, 6, 1))
     for model, shape, own in ((dense, (2, 400), False), (images, (2, 6, 6, 1), True), (dense, (2, 400), False)):
@@ -229,7 +229,7 @@ def test_a_model_decides_whose_threads_its_products_use():
 
 
 def test_what_ran_before_changes_no_bit():
-    """The two ways to share out a product may round differently, so which one runs must not depend on the moment."""
+    """The two thread pools may round differently, so which one runs a product must not depend on timing."""
     x = np.random.default_rng(0).normal(size=(128, 400)).astype(np.float32)
     y = np.arange(128) % 10
 
@@ -246,7 +246,7 @@ def test_what_ran_before_changes_no_bit():
 
 
 def test_a_blas_that_is_loaded_later_is_found(count):
-    """SciPy brings a BLAS of its own."""
+    """SciPy loads its own BLAS."""
     threads.parallel(lambda part: None, 4)
     pytest.importorskip("scipy.linalg")
     threads.set_num_threads(1)
@@ -266,7 +266,7 @@ def test_the_environment_holds_for_blas_too():
 
 @pytest.mark.skipif(threads._cores() < 2, reason="one core")
 def test_a_single_part_of_a_model_with_convolutions_leaves_the_threads_of_blas_asleep(count):
-    """Once awake they keep the cores busy for what comes next: a training step took up to 1.7 times as long."""
+    """Once awake they keep the cores busy afterwards: a training step took up to 1.7 times as long."""
     threads.set_num_threads(2)
     for model, shape, expected in (
         (xn.Sequential([xn.Conv2D(4, 3)], input_shape=(6, 6, 1)), (2, 6, 6, 1), 1),

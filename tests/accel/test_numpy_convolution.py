@@ -1,4 +1,4 @@
-"""conv2d on NumPy arrays: every way of computing it, against sums in float64 that follow the definition."""
+"""conv2d on NumPy arrays: every algorithm, against the definition in float64."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from xpnet.ops.convolution import conv2d
 from xpnet.ops.geometry import windows
 from xpnet.runtime import threads
 
-pytestmark = pytest.mark.usefixtures("shared_out")
+pytestmark = pytest.mark.usefixtures("force_threads")
 
 
 def definition(x, kernel, bias, dy_of, *, stride, padding, dilation, groups, activation=None):
-    """Output and gradients of a convolution in float64, one position of the window at a time."""
+    """Return output and gradients of a convolution in float64, computed one window position at a time."""
     x, kernel = x.astype(np.float64), kernel.astype(np.float64)
     N, H, W, C = x.shape
     KH, KW, Cg, O = kernel.shape
@@ -138,7 +138,7 @@ def test_winograd_tiles_are_exact_in_float64(m, monkeypatch):
     check((2, 11, 9, 5), (3, 3, 5, 7), padding=1, dtype=np.float64)
 
 
-def test_winograd_error_is_what_its_documentation_states():
+def test_winograd_error_is_as_documented():
     rng = np.random.default_rng(1)
     x = rng.standard_normal((4, 32, 32, 128)).astype(np.float32)
     kernel = (rng.standard_normal((3, 3, 128, 64)) / 34).astype(np.float32)
@@ -152,7 +152,7 @@ def test_winograd_error_is_what_its_documentation_states():
             winograd.use_winograd(before)
     assert worst[True] < 1.5e-5
     assert worst[False] < 2e-6
-    assert worst[True] > 1.5 * worst[False]  # the switch does switch
+    assert worst[True] > 1.5 * worst[False]  # use_winograd has an effect
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_winograd_error_is_what_its_documentation_states():
     ],
 )
 @pytest.mark.parametrize("layout", ["plain", "strided", "reversed"])
-def test_other_ways(shape, kernel, settings, layout):
+def test_other_algorithms(shape, kernel, settings, layout):
     check(shape, kernel, layout=layout, **settings)
     check(shape, kernel, layout=layout, dtype=np.float64, with_bias=False, **settings)
 
@@ -203,7 +203,7 @@ def test_other_ways(shape, kernel, settings, layout):
     ],
 )
 def test_activation_in_the_same_operation(shape, kernel, settings, activation):
-    for seed in range(40):  # the first batch whose outputs all stay clear of relu's corner
+    for seed in range(40):  # the first batch whose outputs all stay clear of relu's kink
         try:
             check(shape, kernel, activation=activation, seed=seed, **settings)
         except pytest.skip.Exception:
@@ -279,12 +279,12 @@ def test_threads_change_nothing_but_rounding(case):
 
 
 def test_memory_does_not_grow_with_the_batch(monkeypatch):
-    """Beyond input and output, a convolution takes up less than 16 MB a thread."""
+    """Beyond input and output, a convolution needs less than 16 MB a thread."""
     import tracemalloc
 
     from xpnet.accel.numpy import workspace
 
-    x = np.zeros((24, 64, 64, 64), np.float32)  # 25 MB; its columns would be 630 MB
+    x = np.zeros((24, 64, 64, 64), np.float32)  # 25 MB; its im2col matrix would be 630 MB
     kernel = np.zeros((5, 5, 64, 32), np.float32)
     for on in (True, False):
         before = winograd.use_winograd(on)
@@ -307,7 +307,7 @@ def test_memory_does_not_grow_with_the_batch(monkeypatch):
             winograd.use_winograd(before)
 
 
-def test_a_kernel_at_a_time_of_toeplitz_equals_the_plain_one(monkeypatch):
+def test_block_toeplitz_kernels_equal_plain_ones(monkeypatch):
     for t in (1, 2, 5):
         monkeypatch.setattr(im2col, "_outputs_per_row", lambda *_, t=t: t)
         check((2, 9, 12, 2), (3, 3, 2, 4), padding=1)

@@ -1,4 +1,4 @@
-"""Convolution, activation and max pooling in one operation: the same as the three in a row."""
+"""Fused convolution, activation and max pooling against the three operations in sequence."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ CASES = [
     ((1, 80, 80, 64), (3, 3, 64, 64), {"window": 2, "padding": 1}),
 ]
 
-pytestmark = pytest.mark.usefixtures("shared_out")
+pytestmark = pytest.mark.usefixtures("force_threads")
 
 
 @pytest.mark.parametrize(("shape", "kernel_shape", "settings"), CASES)
@@ -41,16 +41,16 @@ def test_equals_the_operations_in_a_row(shape, kernel_shape, settings, activatio
             y.backward(np.cos(np.arange(y.size)).reshape(y.shape).astype(kind))
         results.append([y.array, *(tensor.grad for tensor in inputs)])
     again = conv2d_max_pool2d(*(a.astype(dtype) for a in arrays), activation=activation, **settings)
-    np.testing.assert_allclose(again, results[0][0], atol=1e-5)  # the way that keeps nothing for a gradient
+    np.testing.assert_allclose(again, results[0][0], atol=1e-5)  # without saving anything for a gradient
     for name, got, want in zip(("y", "dx", "dkernel", "dbias"), *results):
         assert got.dtype == dtype
-        # A float32 rounding may choose another winner among nearly equal elements, but only here and there.
+        # A float32 rounding may change the argmax among a few nearly equal elements.
         wrong = np.abs(got - want) > (5e-5 if dtype == np.float32 else 1e-10) * np.abs(want).max()
         few = 0.002 if dtype == np.float32 and name == "dx" else 0
         assert wrong.mean() <= few, f"{name}: {wrong.mean():.2%} of the elements differ"
 
 
-def test_mistakes_are_the_reference_s():
+def test_errors_are_the_reference_s():
     x, kernel = np.zeros((1, 8, 8, 2), np.float32), np.zeros((3, 3, 2, 4), np.float32)
     with pytest.raises(ValueError, match="conv2d"):
         conv2d_max_pool2d(x, kernel[:, :, :1], window=2)
@@ -61,7 +61,7 @@ def test_mistakes_are_the_reference_s():
     assert conv2d_max_pool2d(x[:0], kernel, window=2).shape == (0, 3, 3, 4)
 
 
-def test_integers_take_the_reference():
+def test_integers_are_computed_by_the_reference():
     x = np.arange(2 * 6 * 6 * 1).reshape(2, 6, 6, 1)
     kernel = np.ones((1, 1, 1, 1), int)
     np.testing.assert_array_equal(conv2d_max_pool2d(x, kernel, window=2), ops.max_pool2d(x, 2))

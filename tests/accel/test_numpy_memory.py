@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, so that the next step need not have it cleared again."""
+"""Freed memory stays with the process, so that its pages are not mapped and cleared again in the next step."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(**environment):
-    """Pages that had to be mapped in five steps of 32 MB each."""
+    """Return the page faults of five steps of 32 MB each."""
     drop = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "XPNET_KEEP_MEMORY")
     kept = {name: value for name, value in os.environ.items() if name not in drop}
     run = subprocess.run(

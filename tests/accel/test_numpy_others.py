@@ -13,7 +13,7 @@ from xpnet.ops.normalization import batch_norm_with_statistics
 from xpnet.ops.registry import Op
 from xpnet.ops.softmax import softmax, softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("shared_out")
+pytestmark = pytest.mark.usefixtures("force_threads")
 
 
 def freeze(array, layout):
@@ -26,7 +26,7 @@ def freeze(array, layout):
 
 
 def compare(op: Op, arrays, tolerance=1e-5, layout="plain", dtype=np.float32, accelerated=True, **settings):
-    """Output and gradients of both implementations; the accelerated one gets read-only arrays of `dtype`."""
+    """Compare output and gradients of both implementations; the accelerated one gets read-only arrays of `dtype`."""
     sides = []
     upstream = None
     for fast in (True, False):
@@ -76,7 +76,7 @@ def test_dense(shape, K, O, activation, with_bias, layout, dtype):
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((*shape, K)), rng.standard_normal((K, O))
     bias = rng.standard_normal(O) if with_bias else None
-    # Outputs near 0 would let rounding decide on relu's gradient: values of a coarse grid are exact in either dtype.
+    # Rounding of outputs near 0 would decide on relu's gradient: values on a coarse grid are exact in both dtypes.
     x, kernel, bias = (v if v is None else np.round(v * 4) / 4 for v in (x, kernel, bias))
     compare(dense, (x, kernel, bias), activation=activation, layout=layout, dtype=dtype)
 
@@ -87,7 +87,7 @@ def test_large_dense(M, K, O):
     compare(dense, (rng.standard_normal((M, K)), rng.standard_normal((K, O)), rng.standard_normal(O)))
 
 
-def test_dense_mistakes_reach_the_reference():
+def test_dense_errors_are_the_reference_s():
     with pytest.raises(ValueError, match="dense"):
         ops.dense(np.ones((2, 3), np.float32), np.ones((4, 5), np.float32))
     assert ops.dense(np.ones((0, 3), np.float32), np.ones((3, 5), np.float32)).shape == (0, 5)
@@ -137,7 +137,7 @@ def test_probabilities_and_extreme_logits():
 def test_batch_norm(shape, affine, layout, far):
     rng = np.random.default_rng(0)
     C = shape[-1]
-    # Means far from 0 compared with the deviation: where a careless sum of squares cancels.
+    # Means far from 0 compared with the deviation, where a plain sum of squares loses digits by cancellation.
     x = rng.standard_normal(shape) * rng.uniform(0.1, 3, C) + far * rng.standard_normal(C)
     vectors = (rng.standard_normal(C), rng.standard_normal(C)) if affine else (None, None)
     compare(batch_norm_with_statistics, (x.astype(np.float32), *vectors), tolerance=1e-4, layout=layout)

@@ -1,4 +1,4 @@
-"""Pooling on NumPy arrays against the reference in float64, with its switches and its first of equal elements."""
+"""Pooling on NumPy arrays against the reference in float64: values, switches, and the argmax among equal elements."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from xpnet import ops
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches
 from xpnet.ops.registry import reference_only
 
-pytestmark = pytest.mark.usefixtures("shared_out")
+pytestmark = pytest.mark.usefixtures("force_threads")
 
 
 @st.composite
@@ -24,7 +24,7 @@ def poolings(draw):
 
 
 def both(op, x, dy, settings):
-    """Outputs and gradient of the accelerated version on float32, and of the reference on float64."""
+    """Return outputs and gradient of the accelerated version on float32, and of the reference on float64."""
     results = []
     for implementation, dtype in ((op.implementation(np), x.dtype), (op.reference, np.float64)):
         extra = {"save": True} if implementation.wants_save else {}
@@ -41,7 +41,7 @@ def gradient_of(y):
 
 
 def make(shape, seed, layout="plain"):
-    """Small integers: many equal elements, and sums without rounding."""
+    """Return small integers: many equal elements, and sums without rounding."""
     x = np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
     if layout == "strided":
         x = np.ascontiguousarray(x.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
@@ -63,7 +63,7 @@ def test_max_pool(case, seed, layout):
     (y, dx), _ = both(max_pool2d, x, gradient_of, settings)
     np.testing.assert_array_equal(y, want)
     np.testing.assert_allclose(dx, dwant, atol=1e-5)
-    np.testing.assert_array_equal(ops.max_pool2d(x, **settings), want)  # the way without switches
+    np.testing.assert_array_equal(ops.max_pool2d(x, **settings), want)  # without a mask
 
 
 @settings(max_examples=80, deadline=None)
@@ -103,7 +103,7 @@ def test_nan_is_never_hidden():
         np.testing.assert_array_equal(np.isnan(y[0, :, :, 0]), [[False, False], [True, False]])
 
 
-def test_an_infinite_gradient_goes_to_the_winner_alone():
+def test_an_infinite_gradient_goes_to_the_maximum_alone():
     x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
     (_, dx), _ = both(max_pool2d, x, lambda y: np.full(y.shape, np.inf), {"window": 2, "stride": None, "padding": 0})
     assert np.isinf(dx).sum() == 4
@@ -133,7 +133,7 @@ POOLINGS = [
 
 
 def first_of_the_largest(x, window, stride=None, padding=0):
-    """What PyTorch and numpy.maximum do, window by window: a NaN wins over everything, the first one over others."""
+    """Pool as PyTorch and numpy.maximum do, window by window: the first NaN is the maximum, else the first of the largest."""
     (KH, KW), (sh, sw) = np.broadcast_to(window, 2), np.broadcast_to(stride or window, 2)
     pads = np.broadcast_to(padding, (2, 2)) if isinstance(padding, int) else padding
     filled = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
@@ -150,7 +150,7 @@ def first_of_the_largest(x, window, stride=None, padding=0):
 @pytest.mark.parametrize("settings", POOLINGS)
 @pytest.mark.parametrize("reference", [True, False])
 def test_a_nan_is_the_largest(settings, reference):
-    """A network that has gone wrong must not look as if it had not."""
+    """A network that has diverged must not look as if it had not."""
     x = with_nans()
     expected, _ = first_of_the_largest(x, **settings)
     assert np.isnan(expected).any()

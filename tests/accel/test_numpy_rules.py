@@ -1,4 +1,4 @@
-"""The in-place rules for NumPy compute what the plain rules compute, in one block and in many."""
+"""The in-place update rules for NumPy against the reference rules, in one block and in many."""
 
 import numpy as np
 import pytest
@@ -28,6 +28,6 @@ def test_the_same_update(rule, slots, settings, size, dtype):
     rule.accelerated["numpy"](np, *ours, **settings)
     rule.reference(np, *theirs, **settings)
     for i in (0, *range(2, 2 + slots)):  # not the gradient
-        # A few roundings in another order, of values of about 1.
+        # A few roundings in a different order, of values of about 1.
         np.testing.assert_allclose(ours[i], theirs[i], rtol=0, atol=40 * np.finfo(dtype).eps)
         assert ours[i].dtype == dtype

@@ -1,11 +1,11 @@
-"""Sizes of real networks against PyTorch in float64, which computes them in its own way."""
+"""Operations of the sizes of real networks against PyTorch in float64."""
 
 import numpy as np
 import pytest
 
 from xpnet import Tensor, ops
 
-pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("shared_out")]
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("force_threads")]
 
 
 def to_torch(array):

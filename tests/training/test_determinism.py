@@ -1,4 +1,4 @@
-"""Same seed, same machine, same number of threads: the same bits. Nothing has to be switched on for it."""
+"""Same seed, machine and number of threads: the same bits, without deterministic mode."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ NETS = {
     "dense": ([lambda: xn.Dense(64, "relu"), lambda: xn.Dense(64, "tanh"), lambda: xn.Dense(10)], (32,)),
 }
 
-pytestmark = pytest.mark.usefixtures("shared_out")
+pytestmark = pytest.mark.usefixtures("force_threads")
 
 
 def train(name: str, workers: int = 0) -> str:
-    """A fingerprint of the weights after some steps."""
+    """Return a fingerprint of the weights and losses after some steps."""
     layers, shape = NETS[name]
     rng = np.random.default_rng(1)
     x = rng.normal(size=(64, *shape)).astype(np.float32)
@@ -70,8 +70,8 @@ def test_two_runs_are_the_same(name, count):
 
 @pytest.mark.parametrize("name", NETS)
 def test_which_thread_is_first_does_not_matter(name, monkeypatch):
-    """The chunks that threads share are done in another order each time: no sum may depend on it."""
-    train(name)  # imports what the patch below is for
+    """The chunks run in a different order each time: no sum may depend on it."""
+    train(name)  # imports the modules patched below
     rng = random.Random(0)
     calls = []
 
@@ -85,12 +85,12 @@ def test_which_thread_is_first_does_not_matter(name, monkeypatch):
     for module_name, module in list(sys.modules.items()):
         if module_name.startswith("xpnet.accel.numpy.") and hasattr(module, "parallel"):
             monkeypatch.setattr(module, "parallel", shuffled)
-    # The product of a chunk has other bits when BLAS has other threads, so these runs are compared among themselves.
+    # The bits of a product depend on the threads of BLAS, so these runs are compared among themselves.
     with threads.one_blas_thread():
         found = {train(name) for _ in range(3)}
     assert len(found) == 1
     if name == "convolutions":
-        assert max(calls) > 1, "nothing was shared out: the test shows nothing"
+        assert max(calls) > 1, "no work was split: the test shows nothing"
 
 
 def test_worker_threads_change_nothing():
@@ -98,7 +98,7 @@ def test_worker_threads_change_nothing():
 
 
 def test_two_processes_are_the_same():
-    """Also with another order of sets and dictionaries of strings."""
+    """Also with another hash seed, and so another order of sets."""
     paths = [str(ROOT), str(Path(__file__).parent)]
     code = f"import sys; sys.path[:0] = {paths!r}; import test_determinism as t; print(t.train('convolutions'))"
     found = {

@@ -1,4 +1,4 @@
-"""xn.set_deterministic: bits that depend neither on the number of threads, nor on time, nor on what else the process does."""
+"""xn.set_deterministic: bits that depend neither on the number of threads, nor on timing, nor on what else the process does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from xpnet.training import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
-# Large enough that every operation cuts its work, and that BLAS would use its threads.
+# Large enough that every operation splits its work, and that BLAS would use its threads.
 NETS = {
     "winograd and columns": (
         [
@@ -62,7 +62,7 @@ NETS = {
 
 
 def trained(name: str, batches: int = 3) -> str:
-    """A fingerprint of weights, losses and predictions after some steps."""
+    """Return a fingerprint of weights, losses and predictions after some steps."""
     layers, shape = NETS[name]
     rng = np.random.default_rng(1)
     x = rng.normal(size=(48 * batches, *shape)).astype(np.float32)
@@ -76,7 +76,7 @@ def trained(name: str, batches: int = 3) -> str:
 
 @pytest.fixture
 def number_of_threads(monkeypatch):
-    """Sets the number of threads, also to more than there are cores; these leave the usual pool alone."""
+    """Set the number of threads, even to more than there are cores, with a thread pool of the test's own."""
     before = threads.get_num_threads()
     monkeypatch.setattr(threads, "_pool", threads._Pool())
 
@@ -99,7 +99,7 @@ def test_the_number_of_threads_changes_no_bit(name, number_of_threads):
 
 
 def test_without_it_the_number_of_threads_counts(number_of_threads):
-    """Else the test above shows nothing."""
+    """Otherwise the test above would show nothing."""
     found = set()
     with xn.deterministic(False):
         for count in (1, 2):
@@ -109,7 +109,7 @@ def test_without_it_the_number_of_threads_counts(number_of_threads):
 
 
 def test_what_other_threads_do_changes_no_bit():
-    """Convolutions elsewhere take BLAS's threads away for moments, which may be those of a product here."""
+    """Convolutions in other threads limit BLAS to one thread for a while, maybe during a product here."""
     images = xn.Sequential([xn.Conv2D(16, 3), xn.GlobalAveragePool2D(), xn.Dense(3)], input_shape=(16, 16, 3))
     many = np.ones((64, 16, 16, 3), np.float32)
     with xn.deterministic():
@@ -131,7 +131,7 @@ def test_what_other_threads_do_changes_no_bit():
 
 
 def test_predictions_of_several_threads_at_once_change_no_bit():
-    """A small prediction runs on buffers of the model, which only one thread can use at a time."""
+    """A small prediction runs on buffers of the model, which one thread can use at a time."""
     model = xn.Sequential(
         [xn.Conv2D(16, 3, activation="relu"), xn.MaxPool2D(2), xn.Conv2D(32, 3), xn.Flatten(), xn.Dense(10)],
         input_shape=(28, 28, 1),
@@ -152,7 +152,7 @@ def test_predictions_of_several_threads_at_once_change_no_bit():
         for user in users:
             user.join()
         plan = next(iter(executor_of(model).plans.values()))
-        with plan.lock:  # it is in use: the next one waits for it, and does not compute in another way
+        with plan.lock:  # in use: the next prediction waits for it, instead of running layer by layer
             answers = []
             waiting = threading.Thread(target=lambda: answers.append(model.predict(x)))
             waiting.start()
@@ -164,7 +164,7 @@ def test_predictions_of_several_threads_at_once_change_no_bit():
 
 
 def test_what_ran_before_in_this_thread_changes_no_bit():
-    """Outside of a model an operation runs on the threads that the last model wanted; deterministic ones do not."""
+    """Outside a model, an operation runs on the thread pool of the last model, except in deterministic mode."""
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(96, 700)).astype(np.float32), rng.normal(size=(700, 300)).astype(np.float32)
     with xn.deterministic():
@@ -180,7 +180,7 @@ def test_what_ran_before_in_this_thread_changes_no_bit():
 
 
 def test_where_the_data_lie_in_memory_changes_no_bit():
-    """Vector loops must not begin at another element of a sum because an array begins at another address."""
+    """The alignment of an array must not change the order in which a vector loop sums."""
     base = np.random.default_rng(0).standard_normal((24, 15, 15, 3)).astype(np.float32)
     y = np.arange(24) % 10
     found = set()
@@ -220,7 +220,7 @@ def test_workers_change_no_bit():
     assert len(found) == 1
 
 
-def test_blas_is_held_to_one_thread_and_let_go(number_of_threads):
+def test_blas_is_limited_to_one_thread_and_restored(number_of_threads):
     from threadpoolctl import threadpool_info
 
     def blas() -> list[int]:
@@ -241,7 +241,7 @@ def test_the_setting():
     before = xn.get_deterministic()
     try:
         xn.set_deterministic(True)
-        xn.set_deterministic(True)  # twice is as once
+        xn.set_deterministic(True)  # idempotent
         assert xn.get_deterministic()
         assert threads.chunk_count() == threads.FIXED_CHUNKS
         with xn.deterministic(False):
@@ -270,7 +270,7 @@ def test_the_workspace_of_cublas_is_fixed_unless_it_is_already(monkeypatch):
 
 
 def python(code: str, **variables: str) -> str:
-    """What a new process prints."""
+    """Return what a new process prints."""
     clean = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XPNET_NUM_THREADS")}
     paths = [str(ROOT), str(Path(__file__).parent)]
     code = f"import sys; sys.path[:0] = {paths!r}\n{code}"
@@ -335,8 +335,8 @@ def test_on_the_command_line(tmp_path, capsys, number_of_threads):
         assert record["configuration"]["deterministic"] is True
         found.append({name: xn.to_numpy(a).tobytes() for name, a in xn.load(folder / "model.xpnet").state().items()})
     assert found[0] == found[1]
-    assert not xn.get_deterministic()  # it was the run's, not the process's
-    # A run goes on as it began, without being told.
+    assert not xn.get_deterministic()  # the setting was that of the run, not of the process
+    # A resumed run keeps its setting.
     number_of_threads(1)
     assert main(["train", "--resume", str(tmp_path / "2"), "--epochs", "2"]) == 0
     assert read_record(tmp_path / "2")["environment"]["deterministic"] == "yes"
@@ -352,15 +352,15 @@ def test_the_environment_is_written_into_the_runs_settings(tmp_path, monkeypatch
 
 
 def test_no_operation_asks_for_the_number_of_threads():
-    """It would round as the machine has cores: operations ask for threads.chunk_count()."""
+    """Results would depend on the machine: operations ask for threads.chunk_count() instead."""
     for path in (ROOT / "xpnet").glob("accel/**/*.py"):
         if path.parent.name == "shadow_numpy" and path.name == "working.py":
             continue  # how much working memory the threads have: a number of bytes, not a sum
         assert not re.search(r"\bget_num_threads\b|\bcpu_count\b|\bsched_getaffinity\b", path.read_text()), path.name
 
 
-def test_what_is_measured_decides_nothing(monkeypatch):
-    """On a GPU the way of computing a convolution is that of the rule, whatever a file says and whoever is faster."""
+def test_autotune_is_off(monkeypatch):
+    """On a GPU the convolution algorithm is fixed, whatever the autotune cache says and whichever is faster."""
     from xpnet.accel.cupy import autotune as chooser
 
     asked = []
@@ -369,12 +369,12 @@ def test_what_is_measured_decides_nothing(monkeypatch):
     with xn.deterministic():
         assert chooser.choose(candidates, lambda: asked.append("key")) == "im2col"
         assert asked == []
-        monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")  # is a rule, too
+        monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")  # fixed, too
         assert chooser.choose(candidates, lambda: asked.append("key")) == "implicit"
 
 
 ATOMICS = {
-    # The last block to finish counts the step; no value depends on which one that is.
+    # The last block to finish counts the step; no value depends on which block that is.
     "optimizer.cu": ["atomicAdd(ticket, 1u)"],
 }
 
@@ -420,7 +420,7 @@ def test_on_a_gpu_runs_and_recorded_graphs_and_what_was_measured_change_no_bit(n
 
     with xn.deterministic():
         found = {run(capture) for capture in (True, False, True)}
-        for cache in ("a", "b"):  # nothing measured, or something else
+        for cache in ("a", "b"):  # an empty autotune cache
             monkeypatch.setenv("XPNET_CACHE", str(tmp_path / cache))
             chooser._table.forget()
             found.add(run(True))

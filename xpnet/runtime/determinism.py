@@ -1,9 +1,8 @@
-"""The one setting for bits that can be repeated: :func:`set_deterministic`, or ``XPNET_DETERMINISTIC=1``.
+"""Deterministic mode: :func:`set_deterministic`, or ``XPNET_DETERMINISTIC=1``.
 
-Random numbers, orders and sums are repeatable without it (see docs/training.md). What it fixes in addition is what depends on
-the machine's state or on time: into how many pieces work is cut (the number of threads), how many threads BLAS has at the
-moment, whose threads a product runs on, which way of computing a convolution was measured as the fastest on a GPU, and which
-workspace cuBLAS finds.
+Random numbers, orders and sums are reproducible without it (see docs/training.md). It also fixes what depends on the state of
+the machine or on timing: the number of chunks that work is split into (the threads), the threads of BLAS, which thread pool
+runs a product, which convolution algorithm autotune found fastest on a GPU, and the workspace of cuBLAS.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ _on = False
 
 
 def set_deterministic(on: bool) -> None:
-    """Make results independent of the number of threads, of time, and of what else the process does; or no longer.
+    """Make results independent of the number of threads, of timing, and of what else the process does, or stop doing so.
 
-    On the CPU work is cut into a fixed number of pieces, whatever the number of threads, and BLAS is held to one thread: every
-    number of threads gives the same bits, also while other threads of the process compute. On a GPU convolutions are computed
-    as products of matrices (or as $XPNET_CONVOLUTION says) instead of in the way that was measured as the fastest, and
-    $CUBLAS_WORKSPACE_CONFIG is set to ":4096:8" unless it is set already: that holds for CuPy's own products if it comes before
-    the first of them. xpnet's own have a fixed workspace anyway.
+    On the CPU work is split into a fixed number of chunks, whatever the number of threads, and BLAS is limited to one thread:
+    every number of threads gives the same bits, also while other threads of the process compute. On a GPU convolutions run as
+    matrix products (or as $XPNET_CONVOLUTION says) instead of by autotune, and $CUBLAS_WORKSPACE_CONFIG is set to ":4096:8"
+    unless it is set already, which takes effect on CuPy's own products only before the first of them. xpnet's own products have
+    a fixed workspace anyway.
 
-    It is a setting of the whole process; set it before the first step. ``XPNET_DETERMINISTIC=1`` in the environment sets it at
-    the import. What it costs is in docs/training.md.
+    This affects the whole process; set it before the first step. ``XPNET_DETERMINISTIC=1`` in the environment sets it at
+    import. Its cost is in docs/training.md.
 
     Args:
-        on: whether.
+        on: True or False.
 
     Raises:
         ValueError: `on` is neither True nor False.
@@ -49,13 +48,13 @@ def set_deterministic(on: bool) -> None:
 
 
 def get_deterministic() -> bool:
-    """Whether :func:`set_deterministic` is on."""
+    """Return whether :func:`set_deterministic` is on."""
     return _on
 
 
 @contextlib.contextmanager
 def deterministic(on: bool = True) -> Iterator[None]:
-    """Within the block :func:`set_deterministic` is `on`; afterwards as before. For the whole process, not for one thread."""
+    """Set deterministic mode within the block and restore it afterwards, for the whole process, not for one thread."""
     before = _on
     set_deterministic(on)
     try:

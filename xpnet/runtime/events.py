@@ -1,4 +1,4 @@
-"""Who is listening: what is recorded while a Trainer fits, without knowing what records it (xpnet.inspect.Timeline)."""
+"""The listener for timeline events: lets a Trainer be recorded without importing the recorder (xpnet.inspect.Timeline)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _listener: Any = None
 
 
 def listen(listener: Any) -> None:
-    """Record from now on with `listener`, or with nobody for None."""
+    """Set the listener that records from now on, or None."""
     global _listener
     _listener = listener
 
 
 def active() -> Any:
-    """What records now, or None."""
+    """Return the current listener, or None."""
     return _listener
 
 
 def watched(batches: Iterator[T], device: Any) -> Iterator[T]:
-    """`batches` themselves; while something records, what is done between them is noted as a step on `device`."""
+    """Return `batches`; with a listener, the time between them is recorded as steps on `device`."""
     return batches if _listener is None else _listener.watch(batches, device)

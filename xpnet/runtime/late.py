@@ -1,6 +1,6 @@
-"""What stands on higher floors, by name: the one place where a lower floor may name a higher one.
+"""Late imports: the only place where a lower floor may name a higher one.
 
-Everything else imports downwards (tests/test_layering.py). An entry is imported when it is first used.
+Everything else imports downwards (tests/test_layering.py). An entry is imported at its first use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TABLE = {
 
 
 def late(name: str) -> Any:
-    """The module or function of TABLE called `name`."""
+    """Import and return the module or function of TABLE called `name`."""
     module, _, attribute = TABLE[name].partition(":")
     found = importlib.import_module(module)
     return getattr(found, attribute) if attribute else found

@@ -1,4 +1,4 @@
-"""Settings of the accelerated implementations that a user may change."""
+"""The precision of float32 matrix products on a GPU."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ _precision = "float32"
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Choose how products of float32 matrices are computed on a GPU, convolutions included.
+    """Set the precision of float32 matrix products and convolutions on a GPU.
 
     Args:
-        precision: "float32" (the default): every factor keeps its 24 bits. "tf32": tensor cores of compute capability
-            8.0 and later round the factors to 11 bits, sums stay float32: several times faster, relative errors around
-            1e-3. Other dtypes and the CPU are not affected.
+        precision: "float32" (the default): factors keep their 24 bits. "tf32": tensor cores of compute capability 8.0 and
+            later round the factors to 11 bits and sum in float32: several times faster, with relative errors around 1e-3.
+            Other dtypes and the CPU are not affected.
 
     Raises:
-        ValueError: neither of the two.
+        ValueError: `precision` is neither of the two.
     """
     global _precision
     if precision not in _PRECISIONS:
@@ -24,5 +24,5 @@ def set_matmul_precision(precision: str) -> None:
 
 
 def get_matmul_precision() -> str:
-    """The precision chosen with `set_matmul_precision`: "float32" or "tf32"."""
+    """Return the precision set by `set_matmul_precision`: "float32" or "tf32"."""
     return _precision

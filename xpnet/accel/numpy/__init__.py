@@ -1,4 +1,4 @@
-"""Faster versions of some operations for NumPy arrays. The registry imports this when it meets the first one."""
+"""Accelerated operations for NumPy arrays. The registry imports this package when it meets the first such array."""
 
 from xpnet.accel.numpy import average_pooling as average_pooling
 from xpnet.accel.numpy import convolution as convolution

@@ -1,4 +1,4 @@
-"""Average pooling for NumPy: shifted images added, a chunk at a time, no windows made."""
+"""Average pooling for NumPy: adds shifted images, a tile at a time, without materialising windows."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from xpnet.ops.pooling import average_pool2d, pool_geometry, window_counts
 
 @average_pool2d.accelerate("numpy")
 def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
-    """Sums of shifted images, times one over the count."""
+    """Sum shifted images, times one over the count."""
     g = pool_geometry("average_pool2d", x, window, stride, padding)
     if x.dtype not in FLOATS or not x.size or min(g.h.out, g.w.out) == 0:
         return NotImplemented
     y = np.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), x.dtype)
     share = 1 / window_counts(np, g, count_include_pad, x)  # (OH, OW, 1)
 
-    def chunk(tile: PoolTile, part: Any) -> None:
+    def average(tile: PoolTile, part: Any) -> None:
         reduce_windows(np.add, x, tile, 0.0, y[part])
         np.multiply(y[part], share[part[1]], out=y[part])
 
-    for_tiles(x.shape, g, x.itemsize, chunk)
+    for_tiles(x.shape, g, x.itemsize, average)
     return y, x.shape
 
 
 @forward.fresh_backward
 def backward(xp: Any, dy: Floats, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
-    """Every element of a window gets an equal share."""
+    """Give every element of a window an equal share."""
     g = windows(shape, window, window if stride is None else stride, padding)
     share = 1 / window_counts(np, g, count_include_pad, dy)
     disjoint = disjoint_windows(g)

@@ -1,4 +1,4 @@
-"""conv2d for NumPy: which way of computing it is taken for which shape."""
+"""conv2d for NumPy: chooses the algorithm for a shape (Winograd, im2col, pointwise or depthwise)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xpnet.ops.geometry import Geometry
 
 
 def windows_of(g: Geometry) -> Windows:
-    """The windows of a geometry."""
+    """Return the windows of a geometry."""
     return Windows(
         (g.h.window, g.w.window),
         (g.h.stride, g.w.stride),
@@ -27,14 +27,14 @@ def windows_of(g: Geometry) -> Windows:
 
 
 MIN_WINOGRAD_OUTPUTS = 384
-"""Outputs a channel below which transforming the kernel costs Winograd more than its fewer products save: at 64, 128, 256,
-338 and 392 it ran at 0.37, 0.51, 0.86, 0.99 and 1.12 times the speed of the columns."""
+"""Outputs a channel from which Winograd is faster than im2col. Below, transforming the kernel costs more than it saves: at 64,
+128, 256, 338 and 392 outputs Winograd ran at 0.37, 0.51, 0.86, 0.99 and 1.12 times the speed of im2col."""
 
 
 def winograd_tile(w: Windows, size: tuple[int, int], C: int, O: int) -> int:
-    """The tile of a Winograd convolution with outputs of `size`, or 0 where another way is better or it cannot be done.
+    """Return the tile of a Winograd convolution with outputs of `size`, or 0 where it is slower or impossible.
 
-    With a dilation of d it is d * d convolutions of every d-th row and column.
+    A dilation of d makes it d * d convolutions of every d-th row and column.
     """
     if w.window[0] != w.window[1] or w.stride != (1, 1):
         return 0
@@ -42,15 +42,15 @@ def winograd_tile(w: Windows, size: tuple[int, int], C: int, O: int) -> int:
 
 
 def _phases(w: Windows) -> Iterator[tuple[slice, slice, slice, slice, tuple[int, int]]]:
-    """A dilated convolution as plain ones: rows and columns of the input, of the output, and the paddings, for each."""
+    """Split a dilated convolution into plain ones: yield the rows and columns of input and output, and the padding, of each."""
     axes = []
     for d, pad, size in zip(w.dilation, w.pads, w.size):
-        # Output a + d*j sees the inputs a + d*(j + k) - pad: every d-th, from the remainder of a - pad on.
+        # Output a + d*j sees the inputs a + d*(j + k) - pad: every d-th, from (a - pad) % d on.
         starts = [(a, (a - pad) % d, -((a - pad) // d)) for a in range(min(d, size))]
         axes.append([(slice(first, None, d), slice(a, None, d), before) for a, first, before in starts])
     for rows, out_rows, top in axes[0]:
-        for columns_, out_columns, left in axes[1]:
-            yield rows, columns_, out_rows, out_columns, (top, left)
+        for columns, out_columns, left in axes[1]:
+            yield rows, columns, out_rows, out_columns, (top, left)
 
 
 @conv2d.accelerate("numpy")
@@ -67,7 +67,7 @@ def forward(
     activation: str | None,
     save: bool,
 ) -> Any:
-    """Chunks of images through the cache, on all threads: by Winograd, by columns, or channel by channel."""
+    """Convolve in chunks that fit the caches, on all threads."""
     dtype = x.dtype
     if (
         dtype not in FLOATS
@@ -85,9 +85,9 @@ def forward(
     if groups > 1 and C == 1:
         depthwise.convolve(ImageTiles(x), kernel, bias, w, OutputTiles(y, activation))
     elif groups > 1:
-        for xs, ks, ys in _group_slices(groups, C, O // groups):
-            part = None if bias is None else bias[ks]
-            im2col.convolve(ImageTiles(x[..., xs]), kernel[..., ks], part, w, OutputTiles(y[..., ys], activation))
+        for ins, outs in _group_slices(groups, C, O // groups):
+            part = None if bias is None else bias[outs]
+            im2col.convolve(ImageTiles(x[..., ins]), kernel[..., outs], part, w, OutputTiles(y[..., outs], activation))
     elif is_pointwise(g, x):
         im2col.pointwise(x.reshape(-1, C), kernel.reshape(C, O), bias, y.reshape(-1, O), activation)
     else:
@@ -96,7 +96,7 @@ def forward(
 
 
 def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles) -> None:
-    """A convolution without groups, by the way that is expected to be faster."""
+    """Convolve without groups, with the algorithm that is expected to be faster."""
     C, O = kernel.shape[2:]
     positions = x.shape[0] * w.size[0] * w.size[1]
     m = winograd_tile(w, w.size, C, O) if positions >= MIN_WINOGRAD_OUTPUTS else 0
@@ -114,14 +114,13 @@ def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, tar
 
 
 def is_pointwise(g: Geometry, x: Floats) -> bool:
-    """Whether the pixels of x are already the rows of the columns."""
+    """Return whether the pixels of x already are the rows of the im2col matrix."""
     return g.h.window == g.w.window == g.h.stride == g.w.stride == 1 and g.unpadded and x.flags.c_contiguous
 
 
-def _group_slices(groups: int, C: int, O: int) -> list[tuple[slice, slice, slice]]:
-    """Which channels of x, of the kernel, and of y belong to each group."""
-    outs = [slice(i * O, (i + 1) * O) for i in range(groups)]
-    return [(slice(i * C, (i + 1) * C), out, out) for i, out in enumerate(outs)]
+def _group_slices(groups: int, C: int, O: int) -> list[tuple[slice, slice]]:
+    """Return the input and output channels of each group."""
+    return [(slice(i * C, (i + 1) * C), slice(i * O, (i + 1) * O)) for i in range(groups)]
 
 
 @forward.fresh_backward
@@ -137,8 +136,10 @@ def backward(
     activation: str | None,
     needs: tuple[bool, bool, bool],
 ) -> Any:
-    """Gradients in the same chunks. The slope of the activation is applied as dy is read, and the columns or the
-    transforms of x are made again instead of kept."""
+    """Compute the gradients in such chunks.
+
+    The derivative of the activation is applied as dy is loaded, and the im2col matrix or the transforms of x are recomputed.
+    """
     x, kernel, y = saved
     g = conv_geometry(x, kernel, None, stride, padding, dilation, groups)
     w = windows_of(g)
@@ -156,18 +157,18 @@ def backward(
         dkernel, dbias = kernel_gradient(ImageTiles(x), source, w, kernel.shape)
         return dx, dkernel if needs[1] else None, dbias if needs[2] else None
     dkernel, dbias = np.empty_like(kernel), np.empty(O, x.dtype)
-    for xs, ks, ys in _group_slices(groups, C, O // groups):
-        source = GradientTiles(dy[..., ys], None if y is None else y[..., ys], activation)
+    for ins, outs in _group_slices(groups, C, O // groups):
+        source = GradientTiles(dy[..., outs], None if y is None else y[..., outs], activation)
         if dx is not None:
-            data_gradient(source, kernel[..., ks], w, dx[..., xs])
+            data_gradient(source, kernel[..., outs], w, dx[..., ins])
         if needs[1] or needs[2]:
             shape = (*kernel.shape[:3], O // groups)
-            dkernel[..., ks], dbias[ks] = im2col.kernel_gradient(ImageTiles(x[..., xs]), source, w, shape)
+            dkernel[..., outs], dbias[outs] = im2col.kernel_gradient(ImageTiles(x[..., ins]), source, w, shape)
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None
 
 
 def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
-    """The gradients of kernel and bias of a convolution without groups."""
+    """Return the gradients of kernel and bias of a convolution without groups."""
     m = winograd_tile(w, w.size, shape[2], shape[3])
     if not m or (w.dilation != (1, 1) and dy.whole_images):
         return im2col.kernel_gradient(x, dy, w, shape)
@@ -183,16 +184,16 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, shape: tuple[int,
 
 
 def data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
-    """Fill dx (N, H, W, C)."""
+    """Compute dx (N, H, W, C) of a convolution without groups."""
     if w.stride != (1, 1):
         im2col.strided_data_gradient(dy, kernel, w, dx)
         return
-    # dx is a convolution of dy with the kernel turned by 180 degrees, C and O exchanged.
-    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    # dx is a convolution of dy with the kernel flipped along both axes, C and O exchanged.
+    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     top, left = (d * (k - 1) - p for d, k, p in zip(w.dilation, w.window, w.pads))
     pads, size = (top, left), (dx.shape[1], dx.shape[2])
     back = Windows(w.window, (1, 1), w.dilation, pads, size)
     if dx.flags.c_contiguous:
-        convolve(dy, turned, None, back, OutputTiles(dx))
+        convolve(dy, flipped, None, back, OutputTiles(dx))
     else:
-        im2col.convolve(dy, turned, None, back, OutputTiles(dx))
+        im2col.convolve(dy, flipped, None, back, OutputTiles(dx))

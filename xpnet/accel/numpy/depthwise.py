@@ -1,10 +1,9 @@
-"""Depthwise convolutions for NumPy: every channel with kernels of its own, as sums of shifted images.
+"""Depthwise convolutions for NumPy, as sums of shifted images.
 
-There is no product over channels, hence no matrix product: for each element of the window the shifted image is multiplied
-by one row of the kernel and added. `einsum` does that for a whole chunk in one call, row by row: a row of outputs stays in
-the first-level cache while the window's elements are multiplied and added to it, and Python's lock is not needed in
-between. With stride 1 a shifted row of pixels is one run of memory, and the kernel's row is repeated to the same length:
-long loops instead of one a pixel.
+There is no sum over channels, hence no matrix product: for each element of the window the shifted image is multiplied by one
+row of the kernel and added. `einsum` does that for a whole chunk in one call, row by row: a row of outputs stays in the L1
+cache while the window's elements are multiplied and added to it, and the GIL is not taken in between. With stride 1 a shifted
+row of pixels is one run of memory, and the kernel's row is repeated to the same length: long loops instead of one a pixel.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _CHUNK = 1 << 20
 
 
 class _Shifts:
-    """The shifted images of a padded chunk (n, rows, columns, O), and the kernel's row for each."""
+    """The shifted images of a padded tile (n, rows, columns, O), and the kernel's row for each."""
 
     def __init__(self, kernel: Floats, w: Windows) -> None:
         self.w = w
@@ -35,37 +34,37 @@ class _Shifts:
         if self.long:
             self.weights = np.tile(self.weights, w.size[1])
 
-    def padded(self, n: int, r: int) -> tuple[int, int, int, int]:
-        """The shape of a padded chunk with r rows of outputs."""
+    def padded_shape(self, n: int, r: int) -> tuple[int, int, int, int]:
+        """Return the shape of a padded tile with r rows of outputs."""
         (KH, KW), (sh, sw), (dh, dw), (_, OW) = self.w.window, self.w.stride, self.w.dilation, self.w.size
         return n, (r - 1) * sh + dh * (KH - 1) + 1, (OW - 1) * sw + dw * (KW - 1) + 1, self.O
 
-    def seen(self, P: Floats, r: int) -> Floats:
-        """What each element of the window sees of a contiguous chunk: (n, r, KH, KW, *row)."""
+    def views(self, P: Floats, r: int) -> Floats:
+        """Return the shifted images of a contiguous tile, a view (n, r, KH, KW, *row)."""
         (sh, sw), (dh, dw) = self.w.stride, self.w.dilation
         b0, b1, b2, b3 = P.strides
         within = (b3,) if self.long else (sw * b2, b3)
         return strided_view(P, (P.shape[0], r, *self.w.window, *self.row), (b0, sh * b1, dh * b1, dw * b2, *within))
 
-    def sums(self, seen: Floats, total: Floats) -> None:
-        """total (n, r, *row) = the sum over the window of what is seen times the kernel."""
-        np.einsum("nrhwj,hwj->nrj" if self.long else "nrhwjo,hwo->nrjo", seen, self.weights, out=total)
+    def convolve(self, views: Floats, out: Floats) -> None:
+        """Compute out (n, r, *row) = the sum over the window of the shifted images times the kernel."""
+        np.einsum("nrhwj,hwj->nrj" if self.long else "nrhwjo,hwo->nrjo", views, self.weights, out=out)
 
-    def products(self, seen: Floats, dz: Floats) -> Floats:
-        """(KH, KW, *row): the sum over n and r of what is seen times dz (n, r, *row)."""
-        found: Floats = np.einsum("nrhwj,nrj->hwj" if self.long else "nrhwjo,nrjo->hwjo", seen, dz)
+    def correlate(self, views: Floats, dz: Floats) -> Floats:
+        """Return the sum over n and r of the shifted images times dz (n, r, *row): (KH, KW, *row)."""
+        found: Floats = np.einsum("nrhwj,nrj->hwj" if self.long else "nrhwjo,nrjo->hwjo", views, dz)
         return found
 
 
 def _load_tile(P: Floats, x: ImageTiles, images: tuple[int, int], top: int, left: int) -> None:
-    """Fill a padded chunk; with several outputs a channel each channel stands there several times."""
-    each = P.shape[3] // x.shape[3]
-    if each == 1:
+    """Fill the padded tile P, each channel repeated as often as it has outputs."""
+    multiplier = P.shape[3] // x.shape[3]
+    if multiplier == 1:
         x.load_tile(P, images, top, left)
         return
     (single,) = workspace(P.dtype, (*P.shape[:3], x.shape[3]), slot="epilogue")
     x.load_tile(single, images, top, left)
-    np.copyto(P.reshape(*single.shape, each), single[..., None])
+    np.copyto(P.reshape(*single.shape, multiplier), single[..., None])
 
 
 def _chunks(N: int, w: Windows, O: int, itemsize: int) -> list[Chunk]:
@@ -73,22 +72,22 @@ def _chunks(N: int, w: Windows, O: int, itemsize: int) -> list[Chunk]:
 
 
 def _seconds(w: Windows, planes: int) -> float:
-    """How long one thread takes for so many planes of outputs, about."""
+    """Estimate the seconds one thread takes for `planes` planes of outputs."""
     return PASS_SECONDS * planes * w.size[0] * w.size[1] * (2 + w.window[0] * w.window[1])
 
 
 def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles) -> None:
-    """x (N, H, W, C) with kernel (KH, KW, 1, C * multiplier) -> (N, OH, OW, C * multiplier)."""
+    """Convolve x (N, H, W, C) with kernel (KH, KW, 1, C * multiplier) to (N, OH, OW, C * multiplier)."""
     shifts = _Shifts(kernel, w)
     chunks = _chunks(x.shape[0], w, shifts.O, x.dtype.itemsize)
 
     def chunk(number: int) -> None:
         n0, n1, r0, r1 = where = chunks[number]
         n, r = n1 - n0, r1 - r0
-        (P,) = workspace(x.dtype, shifts.padded(n, r))
+        (P,) = workspace(x.dtype, shifts.padded_shape(n, r))
         _load_tile(P, x, (n0, n1), r0 * w.stride[0] - w.pads[0], -w.pads[1])
         out = target.output_tile(where)
-        shifts.sums(shifts.seen(P, r), out.reshape(n, r, *shifts.row))
+        shifts.convolve(shifts.views(P, r), out.reshape(n, r, *shifts.row))
         if bias is not None:
             np.add(out, bias, out=out)
         target.store_tile(where, out)
@@ -97,27 +96,27 @@ def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, tar
 
 
 class _MultiplierSumTiles(OutputTiles):
-    """A target: the sum over the outputs that each channel has."""
+    """A target: sums over the outputs of each channel."""
 
     def __init__(self, dx: Floats, multiplier: int) -> None:
         super().__init__(dx)
         self.multiplier = multiplier
 
     def output_tile(self, chunk: Chunk) -> Floats:
-        """As `OutputTiles.output_tile`: workspace of this thread."""
+        """See `OutputTiles.output_tile`."""
         n0, n1, r0, r1 = chunk
         (array,) = workspace(self.y.dtype, (n1 - n0, r1 - r0, self.shape[2], self.shape[3] * self.multiplier), slot="epilogue")
         return array
 
     def store_tile(self, chunk: Chunk, result: Floats) -> None:
-        """As `OutputTiles.store_tile`."""
+        """See `OutputTiles.store_tile`."""
         n0, n1, r0, r1 = chunk
         part = self.y[n0:n1, r0:r1]
         np.add.reduce(result.reshape(*part.shape, self.multiplier), axis=4, out=part)
 
 
 def gradients(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows, needs: tuple[bool, bool, bool]) -> Any:
-    """dx, dkernel and dbias, None where `needs` says so."""
+    """Return dx, dkernel and dbias, None where `needs` is False."""
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if dx is not None:
         (_strided_data_gradient if w.stride != (1, 1) else _flipped_data_gradient)(dy, kernel, w, dx)
@@ -128,7 +127,7 @@ def gradients(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows, need
 
 
 def _flipped_data_gradient(dy: GradientTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
-    """dx for a stride of 1: a convolution of dy with the kernel turned by 180 degrees."""
+    """Compute dx for stride 1: a convolution of dy with the kernel flipped along both axes."""
     top, left = (d * (k - 1) - p for d, k, p in zip(w.dilation, w.window, w.pads))
     back = Windows(w.window, (1, 1), w.dilation, (top, left), dx.shape[1:3])
     multiplier = kernel.shape[3] // dx.shape[3]
@@ -136,11 +135,11 @@ def _flipped_data_gradient(dy: GradientTiles, kernel: Floats, w: Windows, dx: Fl
 
 
 def _kernel_gradient(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows) -> tuple[Floats, Floats]:
-    """The gradients of kernel (KH, KW, 1, O) and bias (O,)."""
+    """Return the gradients of kernel (KH, KW, 1, O) and bias (O,)."""
     O, dtype = kernel.shape[3], x.dtype
     shifts = _Shifts(kernel, w)
     chunks = _chunks(x.shape[0], w, O, dtype.itemsize)
-    # Each part adds up its own share of the chunks; the shares are fixed, so a result can be repeated bit for bit.
+    # Split-K: each part sums a fixed share of the chunks, so the result is reproducible bit for bit.
     parts = min(chunk_count(), len(chunks))
     dkernels = np.zeros((parts, *w.window, *shifts.row), dtype)
     dbiases = np.zeros((parts, *shifts.row), dtype)
@@ -148,11 +147,11 @@ def _kernel_gradient(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Window
     def share(p: int) -> None:
         for n0, n1, r0, r1 in chunks[p * len(chunks) // parts : (p + 1) * len(chunks) // parts]:
             n, r = n1 - n0, r1 - r0
-            P, image = workspace(dtype, shifts.padded(n, r), (n, r, w.size[1], O))
+            P, dz = workspace(dtype, shifts.padded_shape(n, r), (n, r, w.size[1], O))
             _load_tile(P, x, (n0, n1), r0 * w.stride[0] - w.pads[0], -w.pads[1])
-            dy.load_tile(image, (n0, n1), r0, 0)
-            dbiases[p] += (np.ones(n * r, dtype) @ image.reshape(n * r, -1)).reshape(shifts.row)
-            dkernels[p] += shifts.products(shifts.seen(P, r), image.reshape(n, r, *shifts.row))
+            dy.load_tile(dz, (n0, n1), r0, 0)
+            dbiases[p] += (np.ones(n * r, dtype) @ dz.reshape(n * r, -1)).reshape(shifts.row)
+            dkernels[p] += shifts.correlate(shifts.views(P, r), dz.reshape(n, r, *shifts.row))
 
     parallel(share, parts, _seconds(w, x.shape[0] * O), 8 * -(-len(chunks) // parts))
     dkernel = dkernels.sum(axis=0).reshape(*w.window, w.size[1], O).sum(axis=2).reshape(kernel.shape)
@@ -160,20 +159,20 @@ def _kernel_gradient(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Window
 
 
 def _strided_data_gradient(dy: GradientTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
-    """dx for strides above 1: every dy times the kernel, added to its window in a padded image."""
+    """Compute dx for strides above 1: add every dy times the kernel to its window in a padded image."""
     N, H, W, C = dx.shape
     O, OH, OW = kernel.shape[3], *w.size
     shifts = _Shifts(kernel, w)
     top, left = w.pads
-    # The window may reach over the edge, or leave out the last rows, which get no gradient.
-    padded = shifts.padded(1, OH)
+    # Windows may extend beyond the image, or leave out its last rows, which get no gradient.
+    padded = shifts.padded_shape(1, OH)
     h, v = min(H, padded[1] - top), min(W, padded[2] - left)
 
     def image(n: int) -> None:
         grad, dz, term = workspace(dx.dtype, padded, (1, OH, OW, O), (1, OH, *shifts.row))
         grad[...] = 0
         dy.load_tile(dz, (n, n + 1), 0, 0)
-        places = shifts.seen(grad, OH)
+        places = shifts.views(grad, OH)
         for kh in range(w.window[0]):
             for kw in range(w.window[1]):
                 np.multiply(dz.reshape(term.shape), shifts.weights[kh, kw], out=term)

@@ -1,8 +1,7 @@
-"""Where a convolution's chunks come from and go to: images, gradients before an activation, outputs, pooled outputs.
+"""Prologues and epilogues of convolutions: what is fused into loading an input tile and storing an output tile.
 
-The convolutions ask for the part of their input that a chunk needs and hand over the chunk's result while both are in
-the cache. What is applied on the way (the slope of an activation, bias and activation, max pooling and its reverse) costs no
-further pass over memory.
+A convolution loads the input tile of a chunk and stores the chunk's output tile while both are in the cache. What is applied
+there (the derivative of an activation, bias and activation, max pooling and unpooling) costs no further pass over memory.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from xpnet.runtime.threads import parallel
 
 
 class ImageTiles:
-    """A source: images as they are."""
+    """A source of tiles: plain images."""
 
     whole_images = False
     """Whether chunks should be whole images."""
 
     calls = 2
-    """Calls of NumPy for a chunk, about."""
+    """Approximate NumPy calls a tile."""
 
     def __init__(self, array: Floats) -> None:
         self.array = array
@@ -35,16 +34,16 @@ class ImageTiles:
         self.dtype = array.dtype
 
     def load_tile(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
-        """Fill P (n, rows, columns, C) with the images' rows from `top` and columns from `left` on; zeros outside."""
+        """Fill P (n, rows, columns, C) with the images from row `top` and column `left` on, and zeros outside."""
         fill_padded(P, self.array, None, None, images, top, left)
 
     def at(self, rows: slice, columns: slice) -> ImageTiles:
-        """The images of some rows and columns."""
+        """Return a source of these rows and columns only."""
         return ImageTiles(self.array[:, rows, columns])
 
 
 class GradientTiles(ImageTiles):
-    """A source: the gradient before an activation, made of the one after it and the activation's output."""
+    """A source: the gradient before an activation, from the gradient `dy` after it and the activation's output `y`."""
 
     def __init__(self, dy: Floats, y: Floats | None, activation: str | None) -> None:
         super().__init__(dy)
@@ -52,24 +51,24 @@ class GradientTiles(ImageTiles):
         self.activation = activation
 
     def load_tile(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
-        """As `ImageTiles.load_tile`."""
+        """See `ImageTiles.load_tile`."""
         fill_padded(P, self.array, self.y, self.activation, images, top, left)
 
     def at(self, rows: slice, columns: slice) -> ImageTiles:
-        """As `ImageTiles.at`."""
+        """See `ImageTiles.at`."""
         y = None if self.y is None else self.y[:, rows, columns]
         return GradientTiles(self.array[:, rows, columns], y, self.activation)
 
 
 class UnpooledTiles(GradientTiles):
-    """A source: the gradient before an activation and a max pooling, made of the one after both.
+    """A source: the gradient before an activation and a max pooling.
 
     Args:
         dy: (N, PH, PW, C), the gradient of the pooled output.
         y: (N, PH, PW, C), the pooled output.
-        won: which comparisons of the pooling were won.
-        activation: its derivative is computed from y; it never decreases, so the pooling may come first.
-        g: the pooling's windows over the unpooled images.
+        mask: the pooling's argmax mask.
+        activation: applied after the pooling, which gives the same result as it is monotonic.
+        g: the pooling's windows on the unpooled images.
     """
 
     whole_images = True
@@ -82,7 +81,7 @@ class UnpooledTiles(GradientTiles):
         self.shape = (dy.shape[0], g.h.size, g.w.size, dy.shape[3])
 
     def load_tile(self, P: Floats, images: tuple[int, int], top: int, left: int) -> None:
-        """As `ImageTiles.load_tile`."""
+        """See `ImageTiles.load_tile`."""
         part = slice(*images)
         dy, y = self.array[part], None if self.y is None else self.y[part]
         mask = MaxMask(self.mask.across[:, part], self.mask.down[:, part])
@@ -103,7 +102,7 @@ class UnpooledTiles(GradientTiles):
             fill_padded(P, full, None, None, (0, len(dy)), top, left)
 
     def materialize(self) -> GradientTiles:
-        """The same gradient, made now: for those who read it twice and can spare the memory."""
+        """Return the same gradient computed at once: for two readers that can spare the memory."""
         N = self.shape[0]
         dz = np.empty(self.shape, self.dtype)
         images = images_per_chunk(self.shape, self.dtype)
@@ -116,23 +115,23 @@ class UnpooledTiles(GradientTiles):
         return GradientTiles(dz, None, None)
 
     def at(self, rows: slice, columns: slice) -> ImageTiles:
-        """Not offered: the pooled pixels do not fall apart into such rows and columns."""
+        """Refuse: pooling windows do not split into such rows and columns."""
         raise NotImplementedError("whole images only")
 
 
 def images_per_chunk(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """How many images of `shape` (N, H, W, C) are unpooled at once."""
+    """Return how many images of `shape` (N, H, W, C) to unpool at once."""
     return balanced_chunk_size(shape[0], max(1, CHUNK // (prod(shape[1:]) * dtype.itemsize)), 6 * PASS_SECONDS * prod(shape))
 
 
 class OutputTiles:
-    """A target: outputs as they are, after an activation."""
+    """A target of tiles: plain outputs, with the activation applied."""
 
     whole_images = False
     """Whether chunks must be whole images."""
 
     calls = 2
-    """Calls of NumPy for a chunk, about."""
+    """Approximate NumPy calls a tile."""
 
     def __init__(self, y: Floats, activation: str | None = None) -> None:
         self.y = y
@@ -140,12 +139,12 @@ class OutputTiles:
         self.activation = activation
 
     def output_tile(self, chunk: Chunk) -> Floats:
-        """Where the result of a chunk may be written: (n, rows, OW, O)."""
+        """Return an array (n, rows, OW, O) to write the chunk's result to."""
         n0, n1, r0, r1 = chunk
         return self.y[n0:n1, r0:r1]
 
     def store_tile(self, chunk: Chunk, result: Floats) -> None:
-        """Take the result of a chunk, from the room or from elsewhere."""
+        """Apply the epilogue to the chunk's result and store it; `result` is its output tile or another array."""
         n0, n1, r0, r1 = chunk
         part = self.y[n0:n1, r0:r1]
         if result.__array_interface__["data"] == part.__array_interface__["data"]:
@@ -158,23 +157,23 @@ class OutputTiles:
 
 
 class StridedOutputTiles(OutputTiles):
-    """A target: outputs whose pixels lie apart, so that a chunk is first written elsewhere."""
+    """A target: outputs whose pixels are not adjacent, so that tiles are computed in workspace."""
 
     def output_tile(self, chunk: Chunk) -> Floats:
-        """As `OutputTiles.output_tile`: workspace of this thread."""
+        """See `OutputTiles.output_tile`."""
         n0, n1, r0, r1 = chunk
         (array,) = workspace(self.y.dtype, (n1 - n0, r1 - r0, *self.shape[2:]), slot="epilogue")
         return array
 
 
 class PooledOutputTiles(OutputTiles):
-    """A target: outputs after max pooling and an activation, and the outcomes of the pooling's comparisons.
+    """A target: outputs after max pooling and a monotonic activation, with the pooling's argmax mask.
 
     Args:
         shape: (N, OH, OW, O), the shape before the pooling.
         y: (N, PH, PW, O).
-        won: of all images, to be filled; or None.
-        activation: never decreasing, so that the pooling may come first.
+        mask: of all images, filled here; or None.
+        activation: applied after the pooling.
         g: the pooling's windows.
     """
 
@@ -188,12 +187,12 @@ class PooledOutputTiles(OutputTiles):
         self.g = g
 
     def output_tile(self, chunk: Chunk) -> Floats:
-        """As `OutputTiles.output_tile`: workspace of this thread."""
+        """See `OutputTiles.output_tile`."""
         (array,) = workspace(self.y.dtype, (chunk[1] - chunk[0], *self.shape[1:]), slot="epilogue")
         return array
 
     def store_tile(self, chunk: Chunk, result: Floats) -> None:
-        """As `OutputTiles.store_tile`."""
+        """See `OutputTiles.store_tile`."""
         part = slice(chunk[0], chunk[1])
         pool_chunk(result, self.g, self.y[part], self.mask, part)
         activate(self.y[part], self.activation)

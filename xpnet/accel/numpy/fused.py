@@ -1,9 +1,9 @@
-"""Convolution, bias, activation and max pooling of a chunk of images while it is in the cache.
+"""Fused convolution, bias, activation and max pooling of a chunk of images while it is in the cache.
 
-Of the convolution's output only the pooled quarter and the outcomes of the pooling's comparisons reach memory, and
-backward the gradient of the whole output exists one chunk at a time. As the activations never decrease, they are applied
-after the pooling, to a quarter of the elements; a tie among equal activated values then goes to the larger value before
-the activation instead of the first, where the slope is 0 either way.
+Of the convolution's output only the pooled quarter and the argmax mask reach memory, and backward the gradient of the whole
+output exists one chunk at a time. The activations are monotonic, so they are applied after the pooling, to a quarter of the
+elements; a tie of equal activated values then goes to the larger value before the activation instead of the first, where
+the derivative is 0 either way.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from xpnet.ops.geometry import Geometry
 from xpnet.ops.pooling import pool_geometry
 
 MATERIALIZE_LIMIT = 4 << 20
-"""Bytes up to which the gradient of the whole output is made once, where both gradients of the convolution read it."""
+"""Bytes up to which the gradient of the whole output is computed at once if both gradients of the convolution read it."""
 
 
 def _geometries(
     x: Floats, kernel: Floats, bias: Floats | None, window: Any, settings: dict[str, Any]
 ) -> tuple[Geometry, Geometry]:
-    """The windows of the convolution on x, and of the pooling on its output."""
+    """Return the windows of the convolution on x, and of the pooling on its output."""
     g = conv_geometry(x, kernel, bias, settings["stride"], settings["padding"], settings["dilation"], settings["groups"])
     y = np.broadcast_to(x.dtype.type(0), (x.shape[0], g.h.out, g.w.out, kernel.shape[3]))
     return g, pool_geometry("max_pool2d", y, window, settings["pool_stride"], settings["pool_padding"])
 
 
 def _fits(x: Floats, O: int, g: Geometry) -> bool:
-    """Whether one image, with the columns or transforms of all of it, is small enough to be a chunk."""
+    """Return whether one image, with its im2col matrix or transforms, is small enough to be a chunk."""
     pixels = max(g.h.out * g.w.out, g.h.size * g.w.size)
     return bool(pixels * (x.shape[3] + O) * x.itemsize * 4 <= WORKSPACE_LIMIT // 2)
 
 
 @conv2d_max_pool2d.accelerate("numpy")
 def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, window: Any, save: bool, **settings: Any) -> Any:
-    """Chunks of whole images, pooled before they leave the cache."""
+    """Convolve and pool chunks of whole images."""
     activation = settings["activation"]
     dtype = x.dtype
     if (
@@ -69,7 +69,7 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, window: 
 
 @forward.fresh_backward
 def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, needs: tuple[bool, bool, bool], **settings: Any) -> Any:
-    """The gradient of the whole output is made from the pooled one, a chunk at a time, where it is read."""
+    """Compute the gradients, unpooling dy a chunk at a time as it is read."""
     x, kernel, y, mask = saved
     g, p = _geometries(x, kernel, None, window, settings)
     w = windows_of(g)

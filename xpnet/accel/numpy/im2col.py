@@ -1,13 +1,13 @@
-"""Convolutions as matrix products of windows, a cache-sized chunk at a time.
+"""Convolutions by im2col and GEMM, a cache-sized chunk at a time.
 
-The columns of a whole batch are KH*KW times the size of the images: written to and read back from memory, they cost
-more than the product. Here they are made for a few rows of output, multiplied while they are in the cache, and made
-again where the weight gradient needs them.
+The im2col matrix of a whole batch is KH*KW times the size of the images: writing it to memory and reading it back costs
+more than the product. Here it is built for a few rows of output, multiplied while it is in the cache, and rebuilt where the
+weight gradient needs it.
 
-With few channels a window is a short row, and copying dominates. Then one row of columns covers t neighbouring outputs:
-(KH, (t-1)*stride + KW, C) inputs against a block-Toeplitz kernel of t*O columns, in which each output's kernel stands
-in its place among zeros. That multiplies more and copies much less. The bias is one more row of the kernel, against a
-column of ones; so its gradient is one more row of the kernel's gradient.
+With few channels a window is a short row, and copying dominates. Then one row of the matrix covers t neighbouring outputs:
+(KH, (t-1)*stride + KW, C) inputs, multiplied by a block-Toeplitz kernel of t*O columns, which holds the kernel of each
+output at its offset among zeros. That multiplies more and copies much less. The bias is one more row of the kernel, times
+a column of ones, so its gradient is one more row of the kernel's gradient.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from xpnet.runtime.threads import chunk_count, parallel
 
 
 class Windows(NamedTuple):
-    """How windows lie on images: per axis (height, width)."""
+    """The geometry of windows on images, each field as (height, width)."""
 
     window: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
-    pads: tuple[int, int]  # how far the first window lies above and left of the image; may be negative
+    pads: tuple[int, int]  # rows and columns of the first window above and left of the image; may be negative
     size: tuple[int, int]  # (OH, OW)
 
 
 class Chunking(NamedTuple):
-    """The sizes that the chunks of one convolution share."""
+    """The sizes shared by the chunks of one convolution."""
 
-    t: int  # outputs that one row of columns covers
-    length: int  # input columns that they see
-    Q: int  # rows of columns for one row of outputs
-    K: int  # inputs in a row of columns, without the bias
-    chunks: list[Chunk]  # first and last image, first and last row of outputs
-    seconds: float  # that one thread takes, about
+    t: int  # outputs a row of the im2col matrix
+    length: int  # input columns that these outputs see
+    Q: int  # rows of the matrix for one row of outputs
+    K: int  # inputs in a row of the matrix, without the bias
+    chunks: list[Chunk]  # rows are those of the outputs
+    seconds: float  # estimate for one thread
 
 
 def _outputs_per_row(w: Windows, C: int, O: int) -> int:
-    """t, from what the products and the copies of one output cost."""
+    """Return the t with the lowest estimated cost of products and copies an output."""
     (KH, KW), sw, OW = w.window, w.stride[1], w.size[1]
     if w.dilation[1] != 1 or C > 32 or OW < 2:
         return 1
@@ -53,22 +53,22 @@ def _outputs_per_row(w: Windows, C: int, O: int) -> int:
     for t in range(1, min(OW, 16) + 1):
         K = KH * ((t - 1) * sw + KW) * C
         rows = -(-OW // t) / OW  # for each output
-        # In multiplications at the full rate of about 50 a nanosecond: thin products run slower, an element costs
-        # 10 to copy, a run of a copy 300.
+        # In multiply-adds at the full rate of about 50 a nanosecond: thin products run slower, copying costs 10 an element
+        # and 300 a run.
         cost = rows * (K * t * O * (1 + 5 / (t * O)) * (1 + 8 / K) + 10 * K + 300 * KH)
         if OW % t:
-            cost += 10 * O  # the result is copied
+            cost += 10 * O  # the surplus outputs are dropped by a copy
         if cost < best:
             best, chosen = cost, t
     return chosen
 
 
 _CHUNK = 1 << 21
-"""Bytes of columns in a chunk: few enough for the caches, enough for calls that take longer than Python between them."""
+"""Bytes of the matrix in a chunk: few enough for the caches, enough to outweigh Python's overhead between the calls."""
 
 
 def plan_chunks(shape: tuple[int, ...], w: Windows, O: int, itemsize: int, whole: bool = False) -> Chunking:
-    """Return how the convolution of images of `shape` is cut; `whole`: into whole images."""
+    """Return the chunks of a convolution of images of `shape`; of whole images only if `whole`."""
     N, _, _, C = shape
     (KH, KW), (OH, OW) = w.window, w.size
     t = _outputs_per_row(w, C, O)
@@ -76,21 +76,21 @@ def plan_chunks(shape: tuple[int, ...], w: Windows, O: int, itemsize: int, whole
     Q = -(-OW // t)
     K = KH * length * C
     line = itemsize * Q * (K + 1 + t * O)
-    # Roughly: the product, the copies of columns, what else is done with the outputs.
+    # The product, the copies to the matrix, the epilogue of the outputs.
     seconds = N * OH * Q * (MAC_SECONDS * K * t * O + 2 * PASS_SECONDS * K + (10 if whole else 4) * PASS_SECONDS * t * O)
     chunks = image_row_chunks(N, OH, line, max(_CHUNK, OH * line) if whole else _CHUNK, seconds)
     return Chunking(t, length, Q, K, chunks, seconds)
 
 
 def _im2col(x: ImageTiles, w: Windows, plan: Chunking, chunk: Chunk, P: Floats, cols: Floats) -> None:
-    """Copy the windows of a chunk's outputs to cols (n, rows, Q, K or more)."""
+    """Fill cols (n, rows, Q, K or more) with the windows of the chunk's outputs, by way of the padded tile P."""
     n0, n1, r0, r1 = chunk
     C = x.shape[3]
     (KH, KW), (sh, sw), (dh, dw) = w.window, w.stride, w.dilation
     x.load_tile(P, (n0, n1), r0 * sh - w.pads[0], -w.pads[1])
     b0, b1, b2, _ = P.strides
     n, r = n1 - n0, r1 - r0
-    # The items that are copied are the rows of a window, or its pixels where a dilation has them lie apart.
+    # Copy the rows of a window as single items, or its pixels if it is dilated along the width.
     if dw == 1:
         item = packed_dtype(plan.length * C, P.dtype)
         shape: tuple[int, ...] = (n, r, plan.Q, KH)
@@ -110,7 +110,7 @@ def _padded_shape(w: Windows, plan: Chunking, n: int, r: int, C: int) -> tuple[i
 
 
 def _kernel_matrix(kernel: Floats, bias: Floats | None, plan: Chunking, stride: int) -> Floats:
-    """The kernel (KH, KW, C, O) as the matrix (K [+ 1], t * O) that columns are multiplied with."""
+    """Return the kernel (KH, KW, C, O) and the bias as the right-hand matrix (K [+ 1], t * O) of the product."""
     KH, KW, C, O = kernel.shape
     extra = bias is not None
     if plan.t == 1:
@@ -126,7 +126,7 @@ def _kernel_matrix(kernel: Floats, bias: Floats | None, plan: Chunking, stride: 
 
 
 def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles) -> None:
-    """The convolution of x (N, H, W, C) with kernel (KH, KW, C, O). What lies outside of an image counts as 0."""
+    """Convolve x (N, H, W, C), padded with zeros, with kernel (KH, KW, C, O)."""
     C, O = x.shape[3], kernel.shape[3]
     OW, dtype = w.size[1], x.dtype
     plan = plan_chunks(x.shape, w, O, dtype.itemsize, x.whole_images or target.whole_images)
@@ -136,8 +136,9 @@ def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, tar
         n0, n1, r0, r1 = where = plan.chunks[number]
         n, r = n1 - n0, r1 - r0
         M = n * r * plan.Q
-        # Where the target's out is one matrix, possibly of a wider one, the product is written there at once.
-        out = _as_matrix(target.output_tile(where), plan.t) if OW % plan.t == 0 else None
+        # Write the product straight to the output tile where this is a matrix, possibly with a row stride.
+        tile = target.output_tile(where)
+        out = _as_matrix(tile, plan.t) if OW % plan.t == 0 else None
         P, cols, result = workspace(
             dtype,
             _padded_shape(w, plan, n, r, C),
@@ -149,7 +150,7 @@ def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, tar
             cols[..., plan.K] = 1
         if out is not None:
             np.matmul(cols.reshape(M, -1), B, out=out)
-            target.store_tile(where, target.output_tile(where))
+            target.store_tile(where, tile)
         else:
             np.matmul(cols.reshape(M, -1), B, out=result)
             target.store_tile(where, result.reshape(n, r, plan.Q * plan.t, O)[:, :, :OW])
@@ -158,7 +159,7 @@ def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, tar
 
 
 def _as_matrix(part: Floats, t: int) -> Floats | None:
-    """Contiguous outputs, t in a row, as a matrix; or with t = 1 evenly spaced ones; else None."""
+    """Return outputs as a matrix of t a row if they are contiguous, or, with t = 1, evenly spaced; else None."""
     if part.flags.c_contiguous:
         return part.reshape(-1, t * part.shape[3])
     (n, r, OW, O), (b0, b1, b2, b3) = part.shape, part.strides
@@ -168,12 +169,12 @@ def _as_matrix(part: Floats, t: int) -> Floats | None:
 
 
 def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, kernel_shape: tuple[int, ...]) -> tuple[Floats, Floats]:
-    """The gradients of kernel (KH, KW, C, O) and bias (O,) from x (N, H, W, C) and dy (N, OH, OW, O)."""
+    """Return the gradients of kernel (KH, KW, C, O) and bias (O,) from x (N, H, W, C) and dy (N, OH, OW, O)."""
     KH, KW, C, O = kernel_shape
     dtype = x.dtype
     plan = plan_chunks(x.shape, w, O, dtype.itemsize, dy.whole_images)
     t = plan.t
-    # Each part adds up its own share of the chunks; the shares are fixed, so a result can be repeated bit for bit.
+    # Split-K: each part sums a fixed share of the chunks, so the result is reproducible bit for bit.
     parts = min(chunk_count(), len(plan.chunks))
     bounds = [p * len(plan.chunks) // parts for p in range(parts + 1)]
     totals = np.empty((parts, plan.K + 1, t * O), dtype)
@@ -217,9 +218,9 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, kernel_shape: tup
 
 
 def strided_data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
-    """The data gradient for strides above 1: every dy (N, OH, OW, O) times the kernel, added to its window in dx.
+    """Compute dx for strides above 1: add every dy (N, OH, OW, O) times the kernel to its window in dx.
 
-    With stride 1 a convolution with the turned kernel is faster.
+    With stride 1 a convolution with the flipped kernel is faster.
     """
     N, OH, OW, O = dy.shape
     H, W, C = dx.shape[1:]
@@ -257,14 +258,14 @@ def strided_data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats
 
 
 def valid_range(size: int, out: int, stride: int, offset: int) -> tuple[int, int, int]:
-    """The first and last position of a window whose element at `offset` from the position lies inside of the image."""
+    """Return the first and last window position whose element at `offset` lies inside the image, and the offset."""
     first = -(offset // stride) if offset < 0 else 0
     last = min(out, (size - 1 - offset) // stride + 1)
     return first, last, offset
 
 
 def pointwise(x: Floats, matrix: Floats, bias: Floats | None, y: Floats, activation: str | None) -> None:
-    """y (M, O) = activation(x (M, C) @ matrix (C, O) + bias), the rows shared out over the threads."""
+    """Compute y (M, O) = activation(x (M, C) @ matrix (C, O) + bias): a 1x1 convolution, in chunks of rows."""
     M, C = x.shape
     O = matrix.shape[1]
     height = max(64, min(_CHUNK // (x.itemsize * (C + O)), -(-M // chunk_count())))

@@ -1,7 +1,7 @@
-"""dense for NumPy: bias and activation in place, and in a model with convolutions large products on xpnet's own threads.
+"""dense for NumPy: bias and activation in place; in a model with convolutions, large products run on xpnet's own threads.
 
-There BLAS's threads are left asleep: after a product they wait for the next one in a busy loop, for tens of milliseconds, on
-the cores that the threads of the convolutions want.
+The threads of BLAS stay asleep there: after a product they wait for the next one in a busy loop for tens of milliseconds, on
+the cores that the threads of the convolutions need.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from xpnet.ops.linear import dense
 from xpnet.runtime.threads import chunk_count, one_blas_thread, own_threads_preferred, parallel
 
 SERIAL_PRODUCT = 1 << 18
-"""Multiplications up to which BLAS itself uses one thread, so nothing has to be set."""
+"""Multiply-adds up to which BLAS uses one thread anyway, so its number of threads need not be set."""
 
-_SHARED = 3 << 20
-"""Multiplications from which waking another thread pays."""
+_PARALLEL_PRODUCT = 3 << 20
+"""Multiply-adds from which waking another thread pays."""
 
 
 def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats:
-    """a (M, K) @ b (K, N), written to `out` where one is given, on xpnet's `own` threads or on those of BLAS."""
+    """Return a (M, K) @ b (K, N), written to `out` if given, on xpnet's `own` threads or on those of BLAS."""
     M, K = a.shape
     N = b.shape[1]
     work = M * K * N
     if work <= SERIAL_PRODUCT or not own:
-        product: Floats = a.dot(b, out)  # it starts half a microsecond earlier than matmul
+        product: Floats = a.dot(b, out)  # half a microsecond less overhead than matmul
         return product
     if out is None:
         out = np.empty((M, N), a.dtype)
     count = chunk_count()
-    if work < _SHARED or count == 1:
+    if work < _PARALLEL_PRODUCT or count == 1:
         with one_blas_thread():
             np.matmul(a, b, out=out)
         return out
-    # Cut along the longer side of the result, into pieces that start at whole vectors.
+    # Split the longer side of the result, aligned to whole vectors.
     size = max(M, N)
     step = -(-size // count)
     step += -step % 16
-    pieces = [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
-    def piece(i: int) -> None:
+    def chunk(i: int) -> None:
+        part = slice(i * step, (i + 1) * step)
         if M >= N:
-            np.matmul(a[pieces[i]], b, out=out[pieces[i]])
+            np.matmul(a[part], b, out=out[part])
         else:
-            np.matmul(a, b[:, pieces[i]], out=out[:, pieces[i]])
+            np.matmul(a, b[:, part], out=out[:, part])
 
-    parallel(piece, len(pieces))
+    parallel(chunk, -(-size // step))
     return out
 
 
 @dense.accelerate("numpy")
 def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, activation: str | None, save: bool) -> Any:
-    """One product; bias and activation added in place."""
+    """Compute one product, and bias and activation in place."""
     dtype = x.dtype
     if (
         dtype not in FLOATS
@@ -66,7 +66,7 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, activati
         or not x.size
         or (bias is not None and (bias.dtype != dtype or bias.shape != (kernel.shape[1],)))
     ):
-        return NotImplemented  # the reference computes it, or says what is wrong
+        return NotImplemented  # the reference computes it, or raises the error
     own = own_threads_preferred()
     y = matmul(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), kernel, own)
     if bias is not None:
@@ -82,7 +82,7 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, activati
 def backward(
     xp: Any, dy: Floats, saved: Any, *, activation: str | None, needs: tuple[bool, bool, bool], into: Any = (None,) * 3
 ) -> Any:
-    """Two products and a sum."""
+    """Compute two products and a sum."""
     x, kernel, y, own = saved
     if dy.dtype != x.dtype:
         dy = dy.astype(x.dtype)

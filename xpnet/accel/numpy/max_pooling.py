@@ -1,12 +1,12 @@
-"""Max pooling for NumPy: shifted images compared, a chunk at a time, no windows made.
+"""Max pooling for NumPy: compares shifted images, a tile at a time, without materialising windows.
 
-A window's maximum is taken along its rows first, then over them: KH + KW - 2 comparisons an element instead of
-KH*KW - 1, and the first of equal elements, in the order of the window, stays the winner.
+The maximum of a window is taken along its rows first, then over them: KH + KW - 2 comparisons an element instead of
+KH*KW - 1. Of equal elements the first in the window is the argmax.
 
-What backward needs is the outcome of each comparison, a bool. With those a gradient is split in the reverse order: what
-the last comparison's winner gets, what is left for the others, and so on; subtracted as integers, so that what is left is
-exactly the gradient or 0. The *switches* that `max_pool2d_with_switches` returns are one byte a window instead; they are
-also what is kept where the windows overlap so much that the comparisons' outcomes would be more memory than half of x.
+Backward needs the outcome of each comparison, a bool: the argmax mask. A gradient is routed in reverse order: the share of
+the last comparison's winner, the rest for the others, and so on; subtracted as integers, so that the rest is exactly the
+gradient or 0. The *switches* of `max_pool2d_with_switches` are the argmax as one byte a window instead; they are also kept
+where windows overlap so much that the mask would take more than half of the memory of x.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xpnet.ops.pooling import max_pool2d, max_pool2d_with_switches, pool_geometr
 
 
 class MaxMask(NamedTuple):
-    """Which comparisons a later element has won.
+    """The argmax mask: for each comparison whether the later element was greater.
 
     Fields:
         across: (KW - 1, N, rows, OW, C) bool, along the rows of the windows; rows are those of the padded images.
@@ -36,30 +36,28 @@ class MaxMask(NamedTuple):
 
     @staticmethod
     def shapes(N: int, g: Geometry, C: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Those of across and down for N images."""
+        """Return the shapes of across and down for N images."""
         rows = (g.h.out - 1) * g.h.stride + g.h.window
         return (g.w.window - 1, N, rows, g.w.out, C), (g.h.window - 1, N, g.h.out, g.w.out, C)
 
     @classmethod
     def empty(cls, N: int, g: Geometry, C: int) -> MaxMask:
-        """For all images."""
-        across, down = cls.shapes(N, g, C)
-        return cls(np.empty(across, bool), np.empty(down, bool))
+        """Return an uninitialised mask of N images."""
+        return cls(*(np.empty(shape, bool) for shape in cls.shapes(N, g, C)))
 
     @classmethod
     def is_small(cls, x_shape: Sequence[int], g: Geometry, itemsize: int) -> bool:
-        """Whether it takes no more than half of the memory of x."""
-        across, down = cls.shapes(x_shape[0], g, x_shape[3])
-        return (prod(across) + prod(down)) * 2 <= prod(x_shape) * itemsize
+        """Return whether the mask takes no more than half of the memory of x."""
+        return sum(map(prod, cls.shapes(x_shape[0], g, x_shape[3]))) * 2 <= prod(x_shape) * itemsize
 
     def of_tile(self, tile: PoolTile, lines: slice) -> MaxMask:
-        """What belongs to a band whose output rows are `lines`."""
+        """Return the part of a tile with the output rows `lines`."""
         rows = slice(tile.first, tile.first + tile.rows)
         return MaxMask(self.across[:, tile.images, rows], self.down[:, tile.images, lines])
 
 
 def _max_and_mask(tile: PoolTile, x: Floats, out: Floats, mask: MaxMask) -> None:
-    """The largest element of each window, and which comparisons were won."""
+    """Compute the maximum of each window, and the argmax mask."""
     P, temporary = workspace(x.dtype, tile.shape, tile.across, slot="pool")
     tile.deinterleave(x, P, -np.inf)
     _compare(tile, P, temporary, out, mask, np.greater)
@@ -68,52 +66,49 @@ def _max_and_mask(tile: PoolTile, x: Floats, out: Floats, mask: MaxMask) -> None
 
 
 def _greater_or_nan(other: Floats, best: Floats, out: Floats) -> None:
-    """other > best, where a NaN is above every number."""
+    """Compute other > best, where a NaN is greater than every number."""
     np.greater(other, best, out=out)
     out |= np.isnan(other) & ~np.isnan(best)
 
 
-def _compare(tile: PoolTile, P: Floats, temporary: Floats, out: Floats, mask: MaxMask, above: Callable[..., Any]) -> None:
+def _compare(tile: PoolTile, P: Floats, temporary: Floats, out: Floats, mask: MaxMask, greater: Callable[..., Any]) -> None:
     best = tile.at_column(P, 0)
     for kw in range(1, tile.g.w.window):
         other = tile.at_column(P, kw)
-        above(other, best, out=mask.across[kw - 1])
+        greater(other, best, out=mask.across[kw - 1])
         best = np.maximum(best, other, out=temporary)
     across, best = best, tile.at_row(best, 0)
     for kh in range(1, tile.g.h.window):
         other = tile.at_row(across, kh)
-        above(other, best, out=mask.down[kh - 1])
+        greater(other, best, out=mask.down[kh - 1])
         best = np.maximum(best, other, out=out)
     if tile.g.h.window == 1:
         np.copyto(out, best)
 
 
 def _switches(tile: PoolTile, mask: MaxMask, out: Floats) -> None:
-    """The number kh * KW + kw of each window's winner."""
+    """Compute the index kh * KW + kw of each window's maximum."""
     h, w = tile.g.h.window, tile.g.w.window
-    which: Any = np.zeros(tile.across, np.uint8)
+    argmax: Any = np.zeros(tile.across, np.uint8)
     for kw in range(1, w):
-        # A later winner has a larger number than all before it: the maximum of the numbers is the last winner's.
-        np.maximum(which, mask.across[kw - 1].view(np.uint8) * np.uint8(kw), out=which)
-    out[...] = tile.at_row(which, 0)
+        # The last comparison won has the largest index: the argmax is the maximum of all of them.
+        np.maximum(argmax, mask.across[kw - 1].view(np.uint8) * np.uint8(kw), out=argmax)
+    out[...] = tile.at_row(argmax, 0)
     for kh in range(1, h):
-        number = tile.at_row(which, kh) + np.uint8(kh * w)
-        np.maximum(out, mask.down[kh - 1].view(np.uint8) * number, out=out)
+        index = tile.at_row(argmax, kh) + np.uint8(kh * w)
+        np.maximum(out, mask.down[kh - 1].view(np.uint8) * index, out=out)
 
 
 def _max_and_switches(tile: PoolTile, x: Floats, out: Floats, switches: Floats) -> None:
-    """The largest element of each window, and its number."""
-    g, (n, lines, _, C) = tile.g, tile.out
-    across, down = workspace(
-        np.dtype(bool), (g.w.window - 1, *tile.across), (g.h.window - 1, n, lines, g.w.out, C), slot="mask"
-    )  # fmt: skip
-    mask = MaxMask(across, down)
+    """Compute the maximum of each window, and its index."""
+    h, w = tile.g.h.window, tile.g.w.window
+    mask = MaxMask(*workspace(np.dtype(bool), (w - 1, *tile.across), (h - 1, *tile.out), slot="mask"))
     _max_and_mask(tile, x, out, mask)
     _switches(tile, mask, switches)
 
 
 def pool_chunk(x: Floats, g: Geometry, y: Floats, mask: MaxMask | None, images: slice) -> None:
-    """Max pooling of the whole images x, in this thread; `won` is that of all images, of which x are the given ones."""
+    """Pool the whole images x in this thread; `mask` is that of all images, of which x are `images`."""
     tile = PoolTile(g, (0, x.shape[0], 0, g.h.out), x.shape[3])
     if mask is None:
         reduce_windows(np.maximum, x, tile, -np.inf, y)
@@ -122,7 +117,7 @@ def pool_chunk(x: Floats, g: Geometry, y: Floats, mask: MaxMask | None, images: 
 
 
 def unpool_chunk(dy: Floats, mask: MaxMask, g: Geometry, dx: Floats) -> None:
-    """The gradient dx of whole images, in this thread."""
+    """Compute the gradient dx of whole images in this thread."""
     tile = PoolTile(g, (0, dy.shape[0], 0, g.h.out), dy.shape[3])
     zero_gaps(dx, g)
     (P,) = workspace(dy.dtype, tile.shape, slot="pool")
@@ -131,15 +126,15 @@ def unpool_chunk(dy: Floats, mask: MaxMask, g: Geometry, dx: Floats) -> None:
 
 
 def _route_gradient(total: Floats, mask: Floats, places: Sequence[Floats], step: int, left: Floats, spare: Floats) -> None:
-    """Give every number of `total` to the place of its winner, 0 to the others.
+    """Route every number of `total` to the place of its argmax, 0 to the others.
 
     Args:
         total: the gradients.
-        won: (K - 1, ...) the outcomes of the comparisons.
-        places: K arrays like total, which may overlap: places[k] and places[k + step] do. Where they do not, the places
-            behind are written to, and those before are added to.
-        step: see there.
-        left, spare: working memory like total.
+        mask: (K - 1, ...), the outcomes of the comparisons.
+        places: K arrays like total. places[k] and places[k + step] overlap: the last `step` places are written, the others
+            added to.
+        step: the stride.
+        left, spare: workspace like total.
     """
     K = len(places)
     whole = integer_dtype(total.dtype)
@@ -159,12 +154,12 @@ def _route_gradient(total: Floats, mask: Floats, places: Sequence[Floats], step:
 
 
 def _unpool_with_mask(tile: PoolTile, dy: Floats, mask: MaxMask, P: Floats) -> None:
-    """Every gradient to its winner: over the rows of the windows first, then along them, into the phases P."""
+    """Route every gradient to its argmax in the phases P: over the rows of the windows first, then along them."""
     h, w = tile.g.h, tile.g.w
     rows, rest, spare, left = workspace(dy.dtype, tile.across, tile.across, tile.across, tile.out, slot="unpool")
     if h.stride > h.window:
         rows[...] = 0
-    # Places that overlap are added to: what the last ones do not write has to be 0.
+    # Zero what the last places do not write: the others are added to.
     rows[:, : max(0, h.window - h.stride)] = 0
     places = [tile.at_row(rows, k) for k in range(h.window)]
     _route_gradient(dy, mask.down, places, h.stride, left, spare[:, : tile.lines])
@@ -176,7 +171,7 @@ def _unpool_with_mask(tile: PoolTile, dy: Floats, mask: MaxMask, P: Floats) -> N
 
 
 def _unpool_with_switches(tile: PoolTile, dy: Floats, switches: Floats, P: Floats) -> None:
-    """Every dy at the place its switch names in the phases P."""
+    """Route every dy to the element its switch names in the phases P."""
     g = tile.g
     disjoint = disjoint_windows(g)
     (temporary,) = workspace(dy.dtype, dy.shape, slot="unpool")
@@ -194,7 +189,7 @@ def _unpool_with_switches(tile: PoolTile, dy: Floats, switches: Floats, P: Float
 
 
 def supported(x: Floats, g: Geometry) -> bool:
-    """Return whether max pooling of x is computed here; otherwise the reference computes it."""
+    """Return whether max pooling of x is computed here rather than by the reference."""
     return x.dtype in FLOATS and x.size > 0 and g.h.window * g.w.window <= 256 and min(g.h.out, g.w.out) > 0
 
 
@@ -206,13 +201,13 @@ def _with_switches(x: Floats, g: Geometry) -> tuple[Floats, Floats]:
 
 
 def _unpool(dy: Floats, switches: Floats, shape: tuple[int, ...], g: Geometry) -> Floats:
-    """Every dy (N, OH, OW, C) at the place its switch names, in an array of `shape`."""
+    """Return dx of `shape`, with every dy (N, OH, OW, C) at the element its switch names."""
     return pooling_gradient(shape, g, dy.dtype, lambda tile, part, P: _unpool_with_switches(tile, dy[part], switches[part], P))
 
 
 @max_pool2d_with_switches.accelerate("numpy")
 def forward_with_switches(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any) -> Any:
-    """Columns compared first, then rows; the winners' numbers from the outcomes."""
+    """Compute the argmax mask, and the switches from it."""
     g = pool_geometry("max_pool2d", x, window, stride, padding)
     if not supported(x, g):
         return NotImplemented
@@ -222,14 +217,14 @@ def forward_with_switches(xp: Any, x: Floats, *, window: Any, stride: Any, paddi
 
 @forward_with_switches.fresh_backward
 def backward_with_switches(xp: Any, dys: Any, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
-    """Each gradient goes to the element that won."""
+    """Route each gradient to the maximum of its window."""
     shape, switches = saved
     return _unpool(dys[0], switches, shape, windows(shape, window, window if stride is None else stride, padding))
 
 
 @max_pool2d.accelerate("numpy")
 def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, save: bool) -> Any:
-    """With the outcomes of the comparisons; rows compared first where nothing must be kept: longer runs."""
+    """Compute the argmax mask too if `save`; otherwise compare over the rows first, which are longer runs."""
     g = pool_geometry("max_pool2d", x, window, stride, padding)
     if not supported(x, g):
         return NotImplemented
@@ -247,7 +242,7 @@ def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, save:
 
 @forward.fresh_backward
 def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
-    """Each gradient goes to the element that won."""
+    """Route each gradient to the maximum of its window."""
     shape, kept = saved
     g = windows(shape, window, window if stride is None else stride, padding)
     if not isinstance(kept, MaxMask):

@@ -1,12 +1,11 @@
-"""Memory that is freed at the end of one step is taken again in the next: let the C library keep it in between.
+"""Malloc thresholds: keep the memory that one training step frees for the next step.
 
-glibc gives large blocks back to the system as soon as they are freed, and the system clears each page of a new one when it
-is first written to. A training step takes and frees the same tens of megabytes each time: clearing them cost as much as the
-arithmetic (16 MB through relu and back: 7 ms instead of 13). So blocks up to 32 MB, the most that glibc allows, come from
-its heap, and up to :data:`KEPT` bytes at the heap's end stay with the process. Larger blocks go back at once, as ever.
+glibc returns large blocks to the system as soon as they are freed, and the system clears each page of a new block when it
+is first written to. A training step allocates and frees the same tens of megabytes every time, and clearing them cost as
+much as the arithmetic (16 MB through relu and back: 7 ms instead of 13). So blocks up to 32 MB, the most that glibc allows,
+come from its heap, and up to :data:`KEPT` bytes at the heap's end stay with the process. Larger blocks are still returned.
 
-It is a setting of the whole process. ``XPNET_KEEP_MEMORY=0`` leaves the C library as it is; other C libraries have no such
-setting.
+This affects the whole process. ``XPNET_KEEP_MEMORY=0`` leaves the C library as it is; others than glibc have no such setting.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ import ctypes
 import os
 
 KEPT = 512 << 20
-"""Bytes of freed memory that the process keeps."""
+"""Bytes of freed memory to keep."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST = 32 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Set it; returns whether it was possible and wanted."""
+    """Set the thresholds, and return whether that was possible and wanted."""
     if os.environ.get("XPNET_KEEP_MEMORY", "1") in ("", "0"):
         return False
-    # Whoever has set these in the environment has thought about them.
+    # The user's own malloc settings take precedence.
     if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return False
     try:

@@ -1,7 +1,7 @@
-"""Batch normalisation for NumPy: two passes over the data each way, in chunks on all threads.
+"""Batch normalisation for NumPy: two passes over the data forward and two backward, in chunks on all threads.
 
-Nothing the size of x is kept but x itself: forward is x * factor + shift with one factor and shift a channel, backward
-is dy * factor + (x - mean) * slope + shift. Rows of few channels are taken several at a time, so that NumPy's loops
+Nothing the size of x is saved but x itself: forward is x * factor + shift with one factor and shift a channel, backward
+is dy * factor + (x - mean) * slope + shift. Several rows of few channels are merged into one, so that NumPy's loops
 run over a thousand elements instead of sixty. Sums over rows are products with a row of ones.
 """
 
@@ -20,7 +20,7 @@ _SMALL = 1 << 14
 
 
 class _Rows:
-    """x (..., C) as rows of `wide` = k * C elements, in chunks of equal height."""
+    """The layout of x (..., C) as rows of k * C elements, in chunks of equal height."""
 
     def __init__(self, shape: tuple[int, ...], C: int, count: int) -> None:
         self.k = k = _divisor(count, max(1, 1024 // C))
@@ -32,36 +32,36 @@ class _Rows:
     def part(self, number: int) -> slice:
         return slice(number * self.height, (number + 1) * self.height)
 
-    def long(self, vector: Floats) -> Floats:
-        """A vector (C,) as long as a row."""
+    def repeat(self, vector: Floats) -> Floats:
+        """Return a vector (C,) repeated to the length of a row."""
         return np.tile(vector, self.k) if self.k > 1 else vector
 
     def sums(self, x: Floats) -> Floats:
-        """The sum of each channel over rows x (height, wide)."""
+        """Return the sum of each channel over rows x (height, k * C)."""
         total: Floats = np.add.reduce((np.ones(len(x), x.dtype) @ x).reshape(self.k, self.C), axis=0)
         return total
 
     def products(self, x: Floats, y: Floats) -> Floats:
-        """The sum of x * y of each channel over rows (height, wide)."""
+        """Return the sum of x * y of each channel over rows (height, k * C)."""
         total: Floats = np.add.reduce(np.einsum("ij,ij->j", x, y).reshape(self.k, self.C), axis=0)
         return total
 
 
 def _divisor(n: int, limit: int) -> int:
-    """The largest divisor of n up to `limit`."""
+    """Return the largest divisor of n up to `limit`."""
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
 def _cancels(mean: Floats, variance: Floats) -> bool:
-    """Whether a mean is so far from 0 that sums of x * x, and x * factor, would lose digits to it."""
+    """Return whether a mean is so far from 0 that sums of x * x, and x * factor, lose digits by cancellation."""
     return bool((mean * mean > 64 * variance).any())
 
 
 def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats]:
-    """Mean and biased variance of each channel, float64 (C,).
+    """Return mean and biased variance of each channel, float64 (C,).
 
-    In one pass from the sums of x and of x * x, each chunk's in the dtype of x and then in float64; in a second pass about
-    each chunk's own mean where the first has lost digits.
+    One pass sums x and x * x, in the dtype of x within a chunk and in float64 over the chunks; where that has lost digits, a
+    second pass sums squares about the mean of each chunk.
     """
     C = rows.C
     first, second = np.empty((2, rows.chunks, C), np.float64)
@@ -75,7 +75,7 @@ def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats]:
     def centred(number: int) -> None:
         part = flat[rows.part(number)]
         (difference,) = workspace(part.dtype, part.shape)
-        np.subtract(part, rows.long((first[number] / sizes[number]).astype(part.dtype)), out=difference)
+        np.subtract(part, rows.repeat((first[number] / sizes[number]).astype(part.dtype)), out=difference)
         second[number] = rows.products(difference, difference)
 
     parallel(plain, rows.chunks, 3 * PASS_SECONDS * flat.size, 3)
@@ -83,7 +83,7 @@ def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats]:
     mean = first.sum(axis=0) / count
     variance = np.maximum(second.sum(axis=0) / count - mean * mean, 0)
     if _cancels(mean, variance):
-        # Chan, Golub and LeVeque (1983): the means and sums of squares of parts combined.
+        # Means and sums of squares of the chunks combined: Chan, Golub and LeVeque (1983).
         parallel(centred, rows.chunks, 4 * PASS_SECONDS * flat.size, 4)
         variance = (second.sum(axis=0) + (sizes * (first / sizes - mean) ** 2).sum(axis=0)) / count
     return mean, variance
@@ -91,7 +91,7 @@ def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats]:
 
 @batch_norm_with_statistics.accelerate("numpy")
 def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, epsilon: float) -> Any:
-    """The statistics in one pass over x, the output in another."""
+    """Compute the statistics in one pass over x, the output in another."""
     dtype = x.dtype
     if (
         dtype not in FLOATS
@@ -108,43 +108,43 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
     mean, variance = mean64.astype(dtype), variance64.astype(dtype)
     inverse = (1 / np.sqrt(variance64 + epsilon)).astype(dtype)
     factor = inverse if scale is None else inverse * scale
-    far = _cancels(mean64, variance64)
-    # y = (x - mean) * factor + offset, or x * factor + shift where that loses nothing.
-    shift = mean64 * 0 if far else -mean64 * factor
+    centre = _cancels(mean64, variance64)
+    # y = (x - mean) * factor + offset, or x * factor + shift where that loses no digits.
+    shift = mean64 * 0 if centre else -mean64 * factor
     shift = (shift if offset is None else shift + offset).astype(dtype)
-    long_mean, long_factor, long_shift = rows.long(mean), rows.long(factor), rows.long(shift)
+    long_mean, long_factor, long_shift = rows.repeat(mean), rows.repeat(factor), rows.repeat(shift)
     y = np.empty(rows.shape, dtype)
 
     def output(number: int) -> None:
         part = rows.part(number)
         source, out = flat[part], y[part]
-        if far:
+        if centre:
             source = np.subtract(source, long_mean, out=out)
         np.multiply(source, long_factor, out=out)
         np.add(out, long_shift, out=out)
 
     parallel(output, rows.chunks, 4 * PASS_SECONDS * x.size, 2)
-    return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, far)
+    return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, centre)
 
 
 @forward.fresh_backward
 def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, bool, bool]) -> Any:
-    """The sums of dy and dy * (x - mean) in one pass, dx in another."""
+    """Compute the sums of dy and dy * (x - mean) in one pass, dx in another."""
     dy, dmean, dvariance = dys
-    x, mean, inverse, scale, far = saved
+    x, mean, inverse, scale, centre = saved
     dtype = x.dtype
     C = x.shape[-1]
     count = x.size // C
     rows = _Rows(x.shape, C, count)
     flat = np.ascontiguousarray(x).reshape(rows.shape)
     dflat = np.ascontiguousarray(dy, dtype).reshape(rows.shape)
-    long_mean = rows.long(mean)
+    long_mean = rows.repeat(mean)
     sums = np.empty((2, rows.chunks, C), np.float64)
 
     def total(number: int) -> None:
         part = rows.part(number)
         source = flat[part]
-        if far:
+        if centre:
             (centred,) = workspace(dtype, source.shape)
             source = np.subtract(source, long_mean, out=centred)
         sums[0, number] = rows.sums(dflat[part])
@@ -152,7 +152,7 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
 
     parallel(total, rows.chunks, 4 * PASS_SECONDS * x.size, 3)
     doffset, dcentred = sums.sum(axis=1)
-    if not far:
+    if not centre:
         dcentred -= mean * doffset
     dscale = dcentred * inverse
     dx = None
@@ -160,14 +160,14 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
         # dx = factor * (dy - mean(dy) - xhat * mean(dy * xhat)) + (dmean + 2 * dvariance * (x - mean)) / count
         factor = inverse.astype(np.float64) if scale is None else inverse.astype(np.float64) * scale
         slope = (2 * dvariance - factor * dscale * inverse) / count
-        shift = (dmean - factor * doffset) / count - (0 if far else mean * slope)
-        long_factor, long_slope, long_shift = (rows.long(v.astype(dtype)) for v in (factor, slope, shift))
+        shift = (dmean - factor * doffset) / count - (0 if centre else mean * slope)
+        long_factor, long_slope, long_shift = (rows.repeat(v.astype(dtype)) for v in (factor, slope, shift))
         out = np.empty(rows.shape, dtype)
 
         def gradient(number: int) -> None:
             part = rows.part(number)
             (term,) = workspace(dtype, flat[part].shape)
-            source = np.subtract(flat[part], long_mean, out=term) if far else flat[part]
+            source = np.subtract(flat[part], long_mean, out=term) if centre else flat[part]
             np.multiply(source, long_slope, out=term)
             np.add(term, long_shift, out=term)
             np.multiply(dflat[part], long_factor, out=out[part])

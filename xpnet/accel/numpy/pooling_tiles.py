@@ -1,8 +1,8 @@
-"""Pooling windows seen from NumPy: a chunk of images dealt out so that all windows' element k lie side by side.
+"""Tiles of pooling windows: images deinterleaved so that element k of all windows is contiguous.
 
-NumPy's loops want long runs, and a strided image offers only one pixel's channels at a time. So a chunk is first dealt
-out into its *phases*: the columns 0, s, 2s, ..., the columns 1, s+1, ..., for a stride of s. In them all elements kw of
-the windows lie side by side. Backward, the gradients are summed in phases and dealt back.
+NumPy's loops want long runs, and a strided image offers only the channels of one pixel at a time. So a tile is first
+deinterleaved into its *phases*: for a stride of s the columns 0, s, 2s, ..., the columns 1, s+1, ..., and so on. In a phase
+the elements kw of all windows are adjacent. Backward, gradients are summed in the phases and interleaved again.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ CHUNK = 2 << 20
 
 
 class PoolTile:
-    """What the windows of some output rows see of some images, dealt out into phases.
+    """The input that the windows of some output rows see, as phases.
 
     Args:
         g: the windows.
-        where: first and last image, first and last output row.
+        chunk: its rows are those of the outputs.
         C: channels.
     """
 
-    def __init__(self, g: Geometry, where: Chunk, C: int) -> None:
+    def __init__(self, g: Geometry, chunk: Chunk, C: int) -> None:
         self.g = g
-        n0, n1, r0, r1 = where
+        n0, n1, r0, r1 = chunk
         self.images = slice(n0, n1)
-        self.lines = r1 - r0
-        self.first = r0 * g.h.stride  # the first row seen, of the padded images
-        self.top = self.first - g.h.before  # and of the images: it may lie above them
+        self.lines = r1 - r0  # output rows
+        self.first = r0 * g.h.stride  # first row of the padded images
+        self.top = self.first - g.h.before  # the same row of the images; may be negative
         self.rows = (self.lines - 1) * g.h.stride + g.h.window
         columns = (g.w.out - 1) * g.w.stride + g.w.window
         self.phases = min(g.w.stride, g.w.window)
         self.wide = -(-columns // g.w.stride)
         self.shape = (self.phases, n1 - n0, self.rows, self.wide, C)
-        self.across = (n1 - n0, self.rows, g.w.out, C)  # one number for each row of a window
+        self.across = (n1 - n0, self.rows, g.w.out, C)  # one value for each row of a window
         self.out = (n1 - n0, self.lines, g.w.out, C)
 
     def at_column(self, P: Floats, kw: int) -> Floats:
-        """Element kw of all windows along the width: (n, rows, OW, C)."""
+        """Return element kw of all windows along the width: (n, rows, OW, C)."""
         first = kw // self.g.w.stride
         phase: Floats = P[kw % self.g.w.stride]
         return phase[:, :, first : first + self.g.w.out]
 
     def at_row(self, array: Floats, kh: int) -> Floats:
-        """Element kh of all windows along the height: (n, lines, OW, C) of (n, rows, OW, C)."""
+        """Return element kh of all windows along the height: (n, lines, OW, C) of (n, rows, OW, C)."""
         stride = self.g.h.stride
         return array[:, kh : kh + (self.lines - 1) * stride + 1 : stride]
 
     def inside(self, phase: int) -> tuple[slice, slice, slice, slice]:
-        """Which rows and columns of a phase lie inside of the image, and which of the image's those are."""
+        """Return the rows and columns of a phase inside the image, and the same rows and columns of the image."""
         h, w = self.g
         lo, hi = max(self.top, 0), min(self.top + self.rows, h.size)
         first = max(0, -(-(w.before - phase) // w.stride))
@@ -68,7 +68,7 @@ class PoolTile:
         return slice(lo - self.top, hi - self.top), slice(first, max(first, last)), slice(lo, hi), columns
 
     def deinterleave(self, x: Floats, P: Floats, value: float) -> None:
-        """Copy the images into the phases, with `value` in the padding."""
+        """Copy the images to the phases, with `value` in the padding."""
         for phase in range(self.phases):
             rows, columns, from_rows, from_columns = self.inside(phase)
             part = P[phase]
@@ -79,7 +79,7 @@ class PoolTile:
             copy_pixels(part[:, rows, columns], x[self.images, from_rows, from_columns])
 
     def interleave(self, P: Floats, dx: Floats, done: int) -> None:
-        """Copy the phases to the images; rows before `done` have been written already and are added to."""
+        """Copy the phases to the images; add to the rows before `done`, which have been written already."""
         for phase in range(self.phases):
             rows, columns, to_rows, to_columns = self.inside(phase)
             again = min(max(done, to_rows.start), to_rows.stop)
@@ -91,7 +91,7 @@ class PoolTile:
 
 
 def copy_pixels(target: Floats, source: Floats) -> None:
-    """Copy (..., C) to (..., C). As items of C numbers strided pixels are copied nearly as fast as contiguous ones."""
+    """Copy (..., C) to (..., C). As items of C numbers, strided pixels are copied nearly as fast as contiguous ones."""
     C = target.shape[-1]
     if C > 1 and target.strides[-1] == source.strides[-1] == target.itemsize:
         item = packed_dtype(C, target.dtype)
@@ -100,9 +100,9 @@ def copy_pixels(target: Floats, source: Floats) -> None:
 
 
 def reduce_windows(ufunc: Any, x: Floats, tile: PoolTile, value: float, out: Floats) -> None:
-    """Combine the elements of each window, over the rows first: those are long, so nothing needs to be dealt out.
+    """Reduce each window, over its rows first: image rows are long runs, so nothing needs to be deinterleaved.
 
-    The images' rows are copied only where padding of `value` has to be put around them.
+    The images are copied only where they must be padded with `value`.
     """
     g, lines = tile.g, tile.lines
     columns = (g.w.out - 1) * g.w.stride + g.w.window
@@ -125,23 +125,23 @@ def reduce_windows(ufunc: Any, x: Floats, tile: PoolTile, value: float, out: Flo
 
 
 def for_tiles(shape: tuple[int, ...], g: Geometry, itemsize: int, work: Callable[[PoolTile, Any], None]) -> None:
-    """Call work(band, output part) for chunks of the images, shared out over the threads."""
+    """Call work(tile, output slices) for the tiles of all images, on all threads."""
     N, _, W, C = shape
     chunks = image_row_chunks(N, g.h.out, g.h.stride * W * C * itemsize, CHUNK, seconds(shape, g))
 
-    def chunk(number: int) -> None:
-        n0, n1, r0, r1 = where = chunks[number]
-        work(PoolTile(g, where, C), (slice(n0, n1), slice(r0, r1)))
+    def part(number: int) -> None:
+        n0, n1, r0, r1 = chunk = chunks[number]
+        work(PoolTile(g, chunk, C), (slice(n0, n1), slice(r0, r1)))
 
-    parallel(chunk, len(chunks), seconds(shape, g), 10)
+    parallel(part, len(chunks), seconds(shape, g), 10)
 
 
 def pooling_gradient(
     shape: tuple[int, ...], g: Geometry, dtype: np.dtype[Any], fill: Callable[[PoolTile, Any, Floats], None]
 ) -> Floats:
-    """dx of `shape`: fill(band, output part, P) sums a band's gradients in its phases P.
+    """Return dx of `shape`; fill(tile, output slices, P) sums the gradients of a tile in its phases P.
 
-    Chunks are whole images, or bands of one image that one thread does in order: no two threads add to one row.
+    Tiles are whole images, or rows of one image that one thread processes in order: no two threads add to one row.
     """
     N, _, W, C = shape
     dx = np.empty(shape, dtype)
@@ -166,18 +166,18 @@ def pooling_gradient(
 
 
 def seconds(shape: tuple[int, ...], g: Geometry) -> float:
-    """How long one thread takes for the pooling of images of `shape`, or for its pooling_gradient, about."""
+    """Estimate the seconds one thread takes for the pooling of images of `shape`, or for its gradient."""
     overlap = g.h.window * g.w.window / (g.h.stride * g.w.stride)
     return 2.5 * PASS_SECONDS * prod(shape) * (1 + overlap)
 
 
 def disjoint_windows(g: Geometry) -> bool:
-    """Whether every element of the phases belongs to exactly one window."""
+    """Return whether every element of the phases belongs to exactly one window."""
     return g.h.stride == g.h.window and g.w.stride >= g.w.window
 
 
 def zero_gaps(dx: Floats, g: Geometry) -> None:
-    """Set to 0 what no window sees of images dx (n, H, W, C)."""
+    """Set to 0 what no window covers of images dx (n, H, W, C)."""
     if any(a.stride > a.window for a in g):
         dx[...] = 0
         return

@@ -1,7 +1,7 @@
-"""The LSTM for NumPy: every step in place, on arrays that hold all steps.
+"""The LSTM for NumPy: every step in place, in arrays that hold all steps.
 
-The states before and after the steps are rows of one array with a step more, so that nothing has to be stacked afterwards;
-the gates are computed where the inputs' product left them, and backward their gradients where their derivatives were made.
+The states before and after the steps are rows of one array of T + 1 steps, so that nothing has to be stacked afterwards; the
+gates overwrite the product of the inputs, and backward the gradients of the gates overwrite their derivatives.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xpnet.runtime.threads import own_threads_preferred
 
 
 def supported(x: Any, kernel: Any, recurrent: Any, bias: Any, h: Any, c: Any, mask: Any) -> bool:
-    """Whether these inputs are taken: one dtype, matching shapes, no mask. What is wrong with others, the reference says."""
+    """Return whether these inputs are computed here: one dtype, matching shapes, no mask. The reference raises the errors."""
     if mask is not None or x.ndim != 3 or 0 in x.shape or recurrent.ndim != 2 or x.dtype not in FLOATS:
         return False
     H = recurrent.shape[0]
@@ -39,12 +39,12 @@ def forward(
     reverse: bool,
     save: bool,
 ) -> Any:
-    """One product for all inputs, then a product and nine calls a step."""
+    """Compute one product for all inputs, then one product and nine NumPy calls a step."""
     if not supported(x, kernel, recurrent_kernel, bias, h, c, mask):
         return NotImplemented
     (N, T, _), H, dtype = x.shape, recurrent_kernel.shape[0], x.dtype
     own = own_threads_preferred()
-    # sigmoid(z) = tanh(z / 2) / 2 + 1/2, so one tanh serves all gates; halving is exact and is done to the kernels.
+    # sigmoid(z) = tanh(z / 2) / 2 + 1/2, so one tanh serves all gates; halving is exact, so the kernels are halved.
     half = np.repeat(np.array([0.5, 0.5, 1, 0.5], dtype), H)
     rest = 1 - half
     weights = recurrent_kernel * half
@@ -52,7 +52,7 @@ def forward(
     matmul(_rows(x), kernel * half, own, gates.reshape(T * N, 4 * H))
     if bias is not None:
         np.add(gates, bias * half, out=gates)
-    # Row t is the state before step t and row t + 1 that after it; read from the end it is the other way round.
+    # Row t is the state before step t, and row t + 1 the state after it; vice versa if reversed.
     states, cells = np.empty((2, T + 1, N, H), dtype)
     squashed = np.empty((T, N, H), dtype)
     before, after = (1, 0) if reverse else (0, 1)
@@ -76,19 +76,19 @@ def forward(
 
 
 def _rows(x: Floats) -> Floats:
-    """(N, T, C) as rows of steps: (T * N, C)."""
+    """Return x (N, T, C) as rows in the order of the steps: (T * N, C)."""
     N, T, C = x.shape
     return np.ascontiguousarray(x.transpose(1, 0, 2)).reshape(T * N, C)
 
 
 @forward.fresh_backward
 def backward(xp: Any, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool, ...]) -> Any:
-    """A product and six calls a step; the kernels' gradients in one product over all steps each."""
+    """Compute one product and six NumPy calls a step, and each kernel's gradient in one product over all steps."""
     x, kernel, recurrent, gates, states, cells, squashed, own = saved
     dy, dlast, dcell = dys
     (N, T, C), H, dtype = x.shape, recurrent.shape[0], x.dtype
     before = 1 if reverse else 0
-    # What multiplies dc in the first three blocks and dh in the last, for all steps at once; it becomes dz.
+    # The factors of dc (first three gates) and of dh (the last), for all steps at once; they become dz.
     dz = np.subtract(1, gates)
     blocks, derivatives = gates.reshape(T, N, 4, H), dz.reshape(T, N, 4, H)
     i, f, g, o = (blocks[:, :, k] for k in range(4))
@@ -102,7 +102,7 @@ def backward(xp: Any, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool,
     through = squashed * squashed
     np.subtract(1, through, out=through)
     through *= o
-    dh, dc = (np.array(d, dtype, order="C") for d in (dlast, dcell))  # copies, which are worked on
+    dh, dc = (np.array(d, dtype, order="C") for d in (dlast, dcell))  # copies, updated in place
     back, term = recurrent.T, np.empty((N, H), dtype)
     for t in range(T) if reverse else range(T - 1, -1, -1):
         np.add(dh, dy[:, t], out=dh)

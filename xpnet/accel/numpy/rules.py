@@ -1,7 +1,7 @@
-"""Update rules for NumPy: in place and in blocks that stay in the cache, shared out over the threads.
+"""Update rules for NumPy: in place, in blocks that stay in the cache, on all threads.
 
-The plain rules make a temporary array as large as the model for every product; here the gradient, which nobody reads after
-the update, is worked on instead.
+The reference rules allocate a temporary array as large as the model for every product; here the gradient, which is not read
+after the update, is overwritten instead.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from xpnet.ops.updates import rule as rules
 from xpnet.runtime.threads import own_threads_preferred, parallel
 
 _BLOCK = 1 << 15
-"""Elements of a block: five arrays of that size stay in a core's second-level cache."""
+"""Elements of a block: five arrays of that size stay in a core's L2 cache."""
 
 
-def _blocks(update: Any, *arrays: Floats) -> None:
+def _in_blocks(update: Any, *arrays: Floats) -> None:
     """Call ``update(*views)`` for consecutive blocks of 1-D arrays of one size."""
     size = arrays[0].shape[0]
     if size <= _BLOCK:
@@ -34,25 +34,25 @@ def _blocks(update: Any, *arrays: Floats) -> None:
     count = -(-size // _BLOCK)
     if own_threads_preferred():
         parallel(block, count, 3 * PASS_SECONDS * len(arrays) * size, 3 * len(arrays))
-    else:  # BLAS's threads may still be waiting, busily, for the next product
+    else:  # the threads of BLAS may still be busy waiting for the next product
         for number in range(count):
             block(number)
 
 
 @rules.sgd.accelerate("numpy")
 def sgd(xp: Any, w: Floats, g: Floats, *, learning_rate: float) -> None:
-    """w -= learning_rate * g."""
+    """Update w -= learning_rate * g."""
 
     def update(w: Floats, g: Floats) -> None:
         np.multiply(g, learning_rate, out=g)
         np.subtract(w, g, out=w)
 
-    _blocks(update, w, g)
+    _in_blocks(update, w, g)
 
 
 @rules.momentum.accelerate("numpy")
 def momentum(xp: Any, w: Floats, g: Floats, v: Floats, *, learning_rate: float, momentum: float, nesterov: bool) -> None:
-    """v = momentum * v - learning_rate * g; w += v, or momentum * v - learning_rate * g."""
+    """Update v = momentum * v - learning_rate * g, and w += v, or momentum * v - learning_rate * g."""
 
     def update(w: Floats, g: Floats, v: Floats) -> None:
         np.multiply(g, learning_rate, out=g)
@@ -65,7 +65,7 @@ def momentum(xp: Any, w: Floats, g: Floats, v: Floats, *, learning_rate: float, 
         else:
             np.add(w, v, out=w)
 
-    _blocks(update, w, g, v)
+    _in_blocks(update, w, g, v)
 
 
 @rules.adam.accelerate("numpy")
@@ -82,7 +82,7 @@ def adam(
     epsilon: float,
     step: int,
 ) -> None:
-    """The means of g and of g*g, then w -= rate * m / (sqrt(v) + epsilon), with the corrections in the two constants.
+    """Update m and v, the means of g and of g * g, and w, with the bias corrections in two constants.
 
     mhat / (sqrt(vhat) + epsilon) = m / (sqrt(v) + epsilon * c) * c / (1 - beta1**step) with c = sqrt(1 - beta2**step).
     """
@@ -103,4 +103,4 @@ def adam(
         np.multiply(g, rate, out=g)
         np.subtract(w, g, out=w)
 
-    _blocks(update, w, g, m, v)
+    _in_blocks(update, w, g, m, v)

@@ -1,4 +1,4 @@
-"""Softmax and its cross entropy for NumPy: few calls for small batches, chunks on all threads for large ones."""
+"""Softmax and softmax cross entropy for NumPy: few calls for small batches, chunks on all threads for large ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from xpnet.ops.softmax import softmax, softmax_cross_entropy
 from xpnet.runtime.threads import parallel
 
 SMALL = 1 << 15
-"""Elements up to which everything is done at once in the calling thread."""
+"""Elements up to which an array is not split."""
 
 
 @lru_cache(maxsize=64)
 def row_offsets(rows: int, K: int) -> Floats:
-    """Where each row begins in a flat (rows, K) array. Shared: never written to."""
+    """Return the offset of each row in a flat (rows, K) array. The result is cached: read-only."""
     starts = np.arange(0, rows * K, K)
     starts.flags.writeable = False
     return starts
@@ -31,7 +31,7 @@ def _chunks(rows: int, K: int) -> list[slice]:
 
 @softmax.accelerate("numpy")
 def forward(xp: Any, x: Floats, *, axis: int) -> Any:
-    """Along the last axis, rows in chunks."""
+    """Compute the softmax along the last axis, in chunks of rows."""
     if x.dtype not in FLOATS or x.ndim == 0 or axis not in (-1, x.ndim - 1) or not x.size:
         return NotImplemented
     K = x.shape[-1]
@@ -55,7 +55,7 @@ def forward(xp: Any, x: Floats, *, axis: int) -> Any:
 
 @forward.backward
 def backward(xp: Any, dy: Floats, y: Floats, *, axis: int) -> Any:
-    """y * (dy - sum(dy * y)), rows in chunks."""
+    """Compute y * (dy - sum(dy * y)), in chunks of rows."""
     K = y.shape[-1]
     ys, dys = y.reshape(-1, K), dy.reshape(-1, K)
     dx = np.empty(ys.shape, y.dtype)
@@ -75,22 +75,21 @@ def backward(xp: Any, dy: Floats, y: Floats, *, axis: int) -> Any:
 
 
 def valid_class_indices(logits: Floats, labels: Any) -> bool:
-    """Whether `labels` are class numbers that fit the logits; whatever is wrong with others, the reference says."""
+    """Return whether `labels` are class indices that fit the logits; for others the reference raises the error."""
     kind = labels.dtype.kind
     if kind not in "iu" or labels.shape != logits.shape[:-1] or not labels.dtype.isnative:
         return False
     if kind == "i":
-        # As an unsigned number a negative one is larger than any class: one comparison finds both mistakes.
+        # As unsigned integers negative ones are larger than any class: one comparison finds both mistakes.
         labels = labels.view(f"u{labels.dtype.itemsize}")
     return bool(np.maximum.reduce(labels, axis=None) < logits.shape[-1])
 
 
 @softmax_cross_entropy.accelerate("numpy")
 def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: bool) -> Any:
-    """For class numbers: log(sum(exp(x))) - x[label], rows in chunks.
+    """Compute log(sum(exp(x))) - x[label] for class indices, in chunks of rows.
 
-    Large logits are kept as they are for the backward pass, and their exponentials taken again there: cheaper than to
-    write them to memory and read them back.
+    For large logits the backward pass recomputes the exponentials: cheaper than writing them to memory and reading them back.
     """
     if (
         logits.dtype not in FLOATS
@@ -102,12 +101,12 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
     ):
         return NotImplemented
     if labels.dtype.kind == "u" and labels.itemsize == 8:
-        labels = labels.astype(np.int64)  # NumPy's sum of uint64 and int64 is a float64, which is no index
+        labels = labels.astype(np.int64)  # uint64 + int64 is a float64 in NumPy, not an index
     K = logits.shape[-1]
     rows = logits if logits.ndim == 2 else logits.reshape(-1, K)
     count = rows.shape[0]
     if logits.size <= SMALL:
-        # In C order whatever the order of the logits: the flat views below must be views.
+        # C order, whatever the order of the logits: reshape(-1) must return views below.
         e = np.subtract(rows, np.maximum.reduce(rows, axis=1, keepdims=True), order="C")
         places = row_offsets(count, K) + labels.reshape(-1)
         picked = e.reshape(-1).take(places)
@@ -147,7 +146,7 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
 
 @loss_forward.backward
 def loss_backward(xp: Any, dloss: Floats, saved: Any, *, reduction: str) -> Any:
-    """(softmax(x) - one at the label) times the loss's gradient."""
+    """Compute (softmax(x) - one-hot(label)) times the gradient of the loss."""
     first, places, exact, shape = saved
     count, K = first.shape
     weight: Any = dloss / count if reduction == "mean" else dloss
@@ -161,7 +160,7 @@ def loss_backward(xp: Any, dloss: Floats, saved: Any, *, reduction: str) -> Any:
     peaks, totals = exact
     gradient = np.empty((count, K), first.dtype)
     parts = _chunks(count, K)
-    # exp(x - peak) / total * weight, with one division a row instead of one an element
+    # exp(x - peak) / total * weight, with one division a row instead of an element
     scale = weight / totals
 
     def chunk(number: int) -> None:

@@ -1,21 +1,20 @@
-"""Convolutions with fewer multiplications: Winograd's minimal filtering F(m x m, r x r), as matrix products.
+"""Winograd convolutions, F(m x m, r x r), as matrix products.
 
-An output tile of m x m comes from an input tile of a x a, a = m + r - 1, by a*a multiplications for each pair of
-channels instead of m*m*r*r. F(4x4, 3x3) does 36 instead of 144. With the matrices A, B, G of Cook and Toom:
+An output tile of m x m is computed from an input tile of a x a, a = m + r - 1, with a*a multiplications for each pair of
+channels instead of m*m*r*r: 36 instead of 144 for F(4x4, 3x3). With the matrices A, B, G of Cook and Toom:
 
     U = G k G^T    V = B^T d B    M = sum over channels of U * V    y = A^T M A
 
-The transforms are applied along one axis at a time, each as many small products of a constant matrix with rows of the
-image, read and written through strides: tiles are never gathered or scattered. The a*a sums over channels are ordinary
-matrix products (tiles, C) x (C, O).
+The transforms are applied along one axis at a time, as many small products of a constant matrix with rows of the image,
+read and written through strides: tiles are never gathered or scattered. The a*a sums over channels are ordinary matrix
+products (tiles, C) x (C, O).
 
-The data gradient is the same with the kernel turned by 180 degrees and its channels exchanged. The weight gradient is
-the adjoint: dU = V^T (A dy A^T) at each of the a*a positions, dk = G^T dU G.
+The data gradient is such a convolution with the kernel flipped along both axes and its channels exchanged. The weight
+gradient is the adjoint: dU = V^T (A dy A^T) at each of the a*a positions, dk = G^T dU G.
 
 Rounding: float32 results of F(4x4, 3x3) and F(2x2, 5x5) differ from the exact ones by up to about 1e-5 of the largest
-output, 1.6e-5 with 256 channels (as matrix products of columns: below 1e-6); those of F(2x2, 3x3) and F(3x3, 3x3) by about
-half of that. An infinity or nan in the input spoils its whole tile. ``XPNET_WINOGRAD=0`` or ``use_winograd(False)`` turns all
-of this off.
+output, 1.6e-5 with 256 channels (by im2col: below 1e-6); those of F(2x2, 3x3) and F(3x3, 3x3) by about half of that. An
+infinity or NaN in the input spoils its whole tile. ``XPNET_WINOGRAD=0`` or ``use_winograd(False)`` turns Winograd off.
 
 Source: S. Winograd, "Arithmetic complexity of computations" (1980); A. Lavin and S. Gray, "Fast algorithms for
 convolutional neural networks" (2015), sections 4 and 5.
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, balanced_chunk_size
+from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, strided_view, workspace
 from xpnet.runtime.threads import chunk_count, parallel
@@ -37,11 +36,11 @@ from xpnet.runtime.threads import chunk_count, parallel
 _enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
 
 POINTS = (0, 1, -1, 2, -2)
-"""Where the polynomials are evaluated, besides infinity: small numbers, for small rounding errors."""
+"""Interpolation points, besides infinity: small numbers, for small rounding errors."""
 
 
 def use_winograd(on: bool) -> bool:
-    """Allow or forbid Winograd convolutions from now on; returns what held before."""
+    """Allow or forbid Winograd convolutions, and return whether they were allowed before."""
     global _enabled
     before, _enabled = _enabled, bool(on)
     return before
@@ -62,7 +61,7 @@ class Transforms(NamedTuple):
 
 @lru_cache(maxsize=32)
 def transforms(m: int, r: int, dtype: np.dtype[Any]) -> Transforms:
-    """The Cook-Toom matrices for tiles of `m` outputs and `r` taps along each axis."""
+    """Return the Cook-Toom matrices for tiles of `m` outputs and `r` taps along each axis."""
     a = m + r - 1
     points = np.array(POINTS[: a - 1], np.float64)
     AT = np.zeros((m, a))
@@ -81,11 +80,11 @@ def transforms(m: int, r: int, dtype: np.dtype[Any]) -> Transforms:
 
 
 def best_tile(OH: int, OW: int, C: int, O: int, r: int) -> int:
-    """The m for which F(m x m, r x r) is expected to beat a direct product on an (OH, OW) output, or 0."""
+    """Return the m for which F(m x m, r x r) is expected to beat im2col on an (OH, OW) output, or 0."""
     if not _enabled or r not in (3, 5) or OH < 1 or OW < 1 or min(C, O) < 16:
         return 0
-    # In multiplications for each output pixel. The constants say how many channels' worth of products the copies of a
-    # direct product and the transforms cost; they were fitted to measured times.
+    # In multiply-adds an output pixel. The constants are the cost of im2col's copies and of the transforms, in channels of
+    # products, fitted to measured times.
     best, chosen = float(r * r * (C * O + 12 * C)), 0
     for m in range(2, 8 - r):
         a = m + r - 1
@@ -97,73 +96,65 @@ def best_tile(OH: int, OW: int, C: int, O: int, r: int) -> int:
 
 
 _TRANSFORM_COLUMNS = 1 << 14
-"""Columns of a kernel's transform that are done at a time."""
+"""Columns of a kernel transformed at a time."""
 
 _SMALL_SUMS = 3 << 20
-"""Bytes of dU up to which every thread has its own."""
+"""Bytes of dU up to which every thread has its own sum."""
 
 
 def _seconds(t: Transforms, tiles: int, C: int, O: int, pooled: bool) -> float:
-    """How long one thread takes for so many tiles, about."""
-    ends = (8 if pooled else 2) * PASS_SECONDS * t.m * t.m * O
-    return tiles * (t.a * t.a * (MAC_SECONDS * C * O + 3.5 * PASS_SECONDS * (C + O)) + ends)
+    """Estimate the seconds one thread takes for so many tiles."""
+    epilogue = (8 if pooled else 2) * PASS_SECONDS * t.m * t.m * O
+    return tiles * (t.a * t.a * (MAC_SECONDS * C * O + 3.5 * PASS_SECONDS * (C + O)) + epilogue)
 
 
-def _seconds_of_kernel(t: Transforms, size: int) -> float:
-    """How long one thread takes to transform a kernel of `size` channels in and out, about."""
-    return t.a * t.a * size * (MAC_SECONDS * t.r * t.r + 2 * PASS_SECONDS)
-
-
-def transform_kernel(kernel: Floats, t: Transforms) -> Floats:
-    """U (a, a, C, O) from a kernel (r, r, C, O)."""
-    r, _, C, O = kernel.shape
-    flat = np.ascontiguousarray(kernel).reshape(r * r, C * O)
-    U = np.empty((t.a * t.a, C * O), kernel.dtype)
+def _transform(matrix: Floats, flat: Floats) -> Floats:
+    """Return matrix (a * a, r * r), or its transpose, times the elements `flat` of a kernel, in blocks of columns."""
+    size = flat.shape[1]
+    out = np.empty((len(matrix), size), flat.dtype)
 
     def part(p: int) -> None:
         columns = slice(p * _TRANSFORM_COLUMNS, (p + 1) * _TRANSFORM_COLUMNS)
-        np.matmul(t.GG, flat[:, columns], out=U[:, columns])
+        np.matmul(matrix, flat[:, columns], out=out[:, columns])
 
-    parallel(part, -(-C * O // _TRANSFORM_COLUMNS), _seconds_of_kernel(t, C * O))
-    return U.reshape(t.a, t.a, C, O)
+    rows, taps = max(matrix.shape), min(matrix.shape)
+    parallel(part, -(-size // _TRANSFORM_COLUMNS), rows * size * (MAC_SECONDS * taps + 2 * PASS_SECONDS))
+    return out
+
+
+def transform_kernel(kernel: Floats, t: Transforms) -> Floats:
+    """Return U (a, a, C, O) of a kernel (r, r, C, O)."""
+    r, _, C, O = kernel.shape
+    return _transform(t.GG, np.ascontiguousarray(kernel).reshape(r * r, C * O)).reshape(t.a, t.a, C, O)
 
 
 class _Tiling(NamedTuple):
-    """How the work is cut: chunks of whole images, or of rows of tiles where one image has many."""
+    """The tiles of an image, and chunks of whole images, or of rows of tiles where one image has many."""
 
     th: int  # tiles along the height of an image
-    tw: int  # and along its width
-    chunks: list[Chunk]  # first and last image, first and last row of tiles
+    tw: int  # tiles along its width
+    chunks: list[Chunk]  # rows are those of tiles
 
 
 def _tiling(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool, each: float) -> _Tiling:
-    """Chunks of about `tiles` tiles and nearly equal size, at least one for each thread if there are enough images.
+    """Split the work into nearly equal chunks of about `tiles` tiles; `each` is the estimated seconds a tile.
 
-    `each` is how many seconds a tile takes.
+    There is at least one chunk a thread if there are enough images.
     """
     th, tw = -(-OH // m), -(-OW // m)
-    if whole:
-        tiles = max(tiles, th * tw)
-    images, strips = tiles // (th * tw), th
-    if images > 1:
-        images = balanced_chunk_size(N, images, N * th * tw * each)
-    else:
-        images = 1
-        strips = max(1, min(th, tiles // tw))
-        strips = -(-th // -(-th // strips))
-    chunks = [(n, min(n + images, N), s, min(s + strips, th)) for n in range(0, N, images) for s in range(0, th, strips)]
-    return _Tiling(th, tw, chunks)
+    size = max(tiles, th * tw) if whole else tiles
+    return _Tiling(th, tw, image_row_chunks(N, th, tw, size, N * th * tw * each))
 
 
 def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads: tuple[int, int], target: OutputTiles) -> None:
-    """The convolution of x (N, H, W, C) with a transformed kernel U (a, a, C, O), stride 1.
+    """Convolve x (N, H, W, C), padded with zeros, with a transformed kernel, stride 1.
 
     Args:
-        x: whatever lies outside of the images, on any side, counts as 0.
-        U: from `transform_kernel`.
-        t: the same transforms.
+        x: the input.
+        U: (a, a, C, O) from `transform_kernel`, with the same transforms.
+        t: transforms.
         bias: (O,) or None.
-        pads: how far the first window lies above and left of the image.
+        pads: rows and columns of the first window above and left of the image.
         target: (N, OH, OW, O), contiguous.
     """
     C = x.shape[3]
@@ -171,7 +162,7 @@ def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads:
     m, a, dtype = t.m, t.a, x.dtype
     terms = a if bias is None else a + 1
     each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
-    # Fewer tiles keep V and M nearer to the core, more make the calls long enough for Python not to hold the threads up.
+    # Fewer tiles keep V and M closer to the core; more make the calls long enough to outweigh Python's overhead.
     wanted = max(64, (1 << 13) // max(C, O))
     pooled = x.whole_images or target.whole_images
     tiling = _tiling(N, OH, OW, m, max(1, min(wanted, WORKSPACE_LIMIT // each)), pooled, _seconds(t, 1, C, O, pooled))
@@ -194,14 +185,14 @@ def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads:
             (n, s, terms, m * tw * O),
         )
         x.load_tile(P, (n0, n1), m * s0 - pads[0], -pads[1])
-        # B^T along the height, then along the width.
+        # B^T along the height, then along the width
         b0, b1, _, b3 = P.strides
         np.matmul(t.BT, strided_view(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
         b0, b1, b2, b3 = D.strides
         tiles = strided_view(D, (a, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
         np.matmul(t.BT, tiles, out=V.reshape(a, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
         np.matmul(V, U, out=M)
-        # A^T along the width, then along the height, with the bias as one more term.
+        # A^T along the width, then along the height, with the bias as one more term
         tiles = Z.reshape(n, s, terms, tw, m, O)[:, :, :a].transpose(2, 0, 1, 3, 4, 5)
         np.matmul(t.AT, M.reshape(a, a, n, s, tw, O).transpose(0, 2, 3, 4, 1, 5), out=tiles)
         if bias_row is not None:
@@ -221,20 +212,20 @@ def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads:
 
 
 def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[int, int]) -> tuple[Floats, Floats]:
-    """The gradients of kernel (r, r, C, O) and bias (O,) of a convolution with stride 1.
+    """Return the gradients of kernel (r, r, C, O) and bias (O,) of a convolution with stride 1.
 
     Args:
         x: (N, H, W, C), the convolution's input.
         dy: (N, OH, OW, O), the gradient of its output.
         t: transforms.
-        pads: how far the first window lies above and left of the image.
+        pads: rows and columns of the first window above and left of the image.
     """
     N, _, _, C = x.shape
     _, OH, OW, O = dy.shape
     m, r, a, dtype = t.m, t.r, t.a, x.dtype
-    # Where the sums dU are small, each thread adds up its share of the tiles, and the shares are added in the end.
-    # Where they are large, the rows of the a x a positions are shared out instead: each thread makes its rows'
-    # transforms for all tiles, and no two threads add to the same sum.
+    # Where dU is small, each thread sums its share of the tiles, and the shares are added at the end (split-K). Where it is
+    # large, the rows of the a x a positions are distributed instead: each thread computes the transforms of its rows for all
+    # tiles, and no two threads add to the same sum.
     row = a * C * O * dtype.itemsize
     threads = chunk_count()
     shares = threads if a * row <= _SMALL_SUMS else 1
@@ -285,7 +276,7 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[in
             tiles = E.reshape(n, s, g, tw, m, O).transpose(2, 0, 1, 3, 4, 5)
             np.matmul(t.A, tiles, out=F.reshape(g, a, n, s, tw, O).transpose(0, 2, 3, 4, 1, 5))
             if first <= 1 < last:
-                # At the point 1 every power is 1: there A dy A^T is the sum of a tile, which the bias needs.
+                # At the point 1 every power is 1, so A dy A^T is the sum of a tile, as needed for the bias.
                 dbias[share] += F[(1 - first) * a + 1].sum(axis=0)
             if index > bounds[share]:
                 np.matmul(V.transpose(0, 2, 1), F, out=step)
@@ -297,12 +288,4 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[in
     parallel(rows_of, shares * len(groups), _seconds(t, N * tiling.th * tw, C, O, dy.whole_images), each)
     for other in dU[1:]:
         dU[0] += other
-    dk = np.empty((r * r, C * O), dtype)
-    flat = dU[0].reshape(a * a, C * O)
-
-    def back(p: int) -> None:
-        columns = slice(p * _TRANSFORM_COLUMNS, (p + 1) * _TRANSFORM_COLUMNS)
-        np.matmul(t.GG.T, flat[:, columns], out=dk[:, columns])
-
-    parallel(back, -(-C * O // _TRANSFORM_COLUMNS), _seconds_of_kernel(t, C * O))
-    return dk.reshape(r, r, C, O), dbias.sum(axis=0)
+    return _transform(t.GG.T, dU[0].reshape(a * a, C * O)).reshape(r, r, C, O), dbias.sum(axis=0)

@@ -1,7 +1,7 @@
-"""Working memory that each thread keeps, and the elementwise pieces that operations apply to a chunk in cache.
+"""The workspace of each thread, and the elementwise helpers that operations apply to a chunk in cache.
 
-Chunks are a few hundred kilobytes to a few megabytes. Taken from the allocator each time, their pages would be mapped
-and cleared anew for every chunk, which costs as much as filling them; so each thread keeps one block and carves it up.
+Chunks are a few hundred kilobytes to a few megabytes. Allocating them each time would have the system map and clear their
+pages again for every chunk, which costs as much as filling them; so each thread keeps one block and carves it up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 WORKSPACE_LIMIT = 14 << 20
-"""Bytes that the chunks of one operation may take up in one thread (a target: a single image row may need more)."""
+"""Workspace bytes an operation aims at in one thread (a single image row may need more)."""
 
 _ALIGNMENT = 64
 
@@ -31,18 +31,18 @@ _local = _ThreadWorkspace()
 
 
 def workspace(dtype: np.dtype[Any], *shapes: Sequence[int], slot: str = "main") -> list[Floats]:
-    """Uninitialised arrays of this thread, valid until its next call of `workspace` with the same slot."""
+    """Return uninitialised arrays of this thread, valid until its next call of `workspace` with the same slot."""
     sizes = [-(-prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
     total = sum(sizes)
     memory = _local.slots.get(slot)
     if memory is None or memory.size < total:
-        # Before a larger block is taken the smaller one is given back, so that both need not have a place side by side.
+        # Free the smaller block before allocating the larger one, so that both never exist at once.
         del memory
         _local.slots.pop(slot, None)
         raw = np.empty(total + _ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % _ALIGNMENT
         memory = raw[start : start + total]
-        # An unusually large request is not kept: nothing would ever give its memory back.
+        # An unusually large block is not kept: nothing would ever free it.
         if total <= WORKSPACE_LIMIT + (2 << 20):
             _local.slots[slot] = memory
     arrays = []
@@ -58,16 +58,16 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def strided_view(array: Floats, shape: Sequence[int], strides: Sequence[int], dtype: np.dtype[Any] | None = None) -> Floats:
-    """A view of a contiguous array with other strides: numpy's as_strided in a tenth of the time, for many small calls.
+    """Return a view of a contiguous array with other strides and, if given, another dtype.
 
-    Given a dtype, its elements are such items instead.
+    It takes a tenth of the time of numpy's as_strided, which counts in many small calls.
     """
     return np.ndarray(shape, dtype or array.dtype, array, 0, strides)
 
 
 @lru_cache(maxsize=256)
 def packed_dtype(length: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """A dtype whose items are `length` neighbours: NumPy copies short runs as one item each in half of the time."""
+    """Return a dtype whose items are `length` neighbours: NumPy copies short runs as single items in half of the time."""
     return np.dtype((np.void, length * dtype.itemsize))
 
 
@@ -78,7 +78,7 @@ _zeros = {np.dtype(kind): np.zeros(_ROW, kind) for kind in (np.float32, np.float
 
 
 def relu_to(x: Floats, out: Floats) -> None:
-    """out = max(x, 0). Against a scalar NumPy's maximum is three times slower than against a row of zeros."""
+    """Compute out = max(x, 0). NumPy's maximum against a scalar takes three times as long as against a row of zeros."""
     zeros = _zeros[x.dtype]
     if x.size <= 512:
         np.maximum(x, 0, out=out)
@@ -102,7 +102,7 @@ def activate(y: Floats, activation: str | None) -> None:
     elif activation == "tanh":
         np.tanh(y, out=y)
     else:
-        # The logistic function by way of tanh cannot overflow: 1 / (1 + exp(-y)) = (1 + tanh(y / 2)) / 2.
+        # Computed with tanh the logistic function cannot overflow: 1 / (1 + exp(-y)) = (1 + tanh(y / 2)) / 2.
         y *= 0.5
         np.tanh(y, out=y)
         y += 1
@@ -116,32 +116,28 @@ _INTEGERS: dict[np.dtype[Any], np.dtype[Any]] = {
 
 
 def integer_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The integers of the same size."""
+    """Return the integer dtype of the same size."""
     return _INTEGERS[dtype]
 
 
 def apply_mask(values: Floats, mask: Floats, out: Floats) -> None:
-    """`out` = values where the bool array `mask` is True, else 0: also where the value is infinite or not a number.
+    """Compute out = values where the bool array `mask` is True, else 0, even where the value is infinite or NaN.
 
-    The bits are multiplied, as integers, by the mask's 0 or 1: a fifth of the time of where.
+    Multiplies the bits, as integers, by the mask's 0 or 1: a fifth of the time of np.where.
     """
     whole = _INTEGERS[values.dtype]
     np.multiply(values.view(whole), mask.view(np.int8), out=out.view(whole))
 
 
 def activation_gradient(dy: Floats, y: Floats | None, activation: str | None, out: Floats) -> None:
-    """`out` = dy times the activation's derivative, which is computed from the activation's output `y`."""
+    """Compute out = dy times the derivative of the activation, from the activation's output `y`."""
     if activation is None or y is None:
         np.copyto(out, dy)
     elif activation == "relu":
         apply_mask(dy, np.greater(y, 0), out)
-    elif activation == "tanh":
-        square = y * y
-        np.subtract(1, square, out=square)
-        np.multiply(dy, square, out=out)
     else:
         square = y * y
-        np.subtract(y, square, out=square)
+        np.subtract(1 if activation == "tanh" else y, square, out=square)
         np.multiply(dy, square, out=out)
 
 
@@ -155,9 +151,9 @@ def fill_padded(
     left: int,
     value: float = 0.0,
 ) -> None:
-    """Fill P (n, rows, columns, C) with images of `x` from row `top` and column `left` on; `value` outside of them.
+    """Fill P (n, rows, columns, C) with the `images` of x from row `top` and column `left` on, and `value` outside.
 
-    With an activation, x is a gradient and `y` the activation's output: what is filled in is its input's gradient.
+    With an activation, x is a gradient and `y` the activation's output: P receives the gradient of its input.
     """
     n0, n1 = images
     H, W = x.shape[1:3]
