@@ -1,4 +1,4 @@
-"""Runs from the command line: configuration files, going on, own data, reports, doctor, profile."""
+"""Runs from the command line: configuration files, resuming, user data, reports, doctor, profile."""
 
 import csv
 import json
@@ -106,7 +106,7 @@ def test_every_setting_is_a_flag_and_is_used():
         assert f'"{setting.name}"' in source, f"nobody reads the setting {setting.name}"
 
 
-# Going on
+# Resuming
 
 
 def test_a_finished_run_goes_on_with_more_epochs(tmp_path, capsys):
@@ -156,8 +156,8 @@ def test_ctrl_c_says_how_to_go_on_and_it_does(tmp_path, capsys):
     finally:
         process.kill()
     assert "Traceback" not in stderr
-    line = next(line for line in stdout.splitlines() if line.startswith("to go on: "))
-    assert line == f"to go on: xpnet train --resume '{folder}'"
+    line = next(line for line in stdout.splitlines() if line.startswith("to resume: "))
+    assert line == f"to resume: xpnet train --resume '{folder}'"
     assert read_record(folder)["state"] == "interrupted"
     done = int(re.search(r"in epoch (\d+)", stdout)[1])
     code, _, err = say(capsys, "train", "--resume", folder, "--epochs", done + 1)
@@ -168,10 +168,10 @@ def test_ctrl_c_says_how_to_go_on_and_it_does(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--resume", "{folder}/nothing"], "no run there: expected a folder that holds config.toml"),
+        (["--resume", "{folder}/nothing"], "no run there; expected a folder with config.toml"),
         (["--resume", "{run}", "--seed", "7"], "--seed 7 is not what the run"),
         (["digits", "--resume", "{run}"], "the data set digits is not what the run"),
-        (["--resume", "{run}", "--out", "{folder}"], "a run goes on in its own folder"),
+        (["--resume", "{run}", "--out", "{folder}"], "a run is resumed in its own folder"),
         (["--resume", "{run}", "--clip", "1"], "--clip 1.0 is not what the run"),
     ],
 )
@@ -193,7 +193,7 @@ def test_patience_watches_a_held_out_part(tmp_path, capsys):
     )
     assert code == 0
     assert "108 examples to train on" in out
-    assert "12 of the training part are held out and watched" in out
+    assert "12 of the training part are held out for validation" in out
     assert len(err.splitlines()) < 60
     assert read_record(tmp_path / "o")["predictions"]["examples"] == 12
 
@@ -223,7 +223,7 @@ def test_settings_reach_the_training(tmp_path, capsys, monkeypatch):
     assert list(found)[-1] == "RunReport"
 
 
-# Data of one's own
+# The user's own data
 
 
 @pytest.fixture(scope="module")
@@ -247,11 +247,11 @@ def test_a_folder_of_images(photos, tmp_path, capsys):
     assert re.search(r"test accuracy 100\.00 %", out)
     model = tmp_path / "o" / "model.xpnet"
     assert "test accuracy 100.00 % (12 of 12)" in say(capsys, "evaluate", model)[1]
-    # Answers for the whole folder, as a table.
-    code, out, _ = say(capsys, "predict", model, photos, "--out", tmp_path / "answers.csv")
+    # Predictions for the whole folder, as a table.
+    code, out, _ = say(capsys, "predict", model, photos, "--out", tmp_path / "predictions.csv")
     assert code == 0
-    assert "60 answers in" in out
-    rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
+    assert "60 predictions in" in out
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert list(rows[0]) == ["example", "class", "probability", "blue", "green", "red"]
     assert len(rows) == 60
     for row in rows:
@@ -286,7 +286,7 @@ def test_images_that_cannot_be_read_end_the_run_or_are_left_out(photos, tmp_path
     with pytest.warns(RuntimeWarning, match="left out"):
         assert "of 12" in say(capsys, "evaluate", model, "--skip-bad")[1]
     with pytest.warns(RuntimeWarning, match="left out"):
-        assert "58 answers" in say(capsys, "predict", model, folder, "--skip-bad", "--out", tmp_path / "p.csv")[1]
+        assert "58 predictions" in say(capsys, "predict", model, folder, "--skip-bad", "--out", tmp_path / "p.csv")[1]
     with pytest.warns(RuntimeWarning, match="left out"):
         assert say(capsys, "predict", model, folder / "red" / "19.png", "--skip-bad")[0] == 2
 
@@ -395,7 +395,7 @@ def test_predictions_of_files_that_do_not_fit(trained, tmp_path, capsys):
     assert "a folder without images" in say(capsys, "predict", trained / "model.xpnet", tmp_path / "empty")[2]
 
 
-# Looking
+# Inspection
 
 
 def test_report_of_one_and_of_several(trained, tmp_path, capsys, monkeypatch):
@@ -427,14 +427,14 @@ def test_the_doctor_of_a_sound_network(capsys):
     code, out, _ = say(capsys, "doctor", "mlp", "iris")
     assert code == 0
     assert "nothing looks wrong" in out
-    assert re.search(r"a learning rate to begin with, for AdamW: [\d.e-]+", out)
-    assert "learnt by heart" in out
+    assert re.search(r"suggested initial learning rate for AdamW: [\d.e-]+", out)
+    assert "overfitting one batch" in out
 
 
 def test_the_doctor_of_a_trained_network(trained, capsys):
     code, out, _ = say(capsys, "doctor", trained / "model.xpnet", "iris")
     assert code == 0
-    assert "learnt by heart" not in out
+    assert "overfitting one batch" not in out
 
 
 def test_the_doctor_finds_what_is_wrong(tmp_path, capsys):
@@ -447,7 +447,7 @@ def test_the_doctor_finds_what_is_wrong(tmp_path, capsys):
     code, out, _ = say(capsys, "doctor", f"{tmp_path}/nets.py:deep", "digits")
     assert code == 1
     assert "vanishing" in out
-    assert "could not learn one batch by heart" in " ".join(out.split())
+    assert "could not overfit one batch" in " ".join(out.split())
     assert "batch normalisation" in " ".join(out.split())  # what to do
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from xpnet.cli import main
 from xpnet.cli.completion import SHELLS, commands_of
-from xpnet.cli.parser import make_parser
+from xpnet.cli.parser import make_parser, resolve
 
 
 def script(shell, capsys):
@@ -73,3 +73,13 @@ def test_every_help_shows_an_example_that_parses(capsys):
             assert words[0] == name
             parser.parse_args(words)
     assert "xpnet train digits" in parser.format_help()
+
+
+def test_every_command_names_a_function_that_exists(monkeypatch):
+    """The parser names functions by strings, and imports them when they run."""
+    named = []
+    monkeypatch.setattr("xpnet.cli.parser._lazy", named.append)
+    make_parser()
+    assert len(named) >= 10
+    for function in named:
+        assert callable(resolve(function)), function

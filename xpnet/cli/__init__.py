@@ -1,4 +1,4 @@
-"""The command line: ``xpnet train digits`` and its kin."""
+"""The command line: ``xpnet train digits`` and the other commands."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: the words after ``xpnet``; those of the process if left out.
+        arguments: what follows ``xpnet``; None takes the arguments of the process.
 
     Returns:
-        The exit code: 0; 1 where training failed; 2 for wrong arguments, missing files and missing devices, after one line
-        on stderr that says what would be right; 130 after Ctrl-C.
+        The exit code: 0; 1 if training diverged; 2 for wrong arguments, missing files and missing devices, after one line
+        on stderr that says what would be right; 130 after Ctrl-C; 141 if the output is no longer read.
     """
     args = make_parser().parse_args(arguments)
     before = warnings.formatwarning
@@ -33,22 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args) or 0)
     except (UsageError, DataError, DeviceError, ArchiveError, ShapeError) as error:
-        return _say(args.command, str(error), 2)
-    except ArithmeticError as error:  # NotFiniteError: the loss
-        return _say(args.command, str(error), 1)
+        return _fail(args.command, str(error), 2)
+    except ArithmeticError as error:  # NotFiniteError: the loss diverged
+        return _fail(args.command, str(error), 1)
     except BrokenPipeError:
-        # The reader has gone (`xpnet info | head`); Python must not complain about it once more when it flushes.
+        # The reader has gone (`xpnet info | head`); keep Python from raising again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        return _say(args.command, f"{place}{error.strerror or error}", 2)
+        return _fail(args.command, f"{place}{error.strerror or error}", 2)
     except KeyboardInterrupt:
-        return _say(args.command, "interrupted", 130)
+        return _fail(args.command, "interrupted", 130)
     finally:
         warnings.formatwarning = before
 
 
-def _say(command: str, message: str, code: int) -> int:
+def _fail(command: str, message: str, code: int) -> int:
     print(f"xpnet {command}: {' '.join(message.split())}", file=sys.stderr)
     return code

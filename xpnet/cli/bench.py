@@ -1,4 +1,4 @@
-"""``xpnet bench``: how fast this machine is with the networks that come along."""
+"""``xpnet bench``: how fast this machine trains and predicts with the ready-made networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CASES: tuple[tuple[str, Callable[..., Module], tuple[int, ...], int], ...] = (
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Print examples a second, in training steps and in prediction."""
+    """Print examples per second, in training steps and in prediction."""
     device = backend.device(args.device)
     print(f"matrix products of 2048 x 2048 in float32: {_products(device, args.seconds) / 1e9:,.0f} GFLOP/s")
     print(f"{'':<22}{'batch':>7}{'step ms':>10}{'train/s':>12}{'predict/s':>12}")
@@ -34,14 +34,14 @@ def bench(args: argparse.Namespace) -> int:
         x = backend.to_device(generator.random((batch, *shape), dtype=np.float32), device)
         y = backend.to_device(generator.integers(0, 10, batch), device)
         trainer = Trainer(model, loss="softmax_cross_entropy", optimizer=Adam())
-        step = _median(lambda: trainer.step(x, y), device, args.seconds)  # noqa: B023 - called before the next turn
+        step = _median(lambda: trainer.step(x, y), device, args.seconds)  # noqa: B023 - called at once
         predict = _median(lambda: model.predict(x), device, args.seconds)  # noqa: B023
         print(f"{name:<22}{batch:>7}{1e3 * step:>10.2f}{batch / step:>12,.0f}{batch / predict:>12,.0f}", flush=True)
     return 0
 
 
 def _median(work: Callable[[], Any], device: Device, seconds: float) -> float:
-    """The median seconds of one call, over as many as fit into the time; the first ones do not count."""
+    """Return the median seconds of one call, over as many calls as fit into `seconds` after a warm-up."""
     times: list[float] = []
     for _ in range(3):
         work()
@@ -56,6 +56,7 @@ def _median(work: Callable[[], Any], device: Device, seconds: float) -> float:
 
 
 def _products(device: Device, seconds: float, n: int = 2048) -> float:
+    """Return the floating-point operations per second of n x n matrix products in float32."""
     xp = device.xp
     generator = random.generator(random.key(0, "bench"))
     a, b = (backend.to_device(generator.random((n, n), dtype=np.float32), device) for _ in range(2))

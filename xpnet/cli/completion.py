@@ -1,4 +1,4 @@
-"""``xpnet completion``: scripts for shells, made from the parser, so that they cannot fall behind it."""
+"""``xpnet completion``: shell completion scripts, generated from the parser so that they stay up to date."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Flag:
-    """One flag: how it is typed, what it does, its values where they are few, and whether one follows."""
+    """One flag: its names, its help text, its values where they are few, and whether it takes one."""
 
     names: list[str]
     text: str
@@ -17,7 +17,7 @@ class Flag:
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, tuple[str, list[Flag], list[str]]]:
-    """By the name of each command: what it does, its flags, and the words that its arguments may be."""
+    """Map the name of each command to its help text, its flags, and the known values of its arguments."""
     from xpnet import data
     from xpnet.examples import NAMES
 
@@ -39,7 +39,7 @@ def commands_of(parser: argparse.ArgumentParser) -> dict[str, tuple[str, list[Fl
 
 
 def bash(parser: argparse.ArgumentParser) -> str:
-    """A function for bash's `complete`; where nothing is known, files."""
+    """Return a function for bash's `complete`; it completes file names where no values are known."""
     cases = []
     table = commands_of(parser)
     for name, (_, flags, words) in table.items():
@@ -69,7 +69,7 @@ def bash(parser: argparse.ArgumentParser) -> str:
 
 
 def zsh(parser: argparse.ArgumentParser) -> str:
-    """A function for zsh's completion system, with descriptions."""
+    """Return a function for zsh's completion system, with descriptions."""
     table = commands_of(parser)
     heads = "\n".join(f"    {_quoted(f'{name}:{_escaped(text)}')}" for name, (text, _, _) in table.items())
     cases = []
@@ -94,7 +94,7 @@ def zsh(parser: argparse.ArgumentParser) -> str:
 
 
 def fish(parser: argparse.ArgumentParser) -> str:
-    """`complete` lines for fish, with descriptions."""
+    """Return `complete` lines for fish, with descriptions."""
     lines = ["# completion of xpnet for fish"]
     for name, (text, flags, words) in commands_of(parser).items():
         lines.append(f"complete -c xpnet -n __fish_use_subcommand -f -a {name} -d {_quoted(text)}")
@@ -111,12 +111,12 @@ def fish(parser: argparse.ArgumentParser) -> str:
 
 
 def _quoted(text: str) -> str:
-    """In single quotes, for any of the three shells."""
+    """Put text into single quotes, for any of the three shells."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\N{RIGHT SINGLE QUOTATION MARK}") + "'"
 
 
 def _escaped(text: str) -> str:
-    """Without what _arguments and _describe read as their own."""
+    """Replace the characters that _arguments and _describe treat as syntax."""
     return text.replace("[", "(").replace("]", ")").replace(":", ";")
 
 
@@ -124,7 +124,7 @@ SHELLS = {"bash": bash, "zsh": zsh, "fish": fish}
 
 
 def completion(args: argparse.Namespace) -> int:
-    """Print the script for a shell."""
+    """Print the completion script of a shell."""
     from xpnet.cli.parser import make_parser
 
     print(SHELLS[args.shell](make_parser()), end="")

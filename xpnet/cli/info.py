@@ -6,14 +6,10 @@ import argparse
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 
 from xpnet import __version__, backend
 from xpnet.backend import DeviceError
-from xpnet.cli import model_argument
-from xpnet.cli.argument_types import UsageError
-from xpnet.cli.predict import example_shape
-from xpnet.io import model_file
+from xpnet.cli.model_argument import example_shape, new_network, saved_model
 from xpnet.layers.context import shapes_only
 from xpnet.ops.registry import load_accelerations, reference_is_forced, registry
 from xpnet.ops.updates.rule import rules
@@ -24,20 +20,15 @@ _CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
 
 def summary(args: argparse.Namespace) -> int:
     """Print the table of a saved or a new network."""
-    if Path(args.model).is_file() and not args.model.endswith(".py"):
-        saved = model_file.read(args.model, classes=model_argument.user_classes(args.code))
+    saved = saved_model(args)
+    if saved is not None:
         if saved.metadata:
             print(", ".join(f"{key} {_short(value)}" for key, value in saved.metadata.items()))
         print(saved.model.summary(args.input or example_shape(saved), batch_size=args.batch_size, show=False))
         return 0
-    if args.model not in model_argument.NETWORKS and ".py" not in args.model:
-        raise UsageError(f"{args.model}: no such file, and no network; expected a model file, mlp, cnn or PATH.py:function")
-    _, make = model_argument.find_network(args.model)
-    if args.input is None:
-        raise UsageError("a new network needs the shape of an example: add --input, such as --input 28,28,1")
+    make = new_network(args)
     with shapes_only():
-        model = make(args.input, args.classes, 0, "cpu")
-        print(model.summary(args.input, batch_size=args.batch_size, show=False))
+        print(make(args.input, args.classes, 0, "cpu").summary(args.input, batch_size=args.batch_size, show=False))
     return 0
 
 
@@ -46,18 +37,18 @@ def _short(value: object) -> str:
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print versions, devices and accelerations, or what was measured of convolutions."""
+    """Print versions, devices and accelerations, or the autotuned algorithm of each convolution."""
     if args.convolutions:
-        from xpnet.accel.cupy import autotune as chooser
+        from xpnet.accel.cupy import autotune
 
-        print(chooser.report())
+        print(autotune.report())
         return 0
     print(f"xpnet {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     versions = [(name, _version(name)) for name in _LIBRARIES]
     print("libraries  " + ", ".join(f"{name} {version}" for name, version in versions if version))
     missing = [name for name, version in versions if not version]
     if missing:
-        print("  absent   " + ", ".join(missing))
+        print("  missing  " + ", ".join(missing))
     print(f"cpu        {_cpus()}; {_blas()}")
     cupy = next((f"{name} {version}" for name in _CUPY if (version := _version(name))), None)
     print(f"cuda       {_gpus()}" + (f"; {cupy}" if cupy else ""))
@@ -85,7 +76,7 @@ def _cpus() -> str:
 
 
 def _blas() -> str:
-    """The library behind NumPy's matrix products, and how many threads it uses."""
+    """Name the library behind NumPy's matrix products and its number of threads."""
     import threadpoolctl
 
     found = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]

@@ -1,7 +1,8 @@
-"""Networks by what the command line says: a name, or a function in a Python file."""
+"""The MODEL argument: a saved model, the name of a ready-made network, or a function in a Python file of the user's."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import inspect
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 
 from xpnet import models
 from xpnet.cli.argument_types import UsageError
+from xpnet.io import model_file
+from xpnet.io.model_file import SavedModel
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
 
@@ -22,28 +25,67 @@ _OFFERED = ("input_shape", "classes", "seed", "device")
 NetworkFactory = Callable[[Sequence[int], int, int, str], Module]
 
 
+def saved_model(args: argparse.Namespace, device: str = "cpu") -> SavedModel | None:
+    """Return the saved model that MODEL names, or None where it names a network to be built.
+
+    Raises:
+        UsageError: MODEL is neither.
+    """
+    if Path(args.model).is_file() and not args.model.endswith(".py"):
+        return model_file.read(args.model, device, classes=user_classes(args.code))
+    if args.model not in NETWORKS and ".py" not in args.model:
+        raise UsageError(f"{args.model}: no such file or network; expected a model file, mlp, cnn or PATH.py:function")
+    return None
+
+
+def new_network(args: argparse.Namespace) -> NetworkFactory:
+    """Return the function that builds the network that MODEL names.
+
+    Raises:
+        UsageError: there is no such network, or the shape of its examples (--input) is missing.
+    """
+    _, make = find_network(args.model)
+    if args.input is None:
+        raise UsageError("a new network needs the shape of an example: add --input, such as --input 28,28,1")
+    return make
+
+
+def example_shape(saved: SavedModel) -> tuple[int, ...]:
+    """Return the shape of the examples that a model takes.
+
+    Raises:
+        UsageError: the file does not say.
+    """
+    known = saved.preprocessing.shape if saved.preprocessing is not None else None
+    known = known or getattr(saved.model, "input_shape", None) or saved.model.built_for
+    if known is None:
+        raise UsageError("the model does not say what shape it takes; save it with an input_shape or a preprocessing")
+    return tuple(known)
+
+
 def find_network(name: str) -> tuple[str, NetworkFactory]:
-    """A short name, and the function (input_shape, classes, seed, device) -> Module, for the value of --model.
+    """Return the short name of a network and the function (input_shape, classes, seed, device) -> Module that builds it.
 
     Raises:
         UsageError: there is no such network, file or function.
     """
     if name in NETWORKS:
-        return name, _checked(name, NETWORKS[name])
+        return name, _factory(name, NETWORKS[name])
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py"):
         if name.endswith(".py"):
-            raise UsageError(f"--model {name}: add the function that makes the network, such as {name}:make")
+            raise UsageError(f"--model {name}: add the function that builds the network, such as {name}:make")
         raise UsageError(f"unknown network {name!r}: expected mlp, cnn or PATH.py:function")
     module = run_file(path)
     made = getattr(module, function, None)
     if not callable(made):
         known = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
         raise UsageError(f"{path} has no function {function!r}; it has {', '.join(known) or 'none'}")
-    return function, _checked(name, made)
+    return function, _factory(name, made)
 
 
-def _checked(name: str, function: Callable[..., Any]) -> NetworkFactory:
+def _factory(name: str, function: Callable[..., Any]) -> NetworkFactory:
+    """Wrap a function that takes some of input_shape, classes, seed and device."""
     parameters = inspect.signature(function).parameters.values()
     everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
     taken = [o for o in _OFFERED if everything or any(p.name == o for p in parameters)]
@@ -53,7 +95,7 @@ def _checked(name: str, function: Callable[..., Any]) -> NetworkFactory:
         if p.name not in _OFFERED and p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
     if unknown:
-        raise UsageError(f"{name} needs {', '.join(unknown)}; it may take {', '.join(_OFFERED)} and what has a default")
+        raise UsageError(f"{name} needs {', '.join(unknown)}; its arguments may be {', '.join(_OFFERED)}, or have defaults")
 
     def make(input_shape: Sequence[int], classes: int, seed: int, device: str) -> Module:
         given = {"input_shape": tuple(input_shape), "classes": classes, "seed": seed, "device": device}
@@ -86,7 +128,7 @@ def run_file(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
     folder = str(file.resolve().parent)
-    sys.path.insert(0, folder)  # so that it can import its neighbours
+    sys.path.insert(0, folder)  # so that it can import files beside it
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -102,7 +144,7 @@ def run_file(path: str) -> ModuleType:
 
 
 def user_classes(path: str | None) -> list[Any]:
-    """The classes and functions that a Python file (--code) defines."""
+    """Return the classes and functions that a Python file (--code) defines."""
     if path is None:
         return []
     module = run_file(path)
@@ -110,11 +152,10 @@ def user_classes(path: str | None) -> list[Any]:
 
 
 def describe_error(error: Exception) -> str:
-    """An exception of the user's code in one line, with the place in their file."""
+    """Describe an exception of the user's code in one line, with the line number in their file."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: SyntaxError: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parents[1])
     place = next((f"line {f.lineno}: " for f in reversed(frames) if not f.filename.startswith((ours, "<frozen"))), "")
-    if isinstance(error, SyntaxError):
-        place = f"line {error.lineno}: "
-        return f"{place}SyntaxError: {error.msg}"
     return f"{place}{type(error).__name__}: {error}"

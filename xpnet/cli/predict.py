@@ -1,4 +1,4 @@
-"""``xpnet evaluate`` and ``xpnet predict``: what a saved model is good for."""
+"""``xpnet evaluate`` and ``xpnet predict``: use a saved model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import numpy as np
 from xpnet import backend, data, ops
 from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.model_argument import user_classes
-from xpnet.cli.train import prepared
+from xpnet.cli.model_argument import example_shape, user_classes
 from xpnet.data import DataError, images, read_image
 from xpnet.io import archive, model_file
 from xpnet.io.model_file import SavedModel
@@ -32,7 +31,7 @@ def evaluate(args: argparse.Namespace) -> int:
     saved = model_file.read(args.model, args.device, classes=user_classes(args.code))
     name = args.dataset or saved.metadata.get("dataset")
     if not isinstance(name, str):
-        raise UsageError(f"{args.model} does not say what it was trained on; name a data set: {', '.join(data.names())}")
+        raise UsageError(f"{args.model} does not say what it was trained on; give a data set: {', '.join(data.names())}")
     size, target = args.size or saved.metadata.get("size"), args.target or saved.metadata.get("target")
     dataset = user_data.find_dataset(name, args.data, size, target, args.skip_bad)
     expected = example_shape(saved)
@@ -43,36 +42,39 @@ def evaluate(args: argparse.Namespace) -> int:
         )
     x, y = dataset.test
     trainer = Trainer(saved.model, loss="softmax_cross_entropy", optimizer=SGD(0.0), metrics=["accuracy"])
-    values = trainer.evaluate((prepared(x, saved.preprocessing), y), batch_size=args.batch_size)
-    right = round(values["accuracy"] * len(y))
-    share = f"{right / len(y):.2%}".replace("%", " %")
-    print(f"{name}: test accuracy {share} ({right:,} of {len(y):,}), loss {values['loss']:.4g}")
+    values = trainer.evaluate((user_data.preprocess(x, saved.preprocessing), y), batch_size=args.batch_size)
+    print(f"{name}: {accuracy_text(round(values['accuracy'] * len(y)), len(y))}, loss {values['loss']:.4g}")
     return 0
 
 
+def accuracy_text(correct: int, total: int) -> str:
+    """Describe an accuracy on test data."""
+    return f"test accuracy {correct / total:.2%} ({correct:,} of {total:,})".replace("%", " %")
+
+
 def predict(args: argparse.Namespace) -> int:
-    """Print one line for each example, or a CSV table: where it is from, the class, the probability."""
+    """Print the source, the class and its probability for every example, one a line or as a CSV table."""
     saved = model_file.read(args.model, args.device, classes=user_classes(args.code))
     shape = example_shape(saved)
-    # All files are read before the first line is printed: an error should not hide among results.
-    answers = [answer for path in _files(args.images) for answer in _answers(saved, path, shape, args.skip_bad)]
-    if not answers:
+    # Read all files before the first line is printed: an error should not hide among results.
+    predictions = [row for path in _files(args.images) for row in _predictions(saved, path, shape, args.skip_bad)]
+    if not predictions:
         raise UsageError("none of the files can be read")
-    names = [_name(saved, k) for k in range(len(answers[0][1]))]
+    names = [_name(saved, k) for k in range(len(predictions[0][1]))]
     if args.out is not None:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["example", "class", "probability", *names])
-        for place, row in answers:
+        for place, row in predictions:
             best = int(row.argmax())
             table.writerow([place, names[best], *(f"{float(p):.6g}" for p in (row[best], *row))])
         if args.out == "-":
             print(text.getvalue(), end="")
         else:
             archive.write_atomically(args.out, lambda file: file.write(text.getvalue().encode()))
-            print(f"{len(answers):,} answers in {args.out}")
+            print(f"{len(predictions):,} predictions in {args.out}")
         return 0
-    for place, row in answers:
+    for place, row in predictions:
         best = int(row.argmax())
         share = f"{float(row[best]):.1%}".replace("%", " %")
         print(f"{place}  {names[best]}  {share}")
@@ -83,22 +85,22 @@ def _name(saved: SavedModel, k: int) -> str:
     return saved.class_names[k] if k < len(saved.class_names) else str(k)
 
 
-def _files(words: Sequence[str]) -> list[str]:
-    """The files that were named; of a folder the images in it, at any depth, in the order of their paths."""
+def _files(paths: Sequence[str]) -> list[str]:
+    """Replace folders by the images in them, at any depth, sorted by path."""
     found: list[str] = []
-    for word in words:
-        if Path(word).is_dir():
-            inside = sorted(str(p) for p in Path(word).rglob("*") if p.suffix.lower() in images.ENDINGS and p.is_file())
+    for path in paths:
+        if Path(path).is_dir():
+            inside = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in images.ENDINGS and p.is_file())
             if not inside:
-                raise UsageError(f"{word}: a folder without images; expected some of {', '.join(images.ENDINGS)}")
+                raise UsageError(f"{path}: a folder without images; expected some of {', '.join(images.ENDINGS)}")
             found += inside
         else:
-            found.append(word)
+            found.append(path)
     return found
 
 
-def _answers(saved: SavedModel, path: str, shape: tuple[int, ...], skip_bad: bool) -> list[tuple[str, NumpyArray]]:
-    """(place, probabilities) of every example in a file; none, with a warning, where it cannot be read and `skip_bad`."""
+def _predictions(saved: SavedModel, path: str, shape: tuple[int, ...], skip_bad: bool) -> list[tuple[str, NumpyArray]]:
+    """Return (place, probabilities) of every example in a file; with `skip_bad`, warn if it cannot be read and return none."""
     try:
         x = read(path, shape)
     except DataError as error:
@@ -106,28 +108,15 @@ def _answers(saved: SavedModel, path: str, shape: tuple[int, ...], skip_bad: boo
             raise
         warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=2)
         return []
-    probabilities = backend.to_numpy(ops.softmax(saved.model.predict(prepared(x, saved.preprocessing))))
+    probabilities = backend.to_numpy(ops.softmax(saved.model.predict(user_data.preprocess(x, saved.preprocessing))))
     return [(path if len(x) == 1 else f"{path}[{i}]", row) for i, row in enumerate(probabilities)]
 
 
-def example_shape(saved: SavedModel) -> tuple[int, ...]:
-    """The shape of the examples that a model takes.
-
-    Raises:
-        UsageError: the file does not say.
-    """
-    known = saved.preprocessing.shape if saved.preprocessing is not None else None
-    known = known or getattr(saved.model, "input_shape", None) or saved.model.built_for
-    if known is None:
-        raise UsageError("the model does not say what shape it takes; save it with an input_shape or a preprocessing")
-    return tuple(known)
-
-
 def read(path: str, shape: tuple[int, ...]) -> Any:
-    """The examples in a file: float32 (N, *shape) in [0, 1] where they are pixels.
+    """Read the examples in a file: float32 (N, *shape), in [0, 1] if they are pixels.
 
-    An image is resized to the model's size. Integers in a .npy file are divided by the largest of their kind, as the
-    pixels of an image are; other numbers are taken as they are.
+    An image is resized to the model's size. If the model takes images, integers in a .npy file are divided by the largest
+    value of their dtype, like pixels; other numbers are kept.
 
     Raises:
         UsageError, DataError: the file is missing or unreadable, or does not fit the model.
@@ -160,10 +149,10 @@ def read(path: str, shape: tuple[int, ...]) -> Any:
 
 
 def _rows(path: str, shape: tuple[int, ...]) -> NumpyArray:
-    """The examples in the rows of a CSV file. Whole numbers above 1 for a model of images are pixels from 0 to 255."""
+    """Read the examples in the rows of a CSV file; for a model of images, whole numbers up to 255 are pixels."""
     titles, rows = user_data.read_csv(Path(path))
     count = math.prod(shape)
-    if len(rows[0]) == count + 1:  # a file to train on, with the classes in its last column
+    if len(rows[0]) == count + 1:  # a training file, with the classes in its last column
         rows = [row[:-1] for row in rows]
     if len(rows[0]) != count:
         raise DataError(f"{path}: has {len(rows[0])} columns, the model takes {count} numbers")

@@ -10,7 +10,7 @@ from xpnet.report.callback import PAGE
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the page of one run again, or that of several."""
+    """Write the page of one run again, or a page that compares several."""
     records = [reports.read_record(run) for run in args.runs]
     if len(records) == 1:
         run = Path(args.runs[0])

@@ -1,4 +1,4 @@
-"""The settings of ``xpnet train``: each a flag and a key of a TOML file, one table for both."""
+"""The settings of ``xpnet train``, one table for the flags and the keys of configuration files (TOML)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xpnet.cli.argument_types import (
-    MODEL_HELP,
-    UsageError,
-    device,
-    fraction,
-    integer,
-    non_negative,
-    one_of,
-    positive,
-    shape,
-)
+from xpnet.cli.argument_types import MODEL_HELP, UsageError, device, fraction, integer, non_negative, one_of, positive, shape
 
 CONFIG = "config.toml"
 
@@ -35,10 +25,10 @@ class Setting:
 
     Attributes:
         name: the key in a file; with dashes, the flag.
-        read: makes the value from a word, or raises argparse.ArgumentTypeError; bool for yes or no.
+        read: the argument type: converts text, or raises argparse.ArgumentTypeError; bool for a switch.
         text: for --help.
-        metavar: what stands for the value there.
-        free: whether a continued run may have another value than it began with.
+        metavar: the placeholder of the value in --help.
+        free: whether a resumed run may have another value than it began with.
     """
 
     name: str
@@ -49,45 +39,42 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """As it is typed."""
+        """The name on the command line."""
         return "--" + self.name.replace("_", "-")
 
 
 SETTINGS = (
     Setting("model", str, MODEL_HELP + "; default: cnn for images, mlp for features", "MODEL"),
     Setting("device", device, "cpu, cuda or cuda:N; default: cpu", free=True),
-    Setting("epochs", integer(1), "times through the training data; default: by data set", "N", free=True),
-    Setting("batch_size", integer(1), "examples a step; default: by data set", "N"),
-    Setting("learning_rate", positive, "of AdamW, at its highest; default: by data set", "RATE"),
+    Setting("epochs", integer(1), "passes over the training data; default: depends on the data set", "N", free=True),
+    Setting("batch_size", integer(1), "examples per step; default: depends on the data set", "N"),
+    Setting("learning_rate", positive, "peak learning rate of AdamW; default: depends on the data set", "RATE"),
     Setting(
-        "schedule",
-        one_of("cosine", "constant"),
-        "of the learning rate: cosine (after a rise) or constant",
-        "NAME",
+        "schedule", one_of("cosine", "constant"), "of the learning rate: cosine (after warm-up; default) or constant", "NAME"
     ),
-    Setting("weight_decay", non_negative, "of AdamW; default: by data set", "DECAY"),
-    Setting("augment", bool, "change the training images at random; default: by data set"),
-    Setting("accumulate", integer(1), "batches whose gradients make one update; default: 1", "N"),
-    Setting("clip", positive, "limit the length of all gradients together", "NORM"),
-    Setting("average", fraction, "end with a moving average of the weights, such as 0.999", "DECAY"),
-    Setting("patience", integer(0), "stop after so many epochs without a lower loss, keep the best weights", "N"),
-    Setting("balance", bool, "draw the examples of all classes equally often"),
-    Setting("workers", integer(0), "threads that prepare batches ahead; default: 0", "N", free=True),
-    Setting("seed", integer(0), "of weights, order, dropout and augmentation; default: 0", "N"),
-    Setting("deterministic", bool, "the same bits with any number of threads, at any time; default: $XPNET_DETERMINISTIC"),
-    Setting("data", str, "holds the published files of the data set; default: $XPNET_DATA", "FOLDER", free=True),
-    Setting("size", shape, "resize the images of a folder of your own", "H,W"),
-    Setting("skip_bad", bool, "leave out images of a folder that cannot be read, instead of ending", free=True),
-    Setting("target", str, "the column of a CSV file that holds the classes; default: the last", "COLUMN"),
-    Setting("checkpoint_minutes", positive, "save within an epoch so often; default: 10", "MINUTES", free=True),
-    Setting("keep", integer(1), "checkpoints to keep; default: 3", "N", free=True),
+    Setting("weight_decay", non_negative, "of AdamW; default: depends on the data set", "DECAY"),
+    Setting("augment", bool, "augment the training images; default: depends on the data set"),
+    Setting("accumulate", integer(1), "accumulate the gradients of N batches for each update; default: 1", "N"),
+    Setting("clip", positive, "clip the global norm of the gradients to NORM", "NORM"),
+    Setting("average", fraction, "end with an exponential moving average of the weights; such as 0.999", "DECAY"),
+    Setting("patience", integer(0), "early stopping after N epochs without a lower loss; restores the best weights", "N"),
+    Setting("balance", bool, "sample the examples of all classes equally often"),
+    Setting("workers", integer(0), "threads that prefetch batches; default: 0", "N", free=True),
+    Setting("seed", integer(0), "seed of initial weights, shuffling, dropout and augmentation; default: 0", "N"),
+    Setting("deterministic", bool, "bitwise reproducible results with any number of threads; default: $XPNET_DETERMINISTIC"),
+    Setting("data", str, "folder of the published files of the data set; default: $XPNET_DATA", "FOLDER", free=True),
+    Setting("size", shape, "resize the images of your own folder", "H,W"),
+    Setting("skip_bad", bool, "skip images of a folder that cannot be read, instead of ending", free=True),
+    Setting("target", str, "title of the column of classes in a CSV file; default: the last column", "COLUMN"),
+    Setting("checkpoint_minutes", positive, "between checkpoints within an epoch; default: 10", "MINUTES", free=True),
+    Setting("keep", integer(1), "number of checkpoints to keep; default: 3", "N", free=True),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give a parser a flag for every setting; left out, its value is None."""
-    for s in SETTINGS:
+def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add a flag with default None for each of the named settings, or for all."""
+    for s in [BY_NAME[name] for name in names] or SETTINGS:
         if s.read is bool:
             parser.add_argument(s.flag, action=argparse.BooleanOptionalAction, default=None, help=s.text)
         else:
@@ -95,10 +82,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_file(path: str | Path) -> Settings:
-    """The settings in a TOML file, "dataset" among them; keys have underscores or dashes.
+    """Read the settings in a TOML file, including "dataset"; keys have underscores or dashes.
 
     Raises:
-        UsageError: not TOML, unknown keys, or values that the flags would not take.
+        UsageError: not TOML, unknown keys, or values that the flags would refuse.
         OSError: the file cannot be read.
     """
     try:
@@ -136,10 +123,10 @@ def _value(path: str | Path, name: str, value: Any) -> Any:
 
 
 def effective(args: argparse.Namespace) -> Settings:
-    """The settings that hold: those of the run that is continued, then of the file, then of the flags.
+    """Merge the settings of the resumed run, of the configuration file and of the flags; the later ones take precedence.
 
     Raises:
-        UsageError: no data set; or a run is to be continued with settings that it cannot be continued with.
+        UsageError: there is no data set, or a setting that must not change differs from that of the resumed run.
     """
     given: Settings = read_file(args.config) if args.config else {}
     flags = {s.name: getattr(args, s.name) for s in SETTINGS if getattr(args, s.name) is not None}
@@ -148,7 +135,7 @@ def effective(args: argparse.Namespace) -> Settings:
         given["dataset"] = args.dataset
     if args.resume is None:
         if "dataset" not in given:
-            raise UsageError("name a data set, such as: xpnet train digits; or give --config FILE or --resume FOLDER")
+            raise UsageError("give a data set, such as: xpnet train digits; or --config FILE or --resume FOLDER")
         return given
     before = read_file(_config_of(args.resume))
     for name, value in given.items():
@@ -156,21 +143,22 @@ def effective(args: argparse.Namespace) -> Settings:
         if not free and before.get(name) != value:
             flag = BY_NAME[name].flag if name in BY_NAME else "the data set"
             raise UsageError(
-                f"{flag} {value} is not what the run in {args.resume} began with ({before.get(name)}); a run goes on with its "
-                f"own settings: leave it out, or begin a new run"
+                f"{flag} {value} is not what the run in {args.resume} began with ({before.get(name)}); a run is resumed with "
+                f"its own settings: omit it, or start a new run"
             )
     return {**before, **given}
 
 
 def _config_of(folder: str) -> Path:
+    """Return the path of a run's configuration file, which must exist."""
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise UsageError(f"--resume {folder}: no run there: expected a folder that holds {CONFIG}")
+        raise UsageError(f"--resume {folder}: no run there; expected a folder with {CONFIG}")
     return path
 
 
 def to_toml(settings: Settings) -> str:
-    """Settings as TOML; those that are None are left out."""
+    """Format settings as TOML, without those that are None."""
     return "".join(f"{name} = {_toml(value)}\n" for name, value in settings.items() if value is not None)
 
 
@@ -183,5 +171,5 @@ def _toml(value: Any) -> str:
         return repr(value) if math.isfinite(value) else "nan"
     if isinstance(value, int):
         return str(value)
-    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    # A JSON string is a TOML basic string, except that TOML wants DEL escaped.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

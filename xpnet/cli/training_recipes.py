@@ -1,16 +1,16 @@
-"""How each data set is trained when the command line does not say.
+"""Default training settings of each data set, for what the command line leaves open.
 
-The numbers were chosen with a quarter of the training part held out; the test part had no say.
+They were chosen on a quarter of the training part, held out; the test part was not used.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from xpnet.data import augment
 from xpnet.data.augment import Augmentation
+from xpnet.optim.schedules import Cosine
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Recipe:
 
     Attributes:
         epochs, batch_size, learning_rate: as on the command line.
-        weight_decay: of AdamW; a few weights that see few examples need much.
-        augmentation: makes the augmentation, given the value of an empty pixel; None for none.
+        weight_decay: of AdamW; small networks on few examples need much of it.
+        augmentation: builds the augmentation from the value of an empty pixel; None for none.
     """
 
     epochs: int
@@ -53,19 +53,18 @@ RECIPES = {
 
 IMAGES = Recipe(20, 64, 2e-3, _shifted)
 FEATURES = Recipe(60, 32, 5e-3, weight_decay=0.1)
-"""For data that nobody has chosen a recipe for."""
+"""For all other data."""
 
 
 def warm_cosine(peak: float, steps: int, warm: float = 0.1) -> Callable[[int], float]:
-    """A schedule: up to `peak` in a line over the first tenth of the steps, then down to 0 along half a cosine.
+    """Return a schedule: up linearly to `peak` over the fraction `warm` of the steps, then down to 0 along half a cosine.
 
     Source: Loshchilov and Hutter, "SGDR", 2017; Goyal et al., "Accurate, large minibatch SGD", 2017 (warm-up).
     """
     rise = max(1, round(warm * steps))
+    fall = Cosine(peak, max(steps - rise, 1))
 
     def schedule(step: int) -> float:
-        if step < rise:
-            return peak * (step + 1) / rise
-        return peak * 0.5 * (1 + math.cos(math.pi * min((step - rise) / max(steps - rise, 1), 1.0)))
+        return peak * (step + 1) / rise if step < rise else fall(step - rise)
 
     return schedule

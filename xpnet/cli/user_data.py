@@ -1,4 +1,4 @@
-"""Data by what the command line says: a published set, a folder of images of one's own, or a CSV file."""
+"""The DATASET argument: a published data set, or the user's own folder of images or CSV file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import numpy as np
 from xpnet import data
 from xpnet.cli.argument_types import UsageError
 from xpnet.data import DataError, Dataset, ImageFolder
+from xpnet.data.preprocessing import Transform
 
 _TRAIN, _TEST = ("train", "training"), ("test", "validation", "val", "valid")
-TESTED = 0.2
-"""How much of data that come in one piece is tested on: always the same examples, so that they are never trained on."""
+TEST_FRACTION = 0.2
+"""The test part of data without one: always the same examples, so that no run trains on them."""
+TEST_NOTE = f"{TEST_FRACTION:.0%} of every class are the test part"
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -28,15 +30,15 @@ def find_dataset(
     target: str | None = None,
     skip_bad: bool = False,
 ) -> Dataset:
-    """The data set that a word means.
+    """Load the data set that the DATASET argument names.
 
     Args:
-        name: a name of :func:`xpnet.data.names`; a folder with images in CLASS/NAME.png, or with the like in train/ and test/;
-            or a CSV file with numbers and, in one column, the classes.
-        path: where the published files are.
-        size: (H, W) of the images of a folder; None: they have one size.
-        target: the column of the classes in a CSV file, by its title; None: the last one.
-        skip_bad: leave out images of a folder that cannot be read, with a warning for each, instead of raising.
+        name: one of :func:`xpnet.data.names`; a folder of images CLASS/NAME.png, or of train/ and test/ folders of them; or a
+            CSV file of numbers with one column of classes.
+        path: the folder of the published files.
+        size: (H, W) to resize the images of a folder to; None: they all have one size.
+        target: the title of the column of classes in a CSV file; None: the last column.
+        skip_bad: skip images of a folder that cannot be read, with a warning for each, instead of raising.
 
     Raises:
         DataError: what is missing or unreadable, by its name.
@@ -50,13 +52,13 @@ def find_dataset(
 
 
 def from_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool = False) -> Dataset:
-    """Images in CLASS/NAME.png, or in train/CLASS/NAME.png and test/CLASS/NAME.png, as arrays in memory.
+    """Load images from CLASS/NAME.png, or from train/CLASS/NAME.png and test/CLASS/NAME.png, into memory.
 
-    In one piece a fifth of every class is set aside for testing, always the same.
+    Without train and test folders, a fifth of every class, always the same, is held out for testing.
 
     Raises:
-        DataError: no images, or none of some class; images of several sizes where `size` does not say to which; an image that
-            cannot be read, unless `skip_bad`: it is left out then, with a warning.
+        DataError: no images, or none of some class; images of several sizes without `size`; an image that cannot be read,
+            unless `skip_bad`, which skips it with a warning.
         UsageError: a size that is not (H, W).
     """
     if size is not None and len(size) != 2:
@@ -73,18 +75,19 @@ def from_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool 
     else:
         whole = ImageFolder(folder)
         names = whole.class_names
-        pairs = data.split(*_images(whole, size, skip_bad), fraction=TESTED)
-        notes = f"{TESTED:.0%} of every class are the test part"
+        pairs = data.split(*_images(whole, size, skip_bad), fraction=TEST_FRACTION)
+        notes = TEST_NOTE
     return _dataset(str(folder), pairs, names, 255.0, notes)
 
 
 def _images(found: ImageFolder, size: Sequence[int] | None, skip_bad: bool) -> tuple[NumpyArray, NumpyArray]:
+    """Read the images of a folder, as grey ones where all are grey, and their class indices."""
     counts = np.bincount(found.labels, minlength=len(found.class_names))
     if not counts.all():
         empty = [name for name, count in zip(found.class_names, counts) if not count]
         raise DataError(
-            f"the folder{'s' if len(empty) > 1 else ''} {', '.join(empty)} of a class hold no images, other than that of "
-            f"{found.paths[0]}; remove what is no class, or put images there"
+            f"class folders beside that of {found.paths[0]} hold no images: {', '.join(empty)}; add images, or remove folders "
+            f"that are not a class"
         )
     readable = list(_readable(found)) if skip_bad else list(range(len(found)))
     if not readable:
@@ -100,14 +103,14 @@ def _images(found: ImageFolder, size: Sequence[int] | None, skip_bad: bool) -> t
         if image.shape != x.shape[1:]:
             raise DataError(
                 f"{found.paths[i]} is {image.shape[0]} x {image.shape[1]} pixels, {found.paths[readable[0]]} is {H} x {W}; "
-                f"give --size H,W to make all images alike"
+                f"give --size H,W to resize all images"
             )
         x[row] = image
     return x, found.labels[readable]
 
 
 def _readable(found: ImageFolder) -> Iterator[int]:
-    """The numbers of the images that can be read."""
+    """Yield the indices of the images that can be read."""
     for i in range(len(found)):
         try:
             found[i]
@@ -122,44 +125,47 @@ def _is_grey(image: NumpyArray) -> bool:
 
 
 def from_csv(path: Path, target: str | None = None) -> Dataset:
-    """Numbers and classes in the rows of a CSV file; a fifth of every class is set aside for testing, always the same.
+    """Load numbers and classes from the rows of a CSV file; a fifth of every class, always the same, is held out for testing.
 
     Raises:
-        DataError: missing, empty, or with words where numbers should be; it names the line.
+        DataError: the file is missing or empty, or holds text where numbers should be; it names the example.
     """
     titles, rows = read_csv(path)
     column = _column(path, titles, target, len(rows[0]))
-    words = [row[column].strip() for row in rows]
-    names = tuple(sorted(set(words), key=_order))
-    y = np.array([names.index(word) for word in words], np.int64)
+    labels = [row[column].strip() for row in rows]
+    names = tuple(sorted(set(labels), key=_order))
+    y = np.array([names.index(label) for label in labels], np.int64)
     x = parse_numbers(path, titles, [[v for k, v in enumerate(row) if k != column] for row in rows])
     if len(names) < 2:
-        raise DataError(f"{path}: the column of the classes holds {names[0]!r} only")
+        raise DataError(f"{path}: the class column holds {names[0]!r} only")
     if len(names) > max(20, len(rows) // 3):
-        raise DataError(f"{path}: the column of the classes holds {len(names)} values in {len(rows)} rows; are these classes?")
-    return _dataset(str(path), data.split(x, y, fraction=TESTED), names, 1.0, f"{TESTED:.0%} of every class are the test part")
+        raise DataError(f"{path}: the class column holds {len(names)} values in {len(rows)} rows; are these classes?")
+    return _dataset(str(path), data.split(x, y, fraction=TEST_FRACTION), names, 1.0, TEST_NOTE)
 
 
-def _order(word: str) -> tuple[int, float, str]:
+def _order(label: str) -> tuple[int, float, str]:
+    """Order labels that are numbers by value, before those that are text."""
     try:
-        return (0, float(word), word)
+        return (0, float(label), label)
     except ValueError:
-        return (1, 0.0, word)
+        return (1, 0.0, label)
 
 
 def _column(path: Path, titles: list[str] | None, target: str | None, width: int) -> int:
     if target is None:
         return width - 1
     if titles is None or target not in titles:
-        raise UsageError(f"--target {target}: {path} has the columns {', '.join(titles) if titles else 'without titles'}")
+        raise UsageError(
+            f"--target {target}: {path} has {'the columns ' + ', '.join(titles) if titles else 'columns without titles'}"
+        )
     return titles.index(target)
 
 
 def read_csv(path: Path) -> tuple[list[str] | None, list[list[str]]]:
-    """The titles of a CSV file, if its first line holds any, and its rows.
+    """Read a CSV file: its titles, if its first line holds any, and its rows.
 
     Raises:
-        DataError: missing, not text, empty, or rows of different length.
+        DataError: the file is missing, not text or empty, or its rows differ in length.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -191,10 +197,10 @@ def _is_number(cell: str) -> bool:
 
 
 def parse_numbers(path: Path, titles: list[str] | None, rows: list[list[str]]) -> NumpyArray:
-    """Cells as float32 (N, F).
+    """Convert cells to float32 (N, F).
 
     Raises:
-        DataError: a cell that is no finite number.
+        DataError: a cell is not a finite number.
     """
     made = np.empty((len(rows), len(rows[0])), np.float32)
     for i, row in enumerate(rows):
@@ -210,6 +216,7 @@ def parse_numbers(path: Path, titles: list[str] | None, rows: list[list[str]]) -
 
 
 def _dataset(name: str, pairs: Any, class_names: Sequence[str], scale: float, notes: str) -> Dataset:
+    """Make a Dataset of a training and a test part, with the moments of the training part."""
     (x, y), (xt, yt) = pairs
     if not len(y) or not len(yt):
         raise DataError(f"{name}: {len(y)} examples to train on and {len(yt)} to test are too few")
@@ -228,3 +235,13 @@ def _dataset(name: str, pairs: Any, class_names: Sequence[str], scale: float, no
         scale=scale,
         notes=notes,
     )
+
+
+def preprocess(x: Any, preprocessing: Transform | None) -> Any:
+    """Preprocess examples in chunks: the intermediate arrays of a large data set would fill the memory."""
+    if preprocessing is None:
+        return x
+    out = np.empty(x.shape, np.float32)
+    for start in range(0, len(x), 1024):
+        out[start : start + 1024] = preprocessing(x[start : start + 1024])
+    return out

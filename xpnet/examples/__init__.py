@@ -1,7 +1,7 @@
-"""Worked examples: the systems of the classic texts, with the numbers that those texts print.
+"""Worked examples: networks from the classic texts, with the numbers that those texts print.
 
 Each example is one module, short enough to read as the explanation. ``run("spiral", out="pictures")`` or, in a shell,
-``xpnet examples spiral --out pictures`` prints what the text prints beside what came out, and leaves pictures in a folder.
+``xpnet examples spiral --out pictures`` prints the numbers of the text beside the computed ones, and draws pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAMES = (
     "siamese",
     "residual",
 )
-"""The examples, in the order in which a reader meets them."""
+"""The examples, in reading order."""
 
 __all__ = ["NAMES", "Report", "Row", "about", "add_examples_command", "run"]
 
@@ -41,7 +41,7 @@ def _module(name: str) -> Any:
 
 
 def about(name: str) -> str:
-    """One line that says what an example shows."""
+    """Return one line that says what an example shows."""
     return (_module(name).__doc__ or "").strip().splitlines()[0]
 
 
@@ -51,10 +51,10 @@ def run(name: str, out: Folder = None, **settings: Any) -> Report:
     Args:
         name: one of NAMES.
         out: the folder for its pictures; None draws none.
-        settings: what the example's own `run` takes beside, such as a seed.
+        settings: further arguments of the example's `run`, such as a seed.
 
     Returns:
-        The report that was printed: `.rows`, and those of them that differ from the text in `.differing`.
+        The report that was printed: `.rows`, and in `.differing` those that differ from the text.
 
     Raises:
         ValueError: no such example or setting.
@@ -70,12 +70,12 @@ def run(name: str, out: Folder = None, **settings: Any) -> Report:
 def add_examples_command(subparsers: Any) -> None:
     """Add ``examples [NAME] [--out DIR] [SETTING=VALUE ...]`` to an argparse parser's subcommands.
 
-    The chosen command's function is left in the parsed arguments as `run`; it takes them and returns an exit status.
+    The parsed arguments hold the command's function as `run`; it takes them and returns an exit status.
     """
     parser = subparsers.add_parser("examples", help="list the worked examples, or run one", description=__doc__)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="which one; left out: list them")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the example; default: list them")
     parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE", help="such as seed=1")
-    parser.add_argument("--out", default=".", metavar="DIR", help="folder for the pictures (default: this one)")
+    parser.add_argument("--out", default=".", metavar="DIR", help="folder for the pictures; default: this one")
     parser.set_defaults(run=_command)
 
 

@@ -1,4 +1,4 @@
-"""What every example needs: a table of printed numbers beside computed ones, and pictures where matplotlib is there."""
+"""What every example needs: a table of printed and computed numbers, and pictures if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Row:
 
 
 class Report:
-    """Prints a table, row by row, and keeps the rows.
+    """Print a table row by row, and keep the rows.
 
     Args:
         title: printed above it.
@@ -35,7 +35,7 @@ class Report:
         print(f"\n{title}\n{'=' * len(title)}")
 
     def section(self, text: str) -> None:
-        """A line between rows."""
+        """Print a line between rows."""
         print(f"\n{text}")
 
     def row(self, name: str, printed: str, got: Any, *, within: float | None = None) -> None:
@@ -47,13 +47,13 @@ class Report:
             got: as many numbers.
             within: how far they may differ; None: half a unit of the last digit printed.
         """
-        words = printed.split()
+        expected = printed.split()
         values = np.atleast_1d(np.asarray(got, dtype=np.float64)).ravel()
-        if len(words) != len(values):
-            raise ValueError(f"{name}: {len(words)} numbers are printed, {len(values)} were computed")
-        reach = [_half_unit(w) if within is None else within for w in words]
-        close = [abs(v - float(w)) <= r for w, v, r in zip(words, values, reach)]
-        shown = [_like(w, v) for w, v in zip(words, values)]
+        if len(expected) != len(values):
+            raise ValueError(f"{name}: {len(expected)} numbers are printed, {len(values)} were computed")
+        allowed = [_half_unit(w) if within is None else within for w in expected]
+        close = [abs(v - float(w)) <= r for w, v, r in zip(expected, values, allowed)]
+        shown = [_like(w, v) for w, v in zip(expected, values)]
         self._add(name, printed, " ".join(shown), all(close), "" if within is None else f"+-{within:g}")
 
     def at_least(self, name: str, printed: float, got: float, *, less: float = 0.0) -> None:
@@ -70,7 +70,7 @@ class Report:
         self._add(name, str(printed), str(got), bool(printed == got))
 
     def found(self, name: str, got: str) -> None:
-        """A number that no text prints."""
+        """Print a number that is not in the text."""
         print(f"  {name:<36} {'':>24}   {got}")
 
     def _add(self, name: str, printed: str, got: str, agrees: bool, note: str = "") -> None:
@@ -86,7 +86,7 @@ class Report:
 
 
 def _split(word: str) -> tuple[int, int]:
-    """(decimals, exponent) of a number as it is printed."""
+    """Return (decimals, exponent) of a printed number."""
     match = re.fullmatch(r"[+-]?\d*(?:\.(\d*))?(?:[eE]([+-]?\d+))?", word)
     if match is None:
         raise ValueError(f"{word!r} is not a printed number")
@@ -94,20 +94,21 @@ def _split(word: str) -> tuple[int, int]:
 
 
 def _half_unit(word: str) -> float:
+    """Return half a unit of the last printed digit."""
     decimals, exponent = _split(word)
     return 0.5 * 10.0 ** (exponent - decimals) * (1 + 1e-9)
 
 
 def _like(word: str, value: float) -> str:
-    """`value` with the digits of `word`."""
+    """Format `value` with as many digits as `word`."""
     decimals, exponent = _split(word)
     return f"{value:.{decimals}e}" if exponent else f"{value:.{decimals}f}"
 
 
 def picture(out: Folder, name: str, draw: Callable[[Any], None], width: float = 6.0, height: float = 4.0) -> None:
-    """Let `draw` fill a matplotlib Figure, and save it in the folder `out` under `name`.
+    """Let `draw` fill a matplotlib Figure, and save it as `name` in the folder `out`.
 
-    Nothing is drawn where `out` is None. Without matplotlib one line says so, and the example goes on.
+    Draws nothing if `out` is None. Without matplotlib it prints one line, and the example continues.
     """
     from xpnet.inspect.figures import MissingMatplotlib, new_figure, save_figure, style
 

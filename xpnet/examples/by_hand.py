@@ -1,12 +1,12 @@
-"""Backpropagation by hand: the 2-2-2 net of which every number was once worked out on paper.
+"""Backpropagation by hand: a 2-2-2 net whose every number was worked out on paper.
 
 Inputs .05 .10, targets .01 .99, sigmoid units, learning rate .5, one bias for each layer. Source: M. Mazur, "A step by step
 backpropagation example" (2015).
 
 Two errors after the first step are in print. .291027774 comes from changing all eight weights by gradients taken before the
-step, as gradient descent says. .291027924 comes from changing w5..w8 first and sending the error back through the new ones,
-a mistake that is easily made and hardly seen; both are computed here. So are both ends of 10,000 steps: the error printed is
-that of the former, the outputs printed are those of the latter. The biases stay as they are in either case.
+step, as in gradient descent. .291027924 comes from changing w5..w8 first and propagating the error back through the new ones,
+a mistake that is easily made and hard to notice; both are computed here. So are the results of 10,000 steps: the printed error
+is that of the former, the printed outputs are those of the latter. The biases are constant in both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ X, TARGET = np.array([[0.05, 0.10]]), np.array([[0.01, 0.99]])
 
 
 def network() -> xn.Sequential:
-    """The net with its first weights: column j of a kernel holds the weights into unit j."""
+    """Return the net with its initial weights: column j of a kernel holds the weights into unit j."""
     model = xn.Sequential([xn.Dense(2, "sigmoid"), xn.Dense(2, "sigmoid")], input_shape=(2,), dtype="float64")
     model.load_state(
         {
@@ -34,31 +34,31 @@ def network() -> xn.Sequential:
         }
     )
     for name, parameter in model.parameters().items():
-        parameter.requires_grad = name.endswith("kernel")  # the text leaves the biases alone
+        parameter.requires_grad = name.endswith("kernel")  # the text keeps the biases constant
     return model
 
 
 def error(output: Any, target: Any) -> Any:
-    """1/2 (target - output)^2, summed over the outputs."""
+    """Return 1/2 (target - output)^2, summed over the outputs."""
     return xn.losses.half_squared_error(output, target, reduction="sum")
 
 
 def gradients(model: xn.Sequential) -> dict[str, Any]:
-    """dE/dw for both kernels."""
+    """Return dE/dw for both kernels."""
     model.zero_grad()
     error(model(X), TARGET).backward()
     return {name: np.array(p.grad) for name, p in model.parameters().items() if p.requires_grad}
 
 
 def step(model: xn.Sequential, names: tuple[str, ...] = ("0.kernel", "1.kernel")) -> None:
-    """One step of gradient descent with learning rate .5, for some of the kernels."""
-    slopes = gradients(model)
+    """Do one step of gradient descent with learning rate .5 on some of the kernels."""
+    found = gradients(model)
     for name in names:
-        model.parameters()[name].array -= 0.5 * slopes[name]
+        model.parameters()[name].array -= 0.5 * found[name]
 
 
 def step_through_new_weights(model: xn.Sequential) -> None:
-    """The mistake: w5..w8 change first, and the error goes back to w1..w4 through the new ones."""
+    """Make the mistake: change w5..w8 first, and propagate the error back to w1..w4 through the new ones."""
     hidden, last = model.layers
     h, o = hidden(X).array, model.predict(X)
     step(model, ("1.kernel",))
@@ -68,7 +68,7 @@ def step_through_new_weights(model: xn.Sequential) -> None:
 
 
 def error_of(model: xn.Sequential) -> float:
-    """The error with the weights as they are."""
+    """Return the error with the present weights."""
     return float(error(model.predict(X), TARGET))
 
 
@@ -87,9 +87,9 @@ def run(out: Folder = None) -> Report:
     report.row("E", ".298371109", halves.sum())
 
     report.section("The gradient")
-    slopes = gradients(model)
-    report.row("dE/dw5", ".082167041", slopes["1.kernel"][0, 0])
-    report.row("dE/dw1", ".000438568", slopes["0.kernel"][0, 0])
+    found = gradients(model)
+    report.row("dE/dw5", ".082167041", found["1.kernel"][0, 0])
+    report.row("dE/dw1", ".000438568", found["0.kernel"][0, 0])
 
     report.section("One step")
     step(model)

@@ -1,7 +1,7 @@
-"""CIFAR-10: a small ConvNet from the binary files, and what a linear classifier looks for, as images.
+"""CIFAR-10: a small ConvNet, and the templates of a linear classifier as images.
 
-The ten rows of weights of a linear classifier have the shape of an image each: the template of a class (CS231n, "Linear
-classification"). A ConvNet of three convolutions is better and no longer so easy to look into; its first filters are shown.
+The weights of each class of a linear classifier have the shape of an image: the template of the class (CS231n, "Linear
+classification"). A ConvNet of three convolutions is better but harder to interpret; its first filters are shown.
 Data: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the binary version, from $XPNET_DATA, the
 cache or any folder of .bin files.
 """
@@ -23,7 +23,7 @@ Pair = tuple[Any, Any]
 
 
 def read_folder(folder: str | Path) -> tuple[Pair, Pair]:
-    """(training, test) from any files of the format, whatever their size: test_batch.bin, and all others for training."""
+    """Read (training, test) from files of the format, of any size: test_batch.bin, and all others for training."""
     files = sorted(Path(folder).glob("*.bin"))
     training = [cifar.read(file) for file in files if file.name != "test_batch.bin"]
     test = [cifar.read(file) for file in files if file.name == "test_batch.bin"]
@@ -35,15 +35,15 @@ def read_folder(folder: str | Path) -> tuple[Pair, Pair]:
 
 
 def linear(seed: int = 0) -> xn.Sequential:
-    """Softmax regression on pixels."""
+    """Return softmax regression on pixels."""
     small = xn.initializers.Normal(0.001)
     layers = [xn.Flatten(), xn.Dense(10, kernel_initializer=small, kernel_regularizer=xn.regularizers.L2(0.1))]
     return xn.Sequential(layers, input_shape=(32, 32, 3), seed=seed)
 
 
 def convnet(seed: int = 0, filters: int = 32) -> xn.Sequential:
-    """Three times convolution, ReLU and pooling; then a dense layer: CONV -> RELU -> POOL -> FC."""
-    # Small first weights: what is seen in the filters afterwards was learnt.
+    """Return three blocks of convolution, ReLU and pooling, and a dense layer."""
+    # Small initial weights: what the filters show afterwards was learnt.
     small = xn.initializers.Normal(0.02)
     first = xn.Conv2D(filters, 5, padding="same", activation="relu", kernel_initializer=small)
     layers: list[Any] = [first, xn.MaxPool2D(2)]
@@ -53,21 +53,21 @@ def convnet(seed: int = 0, filters: int = 32) -> xn.Sequential:
 
 
 def learn(model: xn.Sequential, train: Pair, test: Pair, *, rate: float, epochs: int, seed: int) -> xn.History:
-    """Adam on softmax cross entropy."""
+    """Train with Adam on softmax cross entropy."""
     optimizer = xn.optim.Adam(rate)
     trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, metrics=["accuracy"], seed=seed)
     return trainer.fit(train, validation=test, epochs=epochs, batch_size=64)
 
 
 def run(out: Folder = None, path: str = "", examples: int = 10_000, epochs: int = 5, seed: int = 0) -> Report:
-    """Train both on the first images.
+    """Train both networks on the first images.
 
     Args:
         out: folder for the pictures.
         path: a folder of .bin files; "" looks where `xpnet.data.load("cifar10")` does.
         examples: how many training images to use; 0 uses all.
-        epochs: how often.
-        seed: of weights and order.
+        epochs: passes over the training images.
+        seed: of weights and shuffling.
     """
     report = Report("CIFAR-10")
     try:
@@ -90,7 +90,7 @@ def run(out: Folder = None, path: str = "", examples: int = 10_000, epochs: int 
     b = learn(deep, (x, y), (xt, yt), rate=0.002, epochs=epochs, seed=seed)
     report.found("images for training and test", f"{len(x)} {len(xt)}")
     report.found("first losses (ln 10 = 2.303)", f"{a['loss'][0]:.3f} {b['loss'][0]:.3f}")
-    report.found("always the commonest class (%)", f"{chance:.1f}")
+    report.found("always the most common class (%)", f"{chance:.1f}")
     report.found("linear, held out (%)", f"{100 * a['val_accuracy'][-1]:.1f}")
     report.found("ConvNet, held out (%)", f"{100 * b['val_accuracy'][-1]:.1f}")
     report.at_least("ConvNet above chance (%)", round(chance + 5, 1), 100 * b["val_accuracy"][-1])

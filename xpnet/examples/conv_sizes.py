@@ -1,4 +1,4 @@
-"""Conv sizes: how large the output of a convolution is, how many weights it has, and how much one unit sees.
+"""Conv sizes: the output size, the number of weights and the receptive field of convolutions.
 
 (W - F + 2P) / S + 1 for an input of W, a window of F, a stride of S and a padding of P. Source: Stanford CS231n,
 "Convolutional neural networks for visual recognition"; Krizhevsky et al., 2012, for the first layer of AlexNet.
@@ -15,7 +15,7 @@ from xpnet.layers.module import Module
 
 
 def weights(model: Module) -> tuple[int, int]:
-    """(weights, biases) of a model."""
+    """Count the (weights, biases) of a model."""
     sizes = {name: p.size for name, p in model.parameters().items()}
     biases = sum(n for name, n in sizes.items() if name.endswith("bias"))
     return sum(sizes.values()) - biases, biases
@@ -46,7 +46,7 @@ def run(out: Folder = None) -> Report:
     report.row("receptive field, after 1, 2, 3 layers", "3 5 7", [field.size[0] for _, field in receptive_fields(three)])
     report.row("receptive field, 7x7", "7", receptive_fields(one)[-1][1].size[0])
 
-    report.section("What one unit of VGG-16 sees of the image, after each pooling")
+    report.section("Receptive field of one unit of VGG-16 after each pooling")
     vgg: list[Module] = []
     for convolutions in (2, 2, 3, 3, 3):
         vgg += [*(xn.Conv2D(1, 3, padding=1) for _ in range(convolutions)), xn.MaxPool2D(2)]

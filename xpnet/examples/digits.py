@@ -1,6 +1,6 @@
 """Digits: 8x8 images of handwritten digits and a dense network of one hidden layer.
 
-1,438 training and 359 test images, which come with the package: the smallest real data set on which a network earns its keep.
+1,438 training and 359 test images, included in the package.
 Source: Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI, 1998.
 """
 
@@ -16,13 +16,13 @@ from xpnet.examples._report import Folder, Report, picture
 
 
 def network(seed: int = 0) -> xn.Sequential:
-    """64-256-10, with dropout: there are few examples."""
+    """Return a 64-256-10 network, with dropout because there are few examples."""
     layers = [xn.Flatten(), xn.Dense(256, "relu"), xn.Dropout(0.5), xn.Dense(10)]
     return xn.Sequential(layers, input_shape=(8, 8, 1), seed=seed)
 
 
 def run(out: Folder = None, seed: int = 0, epochs: int = 60) -> Report:
-    """Train, and read the test images; draw those that were misread."""
+    """Train, and predict the test images; draw the misclassified ones."""
     report = Report("Digits, 8x8")
     data = load("digits")
     model = network(seed)
@@ -33,23 +33,23 @@ def run(out: Folder = None, seed: int = 0, epochs: int = 60) -> Report:
 
     x, y = data.test
     probability = xn.ops.softmax(model.predict(x))
-    answer = probability.argmax(axis=1)
-    wrong = np.flatnonzero(answer != y)[:8]
-    right = np.flatnonzero(answer == y)[: 16 - len(wrong)]
+    predicted = probability.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != y)[:8]
+    right = np.flatnonzero(predicted == y)[: 16 - len(wrong)]
 
     def draw(figure: Any) -> None:
         for axes, i in zip(figure.subplots(2, 8).ravel(), [*wrong, *right]):
             axes.imshow(x[i, :, :, 0], cmap="gray_r", vmin=0, vmax=1)
             axes.axis("off")
-            colour = "black" if answer[i] == y[i] else "#c02020"
+            colour = "black" if predicted[i] == y[i] else "#c02020"
             axes.set_title(
-                f"{answer[i]} ({100 * probability[i, answer[i]]:.0f} %)",
+                f"{predicted[i]} ({100 * probability[i, predicted[i]]:.0f} %)",
                 color=colour,
                 fontsize=8,
                 loc="center",
                 fontweight="normal",
             )
-        figure.suptitle("read as (and how surely); red: misread", fontsize=9)
+        figure.suptitle("prediction (with its probability); red: wrong", fontsize=9)
 
     picture(out, "digits.png", draw, 7.5, 2.6)
     return report

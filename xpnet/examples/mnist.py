@@ -1,9 +1,9 @@
 """Handwritten digits: from no hidden layer to convolution with dropout, each recipe a function.
 
 The recipes and their numbers are those of M. Nielsen, "Neural Networks and Deep Learning" (2015), chapters 1, 3 and 6, and
-the small ConvNet that every framework's first page shows. A recipe takes the data and a seed and returns the accuracies
-after every epoch, in percent. The text trains on the first 50,000 images and reports the best epoch; so do these. (For its
-ConvNets the text takes the epoch that is best on 10,000 further images, which is a little stricter than the best on the test.)
+the small ConvNet of many introductions. A recipe takes the data and a seed and returns the accuracy
+after every epoch, in percent. Like the text, the recipes train on the first 50,000 images and report the best epoch. (For its
+ConvNets the text takes the epoch that is best on 10,000 further images, a little stricter than the best on the test images.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def train(
     examples: int = 50_000,
     seed: int,
 ) -> Accuracies:
-    """Train on the first `examples` images; returns the test accuracy after every epoch, in percent."""
+    """Train on the first `examples` images; return the test accuracy after every epoch, in percent."""
     x, y = data.train[0][:examples], data.train[1][:examples]
     trainer = xn.Trainer(model, loss=loss, optimizer=optimizer, metrics=["accuracy"], seed=seed)
     history = trainer.fit((x, y), validation=data.test, epochs=epochs, batch_size=batch_size)
@@ -44,36 +44,36 @@ def train(
 
 
 def quadratic_cost(output: Any, labels: Any) -> Any:
-    """1/2 |y(x) - a|^2, the mean over the batch; the labels are class numbers."""
+    """Return 1/2 |y(x) - a|^2, the mean over the batch; `labels` are class indices."""
     return xn.losses.quadratic_cost(output, one_hot(labels, output.shape[-1]))
 
 
 def sigmoid_layer(units: int) -> xn.Dense:
-    """A layer of sigmoid units, all weights and biases drawn from a standard normal distribution."""
+    """Return a layer of sigmoid units, all weights and biases drawn from a standard normal distribution."""
     normal = xn.initializers.Normal(1.0)
     return xn.Dense(units, "sigmoid", kernel_initializer=normal, bias_initializer=normal)
 
 
 def sigmoid_network(data: Dataset, hidden: Sequence[int], device: str, seed: int) -> xn.Sequential:
-    """[pixels, *hidden, 10], as the text writes it."""
+    """Return a network of sizes [pixels, *hidden, 10]."""
     layers = [xn.Flatten(), *(sigmoid_layer(units) for units in (*hidden, data.classes))]
     return xn.Sequential(layers, input_shape=data.input_shape, device=device, seed=seed)
 
 
 def no_hidden_layer(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = "cpu") -> Accuracies:
-    """[784, 10]."""
+    """Train [784, 10]."""
     model = sigmoid_network(data, [], device, seed)
     return train(model, data, loss=quadratic_cost, optimizer=xn.optim.SGD(3.0), epochs=epochs, seed=seed)
 
 
 def hidden_30(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = "cpu") -> Accuracies:
-    """[784, 30, 10]: 95.42 %."""
+    """Train [784, 30, 10]: 95.42 %."""
     model = sigmoid_network(data, [30], device, seed)
     return train(model, data, loss=quadratic_cost, optimizer=xn.optim.SGD(3.0), epochs=epochs, seed=seed)
 
 
 def hidden_100(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = "cpu") -> Accuracies:
-    """[784, 100, 10]: 96.59 %."""
+    """Train [784, 100, 10]: 96.59 %."""
     model = sigmoid_network(data, [100], device, seed)
     return train(model, data, loss=quadratic_cost, optimizer=xn.optim.SGD(3.0), epochs=epochs, seed=seed)
 
@@ -82,12 +82,12 @@ def hidden_100(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = 
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
-    """-sum_j [y_j ln a_j + (1 - y_j) ln(1 - a_j)] with a = sigmoid(logits), the mean over the batch."""
+    """Return -sum_j [y_j ln a_j + (1 - y_j) ln(1 - a_j)] with a = sigmoid(logits), the mean over the batch."""
     return xn.losses.attribute_logistic(logits, one_hot(labels, logits.shape[-1]))
 
 
 def cross_entropy_l2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "cpu") -> Accuracies:
-    """[784, 100, 10] with cross entropy, L2 (lambda = 5) and learning rate 0.1: 98.04 %."""
+    """Train [784, 100, 10] with cross entropy, L2 (lambda = 5) and learning rate 0.1: 98.04 %."""
     narrow: dict[str, Any] = {"kernel_initializer": xn.initializers.FanIn(), "bias_initializer": xn.initializers.Normal(1.0)}
     layers = [xn.Flatten(), xn.Dense(100, "sigmoid", **narrow), xn.Dense(data.classes, **narrow)]
     model = xn.Sequential(layers, input_shape=data.input_shape, device=device, seed=seed)
@@ -100,7 +100,7 @@ def cross_entropy_l2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: 
 
 
 def conv_pool(filters: int, activation: str) -> list[Module]:
-    """5x5 filters and 2x2 max pooling. (Pooling first would give the same: the activation is monotone.)"""
+    """Return a 5x5 convolution and 2x2 max pooling. (Pooling before the monotone activation would give the same.)"""
     init: dict[str, Any] = {
         "kernel_initializer": xn.initializers.Scaled(gain=4.0, mode="out"),  # n_out counted after the pooling, which is 2x2
         "bias_initializer": xn.initializers.Normal(1.0),
@@ -109,7 +109,7 @@ def conv_pool(filters: int, activation: str) -> list[Module]:
 
 
 def fully_connected(units: int, activation: str) -> xn.Dense:
-    """Weights of variance 1/units, standard normal biases."""
+    """Return a dense layer with weights of variance 1/units and standard normal biases."""
     init: dict[str, Any] = {
         "kernel_initializer": xn.initializers.Scaled(mode="out"),
         "bias_initializer": xn.initializers.Normal(1.0),
@@ -118,7 +118,7 @@ def fully_connected(units: int, activation: str) -> xn.Dense:
 
 
 def softmax_layer(data: Dataset) -> xn.Dense:
-    """The logits; softmax and log likelihood are in the loss. All weights begin at 0."""
+    """Return the output layer, with zero initial weights; the softmax is part of the loss."""
     return xn.Dense(data.classes, kernel_initializer="zeros")
 
 
@@ -133,7 +133,7 @@ def convnet(
     device: str,
     examples: int = 50_000,
 ) -> Accuracies:
-    """The layers, trained with log likelihood in batches of 10; the text divides lambda by the number of batches."""
+    """Train layers with log likelihood in batches of 10; the text divides lambda by the number of batches."""
     model = xn.Sequential(layers, input_shape=data.input_shape, device=device, seed=seed)
     optimizer = xn.optim.SGD(rate, weight_decay=decay / max(min(len(data.train[0]), examples) // 10, 1))
     loss = xn.losses.softmax_cross_entropy
@@ -141,13 +141,13 @@ def convnet(
 
 
 def convnet_1(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "cpu") -> Accuracies:
-    """One convolutional layer of 20 filters, a dense one of 100: 98.78 %."""
+    """Train one convolutional layer of 20 filters and a dense one of 100 units: 98.78 %."""
     layers = [*conv_pool(20, "sigmoid"), xn.Flatten(), fully_connected(100, "sigmoid"), softmax_layer(data)]
     return convnet(layers, data, 0.1, seed=seed, epochs=epochs, device=device)
 
 
 def convnet_2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "cpu") -> Accuracies:
-    """Two convolutional layers, 20 and 40 filters: 99.06 %."""
+    """Train two convolutional layers, 20 and 40 filters: 99.06 %."""
     layers = [
         *conv_pool(20, "sigmoid"),
         *conv_pool(40, "sigmoid"),
@@ -159,13 +159,13 @@ def convnet_2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "
 
 
 def convnet_relu(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "cpu") -> Accuracies:
-    """The same with rectified linear units, learning rate 0.03 and L2 (lambda = 0.1): 99.23 %."""
+    """Train the same with rectified linear units, learning rate 0.03 and L2 (lambda = 0.1): 99.23 %."""
     layers = [*conv_pool(20, "relu"), *conv_pool(40, "relu"), xn.Flatten(), fully_connected(100, "relu"), softmax_layer(data)]
     return convnet(layers, data, 0.03, decay=0.1, seed=seed, epochs=epochs, device=device)
 
 
 def with_shifted_copies(data: Dataset, examples: int = 50_000) -> Dataset:
-    """The first images and four copies of them, moved by one pixel up, down, left and right."""
+    """Return the first images and four copies of them, shifted by one pixel up, down, left and right."""
     x, y = data.train[0][:examples], data.train[1][:examples]
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     H, W = x.shape[1:3]
@@ -174,7 +174,7 @@ def with_shifted_copies(data: Dataset, examples: int = 50_000) -> Dataset:
 
 
 def convnet_dropout(data: Dataset, *, seed: int = 0, epochs: int = 40, device: str = "cpu") -> Accuracies:
-    """Shifted copies (250,000 images), two dense layers of 1,000 units, dropout of one half: 99.60 %."""
+    """Train on shifted copies (250,000 images), with two dense layers of 1,000 units, dropout of one half: 99.60 %."""
     layers: list[Any] = [*conv_pool(20, "relu"), *conv_pool(40, "relu"), xn.Flatten()]
     for _ in range(2):
         layers += [xn.Dropout(0.5, inverted=False), fully_connected(1000, "relu")]
@@ -184,7 +184,7 @@ def convnet_dropout(data: Dataset, *, seed: int = 0, epochs: int = 40, device: s
 
 
 def small_convnet_layers(data: Dataset) -> list[Any]:
-    """34,826 parameters for 28x28 images of ten classes."""
+    """Return the layers of the small ConvNet: 34,826 parameters for 28x28 images of ten classes."""
     return [
         xn.Conv2D(32, 3, activation="relu"),
         xn.MaxPool2D(2),
@@ -197,7 +197,7 @@ def small_convnet_layers(data: Dataset) -> list[Any]:
 
 
 def small_convnet(data: Dataset, *, seed: int = 0, epochs: int = 15, device: str = "cpu") -> Accuracies:
-    """The usual small ConvNet with Adam, batches of 128: 99 %."""
+    """Train the small ConvNet with Adam in batches of 128: 99 %."""
     model = xn.Sequential(small_convnet_layers(data), input_shape=data.input_shape, device=device, seed=seed)
     loss, optimizer = "softmax_cross_entropy", xn.optim.Adam()
     return train(model, data, loss=loss, optimizer=optimizer, epochs=epochs, batch_size=128, examples=54_000, seed=seed)
@@ -217,18 +217,18 @@ RECIPES: dict[str, tuple[Callable[..., Accuracies], float | None]] = {
 """Every recipe, and the best test accuracy that the text gives for it, in percent."""
 
 SPREAD = {name: 1.0 if name.startswith("hidden") else 0.3 for name in RECIPES}
-"""How far a run may be below the text's number: other seeds differ by about that much."""
+"""How far a run may be below the text's number: about the spread between seeds."""
 
 QUICK = "hidden_30"
-LEAST_SIZE = 16  # two 5x5 convolutions with poolings need this much
+LEAST_SIZE = 16  # needed by two 5x5 convolutions with pooling
 
 
 def get_data() -> Dataset:
-    """MNIST from the folder in $XPNET_DATA or the cache; the 8x8 digits of the package where neither has it."""
+    """Load MNIST from $XPNET_DATA or the cache, or else the 8x8 digits of the package."""
     try:
         return load("mnist")
     except (DataError, OSError) as error:
-        print(f"  MNIST is not there ({str(error).splitlines()[0]}); using the 8x8 digits instead")
+        print(f"  MNIST is not available ({str(error).splitlines()[0]}); using the 8x8 digits instead")
         return load("digits")
 
 
@@ -238,8 +238,8 @@ def run(out: Folder = None, recipes: str = QUICK, seed: int = 0, epochs: int = 0
     Args:
         out: folder for the picture.
         recipes: names joined by commas, or "all".
-        seed: of weights and order.
-        epochs: 0 means as many as the text.
+        seed: of weights and shuffling.
+        epochs: 0 means as many as in the text.
         device: "cpu" or "cuda".
 
     Raises:

@@ -1,6 +1,6 @@
 """Perceptrons: NAND, an adder built of NANDs, and why only the signs of weights and biases matter.
 
-A perceptron is a dense layer of one unit with a step for its activation: 1 where w . x + b > 0, else 0. With weights -2, -2
+A perceptron is a dense layer of one unit with a step activation: 1 where w . x + b > 0, else 0. With weights -2, -2
 and bias 3 it computes NAND, and from NANDs any circuit can be built. Source: M. Nielsen, "Neural Networks and Deep Learning"
 (2015), chapter 1, with its exercises on sigmoid neurons that simulate perceptrons.
 """
@@ -18,7 +18,7 @@ BITS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.float64)
 
 
 def unit(weights: list[float], bias: float, activation: str = "step") -> xn.Sequential:
-    """One neuron with these weights and this bias."""
+    """Return one neuron with these weights and this bias."""
     model = xn.Sequential([xn.Dense(1, activation)], input_shape=(len(weights),), dtype="float64")
     model.load_state({"0.kernel": np.array(weights)[:, None], "0.bias": np.array([bias])})
     return model
@@ -28,25 +28,25 @@ NAND = unit([-2, -2], 3)
 
 
 def nand(a: Any, b: Any) -> Any:
-    """NAND of two arrays of bits, computed by the perceptron."""
+    """Compute the NAND of two arrays of bits with the perceptron."""
     return NAND.predict(np.stack([a, b], axis=-1))[..., 0]
 
 
 def add_bits(a: Any, b: Any) -> tuple[Any, Any]:
-    """(carry, sum) of two arrays of bits: five NANDs, wired as in the text."""
+    """Return (carry, sum) of two arrays of bits, from five NANDs wired as in the text."""
     c = nand(a, b)
     return nand(c, c), nand(nand(a, c), nand(c, b))
 
 
 def network(scale: float, activation: str, seed: int) -> xn.Sequential:
-    """A 3-4-2 network of random weights and biases, all multiplied by `scale`."""
+    """Return a 3-4-2 network of random weights and biases, all multiplied by `scale`."""
     normal = xn.initializers.Normal(scale)
     layers = [xn.Dense(n, activation, kernel_initializer=normal, bias_initializer=normal) for n in (4, 2)]
     return xn.Sequential(layers, input_shape=(3,), dtype="float64", seed=seed)
 
 
 def run(out: Folder = None, seed: int = 0) -> Report:
-    """Print the truth tables and the two exercises; draw the sigmoid neuron on its way to a step."""
+    """Print the truth tables and the two exercises; draw how the sigmoid neuron approaches a step."""
     report = Report("Perceptrons")
     a, b = BITS.T
     report.row("NAND of 00, 01, 10, 11", "1 1 1 0", nand(a, b))

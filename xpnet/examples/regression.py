@@ -2,8 +2,8 @@
 
 The score is the small problem of S. Welch, "Neural networks demystified" (2014): three students, two inputs, 2-3-1 sigmoid
 units, hours and scores divided by their largest values (he trains with BFGS; Adam does here). With so few examples the net
-learns them by heart; a penalty on the weights keeps what it makes of them smooth. The crop is made by rule, so that the
-right answer is known everywhere.
+overfits; a penalty on the weights keeps the learnt function smooth. The crop data follow a rule, so that the true function is
+known everywhere.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ SCORE = np.array([[75], [82], [93]], dtype=np.float64)
 
 
 def score_network(seed: int, decay: float = 0.0) -> xn.Sequential:
-    """2-3-1, sigmoid units."""
+    """Return a 2-3-1 network of sigmoid units."""
     penalty = xn.regularizers.L2(decay) if decay else None
     layers = [xn.Dense(n, "sigmoid", kernel_regularizer=penalty) for n in (3, 1)]
     return xn.Sequential(layers, input_shape=(2,), dtype="float64", seed=seed)
 
 
 def learn_scores(model: xn.Sequential, hours: Any, score: Any, steps: int) -> None:
-    """Full-batch training on hours / 10 and score / 100."""
+    """Train on all examples at once, with hours / 10 and score / 100."""
     trainer = xn.Trainer(model, loss="mean_squared_error", optimizer=xn.optim.Adam(0.03))
     for _ in range(steps):
         trainer.step(hours / 10, score / 100)
 
 
 def crop_yield(fertiliser: Any, sun: Any, rain: Any) -> Any:
-    """The rule, in tonnes a hectare.
+    """Compute the rule, in tonnes per hectare.
 
-    Fertiliser helps less and less, sun and rain are best in the middle, and without rain fertiliser is of no use.
+    Fertiliser has diminishing returns, medium sun and rain are best, and without rain fertiliser has no effect.
     """
     water = np.exp(-(((rain - 600) / 250) ** 2))
     light = np.exp(-(((sun - 7) / 3) ** 2))
@@ -45,14 +45,14 @@ def crop_yield(fertiliser: Any, sun: Any, rain: Any) -> Any:
 
 
 def make_crops(n: int, seed: int) -> tuple[Any, Any]:
-    """x (n, 3): kg a hectare, hours a day, mm a year; y (n, 1): the yield, measured to 0.1 tonnes."""
+    """Return x (n, 3): kg per hectare, hours per day, mm per year; y (n, 1): the yield with noise of 0.1 tonnes."""
     rng = xn.random.generator(xn.random.key(seed, "crops"))
     x = rng.uniform([0, 3, 100], [250, 11, 1100], (n, 3))
     return x, (crop_yield(*x.T) + 0.1 * rng.standard_normal(n))[:, None]
 
 
 def learn_crops(seed: int, epochs: int) -> tuple[xn.Sequential, Standardize, float]:
-    """3-32-32-1 with tanh units on 2,000 fields; returns the model, its scaling, and the error on the rule itself."""
+    """Train 3-32-32-1 with tanh units on 2,000 fields; return the model, its scaling, and its error against the rule."""
     x, y = make_crops(2000, seed)
     scale = Standardize()
     scale.fit(x)

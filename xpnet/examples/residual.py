@@ -1,8 +1,8 @@
 """Residual connections: a deep plain network that does not train, and the same depth with x + f(x), which does.
 
-Each block's output is its input plus what its layers add. The gradient then has a way past every block, and thirty blocks
-train as easily as three. The initial weights are a little too small here (half of the variance 1/n), which thirty plain
-blocks do not forgive. Source: K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", 2015.
+Each block's output is its input plus that of its layers, so that gradients bypass every block and thirty blocks train as
+easily as three. The initial weights are a little too small here (half of the variance 1/n), enough for the gradient to vanish
+in thirty plain blocks. Source: K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", 2015.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ SMALL = xn.initializers.FanIn(gain=0.5)
 
 
 def network(depth: int, residual: bool, seed: int) -> xn.Sequential:
-    """Digits through `depth` blocks of 32 tanh units, with or without the short cut around each."""
+    """Return `depth` blocks of 32 tanh units for digits, with or without a shortcut around each."""
     body = [xn.Dense(32, "tanh", kernel_initializer=SMALL) for _ in range(depth)]
     blocks: list[Any] = [xn.Residual([layer]) for layer in body] if residual else list(body)
     return xn.Sequential([xn.Flatten(), xn.Dense(32), *blocks, xn.Dense(10)], input_shape=(8, 8, 1), seed=seed)
 
 
 def learn(model: xn.Sequential, data: Any, epochs: int, seed: int) -> xn.History:
-    """Plain gradient descent with momentum, the same for both."""
+    """Train by gradient descent with momentum."""
     optimizer = xn.optim.SGD(0.01, momentum=0.9)
     trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, metrics=["accuracy"], seed=seed)
     return trainer.fit(data.train, validation=data.test, epochs=epochs, batch_size=64, verbose=False)
 
 
 def gradient_sizes(model: xn.Sequential, data: Any) -> list[float]:
-    """The root mean square of dloss/doutput for each block, from the first to the last, before training."""
+    """Return the root mean square of dloss/doutput for each block, from the first to the last."""
     x, y = data.train[0][:256], data.train[1][:256]
     outputs = xn.inspect.layer_gradients(model, "softmax_cross_entropy", x, y).outputs
     return [float(np.sqrt(np.mean(np.square(g)))) for g in outputs.values()][1:-1]
 
 
 def run(out: Folder = None, seed: int = 0, depth: int = 30, epochs: int = 10) -> Report:
-    """Train both; print the accuracies; draw the losses and how the gradient fades on its way back."""
+    """Train both; print the accuracies; draw the losses and how the gradient vanishes."""
     report = Report(f"Residual connections, {depth} blocks")
     data = load("digits")
     models = {"plain": network(depth, False, seed), "residual": network(depth, True, seed)}

@@ -1,8 +1,8 @@
 """Sequences: the adding problem, which a plain recurrent network cannot learn and an LSTM can, and why: the gradient vanishes.
 
-Every step of a sequence holds a number in 0..1 and a mark; two steps are marked, one in each half, and the answer is the sum of
-their numbers. Who always answers 1 has a mean squared error of 1/6. To do better one must remember a number for tens of
-steps, and to learn that, a gradient must come back over as many. Source: S. Hochreiter, J. Schmidhuber, "Long short-term
+Every step of a sequence holds a number in 0..1 and a mark; two steps are marked, one in each half, and the target is the sum of
+their numbers. Always predicting 1 has a mean squared error of 1/6. A better prediction must remember a number for tens of
+steps, and to learn that, the gradient must not vanish over as many. Source: S. Hochreiter, J. Schmidhuber, "Long short-term
 memory", 1997.
 """
 
@@ -17,7 +17,7 @@ from xpnet.examples._report import Folder, Report, picture
 
 
 def make_sums(n: int, steps: int, seed: int) -> tuple[Any, Any]:
-    """x (n, steps, 2): numbers and marks; y (n, 1): the sums of the marked numbers."""
+    """Return x (n, steps, 2): numbers and marks; y (n, 1): the sums of the marked numbers."""
     rng = xn.random.generator(xn.random.key(seed, "adding"))
     number, mark = rng.uniform(0, 1, (n, steps)), np.zeros((n, steps))
     for half in ((0, steps // 2), (steps // 2, steps)):
@@ -26,24 +26,24 @@ def make_sums(n: int, steps: int, seed: int) -> tuple[Any, Any]:
 
 
 def network(kind: str, steps: int, seed: int, units: int = 32) -> xn.Sequential:
-    """A plain recurrent layer or an LSTM, and one linear output.
+    """Return a plain recurrent layer or an LSTM, and one linear output.
 
-    The plain one begins with Glorot's weights, as in the texts on the vanishing gradient; orthogonal ones, the layer's default,
-    delay the trouble.
+    The plain one starts from Glorot's weights, as in the texts on the vanishing gradient; orthogonal ones, the layer's default,
+    delay it.
     """
     layer = xn.LSTM(units) if kind == "LSTM" else xn.RNN(units, recurrent_initializer="glorot_uniform")
     return xn.Sequential([layer, xn.Dense(1)], input_shape=(steps, 2), seed=seed)
 
 
 def learn(model: xn.Sequential, steps: int, updates: int, seed: int) -> list[float]:
-    """Adam on fresh sequences, 64 at a time; returns the loss of every update."""
+    """Train with Adam on new sequences, 64 at a time; return the loss of every update."""
     trainer = xn.Trainer(model, loss="mean_squared_error", optimizer=xn.optim.Adam(0.01))
     x, y = make_sums(64 * updates, steps, seed)
     return [float(trainer.step(x[i : i + 64], y[i : i + 64])) for i in range(0, len(x), 64)]
 
 
-def reach(model: xn.Sequential, steps: int, seed: int) -> Any:
-    """How much the answer depends on each step: the mean of |d answer / d number_t| over 256 sequences, (steps,)."""
+def sensitivity(model: xn.Sequential, steps: int, seed: int) -> Any:
+    """Return the sensitivity to each step: the mean of |d output / d number_t| over 256 sequences, (steps,)."""
     x = xn.Tensor(make_sums(256, steps, seed + 1)[0], requires_grad=True)
     model(x).sum().backward()
     model.zero_grad()
@@ -57,11 +57,11 @@ def run(out: Folder = None, seed: int = 0, steps: int = 40, updates: int = 800) 
     losses, before, after, wrong = {}, {}, {}, {}
     for kind in ("RNN", "LSTM"):
         model = network(kind, steps, seed)
-        before[kind] = reach(model, steps, seed)
+        before[kind] = sensitivity(model, steps, seed)
         losses[kind] = learn(model, steps, updates, seed)
-        after[kind] = reach(model, steps, seed)
+        after[kind] = sensitivity(model, steps, seed)
         wrong[kind] = float(np.mean((model.predict(xv) - yv) ** 2))
-    report.row("error of always answering 1 (1/6)", "0.167", float(np.mean((1 - yv) ** 2)), within=0.015)
+    report.row("error of always predicting 1 (1/6)", "0.167", float(np.mean((1 - yv) ** 2)), within=0.015)
     report.at_least("error of the plain RNN: it fails", 0.1, wrong["RNN"])
     report.at_most("error of the LSTM: it learns", 0.01, wrong["LSTM"])
     for kind in before:
@@ -75,11 +75,11 @@ def run(out: Folder = None, seed: int = 0, steps: int = 40, updates: int = 800) 
             right.semilogy(np.arange(1, steps + 1), before[kind], "--", color=colour, label=f"{kind}, before training")
             right.semilogy(np.arange(1, steps + 1), after[kind], color=colour, label=f"{kind}, after")
         left.axhline(1 / 6, color="black", linewidth=1, linestyle=":")
-        left.text(updates, 1 / 6 * 1.08, "always answering 1", ha="right", va="bottom", fontsize=8)
+        left.text(updates, 1 / 6 * 1.08, "always predicting 1", ha="right", va="bottom", fontsize=8)
         left.set(xlabel="updates of 64 sequences", ylabel="mean squared error", title=f"the adding problem, {steps} steps")
         left.legend()
-        right.set(xlabel="step $t$ of the sequence", ylabel="mean of |d answer / d number$_t$|")
-        right.set_title("the gradient on its way back")
+        right.set(xlabel="step $t$ of the sequence", ylabel="mean of |d output / d number$_t$|")
+        right.set_title("how the gradient vanishes")
         right.legend(loc="lower right")
 
     picture(out, "sequences.png", draw, 9.5, 3.8)

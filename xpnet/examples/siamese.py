@@ -1,7 +1,7 @@
-"""Siamese pair: one network seen twice, whose two outputs are compared.
+"""Siamese pair: one network applied to two inputs, whose outputs are compared.
 
-Two images go through the same layers; the contrastive loss draws the codes of equal digits together and pushes those of
-different digits apart. Sharing weights needs no machinery: the network is called twice, and the gradients of both calls add up.
+Two images go through the same layers; the contrastive loss pulls the codes of equal digits together and pushes those of
+different digits apart. Sharing weights needs nothing special: the network is called twice, and the gradients of both calls add.
 Source: R. Hadsell, S. Chopra, Y. LeCun, "Dimensionality reduction by learning an invariant mapping", 2006.
 """
 
@@ -19,10 +19,10 @@ MARGIN = 1.0
 
 
 class Siamese(xn.Module):
-    """The codes of pairs of images, from one network for both.
+    """Codes of pairs of images, from one network for both.
 
     Args:
-        code: the size of a code; 2 can be drawn.
+        code: the size of a code; codes of size 2 can be drawn.
     """
 
     def __init__(self, code: int = 2, *, seed: int = 0) -> None:
@@ -30,12 +30,12 @@ class Siamese(xn.Module):
         self.encoder = xn.Sequential([xn.Flatten(), xn.Dense(64, "relu"), xn.Dense(64, "relu"), xn.Dense(code)])
 
     def forward(self, pairs: Any) -> Any:
-        """pairs (N, 2, H, W, C) -> their codes (N, 2, code), the network called twice."""
+        """Encode pairs (N, 2, H, W, C) as (N, 2, code), with two calls of the network."""
         return xn.ops.stack([self.encoder(pairs[:, 0]), self.encoder(pairs[:, 1])], axis=1)
 
 
 def make_pairs(x: Any, y: Any, n: int, seed: int) -> tuple[Any, Any]:
-    """n pairs, half of them of the same digit: (n, 2, H, W, C) and 1 or 0."""
+    """Return n pairs (n, 2, H, W, C), half of them of the same digit, and whether they are (1 or 0)."""
     rng = xn.random.generator(xn.random.key(seed, "pairs"))
     first = rng.integers(0, len(x), n)
     second = rng.integers(0, len(x), n)
@@ -46,7 +46,7 @@ def make_pairs(x: Any, y: Any, n: int, seed: int) -> tuple[Any, Any]:
 
 
 def run(out: Folder = None, seed: int = 0, epochs: int = 20) -> Report:
-    """Train on pairs of digits; print how well equal and different ones are told apart; draw the codes."""
+    """Train on pairs of digits; print how well equal and different ones are separated; draw the codes."""
     report = Report("Siamese pair")
     data = load("digits")
     pairs, same = make_pairs(*data.train, 10_000, seed)
@@ -62,7 +62,7 @@ def run(out: Folder = None, seed: int = 0, epochs: int = 20) -> Report:
     report.found("mean distance, same digit", f"{float(distance[truth == 1].mean()):.3f}")
     report.found("mean distance, different digits", f"{float(distance[truth == 0].mean()):.3f}")
     right = 100 * float(np.mean((distance < MARGIN / 2) == (truth == 1)))
-    report.at_least("held-out pairs told apart (%)", 90, right)
+    report.at_least("held-out pairs classified right (%)", 90, right)
 
     def draw(figure: Any) -> None:
         from matplotlib.patheffects import withStroke

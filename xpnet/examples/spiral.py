@@ -1,4 +1,4 @@
-"""Spiral: three arms that no line separates; a linear classifier gets half of them right, a hidden layer nearly all.
+"""Spiral: three arms that no line separates; a linear classifier gets half of the points right, a hidden layer nearly all.
 
 100 points in each arm. Linear softmax: 200 steps, about 49 %. One hidden layer of 100 rectified linear units: 10,000 steps,
 about 98 %. With small random weights all three classes are equally likely, so the first loss is ln 3. Source: Stanford CS231n,
@@ -21,7 +21,7 @@ DECAY = xn.regularizers.L2(1e-3)
 
 
 def make_spiral(points: int = 100, seed: int = 0) -> tuple[Any, Any]:
-    """x (3 * points, 2) and the number of its arm: the radius grows from 0 to 1 over 4 radians, with noise."""
+    """Return x (3 * points, 2) and the index of its arm: the radius grows from 0 to 1 over 4 radians, with noise."""
     rng = xn.random.generator(xn.random.key(seed, "spiral"))
     radius = np.tile(np.linspace(0, 1, points), 3)
     label = np.repeat(np.arange(3), points)
@@ -30,13 +30,13 @@ def make_spiral(points: int = 100, seed: int = 0) -> tuple[Any, Any]:
 
 
 def linear(seed: int = 0) -> xn.Sequential:
-    """Softmax regression."""
+    """Return softmax regression."""
     layers = [xn.Dense(3, kernel_initializer=SMALL, kernel_regularizer=DECAY)]
     return xn.Sequential(layers, input_shape=(2,), dtype="float64", seed=seed)
 
 
 def two_layers(hidden: int = 100, seed: int = 0) -> xn.Sequential:
-    """One hidden layer of rectified linear units."""
+    """Return a network with one hidden layer of rectified linear units."""
     layers = [
         xn.Dense(hidden, "relu", kernel_initializer=SMALL, kernel_regularizer=DECAY),
         xn.Dense(3, kernel_initializer=SMALL, kernel_regularizer=DECAY),
@@ -45,18 +45,18 @@ def two_layers(hidden: int = 100, seed: int = 0) -> xn.Sequential:
 
 
 def learn(model: xn.Sequential, x: Any, y: Any, steps: int) -> list[float]:
-    """Gradient descent on all points at once with learning rate 1; returns the losses."""
+    """Train by full-batch gradient descent with learning rate 1; return the losses."""
     trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(1.0))
     return [float(trainer.step(x, y)) for _ in range(steps)]
 
 
 def accuracy(model: xn.Sequential, x: Any, y: Any) -> float:
-    """In percent."""
+    """Return the accuracy in percent."""
     return 100 * float(xn.metrics.accuracy(model.predict(x, batch_size=10_000), y))
 
 
 def draw_regions(axes: Any, model: xn.Sequential, x: Any, y: Any) -> None:
-    """The plane in the colours of the classes that the model sees there, and the points over it."""
+    """Draw the predicted class of every point of the plane in its colour, and the data over it."""
     from matplotlib.colors import ListedColormap
 
     side = np.linspace(-1.45, 1.45, 401)

@@ -2,7 +2,7 @@
 
 An image is [1, p1, p2, p3, p4], where the 1 carries the bias; class 1 are stairs. One hidden layer of two sigmoid units and a
 bias unit, softmax over two classes, mean cross entropy. Source: B. Gordon (GormAnalysis), "Introduction to neural networks"
-(2017). The data set that is learnt afterwards is made here by rule, and shows why pixels are scaled and centred.
+(2017). The data set that is learnt afterwards follows a rule, and shows why pixels are scaled and centred.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ W2 = np.array([[-0.00588, -0.00232], [-0.00647, 0.00540], [0.00374, -0.00005]])
 
 
 def network(seed: int = 0) -> xn.Sequential:
-    """4-2-2; the first row of the text's W1 and W2 is the bias here."""
+    """Return a 4-2-2 network; the first rows of the text's W1 and W2 are its biases."""
     return xn.Sequential([xn.Dense(2, "sigmoid"), xn.Dense(2)], input_shape=(4,), dtype="float64", seed=seed)
 
 
 def with_bias_row(layer: xn.Dense, gradient: bool = False) -> Any:
-    """The bias above the kernel, as the text writes W (or their gradients)."""
+    """Stack the bias above the kernel, as the text writes W; or their gradients."""
     parts = (layer.bias, layer.kernel)
     return np.concatenate([np.atleast_2d(np.asarray(p.grad if gradient else p.array)) for p in parts])
 
 
 def make_images(n: int, seed: int) -> tuple[Any, Any]:
-    """n images by rule, half of them stairs.
+    """Return n images that follow a rule, half of them stairs, and their labels.
 
-    Stairs have one dark pixel (0 to 64) in the upper row, left or right, and three light ones (128 to 255), as the two of the
+    Stairs have one dark pixel (0 to 64) in the upper row, left or right, and three light ones (128 to 255), as the two in the
     text. The others are of four kinds: all light, all dark, the upper row dark, or a dark pixel in the lower row.
     """
     rng = xn.random.generator(xn.random.key(seed, "stairs"))
@@ -47,7 +47,7 @@ def make_images(n: int, seed: int) -> tuple[Any, Any]:
 
 
 def learn(prepare: Any, seed: int, epochs: int = 60, hidden: int = 4) -> xn.History:
-    """Train a 4-hidden-2 net on pixels that `prepare` has changed."""
+    """Train a 4-hidden-2 net on pixels preprocessed by `prepare`."""
     x, y = make_images(2000, seed)
     xv, yv = make_images(1000, seed + 1)
     model = xn.Sequential([xn.Dense(hidden, "sigmoid"), xn.Dense(2)], input_shape=(4,), seed=seed)
@@ -64,7 +64,7 @@ PIXELS = {
 
 
 def run(out: Folder = None, seed: int = 0) -> Report:
-    """Print both passes beside the text; learn a made data set; draw what the range of the pixels does to training."""
+    """Print both passes beside the text; learn a generated data set; draw how the range of the pixels affects training."""
     report = Report("Stairs")
     model = network()
     hidden, last = model.layers
@@ -82,7 +82,7 @@ def run(out: Folder = None, seed: int = 0) -> Report:
     report.row("prediction, images 3 and 4", ".49747 .50253 .49828 .50172", p[2:])
 
     report.section("Backward; the text's first column is the class of the stairs")
-    # The text numbers the classes "stairs, not": the class of a stair is 0 there.
+    # In the text class 0 is "stairs".
     xn.losses.softmax_cross_entropy(model(IMAGES), 1 - STAIRS).backward()
     dw1, dw2 = with_bias_row(hidden, True), with_bias_row(last, True)
     report.row("dW2, row 1", "-.00183 .00183", dw2[0])
@@ -101,7 +101,7 @@ def run(out: Folder = None, seed: int = 0) -> Report:
     report.row("W1, rows 3 and 4", ".00938 .00076 .00456 .00307", w1[2:4])
     report.row("W1, row 5", "-.01382 -.00674", w1[4])
 
-    report.section("2,000 images by rule, 1,000 held out")
+    report.section("2,000 generated images, 1,000 held out")
     histories = {name: learn(prepare, seed) for name, prepare in PIXELS.items()}
     for name, history in histories.items():
         report.found(f"held-out accuracy, {name}", f"{100 * history['val_accuracy'][-1]:.1f} %")

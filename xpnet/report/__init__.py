@@ -1,4 +1,4 @@
-"""Reports: what a run leaves behind to be looked at, one HTML file that needs no network, and several runs side by side."""
+"""Reports: a self-contained HTML page for each run, and a page that compares several runs."""
 
 from xpnet.report.callback import RunReport
 from xpnet.report.compare import comparison_page, write_comparison

@@ -1,4 +1,4 @@
-"""The callback that keeps the record of a run, and writes its page."""
+"""The callback that records a run and writes its report."""
 
 from __future__ import annotations
 
@@ -10,30 +10,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+import xpnet
 from xpnet.backend import Array, imported, namespace, to_numpy
+from xpnet.inspect.diagnose import diagnose
+from xpnet.report import measure
+from xpnet.report.page import write_page
 from xpnet.report.record import NAME, Record, write_record
+from xpnet.runtime.determinism import get_deterministic
+from xpnet.runtime.threads import get_num_threads
 from xpnet.training.callback import Callback
+from xpnet.training.data_adapter import as_batches
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
 
 PAGE = "report.html"
-MOST_STEPS = 2000  # points of the loss curve by step that are kept; every other one is dropped when there are more
+MOST_STEPS = 2000  # points of the loss curve by step; when there are more, every other one is dropped
 
 
 class RunReport(Callback):
-    """Keeps ``run.json`` and the page ``report.html`` in a folder: after every epoch the curves, at the end everything.
+    """Write ``run.json`` and ``report.html`` to a folder: curves while training, and at the end also measurements of the model.
 
-    Put it last among the callbacks, so that it sees the weights that the run ends with. A page that cannot be written (a full
-    disk), or a model that cannot be measured, is a warning: the run is worth more than its report.
+    Put it last among the callbacks, so that it sees the final weights. A page that cannot be written (a full disk), or a model
+    that cannot be measured, causes a warning: the run is worth more than its report.
 
     Args:
         folder: made if it does not exist.
         name: the title; None takes the folder's name.
-        configuration: settings to show, beside those that the trainer tells.
-        class_names: names of the classes, in the order of their numbers.
-        data: what mistakes are looked for in, as for `fit`; None takes the validation data, or else the training data.
-        batch_size: examples of the batch whose activations, gradients, times and memory are shown.
+        configuration: settings to show beside those of the trainer.
+        class_names: names of the classes, in the order of their indices.
+        data: the data to predict, as for `fit`; None takes the validation data, or else the training data.
+        batch_size: examples in the batch whose activations, gradients, times and memory are shown.
     """
 
     def __init__(
@@ -75,19 +84,19 @@ class RunReport(Callback):
         self._epoch_began = time.perf_counter()
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """Remember the loss; it is read from the device at the end of the epoch only."""
+        """Keep the loss on the device; it is read at the end of the epoch only."""
         if trainer.iteration % self.every == 0:
             self._waiting.append((trainer.iteration, namespace(trainer.last_loss).asarray(trainer.last_loss, copy=True)))
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """Note the learning rate and the time."""
+        """Record the learning rate and the time."""
         self._collect()
         now = time.perf_counter()
         self.rates.append(trainer.optimizer.current_learning_rate)
         self.seconds.append(now - self._epoch_began)
 
     def on_checkpoint(self, trainer: Trainer, epoch_ended: bool) -> None:
-        """Write what is known after an epoch, but not so often that it costs more than 2 % of the time."""
+        """Write the report after an epoch, but not so often that it takes more than 2 % of the time."""
         now = time.perf_counter()
         if epoch_ended and now - self._written >= max(1.0, 50 * self._cost):
             self._write(trainer, "running")
@@ -95,7 +104,7 @@ class RunReport(Callback):
             self._cost = self._written - now
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Measure the model, and write everything."""
+        """Measure the model, and write the whole report."""
         self._collect()
         self.spent, self._clock = self._elapsed(), 0.0  # measuring is not training
         try:
@@ -109,7 +118,7 @@ class RunReport(Callback):
         self._write(trainer, "interrupted" if trainer.history.interrupted else "finished")
 
     def state(self) -> dict[str, Any]:
-        """The curves and the time so far."""
+        """Return the curves and the time so far."""
         self._collect()
         return {
             "steps": [list(point) for point in self.steps],
@@ -123,7 +132,7 @@ class RunReport(Callback):
         return self.spent + (time.perf_counter() - self._clock if self._clock else 0.0)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state from :meth:`state`."""
+        """Restore a state from :meth:`state`."""
         self.steps = [(int(i), float(loss)) for i, loss in state["steps"]]
         self.every = int(state["every"])
         self.rates, self.seconds = list(state["rates"]), list(state["seconds"])
@@ -134,8 +143,7 @@ class RunReport(Callback):
         if not self._waiting:
             return
         numbers, losses = zip(*self._waiting)
-        xp = namespace(xp_array := losses[0])
-        values = to_numpy(xp.stack([xp.asarray(loss) for loss in losses])) if hasattr(xp_array, "shape") else losses
+        values = to_numpy(namespace(losses[0]).stack(losses))
         self.steps += [(int(i), float(loss)) for i, loss in zip(numbers, values)]
         self._waiting = []
         while len(self.steps) > MOST_STEPS:
@@ -143,11 +151,7 @@ class RunReport(Callback):
             self.steps = [point for point in self.steps if point[0] % self.every == 0]
 
     def _measure(self, trainer: Trainer) -> dict[str, Any]:
-        """Answers, filters, layers, memory and the doctor's findings."""
-        from xpnet.inspect.diagnose import diagnose
-        from xpnet.report import measure
-        from xpnet.training.data_adapter import as_batches
-
+        """Measure predictions, filters, layers and memory, and diagnose the model."""
         model = trainer.model
         found: dict[str, Any] = {}
         batches = trainer.checks if self.data is None else as_batches(self.data, model, 256, False, trainer.seed)
@@ -164,14 +168,12 @@ class RunReport(Callback):
             x, y = first[0][: self.batch_size], first[1][: self.batch_size]
             found["layers"] = measure.layers(model, trainer.loss, x, y)
             found["batch"] = len(x)
-            # Whether the present loss is that of guessing is no finding after training.
+            # A loss far from that of guessing is a finding only before training.
             found["findings"] = [str(f) for f in diagnose(model, x, y, trainer.loss) if f.kind != "start"]
         found["memory"] = self._memory(trainer, found.get("layers", []))
         return found
 
     def _memory(self, trainer: Trainer, layers: list[dict[str, Any]]) -> dict[str, int | None]:
-        from xpnet.report.measure import peak_memory
-
         weights = trainer.model.flat_parameters.values
         size = 0 if weights is None else int(weights.size) * int(weights.dtype.itemsize)
         memory: dict[str, int | None] = {
@@ -179,7 +181,7 @@ class RunReport(Callback):
             "gradients": size,
             "optimizer": sum(int(a.size) * int(a.dtype.itemsize) for a in trainer.optimizer.slots.values()),
             "kept": sum(int(layer["kept"]) for layer in layers),
-            "peak": peak_memory(),
+            "peak": measure.peak_memory(),
         }
         if trainer.model.context.device.kind == "cuda":
             import cupy
@@ -188,8 +190,6 @@ class RunReport(Callback):
         return memory
 
     def _write(self, trainer: Trainer, state: str) -> None:
-        from xpnet.report.page import write_page
-
         record = self.record(trainer, state)
         try:
             write_record(record, self.folder / NAME)
@@ -198,7 +198,7 @@ class RunReport(Callback):
             warnings.warn(f"the report could not be written ({error}); the run goes on", RuntimeWarning, stacklevel=2)
 
     def record(self, trainer: Trainer, state: str) -> Record:
-        """Everything that the page shows."""
+        """Return everything that the page shows."""
         model = trainer.model
         batches = trainer.batches
         return {
@@ -206,7 +206,7 @@ class RunReport(Callback):
             "state": state,
             "began": self._began,
             "seconds": self._elapsed(),
-            "configuration": {**described(trainer), **self.configuration},
+            "configuration": {**trainer_settings(trainer), **self.configuration},
             "environment": environment(model),
             "parameters": model.count_parameters(),
             "classes": self.class_names,
@@ -220,8 +220,8 @@ class RunReport(Callback):
         }
 
 
-def described(trainer: Trainer) -> dict[str, Any]:
-    """The settings that a trainer knows of."""
+def trainer_settings(trainer: Trainer) -> dict[str, Any]:
+    """Return the settings of a trainer and its optimizer."""
     optimizer = trainer.optimizer
     settings: dict[str, Any] = {
         "model": type(trainer.model).__name__,
@@ -249,13 +249,7 @@ def described(trainer: Trainer) -> dict[str, Any]:
 
 
 def environment(model: Any) -> dict[str, str]:
-    """Where it ran: versions and the device."""
-    import numpy as np
-
-    import xpnet
-    from xpnet.runtime.determinism import get_deterministic
-    from xpnet.runtime.threads import get_num_threads
-
+    """Return the device and the versions that a run used."""
     found = {
         "device": str(model.context.device),
         "xpnet": xpnet.__version__,

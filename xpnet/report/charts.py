@@ -1,14 +1,16 @@
-"""Charts as inline SVG. The drawing is stretched to its place and the text is HTML beside it, so that on a phone as on a
-large screen letters and lines have their own size."""
+"""Charts as inline SVG.
+
+The drawing is stretched to its place, but text is HTML beside it: letters and lines keep their size on any screen.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xpnet.report.text import escape, number
+from xpnet.report.text import THIN, escape, number
 
 
 @dataclass(frozen=True)
@@ -16,9 +18,9 @@ class Series:
     """One line of a chart.
 
     Attributes:
-        name: as the legend says.
+        name: in the legend.
         x, y: its points; those that are None or not finite are left out.
-        style: the class of its colour, "s0" to "s9".
+        style: the CSS class of its colour, "s0" to "s9".
         faint: drawn thin and pale.
         note: beside the name in the legend, HTML.
     """
@@ -37,7 +39,7 @@ class Series:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers that divide the range from `low` to `high`."""
+    """Return round numbers that divide the range from `low` to `high`."""
     if not high > low:
         return [low]
     raw = (high - low) / most
@@ -48,7 +50,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def decades(low: float, high: float) -> list[float]:
-    """The marks of a logarithmic axis, given the logarithms of its ends."""
+    """Return the marks of a logarithmic axis, given the logarithms of its ends."""
     marks = [float(k) for k in range(math.ceil(low), math.floor(high) + 1)]
     if len(marks) > 5:
         marks = marks[:: -(-len(marks) // 5)]
@@ -74,24 +76,24 @@ def line_chart(
     percent: bool = False,
     start: float | None = None,
 ) -> str:
-    """A chart of lines over one x axis, with a legend above; empty where there is nothing to draw.
+    """Draw lines over one x axis, with a legend above; return "" if there is nothing to draw.
 
     Args:
         title: above it.
         series: the lines, later ones on top.
         height: in CSS pixels.
-        log: logarithmic y axis, where every value is above 0.
+        log: logarithmic y axis, if every value is above 0.
         x_name: what x counts.
         whole: marks of the x axis at whole numbers only.
         zero: the y axis begins at 0.
-        percent: y values are shares, shown in percent.
-        start: where the x axis begins; None: at the first point. Charts above each other should agree.
+        percent: y values are fractions, shown in percent.
+        start: where the x axis begins; None: at the first point. Charts above one another should agree.
     """
     drawn = [s for s in series if s.points]
     if not drawn:
         return ""
     every = [p for s in drawn for p in s.points]
-    # The faint line by step has outliers at the start that would flatten the rest; it may leave the picture.
+    # Outliers at the start of the faint line by step would flatten the rest, so they may leave the picture.
     strong = [y for s in drawn if not s.faint for _, y in s.points] or [y for _, y in every]
     faint = sorted(y for s in drawn if s.faint for _, y in s.points)
     log = log and min(y for _, y in every) > 0
@@ -147,11 +149,10 @@ def line_chart(
     )
 
 
-def _line(series: Series, place: object) -> str:
-    assert callable(place)
+def _line(series: Series, place: Callable[[float, float], tuple[float, float]]) -> str:
     points = [place(x, y) for x, y in series.points]
     kind = f"{series.style} faint" if series.faint else series.style
-    if len(points) == 1:  # a line of no length with round ends is a dot
+    if len(points) == 1:  # a line of zero length with round ends is a dot
         x, y = points[0]
         return f'<path class="dot {kind}" d="M{x:.1f} {y:.1f}h.01"/>'
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
@@ -160,17 +161,17 @@ def _line(series: Series, place: object) -> str:
 
 def _mark(value: float, percent: bool) -> str:
     if percent:
-        return f"{100 * value:.4g}\N{NARROW NO-BREAK SPACE}%"
+        return f"{100 * value:.4g}{THIN}%"
     if value == round(value) and abs(value) < 1e6:
-        return f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
+        return f"{round(value):,}".replace(",", THIN).replace("-", "\N{MINUS SIGN}")
     return number(float(value), 4)
 
 
 def histogram(counts: Sequence[int], low: float, high: float, label: str) -> str:
-    """A small histogram; a thin line where 0 is."""
+    """Draw a small histogram, with a thin line at 0."""
     top = max(counts) or 1
     n = len(counts)
-    # A spike (the zeros of a ReLU) would hide everything else: heights are square roots.
+    # Heights are square roots: a spike (the zeros of a ReLU) would hide everything else.
     heights = [math.sqrt(c / top) for c in counts]
     steps = "".join(f"V{32 - 32 * h:.2f}H{100 * (i + 1) / n:.2f}" for i, h in enumerate(heights))
     zero = ""
@@ -183,7 +184,7 @@ def histogram(counts: Sequence[int], low: float, high: float, label: str) -> str
 
 
 def scatter(title: str, points: Sequence[Sequence[float]], *, x_name: str, y_name: str, height: int = 300) -> str:
-    """Points, and the diagonal where both are equal."""
+    """Draw points, and the diagonal where both coordinates are equal."""
     values = [v for p in points for v in p if v is not None and math.isfinite(v)]
     if not values:
         return ""

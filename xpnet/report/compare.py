@@ -1,4 +1,4 @@
-"""Several runs on the same axes."""
+"""The page that compares several runs."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xpnet.io.archive import write_atomically
 from xpnet.report.charts import Series, line_chart
 from xpnet.report.document import document, section, table
 from xpnet.report.record import Record, plain
-from xpnet.report.text import duration, escape, heading, name_of, number, percent, size
+from xpnet.report.text import duration, escape, heading, name_of, number, percent, setting, size
 
 COLOURS = 8
 
 
 def write_comparison(records: Sequence[Record], path: str | Path) -> None:
-    """Write the page that compares runs to a file, atomically.
+    """Write a page that compares runs to a file, atomically.
 
     Raises:
         ValueError: no runs.
         OSError: the file cannot be written.
     """
-    from xpnet.io.archive import write_atomically
-
     text = comparison_page(records).encode()
     write_atomically(path, lambda file: file.write(text))
 
 
 def comparison_page(records: Sequence[Record]) -> str:
-    """The page that compares runs, as HTML: the same curves of all on one pair of axes, results, and where settings differ.
+    """Return a page that compares runs, as HTML: results, curves on shared axes, and the settings that differ.
 
     Raises:
         ValueError: no runs.
@@ -52,7 +51,7 @@ def comparison_page(records: Sequence[Record]) -> str:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """The names, numbered where two are the same."""
+    """Number the names that occur more than once."""
     return [f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
@@ -60,10 +59,15 @@ def _style(i: int) -> str:
     return f"s{i % COLOURS}"
 
 
+def _measures(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the history of every run, and the names of all losses and metrics in them."""
+    histories = [run.get("history") or {} for run in runs]
+    return histories, list(dict.fromkeys(name for h in histories for name in h if name not in ("learning_rate", "seconds")))
+
+
 def _results(runs: list[dict[str, Any]], names: list[str]) -> str:
     columns: dict[str, list[tuple[float | None, str]]] = {}
-    histories = [run.get("history") or {} for run in runs]
-    measures = list(dict.fromkeys(name for h in histories for name in h if name not in ("learning_rate", "seconds")))
+    histories, measures = _measures(runs)
     larger = {m for m in measures if "accuracy" in m}
     for m in measures:
         cells: list[tuple[float | None, str]] = []
@@ -94,9 +98,8 @@ def _results(runs: list[dict[str, Any]], names: list[str]) -> str:
 
 
 def _curves(runs: list[dict[str, Any]], names: list[str]) -> str:
-    histories = [run.get("history") or {} for run in runs]
-    measures = list(dict.fromkeys(name for h in histories for name in h if name not in ("learning_rate", "seconds")))
-    # What was checked on other data comes first: it is what runs are compared by.
+    histories, measures = _measures(runs)
+    # Validation comes first: runs are compared by it.
     measures.sort(key=lambda name: not name.startswith("val_"))
     charts = []
     for m in measures:
@@ -104,7 +107,7 @@ def _curves(runs: list[dict[str, Any]], names: list[str]) -> str:
             Series(names[i], [k + 1.0 for k in range(len(h[m]))], h[m], _style(i)) for i, h in enumerate(histories) if h.get(m)
         ]
         charts.append(line_chart(heading(m), series, height=250, log="loss" in m, percent="accuracy" in m, start=0))
-    for key, title in (("learning_rate", "Learning rate"), ("epoch_seconds", "Seconds an epoch")):
+    for key, title in (("learning_rate", "Learning rate"), ("epoch_seconds", "Seconds per epoch")):
         series = [
             Series(names[i], [k + 1.0 for k in range(len(run[key]))], run[key], _style(i))
             for i, run in enumerate(runs)
@@ -115,7 +118,7 @@ def _curves(runs: list[dict[str, Any]], names: list[str]) -> str:
 
 
 def _differences(runs: list[dict[str, Any]], names: list[str]) -> str:
-    """The settings that are not the same everywhere."""
+    """Tabulate the settings that are not the same in all runs."""
     settings = [{**(run.get("configuration") or {}), **(run.get("environment") or {})} for run in runs]
     keys = [key for key in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(key)) for s in settings}) > 1]
     if not keys:
@@ -123,10 +126,6 @@ def _differences(runs: list[dict[str, Any]], names: list[str]) -> str:
     head = "".join(f'<th class="{_style(i)}"><i class="key"></i>{escape(name)}</th>' for i, name in enumerate(names))
     rows = ""
     for key in keys:
-        cells = "".join(f"<td>{_shown(s.get(key))}</td>" for s in settings)
+        cells = "".join(f"<td>{setting(s.get(key))}</td>" for s in settings)
         rows += f'<tr><th scope="row">{escape(key)}</th>{cells}</tr>'
     return table(f"<th></th>{head}", rows, "plain differs")
-
-
-def _shown(value: Any) -> str:
-    return "\N{EN DASH}" if value is None else escape(f"{value:.6g}" if isinstance(value, float) else value)

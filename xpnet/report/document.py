@@ -1,4 +1,4 @@
-"""The frame of a page: one HTML file with its style and its script inside, and nothing fetched from anywhere."""
+"""The frame of a page: one self-contained HTML file, with its style and script."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def _part(name: str) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """A whole HTML document."""
-    # The policy makes sure of it: a browser refuses to fetch anything for this page.
+    """Return a whole HTML document."""
+    # With this policy a browser fetches nothing for the page.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -28,7 +28,7 @@ def document(title: str, body: str) -> str:
 
 
 def section(title: str, content: str, note: str = "", kind: str = "") -> str:
-    """A part of the page with a heading; nothing where there is no content."""
+    """Return a section with a heading; "" if there is no content."""
     if not content:
         return ""
     below = f'<p class="note">{note}</p>' if note else ""
@@ -36,5 +36,5 @@ def section(title: str, content: str, note: str = "", kind: str = "") -> str:
 
 
 def table(head: str, body: str, kind: str = "plain") -> str:
-    """A table that scrolls by itself where it is wider than the page. Head: the cells of one row; body: rows."""
+    """Return a table that scrolls on its own if it is wider than the page; `head` holds the cells of one row, `body` rows."""
     return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,4 +1,4 @@
-"""What is measured of a trained model for its report."""
+"""Measurements of a trained model for its report."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ NumpyArray = np.ndarray[Any, Any]
 
 MISTAKES = 24
 POINTS = 1500
-THUMBNAIL = 96  # pixels; larger images are thinned out to this
+THUMBNAIL = 96  # pixels; larger images are subsampled
 
 
 class PredictionSummary:
-    """Gathers a model's answers over a data set: the confusion of classes, or predictions against truth; the worst mistakes.
+    """A model's predictions over a data set: confusion of classes, or predictions against truth; the worst mistakes.
 
     Args:
-        logits: whether one output unit is a logit; None decides by its values.
+        logits: whether a single output unit is a logit; None decides by its values.
     """
 
     def __init__(self, logits: bool | None = None) -> None:
@@ -37,12 +37,12 @@ class PredictionSummary:
         self.kind: str | None = None
         self.confusion: NumpyArray | None = None
         self.count = 0
-        self.worst: list[tuple[float, int, NumpyArray, Any, Any]] = []  # how bad, number, example, truth, answer
+        self.worst: list[tuple[float, int, NumpyArray, Any, Any]] = []  # how bad, index, example, truth, prediction
         self.points: list[tuple[float, float]] = []
         self.sums = np.zeros(4)  # of squared errors, of absolute errors, of truth, of its squares
 
     def add(self, x: NumpyArray, y: NumpyArray, prediction: NumpyArray) -> None:
-        """One batch."""
+        """Add one batch."""
         self.kind = self.kind or _kind(y, prediction)
         if self.kind == "classes":
             self._classes(x, y, prediction)
@@ -64,7 +64,7 @@ class PredictionSummary:
         self._keep_worst()
 
     def _probabilities(self, y: NumpyArray, prediction: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
-        """Class numbers (N,) and probabilities (N, K)."""
+        """Return class indices (N,) and probabilities (N, K)."""
         z = prediction.astype(np.float64)
         if z.ndim == 1 or z.shape[1] == 1:
             z = z.reshape(len(z), 1)
@@ -72,7 +72,7 @@ class PredictionSummary:
             p = z if self.logits is False or (self.logits is None and inside) else 1 / (1 + np.exp(-np.clip(z, -500, 500)))
             return (y.reshape(len(y)) > 0.5).astype(np.int64), np.concatenate([1 - p, p], axis=1)
         truth = y.astype(np.int64) if y.ndim == 1 else y.argmax(axis=1)
-        if ((z >= 0) & (z <= 1)).all():  # a softmax or sigmoid layer has been
+        if ((z >= 0) & (z <= 1)).all():  # the model ends with softmax or sigmoid
             return truth, z
         e = np.exp(z - z.max(axis=1, keepdims=True))
         return truth, e / e.sum(axis=1, keepdims=True)
@@ -94,7 +94,7 @@ class PredictionSummary:
         self.worst = sorted(self.worst, key=lambda entry: (-entry[0], entry[1]))[:MISTAKES]
 
     def record(self, ordered: bool = True) -> dict[str, Any]:
-        """What the report shows of it; the numbers of examples only where they came in their order."""
+        """Return what the report shows; `ordered`: examples came in order, so that their indices mean something."""
         found: dict[str, Any] = {"kind": self.kind, "examples": self.count}
         if self.kind == "classes" and self.confusion is not None:
             found["confusion"] = self.confusion.tolist()
@@ -136,30 +136,30 @@ def _one_hot(y: NumpyArray) -> bool:
 
 
 def thumbnails(images: NumpyArray) -> list[str]:
-    """Images (N, H, W, 1 or 3) as addresses of <img>, all on one scale of grey; large ones are thinned out."""
+    """Convert images (N, H, W, 1 or 3) to data URIs on one grey scale; large ones are subsampled."""
     step = max(1, -(-max(images.shape[1:3]) // THUMBNAIL))
     return [data_uri(image) for image in as_bytes(images[:, ::step, ::step])]
 
 
 def summarize_predictions(model: Module, batches: Batches, *, logits: bool | None = None, most: int = 20_000) -> dict[str, Any]:
-    """The model's answers on up to `most` examples of `batches`, in evaluation mode."""
-    gathered = PredictionSummary(logits)
+    """Summarize predictions in evaluation mode, on up to `most` examples of `batches`."""
+    summary = PredictionSummary(logits)
     with no_grad(), eval_mode(model):
         for x, y in batches.epoch(0):
-            gathered.add(to_numpy(x), to_numpy(y), to_numpy(model(x).array))
-            if gathered.count >= most:
+            summary.add(to_numpy(x), to_numpy(y), to_numpy(model(x).array))
+            if summary.count >= most:
                 break
-    return gathered.record(ordered=not batches.shuffle)
+    return summary.record(ordered=not batches.shuffle)
 
 
 def filters(model: Module, most: int = 64) -> dict[str, Any] | None:
-    """The first convolution's kernels, or a first dense layer's weights seen as images; None where they are no images."""
+    """Return the first convolution's kernels, or a first dense layer's weights, as images; None if they are not images."""
     from xpnet.inspect.images import first_filters, templates
 
     for find, what in ((first_filters, "filters"), (templates, "weights")):
         try:
             images = find(model)
-        except ValueError:  # no such layer, or not of images
+        except ValueError:  # no such layer, or its input is not images
             continue
         if images.shape[-1] not in (1, 3) or min(images.shape[1:3]) < 2:
             continue
@@ -173,9 +173,9 @@ def filters(model: Module, most: int = 64) -> dict[str, Any] | None:
 
 
 def layers(model: Module, loss: str | Callable[[Any, Any], Any], x: Array, y: Array) -> list[dict[str, Any]]:
-    """Of every layer, on one batch: what comes out, the gradient that reaches it, its time and what it keeps.
+    """Measure every layer on one batch: its output, the gradient of its output, its time and the memory kept for backward.
 
-    Parameters, running statistics, random counters and gradients are put back afterwards.
+    Parameters, running statistics, random counters and gradients are restored afterwards.
     """
     from xpnet.inspect.activity import activations, layer_gradients
     from xpnet.inspect.profile import profile
@@ -184,7 +184,7 @@ def layers(model: Module, loss: str | Callable[[Any, Any], Any], x: Array, y: Ar
     gradients = layer_gradients(model, loss, x, y).outputs
     times = {layer.path: layer for layer in profile(model, x, y, loss, steps=5, warmup=1).layers}
 
-    def described(values: Array | None) -> dict[str, Any] | None:
+    def statistics(values: Array | None) -> dict[str, Any] | None:
         if values is None:
             return None
         array = to_numpy(values)
@@ -214,8 +214,8 @@ def layers(model: Module, loss: str | Callable[[Any, Any], Any], x: Array, y: Ar
                 "description": repr(layer),
                 "shape": list(outputs[path].shape[1:]) if path in outputs else None,
                 "parameters": layer.count_parameters(),
-                "activations": described(outputs.get(path)),
-                "gradients": described(gradients.get(path)),
+                "activations": statistics(outputs.get(path)),
+                "gradients": statistics(gradients.get(path)),
                 "forward": time.forward if time else 0.0,
                 "backward": time.backward if time else 0.0,
                 "kept": time.saved if time else 0,
@@ -228,7 +228,7 @@ def layers(model: Module, loss: str | Callable[[Any, Any], Any], x: Array, y: Ar
 
 
 def peak_memory() -> int | None:
-    """The most memory that the process has held, in bytes; None where the system does not say."""
+    """Return the peak memory of the process in bytes; None if the system does not report it."""
     try:
         import resource
     except ImportError:

@@ -1,10 +1,11 @@
-"""The page of one run."""
+"""The report of one run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from xpnet.io.archive import write_atomically
 from xpnet.report import sections
 from xpnet.report.charts import Series, line_chart
 from xpnet.report.document import document, section
@@ -13,19 +14,17 @@ from xpnet.report.text import DOT, duration, escape, heading, name_of, number, p
 
 
 def write_page(record: Record, path: str | Path) -> None:
-    """Write the page of a run to a file, atomically.
+    """Write the report of a run to a file, atomically.
 
     Raises:
         OSError: the file cannot be written.
     """
-    from xpnet.io.archive import write_atomically
-
     text = run_page(record).encode()
     write_atomically(path, lambda file: file.write(text))
 
 
 def run_page(record: Record) -> str:
-    """The page of a run as HTML: see :class:`xpnet.report.RunReport` for the record."""
+    """Return the report of a run as HTML; :class:`xpnet.report.RunReport` makes the record."""
     r = plain(record)
     predictions = r.get("predictions") or {}
     names = r.get("classes") or []
@@ -35,15 +34,13 @@ def run_page(record: Record) -> str:
     body = [
         _head(r),
         section("Curves", _curves(r)),
-        section(
-            "What it gets wrong", sections.confusion(predictions, names), f"On {on}. Rows are the truth, columns the answer."
-        )
+        section("What it gets wrong", sections.confusion(predictions, names), f"On {on}. Rows: truth, columns: prediction.")
         if predictions.get("kind") == "classes"
         else section("Predictions", sections.regression(predictions), f"On {on}."),
         section(
             "Worst mistakes",
             sections.mistakes(predictions, names),
-            "Wrong, and surest of it: the truth, then the answer with its probability."
+            "Wrong with the highest probability: the truth, then the prediction with its probability."
             if predictions.get("kind") == "classes"
             else "The largest errors.",
         ),
@@ -51,11 +48,11 @@ def run_page(record: Record) -> str:
         section(
             "Layer by layer",
             sections.layers(layers),
-            f"A batch of {number(batch)}: what each layer gives, the gradient that reaches it, its time and what it keeps for "
-            "the backward pass. The heights of the histograms are square roots; the thin line is 0.",
+            f"On a batch of {number(batch)}: the output of each layer, the gradient of that output, the time, and the memory "
+            "kept for the backward pass. Histogram heights are square roots; the thin line is 0.",
         ),
         section("Memory", sections.memory(r.get("memory"))),
-        section("The doctor says", sections.findings(r.get("findings"))),
+        section("Diagnosis", sections.findings(r.get("findings"))),
         section("Configuration", sections.configuration(r)),
         section("Every epoch", sections.epochs(r)),
     ]
@@ -63,7 +60,7 @@ def run_page(record: Record) -> str:
 
 
 def best_epoch(history: dict[str, list[float | None]]) -> tuple[str, int] | None:
-    """The measure that matters most and the epoch (from 0) where it was best."""
+    """Return the measure that matters most and the epoch (from 0) in which it was best."""
     for name in ("val_accuracy", "val_binary_accuracy", "accuracy", "binary_accuracy", "val_loss", "loss"):
         values = [(v, i) for i, v in enumerate(history.get(name, [])) if v is not None]
         if values:
@@ -97,9 +94,9 @@ def _head(r: dict[str, Any]) -> str:
     facts.append(("time", duration(r.get("seconds")), _speed(r)))
     memory = r.get("memory") or {}
     if memory.get("device"):
-        facts.append(("memory on the device", size(memory["device"]), "taken at the end"))
+        facts.append(("memory on the device", size(memory["device"]), "at the end"))
     elif memory.get("peak"):
-        facts.append(("memory", size(memory["peak"]), "of the process, at most"))
+        facts.append(("memory", size(memory["peak"]), "peak of the process"))
     cells = "".join(
         f"<div><dt>{escape(label)}</dt><dd>{value}<small>{escape(below)}</small></dd></div>" for label, value, below in facts
     )
@@ -116,7 +113,7 @@ def _speed(r: dict[str, Any]) -> str:
     if not seconds or not examples:
         return ""
     middle = sorted(seconds)[len(seconds) // 2]
-    return f"{number(round(examples / middle))} examples a second" if middle else ""
+    return f"{number(round(examples / middle))} examples per second" if middle else ""
 
 
 def _curves(r: dict[str, Any]) -> str:
@@ -143,7 +140,7 @@ def _curves(r: dict[str, Any]) -> str:
     charts.append(line_chart("Learning rate", [Series("at the end of the epoch", x, rates, "s2")], **low))
     seconds = r.get("epoch_seconds") or []
     if epochs > 1:
-        charts.append(line_chart("Seconds an epoch", [Series("with validation", x, seconds, "s3")], **low))
+        charts.append(line_chart("Seconds per epoch", [Series("with validation", x, seconds, "s3")], **low))
     return f'<div class="grid">{"".join(charts)}</div>' if any(charts) else ""
 
 
@@ -153,6 +150,6 @@ def _last(values: list[float | None], share: bool) -> str:
 
 
 def _spread(series: list[Series]) -> bool:
-    """Whether the values of a loss differ so much that a logarithmic axis shows more."""
+    """Return whether a loss varies so much that a logarithmic axis shows more."""
     values = [y for s in series if not s.faint for _, y in s.points]
     return bool(values) and min(values) > 0 and max(values) > 20 * min(values)

@@ -1,4 +1,4 @@
-"""Small images as PNG files in a text: enough for thumbnails, without an imaging library."""
+"""Small PNG images embedded in HTML, without an imaging library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NumpyArray = np.ndarray[Any, Any]
 
 
 def png(image: NumpyArray) -> bytes:
-    """An image as a PNG file.
+    """Encode an image as a PNG file.
 
     Args:
         image: uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
@@ -29,7 +29,7 @@ def png(image: NumpyArray) -> bytes:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in kinds or not image.size:
         raise ValueError(f"png: expected uint8 (H, W, 1, 3 or 4), got {image.dtype} {image.shape}")
     H, W, C = image.shape
-    rows = np.zeros((H, 1 + W * C), np.uint8)  # every row begins with its filter: 0, none
+    rows = np.zeros((H, 1 + W * C), np.uint8)  # every row begins with its filter type: 0, none
     rows[:, 1:] = image.reshape(H, W * C)
     header = struct.pack(">IIBBBBB", W, H, 8, kinds[C], 0, 0, 0)
     parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b"")
@@ -39,12 +39,12 @@ def png(image: NumpyArray) -> bytes:
 
 
 def data_uri(image: NumpyArray) -> str:
-    """The PNG file as the address of an <img>, which holds it."""
+    """Encode an image as a data URI for <img>."""
     return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
 
 
 def as_bytes(images: NumpyArray, low: float | None = None, high: float | None = None) -> NumpyArray:
-    """Images of any range of values as uint8: `low` becomes black and `high` white; left out, nearly the range they have."""
+    """Convert images to uint8: `low` becomes black, `high` white; None: nearly the range of their values."""
     values = np.asarray(images, dtype=np.float64)
     values = np.where(np.isfinite(values), values, 0.0)
     if low is None or high is None:

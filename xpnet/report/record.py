@@ -1,4 +1,4 @@
-"""The record of a run: everything its report shows, as one JSON file in the run's folder."""
+"""The record of a run: everything that its report shows, as a JSON file in the folder of the run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+
+from xpnet.io.archive import ArchiveError, write_atomically
 
 FORMAT = "xpnet-run-1"
 NAME = "run.json"
@@ -19,26 +21,22 @@ def write_record(record: Record, path: str | Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    from xpnet.io.archive import write_atomically
-
     text = json.dumps(plain({"format": FORMAT, **record}), indent=1, allow_nan=False).encode()
     write_atomically(path, lambda file: file.write(text))
 
 
 def read_record(path: str | Path) -> Record:
-    """The record of a run: of its folder, or of the file itself.
+    """Read the record of a run, given its folder or the file.
 
     Raises:
         FileNotFoundError: there is none.
         ArchiveError: it is not a record.
     """
-    from xpnet.io.archive import ArchiveError
-
     file = Path(path)
     if file.is_dir():
         file = file / NAME
     if not file.is_file():
-        raise FileNotFoundError(2, f"no record of a run; `xpnet train` and the RunReport callback leave {NAME}", str(file))
+        raise FileNotFoundError(2, f"no record of a run; `xpnet train` and the RunReport callback write {NAME}", str(file))
     try:
         record = json.loads(file.read_text())
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
@@ -53,7 +51,7 @@ def read_record(path: str | Path) -> Record:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: numbers that are not finite become None, tuples lists, paths and other objects text."""
+    """Convert `value` to JSON types: numbers that are not finite become None, tuples lists, other objects text."""
     if isinstance(value, dict):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

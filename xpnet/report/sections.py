@@ -1,4 +1,4 @@
-"""The parts of a run's page: each takes its part of the record and gives HTML, or nothing where there is nothing to show."""
+"""The sections of a report: each converts part of the record to HTML, or to "" if there is nothing to show."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 from xpnet.report.charts import histogram, scatter
 from xpnet.report.document import table
 from xpnet.report.png import data_uri
-from xpnet.report.text import DASH, DOT, TIMES, duration, escape, name_of, number, percent, size
+from xpnet.report.text import DASH, DOT, TIMES, duration, escape, name_of, number, percent, setting, size
 
 TABLE = 20
 """Confusion matrices of more classes are drawn as an image."""
 
 
 def class_name(names: list[str], k: int) -> str:
-    """The name of class k, or its number."""
+    """Return the name of class k, or its index."""
     return escape(names[k]) if k < len(names) else str(k)
 
 
 def confusion(predictions: dict[str, Any], names: list[str]) -> str:
-    """The matrix, the pairs that are confused most often, and how many of each class are found."""
+    """Show the confusion matrix, the pairs of classes confused most often, and the recall of each class."""
     rows = predictions.get("confusion")
     if not rows:
         return ""
     matrix = np.array(rows, np.int64)
     total, right = int(matrix.sum()), int(np.trace(matrix))
     picture = _matrix_table(matrix, names) if len(matrix) <= TABLE else _matrix_image(matrix)
-    share = f"{number(right)} of {number(total)} right: <b>{percent(right / max(total, 1))}</b>"
+    share = f"{number(right)} of {number(total)} correct: <b>{percent(right / max(total, 1))}</b>"
     return (
         f'<div class="grid confusion"><div><p class="caption">{share}</p>{picture}</div>'
         f"<div>{_pairs(matrix, names)}{_recall(matrix, names)}</div></div>"
@@ -47,10 +47,10 @@ def _matrix_table(matrix: np.ndarray[Any, Any], names: list[str]) -> str:
         cells = []
         for j in range(K):
             kind = "hit" if i == j else "miss"
-            # Square roots: a confusion of 1 % should be seen beside one of 20 %.
+            # Square roots: a confusion of 1 % should be visible beside one of 20 %.
             depth = round(100 * math.sqrt(shares[i, j])) if matrix[i, j] else 0
             text = number(int(matrix[i, j])) if matrix[i, j] else ""
-            what = f"{class_name(names, i)} taken for {class_name(names, j)}: {matrix[i, j]}, {100 * shares[i, j]:.1f} %"
+            what = f"{class_name(names, i)} predicted as {class_name(names, j)}: {matrix[i, j]}, {100 * shares[i, j]:.1f} %"
             cells.append(f'<td class="{kind}{" deep" if depth > 62 else ""}" style="--d:{depth}%" title="{what}">{text}</td>')
         body.append(f'<tr><th scope="row">{class_name(names, i)}</th>{"".join(cells)}</tr>')
     kind = "matrix long" if long else "matrix few" if K <= 4 else "matrix"
@@ -61,7 +61,7 @@ def _matrix_image(matrix: np.ndarray[Any, Any]) -> str:
     totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     depth = np.sqrt(matrix / totals)
     K = len(matrix)
-    # Colours with transparency lie on light and dark paper alike.
+    # Transparent colours suit light and dark backgrounds.
     image = np.zeros((K, K, 4), np.uint8)
     image[..., :3] = (217, 98, 43)
     image[np.arange(K), np.arange(K), :3] = (52, 112, 171)
@@ -75,7 +75,7 @@ def _pairs(matrix: np.ndarray[Any, Any], names: list[str], most: int = 6) -> str
     order = np.argsort(-off, axis=None, kind="stable")[:most]
     found = [(int(p) // len(matrix), int(p) % len(matrix)) for p in order]
     items = "".join(
-        f"<li><b>{class_name(names, i)}</b> taken for <b>{class_name(names, j)}</b>"
+        f"<li><b>{class_name(names, i)}</b> predicted as <b>{class_name(names, j)}</b>"
         f"<span>{number(int(off[i, j]))}{TIMES}</span></li>"
         for i, j in found
         if off[i, j]
@@ -95,12 +95,12 @@ def _recall(matrix: np.ndarray[Any, Any], names: list[str]) -> str:
         f"<span>{percent(float(found[k] / totals[k]), 1)}</span></li>"
         for k in order
     )
-    title = "Found, of each class" if len(order) == len(matrix) else "Found least often"
+    title = "Recall of each class" if len(order) == len(matrix) else "Lowest recall"
     return f'<h3>{title}</h3><ul class="bars">{bars}</ul>'
 
 
 def regression(predictions: dict[str, Any]) -> str:
-    """Predictions against truth, and how far they are off."""
+    """Plot predictions against truth, and list the errors."""
     if predictions.get("kind") != "numbers":
         return ""
     facts = "".join(
@@ -108,15 +108,15 @@ def regression(predictions: dict[str, Any]) -> str:
         for label, key in (
             ("root mean squared error", "root_mean_squared_error"),
             ("mean absolute error", "mean_absolute_error"),
-            ("share of the variance explained", "explained"),
+            ("variance explained", "explained"),
         )
     )
-    plot = scatter("Predicted, against the truth", predictions.get("points") or [], x_name="truth", y_name="prediction")
+    plot = scatter("Predictions against truth", predictions.get("points") or [], x_name="truth", y_name="prediction")
     return f'<div class="grid">{plot}<dl class="facts small">{facts}</dl></div>'
 
 
 def mistakes(predictions: dict[str, Any], names: list[str]) -> str:
-    """The worst mistakes as images, or as numbers."""
+    """Show the worst mistakes as images, or in a table."""
     found = predictions.get("mistakes") or []
     if not found:
         return ""
@@ -139,15 +139,17 @@ def mistakes(predictions: dict[str, Any], names: list[str]) -> str:
     for m in found[:12]:
         values = ", ".join(number(float(v), 3) for v in m["example"] if v is not None)
         truth = class_name(names, m["truth"]) if classes else ", ".join(number(v) for v in m["truth"])
-        answer = class_name(names, m["predicted"]) if classes else ", ".join(number(v) for v in m["predicted"])
+        predicted = class_name(names, m["predicted"]) if classes else ", ".join(number(v) for v in m["predicted"])
         sure = f"<td>{percent(m['probability'], 1)}</td>" if classes else ""
-        rows.append(f"<tr><td>{number(m['index'])}</td><td>{truth}</td><td>{answer}</td>{sure}<td>{values}</td></tr>")
-    head = "<th>example</th><th>truth</th><th>answer</th>" + ("<th>probability</th>" if classes else "") + "<th>features</th>"
+        rows.append(f"<tr><td>{number(m['index'])}</td><td>{truth}</td><td>{predicted}</td>{sure}<td>{values}</td></tr>")
+    head = (
+        "<th>example</th><th>truth</th><th>prediction</th>" + ("<th>probability</th>" if classes else "") + "<th>features</th>"
+    )
     return table(head, "".join(rows))
 
 
 def filters(found: dict[str, Any] | None) -> str:
-    """The first layer's filters as images."""
+    """Show the first layer's filters as images."""
     if not found:
         return ""
     items = "".join(f'<li><img alt="{i}" title="filter {i}" src="{address}"></li>' for i, address in enumerate(found["images"]))
@@ -155,7 +157,7 @@ def filters(found: dict[str, Any] | None) -> str:
 
 
 def filters_note(found: dict[str, Any] | None) -> str:
-    """A sentence below the heading."""
+    """Return the sentence below the heading."""
     if not found:
         return ""
     what = "The convolution's filters" if found["kind"] == "filters" else "The weights into each unit, as images of the input"
@@ -164,7 +166,7 @@ def filters_note(found: dict[str, Any] | None) -> str:
 
 
 def layers(found: list[dict[str, Any]]) -> str:
-    """One row a layer: name, activations, gradients, time, memory."""
+    """Show one row per layer: name, activations, gradients, time, memory."""
     if not found:
         return ""
     slowest = max((layer["forward"] + layer["backward"] for layer in found), default=0.0) or 1.0
@@ -217,14 +219,14 @@ def _histogram(values: dict[str, Any] | None, style: str) -> str:
 
 
 def memory(found: dict[str, Any] | None) -> str:
-    """What takes how much."""
+    """Show how much memory each part takes."""
     if not found:
         return ""
     names = (
         ("parameters", "parameters"),
         ("gradients", "their gradients"),
         ("optimizer", "the optimizer's state"),
-        ("kept", "activations kept for the backward pass"),
+        ("kept", "activations saved for the backward pass"),
     )
     largest = max((found.get(key) or 0 for key, _ in names), default=0) or 1
     bars = "".join(
@@ -234,15 +236,15 @@ def memory(found: dict[str, Any] | None) -> str:
     )
     whole = []
     if found.get("device"):
-        whole.append(f"{size(found['device'])} on the device in the end")
+        whole.append(f"{size(found['device'])} on the device at the end")
     if found.get("peak"):
-        whole.append(f"{size(found['peak'])} of main memory at most, for the whole process and its data")
+        whole.append(f"{size(found['peak'])} of main memory: peak of the whole process with its data")
     note = f'<p class="note">{"; ".join(whole)}.</p>' if whole else ""
     return f'<ul class="bars memory">{bars}</ul>{note}'
 
 
 def findings(found: list[str] | None) -> str:
-    """The doctor's findings as sentences."""
+    """List the findings of the diagnosis."""
     if found is None:
         return ""
     if not found:
@@ -252,28 +254,18 @@ def findings(found: list[str] | None) -> str:
 
 
 def configuration(r: dict[str, Any]) -> str:
-    """Settings and environment."""
+    """List settings and environment."""
 
     def group(title: str, values: dict[str, Any]) -> str:
-        rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{_value(value)}</dd></div>" for key, value in values.items())
+        rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{setting(value)}</dd></div>" for key, value in values.items())
         return f'<div><h3>{title}</h3><dl class="settings">{rows}</dl></div>' if rows else ""
 
     parts = group("Settings", r.get("configuration") or {}) + group("Environment", r.get("environment") or {})
     return f'<div class="grid">{parts}</div>' if parts else ""
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return escape(f"{value:.6g}")  # as it would be typed
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return escape(", ".join(str(v) for v in value))
-    return escape(value)
-
-
 def epochs(r: dict[str, Any]) -> str:
-    """The history as a table that opens on demand."""
+    """Return the history as a table that opens on demand."""
     history = r.get("history") or {}
     count = max((len(v) for v in history.values()), default=0)
     if not count:

@@ -1,4 +1,4 @@
-"""Numbers and names as a person reads them, ready for HTML."""
+"""Numbers and names formatted for people, ready for HTML."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def escape(value: Any) -> str:
-    """Text that HTML takes as text."""
+    """Escape text for HTML."""
     return html.escape(str(value), quote=True)
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number in `digits` significant digits; whole numbers with separators; a dash for None."""
+    """Format a number with `digits` significant digits, an integer with separators, None as a dash."""
     if value is None:
         return DASH
     if isinstance(value, bool):
@@ -32,17 +32,26 @@ def number(value: Any, digits: int = 4) -> str:
     if value and not 1e-4 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.{max(digits - 2, 0)}e}".split("e")
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-        return f"{mantissa}\N{MULTIPLICATION SIGN}10<sup>{int(exponent)}</sup>".replace("-", "\N{MINUS SIGN}")
+        return f"{mantissa}{TIMES}10<sup>{int(exponent)}</sup>".replace("-", "\N{MINUS SIGN}")
     return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
 
 
+def setting(value: Any) -> str:
+    """Format the value of a setting."""
+    if isinstance(value, float):
+        return escape(f"{value:.6g}")  # as it would be typed
+    if isinstance(value, list):
+        return escape(", ".join(str(v) for v in value))
+    return number(value) if value is None or isinstance(value, bool) else escape(value)
+
+
 def percent(value: float | None, digits: int = 2) -> str:
-    """A share: 0.9812 as 98.12 %."""
+    """Format a fraction: 0.9812 as 98.12 %."""
     return DASH if value is None else f"{100 * value:.{digits}f}{THIN}%"
 
 
 def size(count: float | None) -> str:
-    """Bytes with a unit."""
+    """Format bytes with a unit."""
     if count is None:
         return DASH
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -52,7 +61,7 @@ def size(count: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time with a unit, from microseconds to hours."""
+    """Format a time with a unit, from microseconds to hours."""
     if seconds is None:
         return DASH
     if seconds < 1e-3:
@@ -69,7 +78,7 @@ def duration(seconds: float | None) -> str:
 
 
 def name_of(series: str) -> str:
-    """A name of the history as words: "val_accuracy" as "validation accuracy"."""
+    """Spell out a name of the history: "val_accuracy" as "validation accuracy"."""
     bare = series.removeprefix("val_")
     if bare in ("mae", "mse", "rmse"):
         return series.replace("val_", "validation ", 1).replace(bare, bare.upper())
@@ -77,6 +86,6 @@ def name_of(series: str) -> str:
 
 
 def heading(series: str) -> str:
-    """The same, as a heading."""
+    """Spell out a name of the history as a heading."""
     words = name_of(series)
     return words[:1].upper() + words[1:]
