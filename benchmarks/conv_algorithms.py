@@ -46,10 +46,10 @@ def prepare(case: Case, arrays: Arrays, where: backend.Device, dtype: str, way: 
 
 
 def one_pass(which: str, x: Array, dy: Array, kernel: Array, settings: dict[str, Any], way: str | None) -> Callable[[], Array]:
-    """A function that does one pass ("forward", "images" or "kernel") of conv2d and returns its result."""
+    """A function that does one pass ("fprop", "dgrad" or "wgrad") of conv2d and returns its result."""
     op, xp = registry["conv2d"], backend.namespace(x)
     inputs, full = op.bind((x, kernel, None), settings)
-    if which == "forward":
+    if which == "fprop":
 
         def forward() -> Array:
             with picked(way):
@@ -57,11 +57,11 @@ def one_pass(which: str, x: Array, dy: Array, kernel: Array, settings: dict[str,
 
         return forward
     _, saved, implementation = op.run(xp, inputs, full, True)
-    needs = (which == "images", which == "kernel", False)
+    needs = (which == "dgrad", which == "wgrad", False)
 
     def gradient() -> Array:
         with picked(way):
-            return op.gradients(implementation, xp, dy, saved, full, needs)[0 if which == "images" else 1]
+            return op.gradients(implementation, xp, dy, saved, full, needs)[0 if which == "dgrad" else 1]
 
     return gradient
 

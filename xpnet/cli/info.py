@@ -48,9 +48,9 @@ def _short(value: object) -> str:
 def info(args: argparse.Namespace) -> int:
     """Print versions, devices and accelerations, or what was measured of convolutions."""
     if args.convolutions:
-        from xpnet.accel.cupy import autotune as chooser
+        from xpnet.accel.cupy import autotune
 
-        print(chooser.report())
+        print(autotune.report())
         return 0
     print(f"xpnet {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     versions = [(name, _version(name)) for name in _LIBRARIES]

@@ -141,7 +141,7 @@ def captured_steps(trainer: Trainer) -> CapturedSteps | None:
         return None
     import cupy
 
-    from xpnet.accel.cupy.optimizers import Clock
+    from xpnet.accel.cupy.optimizers import DeviceSchedule
     from xpnet.compiled.cuda_graph import CudaGraphs
 
-    return CapturedSteps(trainer, CudaGraphs(model.context.device), lambda values: Clock.new(cupy, values))
+    return CapturedSteps(trainer, CudaGraphs(model.context.device), lambda values: DeviceSchedule.new(cupy, values))

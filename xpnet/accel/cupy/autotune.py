@@ -33,8 +33,8 @@ from xpnet.runtime.precision import get_matmul_precision
 
 Array = Any
 SETTINGS = ("auto", "im2col", "implicit", "wgmma", "cudnn")
-PASSES = ("forward", "images", "kernel")
-"""The forward pass, the gradient of the images, the gradient of the kernel."""
+PASSES = ("fprop", "dgrad", "wgrad")
+"""The forward pass, the gradient of the data and the gradient of the kernel (weights), as cuDNN and CUTLASS name them."""
 
 
 class Convolution(NamedTuple):
@@ -228,7 +228,8 @@ def _measured() -> str:
     if not known:
         return f"no convolution has been measured yet ({_table.path})"
     rows = [("device", "pass", "images", "kernel", "stride", "padding", "dilation", "precision", "chosen", "milliseconds")]
-    for key, (choice, times) in sorted(known.items()):
+    for key in sorted(known, key=lambda key: (key.device, PASSES.index(key.step), key)):
+        choice, times = known[key]
         padding = ",".join("+".join(map(str, ends)) for ends in key.padding)
         measured = ", ".join(f"{name} {time:.3f}" for name, time in times.items())
         kind = key.precision if key.dtype == "float32" else key.dtype

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.activation import NUMBERS
 from xpnet.accel.cupy.launch import LIMIT, address, launch, runtime
-from xpnet.accel.cupy.reductions import sum_slabs
+from xpnet.accel.cupy.reductions import sum_partials
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import WIDTHS, accumulator, c_name
 from xpnet.ops.geometry import Axis, Geometry
@@ -203,7 +203,7 @@ def kernel_gradient(xp: Any, x: Array, dz: Array, g: Geometry, groups: int = 1) 
     splits, span = _split(positions, inner, O, _tile(x, inner, O, groups, True), groups, x.dtype)
     partial = xp.empty((splits, inner * O), dtype=dtype)
     _product(_aligned(x), _aligned(dz), None, None, partial, None, [_convolved(a) for a in g], groups, span)
-    total = partial[0] if splits == 1 else sum_slabs(xp, partial)
+    total = partial[0] if splits == 1 else sum_partials(xp, partial)
     return xp.reshape(total, (inner, O))
 
 
