@@ -23,7 +23,7 @@ def prepare(case: Case, arrays: Arrays, where: backend.Device, dtype: str, way: 
         arrays: x (N, H, W, C), dy (N, OH, OW, O), and the kernel (KH, KW, C/groups, O).
         where: the device.
         dtype: of the arrays there.
-        way: the name of a candidate of the chooser's, such as "im2col" or "implicit"; None: whatever runs there.
+        way: the name of a candidate of autotune, such as "im2col" or "implicit"; None: whatever runs there.
 
     Raises:
         Unsupported: there is no such candidate for this convolution, or none to choose from.
@@ -68,7 +68,7 @@ def one_pass(which: str, x: Array, dy: Array, kernel: Array, settings: dict[str,
 
 @contextlib.contextmanager
 def picked(way: str | None) -> Iterator[None]:
-    """Within the block the chooser takes the candidate `way`, whatever is the fastest.
+    """Within the block autotune takes the candidate `way`, whatever is the fastest.
 
     Raises:
         Unsupported: where it has no such candidate.
@@ -87,7 +87,6 @@ def picked(way: str | None) -> Iterator[None]:
         return way
 
     before = convolution.choose, convolution.wanted
-    # The chooser itself leaves "wgmma" out, which builds on the implicit GEMM.
     convolution.choose, convolution.wanted = choose, lambda name: name in (way, "implicit")
     try:
         yield

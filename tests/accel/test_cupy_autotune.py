@@ -12,7 +12,6 @@ from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated_ops
 from xpnet import cli, ops
 from xpnet.accel.cupy import autotune
-from xpnet.autograd.tensor import Tensor
 from xpnet.ops.registry import reference_only, registry
 from xpnet.runtime.precision import set_matmul_precision
 
@@ -151,22 +150,9 @@ def test_the_environment_decides(cache, monkeypatch, setting, implicit):
     monkeypatch.setenv("XPNET_CONVOLUTION", "fastest")
     with (
         emulated(),
-        pytest.raises(ValueError, match="must be one of auto, im2col, implicit, wgmma, cudnn, got 'fastest'"),
+        pytest.raises(ValueError, match="must be one of auto, im2col, implicit, cudnn, got 'fastest'"),
     ):
         ops.conv2d(X, KERNEL)
-
-
-def test_wgmma_runs_where_it_is_asked_for_and_can(monkeypatch):
-    arrays = [a.astype("float16") for a in (np.tile(X, 2), np.tile(KERNEL, (1, 1, 2, 1)), DY)]
-    used = {}
-    for setting, architecture in (("wgmma", 90), ("wgmma", 80), ("implicit", 90)):
-        monkeypatch.setenv("XPNET_CONVOLUTION", setting)
-        with emulated_ops(architecture=architecture) as runtime:
-            x, kernel = (Tensor(a, requires_grad=True) for a in arrays[:2])
-            ops.conv2d(x, kernel).backward(arrays[2])
-            used[setting, architecture] = [name.partition("<")[0] for name in runtime.launches if name.startswith("implicit")]
-    old = ["implicit_gemm_mma"]
-    assert used == {("wgmma", 90): ["implicit_gemm_wgmma"] * 2 + old, ("wgmma", 80): old * 3, ("implicit", 90): old * 3}
 
 
 def test_groups_are_measured_like_the_rest():

@@ -201,32 +201,6 @@ def test_every_tile_and_split_sums_on_tensor_cores(place, kind, monkeypatch):
         assert narrow.count("sum_partials<float>") == 2
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_products_of_tiles_in_shared_memory(place, kind, settings, monkeypatch):
-    """The kernel for compute capability 9.0: one tile that is mostly empty, and several, none of them full."""
-    as_bits(monkeypatch)
-    for groups, C, O, size in ((1, 8, 8, 6), (2, 16, 24, 9), (1, 72, 136, 13)):
-        x, kernel = (rounded(RANDOM.standard_normal(s), kind) for s in ((1, size, size + 1, groups * C), (3, 2, C, groups * O)))
-        bias = rounded(RANDOM.standard_normal(groups * O), kind)
-        options = {**settings, "groups": groups}
-        g = conv_geometry(
-            x, kernel, bias, settings.get("stride", 1), settings.get("padding", 0), settings.get("dilation", 1), groups
-        )
-        dz = rounded(RANDOM.standard_normal((1, g.h.out, g.w.out, groups * O)), kind)
-        y, dx, _ = reference(x, kernel, bias, dz, options)
-        with place(architecture=90) as (names, to, back, run):
-            X, K, B, DZ = (to(narrow(a, kind)) for a in (x, kernel, bias, dz))
-            if not implicit_gemm.covers_with_wgmma(X, K, groups):
-                pytest.skip("needs compute capability 9.0")
-            found = implicit_gemm.forward(names, X, K, B, "relu", g, groups, wgmma=True)
-            close(wide(back(found)), np.maximum(y, 0), kind, kernel[..., 0].size)
-            found = implicit_gemm.data_gradient(names, DZ, K, g, groups, wgmma=True)
-            close(wide(back(found)), dx, kind, kernel[:, :, 0].size)
-        if hasattr(run, "launches"):
-            assert set(run.launches) == {f"implicit_gemm_wgmma<{kind}>"}
-
-
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_many_tiles_and_split_sums(place, kind):
     launched = every_pass(

@@ -487,7 +487,7 @@ def test_packed_arguments_survive_a_second_thread():
         def addresses(self, instance, arrays):
             return [0 if a is None else a.ctypes.data for a in arrays]
 
-        def launch(self, instance, grid, block, shared, arguments):
+        def launch(self, instance, grid, block, arguments):
             first, _, count = (arguments[i] for i in range(3))
             seen.append((ctypes.c_uint64.from_address(first).value, ctypes.c_int64.from_address(count).value))
 

@@ -4,9 +4,8 @@ Every pass of a convolution can be computed as products of matrices (of the imag
 made in chunks for others), as an implicit GEMM, or by cuDNN where it is installed. Which is the fastest depends on the shape,
 the dtype and the device, so all are run and timed the first time a shape comes. Nothing can be timed while a CUDA graph is
 recorded: a shape that comes for the first time there gets the products. $XPNET_CONVOLUTION decides instead of the
-measurement: "im2col" (products), "implicit" (where the kernels cover it), "wgmma" (the implicit GEMM with the instructions of
-compute capability 9.0 where it can, which "auto" leaves out until it has been measured on a GPU), "cudnn" (where it has a
-plan), or "auto", the default. In deterministic mode (xpnet.set_deterministic) "auto" is the products: what was fastest
+measurement: "im2col" (products), "implicit" (where the kernels cover it), "cudnn" (where it has a plan), or "auto", the
+default. In deterministic mode (xpnet.set_deterministic) "auto" is the products: what was fastest
 depends on the moment, and the ways round differently.
 """
 
@@ -32,7 +31,7 @@ from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.precision import get_matmul_precision
 
 Array = Any
-SETTINGS = ("auto", "im2col", "implicit", "wgmma", "cudnn")
+SETTINGS = ("auto", "im2col", "implicit", "cudnn")
 PASSES = ("fprop", "dgrad", "wgrad")
 """The forward pass, the gradient of the data and the gradient of the kernel (weights), as cuDNN and CUTLASS name them."""
 
@@ -94,9 +93,7 @@ def wanted(name: str) -> bool:
     setting = _setting()
     if setting == "cudnn" and runtime().cudnn is None and runtime().can_measure():
         raise DeviceError(f"XPNET_CONVOLUTION is cudnn, which is not installed or does not load: {HOW_TO_INSTALL}")
-    if name == "wgmma":
-        return setting == "wgmma"
-    return setting in ("auto", name) or (name == "implicit" and setting == "wgmma")
+    return setting in ("auto", name)
 
 
 def choose(candidates: Mapping[str, Callable[[], Array]], key: Callable[[], Convolution]) -> str:

@@ -105,7 +105,6 @@ def _conv2d(
         lambda: _products(xp, x, kernel, bias, activation, g, groups),
         lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g, groups),
         lambda: cudnn.forward(xp, x, kernel, bias, activation, g),
-        lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g, groups, wgmma=True),
     )
     return y, (x, kernel, y if activation else None) if save else None
 
@@ -122,15 +121,13 @@ class _Pass(NamedTuple):
     activation: str | None = None
 
 
-def _chosen(this: _Pass, products: _Compute, implicit: _Compute, by_cudnn: _Compute, wgmma: _Compute | None = None) -> Array:
+def _chosen(this: _Pass, products: _Compute, implicit: _Compute, by_cudnn: _Compute) -> Array:
     """One pass, computed in the way that `autotune` names."""
     step, x, kernel, g, groups, bias, activation = this
     candidates = {"product" if _pointwise(g) else "im2col": products}
     if x.shape[0]:
         if wanted("implicit") and implicit_gemm.covers(x, kernel, g, groups):
             candidates["implicit"] = implicit
-            if wgmma is not None and wanted("wgmma") and implicit_gemm.covers_with_wgmma(x, kernel, groups):
-                candidates["wgmma"] = wgmma
         if wanted("cudnn") and cudnn.covers(step, x, kernel, g, bias, activation):
             candidates["cudnn"] = by_cudnn
     return candidates[choose(candidates, lambda: convolution(step, x, kernel, g))]()
@@ -186,7 +183,6 @@ def _(
                 lambda: _data_gradient(xp, dz, _weights(xp, kernel, groups), x, g, groups),
                 lambda: implicit_gemm.data_gradient(xp, images, kernel, g, groups),
                 lambda: cudnn.data_gradient(xp, x, images, kernel, g),
-                lambda: implicit_gemm.data_gradient(xp, images, kernel, g, groups, wgmma=True),
             )
         if needs[1]:
             dkernel = _chosen(
