@@ -15,8 +15,8 @@ LEARNING_RATE, MOMENTUM = 1e-3, 0.9
 LOSS_SCALE = 256.0  # at first, in float16: no library is to leave out updates while results are compared
 PREDICT_BATCH = 256
 CLASSES = 10
-PASSES = {"conv-forward": "forward", "conv-images": "images", "conv-kernel": "kernel"}
-"""The kinds that are one pass of a convolution alone, and which: the output, the gradient of the images, of the kernel."""
+PASSES = {"conv-fprop": "fprop", "conv-dgrad": "dgrad", "conv-wgrad": "wgrad"}
+"""The kinds that are one pass of a convolution alone, and which: forward, data gradient, weight gradient."""
 HALF = ("float16", "bfloat16")
 REPEAT = 8
 """On a GPU so many passes of a convolution are one CUDA graph: what a kernel costs is asked for, not what its launch does."""
@@ -86,9 +86,9 @@ class Case:
 
         The images' gradient is one row for each pixel, with the columns of dy: at stride s one tap in s * s of them counts.
         """
-        if self.kind == "conv-forward":
+        if self.kind == "conv-fprop":
             return m, k, n
-        if self.kind == "conv-kernel":
+        if self.kind == "conv-wgrad":
             return k, m, n
         pixels, C = self.batch * math.prod(self.shape[:-1]), self.shape[-1]
         return pixels, max(m * k * n // (pixels * C), 1), C
@@ -159,9 +159,9 @@ QUICK_GPU = {
     "step mlp [784,128,10] batch 64",
     "step mnist convnet batch 128",
     "step resnet-20 batch 128",
-    "conv forward (64,16,128,128,3)",
-    "conv images (64,16,128,128,3)",
-    "conv kernel (64,16,128,128,3)",
+    "conv fprop (64,16,128,128,3)",
+    "conv dgrad (64,16,128,128,3)",
+    "conv wgrad (64,16,128,128,3)",
 }
 
 

@@ -28,8 +28,8 @@ from benchmarks.text import bytes_text, seconds_text
 from benchmarks.wait_idle import wait_until_idle
 
 CEILINGS = ("products", "copy")
-WAYS = ("im2col", "product", "implicit", "wgmma", "cudnn")
-"""What the chooser of convolutions may have to choose from on a GPU; each is timed as well as what it chose."""
+WAYS = ("im2col", "product", "implicit", "cudnn")
+"""The candidates that autotune may have on a GPU; each is timed as well as the one that it chose."""
 # Cores kept busy by other processes, from which on a case is marked: threads that wait for each other suffer more from
 # that than others do, so a ratio is then no longer one of the libraries' speeds.
 DISTURBED = 0.15

@@ -23,7 +23,7 @@ def prepare(case: Case, arrays: Arrays, where: backend.Device, dtype: str, way: 
         arrays: x (N, H, W, C), dy (N, OH, OW, O), and the kernel (KH, KW, C/groups, O).
         where: the device.
         dtype: of the arrays there.
-        way: the name of a candidate of the chooser's, such as "im2col" or "implicit"; None: whatever runs there.
+        way: the name of a candidate of autotune, such as "im2col" or "implicit"; None: whatever runs there.
 
     Raises:
         Unsupported: there is no such candidate for this convolution, or none to choose from.
@@ -46,10 +46,10 @@ def prepare(case: Case, arrays: Arrays, where: backend.Device, dtype: str, way: 
 
 
 def one_pass(which: str, x: Array, dy: Array, kernel: Array, settings: dict[str, Any], way: str | None) -> Callable[[], Array]:
-    """A function that does one pass ("forward", "images" or "kernel") of conv2d and returns its result."""
+    """A function that does one pass ("fprop", "dgrad" or "wgrad") of conv2d and returns its result."""
     op, xp = registry["conv2d"], backend.namespace(x)
     inputs, full = op.bind((x, kernel, None), settings)
-    if which == "forward":
+    if which == "fprop":
 
         def forward() -> Array:
             with picked(way):
@@ -57,18 +57,18 @@ def one_pass(which: str, x: Array, dy: Array, kernel: Array, settings: dict[str,
 
         return forward
     _, saved, implementation = op.run(xp, inputs, full, True)
-    needs = (which == "images", which == "kernel", False)
+    needs = (which == "dgrad", which == "wgrad", False)
 
     def gradient() -> Array:
         with picked(way):
-            return op.gradients(implementation, xp, dy, saved, full, needs)[0 if which == "images" else 1]
+            return op.gradients(implementation, xp, dy, saved, full, needs)[0 if which == "dgrad" else 1]
 
     return gradient
 
 
 @contextlib.contextmanager
 def picked(way: str | None) -> Iterator[None]:
-    """Within the block the chooser takes the candidate `way`, whatever is the fastest.
+    """Within the block autotune takes the candidate `way`, whatever is the fastest.
 
     Raises:
         Unsupported: where it has no such candidate.
@@ -87,7 +87,6 @@ def picked(way: str | None) -> Iterator[None]:
         return way
 
     before = convolution.choose, convolution.wanted
-    # The chooser itself leaves "wgmma" out, which builds on the implicit GEMM.
     convolution.choose, convolution.wanted = choose, lambda name: name in (way, "implicit")
     try:
         yield

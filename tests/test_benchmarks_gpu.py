@@ -60,11 +60,11 @@ def test_every_floor_is_about_a_case() -> None:
 def test_the_product_of_a_pass_by_hand() -> None:
     products = {which: named(f"conv {which} stride 2 (64,32,64,128,3)").products() for which in PASSES.values()}
     assert products == {
-        "forward": [(64 * 16 * 16, 9 * 64, 128)],
-        "images": [(64 * 32 * 32, 9 * 128 // 4, 64)],  # one tap in four meets an output
-        "kernel": [(9 * 64, 64 * 16 * 16, 128)],
+        "fprop": [(64 * 16 * 16, 9 * 64, 128)],
+        "dgrad": [(64 * 32 * 32, 9 * 128 // 4, 64)],  # one tap in four meets an output
+        "wgrad": [(9 * 64, 64 * 16 * 16, 128)],
     }
-    assert named("conv images (64,16,128,128,3)").products() == [(64 * 16 * 16, 9 * 128, 128)]
+    assert named("conv dgrad (64,16,128,128,3)").products() == [(64 * 16 * 16, 9 * 128, 128)]
     assert len({named(f"conv {w} (64,32,3,32,5)").floating_point_operations() for w in PASSES.values()}) == 1
 
 
@@ -122,7 +122,7 @@ def test_passes_are_compared_and_written_down() -> None:
         assert record["libraries"]["xpnet"]["median"] > 0
     page = report.markdown(_result(*records, device="cpu"))
     assert "| pass | product in NumPy | chosen |" in page
-    assert page.count("conv forward tiny") == 1
+    assert page.count("conv fprop tiny") == 1
 
 
 @pytest.mark.emulator
@@ -175,7 +175,7 @@ def test_the_ceiling_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.M
 
 
 def test_on_a_cpu_there_is_one_way() -> None:
-    case = one_pass("conv-forward", LAYERS[0])
+    case = one_pass("conv-fprop", LAYERS[0])
     with pytest.raises(Unsupported, match="one way only"):
         ours.prepare(case, arrays_for(case), "cpu", "float32", {"way": "im2col"})
 
@@ -188,7 +188,7 @@ def test_steps_on_a_gpu_are_those_that_fit_records(monkeypatch: pytest.MonkeyPat
 
     def captured(trainer: xn.Trainer) -> Any:
         made.append(fakes.FakeGraphs(trainer))
-        return fakes.CapturedSteps(trainer, made[0], lambda values: fakes.Clock.new(np, values))
+        return fakes.CapturedSteps(trainer, made[0], lambda values: fakes.DeviceSchedule.new(np, values))
 
     case = Case("tiny", "step", nets.mlp(5, 10), 3, (4,), "Tests")
     arrays = arrays_for(case)
@@ -291,8 +291,8 @@ def _result(*records: dict[str, Any], device: str = "cuda") -> dict[str, Any]:
 
 def test_the_page_of_a_gpu() -> None:
     kernel = _record(
-        "conv forward (64,16,128,128,3)",
-        "conv-forward",
+        "conv fprop (64,16,128,128,3)",
+        "conv-fprop",
         report.PASSES_GROUP,
         libraries={"xpnet": summary([1e-4]), "torch": summary([0.8e-4])},
         ratios={"torch": summary([0.8])},
@@ -301,7 +301,7 @@ def test_the_page_of_a_gpu() -> None:
         skipped={"xpnet cudnn": "no candidate here: there are im2col, implicit"},
     )
     bare = _record(
-        "conv forward depthwise (64,32,128,128,3)", "conv-forward", report.PASSES_GROUP, libraries={"xpnet": summary([1e-4])}
+        "conv fprop depthwise (64,32,128,128,3)", "conv-fprop", report.PASSES_GROUP, libraries={"xpnet": summary([1e-4])}
     )
     refused = _record("step cifar vgg batch 256", "step", "Training steps", skipped={"xpnet": "no network in bfloat16"})
     slow = _step("step lenet-5 batch 64", torch=2.5, torch_graphs=1.2, torch_compile=0.8)
@@ -310,14 +310,14 @@ def test_the_page_of_a_gpu() -> None:
     page = report.markdown(_result(slow, fast, refused, kernel, bare))
     assert "| pass | product in cuBLAS | chosen | im2col | implicit | torch (cuDNN) |" in page
     row = "| 161.0 TFLOP/s | **60%** (100 us) | **30%** (200 us) | **60%** (100 us) | **75%** (80.0 us) |"
-    assert f"| conv forward (64,16,128,128,3) {row}" in page
-    assert "| conv forward depthwise (64,32,128,128,3) | - | 100 us | - | - | - |" in page
+    assert f"| conv fprop (64,16,128,128,3) {row}" in page
+    assert "| conv fprop depthwise (64,32,128,128,3) | - | 100 us | - | - | - |" in page
     assert "* 2 of 4 floors are reached." in page
     assert "* Below its floor: step lenet-5 batch 64 against torch: 2.50, the floor is 3." in page
     assert "* Below its floor: step lenet-5 batch 64 against torch-compile: 0.80, the floor is 1." in page
     assert "resnet-20 batch 128 against" not in page
     assert "* 0 of 1 passes of convolutions reach 70% of the product in cuBLAS." in page
-    assert "* Below 70% of the product: conv forward (64,16,128,128,3): 60%." in page
+    assert "* Below 70% of the product: conv fprop (64,16,128,128,3): 60%." in page
     assert "| step cifar vgg batch 256 | no network in bfloat16 |" in page
     assert "* xpnet, step lenet-5 batch 64: the training step ran launch by launch." in page
     assert "NVIDIA Test" in page
@@ -338,7 +338,7 @@ def test_precisions() -> None:
 
 def test_a_run_ends_at_its_limit_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["--threads", "1", "--budget", "0.01", "--against", "", "--no-memory", "--out", str(tmp_path)]
-    settings += ["--cases", r"conv forward \(128,28,1,|predict mlp|step mlp \[784,30"]
+    settings += ["--cases", r"conv fprop \(128,28,1,|predict mlp|step mlp \[784,30"]
     clock = iter([0.0, 1.0, 99.0, *[99.0] * 50])
     with monkeypatch.context() as patch:
         patch.setattr("benchmarks.__main__.time.monotonic", lambda: next(clock))
@@ -351,7 +351,7 @@ def test_a_run_ends_at_its_limit_and_goes_on(tmp_path: Path, monkeypatch: pytest
     second = json.loads(file.read_text())
     assert "interrupted" not in second
     assert len(second["cases"]) == 3
-    assert any(case["kind"] == "conv-forward" for case in second["cases"])
+    assert any(case["kind"] == "conv-fprop" for case in second["cases"])
 
 
 @pytest.mark.parametrize("words", [["benchmarks"], ["benchmarks", "--quick"], ["benchmarks.records", "cifar10"]])

@@ -285,7 +285,7 @@ def _pass(case: Case, arrays: Arrays, device: str, precision: str) -> Job:
     weight = torch.from_numpy(to_oihw(arrays["weight/0.kernel"])).to(device, dtype, memory_format=torch.channels_last)
     stride, padding, dilation = ([layer[name]] * 2 for name in ("stride", "padding", "dilation"))
     which = PASSES[case.kind]
-    mask = [which == "images", which == "kernel", False]
+    mask = [which == "dgrad", which == "wgrad", False]
 
     def forward() -> torch.Tensor:
         return nn.functional.conv2d(x, weight, None, stride, padding, dilation, layer["groups"])
@@ -296,13 +296,13 @@ def _pass(case: Case, arrays: Arrays, device: str, precision: str) -> Job:
         )
         return found[mask.index(True)]
 
-    run = forward if which == "forward" else gradient
+    run = forward if which == "fprop" else gradient
 
     def check() -> Arrays:
         with torch.no_grad():
             found = run().detach().float()
         # Images go back to NHWC, kernels from (O, C, KH, KW) to (KH, KW, C, O).
-        order = (2, 3, 1, 0) if which == "kernel" else (0, 2, 3, 1)
+        order = (2, 3, 1, 0) if which == "wgrad" else (0, 2, 3, 1)
         return {"output": np.array(found.permute(*order).cpu().numpy())}
 
     if device == "cpu":

@@ -1,6 +1,6 @@
 // What follows a matrix product: y = activation(y + bias), and its gradient together with the bias's.
 //
-//   y, dy, dz (rows, channels)     bias (channels)     partial (slabs, channels)
+//   y, dy, dz (rows, channels)     bias (channels)     partial (parts, channels)
 #include "activated.cuh"
 #include "columns.cuh"
 
@@ -38,7 +38,7 @@ activation_backward(const T* dy, const T* y, T* dx, i64 count) {
 // In place. A thread keeps its columns, so the bias is read once.
 template <typename T, int V, int ACTIVATION>
 __global__ void __launch_bounds__(256, 4)
-bias_activation(T* y, const T* bias, i64 rows, i64 slab_rows, int channels) {
+bias_activation(T* y, const T* bias, i64 rows, i64 part_rows, int channels) {
   const int c = my_vector() * V;
   if (c >= channels) return;
   acc_t<T> b[V] = {};
@@ -47,9 +47,9 @@ bias_activation(T* y, const T* bias, i64 rows, i64 slab_rows, int channels) {
 #pragma unroll
     for (int j = 0; j < V; ++j) b[j] = up(v.at[j]);
   }
-  const Slab slab = my_slab(rows, slab_rows);
+  const RowRange range = row_range(rows, part_rows);
 #pragma unroll 2
-  for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+  for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
     Vector<T, V> v = load<V>(y + r * channels + c);
 #pragma unroll
     for (int j = 0; j < V; ++j) v.at[j] = down<T>(activated<ACTIVATION>(up(v.at[j]) + b[j]));
@@ -57,16 +57,16 @@ bias_activation(T* y, const T* bias, i64 rows, i64 slab_rows, int channels) {
   }
 }
 
-// dz = dy * activation'(y), not written where dz is null; partial = its sum over each slab, where asked for.
+// dz = dy * activation'(y), not written where dz is null; partial = its sum over each range, where asked for.
 template <typename T, int V, int ACTIVATION, bool SUMS>
 __global__ void __launch_bounds__(256, 4)
-bias_activation_backward(const T* dy, const T* y, T* dz, acc_t<T>* partial, i64 rows, i64 slab_rows, int channels) {
+bias_activation_backward(const T* dy, const T* y, T* dz, acc_t<T>* partial, i64 rows, i64 part_rows, int channels) {
   const int c = my_vector() * V;
   acc_t<T> sum[V] = {};
   if (c < channels) {
-    const Slab slab = my_slab(rows, slab_rows);
+    const RowRange range = row_range(rows, part_rows);
 #pragma unroll 2
-    for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+    for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
       Vector<T, V> g = load<V>(dy + r * channels + c), v = g;
       if (ACTIVATION != IDENTITY) v = load<V>(y + r * channels + c);
 #pragma unroll

@@ -9,18 +9,18 @@ __device__ inline void read_columns(acc_t<T> (&out)[V], const T* p, int c, acc_t
   for (int j = 0; j < V; ++j) out[j] = p == nullptr ? otherwise : up(p[c + j]);
 }
 
-// The first pass: mean and squared deviations of every channel over each slab, by Welford's recurrence.
+// The first pass: mean and squared deviations of every channel over each range, by Welford's recurrence.
 template <typename T, int V>
 __global__ void __launch_bounds__(256, 4)
-batch_moments(const T* x, acc_t<T>* partial, i64 rows, i64 slab_rows, int channels) {
+batch_moments(const T* x, acc_t<T>* partial, i64 rows, i64 part_rows, int channels) {
   typedef acc_t<T> A;
   const int c = my_vector() * V;
   Moments<A> m[V] = {};
   if (c < channels) {
-    const Slab slab = my_slab(rows, slab_rows);
+    const RowRange range = row_range(rows, part_rows);
     A count = 0;
 #pragma unroll 2
-    for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+    for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
       Vector<T, V> v = load<V>(x + r * channels + c);
       count += 1;
       const A share = 1 / count;
@@ -45,7 +45,7 @@ batch_moments(const T* x, acc_t<T>* partial, i64 rows, i64 slab_rows, int channe
 template <typename T, int V>
 __global__ void __launch_bounds__(256, 4)
 batch_norm_apply(const T* x, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale, const T* offset, T* y, i64 rows,
-                 i64 slab_rows, int channels, acc_t<T> epsilon) {
+                 i64 part_rows, int channels, acc_t<T> epsilon) {
   typedef acc_t<T> A;
   const int c = my_vector() * V;
   if (c >= channels) return;
@@ -54,9 +54,9 @@ batch_norm_apply(const T* x, const acc_t<T>* mean, const acc_t<T>* variance, con
   read_columns<V>(shift, offset, c, static_cast<A>(0));
 #pragma unroll
   for (int j = 0; j < V; ++j) centre[j] = mean[c + j], factor[j] *= 1 / xsqrt(variance[c + j] + epsilon);
-  const Slab slab = my_slab(rows, slab_rows);
+  const RowRange range = row_range(rows, part_rows);
 #pragma unroll 2
-  for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+  for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
     Vector<T, V> v = load<V>(x + r * channels + c);
 #pragma unroll
     for (int j = 0; j < V; ++j) v.at[j] = down<T>((up(v.at[j]) - centre[j]) * factor[j] + shift[j]);
@@ -64,12 +64,12 @@ batch_norm_apply(const T* x, const acc_t<T>* mean, const acc_t<T>* variance, con
   }
 }
 
-// Over each slab the sums of dy and of dy * xhat for every channel: partial (slabs, 2, channels). PER_ROW: mean and
+// Over each range the sums of dy and of dy * xhat for every channel: partial (parts, 2, channels). PER_ROW: mean and
 // variance belong to rows (layer normalisation), else to channels.
 template <typename T, int V, bool PER_ROW>
 __global__ void __launch_bounds__(256, 4)
 norm_gradient_sums(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>* variance, acc_t<T>* partial, i64 rows,
-                   i64 slab_rows, int channels, acc_t<T> epsilon) {
+                   i64 part_rows, int channels, acc_t<T> epsilon) {
   typedef acc_t<T> A;
   const int c = my_vector() * V;
   A plain[V] = {}, weighted[V] = {};
@@ -79,9 +79,9 @@ norm_gradient_sums(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>
 #pragma unroll
       for (int j = 0; j < V; ++j) centre[j] = mean[c + j], inverse[j] = 1 / xsqrt(variance[c + j] + epsilon);
     }
-    const Slab slab = my_slab(rows, slab_rows);
+    const RowRange range = row_range(rows, part_rows);
 #pragma unroll 2
-    for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+    for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
       Vector<T, V> g = load<V>(dy + r * channels + c), v = load<V>(x + r * channels + c);
       A row_centre = 0, row_inverse = 0;
       if (PER_ROW) row_centre = mean[r], row_inverse = 1 / xsqrt(variance[r] + epsilon);
@@ -107,7 +107,7 @@ template <typename T, int V, bool TRAINING>
 __global__ void __launch_bounds__(256, 3)
 batch_norm_backward(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale,
                     const acc_t<T>* sums, const acc_t<T>* dmean, const acc_t<T>* dvariance, T* dx, i64 rows,
-                    i64 slab_rows, int channels, acc_t<T> epsilon) {
+                    i64 part_rows, int channels, acc_t<T> epsilon) {
   typedef acc_t<T> A;
   const int c = my_vector() * V;
   if (c >= channels) return;
@@ -128,9 +128,9 @@ batch_norm_backward(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T
       constant[j] = share * (from_mean - factor[j] * sums[c + j]);
     }
   }
-  const Slab slab = my_slab(rows, slab_rows);
+  const RowRange range = row_range(rows, part_rows);
 #pragma unroll 2
-  for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+  for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
     Vector<T, V> g = load<V>(dy + r * channels + c);
     if (TRAINING) {
       Vector<T, V> v = load<V>(x + r * channels + c);

@@ -1,18 +1,18 @@
 // Kernels over matrices (rows, columns) in which a thread keeps its columns and walks down the rows.
 //
 // A block has TX x TY = 256 threads (both powers of two): TX neighbouring vectors of columns, TY rows at a time. blockIdx.x
-// is the tile of columns, blockIdx.y the slab of `slab_rows` consecutive rows. With few columns TX is small, and a warp
+// is the tile of columns, blockIdx.y the range of `part_rows` consecutive rows. With few columns TX is small, and a warp
 // still reads consecutive addresses because rows follow each other in memory.
 #pragma once
 #include "common.cuh"
 
 const int BLOCK = 256;
 
-struct Slab {
+struct RowRange {
   i64 begin, end;
 };
-__device__ inline Slab my_slab(i64 rows, i64 slab_rows) {
-  i64 begin = blockIdx.y * slab_rows, end = begin + slab_rows;
+__device__ inline RowRange row_range(i64 rows, i64 part_rows) {
+  i64 begin = blockIdx.y * part_rows, end = begin + part_rows;
   return {begin, end < rows ? end : rows};
 }
 __device__ inline int my_vector() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }

@@ -10,7 +10,6 @@
 // Nothing here needs NVIDIA's header files: the driver's compiler and a plain C++ compiler both take these sources.
 #pragma once
 
-typedef signed char i8;
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -100,10 +99,6 @@ __device__ inline float xsqrt(float v) { return sqrtf(v); }
 __device__ inline double xsqrt(double v) { return sqrt(v); }
 __device__ inline float xtanh(float v) { return tanhf(v); }
 __device__ inline double xtanh(double v) { return tanh(v); }
-__device__ inline float xerf(float v) { return erff(v); }
-__device__ inline double xerf(double v) { return erf(v); }
-__device__ inline float xpow(float v, float e) { return powf(v, e); }
-__device__ inline double xpow(double v, double e) { return pow(v, e); }
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 

@@ -77,11 +77,11 @@ depthwise_data(const T* dy, const T* kernel, T* dx, i64 vectors, int channels, i
   }
 }
 
-// The kernel's gradient: over each slab of positions the sum of x * dy, for the element of the window that blockIdx.z names.
-// partial (slabs, KH, KW, C).
+// The kernel's gradient: over each range of positions the sum of x * dy, for the element of the window that blockIdx.z names.
+// partial (parts, KH, KW, C).
 template <typename T, int V>
 __global__ void __launch_bounds__(256, 3)
-depthwise_kernel(const T* x, const T* dy, acc_t<T>* partial, i64 rows, i64 slab_rows, int H, int W, int channels,
+depthwise_kernel(const T* x, const T* dy, acc_t<T>* partial, i64 rows, i64 part_rows, int H, int W, int channels,
                  int stride_h, int stride_w, int dilation_h, int dilation_w, int top, int left, Divisor by_kw, Divisor by_ow,
                  Divisor by_oh) {
   const int c = my_vector() * V;
@@ -89,9 +89,9 @@ depthwise_kernel(const T* x, const T* dy, acc_t<T>* partial, i64 rows, i64 slab_
   const u32 kh = by_kw.split(blockIdx.z, kw);
   acc_t<T> sum[V] = {};
   if (c < channels) {
-    const Slab slab = my_slab(rows, slab_rows);
+    const RowRange range = row_range(rows, part_rows);
 #pragma unroll 2
-    for (i64 r = slab.begin + threadIdx.y; r < slab.end; r += blockDim.y) {
+    for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
       u32 ow, oh;
       const u32 rest = by_ow.split(static_cast<u32>(r), ow);
       const u32 n = by_oh.split(rest, oh);

@@ -106,7 +106,7 @@ def check(case, kind, architecture, kernels):
             within(dkernel.reshape(kernel.shape), expected[2], terms[2], kind)
     finally:
         set_matmul_precision("float32")
-    assert all(name.startswith((kernels, "sum_slabs")) for name in runtime.launches), runtime.launches
+    assert all(name.startswith((kernels, "sum_partials")) for name in runtime.launches), runtime.launches
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ from hypothesis import given, settings
 import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
 from tests.accel.test_cupy_convolution_properties import convolutions, exact, holdable, stored, within
 from tests.cuda_emulator.emulator import emulated, emulated_ops, xp
-from tests.cudnn_stand_in import StandIn
+from tests.fake_cudnn import FakeCudnn
 from xpnet import cli, ops
-from xpnet.accel.cupy import autotune as chooser
-from xpnet.accel.cupy import cudnn
+from xpnet.accel.cupy import autotune, cudnn
 from xpnet.backend import DeviceError
 from xpnet.ops.convolution import conv_geometry
 from xpnet.runtime.determinism import deterministic
@@ -72,10 +71,10 @@ def on_cudnn(frontend, context=emulated, **settings):
 def every_pass(x=X, kernel=KERNEL, bias=BIAS, dy=DY, activation="relu"):
     """What cuDNN makes of the three passes, without padding and stride."""
     g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
-    assert cudnn.covers("forward", x, kernel, g, bias, activation)
+    assert cudnn.covers("fprop", x, kernel, g, bias, activation)
     y = cudnn.forward(xp, x, kernel, bias, activation, g)
-    assert cudnn.covers("images", x, kernel, g)
-    assert cudnn.covers("kernel", x, kernel, g)
+    assert cudnn.covers("dgrad", x, kernel, g)
+    assert cudnn.covers("wgrad", x, kernel, g)
     return y, cudnn.data_gradient(xp, x, dy, kernel, g), cudnn.kernel_gradient(xp, x, dy, kernel, g)
 
 
@@ -93,12 +92,12 @@ def test_any_convolution(kind, monkeypatch):
         expected, terms = exact(x, kernel, bias, dy, options), exact(*map(np.abs, (x, kernel, bias, dy)), options)
         arrays = [stored(a, kind) for a in (x, kernel, bias, dy)]
         X, K, B, DY = arrays
-        with on_cudnn(StandIn()) as runtime:
+        with on_cudnn(FakeCudnn()) as runtime:
             if x.shape[0] == 0:
-                assert not cudnn.covers("forward", X, K, g, B)
+                assert not cudnn.covers("fprop", X, K, g, B)
                 return
-            for step in chooser.PASSES:
-                assert cudnn.covers(step, X, K, g, B if step == "forward" else None)
+            for step in autotune.PASSES:
+                assert cudnn.covers(step, X, K, g, B if step == "fprop" else None)
             within(cudnn.forward(xp, X, K, B, None, g), expected[0], terms[0], kind)
             within(cudnn.data_gradient(xp, X, DY, K, g), expected[1], terms[1], kind)
             within(cudnn.kernel_gradient(xp, X, DY, K, g).reshape(kernel.shape), expected[2], terms[2], kind)
@@ -112,9 +111,9 @@ def test_any_convolution(kind, monkeypatch):
 @pytest.mark.parametrize("bias", [BIAS, None], ids=["bias", "no bias"])
 def test_bias_and_activation_in_the_plan_or_after_it(fuses, activation, bias):
     g = conv_geometry(X, KERNEL, bias, 1, 0, 1, 1)
-    frontend = StandIn(fuses=fuses)
+    frontend = FakeCudnn(fuses=fuses)
     with on_cudnn(frontend) as runtime:
-        assert cudnn.covers("forward", X, KERNEL, g, bias, activation)
+        assert cudnn.covers("fprop", X, KERNEL, g, bias, activation)
         y = cudnn.forward(xp, X, KERNEL, bias, activation, g)
     expected = ops.conv2d(X, KERNEL, bias)
     expected = expected if activation is None else getattr(ops, activation)(expected)
@@ -125,7 +124,7 @@ def test_bias_and_activation_in_the_plan_or_after_it(fuses, activation, bias):
 
 
 def test_a_plan_is_made_once_for_each_shape_and_setting():
-    frontend = StandIn()
+    frontend = FakeCudnn()
     with on_cudnn(frontend):
         first = every_pass()
         for again, before in zip(every_pass(), first):
@@ -138,7 +137,7 @@ def test_a_plan_is_made_once_for_each_shape_and_setting():
 
 
 def test_float32_keeps_its_bits_unless_tf32_is_allowed_and_order_is_fixed():
-    frontend = StandIn()
+    frontend = FakeCudnn()
     try:
         with on_cudnn(frontend):
             every_pass()
@@ -161,13 +160,13 @@ def test_views_that_begin_anywhere():
         room[1:] = a.reshape(-1)
         return room[1:].reshape(a.shape)
 
-    with on_cudnn(StandIn()):
+    with on_cudnn(FakeCudnn()):
         for found, expected in zip(every_pass(*map(moved, (X, KERNEL, BIAS, DY))), every_pass()):
             np.testing.assert_array_equal(found, expected)
 
 
 def test_each_stream_has_a_handle_and_workspaces_that_stay():
-    frontend = StandIn(workspace=1000)
+    frontend = FakeCudnn(workspace=1000)
     with on_cudnn(frontend) as runtime:
         place = runtime.place
         every_pass()
@@ -190,17 +189,17 @@ def test_each_stream_has_a_handle_and_workspaces_that_stay():
 
 
 def test_nothing_is_planned_while_recording():
-    frontend = StandIn(workspace=64)
+    frontend = FakeCudnn(workspace=64)
     with on_cudnn(frontend) as runtime:
         g = conv_geometry(X, KERNEL, None, 1, 0, 1, 1)
         runtime.can_measure = lambda: False
-        assert not cudnn.covers("forward", X, KERNEL, g)
+        assert not cudnn.covers("fprop", X, KERNEL, g)
         assert frontend.plans == []
         runtime.can_measure = lambda: True
-        assert cudnn.covers("forward", X, KERNEL, g)
+        assert cudnn.covers("fprop", X, KERNEL, g)
         cudnn.forward(xp, X, KERNEL, None, None, g)
         runtime.can_measure = lambda: False
-        assert cudnn.covers("forward", X, KERNEL, g)
+        assert cudnn.covers("fprop", X, KERNEL, g)
         cudnn.forward(xp, X, KERNEL, None, None, g)
         assert len(frontend.plans) == 1
         assert runtime.place.allocated == [64]
@@ -208,30 +207,30 @@ def test_nothing_is_planned_while_recording():
 
 @pytest.mark.parametrize("reason", ["unsupported", "workspace", "dtype", "absent"])
 def test_what_cudnn_does_not_cover(reason):
-    frontend = StandIn(workspace=1 << 30 if reason == "workspace" else 0)
+    frontend = FakeCudnn(workspace=1 << 30 if reason == "workspace" else 0)
     frontend.unsupported = reason == "unsupported"
     x, kernel = (X.astype("float64"), KERNEL.astype("float64")) if reason == "dtype" else (X, KERNEL)
     with on_cudnn(frontend) as runtime:
         if reason == "absent":
             runtime.cudnn = None
-        assert not cudnn.covers("forward", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1), None, "relu")
-        assert not cudnn.covers("kernel", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1))
+        assert not cudnn.covers("fprop", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1), None, "relu")
+        assert not cudnn.covers("wgrad", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1))
 
 
 def test_a_library_that_fails_is_not_tried_again():
-    frontend = StandIn()
+    frontend = FakeCudnn()
     g = conv_geometry(X, KERNEL, None, 1, 0, 1, 1)
     with on_cudnn(frontend):
-        assert cudnn.covers("forward", X, KERNEL, g)
+        assert cudnn.covers("fprop", X, KERNEL, g)
         frontend.fails = True
-        with pytest.warns(RuntimeWarning, match=r"cuDNN fails to plan the images pass .* \(Multiple libcudart libraries"):
-            assert not cudnn.covers("images", X, KERNEL, g)
+        with pytest.warns(RuntimeWarning, match=r"cuDNN fails to plan the dgrad pass .* \(Multiple libcudart libraries"):
+            assert not cudnn.covers("dgrad", X, KERNEL, g)
         frontend.fails = False
-        assert not cudnn.covers("kernel", X, KERNEL, g)
-        assert cudnn.covers("forward", X, KERNEL, g)  # which was planned before
+        assert not cudnn.covers("wgrad", X, KERNEL, g)
+        assert cudnn.covers("fprop", X, KERNEL, g)  # which was planned before
 
 
-# ---- the chooser
+# ---- autotune
 
 
 @pytest.fixture
@@ -242,9 +241,9 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "folder", lambda: tmp_path / "unused")
     monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
-    chooser._table.forget()
-    yield chooser._table
-    chooser._table.forget()
+    autotune._table.forget()
+    yield autotune._table
+    autotune._table.forget()
 
 
 def timed(runtime, frontend, cudnn_time):
@@ -267,8 +266,8 @@ def convolve():
 
 def test_it_is_measured_beside_the_others(table):
     for time, wins in ((0.5, True), (2.0, False)):
-        frontend = StandIn()
-        chooser._table.forget()
+        frontend = FakeCudnn()
+        autotune._table.forget()
         with on_cudnn(frontend, emulated_ops) as runtime:
             measured = timed(runtime, frontend, time)
             x = X if wins else np.concatenate([X, X])
@@ -281,7 +280,7 @@ def test_it_is_measured_beside_the_others(table):
 
 
 def test_a_shape_is_measured_anew_when_cudnn_joins_and_keeps_going_when_it_leaves(table):
-    with on_cudnn(StandIn(), emulated_ops) as runtime:
+    with on_cudnn(FakeCudnn(), emulated_ops) as runtime:
         library, frontend = runtime.cudnn, runtime.cudnn.frontend
         measured = timed(runtime, frontend, 0.5)
         runtime.cudnn = None
@@ -300,7 +299,7 @@ def test_a_shape_is_measured_anew_when_cudnn_joins_and_keeps_going_when_it_leave
 
 def test_the_environment_asks_for_it(table, monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "cudnn")
-    frontend = StandIn()
+    frontend = FakeCudnn()
     with on_cudnn(frontend, emulated_ops) as runtime:
         y = convolve()
         assert len(frontend.executed) == 1
@@ -317,7 +316,7 @@ def test_the_environment_asks_for_it(table, monkeypatch):
 
 
 def test_deterministic_mode_does_not_ask_it(table):
-    frontend = StandIn()
+    frontend = FakeCudnn()
     with on_cudnn(frontend, emulated_ops) as runtime, deterministic():
         runtime.milliseconds = None
         convolve()
@@ -357,7 +356,7 @@ def test_loading(monkeypatch):
     monkeypatch.setattr(cudnn, "version", absent)
     assert load() is None
     monkeypatch.setattr(cudnn, "version", lambda package: "1.23.0")
-    frontend = StandIn()
+    frontend = FakeCudnn()
     monkeypatch.setitem(sys.modules, "cudnn", frontend)
     assert load().frontend is frontend
     frontend.backend_version = lambda: 8907
@@ -387,7 +386,7 @@ def test_the_cuda_runtime_is_loaded_from_where_pip_puts_it(monkeypatch):
     cudnn._load_cudart()
 
 
-@pytest.mark.parametrize("step", chooser.PASSES)
+@pytest.mark.parametrize("step", autotune.PASSES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_real_frontend_takes_the_graphs(step, dtype):
     """Without a GPU it checks names, arguments, shapes and strides; plans it cannot make."""
@@ -397,7 +396,7 @@ def test_the_real_frontend_takes_the_graphs(step, dtype):
     except RuntimeError as error:
         pytest.skip(f"needs the cuDNN library: {error}")
     g = conv_geometry(np.empty((2, 7, 8, 16)), np.empty((3, 2, 8, 32)), None, (2, 1), ((1, 0), (0, 2)), (1, 2), 2)
-    fused = step == "forward"
+    fused = step == "fprop"
     key = cudnn._Key(step, (2, 7, 8, 16), (3, 2, 8, 32), g, dtype, False, fused, "tanh" if fused else None)
     kind, wide = getattr(real.data_type, cudnn._TYPES[dtype]), real.data_type.FLOAT
     graph = real.pygraph(io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide)

@@ -151,7 +151,7 @@ def test_every_pass_on_tensor_cores(place, kind, settings):
     for window, shape, O in (((3, 3), (2, 7, 9, 8), 24), ((2, 3), (1, 8, 7, 24), 8)):
         launched = every_pass(place, shape, (*window, shape[3], O), settings, kind)
         if launched is not None:
-            assert all(name.startswith(("implicit_gemm_mma", "sum_slabs")) for name in launched), launched
+            assert all(name.startswith(("implicit_gemm_mma", "sum_partials")) for name in launched), launched
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -164,14 +164,14 @@ def test_groups(place, kind, settings, monkeypatch):
         launched = every_pass(place, shape, (3, 2, C, groups * O), {**settings, "groups": groups}, kind, activation="relu")
         if launched is not None:
             name = "implicit_gemm_mma" if C == 8 and kind != "float32" else "implicit_gemm<"
-            assert all(called.startswith((name, "sum_slabs")) for called in launched), launched
+            assert all(called.startswith((name, "sum_partials")) for called in launched), launched
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "tf32"])
 def test_groups_of_several_tiles_and_split_sums(place, kind):
     launched = every_pass(place, (2, 13, 13, 144), (2, 1, 72, 144), {"groups": 2}, kind, multiprocessors=64)
     if launched is not None:
-        assert "sum_slabs<float>" in launched
+        assert "sum_partials<float>" in launched
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
@@ -180,7 +180,7 @@ def test_half_precision_without_tensor_cores(place, kind, monkeypatch):
     as_bits(monkeypatch)
     launched = every_pass(place, (2, 7, 6, 8), (3, 3, 8, 16), {"padding": 1}, kind, architecture=75)
     if launched is not None:
-        assert all(name.startswith((f"implicit_gemm<{kind}, 1,", "sum_slabs")) for name in launched), launched
+        assert all(name.startswith((f"implicit_gemm<{kind}, 1,", "sum_partials")) for name in launched), launched
     every_pass(place, (2, 7, 6, 3), (3, 3, 3, 10), {"stride": 2}, kind, activation="tanh")
 
 
@@ -198,33 +198,7 @@ def test_every_tile_and_split_sums_on_tensor_cores(place, kind, monkeypatch):
             i.expression for i in implicit_gemm._mma.instances() if i.expression.startswith(f"implicit_gemm_mma<{name},")
         }
         assert instances <= {*wide, *narrow, *middle, *tall}
-        assert narrow.count("sum_slabs<float>") == 2
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_products_of_tiles_in_shared_memory(place, kind, settings, monkeypatch):
-    """The kernel for compute capability 9.0: one tile that is mostly empty, and several, none of them full."""
-    as_bits(monkeypatch)
-    for groups, C, O, size in ((1, 8, 8, 6), (2, 16, 24, 9), (1, 72, 136, 13)):
-        x, kernel = (rounded(RANDOM.standard_normal(s), kind) for s in ((1, size, size + 1, groups * C), (3, 2, C, groups * O)))
-        bias = rounded(RANDOM.standard_normal(groups * O), kind)
-        options = {**settings, "groups": groups}
-        g = conv_geometry(
-            x, kernel, bias, settings.get("stride", 1), settings.get("padding", 0), settings.get("dilation", 1), groups
-        )
-        dz = rounded(RANDOM.standard_normal((1, g.h.out, g.w.out, groups * O)), kind)
-        y, dx, _ = reference(x, kernel, bias, dz, options)
-        with place(architecture=90) as (names, to, back, run):
-            X, K, B, DZ = (to(narrow(a, kind)) for a in (x, kernel, bias, dz))
-            if not implicit_gemm.covers_with_wgmma(X, K, groups):
-                pytest.skip("needs compute capability 9.0")
-            found = implicit_gemm.forward(names, X, K, B, "relu", g, groups, wgmma=True)
-            close(wide(back(found)), np.maximum(y, 0), kind, kernel[..., 0].size)
-            found = implicit_gemm.data_gradient(names, DZ, K, g, groups, wgmma=True)
-            close(wide(back(found)), dx, kind, kernel[:, :, 0].size)
-        if hasattr(run, "launches"):
-            assert set(run.launches) == {f"implicit_gemm_wgmma<{kind}>"}
+        assert narrow.count("sum_partials<float>") == 2
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
@@ -233,7 +207,7 @@ def test_many_tiles_and_split_sums(place, kind):
         place, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh"
     )
     if launched is not None:
-        assert launched.count(f"sum_slabs<{'double' if kind == 'float64' else 'float'}>") == 2
+        assert launched.count(f"sum_partials<{'double' if kind == 'float64' else 'float'}>") == 2
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16", "bfloat16"])
@@ -312,21 +286,21 @@ def test_a_gpu_measures_once_and_not_while_recording(tmp_path, monkeypatch):
     skip_without_gpu()
     import cupy
 
-    from xpnet.accel.cupy import autotune as chooser
+    from xpnet.accel.cupy import autotune
     from xpnet.accel.cupy.launch import runtime
 
     monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
     monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
-    chooser._table.forget()
+    autotune._table.forget()
     try:
         x, kernel = cupy.ones((4, 9, 9, 16), "float32"), cupy.ones((3, 3, 16, 32), "float32")
         first = ops.conv2d(x, kernel)
-        (measured,) = chooser._table.known().values()
+        (measured,) = autotune._table.known().values()
         assert set(measured.milliseconds) == {"im2col", "implicit"}
         assert min(measured.milliseconds.values()) > 0
         assert (tmp_path / "convolutions.json").is_file()
         cupy.testing.assert_array_equal(ops.conv2d(x, kernel), first)
-        assert len(chooser._table.known()) == 1
+        assert len(autotune._table.known()) == 1
         stream = cupy.cuda.Stream(non_blocking=True)
         with stream:
             assert runtime().can_measure()
@@ -334,4 +308,4 @@ def test_a_gpu_measures_once_and_not_while_recording(tmp_path, monkeypatch):
             assert not runtime().can_measure()
             stream.end_capture()
     finally:
-        chooser._table.forget()
+        autotune._table.forget()

@@ -16,8 +16,8 @@ from xpnet.accel.cupy.batches import gather, select
 from xpnet.accel.cupy.dropout import keep_mask
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import divisor, launch
-from xpnet.accel.cupy.optimizers import Clock, adam, sgd
-from xpnet.accel.cupy.reductions import cut
+from xpnet.accel.cupy.optimizers import DeviceSchedule, adam, sgd
+from xpnet.accel.cupy.reductions import partition
 from xpnet.accel.cupy.source import Kernel, declarations, every_kernel
 from xpnet.ops.geometry import windows
 from xpnet.ops.updates import rule as rules
@@ -53,7 +53,7 @@ def test_sgd(size, dtype, clocked):
         else:
             rules.momentum.reference(np, expected, slope, memory, learning_rate=0.05, momentum=momentum, nesterov=nesterov)
         with emulated():
-            rate = Clock.new(np, w, 0.05) if clocked else 0.05
+            rate = DeviceSchedule.new(np, w, 0.05) if clocked else 0.05
             sgd(w, g, v, rate=rate, momentum=momentum, nesterov=nesterov, weight_decay=0.1, decayed=5)
         tolerance = 1e-6 if dtype == "float32" else 1e-13
         np.testing.assert_allclose(w, expected, rtol=tolerance, atol=tolerance)
@@ -70,7 +70,7 @@ def test_adam(size, dtype, clocked):
     w = normal(size, dtype=dtype)
     m, v = np.zeros_like(w), np.zeros_like(w)
     expected, mean, square = w.copy(), m.copy(), v.copy()
-    clock = Clock.new(np, w, 0.01)
+    clock = DeviceSchedule.new(np, w, 0.01)
     for step in range(1, 5):
         g = normal(size, dtype=dtype)
         slope = (g + 0.1 * np.where(np.arange(size) < 5, expected, 0)).astype(dtype)
@@ -351,16 +351,16 @@ def test_division_by_multiplication():
         divisor(2**31)
 
 
-def test_slabs_cover_all_rows():
+def test_parts_cover_all_rows():
     with emulated(multiprocessors=4):
         for rows in (1, 7, 1000, 10**6, 10**9):
             for vectors in (1, 3, 16, 40, 1000):
-                slabs = cut(rows, vectors)
-                wide, deep, _ = slabs.block
+                parts = partition(rows, vectors)
+                wide, deep, _ = parts.block
                 assert wide * deep == 256
-                assert slabs.grid[0] * wide >= vectors
-                assert (slabs.slabs - 1) * slabs.slab_rows < rows <= slabs.slabs * slabs.slab_rows
-                assert slabs.grid[1] <= 65535
+                assert parts.grid[0] * wide >= vectors
+                assert (parts.count - 1) * parts.part_rows < rows <= parts.count * parts.part_rows
+                assert parts.grid[1] <= 65535
 
 
 def test_batches_beyond_32_bit_indices_are_split(monkeypatch):
@@ -487,7 +487,7 @@ def test_packed_arguments_survive_a_second_thread():
         def addresses(self, instance, arrays):
             return [0 if a is None else a.ctypes.data for a in arrays]
 
-        def launch(self, instance, grid, block, shared, arguments):
+        def launch(self, instance, grid, block, arguments):
             first, _, count = (arguments[i] for i in range(3))
             seen.append((ctypes.c_uint64.from_address(first).value, ctypes.c_int64.from_address(count).value))
 

@@ -9,7 +9,7 @@ import xpnet as xn
 from tests.accel.gpu import skip_without_gpu
 from tests.cuda_emulator.emulator import emulated, emulated_ops
 from xpnet import ops
-from xpnet.accel.cupy.optimizers import Clock, adam, sgd
+from xpnet.accel.cupy.optimizers import DeviceSchedule, adam, sgd
 from xpnet.backend import dtype_named
 from xpnet.ops.updates import half as rules_half
 from xpnet.ops.updates.rule import rules
@@ -98,7 +98,7 @@ def test_the_scale_follows_the_same_rule():
 def test_a_skipped_update_changes_nothing(rule):
     arrays = [RANDOM.standard_normal(70).astype(np.float32) for _ in range(2 if rule is sgd else 4)]
     before = [a.copy() for a in arrays]
-    clock, skip = Clock.new(np, arrays[0], 0.1), np.array(1, np.uint32)
+    clock, skip = DeviceSchedule.new(np, arrays[0], 0.1), np.array(1, np.uint32)
     with emulated():
         rule(*arrays, rate=clock.skipping(skip), weight_decay=0.1)
         for one, other in zip(arrays, before):

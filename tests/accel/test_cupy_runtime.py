@@ -48,7 +48,7 @@ class DeviceArray:
 @pytest.fixture
 def driver(monkeypatch):
     """A fake CuPy that records what its driver is asked to launch."""
-    record = types.SimpleNamespace(launches=[], loaded=[], attributes=[])
+    record = types.SimpleNamespace(launches=[], loaded=[], allocated=[])
 
     class Module:
         def load(self, code):
@@ -72,15 +72,11 @@ def driver(monkeypatch):
     module.cuda.runtime = types.ModuleType("cupy.cuda.runtime")
     module.cuda.runtime.getDevice = lambda: 0
     module.cuda.runtime.getDeviceProperties = lambda index: {"name": b"A GPU"}
-    module.cuda.driver = types.SimpleNamespace(
-        launchKernel=launch_kernel,
-        funcSetAttribute=lambda *arguments: record.attributes.append(arguments),
-        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
-    )
+    module.cuda.driver = types.SimpleNamespace(launchKernel=launch_kernel)
     module.cuda.function = types.SimpleNamespace(Module=Module)
     module.cuda.Device = Device
     module.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=77)
-    module.cuda.alloc = lambda size: record.attributes.append(("alloc", size)) or Memory(4096)
+    module.cuda.alloc = lambda size: record.allocated.append(size) or Memory(4096)
     for name in ("cupy", "cupy.cuda", "cupy.cuda.runtime"):
         monkeypatch.setitem(sys.modules, name, module if name == "cupy" else getattr(module.cuda, name[10:], module.cuda))
     monkeypatch.setattr(runtime_module, "_runtimes", {})
@@ -122,15 +118,14 @@ def test_the_driver_gets_the_arguments_as_the_kernel_declares_them(driver):
     assert values["epsilon"] == np.float32(1e-3)
 
 
-def test_divisors_and_large_shared_memory(driver):
+def test_divisors_and_a_grid_of_three_dimensions(driver):
     x, cols = DeviceArray(np.zeros(16, "float32")), DeviceArray(np.zeros(16, "float32"))
     instance = _im2col["float", 1, 0, 0]
     numbers = range(1, len(instance.parameters) - 1)
-    launch(instance, (2, 3, 4), (32, 2, 1), x, cols, *numbers, shared=64 * 1024)
+    launch(instance, (2, 3, 4), (32, 2, 1), x, cols, *numbers)
     ((_, sizes, shared, _, parameters, _),) = driver.launches
     assert sizes == (2, 3, 4, 32, 2, 1)
-    assert shared == 64 * 1024
-    assert driver.attributes == [(hash(instance.expression), 8, 64 * 1024)]
+    assert shared == 0
     values = arguments_of(instance, parameters)
     assert values["vectors"] == 1
     assert values["by_channels"] == list(launching.divisor(len(instance.parameters) - 7))
@@ -280,4 +275,4 @@ def test_cudnn_gets_the_current_stream_and_memory_of_the_device(driver, monkeypa
     ((stream, allocate),) = given  # once
     assert stream().ptr == 77
     allocate(1024)
-    assert driver.attributes == [("alloc", 1024)]
+    assert driver.allocated == [1024]

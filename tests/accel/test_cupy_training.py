@@ -71,8 +71,8 @@ def test_a_network_trains_on_the_emulator_as_on_the_cpu(optimizer):
     agree(found, expected, 1e-9)
     used = {name.partition("<")[0] for name in runtime.launches}
     assert used >= {
-        "im2col", "col2im", "bias_activation", "bias_activation_backward", "batch_moments", "merge_slabs",
-        "batch_norm_apply", "batch_norm_backward", "norm_gradient_sums", "sum_slabs", "max_pool", "max_pool_backward",
+        "im2col", "col2im", "bias_activation", "bias_activation_backward", "batch_moments", "merge_moments",
+        "batch_norm_apply", "batch_norm_backward", "norm_gradient_sums", "sum_partials", "max_pool", "max_pool_backward",
         "average_pool", "average_pool_backward", "layer_norm", "layer_norm_backward", "dropout", "cross_entropy",
         "adam" if "adam" in optimizer else "sgd",
     }  # fmt: skip
@@ -196,11 +196,11 @@ def test_products_and_optimizer_steps_can_be_captured(gpu):
     import cupy
 
     from xpnet.accel.cupy.gemm import gemm
-    from xpnet.accel.cupy.optimizers import Clock, adam
+    from xpnet.accel.cupy.optimizers import DeviceSchedule, adam
 
     w, g = (xp.asarray(RANDOM.standard_normal((64, 64)).astype("float32")) for _ in range(2))
     m, v, out = xp.zeros((4096,), dtype="float32"), xp.zeros((4096,), dtype="float32"), xp.empty((64, 64), dtype="float32")
-    clock = Clock.new(xp, w, 0.01)
+    clock = DeviceSchedule.new(xp, w, 0.01)
 
     def step():
         gemm(xp, w, g, out)

@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -331,50 +330,4 @@ inline void emulator_multiply(float (&c)[4], const unsigned (&a)[4], const unsig
       c[i] += left * read(warp[column * 4 + owner].b[high], element);
     }
   }
-}
-
-// Products of a group of four warps happen as late as they may, too: when their sums are waited for. Each thread adds up its
-// own elements, which it reads where the tiles' addresses and the 128-byte swizzling say they are.
-namespace emulator {
-
-struct TileAddress {
-  const char* start;
-  int leading, stride;
-};
-
-inline uint16_t swizzled(const char* p) {
-  uintptr_t address = reinterpret_cast<uintptr_t>(p);
-  address ^= (address >> 7 & 7) << 4;
-  uint16_t bits;
-  std::memcpy(&bits, reinterpret_cast<const char*>(address), 2);
-  return bits;
-}
-
-struct Products {
-  std::vector<std::function<void()>> pending;
-};
-static Products products[kMaxThreads];
-
-}  // namespace emulator
-
-template <typename Read>
-inline void emulator_multiply_tiles(float (&c)[64], emulator::TileAddress a, emulator::TileAddress b, Read read) {
-  float* sums = c;
-  int thread = emulator::current;
-  emulator::products[thread].pending.push_back([=] {
-    int warp = thread / 32 % 4, g = thread % 32 / 4, t = thread % 4;
-    for (int e = 0; e < 64; ++e) {
-      int row = 16 * warp + e / 2 % 2 * 8 + g, column = e / 4 * 8 + 2 * t + e % 2;
-      for (int k = 0; k < 16; ++k) {
-        const char* left = a.start + row / 8 * a.stride + row % 8 * 128 + k * 2;
-        const char* right = b.start + column / 64 * b.leading + column % 64 * 2 + k / 8 * b.stride + k % 8 * 128;
-        sums[e] += read(emulator::swizzled(left)) * read(emulator::swizzled(right));
-      }
-    }
-  });
-}
-inline void emulator_products_wait() {
-  std::vector<std::function<void()>>& mine = emulator::products[emulator::current].pending;
-  for (auto& product : mine) product();
-  mine.clear();
 }

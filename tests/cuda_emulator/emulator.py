@@ -74,7 +74,7 @@ class Emulator:
             found.append(buffer.data.ctypes.data if array.nbytes else 0)
         return found
 
-    def launch(self, instance: Any, grid: Any, block: Any, shared: int, arguments: Any) -> None:
+    def launch(self, instance: Any, grid: Any, block: Any, arguments: Any) -> None:
         library, numbers = build.library(instance.file)
         function = getattr(library, f"run_{numbers[instance.expression]}")
         function.restype = ctypes.c_char_p

@@ -14,7 +14,7 @@ import pytest
 
 import xpnet as xn
 from tests.cuda_emulator.emulator import emulated_ops
-from xpnet.accel.cupy.optimizers import Clock
+from xpnet.accel.cupy.optimizers import DeviceSchedule
 from xpnet.compiled.captured_steps import CapturedSteps
 from xpnet.compiled.graph import Captured, CapturedModel
 from xpnet.training.callbacks import ClipGradients
@@ -145,7 +145,7 @@ def both(make):
         first = epochs(plain, plain._train)
         run = make()
         graphs = FakeGraphs(run)
-        with CapturedSteps(run, graphs, lambda values: Clock.new(np, values)) as steps:
+        with CapturedSteps(run, graphs, lambda values: DeviceSchedule.new(np, values)) as steps:
             second = epochs(run, steps.step)
             run.model.rng_counters()  # readable while they are on the device
     assert plain.iteration == run.iteration == 9
@@ -238,7 +238,7 @@ def test_models_of_several_inputs_are_recorded():
             model(X[:1, :4], X[:1, 4:])
             made = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), metrics=["accuracy"])
             graphs = FakeGraphs(made)
-            steps = CapturedSteps(made, graphs, lambda values: Clock.new(np, values)) if captured else None
+            steps = CapturedSteps(made, graphs, lambda values: DeviceSchedule.new(np, values)) if captured else None
             with steps or contextlib.nullcontext():
                 step = steps.step if steps else made._train
                 for _ in range(2):

@@ -11,7 +11,7 @@ import pytest
 import xpnet as xn
 from tests.cuda_emulator.emulator import emulated_ops
 from tests.training.test_captured import FakeGraphs, Remote, X, Y, epochs
-from xpnet.accel.cupy.optimizers import Clock
+from xpnet.accel.cupy.optimizers import DeviceSchedule
 from xpnet.compiled.captured_steps import CapturedSteps
 from xpnet.ops.registry import Op
 from xpnet.training.callbacks import ClipGradients
@@ -53,7 +53,7 @@ def both(make, looked=True):
         first = epochs(plain, plain._train)
         run = make()
         graphs = HalfGraphs(run)
-        with CapturedSteps(run, graphs, lambda values: Clock.new(np, values)) as steps:
+        with CapturedSteps(run, graphs, lambda values: DeviceSchedule.new(np, values)) as steps:
             second = epochs(run, steps.step)
             saved = run.optimizer.state() if looked else None
         saved = saved or run.optimizer.state()

@@ -361,16 +361,16 @@ def test_no_operation_asks_for_the_number_of_threads():
 
 def test_autotune_is_off(monkeypatch):
     """On a GPU the convolution algorithm is fixed, whatever the autotune cache says and whichever is faster."""
-    from xpnet.accel.cupy import autotune as chooser
+    from xpnet.accel.cupy import autotune
 
     asked = []
     candidates = {"im2col": lambda: None, "implicit": lambda: None}
     monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
     with xn.deterministic():
-        assert chooser.choose(candidates, lambda: asked.append("key")) == "im2col"
+        assert autotune.choose(candidates, lambda: asked.append("key")) == "im2col"
         assert asked == []
         monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")  # fixed, too
-        assert chooser.choose(candidates, lambda: asked.append("key")) == "implicit"
+        assert autotune.choose(candidates, lambda: asked.append("key")) == "implicit"
 
 
 ATOMICS = {
@@ -406,7 +406,7 @@ def test_the_record_can_be_read_as_json(tmp_path):
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", NETS)
 def test_on_a_gpu_runs_and_recorded_graphs_and_what_was_measured_change_no_bit(name, tmp_path, monkeypatch):
-    from xpnet.accel.cupy import autotune as chooser
+    from xpnet.accel.cupy import autotune
 
     def run(capture: bool) -> bytes:
         layers, shape = NETS[name]
@@ -422,6 +422,6 @@ def test_on_a_gpu_runs_and_recorded_graphs_and_what_was_measured_change_no_bit(n
         found = {run(capture) for capture in (True, False, True)}
         for cache in ("a", "b"):  # an empty autotune cache
             monkeypatch.setenv("XPNET_CACHE", str(tmp_path / cache))
-            chooser._table.forget()
+            autotune._table.forget()
             found.add(run(True))
     assert len(found) == 1

@@ -12,7 +12,7 @@ import xpnet as xn
 from tests.cuda_emulator.emulator import emulated_ops
 from tests.streams import TwoStreams
 from tests.training.test_captured import FakeGraphs, Remote
-from xpnet.accel.cupy.optimizers import Clock
+from xpnet.accel.cupy.optimizers import DeviceSchedule
 from xpnet.backend import CPU, Device
 from xpnet.compiled.captured_steps import CapturedSteps
 from xpnet.data import Batches, ByteImages
@@ -51,7 +51,7 @@ class Fed(CapturedSteps):
     """Captured steps with a feed of the test's own."""
 
     def __init__(self, trainer, make):
-        super().__init__(trainer, FeedGraphs(trainer), lambda values: Clock.new(np, values))
+        super().__init__(trainer, FeedGraphs(trainer), lambda values: DeviceSchedule.new(np, values))
         self.make = make
 
     def fed(self, batches):

@@ -41,10 +41,10 @@ class CudaExecutor:
             return None
         import cupy
 
-        from xpnet.accel.cupy.optimizers import Clock
+        from xpnet.accel.cupy.optimizers import DeviceSchedule
         from xpnet.compiled.cuda_graph import CudaGraphs
 
-        return CapturedSteps(loop, CudaGraphs(self.device), lambda values: Clock.new(cupy, values))
+        return CapturedSteps(loop, CudaGraphs(self.device), lambda values: DeviceSchedule.new(cupy, values))
 
 
 def _capturable(model: Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
-from xpnet.accel.cupy.reductions import cut, sum_slabs
+from xpnet.accel.cupy.reductions import partition, sum_partials
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, delivered, fits, takes
 from xpnet.ops.activations import relu, sigmoid, tanh
@@ -38,9 +38,9 @@ def add_bias_and_activate(xp: Any, y: Array, bias: Array | None, activation: str
         return
     rows, channels = y.shape
     V = vector_width(channels, y) if bias is None else vector_width(channels, y, bias)
-    slabs = cut(rows, channels // V, waves=16)
+    parts = partition(rows, channels // V, waves=16)
     kernel = _bias[c_name(y), V, NUMBERS[activation]]
-    launch(kernel, slabs.grid, slabs.block, y, bias, rows, slabs.slab_rows, channels)
+    launch(kernel, parts.grid, parts.block, y, bias, rows, parts.part_rows, channels)
 
 
 def bias_and_activation_gradients(
@@ -67,13 +67,13 @@ def bias_and_activation_gradients(
     dz = None if activation is None else xp.empty(dy.shape, dtype=dy.dtype)
     used = [a for a in (dy, dz, y if activation else None) if a is not None]
     V = vector_width(channels, *used)
-    slabs = cut(rows, channels // V)
-    partial = xp.empty((slabs.slabs, channels), dtype=accumulator(xp, dy)) if need_bias else None
+    parts = partition(rows, channels // V)
+    partial = xp.empty((parts.count, channels), dtype=accumulator(xp, dy)) if need_bias else None
     launch(
-        _bias_backward[c_name(dy), V, NUMBERS[activation], need_bias], slabs.grid, slabs.block, dy,
-        y if activation else None, dz, partial, rows, slabs.slab_rows, channels,
+        _bias_backward[c_name(dy), V, NUMBERS[activation], need_bias], parts.grid, parts.block, dy,
+        y if activation else None, dz, partial, rows, parts.part_rows, channels,
     )  # fmt: skip
-    dbias = None if partial is None else delivered(sum_slabs(xp, partial), dy, into)
+    dbias = None if partial is None else delivered(sum_partials(xp, partial), dy, into)
     return dy if dz is None else dz, dbias
 
 

@@ -4,9 +4,8 @@ Every pass of a convolution can be computed as products of matrices (of the imag
 made in chunks for others), as an implicit GEMM, or by cuDNN where it is installed. Which is the fastest depends on the shape,
 the dtype and the device, so all are run and timed the first time a shape comes. Nothing can be timed while a CUDA graph is
 recorded: a shape that comes for the first time there gets the products. $XPNET_CONVOLUTION decides instead of the
-measurement: "im2col" (products), "implicit" (where the kernels cover it), "wgmma" (the implicit GEMM with the instructions of
-compute capability 9.0 where it can, which "auto" leaves out until it has been measured on a GPU), "cudnn" (where it has a
-plan), or "auto", the default. In deterministic mode (xpnet.set_deterministic) "auto" is the products: what was fastest
+measurement: "im2col" (products), "implicit" (where the kernels cover it), "cudnn" (where it has a plan), or "auto", the
+default. In deterministic mode (xpnet.set_deterministic) "auto" is the products: what was fastest
 depends on the moment, and the ways round differently.
 """
 
@@ -32,9 +31,9 @@ from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.precision import get_matmul_precision
 
 Array = Any
-SETTINGS = ("auto", "im2col", "implicit", "wgmma", "cudnn")
-PASSES = ("forward", "images", "kernel")
-"""The forward pass, the gradient of the images, the gradient of the kernel."""
+SETTINGS = ("auto", "im2col", "implicit", "cudnn")
+PASSES = ("fprop", "dgrad", "wgrad")
+"""The forward pass, the gradient of the data and the gradient of the kernel (weights), as cuDNN and CUTLASS name them."""
 
 
 class Convolution(NamedTuple):
@@ -94,9 +93,7 @@ def wanted(name: str) -> bool:
     setting = _setting()
     if setting == "cudnn" and runtime().cudnn is None and runtime().can_measure():
         raise DeviceError(f"XPNET_CONVOLUTION is cudnn, which is not installed or does not load: {HOW_TO_INSTALL}")
-    if name == "wgmma":
-        return setting == "wgmma"
-    return setting in ("auto", name) or (name == "implicit" and setting == "wgmma")
+    return setting in ("auto", name)
 
 
 def choose(candidates: Mapping[str, Callable[[], Array]], key: Callable[[], Convolution]) -> str:
@@ -228,7 +225,8 @@ def _measured() -> str:
     if not known:
         return f"no convolution has been measured yet ({_table.path})"
     rows = [("device", "pass", "images", "kernel", "stride", "padding", "dilation", "precision", "chosen", "milliseconds")]
-    for key, (choice, times) in sorted(known.items()):
+    for key in sorted(known, key=lambda key: (key.device, PASSES.index(key.step), key)):
+        choice, times = known[key]
         padding = ",".join("+".join(map(str, ends)) for ends in key.padding)
         measured = ", ".join(f"{name} {time:.3f}" for name, time in times.items())
         kind = key.precision if key.dtype == "float32" else key.dtype

@@ -19,10 +19,6 @@ from xpnet.accel.cupy.source import Instance, read_headers, read_source
 OPTIONS = ("--std=c++17", "--restrict", "--extra-device-vectorization")
 
 
-_ONLY_FOR = {"implicit_gemm_hopper": 90}
-"""Files with instructions of one architecture that no later one has: compiled for sm_<n>a there, to nothing elsewhere."""
-
-
 class CompileError(RuntimeError):
     """A kernel does not compile. The message has the kernel, the architecture and the compiler's log."""
 
@@ -48,7 +44,7 @@ def compile_instances(
     from cupy.cuda import nvrtc
 
     kind, number = target(architecture, nvrtc.getSupportedArchs())
-    name = f"{kind}_{number}{'a' if kind == 'sm' and _ONLY_FOR.get(file) == number else ''}"
+    name = f"{kind}_{number}"
     headers = read_headers()
     program = nvrtc.createProgram(
         read_source(file), f"{file}.cu", [text.encode() for text in headers.values()], [name.encode() for name in headers]

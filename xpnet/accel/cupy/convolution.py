@@ -1,5 +1,5 @@
 """Convolution on the device: a plain product where it is one, else im2col and products, in chunks that fit the L2 cache, or
-an implicit GEMM, or cuDNN; `chooser` decides.
+an implicit GEMM, or cuDNN; `autotune` decides.
 
 The columns of a whole batch are KH*KW times the images; written to memory and read again they would cost more than the
 product. A chunk of images whose columns stay in the cache costs neither; an implicit GEMM never writes them.
@@ -101,11 +101,10 @@ def _conv2d(
         add_bias_and_activate(xp, xp.reshape(y, (N * g.h.out * g.w.out, O)), bias, activation)
         return y, (x, kernel, y if activation else None) if save else None
     y = _chosen(
-        _Pass("forward", x, kernel, g, groups, bias, activation),
+        _Pass("fprop", x, kernel, g, groups, bias, activation),
         lambda: _products(xp, x, kernel, bias, activation, g, groups),
         lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g, groups),
         lambda: cudnn.forward(xp, x, kernel, bias, activation, g),
-        lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g, groups, wgmma=True),
     )
     return y, (x, kernel, y if activation else None) if save else None
 
@@ -113,7 +112,7 @@ def _conv2d(
 class _Pass(NamedTuple):
     """One pass of a convolution."""
 
-    step: str  # of chooser.PASSES
+    step: str  # of autotune.PASSES
     x: Array
     kernel: Array
     g: Geometry
@@ -122,15 +121,13 @@ class _Pass(NamedTuple):
     activation: str | None = None
 
 
-def _chosen(this: _Pass, products: _Compute, implicit: _Compute, by_cudnn: _Compute, wgmma: _Compute | None = None) -> Array:
-    """One pass, computed in the way that `chooser` names."""
+def _chosen(this: _Pass, products: _Compute, implicit: _Compute, by_cudnn: _Compute) -> Array:
+    """One pass, computed in the way that `autotune` names."""
     step, x, kernel, g, groups, bias, activation = this
     candidates = {"product" if _pointwise(g) else "im2col": products}
     if x.shape[0]:
         if wanted("implicit") and implicit_gemm.covers(x, kernel, g, groups):
             candidates["implicit"] = implicit
-            if wgmma is not None and wanted("wgmma") and implicit_gemm.covers_with_wgmma(x, kernel, groups):
-                candidates["wgmma"] = wgmma
         if wanted("cudnn") and cudnn.covers(step, x, kernel, g, bias, activation):
             candidates["cudnn"] = by_cudnn
     return candidates[choose(candidates, lambda: convolution(step, x, kernel, g))]()
@@ -182,15 +179,14 @@ def _(
     else:
         if needs[0]:
             dx = _chosen(
-                _Pass("images", x, kernel, g, groups),
+                _Pass("dgrad", x, kernel, g, groups),
                 lambda: _data_gradient(xp, dz, _weights(xp, kernel, groups), x, g, groups),
                 lambda: implicit_gemm.data_gradient(xp, images, kernel, g, groups),
                 lambda: cudnn.data_gradient(xp, x, images, kernel, g),
-                lambda: implicit_gemm.data_gradient(xp, images, kernel, g, groups, wgmma=True),
             )
         if needs[1]:
             dkernel = _chosen(
-                _Pass("kernel", x, kernel, g, groups),
+                _Pass("wgrad", x, kernel, g, groups),
                 lambda: _kernel_gradient(xp, dz, x, g, groups),
                 lambda: implicit_gemm.kernel_gradient(xp, x, images, g, groups),
                 lambda: cudnn.kernel_gradient(xp, x, images, kernel, g),

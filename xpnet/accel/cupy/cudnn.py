@@ -1,4 +1,4 @@
-"""Convolution by NVIDIA's cuDNN, where it is installed: a candidate of `chooser`.
+"""Convolution by NVIDIA's cuDNN, where it is installed: a candidate of `autotune`.
 
 cuDNN is reached through its Python frontend (``nvidia-cudnn-frontend``): a graph of operations is described once for each
 shape, cuDNN's heuristics make a plan of it, and the plan runs on raw device pointers. Handles and workspaces are our own, one
@@ -36,7 +36,7 @@ _X, _KERNEL, _Y, _BIAS = 1, 2, 3, 4  # numbers of the tensors in a graph, whiche
 class _Key(NamedTuple):
     """What a plan is made for."""
 
-    step: str  # as chooser.PASSES
+    step: str  # as autotune.PASSES
     x: tuple[int, ...]  # (N, H, W, C)
     kernel: tuple[int, ...]  # (KH, KW, C/groups, O)
     geometry: Geometry
@@ -46,7 +46,7 @@ class _Key(NamedTuple):
     activation: str | None
 
 
-class Plan(NamedTuple):
+class CudnnPlan(NamedTuple):
     """A graph that is ready to run."""
 
     graph: Any
@@ -79,12 +79,12 @@ class Cudnn:
 
     def __init__(self, frontend: Any, stream: Callable[[], Any], allocate: Callable[[int], Any]) -> None:
         self.frontend, self._stream, self._allocate = frontend, stream, allocate
-        self._plans: dict[_Key, Plan | None] = {}
+        self._plans: dict[_Key, CudnnPlan | None] = {}
         self._streams = _Streams()
         self._lock = threading.Lock()
         self._broken = False
 
-    def plan(self, key: _Key) -> Plan | None:
+    def plan(self, key: _Key) -> CudnnPlan | None:
         """The plan for a key, None where cuDNN has none; not made while the stream is recorded."""
         if key not in self._plans:
             if self._broken or not runtime().can_measure():
@@ -94,7 +94,7 @@ class Cudnn:
                     self._plans[key] = self._make(key)
         return self._plans[key]
 
-    def run(self, plan: Plan, arrays: dict[int, Array]) -> None:
+    def run(self, plan: CudnnPlan, arrays: dict[int, Array]) -> None:
         """Run a plan on the current stream; `arrays` by the number of their tensor."""
         here = self._here()
         workspace = 0
@@ -120,8 +120,8 @@ class Cudnn:
         """Destroy the handle of a stream that is gone, and with it the graphs that were recorded on it."""
         self.frontend.destroy_handle(streams.pop(pointer).handle)
 
-    def _make(self, key: _Key) -> Plan | None:
-        fusible = key.step == "forward" and (key.bias or key.activation is not None)
+    def _make(self, key: _Key) -> CudnnPlan | None:
+        fusible = key.step == "fprop" and (key.bias or key.activation is not None)
         for fused in (True, False) if fusible else (False,):
             try:
                 return self._build(key, fused)
@@ -138,7 +138,7 @@ class Cudnn:
                 return None
         return None
 
-    def _build(self, key: _Key, fused: bool) -> Plan:
+    def _build(self, key: _Key, fused: bool) -> CudnnPlan:
         cudnn = self.frontend
         kind, wide = getattr(cudnn.data_type, _TYPES[key.dtype]), cudnn.data_type.FLOAT
         handle = self._here().handle
@@ -151,7 +151,7 @@ class Cudnn:
         graph.deselect_workspace_greater_than(WORKSPACE_LIMIT)
         graph.check_support()
         graph.build_plans()
-        return Plan(graph, graph.get_workspace_size(), fused)
+        return CudnnPlan(graph, graph.get_workspace_size(), fused)
 
 
 def _excluded(key: _Key) -> tuple[str, ...]:
@@ -181,14 +181,14 @@ def _describe(graph: Any, key: _Key, kind: Any, fused: bool) -> None:
         "stride": [g.h.stride, g.w.stride],
         "dilation": [g.h.dilation, g.w.dilation],
     }
-    if key.step == "forward":
+    if key.step == "fprop":
         out, number = positions, _Y
         result = graph.conv_fprop(image=tensor(images, _X), weight=tensor(kernel, _KERNEL), **shape)
         if fused and key.bias:
             result = graph.bias(input=result, bias=tensor((1, 1, 1, O), _BIAS))
         if fused and key.activation is not None:
             result = getattr(graph, _ACTIVATIONS[key.activation])(input=result)
-    elif key.step == "images":
+    elif key.step == "dgrad":
         out, number = images, _X
         result = graph.conv_dgrad(loss=tensor(positions, _Y), filter=tensor(kernel, _KERNEL), **shape)
     else:
@@ -285,7 +285,7 @@ def forward(xp: Any, x: Array, kernel: Array, bias: Array | None, activation: st
     arrays = {_X: _aligned(x), _KERNEL: _turned(xp, kernel), _Y: y}
     if bias is not None:
         arrays[_BIAS] = _aligned(bias)
-    if not _run(_key("forward", x, kernel, g, bias, activation), arrays):
+    if not _run(_key("fprop", x, kernel, g, bias, activation), arrays):
         add_bias_and_activate(xp, xp.reshape(y, (-1, y.shape[3])), bias, activation)
     return y
 
@@ -293,7 +293,7 @@ def forward(xp: Any, x: Array, kernel: Array, bias: Array | None, activation: st
 def data_gradient(xp: Any, x: Array, dz: Array, kernel: Array, g: Geometry) -> Array:
     """The gradient of the images x (N, H, W, C), from that of the output before the activation, dz (N, OH, OW, O)."""
     dx = xp.empty(x.shape, dtype=x.dtype)
-    _run(_key("images", x, kernel, g), {_Y: _aligned(dz), _KERNEL: _turned(xp, kernel), _X: dx})
+    _run(_key("dgrad", x, kernel, g), {_Y: _aligned(dz), _KERNEL: _turned(xp, kernel), _X: dx})
     return dx
 
 
@@ -304,7 +304,7 @@ def kernel_gradient(xp: Any, x: Array, dz: Array, kernel: Array, g: Geometry) ->
     """
     KH, KW, Cg, O = kernel.shape
     turned = xp.empty((O, KH, KW, Cg), dtype=x.dtype)
-    _run(_key("kernel", x, kernel, g), {_X: _aligned(x), _Y: _aligned(dz), _KERNEL: turned})
+    _run(_key("wgrad", x, kernel, g), {_X: _aligned(x), _Y: _aligned(dz), _KERNEL: turned})
     return xp.ascontiguousarray(xp.swapaxes(xp.reshape(turned, (O, KH * KW * Cg)), 0, 1))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.accel.cupy.launch import LIMIT, THREADS, blocks_for, launch, vector_width
-from xpnet.accel.cupy.reductions import cut, sum_slabs
+from xpnet.accel.cupy.reductions import partition, sum_partials
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, fits
 from xpnet.ops.geometry import Geometry
@@ -66,11 +66,11 @@ def kernel_gradient(xp: Any, x: Array, dy: Array, g: Geometry) -> Array:
     if rows == 0:
         return xp.zeros(shape, dtype=wide)
     V = vector_width(C, x, dy)
-    slabs = cut(rows, C // V)
+    parts = partition(rows, C // V)
     elements = h.window * w.window
-    partial = xp.empty((slabs.slabs, elements * C), dtype=wide)
+    partial = xp.empty((parts.count, elements * C), dtype=wide)
     launch(
-        _kernel[c_name(x), V], (slabs.grid[0], slabs.grid[1], elements), slabs.block, x, dy, partial, rows, slabs.slab_rows,
+        _kernel[c_name(x), V], (parts.grid[0], parts.grid[1], elements), parts.block, x, dy, partial, rows, parts.part_rows,
         h.size, w.size, C, h.stride, w.stride, h.dilation, w.dilation, h.before, w.before, w.window, w.out, h.out,
     )  # fmt: skip
-    return xp.reshape(sum_slabs(xp, partial), shape)
+    return xp.reshape(sum_partials(xp, partial), shape)

@@ -50,16 +50,13 @@ class CudaRuntime:
             found.append(memory.ptr)
         return found
 
-    def launch(self, instance: Instance, grid: Size3, block: Size3, shared: int, arguments: Any) -> None:
+    def launch(self, instance: Instance, grid: Size3, block: Size3, arguments: Any) -> None:
         """Launch; the kernel is compiled and loaded the first time."""
         function = self._functions.get(instance)
         if function is None:
             function = self._load(instance)
         stream = self._cupy.cuda.get_current_stream().ptr
-        if shared > 48 * 1024:
-            which = self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._driver.funcSetAttribute(function.ptr, which, shared)
-        self._driver.launchKernel(function.ptr, *grid, *block, shared, stream, ctypes.addressof(arguments), 0)
+        self._driver.launchKernel(function.ptr, *grid, *block, 0, stream, ctypes.addressof(arguments), 0)
 
     def _load(self, instance: Instance) -> Any:
         with self._lock:

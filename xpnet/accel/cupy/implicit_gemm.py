@@ -2,8 +2,7 @@
 
 The columns of the images are made tile by tile in shared memory and never written to global memory. There are two kernels:
 one for tensor cores (16-bit floats, and float32 where TF32 is allowed; compute capability 8.0 and later; channels of a group
-in multiples of 16 bytes) and one that runs every dtype and shape everywhere. Groups are a dimension of the grid. A third one,
-of ``kernels/cuda/implicit_gemm_hopper.cu``, uses the instructions of compute capability 9.0, and runs only where asked for.
+in multiples of 16 bytes) and one that runs every dtype and shape everywhere. Groups are a dimension of the grid.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.activation import NUMBERS
 from xpnet.accel.cupy.launch import LIMIT, address, launch, runtime
-from xpnet.accel.cupy.reductions import sum_slabs
+from xpnet.accel.cupy.reductions import sum_partials
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import WIDTHS, accumulator, c_name
 from xpnet.ops.geometry import Axis, Geometry
@@ -50,9 +49,6 @@ _mma = Kernel(
     only=_has_room,
 )
 
-_wgmma = Kernel("implicit_gemm_hopper", "implicit_gemm_wgmma", ("float16", "bfloat16"))
-_WGMMA_SHARED = 3 * 32 * 1024  # bytes: three slices of both tiles
-
 _PARTIAL_BYTES = 64 << 20  # at most, of the sums that a split gradient of the kernel writes
 
 
@@ -79,12 +75,6 @@ def _on_tensor_cores(x: Array, C: int, O: int) -> bool:
     return C % WIDTHS[kind] == 0 and O % WIDTHS[kind] == 0
 
 
-def covers_with_wgmma(x: Array, kernel: Array, groups: int) -> bool:
-    """Whether the kernel for compute capability 9.0 can do what `covers` found: not the gradient of the kernel."""
-    C, O = x.shape[3] // groups, kernel.shape[3] // groups
-    return runtime().architecture == 90 and x.dtype.itemsize == 2 and _on_tensor_cores(x, C, O)
-
-
 def forward(
     xp: Any,
     x: Array,
@@ -93,7 +83,6 @@ def forward(
     activation: str | None,
     g: Geometry,
     groups: int = 1,
-    wgmma: bool = False,
 ) -> Array:
     """activation(conv2d(x, kernel) + bias), where `covers` says so.
 
@@ -105,17 +94,16 @@ def forward(
         activation: one of NUMBERS.
         g: the geometry.
         groups: the number of groups.
-        wgmma: use the kernel for compute capability 9.0, where `covers_with_wgmma` says so.
 
     Returns:
         (N, OH, OW, O).
     """
     y = xp.empty((x.shape[0], g.h.out, g.w.out, kernel.shape[3]), dtype=x.dtype)
-    _product(_aligned(x), _aligned(kernel), bias, y, None, activation, [_convolved(a) for a in g], groups, wgmma=wgmma)
+    _product(_aligned(x), _aligned(kernel), bias, y, None, activation, [_convolved(a) for a in g], groups)
     return y
 
 
-def data_gradient(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 1, wgmma: bool = False) -> Array:
+def data_gradient(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 1) -> Array:
     """The gradient of the images: every pixel gathers the positions whose windows saw it, tap by tap.
 
     Pixels that lie a stride apart are seen by the same taps, and those by no others: one product for each such lattice.
@@ -126,7 +114,6 @@ def data_gradient(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 
         kernel: (KH, KW, C/groups, O).
         g: the geometry of the forward pass.
         groups: the number of groups.
-        wgmma: as for `forward`.
 
     Returns:
         (N, H, W, C).
@@ -143,7 +130,7 @@ def data_gradient(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 
                 continue  # no window sees these pixels
             taps = xp.swapaxes(by_group[h.tap :: h.tap_step, w.tap :: w.tap_step], 2, 4)
             turned = xp.reshape(xp.ascontiguousarray(taps), (h.window, w.window, O // groups, groups * Cg))
-            _product(dz, _aligned(turned), None, dx, None, None, [h, w], groups, wgmma=wgmma)
+            _product(dz, _aligned(turned), None, dx, None, None, [h, w], groups)
     return dx
 
 
@@ -203,7 +190,7 @@ def kernel_gradient(xp: Any, x: Array, dz: Array, g: Geometry, groups: int = 1) 
     splits, span = _split(positions, inner, O, _tile(x, inner, O, groups, True), groups, x.dtype)
     partial = xp.empty((splits, inner * O), dtype=dtype)
     _product(_aligned(x), _aligned(dz), None, None, partial, None, [_convolved(a) for a in g], groups, span)
-    total = partial[0] if splits == 1 else sum_slabs(xp, partial)
+    total = partial[0] if splits == 1 else sum_partials(xp, partial)
     return xp.reshape(total, (inner, O))
 
 
@@ -261,7 +248,6 @@ def _product(
     lines: list[_Line],
     groups: int,
     span: int = 0,
-    wgmma: bool = False,
 ) -> None:
     """Launch: y = activation(columns of x @ b + bias), or partial sums of the transposed columns of x @ b, by groups."""
     N, H, W, pixel = x.shape
@@ -277,11 +263,6 @@ def _product(
     gather = (
         H, W, pixel, h.scale, w.scale, h.offset, w.offset, h.step, w.step, C, w.window, w.positions, h.positions,
     )  # fmt: skip
-    if wgmma:
-        grid = (-(-rows // 128) * -(-O // 128), groups, 1)
-        arrays, sizes = (x, b, bias, y), (positions, inner, O, pitch, NUMBERS[activation])
-        launch(_wgmma[(kind,)], grid, _BLOCK, *arrays, *sizes, *places, *gather, shared=_WGMMA_SHARED)
-        return
     BM, BN, on_tensor_cores = _tile(x, rows, pitch, groups, weights)
     if on_tensor_cores:
         kernel = _mma[kind, BM, BN, weights]

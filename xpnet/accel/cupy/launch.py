@@ -29,7 +29,7 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments: Any, shared: int = 0) -> None:
+def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments: Any) -> None:
     """Launch one kernel.
 
     Args:
@@ -38,7 +38,6 @@ def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments
         block: threads per block.
         arguments: one per parameter of the kernel: a C-contiguous array of the declared dtype (or None), or a number,
             which becomes the integer or float that the kernel declares; a Divisor takes an int.
-        shared: dynamic shared memory in bytes.
 
     Raises:
         TypeError, ValueError: the arguments do not fit the kernel's parameters.
@@ -74,7 +73,7 @@ def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments
         known = _buffers.of[instance] = packed, pointers
     packed, pointers = known
     instance.pack_into(packed, values)
-    runner.launch(instance, grid3, block3, shared, pointers)
+    runner.launch(instance, grid3, block3, pointers)
 
 
 def _check(instance: Instance, name: str, dtype: str, array: Array) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.accel.cupy.launch import blocks_for, launch, vector_width
-from xpnet.accel.cupy.reductions import cut, merge_slabs, sum_slabs
+from xpnet.accel.cupy.reductions import merge_moments, partition, sum_partials
 from xpnet.accel.cupy.source import FLOATS, Kernel
 from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, delivered, fits, product, takes
 from xpnet.ops.normalization import batch_norm_inference, batch_norm_with_statistics, layer_norm
@@ -36,9 +36,9 @@ def _normalized(
     y = xp.empty(x.shape, dtype=x.dtype)
     if y.size:
         V = vector_width(C, x, y)
-        slabs = cut(rows, C // V, waves=16)
+        parts = partition(rows, C // V, waves=16)
         launch(
-            _apply[c_name(x), V], slabs.grid, slabs.block, x, mean, variance, scale, offset, y, rows, slabs.slab_rows, C,
+            _apply[c_name(x), V], parts.grid, parts.block, x, mean, variance, scale, offset, y, rows, parts.part_rows, C,
             epsilon,
         )  # fmt: skip
     return y
@@ -51,13 +51,13 @@ def _gradient_sums(
     if rows == 0:
         return xp.zeros((2, C), dtype=mean.dtype)
     V = vector_width(C, dy, x)
-    slabs = cut(rows, C // V)
-    partial = xp.empty((slabs.slabs, 2 * C), dtype=mean.dtype)
+    parts = partition(rows, C // V)
+    partial = xp.empty((parts.count, 2 * C), dtype=mean.dtype)
     launch(
-        _sums[c_name(x), V, per_row], slabs.grid, slabs.block, dy, x, mean, variance, partial, rows, slabs.slab_rows, C,
+        _sums[c_name(x), V, per_row], parts.grid, parts.block, dy, x, mean, variance, partial, rows, parts.part_rows, C,
         epsilon,
     )  # fmt: skip
-    return xp.reshape(sum_slabs(xp, partial), (2, C))
+    return xp.reshape(sum_partials(xp, partial), (2, C))
 
 
 def _as_vectors(sums: Array, like: Array, shape: tuple[int, ...], needs: tuple[bool, ...], into: Any) -> tuple[Any, Any]:
@@ -76,10 +76,10 @@ def _batch_norm(xp: Any, x: Array, scale: Array | None = None, offset: Array | N
     C = x.shape[-1]
     rows = product(x.shape[:-1])
     V = vector_width(C, x)
-    slabs = cut(rows, C // V)
-    partial = xp.empty((slabs.slabs, 2, C), dtype=accumulator(xp, x))
-    launch(_moments[c_name(x), V], slabs.grid, slabs.block, x, partial, rows, slabs.slab_rows, C)
-    mean, variance = merge_slabs(xp, partial, rows, slabs.slab_rows)
+    parts = partition(rows, C // V)
+    partial = xp.empty((parts.count, 2, C), dtype=accumulator(xp, x))
+    launch(_moments[c_name(x), V], parts.grid, parts.block, x, partial, rows, parts.part_rows, C)
+    mean, variance = merge_moments(xp, partial, rows, parts.part_rows)
     y = _normalized(xp, x, mean, variance, scale, offset, epsilon)
     return (y, mean, variance), (x, mean, variance, scale)
 
@@ -107,10 +107,10 @@ def _data_gradient(
     rows = product(x.shape[:-1])
     if dx.size:
         V = vector_width(C, dy, x, dx)
-        slabs = cut(rows, C // V, waves=16)
+        parts = partition(rows, C // V, waves=16)
         launch(
-            _backward[c_name(x), V, training], slabs.grid, slabs.block, dy, x, mean, variance, scale, sums, dmean,
-            dvariance, dx, rows, slabs.slab_rows, C, epsilon,
+            _backward[c_name(x), V, training], parts.grid, parts.block, dy, x, mean, variance, scale, sums, dmean,
+            dvariance, dx, rows, parts.part_rows, C, epsilon,
         )  # fmt: skip
     return dx
 

@@ -20,7 +20,7 @@ _sgd = Kernel("optimizer", "sgd", FLOATS, VECTORS, (False, True), only=fits)
 _adam = Kernel("optimizer", "adam", FLOATS, VECTORS, (False, True), only=fits)
 
 
-class Clock(NamedTuple):
+class DeviceSchedule(NamedTuple):
     """The learning rate and the count of steps on the device.
 
     Attributes:
@@ -34,18 +34,18 @@ class Clock(NamedTuple):
     ticket: Array
 
     @classmethod
-    def new(cls, xp: Any, parameters: Array, rate: float = 0.0) -> Clock:
+    def new(cls, xp: Any, parameters: Array, rate: float = 0.0) -> DeviceSchedule:
         """A clock at step 0 for parameters of some dtype."""
         dtype = accumulator(xp, parameters)
         return cls(xp.asarray(rate, dtype=dtype), xp.zeros((), dtype=xp.int64), xp.zeros((), dtype=xp.uint32))
 
-    def skipping(self, skip: Array) -> SkippingClock:
+    def skipping(self, skip: Array) -> SkippingDeviceSchedule:
         """This clock for an update that does nothing where `skip`, a () uint32, is not 0."""
-        return SkippingClock(*self, skip)
+        return SkippingDeviceSchedule(*self, skip)
 
 
-class SkippingClock(NamedTuple):
-    """A Clock, and whether to skip the update: see Clock.skipping."""
+class SkippingDeviceSchedule(NamedTuple):
+    """A DeviceSchedule, and whether to skip the update: see DeviceSchedule.skipping."""
 
     rate: Array
     steps: Array
@@ -55,7 +55,7 @@ class SkippingClock(NamedTuple):
 
 def _there(rate: Any) -> tuple[tuple[Any, ...], float]:
     """The learning rate as kernels take it: the four arrays of a clock (None where there is none), and a number."""
-    if isinstance(rate, (Clock, SkippingClock)):
+    if isinstance(rate, (DeviceSchedule, SkippingDeviceSchedule)):
         return (*rate, None)[:4], 0.0
     return (None,) * 4, rate
 
@@ -65,7 +65,7 @@ def sgd(
     g: Array,
     velocity: Array | None = None,
     *,
-    rate: float | Clock | SkippingClock,
+    rate: float | DeviceSchedule | SkippingDeviceSchedule,
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
@@ -80,7 +80,7 @@ def sgd(
         w: (n,) parameters, float32, float64, float16 or bfloat16.
         g: (n,) gradients, the same dtype.
         velocity: (n,), the same dtype; None without momentum.
-        rate: the learning rate, or a Clock.
+        rate: the learning rate, or a DeviceSchedule.
         momentum: in [0, 1).
         nesterov: look ahead.
         weight_decay: 0 for none.
@@ -101,7 +101,7 @@ def adam(
     mean: Array,
     square: Array,
     *,
-    rate: float | Clock | SkippingClock,
+    rate: float | DeviceSchedule | SkippingDeviceSchedule,
     finished_steps: int = 0,
     beta1: float = 0.9,
     beta2: float = 0.999,
@@ -115,7 +115,7 @@ def adam(
     Args:
         w, g, rate, decayed: as in `sgd`.
         mean, square: (n,), the running means of the gradient and of its square.
-        finished_steps: the steps before this one; not used with a Clock, which counts itself.
+        finished_steps: the steps before this one; not used with a DeviceSchedule, which counts itself.
         beta1, beta2: decay of the running means.
         epsilon: added to the root of the corrected square.
         weight_decay: times w it is added to the gradient; with `decoupled`, w shrinks by rate * weight_decay instead.

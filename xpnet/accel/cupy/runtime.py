@@ -28,7 +28,7 @@ class Runtime(Protocol):
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
         """The address of each array's data, 0 for None."""
 
-    def launch(self, instance: Instance, grid: Size3, block: Size3, shared: int, arguments: Any) -> None:
+    def launch(self, instance: Instance, grid: Size3, block: Size3, arguments: Any) -> None:
         """Run a kernel; `arguments` is a C array of pointers, one per parameter."""
 
     def gemm(self, call: Any) -> None:

@@ -34,7 +34,7 @@ class PlanningRuntime:
         """None of the arrays is anywhere."""
         return [0] * len(arrays)
 
-    def launch(self, instance: Instance, grid: Any, block: Any, shared: int, arguments: Any) -> None:
+    def launch(self, instance: Instance, grid: Any, block: Any, arguments: Any) -> None:
         """Nothing."""
 
     def gemm(self, call: Any) -> None:

@@ -98,7 +98,7 @@ class Graph:
     """The frontend's pygraph."""
 
     def __init__(
-        self, frontend: StandIn, io_data_type: str, intermediate_data_type: str, compute_data_type: str, handle: int
+        self, frontend: FakeCudnn, io_data_type: str, intermediate_data_type: str, compute_data_type: str, handle: int
     ) -> None:
         assert intermediate_data_type == compute_data_type == "FLOAT"
         assert handle in frontend.handles
@@ -248,7 +248,7 @@ def _out(x, k, before, after, stride, dilation):
     return [(x[i + 2] + before[i] + after[i] - (k[i + 2] - 1) * dilation[i] - 1) // stride[i] + 1 for i in range(2)]
 
 
-class StandIn:
+class FakeCudnn:
     """The module.
 
     Attributes:
