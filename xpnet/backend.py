@@ -109,10 +109,10 @@ def dtype_name(array: Array) -> str:
     return name
 
 
-HALVES = ("float16", "bfloat16")
+HALF_NAMES = ("float16", "bfloat16")
 """The names of the 16-bit floats: stored and multiplied, while sums and everything in between are float32."""
 
-halves: set[Any] = {np.dtype("float16")}
+half_dtypes: set[Any] = {np.dtype("float16")}
 """The dtypes of NumPy and CuPy arrays of 16-bit floats; bfloat16 is among them from the time it is first asked for."""
 
 
@@ -134,13 +134,13 @@ def dtype_named(xp: Namespace, name: str) -> Any:
             'pip install "xpnet[bfloat16]"'
         ) from None
     found = np.dtype(ml_dtypes.bfloat16)
-    halves.add(found)
+    half_dtypes.add(found)
     return found
 
 
 def is_floating(array: Array) -> bool:
     """Whether an array holds real floating-point numbers (bfloat16, which the standard does not know, among them)."""
-    if array.dtype in halves or dtype_name(array) == "bfloat16":
+    if array.dtype in half_dtypes or dtype_name(array) == "bfloat16":
         return True
     return bool(namespace(array).isdtype(array.dtype, "real floating"))
 

@@ -189,7 +189,7 @@ def _on_numpy(implementation: Any, reference: Any) -> Any:
 
     wrapped = Implementation(forward, reference)
     wrapped.wants_save = implementation.wants_save
-    wrapped.halves = implementation.halves
+    wrapped.takes_half = implementation.takes_half
     if implementation.backward_function is not reference.backward_function:
         wrapped.backward_function = backward
         wrapped.wants_needs = implementation.wants_needs

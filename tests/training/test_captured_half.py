@@ -114,7 +114,7 @@ def test_a_step_is_launches_of_kernels_alone(name, monkeypatch):
 
     def seen(self, xp, inputs):
         found = choose(self, xp, inputs)
-        if not (implementation := self.implementation(xp)).halves and found is not self.reference:
+        if not (implementation := self.implementation(xp)).takes_half and found is not self.reference:
             fallen.append((self.__name__, implementation))
         return found
 

@@ -82,7 +82,7 @@ class FlatParameters:
         """Whether this is the intact storage of exactly these Parameters."""
         return {id(p) for p in parameters} == self._ids and self.intact()
 
-    def lowered(self, dtype: str) -> dict[int, Array]:
+    def half_copies(self, dtype: str) -> dict[int, Array]:
         """Every parameter's values in another dtype, by the Parameter's id: views of one array, written here in one launch."""
         from xpnet.ops.updates.half import rounded  # which imports this module
 

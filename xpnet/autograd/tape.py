@@ -18,7 +18,7 @@ from xpnet.ops.registry import Implementation
 
 class _Mode(threading.local):
     recording = True
-    lowered: Any = None  # the 16-bit copies of parameters that take part in their place: xpnet.layers.mixed.Lowered
+    half_copies: Any = None  # the 16-bit copies of parameters that take part in their place: xpnet.layers.mixed.HalfCopies
     # Of the segment that runs now (see xpnet.recompute): what was done once, and in its second run what is left of that.
     done: list[Any] | None = None
     again: Iterator[Any] | None = None
@@ -207,4 +207,4 @@ def run_backward(node: Node) -> None:
             elif kind is Output:
                 store(source, part)
             else:
-                source._accumulate(part, node.implementation.fresh)
+                source._accumulate(part, node.implementation.owns_result)

@@ -14,7 +14,7 @@ from xpnet.cli import model_argument
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.predict import example_shape
 from xpnet.io import model_file
-from xpnet.layers.context import shapes_only
+from xpnet.layers.context import meta_init
 from xpnet.ops.registry import load_accelerations, reference_is_forced, registry
 from xpnet.ops.updates.rule import rules
 
@@ -35,7 +35,7 @@ def summary(args: argparse.Namespace) -> int:
     _, make = model_argument.find_network(args.model)
     if args.input is None:
         raise UsageError("a new network needs the shape of an example: add --input, such as --input 28,28,1")
-    with shapes_only():
+    with meta_init():
         model = make(args.input, args.classes, 0, "cpu")
         print(model.summary(args.input, batch_size=args.batch_size, show=False))
     return 0

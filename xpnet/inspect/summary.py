@@ -13,7 +13,7 @@ from xpnet.autograd.tape import no_grad
 from xpnet.inspect.footprint.step import StepMemory, step_memory
 from xpnet.inspect.shapes import _each, _first_shape
 from xpnet.layers import Dropout, Flatten, Reshape, Residual, Sequential
-from xpnet.layers.context import Shape, elements, shapes_only
+from xpnet.layers.context import Shape, elements, meta_init
 from xpnet.layers.module import Module
 from xpnet.layers.running import Evaluation
 from xpnet.layers.sequential import _shape_through
@@ -287,17 +287,17 @@ class _Walk:
 
     def _leaf(self, module: Module, shape: Shape, path: str) -> Row:
         """A layer that computes its output's shape itself."""
-        hollow = module
+        meta = module
         if not module.built and module._waits():
             # A copy learns the shape of its input, without memory for its parameters.
-            hollow = copy.deepcopy(module)
-            with shapes_only():
-                hollow.materialize(shape)
-        self.shape = tuple(hollow.output_shape(shape))
-        return self._row(module, hollow, (self.shape,), path)
+            meta = copy.deepcopy(module)
+            with meta_init():
+                meta.materialize(shape)
+        self.shape = tuple(meta.output_shape(shape))
+        return self._row(module, meta, (self.shape,), path)
 
-    def _row(self, module: Module, hollow: Module, shapes: tuple[Shape, ...], path: str) -> Row:
-        found = [] if id(module) in self.seen else list(hollow.parameters().values())
+    def _row(self, module: Module, meta: Module, shapes: tuple[Shape, ...], path: str) -> Row:
+        found = [] if id(module) in self.seen else list(meta.parameters().values())
         self.seen.update(id(m) for m in module.modules())
         shape, n = shapes[0], sum(map(elements, shapes))
         view = isinstance(module, (Flatten, Reshape))
@@ -338,7 +338,7 @@ class _Walk:
         counters = runner.counters()
         try:
             context = runner.context
-            with shapes_only(), context.device, no_grad(), Evaluation(runner):
+            with meta_init(), context.device, no_grad(), Evaluation(runner):
                 y = runner(*(context.device.xp.zeros((1, *shape), dtype=runner._dtype()) for shape in shapes))
         finally:
             for leaf in leaves.values():

@@ -18,7 +18,7 @@ from xpnet import backend
 from xpnet.backend import Device, to_numpy
 from xpnet.io import archive
 from xpnet.io.architecture import ARGUMENT, Decoder, Encoder
-from xpnet.layers.context import FLOATS, Context, float_name, placed, shapes_only
+from xpnet.layers.context import FLOATS, Context, float_name, meta_init, placed
 from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def read(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[An
 
 
 def _made(document: dict[str, Any], arrays: Mapping[str, Any], classes: Sequence[Any]) -> Module:
-    """The model that a document describes, with hollow parameters that fit the arrays.
+    """The model that a document describes, with meta parameters that fit the arrays.
 
     Raises:
         ValueError: the document makes no sense, or its parameters are not those among the arrays.
@@ -182,7 +182,7 @@ def _made(document: dict[str, Any], arrays: Mapping[str, Any], classes: Sequence
         raise ValueError(f"its dtype {str(document['dtype'])[:20]!r} is none of {', '.join(FLOATS)}")
     float_name(document["dtype"], "load")  # raises where bfloat16 is not to be had
     shapes = {str(name): _shape(shape) for name, shape in document["built_for"].items()}
-    with shapes_only():
+    with meta_init():
         model = Decoder(arrays, classes).model(document["model"])
         model._attach("", Context(int(document["seed"]), backend.CPU, document["dtype"]))
         modules = dict(model.named_modules())
@@ -229,7 +229,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _fill(model: Module, document: dict[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Give a hollow model its arrays, and what else the document says about it."""
+    """Give a meta model its arrays, and what else the document says about it."""
     frozen = set(document["frozen"])
     for name, parameter in model.parameters().items():
         parameter.array = placed(arrays[name], model.context)

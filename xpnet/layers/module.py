@@ -16,7 +16,7 @@ from xpnet.autograd.tape import mode, no_grad, once
 from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import mixed
-from xpnet.layers.context import Context, Shape, Spec, float_name, hollow, only_shapes, placed
+from xpnet.layers.context import Context, Shape, Spec, float_name, in_meta_init, meta_array, placed
 from xpnet.layers.running import Evaluation, here, load_state, predict, received
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime import threads
@@ -194,7 +194,7 @@ class Module:
         """Tell the tree below `path` where it is and what its root decided."""
         self._require_seen(path)
         moved = context.device != self.context.device or context.dtype != self.context.dtype
-        self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALVES)
+        self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALF_NAMES)
         if moved:
             self._place(context)
         for name, parameter in self._parameters.items():
@@ -238,8 +238,8 @@ class Module:
     def add_parameter(self, name: str, spec: Spec) -> Parameter:
         """Make a Parameter as `spec` says and assign it to attribute `name`; its random key is the seed and its path."""
         path = f"{self.path}.{name}" if self.path else name
-        if only_shapes():
-            array = hollow(spec.shape, self.context.storage, self.context)
+        if in_meta_init():
+            array = meta_array(spec.shape, self.context.storage, self.context)
         else:
             array = self._first_values(path, spec)
         parameter = Parameter(array, decay=spec.decay)
@@ -256,10 +256,10 @@ class Module:
     def add_buffer(self, name: str, values: Any) -> None:
         """Keep an array that is not learnt but saved and moved with the model."""
         self._buffers[name] = None
-        if only_shapes():
+        if in_meta_init():
             host = backend.to_numpy(values)
             kind = self.context.storage if host.dtype.kind == "f" else host.dtype.name
-            setattr(self, name, hollow(host.shape, kind, self.context))
+            setattr(self, name, meta_array(host.shape, kind, self.context))
         else:
             setattr(self, name, placed(values, self.context))
 
@@ -332,7 +332,7 @@ class Module:
                 if table["_half"]:
                     return mixed.call(self, forward, inputs, keywords)
                 inputs = tuple([x if isinstance(x, Tensor) else received(x, self.context) for x in inputs])
-            elif table["_half"] and mode.lowered is None:  # a part that is called on its own
+            elif table["_half"] and mode.half_copies is None:  # a part that is called on its own
                 return mixed.call(self, forward, inputs, keywords)
             return forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:

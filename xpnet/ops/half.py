@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.backend import Namespace, dtype_name, halves, is_floating, quiet
+from xpnet.backend import Namespace, dtype_name, half_dtypes, is_floating, quiet
 from xpnet.ops.registry import Implementation, Op, registry, set_widened
 
 
@@ -21,10 +21,10 @@ def in_float32(operation: Op) -> Implementation:
     def widened(xp: Namespace, values: Any) -> Any:
         if type(values) in (tuple, list):
             return tuple(widened(xp, value) for value in values)
-        return cast(xp, values, "float32") if getattr(values, "dtype", None) in halves else values
+        return cast(xp, values, "float32") if getattr(values, "dtype", None) in half_dtypes else values
 
     def forward(xp: Namespace, *inputs: Any, save: bool, **settings: Any) -> Any:
-        names = [dtype_name(a) if getattr(a, "dtype", None) in halves else None for a in inputs]
+        names = [dtype_name(a) if getattr(a, "dtype", None) in half_dtypes else None for a in inputs]
         wide = widened(xp, inputs)
         with quiet(xp):
             output, saved, implementation = operation.run(xp, wide, settings, save)

@@ -22,6 +22,7 @@ it is False.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -38,7 +39,7 @@ from xpnet.backend import (
     array_types,
     as_array,
     dtype_name,
-    halves,
+    half_dtypes,
     name_of,
     namespace,
     namespaces,
@@ -49,31 +50,31 @@ from xpnet.ops.shapes import ShapeError
 Gradients = Sequence[Array | None]
 
 
-class Recorder:
+class Recordable:
     """Base class of array wrappers that take part in operations in their own way (`xpnet.Tensor`)."""
 
     __slots__ = ()
     node: Any
 
     def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-        """Called instead of computing, when any array input of `op` is a Recorder."""
+        """Called instead of computing, when any array input of `op` is a Recordable."""
         raise TypeError(f"{type(self).__name__} does not say how it takes part in operations")
 
 
 class Implementation:
     """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
 
-    __slots__ = ("backward_function", "forward", "fresh", "halves", "wants_into", "wants_needs", "wants_save")
+    __slots__ = ("backward_function", "forward", "owns_result", "takes_half", "wants_into", "wants_needs", "wants_save")
 
     def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
         self.forward = forward
         self.wants_save = "save" in inspect.signature(forward).parameters
-        self.halves = False  # whether it takes 16-bit floats, computes in float32 and rounds once
+        self.takes_half = False  # whether it takes 16-bit floats, computes in float32 and rounds once
         # Without a backward of its own an accelerated forward must save what the reference's backward expects.
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
         self.wants_needs: bool = reference.wants_needs if reference else False
         self.wants_into: bool = reference.wants_into if reference else False
-        self.fresh = False  # whether the gradients are new arrays that nothing else holds: a leaf can keep them as they are
+        self.owns_result = False
 
     def compute(self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool) -> Any:
         """Run the forward function."""
@@ -81,13 +82,16 @@ class Implementation:
             return self.forward(xp, *inputs, save=save, **settings)
         return self.forward(xp, *inputs, **settings)
 
-    def fresh_backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """As :meth:`backward`, of a function whose gradients are new arrays that nothing else holds."""
-        self.fresh = True
-        return self.backward(function)
+    def backward(self, function: Callable[..., Any] | None = None, *, owns_result: bool = False) -> Callable[..., Any]:
+        """Register the backward function that belongs to this forward (a decorator).
 
-    def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Register the backward function that belongs to this forward (a decorator)."""
+        Args:
+            function: the backward function.
+            owns_result: its gradients are new arrays that nothing else holds, so that a leaf may keep them without a copy.
+        """
+        if function is None:
+            return functools.partial(self.backward, owns_result=owns_result)
+        self.owns_result = owns_result
         self.backward_function = function
         parameters = inspect.signature(function).parameters
         self.wants_needs = "needs" in parameters
@@ -145,7 +149,7 @@ class Op:
 
         def register(function: Callable[..., Any]) -> Implementation:
             implementation = Implementation(function, self.reference)
-            implementation.halves = library == "cupy"
+            implementation.takes_half = library == "cupy"
             self.accelerated[library] = implementation
             self._chosen.clear()
             return implementation
@@ -210,7 +214,7 @@ class Op:
             if not self.variadic and len(args) == len(self.input_names):
                 self._plain_forms.add(form)
         for value in inputs:
-            if isinstance(value, Recorder):
+            if isinstance(value, Recordable):
                 return value._record(self, inputs, settings)
         kinds = tuple(map(type, inputs))
         xp = namespaces.get(kinds)
@@ -226,9 +230,9 @@ class Op:
         if implementation is None or _reference_only:
             implementation = self.implementation(xp)
         reference = self.reference
-        if getattr(inputs[0], "dtype", None) in halves:
+        if getattr(inputs[0], "dtype", None) in half_dtypes:
             reference = self._half(xp, inputs)
-            if not implementation.halves:
+            if not implementation.takes_half:
                 implementation = reference
         try:
             result = implementation.compute(xp, inputs, settings, save)
@@ -294,7 +298,7 @@ def _takes_as_they_are(name: str, xp: Namespace, inputs: tuple[Any, ...]) -> boo
     if name in _MOVES:
         return True
     if name == "conv2d_max_pool2d":  # its two parts look after themselves
-        return registry["conv2d"].implementation(xp).halves
+        return registry["conv2d"].implementation(xp).takes_half
     # NumPy computes with 16-bit floats one by one in software; through float32 is several times as fast there.
     alike = name in _SIMPLE and name_of(xp) == "cupy"
     return alike and all(getattr(a, "dtype", None) == inputs[0].dtype for a in inputs)
@@ -387,4 +391,4 @@ def reference_only(on: bool = True) -> Iterator[None]:
         _reference_only = before
 
 
-__all__ = ["DeviceError", "Implementation", "Op", "Recorder", "op", "reference_only", "registry"]
+__all__ = ["DeviceError", "Implementation", "Op", "Recordable", "op", "reference_only", "registry"]

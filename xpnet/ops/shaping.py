@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace, dtype_name, dtype_named, halves, quiet
+from xpnet.backend import Array, Namespace, dtype_name, dtype_named, half_dtypes, quiet
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast
 
@@ -170,7 +170,7 @@ def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
     A product with the 0/1 matrix of the index, some of its rows at a time: pure Array API and always the same sum. An
     accelerated operation brings its own.
     """
-    if rows.dtype in halves:
+    if rows.dtype in half_dtypes:
         return xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype)
     many = max(1, (1 << 22) // max(1, index.shape[0]))
     blocks = []
