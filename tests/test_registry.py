@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.op_contract import skipping
 from xpnet.backend import Array
 from xpnet.ops.registry import Implementation, Op, op, reference_only, registry
 
@@ -121,6 +122,86 @@ def test_backward_is_that_of_the_forward_that_ran():
         with reference_only():
             y.sum().backward()
         np.testing.assert_array_equal(x.grad, [2, 2])
+
+
+def chain(double, ran):
+    """Two implementations for NumPy in order: the first computes vectors, the second float32 arrays."""
+
+    def implementation(name, covers, **keywords):
+        @double.accelerate("numpy", **keywords)
+        def fast(xp, x, *, by):
+            ran.append(name)
+            return (x * by, name) if covers(x) else NotImplemented
+
+        @fast.backward
+        def _(xp, dy, saved, *, by):
+            assert saved == name
+            ran.append(f"{name} backward")
+            return dy * by
+
+        return fast
+
+    second = implementation("second", lambda x: x.dtype == np.float32)
+    return implementation("first", lambda x: x.ndim == 1, first=True), second, implementation("third", lambda x: x.ndim == 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "tried"),
+    [
+        ((2,), "float32", ["first", "first backward"]),
+        ((2, 2), "float32", ["first", "second", "second backward"]),
+        ((2, 1, 2), "float64", ["first", "second", "third", "third backward"]),
+        ((2, 2), "float64", ["first", "second", "third"]),
+    ],
+)
+def test_several_accelerations_are_tried_in_order_and_the_reference_last(shape, dtype, tried):
+    ran = []
+    with operation(scaled, scaled_backward) as double:
+        expected = chain(double, ran)
+        assert double.implementations("numpy") == list(expected)
+        assert double.implementation(np) is expected[0]
+        x = xn.Tensor(np.ones(shape, dtype), requires_grad=True)
+        double(x, by=3.0).sum().backward()
+        np.testing.assert_array_equal(x.grad, np.full(shape, 3.0))
+        assert ran == tried
+        ran.clear()
+        with skipping(1):  # as the contract's tests reach the second one
+            double(np.ones(2, np.float32))
+        assert ran == ["second"]
+        ran.clear()
+        with reference_only():
+            np.testing.assert_array_equal(double(np.ones(shape, dtype)), np.full(shape, 2.0))
+        assert ran == []
+
+
+def test_accelerations_of_two_libraries_do_not_mix():
+    ran = []
+    with operation(scaled, scaled_backward) as double:
+        numpy_ones = chain(double, ran)
+
+        @double.accelerate("cupy")
+        def other(xp, x, *, by):
+            raise AssertionError("not for NumPy")
+
+        assert double.implementations("numpy") == list(numpy_ones)
+        assert double.implementations("cupy") == [other]
+        assert double.implementations("torch") == []
+        double(np.ones((2, 2)))
+        assert ran == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("takes", [[], [1], [0, 2]])
+def test_sixteen_bit_floats_go_to_those_that_take_them(takes):
+    ran = []
+    with operation(scaled, scaled_backward) as double:
+        implementations = chain(double, ran)
+        for number in takes:
+            implementations[number].takes_half = True
+        y = double(np.ones((2, 2), np.float16))
+        assert y.dtype == np.float16
+        names = ["first", "second", "third"]
+        # Where none computes it, the inputs are widened and the first that takes float32 runs.
+        assert ran == [names[number] for number in takes] + names[:2]
 
 
 def test_an_acceleration_without_a_backward_saves_for_the_references():

@@ -15,8 +15,9 @@ Two optional keywords let an implementation save work: a forward with a paramete
 be kept for a backward pass; a backward with a parameter `needs` gets one bool per array input and may return None where
 it is False.
 
-``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. It may return
-``NotImplemented`` for a case that it does not cover, and the reference runs. ``XPNET_REFERENCE=1`` turns all of them off.
+``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. Several may stand in
+order: each may return ``NotImplemented`` for a case that it does not cover, then the next one runs, and the reference last.
+``XPNET_REFERENCE=1`` turns all of them off.
 """
 
 from __future__ import annotations
@@ -51,24 +52,27 @@ Gradients = Sequence[Array | None]
 
 
 class Recordable:
-    """Base class of array wrappers that take part in operations in their own way (`xpnet.Tensor`)."""
+    """Base class of array wrappers that record operations (`xpnet.Tensor`)."""
 
     __slots__ = ()
     node: Any
 
     def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-        """Called instead of computing, when any array input of `op` is a Recordable."""
-        raise TypeError(f"{type(self).__name__} does not say how it takes part in operations")
+        """Record the call and return its output; called instead of computing when any array input of `op` is a Recordable."""
+        raise TypeError(f"{type(self).__name__} does not define how it takes part in operations")
 
 
 class Implementation:
     """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
 
-    __slots__ = ("backward_function", "forward", "owns_result", "takes_half", "wants_into", "wants_needs", "wants_save")
+    __slots__ = (
+        "backward_function", "fallback", "forward", "owns_result", "takes_half", "wants_into", "wants_needs", "wants_save",
+    )  # fmt: skip
 
     def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
         self.forward = forward
         self.wants_save = "save" in inspect.signature(forward).parameters
+        self.fallback: Implementation | None = None  # what runs where this one returns NotImplemented; None: the reference
         self.takes_half = False  # whether it takes 16-bit floats, computes in float32 and rounds once
         # Without a backward of its own an accelerated forward must save what the reference's backward expects.
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
@@ -139,25 +143,46 @@ class Op:
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the backward function of the reference implementation (a decorator)."""
         self.differentiable = True
-        for implementation in self.accelerated.values():
+        for implementation in itertools.chain.from_iterable(map(self.implementations, self.accelerated)):
             if implementation.backward_function is self.reference.backward_function:
                 raise TypeError(f"{self.__name__}: register backward before accelerating")
         return self.reference.backward(function)
 
-    def accelerate(self, library: str) -> Callable[[Callable[..., Any]], Implementation]:
-        """Register a faster implementation for the arrays of one library, "numpy" or "cupy" (a decorator)."""
+    def accelerate(self, library: str, *, first: bool = False) -> Callable[[Callable[..., Any]], Implementation]:
+        """Register a faster implementation for the arrays of one library (a decorator).
+
+        A call runs the first implementation that does not return NotImplemented, and the reference where all do.
+
+        Args:
+            library: "numpy" or "cupy".
+            first: try it before those registered earlier, not after them.
+        """
 
         def register(function: Callable[..., Any]) -> Implementation:
             implementation = Implementation(function, self.reference)
             implementation.takes_half = library == "cupy"
-            self.accelerated[library] = implementation
+            earlier = self.implementations(library)
+            if earlier and not first:
+                earlier[-1].fallback = implementation
+            else:
+                implementation.fallback = self.accelerated.get(library)
+                self.accelerated[library] = implementation
             self._chosen.clear()
             return implementation
 
         return register
 
+    def implementations(self, library: str) -> list[Implementation]:
+        """Return the accelerated implementations for one library, in the order in which they are tried."""
+        found = []
+        implementation = self.accelerated.get(library)
+        while implementation is not None:
+            found.append(implementation)
+            implementation = implementation.fallback
+        return found
+
     def implementation(self, xp: Namespace) -> Implementation:
-        """The implementation that runs for arrays of namespace `xp` now."""
+        """Return the implementation that is tried first for arrays of namespace `xp` now."""
         try:
             chosen = self._chosen[xp]
         except KeyError:
@@ -229,16 +254,16 @@ class Op:
         implementation = self._chosen.get(xp)
         if implementation is None or _reference_only:
             implementation = self.implementation(xp)
-        reference = self.reference
-        if getattr(inputs[0], "dtype", None) in half_dtypes:
-            reference = self._half(xp, inputs)
-            if not implementation.takes_half:
-                implementation = reference
+        if getattr(inputs[0], "dtype", None) in half_dtypes and not implementation.takes_half:
+            implementation = next(self._fallbacks(implementation, xp, inputs))
         try:
             result = implementation.compute(xp, inputs, settings, save)
             if result is NotImplemented:
-                implementation = reference
-                result = implementation.compute(xp, inputs, settings, save)
+                others = self._fallbacks(implementation, xp, inputs)
+                for implementation in others:
+                    result = implementation.compute(xp, inputs, settings, save)
+                    if result is not NotImplemented:
+                        break
         except MemoryError as error:
             _explain_memory(xp, error, self.__name__, inputs)
             raise
@@ -253,6 +278,16 @@ class Op:
         if type(output) not in array_types and type(output) is not tuple:
             output = as_array(xp, output)
         return output, saved, implementation
+
+    def _fallbacks(self, implementation: Implementation, xp: Namespace, inputs: tuple[Any, ...]) -> Iterator[Implementation]:
+        """Yield what is tried after an implementation that cannot compute a call; the reference is the last."""
+        half = getattr(inputs[0], "dtype", None) in half_dtypes
+        following = implementation.fallback
+        while following is not None:
+            if following.takes_half or not half:
+                yield following
+            following = following.fallback
+        yield self._half(xp, inputs) if half else self.reference
 
     def _half(self, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
         """How 16-bit floats are computed where no kernel takes them."""
