@@ -12,13 +12,13 @@ import pytest
 import xpnet as xn
 from tests.op_contract import skipping
 from xpnet.backend import Array
-from xpnet.ops.registry import Implementation, Op, op, reference_only, registry
+from xpnet.ops.registry import Implementation, Op, as_is, in_float32, op, reference_only, registry, statistics_in_float32
 
 
 @contextlib.contextmanager
-def operation(function, backward=None):
+def operation(function, backward=None, **declared):
     """An operation that leaves the registry again."""
-    made = op(function)
+    made = op(**declared)(function) if declared else op(function)
     if backward is not None:
         made.backward(backward)
     try:
@@ -202,6 +202,39 @@ def test_sixteen_bit_floats_go_to_those_that_take_them(takes):
         names = ["first", "second", "third"]
         # Where none computes it, the inputs are widened and the first that takes float32 runs.
         assert ran == [names[number] for number in takes] + names[:2]
+
+
+@pytest.mark.parametrize(
+    ("half", "computed", "returned"),
+    [
+        (in_float32, "float32", ["float16", "float16"]),
+        (statistics_in_float32, "float32", ["float16", "float32"]),
+        (as_is, "float16", ["float16", "float16"]),
+    ],
+)
+def test_an_operation_declares_how_it_takes_sixteen_bit_floats(half, computed, returned):
+    seen = []
+
+    def doubled(xp, x):
+        seen.append(x.dtype.name)
+        return (x * 2, x + 1), None
+
+    doubled.__annotations__["x"] = "Array"
+    with operation(doubled, half=half) as f:
+        outputs = f(np.ones(2, np.float16))
+    assert seen == [computed]
+    assert [y.dtype.name for y in outputs] == returned
+
+
+@pytest.mark.parametrize("broadcasts", [False, True])
+def test_an_operation_declares_that_its_inputs_broadcast(broadcasts):
+    def plus(xp, x, y):
+        return x + y, None
+
+    plus.__annotations__.update(x="Array", y="Array")
+    with operation(plus, broadcasts=broadcasts) as f:
+        with pytest.raises(ValueError, match=r"plus: shapes \(2,\) and \(3,\) do not fit" if broadcasts else "operands"):
+            f(np.ones(2), np.ones(3))
 
 
 def test_an_acceleration_without_a_backward_saves_for_the_references():

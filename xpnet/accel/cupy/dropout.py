@@ -9,8 +9,8 @@ from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, fits, product, takes
 from xpnet.backend import half_dtypes
 from xpnet.ops.dropout import dropout, dropout_key
+from xpnet.ops.half import cast
 from xpnet.ops.shapes import ShapeError
-from xpnet.ops.shaping import cast
 from xpnet.random import Key, threshold
 
 Array = Any
