@@ -36,15 +36,22 @@ def _has_emulator() -> bool:
 
 @functools.cache
 def accelerations() -> dict[str, tuple[str, ...]]:
-    """For every operation the libraries for which it has an accelerated implementation that NumPy arrays can run."""
+    """For every operation its accelerated implementations that NumPy arrays can run: "numpy", "emulated".
+
+    Where several stand in order for one library, "numpy+1" begins with the second one, and so on.
+    """
     load_accelerations("numpy")
-    emulated: set[str] = set()
+    libraries = {"numpy": "numpy"}
     if _has_emulator():
         import xpnet.accel.cupy  # noqa: F401 - registers its implementations; touches no device
 
-        emulated = {name for name, operation in registry.items() if "cupy" in operation.accelerated}
+        libraries["emulated"] = "cupy"
     return {
-        name: ("numpy",) * ("numpy" in operation.accelerated) + ("emulated",) * (name in emulated)
+        name: tuple(
+            f"{label}+{skip}" if skip else label
+            for label, library in libraries.items()
+            for skip in range(len(operation.implementations(library)))
+        )
         for name, operation in registry.items()
     }
 
@@ -52,27 +59,39 @@ def accelerations() -> dict[str, tuple[str, ...]]:
 def implementations(case: Case) -> list[str]:
     """The implementations under which a case is run: the reference, and what else exists for its operations."""
     parts = (case.name,) if case.name in registry else COMPOSITES[case.name]
-    found = ["reference"]
-    for name in ("numpy", "emulated"):
-        if any(name in accelerations()[part] for part in parts):
-            found.append(name)
-    return found
+    return ["reference", *dict.fromkeys(name for part in parts for name in accelerations()[part])]
 
 
 @contextlib.contextmanager
 def running(implementation: str) -> Iterator[None]:
-    """Within the block NumPy arrays are computed by "reference", "numpy" or "emulated"."""
-    if implementation == "reference":
+    """Within the block NumPy arrays are computed by "reference", "numpy", "numpy+1", ... or "emulated"."""
+    name, _, skip = implementation.partition("+")
+    if name == "reference":
         with reference_only():
             yield
-    elif implementation == "numpy":
-        with reference_only(False):
+    elif name == "numpy":
+        with reference_only(False), skipping(int(skip or 0)):
             yield
     else:
         from tests.cuda_emulator.emulator import emulated_ops
 
-        with reference_only(False), emulated_ops():
+        with reference_only(False), emulated_ops(int(skip or 0)):
             yield
+
+
+@contextlib.contextmanager
+def skipping(count: int) -> Iterator[None]:
+    """Within the block operations skip the first `count` of their implementations for NumPy, where they have more."""
+    changed = []
+    for operation in registry.values():
+        if count and len(found := operation.implementations("numpy")) > count:
+            changed.append((operation, operation.implementation(np)))
+            operation._chosen[np] = found[count]
+    try:
+        yield
+    finally:
+        for operation, before in changed:
+            operation._chosen[np] = before
 
 
 def matrix(cases: list[Case], where: Any = None) -> list[Any]:
@@ -82,7 +101,7 @@ def matrix(cases: list[Case], where: Any = None) -> list[Any]:
             case,
             implementation,
             id=f"{case.id}-{implementation}",
-            marks=(pytest.mark.emulator,) if implementation == "emulated" else (),
+            marks=(pytest.mark.emulator,) if implementation.startswith("emulated") else (),
         )
         for case in cases
         if where is None or where(case)

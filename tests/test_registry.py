@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.op_contract import skipping
 from xpnet.backend import Array
-from xpnet.ops.registry import Implementation, Op, op, reference_only, registry
+from xpnet.ops.registry import Implementation, Op, as_is, in_float32, op, reference_only, registry, statistics_in_float32
 
 
 @contextlib.contextmanager
-def operation(function, backward=None):
+def operation(function, backward=None, **declared):
     """An operation that leaves the registry again."""
-    made = op(function)
+    made = op(**declared)(function) if declared else op(function)
     if backward is not None:
         made.backward(backward)
     try:
@@ -121,6 +122,119 @@ def test_backward_is_that_of_the_forward_that_ran():
         with reference_only():
             y.sum().backward()
         np.testing.assert_array_equal(x.grad, [2, 2])
+
+
+def chain(double, ran):
+    """Two implementations for NumPy in order: the first computes vectors, the second float32 arrays."""
+
+    def implementation(name, covers, **keywords):
+        @double.accelerate("numpy", **keywords)
+        def fast(xp, x, *, by):
+            ran.append(name)
+            return (x * by, name) if covers(x) else NotImplemented
+
+        @fast.backward
+        def _(xp, dy, saved, *, by):
+            assert saved == name
+            ran.append(f"{name} backward")
+            return dy * by
+
+        return fast
+
+    second = implementation("second", lambda x: x.dtype == np.float32)
+    return implementation("first", lambda x: x.ndim == 1, first=True), second, implementation("third", lambda x: x.ndim == 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "tried"),
+    [
+        ((2,), "float32", ["first", "first backward"]),
+        ((2, 2), "float32", ["first", "second", "second backward"]),
+        ((2, 1, 2), "float64", ["first", "second", "third", "third backward"]),
+        ((2, 2), "float64", ["first", "second", "third"]),
+    ],
+)
+def test_several_accelerations_are_tried_in_order_and_the_reference_last(shape, dtype, tried):
+    ran = []
+    with operation(scaled, scaled_backward) as double:
+        expected = chain(double, ran)
+        assert double.implementations("numpy") == list(expected)
+        assert double.implementation(np) is expected[0]
+        x = xn.Tensor(np.ones(shape, dtype), requires_grad=True)
+        double(x, by=3.0).sum().backward()
+        np.testing.assert_array_equal(x.grad, np.full(shape, 3.0))
+        assert ran == tried
+        ran.clear()
+        with skipping(1):  # as the contract's tests reach the second one
+            double(np.ones(2, np.float32))
+        assert ran == ["second"]
+        ran.clear()
+        with reference_only():
+            np.testing.assert_array_equal(double(np.ones(shape, dtype)), np.full(shape, 2.0))
+        assert ran == []
+
+
+def test_accelerations_of_two_libraries_do_not_mix():
+    ran = []
+    with operation(scaled, scaled_backward) as double:
+        numpy_ones = chain(double, ran)
+
+        @double.accelerate("cupy")
+        def other(xp, x, *, by):
+            raise AssertionError("not for NumPy")
+
+        assert double.implementations("numpy") == list(numpy_ones)
+        assert double.implementations("cupy") == [other]
+        assert double.implementations("torch") == []
+        double(np.ones((2, 2)))
+        assert ran == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("takes", [[], [1], [0, 2]])
+def test_sixteen_bit_floats_go_to_those_that_take_them(takes):
+    ran = []
+    with operation(scaled, scaled_backward) as double:
+        implementations = chain(double, ran)
+        for number in takes:
+            implementations[number].takes_half = True
+        y = double(np.ones((2, 2), np.float16))
+        assert y.dtype == np.float16
+        names = ["first", "second", "third"]
+        # Where none computes it, the inputs are widened and the first that takes float32 runs.
+        assert ran == [names[number] for number in takes] + names[:2]
+
+
+@pytest.mark.parametrize(
+    ("half", "computed", "returned"),
+    [
+        (in_float32, "float32", ["float16", "float16"]),
+        (statistics_in_float32, "float32", ["float16", "float32"]),
+        (as_is, "float16", ["float16", "float16"]),
+    ],
+)
+def test_an_operation_declares_how_it_takes_sixteen_bit_floats(half, computed, returned):
+    seen = []
+
+    def doubled(xp, x):
+        seen.append(x.dtype.name)
+        return (x * 2, x + 1), None
+
+    doubled.__annotations__["x"] = "Array"
+    with operation(doubled, half=half) as f:
+        outputs = f(np.ones(2, np.float16))
+    assert seen == [computed]
+    assert [y.dtype.name for y in outputs] == returned
+
+
+@pytest.mark.parametrize("broadcasts", [False, True])
+def test_an_operation_declares_that_its_inputs_broadcast(broadcasts):
+    def plus(xp, x, y):
+        return x + y, None
+
+    plus.__annotations__.update(x="Array", y="Array")
+    says = r"plus: shapes \(2,\) and \(3,\) do not fit" if broadcasts else "operands"
+    with operation(plus, broadcasts=broadcasts) as f, pytest.raises(ValueError, match=says):
+        f(np.ones(2), np.ones(3))
 
 
 def test_an_acceleration_without_a_backward_saves_for_the_references():

@@ -109,10 +109,10 @@ def dtype_name(array: Array) -> str:
     return name
 
 
-HALVES = ("float16", "bfloat16")
+HALF_NAMES = ("float16", "bfloat16")
 """The names of the 16-bit floats: for storage and products; sums and intermediate results are float32."""
 
-halves: set[Any] = {np.dtype("float16")}
+half_dtypes: set[Any] = {np.dtype("float16")}
 """The dtypes of NumPy and CuPy arrays of 16-bit floats; bfloat16 is added when it is first requested."""
 
 
@@ -134,13 +134,13 @@ def dtype_named(xp: Namespace, name: str) -> Any:
             'pip install "xpnet[bfloat16]"'
         ) from None
     found = np.dtype(ml_dtypes.bfloat16)
-    halves.add(found)
+    half_dtypes.add(found)
     return found
 
 
 def is_floating(array: Array) -> bool:
     """Return whether an array holds real floating-point numbers, bfloat16 included, which the standard does not know."""
-    if array.dtype in halves or dtype_name(array) == "bfloat16":
+    if array.dtype in half_dtypes or dtype_name(array) == "bfloat16":
         return True
     return bool(namespace(array).isdtype(array.dtype, "real floating"))
 

@@ -145,19 +145,22 @@ def emulated(**settings: Any):
 
 
 @contextlib.contextmanager
-def emulated_ops(**settings: Any):
-    """Within the block every operation that has a CuPy implementation runs it when it gets NumPy arrays."""
+def emulated_ops(skip: int = 0, **settings: Any):
+    """Within the block every operation that has a CuPy implementation runs it when it gets NumPy arrays.
+
+    Where several stand in order, the first `skip` of them are left out.
+    """
     import xpnet.accel.cupy  # noqa: F401  (registers them)
 
     changed, changed_rules = [], []
     try:
         for operation in registry.values():
-            implementation = operation.accelerated.get("cupy")
-            if implementation is None:
+            implementations = operation.implementations("cupy")[skip:]
+            if not implementations:
                 continue
             operation.implementation(np)  # whatever is loaded lazily is loaded before its choice is replaced
             changed.append((operation, operation._chosen.get(np)))
-            operation._chosen[np] = _on_numpy(implementation, operation.reference)
+            operation._chosen[np] = _on_numpy(implementations[0], operation.reference)
         for rule in rules.values():
             if "cupy" in rule.accelerated:
                 changed_rules.append((rule, rule.accelerated.get("numpy")))
@@ -188,8 +191,9 @@ def _on_numpy(implementation: Any, reference: Any) -> Any:
         return implementation.backward_function(xp, *inputs, **settings)
 
     wrapped = Implementation(forward, reference)
+    wrapped.fallback = None if implementation.fallback is None else _on_numpy(implementation.fallback, reference)
     wrapped.wants_save = implementation.wants_save
-    wrapped.halves = implementation.halves
+    wrapped.takes_half = implementation.takes_half
     if implementation.backward_function is not reference.backward_function:
         wrapped.backward_function = backward
         wrapped.wants_needs = implementation.wants_needs

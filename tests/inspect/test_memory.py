@@ -21,7 +21,7 @@ from xpnet.accel.cupy.cublas import WORKSPACE
 from xpnet.accel.cupy.launch import use_runtime
 from xpnet.accel.numpy import workspace
 from xpnet.inspect import step_memory
-from xpnet.inspect.footprint import CupyShadow, Ledger, NumpyShadow, counting
+from xpnet.inspect.footprint import AllocationLog, FakeCupyArray, FakeNumpyArray, counting
 from xpnet.inspect.footprint.cupy_runtime import PlanningRuntime
 from xpnet.ops.registry import registry
 
@@ -222,7 +222,7 @@ def test_what_the_operations_for_cupy_ask_for(name, recompute, monkeypatch):
     with emulated_ops(), use_runtime(Nothing()), one_thread():
         found = measured(make, count, xn.optim.Adam(), recompute=recompute)
     # NumPy, which they ran on, writes some results into temporaries; CuPy does not.
-    monkeypatch.setattr(CupyShadow, "reusable", NumpyShadow.reusable)
+    monkeypatch.setattr(FakeCupyArray, "reusable", FakeNumpyArray.reusable)
     predicted = step_memory(make(), batch_size=count, device="cuda", recompute=recompute)
     assert predicted.working == WORKSPACE
     assert predicted.peak - WORKSPACE == pytest.approx(found, rel=CLOSE)
@@ -326,8 +326,8 @@ class Looks(xn.Module):
 def test_what_cannot_be_predicted_is_said_in_the_table():
     table = Looks().summary((4,), show=False)
     assert table.step is None
-    assert "training        unknown   the step could not be followed: TypeError: a shadow array has no values" in str(table)
-    with pytest.raises(TypeError, match="a shadow array has no values"):
+    assert "training        unknown   the step could not be followed: TypeError: a fake array has no values" in str(table)
+    with pytest.raises(TypeError, match="a fake array has no values"):
         step_memory(Looks(), (4,))
 
 
@@ -345,27 +345,27 @@ def test_wrong_arguments(settings, says):
 
 
 def test_a_ledger_counts_what_lives():
-    ledger = Ledger(512)
-    with counting(ledger):
-        a = CupyShadow.new((100,), np.float32)
+    log = AllocationLog(512)
+    with counting(log):
+        a = FakeCupyArray.new((100,), np.float32)
         view = a[10:20].reshape(2, 5)
-        assert ledger.now == 512
+        assert log.now == 512
         del a
-        assert ledger.now == 512
+        assert log.now == 512
         b = view + 1.0
-        assert ledger.now == ledger.peak == 1024
+        assert log.now == log.peak == 1024
         del view, b
-        assert (ledger.now, ledger.peak) == (0, 1024)
-        ledger.keep("block", 700)
-        ledger.keep("block", 600)
-        ledger.keep("block", 5000, limit=1000)
-        assert (ledger.now, ledger.kept, ledger.peak) == (700, 700, 5700)
+        assert (log.now, log.peak) == (0, 1024)
+        log.keep("block", 700)
+        log.keep("block", 600)
+        log.keep("block", 5000, limit=1000)
+        assert (log.now, log.kept, log.peak) == (700, 700, 5700)
     with pytest.raises(RuntimeError, match="outside of"):
-        NumpyShadow.new((3,), np.float32)
+        FakeNumpyArray.new((3,), np.float32)
 
 
-def shadow(*shape):
-    return NumpyShadow.new(shape, np.float32)
+def fake(*shape):
+    return FakeNumpyArray.new(shape, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -393,18 +393,18 @@ def shadow(*shape):
         lambda xp, x: xp.arange(2, 9, dtype=xp.int64),
     ],
 )
-def test_a_shadow_has_the_shape_dtype_and_order_of_an_array(function):
+def test_a_fake_array_has_the_shape_dtype_and_order_of_an_array(function):
     real = function(np, np.ones((3, 4, 5), np.float32))
-    with counting(Ledger()):
-        found = function(NumpyShadow.xp, shadow(3, 4, 5))
+    with counting(AllocationLog()):
+        found = function(FakeNumpyArray.xp, fake(3, 4, 5))
         assert (found.shape, found.dtype) == (real.shape, real.dtype)
         assert found.flags.c_contiguous == real.flags.c_contiguous
 
 
-def test_shadows_refuse_what_arrays_refuse():
-    with counting(Ledger()):
-        x = shadow(3, 4)
-        for wrong in (lambda: x.reshape(5, 5), lambda: x @ x, lambda: x + shadow(5), lambda: x[5]):
+def test_fake_arrays_refuse_what_arrays_refuse():
+    with counting(AllocationLog()):
+        x = fake(3, 4)
+        for wrong in (lambda: x.reshape(5, 5), lambda: x @ x, lambda: x + fake(5), lambda: x[5]):
             with pytest.raises((ValueError, IndexError)):
                 wrong()
         with pytest.raises(AttributeError, match="does not know what nonzero"):

@@ -354,8 +354,6 @@ def test_the_environment_is_written_into_the_runs_settings(tmp_path, monkeypatch
 def test_no_operation_asks_for_the_number_of_threads():
     """Results would depend on the machine: operations ask for threads.chunk_count() instead."""
     for path in (ROOT / "xpnet").glob("accel/**/*.py"):
-        if path.parent.name == "shadow_numpy" and path.name == "working.py":
-            continue  # how much working memory the threads have: a number of bytes, not a sum
         assert not re.search(r"\bget_num_threads\b|\bcpu_count\b|\bsched_getaffinity\b", path.read_text()), path.name
 
 

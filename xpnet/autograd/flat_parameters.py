@@ -82,7 +82,7 @@ class FlatParameters:
         """Return whether this is the intact storage of exactly these Parameters."""
         return {id(p) for p in parameters} == self._ids and self.intact()
 
-    def lowered(self, dtype: str) -> dict[int, Array]:
+    def half_copies(self, dtype: str) -> dict[int, Array]:
         """Return every parameter's values in another dtype, by the Parameter's id: views of one array, cast in one launch."""
         from xpnet.ops.updates.half import rounded  # which imports this module
 

@@ -18,7 +18,7 @@ from xpnet.ops.registry import Implementation
 
 class _Mode(threading.local):
     recording = True
-    lowered: Any = None  # 16-bit copies that are used instead of parameters: xpnet.layers.mixed.Lowered
+    half_copies: Any = None  # 16-bit copies that are used instead of parameters: xpnet.layers.mixed.HalfCopies
     # Of the segment that runs now (see xpnet.recompute): the results of `once`, and in its second run those still unused.
     done: list[Any] | None = None
     again: Iterator[Any] | None = None
@@ -206,4 +206,4 @@ def run_backward(node: Node) -> None:
             elif kind is Output:
                 store(source, part)
             else:
-                source._accumulate(part, node.implementation.fresh)
+                source._accumulate(part, node.implementation.owns_result)

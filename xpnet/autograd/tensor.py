@@ -7,11 +7,11 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tape import Node, Output, mode, outline, reachable, run_backward, store
-from xpnet.backend import Array, dtype_name, halves, namespace, namespaces
-from xpnet.ops.registry import Op, Recorder
+from xpnet.backend import Array, dtype_name, half_dtypes, namespace, namespaces
+from xpnet.ops.registry import Op, Recordable
 
 
-class Tensor(Recorder):
+class Tensor(Recordable):
     """An array whose operations are recorded on the tape.
 
     Args:
@@ -58,8 +58,8 @@ class Tensor(Recorder):
                 arrays.append(value)
             needs.append(False)
             sources.append(None)
-        if mode.lowered is not None:
-            arrays = [mode.lowered.of(v, a) if isinstance(v, Parameter) else a for v, a in zip(inputs, arrays)]
+        if mode.half_copies is not None:
+            arrays = [mode.half_copies.of(v, a) if isinstance(v, Parameter) else a for v, a in zip(inputs, arrays)]
         kinds = tuple(map(type, arrays))
         xp = namespaces.get(kinds)
         if xp is None:
@@ -312,7 +312,7 @@ class Parameter(Tensor):
 
     def _accumulate(self, gradient: Array, fresh: bool = False) -> None:
         if self.buffer is None:
-            if gradient.dtype in halves and self.array.dtype not in halves:
+            if gradient.dtype in half_dtypes and self.array.dtype not in half_dtypes:
                 gradient = ops.cast(gradient, dtype_name(self.array))  # a 16-bit copy of the parameter was used
             super()._accumulate(gradient, fresh)
         elif gradient is self.buffer:  # written there by an operation

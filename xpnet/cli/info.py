@@ -10,7 +10,7 @@ import platform
 from xpnet import __version__, backend
 from xpnet.backend import DeviceError
 from xpnet.cli.model_argument import example_shape, new_network, saved_model
-from xpnet.layers.context import shapes_only
+from xpnet.layers.context import meta_init
 from xpnet.ops.registry import load_accelerations, reference_is_forced, registry
 from xpnet.ops.updates.rule import rules
 
@@ -27,7 +27,7 @@ def summary(args: argparse.Namespace) -> int:
         print(saved.model.summary(args.input or example_shape(saved), batch_size=args.batch_size, show=False))
         return 0
     make = new_network(args)
-    with shapes_only():
+    with meta_init():
         print(make(args.input, args.classes, 0, "cpu").summary(args.input, batch_size=args.batch_size, show=False))
     return 0
 

@@ -13,7 +13,7 @@ from xpnet.autograd.tape import no_grad
 from xpnet.inspect.footprint.step import StepMemory, step_memory
 from xpnet.inspect.shapes import _each, _first_shape
 from xpnet.layers import Dropout, Flatten, Reshape, Residual, Sequential
-from xpnet.layers.context import Shape, elements, shapes_only
+from xpnet.layers.context import Shape, elements, meta_init
 from xpnet.layers.hooks import hooked
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -280,7 +280,7 @@ class _Walk:
         if not module.built and module._waits():
             # A copy is built on meta arrays.
             meta = copy.deepcopy(module)
-            with shapes_only():
+            with meta_init():
                 meta.materialize(shape)
         self.shape = tuple(meta.output_shape(shape))
         return self._row(module, meta, (self.shape,), path)
@@ -326,7 +326,7 @@ class _Walk:
         counters = runner.rng_counters()
         try:
             context = runner.context
-            with hooked(leaves.values(), watched), shapes_only(), context.device, no_grad(), eval_mode(runner):
+            with hooked(leaves.values(), watched), meta_init(), context.device, no_grad(), eval_mode(runner):
                 y = runner(*(context.device.xp.zeros((1, *shape), dtype=runner._dtype()) for shape in shapes))
         finally:
             runner.load_rng_counters(counters)

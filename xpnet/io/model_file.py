@@ -18,7 +18,7 @@ from xpnet import backend
 from xpnet.backend import Device, to_numpy
 from xpnet.io import archive
 from xpnet.io.architecture import ARGUMENT, Decoder, Encoder
-from xpnet.layers.context import FLOATS, Context, float_name, on_device, shapes_only
+from xpnet.layers.context import FLOATS, Context, float_name, meta_init, on_device
 from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _made(document: dict[str, Any], arrays: Mapping[str, Any], classes: Sequence
         raise ValueError(f"its dtype {str(document['dtype'])[:20]!r} is none of {', '.join(FLOATS)}")
     float_name(document["dtype"], "load")  # raises where bfloat16 is not available
     shapes = {str(name): _shape(shape) for name, shape in document["built_for"].items()}
-    with shapes_only():
+    with meta_init():
         model = Decoder(arrays, classes).model(document["model"])
         model._attach("", Context(int(document["seed"]), backend.CPU, document["dtype"]))
         modules = dict(model.named_modules())

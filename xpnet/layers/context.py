@@ -16,7 +16,7 @@ from xpnet.backend import Array, Device
 from xpnet.ops.shapes import ShapeError
 
 Shape = tuple[int, ...]
-_shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
+_meta_init: ContextVar[bool] = ContextVar("meta_init", default=False)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Context:
     @property
     def storage(self) -> str:
         """The dtype of parameters and buffers: layers that compute with 16-bit floats learn float32 numbers."""
-        return "float32" if self.dtype in backend.HALVES else self.dtype
+        return "float32" if self.dtype in backend.HALF_NAMES else self.dtype
 
     @cached_property
     def ready_dtype(self) -> Any:
@@ -53,8 +53,8 @@ class Spec:
 
     def make(self, path: str, context: Context) -> Parameter:
         """Return the Parameter at `path`, whose random key is the model's seed and that path."""
-        if only_shapes():
-            array = hollow(self.shape, context.storage, context)
+        if in_meta_init():
+            array = meta_array(self.shape, context.storage, context)
         else:
             values = initializers.get(self.initializer)(self.shape, random.key(context.seed, path))
             if tuple(values.shape) != tuple(self.shape):
@@ -78,27 +78,27 @@ def float_name(dtype: Any, who: str) -> str:
 
 
 @contextlib.contextmanager
-def shapes_only() -> Iterator[None]:
+def meta_init() -> Iterator[None]:
     """Within the block new parameters and buffers have a shape and a dtype, but no memory and no values (all read as 0).
 
     For models whose weights are about to come from a file, and for looking at models that would not fit.
     """
-    token = _shapes_only.set(True)
+    token = _meta_init.set(True)
     try:
         yield
     finally:
-        _shapes_only.reset(token)
+        _meta_init.reset(token)
 
 
-def only_shapes() -> bool:
-    """Whether this is within :func:`shapes_only`."""
-    return _shapes_only.get()
+def in_meta_init() -> bool:
+    """Whether this is within :func:`meta_init`."""
+    return _meta_init.get()
 
 
 def on_device(values: Any, context: Context) -> Array:
     """A copy of `values`, an array of any library, in the context's storage on its device; integers stay integers."""
     host = backend.to_numpy(values)
-    if host.dtype.kind == "f" or host.dtype in backend.halves:
+    if host.dtype.kind == "f" or host.dtype in backend.half_dtypes:
         host = host.astype(context.storage)
     else:
         host = host.copy()
@@ -107,14 +107,14 @@ def on_device(values: Any, context: Context) -> Array:
 
 def new_buffer(values: Any, context: Context) -> Array:
     """Return the first values of a buffer."""
-    if not only_shapes():
+    if not in_meta_init():
         return on_device(values, context)
     host = backend.to_numpy(values)
-    return hollow(host.shape, context.storage if host.dtype.kind == "f" else host.dtype.name, context)
+    return meta_array(host.shape, context.storage if host.dtype.kind == "f" else host.dtype.name, context)
 
 
-def hollow(shape: Shape, dtype: str, context: Context) -> Array:
-    """An array of zeros that all lie in one place: see shapes_only."""
+def meta_array(shape: Shape, dtype: str, context: Context) -> Array:
+    """An array of zeros that all lie in one place: see meta_init."""
     xp = context.device.xp
     return xp.broadcast_to(xp.zeros((), dtype=getattr(xp, dtype)), tuple(shape))
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from xpnet.layers.module import Module
 
 
-class Lowered:
+class HalfCopies:
     """What takes part in operations in the place of parameters.
 
     Args:
@@ -48,26 +48,26 @@ class Lowered:
         return array if found is None else found
 
 
-def lowered(module: Module) -> Lowered:
+def half_copies(module: Module) -> HalfCopies:
     """The rounded copies of all parameters of a Module, as they are now."""
     dtype = module.context.dtype
     # Only the root has the flat storage; and parameters that do not exist yet are in none.
     if module.path or any(not m.built and m._waits() for m in module.modules()):
-        return Lowered(dtype, {}, others=True)
-    copies = module.flat_parameters.lowered(dtype)
+        return HalfCopies(dtype, {}, others=True)
+    copies = module.flat_parameters.half_copies(dtype)
     frozen = {id(p): ops.cast(p.array, dtype) for p in module.parameters().values() if id(p) not in copies}
-    return Lowered(dtype, {**copies, **frozen} if frozen else copies, others=False)
+    return HalfCopies(dtype, {**copies, **frozen} if frozen else copies, others=False)
 
 
 def call(module: Module, forward: Callable[..., Any], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """The forward pass of a root, or of a part called on its own: native arrays or Tensors in, the like in float32 out."""
-    before = mode.lowered
+    before = mode.half_copies
     inputs = tuple([_entering(x, module.context) for x in inputs])
-    mode.lowered = lowered(module)
+    mode.half_copies = half_copies(module)
     try:
         output = forward(*inputs, **keywords)
     finally:
-        mode.lowered = before
+        mode.half_copies = before
     return _leaving(output)
 
 

@@ -209,7 +209,7 @@ class Module:
         """Tell the tree below `path` where it is and what its root decided."""
         self._require_seen(path)
         moved = context.device != self.context.device or context.dtype != self.context.dtype
-        self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALVES)
+        self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALF_NAMES)
         if moved:
             self._place(context)
             self.__dict__["_executor"] = None
@@ -329,7 +329,7 @@ class Module:
             forward = self._around(forward)
         try:
             if path:
-                if table["_half"] and mode.lowered is None:  # a part that is called on its own
+                if table["_half"] and mode.half_copies is None:  # a part that is called on its own
                     return mixed.call(self, forward, inputs, keywords)
                 return forward(*inputs, **keywords)
             if table["_known_version"] != table["_version"].structure:

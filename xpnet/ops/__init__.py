@@ -4,7 +4,6 @@ Called with NumPy, CuPy, PyTorch or JAX arrays they return arrays of the same li
 gradient they record themselves for `backward`.
 """
 
-from xpnet.ops import half as half
 from xpnet.ops.activations import (
     elu,
     gelu,
@@ -41,6 +40,7 @@ from xpnet.ops.elementwise import (
 from xpnet.ops.embedding import embedding
 from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import conv_output_size
+from xpnet.ops.half import cast
 from xpnet.ops.linear import dense, matmul
 from xpnet.ops.logistic import sigmoid_cross_entropy
 from xpnet.ops.normalization import (
@@ -56,7 +56,7 @@ from xpnet.ops.recurrent import gru, lstm, rnn
 from xpnet.ops.reductions import max, mean, min, std, sum, var
 from xpnet.ops.registry import Op, op, reference_only, registry
 from xpnet.ops.shapes import ShapeError
-from xpnet.ops.shaping import broadcast_to, cast, concat, flip, getitem, pad, reshape, stack, transpose
+from xpnet.ops.shaping import broadcast_to, concat, flip, getitem, pad, reshape, stack, transpose
 from xpnet.ops.softmax import log_softmax, softmax, softmax_cross_entropy
 
 __all__ = [

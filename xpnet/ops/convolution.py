@@ -13,7 +13,7 @@ from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
 from xpnet.ops.geometry import Axis, Geometry, Padding, Size, pair, windows
 from xpnet.ops.linear import matmul
-from xpnet.ops.registry import op
+from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, expect_rank, is_whole
 from xpnet.ops.shaping import concat, pad, pad_array, reshape, transpose
 
@@ -63,7 +63,7 @@ def _spread(xp: Namespace, y: Array, axis: int, a: Axis, k: int) -> Array:
     return pad_array(xp, y, widths)
 
 
-@op
+@op(half=as_is)
 def im2col(xp: Namespace, x: Array, window: Size, *, stride: Size = 1, padding: Padding = 0, dilation: Size = 1) -> Any:
     """Every window of the images: (N, H, W, C) -> (N, OH, OW, KH, KW, C), zeros in the padding.
 

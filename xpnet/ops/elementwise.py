@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet.backend import Array, Namespace
-from xpnet.ops.registry import op
+from xpnet.ops.registry import in_float32_on_cpu, op
 from xpnet.ops.shapes import unbroadcast
 
 
@@ -20,7 +20,7 @@ def _reduce(xp: Namespace, dy: Array, shape: tuple[int, ...], need: bool) -> Arr
     return unbroadcast(xp, dy, shape) if need else None
 
 
-@op
+@op(half=in_float32_on_cpu, broadcasts=True)
 def add(xp: Namespace, x: Array, y: Array) -> Any:
     """x + y."""
     return x + y, (_shape(x), _shape(y))
@@ -31,7 +31,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     return tuple(_reduce(xp, dz, shape, need) for shape, need in zip(saved, needs))
 
 
-@op
+@op(half=in_float32_on_cpu, broadcasts=True)
 def subtract(xp: Namespace, x: Array, y: Array) -> Any:
     """x - y."""
     return x - y, (_shape(x), _shape(y))
@@ -42,7 +42,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     return _reduce(xp, dz, saved[0], needs[0]), _reduce(xp, -dz, saved[1], needs[1]) if needs[1] else None
 
 
-@op
+@op(half=in_float32_on_cpu, broadcasts=True)
 def multiply(xp: Namespace, x: Array, y: Array) -> Any:
     """x * y."""
     return x * y, (x, y)
@@ -57,7 +57,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     )
 
 
-@op
+@op(broadcasts=True)
 def divide(xp: Namespace, x: Array, y: Array) -> Any:
     """x / y."""
     return x / y, (x, y)
@@ -73,7 +73,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     )
 
 
-@op
+@op(broadcasts=True)
 def power(xp: Namespace, x: Array, y: Array) -> Any:
     """x ** y. The gradient with respect to y exists where x > 0, and is taken as 0 at x = 0."""
     return x**y, (x, y)
@@ -98,14 +98,14 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     return dx, dy
 
 
-@op
+@op(half=in_float32_on_cpu, broadcasts=True)
 def maximum(xp: Namespace, x: Array, y: Array) -> Any:
     """The larger of x and y; where they are equal the gradient goes half to each."""
     x_, y_ = _arrays(xp, x, y)
     return xp.maximum(x_, y_), (x_, y_)
 
 
-@op
+@op(half=in_float32_on_cpu, broadcasts=True)
 def minimum(xp: Namespace, x: Array, y: Array) -> Any:
     """The smaller of x and y; where they are equal the gradient goes half to each."""
     x_, y_ = _arrays(xp, x, y)

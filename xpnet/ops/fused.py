@@ -8,7 +8,7 @@ from xpnet.backend import Array, Namespace
 from xpnet.ops.convolution import conv2d
 from xpnet.ops.geometry import Padding, Size
 from xpnet.ops.pooling import max_pool2d
-from xpnet.ops.registry import op
+from xpnet.ops.registry import Implementation, Op, in_float32, op
 
 
 def _settings(stride: Size, padding: Padding, dilation: Size, groups: int, activation: str | None) -> dict[str, Any]:
@@ -19,7 +19,12 @@ def _pool_settings(window: Size, pool_stride: Size | None, pool_padding: Padding
     return {"window": window, "stride": pool_stride, "padding": pool_padding}
 
 
-@op
+def _as_its_parts(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
+    """Return the reference where the convolution takes 16-bit floats."""
+    return operation.reference if conv2d.implementation(xp).takes_half else in_float32(operation, xp, inputs)
+
+
+@op(half=_as_its_parts)
 def conv2d_max_pool2d(
     xp: Namespace,
     x: Array,

@@ -1,51 +1,90 @@
-"""16-bit floats where no kernel takes them: computed in float32, rounded once."""
+"""16-bit floats: the cast, and how an operation is computed on them where no kernel takes them (``@op(half=...)``)."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from xpnet.backend import Namespace, dtype_name, halves, is_floating, quiet
-from xpnet.ops.registry import Implementation, Op, registry, set_widened
+from xpnet.backend import Array, Namespace, dtype_name, dtype_named, half_dtypes, is_floating, name_of, quiet
+from xpnet.ops.operation import Implementation, Op, register
 
 
-def in_float32(operation: Op) -> Implementation:
-    """An operation on 16-bit floats: its inputs widened to float32, computed as float32 arrays are, and rounded once.
+@register
+@Op
+def cast(xp: Namespace, x: Array, dtype: str) -> Any:
+    """Convert x to another floating dtype, by its name: "float32", "float16", "bfloat16", ...; the gradient is cast back.
 
-    So is its backward pass. A gradient that has a float32 array to go to (that of a float32 parameter whose rounded copy was
-    an input) is not rounded.
+    What is too large for the dtype becomes infinite.
+
+    Raises:
+        ValueError: no such dtype.
+        ImportError: "bfloat16" without the package ml_dtypes.
+    """
+    with quiet(xp):
+        return xp.astype(x, dtype_named(xp, dtype)), dtype_name(x)
+
+
+@cast.backward
+def _(xp: Namespace, dy: Array, before: Any, *, dtype: str) -> Any:
+    with quiet(xp):
+        return xp.astype(dy, dtype_named(xp, before))
+
+
+def in_float32(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
+    """Return an implementation that widens the inputs, computes in float32 and rounds the outputs once, backward too."""
+    return _widened(operation, None)
+
+
+def statistics_in_float32(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
+    """Return that of `in_float32`, with all outputs but the first left in float32."""
+    return _widened(operation, 1)
+
+
+def in_float32_on_cpu(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
+    """Return the reference for CuPy arrays of one dtype, as a single rounding needs no widening; else that of `in_float32`.
+
+    NumPy computes with 16-bit floats one by one in software; through float32 is several times as fast there.
+    """
+    if name_of(xp) == "cupy" and all(getattr(a, "dtype", None) == inputs[0].dtype for a in inputs):
+        return operation.reference
+    return _widened(operation, None)
+
+
+@functools.cache
+def _widened(operation: Op, rounded: int | None) -> Implementation:
+    """Return an implementation that computes an operation in float32 and rounds its first `rounded` outputs, None for all.
+
+    A gradient that is written to a float32 array (of a float32 parameter whose rounded copy was an input) is not rounded.
     """
 
-    def cast(xp: Namespace, array: Any, dtype: str) -> Any:
-        return registry["cast"].run(xp, (array,), {"dtype": dtype}, False)[0]
+    def convert(xp: Namespace, array: Any, dtype: str) -> Any:
+        return cast.run(xp, (array,), {"dtype": dtype}, False)[0]
 
-    def widened(xp: Namespace, values: Any) -> Any:
+    def widen(xp: Namespace, values: Any) -> Any:
         if type(values) in (tuple, list):
-            return tuple(widened(xp, value) for value in values)
-        return cast(xp, values, "float32") if getattr(values, "dtype", None) in halves else values
+            return tuple(widen(xp, value) for value in values)
+        return convert(xp, values, "float32") if getattr(values, "dtype", None) in half_dtypes else values
 
     def forward(xp: Namespace, *inputs: Any, save: bool, **settings: Any) -> Any:
-        names = [dtype_name(a) if getattr(a, "dtype", None) in halves else None for a in inputs]
-        wide = widened(xp, inputs)
+        names = [dtype_name(a) if getattr(a, "dtype", None) in half_dtypes else None for a in inputs]
         with quiet(xp):
-            output, saved, implementation = operation.run(xp, wide, settings, save)
+            output, saved, implementation = operation.run(xp, widen(xp, inputs), settings, save)
         # An input that was wide makes the result wide, as in any arithmetic.
         mixed = any(name is None and hasattr(a, "dtype") and is_floating(a) for name, a in zip(names, inputs))
-        several = output if type(output) is tuple else (output,)
-        narrow = tuple(
-            y
-            if mixed or not is_floating(y) or (i and operation.__name__ in _STATISTICS)
-            else cast(xp, y, names[0] or "float32")
-            for i, y in enumerate(several)
-        )
-        return narrow if type(output) is tuple else narrow[0], (saved, implementation, names)
+        outputs = output if type(output) is tuple else (output,)
+        if not mixed:
+            name = names[0] or "float32"
+            narrow = [convert(xp, y, name) if is_floating(y) else y for y in outputs[:rounded]]
+            outputs = (*narrow, *outputs[len(narrow) :])
+        return outputs if type(output) is tuple else outputs[0], (saved, implementation, names)
 
     def backward(xp: Namespace, dy: Any, saved: Any, *, needs: tuple[bool, ...], into: Any, **settings: Any) -> Any:
         saved, implementation, names = saved
         places = tuple(p if p is not None and dtype_name(p) == "float32" else None for p in into)
         with quiet(xp):
-            gradients = operation.gradients(implementation, xp, widened(xp, dy), saved, settings, needs, places)
+            gradients = operation.gradients(implementation, xp, widen(xp, dy), saved, settings, needs, places)
         return [
-            g if g is None or name is None or (place is not None and g is place) else cast(xp, g, name)
+            g if g is None or name is None or (place is not None and g is place) else convert(xp, g, name)
             for g, name, place in zip(gradients, names, places)
         ]
 
@@ -53,8 +92,3 @@ def in_float32(operation: Op) -> Implementation:
     if operation.differentiable:
         made.backward(backward)
     return made
-
-
-_STATISTICS = frozenset({"batch_norm_with_statistics"})  # all outputs but the first stay float32
-
-set_widened(in_float32)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpnet.backend import Array, Namespace
-from xpnet.ops.registry import op
+from xpnet.ops.registry import op, statistics_in_float32
 from xpnet.ops.shapes import ShapeError, expect_rank, normalize_axes
 
 
@@ -54,7 +54,7 @@ def _vector_gradients(
     )
 
 
-@op
+@op(half=statistics_in_float32)
 def batch_norm_with_statistics(
     xp: Namespace, x: Array, scale: Array | None = None, offset: Array | None = None, *, epsilon: float = 1e-5
 ) -> Any:

@@ -1,390 +1,66 @@
-"""What an operation is: a forward function, a backward function, and faster versions of both for some array libraries.
-
-    @op
-    def leaky_relu(xp, x: Array, *, slope: float = 0.01):
-        mask = x > 0
-        return xp.where(mask, x, slope * x), mask          # the output, and what backward needs
-
-    @leaky_relu.backward
-    def _(xp, dy, mask, *, slope):
-        return xp.where(mask, dy, slope * dy)              # one gradient per array input
-
-The array inputs are the positional parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any
-number); all other parameters are settings, constants for backward, which forward and backward both receive by keyword.
-Two optional keywords let an implementation save work: a forward with a parameter `save` is told whether anything needs to
-be kept for a backward pass; a backward with a parameter `needs` gets one bool per array input and may return None where
-it is False.
-
-``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. It may return
-``NotImplemented`` for a case that it does not cover, and the reference runs. ``XPNET_REFERENCE=1`` turns all of them off.
-"""
+"""The registry: :func:`op` makes an operation and keeps it by name. What an operation is: :mod:`xpnet.ops.operation`."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import inspect
-import itertools
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, overload
 
-from xpnet.backend import (
-    Array,
-    DeviceError,
-    Namespace,
-    array_types,
-    as_array,
-    dtype_name,
-    halves,
-    name_of,
-    namespace,
-    namespaces,
-    raise_explained,
+from xpnet.ops.half import in_float32, in_float32_on_cpu, statistics_in_float32
+from xpnet.ops.operation import (
+    HalfPolicy,
+    Implementation,
+    Op,
+    Recordable,
+    as_is,
+    load_accelerations,
+    reference_is_forced,
+    reference_only,
+    register,
+    registry,
 )
-from xpnet.ops.shapes import ShapeError
-
-Gradients = Sequence[Array | None]
 
 
-class Recorder:
-    """Base class of array wrappers that take part in operations in their own way (`xpnet.Tensor`)."""
-
-    __slots__ = ()
-    node: Any
-
-    def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-        """Called instead of computing, when any array input of `op` is a Recorder."""
-        raise TypeError(f"{type(self).__name__} does not say how it takes part in operations")
+@overload
+def op(function: Callable[..., Any], /) -> Op: ...
 
 
-class Implementation:
-    """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
-
-    __slots__ = ("backward_function", "forward", "fresh", "halves", "wants_into", "wants_needs", "wants_save")
-
-    def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
-        self.forward = forward
-        self.wants_save = "save" in inspect.signature(forward).parameters
-        self.halves = False  # whether it takes 16-bit floats, computes in float32 and rounds once
-        # Without a backward of its own an accelerated forward must save what the reference's backward expects.
-        self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
-        self.wants_needs: bool = reference.wants_needs if reference else False
-        self.wants_into: bool = reference.wants_into if reference else False
-        self.fresh = False  # whether the gradients are new arrays that nothing else holds: a leaf can keep them as they are
-
-    def compute(self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool) -> Any:
-        """Run the forward function."""
-        if self.wants_save:
-            return self.forward(xp, *inputs, save=save, **settings)
-        return self.forward(xp, *inputs, **settings)
-
-    def fresh_backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """As :meth:`backward`, of a function whose gradients are new arrays that nothing else holds."""
-        self.fresh = True
-        return self.backward(function)
-
-    def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Register the backward function that belongs to this forward (a decorator)."""
-        self.backward_function = function
-        parameters = inspect.signature(function).parameters
-        self.wants_needs = "needs" in parameters
-        self.wants_into = "into" in parameters
-        return function
+@overload
+def op(*, half: HalfPolicy = in_float32, broadcasts: bool = False) -> Callable[[Callable[..., Any]], Op]: ...
 
 
-class Op:
-    """An operation. Calling it computes the output on native arrays, or records itself when an input is a Tensor."""
+def op(
+    function: Callable[..., Any] | None = None, /, *, half: HalfPolicy = in_float32, broadcasts: bool = False
+) -> Op | Callable[[Callable[..., Any]], Op]:
+    """Make an operation of its reference forward function (a decorator, with or without arguments).
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.__name__ = function.__name__
-        self.__qualname__ = function.__qualname__
-        self.__module__ = function.__module__
-        self.__doc__ = function.__doc__
-        self.__wrapped__ = function
-        self.reference = Implementation(function)
-        self.accelerated: dict[str, Implementation] = {}
-        self._in_float32: Implementation | None = None
-        self._chosen: dict[Namespace, Implementation | None] = {}
-        self._plain_forms: set[tuple[Any, ...]] = set()
-        self.differentiable = False
+    Args:
+        function: the forward function.
+        half: how 16-bit floats are computed where no accelerated implementation takes them: `in_float32` (widened, and
+            rounded once), `as_is` (elements are only moved), `in_float32_on_cpu`, `statistics_in_float32`, or a function of
+            your own.
+        broadcasts: the inputs' shapes follow the rules of broadcasting, and an error explains them.
 
-        parameters = [p for p in list(inspect.signature(function).parameters.values())[1:] if p.name != "save"]
-        # An array that must be given by keyword (running statistics) is a setting: it has no gradient.
-        arrays = [p for p in parameters if str(p.annotation).startswith("Array") and p.kind is not p.KEYWORD_ONLY]
-        rest = [p for p in parameters if p not in arrays]
-        if parameters[: len(arrays)] != arrays or not arrays:
-            raise TypeError(f"{function.__name__}: the array inputs must come first and be annotated Array")
-        self.variadic = arrays[0].kind is inspect.Parameter.VAR_POSITIONAL
-        self.input_names = tuple(p.name for p in arrays)
-        self.required = sum(p.default is inspect.Parameter.empty for p in arrays)
-        self.setting_names = tuple(p.name for p in rest)
-        self._positional = tuple(p.name for p in rest if self.variadic or p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        self._defaults = {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty}
-        self.__signature__ = inspect.Signature(parameters)
+    Raises:
+        TypeError: an operation of this name exists.
+    """
 
-    def __repr__(self) -> str:
-        return f"<op {self.__name__}{self.__signature__}>"
+    def make(function: Callable[..., Any]) -> Op:
+        return register(Op(function, half, broadcasts))
 
-    def __reduce__(self) -> str:
-        """There is one of each: copies of models share it, and pickle writes its name."""
-        return self.__qualname__
-
-    def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Register the backward function of the reference implementation (a decorator)."""
-        self.differentiable = True
-        for implementation in self.accelerated.values():
-            if implementation.backward_function is self.reference.backward_function:
-                raise TypeError(f"{self.__name__}: register backward before accelerating")
-        return self.reference.backward(function)
-
-    def accelerate(self, library: str) -> Callable[[Callable[..., Any]], Implementation]:
-        """Register a faster implementation for the arrays of one library, "numpy" or "cupy" (a decorator)."""
-
-        def register(function: Callable[..., Any]) -> Implementation:
-            implementation = Implementation(function, self.reference)
-            implementation.halves = library == "cupy"
-            self.accelerated[library] = implementation
-            self._chosen.clear()
-            return implementation
-
-        return register
-
-    def implementation(self, xp: Namespace) -> Implementation:
-        """The implementation that runs for arrays of namespace `xp` now."""
-        try:
-            chosen = self._chosen[xp]
-        except KeyError:
-            name = name_of(xp)
-            load_accelerations(name)
-            chosen = self._chosen[xp] = self.accelerated.get(name)
-        return self.reference if chosen is None or _reference_only else chosen
-
-    def bind(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Sort a call's arguments into the array inputs and the full settings; TypeError as Python's own."""
-        settings = {**self._defaults, **keywords} if keywords or self._defaults else {}
-        if self.variadic:
-            # concat([a, b]) and concat([a, b], -1), as in NumPy: one sequence of arrays, then settings.
-            if len(args) == 0 or not isinstance(args[0], (list, tuple)) or not args[0]:
-                raise TypeError(f"{self.__name__}() needs a list or tuple of at least one array first")
-            inputs = tuple(args[0])
-            settings.update(zip(self._positional, args[1:]))
-        else:
-            count = len(self.input_names)
-            inputs = args[:count]
-            if len(args) > count:
-                names = self._positional[: len(args) - count]
-                if len(args) - count > len(names):
-                    raise TypeError(f"{self.__name__}() takes at most {count + len(self._positional)} positional arguments")
-                for name, value in zip(names, args[count:]):
-                    if name in keywords:
-                        raise TypeError(f"{self.__name__}() got two values for {name!r}")
-                    settings[name] = value
-            elif len(args) < count:
-                inputs = (*args, *(settings.pop(name, None) for name in self.input_names[len(args) :]))
-        if len(settings) != len(self.setting_names) or any(input_ is None for input_ in inputs[: self.required]):
-            self._explain(args, settings, inputs)
-        return inputs, settings
-
-    def _explain(self, args: tuple[Any, ...], settings: dict[str, Any], inputs: tuple[Any, ...]) -> None:
-        unknown = [name for name in settings if name not in self.setting_names]
-        if unknown:
-            raise TypeError(
-                f"{self.__name__}() got an unexpected argument {unknown[0]!r}; it takes "
-                f"{', '.join(self.input_names + self.setting_names)}"
-            )
-        missing = [n for n in self.setting_names if n not in settings]
-        missing += [n for n, value in zip(self.input_names[: self.required], inputs) if value is None]
-        raise TypeError(f"{self.__name__}() needs {', '.join(missing)}")
-
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Compute the operation: native arrays in, native arrays out; Tensors in, a Tensor out."""
-        form = (len(args), *keywords)
-        if form in self._plain_forms and args[self.required - 1] is not None and args[0] is not None:
-            inputs, settings = args, ({**self._defaults, **keywords} if keywords else self._defaults)
-        else:
-            inputs, settings = self.bind(args, keywords)
-            # A call that gives all arrays by position and settings by keyword needs no sorting the next time.
-            if not self.variadic and len(args) == len(self.input_names):
-                self._plain_forms.add(form)
-        for value in inputs:
-            if isinstance(value, Recorder):
-                return value._record(self, inputs, settings)
-        kinds = tuple(map(type, inputs))
-        xp = namespaces.get(kinds)
-        if xp is None:
-            xp = namespaces[kinds] = namespace(*inputs)
-        return self.run(xp, inputs, settings, False)[0]
-
-    def run(
-        self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool
-    ) -> tuple[Any, Any, Implementation]:
-        """Forward on native arrays. Returns the output, what backward needs, and the implementation that ran."""
-        implementation = self._chosen.get(xp)
-        if implementation is None or _reference_only:
-            implementation = self.implementation(xp)
-        reference = self.reference
-        if getattr(inputs[0], "dtype", None) in halves:
-            reference = self._half(xp, inputs)
-            if not implementation.halves:
-                implementation = reference
-        try:
-            result = implementation.compute(xp, inputs, settings, save)
-            if result is NotImplemented:
-                implementation = reference
-                result = implementation.compute(xp, inputs, settings, save)
-        except MemoryError as error:
-            _explain_memory(xp, error, self.__name__, inputs)
-            raise
-        except ShapeError as error:
-            if _NAMED.match(str(error)):
-                raise
-            raise ShapeError(f"{self.__name__}: {error}") from None
-        except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            _explain_inputs(xp, error, self.__name__, inputs, settings)
-            raise
-        output, saved = result
-        if type(output) not in array_types and type(output) is not tuple:
-            output = as_array(xp, output)
-        return output, saved, implementation
-
-    def _half(self, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
-        """How 16-bit floats are computed where no kernel takes them."""
-        if _takes_as_they_are(self.__name__, xp, inputs):
-            return self.reference
-        if self._in_float32 is None:
-            self._in_float32 = _widened(self)
-        return self._in_float32
-
-    def gradients(
-        self,
-        implementation: Implementation,
-        xp: Namespace,
-        dy: Any,
-        saved: Any,
-        settings: dict[str, Any],
-        needs: tuple[bool, ...],
-        into: tuple[Array | None, ...] | None = None,
-    ) -> Gradients:
-        """Backward on native arrays: one gradient per array input, None where `needs` is False or none exists."""
-        function = implementation.backward_function
-        if function is None:
-            raise TypeError(f"{self.__name__} has no gradient")
-        try:
-            if implementation.wants_into:
-                result = function(xp, dy, saved, needs=needs, into=into or (None,) * len(needs), **settings)
-            elif implementation.wants_needs:
-                result = function(xp, dy, saved, needs=needs, **settings)
-            else:
-                result = function(xp, dy, saved, **settings)
-        except MemoryError as error:
-            _explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
-            raise
-        return result if type(result) in (tuple, list) else (result,)
+    return make if function is None else make(function)
 
 
-_MOVES = frozenset({"reshape", "transpose", "concat", "stack", "broadcast_to", "pad", "getitem", "flip", "im2col", "cast"})
-_SIMPLE = frozenset({"add", "subtract", "multiply", "maximum", "minimum"})
-
-
-def _takes_as_they_are(name: str, xp: Namespace, inputs: tuple[Any, ...]) -> bool:
-    """Whether an operation on 16-bit floats is done as it stands: it only moves them, or rounds once by its nature."""
-    if name in _MOVES:
-        return True
-    if name == "conv2d_max_pool2d":  # its two parts look after themselves
-        return registry["conv2d"].implementation(xp).halves
-    # NumPy computes with 16-bit floats one by one in software; through float32 is several times as fast there.
-    alike = name in _SIMPLE and name_of(xp) == "cupy"
-    return alike and all(getattr(a, "dtype", None) == inputs[0].dtype for a in inputs)
-
-
-_NAMED = re.compile(r"\w+: ")  # a message that begins with an operation's name
-_ELEMENTWISE = frozenset({"add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "where"})
-
-
-def _explain_inputs(xp: Namespace, error: Exception, name: str, inputs: tuple[Any, ...], settings: dict[str, Any]) -> None:
-    """Where an array library refused shapes, an axis or a dtype in its own words, raise an error that names the operation."""
-    if _NAMED.match(str(error)):
-        return
-    arrays = [a for a in inputs if hasattr(a, "shape")]
-    shapes = [tuple(a.shape) for a in arrays]
-    if name in _ELEMENTWISE and not _broadcast(shapes):
-        raise ShapeError(
-            f"{name}: shapes {' and '.join(map(str, shapes))} do not fit together: compared from the last axis on, sizes must "
-            f"be equal or 1; use reshape, or x[:, None] to add an axis"
-        ) from None
-    axis = settings.get("axis")
-    if isinstance(axis, int) and shapes and not -len(shapes[0]) <= axis < len(shapes[0]):
-        raise ShapeError(f"{name}: axis {axis} does not exist in an array of shape {shapes[0]}") from None
-    kinds = [dtype_name(a) for a in arrays]
-    if name != "getitem" and kinds and "float" not in kinds[0]:
-        raise TypeError(f"{name}: x has dtype {kinds[0]}, expected floating point; convert it to float32 ({error})") from error
-
-
-def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
-    return all(len(set(sizes) - {1}) < 2 for sizes in itertools.zip_longest(*(s[::-1] for s in shapes), fillvalue=1))
-
-
-def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:
-    """Where a GPU's memory ran out, raise an error that says how much was asked for and what would help."""
-    if name_of(xp) == "cupy":
-        raise_explained(error, doing, arrays)
-
-
-_widened: Any = None
-
-
-def set_widened(function: Callable[[Op], Implementation]) -> None:
-    """Say how an operation on 16-bit floats is computed in float32: xpnet.ops.half does."""
-    global _widened
-    _widened = function
-
-
-registry: dict[str, Op] = {}
-"""Every operation by name."""
-
-
-def op(function: Callable[..., Any]) -> Op:
-    """Make an operation of its reference forward function (a decorator)."""
-    made = Op(function)
-    if made.__name__ in registry:
-        raise TypeError(f"an operation named {made.__name__} exists already")
-    registry[made.__name__] = made
-    return made
-
-
-_reference_only = os.environ.get("XPNET_REFERENCE", "") not in ("", "0")
-_loaded: set[str] = set()
-
-
-def load_accelerations(library: str) -> None:
-    """Import ``xpnet.accel.<library>``, once, when the first array of that library is met."""
-    if library in _loaded:
-        return
-    _loaded.add(library)
-    name = f"xpnet.accel.{library}"
-    if library.isidentifier() and importlib.util.find_spec(name) is not None:
-        importlib.import_module(name)
-        for operation in registry.values():
-            operation._chosen.clear()
-
-
-def reference_is_forced() -> bool:
-    """Whether accelerated implementations are turned off now."""
-    return _reference_only
-
-
-@contextlib.contextmanager
-def reference_only(on: bool = True) -> Iterator[None]:
-    """Within the block every operation runs its reference implementation, as under ``XPNET_REFERENCE=1``."""
-    global _reference_only
-    before, _reference_only = _reference_only, on
-    try:
-        yield
-    finally:
-        _reference_only = before
-
-
-__all__ = ["DeviceError", "Implementation", "Op", "Recorder", "op", "reference_only", "registry"]
+__all__ = [
+    "Implementation",
+    "Op",
+    "Recordable",
+    "as_is",
+    "in_float32",
+    "in_float32_on_cpu",
+    "load_accelerations",
+    "op",
+    "reference_is_forced",
+    "reference_only",
+    "registry",
+    "statistics_in_float32",
+]

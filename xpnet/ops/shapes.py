@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace, halves, is_floating
+from xpnet.backend import Array, Namespace, half_dtypes, is_floating
 
 
 class ShapeError(ValueError):
@@ -46,7 +46,7 @@ def unbroadcast(xp: Namespace, dy: Array, shape: tuple[int, ...]) -> Array:
     extra = dy.ndim - len(shape)
     repeated = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and dy.shape[extra + i] != 1)
     if repeated:
-        if dy.dtype in halves:
+        if dy.dtype in half_dtypes:
             dy = xp.astype(xp.sum(dy, axis=repeated, keepdims=True, dtype=xp.float32), dy.dtype)
         else:
             dy = xp.sum(dy, axis=repeated, keepdims=True, dtype=dy.dtype)

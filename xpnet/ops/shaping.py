@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace, dtype_name, dtype_named, halves, quiet
-from xpnet.ops.registry import op
+from xpnet.backend import Array, Namespace, half_dtypes
+from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast
 
 
-@op
+@op(half=as_is)
 def reshape(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """The same elements, in C order, in another shape; one size may be -1."""
     given: Any = shape
@@ -31,7 +31,7 @@ def _(xp: Namespace, dy: Array, before: Any, *, shape: Any) -> Any:
     return xp.reshape(dy, before)
 
 
-@op
+@op(half=as_is)
 def transpose(xp: Namespace, x: Array, axes: Sequence[int] | None = None) -> Any:
     """The axes in the order `axes`, or reversed."""
     order = tuple(reversed(range(x.ndim))) if axes is None else normalize_axes(axes, x.ndim)
@@ -45,7 +45,7 @@ def _(xp: Namespace, dy: Array, order: Any, *, axes: Any) -> Any:
     return xp.permute_dims(dy, tuple(sorted(range(len(order)), key=order.__getitem__)))
 
 
-@op
+@op(half=as_is)
 def concat(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
     """The arrays one after another along an axis they have: ``concat([a, b], axis=-1)``."""
     axis = normalize_axes(axis, arrays[0].ndim)[0]
@@ -68,7 +68,7 @@ def _(xp: Namespace, dy: Array, sizes: Any, *, axis: int) -> Any:
     return parts
 
 
-@op
+@op(half=as_is)
 def stack(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
     """The arrays, all of one shape, along a new axis: ``stack([a, b], axis=0)``."""
     if len({tuple(a.shape) for a in arrays}) > 1:
@@ -82,7 +82,7 @@ def _(xp: Namespace, dy: Array, count: int, *, axis: int) -> Any:
     return [dy[(slice(None),) * axis + (i, ...)] for i in range(count)]
 
 
-@op
+@op(half=as_is)
 def broadcast_to(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """x repeated to a larger shape by NumPy's rules."""
     target = tuple(shape)
@@ -110,7 +110,7 @@ def pad_array(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], value:
     return x
 
 
-@op
+@op(half=as_is)
 def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
     """x with `value` added: `widths` holds (before, after) for each axis, as for numpy.pad.
 
@@ -131,7 +131,7 @@ def _(xp: Namespace, dy: Array, shape: Any, *, widths: Any, value: float) -> Any
     return dy[tuple(slice(before, before + n) for (before, _), n in zip(widths, shape))]
 
 
-@op
+@op(half=as_is)
 def getitem(xp: Namespace, x: Array, index: Any) -> Any:
     """x[index]: integers, slices, None and ..., or integer or boolean arrays as the library of x allows them."""
     return x[_full(index)], (tuple(x.shape), x.dtype, x.device)
@@ -170,7 +170,7 @@ def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
     A product with the 0/1 matrix of the index, some of its rows at a time: pure Array API and always the same sum. An
     accelerated operation brings its own.
     """
-    if rows.dtype in halves:
+    if rows.dtype in half_dtypes:
         return xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype)
     many = max(1, (1 << 22) // max(1, index.shape[0]))
     blocks = []
@@ -180,27 +180,7 @@ def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
 
 
-@op
-def cast(xp: Namespace, x: Array, dtype: str) -> Any:
-    """x in another floating dtype, by its name: "float32", "float16", "bfloat16", ...; the gradient is cast back.
-
-    What is too large for the dtype becomes infinite.
-
-    Raises:
-        ValueError: no such dtype.
-        ImportError: "bfloat16" without the package ml_dtypes.
-    """
-    with quiet(xp):
-        return xp.astype(x, dtype_named(xp, dtype)), dtype_name(x)
-
-
-@cast.backward
-def _(xp: Namespace, dy: Array, before: Any, *, dtype: str) -> Any:
-    with quiet(xp):
-        return xp.astype(dy, dtype_named(xp, before))
-
-
-@op
+@op(half=as_is)
 def flip(xp: Namespace, x: Array, axis: int | Sequence[int] | None = None) -> Any:
     """x with the order along `axis` reversed."""
     axes = normalize_axes(axis, x.ndim)

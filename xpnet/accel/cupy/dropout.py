@@ -7,10 +7,10 @@ from typing import Any
 from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, fits, product, takes
-from xpnet.backend import halves
+from xpnet.backend import half_dtypes
 from xpnet.ops.dropout import dropout, dropout_key
+from xpnet.ops.half import cast
 from xpnet.ops.shapes import ShapeError
-from xpnet.ops.shaping import cast
 from xpnet.random import Key, threshold
 
 Array = Any
@@ -65,7 +65,7 @@ def _apply(xp: Any, x: Array, size: tuple[int, ...], rate: float, key: Any, step
     scale = 1 / (1 - rate) if inverted and rate < 1 else 1.0
     if product(size) == x.size:
         return drop(xp, contiguous(xp, x), words, step, rate, scale)
-    if x.dtype in halves:
+    if x.dtype in half_dtypes:
         return cast(_apply(xp, cast(x, "float32"), size, rate, key, step, inverted), dtype_of(x))
     mask = keep_mask(xp, words, step, size, rate)
     return xp.where(mask, x * scale, xp.zeros((), dtype=x.dtype))

@@ -8,7 +8,7 @@ from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
 from xpnet.accel.cupy.source import C_NAMES, Kernel, dtype_of
 from xpnet.accel.cupy.support import c_name, contiguous, fits
 from xpnet.backend import dtype_named
-from xpnet.ops.shaping import cast
+from xpnet.ops.half import cast
 from xpnet.ops.updates import half as rules_half
 
 Array = Any

@@ -29,7 +29,7 @@ def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, count
     return y, x.shape
 
 
-@forward.fresh_backward
+@forward.backward(owns_result=True)
 def backward(xp: Any, dy: Floats, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
     """Give every element of a window an equal share."""
     g = windows(shape, window, window if stride is None else stride, padding)

@@ -123,7 +123,7 @@ def _group_slices(groups: int, C: int, O: int) -> list[tuple[slice, slice]]:
     return [(slice(i * C, (i + 1) * C), slice(i * O, (i + 1) * O)) for i in range(groups)]
 
 
-@forward.fresh_backward
+@forward.backward(owns_result=True)
 def backward(
     xp: Any,
     dy: Floats,

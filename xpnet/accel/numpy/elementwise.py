@@ -37,7 +37,7 @@ def relu_forward(xp: Any, x: Floats) -> Any:
     return y, y
 
 
-@relu_forward.fresh_backward
+@relu_forward.backward(owns_result=True)
 def relu_backward(xp: Any, dy: Floats, y: Floats) -> Any:
     """Pass dy where y > 0."""
     dx = np.empty(dy.shape, dy.dtype)
@@ -70,7 +70,7 @@ def dropout_forward(xp: Any, x: Floats, *, rate: float, key: Any, step: int, sha
     return _drop(x, mask, rate, inverted), mask
 
 
-@dropout_forward.fresh_backward
+@dropout_forward.backward(owns_result=True)
 def dropout_backward(xp: Any, dy: Floats, mask: Floats, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
     """Drop the same elements of the gradient."""
     return _drop(dy, mask, rate, inverted)

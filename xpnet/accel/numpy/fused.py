@@ -67,7 +67,7 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, window: 
     return y, (x, kernel, y, mask) if save else None
 
 
-@forward.fresh_backward
+@forward.backward(owns_result=True)
 def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, needs: tuple[bool, bool, bool], **settings: Any) -> Any:
     """Compute the gradients, unpooling dy a chunk at a time as it is read."""
     x, kernel, y, mask = saved

@@ -78,7 +78,7 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, activati
     return y, (x, kernel, y if activation else None, own) if save else None
 
 
-@forward.fresh_backward
+@forward.backward(owns_result=True)
 def backward(
     xp: Any, dy: Floats, saved: Any, *, activation: str | None, needs: tuple[bool, bool, bool], into: Any = (None,) * 3
 ) -> Any:

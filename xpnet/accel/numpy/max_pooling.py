@@ -215,7 +215,7 @@ def forward_with_switches(xp: Any, x: Floats, *, window: Any, stride: Any, paddi
     return (y, switches), (x.shape, switches)
 
 
-@forward_with_switches.fresh_backward
+@forward_with_switches.backward(owns_result=True)
 def backward_with_switches(xp: Any, dys: Any, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
     """Route each gradient to the maximum of its window."""
     shape, switches = saved
@@ -240,7 +240,7 @@ def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, save:
     return y, (x.shape, mask)
 
 
-@forward.fresh_backward
+@forward.backward(owns_result=True)
 def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
     """Route each gradient to the maximum of its window."""
     shape, kept = saved

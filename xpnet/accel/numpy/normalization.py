@@ -127,7 +127,7 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
     return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, centre)
 
 
-@forward.fresh_backward
+@forward.backward(owns_result=True)
 def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, bool, bool]) -> Any:
     """Compute the sums of dy and dy * (x - mean) in one pass, dx in another."""
     dy, dmean, dvariance = dys

@@ -81,7 +81,7 @@ def _rows(x: Floats) -> Floats:
     return np.ascontiguousarray(x.transpose(1, 0, 2)).reshape(T * N, C)
 
 
-@forward.fresh_backward
+@forward.backward(owns_result=True)
 def backward(xp: Any, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool, ...]) -> Any:
     """Compute one product and six NumPy calls a step, and each kernel's gradient in one product over all steps."""
     x, kernel, recurrent, gates, states, cells, squashed, own = saved

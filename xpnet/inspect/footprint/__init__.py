@@ -1,13 +1,12 @@
 """Arrays without memory: a model runs on them as it is, and what it would allocate is counted instead of allocated.
 
-A shadow has a shape, a dtype and strides, and no values. The operations of xpnet run on shadows as they run on the arrays of
-any library: the tape holds and lets go of them at the same moments, so the count at each moment is what a real run would
-have. There are two kinds: of NumPy's arrays, for which the accelerated operations say what they allocate
-(:mod:`xpnet.inspect.footprint.numpy`), and of CuPy's, on which the accelerated operations run themselves, with launches that do
-nothing.
+A fake array has a shape, a dtype and strides, and no values. The operations run on fake arrays as on the arrays of any
+library: the tape holds and frees them at the same moments, so the count at each moment is that of a real run. There are two
+kinds: fake NumPy arrays, for which the accelerated operations declare what they allocate, and fake CuPy arrays, on which the
+accelerated operations run themselves, with launches that do nothing.
 """
 
-from xpnet.inspect.footprint.fake_array import CupyShadow, Ledger, NumpyShadow, Shadow, counting
-from xpnet.inspect.footprint.fake_namespace import SHADOW_CPU, SHADOW_CUDA, ShadowDevice
+from xpnet.inspect.footprint.fake_array import AllocationLog, FakeArray, FakeCupyArray, FakeNumpyArray, counting
+from xpnet.inspect.footprint.fake_namespace import FAKE_CPU, FAKE_CUDA, FakeDevice
 
-__all__ = ["SHADOW_CPU", "SHADOW_CUDA", "CupyShadow", "Ledger", "NumpyShadow", "Shadow", "ShadowDevice", "counting"]
+__all__ = ["FAKE_CPU", "FAKE_CUDA", "AllocationLog", "FakeArray", "FakeCupyArray", "FakeDevice", "FakeNumpyArray", "counting"]

@@ -1,4 +1,4 @@
-"""The accelerated operations on shadows of CuPy arrays: those for CuPy themselves, whose launches then do nothing."""
+"""The accelerated operations on fake CuPy arrays: those for CuPy themselves, whose launches then do nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xpnet.ops.updates.rule import rules
 
 for _op in registry.values():
     if "cupy" in _op.accelerated:
-        _op.accelerated["shadow_cupy"] = _op.accelerated["cupy"]
+        _op.accelerated["fake_cupy"] = _op.accelerated["cupy"]
 for _rule in rules.values():
     if "cupy" in _rule.accelerated:
-        _rule.accelerated["shadow_cupy"] = _rule.accelerated["cupy"]
+        _rule.accelerated["fake_cupy"] = _rule.accelerated["cupy"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from xpnet.accel.cupy.cublas import WORKSPACE
 from xpnet.accel.cupy.source import Instance
-from xpnet.inspect.footprint.fake_array import current_ledger
+from xpnet.inspect.footprint.fake_array import current_log
 
 Array = Any
 
@@ -39,7 +39,7 @@ class PlanningRuntime:
 
     def gemm(self, call: Any) -> None:
         """Count cuBLAS's workspace."""
-        current_ledger().keep("cublas", WORKSPACE)
+        current_log().keep("cublas", WORKSPACE)
 
     def can_measure(self) -> bool:
         """Nothing runs that could be timed."""

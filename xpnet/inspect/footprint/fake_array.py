@@ -1,4 +1,4 @@
-"""The arrays without memory, and the ledger that counts what they would take."""
+"""The arrays without memory, and the log that counts what they would take."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _NOWHERE = np.zeros(64, np.uint8)
 _BASE = 1 << 40
 
 
-class Ledger:
-    """Counts bytes as shadows come and go.
+class AllocationLog:
+    """Counts bytes as fake arrays come and go.
 
     Args:
         unit: sizes are rounded up to multiples of it, as CuPy's memory pool does with 512.
@@ -74,49 +74,49 @@ class Ledger:
 
 
 class _Current(threading.local):
-    ledger: Ledger | None = None
+    log: AllocationLog | None = None
 
 
 _current = _Current()
 
 
 @contextlib.contextmanager
-def counting(ledger: Ledger) -> Iterator[Ledger]:
-    """Within the block new shadows of this thread are counted by `ledger`, and until they go."""
-    before, _current.ledger = _current.ledger, ledger
+def counting(log: AllocationLog) -> Iterator[AllocationLog]:
+    """Within the block new fake arrays of this thread are counted by `log`, and until they go."""
+    before, _current.log = _current.log, log
     try:
-        yield ledger
+        yield log
     finally:
-        _current.ledger = before
+        _current.log = before
 
 
-def current_ledger() -> Ledger:
+def current_log() -> AllocationLog:
     """What counts in this thread now.
 
     Raises:
         RuntimeError: nothing does.
     """
-    if _current.ledger is None:
-        raise RuntimeError("a shadow array was made outside of xpnet.inspect.footprint.counting(...)")
-    return _current.ledger
+    if _current.log is None:
+        raise RuntimeError("a fake array was made outside of xpnet.inspect.footprint.counting(...)")
+    return _current.log
 
 
 class _Block:
     """One allocation; freed when the last view of it goes."""
 
-    __slots__ = ("ledger", "size")
+    __slots__ = ("log", "size")
 
-    def __init__(self, ledger: Ledger, size: int) -> None:
-        self.ledger = ledger
-        self.size = ledger.rounded(size)
-        ledger.take(self.size)
+    def __init__(self, log: AllocationLog, size: int) -> None:
+        self.log = log
+        self.size = log.rounded(size)
+        log.take(self.size)
 
     def __del__(self) -> None:
-        self.ledger.give(self.size)
+        self.log.give(self.size)
 
 
 class _Address:
-    """Where a shadow's first element would be, as CuPy's `array.data`."""
+    """Where a fake array's first element would be, as CuPy's `array.data`."""
 
     def __init__(self, ptr: int) -> None:
         self.ptr = ptr
@@ -134,7 +134,7 @@ def _layout(shape: tuple[int, ...], dtype: Any) -> Any:
     return as_strided(start, shape, strides[::-1])
 
 
-class Shadow:
+class FakeArray:
     """An array of some library, without its memory."""
 
     __array_ufunc__ = None
@@ -146,19 +146,19 @@ class Shadow:
         self.block = block
 
     @classmethod
-    def new(cls, shape: Any, dtype: Any) -> Shadow:
+    def new(cls, shape: Any, dtype: Any) -> FakeArray:
         """A new one, counted."""
         shape = (int(shape),) if hasattr(shape, "__index__") else tuple(int(n) for n in shape)
         if any(n < 0 for n in shape):
             raise ValueError(f"negative dimensions are not allowed, got {shape}")
         layout = _layout(shape, dtype)
-        return cls(layout, _Block(current_ledger(), math.prod(shape) * layout.itemsize))
+        return cls(layout, _Block(current_log(), math.prod(shape) * layout.itemsize))
 
-    def _look(self, layout: Any) -> Shadow:
+    def _look(self, layout: Any) -> FakeArray:
         """Another look at the same memory."""
         return type(self)(layout, self.block)
 
-    def same(self) -> Shadow:
+    def same(self) -> FakeArray:
         """A new one of the same shape and dtype."""
         return self.new(self.layout.shape, self.layout.dtype)
 
@@ -207,7 +207,7 @@ class Shadow:
     @property
     def device(self) -> str:
         """A name."""
-        return "shadow"
+        return "fake"
 
     @property
     def data(self) -> _Address:
@@ -216,7 +216,7 @@ class Shadow:
         return _Address(_BASE + start)
 
     @property
-    def T(self) -> Shadow:
+    def T(self) -> FakeArray:
         """A view with the axes reversed."""
         return self._look(self.layout.T)
 
@@ -224,12 +224,12 @@ class Shadow:
         return self.xp
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        raise TypeError("a shadow array has no values: it stands for an array whose memory is to be counted")
+        raise TypeError("a fake array has no values: it stands for an array whose memory is to be counted")
 
     def __len__(self) -> int:
         return len(self.layout)
 
-    def __iter__(self) -> Iterator[Shadow]:
+    def __iter__(self) -> Iterator[FakeArray]:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
@@ -254,19 +254,19 @@ class Shadow:
 
     # -- views and copies --
 
-    def __getitem__(self, index: Any) -> Shadow:
+    def __getitem__(self, index: Any) -> FakeArray:
         parts = index if isinstance(index, tuple) else (index,)
         if all(p is None or p is Ellipsis or isinstance(p, (int, slice, np.integer)) for p in parts):
             # With ... NumPy gives an array also for a single element, which it would otherwise read.
             return self._look(self.layout[parts if Ellipsis in parts else (*parts, ...)])
-        places = tuple(np.zeros(p.shape, np.intp) if isinstance(p, Shadow) else p for p in parts)
+        places = tuple(np.zeros(p.shape, np.intp) if isinstance(p, FakeArray) else p for p in parts)
         picked = np.broadcast_to(np.False_, self.shape)[places]
         return self.new(picked.shape, self.dtype)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Nothing is written: there is nothing to write to."""
 
-    def reshape(self, *shape: Any) -> Shadow:
+    def reshape(self, *shape: Any) -> FakeArray:
         """A view where that is possible, else a copy."""
         sizes = shape[0] if len(shape) == 1 and not hasattr(shape[0], "__index__") else shape
         sizes = (sizes,) if hasattr(sizes, "__index__") else tuple(sizes)
@@ -284,23 +284,23 @@ class Shadow:
         """Whether the library would write the result of an operation with `other` here."""
         return False
 
-    def view(self, dtype: Any) -> Shadow:
+    def view(self, dtype: Any) -> FakeArray:
         """The same memory, read as another dtype of the same size."""
         return self._look(self.layout.view(dtype))
 
-    def copy(self) -> Shadow:
+    def copy(self) -> FakeArray:
         """A copy."""
         return self.same()
 
-    def astype(self, dtype: Any, copy: bool = True) -> Shadow:
+    def astype(self, dtype: Any, copy: bool = True) -> FakeArray:
         """A copy in another dtype; with copy=False itself where it has that already."""
         return self if not copy and np.dtype(dtype) == self.dtype else self.new(self.shape, dtype)
 
-    def transpose(self, *axes: Any) -> Shadow:
+    def transpose(self, *axes: Any) -> FakeArray:
         """A view with the axes in another order."""
         return self._look(self.layout.transpose(*axes))
 
-    def swapaxes(self, a: int, b: int) -> Shadow:
+    def swapaxes(self, a: int, b: int) -> FakeArray:
         """A view with two axes exchanged."""
         return self._look(self.layout.swapaxes(a, b))
 
@@ -340,7 +340,7 @@ def _reflected(name: str) -> Any:
     return lambda self, other: getattr(self.xp, name)(other, self)
 
 
-def _in_place(self: Shadow, other: Any) -> Shadow:
+def _in_place(self: FakeArray, other: Any) -> FakeArray:
     return self
 
 
@@ -350,30 +350,30 @@ _BINARY = {
 }  # fmt: skip
 _COMPARED = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal"}
 for _short, _name in {**_BINARY, **_COMPARED}.items():
-    setattr(Shadow, f"__{_short}__", _operator(_name, reuses=_short in ("add", "sub", "mul", "truediv")))
+    setattr(FakeArray, f"__{_short}__", _operator(_name, reuses=_short in ("add", "sub", "mul", "truediv")))
 for _short, _name in _BINARY.items():
-    setattr(Shadow, f"__r{_short}__", _reflected(_name))
-    setattr(Shadow, f"__i{_short}__", _in_place)
+    setattr(FakeArray, f"__r{_short}__", _reflected(_name))
+    setattr(FakeArray, f"__i{_short}__", _in_place)
 for _short, _name in {"neg": "negative", "abs": "abs", "invert": "bitwise_invert"}.items():
-    setattr(Shadow, f"__{_short}__", lambda self, _name=_name: getattr(self.xp, _name)(self))
+    setattr(FakeArray, f"__{_short}__", lambda self, _name=_name: getattr(self.xp, _name)(self))
 
 
-class NumpyShadow(Shadow):
+class FakeNumpyArray(FakeArray):
     """In the place of a NumPy array."""
 
     __slots__ = ()
 
     def reusable(self, other: Any) -> bool:
         """Whether NumPy would write the result of an operation with `other` here, if nobody else has this array."""
-        whole = self.block.size == self.block.ledger.rounded(self.nbytes)
+        whole = self.block.size == self.block.log.rounded(self.nbytes)
         if self.nbytes < _REUSED_FROM or not whole or getrefcount(self.block) > 2:
             return False
-        if isinstance(other, Shadow):
+        if isinstance(other, FakeArray):
             return other.shape in ((), self.shape) and bool(np.can_cast(other.dtype, self.dtype, "safe"))
         return isinstance(other, (int, float)) and self.dtype.kind == "f"
 
 
-class CupyShadow(Shadow):
+class FakeCupyArray(FakeArray):
     """In the place of a CuPy array."""
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""The functions of the Array API on shadows: shapes and dtypes of the results are those of NumPy, the values do not exist."""
+"""The functions of the Array API on fake arrays: shapes and dtypes as NumPy has them, without values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from xpnet import backend
 from xpnet.backend import Device
-from xpnet.inspect.footprint.fake_array import CupyShadow, NumpyShadow, Shadow
+from xpnet.inspect.footprint.fake_array import FakeArray, FakeCupyArray, FakeNumpyArray
 from xpnet.ops.shapes import normalize_axes
 
 _CONSTANTS = (
@@ -28,10 +28,10 @@ _ELEMENTWISE = (
 _REDUCTIONS = ("sum", "mean", "max", "min", "prod", "any", "all", "var", "std")
 
 
-class ShadowNamespace:
-    """What stands for ``numpy`` or ``cupy`` where arrays are shadows."""
+class FakeNamespace:
+    """What stands for ``numpy`` or ``cupy`` where arrays are fake arrays."""
 
-    def __init__(self, name: str, kind: type[Shadow]) -> None:
+    def __init__(self, name: str, kind: type[FakeArray]) -> None:
         self.__name__ = name
         self.kind = kind
         for constant in _CONSTANTS:
@@ -48,47 +48,47 @@ class ShadowNamespace:
 
     # -- new arrays --
 
-    def empty(self, shape: Any, *, dtype: Any = np.float64, device: Any = None) -> Shadow:
+    def empty(self, shape: Any, *, dtype: Any = np.float64, device: Any = None) -> FakeArray:
         """A new array."""
         return self.kind.new(shape, np.float64 if dtype is None else dtype)
 
     zeros = ones = empty
 
-    def full(self, shape: Any, value: Any, *, dtype: Any = None, device: Any = None) -> Shadow:
+    def full(self, shape: Any, value: Any, *, dtype: Any = None, device: Any = None) -> FakeArray:
         """A new array."""
         return self.kind.new(shape, np.asarray(value).dtype if dtype is None else dtype)
 
-    def empty_like(self, x: Shadow, *, dtype: Any = None, device: Any = None) -> Shadow:
+    def empty_like(self, x: FakeArray, *, dtype: Any = None, device: Any = None) -> FakeArray:
         """A new array."""
         return self.kind.new(x.shape, x.dtype if dtype is None else dtype)
 
     zeros_like = ones_like = empty_like
 
-    def full_like(self, x: Shadow, value: Any, *, dtype: Any = None, device: Any = None) -> Shadow:
+    def full_like(self, x: FakeArray, value: Any, *, dtype: Any = None, device: Any = None) -> FakeArray:
         """A new array."""
         return self.empty_like(x, dtype=dtype)
 
-    def arange(self, start: Any, stop: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None) -> Shadow:
+    def arange(self, start: Any, stop: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None) -> FakeArray:
         """A new array."""
         first, last = (0, start) if stop is None else (start, stop)
         count = max(0, math.ceil((last - first) / step))
         kind = np.result_type(first, last, step) if dtype is None else dtype
         return self.kind.new((count,), kind)
 
-    def asarray(self, x: Any, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Shadow:
+    def asarray(self, x: Any, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> FakeArray:
         """`x` itself where nothing has to change."""
-        if not isinstance(x, Shadow):
+        if not isinstance(x, FakeArray):
             values = np.asarray(x, dtype=dtype)
             return self.kind.new(values.shape, values.dtype)
         return x.astype(x.dtype if dtype is None else dtype, copy=bool(copy))
 
     array = asarray
 
-    def ascontiguousarray(self, x: Shadow) -> Shadow:
+    def ascontiguousarray(self, x: FakeArray) -> FakeArray:
         """`x` itself where it is contiguous."""
         return x if x.flags.c_contiguous else x.same()
 
-    def astype(self, x: Shadow, dtype: Any, *, copy: bool = True, device: Any = None) -> Shadow:
+    def astype(self, x: FakeArray, dtype: Any, *, copy: bool = True, device: Any = None) -> FakeArray:
         """A copy in another dtype."""
         return x.astype(dtype, copy=copy)
 
@@ -100,17 +100,19 @@ class ShadowNamespace:
         shape = np.broadcast_shapes(*(tuple(getattr(x, "shape", ())) for x in inputs))
         return self.kind.new(shape, _dtype(name, tuple(_sort(x) for x in inputs)))
 
-    def _reduction(self, name: str, x: Shadow, axis: Any = None, dtype: Any = None, keepdims: bool = False, **_: Any) -> Shadow:
+    def _reduction(
+        self, name: str, x: FakeArray, axis: Any = None, dtype: Any = None, keepdims: bool = False, **_: Any
+    ) -> FakeArray:
         kind = _reduced(name, x.dtype) if dtype is None else dtype
         return self.kind.new(_reduced_shape(x, axis, keepdims), kind)
 
-    def argmax(self, x: Shadow, *, axis: Any = None, keepdims: bool = False) -> Shadow:
+    def argmax(self, x: FakeArray, *, axis: Any = None, keepdims: bool = False) -> FakeArray:
         """Integers."""
         return self.kind.new(_reduced_shape(x, axis, keepdims), np.int64)
 
     argmin = argmax
 
-    def matmul(self, a: Shadow, b: Shadow, out: Any = None) -> Any:
+    def matmul(self, a: FakeArray, b: FakeArray, out: Any = None) -> Any:
         """The product's shape, by NumPy's rules."""
         if out is not None:
             return out
@@ -122,45 +124,45 @@ class ShadowNamespace:
 
     # -- shapes --
 
-    def reshape(self, x: Shadow, shape: Any, **_: Any) -> Shadow:
+    def reshape(self, x: FakeArray, shape: Any, **_: Any) -> FakeArray:
         """A view where that is possible."""
         return x.reshape(shape)
 
-    def permute_dims(self, x: Shadow, axes: Any = None) -> Shadow:
+    def permute_dims(self, x: FakeArray, axes: Any = None) -> FakeArray:
         """A view."""
         return x._look(np.transpose(x.layout, axes))
 
     transpose = permute_dims
 
-    def matrix_transpose(self, x: Shadow) -> Shadow:
+    def matrix_transpose(self, x: FakeArray) -> FakeArray:
         """A view."""
         return x.swapaxes(-1, -2)
 
-    def swapaxes(self, x: Shadow, a: int, b: int) -> Shadow:
+    def swapaxes(self, x: FakeArray, a: int, b: int) -> FakeArray:
         """A view."""
         return x.swapaxes(a, b)
 
-    def moveaxis(self, x: Shadow, source: Any, destination: Any) -> Shadow:
+    def moveaxis(self, x: FakeArray, source: Any, destination: Any) -> FakeArray:
         """A view."""
         return x._look(np.moveaxis(x.layout, source, destination))
 
-    def expand_dims(self, x: Shadow, axis: Any = 0) -> Shadow:
+    def expand_dims(self, x: FakeArray, axis: Any = 0) -> FakeArray:
         """A view."""
         return x._look(np.expand_dims(x.layout, axis))
 
-    def squeeze(self, x: Shadow, axis: Any = None) -> Shadow:
+    def squeeze(self, x: FakeArray, axis: Any = None) -> FakeArray:
         """A view."""
         return x._look(np.squeeze(x.layout, axis))
 
-    def broadcast_to(self, x: Shadow, shape: Any) -> Shadow:
+    def broadcast_to(self, x: FakeArray, shape: Any) -> FakeArray:
         """A view."""
         return x._look(np.broadcast_to(x.layout, shape))
 
-    def flip(self, x: Shadow, axis: Any = None) -> Shadow:
+    def flip(self, x: FakeArray, axis: Any = None) -> FakeArray:
         """A view."""
         return x._look(np.flip(x.layout, axis))
 
-    def concat(self, arrays: Sequence[Shadow], axis: int = 0) -> Shadow:
+    def concat(self, arrays: Sequence[FakeArray], axis: int = 0) -> FakeArray:
         """A new array."""
         first = arrays[0]
         axis = axis % first.ndim
@@ -168,14 +170,14 @@ class ShadowNamespace:
         dtype = np.result_type(*(a.dtype for a in arrays))
         return self.kind.new((*first.shape[:axis], size, *first.shape[axis + 1 :]), dtype)
 
-    def stack(self, arrays: Sequence[Shadow], axis: int = 0) -> Shadow:
+    def stack(self, arrays: Sequence[FakeArray], axis: int = 0) -> FakeArray:
         """A new array."""
         first = arrays[0]
         axis = axis % (first.ndim + 1)
         dtype = np.result_type(*(a.dtype for a in arrays))
         return self.kind.new((*first.shape[:axis], len(arrays), *first.shape[axis:]), dtype)
 
-    def take(self, x: Shadow, indices: Any, axis: int = 0) -> Shadow:
+    def take(self, x: FakeArray, indices: Any, axis: int = 0) -> FakeArray:
         """A new array."""
         return self.kind.new((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
 
@@ -196,18 +198,18 @@ def _reduced(name: str, dtype: Any) -> Any:
     return getattr(np, name)(np.ones(1, dtype)).dtype
 
 
-def _reduced_shape(x: Shadow, axis: Any, keepdims: bool) -> tuple[int, ...]:
+def _reduced_shape(x: FakeArray, axis: Any, keepdims: bool) -> tuple[int, ...]:
     axes = normalize_axes(axis, x.ndim)
     return tuple(1 if i in axes else n for i, n in enumerate(x.shape) if keepdims or i not in axes)
 
 
-class ShadowDevice(Device):
-    """The device of shadows: of kind "cpu" or "cuda", so that a model behaves as there."""
+class FakeDevice(Device):
+    """The device of fake arrays: of kind "cpu" or "cuda", so that a model behaves as there."""
 
     @property
     def xp(self) -> Any:
-        """The namespace that makes shadows."""
-        return NumpyShadow.xp if self.kind == "cpu" else CupyShadow.xp
+        """The namespace that makes fake arrays."""
+        return FakeNumpyArray.xp if self.kind == "cpu" else FakeCupyArray.xp
 
     def __enter__(self) -> Device:
         return self
@@ -219,6 +221,6 @@ class ShadowDevice(Device):
         """There is nothing to wait for."""
 
 
-ShadowNamespace("shadow_numpy", NumpyShadow)
-ShadowNamespace("shadow_cupy", CupyShadow)
-SHADOW_CPU, SHADOW_CUDA = ShadowDevice("cpu"), ShadowDevice("cuda")
+FakeNamespace("fake_numpy", FakeNumpyArray)
+FakeNamespace("fake_cupy", FakeCupyArray)
+FAKE_CPU, FAKE_CUDA = FakeDevice("cpu"), FakeDevice("cuda")

@@ -1,4 +1,4 @@
-"""What the accelerated operations for NumPy allocate, said on shadows.
+"""What the accelerated operations for NumPy allocate, said on fake arrays.
 
 Every function here stands for the one of the same operation in ``xpnet.accel.numpy``: it makes the arrays that this one
 makes and keeps what it keeps, in the same order, and counts the working memory of its chunks. The tests compare the account

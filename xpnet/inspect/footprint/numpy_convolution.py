@@ -1,4 +1,4 @@
-"""Convolutions for NumPy, on shadows."""
+"""Convolutions for NumPy, on fake arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xpnet.accel.numpy.epilogue import images_per_chunk
 from xpnet.accel.numpy.fused import MATERIALIZE_LIMIT, _fits, _geometries
 from xpnet.accel.numpy.pooling_tiles import PoolTile
 from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, WORKSPACE_LIMIT
-from xpnet.inspect.footprint.fake_array import Shadow, current_ledger
+from xpnet.inspect.footprint.fake_array import FakeArray, current_log
 from xpnet.inspect.footprint.numpy_pooling import combined, handed_back, largest, mask_of
 from xpnet.inspect.footprint.numpy_workspace import Shape, moment, workspace
 from xpnet.ops.convolution import conv2d, conv_geometry
@@ -47,7 +47,7 @@ class _Ends:
 
 def _convolve(shape: Shape, kernel: Shape, bias: bool, w: Any, source: _Ends, target: _Ends, turned: bool) -> None:
     """The working memory of convolution.convolve of images of `shape`."""
-    dtype, ledger = source.dtype, current_ledger()
+    dtype, log = source.dtype, current_log()
     C, O = kernel[2:]
     N = shape[0]
     m = winograd_tile(w, w.size, C, O) if N * w.size[0] * w.size[1] >= MIN_WINOGRAD_OUTPUTS else 0
@@ -55,15 +55,15 @@ def _convolve(shape: Shape, kernel: Shape, bias: bool, w: Any, source: _Ends, ta
     if m and (w.dilation == (1, 1) or not whole):
         t = winograd.transforms(m, w.window[0], dtype)
         cost = dtype.itemsize * (t.a * t.a * C * O + (prod(kernel) if turned else 0))
-        ledger.moment(cost)  # the transformed kernel
-        ledger.take(cost)
+        log.moment(cost)  # the transformed kernel
+        log.take(cost)
         _winograd(N, C, O, bias, w, source, target, t, whole)
-        ledger.give(cost)
+        log.give(cost)
         return
     plan = im2col.plan_chunks(shape, w, O, dtype.itemsize, whole)
     rows = plan.K + bias
     cost = 0 if plan.t == 1 and not bias and not turned else dtype.itemsize * rows * plan.t * O
-    ledger.take(cost)
+    log.take(cost)
     n0, n1, r0, r1 = plan.chunks[0]
     n, r = n1 - n0, r1 - r0
     product = 0 if w.size[1] % plan.t == 0 else n * r * plan.Q
@@ -71,7 +71,7 @@ def _convolve(shape: Shape, kernel: Shape, bias: bool, w: Any, source: _Ends, ta
     workspace(dtype, len(plan.chunks), padded, (n, r, plan.Q, rows), (product, plan.t * O))
     source.read(n, len(plan.chunks))
     target.write(n, len(plan.chunks))
-    ledger.give(cost)
+    log.give(cost)
 
 
 def _winograd(N: int, C: int, O: int, bias: bool, w: Any, source: _Ends, target: _Ends, t: Any, whole: bool) -> None:
@@ -101,9 +101,9 @@ def _phase(w: Any) -> tuple[int, int]:
     return -(-w.size[0] // w.dilation[0]), -(-w.size[1] // w.dilation[1])
 
 
-def _kernel_gradient(xp: Any, shape: Shape, kernel: Shape, w: Any, source: _Ends) -> tuple[Shadow, Shadow]:
+def _kernel_gradient(xp: Any, shape: Shape, kernel: Shape, w: Any, source: _Ends) -> tuple[FakeArray, FakeArray]:
     """convolution.kernel_gradient of images of `shape`."""
-    dtype, ledger = source.dtype, current_ledger()
+    dtype, log = source.dtype, current_log()
     C, O = kernel[2:]
     m = winograd_tile(w, w.size, C, O)
     whole = source.pool is not None
@@ -115,18 +115,18 @@ def _kernel_gradient(xp: Any, shape: Shape, kernel: Shape, w: Any, source: _Ends
         n0, n1, r0, r1 = plan.chunks[0]
         n, r = n1 - n0, r1 - r0
         cost = dtype.itemsize * parts * (plan.K + 1) * plan.t * O
-        ledger.take(cost)
+        log.take(cost)
         padded = im2col._padded_shape(w, plan, n, r, C)
         workspace(dtype, parts, padded, (n, r, plan.Q, plan.K + 1), (n, r, plan.Q * plan.t, O), (plan.K + 1, plan.t * O))
         source.read(n, parts)
     made = xp.empty(kernel, dtype=dtype), xp.empty((O,), dtype=dtype)
-    ledger.give(cost)
+    log.give(cost)
     return made
 
 
 def _winograd_kernel_gradient(N: int, C: int, O: int, w: Any, source: _Ends, t: Any, whole: bool) -> int:
     """Its working memory; returns the bytes of the sums, which are counted and still in use."""
-    m, r, a, dtype, ledger = t.m, t.r, t.a, source.dtype, current_ledger()
+    m, r, a, dtype, log = t.m, t.r, t.a, source.dtype, current_log()
     row = a * C * O * dtype.itemsize
     threads = chunk_count()
     shares = threads if a * row <= winograd._SMALL_SUMS else 1
@@ -139,7 +139,7 @@ def _winograd_kernel_gradient(N: int, C: int, O: int, w: Any, source: _Ends, t: 
     tiling = winograd._tiling(N, *_phase(w), m, tiles, whole, winograd._seconds(t, 1, C, O, whole))
     shares = min(shares, len(tiling.chunks))
     cost = shares * a * row
-    ledger.take(cost)
+    log.take(cost)
     n0, n1, s0, s1 = tiling.chunks[0]
     n, s = n1 - n0, s1 - s0
     T, wide, g = n * s * tiling.tw, m * tiling.tw + r - 1, group
@@ -151,10 +151,10 @@ def _winograd_kernel_gradient(N: int, C: int, O: int, w: Any, source: _Ends, t: 
     return int(cost)
 
 
-def _data_gradient(xp: Any, x: Shadow, kernel: Shape, w: Any, source: _Ends) -> Shadow:
+def _data_gradient(xp: Any, x: FakeArray, kernel: Shape, w: Any, source: _Ends) -> FakeArray:
     """convolution.data_gradient."""
     KH, KW, C, O = kernel
-    dx: Shadow = xp.empty_like(x)
+    dx: FakeArray = xp.empty_like(x)
     N, H, W, _ = x.shape
     shape = (N, *w.size, O)
     if w.stride == (1, 1):
@@ -170,9 +170,9 @@ def _data_gradient(xp: Any, x: Shadow, kernel: Shape, w: Any, source: _Ends) -> 
     return dx
 
 
-@conv2d.accelerate("shadow_numpy")
+@conv2d.accelerate("fake_numpy")
 def _conv2d(
-    xp: Any, x: Shadow, kernel: Shadow, bias: Any, *, stride: Any, padding: Any, dilation: Any, groups: int,
+    xp: Any, x: FakeArray, kernel: FakeArray, bias: Any, *, stride: Any, padding: Any, dilation: Any, groups: int,
     activation: str | None, save: bool,
 ) -> Any:  # fmt: skip
     if x.dtype not in FLOATS or kernel.dtype != x.dtype or activation not in ACTIVATIONS:
@@ -191,7 +191,7 @@ def _conv2d(
 
 @_conv2d.backward
 def _(
-    xp: Any, dy: Shadow, saved: Any, *, stride: Any, padding: Any, dilation: Any, groups: int, activation: str | None,
+    xp: Any, dy: FakeArray, saved: Any, *, stride: Any, padding: Any, dilation: Any, groups: int, activation: str | None,
     needs: tuple[bool, ...],
 ) -> Any:  # fmt: skip
     x, kernel, _ = saved
@@ -213,8 +213,8 @@ def _(
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None
 
 
-@conv2d_max_pool2d.accelerate("shadow_numpy")
-def _pooled(xp: Any, x: Shadow, kernel: Shadow, bias: Any, *, window: Any, save: bool, **settings: Any) -> Any:
+@conv2d_max_pool2d.accelerate("fake_numpy")
+def _pooled(xp: Any, x: FakeArray, kernel: FakeArray, bias: Any, *, window: Any, save: bool, **settings: Any) -> Any:
     activation = settings["activation"]
     if x.dtype not in FLOATS or kernel.dtype != x.dtype or activation not in ACTIVATIONS or settings["groups"] != 1:
         return NotImplemented
@@ -231,7 +231,7 @@ def _pooled(xp: Any, x: Shadow, kernel: Shadow, bias: Any, *, window: Any, save:
 
 
 @_pooled.backward
-def _(xp: Any, dy: Shadow, saved: Any, *, window: Any, needs: tuple[bool, ...], **settings: Any) -> Any:
+def _(xp: Any, dy: FakeArray, saved: Any, *, window: Any, needs: tuple[bool, ...], **settings: Any) -> Any:
     x, kernel, _, _ = saved
     g, p = _geometries(x, kernel, None, window, settings)
     w = windows_of(g)

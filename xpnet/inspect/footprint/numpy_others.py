@@ -1,4 +1,4 @@
-"""Products, elementwise operations, softmax, batch normalisation and update rules for NumPy, on shadows."""
+"""Products, elementwise operations, softmax, batch normalisation and update rules for NumPy, on fake arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xpnet.accel.numpy.normalization import _Rows
 from xpnet.accel.numpy.softmax import SMALL as _SMALL_SOFTMAX
 from xpnet.accel.numpy.softmax import _chunks
 from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS
-from xpnet.inspect.footprint.fake_array import Shadow
+from xpnet.inspect.footprint.fake_array import FakeArray
 from xpnet.inspect.footprint.numpy_workspace import activation_gradient, moment, workspace
 from xpnet.ops.activations import relu
 from xpnet.ops.dropout import dropout
@@ -22,8 +22,8 @@ from xpnet.ops.softmax import softmax, softmax_cross_entropy
 from xpnet.ops.updates import rule as rules
 
 
-@dense.accelerate("shadow_numpy")
-def _dense(xp: Any, x: Shadow, kernel: Shadow, bias: Any, *, activation: str | None, save: bool) -> Any:
+@dense.accelerate("fake_numpy")
+def _dense(xp: Any, x: FakeArray, kernel: FakeArray, bias: Any, *, activation: str | None, save: bool) -> Any:
     if x.dtype not in FLOATS or kernel.dtype != x.dtype or activation not in ACTIVATIONS or not x.size:
         return NotImplemented
     if x.shape[-1:] != kernel.shape[:1]:
@@ -33,7 +33,7 @@ def _dense(xp: Any, x: Shadow, kernel: Shadow, bias: Any, *, activation: str | N
 
 
 @_dense.backward
-def _(xp: Any, dy: Shadow, saved: Any, *, activation: str | None, needs: tuple[bool, ...], into: Any = (None,) * 3) -> Any:
+def _(xp: Any, dy: FakeArray, saved: Any, *, activation: str | None, needs: tuple[bool, ...], into: Any = (None,) * 3) -> Any:
     x, kernel, y = saved
     if activation is not None:
         dy = xp.empty_like(dy)
@@ -45,8 +45,8 @@ def _(xp: Any, dy: Shadow, saved: Any, *, activation: str | None, needs: tuple[b
     )
 
 
-@relu.accelerate("shadow_numpy")
-def _relu(xp: Any, x: Shadow) -> Any:
+@relu.accelerate("fake_numpy")
+def _relu(xp: Any, x: FakeArray) -> Any:
     if x.dtype not in FLOATS or not x.flags.c_contiguous:
         return NotImplemented
     y = xp.empty_like(x)
@@ -54,14 +54,14 @@ def _relu(xp: Any, x: Shadow) -> Any:
 
 
 @_relu.backward
-def _(xp: Any, dy: Shadow, y: Shadow) -> Any:
+def _(xp: Any, dy: FakeArray, y: FakeArray) -> Any:
     dx = xp.empty_like(dy)
     moment(np.bool, (min(dy.size, _SMALL_RELU),))
     return dx
 
 
-@dropout.accelerate("shadow_numpy")
-def _dropout(xp: Any, x: Shadow, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
+@dropout.accelerate("fake_numpy")
+def _dropout(xp: Any, x: FakeArray, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
     if x.dtype not in FLOATS or shape is not None or not 0 <= rate <= 1:
         return NotImplemented
     mask = xp.empty(x.shape, dtype=np.bool)
@@ -70,12 +70,12 @@ def _dropout(xp: Any, x: Shadow, *, rate: float, key: Any, step: int, shape: Any
 
 
 @_dropout.backward
-def _(xp: Any, dy: Shadow, mask: Shadow, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
+def _(xp: Any, dy: FakeArray, mask: FakeArray, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
     return xp.empty_like(dy)
 
 
-@softmax.accelerate("shadow_numpy")
-def _softmax(xp: Any, x: Shadow, *, axis: int) -> Any:
+@softmax.accelerate("fake_numpy")
+def _softmax(xp: Any, x: FakeArray, *, axis: int) -> Any:
     if x.dtype not in FLOATS or x.ndim == 0 or axis not in (-1, x.ndim - 1) or not x.size:
         return NotImplemented
     y = xp.empty_like(x)
@@ -83,12 +83,12 @@ def _softmax(xp: Any, x: Shadow, *, axis: int) -> Any:
 
 
 @_softmax.backward
-def _(xp: Any, dy: Shadow, y: Shadow, *, axis: int) -> Any:
+def _(xp: Any, dy: FakeArray, y: FakeArray, *, axis: int) -> Any:
     return xp.empty_like(y)
 
 
-@softmax_cross_entropy.accelerate("shadow_numpy")
-def _cross_entropy(xp: Any, logits: Shadow, labels: Shadow, *, reduction: str, save: bool) -> Any:
+@softmax_cross_entropy.accelerate("fake_numpy")
+def _cross_entropy(xp: Any, logits: FakeArray, labels: FakeArray, *, reduction: str, save: bool) -> Any:
     if logits.dtype not in FLOATS or not logits.size or labels.shape != logits.shape[:-1]:
         return NotImplemented
     K, count = logits.shape[-1], labels.size
@@ -105,12 +105,12 @@ def _cross_entropy(xp: Any, logits: Shadow, labels: Shadow, *, reduction: str, s
 
 
 @_cross_entropy.backward
-def _(xp: Any, dloss: Shadow, saved: Any, *, reduction: str) -> Any:
+def _(xp: Any, dloss: FakeArray, saved: Any, *, reduction: str) -> Any:
     return xp.empty_like(saved[0]), None
 
 
-@batch_norm_with_statistics.accelerate("shadow_numpy")
-def _batch_norm(xp: Any, x: Shadow, scale: Any, offset: Any, *, epsilon: float) -> Any:
+@batch_norm_with_statistics.accelerate("fake_numpy")
+def _batch_norm(xp: Any, x: FakeArray, scale: Any, offset: Any, *, epsilon: float) -> Any:
     if x.dtype not in FLOATS or x.ndim < 2 or x.size < _SMALL_NORM:
         return NotImplemented
     C = x.shape[-1]
@@ -132,16 +132,16 @@ def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...])
     return dx, xp.empty_like(mean) if needs[1] else None, xp.empty_like(mean) if needs[2] else None
 
 
-@rules.sgd.accelerate("shadow_numpy")
-def _sgd(xp: Any, w: Shadow, g: Shadow, *, learning_rate: float) -> None:
+@rules.sgd.accelerate("fake_numpy")
+def _sgd(xp: Any, w: FakeArray, g: FakeArray, *, learning_rate: float) -> None:
     return
 
 
-@rules.momentum.accelerate("shadow_numpy")
-def _momentum(xp: Any, w: Shadow, g: Shadow, v: Shadow, **settings: Any) -> None:
+@rules.momentum.accelerate("fake_numpy")
+def _momentum(xp: Any, w: FakeArray, g: FakeArray, v: FakeArray, **settings: Any) -> None:
     return
 
 
-@rules.adam.accelerate("shadow_numpy")
-def _adam(xp: Any, w: Shadow, g: Shadow, m: Shadow, v: Shadow, **settings: Any) -> None:
+@rules.adam.accelerate("fake_numpy")
+def _adam(xp: Any, w: FakeArray, g: FakeArray, m: FakeArray, v: FakeArray, **settings: Any) -> None:
     moment(w.dtype, (min(w.size, 1 << 15),))

@@ -1,4 +1,4 @@
-"""Pooling for NumPy, on shadows."""
+"""Pooling for NumPy, on fake arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xpnet.accel.numpy.chunks import balanced_chunk_size, image_row_chunks
 from xpnet.accel.numpy.max_pooling import MaxMask, supported
 from xpnet.accel.numpy.pooling_tiles import CHUNK, PoolTile, seconds
 from xpnet.accel.numpy.workspace import FLOATS, WORKSPACE_LIMIT
-from xpnet.inspect.footprint.fake_array import Shadow
+from xpnet.inspect.footprint.fake_array import FakeArray
 from xpnet.inspect.footprint.numpy_workspace import Shape, moment, workspace
 from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches, pool_geometry
@@ -40,17 +40,17 @@ def handed_back(dtype: Any, tile: PoolTile, count: int) -> None:
     workspace(dtype, count, tile.across, tile.across, tile.across, tile.out, slot="unpool")
 
 
-def _tiles(x: Shadow, g: Geometry) -> tuple[PoolTile, int]:
+def _tiles(x: FakeArray, g: Geometry) -> tuple[PoolTile, int]:
     """The first, largest of the chunks of pooling_tiles.for_tiles, and how many there are."""
     N, _, W, C = x.shape
     chunks = image_row_chunks(N, g.h.out, g.h.stride * W * C * x.itemsize, CHUNK, seconds(x.shape, g))
     return PoolTile(g, chunks[0], C), len(chunks)
 
 
-def _spread_back(xp: Any, shape: Shape, g: Geometry, dtype: Any) -> tuple[Shadow, PoolTile, int]:
+def _spread_back(xp: Any, shape: Shape, g: Geometry, dtype: Any) -> tuple[FakeArray, PoolTile, int]:
     """pooling_tiles.pooling_gradient: dx, and its first chunk and how many there are; the working memory of its phases."""
     N, _, W, C = shape
-    dx: Shadow = xp.empty(shape, dtype=dtype)
+    dx: FakeArray = xp.empty(shape, dtype=dtype)
     line = g.h.stride * W * C * dx.itemsize
     images = balanced_chunk_size(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
     lines = g.h.out if images > 1 else max(1, min(g.h.out, WORKSPACE_LIMIT // 3 // line))
@@ -59,7 +59,7 @@ def _spread_back(xp: Any, shape: Shape, g: Geometry, dtype: Any) -> tuple[Shadow
     return dx, tile, count
 
 
-def _with_switches(xp: Any, x: Shadow, g: Geometry) -> tuple[Shadow, Shadow]:
+def _with_switches(xp: Any, x: FakeArray, g: Geometry) -> tuple[FakeArray, FakeArray]:
     N, C = x.shape[0], x.shape[3]
     y, switches = (xp.empty((N, g.h.out, g.w.out, C), dtype=dtype) for dtype in (x.dtype, np.uint8))
     tile, count = _tiles(x, g)
@@ -69,15 +69,15 @@ def _with_switches(xp: Any, x: Shadow, g: Geometry) -> tuple[Shadow, Shadow]:
     return y, switches
 
 
-def _unpool(xp: Any, dy: Shadow, shape: Shape, g: Geometry) -> Shadow:
+def _unpool(xp: Any, dy: FakeArray, shape: Shape, g: Geometry) -> FakeArray:
     dx, tile, count = _spread_back(xp, shape, g, dy.dtype)
     workspace(dy.dtype, count, tile.out, slot="unpool")
     moment(np.bool, tile.out)
     return dx
 
 
-@max_pool2d_with_switches.accelerate("shadow_numpy")
-def _max_pool_with_switches(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any) -> Any:
+@max_pool2d_with_switches.accelerate("fake_numpy")
+def _max_pool_with_switches(xp: Any, x: FakeArray, *, window: Any, stride: Any, padding: Any) -> Any:
     g = pool_geometry("max_pool2d", x, window, stride, padding)
     if not supported(x, g):  # type: ignore[arg-type]
         return NotImplemented
@@ -90,8 +90,8 @@ def _(xp: Any, dys: Any, saved: Any, *, window: Any, stride: Any, padding: Any) 
     return _unpool(xp, dys[0], saved[0], windows(saved[0], window, window if stride is None else stride, padding))
 
 
-@max_pool2d.accelerate("shadow_numpy")
-def _max_pool(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any, save: bool) -> Any:
+@max_pool2d.accelerate("fake_numpy")
+def _max_pool(xp: Any, x: FakeArray, *, window: Any, stride: Any, padding: Any, save: bool) -> Any:
     g = pool_geometry("max_pool2d", x, window, stride, padding)
     if not supported(x, g):  # type: ignore[arg-type]
         return NotImplemented
@@ -105,7 +105,7 @@ def _max_pool(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any, sav
 
 
 @_max_pool.backward
-def _(xp: Any, dy: Shadow, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
+def _(xp: Any, dy: FakeArray, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
     shape, kept = saved
     g = windows(shape, window, window if stride is None else stride, padding)
     if not isinstance(kept, MaxMask):
@@ -115,8 +115,8 @@ def _(xp: Any, dy: Shadow, saved: Any, *, window: Any, stride: Any, padding: Any
     return dx
 
 
-@average_pool2d.accelerate("shadow_numpy")
-def _average_pool(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
+@average_pool2d.accelerate("fake_numpy")
+def _average_pool(xp: Any, x: FakeArray, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
     g = pool_geometry("average_pool2d", x, window, stride, padding)
     if x.dtype not in FLOATS or not x.size or min(g.h.out, g.w.out) == 0:
         return NotImplemented
@@ -126,7 +126,7 @@ def _average_pool(xp: Any, x: Shadow, *, window: Any, stride: Any, padding: Any,
 
 
 @_average_pool.backward
-def _(xp: Any, dy: Shadow, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
+def _(xp: Any, dy: FakeArray, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
     g = windows(shape, window, window if stride is None else stride, padding)
     dx, tile, count = _spread_back(xp, shape, g, dy.dtype)
     workspace(dy.dtype, count, tile.out, slot="unpool")

@@ -1,21 +1,21 @@
-"""Recurrent networks for NumPy, on shadows."""
+"""Recurrent networks for NumPy, on fake arrays."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from xpnet.accel.numpy.recurrent import supported
-from xpnet.inspect.footprint.fake_array import Shadow
+from xpnet.inspect.footprint.fake_array import FakeArray
 from xpnet.inspect.footprint.numpy_workspace import moment
 from xpnet.ops.recurrent import lstm
 
 
-@lstm.accelerate("shadow_numpy")
+@lstm.accelerate("fake_numpy")
 def _lstm(
     xp: Any,
-    x: Shadow,
-    kernel: Shadow,
-    recurrent_kernel: Shadow,
+    x: FakeArray,
+    kernel: FakeArray,
+    recurrent_kernel: FakeArray,
     bias: Any,
     h: Any,
     c: Any,

@@ -15,8 +15,8 @@ from xpnet.autograd.functional import map_structure
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Device
-from xpnet.inspect.footprint import SHADOW_CPU, SHADOW_CUDA, CupyShadow, Ledger, NumpyShadow, Shadow, counting
-from xpnet.layers.context import Context, Shape, shapes_only
+from xpnet.inspect.footprint import FAKE_CPU, FAKE_CUDA, AllocationLog, FakeArray, FakeCupyArray, FakeNumpyArray, counting
+from xpnet.layers.context import Context, Shape, meta_init
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 from xpnet.losses import softmax_cross_entropy
@@ -97,13 +97,13 @@ def step_memory(
     kind = place.kind if isinstance(place, Device) else str(place).partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise ValueError(f'step_memory: device must be "cpu" or "cuda", got {device!r}')
-    shadow_class = NumpyShadow if kind == "cpu" else CupyShadow
+    array_class = FakeNumpyArray if kind == "cpu" else FakeCupyArray
     importlib.import_module(f"xpnet.inspect.footprint.{kind if kind == 'numpy' else {'cpu': 'numpy', 'cuda': 'cupy'}[kind]}")
-    ledger = Ledger(1 if kind == "cpu" else POOL_UNIT)
-    with counting(ledger), _launches(kind):
+    log = AllocationLog(1 if kind == "cpu" else POOL_UNIT)
+    with counting(log), _launches(kind):
         return _measured(
             model, shapes, batch_size, Adam() if optimizer is None else optimizer, loss, target, recompute, accumulate,
-            SHADOW_CPU if kind == "cpu" else SHADOW_CUDA, shadow_class, ledger,
+            FAKE_CPU if kind == "cpu" else FAKE_CUDA, array_class, log,
         )  # fmt: skip
 
 
@@ -132,18 +132,18 @@ def _launches(kind: str) -> Iterator[None]:
 
 def _measured(
     model: Module, shapes: list[Shape], batch_size: int, optimizer: Optimizer, loss: Any, target: Any, recompute: Any,
-    accumulate: int, device: Device, kind: type[Shadow], ledger: Ledger,
+    accumulate: int, device: Device, kind: type[FakeArray], log: AllocationLog,
 ) -> StepMemory:  # fmt: skip
     from xpnet.training.trainer import Trainer
 
     twin = _twin(model, shapes, device, kind)
     flat = twin.flat_parameters  # the parameters live there from now on; what they had before is free
-    gradients = 0 if flat.values is None else ledger.rounded(flat.values.nbytes)
-    parameters = ledger.now - ledger.kept - gradients
+    gradients = 0 if flat.values is None else log.rounded(flat.values.nbytes)
+    parameters = log.now - log.kept - gradients
     fresh = copy.copy(optimizer)
     fresh.slots, fresh._flat, fresh.iterations, fresh.clock = {}, None, 0, None
     fresh.bind(twin)
-    state = ledger.now - ledger.kept - parameters - gradients
+    state = log.now - log.kept - parameters - gradients
     x: Any = tuple(kind.new((batch_size, *shape), twin.context.dtype) for shape in shapes)
     x = x[0] if len(x) == 1 else x
     with no_grad(), eval_mode(twin):
@@ -154,25 +154,25 @@ def _measured(
 
     def observed(prediction: Any, labels: Any) -> Any:
         value = function(prediction, labels)
-        moments.append(ledger.now)
+        moments.append(log.now)
         return value
 
     trainer = Trainer(
         twin, loss=observed, optimizer=fresh, recompute=_of_twin(recompute, model, twin), accumulate=accumulate, capture=False
     )
-    batch = sum(ledger.rounded(a.nbytes) for a in ((*x, y) if isinstance(x, tuple) else (x, y)) if isinstance(a, Shadow))
+    batch = sum(log.rounded(a.nbytes) for a in ((*x, y) if isinstance(x, tuple) else (x, y)) if isinstance(a, FakeArray))
     trainer.step(x, y)  # working memory is kept from the first step on
-    working = ledger.kept
-    before = ledger.now
-    ledger.mark()
+    working = log.kept
+    before = log.now
+    log.mark()
     for _ in range(accumulate):
         trainer.step(x, y)
     activations = max(moments[1:]) - before
-    return StepMemory(device.kind, batch_size, parameters, gradients, state, batch, activations, working, ledger.peak)
+    return StepMemory(device.kind, batch_size, parameters, gradients, state, batch, activations, working, log.peak)
 
 
-def _twin(model: Module, shapes: list[Shape], device: Device, kind: type[Shadow]) -> Module:
-    """A copy of the model whose arrays are shadows."""
+def _twin(model: Module, shapes: list[Shape], device: Device, kind: type[FakeArray]) -> Module:
+    """A copy of the model whose arrays are fake arrays."""
     known: dict[int, Any] = {}
     kept: list[Any] = []  # so that no id is given out twice
     for parameter in model.parameters().values():
@@ -196,7 +196,7 @@ def _twin(model: Module, shapes: list[Shape], device: Device, kind: type[Shadow]
     twin._attach("", context)
     waiting = any(not m.built and m._waits() for m in twin.modules())
     if waiting:
-        with shapes_only(), no_grad(), eval_mode(twin):
+        with meta_init(), no_grad(), eval_mode(twin):
             twin(*(kind.new((1, *shape), context.dtype) for shape in shapes))
         for module in twin.modules():
             for parameter in module._parameters.values():
@@ -219,7 +219,7 @@ def _outputs(result: Any) -> list[Any]:
     return found
 
 
-def _loss(loss: Any, target: Any, outputs: list[Any], batch_size: int, kind: type[Shadow]) -> tuple[Any, Any]:
+def _loss(loss: Any, target: Any, outputs: list[Any], batch_size: int, kind: type[FakeArray]) -> tuple[Any, Any]:
     """The loss function, and targets for it."""
     from xpnet import losses
 

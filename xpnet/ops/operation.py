@@ -1,0 +1,406 @@
+"""What an operation is: a forward function, a backward function, and faster versions of both for some array libraries.
+
+    @op
+    def leaky_relu(xp, x: Array, *, slope: float = 0.01):
+        mask = x > 0
+        return xp.where(mask, x, slope * x), mask          # the output, and what backward needs
+
+    @leaky_relu.backward
+    def _(xp, dy, mask, *, slope):
+        return xp.where(mask, dy, slope * dy)              # one gradient per array input
+
+The array inputs are the positional parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any
+number); all other parameters are settings, constants for backward, which forward and backward both receive by keyword.
+Two optional keywords let an implementation save work: a forward with a parameter `save` is told whether anything needs to
+be kept for a backward pass; a backward with a parameter `needs` gets one bool per array input and may return None where
+it is False.
+
+``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. Several may stand in
+order: each may return ``NotImplemented`` for a case that it does not cover, then the next one runs, and the reference last.
+``XPNET_REFERENCE=1`` turns all of them off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from xpnet.backend import (
+    Array,
+    Namespace,
+    array_types,
+    as_array,
+    dtype_name,
+    half_dtypes,
+    name_of,
+    namespace,
+    namespaces,
+    raise_explained,
+)
+from xpnet.ops.shapes import ShapeError
+
+Gradients = Sequence[Array | None]
+
+
+class Recordable:
+    """Base class of array wrappers that record operations (`xpnet.Tensor`)."""
+
+    __slots__ = ()
+    node: Any
+
+    def _record(self, op: Op, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+        """Record the call and return its output; called instead of computing when any array input of `op` is a Recordable."""
+        raise TypeError(f"{type(self).__name__} does not define how it takes part in operations")
+
+
+class Implementation:
+    """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
+
+    __slots__ = (
+        "backward_function", "fallback", "forward", "owns_result", "takes_half", "wants_into", "wants_needs", "wants_save",
+    )  # fmt: skip
+
+    def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
+        self.forward = forward
+        self.wants_save = "save" in inspect.signature(forward).parameters
+        self.fallback: Implementation | None = None  # what runs where this one returns NotImplemented; None: the reference
+        self.takes_half = False  # whether it takes 16-bit floats, computes in float32 and rounds once
+        # Without a backward of its own an accelerated forward must save what the reference's backward expects.
+        self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
+        self.wants_needs: bool = reference.wants_needs if reference else False
+        self.wants_into: bool = reference.wants_into if reference else False
+        self.owns_result = False
+
+    def compute(self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool) -> Any:
+        """Run the forward function."""
+        if self.wants_save:
+            return self.forward(xp, *inputs, save=save, **settings)
+        return self.forward(xp, *inputs, **settings)
+
+    def backward(self, function: Callable[..., Any] | None = None, *, owns_result: bool = False) -> Callable[..., Any]:
+        """Register the backward function that belongs to this forward (a decorator).
+
+        Args:
+            function: the backward function.
+            owns_result: its gradients are new arrays that nothing else holds, so that a leaf may keep them without a copy.
+        """
+        if function is None:
+            return functools.partial(self.backward, owns_result=owns_result)
+        self.owns_result = owns_result
+        self.backward_function = function
+        parameters = inspect.signature(function).parameters
+        self.wants_needs = "needs" in parameters
+        self.wants_into = "into" in parameters
+        return function
+
+
+HalfPolicy = Callable[["Op", Namespace, tuple[Any, ...]], Implementation]
+"""Which implementation computes an operation on 16-bit floats where no accelerated one takes them."""
+
+
+def as_is(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
+    """Return the reference: it only moves elements, whatever their dtype."""
+    return operation.reference
+
+
+class Op:
+    """An operation. Calling it computes the output on native arrays, or records itself when an input is a Tensor."""
+
+    def __init__(self, function: Callable[..., Any], half: HalfPolicy | None = None, broadcasts: bool = False) -> None:
+        self.half = as_is if half is None else half
+        self.broadcasts = broadcasts
+        self.__name__ = function.__name__
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+        self.reference = Implementation(function)
+        self.accelerated: dict[str, Implementation] = {}
+        self._chosen: dict[Namespace, Implementation | None] = {}
+        self._plain_forms: set[tuple[Any, ...]] = set()
+        self.differentiable = False
+
+        parameters = [p for p in list(inspect.signature(function).parameters.values())[1:] if p.name != "save"]
+        # An array that must be given by keyword (running statistics) is a setting: it has no gradient.
+        arrays = [p for p in parameters if str(p.annotation).startswith("Array") and p.kind is not p.KEYWORD_ONLY]
+        rest = [p for p in parameters if p not in arrays]
+        if parameters[: len(arrays)] != arrays or not arrays:
+            raise TypeError(f"{function.__name__}: the array inputs must come first and be annotated Array")
+        self.variadic = arrays[0].kind is inspect.Parameter.VAR_POSITIONAL
+        self.input_names = tuple(p.name for p in arrays)
+        self.required = sum(p.default is inspect.Parameter.empty for p in arrays)
+        self.setting_names = tuple(p.name for p in rest)
+        self._positional = tuple(p.name for p in rest if self.variadic or p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self._defaults = {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty}
+        self.__signature__ = inspect.Signature(parameters)
+
+    def __repr__(self) -> str:
+        return f"<op {self.__name__}{self.__signature__}>"
+
+    def __reduce__(self) -> str:
+        """There is one of each: copies of models share it, and pickle writes its name."""
+        return self.__qualname__
+
+    def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register the backward function of the reference implementation (a decorator)."""
+        self.differentiable = True
+        for implementation in itertools.chain.from_iterable(map(self.implementations, self.accelerated)):
+            if implementation.backward_function is self.reference.backward_function:
+                raise TypeError(f"{self.__name__}: register backward before accelerating")
+        return self.reference.backward(function)
+
+    def accelerate(self, library: str, *, first: bool = False) -> Callable[[Callable[..., Any]], Implementation]:
+        """Register a faster implementation for the arrays of one library (a decorator).
+
+        A call runs the first implementation that does not return NotImplemented, and the reference where all do.
+
+        Args:
+            library: "numpy" or "cupy".
+            first: try it before those registered earlier, not after them.
+        """
+
+        def register(function: Callable[..., Any]) -> Implementation:
+            implementation = Implementation(function, self.reference)
+            implementation.takes_half = library == "cupy"
+            earlier = self.implementations(library)
+            if earlier and not first:
+                earlier[-1].fallback = implementation
+            else:
+                implementation.fallback = self.accelerated.get(library)
+                self.accelerated[library] = implementation
+            self._chosen.clear()
+            return implementation
+
+        return register
+
+    def implementations(self, library: str) -> list[Implementation]:
+        """Return the accelerated implementations for one library, in the order in which they are tried."""
+        found = []
+        implementation = self.accelerated.get(library)
+        while implementation is not None:
+            found.append(implementation)
+            implementation = implementation.fallback
+        return found
+
+    def implementation(self, xp: Namespace) -> Implementation:
+        """Return the implementation that is tried first for arrays of namespace `xp` now."""
+        try:
+            chosen = self._chosen[xp]
+        except KeyError:
+            name = name_of(xp)
+            load_accelerations(name)
+            chosen = self._chosen[xp] = self.accelerated.get(name)
+        return self.reference if chosen is None or _reference_only else chosen
+
+    def bind(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Sort a call's arguments into the array inputs and the full settings; TypeError as Python's own."""
+        settings = {**self._defaults, **keywords} if keywords or self._defaults else {}
+        if self.variadic:
+            # concat([a, b]) and concat([a, b], -1), as in NumPy: one sequence of arrays, then settings.
+            if len(args) == 0 or not isinstance(args[0], (list, tuple)) or not args[0]:
+                raise TypeError(f"{self.__name__}() needs a list or tuple of at least one array first")
+            inputs = tuple(args[0])
+            settings.update(zip(self._positional, args[1:]))
+        else:
+            count = len(self.input_names)
+            inputs = args[:count]
+            if len(args) > count:
+                names = self._positional[: len(args) - count]
+                if len(args) - count > len(names):
+                    raise TypeError(f"{self.__name__}() takes at most {count + len(self._positional)} positional arguments")
+                for name, value in zip(names, args[count:]):
+                    if name in keywords:
+                        raise TypeError(f"{self.__name__}() got two values for {name!r}")
+                    settings[name] = value
+            elif len(args) < count:
+                inputs = (*args, *(settings.pop(name, None) for name in self.input_names[len(args) :]))
+        if len(settings) != len(self.setting_names) or any(input_ is None for input_ in inputs[: self.required]):
+            self._explain(args, settings, inputs)
+        return inputs, settings
+
+    def _explain(self, args: tuple[Any, ...], settings: dict[str, Any], inputs: tuple[Any, ...]) -> None:
+        unknown = [name for name in settings if name not in self.setting_names]
+        if unknown:
+            raise TypeError(
+                f"{self.__name__}() got an unexpected argument {unknown[0]!r}; it takes "
+                f"{', '.join(self.input_names + self.setting_names)}"
+            )
+        missing = [n for n in self.setting_names if n not in settings]
+        missing += [n for n, value in zip(self.input_names[: self.required], inputs) if value is None]
+        raise TypeError(f"{self.__name__}() needs {', '.join(missing)}")
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        """Compute the operation: native arrays in, native arrays out; Tensors in, a Tensor out."""
+        form = (len(args), *keywords)
+        if form in self._plain_forms and args[self.required - 1] is not None and args[0] is not None:
+            inputs, settings = args, ({**self._defaults, **keywords} if keywords else self._defaults)
+        else:
+            inputs, settings = self.bind(args, keywords)
+            # A call that gives all arrays by position and settings by keyword needs no sorting the next time.
+            if not self.variadic and len(args) == len(self.input_names):
+                self._plain_forms.add(form)
+        for value in inputs:
+            if isinstance(value, Recordable):
+                return value._record(self, inputs, settings)
+        kinds = tuple(map(type, inputs))
+        xp = namespaces.get(kinds)
+        if xp is None:
+            xp = namespaces[kinds] = namespace(*inputs)
+        return self.run(xp, inputs, settings, False)[0]
+
+    def run(
+        self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool
+    ) -> tuple[Any, Any, Implementation]:
+        """Forward on native arrays. Returns the output, what backward needs, and the implementation that ran."""
+        implementation = self._chosen.get(xp)
+        if implementation is None or _reference_only:
+            implementation = self.implementation(xp)
+        if getattr(inputs[0], "dtype", None) in half_dtypes and not implementation.takes_half:
+            implementation = next(self._fallbacks(implementation, xp, inputs))
+        try:
+            result = implementation.compute(xp, inputs, settings, save)
+            if result is NotImplemented:
+                others = self._fallbacks(implementation, xp, inputs)
+                for implementation in others:
+                    result = implementation.compute(xp, inputs, settings, save)
+                    if result is not NotImplemented:
+                        break
+        except MemoryError as error:
+            _explain_memory(xp, error, self.__name__, inputs)
+            raise
+        except ShapeError as error:
+            if _NAMED.match(str(error)):
+                raise
+            raise ShapeError(f"{self.__name__}: {error}") from None
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            _explain_inputs(self, error, inputs, settings)
+            raise
+        output, saved = result
+        if type(output) not in array_types and type(output) is not tuple:
+            output = as_array(xp, output)
+        return output, saved, implementation
+
+    def _fallbacks(self, implementation: Implementation, xp: Namespace, inputs: tuple[Any, ...]) -> Iterator[Implementation]:
+        """Yield what is tried after an implementation that cannot compute a call; the reference is the last."""
+        half = getattr(inputs[0], "dtype", None) in half_dtypes
+        following = implementation.fallback
+        while following is not None:
+            if following.takes_half or not half:
+                yield following
+            following = following.fallback
+        yield self.half(self, xp, inputs) if half else self.reference
+
+    def gradients(
+        self,
+        implementation: Implementation,
+        xp: Namespace,
+        dy: Any,
+        saved: Any,
+        settings: dict[str, Any],
+        needs: tuple[bool, ...],
+        into: tuple[Array | None, ...] | None = None,
+    ) -> Gradients:
+        """Backward on native arrays: one gradient per array input, None where `needs` is False or none exists."""
+        function = implementation.backward_function
+        if function is None:
+            raise TypeError(f"{self.__name__} has no gradient")
+        try:
+            if implementation.wants_into:
+                result = function(xp, dy, saved, needs=needs, into=into or (None,) * len(needs), **settings)
+            elif implementation.wants_needs:
+                result = function(xp, dy, saved, needs=needs, **settings)
+            else:
+                result = function(xp, dy, saved, **settings)
+        except MemoryError as error:
+            _explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
+            raise
+        return result if type(result) in (tuple, list) else (result,)
+
+
+_NAMED = re.compile(r"\w+: ")  # a message that begins with an operation's name
+
+
+def _explain_inputs(operation: Op, error: Exception, inputs: tuple[Any, ...], settings: dict[str, Any]) -> None:
+    """Raise an error that names the operation where an array library refused shapes, an axis or a dtype in its own words."""
+    if _NAMED.match(str(error)):
+        return
+    name = operation.__name__
+    arrays = [a for a in inputs if hasattr(a, "shape")]
+    shapes = [tuple(a.shape) for a in arrays]
+    if operation.broadcasts and not _broadcast(shapes):
+        raise ShapeError(
+            f"{name}: shapes {' and '.join(map(str, shapes))} do not fit together: compared from the last axis on, sizes must "
+            f"be equal or 1; use reshape, or x[:, None] to add an axis"
+        ) from None
+    axis = settings.get("axis")
+    if isinstance(axis, int) and shapes and not -len(shapes[0]) <= axis < len(shapes[0]):
+        raise ShapeError(f"{name}: axis {axis} does not exist in an array of shape {shapes[0]}") from None
+    kinds = [dtype_name(a) for a in arrays]
+    if operation.half is not as_is and kinds and "float" not in kinds[0]:
+        raise TypeError(f"{name}: x has dtype {kinds[0]}, expected floating point; convert it to float32 ({error})") from error
+
+
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
+    return all(len(set(sizes) - {1}) < 2 for sizes in itertools.zip_longest(*(s[::-1] for s in shapes), fillvalue=1))
+
+
+def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:
+    """Where a GPU's memory ran out, raise an error that says how much was asked for and what would help."""
+    if name_of(xp) == "cupy":
+        raise_explained(error, doing, arrays)
+
+
+registry: dict[str, Op] = {}
+"""Every operation by name."""
+
+
+def register(operation: Op) -> Op:
+    """Add an operation to the registry and return it.
+
+    Raises:
+        TypeError: there is one of this name.
+    """
+    if operation.__name__ in registry:
+        raise TypeError(f"an operation named {operation.__name__} exists already")
+    registry[operation.__name__] = operation
+    return operation
+
+
+_reference_only = os.environ.get("XPNET_REFERENCE", "") not in ("", "0")
+_loaded: set[str] = set()
+
+
+def load_accelerations(library: str) -> None:
+    """Import ``xpnet.accel.<library>``, once, when the first array of that library is met."""
+    if library in _loaded:
+        return
+    _loaded.add(library)
+    name = f"xpnet.accel.{library}"
+    if library.isidentifier() and importlib.util.find_spec(name) is not None:
+        importlib.import_module(name)
+        for operation in registry.values():
+            operation._chosen.clear()
+
+
+def reference_is_forced() -> bool:
+    """Whether accelerated implementations are turned off now."""
+    return _reference_only
+
+
+@contextlib.contextmanager
+def reference_only(on: bool = True) -> Iterator[None]:
+    """Within the block every operation runs its reference implementation, as under ``XPNET_REFERENCE=1``."""
+    global _reference_only
+    before, _reference_only = _reference_only, on
+    try:
+        yield
+    finally:
+        _reference_only = before
