@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, packed_dtype, strided_view
+from xpnet.accel.numpy.workspace import FLOATS, Floats, packed_dtype
 from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.layers.module import Module
 from xpnet.ops.activations import relu
@@ -219,14 +220,14 @@ def _columns(plan: Plan, x: Floats, g: Geometry) -> Floats:
         # Copied a row of one element at a time: longer runs than the elements of one window. The product takes it turned.
         spread, strides = (*spread[3:], *spread[:3]), (*strides[3:], *strides[:3])
         columns = plan.buffer((K, M), x.dtype)
-        plan.calls.append(partial(np.copyto, columns.reshape(spread), strided_view(P, spread, strides)))
+        plan.calls.append(partial(np.copyto, columns.reshape(spread), np.ndarray(spread, P.dtype, P, 0, strides)))
         return columns.T
     columns = plan.buffer((M, K), x.dtype)
     if w.dilation == 1:  # the elements of a window's row lie side by side
         item, spread, strides = packed_dtype(w.window * C, x.dtype), spread[:4], strides[:4]
     else:
         item, spread, strides = packed_dtype(C, x.dtype), spread[:5], strides[:5]
-    plan.calls.append(partial(np.copyto, columns.view(item).reshape(spread), strided_view(P, spread, strides, item)))
+    plan.calls.append(partial(np.copyto, columns.view(item).reshape(spread), np.ndarray(spread, item, P, 0, strides)))
     return columns
 
 

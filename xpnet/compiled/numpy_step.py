@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnet import layers
+from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate, activation_gradient, integer_dtype
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
-from xpnet.accel.numpy.workspace import ACTIVATIONS, Floats, activate, activation_gradient, integer_dtype
+from xpnet.accel.numpy.workspace import Floats
 from xpnet.autograd.tensor import Parameter
 from xpnet.compiled.numpy_predict import LARGEST
 from xpnet.layers.execution import computes_as

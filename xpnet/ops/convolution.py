@@ -7,14 +7,15 @@ cross-correlation: the kernel is not flipped. Source: CS231n, "Convolutional Net
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
-from xpnet.ops.geometry import Axis, Geometry, Padding, Size, pair, windows
+from xpnet.ops.geometry import Axis, Geometry, Padding, Size, hashable, pair, windows
 from xpnet.ops.linear import matmul
 from xpnet.ops.registry import as_is, op
-from xpnet.ops.shapes import ShapeError, expect_rank, is_whole
+from xpnet.ops.shapes import ShapeError, expect_axes, expect_rank, is_whole
 from xpnet.ops.shaping import concat, pad, pad_array, reshape, transpose
 
 
@@ -143,18 +144,36 @@ def conv_geometry(
         ShapeError: shapes that do not fit each other.
         ValueError: the window is larger than the padded input.
     """
-    expect_rank("conv2d", "x", x, "N H W C")
-    expect_rank("conv2d", "kernel", kernel, "KH KW C/groups O")
-    KH, KW, Cg, O = kernel.shape
-    if groups < 1 or O % groups or x.shape[3] != Cg * groups:
+    shapes = x.shape, kernel.shape, None if bias is None else bias.shape
+    try:
+        return geometry_of_shapes(*shapes, stride, padding, dilation, groups)
+    except TypeError:  # lists have no hash
+        return geometry_of_shapes(*shapes, hashable(stride), hashable(padding), hashable(dilation), groups)
+
+
+@lru_cache(maxsize=4096)
+def geometry_of_shapes(
+    x: tuple[int, ...],
+    kernel: tuple[int, ...],
+    bias: tuple[int, ...] | None,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    groups: int,
+) -> Geometry:
+    """Do :func:`conv_geometry` for shapes, once for each: small convolutions take microseconds."""
+    expect_axes("conv2d", "x", x, "N H W C")
+    expect_axes("conv2d", "kernel", kernel, "KH KW C/groups O")
+    KH, KW, Cg, O = kernel
+    if groups < 1 or O % groups or x[3] != Cg * groups:
         raise ShapeError(
-            f"conv2d: x {tuple(x.shape)} has {x.shape[3]} channels, but the kernel {tuple(kernel.shape)} with groups={groups} "
+            f"conv2d: x {tuple(x)} has {x[3]} channels, but the kernel {tuple(kernel)} with groups={groups} "
             f"takes {Cg * groups} and gives {O} (both must be multiples of groups); "
             f"the layouts are x (N, H, W, C) and kernel (KH, KW, C/groups, O)"
         )
-    if bias is not None and tuple(bias.shape) != (O,):
-        raise ShapeError(f"conv2d: bias has shape {tuple(bias.shape)}, expected ({O},)")
-    return windows(x.shape, (KH, KW), stride, padding, dilation)
+    if bias is not None and tuple(bias) != (O,):
+        raise ShapeError(f"conv2d: bias has shape {tuple(bias)}, expected ({O},)")
+    return windows(x, (KH, KW), stride, padding, dilation)
 
 
 def _columns(xp: Namespace, x: Array, g: Geometry, groups: int) -> Array:

@@ -148,11 +148,12 @@ def windows(shape: Sequence[int], window: Size, stride: Size = 1, padding: Paddi
     try:
         return _windows(shape[1], shape[2], window, stride, padding, dilation)
     except TypeError:  # lists, which cannot be remembered
-        return _windows(int(shape[1]), int(shape[2]), *map(_hashable, (window, stride, padding, dilation)))
+        return _windows(int(shape[1]), int(shape[2]), *map(hashable, (window, stride, padding, dilation)))
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
+def hashable(value: Any) -> Any:
+    """Return nested lists as nested tuples."""
+    return tuple(hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 @lru_cache(maxsize=4096)

@@ -14,10 +14,15 @@ class ShapeError(ValueError):
 
 def expect_rank(operation: str, name: str, array: Array, letters: str) -> None:
     """Raise a ShapeError unless `array` has one axis for each of `letters` ("N H W C")."""
+    expect_axes(operation, name, array.shape, letters)
+
+
+def expect_axes(operation: str, name: str, shape: tuple[int, ...], letters: str) -> None:
+    """Raise a ShapeError unless `shape` has one size for each of `letters` ("N H W C")."""
     axes = letters.split()
-    if array.ndim != len(axes):
+    if len(shape) != len(axes):
         raise ShapeError(
-            f"{operation}: {name} has shape {tuple(array.shape)}, expected {len(axes)} axes ({', '.join(axes)}); "
+            f"{operation}: {name} has shape {tuple(shape)}, expected {len(axes)} axes ({', '.join(axes)}); "
             f"add or merge axes with reshape"
         )
 

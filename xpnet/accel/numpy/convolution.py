@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from xpnet.accel.numpy import depthwise, im2col, winograd
-from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles, StridedOutputTiles
+from xpnet.accel.numpy.epilogue import ACTIVATIONS, GradientTiles, ImageTiles, OutputTiles, StridedOutputTiles
 from xpnet.accel.numpy.im2col import Windows
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats
-from xpnet.ops.convolution import conv2d, conv_geometry
+from xpnet.accel.numpy.workspace import FLOATS, Floats
+from xpnet.ops.convolution import conv2d, conv_geometry, geometry_of_shapes
 from xpnet.ops.geometry import Geometry
 
 
+def geometry_of(
+    x: Floats, kernel: Floats, bias: Floats | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Geometry:
+    """Return what conv_geometry returns, without a call where it is remembered."""
+    try:
+        shape = None if bias is None else bias.shape
+        return geometry_of_shapes(x.shape, kernel.shape, shape, stride, padding, dilation, groups)
+    except TypeError:  # lists have no hash
+        return conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
+
+
+@lru_cache(maxsize=4096)
 def windows_of(g: Geometry) -> Windows:
     """Return the windows of a geometry."""
     return Windows(
@@ -36,7 +49,7 @@ def winograd_tile(w: Windows, size: tuple[int, int], C: int, O: int) -> int:
 
     A dilation of d makes it d * d convolutions of every d-th row and column.
     """
-    if w.window[0] != w.window[1] or w.stride != (1, 1):
+    if not winograd.enabled or w.window[0] != w.window[1] or w.stride != (1, 1):
         return 0
     return winograd.best_tile(-(-size[0] // w.dilation[0]), -(-size[1] // w.dilation[1]), C, O, w.window[0])
 
@@ -76,7 +89,7 @@ def forward(
         or activation not in ACTIVATIONS
     ):
         return NotImplemented
-    g = conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
+    g = geometry_of(x, kernel, bias, stride, padding, dilation, groups)
     if not (x.size and kernel.size and g.h.out and g.w.out):
         return NotImplemented
     w = windows_of(g)
@@ -141,7 +154,7 @@ def backward(
     The derivative of the activation is applied as dy is loaded, and the im2col matrix or the transforms of x are recomputed.
     """
     x, kernel, y = saved
-    g = conv_geometry(x, kernel, None, stride, padding, dilation, groups)
+    g = geometry_of(x, kernel, None, stride, padding, dilation, groups)
     w = windows_of(g)
     dy = dy.astype(x.dtype, copy=False)
     C, O = kernel.shape[2:]

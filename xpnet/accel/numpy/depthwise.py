@@ -15,7 +15,7 @@ import numpy as np
 from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles
 from xpnet.accel.numpy.im2col import Windows
-from xpnet.accel.numpy.workspace import Floats, strided_view, workspace
+from xpnet.accel.numpy.workspace import Floats, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
 _CHUNK = 1 << 20
@@ -44,7 +44,7 @@ class _Shifts:
         (sh, sw), (dh, dw) = self.w.stride, self.w.dilation
         b0, b1, b2, b3 = P.strides
         within = (b3,) if self.long else (sw * b2, b3)
-        return strided_view(P, (P.shape[0], r, *self.w.window, *self.row), (b0, sh * b1, dh * b1, dw * b2, *within))
+        return np.ndarray((P.shape[0], r, *self.w.window, *self.row), P.dtype, P, 0, (b0, sh * b1, dh * b1, dw * b2, *within))
 
     def convolve(self, views: Floats, out: Floats) -> None:
         """Compute out (n, r, *row) = the sum over the window of the shifted images times the kernel."""

@@ -8,7 +8,8 @@ import numpy as np
 
 from xpnet import random
 from xpnet.accel.numpy.chunks import ELEMENTWISE_CHUNK, PASS_SECONDS, balanced_chunk_size
-from xpnet.accel.numpy.workspace import FLOATS, Floats, apply_mask, relu_to
+from xpnet.accel.numpy.epilogue import apply_mask, relu_to
+from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.activations import relu
 from xpnet.ops.dropout import dropout, dropout_key
 from xpnet.runtime.threads import parallel

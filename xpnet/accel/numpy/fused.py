@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.convolution import convolve, data_gradient, kernel_gradient, windows_of
-from xpnet.accel.numpy.epilogue import ImageTiles, PooledOutputTiles, UnpooledTiles
+from xpnet.accel.numpy.epilogue import ACTIVATIONS, ImageTiles
 from xpnet.accel.numpy.max_pooling import MaxMask
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, WORKSPACE_LIMIT, Floats
+from xpnet.accel.numpy.pooled_tiles import PooledOutputTiles, UnpooledTiles
+from xpnet.accel.numpy.workspace import FLOATS, WORKSPACE_LIMIT, Floats
 from xpnet.ops.convolution import conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import Geometry

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
-from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles
-from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, activate, packed_dtype, strided_view, workspace
+from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, activate
+from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
 
@@ -100,8 +100,9 @@ def _im2col(x: ImageTiles, w: Windows, plan: Chunking, chunk: Chunk, P: Floats, 
         item = packed_dtype(C, P.dtype)
         shape = (n, r, plan.Q, KH, KW)
         source, target = (dh * b1, dw * b2), (KW * item.itemsize, item.itemsize)
-    windows = strided_view(P, shape, (b0, sh * b1, plan.t * sw * b2, *source), item)
-    np.copyto(strided_view(cols, shape, (*cols.strides[:3], *target), item), windows)
+    # np.ndarray makes a view in a tenth of the time of as_strided.
+    windows = np.ndarray(shape, item, P, 0, (b0, sh * b1, plan.t * sw * b2, *source))
+    np.copyto(np.ndarray(shape, item, cols, 0, (*cols.strides[:3], *target)), windows)
 
 
 def _padded_shape(w: Windows, plan: Chunking, n: int, r: int, C: int) -> tuple[int, int, int, int]:

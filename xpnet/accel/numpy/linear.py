@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, Floats, activate, activation_gradient
+from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate, activation_gradient
+from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.linear import dense
 from xpnet.runtime.threads import chunk_count, one_blas_thread, own_threads_preferred, parallel
 

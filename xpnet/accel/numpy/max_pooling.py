@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpnet.accel.numpy.epilogue import apply_mask, integer_dtype
 from xpnet.accel.numpy.pooling_tiles import PoolTile, disjoint_windows, for_tiles, pooling_gradient, reduce_windows, zero_gaps
-from xpnet.accel.numpy.workspace import FLOATS, Floats, apply_mask, integer_dtype, workspace
+from xpnet.accel.numpy.workspace import FLOATS, Floats, workspace
 from xpnet.ops.geometry import Geometry, windows
 from xpnet.ops.pooling import max_pool2d, max_pool2d_with_switches, pool_geometry
 

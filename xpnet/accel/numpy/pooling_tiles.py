@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, balanced_chunk_size, image_row_chunks
-from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, fill_padded, packed_dtype, workspace
+from xpnet.accel.numpy.epilogue import fill_padded
+from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
 from xpnet.ops.geometry import Geometry
 from xpnet.runtime.threads import parallel
 

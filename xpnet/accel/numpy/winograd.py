@@ -30,10 +30,10 @@ import numpy as np
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles
-from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, strided_view, workspace
+from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
-_enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
+enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
 
 POINTS = (0, 1, -1, 2, -2)
 """Interpolation points, besides infinity: small numbers, for small rounding errors."""
@@ -41,8 +41,8 @@ POINTS = (0, 1, -1, 2, -2)
 
 def use_winograd(on: bool) -> bool:
     """Allow or forbid Winograd convolutions, and return whether they were allowed before."""
-    global _enabled
-    before, _enabled = _enabled, bool(on)
+    global enabled
+    before, enabled = enabled, bool(on)
     return before
 
 
@@ -79,9 +79,10 @@ def transforms(m: int, r: int, dtype: np.dtype[Any]) -> Transforms:
     return Transforms(m, r, a, *(np.ascontiguousarray(x, dtype) for x in (AT, A1, AT.T, BT, np.kron(G, G))))
 
 
+@lru_cache(maxsize=4096)
 def best_tile(OH: int, OW: int, C: int, O: int, r: int) -> int:
     """Return the m for which F(m x m, r x r) is expected to beat im2col on an (OH, OW) output, or 0."""
-    if not _enabled or r not in (3, 5) or OH < 1 or OW < 1 or min(C, O) < 16:
+    if r not in (3, 5) or OH < 1 or OW < 1 or min(C, O) < 16:
         return 0
     # In multiply-adds an output pixel. The constants are the cost of im2col's copies and of the transforms, in channels of
     # products, fitted to measured times.
@@ -187,9 +188,9 @@ def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads:
         x.load_tile(P, (n0, n1), m * s0 - pads[0], -pads[1])
         # B^T along the height, then along the width
         b0, b1, _, b3 = P.strides
-        np.matmul(t.BT, strided_view(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+        np.matmul(t.BT, np.ndarray((n, s, a, wide * C), P.dtype, P, 0, (b0, m * b1, b1, b3)), out=D)
         b0, b1, b2, b3 = D.strides
-        tiles = strided_view(D, (a, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+        tiles = np.ndarray((a, n, s, tw, a, C), D.dtype, D, 0, (b2, b0, b1, m * C * b3, C * b3, b3))
         np.matmul(t.BT, tiles, out=V.reshape(a, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
         np.matmul(V, U, out=M)
         # A^T along the width, then along the height, with the bias as one more term
@@ -268,9 +269,9 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[in
             x.load_tile(P, (n0, n1), m * s0 - pads[0], -pads[1])
             dy.load_tile(Q, (n0, n1), m * s0, 0)
             b0, b1, _, b3 = P.strides
-            np.matmul(BT, strided_view(P, (n, s, a, wide * C), (b0, m * b1, b1, b3)), out=D)
+            np.matmul(BT, np.ndarray((n, s, a, wide * C), P.dtype, P, 0, (b0, m * b1, b1, b3)), out=D)
             b0, b1, b2, b3 = D.strides
-            tiles = strided_view(D, (g, n, s, tw, a, C), (b2, b0, b1, m * C * b3, C * b3, b3))
+            tiles = np.ndarray((g, n, s, tw, a, C), D.dtype, D, 0, (b2, b0, b1, m * C * b3, C * b3, b3))
             np.matmul(t.BT, tiles, out=V.reshape(g, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
             np.matmul(A, Q.reshape(n, s, m, m * tw * O), out=E)
             tiles = E.reshape(n, s, g, tw, m, O).transpose(2, 0, 1, 3, 4, 5)

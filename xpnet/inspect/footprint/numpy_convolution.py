@@ -7,10 +7,11 @@ from typing import Any
 
 from xpnet.accel.numpy import im2col, winograd
 from xpnet.accel.numpy.convolution import MIN_WINOGRAD_OUTPUTS, is_pointwise, windows_of, winograd_tile
-from xpnet.accel.numpy.epilogue import images_per_chunk
+from xpnet.accel.numpy.epilogue import ACTIVATIONS
 from xpnet.accel.numpy.fused import MATERIALIZE_LIMIT, _fits, _geometries
+from xpnet.accel.numpy.pooled_tiles import images_per_chunk
 from xpnet.accel.numpy.pooling_tiles import PoolTile
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS, WORKSPACE_LIMIT
+from xpnet.accel.numpy.workspace import FLOATS, WORKSPACE_LIMIT
 from xpnet.inspect.footprint.fake_array import FakeArray, current_log
 from xpnet.inspect.footprint.numpy_pooling import combined, handed_back, largest, mask_of
 from xpnet.inspect.footprint.numpy_workspace import Shape, moment, workspace

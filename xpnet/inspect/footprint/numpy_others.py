@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.elementwise import _CHUNK as _SMALL_RELU
+from xpnet.accel.numpy.epilogue import ACTIVATIONS
 from xpnet.accel.numpy.normalization import _SMALL as _SMALL_NORM
 from xpnet.accel.numpy.normalization import _Rows
 from xpnet.accel.numpy.softmax import SMALL as _SMALL_SOFTMAX
 from xpnet.accel.numpy.softmax import _chunks
-from xpnet.accel.numpy.workspace import ACTIVATIONS, FLOATS
+from xpnet.accel.numpy.workspace import FLOATS
 from xpnet.inspect.footprint.fake_array import FakeArray
 from xpnet.inspect.footprint.numpy_workspace import activation_gradient, moment, workspace
 from xpnet.ops.activations import relu
