@@ -100,14 +100,13 @@ class Tensor(Recordable):
             ValueError: this Tensor has more than one element and no gradient was given, or shapes differ.
             RuntimeError: nothing was recorded, or `backward` ran through this graph before.
         """
-        xp = namespace(self.array)
         if gradient is None:
-            if self.size != 1:
+            if math.prod(self.array.shape) != 1:
                 raise ValueError(
                     f"backward() needs a gradient of shape {tuple(self.array.shape)}: only a Tensor with one element "
                     f"(a loss) has an implied gradient of 1; reduce it with .sum() or .mean(), or pass one"
                 )
-            gradient = _one(xp, self.array)
+            gradient = _one(self.array)
         elif tuple(gradient.shape) != tuple(self.array.shape):
             raise ValueError(f"the gradient's shape {tuple(gradient.shape)} is not the Tensor's {tuple(self.array.shape)}")
         if self.node is None:
@@ -337,14 +336,15 @@ class Parameter(Tensor):
 _ones: dict[Any, Array] = {}
 
 
-def _one(xp: Any, array: Array) -> Array:
+def _one(array: Array) -> Array:
     """Return the gradient of a loss with respect to itself; for NumPy one constant for each dtype."""
-    if array.ndim or xp.__name__ != "numpy":
-        return xp.ones_like(array)
     one = _ones.get(array.dtype)
-    if one is None:
-        one = _ones[array.dtype] = xp.ones_like(array)
-        one.flags.writeable = False
+    if one is None or array.ndim or one.__class__ is not array.__class__:
+        xp = namespace(array)
+        one = xp.ones_like(array)
+        if xp.__name__ == "numpy" and not array.ndim:
+            one.flags.writeable = False
+            _ones[array.dtype] = one
     return one
 
 

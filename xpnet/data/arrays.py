@@ -217,6 +217,7 @@ class Arrays:
             raise ValueError(f"the arrays must have the same number of examples, got shapes {shapes or '(none)'}")
         self.count = sizes[0]
         self.tree = tree
+        self.on_host = all(isinstance(part, np.ndarray) for part in parts)
         # Readers are chosen once, not for every batch.
         self._readers = tree_map(_reader, tree)
 

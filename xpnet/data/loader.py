@@ -151,8 +151,11 @@ class Batches:
             self.count = n if samples_per_epoch is None else samples_per_epoch
             if processes and isinstance(self.source, Arrays):
                 raise ValueError("arrays would be copied to every worker process: use threads (processes=False)")
-        self._move: Callable[[Array], Array] = backend.to_numpy
-        if self.device is not None and self.device.kind != "cpu":
+        self._move: Callable[[Array], Array] | None = backend.to_numpy
+        on_host = isinstance(self.source, Arrays) and self.source.on_host and transform is None and augment is None
+        if self.device is None or (self.device.kind == "cpu" and on_host):
+            self._move = None
+        elif self.device.kind != "cpu":
             self._move = functools.partial(backend.to_device, where=self.device)
         late = augment is not None and self.device is not None and self.device.kind != "cpu"
         self._device_augment = augment if late else None
@@ -270,7 +273,7 @@ class Batches:
 
     def _indexed(self, epoch: int, start: int, raw: Arrays | None = None) -> Generator[_Made]:
         source = self.source if raw is None else raw
-        order, places = self.order(epoch), self._places(start)
+        places, order = self._places(start), self.order(epoch)
         work: Callable[..., _Made]
         tasks: Iterator[tuple[Any, ...]]
         if isinstance(source, Arrays):
@@ -335,7 +338,7 @@ class Batches:
             raw.close()
 
     def _on_device(self, batch: Any, epoch: int, number: int) -> Any:
-        if self.device is None:
+        if self._move is None:
             return batch
         batch = tree_map(self._move, batch)
         return batch if self._device_augment is None else _augmented(self._device_augment, self.seed, batch, epoch, number)

@@ -108,11 +108,11 @@ class Optimizer:
 
         Parameters that the last backward did not reach are treated as having a gradient of 0.
         """
+        scale = self.loss_scale
+        learning_rate: Any = self.current_learning_rate if self.clock is None else self.clock
         flat = self.bind(target)
         if flat.values is None:
             return
-        scale = self.loss_scale
-        learning_rate: Any = self.current_learning_rate if self.clock is None else self.clock
         flat.collect()
         if scale is not None:
             scale.unscale(flat)
