@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Self
 
 from xpnet import backend, ops
-from xpnet.autograd.checkpointing import recompute
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.tape import mode, once
 from xpnet.autograd.tensor import Parameter, Tensor
@@ -28,9 +27,7 @@ from xpnet.runtime.threads import preference
 
 # What is set while a model runs or is put together, and makes no plan of it stale.
 _INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_hooks"})
-_NOT_COPIED = frozenset(
-    {"_version", "_known_modules", "_known_version", "_flat", "_flat_version", "_executor", "_hooks", "_segments"}
-)
+_NOT_COPIED = frozenset({"_version", "_known_modules", "_known_version", "_flat", "_flat_version", "_executor", "_hooks"})
 
 
 class Module:
@@ -64,7 +61,6 @@ class Module:
     _buffers: dict[str, Array]
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _hooks: tuple[Callable[..., Any], ...]  # see xpnet.layers.hooks
-    _segments: tuple[range, ...] | None  # what of a Sequential's layers is recomputed in the backward pass; () is everything
     _version: Version
     _known_modules: tuple[Module, ...]  # those below, at
     _known_version: int
@@ -78,7 +74,7 @@ class Module:
         self = super().__new__(cls)
         table = self.__dict__
         table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, device_counter=None)
-        table.update(_children={}, _parameters={}, _buffers={}, _hooks=(), _segments=None, _half=False)
+        table.update(_children={}, _parameters={}, _buffers={}, _hooks=(), _half=False)
         table.update(_version=Version(), _known_modules=(), _known_version=-1, _flat=None, _flat_version=-1, _executor=None)
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
@@ -325,8 +321,9 @@ class Module:
         if not table["built"]:
             self._build_for(inputs)
         forward = self.forward
-        if table["_hooks"] or table["_segments"] is not None:
-            forward = self._around(forward)
+        if table["_hooks"]:
+            for hook in table["_hooks"]:
+                forward = partial(_call_hook, hook, self, forward)
         try:
             if path:
                 if table["_half"] and mode.half_copies is None:  # a part that is called on its own
@@ -345,12 +342,6 @@ class Module:
             return forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
-
-    def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `forward` with the hooks around it, and to be done again in the backward pass where that is asked for."""
-        for hook in self._hooks:
-            forward = partial(_call_hook, hook, self, forward)
-        return recompute(forward) if self._segments == () else forward
 
     def _build_for(self, inputs: tuple[Any, ...]) -> None:
         self.built = True
