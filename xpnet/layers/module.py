@@ -22,6 +22,7 @@ from xpnet.layers.execution import Executor, output_shape_by_running, predict, p
 from xpnet.layers.modes import thread_state
 from xpnet.layers.version import Version
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
 from xpnet.runtime.late import late
 from xpnet.runtime.threads import preference
 
@@ -78,6 +79,10 @@ class Module:
         table.update(_version=Version(), _known_modules=(), _known_version=-1, _flat=None, _flat_version=-1, _executor=None)
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        adopt_renamed_methods(cls, {"specs": "parameter_specs"})
 
     def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
         self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))
@@ -199,7 +204,7 @@ class Module:
 
     def _waits(self) -> bool:
         """Whether this Module itself makes parameters when it sees its input."""
-        return type(self).specs is not Module.specs or type(self).build is not Module.build
+        return type(self).parameter_specs is not Module.parameter_specs or type(self).build is not Module.build
 
     def _attach(self, path: str, context: Context) -> None:
         """Tell the tree below `path` where it is and what its root decided."""
@@ -239,13 +244,13 @@ class Module:
 
     # -- parameters --
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """The parameters that this layer needs for inputs of `input_shape` (without the batch axis)."""
         return {}
 
     def build(self, input_shape: Shape) -> None:
         """Make the parameters; called once, before the first forward."""
-        for name, spec in self.specs(input_shape).items():
+        for name, spec in self.parameter_specs(input_shape).items():
             self.add_parameter(name, spec)
 
     def add_parameter(self, name: str, spec: Spec) -> Parameter:
@@ -476,6 +481,13 @@ class Module:
         if show:
             print(table)
         return table
+
+    # -- names until 0.2 --
+
+    specs = renamed_attribute("parameter_specs")
+    draw = renamed_attribute("next_random_step")
+    counters = renamed_attribute("rng_counters")
+    load_counters = renamed_attribute("load_rng_counters")
 
     def __repr__(self) -> str:
         inner = (
