@@ -188,7 +188,7 @@ def test_a_module_without_forward_and_with_a_wrong_initializer():
         Nothing()(X)
 
     class Bad(xn.Module):
-        def specs(self, input_shape):
+        def parameter_specs(self, input_shape):
             return {"w": Spec((2, 2), lambda shape, key: np.zeros((3, 3)))}
 
         def forward(self, x):
@@ -554,3 +554,36 @@ def test_a_layer_that_is_replaced_belongs_to_the_model(kind, dtype, tmp_path):
     if kind != "Module":
         model.save(tmp_path / "model.xpnet")
         np.testing.assert_array_equal(xn.load(tmp_path / "model.xpnet").predict(x), model.predict(x))
+
+
+# -- old names --
+
+
+def test_old_names_of_methods_work_with_a_warning():
+    model = mlp()
+    with pytest.warns(DeprecationWarning, match=r"Module\.counters .* use Module\.rng_counters"):
+        assert model.counters() == {}
+    with pytest.warns(DeprecationWarning, match="load_rng_counters"):
+        model.load_counters({"1": 5})
+    with pytest.warns(DeprecationWarning, match="next_random_step"):
+        assert model.layers[1].draw() == 5
+    assert model.rng_counters() == {"1": 6}
+    with pytest.warns(DeprecationWarning, match="parameter_specs"):
+        assert list(model.layers[0].specs((5,))) == ["kernel", "bias"]
+
+
+def test_a_class_with_specs_works_and_is_warned_of_once():
+    with pytest.warns(DeprecationWarning, match=r"Scaled\.specs .* use Scaled\.parameter_specs") as caught:
+
+        class Scaled(xn.Dense):
+            def specs(self, input_shape):
+                return {**super().specs(input_shape), "factor": Spec((1,), "ones")}
+
+            def forward(self, x):
+                return super().forward(x) * self.factor
+
+    assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match=r"Dense\.specs"):  # what super() finds
+        model = xn.Sequential([Scaled(3)], input_shape=(5,))
+    assert list(model.parameters()) == ["0.kernel", "0.bias", "0.factor"]
+    assert model(X).shape == (6, 3)

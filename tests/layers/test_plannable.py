@@ -27,8 +27,8 @@ class Named(xn.Dense):
 
 
 class Wide(xn.Dense):
-    def specs(self, input_shape):
-        return super().specs(input_shape)
+    def parameter_specs(self, input_shape):
+        return super().parameter_specs(input_shape)
 
     def output_shape(self, input_shape):
         return super().output_shape(input_shape)

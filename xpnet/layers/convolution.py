@@ -150,7 +150,7 @@ class Conv2D(Convolution):
         self.dilation = pair(dilation, "dilation")
         windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """The kernel and the bias."""
         return self._specs(self.window, image_shape("Conv2D", input_shape)[2])
 
@@ -219,7 +219,7 @@ class Conv2DTranspose(Convolution):
         self.dilation = pair(dilation, "dilation")
         windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """The kernel and the bias."""
         return self._specs(self.window, image_shape("Conv2DTranspose", input_shape)[2])
 

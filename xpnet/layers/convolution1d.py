@@ -72,7 +72,7 @@ class Conv1D(Convolution):
             )
         return input_shape[0], input_shape[1]
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """The kernel and the bias."""
         return self._specs((self.window,), self._sequence_shape(input_shape)[1])
 

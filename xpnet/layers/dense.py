@@ -64,7 +64,7 @@ class Dense(Module):
         self.bias_regularizer = bias_regularizer
         self.kernel_constraint = kernel_constraint
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """The kernel and the bias."""
         if not input_shape:
             raise ShapeError("Dense: got examples that are single numbers, shape (N,); reshape them to (N, 1)")

@@ -48,7 +48,7 @@ class Embedding(Module):
         self.initializer = initializer
         self.regularizer = regularizer
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """The table."""
         return {"table": Spec((self.symbols, self.units), self.initializer, regularizer=self.regularizer)}
 

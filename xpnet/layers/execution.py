@@ -141,7 +141,7 @@ def output_shape_by_running(model: Module, input_shape: Shape) -> Shape:
         return tuple(y.shape[1:])
 
 
-_NOT_COMPUTING = frozenset({"__init__", "__repr__", "specs", "build", "materialize", "output_shape"})
+_NOT_COMPUTING = frozenset({"__init__", "__repr__", "parameter_specs", "specs", "build", "materialize", "output_shape"})
 """Methods that a subclass may override without a change to what its forward pass computes."""
 
 

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from xpnet.autograd.checkpointing import recompute
 from xpnet.backend import namespace
 from xpnet.layers.module import Module
 
@@ -61,6 +62,11 @@ def hooked(layers: Iterable[Module], hook: Hook) -> Iterator[None]:
         yield
     finally:
         _set_hooks({layer: tuple(kept for kept in layer._hooks if kept is not hook) for layer in layers})
+
+
+def recomputing(layer: Module, forward: Run, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Compute the layer again in the backward pass (a hook); see :func:`xpnet.recompute`."""
+    return recompute(forward)(*inputs, **keywords)
 
 
 def _set_hooks(hooks: dict[Module, tuple[Hook, ...]]) -> None:

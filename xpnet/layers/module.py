@@ -6,34 +6,28 @@ that is called first is its root and gives every Module below it a path ("1.kern
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
 from xpnet import backend, ops
-from xpnet.autograd.checkpointing import recompute
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.tape import mode, once
 from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import mixed
 from xpnet.layers import state as states
-from xpnet.layers.context import Context, Shape, Spec, float_name, new_buffer, on_device
+from xpnet.layers.context import Context, Shape, Spec, float_name, new_buffer
 from xpnet.layers.execution import Executor, output_shape_by_running, predict, prepare_input
 from xpnet.layers.modes import thread_state
-from xpnet.layers.version import Version
+from xpnet.layers.tree import ModuleTree
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
 from xpnet.runtime.late import late
 from xpnet.runtime.threads import preference
 
-# What is set while a model runs or is put together, and makes no plan of it stale.
-_INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_hooks"})
-_NOT_COPIED = frozenset(
-    {"_version", "_known_modules", "_known_version", "_flat", "_flat_version", "_executor", "_hooks", "_segments"}
-)
 
-
-class Module:
+class Module(ModuleTree):
     """Base class of layers and networks.
 
     Args (all optional; only the root's count):
@@ -47,142 +41,33 @@ class Module:
         path: the place in the tree: "" for the root, "2.body.0" and the like below it.
     """
 
-    path: str | None
     built: bool
     built_for: Shape | None  # the input's shape that the parameters were made for
-    context: Context
     counter: int  # how often a random layer has drawn: the step of its stream
     device_counter: Any  # the counter while steps are captured (xpnet.compiled.captured_steps.DeviceCounter)
-    shares_work: bool = False  # whether on a CPU its work is shared out over xpnet's threads rather than those of BLAS
     capturable: bool = True  # whether a training step through this Module may be recorded once and replayed
     plannable: bool = False
     """Whether `forward` in evaluation mode does nothing but call operations, so that a prediction may be planned (see
     xpnet.compiled.numpy_predict). A subclass inherits it unless it overrides something that computing an output may call;
     then it has to say so itself."""
-    _children: dict[str, Module]
-    _parameters: dict[str, Parameter]
-    _buffers: dict[str, Array]
-    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _hooks: tuple[Callable[..., Any], ...]  # see xpnet.layers.hooks
-    _segments: tuple[range, ...] | None  # what of a Sequential's layers is recomputed in the backward pass; () is everything
-    _version: Version
-    _known_modules: tuple[Module, ...]  # those below, at
-    _known_version: int
-    _own_threads: bool  # whether any of them shares its work
     _flat: FlatParameters | None
-    _flat_version: int
+    _flat_version: int  # of the tree's structure
     _executor: Executor | None  # see executor_of
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
-        self = super().__new__(cls)
-        table = self.__dict__
-        table.update(training=True, path=None, built=False, built_for=None, context=Context(), counter=0, device_counter=None)
-        table.update(_children={}, _parameters={}, _buffers={}, _hooks=(), _segments=None, _half=False)
-        table.update(_version=Version(), _known_modules=(), _known_version=-1, _flat=None, _flat_version=-1, _executor=None)
-        table["_arguments"] = (args, keywords)  # what the model file writes down
+        self = super().__new__(cls, *args, **keywords)
+        self.__dict__.update(training=True, built=False, built_for=None, counter=0, device_counter=None)
+        self.__dict__.update(_hooks=(), _flat=None, _flat_version=-1, _executor=None)
         return self
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        adopt_renamed_methods(cls, {"specs": "parameter_specs"})
 
     def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
         self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what copy.deepcopy copies: a copy makes flat storage, plans and the like of its own when it needs them."""
-        return {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        for child in self._children.values():
-            child._version.put_below(self._version)
-
-    # -- the tree --
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _INTERNAL:
-            self.__dict__[name] = value
-            return
-        if name == "training":
-            self._set_mode(value)
-            return
-        others = {path: c for path, c in self._children.items() if path != name and not path.startswith(name + ".")}
-        new: dict[str, Module] = {}
-        was_parameter = self._parameters.pop(name, None) is not None
-        if isinstance(value, Parameter):
-            self._parameters[name] = value
-        elif isinstance(value, Module):
-            new = {name: value}
-        elif isinstance(value, (list, tuple)) and any(isinstance(v, Module) for v in value):
-            # A tuple, so that no layer can be appended unseen; functions between the layers have nothing to learn.
-            value = tuple(value)
-            new = {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, Module)}
-        elif name in self._buffers:
-            self._buffers[name] = value
-        self.__dict__[name] = value
-        if new or len(others) < len(self._children):
-            self._set_children({**others, **new}, new)
-        elif was_parameter or isinstance(value, Parameter):
-            self._version.changed(structure=True)
-        elif name not in self._buffers:
-            self._version.changed()
-
-    def __delattr__(self, name: str) -> None:
-        super().__delattr__(name)
-        self._version.changed()
-
-    def _set_children(self, children: dict[str, Module], new: dict[str, Module]) -> None:
-        """Replace the Modules right below, of which `new` were not there before."""
-        before = {child._version for child in self._children.values()}
-        after = {child._version for child in children.values()}
-        for version in before - after:
-            version.take_from(self._version)
-        for version in after - before:
-            version.put_below(self._version)
-        self.__dict__["_children"] = children
-        self._version.changed(structure=True)
-        if self.path is not None:  # otherwise the first run does it
-            for name, child in new.items():
-                child._attach(f"{self.path}.{name}" if self.path else name, self.context)
-
-    def named_modules(self) -> Iterator[tuple[str, Module]]:
-        """(path, module) for this Module and all below it; one that appears twice comes once."""
-        seen: set[int] = set()
-
-        def walk(path: str, module: Module) -> Iterator[tuple[str, Module]]:
-            if id(module) in seen:
-                return
-            seen.add(id(module))
-            yield path, module
-            for name, child in module._children.items():
-                yield from walk(f"{path}.{name}" if path else name, child)
-
-        return walk("", self)
-
-    def modules(self) -> tuple[Module, ...]:
-        """This Module and all below it."""
-        if self._known_version != self._version.structure:
-            below = tuple([module for _, module in self.named_modules()][1:])  # a Module that held itself would not be freed
-            own_threads = self.shares_work or any(module.shares_work for module in below)
-            self.__dict__.update(_known_modules=below, _known_version=self._version.structure, _own_threads=own_threads)
-        return (self, *self._known_modules)
-
-    def parameters(self) -> dict[str, Parameter]:
-        """All Parameters by path, {"0.kernel": ..., "0.bias": ...}; a shared one has the first of its paths."""
-        found: dict[str, Parameter] = {}
-        seen: set[int] = set()
-        for path, module in self.named_modules():
-            for name, parameter in module._parameters.items():
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    found[f"{path}.{name}" if path else name] = parameter
-        return found
-
-    def buffers(self) -> dict[str, Array]:
-        """Arrays that belong to the model but are not learnt by gradient (running statistics), by path."""
-        return {
-            f"{path}.{name}" if path else name: array
-            for path, module in self.named_modules()
-            for name, array in module._buffers.items()
-        }
 
     def count_parameters(self) -> int:
         """The number of learnable values.
@@ -203,53 +88,21 @@ class Module:
 
     def _waits(self) -> bool:
         """Whether this Module itself makes parameters when it sees its input."""
-        return type(self).specs is not Module.specs or type(self).build is not Module.build
-
-    def _attach(self, path: str, context: Context) -> None:
-        """Tell the tree below `path` where it is and what its root decided."""
-        self._require_seen(path)
-        moved = context.device != self.context.device or context.dtype != self.context.dtype
-        self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALF_NAMES)
-        if moved:
-            self._place(context)
-            self.__dict__["_executor"] = None
-            self._version.changed()
-        for name, parameter in self._parameters.items():
-            parameter.path = f"{path}.{name}" if path else name
-        for name, child in self._children.items():
-            child._attach(f"{path}.{name}" if path else name, context)
-
-    def _require_seen(self, path: str) -> None:
-        """Raise a TypeError where a list or dict holds a layer that assigning it did not show: it would never be trained."""
-        for name, value in self.__dict__.items():
-            if name[0] == "_" or not isinstance(value, (list, dict)):
-                continue
-            parts = value.values() if isinstance(value, dict) else value
-            if any(isinstance(part, (Module, Parameter)) for part in parts):
-                where = f"layer {path!r} ({type(self).__name__})" if path else type(self).__name__
-                raise TypeError(
-                    f"{where}: the {type(value).__name__} in self.{name} holds layers or Parameters that were put in unseen, "
-                    f"and they would not be trained; assign a finished list of layers (self.{name} = [...]), or each to an "
-                    f"attribute (setattr(self, name, layer))"
-                )
+        return type(self).parameter_specs is not Module.parameter_specs or type(self).build is not Module.build
 
     def _place(self, context: Context) -> None:
-        """Bring this Module's own arrays to the context's device and dtype."""
-        for parameter in self._parameters.values():
-            parameter.array = on_device(parameter.array, context)
-            parameter.grad = parameter.buffer = None
-        for name, array in self._buffers.items():
-            setattr(self, name, on_device(array, context))
+        super()._place(context)
+        self.__dict__["_executor"] = None
 
     # -- parameters --
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """The parameters that this layer needs for inputs of `input_shape` (without the batch axis)."""
         return {}
 
     def build(self, input_shape: Shape) -> None:
         """Make the parameters; called once, before the first forward."""
-        for name, spec in self.specs(input_shape).items():
+        for name, spec in self.parameter_specs(input_shape).items():
             self.add_parameter(name, spec)
 
     def add_parameter(self, name: str, spec: Spec) -> Parameter:
@@ -325,8 +178,9 @@ class Module:
         if not table["built"]:
             self._build_for(inputs)
         forward = self.forward
-        if table["_hooks"] or table["_segments"] is not None:
-            forward = self._around(forward)
+        if table["_hooks"]:
+            for hook in table["_hooks"]:
+                forward = partial(_call_hook, hook, self, forward)
         try:
             if path:
                 if table["_half"] and mode.half_copies is None:  # a part that is called on its own
@@ -345,12 +199,6 @@ class Module:
             return forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
-
-    def _around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `forward` with the hooks around it, and to be done again in the backward pass where that is asked for."""
-        for hook in self._hooks:
-            forward = partial(_call_hook, hook, self, forward)
-        return recompute(forward) if self._segments == () else forward
 
     def _build_for(self, inputs: tuple[Any, ...]) -> None:
         self.built = True
@@ -485,6 +333,13 @@ class Module:
         if show:
             print(table)
         return table
+
+    # -- names until 0.2 --
+
+    specs = renamed_attribute("parameter_specs")
+    draw = renamed_attribute("next_random_step")
+    counters = renamed_attribute("rng_counters")
+    load_counters = renamed_attribute("load_rng_counters")
 
     def __repr__(self) -> str:
         inner = (

@@ -32,7 +32,7 @@ class _Normalization(Module):
             raise ShapeError(f"{type(self).__name__} got examples that are single numbers, expected (..., C)")
         return (input_shape[-1],)
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """Scale and offset."""
         shape = self._vector_shape(input_shape)
         found = {"scale": Spec(shape, "ones", decay=False)} if self.use_scale else {}

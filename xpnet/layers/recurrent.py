@@ -82,7 +82,7 @@ class Recurrent(Module):
         self.bias_regularizer = bias_regularizer
         self.carried = None
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """kernel (C, G*H), recurrent_kernel (H, G*H) and bias (G*H,), for G gates."""
         _, C = self._sequence_shape(input_shape)
         H, width = self.units, self.gates * self.units
@@ -262,9 +262,9 @@ class GRU(Recurrent):
     operation = staticmethod(ops.gru)
     recurrent_bias: Parameter
 
-    def specs(self, input_shape: Shape) -> dict[str, Spec]:
+    def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """As in Recurrent, and the recurrent_bias."""
-        found = super().specs(input_shape)
+        found = super().parameter_specs(input_shape)
         return {**found, "recurrent_bias": found["bias"]} if self.use_bias else found
 
     def _run(self, x: Any, bias: Any, states: tuple[Any, ...], mask: Any) -> Any:

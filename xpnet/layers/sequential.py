@@ -10,6 +10,7 @@ from xpnet.autograd.checkpointing import recompute
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.execution import keeps_computation
+from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
 
@@ -31,6 +32,7 @@ class Sequential(Module):
     """
 
     plannable = True
+    _segments: tuple[range, ...] = ()  # the layers that are recomputed in the backward pass, set for a training step
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class Sequential(Module):
 
 
 def _is_watched(layer: Module) -> bool:
-    return bool(layer._hooks) or "forward" in layer.__dict__
+    return layer._hooks not in ((), (recomputing,)) or "forward" in layer.__dict__
 
 
 def _pooled(layers: Sequence[Any]) -> frozenset[int]:

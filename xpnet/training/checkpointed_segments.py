@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
+from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.sequential import Sequential
 
@@ -80,11 +81,17 @@ def _ranges(model: Sequential) -> tuple[range, ...]:
 
 @contextlib.contextmanager
 def recomputed(segments: Segments) -> Iterator[None]:
-    """Checkpoint these parts within the block: the backward pass recomputes them."""
+    """Recompute these parts when the backward pass comes to what is recorded within the block."""
     for module, ranges in segments.items():
-        module.__dict__["_segments"] = ranges
+        if ranges:
+            module.__dict__["_segments"] = ranges
+        else:
+            module._hooks = (*module._hooks, recomputing)
     try:
         yield
     finally:
-        for module in segments:
-            module.__dict__["_segments"] = None
+        for module, ranges in segments.items():
+            if ranges:
+                del module.__dict__["_segments"]
+            else:
+                module._hooks = tuple(hook for hook in module._hooks if hook is not recomputing)

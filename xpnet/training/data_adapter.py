@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from xpnet.autograd.tensor import Tensor
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import is_whole
 
@@ -75,27 +74,3 @@ def no_batches(where: str) -> str:
         f"the data gave no batch in {where}; a generator can be run through only once: pass a function that returns one, a "
         f"list of batches, or arrays (x, y)"
     )
-
-
-def applied(model: Module, x: Any) -> Any:
-    """Return the model's output; a tuple is several inputs."""
-    return model(*x) if type(x) is tuple else model(x)
-
-
-def native(output: Any) -> Any:
-    """Return the native array of a Tensor, or of each in a tuple of outputs."""
-    if isinstance(output, (tuple, list)):
-        return tuple(native(part) for part in output)
-    return output.array if isinstance(output, Tensor) else output
-
-
-def examples_in(x: Any) -> int:
-    """Return the number of examples of a batch: an array, or a tuple or dict of them."""
-    while isinstance(x, (tuple, dict)):
-        x = next(iter(x.values())) if isinstance(x, dict) else x[0]
-    return len(x)
-
-
-def known_length(batches: Batches) -> int | None:
-    """Return the number of batches of an epoch, or None for a stream."""
-    return None if batches.count is None else len(batches)

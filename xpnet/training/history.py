@@ -1,4 +1,4 @@
-"""The history of a training run: one float for each epoch and name."""
+"""What a training run measures: sums within an epoch, and the history, one float for each epoch and name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import io
 import math
 from typing import Any
+
+from xpnet.backend import Array, namespace
 
 
 class History(dict[str, list[float]]):
@@ -40,3 +42,55 @@ class History(dict[str, list[float]]):
             row += [repr(values[i]) if i < len(values) else "" for values in self.values()]
             writer.writerow(row)
         return text.getvalue()
+
+
+class Sums:
+    """Means over the examples of an epoch of what is a mean over each batch, added up in place, in float64 on the device."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.totals: dict[str, Array] = {}
+        self._before: dict[str, float] = {}  # from a checkpoint, until the device is known
+
+    def add(self, x: Any, values: dict[str, Array]) -> None:
+        """Add the means over a batch `x`."""
+        examples = examples_in(x)
+        self.count += examples
+        for name, value in values.items():
+            total = self.totals.get(name)
+            if not hasattr(value, "dtype"):  # a user's metric may return a Python number
+                loss = values["loss"]
+                value = namespace(loss).asarray(value, dtype=namespace(loss).float64, device=loss.device)
+            xp = namespace(value)
+            if total is None:
+                start = self._before.pop(name, 0.0)
+                total = self.totals[name] = xp.asarray(start, dtype=xp.float64, device=value.device)
+            total += xp.astype(value, xp.float64) * examples
+
+    def clear(self) -> None:
+        """Start again in the same memory, which captured steps add to."""
+        self.count = 0
+        self._before = {}
+        for total in self.totals.values():
+            total[...] = 0
+
+    def means(self) -> dict[str, float]:
+        """Return the means over all examples as Python floats (waits for the device)."""
+        return {name: total / max(self.count, 1) for name, total in self.state()["totals"].items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as Python numbers."""
+        return {"count": self.count, "totals": {**self._before, **{name: float(a) for name, a in self.totals.items()}}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore a state from :meth:`state`."""
+        self.count = int(state["count"])
+        self.totals = {}
+        self._before = dict(state["totals"])
+
+
+def examples_in(x: Any) -> int:
+    """Return the number of examples of a batch: an array, or a tuple or dict of them."""
+    while isinstance(x, (tuple, dict)):
+        x = next(iter(x.values())) if isinstance(x, dict) else x[0]
+    return len(x)

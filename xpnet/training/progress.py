@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, Self
+
+from xpnet.training.history import Sums
 
 
 class Progress:
@@ -27,7 +28,8 @@ class Progress:
         if verbose is None and sys.stderr.isatty():
             self.bar = _bar()
         self._task: Any = None
-        self._seen = 0
+        self._sums = Sums()
+        self._before = 0
         self._started = self._shown = 0.0
 
     def __enter__(self) -> Self:
@@ -39,27 +41,25 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def begin(self, epoch: int, done: int = 0) -> None:
-        """Start an epoch (from 0), with some batches done already."""
-        self._seen = 0
+    def begin(self, epoch: int, done: int, sums: Sums) -> None:
+        """Start an epoch (from 0), with some batches done already; what is measured in it is added to `sums`."""
+        self._sums, self._before = sums, sums.count
         self._started = time.perf_counter()
         if self.bar is not None:
             if self._task is not None:
                 self.bar.remove_task(self._task)
             self._task = self.bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.batches, completed=done, status="")
 
-    def advance(self, examples: int, means: Callable[[], dict[str, float]]) -> None:
-        """Count a batch; `means` returns the epoch's values so far, and is called only when they are shown."""
-        self._seen += examples
+    def advance(self) -> None:
+        """Count a batch."""
         if self.bar is None:
             return
         now = time.perf_counter()
         status: dict[str, str] = {}
         if now - self._shown > self.REFRESH:
             self._shown = now
-            rate = self._seen / max(now - self._started, 1e-9)
-            values = "  ".join(f"{name} {value:.4f}" for name, value in means().items())
-            status = {"status": f"{values}  {rate:,.0f} examples/s"}
+            values = "  ".join(f"{name} {value:.4f}" for name, value in self._sums.means().items())
+            status = {"status": f"{values}  {self._rate(now - self._started):,.0f} examples/s"}
         self.bar.update(self._task, advance=1, **status)
 
     def end(self, epoch: int, values: dict[str, float]) -> None:
@@ -68,12 +68,14 @@ class Progress:
             return
         seconds = time.perf_counter() - self._started
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        rate = self._seen / max(seconds, 1e-9)
-        line = f"epoch {epoch + 1}/{self.epochs}  {shown}  {seconds:.1f} s  {rate:,.0f} examples/s"
+        line = f"epoch {epoch + 1}/{self.epochs}  {shown}  {seconds:.1f} s  {self._rate(seconds):,.0f} examples/s"
         if self.bar is not None:
             self.bar.console.print(line, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    def _rate(self, seconds: float) -> float:
+        return (self._sums.count - self._before) / max(seconds, 1e-9)
 
 
 def _bar() -> Any:

@@ -22,12 +22,11 @@ from xpnet.runtime.events import watched
 from xpnet.training.arguments import named_metrics, refuse_loss, require_parts
 from xpnet.training.callback import Callback
 from xpnet.training.checkpointed_segments import Recompute, recomputed, segments_of
-from xpnet.training.data_adapter import applied, as_batches, examples_in, known_length, native, no_batches
-from xpnet.training.history import History
+from xpnet.training.data_adapter import as_batches, no_batches
+from xpnet.training.history import History, Sums
 from xpnet.training.interrupt import Interruptible
 from xpnet.training.not_finite import not_finite
 from xpnet.training.progress import Progress
-from xpnet.training.sums import Sums
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -37,7 +36,7 @@ Data = Any
 
 
 class Trainer:
-    """Trains a model: shuffled mini-batches, forward, loss, backward, update, and what was measured.
+    """The training loop: shuffled mini-batches, forward, loss, backward, update, and what is measured on the way.
 
     Args:
         model: a Module.
@@ -47,13 +46,13 @@ class Trainer:
         callbacks: see xpnet.training.Callback.
         seed: of the order of the examples.
         accumulate: gradients of this many batches are averaged for one update.
-        capture: on a GPU, record the step of `fit` once as a CUDA graph and replay it, where that is possible. The launches
-            are the same either way.
+        capture: on a GPU, capture the step of `fit` as a CUDA graph and replay it, where that is possible. The launches are the
+            same either way.
         loss_scale: of a float16 model, whose gradients would otherwise be too small for its numbers; None makes one with its
             own defaults. A loss that is not finite is then a skipped update, and an error at the end of the epoch.
-        recompute: which parts of the model compute their activations again in the backward pass instead of keeping them:
-            True cuts a Sequential of n layers into about sqrt(n) segments; or a list of layers, each by its path ("3.body") or
-            its index; or a function (path, layer) -> bool. The bits are the same; see :func:`xpnet.recompute`.
+        recompute: gradient checkpointing: which parts of the model recompute their activations in the backward pass instead of
+            keeping them. True cuts a Sequential of n layers into about sqrt(n) segments; or a list of layers, each by its path
+            ("3.body") or its index; or a function (path, layer) -> bool. The bits are the same; see :func:`xpnet.recompute`.
 
     Attributes:
         history: what `fit` has recorded so far.
@@ -104,85 +103,6 @@ class Trainer:
         self.checks: Batches | None = None
         self.sums = Sums()
 
-    def step(self, x: Array, y: Array) -> Array:
-        """One update on one batch. Returns the loss before the update: a 0-d native array on the device.
-
-        x: an array, or a tuple of them for a model that takes several inputs, forward(self, x, z).
-        """
-        return self._step(x, y)[0]
-
-    def _step(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """One batch; returns the loss and the predictions, native arrays."""
-        if not self.model.training:
-            self.model.train()
-        loss, prediction = self.forward_backward(x, y)
-        self.iteration += 1
-        if self.iteration % self.accumulate == 0:
-            self.update()
-        return loss, prediction
-
-    def forward_backward(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Leave the gradients of one batch in the parameters; returns the loss and the predictions."""
-        step = self._planned(x, y)
-        if step is not None:
-            return step
-        if self.segments:
-            with recomputed(self.segments):
-                prediction = applied(self.model, x)
-        else:
-            prediction = applied(self.model, x)
-        loss = self.loss(prediction, y)
-        if type(loss) is not Tensor or loss.array.ndim:
-            refuse_loss(self.loss, loss)
-        penalty = self._penalty()
-        total = loss if penalty is None else loss + penalty
-        # On a GPU this would wait for the device in every step; there the loss is looked at once an epoch.
-        scale = self.optimizer.loss_scale
-        if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(total.array):
-            raise not_finite(self, x, float(total.array))
-        if scale is not None:
-            scale.backward(total, 1 / self.accumulate)
-        elif self.accumulate == 1:
-            total.backward()
-        else:
-            (total * (1 / self.accumulate)).backward()
-        return total.array, native(prediction)
-
-    def _planned(self, x: Array, y: Array) -> tuple[Array, Array] | None:
-        """Do `forward_backward` by a step that is known from an earlier batch, or return None."""
-        if self.segments or self.accumulate > 1 or self.optimizer.loss_scale is not None:
-            return None
-        step = executor_of(self.model).step(self.model, self.loss, x, y)
-        loss = None if step is None else step.forward(x, y)
-        if step is None or loss is None:
-            return None
-        if not math.isfinite(loss):
-            raise not_finite(self, x, float(loss))
-        step.backward()
-        return loss, step.logits.copy()
-
-    def update(self) -> None:
-        """Let the callbacks look at the gradients, and the optimizer use them."""
-        if self.optimizer.loss_scale is not None:
-            self.optimizer.loss_scale.unscale(self.model.flat_parameters)
-        for callback in self.callbacks:
-            callback.on_before_optimizer_step(self)
-        self.optimizer.step(self.model)
-
-    @property
-    def watches_gradients(self) -> bool:
-        """Whether a callback reads or changes the gradients, between backward and update on the host."""
-        own = Callback.on_before_optimizer_step
-        return any(type(callback).on_before_optimizer_step is not own for callback in self.callbacks)
-
-    def _penalty(self) -> Tensor | None:
-        """The sum of all weight penalties, or None where no parameter has one."""
-        total = None
-        for parameter in self.model.flat_parameters.regularized:
-            term = parameter.regularizer(parameter)
-            total = term if total is None else total + term
-        return total
-
     def fit(
         self,
         data: Data,
@@ -218,9 +138,8 @@ class Trainer:
         """
         if not is_whole(epochs) or epochs < 0:
             raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
-        batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
-        checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
-        self.batches, self.checks = batches, checks
+        self.batches = batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
+        self.checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
         self.stop = self.history.interrupted = False
         self.first_epoch = self.epoch
         if resume is not None:
@@ -230,43 +149,29 @@ class Trainer:
         last = self.first_epoch + epochs
         captured = captured_steps(self)
         train = self._train if captured is None else captured.step
-        context = contextlib.nullcontext() if captured is None else captured
-        bar = Progress(last, known_length(batches), verbose)
-        with Interruptible(self), bar as progress, context, self._feed(batches, captured) as source:
+        with (
+            Interruptible(self),
+            Progress(last, None if batches.count is None else len(batches), verbose) as progress,
+            captured or contextlib.nullcontext(),
+            self._feed(batches, captured) as feed,
+        ):
             self._call("on_fit_begin")
             while self.epoch < last and not self.stop:
-                self._epoch(source, checks, progress, train)
+                self._epoch(feed, progress, train)
             self._call("on_fit_end")
         return self.history
 
-    def _feed(self, batches: Batches, steps: Any = None) -> AbstractContextManager[Batches | DeviceFeed]:
-        from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
-
-        return device_feed(batches, self.model.context.device, steps)
-
-    def _train(self, x: Array, y: Array) -> Array:
-        """One batch, updated and measured; returns the loss."""
-        loss, prediction = self._step(x, y)
-        self.add_measurements(x, y, loss, prediction)
-        return loss
-
-    def add_measurements(self, x: Array, y: Array, loss: Array, prediction: Array) -> None:
-        """Add one batch's loss and metrics to the sums of the epoch."""
-        self.sums.add(examples_in(x), {"loss": loss, **self.measure(prediction, y)})
-
-    def _epoch(
-        self, batches: Batches | DeviceFeed, checks: Batches | None, progress: Progress, train: Callable[[Array, Array], Array]
-    ) -> None:
-        """What is left of one epoch: its batches, validation, and the record of both."""
+    def _epoch(self, feed: Batches | DeviceFeed, progress: Progress, train: Callable[[Array, Array], Array]) -> None:
+        """Do what is left of one epoch: train on its batches, validate, and record both."""
         if self.batch == 0:
             self.sums.clear()
             self._call("on_epoch_begin")
-        progress.begin(self.epoch, self.batch)
+        progress.begin(self.epoch, self.batch, self.sums)
         x = None
-        for x, y in watched(batches.epoch(self.epoch, self.batch), self.model.context.device):
+        for x, y in watched(feed.epoch(self.epoch, self.batch), self.model.context.device):
             self.last_loss = train(x, y)
             self.batch += 1
-            progress.advance(examples_in(x), self.sums.means)
+            progress.advance()
             for callback in self.callbacks:
                 callback.on_step_end(self)
             for callback in self.callbacks:
@@ -278,8 +183,8 @@ class Trainer:
         values = self.sums.means()
         if x is not None and not math.isfinite(values["loss"]):
             raise not_finite(self, x, values["loss"])
-        if checks is not None:
-            values.update({f"val_{name}": value for name, value in self._evaluate(checks).items()})
+        if self.checks is not None:
+            values.update({f"val_{name}": value for name, value in self._evaluate(self.checks).items()})
         for callback in self.callbacks:
             callback.on_epoch_end(self, values)
         self.history.record(values)
@@ -289,24 +194,99 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_checkpoint(self, epoch_ended=True)
 
-    def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
-        """The loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
-        return self._evaluate(as_batches(data, self.model, batch_size, False, self.seed))
+    def _train(self, x: Array, y: Array) -> Array:
+        """Update on one batch and measure it; return the loss."""
+        loss, prediction = self._step(x, y)
+        self.add_measurements(x, y, loss, prediction)
+        return loss
 
-    def _evaluate(self, batches: Batches) -> dict[str, float]:
-        sums = Sums()
-        with no_grad(), eval_mode(self.model), self._feed(batches) as source:
-            for x, y in source.epoch(0):
-                prediction = applied(self.model, x)
-                values = {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)}
-                sums.add(examples_in(x), values)
-        if not sums.count:
-            raise ValueError(no_batches("the evaluation"))
-        return sums.means()
+    def step(self, x: Array, y: Array) -> Array:
+        """Update once on one batch. Returns the loss before the update: a 0-d native array on the device.
+
+        x: an array, or a tuple of them for a model that takes several inputs, forward(self, x, z).
+        """
+        return self._step(x, y)[0]
+
+    def _step(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Update on one batch; return the loss and the predictions, native arrays."""
+        if not self.model.training:
+            self.model.train()
+        loss, prediction = self.forward_backward(x, y)
+        self.iteration += 1
+        if self.iteration % self.accumulate == 0:
+            self.update()
+        return loss, prediction
+
+    def forward_backward(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Leave the gradients of one batch in the parameters; return the loss and the predictions."""
+        planned = self._planned(x, y)
+        if planned is not None:
+            return planned
+        if self.segments:
+            with recomputed(self.segments):
+                prediction = _output(self.model, x)
+        else:
+            prediction = _output(self.model, x)
+        loss = self.loss(prediction, y)
+        if type(loss) is not Tensor or loss.array.ndim:
+            refuse_loss(self.loss, loss)
+        penalty = self._penalty()
+        if penalty is not None:
+            loss = loss + penalty
+        scale = self.optimizer.loss_scale
+        # On a GPU this would wait for the device in every step: the loss is checked once an epoch there.
+        if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(loss.array):
+            raise not_finite(self, x, float(loss.array))
+        if scale is not None:
+            scale.backward(loss, 1 / self.accumulate)
+        elif self.accumulate == 1:
+            loss.backward()
+        else:
+            (loss * (1 / self.accumulate)).backward()
+        return loss.array, _native(prediction)
+
+    def _planned(self, x: Array, y: Array) -> tuple[Array, Array] | None:
+        """Do `forward_backward` with the executor's step for such batches, or return None."""
+        if self.segments or self.accumulate > 1 or self.optimizer.loss_scale is not None:
+            return None
+        step = executor_of(self.model).step(self.model, self.loss, x, y)
+        loss = None if step is None else step.forward(x, y)
+        if step is None or loss is None:
+            return None
+        if not math.isfinite(loss):
+            raise not_finite(self, x, float(loss))
+        step.backward()
+        return loss, step.logits.copy()
+
+    def _penalty(self) -> Tensor | None:
+        """Return the sum of all weight penalties, or None where no parameter has one."""
+        total = None
+        for parameter in self.model.flat_parameters.regularized:
+            term = parameter.regularizer(parameter)
+            total = term if total is None else total + term
+        return total
+
+    def update(self) -> None:
+        """Show the gradients to the callbacks and let the optimizer use them."""
+        if self.optimizer.loss_scale is not None:
+            self.optimizer.loss_scale.unscale(self.model.flat_parameters)
+        for callback in self.callbacks:
+            callback.on_before_optimizer_step(self)
+        self.optimizer.step(self.model)
+
+    @property
+    def watches_gradients(self) -> bool:
+        """Whether a callback reads or changes the gradients, between backward and update on the host."""
+        own = Callback.on_before_optimizer_step
+        return any(type(callback).on_before_optimizer_step is not own for callback in self.callbacks)
+
+    def add_measurements(self, x: Array, y: Array, loss: Array, prediction: Array) -> None:
+        """Add the loss and the metrics of one batch to the sums of the epoch."""
+        self.sums.add(x, {"loss": loss, **self.measure(prediction, y)})
 
     def measure(self, prediction: Array, y: Array) -> dict[str, Array]:
-        """Every metric of one batch."""
-        values = {name: native(metric(prediction, y)) for name, metric in self.metrics.items()}
+        """Return every metric of one batch."""
+        values = {name: _native(metric(prediction, y)) for name, metric in self.metrics.items()}
         for name, value in values.items():
             if getattr(value, "ndim", 0):
                 raise ValueError(
@@ -314,13 +294,43 @@ class Trainer:
                 )
         return values
 
+    def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
+        """Return the loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
+        return self._evaluate(as_batches(data, self.model, batch_size, False, self.seed))
+
+    def _evaluate(self, batches: Batches) -> dict[str, float]:
+        sums = Sums()
+        with no_grad(), eval_mode(self.model), self._feed(batches) as feed:
+            for x, y in feed.epoch(0):
+                prediction = _output(self.model, x)
+                sums.add(x, {"loss": _native(self.loss(prediction, y)), **self.measure(_native(prediction), y)})
+        if not sums.count:
+            raise ValueError(no_batches("the evaluation"))
+        return sums.means()
+
+    def _feed(self, batches: Batches, captured: Any = None) -> AbstractContextManager[Batches | DeviceFeed]:
+        from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
+
+        return device_feed(batches, self.model.context.device, captured)
+
     def _call(self, name: str) -> None:
         for callback in self.callbacks:
             getattr(callback, name)(self)
 
 
 def captured_steps(trainer: Trainer) -> Any:
-    """Return the steps of a Trainer as CUDA graphs (a context); None where they run launch by launch."""
+    """Return the steps of a Trainer as CUDA graphs (a context), or None where they run launch by launch."""
     if trainer.accumulate > 1 or not trainer.capture:
         return None
     return executor_of(trainer.model).capture(trainer)
+
+
+def _output(model: Module, x: Any) -> Any:
+    return model(*x) if type(x) is tuple else model(x)  # a tuple is several inputs
+
+
+def _native(output: Any) -> Any:
+    """Return the native array of a Tensor, or of each in a tuple of outputs."""
+    if isinstance(output, (tuple, list)):
+        return tuple(_native(part) for part in output)
+    return output.array if isinstance(output, Tensor) else output

@@ -1,0 +1,183 @@
+"""The tree that Modules form: what is where, on which device, and whether it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from xpnet import backend
+from xpnet.autograd.tensor import Parameter
+from xpnet.backend import Array
+from xpnet.layers.context import Context, on_device
+from xpnet.layers.version import Version
+
+if TYPE_CHECKING:
+    from xpnet.layers.module import Module
+
+# What is set while a model runs or is put together, and makes no plan of it stale.
+_INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_hooks"})
+_NOT_COPIED = frozenset({"_version", "_known_modules", "_known_version", "_flat", "_flat_version", "_executor", "_hooks"})
+
+
+class ModuleTree:
+    """The part of a Module that holds Modules, Parameters and buffers.
+
+    Whatever is assigned to an attribute is registered under its name; a list of Modules becomes a tuple.
+
+    Attributes:
+        path: the place in the tree: "" for the root, "2.body.0" and the like below it, None before the first run.
+        context: what the root decided.
+    """
+
+    path: str | None
+    context: Context
+    shares_work: bool = False  # whether on a CPU its work is shared out over xpnet's threads rather than those of BLAS
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _children: dict[str, Module]
+    _parameters: dict[str, Parameter]
+    _buffers: dict[str, Array]
+    _half: bool  # whether it computes with 16-bit floats
+    _version: Version
+    _known_modules: tuple[Module, ...]  # those below, as of
+    _known_version: int
+    _own_threads: bool  # whether any of them shares its work
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        """Set up the tables here, so that a subclass need not call super().__init__()."""
+        self = super().__new__(cls)
+        table = self.__dict__
+        table.update(path=None, context=Context(), _half=False, _children={}, _parameters={}, _buffers={})
+        table.update(_version=Version(), _known_modules=(), _known_version=-1)
+        table["_arguments"] = (args, keywords)  # what the model file writes down
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copy.deepcopy copies: a copy makes flat storage, plans and the like of its own when it needs them."""
+        return {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for child in self._children.values():
+            child._version.put_below(self._version)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _INTERNAL:
+            self.__dict__[name] = value
+            return
+        if name == "training":
+            super().__setattr__(name, value)  # a property of Module
+            return
+        others = {path: c for path, c in self._children.items() if path != name and not path.startswith(name + ".")}
+        new: dict[str, Any] = {}
+        was_parameter = self._parameters.pop(name, None) is not None
+        if isinstance(value, Parameter):
+            self._parameters[name] = value
+        elif isinstance(value, ModuleTree):
+            new = {name: value}
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, ModuleTree) for v in value):
+            # A tuple, so that no layer can be appended unseen; functions between the layers have nothing to learn.
+            value = tuple(value)
+            new = {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, ModuleTree)}
+        elif name in self._buffers:
+            self._buffers[name] = value
+        self.__dict__[name] = value
+        if new or len(others) < len(self._children):
+            self._set_children({**others, **new}, new)
+        elif was_parameter or isinstance(value, Parameter):
+            self._version.changed(structure=True)
+        elif name not in self._buffers:
+            self._version.changed()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._version.changed()
+
+    def _set_children(self, children: dict[str, Module], new: dict[str, Module]) -> None:
+        """Replace the Modules right below, of which `new` were not there before."""
+        before = {child._version for child in self._children.values()}
+        after = {child._version for child in children.values()}
+        for version in before - after:
+            version.take_from(self._version)
+        for version in after - before:
+            version.put_below(self._version)
+        self.__dict__["_children"] = children
+        self._version.changed(structure=True)
+        if self.path is not None:  # otherwise the first run does it
+            for name, child in new.items():
+                child._attach(f"{self.path}.{name}" if self.path else name, self.context)
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """(path, module) for this Module and all below it; one that appears twice comes once."""
+        seen: set[int] = set()
+
+        def walk(path: str, module: Module) -> Iterator[tuple[str, Module]]:
+            if id(module) in seen:
+                return
+            seen.add(id(module))
+            yield path, module
+            for name, child in module._children.items():
+                yield from walk(f"{path}.{name}" if path else name, child)
+
+        return walk("", cast("Module", self))
+
+    def modules(self) -> tuple[Module, ...]:
+        """This Module and all below it."""
+        if self._known_version != self._version.structure:
+            below = tuple([module for _, module in self.named_modules()][1:])  # a Module that held itself would not be freed
+            own_threads = self.shares_work or any(module.shares_work for module in below)
+            self.__dict__.update(_known_modules=below, _known_version=self._version.structure, _own_threads=own_threads)
+        return (cast("Module", self), *self._known_modules)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """All Parameters by path, {"0.kernel": ..., "0.bias": ...}; a shared one has the first of its paths."""
+        found: dict[str, Parameter] = {}
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    found[f"{path}.{name}" if path else name] = parameter
+        return found
+
+    def buffers(self) -> dict[str, Array]:
+        """Arrays that belong to the model but are not learnt by gradient (running statistics), by path."""
+        return {
+            f"{path}.{name}" if path else name: array
+            for path, module in self.named_modules()
+            for name, array in module._buffers.items()
+        }
+
+    def _attach(self, path: str, context: Context) -> None:
+        """Tell the tree below `path` where it is and what its root decided."""
+        self._require_seen(path)
+        moved = context.device != self.context.device or context.dtype != self.context.dtype
+        self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALF_NAMES)
+        if moved:
+            self._place(context)
+            self._version.changed()
+        for name, parameter in self._parameters.items():
+            parameter.path = f"{path}.{name}" if path else name
+        for name, child in self._children.items():
+            child._attach(f"{path}.{name}" if path else name, context)
+
+    def _require_seen(self, path: str) -> None:
+        """Raise a TypeError where a list or dict holds a layer that assigning it did not show: it would never be trained."""
+        for name, value in self.__dict__.items():
+            if name[0] == "_" or not isinstance(value, (list, dict)):
+                continue
+            parts = value.values() if isinstance(value, dict) else value
+            if any(isinstance(part, (ModuleTree, Parameter)) for part in parts):
+                where = f"layer {path!r} ({type(self).__name__})" if path else type(self).__name__
+                raise TypeError(
+                    f"{where}: the {type(value).__name__} in self.{name} holds layers or Parameters that were put in unseen, "
+                    f"and they would not be trained; assign a finished list of layers (self.{name} = [...]), or each to an "
+                    f"attribute (setattr(self, name, layer))"
+                )
+
+    def _place(self, context: Context) -> None:
+        """Bring this Module's own arrays to the context's device and dtype."""
+        for parameter in self._parameters.values():
+            parameter.array = on_device(parameter.array, context)
+            parameter.grad = parameter.buffer = None
+        for name, array in self._buffers.items():
+            setattr(self, name, on_device(array, context))
