@@ -100,7 +100,7 @@ def test_peers_are_named() -> None:
 def test_workers_check_and_time_a_case() -> None:
     with Comparison(["reference"], FAST) as comparison:
         record = comparison.run(SMALL)
-        assert record["skipped"] == {"ceiling copy": "traffic with memory is counted for single layers only"}
+        assert record["skipped"] == {"ceiling copy": "memory traffic is counted for single layers only"}
         assert record["agreement"]["reference"]["compared"] == 2 + 2 * len(trace(SMALL.net, SMALL.shape).weights)
         assert record["libraries"]["xpnet"]["turns"] >= 2
         assert record["ratios"]["reference"]["median"] > 0
@@ -142,7 +142,7 @@ def test_the_pause_ends_when_every_worker_is_at_rest() -> None:
 def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XPNET_PEERS", str(tmp_path))
     monkeypatch.setattr("benchmarks.peers.MODULES", {"chainer": "a_module_that_is_not_there"})
-    assert interpreter("chainer") == (None, "not installed; python -m benchmarks.peers chainer makes an environment for it")
+    assert interpreter("chainer") == (None, "not installed; python -m benchmarks.peers chainer creates an environment for it")
     with Comparison(["chainer"], FAST, ceilings=False) as comparison:
         assert comparison.peers == []
         assert "not installed" in comparison.skipped["chainer"]
@@ -200,12 +200,12 @@ def test_words_say_where_we_lose() -> None:
     result = _result(_record("step a", 2.0), _record("step b", 0.5), _record("step c", 0.1, foreign_cores=1.5))
     text = "\n".join(report.words(result))
     assert "faster in 1, as fast within 5 % in 0, slower in 1" in text
-    assert "We lose in step b (0.50: 1.00 ms against 500 us)" in text
+    assert "We are slower in step b (0.50: 1.00 ms against 500 us)" in text
     assert "step c" not in text
     assert "memory net batch 4: we need 3 MiB, torch 2 MiB" in text
     result["cases"][0]["pause_seconds"] = 0.06
     page = report.markdown(result)
-    assert "the pause is 60.0 ms in the middle" in page
+    assert "the median pause is 60.0 ms" in page
     assert "| step c\\* |" in page
     assert "jax: not installed" in page
 
@@ -312,16 +312,16 @@ def test_where_the_data_are_is_measured_on_a_cpu_too(monkeypatch, tmp_path, caps
     assert len(rows) == len(list((tmp_path / "traces").glob("*.json"))) == 3
 
 
-def test_ways_that_learn_differently_are_not_compared(monkeypatch, capsys):
+def test_places_that_learn_differently_are_not_compared(monkeypatch, capsys):
     from benchmarks import input_pipeline
 
-    ways = input_pipeline.ways
+    places = input_pipeline.places
 
     def wrong(images, *others):
-        found = ways(images, *others)
+        found = places(images, *others)
         return {**found, "wrong": (found["in memory, floats"][0] * 2, True)}
 
-    monkeypatch.setattr(input_pipeline, "ways", wrong)
+    monkeypatch.setattr(input_pipeline, "places", wrong)
     monkeypatch.setattr("sys.argv", ["input_pipeline", "--examples", "40", "--size", "8", "--batch", "16", "--epochs", "1"])
     assert input_pipeline.main() == 1
     assert "the losses differ" in capsys.readouterr().out

@@ -159,9 +159,9 @@ def _result(**more: Any) -> dict[str, Any]:
 def test_pages_say_what_was_missed() -> None:
     page = records.page(_result())
     assert "mean accuracy 93.50%" in page
-    assert "The mean is **below** the 94%" in page
+    assert "The mean is **below** the target of 94%" in page
     assert "With the mean over each image and its mirror image: mean accuracy 95.00%" in page
-    assert "The time is under the 20 s" in page
+    assert "The time is under the target of 20 s" in page
     assert "* A JPEG copy." in page
     assert "Other processes kept 0.5 cores busy" in page
     assert "| 1 | 1.50 | 94.00% | 95.00% | 1.0000 |" in page
