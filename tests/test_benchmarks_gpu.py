@@ -1,4 +1,4 @@
-"""What the benchmarks do on a GPU, as far as it can be tested without one: cases, variants, passes of convolutions, pages."""
+"""The benchmarks on a GPU, as far as they can be tested without one: cases, variants, passes of convolutions, pages."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_half_precision_is_the_same_work_as_autocast(precision: str) -> None:
     assert distance(found[0]["output"], exact["output"]) > 1e-4
 
 
-def test_passes_are_compared_and_written_down() -> None:
+def test_passes_are_compared_and_reported() -> None:
     with Comparison([], FAST) as comparison:
         records = [comparison.run(one_pass(kind, LAYERS[0])) for kind in PASSES]
     for record in records:
@@ -129,7 +129,7 @@ def test_passes_are_compared_and_written_down() -> None:
 @pytest.mark.skipif(build.compiler() is None, reason="needs g++")
 @pytest.mark.parametrize("kind", PASSES)
 def test_an_algorithm_can_be_forced(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # On the emulator a "GPU" works on NumPy arrays; recording is tested elsewhere.
+    # On the emulator a "GPU" works on NumPy arrays; capture is tested elsewhere.
     monkeypatch.setattr(conv_algorithms, "repeated", lambda once: once)
     monkeypatch.setattr(conv_algorithms, "not_captured", lambda function: str)
     place = type("Place", (), {"kind": "cuda", "synchronize": lambda self: None})()
@@ -155,9 +155,9 @@ def test_an_algorithm_can_be_forced(kind: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.emulator
-@pytest.mark.nvrtc  # the ceiling is CuPy's
+@pytest.mark.nvrtc  # the roofline uses CuPy
 @pytest.mark.parametrize("kind", ["step", *PASSES])
-def test_the_ceiling_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_roofline_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = type("Place", (), {"kind": "cuda", "xp": np, "synchronize": lambda self: None})()
     monkeypatch.setattr(xn.backend, "device", lambda name: place)
     monkeypatch.setattr(conv_algorithms, "to_device", lambda values, where, dtype: values)
@@ -182,7 +182,7 @@ def test_on_a_cpu_there_is_one_algorithm() -> None:
 
 @pytest.mark.emulator
 @pytest.mark.skipif(build.compiler() is None, reason="needs g++")
-def test_steps_on_a_gpu_are_those_that_fit_records(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_on_a_gpu_are_captured_as_in_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = _module("tests/training/test_captured.py")
     made = []
 
@@ -225,7 +225,7 @@ def test_the_warm_up_of_pytorchs_graph_is_undone(monkeypatch: pytest.MonkeyPatch
     from benchmarks.libraries import pytorch
 
     class Graph:
-        """Captures nothing; what is replayed runs launch by launch."""
+        """Capture nothing; replay runs launch by launch."""
 
         def replay(self) -> None:
             replayed[0]()
@@ -248,7 +248,7 @@ def test_the_warm_up_of_pytorchs_graph_is_undone(monkeypatch: pytest.MonkeyPatch
     assert {path: distance(after[path], before[path]) for path in before} == dict.fromkeys(before, 0.0)
 
 
-def test_half_precision_that_is_refused_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_that_is_refused_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **settings: Any) -> None:
         raise ValueError(f"no dtype {settings['dtype']}")
 
@@ -336,7 +336,7 @@ def test_precisions() -> None:
             found(*wrong)
 
 
-def test_a_run_ends_at_its_limit_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ends_at_its_limit_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["--threads", "1", "--budget", "0.01", "--against", "", "--no-memory", "--out", str(tmp_path)]
     settings += ["--cases", r"conv forward \(128,28,1,|predict mlp|step mlp \[784,30"]
     clock = iter([0.0, 1.0, 99.0, *[99.0] * 50])
