@@ -1,4 +1,4 @@
 """Benchmarks: pytest-benchmark suites, and ``python -m benchmarks``, the comparison with other libraries.
 
-Nothing here imports xpnet or NumPy on its own: the workers of other libraries run in environments without xpnet.
+This package imports neither xpnet nor NumPy: the workers of other libraries run in environments without xpnet.
 """

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: xpnet beside other libraries; and ``python -m benchmarks gate``."""
+"""``python -m benchmarks``: compare xpnet with other libraries; ``python -m benchmarks gate``: the regression gate."""
 
 from __future__ import annotations
 
@@ -27,32 +27,36 @@ ON_GPU = "tf32,bfloat16"
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     made = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare xpnet with other libraries.")
     made.add_argument("command", nargs="?", choices=("compare", "gate"), default="compare")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--against", default="torch,chainer,sklearn", help="names with commas between (default: %(default)s)")
+    made.add_argument("--against", default="torch,chainer,sklearn", help="names separated by commas (default: %(default)s)")
     made.add_argument(
         "--precision",
-        help=f"{', '.join(PRECISIONS)}, or several with commas between (default: float32, on a GPU {ON_GPU})",
+        help=f"{', '.join(PRECISIONS)}, or several separated by commas (default: float32, on a GPU {ON_GPU})",
     )
-    made.add_argument("--threads", type=int, default=machine.cores(), help="for every library (default: all cores)")
-    made.add_argument("--quick", action="store_true", help="a few cases, a few turns")
+    made.add_argument("--threads", type=int, default=machine.cores(), help="threads of every library (default: all cores)")
+    made.add_argument("--quick", action="store_true", help="fewer cases, fewer turns")
     made.add_argument("--cases", default="", help="only cases whose name matches this regular expression")
-    made.add_argument("--all", action="store_true", help="on a GPU: single layers, sweeps and memory, too")
-    made.add_argument("--no-records", action="store_true", help="on a GPU: leave out the training to stated accuracies")
-    made.add_argument("--limit", type=float, help="begin no further case after so many seconds; --resume goes on")
-    made.add_argument("--budget", type=float, help="seconds for one case and one peer")
-    made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, with one thread only")
-    made.add_argument("--wait", type=float, default=0.0, help="wait so many seconds for a quiet machine before each case")
-    made.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
+    made.add_argument("--all", action="store_true", help="on a GPU: also single layers, sweeps and memory")
+    made.add_argument("--no-records", action="store_true", help="on a GPU: do not train to stated accuracies")
+    made.add_argument("--limit", type=float, help="start no case after so many seconds; --resume continues")
+    made.add_argument("--budget", type=float, help="seconds per case and peer")
+    made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time, with one thread only")
+    made.add_argument("--wait", type=float, default=0.0, help="wait up to so many seconds for an idle machine before each case")
+    made.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder for the files (default: benchmarks/results)")
-    made.add_argument("--resume", type=Path, metavar="JSON", help="keep the cases of this interrupted run, measure the others")
+    made.add_argument(
+        "--resume", type=Path, metavar="JSON", help="keep the cases of this interrupted run and measure the others"
+    )
     made.add_argument("--redraw", type=Path, metavar="JSON", help="measure nothing; write the page and plots of a result again")
-    made.add_argument("--update", action="store_true", help="gate: write the baseline instead of checking it")
+    made.add_argument("--update", action="store_true", help="gate: write the baseline instead of checking against it")
     return made
 
 
 def options_of(arguments: argparse.Namespace, precision: str) -> Options:
+    """Return the options of a comparison in one precision."""
     budget = arguments.budget or (1.0 if arguments.quick else 3.0)
     rounds = 11 if arguments.quick else 25 if arguments.device == "cpu" else 9  # a GPU is steadier
     return Options(
@@ -67,7 +71,7 @@ def options_of(arguments: argparse.Namespace, precision: str) -> Options:
 
 
 def precisions_of(arguments: argparse.Namespace, made: argparse.ArgumentParser) -> list[str]:
-    """The precisions to measure in, one after the other."""
+    """Return the precisions to measure in, one after the other."""
     if arguments.resume:
         return [json.loads(arguments.resume.read_text())["options"]["precision"]]
     found = (arguments.precision or ("float32" if arguments.device == "cpu" else ON_GPU)).split(",")
@@ -95,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.command == "gate":
             return gate.run(options_of(arguments, precisions[0]), quick=arguments.quick, update=arguments.update)
-        # A run in the background is ended like one at a terminal: what was measured is kept.
+        # End a run in the background like one at a terminal: what was measured is kept.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         peers = chosen([name for name in arguments.against.split(",") if name], arguments.device)
         deadline = time.monotonic() + (arguments.limit or float("inf"))
@@ -113,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_records(precisions: list[str], out: Path, deadline: float) -> None:
-    """Train to the stated accuracies, each in a process of its own; what cannot run says why itself."""
+    """Train to the stated accuracies, each in its own process, which says why if it cannot run."""
     for record in ("mnist", "cifar10"):
         for precision in precisions:
             command = [sys.executable, "-m", "benchmarks.records", record, "--device", "cuda", "--precision", precision]
@@ -124,9 +128,9 @@ def run_records(precisions: list[str], out: Path, deadline: float) -> None:
 
 
 def selected(options: Options, arguments: argparse.Namespace) -> tuple[list[Case], list[Case]]:
-    """The cases to time, and those whose memory is measured."""
+    """Return the cases to time, and those whose memory is measured."""
     cases = cases_for(options.device, options.precision, quick=arguments.quick, everything=arguments.all)
-    if arguments.cases:  # by name from all that there are, but start-up and data loading are a matter of the CPU
+    if arguments.cases:  # by name from all cases; start-up and data loading belong to the CPU
         every = cases_for(options.device, options.precision, quick=arguments.quick, everything=True)
         if options.device == "cpu" and not arguments.quick:
             every = every_case()
@@ -136,7 +140,7 @@ def selected(options: Options, arguments: argparse.Namespace) -> tuple[list[Case
 
 
 def compare(peers: list[str], options: Options, arguments: argparse.Namespace, deadline: float) -> bool:
-    """Measure in one precision and write the files; False where it was interrupted."""
+    """Measure in one precision and write the files; return False if interrupted."""
     cases, memory = selected(options, arguments)
     kept: dict[str, Any] = (
         json.loads(arguments.resume.read_text()) if arguments.resume else {"cases": [], "memory": [], "workers": {}}
@@ -149,7 +153,7 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace, d
     have = {record["name"] for record in [*kept["cases"], *kept["memory"]]}
     cases, memory = ([c for c in some if c.name not in have] for some in (cases, memory))
     if not cases and not memory:
-        raise ValueError(f"no case matches {arguments.cases!r}{' that is not measured already' if have else ''}")
+        raise ValueError(f"no case matches {arguments.cases!r}{' that is not measured yet' if have else ''}")
     with Comparison(peers, options) as comparison:
         result: dict[str, Any] = {
             "title": "",
@@ -183,7 +187,7 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace, d
 
 
 def _part(kept: dict[str, Any]) -> list[dict[str, Any]]:
-    """Which cases come from an earlier run, and of which commit."""
+    """Return which cases come from an earlier run, and of which commit."""
     before = {name for part in kept.get("resumed", []) for name in part["cases"]}
     names = [record["name"] for record in [*kept["cases"], *kept["memory"]] if record["name"] not in before]
     return [{"commit": kept["commit"], "date": kept["date"], "cases": names}] if names else []
@@ -194,7 +198,7 @@ def _hello(hello: dict[str, Any]) -> dict[str, Any]:
 
 
 def title(result: dict[str, Any]) -> str:
-    """What names the run, and its files: device, threads, precision."""
+    """Return the title of a run: device, threads, precision."""
     options, cores = result["options"], result["machine"]["cores"]
     where = (
         f"CPU with {cores} core{'s' if cores > 1 else ''}, {options['threads']} thread{'s' if options['threads'] > 1 else ''}"
@@ -205,12 +209,12 @@ def title(result: dict[str, Any]) -> str:
 
 
 def stem_of(result: dict[str, Any]) -> str:
-    """The same for the names of files."""
+    """Return the title in a form for file names."""
     return re.sub(r"[^a-z0-9]+", "-", title(result).lower()).strip("-")
 
 
 def save(result: dict[str, Any], folder: Path, stem: str) -> None:
-    """Write JSON, plots and page."""
+    """Write the JSON file, the plots and the page."""
     places = {case.name: i for i, case in enumerate([*every_case(), *memory_cases()])}
     for part in ("cases", "memory"):  # a resumed run measured them in another order
         result[part].sort(key=lambda record: places.get(record["name"], len(places)))

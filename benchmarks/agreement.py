@@ -1,4 +1,4 @@
-"""The numbers that every library gets, whether their results agree, and summaries of what was measured."""
+"""The inputs of every library, whether their results agree, and summaries of measurements."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from benchmarks.cases import CLASSES, PASSES, Case
 from benchmarks.nets import trace
 
-# Of the norm of an array: two libraries add up in other orders, and half precision keeps 11 or 8 bits.
+# Relative to the norm of an array: libraries sum in different orders, and half precision keeps 11 or 8 bits.
 TOLERANCE = {"float32": 2e-3, "tf32": 2e-2, "float16": 5e-2, "bfloat16": 1e-1}
-# In a deep network rounding sends some units to the other side of ReLU's kink, and gradients of single arrays jump, while
-# losses agree to 1e-6: from each other, PyTorch and JAX differ by 1.5e-2 on ResNet-20 after two updates.
+# In a deep network rounding moves some units across ReLU's kink, and gradients of single arrays jump while losses agree to
+# 1e-6: PyTorch and JAX differ from each other by 1.5e-2 on ResNet-20 after two updates.
 DEEP, DEEP_FACTOR = 6, 20.0
-# However deep and narrow: arrays that have nothing to do with each other differ by 1.4.
+# The limit for any network: unrelated arrays differ by 1.4.
 LOOSEST = 0.5
-# Even in a shallow one a unit can lie within rounding of the kink. Then other numbers are drawn; what is really wrong
-# disagrees with all of them.
+# Even in a shallow network a unit can lie within rounding of the kink. Then other inputs are drawn; a real error disagrees
+# with all of them.
 DRAWS, DISAGREES = 3, "results do not agree"
 
 
 def arrays_for(case: Case, draw: int = 0) -> dict[str, Any]:
-    """Inputs and weights, the same for every library, in xpnet's layouts."""
+    """Return inputs and weights, the same for every library, in xpnet's layouts."""
     rng = np.random.default_rng([zlib.crc32(case.name.encode()), draw])
 
     def normal(shape: tuple[int, ...]) -> Any:
@@ -44,7 +44,7 @@ def arrays_for(case: Case, draw: int = 0) -> dict[str, Any]:
 
 
 def distance(ours: Any, theirs: Any) -> float:
-    """|ours - theirs| / |theirs|, Euclidean norms; infinite where shapes differ or anything is not finite."""
+    """Return |ours - theirs| / |theirs| in Euclidean norms; infinity if shapes differ or anything is not finite."""
     if ours.shape != theirs.shape:
         return math.inf
     ours, theirs = (np.asarray(a, np.float64).ravel() for a in (ours, theirs))
@@ -54,13 +54,13 @@ def distance(ours: Any, theirs: Any) -> float:
 
 
 def tolerance_of(case: Case, precision: str) -> float:
-    """How far results may lie apart, as a fraction of their norm."""
+    """Return how far results may differ, as a fraction of their norm."""
     deep = sum(weight.path.endswith("kernel") for weight in trace(case.net, case.shape).weights) >= DEEP
     return min(TOLERANCE[precision] * (DEEP_FACTOR if deep else 1), LOOSEST)
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median, extremes and quartiles of some turns."""
+    """Return median, extremes and quartiles of some turns."""
     quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {
         "median": statistics.median(values),

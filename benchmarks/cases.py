@@ -1,4 +1,4 @@
-"""The cases: what is measured, under names that are the same for every library."""
+"""The cases to measure, with the same names for every library."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from benchmarks import nets
 from benchmarks.nets import Layer, Shape, trace
 
-# Small: the same batch is trained on thousands of times, and must not diverge in any of the nets.
+# Small, because no network may diverge in thousands of steps on the same batch.
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9
-LOSS_SCALE = 256.0  # at first, in float16: no library is to leave out updates while results are compared
+LOSS_SCALE = 256.0  # initial, in float16: no library may skip updates while results are compared
 PREDICT_BATCH = 256
 CLASSES = 10
 PASSES = {"conv-fprop": "fprop", "conv-dgrad": "dgrad", "conv-wgrad": "wgrad"}
-"""The kinds that are one pass of a convolution alone, and which: forward, data gradient, weight gradient."""
+"""The kinds that are a single pass of a convolution: fprop (output), dgrad (gradient of the images), wgrad (of the kernel)."""
 HALF = ("float16", "bfloat16")
 REPEAT = 8
-"""On a GPU so many passes of a convolution are one CUDA graph: what a kernel costs is asked for, not what its launch does."""
+"""On a GPU so many passes of a convolution form one CUDA graph: the kernel is timed, not its launch."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Case:
     """One thing to measure.
 
     Attributes:
-        name: unique; what tables, plots and the baseline call it.
+        name: unique; used in tables, plots and the baseline.
         kind: "step" (forward, loss, backward, SGD with momentum), "layer" (forward, backward to input and weights),
             "forward", "predict" (evaluation mode, in batches of 256), "data" (one shuffled epoch of mini-batches),
             "import" (a fresh interpreter that imports the library), "first_step" (and makes its first training step), or one
@@ -36,7 +36,7 @@ class Case:
         batch: examples.
         shape: of one example.
         group: heading in the tables.
-        sweep: (what is varied, its value), for the plots of cost against size.
+        sweep: (what is varied, its value), for plots of cost against size.
     """
 
     name: str
@@ -59,16 +59,16 @@ class Case:
 
     @property
     def is_loss(self) -> bool:
-        """Whether the case is a loss alone: its input are logits and labels."""
+        """Whether the case is a loss alone, whose inputs are logits and labels."""
         return self.net[-1]["kind"] == "softmax_cross_entropy"
 
     @property
     def classes(self) -> int:
-        """How many classes the labels have."""
+        """The number of classes."""
         return self.shape[-1] if self.is_loss else CLASSES
 
     def products(self) -> list[tuple[int, int, int]]:
-        """Every matrix product (m, k, n) that the case cannot do without: forward, and where asked for both gradients."""
+        """Return every matrix product (m, k, n) that the case requires, forward and backward."""
         forward = [(m * self.batch, k, n) for m, k, n in trace(self.net, self.shape).products]
         if self.kind in PASSES:
             return [self._product_of_pass(*product) for product in forward]
@@ -82,9 +82,9 @@ class Case:
         return forward + weight_gradients + data_gradients
 
     def _product_of_pass(self, m: int, k: int, n: int) -> tuple[int, int, int]:
-        """The product of one pass of a convolution whose forward pass is (m, k) (k, n), as an implicit GEMM does it.
+        """Return the product of one pass of a convolution whose forward pass is (m, k) (k, n), as in an implicit GEMM.
 
-        The images' gradient is one row for each pixel, with the columns of dy: at stride s one tap in s * s of them counts.
+        The gradient of the images has one row per pixel and the columns of dy; at stride s one tap in s * s counts.
         """
         if self.kind == "conv-fprop":
             return m, k, n
@@ -94,11 +94,11 @@ class Case:
         return pixels, max(m * k * n // (pixels * C), 1), C
 
     def floating_point_operations(self) -> int:
-        """Of the products: two for each multiply-add."""
+        """Count the operations of the products, two per multiply-add."""
         return sum(2 * m * k * n for m, k, n in self.products())
 
     def bytes_moved(self) -> int | None:
-        """What the least possible traffic with memory is, in bytes; None for whole networks.
+        """Return the least possible memory traffic in bytes; None for whole networks.
 
         Forward reads x and writes y; backward reads dy (and x, where the gradient needs it) and writes dx.
         """
@@ -115,10 +115,10 @@ class Case:
 
 
 def cases_for(device: str, precision: str, *, quick: bool = False, everything: bool = False) -> list[Case]:
-    """The cases of a comparison on a device.
+    """Return the cases of a comparison on a device.
 
-    On a CPU all cases. On a GPU training steps, prediction and the passes of convolutions, in half precision those that gain
-    from it; or `everything` (but start-up and data loading, which are a matter of the CPU).
+    On a CPU all cases. On a GPU training steps, prediction and single passes of convolutions, in half precision those that
+    gain from it; or `everything` except start-up and data loading, which belong to the CPU.
     """
     if device == "cpu":
         return all_cases(quick)
@@ -133,12 +133,12 @@ def cases_for(device: str, precision: str, *, quick: bool = False, everything: b
 
 
 def every_case() -> list[Case]:
-    """Every case of every device; the memory cases are apart."""
+    """Return every case of every device, without the memory cases."""
     return [*all_cases(), *gpu_steps(), *passes()]
 
 
 def all_cases(quick: bool = False) -> list[Case]:
-    """Every case; the quick ones are the training steps, a few layers and latency."""
+    """Return every case of a CPU; the quick ones are training steps, a few layers and latency."""
     if quick:
         return [c for c in [*steps(), *layers(), *predictions()] if c.name in QUICK]
     return [*steps(), *layers(), *predictions(), *loading(), *starting(), *sweeps()]
@@ -170,7 +170,7 @@ def _images(name: str, net: list[Layer], batch: int, shape: Shape) -> Case:
 
 
 def steps() -> Iterator[Case]:
-    """Whole training steps."""
+    """Yield whole training steps."""
 
     def mlp(*units: int, batch: int) -> Case:
         name = f"step mlp [{','.join(map(str, units))}] batch {batch}"
@@ -187,7 +187,7 @@ def steps() -> Iterator[Case]:
 
 
 def gpu_steps() -> Iterator[Case]:
-    """Training steps in the batch sizes that fill a GPU, beside those of `steps`."""
+    """Yield training steps with further batch sizes, which fill a GPU."""
     for batch in (64, 256, 512):
         yield _images("mnist convnet", nets.convnet(), batch, (28, 28, 1))
     for batch in (128, 256, 512):
@@ -196,7 +196,7 @@ def gpu_steps() -> Iterator[Case]:
         yield _images("cifar vgg", nets.vgg(), batch, (32, 32, 3))
 
 
-# What differs from stride 1 with the size kept, in a word; N, H = W, C, O, K; and as settings.
+# (label, (N, H = W, C, O, K), settings); the defaults are stride 1 and padding "same".
 CONVOLUTIONS: list[tuple[str, tuple[int, int, int, int, int], dict[str, Any]]] = [
     ("", (128, 28, 1, 32, 3), {}),
     ("", (128, 28, 32, 64, 3), {}),
@@ -214,7 +214,7 @@ CONVOLUTIONS: list[tuple[str, tuple[int, int, int, int, int], dict[str, Any]]] =
 
 
 def passes() -> Iterator[Case]:
-    """Each pass of a convolution alone, without bias."""
+    """Yield single passes of convolutions, without bias."""
     for label, (N, H, C, O, K), settings in CONVOLUTIONS:
         for kind, which in PASSES.items():
             net = [nets.conv(O, K, bias=False, **settings)]
@@ -222,7 +222,7 @@ def passes() -> Iterator[Case]:
 
 
 def layers() -> Iterator[Case]:
-    """Layers alone: forward and backward, and for convolutions forward alone, too."""
+    """Yield single layers, forward and backward, and convolutions also forward alone."""
     for kind in ("layer", "forward"):
         for label, (N, H, C, O, K), settings in CONVOLUTIONS:
             net = [nets.conv(O, K, **settings)]
@@ -281,7 +281,7 @@ def sweeps() -> Iterator[Case]:
 
 
 def memory_cases() -> list[Case]:
-    """Training steps whose peak of memory is measured, over the batch size."""
+    """Return training steps whose peak memory is measured, over the batch size."""
     found = []
     for batch in (16, 64, 256):
         for name, net, shape in (("mnist convnet", nets.convnet(), (28, 28, 1)), ("cifar vgg", nets.vgg(), (32, 32, 3))):
@@ -290,7 +290,7 @@ def memory_cases() -> list[Case]:
 
 
 def named(name: str) -> Case:
-    """The case called `name`."""
+    """Return the case called `name`."""
     for case in [*every_case(), *memory_cases()]:
         if case.name == name:
             return case

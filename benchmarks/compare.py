@@ -1,4 +1,4 @@
-"""The comparison: the same cases in every library, checked to agree, then timed in turns."""
+"""The comparison: the same cases in every library, checked for agreement, then timed in turns."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from benchmarks.text import bytes_text, seconds_text
 from benchmarks.wait_idle import wait_until_idle
 
 CEILINGS = ("products", "copy")
-WAYS = ("im2col", "product", "implicit", "cudnn")
-"""The candidates that autotune may have on a GPU; each is timed as well as the one that it chose."""
-# Cores kept busy by other processes, from which on a case is marked: threads that wait for each other suffer more from
-# that than others do, so a ratio is then no longer one of the libraries' speeds.
+ALGORITHMS = ("im2col", "product", "implicit", "cudnn")
+"""The candidates of the autotuner for convolutions on a GPU; each is timed, besides the chosen one."""
+# A case is marked if other processes keep more than so many cores busy: threads that wait for each other suffer most from
+# that, so ratios then no longer compare the libraries.
 DISTURBED = 0.15
 
 
@@ -41,13 +41,12 @@ class Options:
 
     Attributes:
         device, precision, threads: the same for all libraries.
-        budget: seconds for one case and one peer, pauses between turns apart.
-        rounds: at most so many pairs of turns.
-        turn: seconds that one turn should last at least.
-        clock: "wall", or "cpu" for processor time, which a machine that others use, too, does not lengthen; with one
-            thread on a CPU only.
-        wait: seconds to wait before a case, at most, for the rest of the machine to become idle.
-        verbose: say what is being done.
+        budget: seconds per case and peer, without the pauses between turns.
+        rounds: the largest number of pairs of turns.
+        turn: the least seconds of one turn.
+        clock: "wall", or "cpu" for CPU time, which other processes do not lengthen; with one thread on a CPU only.
+        wait: the most seconds to wait before a case until the rest of the machine is idle.
+        verbose: print progress.
     """
 
     device: str = "cpu"
@@ -62,7 +61,7 @@ class Options:
 
 
 class Comparison:
-    """Workers, and what was measured with them. A context manager: the workers end with it."""
+    """A comparison with its workers, which end with this context manager."""
 
     def __init__(self, peers: list[str], options: Options, *, ceilings: bool = True) -> None:
         self.options = options
@@ -140,11 +139,11 @@ class Comparison:
             kinds = CEILINGS[:1] if case.kind in PASSES else CEILINGS
             wanted += [(f"{ROOFLINE} {kind}", ROOFLINE, {"ceiling": kind}) for kind in kinds]
         if case.kind in PASSES and self.options.device == "cuda":
-            wanted += [(f"{OURS} {way}", OURS, {"way": way}) for way in WAYS]
+            wanted += [(f"{OURS} {name}", OURS, {"algorithm": name}) for name in ALGORITHMS]
         return _Prepared(self, case, file, wanted, record)
 
     def _check(self, case: Case, ready: dict[str, str], record: dict[str, Any]) -> None:
-        """Leave in `ready` only the peers whose results agree with ours."""
+        """Remove from `ready` the peers whose results disagree with ours."""
         ours = self._results(OURS)
         tolerance = tolerance_of(case, self.options.precision)
         for name in [n for n in ready if n != OURS and not n.startswith(ROOFLINE)]:
@@ -154,7 +153,7 @@ class Comparison:
                 record["skipped"][name] = f"its check failed: {str(error).strip().splitlines()[-1]}"
                 del ready[name]
                 continue
-            # What a library cannot tell (scikit-learn keeps its logits to itself) is not compared; something has to be.
+            # What a library does not expose (scikit-learn its logits) is not compared; something must be.
             shared = sorted(set(ours) & set(theirs))
             distances = {key: distance(ours[key], theirs[key]) for key in shared}
             worst = max(distances, key=lambda k: distances[k], default=None)
@@ -182,7 +181,7 @@ class Comparison:
         return lambda count: worker.ask(do="time", key=key, count=count, limit=10 * self.options.turn, clock=self.options.clock)
 
     def _starters(self, case: Case, file: Path, record: dict[str, Any]) -> dict[str, Callable[[int], dict[str, Any]]]:
-        """The same for fresh interpreters."""
+        """Return functions that time fresh interpreters, for start-up cases."""
         found = {}
         for name in [OURS, *self.peers]:
             python, _ = interpreter(LIBRARIES[name].environment)
@@ -208,8 +207,10 @@ class Comparison:
     # -- time --
 
     def _time(self, record: dict[str, Any], turns: dict[str, Callable[[int], dict[str, Any]]]) -> None:
-        """Ours, theirs, ours, the next one's, ...: a ratio is taken of neighbouring turns only, so that a machine that
-        becomes slower for a while makes both slower."""
+        """Time in turns: ours, theirs, ours, the next library's, ...
+
+        Ratios are taken of neighbouring turns only: when the machine slows down for a while, it slows both.
+        """
         if OURS not in turns:
             return
         o = self.options
@@ -218,7 +219,7 @@ class Comparison:
         for name, turn in list(turns.items()):
             try:
                 once = turn(1)["seconds"][0]
-                # The first call may compile or record; on a CPU what takes seconds is slow in itself.
+                # The first call may compile or capture; on a CPU, a call of seconds is just slow.
                 again = not fresh and (once <= 1.0 or o.device != "cpu")
                 once = 1.0 if fresh else turn(1)["seconds"][0] if again else once
             except (WorkerError, Unsupported) as error:
@@ -254,7 +255,7 @@ class Comparison:
                     try:
                         ratios[name].append(take(name) / ours)
                     except WorkerError as error:
-                        record["skipped"][name] = f"failed while it was timed: {str(error).strip().splitlines()[-1]}"
+                        record["skipped"][name] = f"failed while being timed: {str(error).strip().splitlines()[-1]}"
                         for kept in (spent, samples, ratios):
                             del kept[name]
                         continue
@@ -266,7 +267,7 @@ class Comparison:
         record["pause_seconds"] = statistics.median(pauses)
         record["seconds_of_measuring"] = round(elapsed, 2)
         if not fresh and o.clock == "wall" and busy_seconds():
-            # How many cores the rest of the machine kept busy meanwhile.
+            # The number of cores that the rest of the machine kept busy.
             record["foreign_cores"] = max(0.0, (self._foreign() - foreign_before) / elapsed)
         self._store(record, samples, device, ratios)
 
@@ -279,7 +280,7 @@ class Comparison:
                 return
 
     def _foreign(self) -> float:
-        """Seconds of processor time that everything but this comparison has used since the machine started."""
+        """Return the CPU seconds that everything except this comparison has used since the machine started."""
         own = [os.getpid(), *(worker.process.pid for worker in self.workers.values())]
         return busy_seconds() - sum(map(seconds_of, own))
 
@@ -298,7 +299,7 @@ class Comparison:
                 record["ratios"][name] = summary(values)  # their time / our time
                 continue
             kind, seconds = name.split()[1], statistics.median(samples[name])
-            # Their median over ours: what fraction of the ceiling's speed the case reaches.
+            # Their median over ours: the fraction of the roofline's speed that the case reaches.
             found = {"seconds": seconds, "fraction": summary(values)}
             if kind == "products":
                 found["gflops"] = record["floating_point_operations"] / seconds / 1e9
@@ -307,7 +308,7 @@ class Comparison:
             record["ceilings"][kind] = found
         parts = [f"ours {seconds_text(record['libraries'][OURS]['median'])}"]
         parts += [f"{n} {r['median']:.2f}x" for n, r in record["ratios"].items()]
-        parts += [f"{way} {found['ratio']:.2f}x" for way, found in record.get("ways", {}).items()]
+        parts += [f"{algorithm} {found['ratio']:.2f}x" for algorithm, found in record.get("ways", {}).items()]
         parts += [f"{c['fraction']['median']:.0%} of {kind}" for kind, c in record["ceilings"].items()]
         parts += [f"({n}: {why})" for n, why in record["skipped"].items() if not n.startswith((ROOFLINE, f"{OURS} "))]
         self.say(f"{record['name']}: {', '.join(parts)}")
@@ -315,7 +316,7 @@ class Comparison:
     # -- memory --
 
     def memory(self, case: Case) -> dict[str, Any]:
-        """The peak of memory of training steps, each library in a process that has done nothing but a tiny step."""
+        """Measure the peak memory of training steps, each library in a process that has only done a tiny step before."""
         record: dict[str, Any] = {"name": case.name, "sweep": list(case.sweep or ()), "bytes": {}, "skipped": {}}
         tiny = Case(case.name, case.kind, case.net, 2, case.shape, case.group)
         files = [self.folder / "tiny.npz", self.folder / "arrays.npz"]
@@ -328,7 +329,7 @@ class Comparison:
                         worker.ask(do="prepare", key="memory", case=made.as_dict(), arrays=str(file))
                         reply = worker.ask(do="memory", key="memory", count=2)
                     if reply["bytes"] is None:
-                        raise Unsupported("this system or device does not tell")
+                        raise Unsupported("this system or device does not report it")
                     record["bytes"][name], record["how"] = reply["bytes"], reply["how"]
             except (Unsupported, WorkerError) as error:
                 record["skipped"][name] = str(error).strip().splitlines()[-1]
@@ -337,7 +338,7 @@ class Comparison:
 
 
 class _Prepared:
-    """A case prepared in the workers; what is ready, by name; dropped at the end."""
+    """A context manager that prepares a case in the workers and drops it at the end; it gives what is ready, by name."""
 
     def __init__(self, comparison: Comparison, case: Case, file: Path, wanted: list[Any], record: dict[str, Any]) -> None:
         self.comparison, self.case, self.file, self.wanted, self.record = comparison, case, file, wanted, record

@@ -17,9 +17,9 @@ BACKENDS = {"numpy": "cpu", "cupy": "cuda"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    # pyproject.toml skips benchmarks so that a run of the tests stays short; who names this folder wants them.
+    # pyproject.toml skips benchmarks to keep test runs short; naming this folder asks for them.
     config.option.benchmark_skip = False
-    # 1 s for each of some hundreds of cases is more than is needed to rank them.
+    # 1 s for each of hundreds of cases is more than ranking them needs.
     if config.option.benchmark_max_time == "1.0":
         config.option.benchmark_max_time = "0.3"
     config.option.benchmark_warmup = True
@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @functools.cache
 def why_not_cuda() -> str:
-    """Empty where a GPU can be used, else why it cannot."""
+    """Return why a GPU cannot be used; "" if it can."""
     try:
         xn.backend.device("cuda")
     except xn.DeviceError as error:
@@ -37,7 +37,7 @@ def why_not_cuda() -> str:
 
 @pytest.fixture(params=list(BACKENDS))
 def device(request: pytest.FixtureRequest) -> str:
-    """ "cpu", and "cuda" where there is a GPU."""
+    """Return "cpu", and "cuda" if there is a GPU."""
     where = BACKENDS[request.param]
     if where == "cuda" and why_not_cuda():
         pytest.skip(why_not_cuda())
@@ -46,13 +46,13 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["accelerated", "reference"])
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both ways to run an operation."""
+    """Run with accelerated operations, and with the reference."""
     with xn.ops.reference_only(request.param == "reference"):
         yield request.param
 
 
 def is_accelerated(op: Any, device: str) -> bool:
-    """Whether an operation has a faster implementation there."""
+    """Return whether an operation has an accelerated implementation on a device."""
     library = next(name for name, where in BACKENDS.items() if where == device)
     load_accelerations(library)
     return library in op.accelerated
@@ -60,7 +60,7 @@ def is_accelerated(op: Any, device: str) -> bool:
 
 @pytest.fixture
 def timed(benchmark: Any, device: str) -> Callable[..., Any]:
-    """benchmark(function), which waits for the device each time."""
+    """Return benchmark(function), which synchronizes after each call."""
 
     def run(function: Callable[[], Any]) -> Any:
         if device == "cpu":
@@ -79,7 +79,7 @@ def timed(benchmark: Any, device: str) -> Callable[..., Any]:
 
 @pytest.fixture
 def normal(device: str) -> Callable[..., Any]:
-    """normal(shape): float32 numbers on the device, the same in every run."""
+    """Return normal(*shape): float32 numbers on the device, the same in every run."""
     rng = np.random.default_rng(0)
 
     def make(*shape: int) -> Any:

@@ -1,4 +1,4 @@
-"""One pass of a convolution in xpnet, in the way that was chosen or in one that is asked for."""
+"""One pass of a convolution in xpnet, with the autotuned or a given algorithm."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from xpnet.ops.registry import registry
 Array = Any
 
 
-def prepare(case: Case, arrays: Arrays, where: backend.Device, dtype: str, way: str | None) -> Job:
-    """The job of one pass.
+def prepare(case: Case, arrays: Arrays, where: backend.Device, dtype: str, algorithm: str | None) -> Job:
+    """Return the job of one pass.
 
     Args:
         case: of one of the kinds PASSES: one convolution without bias.
         arrays: x (N, H, W, C), dy (N, OH, OW, O), and the kernel (KH, KW, C/groups, O).
         where: the device.
-        dtype: of the arrays there.
-        way: the name of a candidate of autotune, such as "im2col" or "implicit"; None: whatever runs there.
+        dtype: of the arrays on the device.
+        algorithm: the name of a candidate of the autotuner, such as "im2col" or "implicit"; None: the chosen one.
 
     Raises:
-        Unsupported: there is no such candidate for this convolution, or none to choose from.
+        Unsupported: this convolution has no such candidate, or no choice.
     """
-    if way is not None and where.kind != "cuda":
-        raise Unsupported("on a CPU there is one way only")
+    if algorithm is not None and where.kind != "cuda":
+        raise Unsupported("on a CPU there is one algorithm only")
     layer = case.net[0]
-    x, dy, kernel = (placed(arrays[name], where, dtype) for name in ("x", "dy", "weight/0.kernel"))
+    x, dy, kernel = (to_device(arrays[name], where, dtype) for name in ("x", "dy", "weight/0.kernel"))
     settings = {name: layer[name] for name in ("stride", "padding", "dilation", "groups")}
-    once = one_pass(PASSES[case.kind], x, dy, kernel, settings, way)
-    once()  # compiles, chooses, and says whether there is such a way
+    once = one_pass(PASSES[case.kind], x, dy, kernel, settings, algorithm)
+    once()  # compiles, autotunes, and raises if there is no such candidate
 
     def check() -> Arrays:
         return {"output": host(once())}
@@ -42,17 +42,19 @@ def prepare(case: Case, arrays: Arrays, where: backend.Device, dtype: str, way: 
     if where.kind == "cpu":
         return Job(check, once)
     run = repeated(once)
-    return Job(check, run, synchronize=where.synchronize, units=REPEAT, remark=unrecorded(run))
+    return Job(check, run, synchronize=where.synchronize, units=REPEAT, remark=not_captured(run))
 
 
-def one_pass(which: str, x: Array, dy: Array, kernel: Array, settings: dict[str, Any], way: str | None) -> Callable[[], Array]:
-    """A function that does one pass ("fprop", "dgrad" or "wgrad") of conv2d and returns its result."""
+def one_pass(
+    which: str, x: Array, dy: Array, kernel: Array, settings: dict[str, Any], algorithm: str | None
+) -> Callable[[], Array]:
+    """Return a function that computes one pass ("fprop", "dgrad" or "wgrad") of conv2d."""
     op, xp = registry["conv2d"], backend.namespace(x)
     inputs, full = op.bind((x, kernel, None), settings)
     if which == "fprop":
 
         def forward() -> Array:
-            with picked(way):
+            with forced(algorithm):
                 return op.run(xp, inputs, full, False)[0]
 
         return forward
@@ -60,20 +62,20 @@ def one_pass(which: str, x: Array, dy: Array, kernel: Array, settings: dict[str,
     needs = (which == "dgrad", which == "wgrad", False)
 
     def gradient() -> Array:
-        with picked(way):
+        with forced(algorithm):
             return op.gradients(implementation, xp, dy, saved, full, needs)[0 if which == "dgrad" else 1]
 
     return gradient
 
 
 @contextlib.contextmanager
-def picked(way: str | None) -> Iterator[None]:
-    """Within the block autotune takes the candidate `way`, whatever is the fastest.
+def forced(algorithm: str | None) -> Iterator[None]:
+    """Make the autotuner choose the candidate `algorithm` within the block.
 
     Raises:
-        Unsupported: where it has no such candidate.
+        Unsupported: there is no such candidate.
     """
-    if way is None:
+    if algorithm is None:
         yield
         return
     from xpnet.accel.cupy import convolution
@@ -82,22 +84,23 @@ def picked(way: str | None) -> Iterator[None]:
 
     def choose(candidates: Any, key: Any) -> str:
         asked.extend(candidates)
-        if way not in candidates:
+        if algorithm not in candidates:
             raise Unsupported(f"no candidate here: there are {', '.join(candidates)}")
-        return way
+        return algorithm
 
     before = convolution.choose, convolution.wanted
-    convolution.choose, convolution.wanted = choose, lambda name: name in (way, "implicit")
+    # By default the autotuner excludes which builds on the implicit GEMM.
+    convolution.choose, convolution.wanted = choose, lambda name: name in (algorithm, "implicit")
     try:
         yield
     finally:
         convolution.choose, convolution.wanted = before
     if not asked:
-        raise Unsupported("this convolution has a kernel of its own")
+        raise Unsupported("this convolution has a dedicated kernel")
 
 
 def repeated(once: Callable[[], Array]) -> Captured:
-    """REPEAT calls as one CUDA graph, recorded at the second call."""
+    """Capture REPEAT calls as one CUDA graph, at the second call."""
 
     def several() -> Array:
         result = None
@@ -105,17 +108,17 @@ def repeated(once: Callable[[], Array]) -> Captured:
             result = once()
         return result
 
-    return recorded(several)
+    return captured(several)
 
 
 _entered: list[Any] = []
 
 
-def recorded(function: Callable[[], Any]) -> Captured:
-    """A function without inputs, recorded as a CUDA graph at its second call.
+def captured(function: Callable[[], Any]) -> Captured:
+    """Capture a function without inputs as a CUDA graph, at its second call.
 
-    From the first call of this on the process stays on one stream: `xpnet.cuda.capture` changes streams at every call, which a
-    user of arrays needs and which costs more than launching a small kernel.
+    From the first use on, the process stays on one stream: `xpnet.cuda.capture` switches streams at every call, which users
+    of arrays need but which costs more than launching a small kernel.
     """
     if not _entered:
         from xpnet.compiled.cuda_graph import CudaGraphs
@@ -127,16 +130,16 @@ def recorded(function: Callable[[], Any]) -> Captured:
     return Captured(function, _entered[0])
 
 
-def unrecorded(function: Captured) -> Callable[[], str]:
-    """The remark for a captured function: whether it could be recorded at all."""
-    return lambda: "it could not be recorded as a CUDA graph and ran launch by launch" if function.failed else ""
+def not_captured(function: Captured) -> Callable[[], str]:
+    """Return the remark on a captured function: whether it could be captured."""
+    return lambda: "it could not be captured as a CUDA graph and ran launch by launch" if function.failed else ""
 
 
-def placed(values: Any, where: backend.Device, dtype: str) -> Array:
-    """A host array in a dtype on a device.
+def to_device(values: Any, where: backend.Device, dtype: str) -> Array:
+    """Copy a host array to a device, in a dtype.
 
     Raises:
-        Unsupported: this library knows no such dtype there.
+        Unsupported: there is no such dtype on the device.
     """
     array = backend.to_device(values, where)
     if dtype != "bfloat16":
@@ -150,6 +153,6 @@ def placed(values: Any, where: backend.Device, dtype: str) -> Array:
 
 
 def host(array: Array) -> Any:
-    """On the host, 16 bits widened to 32: the format of the results' files knows float16, but not bfloat16."""
+    """Copy an array to the host, with 16-bit floats widened to 32: files of results cannot hold bfloat16."""
     found = backend.to_numpy(array)
     return found.astype("float32") if found.dtype.itemsize == 2 else found.copy()

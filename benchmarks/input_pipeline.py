@@ -1,17 +1,17 @@
-"""How long a training step waits for its batch: ``python -m benchmarks.input_pipeline --device cuda --trace traces``.
+"""How long training waits for its batches: ``python -m benchmarks.input_pipeline --device cuda --trace traces``.
 
-The same images, the same network and the same seed, with the data in different places:
+The same images, network and seed, with the data in different places:
 
-    on the device, bytes            ByteImages(images, device=...): gathered, augmented and converted within the recorded step
+    on the device, bytes            ByteImages(images, device=...): selected, augmented and converted within the captured step
     on the device, floats           arrays of the device
-    in memory, bytes                ByteImages(images): copied ahead as bytes, augmented and converted within the recorded step
-    in memory, floats               NumPy arrays: copied ahead
-    in a file, floats               a memory-mapped file: read and copied ahead
-    in memory, floats, no capture   NumPy arrays, launch by launch: copied when a step asks for them
+    in memory, bytes                ByteImages(images): prefetched as bytes, augmented and converted within the captured step
+    in memory, floats               NumPy arrays: prefetched
+    in a file, floats               a memory-mapped file: read and prefetched
+    in memory, floats, no capture   NumPy arrays, launch by launch: copied when a step needs them
 
-For each: the seconds of an epoch, the part of the time in which a step was running, the part of the copies that ran beside
-one, and how long the loop waited for batches. All of them must end with the same loss; that is checked. On a CPU the ways are
-fewer, and show the loop without copies. --trace FOLDER writes one Chrome trace for each (chrome://tracing, ui.perfetto.dev).
+For each it prints the seconds per epoch, the fraction of the time in which a step was running, the fraction of the copies that
+overlapped with one, and the time that the loop waited for batches. All must end with the same loss; that is checked. On a CPU
+there are fewer places, and no copies. --trace FOLDER writes a Chrome trace of each (chrome://tracing, ui.perfetto.dev).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ AUGMENT = Compose(Crop(4), Flip(), Cutout(8))
 
 
 def network(size: int, device: str) -> xn.Sequential:
-    """Three convolutions, or what is left of them for small images."""
+    """Return a network of three convolutions."""
     layers: list[Any] = []
     for filters in (32, 64, 128):
         layers += [xn.Conv2D(filters, 3, padding="same", activation="relu"), xn.MaxPool2D(2)]
     return xn.Sequential([*layers, xn.Flatten(), xn.Dense(10)], input_shape=(size, size, 3), device=device)
 
 
-def ways(images: Any, y: Any, device: str, folder: Path) -> dict[str, tuple[Any, bool]]:
-    """For each way the x of the data, and whether steps are recorded."""
+def places(images: Any, y: Any, device: str, folder: Path) -> dict[str, tuple[Any, bool]]:
+    """Return x in each place, and whether to capture steps."""
     floats = ByteImages(images)[:]
     np.save(folder / "x.npy", floats)
     mapped = np.load(folder / "x.npy", mmap_mode="r")
@@ -58,14 +58,14 @@ def ways(images: Any, y: Any, device: str, folder: Path) -> dict[str, tuple[Any,
 
 
 def main() -> int:
-    """Train each way, print a table."""
+    """Train with the data in each place, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--examples", type=int, default=0, help="default: 50,000 on a GPU, 2,000 on a CPU")
-    parser.add_argument("--size", type=int, default=32, help="pixels of a side")
+    parser.add_argument("--size", type=int, default=32, help="image side in pixels")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=5, help="timed ones; one more comes before them")
-    parser.add_argument("--trace", type=Path, help="folder for Chrome traces of the last epoch of each way")
+    parser.add_argument("--epochs", type=int, default=5, help="timed epochs, after one to warm up")
+    parser.add_argument("--trace", type=Path, help="folder for Chrome traces of the last epoch")
     arguments = parser.parse_args()
     place = xn.backend.device(arguments.device)
     count = arguments.examples or (50_000 if place.kind == "cuda" else 2_000)
@@ -73,10 +73,10 @@ def main() -> int:
     images = rng.integers(0, 256, (count, arguments.size, arguments.size, 3), dtype=np.uint8)
     y = (images[:, 0, 0, 0] // 26).astype(np.int64)
     print(f"{count:,} images of {arguments.size} x {arguments.size}, batches of {arguments.batch}, on {place}")
-    print(f"{'the data are':<32}{'s an epoch':>12}{'step runs':>11}{'copies beside':>15}{'waited ms':>11}")
+    print(f"{'the data are':<32}{'s per epoch':>12}{'step runs':>11}{'copies hidden':>15}{'waited ms':>11}")
     losses: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (x, capture) in ways(images, y, arguments.device, Path(folder)).items():
+        for name, (x, capture) in places(images, y, arguments.device, Path(folder)).items():
             model = network(arguments.size, arguments.device)
             optimizer = xn.optim.SGD(0.001, momentum=0.9)
             trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, capture=capture)
@@ -87,17 +87,17 @@ def main() -> int:
             )
             trainer.callbacks.append(ends)
             trainer.fit(batches, epochs=1 + arguments.epochs, verbose=False)
-            with xn.inspect.Timeline() as line:  # apart, for what is watched is not quite what is not
+            with xn.inspect.Timeline() as line:  # separate, because recording events takes time
                 history = trainer.fit(batches, epochs=2, verbose=False)
             losses[name] = history["loss"][-1]
             epoch = statistics.median(np.diff(times[: 1 + arguments.epochs]))
             waited = 1e3 * line.seconds("waiting")
-            beside = f"{line.hidden('copies'):.1%}" if line.lane("copies") else "none"
-            print(f"{name:<32}{epoch:>12.3f}{line.busy():>11.1%}{beside:>15}{waited:>11.1f}", flush=True)
+            hidden = f"{line.hidden('copies'):.1%}" if line.lane("copies") else "none"
+            print(f"{name:<32}{epoch:>12.3f}{line.busy():>11.1%}{hidden:>15}{waited:>11.1f}", flush=True)
             if arguments.trace is not None:
                 arguments.trace.mkdir(parents=True, exist_ok=True)
                 line.save(arguments.trace / f"{name.replace(', ', '-').replace(' ', '-')}.json")
-    # The same examples in the same order, augmented alike, and the same kernels: the bits are those of the first way.
+    # The same examples, order, augmentation and kernels must give the same bits.
     if len(set(losses.values())) > 1:
         print(f"the losses differ: {losses}")
         return 1

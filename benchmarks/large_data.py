@@ -1,7 +1,7 @@
-"""Trains on a data set larger than the memory it may use: ``python -m benchmarks.large_data``.
+"""Train on a data set larger than memory: ``python -m benchmarks.large_data``.
 
-The file is 4 GB on paper and sparse on the disk: reading it costs memory like any other file. One shuffled epoch, every
-example once; the peak of the process's memory is printed, and the exit code is 1 where it is above the limit.
+The file holds 4 GB but is sparse on the disk; reading it costs memory like any other file. Trains one shuffled epoch and prints
+the peak memory of the process; the exit code is 1 if that is above the limit.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SHAPE = (32, 32, 3)
 
 
 def peak() -> float:
-    """The most memory that this process has held, in GB."""
+    """Return the peak memory of this process in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> int:
-    """Make the file, train, print."""
+    """Write the file, train, and print the peak memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--limit", type=float, default=1.0, help="gigabytes of memory")

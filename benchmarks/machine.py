@@ -1,4 +1,4 @@
-"""What a result has to say about where it was measured. No names of hosts or users."""
+"""Facts about the machine for results, without names of hosts or users; and CPU time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.peers import ROOT
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, system."""
+    """Describe processor, cores, memory and system."""
     found: dict[str, Any] = {"cores": cores(), "system": platform.system(), "architecture": platform.machine()}
     try:
         with open("/proc/cpuinfo") as file:
@@ -36,7 +36,7 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the working tree, "+" after it where files of it differ; empty outside a repository."""
+    """Return the commit of the working tree, with "+" if xpnet/ or kernels/ differ from it; "" outside a repository."""
     try:
         git = ["git", "-C", str(ROOT)]
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -55,7 +55,7 @@ _TICK = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def busy_seconds() -> float:
-    """Processor time that the whole machine has used so far; 0 where the system does not tell."""
+    """Return the CPU time that the whole machine has used; 0 if the system does not report it."""
     try:
         with open("/proc/stat") as file:
             user, nice, system, _idle, _wait, irq, softirq, steal = map(int, file.readline().split()[1:9])
@@ -65,7 +65,7 @@ def busy_seconds() -> float:
 
 
 def seconds_of(process: int) -> float:
-    """Processor time that one process has used so far; 0 where it has ended or the system does not tell."""
+    """Return the CPU time that a process has used; 0 if it has ended or the system does not report it."""
     try:
         with open(f"/proc/{process}/stat") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""The peak of memory that a piece of work needs beyond what was there before."""
+"""The peak memory of a block of code."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Self
 
 
 class Peak:
-    """Measures the block that it encloses.
+    """Measure the peak memory of the enclosed block.
 
     Attributes:
-        bytes: the peak inside the block minus what was in use at its beginning; None where the system cannot tell.
+        bytes: the peak inside the block minus what was in use at its beginning; None if the system does not report it.
         how: what was measured.
     """
 
@@ -26,7 +26,7 @@ class Peak:
         if self.device == "cuda":
             self._enter_cuda()
         elif os.path.exists("/proc/self/clear_refs"):
-            # Linux starts the peak of resident memory anew; nothing has to be sampled.
+            # This resets the peak of resident memory; no sampling is needed.
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")
             self._before = _status("VmRSS")
@@ -64,7 +64,7 @@ class Peak:
 
 
 class _Sampler:
-    """CuPy's pool keeps no peak, so a thread looks at it as often as it can."""
+    """A thread that samples CuPy's pool, which keeps no peak, as often as it can."""
 
     def __init__(self, pool: Any) -> None:
         self.pool, self.highest, self.running = pool, pool.used_bytes(), True

@@ -1,7 +1,7 @@
-"""Networks as plain data, which every library's module turns into its own layers.
+"""Networks as plain data, which the module of each library converts to its layers.
 
-A network is a list of dictionaries, one a layer, so that it can be sent to a worker as JSON. `trace` walks it once and
-gives what all libraries have to agree on: shapes, weights, matrix products and bytes.
+A network is a list of dictionaries, one per layer, so that it can be sent to a worker as JSON. `trace` walks it and returns
+what all libraries have to agree on: shapes, weights, matrix products and bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def dense(units: int) -> Layer:
 
 def conv(filters: int, window: int, *, stride: int = 1, padding: int | None = None, dilation: int = 1, groups: int = 1,
          bias: bool = True) -> Layer:  # fmt: skip
-    """A convolution; padding=None keeps the size (at stride 1)."""
+    """Return a convolution; padding=None keeps the size (at stride 1)."""
     padding = dilation * (window - 1) // 2 if padding is None else padding
     return {"kind": "conv", "filters": filters, "window": window, "stride": stride, "padding": padding,
             "dilation": dilation, "groups": groups, "bias": bias}  # fmt: skip
@@ -56,17 +56,17 @@ def batch_norm() -> Layer:
 
 
 def residual(body: list[Layer], shortcut: list[Layer] | None = None) -> Layer:
-    """shortcut(x) + body(x)."""
+    """Return shortcut(x) + body(x)."""
     return {"kind": "residual", "body": body, "shortcut": shortcut or []}
 
 
 def lstm(units: int) -> Layer:
-    """(N, T, C) -> (N, T, units): one layer, all steps."""
+    """Return an LSTM layer: (N, T, C) -> (N, T, units), all steps."""
     return {"kind": "lstm", "units": units}
 
 
 def softmax_cross_entropy() -> Layer:
-    """As a layer of its own: logits (N, K), labels (N,) -> the mean loss."""
+    """Return the loss as a layer: logits (N, K), labels (N,) -> the mean loss."""
     return {"kind": "softmax_cross_entropy"}
 
 
@@ -78,18 +78,18 @@ def mlp(*units: int) -> list[Layer]:
 
 
 def convnet() -> list[Layer]:
-    """The ConvNet of the MNIST tutorials: conv 32, pool, conv 64, pool, dense."""
+    """Return the ConvNet of the MNIST tutorials: conv 32, pool, conv 64, pool, dense."""
     return [conv(32, 3, padding=0), relu(), max_pool(2), conv(64, 3, padding=0), relu(), max_pool(2), flatten(), dense(10)]
 
 
 def lenet5() -> list[Layer]:
-    """LeNet-5 with ReLU and maxima, as it is taught today."""
+    """Return LeNet-5 with ReLU and max pooling, as it is taught today."""
     head = [flatten(), dense(120), relu(), dense(84), relu(), dense(10)]
     return [conv(6, 5), relu(), max_pool(2), conv(16, 5, padding=0), relu(), max_pool(2), *head]
 
 
 def vgg() -> list[Layer]:
-    """3x3 convolutions 64-64, 128-128, 256-256 with pooling between, then one dense layer."""
+    """Return 3x3 convolutions 64-64, 128-128, 256-256 with pooling between, then one dense layer."""
     layers: list[Layer] = []
     for filters in (64, 128, 256):
         layers += [conv(filters, 3), relu(), conv(filters, 3), relu(), max_pool(2)]
@@ -97,7 +97,7 @@ def vgg() -> list[Layer]:
 
 
 def resnet20() -> list[Layer]:
-    """He et al., 2015, section 4.2, with 1x1 convolutions where a block changes the shape (their option B)."""
+    """Return ResNet-20 (He et al., 2015, section 4.2) with 1x1 convolutions where the shape changes (their option B)."""
     layers = [conv(16, 3, bias=False), batch_norm(), relu()]
     channels = 16
     for filters in (16, 32, 64):
@@ -113,7 +113,7 @@ def resnet20() -> list[Layer]:
 
 @dataclass(frozen=True)
 class Weight:
-    """One array of weights: its path in the network, its shape in xpnet's layout, and how to draw it."""
+    """One weight: its path in the network, its shape in xpnet's layout, and its distribution."""
 
     path: str
     shape: Shape
@@ -123,16 +123,16 @@ class Weight:
 
 @dataclass
 class Trace:
-    """What a network is made of, for one example."""
+    """Shapes, weights and costs of a network, for one example."""
 
     output_shape: Shape = ()
     weights: list[Weight] = field(default_factory=list)
-    products: list[tuple[int, int, int]] = field(default_factory=list)  # rows an example, inner, columns: forward only
-    moved: int = 0  # elements an example that forward has to read and write at least, weights apart
+    products: list[tuple[int, int, int]] = field(default_factory=list)  # rows per example, inner, columns: forward only
+    moved: int = 0  # elements per example that forward must read and write, without weights
 
 
 def trace(net: list[Layer], input_shape: Shape, prefix: str = "") -> Trace:
-    """Walk a network; shapes without the batch axis."""
+    """Trace a network; shapes are without the batch axis."""
     found = Trace(tuple(input_shape))
     for i, layer in enumerate(net):
         before = found.output_shape
@@ -157,13 +157,13 @@ def _conv(layer: Layer, path: str, found: Trace) -> None:
     found.weights.append(Weight(f"{path}.kernel", (K, K, C // groups, O), math.sqrt(2 / inner)))
     if layer["bias"]:
         found.weights.append(Weight(f"{path}.bias", (O,), 0.1))
-    if groups == 1:  # the products of a depthwise convolution are too small to be worth the name
+    if groups == 1:  # the products of a depthwise convolution are tiny
         found.products.append((OH * OW, inner, O))
     found.output_shape = (OH, OW, O)
 
 
 def output_size(size: int, layer: Layer) -> int:
-    """Length of the output along one axis of a convolution or a pooling."""
+    """Return the length of the output along one axis of a convolution or a pooling."""
     reach = layer.get("dilation", 1) * (layer["window"] - 1) + 1
     return (size + 2 * layer["padding"] - reach) // layer["stride"] + 1
 

@@ -1,8 +1,8 @@
 """Environments for the other libraries: ``python -m benchmarks.peers [NAME ...] [--device cpu|cuda]``.
 
-Every library that cannot live beside xpnet's own requirements (Chainer needs NumPy 1.23), or that one would not want in
-the environment one works in, gets a virtual environment of its own, from the package index, in ``.venv-peers/NAME`` (or
-in the folder that $XPNET_PEERS names). A library without one is looked for in the environment that runs the benchmarks.
+A library that conflicts with xpnet's requirements (Chainer needs NumPy 1.23), or does not belong in a working environment,
+gets its own virtual environment from the package index, in ``.venv-peers/NAME`` (or in the folder $XPNET_PEERS). A library
+without one is looked up in the environment that runs the benchmarks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each entry is one call of pip install, in order.
 RECIPES: dict[str, list[list[str]]] = {
     "torch": [["torch", "numpy"]],
-    # Its setup.py imports pkg_resources, which setuptools 66 began to refuse its version numbers; NumPy 1.24 removed the
-    # aliases (numpy.bool and the like) that it uses.
+    # Its setup.py needs pkg_resources, which rejects its version numbers from setuptools 66 on; NumPy 1.24 removed the aliases
+    # (numpy.bool and others) that it uses.
     "chainer": [["setuptools<66", "wheel", "numpy==1.23.5"], ["--no-build-isolation", "chainer==7.8.1"]],
     "sklearn": [["scikit-learn", "numpy"]],
     "keras": [["keras", "jax", "numpy"]],
@@ -36,7 +36,7 @@ MODULES = {"torch": "torch", "chainer": "chainer", "sklearn": "sklearn", "keras"
 
 
 def folder() -> Path:
-    """Where the environments are."""
+    """Return the folder of the environments."""
     return Path(os.environ.get("XPNET_PEERS") or ROOT / ".venv-peers")
 
 
@@ -45,7 +45,7 @@ def _python(environment: Path) -> Path:
 
 
 def interpreter(environment: str) -> tuple[str | None, str]:
-    """(interpreter, "") that can import a library, or (None, why there is none)."""
+    """Return (interpreter, "") that can import a library, or (None, why there is none)."""
     if environment == "here":
         return sys.executable, ""
     own = _python(folder() / environment)
@@ -53,11 +53,11 @@ def interpreter(environment: str) -> tuple[str | None, str]:
         return str(own), ""
     if importlib.util.find_spec(MODULES[environment]) is not None:
         return sys.executable, ""
-    return None, f"not installed; python -m benchmarks.peers {environment} makes an environment for it"
+    return None, f"not installed; python -m benchmarks.peers {environment} creates an environment for it"
 
 
 def build(name: str, device: str = "cpu") -> str:
-    """Make the environment of one peer anew or bring it up to date; returns the version that it holds.
+    """Create or update the environment of one peer; return the version of the library.
 
     Raises:
         subprocess.CalledProcessError: pip failed; its output is on the terminal.
@@ -74,13 +74,13 @@ def build(name: str, device: str = "cpu") -> str:
 
 
 def packages_name(name: str) -> str:
-    """The distribution of a peer."""
+    """Return the distribution of a peer."""
     return "scikit-learn" if name == "sklearn" else name
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", help=f"some of {', '.join(RECIPES)}; all of them where none is named")
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(RECIPES)}; default: all of them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
     unknown = set(options.names) - set(RECIPES)

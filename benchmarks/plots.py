@@ -1,4 +1,4 @@
-"""Pictures of a result."""
+"""Plots of a result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.libraries import OURS
 from benchmarks.report import disturbed, peers_of
 
 Result = dict[str, Any]
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 COLOURS = {
     OURS: "#0072B2",
     "torch": "#D55E00",
@@ -27,7 +27,7 @@ COLOURS = {
 
 
 def draw(result: Result, folder: Path, stem: str) -> list[str]:
-    """Draw whatever the result has data for; returns the files' names."""
+    """Draw all plots that the result has data for; return the names of the files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -53,7 +53,7 @@ def draw(result: Result, folder: Path, stem: str) -> list[str]:
 
 
 def _ratios(plt: Any, result: Result) -> Any:
-    """Bars of their time / our time, on a logarithmic axis that begins at 1: to the right we are faster."""
+    """Draw bars of their time / our time on a logarithmic axis, starting at 1: to the right we are faster."""
     peers = peers_of(result)
     records = [r for r in result["cases"] if r["ratios"] and r["group"] != "Sweeps"]
     if not peers or not records:
@@ -105,12 +105,12 @@ def _ratios(plt: Any, result: Result) -> Any:
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[p]) for p in peers]
     axes.legend(handles, peers, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     star = "\n* other processes disturbed the measurement" if any(map(disturbed, records)) else ""
-    axes.set_title(f"xpnet beside other libraries, {result['title']}{star}", loc="left", fontsize=10)
+    axes.set_title(f"xpnet compared with other libraries, {result['title']}{star}", loc="left", fontsize=10)
     return figure
 
 
 def _sweeps(plt: Any, result: Result) -> Any:
-    """Time against one size at a time, both axes logarithmic."""
+    """Draw time against one size at a time, on logarithmic axes."""
     sweeps: dict[str, list[Result]] = {}
     for record in result["cases"]:
         if record["sweep"] and record["libraries"]:
@@ -161,7 +161,7 @@ def _sweeps(plt: Any, result: Result) -> Any:
 
 
 def _memory(plt: Any, result: Result) -> Any:
-    """Peak memory of training steps against the batch size."""
+    """Draw the peak memory of training steps against the batch size."""
     sweeps: dict[str, list[Result]] = {}
     for record in result["memory"]:
         if record["bytes"]:

@@ -1,4 +1,4 @@
-"""Workers as seen from the process that compares them."""
+"""Worker processes, seen from the comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.libraries import LIBRARIES
 from benchmarks.libraries.job import Unsupported
 from benchmarks.peers import ROOT, interpreter
 
-PATIENCE = 900.0  # seconds after which a request is given up
+TIMEOUT = 900.0  # seconds for a request
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -25,21 +25,21 @@ THREAD_VARIABLES = (
 
 
 class WorkerError(RuntimeError):
-    """A worker died, or something in it failed; the message holds what it printed."""
+    """A worker ended or failed; the message holds what it printed."""
 
 
 def environment(name: str, threads: int, precision: str) -> dict[str, str]:
-    """The environment variables of a library's worker."""
+    """Return the environment variables of a library's worker."""
     variables = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-    for own in ("XPNET_REFERENCE", "XPNET_CONVOLUTION"):
-        variables.pop(own, None)
+    for variable in ("XPNET_REFERENCE", "XPNET_CONVOLUTION"):
+        variables.pop(variable, None)
     variables["CUPY_TF32"] = "1" if precision == "tf32" else "0"
     variables["PYTHONPATH"] = str(ROOT)
     return {**variables, **LIBRARIES[name].variables}
 
 
 def hold_to(threads: int) -> Any:
-    """What a child process does first: keep to as many cores as threads were asked for, whatever a library thinks."""
+    """Return what a child process does first: restrict itself to as many cores as threads, whatever the library does."""
     if not hasattr(os, "sched_setaffinity"):
         return None
     cores = sorted(os.sched_getaffinity(0))
@@ -96,7 +96,7 @@ class Process:
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        timer = threading.Timer(PATIENCE, self.process.kill)
+        timer = threading.Timer(TIMEOUT, self.process.kill)
         timer.start()
         try:
             self.process.stdin.write(json.dumps(request) + "\n")

@@ -1,4 +1,4 @@
-"""Results as files: JSON with everything, and a Markdown page with tables and sentences."""
+"""Results as files: JSON with every number, and a Markdown page with tables and a summary."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from benchmarks import speed_targets
 from benchmarks.cases import cases_for, memory_cases
 from benchmarks.compare import DISTURBED
-from benchmarks.libraries import OURS
+from benchmarks.libraries import OURS, ROOFLINE
 from benchmarks.text import bytes_text, seconds_text
 
 Result = dict[str, Any]
 PASSES_GROUP = "Convolution kernels"
 NEAR = 0.95
-"""From this ratio on a difference is not called a loss: runs differ by as much."""
+"""Above this ratio a difference is not called a loss: runs differ by as much."""
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file in one go: under another name first."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text)
@@ -42,23 +42,23 @@ def _rounded(value: Any) -> Any:
 
 
 def disturbed(record: Result) -> bool:
-    """Whether other processes kept the machine so busy that the case's ratios are not to be relied on."""
+    """Return whether other processes kept the machine so busy that the ratios of a case are unreliable."""
     return record.get("foreign_cores", 0.0) > DISTURBED
 
 
 def best_ratio(record: Result, peer: str) -> float:
-    """Their best turn over our best turn."""
+    """Return their best turn over our best turn."""
     libraries = record["libraries"]
     return float(libraries[peer]["minimum"] / libraries[OURS]["minimum"])
 
 
 def markdown(result: Result, pictures: Iterable[str] = ()) -> str:
-    """The page."""
-    lines = [f"# xpnet beside other libraries: {result['title']}", "", *_setting(result), ""]
-    lines += ["## In words", "", *words(result), ""]
-    against_floors = speed_targets.sentences(result)
-    if against_floors:
-        lines += ["## Floors", "", *against_floors, ""]
+    """Return the page."""
+    lines = [f"# xpnet compared with other libraries: {result['title']}", "", *_setting(result), ""]
+    lines += ["## Summary", "", *words(result), ""]
+    targets = speed_targets.sentences(result)
+    if targets:
+        lines += ["## Speed targets", "", *targets, ""]
     groups = dict.fromkeys(record["group"] for record in result["cases"])
     for group in groups:
         lines += [f"## {group}", "", *(_passes_table if group == PASSES_GROUP else _table)(result, group), ""]
@@ -66,7 +66,7 @@ def markdown(result: Result, pictures: Iterable[str] = ()) -> str:
         lines += ["## Memory", "", *_memory_table(result), ""]
     if pictures:
         lines += ["## Pictures", "", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
-    lines += ["## What was not compared, and remarks", "", *_skipped(result), ""]
+    lines += ["## Not compared, and remarks", "", *_skipped(result), ""]
     return "\n".join(lines)
 
 
@@ -80,7 +80,7 @@ def _setting(result: Result) -> list[str]:
     lines = [
         f"* Machine: {where}, {machine['system']}. Threads: {options['threads']} for every library. "
         f"Precision: {options['precision']}. "
-        + ("Times are processor times: others used the machine, too." if options.get("clock") == "cpu" else ""),
+        + ("Times are CPU times: other processes used the machine." if options.get("clock") == "cpu" else ""),
         f"* Commit {result['commit'] or 'unknown'}, {result['date']}.",
     ]
     for name, hello in result["workers"].items():
@@ -99,32 +99,32 @@ def _setting(result: Result) -> list[str]:
     if pauses:
         middle = seconds_text(statistics.median(pauses))
         lines += [
-            "* Each library is timed alone: before a turn all of them have come to rest (threads of a BLAS or of OpenMP run on",
-            f"  for a while after their work; the pause is {middle} in the middle), and then one step that is not timed brings",
-            "  code and data back into the caches.",
+            "* Each library is timed alone: a turn starts when all of them are idle (threads of a BLAS or OpenMP spin for a",
+            f"  while after their work; the median pause is {middle}). One untimed step then brings code and data back into",
+            "  the caches.",
         ]
     if result.get("resumed"):
         earlier = [f"{', '.join(part['cases'])} ({part['commit']}, {part['date']})" for part in result["resumed"]]
         lines.append(f"* Taken over from an interrupted run: {'; '.join(earlier)}.")
     if result.get("interrupted"):
-        lines.append("* The run was interrupted: the cases that are not here were not measured.")
+        lines.append("* The run was interrupted: cases that are missing here were not measured.")
     marked = sum(map(disturbed, result["cases"]))
     if marked:
         lines += [
             f"* **{marked} of {len(result['cases'])} cases, marked with a star, were measured while other processes kept more",
-            f"  than {DISTURBED:.0%} of a core busy.** Libraries whose threads wait for each other at barriers lose more time",
-            "  then than others, so these ratios say little, and flatter us; the best turns say more.",
+            f"  than {DISTURBED:.0%} of a core busy.** Libraries whose threads wait for each other at barriers then lose more",
+            "  time than others, so these ratios are unreliable and flatter us; the best turns say more.",
         ]
     return lines
 
 
 def peers_of(result: Result) -> list[str]:
-    """The peers with at least one ratio."""
+    """Return the peers with at least one ratio."""
     return list(dict.fromkeys(peer for record in result["cases"] for peer in record["ratios"]))
 
 
 def words(result: Result) -> list[str]:
-    """Where we lose, where we win: sentences."""
+    """Return sentences on where we are faster and where slower."""
     lines = []
     for peer in peers_of(result):
         compared = [r for r in result["cases"] if peer in r["ratios"]]
@@ -132,9 +132,9 @@ def words(result: Result) -> list[str]:
         lost = sorted((r for r in reliable if r["ratios"][peer]["median"] < NEAR), key=lambda r: r["ratios"][peer]["median"])
         won = sum(r["ratios"][peer]["median"] > 1 / NEAR for r in reliable)
         text = f"* **{peer}**: {len(compared)} cases compared"
-        text += f", {len(reliable)} of them on a quiet machine" if len(reliable) < len(compared) else ""
+        text += f", {len(reliable)} of them on an idle machine" if len(reliable) < len(compared) else ""
         if not reliable:
-            lines.append(f"{text}; nothing can be said from them.")
+            lines.append(f"{text}; no conclusion can be drawn from them.")
             continue
         text += f": xpnet is faster in {won}, as fast within 5 % in {len(reliable) - won - len(lost)}, slower in {len(lost)}."
         if lost:
@@ -143,7 +143,7 @@ def words(result: Result) -> list[str]:
                 f"{seconds_text(r['libraries'][peer]['median'])})"
                 for r in lost
             ]
-            text += f" We lose in {'; '.join(parts)}."
+            text += f" We are slower in {'; '.join(parts)}."
         lines.append(text)
     for record in result["memory"]:
         ours = record["bytes"].get(OURS)
@@ -174,16 +174,16 @@ def _table(result: Result, group: str) -> list[str]:
 
 
 def _passes_table(result: Result, group: str) -> list[str]:
-    """Each pass of a convolution in each way, as a fraction of the same product's speed."""
+    """Tabulate each pass of a convolution with each algorithm, as a fraction of the same product's speed."""
     records = [r for r in result["cases"] if r["group"] == group]
-    ways = list(dict.fromkeys(way for record in records for way in record.get("ways", {})))
+    algorithms = list(dict.fromkeys(name for record in records for name in record.get("ways", {})))
     peers = [p for p in peers_of(result) if any(p in r["ratios"] for r in records)]
     where = "cuBLAS" if result["options"]["device"] == "cuda" else "NumPy"
-    heads = ["pass", f"product in {where}", "chosen", *ways, *(f"{p} (cuDNN)" if where == "cuBLAS" else p for p in peers)]
+    heads = ["pass", f"product in {where}", "chosen", *algorithms, *(f"{p} (cuDNN)" if where == "cuBLAS" else p for p in peers)]
     lines = [
         f"One pass alone, without bias or activation. Speeds as a fraction of the same product (m, k, n) in {where} at the",
-        "same precision, operands as they lie in the caches after many calls; *chosen* is what a network gets. The images'",
-        "gradient is one row of the product for each pixel.",
+        "same precision, with warm caches; *chosen* is what a network gets. The gradient of the images has one row of the",
+        "product per pixel.",
         "",
         f"| {' | '.join(heads)} |",
         f"|{' --- |' * len(heads)}",
@@ -197,9 +197,9 @@ def _passes_table(result: Result, group: str) -> list[str]:
         cells = [record["name"] + ("\\*" if disturbed(record) else "")]
         cells.append(_speed(product["gflops"]) if product else "-")
         cells.append(_share(speed_targets.fraction_of_product(record), ours))
-        for way in ways:
-            known = record.get("ways", {}).get(way)
-            cells.append(_share(speed_targets.fraction_of_product(record, way), known["median"]) if known else "-")
+        for name in algorithms:
+            known = record.get("ways", {}).get(name)
+            cells.append(_share(speed_targets.fraction_of_product(record, name), known["median"]) if known else "-")
         for peer in peers:
             ratio = record["ratios"].get(peer)
             whole = speed_targets.fraction_of_product(record)
@@ -237,7 +237,7 @@ def _fraction(record: Result, ceiling: str) -> str:
 def _memory_table(result: Result) -> list[str]:
     peers = list(dict.fromkeys(name for record in result["memory"] for name in record["bytes"]))
     how = next((record["how"] for record in result["memory"] if "how" in record), "")
-    lines = [f"What training steps need beyond the weights and the batch ({how}).", ""]
+    lines = [f"Memory of training steps beyond the weights and the batch ({how}).", ""]
     lines += [f"| case | {' | '.join(peers)} |", f"|{' --- |' * (len(peers) + 1)}"]
     for record in result["memory"]:
         cells = [bytes_text(record["bytes"][p]) if p in record["bytes"] else "-" for p in peers]
@@ -259,11 +259,11 @@ def _skipped(result: Result) -> list[str]:
     reasons: dict[tuple[str, str], list[str]] = {}
     for record in [*result["cases"], *result["memory"]]:
         for name, why in record["skipped"].items():
-            if not name.startswith("ceiling"):
+            if not name.startswith(ROOFLINE):
                 reasons.setdefault((name, why), []).append(record["name"])
         for name, remark in record.get("remarks", {}).items():
             reasons.setdefault((name, remark), []).append(record["name"])
     for (name, why), names in reasons.items():
         which = ", ".join(names) if len(names) <= 4 else f"{len(names)} cases"
         lines.append(f"* {name}, {which}: {why}.")
-    return lines or ["* Nothing was left out."]
+    return lines or ["* Everything was compared."]

@@ -1,4 +1,4 @@
-"""The floors: how fast xpnet has to be at least, and which of them a result misses."""
+"""Speed targets: how fast xpnet has to be at least, and which targets a result misses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ GRAPHS_OR_COMPILED = ("torch-graphs", "torch-compile", "torch-compile-graphs")
 
 @dataclass(frozen=True)
 class Target:
-    """For some cases: their time divided by ours.
+    """The least ratio of their time to ours, for some cases.
 
     Attributes:
         device: "cpu" or "cuda".
-        cases: a regular expression for the beginning of their names.
-        peers: the fastest of these counts.
-        ratio: at least.
+        cases: a regular expression for the beginning of case names.
+        peers: libraries of which the fastest counts.
+        ratio: the least ratio.
     """
 
     device: str
@@ -52,42 +52,42 @@ TARGETS = [
     *_cuda(r"step resnet-20 batch 128", 1.5, 0.9),
 ]
 KERNELS = 0.7
-"""What fraction of the same product in cuBLAS a convolution on tensor cores is to reach."""
+"""The target for convolutions on tensor cores: a fraction of the speed of the same product in cuBLAS."""
 
 
 def judged(result: Result) -> list[tuple[Result, Target, str, float]]:
-    """(case, floor, the peer that counts, ratio) for every floor that the result says something about."""
+    """Return (case, target, the peer that counts, ratio) for every target that the result covers."""
     found = []
     for record in result["cases"]:
-        for floor in TARGETS:
-            ratios = {peer: record["ratios"][peer]["median"] for peer in floor.peers if peer in record["ratios"]}
-            if floor.device == result["options"]["device"] and re.match(floor.cases, record["name"]) and ratios:
+        for target in TARGETS:
+            ratios = {peer: record["ratios"][peer]["median"] for peer in target.peers if peer in record["ratios"]}
+            if target.device == result["options"]["device"] and re.match(target.cases, record["name"]) and ratios:
                 fastest = min(ratios, key=ratios.__getitem__)
-                found.append((record, floor, fastest, ratios[fastest]))
+                found.append((record, target, fastest, ratios[fastest]))
     return found
 
 
-def fraction_of_product(record: Result, way: str = "") -> float | None:
-    """The speed of a pass of a convolution, in the way chosen or a named one, over that of the same product in cuBLAS."""
+def fraction_of_product(record: Result, algorithm: str = "") -> float | None:
+    """Return the speed of a pass of a convolution, with the chosen or a given algorithm, over that of the product in cuBLAS."""
     if "products" not in record["ceilings"]:
         return None
     fraction = float(record["ceilings"]["products"]["fraction"]["median"])
-    if not way:
+    if not algorithm:
         return fraction
-    # A way's ratio is its time over that of what was chosen.
-    ways = record.get("ways", {})
-    return fraction / ways[way]["ratio"] if way in ways else None
+    # The ratio of an algorithm is its time over that of the chosen one.
+    found = record.get("ways", {})
+    return fraction / found[algorithm]["ratio"] if algorithm in found else None
 
 
 def sentences(result: Result) -> list[str]:
-    """How many floors are reached, and one sentence for every one that is not."""
+    """Return how many targets are met, and a sentence for every one that is missed."""
     every = judged(result)
     missed = [
-        f"* Below its floor: {record['name']} against {peer}: {ratio:.2f}, the floor is {floor.ratio:g}."
-        for record, floor, peer, ratio in every
-        if ratio < floor.ratio
+        f"* Target missed: {record['name']} against {peer}: {ratio:.2f}, the target is {target.ratio:g}."
+        for record, target, peer, ratio in every
+        if ratio < target.ratio
     ]
-    lines = [f"* {len(every) - len(missed)} of {len(every)} floors are reached.", *missed] if every else []
+    lines = [f"* {len(every) - len(missed)} of {len(every)} speed targets are met.", *missed] if every else []
     return [*lines, *(_kernels(result) if result["options"]["device"] == "cuda" else [])]
 
 

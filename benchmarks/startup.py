@@ -1,4 +1,4 @@
-"""What a fresh interpreter does in the start-up cases: ``python -m benchmarks.startup NAME KIND CASE ARRAYS CLOCK``.
+"""The start-up cases, run in a fresh interpreter: ``python -m benchmarks.startup NAME KIND CASE ARRAYS CLOCK``.
 
 Prints the seconds that importing the library takes (KIND "import"), or those of building the network and its first training
 step after that ("first_step").

@@ -56,7 +56,7 @@ def test_data_loading(case: Case, benchmark: Any) -> None:
 
 @pytest.mark.parametrize("case", _params(*FRESH))
 def test_start(case: Case, benchmark: Any, tmp_path: Path) -> None:
-    """Fresh interpreters: the time that is shown includes Python's own start."""
+    """Time fresh interpreters, including the start of Python."""
     arrays = tmp_path / "arrays.npz"
     np.savez(arrays, **arrays_for(case))
     command = [sys.executable, "-m", "benchmarks.startup", "xpnet", case.kind, json.dumps(case.as_dict()), str(arrays), "wall"]

@@ -21,7 +21,7 @@ UNARY = (
     *("abs", "clip", "elu", "exp", "gelu", "hard_sigmoid", "leaky_relu", "negative"),
     *("relu", "selu", "sigmoid", "silu", "softplus", "softsign", "square", "step", "tanh"),
 )
-PLAIN = ("labels", "indices")  # inputs that have no gradient
+PLAIN = ("labels", "indices")  # inputs without gradient
 BINARY = ["add", "divide", "maximum", "minimum", "multiply", "subtract"]
 REDUCTIONS = ["max", "mean", "min", "sum"]
 
@@ -83,7 +83,7 @@ def _needed(op: Any, device: str, implementation: str) -> None:
 
 
 def _tensors(value: Any) -> Any:
-    """Floating-point arrays as Tensors that want a gradient."""
+    """Convert floating-point arrays to Tensors that require a gradient."""
     if isinstance(value, list):
         return [_tensors(v) for v in value]
     return xn.Tensor(value, requires_grad=True) if str(value.dtype).startswith("float") else value

@@ -1,8 +1,8 @@
-"""What the Trainer costs over the same loop written by hand, for the MNIST ConvNet: ``python -m benchmarks.trainer_overhead``.
+"""The overhead of the Trainer over a hand-written loop, for the MNIST ConvNet: ``python -m benchmarks.trainer_overhead``.
 
-Both loops take the same examples in the same order and end with the same weights, bit for bit; that is checked. They take
-turns, a few batches each, so that what else the machine does falls on both alike, and the ratio of the medians is printed.
-Exit code 1 where it is above the limit.
+Both loops take the same examples in the same order and end with the same weights, bit for bit; that is checked. They alternate
+batch by batch, so that other load on the machine affects both alike, and the median of the ratios is printed. The exit code is
+1 if it is above the limit.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ BATCH = 128
 
 
 def convnet(device: str) -> xn.Sequential:
-    """34,826 parameters."""
+    """Return the MNIST ConvNet, 34,826 parameters."""
     return xn.models.cnn((28, 28, 1), 10, 0, device)
 
 
 def tiny(device: str) -> xn.Sequential:
-    """A network that takes no time, so that what is left is the loop's own: microseconds."""
+    """Return a network so small that the time of the loop remains."""
     return xn.Sequential([xn.Flatten(), xn.Dense(2)], input_shape=(2, 2, 1), device=device)
 
 
 def by_hand(x: Any, y: Any, net: xn.Sequential, epochs: int, size: int) -> Iterator[None]:
-    """The loop of ten lines; stops after every batch."""
+    """Train in a hand-written loop; yield after every batch."""
     optimizer = xn.optim.Adam(0.001)
     net.train()
     for epoch in range(epochs):
@@ -47,7 +47,7 @@ def by_hand(x: Any, y: Any, net: xn.Sequential, epochs: int, size: int) -> Itera
 
 
 class Stepwise(xn.Callback):
-    """Takes the time between two batches of `fit`, and lets the other loop do one in between."""
+    """Time every batch of `fit`, and let the other loop do one in between."""
 
     def __init__(self, turn: Callable[[], None]) -> None:
         self.turn = turn
@@ -58,7 +58,7 @@ class Stepwise(xn.Callback):
         self._start = time.perf_counter()
 
     def on_checkpoint(self, trainer: xn.Trainer, epoch_ended: bool) -> None:
-        if epoch_ended:  # what an epoch's end costs falls on the next batch
+        if epoch_ended:  # the cost of the epoch's end counts for the next batch
             return
         now = time.perf_counter()
         self.times.append(now - self._start)
@@ -69,7 +69,7 @@ class Stepwise(xn.Callback):
 def measure(
     make: Callable[[str], xn.Sequential], batches: int, size: int, device: str, metrics: list[str]
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each batch: (by hand, by the Trainer)."""
+    """Return the seconds of each batch: (hand-written loop, Trainer)."""
     rng = np.random.default_rng(0)
     one, other = make(device), make(device)
     x = xn.to_device(rng.random((50 * size, *one.input_shape), dtype=np.float32), device)
@@ -91,7 +91,7 @@ def measure(
     trainer.fit(Batches((x, y), size, seed=0), epochs=epochs, verbose=False)
     next(hand, None)
     if not np.array_equal(xn.to_numpy(one.flat_parameters.values), xn.to_numpy(other.flat_parameters.values)):
-        raise RuntimeError("the two loops ended with different weights: they did not do the same")
+        raise RuntimeError("the two loops ended with different weights")
     return times[3:], watch.times[3:]
 
 
@@ -104,17 +104,17 @@ def main() -> int:
     worst = 0.0
     for metrics in ([], ["accuracy"]):
         hand, ours = measure(convnet, arguments.batches, BATCH, arguments.device, metrics)
-        # The medians of pairs that ran one after the other: slow spells of the machine fall out.
+        # The median over pairs of neighbouring batches is robust against slow spells of the machine.
         ratio = statistics.median(b / a for a, b in zip(hand, ours))
         what = "with accuracy" if metrics else "loss alone"
         print(
-            f"{what:<14} by hand {1e3 * statistics.median(hand):7.2f} ms a batch, Trainer "
+            f"{what:<14} by hand {1e3 * statistics.median(hand):7.2f} ms per batch, Trainer "
             f"{1e3 * statistics.median(ours):7.2f} ms: median of the pairs' ratios {ratio:.3f} ({len(hand)} batches of {BATCH})"
         )
         if not metrics:
             worst = ratio
     hand, ours = measure(tiny, 2000, 1, arguments.device, [])
-    print(f"the Trainer's own time: {1e6 * (statistics.median(ours) - statistics.median(hand)):.0f} us a batch")
+    print(f"the Trainer's own time: {1e6 * (statistics.median(ours) - statistics.median(hand)):.0f} us per batch")
     if worst > LIMIT:
         print(f"the Trainer costs more than {LIMIT - 1:.0%} over the loop by hand")
         return 1

@@ -1,4 +1,4 @@
-"""The pause between two turns, after which the next library has the machine to itself."""
+"""Wait between two turns until the workers are idle, so that the next library has the machine to itself."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from benchmarks.machine import seconds_of
 
 IDLE = 0.05
-"""Seconds without any processor time: a thread that waits in a loop would have used five ticks of the system's clock."""
+"""Seconds without CPU time: a spinning thread would have used five ticks of the system's clock."""
 FIXED = 0.2
-"""Where the system does not tell: OpenBLAS's threads were seen to wait in a loop for 0.1 s after a product."""
+"""The wait if the system does not report CPU time: OpenBLAS's threads spin for 0.1 s after a product."""
 LONGEST = 1.0
 
 
@@ -21,10 +21,10 @@ def wait_until_idle(
     now: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], object] = time.sleep,
 ) -> float:
-    """Wait until none of the processes uses the processor any more; returns the seconds that took.
+    """Wait until none of the processes uses the CPU; return the seconds that took.
 
-    The threads of a BLAS or of OpenMP go on running in a loop for some time after their work, in case there is more of
-    it: whoever is timed then shares the cores with them.
+    The threads of a BLAS or of OpenMP spin for some time after their work, in case there is more: a library timed meanwhile
+    shares the cores with them.
     """
     watched, start = list(processes), now()
     before, since = [used(process) for process in watched], start

@@ -1,11 +1,11 @@
-"""A worker: one library in a process of its own, which does what it is told over its standard input, one JSON a line.
+"""A worker: one library in its own process, which takes requests on standard input, one JSON object per line.
 
-``python -m benchmarks.worker NAME`` with a NAME of libraries/__init__.py. What the library prints goes to standard error.
+``python -m benchmarks.worker NAME`` with a NAME from libraries/__init__.py. What the library prints goes to standard error.
 
     {"do": "hello", "device": "cpu", "precision": "float32", "threads": 2}   -> versions and settings
     {"do": "prepare", "key": K, "case": {...}, "arrays": FILE, "settings": {}} -> {"ok": true} or {"unsupported": "why"}
-    {"do": "check", "key": K, "out": FILE}                                   -> writes the results to be compared
-    {"do": "time", "key": K, "count": n, "turns": m, "limit": s}             -> seconds of one unit, m times
+    {"do": "check", "key": K, "out": FILE}                                   -> writes the results to compare
+    {"do": "time", "key": K, "count": n, "turns": m, "limit": s}             -> seconds per unit, m times
     {"do": "memory", "key": K, "count": n}                                   -> bytes beyond what was there before
     {"do": "drop", "key": K}
 """
@@ -32,8 +32,8 @@ from benchmarks.libraries.job import Job, Unsupported
 from benchmarks.memory import Peak
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-# The second update is the first one in which momentum matters. Where steps become CUDA graphs, the first runs launch by
-# launch and the second is recorded: two further ones are replayed with other weights than those that were there then.
+# Momentum matters from the second update on. With CUDA graphs, the first step runs launch by launch and the second is
+# captured; two further ones are replayed, with weights other than those at capture.
 STEPS_COMPARED = {"cpu": 2, "cuda": 4}
 
 
@@ -47,7 +47,7 @@ class Worker:
         self.device, self.precision = "cpu", "float32"
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do one request."""
+        """Answer one request."""
         try:
             return {"ok": True, **(getattr(self, f"do_{request.pop('do')}")(**request) or {})}
         except Unsupported as reason:
@@ -81,13 +81,13 @@ class Worker:
         job = self.jobs[key]
         now = CLOCKS[clock]
         seconds, device_seconds = [], []
-        job.once()  # not timed: brings code and data back into the caches after the others' turn and the pause
+        job.once()  # untimed: brings code and data back into the caches after the other libraries' turns and the pause
         job.synchronize()
         for _ in range(turns):
             stop = _device_clock(self.device, self.library)
             done = 0
             start = now()
-            # In a few pieces, so that a turn on a machine that has become slow does not take for ever.
+            # In a few pieces, so that a turn ends early if the machine has become slow.
             while done < count and now() - start < limit:
                 piece = min(max(1, count // 8), count - done)
                 for _ in range(piece):
@@ -119,7 +119,7 @@ class Worker:
             self.release()
 
     def release(self) -> None:
-        """Give memory that is free back to the device, for the other workers."""
+        """Return free memory to the device, for the other workers."""
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.empty_cache()
         if "cupy" in sys.modules:
@@ -127,7 +127,7 @@ class Worker:
 
 
 def versions(library: Library) -> dict[str, str]:
-    """The installed versions of a library's distributions."""
+    """Return the installed versions of a library's distributions."""
     found = {}
     for name in library.distributions:
         try:
@@ -139,7 +139,7 @@ def versions(library: Library) -> dict[str, str]:
 
 
 def _device_clock(device: str, library: Library) -> Any:
-    """Starts an event timer on the GPU; calling what it returns gives the seconds since, waiting for the device."""
+    """Start an event timer on the GPU; the returned function synchronizes and returns the seconds since."""
     if device == "cpu":
         return lambda: None
     if library.module == "pytorch":
@@ -169,7 +169,7 @@ def _device_clock(device: str, library: Library) -> Any:
 
 def main() -> None:
     library = LIBRARIES[sys.argv[1]]
-    # Replies have a file of their own; whatever the library prints must not come between them.
+    # Replies get their own file, so that output of the library cannot mix with them.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     worker: Worker | None = None

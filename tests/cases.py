@@ -1,11 +1,11 @@
-"""How an example for the contract is written down: inputs as shapes, settings as they are passed.
+"""The notation for cases of the contract: inputs as shapes, settings as they are passed.
 
 A case is one line::
 
     case("dense", X(4, 3), P(3, 5), P(5), activation="relu")
 
 `X` is an input whose first axis counts examples, `P` one without (a parameter); both are normal numbers unless a keyword
-says otherwise. `I` holds integers, `B` booleans. Numbers and None stand for themselves. The contract makes the arrays, for any
+says otherwise. `I` holds integers, `B` booleans. Numbers and None are passed unchanged. The tests make the arrays, for any
 number of examples, dtype and library. A setting that depends on the number of examples is a function of it.
 """
 
@@ -25,7 +25,7 @@ from xpnet.ops.registry import registry
 
 @dataclass(frozen=True)
 class Input:
-    """An array to be made."""
+    """The description of an array."""
 
     shape: tuple[int, ...]
     batched: bool
@@ -52,22 +52,22 @@ class Input:
 
 
 def X(*shape: int, kind: str = "normal", grad: bool = True) -> Input:
-    """Floats, the first axis counts examples."""
+    """Describe floats whose first axis counts examples."""
     return Input(shape, True, kind, grad=grad)
 
 
 def P(*shape: int, kind: str = "normal", grad: bool = True) -> Input:
-    """Floats without an axis of examples."""
+    """Describe floats without an axis of examples."""
     return Input(shape, False, kind, grad=grad)
 
 
 def I(*shape: int, high: int, batched: bool = True) -> Input:  # noqa: E743
-    """Integers from 0 to high - 1."""
+    """Describe integers from 0 to high - 1."""
     return Input(shape, batched, "integers", high, grad=False)
 
 
 def B(*shape: int, batched: bool = True) -> Input:
-    """Booleans."""
+    """Describe booleans."""
     return Input(shape, batched, "booleans", grad=False)
 
 
@@ -103,12 +103,12 @@ class Case:
         return operation is None or operation.differentiable
 
     def arrays(self, examples: int | None = None, dtype: str = "float64", seed: int = 0) -> list[Any]:
-        """The inputs as NumPy arrays."""
+        """Make the inputs as NumPy arrays."""
         base = zlib.crc32(self.id.encode())
         return [i.make(examples, (seed, base, n), dtype) if isinstance(i, Input) else i for n, i in enumerate(self.inputs)]
 
     def options(self, examples: int | None = None, dtype: str = "float64", asarray: Any = np.array) -> dict[str, Any]:
-        """The settings, arrays among them made and converted with `asarray`."""
+        """Make the settings; arrays among them are converted with `asarray`."""
         count = next((i.shape[0] for i in self.inputs if isinstance(i, Input) and i.batched), 0)
         count = count if examples is None else examples
 
@@ -122,7 +122,7 @@ class Case:
         return {name: made(name, value) for name, value in self.settings.items()}
 
     def call(self, arrays: list[Any], options: dict[str, Any]) -> Any:
-        """The operation of native arrays or Tensors."""
+        """Call the operation on native arrays or Tensors."""
         function = self.function or getattr(ops, self.name, None) or registry[self.name]
         operation = registry.get(self.name)
         if operation is not None and operation.variadic:
@@ -130,13 +130,13 @@ class Case:
         return function(*arrays, **options)
 
     def expected(self, arrays: list[Any], options: dict[str, Any]) -> tuple[np.ndarray, ...]:
-        """What the loops give."""
+        """Return the outputs of the oracle."""
         result = (self.oracle or getattr(oracles, self.name))(*arrays, **options)
         return result if isinstance(result, tuple) else (result,)
 
 
 def case(name: str, *inputs: Any, oracle: Any = None, function: Any = None, **settings: Any) -> Case:
-    """One example: see the module's docstring. The oracle is by default the one of the same name in tests/oracles.py."""
+    """Make a case, as in the docstring of this module; the default oracle has the same name in tests/oracles.py."""
     return Case(name, inputs, settings, oracle, function)
 
 
@@ -155,5 +155,5 @@ class Wrong:
 
 
 def wrong(name: str, *inputs: Any, says: tuple[str, ...] | str, **settings: Any) -> Wrong:
-    """A call that must fail, with what its message must contain besides the operation's name."""
+    """Make a call that must fail, with what its message must contain besides the name of the operation."""
     return Wrong(name, inputs, (says,) if isinstance(says, str) else says, settings)

@@ -2,8 +2,8 @@
 
     layer("Dense", lambda: xn.Dense(4), (3,), lambda x, p: oracles.dense(x, p["kernel"], p["bias"]), wrong=[...])
 
-The third argument is an example's shape; the oracle gets the batch and the layer's parameters and buffers by name. `wrong`
-lists shapes of examples that the layer must refuse, each with what the message must contain; ANY where there are none.
+The third argument is the shape of an example; the oracle gets the batch and the layer's parameters and buffers by name. `wrong`
+lists shapes of examples that the layer must refuse, each with what the message must contain; ANY if there are none.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LayerCase:
         return random.standard_normal(shape).astype(dtype)
 
     def model(self, dtype: str = "float64") -> Any:
-        """The layer as the only one of a model; its path is "0"."""
+        """Return a model of this layer alone; its path is "0"."""
         return xn.Sequential([self.make()], input_shape=self.shape, dtype=dtype, seed=3)
 
     def expected(self, x: np.ndarray, state: dict[str, np.ndarray], training: bool) -> np.ndarray:
@@ -66,17 +66,17 @@ def layer(
     integers: int | None = None,
     differentiable: bool = True,
 ) -> LayerCase:
-    """One example; `training` is the oracle in training mode where it differs, `integers` one more than the largest input."""
+    """Make a case; `training` is the oracle in training mode if it differs, `integers` one more than the largest input."""
     return LayerCase(name, make, shape, oracle, training, tuple(wrong), integers, differentiable)
 
 
 ANY: tuple[Any, ...] = ()
 IMAGE = (((4,), ("(4,)|(2, 4)", "H, W, C")),)
-"""What all layers of images must refuse. `|` stands between messages about the example's and about the batch's shape."""
+"""What all layers of images must refuse; `|` separates alternatives: the shape of the example or of the batch."""
 
 
 def dropout(rate: float, *, inverted: bool = True, spatial: bool = False) -> Callable[..., np.ndarray]:
-    """The mask of the first call of the layer "0" under seed 3: lane i % 4 of word i // 4 of Philox."""
+    """Return the oracle of dropout in the first call of layer "0" with seed 3: lane i % 4 of word i // 4 of Philox."""
 
     def apply(x: np.ndarray, p: Any) -> np.ndarray:
         path = hashlib.blake2b(b"0\0dropout", digest_size=8).digest()
@@ -97,17 +97,17 @@ def _stem(x: np.ndarray, p: Any) -> np.ndarray:
 
 
 def _shifted(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, dilation: int) -> np.ndarray:
-    """A causal convolution over sequences: zeros in front."""
+    """Compute a causal convolution over sequences, padded in front."""
     return oracles.conv1d(x, kernel, bias, padding=(dilation * (len(kernel) - 1), 0), dilation=dilation)
 
 
 def _last(result: Any) -> np.ndarray:
-    """The first of the last states: what a recurrent layer gives without return_sequences."""
+    """Return the last output: that of a recurrent layer without return_sequences."""
     return result[1]
 
 
 SEQUENCE = (((4,), ("(4,)", "(T, C)")), ((2, 3, 4), ("(2, 3, 4)", "(T, C)")))
-WAYS = ("forwards", "backwards")
+SIDES = ("forwards", "backwards")
 LSTM = ("kernel", "recurrent_kernel", "bias")
 GRU = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
 
@@ -245,14 +245,14 @@ LAYERS = [
     layer(
         "Bidirectional", lambda: xn.Bidirectional(xn.RNN(2, return_sequences=True)), (3, 2),
         lambda x, p: np.concatenate(
-            [oracles.rnn(x, *(p[f"{way}.{n}"] for n in LSTM), reverse=way == "backwards")[0] for way in WAYS], axis=-1
+            [oracles.rnn(x, *(p[f"{side}.{n}"] for n in LSTM), reverse=side == "backwards")[0] for side in SIDES], axis=-1
         ),
         wrong=SEQUENCE,
     ),
     layer(
         "Bidirectional", lambda: xn.Bidirectional(xn.GRU(2), merge="mean"), (3, 2),
         lambda x, p: np.mean(
-            [_last(oracles.gru(x, *(p[f"{way}.{n}"] for n in GRU), reverse=way == "backwards")) for way in WAYS], axis=0
+            [_last(oracles.gru(x, *(p[f"{side}.{n}"] for n in GRU), reverse=side == "backwards")) for side in SIDES], axis=0
         ),
         wrong=SEQUENCE,
     ),

@@ -1,4 +1,4 @@
-"""The array libraries under which operations are tested, each with its way from NumPy and back."""
+"""The array libraries under which operations are tested, with conversions from NumPy and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Library:
 
     @property
     def xp(self) -> ModuleType:
-        """The namespace that operations get for these arrays."""
+        """The namespace of these arrays."""
         return backend.namespace(self.asarray(np.zeros(1)))
 
     @property
@@ -34,13 +34,13 @@ class Library:
         return self.of()
 
     def to_numpy(self, array: Any) -> np.ndarray:
-        """`array`, which must be of this library, as a NumPy array."""
+        """Convert `array`, which must be of this library, to a NumPy array."""
         assert isinstance(array, self.kind), f"expected {self.kind}, got {type(array)}"
         return backend.to_numpy(array)
 
 
 def readonly(array: Any) -> np.ndarray:
-    """A copy that cannot be written."""
+    """Return a read-only copy."""
     array = np.array(array)
     array.flags.writeable = False
     return array
@@ -80,7 +80,7 @@ LIBRARIES = (
     NUMPY,
     Library("numpy-readonly", readonly, lambda: np.ndarray),
     Library("array_api_strict", _strict("CPU_DEVICE"), lambda: array_api_strict.asarray(0).__class__),
-    # A device that is not the default shows where an operation makes an array on the wrong one.
+    # A device other than the default shows where an operation makes an array on the wrong one.
     Library("array_api_strict-device1", _strict("device1"), lambda: array_api_strict.asarray(0).__class__),
     Library("torch", _torch_array, _torch_kind, (pytest.mark.torch,)),
     Library("cupy", _cupy_array, _cupy_kind, (pytest.mark.cuda,)),

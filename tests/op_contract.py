@@ -1,4 +1,4 @@
-"""Run a case of the contract under an implementation and a library, forward and backward."""
+"""Run the cases of the contract under each implementation and library, forward and backward."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COMPOSITES = {
     "global_average_pool2d": ("mean",),
     "where": ("select",),
 }
-"""Public functions that are made of operations, and which."""
+"""Public functions that are composed of operations, and which."""
 
 
 def _has_emulator() -> bool:
-    """Whether the CuPy implementations and the emulator that runs their kernels on NumPy arrays are there."""
+    """Return whether the CuPy implementations and the emulator that runs their kernels on NumPy arrays exist."""
     names = ("xpnet.accel.cupy.launch", "tests.cuda_emulator.emulator")
     with contextlib.suppress(ModuleNotFoundError):
         return all(importlib.util.find_spec(name) is not None for name in names)
@@ -36,7 +36,7 @@ def _has_emulator() -> bool:
 
 @functools.cache
 def accelerations() -> dict[str, tuple[str, ...]]:
-    """For every operation its accelerated implementations that NumPy arrays can run: "numpy", "emulated".
+    """Return, for every operation, its accelerated implementations that NumPy arrays can run: "numpy", "emulated".
 
     Where several stand in order for one library, "numpy+1" begins with the second one, and so on.
     """
@@ -57,14 +57,14 @@ def accelerations() -> dict[str, tuple[str, ...]]:
 
 
 def implementations(case: Case) -> list[str]:
-    """The implementations under which a case is run: the reference, and what else exists for its operations."""
+    """Return the implementations under which a case is run: the reference and the accelerated ones."""
     parts = (case.name,) if case.name in registry else COMPOSITES[case.name]
     return ["reference", *dict.fromkeys(name for part in parts for name in accelerations()[part])]
 
 
 @contextlib.contextmanager
 def running(implementation: str) -> Iterator[None]:
-    """Within the block NumPy arrays are computed by "reference", "numpy", "numpy+1", ... or "emulated"."""
+    """Compute NumPy arrays within the block with "reference", "numpy", "numpy+1", ... or "emulated"."""
     name, _, skip = implementation.partition("+")
     if name == "reference":
         with reference_only():
@@ -95,7 +95,7 @@ def skipping(count: int) -> Iterator[None]:
 
 
 def matrix(cases: list[Case], where: Any = None) -> list[Any]:
-    """Parameters (case, implementation) for the cases for which `where` holds."""
+    """Return parameters (case, implementation) for the cases for which `where` holds."""
     return [
         pytest.param(
             case,
@@ -110,12 +110,12 @@ def matrix(cases: list[Case], where: Any = None) -> list[Any]:
 
 
 def differentiable(case: Case) -> bool:
-    """Whether the case has anything to check a gradient of."""
+    """Return whether the case has a gradient to check."""
     return case.differentiable and any(isinstance(i, Input) and i.grad for i in case.inputs)
 
 
 def outputs_of(result: Any) -> tuple[Any, ...]:
-    """The output or outputs as native arrays."""
+    """Return the output or outputs as native arrays."""
     outputs = result if isinstance(result, tuple) else (result,)
     return tuple(o.array if isinstance(o, xn.Tensor) else o for o in outputs)
 
@@ -125,13 +125,13 @@ def is_float(array: Any) -> bool:
 
 
 def weights_for(outputs: tuple[Any, ...], seed: int = 0) -> list[np.ndarray]:
-    """Gradients to start backward with: NumPy arrays in each output's shape and dtype."""
+    """Return gradients to start backward with: NumPy arrays in the shape and dtype of each output."""
     random = np.random.default_rng(seed)
     return [random.standard_normal(o.shape).astype(str(o.dtype).rpartition(".")[2]) for o in outputs if is_float(o)]
 
 
-def lifted(case: Case, arrays: list[Any]) -> list[Any]:
-    """The inputs with Tensors in the places whose gradient is wanted."""
+def as_tensors(case: Case, arrays: list[Any]) -> list[Any]:
+    """Return the inputs, as Tensors where a gradient is required."""
     return [xn.Tensor(a, requires_grad=True) if isinstance(i, Input) and i.grad else a for i, a in zip(case.inputs, arrays)]
 
 
@@ -152,10 +152,10 @@ def start_backward(result: Any, weights: list[Any]) -> None:
 def evaluate(
     case: Case, arrays: list[Any], options: dict[str, Any], weights: list[Any] | None = None
 ) -> tuple[tuple[Any, ...], list[Any]]:
-    """The outputs of a case, and its gradients (None where an input has none): native arrays."""
+    """Return the outputs of a case and its gradients (None for inputs without one) as native arrays."""
     if not differentiable(case):
         return outputs_of(case.call(arrays, options)), []
-    inputs = lifted(case, arrays)
+    inputs = as_tensors(case, arrays)
     result = case.call(inputs, options)
     outputs = outputs_of(result)
     start_backward(result, weights_for(outputs) if weights is None else weights)

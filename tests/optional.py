@@ -1,4 +1,4 @@
-"""Libraries that a test can do without, unless everything is asked for."""
+"""Optional libraries of tests."""
 
 import importlib
 import os
@@ -8,7 +8,7 @@ import pytest
 
 
 def optional(name: str) -> Any:
-    """The module, or a skip where it is not installed; with XPNET_REQUIRE_ALL set that is an error."""
+    """Import a module, or skip the test if it is not installed; with XPNET_REQUIRE_ALL set, raise instead."""
     if os.environ.get("XPNET_REQUIRE_ALL", "") not in ("", "0"):
         return importlib.import_module(name)
     return pytest.importorskip(name)

@@ -1,7 +1,7 @@
-"""What every operation computes, said again as plain loops over elements in float64.
+"""Oracles: every operation again, as plain loops over elements in float64.
 
-Slow, obvious and independent of xpnet: nothing here is imported from it. `elementwise` lifts a function of numbers to
-arrays; images are (N, H, W, C), kernels (KH, KW, C/groups, O).
+Slow, obvious and independent of xpnet: nothing here is imported from it. `elementwise` applies a function of numbers
+to arrays; images are (N, H, W, C), kernels (KH, KW, C/groups, O).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def elementwise(function: Callable[..., float]) -> Callable[..., np.ndarray]:
-    """The function of numbers, applied to every element of arrays that broadcast."""
+    """Apply a function of numbers to every element of arrays that broadcast."""
 
     def lifted(*arrays: Any, **settings: Any) -> np.ndarray:
         arrays = np.broadcast_arrays(*arrays)
@@ -36,7 +36,7 @@ def broadcast_to(x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return out
 
 
-# -- numbers --
+# -- elementwise --
 
 
 def _sigmoid(x: float) -> float:
@@ -91,7 +91,7 @@ def activate(x: np.ndarray, activation: str | None) -> np.ndarray:
 
 
 def lines(shape: Sequence[int], axes: Any) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
-    """Every place of an array reduced over `axes` (kept as 1), with all the places that it is made of."""
+    """Yield every index of an array reduced over `axes` (kept as 1), with all the indices that it sums."""
     axes = range(len(shape)) if axes is None else [axes] if isinstance(axes, int) else axes
     axes = {a % len(shape) for a in axes}
     for place in np.ndindex(*(1 if i in axes else n for i, n in enumerate(shape))):
@@ -185,7 +185,7 @@ def dense(x: np.ndarray, kernel: np.ndarray, bias: Any = None, *, activation: st
     return activate(y, activation)
 
 
-# -- windows --
+# -- convolution and pooling --
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -193,7 +193,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 
 def pads(size: int, window: int, stride: int, dilation: int, padding: Any, axis: int) -> tuple[int, int]:
-    """The zeros before and after one axis (0: height, 1: width)."""
+    """Return the padding before and after one axis (0: height, 1: width)."""
     if padding == "valid":
         return 0, 0
     if padding == "same":
@@ -208,7 +208,7 @@ def pads(size: int, window: int, stride: int, dilation: int, padding: Any, axis:
 
 
 def positions(size: int, window: int, stride: int, dilation: int, padding: Any, axis: int) -> list[list[int]]:
-    """For every position of the window along one axis, the places in the input (some outside it: in the padding)."""
+    """Return, for every position of the window along one axis, its places in the input (outside it: in the padding)."""
     before, after = pads(size, window, stride, dilation, padding, axis)
     found = []
     start = -before
@@ -266,7 +266,7 @@ def conv2d(
     columns = positions(W, KW, SW, DW, padding, 1)
     y = np.zeros((N, len(rows), len(columns), O))
     for n, oh, ow, o in np.ndindex(*y.shape):
-        first = o // (O // groups) * Cg  # the first input channel that this output sees
+        first = o // (O // groups) * Cg  # the first input channel of this output
         total = 0.0 if bias is None else float(bias[o])
         for kh, kw, c in np.ndindex(KH, KW, Cg):
             h, w = rows[oh][kh], columns[ow][kw]
@@ -329,7 +329,7 @@ def conv_transpose2d(
 
 
 def windows_of(x: np.ndarray, window: Any, stride: Any, padding: Any) -> tuple[Any, Iterator[Any]]:
-    """The output's shape, and for every output its place and the input's places (h, w, kh * KW + kw) inside the image."""
+    """Return the shape of the output, and its elements: (index, [(value, kh * KW + kw) of the window inside the image])."""
     N, H, W, C = x.shape
     (KH, KW), (SH, SW) = pair(window), pair(window if stride is None else stride)
     rows = positions(H, KH, SH, 1, padding, 0)
@@ -357,7 +357,7 @@ def max_pool2d_with_switches(
     for place, inside in places:
         best = inside[0]
         for candidate in inside[1:]:
-            if candidate[0] > best[0]:  # of equal elements the first
+            if candidate[0] > best[0]:  # the first of equal elements
                 best = candidate
         y[place], switches[place] = best
     return y, switches
@@ -407,7 +407,7 @@ def _normalized(x: np.ndarray, groups_of_places: Any, epsilon: float) -> tuple[n
 
 
 def affine(y: np.ndarray, scale: Any, offset: Any) -> np.ndarray:
-    """y * scale + offset, both over the last axes."""
+    """Compute y * scale + offset, both over the last axes."""
     out = np.empty(y.shape)
     for place in np.ndindex(*y.shape):
         out[place] = y[place]
@@ -468,7 +468,7 @@ def local_response_norm(x: np.ndarray, *, size: int = 5, k: float = 2.0, alpha: 
     return y
 
 
-# -- moving elements --
+# -- shapes --
 
 
 def reshape(x: np.ndarray, shape: Any) -> np.ndarray:
@@ -538,7 +538,7 @@ def embedding(indices: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def dropped(x: np.ndarray, keep: np.ndarray, rate: float, inverted: bool = True) -> np.ndarray:
-    """x where `keep`, over 1 - rate if inverted; else 0. `keep` broadcasts to x."""
+    """Compute x where `keep`, divided by 1 - rate if inverted; else 0. `keep` broadcasts to x."""
     keep = np.broadcast_to(keep, x.shape)
     out = np.zeros(x.shape)
     for place in np.ndindex(*x.shape):

@@ -1,4 +1,4 @@
-"""The benchmarks themselves: cases that are what they say, results that are checked before they are timed, honest words."""
+"""The benchmarks: their cases, the checks before timing, and what pages and the gate say."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_bytes_of_a_layer_are_counted_by_hand() -> None:
     assert Case("c", "step", nets.mlp(10), 1, (4,), "").bytes_moved() is None
 
 
-def test_layouts_come_back() -> None:
+def test_layout_conversions_are_inverse() -> None:
     rng = np.random.default_rng(0)
     kernel, dense = rng.normal(size=(3, 2, 5, 7)), rng.normal(size=(2 * 3 * 4, 6))
     np.testing.assert_array_equal(from_oihw(to_oihw(kernel)), kernel)
@@ -100,7 +100,7 @@ def test_peers_are_named() -> None:
 def test_workers_check_and_time_a_case() -> None:
     with Comparison(["reference"], FAST) as comparison:
         record = comparison.run(SMALL)
-        assert record["skipped"] == {"ceiling copy": "traffic with memory is counted for single layers only"}
+        assert record["skipped"] == {"ceiling copy": "memory traffic is counted for single layers only"}
         assert record["agreement"]["reference"]["compared"] == 2 + 2 * len(trace(SMALL.net, SMALL.shape).weights)
         assert record["libraries"]["xpnet"]["turns"] >= 2
         assert record["ratios"]["reference"]["median"] > 0
@@ -111,7 +111,7 @@ def test_workers_check_and_time_a_case() -> None:
         assert set(memory["bytes"]) | set(memory["skipped"]) == {"xpnet", "reference"}
 
 
-def test_who_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(agreement.TOLERANCE, "float32", -1.0)
     with Comparison(["reference"], FAST, ceilings=False) as comparison:
         record = comparison.run(TINY)
@@ -120,7 +120,7 @@ def test_who_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _clockwork(used: Callable[[float], float]) -> dict[str, Any]:
-    """The arguments of `wait_until_idle` for a machine in which time passes only in sleep."""
+    """Return arguments of `wait_until_idle` for a machine in which time passes only in sleep."""
     time = [0.0]
     return {
         "used": lambda process: used(time[0]),
@@ -129,20 +129,20 @@ def _clockwork(used: Callable[[float], float]) -> dict[str, Any]:
     }
 
 
-def test_the_pause_ends_when_every_worker_is_at_rest() -> None:
-    # Runs on for 0.3 s, as seen on a clock with ticks of 10 ms.
+def test_the_wait_ends_when_every_worker_is_idle() -> None:
+    # Spins for 0.3 s, seen by a clock with ticks of 10 ms.
     waited = wait_idle.wait_until_idle([1, 2], **_clockwork(lambda t: 1 + round(min(t, 0.3), 2)))
     assert 0.3 + wait_idle.IDLE <= waited <= 0.3 + 2 * wait_idle.IDLE
     assert wait_idle.wait_until_idle([1], **_clockwork(lambda t: 5.0)) == pytest.approx(wait_idle.IDLE, abs=wait_idle.IDLE / 4)
     assert wait_idle.wait_until_idle([1], **_clockwork(lambda t: 1 + t)) == pytest.approx(wait_idle.LONGEST, abs=wait_idle.IDLE)
-    # A system that does not tell.
+    # A system that does not report CPU time.
     assert wait_idle.wait_until_idle([1], **_clockwork(lambda t: 0.0)) == wait_idle.FIXED
 
 
 def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XPNET_PEERS", str(tmp_path))
     monkeypatch.setattr("benchmarks.peers.MODULES", {"chainer": "a_module_that_is_not_there"})
-    assert interpreter("chainer") == (None, "not installed; python -m benchmarks.peers chainer makes an environment for it")
+    assert interpreter("chainer") == (None, "not installed; python -m benchmarks.peers chainer creates an environment for it")
     with Comparison(["chainer"], FAST, ceilings=False) as comparison:
         assert comparison.peers == []
         assert "not installed" in comparison.skipped["chainer"]
@@ -196,16 +196,16 @@ def _result(*records: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_words_say_where_we_lose() -> None:
+def test_the_summary_says_where_we_are_slower() -> None:
     result = _result(_record("step a", 2.0), _record("step b", 0.5), _record("step c", 0.1, foreign_cores=1.5))
     text = "\n".join(report.words(result))
     assert "faster in 1, as fast within 5 % in 0, slower in 1" in text
-    assert "We lose in step b (0.50: 1.00 ms against 500 us)" in text
+    assert "We are slower in step b (0.50: 1.00 ms against 500 us)" in text
     assert "step c" not in text
     assert "memory net batch 4: we need 3 MiB, torch 2 MiB" in text
     result["cases"][0]["pause_seconds"] = 0.06
     page = report.markdown(result)
-    assert "the pause is 60.0 ms in the middle" in page
+    assert "the median pause is 60.0 ms" in page
     assert "| step c\\* |" in page
     assert "jax: not installed" in page
 
@@ -236,7 +236,7 @@ def test_gate_needs_a_baseline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     kept = json.loads(gate.BASELINE.read_text())["cpu, threads 1, float32, wall clock"]["cases"]["tiny"]
     assert kept["yardstick"] == "products"
     assert kept["ratio"] > 0
-    # A baseline that nothing can reach fails the gate.
+    # An unreachable baseline fails the gate.
     spoilt = gate.BASELINE.read_text().replace(f'"ratio": {kept["ratio"]}', '"ratio": 1e-9')
     gate.BASELINE.write_text(spoilt)
     assert gate.run(FAST) == 1
@@ -287,7 +287,7 @@ def test_naming_the_folder_runs_the_benchmarks() -> None:
     command = [sys.executable, "-m", "pytest", "benchmarks/test_cases.py", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["-k", "test_training_step and accelerated and numpy and logistic", "--benchmark-max-time", "0.01"]
     root = Path(__file__).parent.parent
-    # Within several processes of pytest benchmarks are turned off; this one is on its own.
+    # pytest-xdist turns benchmarks off in its workers; this process is a separate one.
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -302,7 +302,7 @@ def test_every_library_has_a_module() -> None:
     }
 
 
-def test_where_the_data_are_is_measured_on_a_cpu_too(monkeypatch, tmp_path, capsys):
+def test_the_input_pipeline_is_measured_on_a_cpu(monkeypatch, tmp_path, capsys):
     from benchmarks import input_pipeline
 
     line = f"input_pipeline --examples 40 --size 8 --batch 16 --epochs 1 --trace {tmp_path / 'traces'}"
@@ -312,16 +312,16 @@ def test_where_the_data_are_is_measured_on_a_cpu_too(monkeypatch, tmp_path, caps
     assert len(rows) == len(list((tmp_path / "traces").glob("*.json"))) == 3
 
 
-def test_ways_that_learn_differently_are_not_compared(monkeypatch, capsys):
+def test_places_that_learn_differently_are_not_compared(monkeypatch, capsys):
     from benchmarks import input_pipeline
 
-    ways = input_pipeline.ways
+    places = input_pipeline.places
 
     def wrong(images, *others):
-        found = ways(images, *others)
+        found = places(images, *others)
         return {**found, "wrong": (found["in memory, floats"][0] * 2, True)}
 
-    monkeypatch.setattr(input_pipeline, "ways", wrong)
+    monkeypatch.setattr(input_pipeline, "places", wrong)
     monkeypatch.setattr("sys.argv", ["input_pipeline", "--examples", "40", "--size", "8", "--batch", "16", "--epochs", "1"])
     assert input_pipeline.main() == 1
     assert "the losses differ" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the benchmarks do on a GPU, as far as it can be tested without one: cases, variants, passes of convolutions, pages."""
+"""The benchmarks on a GPU, as far as they can be tested without one: cases, variants, passes of convolutions, pages."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_a_gpu_is_measured_on_what_fills_it() -> None:
     assert len(every) == len(set(every))
 
 
-def test_every_floor_is_about_a_case() -> None:
-    for floor in speed_targets.TARGETS:
-        cases = cases_for(floor.device, "float32" if floor.device == "cpu" else "tf32")
-        assert any(re.match(floor.cases, case.name) for case in cases), floor
-        assert set(floor.peers) <= {*chosen(["torch", "chainer", "sklearn"], floor.device)}
+def test_every_speed_target_is_about_a_case() -> None:
+    for target in speed_targets.TARGETS:
+        cases = cases_for(target.device, "float32" if target.device == "cpu" else "tf32")
+        assert any(re.match(target.cases, case.name) for case in cases), target
+        assert set(target.peers) <= {*chosen(["torch", "chainer", "sklearn"], target.device)}
 
 
 def test_the_product_of_a_pass_by_hand() -> None:
@@ -114,7 +114,7 @@ def test_half_precision_is_the_same_work_as_autocast(precision: str) -> None:
     assert distance(found[0]["output"], exact["output"]) > 1e-4
 
 
-def test_passes_are_compared_and_written_down() -> None:
+def test_passes_are_compared_and_reported() -> None:
     with Comparison([], FAST) as comparison:
         records = [comparison.run(one_pass(kind, LAYERS[0])) for kind in PASSES]
     for record in records:
@@ -128,26 +128,26 @@ def test_passes_are_compared_and_written_down() -> None:
 @pytest.mark.emulator
 @pytest.mark.skipif(build.compiler() is None, reason="needs g++")
 @pytest.mark.parametrize("kind", PASSES)
-def test_a_way_can_be_asked_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # On the emulator a "GPU" works on NumPy arrays; recording is tested elsewhere.
+def test_an_algorithm_can_be_forced(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On the emulator a "GPU" works on NumPy arrays; capture is tested elsewhere.
     monkeypatch.setattr(conv_algorithms, "repeated", lambda once: once)
-    monkeypatch.setattr(conv_algorithms, "unrecorded", lambda function: str)
+    monkeypatch.setattr(conv_algorithms, "not_captured", lambda function: str)
     place = type("Place", (), {"kind": "cuda", "synchronize": lambda self: None})()
-    monkeypatch.setattr(conv_algorithms, "placed", lambda values, where, dtype: values)
+    monkeypatch.setattr(conv_algorithms, "to_device", lambda values, where, dtype: values)
     case = one_pass(kind, LAYERS[0])
     arrays = arrays_for(case)
     with emulated_ops() as run:
         found, launches = {}, {}
-        for way in ("im2col", "implicit"):
+        for algorithm in ("im2col", "implicit"):
             before = len(run.launches)
-            found[way] = conv_algorithms.prepare(case, arrays, place, "float32", way).check()["output"]
-            launches[way] = " ".join(run.launches[before:])
+            found[algorithm] = conv_algorithms.prepare(case, arrays, place, "float32", algorithm).check()["output"]
+            launches[algorithm] = " ".join(run.launches[before:])
         assert "implicit_gemm" in launches["implicit"]
         assert "implicit_gemm" not in launches["im2col"]
         with pytest.raises(Unsupported, match="no candidate here: there are im2col, implicit"):
             conv_algorithms.prepare(case, arrays, place, "float32", "cudnn")
         depthwise = one_pass(kind, nets.conv(4, 3, groups=4, bias=False))
-        with pytest.raises(Unsupported, match="kernel of its own"):
+        with pytest.raises(Unsupported, match="dedicated kernel"):
             conv_algorithms.prepare(depthwise, arrays_for(depthwise), place, "float32", "im2col")
     expected = ours.prepare(case, arrays, "cpu", "float32", {}).check()["output"]
     for output in found.values():
@@ -155,13 +155,13 @@ def test_a_way_can_be_asked_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.emulator
-@pytest.mark.nvrtc  # the ceiling is CuPy's
+@pytest.mark.nvrtc  # the roofline uses CuPy
 @pytest.mark.parametrize("kind", ["step", *PASSES])
-def test_the_ceiling_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_roofline_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = type("Place", (), {"kind": "cuda", "xp": np, "synchronize": lambda self: None})()
     monkeypatch.setattr(xn.backend, "device", lambda name: place)
-    monkeypatch.setattr(conv_algorithms, "placed", lambda values, where, dtype: values)
-    monkeypatch.setattr(conv_algorithms, "recorded", lambda function: function)
+    monkeypatch.setattr(conv_algorithms, "to_device", lambda values, where, dtype: values)
+    monkeypatch.setattr(conv_algorithms, "captured", lambda function: function)
     case = one_pass(kind, LAYERS[0]) if kind in PASSES else Case("s", "step", nets.mlp(5, 10), 16, (4,), "")
     with emulated() as run:
         job = roofline.prepare(case, {}, "cuda", "tf32", {"ceiling": "products"})
@@ -174,15 +174,15 @@ def test_the_ceiling_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.M
     assert transposed == [k > m and k > n for m, k, n in found]
 
 
-def test_on_a_cpu_there_is_one_way() -> None:
+def test_on_a_cpu_there_is_one_algorithm() -> None:
     case = one_pass("conv-fprop", LAYERS[0])
-    with pytest.raises(Unsupported, match="one way only"):
-        ours.prepare(case, arrays_for(case), "cpu", "float32", {"way": "im2col"})
+    with pytest.raises(Unsupported, match="one algorithm only"):
+        ours.prepare(case, arrays_for(case), "cpu", "float32", {"algorithm": "im2col"})
 
 
 @pytest.mark.emulator
 @pytest.mark.skipif(build.compiler() is None, reason="needs g++")
-def test_steps_on_a_gpu_are_those_that_fit_records(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_on_a_gpu_are_captured_as_in_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = _module("tests/training/test_captured.py")
     made = []
 
@@ -225,7 +225,7 @@ def test_the_warm_up_of_pytorchs_graph_is_undone(monkeypatch: pytest.MonkeyPatch
     from benchmarks.libraries import pytorch
 
     class Graph:
-        """Captures nothing; what is replayed runs launch by launch."""
+        """Capture nothing; replay runs launch by launch."""
 
         def replay(self) -> None:
             replayed[0]()
@@ -248,7 +248,7 @@ def test_the_warm_up_of_pytorchs_graph_is_undone(monkeypatch: pytest.MonkeyPatch
     assert {path: distance(after[path], before[path]) for path in before} == dict.fromkeys(before, 0.0)
 
 
-def test_half_precision_that_is_refused_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_that_is_refused_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **settings: Any) -> None:
         raise ValueError(f"no dtype {settings['dtype']}")
 
@@ -312,9 +312,9 @@ def test_the_page_of_a_gpu() -> None:
     row = "| 161.0 TFLOP/s | **60%** (100 us) | **30%** (200 us) | **60%** (100 us) | **75%** (80.0 us) |"
     assert f"| conv fprop (64,16,128,128,3) {row}" in page
     assert "| conv fprop depthwise (64,32,128,128,3) | - | 100 us | - | - | - |" in page
-    assert "* 2 of 4 floors are reached." in page
-    assert "* Below its floor: step lenet-5 batch 64 against torch: 2.50, the floor is 3." in page
-    assert "* Below its floor: step lenet-5 batch 64 against torch-compile: 0.80, the floor is 1." in page
+    assert "* 2 of 4 speed targets are met." in page
+    assert "* Target missed: step lenet-5 batch 64 against torch: 2.50, the target is 3." in page
+    assert "* Target missed: step lenet-5 batch 64 against torch-compile: 0.80, the target is 1." in page
     assert "resnet-20 batch 128 against" not in page
     assert "* 0 of 1 passes of convolutions reach 70% of the product in cuBLAS." in page
     assert "* Below 70% of the product: conv fprop (64,16,128,128,3): 60%." in page
@@ -336,7 +336,7 @@ def test_precisions() -> None:
             found(*wrong)
 
 
-def test_a_run_ends_at_its_limit_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ends_at_its_limit_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["--threads", "1", "--budget", "0.01", "--against", "", "--no-memory", "--out", str(tmp_path)]
     settings += ["--cases", r"conv fprop \(128,28,1,|predict mlp|step mlp \[784,30"]
     clock = iter([0.0, 1.0, 99.0, *[99.0] * 50])
@@ -372,8 +372,8 @@ def test_without_a_gpu_there_is_one_line(words: list[str]) -> None:
         pytest.skip("there is a GPU")
 
 
-def test_ways_are_not_peers() -> None:
-    assert not set(compare.WAYS) & set(TORCH_ON_GPU)
+def test_algorithms_are_not_peers() -> None:
+    assert not set(compare.ALGORITHMS) & set(TORCH_ON_GPU)
     record = _step("step a", torch=2.0)
     record["ways"] = {"im2col": {**summary([1e-3]), "ratio": 1.0}}
     assert report.peers_of(_result(record)) == ["torch"]

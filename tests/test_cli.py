@@ -75,7 +75,7 @@ LEFT = {"model.xpnet", "history.csv", "config.toml", "run.json", "report.html", 
 
 
 def say(capsys, *words):
-    """The exit code and what was printed."""
+    """Run a command; return the exit code and what it printed."""
     try:
         code = main([str(w) for w in words])
     except SystemExit as error:  # argparse
@@ -193,7 +193,7 @@ def test_info(capsys, monkeypatch):
         assert "accelerations are off" in say(capsys, "info")[1]
 
 
-def test_networks_of_ones_own(nets, tmp_path, capsys):
+def test_user_networks(nets, tmp_path, capsys):
     for function in ("plain", "own"):
         out = tmp_path / function
         assert say(capsys, "train", "iris", "--model", f"{nets}:{function}", "--epochs", "1", "--out", out)[0] == 0
@@ -281,7 +281,7 @@ def test_no_gpu_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
-def test_without_matplotlib_one_line_names_what_was_left_out(tmp_path, capsys, monkeypatch):
+def test_without_matplotlib_one_line_names_the_missing_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, _ = say(capsys, "train", "iris", "--epochs", "1", "--out", tmp_path / "o")
     assert code == 0
@@ -291,7 +291,7 @@ def test_without_matplotlib_one_line_names_what_was_left_out(tmp_path, capsys, m
     assert {p.name for p in (tmp_path / "o").iterdir()} == LEFT
 
 
-def test_ctrl_c_keeps_what_was_learnt(tmp_path):
+def test_ctrl_c_keeps_the_training(tmp_path):
     out = tmp_path / "o"
     words = ["train", "digits", "--model", "mlp", "--epochs", "100000", "--out", str(out)]
     process = subprocess.Popen(COMMAND + words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
@@ -310,7 +310,7 @@ def test_ctrl_c_keeps_what_was_learnt(tmp_path):
     assert xn.load(out / "model.xpnet").predict(np.zeros((1, 8, 8, 1), np.float32)).shape == (1, 10)
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_a_closed_pipe_is_no_error():
     command = subprocess.Popen([*COMMAND, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
     command.stdout.close()
     assert b"Traceback" not in command.stderr.read()

@@ -27,7 +27,7 @@ COMMAND = [sys.executable, "-c", "import sys, xpnet.cli; sys.exit(xpnet.cli.main
 
 
 def say(capsys, *words):
-    """The exit code and what was printed."""
+    """Run a command; return the exit code and what it printed."""
     try:
         code = main([str(w) for w in words])
     except SystemExit as error:  # argparse
@@ -61,7 +61,7 @@ def test_the_effective_configuration_makes_the_same_run_again(trained, tmp_path,
     assert (tmp_path / "again" / "config.toml").read_text() == (trained / "config.toml").read_text()
 
 
-def test_flags_go_before_the_file(tmp_path, capsys):
+def test_flags_override_the_file(tmp_path, capsys):
     (tmp_path / "run.toml").write_text('dataset = "iris"\nepochs = 9\nlearning-rate = 0.01\nseed = 5\nclip = 1\n')
     code, out, _ = say(capsys, "train", "--config", tmp_path / "run.toml", "--epochs", "2", "--out", tmp_path / "o")
     assert code == 0
@@ -109,7 +109,7 @@ def test_every_setting_is_a_flag_and_is_used():
 # Resuming
 
 
-def test_a_finished_run_goes_on_with_more_epochs(tmp_path, capsys):
+def test_a_finished_run_is_resumed_with_more_epochs(tmp_path, capsys):
     folder = tmp_path / "o"
     say(capsys, "train", "iris", "--epochs", "2", "--schedule", "constant", "--out", folder)
     code, _, err = say(capsys, "train", "--resume", folder, "--epochs", "4")
@@ -121,7 +121,7 @@ def test_a_finished_run_goes_on_with_more_epochs(tmp_path, capsys):
     assert len(read_record(folder)["learning_rate"]) == 4
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, capsys):
+def test_a_killed_run_is_resumed_to_the_same_bits(tmp_path, capsys):
     """SIGKILL between two checkpoints; then --resume with nothing else."""
     folder = tmp_path / "o"
     words = ["train", "digits", "--model", "mlp", "--epochs", "6", "--average", "0.9", "--out", str(folder)]
@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, capsys):
     assert (folder / "history.csv").read_text() == (tmp_path / "whole" / "history.csv").read_text()
 
 
-def test_ctrl_c_says_how_to_go_on_and_it_does(tmp_path, capsys):
+def test_ctrl_c_says_how_to_resume(tmp_path, capsys):
     folder = tmp_path / "my runs" / "o"
     words = ["train", "digits", "--model", "mlp", "--epochs", "100000", "--schedule", "constant", "--out", str(folder)]
     process = subprocess.Popen(COMMAND + words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
@@ -175,7 +175,7 @@ def test_ctrl_c_says_how_to_go_on_and_it_does(tmp_path, capsys):
         (["--resume", "{run}", "--clip", "1"], "--clip 1.0 is not what the run"),
     ],
 )
-def test_runs_that_cannot_go_on_like_that(words, says, trained, tmp_path, capsys):
+def test_runs_that_cannot_be_resumed(words, says, trained, tmp_path, capsys):
     code, _, err = say(capsys, "train", *[w.format(folder=tmp_path, run=trained) for w in words])
     assert code == 2
     assert says in err
@@ -187,7 +187,7 @@ def test_a_finished_run_may_be_replaced(tmp_path, capsys):
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
-def test_patience_watches_a_held_out_part(tmp_path, capsys):
+def test_early_stopping_holds_out_validation_data(tmp_path, capsys):
     code, out, err = say(
         capsys, "train", "iris", "--epochs", "60", "--patience", "1", "--learning-rate", "0.2", "--out", tmp_path / "o"
     )
@@ -267,7 +267,7 @@ def test_images_that_cannot_be_read_end_the_run_or_are_left_out(photos, tmp_path
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     whole = (folder / "blue" / "00.png").read_bytes()
-    (folder / "blue" / "00.png").write_bytes(whole[:60])  # the first one, which tells the size of all
+    (folder / "blue" / "00.png").write_bytes(whole[:60])  # the first one, which determines the size of all
     (folder / "red" / "19.png").write_text("no image")
     (folder / "red" / "notes.txt").write_text("is passed over")
     code, _, err = say(capsys, "train", folder, "--epochs", "1", "--out", tmp_path / "a")
@@ -292,7 +292,7 @@ def test_images_that_cannot_be_read_end_the_run_or_are_left_out(photos, tmp_path
 
 
 def test_a_class_without_images_is_an_error(photos, tmp_path, capsys):
-    """Else the network would have an output for it."""
+    """Otherwise the network would have an output for it."""
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "drafts").mkdir()
@@ -303,7 +303,7 @@ def test_a_class_without_images_is_an_error(photos, tmp_path, capsys):
 
 
 def test_warnings_are_lines_without_code(tmp_path):
-    """A newest checkpoint that was cut off is passed over, and the line says so in the command's own words."""
+    """A truncated newest checkpoint is passed over, and one line says so."""
     folder = tmp_path / "run"
     words = ["train", "iris", "--epochs", "2", "--out", str(folder)]
     subprocess.run([*COMMAND, *words], check=True, capture_output=True, env=ENVIRONMENT)
@@ -330,7 +330,7 @@ def test_a_folder_with_train_and_test(photos, tmp_path):
     np.testing.assert_allclose(dataset.mean, dataset.train[0].mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-6)
 
 
-def test_images_of_several_sizes_want_a_size(photos, tmp_path):
+def test_images_of_several_sizes_need_a_size(photos, tmp_path):
     image = pytest.importorskip("PIL.Image")
     for name, side in (("a", 8), ("b", 9)):
         (tmp_path / name).mkdir()
@@ -414,7 +414,7 @@ def test_report_of_one_and_of_several(trained, tmp_path, capsys, monkeypatch):
     assert say(capsys, "report", "nowhere")[0] == 2
 
 
-def test_the_record_of_a_run_tells_its_settings(trained):
+def test_the_record_of_a_run_holds_its_settings(trained):
     record = read_record(trained)
     assert record["configuration"]["dataset"] == "iris"
     assert record["configuration"]["learning_rate"] == 0.02

@@ -1,4 +1,4 @@
-"""Completion scripts hold every command and flag, and shells take them."""
+"""Completion scripts hold every command and flag, and shells accept them."""
 
 import argparse
 import re
@@ -27,7 +27,7 @@ def test_every_command_and_flag_is_there(shell, capsys):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_shell_reads_it(shell, capsys, tmp_path):
+def test_the_shell_accepts_it(shell, capsys, tmp_path):
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     path = tmp_path / "script"
@@ -59,7 +59,7 @@ def test_bash_completes(words, wanted, capsys, tmp_path):
 
 
 def test_every_help_shows_an_example_that_parses(capsys):
-    """The examples are parsed by the parser they are shown by."""
+    """The parser accepts the examples in its help."""
     parser = make_parser()
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
     assert {"train", "evaluate", "predict", "report", "doctor", "profile", "examples", "bench", "info", "summary"} <= set(

@@ -1,6 +1,6 @@
-"""What has to be true of every operation with 16-bit floats: computed in float32 or wider, rounded once.
+"""The contract of every operation for 16-bit floats: computed in float32 or wider, rounded once.
 
-The measure is the operation in float64 on the same rounded inputs. The examples are those of the contract.
+Results are compared with the operation in float64 on the same rounded inputs, for the cases of the contract.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ DIGITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 KINDS = [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
 
-# A jump lies between a number and its neighbour, and the emulated kernels read their inputs as they are: no rounding decides.
 CASES = op_contract.matrix(op_cases.CASES)
 
 
@@ -34,8 +33,8 @@ def wide(arrays: list[Any]) -> list[Any]:
     return [np.asarray(a, np.float64) if isinstance(a, np.ndarray) and a.dtype.kind in "fV" else a for a in arrays]
 
 
-def one_rounding(found: Any, expected: Any, digits: float, slack: float) -> None:
-    """Each element is as near as one rounding allows; `slack` of the largest one is for what float32 rounds on the way."""
+def assert_one_rounding(found: Any, expected: Any, digits: float, slack: float) -> None:
+    """Assert that each element is off by one rounding at most, plus `slack` of the largest one for rounding in float32."""
     expected = np.asarray(expected)
     assert found.shape == expected.shape
     scale = max(1.0, float(np.max(np.abs(expected), initial=0.0)))
@@ -50,11 +49,11 @@ def test_values_and_gradients(case: Case, implementation: str, name: str):
     kind = dtype_named(np, name)
     inputs = rounded(case.arrays(), kind)
     if any(isinstance(i, (int, float)) for i in case.inputs[:1]):
-        pytest.skip("a Python number comes first: the array library computes, which rounds once itself")
+        pytest.skip("the first input is a Python number: the array library computes, and rounds once itself")
     options = case.options(dtype="float32")
     with running("reference"):
         outputs = op_contract.outputs_of(case.call(wide(inputs), options))
-        # The gradients that backward starts from are rounded as well.
+        # The gradients at the outputs are rounded as well.
         weights = [np.asarray(w.astype(kind), np.float64) for w in weights_for(outputs)]
         outputs, gradients = evaluate(case, wide(inputs), options, weights)
     with running(implementation):
@@ -70,9 +69,9 @@ def test_values_and_gradients(case: Case, implementation: str, name: str):
             continue
         statistic = number > 0 and case.name == "batch_norm_with_statistics"
         assert one.dtype == (np.float32 if statistic else kind)
-        one_rounding(one, other, DIGITS[name], 2 * DIGITS[name] if emulated or composite else 2e-6)
+        assert_one_rounding(one, other, DIGITS[name], 2 * DIGITS[name] if emulated or composite else 2e-6)
     for one, other in zip(found_gradients, gradients, strict=True):
         if other is not None:
             assert one.dtype == kind
             several = len(starts) > 1 or emulated or composite
-            one_rounding(one, other, DIGITS[name], 16 * DIGITS[name] if several else 1e-5)
+            assert_one_rounding(one, other, DIGITS[name], 16 * DIGITS[name] if several else 1e-5)

@@ -1,4 +1,4 @@
-"""What a new user does with the public names, and the mistakes that are made on the first day."""
+"""What new users do with the public names, and the mistakes they make."""
 
 import runpy
 import threading
@@ -55,7 +55,7 @@ def test_a_model_of_two_inputs_is_trained_as_its_own_loop_trains_it(rng):
         mine.backward()
         optimizer.step(other)
         assert float(mine) == loss
-    # BLAS may sum in another order for another number of rows: float32 to its rounding.
+    # BLAS may sum in another order for another number of rows: equal up to rounding in float32.
     np.testing.assert_allclose(model.predict((x, z), batch_size=4), model(x, z).array, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="9 examples and y 8"):
         trainer(model).fit(((x, z), y[:8]), verbose=False)
@@ -102,7 +102,7 @@ def test_predictions_of_several_threads_do_not_disturb_each_other(rng):
 
 
 def test_training_in_one_thread_and_predicting_in_another(rng):
-    """The mode of a prediction is that of its thread: dropout neither reaches it, nor is it missing from the training."""
+    """Evaluation mode belongs to the thread: a prediction has no dropout, and the training keeps it."""
     x, y = examples(rng)
 
     def make():
@@ -132,7 +132,7 @@ def test_training_in_one_thread_and_predicting_in_another(rng):
     assert model.training
 
 
-def test_a_mode_that_is_set_in_a_block_of_evaluation_ends_with_it():
+def test_a_mode_set_in_a_block_of_evaluation_ends_with_it():
     from xpnet.layers.modes import eval_mode
 
     model = small()
@@ -165,7 +165,7 @@ def test_overlapping_blocks_of_evaluation_end_with_the_last():
     assert [module.training for module in model] == [True, True, False, True]
 
 
-def test_a_generator_that_is_used_up_is_an_error_and_no_loss_of_0(rng):
+def test_an_exhausted_generator_is_an_error(rng):
     x, y = examples(rng)
     run = trainer(small())
     with pytest.raises(ValueError, match=r"no batch in epoch 2.*function"):
@@ -290,7 +290,7 @@ def test_a_metric_may_give_a_python_number_or_a_tensor(rng):
     assert history["wrong"][0] == pytest.approx(1 - history["right"][0])
 
 
-def test_examples_one_by_one_are_made_into_batches(rng):
+def test_single_examples_are_collated_into_batches(rng):
     x, y = examples(rng)
 
     class Examples:
@@ -316,4 +316,4 @@ def test_a_dtype_of_numpy_is_one(rng):
     assert small(dtype=np.float64).predict(examples(rng)[0]).dtype == np.float64
     half = small(dtype=np.dtype("float16"))
     assert half.context.dtype == "float16"
-    assert half.predict(examples(rng)[0]).dtype == np.float32  # what leaves a model that computes in 16 bits
+    assert half.predict(examples(rng)[0]).dtype == np.float32  # the output of a model that computes in 16 bits

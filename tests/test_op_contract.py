@@ -1,4 +1,4 @@
-"""The contract: what has to be true of every operation and every layer, asserted for all of them.
+"""The contract of every operation and every layer.
 
 The examples are in tests/op_cases.py and tests/layer_cases.py; a test here fails when an operation or a layer has none.
 """
@@ -16,7 +16,17 @@ from tests import op_cases, op_contract
 from tests.cases import Case, Wrong
 from tests.layer_cases import LAYERS, LayerCase
 from tests.libraries import LIBRARIES, Library, readonly
-from tests.op_contract import close, differentiable, evaluate, lifted, matrix, outputs_of, running, start_backward, weights_for
+from tests.op_contract import (
+    as_tensors,
+    close,
+    differentiable,
+    evaluate,
+    matrix,
+    outputs_of,
+    running,
+    start_backward,
+    weights_for,
+)
 from xpnet import layers, ops
 from xpnet.ops.registry import registry
 
@@ -28,11 +38,11 @@ every_differentiable = pytest.mark.parametrize(("case", "implementation"), matri
 every_batched = pytest.mark.parametrize(("case", "implementation"), matrix(CASES, lambda c: c.batched))
 
 
-# -- nobody is exempt --
+# -- completeness --
 
 
 def public_operations() -> set[str]:
-    """All registered operations of xpnet, and all public functions that are made of them."""
+    """Return all registered operations of xpnet, and all public functions that are composed of them."""
     not_operations = {"conv_output_size", "op", "reference_only"}
     functions = {n for n in ops.__all__ if callable(getattr(ops, n)) and not inspect.isclass(getattr(ops, n))}
     registered = {n for n, o in registry.items() if o.__module__.startswith("xpnet.")}
@@ -54,8 +64,8 @@ def test_case_names_are_unique():
 
 
 @pytest.mark.parametrize("name", [n for n, found in op_contract.accelerations().items() if "numpy" in found])
-def test_every_accelerated_implementation_does_run(name):
-    """At least one case is really computed by it, in either dtype: falling back everywhere would pass all other tests."""
+def test_an_accelerated_implementation_runs(name):
+    """It computes at least one case, in either dtype: falling back everywhere would pass all other tests."""
     ran = set()
     for case in CASES:
         if case.name == name:
@@ -94,14 +104,14 @@ def test_gradient(case: Case, implementation: str):
         return case.call(inputs, options)
 
     with running(implementation):
-        # The emulator takes a millisecond or more a launch.
+        # The emulator takes a millisecond or more per launch.
         samples = 8 if implementation == "emulated" else 40
         xn.inspect.check_gradients(function, [arrays[p] for p in places], tolerance=1e-6, samples=samples)
 
 
 @every
 def test_float32_stays_float32(case: Case, implementation: str):
-    """Outputs and gradients have the inputs' dtype, and are those of float64 to rounding."""
+    """Outputs and gradients have the dtype of the inputs, and match float64 up to rounding."""
     with running("reference"):
         wide_outputs, wide_gradients = evaluate(case, case.arrays(), case.options())
     with running(implementation):
@@ -120,8 +130,8 @@ def test_float32_stays_float32(case: Case, implementation: str):
 
 @every
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_inputs_are_left_alone(case: Case, implementation: str, dtype: str):
-    """Nothing is written into the inputs, arrays among the settings, or the gradient; read-only ones will do."""
+def test_inputs_are_not_mutated(case: Case, implementation: str, dtype: str):
+    """Nothing is written into the inputs, arrays among the settings, or the gradient; they may be read-only."""
     arrays, options = case.arrays(dtype=dtype), case.options(dtype=dtype)
     with running(implementation):
         weights = weights_for(outputs_of(case.call(arrays, options)))
@@ -139,13 +149,13 @@ def test_inputs_are_left_alone(case: Case, implementation: str, dtype: str):
         np.testing.assert_array_equal(one, two)
 
 
-def apart(array: np.ndarray, how: str) -> np.ndarray:
-    """An equal array whose elements lie elsewhere: with gaps, backwards, or in Fortran's order."""
+def in_layout(array: np.ndarray, how: str) -> np.ndarray:
+    """Return an equal array in another memory layout: with gaps, backwards, or in Fortran order."""
     if not isinstance(array, np.ndarray) or array.ndim == 0:
         return array
     if how == "gaps":
-        room = np.full([2 * n for n in array.shape], np.nan if array.dtype.kind == "f" else 1, array.dtype)
-        view = room[tuple(slice(None, None, 2) for _ in array.shape)]
+        padded = np.full([2 * n for n in array.shape], np.nan if array.dtype.kind == "f" else 1, array.dtype)
+        view = padded[tuple(slice(None, None, 2) for _ in array.shape)]
         view[...] = array
         return view
     if how == "backwards":
@@ -159,9 +169,9 @@ def test_non_contiguous_inputs(case: Case, implementation: str, how: str):
     arrays = case.arrays(dtype="float32")
     with running(implementation):
         outputs, gradients = evaluate(case, arrays, case.options(dtype="float32"))
-        weights = [apart(w, how) for w in weights_for(outputs)]
-        options = case.options(dtype="float32", asarray=lambda a: apart(a, how))
-        others, other_gradients = evaluate(case, [apart(a, how) for a in arrays], options, weights)
+        weights = [in_layout(w, how) for w in weights_for(outputs)]
+        options = case.options(dtype="float32", asarray=lambda a: in_layout(a, how))
+        others, other_gradients = evaluate(case, [in_layout(a, how) for a in arrays], options, weights)
     for one, two in zip([*outputs, *gradients], [*others, *other_gradients], strict=True):
         if one is not None:
             assert one.dtype == two.dtype
@@ -181,7 +191,7 @@ def test_one_example(case: Case, implementation: str):
 
 @every_batched
 def test_no_example(case: Case, implementation: str):
-    """An empty batch gives an output of the right shape, and parameters a gradient of 0."""
+    """An empty batch has an output of the right shape, and parameters a gradient of 0."""
     shapes = []
     for examples in (1, 2):
         expected = case.expected(case.arrays(examples=examples), case.options(examples=examples))
@@ -206,7 +216,7 @@ def test_two_calls_before_backward(case: Case, implementation: str):
     options = case.options(dtype="float32")
     with running(implementation):
         alone = [evaluate(case, arrays, options) for arrays in (first, second)]
-        inputs = [lifted(case, arrays) for arrays in (first, second)]
+        inputs = [as_tensors(case, arrays) for arrays in (first, second)]
         results = [case.call(i, options) for i in inputs]
         for (outputs, _), result in zip(alone, results):
             for one, two in zip(outputs, outputs_of(result), strict=True):
@@ -224,7 +234,7 @@ def test_two_calls_before_backward(case: Case, implementation: str):
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in CASES])
 def test_native_arrays_of_every_library(case: Case, library: Library):
-    """Arrays of a library come in, arrays of that library go out: the same values, dtype and device as NumPy's."""
+    """Arrays of a library give arrays of that library, with the values and dtype of NumPy, on the same device."""
     with running("reference"):
         outputs, gradients = evaluate(case, case.arrays(), case.options())
     weights = [library.asarray(w) for w in weights_for(outputs)]
@@ -260,7 +270,7 @@ def test_a_wrong_shape_is_explained(bad: Wrong):
 
 
 def layer_names() -> set[str]:
-    """All layers that xpnet exports; Module has no forward pass of its own."""
+    """Return all layers that xpnet exports; Module has no forward pass."""
     return {n for n in layers.__all__ if inspect.isclass(getattr(layers, n)) and issubclass(getattr(layers, n), xn.Module)} - {
         "Module"
     }
@@ -271,7 +281,7 @@ def test_every_layer_has_a_case():
     assert sorted(missing) == [], "add a line for these to LAYERS in tests/layer_cases.py"
 
 
-def test_cases_are_of_the_layers_that_they_name():
+def test_cases_have_the_names_of_their_layers():
     assert all(type(c.make()).__name__ == c.name for c in LAYERS)
 
 
@@ -280,13 +290,13 @@ every_mode = pytest.mark.parametrize("training", [False, True], ids=["eval", "tr
 every_differentiable_layer = pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in LAYERS if c.differentiable])
 
 
-class Fresh:
-    """A model that begins every call alike: random counters and running statistics are put back."""
+class Repeatable:
+    """A model whose calls are repeatable: random counters and running statistics are restored before each."""
 
     def __init__(self, case: LayerCase, training: bool, dtype: str = "float64") -> None:
         self.model = case.model(dtype).train(training)
         random = np.random.default_rng(1)
-        for parameter in self.model.parameters().values():  # biases begin as 0 and scales as 1: mistakes would hide
+        for parameter in self.model.parameters().values():  # initial biases of 0 and scales of 1 would hide mistakes
             parameter.array[...] = random.standard_normal(parameter.shape)
         for name, array in self.model.buffers().items():
             array[...] = np.abs(random.standard_normal(array.shape)) + (0.5 if "variance" in name else 0)
@@ -301,7 +311,7 @@ class Fresh:
         return self.model(x)
 
     def gradients(self, x, weights):
-        """The output, and the gradients of the input (if floating) and of all parameters by path."""
+        """Return the output, and the gradients of the input (if floating) and of all parameters by path."""
         self.model.zero_grad()
         tensor = xn.Tensor(x, requires_grad=self.inputs_are_floats)
         y = self(tensor)
@@ -314,8 +324,8 @@ class Fresh:
 @every_layer
 @every_mode
 def test_layer_matches_the_oracle(case: LayerCase, training: bool):
-    """In both modes, and its declared output shape is its real one."""
-    model = Fresh(case, training)
+    """In both modes; and its declared output shape is the real one."""
+    model = Repeatable(case, training)
     x = case.batch()
     state = {name: np.copy(a) for name, a in model.model.state().items()}
     y = op_contract.outputs_of(model(x))[0]
@@ -335,8 +345,8 @@ def test_layer_declares_its_shape_before_it_is_built(case: LayerCase):
 @every_differentiable_layer
 @every_mode
 def test_layer_gradient(case: LayerCase, training: bool):
-    """Of the input and of every parameter, against centred differences in float64."""
-    model, x = Fresh(case, training), case.batch()
+    """Compare gradients of the input and of every parameter with centred differences in float64."""
+    model, x = Repeatable(case, training), case.batch()
     y = model(x)
     weights = np.random.default_rng(5).standard_normal(y.shape)
     _, gradients = model.gradients(x, weights)
@@ -362,7 +372,7 @@ def test_layer_gradient(case: LayerCase, training: bool):
 @every_layer
 @every_mode
 def test_layer_keeps_float32_and_its_input(case: LayerCase, training: bool):
-    model, wide = Fresh(case, training, "float32"), Fresh(case, training)
+    model, wide = Repeatable(case, training, "float32"), Repeatable(case, training)
     x = case.batch(dtype="float32")
     before = np.copy(x)
     y = model(x)
@@ -382,15 +392,15 @@ def test_layer_keeps_float32_and_its_input(case: LayerCase, training: bool):
 @every_mode
 @pytest.mark.parametrize("how", ["readonly", "gaps", "backwards", "fortran"])
 def test_layer_takes_any_memory(case: LayerCase, training: bool, how: str):
-    model, x = Fresh(case, training), case.batch()
-    other = readonly(x) if how == "readonly" else apart(x, how)
+    model, x = Repeatable(case, training), case.batch()
+    other = readonly(x) if how == "readonly" else in_layout(x, how)
     close(op_contract.outputs_of(model(other))[0], op_contract.outputs_of(model(x))[0], TOLERANCE["float64"])
 
 
 @every_layer
 @every_mode
 def test_layer_takes_one_example_and_none(case: LayerCase, training: bool):
-    model = Fresh(case, training)
+    model = Repeatable(case, training)
     one = case.batch(examples=1)
     state = {name: np.copy(a) for name, a in model.model.state().items()}
     close(op_contract.outputs_of(model(one))[0], case.expected(one, state, training), TOLERANCE["float64"])
@@ -405,8 +415,8 @@ def test_layer_takes_one_example_and_none(case: LayerCase, training: bool):
 @every_differentiable_layer
 @every_mode
 def test_layer_called_twice_before_backward(case: LayerCase, training: bool):
-    """The gradients of two calls add up to those of each alone."""
-    model = Fresh(case, training)
+    """The gradients of two calls are the sum of those of each alone."""
+    model = Repeatable(case, training)
     batches = [case.batch(seed=1), case.batch(seed=2)]
     weights = np.random.default_rng(5).standard_normal((3, *model.model.output_shape(case.shape)))
     alone = [model.gradients(x, weights) for x in batches]
@@ -426,9 +436,9 @@ def test_layer_called_twice_before_backward(case: LayerCase, training: bool):
 @every_layer
 @every_mode
 def test_layer_runs_on_arrays_of_the_standard(case: LayerCase, training: bool):
-    """With its parameters and buffers as array-api-strict arrays on a device of their own: no NumPy inside."""
+    """Parameters and buffers may be array-api-strict arrays on their own device: no NumPy inside."""
     strict = next(library for library in LIBRARIES if library.name == "array_api_strict-device1")
-    model = Fresh(case, training)
+    model = Repeatable(case, training)
     x = case.batch()
     y = model(x)
     weights = np.random.default_rng(5).standard_normal(y.shape)
@@ -453,7 +463,7 @@ def test_layer_runs_on_arrays_of_the_standard(case: LayerCase, training: bool):
 
 @every_layer
 def test_layer_in_evaluation_is_a_function(case: LayerCase):
-    """Nothing changes by calling it, and predict gives native arrays, the same in any batches."""
+    """Calls change nothing, and predict returns native arrays, the same for any batch size."""
     model = case.model().eval()
     x = case.batch(examples=5)
     state = {name: np.copy(a) for name, a in model.state().items()}
@@ -465,7 +475,7 @@ def test_layer_in_evaluation_is_a_function(case: LayerCase):
     assert model.training
     assert type(whole) is type(parts) is np.ndarray
     np.testing.assert_array_equal(whole, model.predict(x))
-    # A prediction of a few examples is planned on the CPU and may add in another order than the layers do.
+    # A prediction of a few examples is planned on the CPU and may sum in another order than the layers.
     close(whole, first, TOLERANCE["float64"])
     close(parts, whole, TOLERANCE["float64"])
 
@@ -475,7 +485,7 @@ def test_layer_in_evaluation_is_a_function(case: LayerCase):
     [pytest.param(c, shape, says, id=f"{c.id}-{shape}") for c in LAYERS for shape, says in c.wrong],
 )
 def test_layer_explains_a_wrong_shape(case: LayerCase, shape: tuple[int, ...], says: tuple[str, ...]):
-    """Where the model is made and where it is called, with the layer's path and kind."""
+    """When the model is built and when it is called, with the path and kind of the layer."""
     calls = (
         lambda: xn.Sequential([xn.Activation("linear"), case.make()], input_shape=shape),
         lambda: xn.Sequential([xn.Activation("linear"), case.make()])(np.zeros((2, *shape), np.float32)),
@@ -492,8 +502,8 @@ def test_layer_explains_a_wrong_shape(case: LayerCase, shape: tuple[int, ...], s
 @pytest.mark.parametrize(
     "case", [pytest.param(c, id=c.id) for c in LAYERS if c.model().count_parameters() and c.integers is None]
 )
-def test_layer_explains_another_size_than_it_was_built_for(case: LayerCase):
-    """Twice as many channels as at first: the message has the path, what came and what the layer takes."""
+def test_layer_explains_a_size_it_was_not_built_for(case: LayerCase):
+    """With twice as many channels, the message has the path, the shape it got and what the layer takes."""
     model = xn.Sequential([xn.Activation("linear"), case.make()], input_shape=case.shape)
     shape = (*case.shape[:-1], 2 * case.shape[-1])
     with pytest.raises(ValueError) as raised:

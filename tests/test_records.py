@@ -1,4 +1,4 @@
-"""The records: recipes that are what they say, runs that are repeatable, pages that do not flatter."""
+"""The records: their recipes, repeatable runs, and what pages say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RANDOM = np.random.default_rng(5)
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets of the published shapes, but few images: a class is a bright column."""
+    """Replace data sets by few images of the published shapes, with a bright column for each class."""
 
     def load(name: str) -> xn.data.Dataset:
         size, channels = (28, 1) if name == "mnist" else (32, 3)
@@ -64,7 +64,7 @@ def test_the_optimizers_are_those_of_the_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", [mnist.RECIPE, cifar10.RECIPE], ids=lambda r: r.name)
 def test_runs_are_repeatable_and_learn(recipe: Any, small: None) -> None:
-    recipe = dataclasses.replace(recipe, batch=64)  # quicker
+    recipe = dataclasses.replace(recipe, batch=64)  # faster
     steps = 5
     setting = Setting(steps=steps, width=0.25 if recipe.name == "mnist" else 0.125)
     data = Data(recipe, setting)
@@ -81,7 +81,7 @@ def test_runs_are_repeatable_and_learn(recipe: Any, small: None) -> None:
 
 def test_accuracies_by_hand() -> None:
     class Side(xn.Module):
-        """Says 1 where the left half is brighter."""
+        """Predict 1 if the left half is brighter."""
 
         def forward(self, x: Any) -> Any:
             left = xn.ops.mean(x[:, :, :2], axis=(1, 2, 3)) - xn.ops.mean(x[:, :, 2:], axis=(1, 2, 3))
@@ -92,7 +92,7 @@ def test_accuracies_by_hand() -> None:
     labels = np.array([1, 1, 0, 1])
     right, mirrored = accuracies(Side(), (xn.data.ByteImages(images), labels), True, batch=3)
     assert right == 0.75
-    # With its mirror image every example is undecided: the first class is named.
+    # Averaged with its mirror image every example is a tie: the first class is predicted.
     assert mirrored == 0.25
     assert accuracies(Side(), (xn.data.ByteImages(images), labels), False)[1] is None
 
@@ -104,7 +104,7 @@ def test_the_held_out_images_are_not_trained_on(small: None) -> None:
     assert (len(whole.train[0]), len(whole.test[0]), whole.test_name) == (1600, 200, "test")
 
 
-def test_jpeg_copies_are_told(small: None) -> None:
+def test_jpeg_copies_are_recognised(small: None) -> None:
     image = pytest.importorskip("PIL.Image")
     rows, columns = np.mgrid[0:32, 0:32] / 4
     shifts = RANDOM.uniform(0, 6, (60, 3, 1, 1, 3))
@@ -159,9 +159,9 @@ def _result(**more: Any) -> dict[str, Any]:
 def test_pages_say_what_was_missed() -> None:
     page = records.page(_result())
     assert "mean accuracy 93.50%" in page
-    assert "The mean is **below** the 94%" in page
+    assert "The mean is **below** the target of 94%" in page
     assert "With the mean over each image and its mirror image: mean accuracy 95.00%" in page
-    assert "The time is under the 20 s" in page
+    assert "The time is under the target of 20 s" in page
     assert "* A JPEG copy." in page
     assert "Other processes kept 0.5 cores busy" in page
     assert "| 1 | 1.50 | 94.00% | 95.00% | 1.0000 |" in page

@@ -1,4 +1,4 @@
-"""The libraries that can be compared: one module each, which is imported only in that library's worker."""
+"""The libraries to compare: one module each, imported only in the worker of that library."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Library:
-    """What is known about a library without importing it.
+    """Facts about a library, known without importing it.
 
     Attributes:
-        name: what the command line, tables and files call it.
+        name: on the command line, in tables and in files.
         module: in this package.
-        imports: what a user imports.
-        distributions: whose versions are written down.
-        environment: of peers.py; libraries that share one have the same.
+        imports: the module that a user imports.
+        distributions: whose versions are reported.
+        environment: in peers.py; several libraries may share one.
         devices: where it can run.
-        settings: of the variant, handed to the module.
-        variables: set for its worker.
+        settings: of this variant, passed to the module.
+        variables: environment variables of its worker.
     """
 
     name: str
@@ -32,14 +32,15 @@ class Library:
     variables: dict[str, str] = field(default_factory=dict)
 
     def load(self) -> Any:
+        """Import the module of the library."""
         return importlib.import_module(f"benchmarks.libraries.{self.module}")
 
 
 BOTH = ("cpu", "cuda")
 OURS = "xpnet"
-ROOFLINE = "ceiling"
+ROOFLINE = "ceiling"  # its name in result files
 TORCH_ON_GPU = ("torch", "torch-graphs", "torch-compile", "torch-compile-graphs")
-"""Launch by launch; the whole step as one CUDA graph; through torch.compile; both."""
+"""Eager; the whole step as one CUDA graph; through torch.compile; both."""
 
 LIBRARIES = {
     library.name: library
@@ -61,7 +62,7 @@ LIBRARIES = {
 
 
 def chosen(names: list[str], device: str) -> list[str]:
-    """The peers that were asked for; on a GPU PyTorch stands for its four ways to run a step.
+    """Return the requested peers; on a GPU "torch" means all of TORCH_ON_GPU.
 
     Raises:
         ValueError: a name that is not a peer.

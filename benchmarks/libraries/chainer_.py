@@ -27,13 +27,13 @@ from benchmarks.nets import trace
 
 def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
     chainer.config.dtype = np.float32
-    # Checks of types are on by default, but people who look for speed turn them off.
+    # Type checks are on by default, but users turn them off for speed.
     chainer.config.type_check = False
     return {"type_check": False, "ideep": chainer.backends.intel64.is_ideep_available()}
 
 
 class Layer(chainer.Chain):
-    """One layer of nets.py, and the names of its weights."""
+    """One layer of nets.py, with the names of its weights."""
 
     def __init__(self, layer: dict[str, Any], shape: Any, image: Any) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Net(chainer.ChainList):
         return x
 
     def find(self, path: str) -> tuple[Layer, str]:
-        """The layer and the weight's name at a path such as "3.body.0.kernel"."""
+        """Return the layer and the name of the weight at a path such as "3.body.0.kernel"."""
         number, _, rest = path.partition(".")
         layer = self[int(number)]
         if "." not in rest:

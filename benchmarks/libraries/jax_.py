@@ -54,7 +54,7 @@ def _layer(layer: dict[str, Any], path: str, weights: dict[str, Any], x: Any, tr
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, *how) / (k * k)
     if kind == "batch_norm":
         if not training:
-            raise Unsupported("statistics of batch norm are not kept in this module")
+            raise Unsupported("this module keeps no running statistics of batch norm")
         mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
         normal = (x - mean) * jax.lax.rsqrt(variance + layer["epsilon"])
         return normal * weights[f"{path}.scale"] + weights[f"{path}.offset"]

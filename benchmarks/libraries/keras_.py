@@ -6,7 +6,7 @@ import importlib.util
 import os
 from typing import Any
 
-# Keras reads this once, on import; without it, it asks for TensorFlow.
+# Keras reads this once, on import; the default is TensorFlow.
 if "KERAS_BACKEND" not in os.environ:
     os.environ["KERAS_BACKEND"] = "jax" if importlib.util.find_spec("jax") is not None else "torch"
 
@@ -64,7 +64,7 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
         return {path: np.array(variable) for path, variable in owners.items()}
 
     def check() -> Arrays:
-        # It keeps its gradients to itself: the output is compared here, the updates by the worker.
+        # It does not expose gradients: the output is compared here, the updates by the worker.
         return {"output": np.asarray(model.predict_on_batch(x))} if not _normalises(case.net) else {}
 
     return Job(check, lambda: model.train_on_batch(x, labels), weights=read)

@@ -19,7 +19,7 @@ FUSED = ("dense", "conv")
 
 
 def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
-    """Make the settings of the run; says what was set."""
+    """Apply the settings of the run, and return them."""
     try:
         xn.backend.device(device)
     except xn.DeviceError as error:
@@ -35,7 +35,7 @@ def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
 
 
 class Net:
-    """A network built of xpnet's layers, with its parameters under the paths of nets.py."""
+    """A network of xpnet's layers, with its parameters under the paths of nets.py."""
 
     def __init__(self, case: Case, arrays: Arrays, device: str, dtype: str) -> None:
         self.modules: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class Net:
 
 
 def _named(module: Any) -> list[tuple[str, Any]]:
-    """The parameters of one layer, under the names of nets.py."""
+    """Return the parameters of one layer, under the names of nets.py."""
     own = {name: value for name, value in vars(module).items() if isinstance(value, xn.Parameter)}
     if type(module).__name__ == "LSTM":
         return [({"recurrent_kernel": "recurrent"}.get(name, name), value) for name, value in own.items()]
@@ -112,7 +112,7 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
     if case.kind == "data":
         return _data(arrays)
     if case.kind in PASSES:
-        return conv_algorithms.prepare(case, arrays, where, dtype, settings.get("way"))
+        return conv_algorithms.prepare(case, arrays, where, dtype, settings.get("algorithm"))
     x = xn.to_device(arrays["x"], where)
     if case.is_loss:
         return _loss(x, xn.to_device(arrays["labels"], where), where)
@@ -156,7 +156,7 @@ def _step(net: Net, x: Any, labels: Any, where: Any) -> Job:
     captured = captured_steps(trainer)
     if captured is None:
         return Job(check, lambda: trainer.step(x, labels), synchronize=where.synchronize, weights=weights)
-    # What `fit` does on a GPU: the steps are replayed, on a stream of their own.
+    # As `fit` does on a GPU: steps are replayed on their own stream.
     context = contextlib.ExitStack()
     entered = False
 
@@ -167,13 +167,13 @@ def _step(net: Net, x: Any, labels: Any, where: Any) -> Job:
             entered = True
         return captured.step(x, labels)
 
-    remark = conv_algorithms.unrecorded(captured._captured)
+    remark = conv_algorithms.not_captured(captured._captured)
     return Job(check, step, synchronize=where.synchronize, weights=weights, remark=remark, close=context.close)
 
 
 def _layer(case: Case, net: Net, x: Any, arrays: Arrays, where: Any) -> Job:
     model, parameters = net.model, list(net.parameters.values())
-    # The layer itself: a network of one layer would add its own Python to every call.
+    # The layer itself: a network of one layer would add overhead to every call.
     layer = model.layers[0]
     if case.kind == "forward":
         model.eval()

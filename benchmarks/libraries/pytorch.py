@@ -13,7 +13,7 @@ from benchmarks.cases import HALF, LEARNING_RATE, LOSS_SCALE, MOMENTUM, PASSES, 
 from benchmarks.libraries.job import Arrays, Job, Unsupported, from_oihw, to_oihw, weights_of
 from benchmarks.nets import trace
 
-WARM_UP = 11  # steps before a CUDA graph is captured, as PyTorch's notes ask for
+WARM_UP = 11  # steps before a CUDA graph is captured, as in PyTorch's notes
 
 
 def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
         if not torch.cuda.is_available():
             raise Unsupported("this PyTorch sees no GPU")
         allowed = precision == "tf32"
-        # The default is off for products and on for convolutions: here it is one choice for both.
+        # The default is off for products and on for convolutions; here it is the same for both.
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
         torch.backends.cudnn.benchmark = True
@@ -33,7 +33,7 @@ def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
 
 
 class Flatten(nn.Module):
-    """The examples as vectors in NHWC order: with channels_last a view, where x.flatten(1) would copy."""
+    """Flatten in NHWC order: a view with channels_last, where x.flatten(1) would copy."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(0, 2, 3, 1).flatten(1)
@@ -59,7 +59,7 @@ class LSTM(nn.LSTM):
 
 
 class Net:
-    """A network of torch.nn, and how its weights correspond to the paths of nets.py."""
+    """A network of torch.nn, with its weights under the paths of nets.py."""
 
     def __init__(self, case: Case, arrays: Arrays, device: str) -> None:
         self.parts: dict[str, tuple[nn.Module, dict[str, Any]]] = {}
@@ -125,7 +125,7 @@ class Net:
                 self.parts[path.rsplit(".", 1)[0]][0].bias_hh_l0.zero_()  # one bias is enough
 
     def arrays(self, paths: Any, gradient: bool = False) -> Arrays:
-        """Weights, or their gradients, in xpnet's layouts."""
+        """Return weights, or their gradients, in xpnet's layouts."""
         found = {}
         for path in paths:
             tensor, kind = self._tensor(path)
@@ -140,7 +140,7 @@ class Net:
 
 def _input(x: Any, device: str) -> torch.Tensor:
     tensor = torch.from_numpy(x).to(device)
-    # A view: NHWC in memory is what channels_last means.
+    # A view: channels_last is NHWC in memory.
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
@@ -154,7 +154,7 @@ def _synchronize(device: str) -> Any:
 
 
 def _cast(device: str, precision: str) -> Any:
-    """A function that makes the context of mixed precision."""
+    """Return a function that makes the context of mixed precision."""
     if precision not in HALF:
         return contextlib.nullcontext
     return lambda: torch.autocast(device, dtype=getattr(torch, precision))
@@ -194,7 +194,7 @@ def _step(net: Net, x: Any, labels: Any, arrays: Arrays, device: str, cast: Any,
             return output, loss_function(output, labels)
 
     if mode.startswith("compile"):
-        torch._dynamo.reset()  # after eight networks through this very function it would give up, and run them eagerly
+        torch._dynamo.reset()  # after recompiling this function eight times it would fall back to eager mode
     compiled = torch.compile(forward) if mode.startswith("compile") else forward
     as_graph = mode in ("graphs", "compile-graphs")
 
@@ -225,21 +225,23 @@ def _step(net: Net, x: Any, labels: Any, arrays: Arrays, device: str, cast: Any,
     if not as_graph:
         return Job(check, step, synchronize=_synchronize(device), weights=weights)
     if scaler is not None:
-        raise Unsupported("a step with a loss scaler reads the device, which a CUDA graph cannot")
+        raise Unsupported("a step with a loss scaler reads from the device, which a CUDA graph cannot")
     once = _graph(step, [x, labels], lambda: _state(module, optimizer))
     return Job(check, once, synchronize=_synchronize(device), weights=weights)
 
 
 def _state(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Everything that a step changes."""
+    """Return everything that a step changes."""
     momenta = [s["momentum_buffer"] for s in optimizer.state.values() if s.get("momentum_buffer") is not None]
     return [*module.parameters(), *module.buffers(), *momenta]
 
 
 def _graph(step: Any, inputs: list[torch.Tensor], state: Any) -> Any:
-    """A function that replays `step` as one CUDA graph, captured at the first call: after the warm-up that PyTorch's notes
-    ask for, and with everything put back that the warm-up changed. Every call copies the batch into the graph's buffers, as a
-    training loop has to."""
+    """Return a function that replays `step` as one CUDA graph, captured at the first call.
+
+    Capture follows the warm-up of PyTorch's notes, and restores everything that the warm-up changed. Every call copies the
+    batch into the graph's buffers, as a training loop has to.
+    """
     graph = torch.cuda.CUDAGraph()
     batch = [tensor.clone(memory_format=torch.preserve_format) for tensor in inputs]
     captured = False
@@ -269,7 +271,7 @@ def _graph(step: Any, inputs: list[torch.Tensor], state: Any) -> Any:
 
 
 def restore(tensors: list[torch.Tensor], before: dict[int, torch.Tensor]) -> None:
-    """Put back what was kept by identity; what did not exist then (momenta) begins at zero."""
+    """Restore tensors from copies by identity; those that did not exist then (momenta) become zero."""
     with torch.no_grad():
         for tensor in tensors:
             if id(tensor) in before:
@@ -279,7 +281,7 @@ def restore(tensors: list[torch.Tensor], before: dict[int, torch.Tensor]) -> Non
 
 
 def _pass(case: Case, arrays: Arrays, device: str, precision: str) -> Job:
-    """One pass of a convolution alone, in cuDNN on a GPU, as PyTorch calls it."""
+    """Prepare a single pass of a convolution (on a GPU in cuDNN), as PyTorch calls it."""
     layer, dtype = case.net[0], getattr(torch, precision) if precision in HALF else torch.float32
     x, dy = (_input(arrays[name], device).to(dtype) for name in ("x", "dy"))
     weight = torch.from_numpy(to_oihw(arrays["weight/0.kernel"])).to(device, dtype, memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""What the hardware gives: the same matrix products in plain NumPy (on a GPU in cuBLAS), and copies of the same bytes.
+"""The roofline of the hardware: the same matrix products in plain NumPy (on a GPU in cuBLAS), and copies of the same bytes.
 
-Not a library that trains, but prepared and timed like one, in turns with the others: the yardstick of the ceilings and
-of the regression gate.
+Not a library that trains, but prepared and timed like one, in turns with the others. It is also the yardstick of the
+regression gate.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from benchmarks.cases import HALF, PASSES, REPEAT, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported
 
 ROWS = 8192
-"""Longer products are cut into pieces of this many rows: what is asked for is the processor's speed, not memory's."""
+"""Longer products are cut into pieces of this many rows, to measure the speed of the processor, not of memory."""
 COPY = 64 << 20
-"""Bytes of the copy that measures bandwidth, where a case moves more: larger than any cache."""
-WORTH_THREADS = 1 << 18
-"""Elements from which on a copy is shared out over threads."""
+"""The largest copy that measures bandwidth, in bytes: larger than any cache."""
+LEAST_PARALLEL = 1 << 18
+"""The least elements of a copy that is split over threads."""
 
 _threads = 1
 
@@ -62,14 +62,14 @@ def _namespace(device: str) -> tuple[Any, Any]:
 def _products_of(case: Case) -> list[tuple[int, int, int]]:
     products = case.products()
     if not products:
-        raise Unsupported("no matrix product in it")
+        raise Unsupported("it has no matrix product")
     return products
 
 
 def _products_on_gpu(case: Case, precision: str) -> Job:
-    """All products whole, in cuBLAS at the run's precision, as one CUDA graph. (CuPy's matmul knows no bfloat16.)"""
+    """Prepare all products in cuBLAS at the precision of the run, as one CUDA graph. (CuPy's matmul has no bfloat16.)"""
     import xpnet as xn
-    from benchmarks.conv_algorithms import placed, recorded, unrecorded
+    from benchmarks.conv_algorithms import captured, not_captured, to_device
     from xpnet.accel.cupy.gemm import gemm
 
     where = xn.backend.device("cuda")
@@ -78,13 +78,13 @@ def _products_on_gpu(case: Case, precision: str) -> Job:
 
     def values(rows: int, columns: int) -> Any:
         copies = -(-rows * columns // block.size)
-        return placed(xp.tile(block, copies)[: rows * columns].reshape(rows, columns), where, dtype)
+        return to_device(xp.tile(block, copies)[: rows * columns].reshape(rows, columns), where, dtype)
 
     operands = []
     for m, k, n in _products_of(case):
-        # The kernel's gradient is a product with the transposed rows of images.
+        # wgrad is a product with the transposed im2col matrix.
         a = values(k, m).T if k > m and k > n else values(m, k)
-        operands.append((a, values(k, n), placed(xp.zeros((m, n), xp.float32), where, dtype)))
+        operands.append((a, values(k, n), to_device(xp.zeros((m, n), xp.float32), where, dtype)))
     repeat = REPEAT if case.kind in PASSES else 1
 
     def once() -> None:
@@ -92,14 +92,14 @@ def _products_on_gpu(case: Case, precision: str) -> Job:
             for a, b, c in operands:
                 gemm(xp, a, b, c)
 
-    run = recorded(once)
-    return Job(dict, run, synchronize=where.synchronize, units=repeat, remark=unrecorded(run))
+    run = captured(once)
+    return Job(dict, run, synchronize=where.synchronize, units=repeat, remark=not_captured(run))
 
 
 def _products(case: Case) -> Job:
     pieces = []
     for m, k, n in _products_of(case):
-        # The long axis is the first one forward (rows of images), the inner one in the gradient of the weights.
+        # The long axis is the first one forward (im2col rows), and the inner one in the gradient of the weights.
         rows, inner = min(m, ROWS), min(k, ROWS)
         if m > ROWS and k > ROWS:
             raise Unsupported(f"the product {m} x {k} x {n} is long in two axes")
@@ -125,21 +125,21 @@ def _products(case: Case) -> Job:
 
 
 def _values(rows: int, columns: int) -> Any:
-    """Numbers of ordinary size: zeros and denormal numbers run at other speeds."""
+    """Return normal numbers: zeros and denormals run at other speeds."""
     return np.random.default_rng(0).standard_normal((rows, columns), dtype=np.float32)
 
 
 def _copy(case: Case, xp: Any, synchronize: Any) -> Job:
-    """Moves as many bytes as the case has to: half of them read, half written."""
+    """Prepare copies that move as many bytes as the case has to: half of them read, half written."""
     moved = case.bytes_moved()
     if moved is None:
-        raise Unsupported("traffic with memory is counted for single layers only")
+        raise Unsupported("memory traffic is counted for single layers only")
     size = max(min(moved, 2 * COPY) // 2, 4) // 4
     source = xp.asarray(np.random.default_rng(0).standard_normal(size, dtype=np.float32))
     target = xp.empty_like(source)
     times, rest = divmod(moved // 8, size)
 
-    parts = _threads if xp is np and size >= WORTH_THREADS else 1
+    parts = _threads if xp is np and size >= LEAST_PARALLEL else 1
     edges = [size * i // parts for i in range(parts + 1)]
 
     def copy(part: int) -> None:
@@ -147,7 +147,7 @@ def _copy(case: Case, xp: Any, synchronize: Any) -> Job:
         for _ in range(times):
             target[where] = source[where]
         if rest:
-            # The last round is only part of the array; every thread copies its share of that.
+            # The last round copies part of the array, split over threads as well.
             where = slice(rest * part // parts, rest * (part + 1) // parts)
             target[where] = source[where]
 

@@ -1,4 +1,4 @@
-"""The cases in scikit-learn: MLPClassifier, which is what it has."""
+"""The cases in scikit-learn: MLPClassifier only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.cases import CLASSES, LEARNING_RATE, MOMENTUM, Case
 from benchmarks.libraries.job import Arrays, Job, Unsupported, weights_of
 
 BATCHES = 50
-"""Batches of one call of partial_fit: it works by the epoch, and what it does once a call is spread over them."""
+"""Batches per call of partial_fit, which trains an epoch: they share its overhead per call."""
 
 
 def setup(device: str, precision: str, threads: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
         before = [w.copy() for w in (*single.coefs_, *single.intercepts_)]
         single.partial_fit(x, labels)
         after = [*single.coefs_, *single.intercepts_]
-        # With no velocity yet the first update is -learning_rate * gradient.
+        # Without velocity the first update is -learning_rate * gradient.
         gradients = [(b - a) / LEARNING_RATE for a, b in zip(after, before)]
         depth = len(single.coefs_)
         found = {"loss": np.asarray(single.loss_)}
@@ -63,7 +63,7 @@ def _model(case: Case, hidden: list[int], x: Any, labels: Any, weights: Arrays) 
         shuffle=False,
     )
     with warnings.catch_warnings():
-        # The rows that make it allocate its arrays need not fill a batch.
+        # The rows that make it allocate its arrays do not fill a batch.
         warnings.filterwarnings("ignore", message="Got `batch_size`", category=UserWarning)
         model.partial_fit(x[:1], labels[:1], classes=np.arange(CLASSES))
     for i, (kernel, bias) in enumerate(zip(model.coefs_, model.intercepts_)):

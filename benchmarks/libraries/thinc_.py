@@ -1,4 +1,4 @@
-"""The cases in thinc: its perceptrons, with its own SGD, which has no momentum (so only the gradients are compared)."""
+"""The cases in thinc: multi-layer perceptrons with its SGD, which has no momentum (only the gradients are compared)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
     labels, rows = arrays["labels"], np.arange(len(x))
 
     def gradients() -> tuple[Any, float]:
-        # The logits and the loss's gradient by hand: its own loss takes probabilities.
+        # The gradient of the loss is written out here: thinc's loss takes probabilities.
         output, backward = model.begin_update(x)
         shifted = output - output.max(axis=1, keepdims=True)
         p = np.exp(shifted)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.records mnist|cifar10``: train over several seeds, and write down seconds and accuracies."""
+"""``python -m benchmarks.records mnist|cifar10``: train over several seeds, and write the times and accuracies."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m benchmarks.records", description="Seconds of training to an accuracy.")
+    """Return the parser of the command."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.records", description="Time training to an accuracy.")
     made.add_argument("record", choices=tuple(RECIPES))
     made.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N"')
     made.add_argument("--precision", choices=("float32", "tf32", "float16", "bfloat16"), default="float32")
-    made.add_argument("--runs", type=int, default=10, help="how many seeds (default: 10)")
-    made.add_argument("--first-seed", type=int, default=0, help="the runs have this seed and those after it (default: 0)")
+    made.add_argument("--runs", type=int, default=10, help="number of seeds (default: 10)")
+    made.add_argument("--first-seed", type=int, default=0, help="the first of consecutive seeds (default: 0)")
     made.add_argument("--threads", type=int, default=machine.cores(), help="on a CPU (default: all cores)")
-    made.add_argument("--epochs", type=int, help="others than the recipe's")
-    made.add_argument("--steps", type=int, help="end every run after so many batches, and show the loss on the way")
+    made.add_argument("--epochs", type=int, help="instead of the recipe's")
+    made.add_argument("--steps", type=int, help="end every run after so many batches, and show the loss during it")
     made.add_argument("--width", type=float, default=1.0, help="multiply the numbers of channels")
-    made.add_argument("--holdout", type=int, default=0, help="measure on so many training images that are not trained on")
+    made.add_argument("--holdout", type=int, default=0, help="measure on so many held-out training images")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder for the files (default: benchmarks/results)")
     return made
 
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(recipe: Recipe, setting: Setting, seeds: range, threads: int) -> dict[str, Any]:
-    """All runs; what was done by then, where it is interrupted."""
+    """Do all runs; return those done so far if interrupted."""
     before = get_matmul_precision()
     xn.set_matmul_precision("tf32" if setting.precision == "tf32" else "float32")
     try:
@@ -90,7 +91,7 @@ def measure(recipe: Recipe, setting: Setting, seeds: range, threads: int) -> dic
 
 
 def _foreign() -> float:
-    """Seconds of processor time that everything else has used so far; 0 where the system does not tell."""
+    """Return the CPU seconds that everything else has used; 0 if the system does not report it."""
     busy = machine.busy_seconds()
     return busy - machine.seconds_of(os.getpid()) if busy else 0.0
 
@@ -101,7 +102,7 @@ def _last(run: dict[str, Any]) -> float:
 
 
 def about(recipe: Recipe, setting: Setting, threads: int) -> dict[str, Any]:
-    """What is known before the first run."""
+    """Return what is known before the first run."""
     device = xn.backend.device(setting.device)
     name = ""
     if device.kind == "cuda":
@@ -126,13 +127,13 @@ def about(recipe: Recipe, setting: Setting, threads: int) -> dict[str, Any]:
 
 
 def stem_of(result: dict[str, Any]) -> str:
-    """What the files are called."""
+    """Return the name of the files."""
     parts = ["record", result["record"], result["where"], result["setting"]["precision"], result["altered"]]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
 def words(result: dict[str, Any]) -> list[str]:
-    """What came out, and whether the aim was reached: sentences."""
+    """Return sentences on the results, and whether the target was met."""
     recipe, found = RECIPES[result["record"]], result["summary"]
     lines = [
         f"* {found['runs']} run{'s' * (found['runs'] > 1)}: mean accuracy {found['mean_accuracy']:.2%} (standard deviation "
@@ -144,37 +145,35 @@ def words(result: dict[str, Any]) -> list[str]:
         lines.append(f"* With the mean over each image and its mirror image: mean accuracy {mirrored:.2%}.")
     if result["foreign_cores"] > DISTURBED:
         foreign = result["foreign_cores"]
-        lines.append(f"* Other processes kept {foreign:.1f} cores busy meanwhile: alone it would have taken less time.")
+        lines.append(f"* Other processes kept {foreign:.1f} cores busy meanwhile: on an idle machine it takes less time.")
     if result["remark"]:
         lines.append(f"* {result['remark']}.")
     if result["altered"]:
         lines.append(f"* Not the recipe ({result['altered']}): this is no record.")
         return lines
     reached = found["mean_accuracy"] >= recipe.accuracy
-    lines.append(f"* The mean is {'not below' if reached else '**below**'} the {recipe.accuracy:.0%} that are asked for.")
+    lines.append(f"* The mean is {'not below' if reached else '**below**'} the target of {recipe.accuracy:.0%}.")
     if result["device_name"]:
         quick = found["median_seconds"] < recipe.seconds
-        lines.append(
-            f"* The time is {'under' if quick else '**not under**'} the {recipe.seconds:g} s that are the aim on a GPU."
-        )
+        lines.append(f"* The time is {'under' if quick else '**not under**'} the target of {recipe.seconds:g} s on a GPU.")
     return lines
 
 
 def page(result: dict[str, Any]) -> str:
-    """The page: what was run, what came out, every seed."""
+    """Return the page: the recipe, the results, every seed."""
     recipe, about_machine = RECIPES[result["record"]], result["machine"]
     mirrored = "mean_accuracy_mirrored" in result["summary"]
     lines = [f"# {result['title']}", ""]
     lines += [f"* Recipe: {recipe.what}."]
-    lines += [f"* Public anchors: {recipe.anchors}."]
+    lines += [f"* Published results: {recipe.anchors}."]
     lines += [
         f"* Machine: {result['where']}; {about_machine.get('processor', about_machine['architecture'])}, "
         f"{about_machine['system']}. xpnet {result['versions']['xpnet']}, commit {result['commit'] or 'unknown'}, "
         f"{result['date']}."
     ]
     lines += [
-        "* Timed is training alone, from the first batch until the device has finished. The data are on the device as bytes, "
-        f"and {result['warm_up_seconds']:.1f} s of warming up (kernels are compiled and chosen) come before the first run.",
+        "* Training alone is timed, from the first batch until the device has finished. The data are on the device as bytes, "
+        f"and {result['warm_up_seconds']:.1f} s of warm-up (kernels are compiled and autotuned) come before the first run.",
         f"* Accuracies are those of the {result['measured_on']} images after the last step; every run is in the table.",
         "",
         *words(result),

@@ -11,9 +11,9 @@ import xpnet as xn
 from benchmarks.records.common import Recipe, Setting
 
 RATE, MOMENTUM, DECAY, SMOOTHING = 0.4, 0.9, 5e-4, 0.1
-SCALE = 0.125  # of the logits: begins with even probabilities
+SCALE = 0.125  # of the logits, so that initial probabilities are nearly uniform
 JPEG_STEP = 1.03
-"""From this ratio of the steps at the borders of 8x8 blocks to their neighbours on, images have been JPEG files."""
+"""Above this ratio of steps across the borders of 8x8 blocks to steps beside them, images have been JPEG files."""
 
 
 def _scaled(x: Any) -> Any:
@@ -21,7 +21,7 @@ def _scaled(x: Any) -> Any:
 
 
 def model(setting: Setting, seed: int) -> xn.Sequential:
-    """64, 128 (residual), 256, 512 (residual) channels, halved in size between; the largest of 4x4; ten classes."""
+    """Return the network: 64, 128 (residual), 256, 512 (residual) channels, pooled between; 4x4 max pooling; ten classes."""
 
     def stage(filters: int) -> list[xn.Module]:
         channels = max(round(setting.width * filters / 8) * 8, 8)
@@ -38,7 +38,7 @@ def model(setting: Setting, seed: int) -> xn.Sequential:
 
 
 def trainer(model: xn.Sequential, steps: int, seed: int) -> xn.Trainer:
-    """Gradient descent with Nesterov's momentum on one cycle of the learning rate."""
+    """Return a Trainer with SGD, Nesterov momentum and a one-cycle learning rate."""
     schedule = xn.optim.schedules.OneCycle(RATE, steps, up=0.2)
     optimizer = xn.optim.SGD(schedule, MOMENTUM, nesterov=True, weight_decay=DECAY)
     loss = functools.partial(xn.losses.softmax_cross_entropy, label_smoothing=SMOOTHING)
@@ -46,8 +46,10 @@ def trainer(model: xn.Sequential, steps: int, seed: int) -> xn.Trainer:
 
 
 def border_steps(images: Any) -> float:
-    """How much larger the steps of brightness across the borders of 8x8 blocks are than beside them: 1 for images that were
-    never compressed block by block."""
+    """Return the ratio of brightness steps across the borders of 8x8 blocks to steps beside them.
+
+    It is 1 for images that were never compressed in blocks.
+    """
     found = []
     for axis in (1, 2):
         steps = np.abs(np.diff(images, axis=axis)).mean(axis=(0, 3 - axis, 3))
@@ -56,7 +58,7 @@ def border_steps(images: Any) -> float:
 
 
 def remark(images: Any) -> str:
-    """Whether these are the published images or a copy that was compressed."""
+    """Return a remark if these are not the published images but a compressed copy."""
     ratio = border_steps(images[:5000])
     if ratio < JPEG_STEP:
         return ""

@@ -1,4 +1,4 @@
-"""What the records share: a recipe, its runs over seeds, and what is said about them."""
+"""What the records share: a recipe, its runs over seeds, and their summary."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Setting:
         device: "cpu", "cuda" or "cuda:N".
         precision: "float32", "tf32", "float16" or "bfloat16".
         epochs: None for the recipe's own.
-        steps: end every run after so many batches; None runs it to its end. For a look at the loss where a run would take
-            too long; the schedule of the learning rate stays that of the whole run.
-        width: what the numbers of channels are multiplied by; 1 is the recipe.
-        holdout: measure on the last so many training images, which are then not trained on, in the place of the test images.
+        steps: end every run after so many batches; None: do the whole run. The learning-rate schedule stays that of the whole
+            run.
+        width: a factor of the numbers of channels; 1 is the recipe.
+        holdout: hold out so many training images at the end, and measure on them instead of the test images.
     """
 
     device: str = "cpu"
@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def altered(self) -> str:
-        """What differs from the recipe, in words; empty where nothing does."""
+        """What differs from the recipe, in words; "" if nothing does."""
         found = [f"{self.epochs} epochs"] * (self.epochs is not None) + [f"ended after {self.steps} steps"] * bool(self.steps)
         found += [f"{self.width:g} times the channels"] * (self.width != 1)
         found += [f"measured on {self.holdout} held-out training images"] * bool(self.holdout)
@@ -59,15 +59,15 @@ class Recipe:
         name: for the command line and files.
         title: for the page.
         what: network, optimizer, augmentation, schedule, in words.
-        anchors: what others have published, in words.
-        accuracy: to be reached by the mean of the runs.
-        seconds: of training, to stay under on a GPU.
+        anchors: published results, in words.
+        accuracy: the target for the mean of the runs.
+        seconds: the target for training on a GPU.
         epochs, batch: of one run.
         model: (setting, seed) -> the network.
         trainer: (model, steps of the run, seed) -> its Trainer.
         augment: of the training images, on their device; or None.
-        mirrored: whether to report the accuracy of the mean over each image and its mirror image, too.
-        remark: (training images) -> a sentence about these data; empty where there is nothing to say.
+        mirrored: whether to report also the accuracy of the mean over each image and its mirror image.
+        remark: (training images) -> a sentence about these data, or "".
     """
 
     name: str
@@ -90,8 +90,8 @@ class Data:
 
     Attributes:
         train, test: (images, labels).
-        few: the first of the training images, to warm up with.
-        test_name: of what accuracies are measured on.
+        few: the first training images, for the warm-up.
+        test_name: the name of the images that accuracies are measured on.
         remark: see Recipe.
     """
 
@@ -104,19 +104,19 @@ class Data:
             self.test_name = "held-out training"
         self.remark = recipe.remark(x)
         self._device, self._spec = xn.backend.device(setting.device), data
-        self.train, self.test = self._placed(x, y), self._placed(*held)
+        self.train, self.test = self._to_device(x, y), self._to_device(*held)
         count = WARM_BATCHES * recipe.batch
-        self.few = self._placed(x[:count], y[:count])
+        self.few = self._to_device(x[:count], y[:count])
 
-    def _placed(self, x: Any, y: Any) -> Pair:
-        # The published files hold bytes; load() gave them as fractions of 255.
+    def _to_device(self, x: Any, y: Any) -> Pair:
+        # The published files hold bytes; load() returns them as fractions of 255.
         images = np.rint(x * self._spec.scale).astype(np.uint8)
         kept = xn.data.ByteImages(images, mean=self._spec.mean, std=self._spec.std, device=self._device)
         return kept, xn.to_device(y, self._device)
 
 
 class EndAfter(xn.Callback):
-    """Ends `fit` after so many batches, and keeps the losses on the way."""
+    """End `fit` after so many batches, and record losses."""
 
     def __init__(self, steps: int, every: int) -> None:
         self.steps, self.every = steps, every
@@ -129,13 +129,13 @@ class EndAfter(xn.Callback):
 
 
 def batches_of(data: Pair, recipe: Recipe, setting: Setting, seed: int) -> xn.data.Batches:
-    """Full batches in the order of the seed, augmented on the device."""
+    """Return full batches in the order of the seed, augmented on the device."""
     device = xn.backend.device(setting.device)
     return xn.data.Batches(data, recipe.batch, shuffle=True, seed=seed, drop_last=True, augment=recipe.augment, device=device)
 
 
 def one_run(recipe: Recipe, setting: Setting, data: Data, seed: int) -> dict[str, Any]:
-    """Train once: {"seed", "seconds", "accuracy", ...}. Timed is `fit` alone, until the device has finished."""
+    """Train once and return {"seed", "seconds", "accuracy", ...}; `fit` is timed, until the device has finished."""
     epochs = setting.epochs or recipe.epochs
     device = xn.backend.device(setting.device)
     model = recipe.model(setting, seed)
@@ -158,23 +158,23 @@ def one_run(recipe: Recipe, setting: Setting, data: Data, seed: int) -> dict[str
 
 
 def accuracies(model: xn.Sequential, data: Pair, mirrored: bool, batch: int = 500) -> tuple[float, float | None]:
-    """The share of images classified right; and that of the mean of probabilities over an image and its mirror image."""
+    """Return the accuracy, and that of the mean of probabilities over an image and its mirror image."""
     images, labels = data
     xp = xn.backend.namespace(images.images)
-    right = both = 0
+    correct = both = 0
     for start in range(0, len(images), batch):
         x, y = images[start : start + batch], labels[start : start + batch]
         logits = xp.astype(model.predict(x), xp.float32)
-        right += int(xp.sum(xp.argmax(logits, axis=-1) == y))
+        correct += int(xp.sum(xp.argmax(logits, axis=-1) == y))
         if mirrored:
             other = xp.astype(model.predict(xp.flip(x, axis=2)), xp.float32)
             shares = xn.ops.softmax(logits) + xn.ops.softmax(other)
             both += int(xp.sum(xp.argmax(shares, axis=-1) == y))
-    return right / len(images), both / len(images) if mirrored else None
+    return correct / len(images), both / len(images) if mirrored else None
 
 
 def warm_up(recipe: Recipe, setting: Setting, data: Data) -> float:
-    """A few batches with a network that is thrown away: kernels are compiled and chosen. Returns the seconds."""
+    """Train a temporary network on a few batches, so that kernels are compiled and autotuned; return the seconds."""
     start = time.perf_counter()
     device = xn.backend.device(setting.device)
     model = recipe.model(setting, 0)
@@ -186,7 +186,7 @@ def warm_up(recipe: Recipe, setting: Setting, data: Data) -> float:
 
 
 def summary(recipe: Recipe, runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean, spread and worst of the runs."""
+    """Return mean, spread and worst of the runs."""
     accuracy = [run["accuracy"] for run in runs]
     found = {
         "runs": len(runs),

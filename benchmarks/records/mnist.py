@@ -13,11 +13,11 @@ SMOOTHING = 0.1
 
 
 def model(setting: Setting, seed: int) -> xn.Sequential:
-    """Convolutions 5x5-24 and 3x3-32, each normalised, pooled and rectified; then 256 units."""
+    """Return the network: convolutions 5x5-24 and 3x3-32, each normalised, pooled and rectified; then 256 units."""
     first, second, units = (max(round(setting.width * n), 1) for n in (24, 32, 256))
 
     def stage(filters: int, window: int) -> list[xn.Module]:
-        # The largest of rectified numbers is the rectified largest: pooled first, there is a quarter to rectify.
+        # Max pooling and ReLU commute: after pooling there is a quarter to rectify.
         return [xn.Conv2D(filters, window, use_bias=False), xn.BatchNorm(), xn.MaxPool2D(2), xn.ReLU()]
 
     layers = [*stage(first, 5), *stage(second, 3), xn.Flatten()]
@@ -26,7 +26,7 @@ def model(setting: Setting, seed: int) -> xn.Sequential:
 
 
 def trainer(model: xn.Sequential, steps: int, seed: int) -> xn.Trainer:
-    """Adam on one cycle of the learning rate."""
+    """Return a Trainer with Adam and a one-cycle learning rate."""
     optimizer = xn.optim.Adam(xn.optim.schedules.OneCycle(RATE, steps), *BETAS)
     loss = functools.partial(xn.losses.softmax_cross_entropy, label_smoothing=SMOOTHING)
     return xn.Trainer(model, loss=loss, optimizer=optimizer, seed=seed)

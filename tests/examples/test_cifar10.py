@@ -1,4 +1,4 @@
-"""CIFAR-10's example on small files of that format, made here."""
+"""The CIFAR-10 example on small generated files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xpnet.examples import cifar10
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Files whose images have the colour of their class, with noise."""
+    """Write files whose images have the colour of their class, with noise."""
     made = tmp_path_factory.mktemp("cifar")
     rng = np.random.default_rng(0)
     colours = rng.integers(60, 196, (10, 3))
@@ -57,6 +57,6 @@ def test_templates_have_the_colours_of_the_classes(folder):
     assert templates.shape == (10, 32, 32, 3)
     centred = np.stack([x[y == k].mean(axis=(0, 1, 2)) for k in range(10)]) - x.mean(axis=(0, 1, 2))
     means = templates.mean(axis=(1, 2))
-    # Each class's own colour is among those that its template likes.
+    # The template of a class responds to the colour of the class.
     scores = means @ centred.T
     assert np.all(np.diagonal(scores) > np.median(scores, axis=1))

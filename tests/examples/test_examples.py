@@ -14,7 +14,7 @@ from xpnet import examples
 from xpnet.examples import Report, gates, sequences, stairs
 from xpnet.examples._report import picture
 
-# What makes an example quick enough for every run of the tests; the numbers of the text are reached all the same.
+# Settings that make examples fast enough for every test run; the numbers of the text are still reached.
 SETTINGS = {
     "spiral": {"steps": 4000},
     "regression": {"steps": 1500, "epochs": 30},
@@ -55,7 +55,7 @@ def test_a_row_needs_as_many_numbers_as_are_printed():
         Report("count").row("two", "1 2", [1.0])
 
 
-def test_a_number_that_is_none_is_an_error():
+def test_text_instead_of_a_number_is_an_error():
     with pytest.raises(ValueError, match="not a printed number"):
         Report("text").row("words", "abc", [1.0])
 
@@ -105,7 +105,7 @@ def test_command_runs_one_and_leaves_its_picture(parser, tmp_path, capsys):
 
 
 def test_command_fails_where_the_numbers_differ(parser, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)  # where its pictures go
+    monkeypatch.chdir(tmp_path)  # the folder of its pictures
     monkeypatch.setattr(gates, "three_input_gate", lambda steps: gates.learn_gate("OR", 0, steps=1) and _untrained())
     arguments = parser.parse_args(["examples", "gates"])
     assert arguments.run(arguments) == 1
@@ -141,8 +141,8 @@ def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_xor_begins_again_from_a_local_minimum():
-    model, starts = gates.learn_xor(seed=3)  # from this start two of the rows are answered with one half
+def test_xor_restarts_from_a_local_minimum():
+    model, starts = gates.learn_xor(seed=3)  # from this start the output is one half for two of the rows
     assert starts > 1
     assert np.allclose(model.predict(gates.BITS)[:, 0], [0, 1, 1, 0], atol=0.1)
 

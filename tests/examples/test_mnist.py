@@ -1,4 +1,4 @@
-"""The recipes for handwritten digits: on the small digits always, on MNIST where it is, and the long ones when asked."""
+"""The recipes for handwritten digits: on the small digits, on MNIST if available, and the long ones with --slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a run parses, names no network address, and holds the run's numbers."""
+"""The report of a run is valid HTML, names no network address, and holds the numbers of the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr", "path"}
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed in order; gathers text, attributes and addresses."""
+    """Check that every element is closed in order; collect text, attributes and ids."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def run(tmp_path_factory):
     return trained(folder, configuration={"note": "a < b"}), folder
 
 
-def test_the_page_holds_the_runs_numbers(run):
+def test_the_report_holds_the_numbers_of_the_run(run):
     trainer, folder = run
     page = check((folder / "report.html").read_text())
     history = trainer.history
@@ -165,7 +165,7 @@ def test_measuring_does_not_change_the_run(tmp_path):
     np.testing.assert_array_equal(with_report.model.flat_parameters.values, plain.model.flat_parameters.values)
 
 
-def test_a_continued_run_keeps_its_curves(tmp_path):
+def test_a_resumed_run_keeps_its_curves(tmp_path):
     from xpnet.training import Checkpoint
 
     class Crash(xn.Callback):
@@ -194,7 +194,7 @@ def test_a_continued_run_keeps_its_curves(tmp_path):
     assert record["state"] == "finished"
 
 
-def test_a_run_that_goes_on_has_a_page(tmp_path):
+def test_a_running_run_has_a_report(tmp_path):
     report = RunReport(tmp_path)
     x, y = images()
     model = xn.Sequential([xn.Flatten(), xn.Dense(3)], input_shape=(8, 8, 1))
@@ -203,7 +203,7 @@ def test_a_run_that_goes_on_has_a_page(tmp_path):
 
     class Look(xn.Callback):
         def on_epoch_begin(self, trainer):
-            report._written = -1e9  # as if much time had gone by
+            report._written = -1e9  # as if a long time had passed
 
         def on_checkpoint(self, trainer, epoch_ended):
             if (tmp_path / "run.json").exists():
@@ -280,7 +280,7 @@ def test_several_runs_on_the_same_axes(run, tmp_path):
         comparison_page([])
 
 
-def test_records_that_are_none(tmp_path):
+def test_files_that_are_no_records(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run\.json"):
         read_record(tmp_path)
     for text in ("{", '{"format": "else"}', "[1]"):
@@ -299,7 +299,7 @@ def test_png_files_hold_the_image(shape):
     np.testing.assert_array_equal(found.reshape(image.shape), image)
 
 
-def test_images_that_are_none():
+def test_arrays_that_are_no_images():
     for wrong in (np.zeros((2, 2)), np.zeros((2, 2, 2), np.uint8), np.zeros((0, 2), np.uint8)):
         with pytest.raises(ValueError, match="png: expected"):
             data_uri(wrong)
@@ -325,7 +325,7 @@ def test_a_chart_leaves_out_what_is_not_finite():
     assert line_chart("t", [Series("a", [1], [None])]) == ""
 
 
-def test_numbers_as_a_person_reads_them():
+def test_numbers_are_formatted_for_people():
     thin = "\N{NARROW NO-BREAK SPACE}"
     assert number(1234567) == f"1{thin}234{thin}567"
     assert number(0.00001234) == "1.23\N{MULTIPLICATION SIGN}10<sup>\N{MINUS SIGN}5</sup>"
@@ -349,7 +349,7 @@ def test_sequences_of_numbers_of_words(tmp_path):
     check((tmp_path / "report.html").read_text())
 
 
-def test_neither_a_full_disk_nor_a_strange_model_ends_a_run(tmp_path, monkeypatch):
+def test_neither_a_full_disk_nor_an_unmeasurable_model_ends_a_run(tmp_path, monkeypatch):
     from xpnet.io import archive
     from xpnet.report import measure
 
