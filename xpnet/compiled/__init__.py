@@ -1,1 +1,1 @@
-"""What runs a whole model or training step at once: CUDA graphs, and planned lists of NumPy calls."""
+"""Executors: whole models and training steps as CUDA graphs, or as planned lists of NumPy calls."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Sums(Protocol):
-    """What is added up over the batches of an epoch.
+    """Sums over the batches of an epoch.
 
     Attributes:
         count: examples so far, on the host.
@@ -26,7 +26,7 @@ class Sums(Protocol):
 
 
 class Loop(Protocol):
-    """What a Trainer is to those who record its steps.
+    """The part of a Trainer that capturing its steps needs.
 
     Attributes:
         model, optimizer: what is trained.
@@ -39,20 +39,20 @@ class Loop(Protocol):
 
     @property
     def sums(self) -> Sums:
-        """What was measured in this epoch."""
+        """Sums of what is measured in this epoch."""
 
     @property
     def watches_gradients(self) -> bool:
-        """Whether somebody reads or changes the gradients before the update, on the host."""
+        """Whether a callback reads or changes the gradients before the update, on the host."""
 
     def forward_backward(self, x: Any, y: Any) -> tuple[Array, Array]:
-        """Leave the gradients of one batch in the parameters; returns the loss and the predictions."""
+        """Leave the gradients of one batch in the parameters; return the loss and the predictions."""
 
     def add_measurements(self, x: Any, y: Any, loss: Array, prediction: Array) -> None:
-        """Add what is measured of one batch to the sums."""
+        """Add the measurements of one batch to the sums."""
 
     def update(self) -> None:
-        """Use the gradients."""
+        """Update the parameters with the gradients."""
 
 
 class DeviceCounter:
@@ -62,7 +62,7 @@ class DeviceCounter:
         self.array = xp.asarray(value, dtype=xp.uint64)
 
     def take(self) -> Array:
-        """The counter's present value, a 0-d uint64 array of its own; the counter is then one more."""
+        """Return the current value as a new 0-d uint64 array, and increment the counter."""
         step = self.array.copy()
         self.array += 1
         return step
@@ -78,10 +78,10 @@ class DeviceCounter:
 
 
 class CapturedSteps:
-    """The steps of a training loop as graphs: forward, loss, backward, update and what is measured, one replay a batch.
+    """The steps of a training loop as graphs: forward, loss, backward, update and measurement, one replay for each batch.
 
-    It is a context: within the block the counters of random layers, the learning rate and the optimizer's step
-    are on the device. On the host remain the iteration's number and the schedule of the learning rate.
+    A context: within the block the counters of random layers, the learning rate and the optimizer's step are on the
+    device. The number of the iteration and the learning-rate schedule stay on the host.
 
     Args:
         trainer: the loop, whose model is on a GPU.
@@ -119,11 +119,11 @@ class CapturedSteps:
                 module.device_counter = None
         self.trainer.optimizer.read_clock()
         self.trainer.optimizer.clock = None
-        self._captured.forget()  # it used the clock and the counters of this block
+        self._captured.forget()  # recordings use the clock and the counters of this block
         self._context.close()
 
     def _work(self, *inputs: Array, size: int | None = None, several: bool = False) -> tuple[Array, list[Any]]:
-        """What is recorded. Returns the loss, and the parameters that got a gradient."""
+        """Run what is recorded; return the loss, and the parameters that got a gradient."""
         trainer = self.trainer
         x: Any
         if several:
@@ -139,7 +139,7 @@ class CapturedSteps:
         return loss, reached
 
     def step(self, x: Any, y: Array) -> Array:
-        """One batch: update and measurement. Returns the loss, an array that the next step overwrites.
+        """Update and measure on one batch; return the loss, an array that the next step overwrites.
 
         x: an array, or a tuple of them for a model of several inputs, which no feed prepares within the recording.
         """
@@ -162,7 +162,7 @@ class CapturedSteps:
         if self.updates:
             optimizer.iterations = iterations + 1
         else:
-            for parameter in reached:  # where it was replayed, nobody has said so
+            for parameter in reached:  # a replay does not set them
                 parameter.grad = parameter.buffer
             trainer.update()
         return loss

@@ -1,4 +1,4 @@
-"""What runs a model at once on a GPU: its forward pass, or a Trainer's steps, as CUDA graphs."""
+"""The executor of GPUs: a model's forward pass, or a Trainer's steps, as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CudaExecutor:
             return self._predictions(x)
 
     def step(self, model: Module, loss: Callable[..., Any], x: Any, y: Any) -> None:
-        """Return None: steps are captured as a whole, with the update."""
+        """Return None: steps are captured together with the update."""
 
     def capture(self, loop: Loop) -> CapturedSteps | None:
         """Return the loop's steps as CUDA graphs, if every layer can be captured."""

@@ -1,8 +1,8 @@
-"""CUDA graphs: the launches of a function, recorded once and replayed as one.
+"""CUDA graphs: the launches of a function, captured once and replayed as one.
 
-CuPy refuses to read from the device, and to call its own cuBLAS and cuRAND, while a stream is recorded; our products have
-a cuBLAS handle of their own. Memory that the recorded launches use must not be given to anybody else between replays, so
-the function allocates from a pool that belongs to the graph and lives as long as it.
+While a stream is captured, CuPy refuses to read from the device and to call its own cuBLAS and cuRAND; xpnet's matrix
+products use a cuBLAS handle of their own. Memory that captured launches use must not be reused between replays, so the
+function allocates from a pool that belongs to the graph.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xpnet.backend import Device
 
 
 class CudaGraphs:
-    """Records and replays on one stream of one device.
+    """Captures and replays on one stream of one device.
 
     Attributes:
         xp: the namespace of the arrays.
@@ -35,7 +35,7 @@ class CudaGraphs:
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
-        """Within the block everything runs on the graphs' stream, after what was on the current one; and the reverse."""
+        """Run the block on the graphs' stream, after what is on the current one; what follows waits for the block."""
         with self._device:
             outer = cupy.cuda.get_current_stream()
             if outer == self._stream:
@@ -52,19 +52,19 @@ class CudaGraphs:
         """Run `function` on the stream without executing its launches.
 
         Returns:
-            A function that executes them, and what `function` returned: arrays that each replay fills.
+            A function that executes them, and what `function` returned: arrays that each replay overwrites.
 
         Raises:
             whatever `function` raises, also where CuPy refuses a call; the stream is usable again afterwards.
         """
-        # What the run before the recording left in the usual pool would lie idle: the graph has memory of its own.
+        # The graph has memory of its own: free what the run before the recording left in the default pool.
         cupy.get_default_memory_pool().free_all_blocks()
         with cupy.cuda.using_allocator(self._pool.malloc):
             self._stream.begin_capture()
             try:
                 result = function()
             except BaseException:
-                # An invalid recording has to be ended, too; ending it raises the error that made it invalid again.
+                # An invalid capture has to be ended, too; ending it raises the error that made it invalid once more.
                 with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
                     self._stream.end_capture()
                 raise

@@ -1,9 +1,9 @@
-"""A function whose launches are recorded once for each shape of its inputs and then replayed as one.
+"""Functions whose launches are recorded once for each shape of the inputs and then replayed as one.
 
-A small network's training step is a hundred launches, each of which costs the host more time than the device. Replayed as
-one CUDA graph the step costs one launch. What a replay repeats is exactly what the device did while it was recorded, so
-everything that changes from call to call must live on the device: the inputs (fixed buffers, copied into), the learning
-rate, the counters of random layers and optimizer, the sums of what is measured.
+A small network's training step is a hundred launches, each of which takes the host longer than the device. Replayed as one
+CUDA graph, the step is one launch. A replay repeats exactly what was recorded, so everything that changes from call to call
+must be on the device: the inputs (copied into fixed buffers), the learning rate, the counters of random layers and of the
+optimizer, the sums of measurements.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from xpnet.layers.module import Module
 
 
 class Graphs(Protocol):
-    """What records and replays: xpnet.compiled.cuda_graph.CudaGraphs, or a test's own."""
+    """Records and replays: xpnet.compiled.cuda_graph.CudaGraphs, or a fake in tests."""
 
     xp: Any
 
     def stream(self) -> AbstractContextManager[None]:
-        """Everything within the block runs in order with what is replayed."""
+        """Run the block in order with replays."""
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Record `function`; returns what replays it, and its result."""
+        """Record `function`; return a function that replays it, and its result."""
 
 
 class Recording(NamedTuple):
-    """One recorded form of a function."""
+    """A function recorded for one form of its inputs."""
 
     inputs: tuple[Array, ...]
     replay: Callable[[], None]
@@ -43,14 +43,14 @@ class Recording(NamedTuple):
 class Captured:
     """A function of native arrays, recorded at the second call with inputs of a shape, replayed from the third on.
 
-    The first call with a shape runs as usual: kernels are compiled, libraries make their handles. The results of a replay
+    The first call with a shape runs as usual: kernels are compiled, libraries create their handles. The results of a replay
     are arrays that the next replay overwrites; copy what you keep.
 
     Args:
-        function: takes arrays, returns arrays (nested in tuples and dicts as you like). What it does on the host happens
-            only when it is run or recorded, not when it is replayed.
-        graphs: what records and replays.
-        name: for the warning where it cannot be recorded; the function is then run as usual, always.
+        function: takes arrays and returns arrays, nested in tuples and dicts. What it does on the host happens only when it
+            is run or recorded, not when it is replayed.
+        graphs: records and replays.
+        name: for the warning where it cannot be recorded; the function is then always run as usual.
     """
 
     def __init__(self, function: Callable[..., Any], graphs: Graphs, name: str = "the function") -> None:
@@ -62,11 +62,11 @@ class Captured:
         self._recordings: dict[Any, Recording] = {}
 
     def __call__(self, *inputs: Array, **fixed: Any) -> Any:
-        """The function's result.
+        """Return the function's result.
 
         Args:
             inputs: arrays.
-            fixed: numbers and names that are handed on; another value is recorded apart, as another shape is.
+            fixed: numbers and names, passed on; each value is recorded separately, as each shape is.
         """
         function = functools.partial(self.function, **fixed) if fixed else self.function
         if self.failed:
@@ -86,11 +86,11 @@ class Captured:
             if recording is None:
                 return function(*inputs)
             self._recordings[key] = recording
-            recording.replay()  # recording it executed nothing
+            recording.replay()  # recording executes nothing
             return recording.result
 
     def forget(self) -> None:
-        """Drop what was recorded: the arrays that it used have been replaced."""
+        """Drop all recordings: the arrays that they use have been replaced."""
         self._seen.clear()
         self._recordings.clear()
 
@@ -98,7 +98,7 @@ class Captured:
         buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
         try:
             replay, result = self.graphs.record(lambda: function(*buffers))
-        except Exception as error:  # whatever a user's function does on the host: each library refuses it in its own way
+        except Exception as error:  # each library refuses host access in its own way
             self.failed = True
             layer = _layer_of(error)
             warnings.warn(
@@ -114,7 +114,7 @@ class Captured:
 
 
 def _layer_of(error: BaseException) -> str | None:
-    """The innermost Module in whose forward pass an error was raised, by path and kind."""
+    """Return path and class of the innermost Module in whose forward pass an error was raised."""
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
@@ -124,11 +124,11 @@ def _layer_of(error: BaseException) -> str | None:
 
 
 class CapturedModel:
-    """A model's forward pass on native arrays, replayed; what it returns is the caller's to keep.
+    """A model's forward pass on native arrays, replayed; its outputs are copies that belong to the caller.
 
     Args:
         model: on the device of the graphs; called in evaluation mode and under no_grad.
-        graphs: what records and replays.
+        graphs: records and replays.
     """
 
     def __init__(self, model: Module, graphs: Graphs) -> None:
@@ -144,9 +144,9 @@ class CapturedModel:
         return y.array if isinstance(y, Tensor) else y
 
     def __call__(self, x: Array) -> Any:
-        """The output for a batch."""
+        """Return the output for a batch."""
         arrays = list(self.model.state().values())
-        # What was recorded reads these very arrays; a model that was moved or packed has others.
+        # Recordings read these very arrays; a model that was moved or got flat storage has others.
         if len(arrays) != len(self._arrays) or any(a is not b for a, b in zip(arrays, self._arrays)):
             self._captured.forget()
             self._arrays = arrays

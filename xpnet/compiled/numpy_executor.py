@@ -1,4 +1,4 @@
-"""What runs a small model at once on the CPU: planned predictions and training steps, kept for some shapes of input each."""
+"""The executor of the CPU: planned predictions and training steps of small models, a plan for each shape of the input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xpnet import losses
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.autograd.tape import no_grad
 from xpnet.backend import Device
-from xpnet.compiled.numpy_predict import LARGEST, Plan, UnplannableError
+from xpnet.compiled.numpy_predict import MAX_ELEMENTS, Plan, UnplannableError
 from xpnet.compiled.numpy_step import Step, plan_step
 from xpnet.layers.execution import is_plannable
 from xpnet.layers.modes import eval_mode
@@ -21,15 +21,15 @@ from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.threads import own_threads_preferred, preference
 
 PLANS = 8
-"""Plans of each kind that a model keeps, one for each shape of input."""
+"""Plans of each kind that a model keeps."""
 
 
 class NumpyExecutor:
     """See xpnet.layers.execution.Executor.
 
     Attributes:
-        plans: by shape and dtype of the input; in the place of a plan that cannot be made the version of which that is known.
-        steps: likewise of batches; the version alone is that of the first batch, which is run layer by layer.
+        plans: by shape and dtype of the input; instead of a plan, the version of the model that could not be planned.
+        steps: likewise by batch; (version, None) where it could not be planned, the version alone after the first batch.
     """
 
     def __init__(self, device: Device) -> None:
@@ -37,7 +37,7 @@ class NumpyExecutor:
         self.steps: dict[Any, Step | int | tuple[int, None]] = {}
 
     def predict(self, model: Module, x: Any, whole: bool) -> Floats | None:
-        """Return the output by the plan for inputs of this shape, which is made when the first one comes."""
+        """Return the output of the plan for inputs of this shape, which the first one creates."""
         if not whole or type(x) is not np.ndarray:
             return None
         plan = self.plans.get((x.shape, x.dtype))
@@ -45,8 +45,8 @@ class NumpyExecutor:
             plan = self._plan(model, x, plan)
             if plan is None:
                 return None
-        # Two threads cannot use one plan's buffers at the same time; the other one runs the model, which may round differently:
-        # where bits must not depend on who was first, it waits.
+        # A plan's buffers serve one thread at a time. Another one runs the model, which may round differently; in deterministic
+        # mode it waits.
         if not plan.lock.acquire(blocking=get_deterministic()):
             return None
         try:
@@ -55,7 +55,7 @@ class NumpyExecutor:
             plan.lock.release()
 
     def _plan(self, model: Module, x: Any, known: Plan | int | None) -> Plan | None:
-        if not 0 < x.size <= LARGEST or x.dtype != model.context.dtype or x.dtype not in FLOATS or reference_is_forced():
+        if not 0 < x.size <= MAX_ELEMENTS or x.dtype != model.context.dtype or x.dtype not in FLOATS or reference_is_forced():
             return None
         version = model._version.changes
         if known == version:
@@ -66,7 +66,7 @@ class NumpyExecutor:
         self.plans[key] = version
         if all(is_plannable(module) for module in model.modules()):
             try:
-                # The output that planning computes is not returned: a product may run on another number of threads there.
+                # The output computed while planning is not returned: its products may use another number of threads.
                 with no_grad(), eval_mode(model):
                     self.plans[key] = plan = Plan(model, x)
                 return plan
@@ -75,24 +75,24 @@ class NumpyExecutor:
         return None
 
     def step(self, model: Module, loss: Callable[..., Any], x: Any, y: Any) -> Step | None:
-        """Return the plan for batches like x, which is made when the second one comes.
+        """Return the plan for batches like x, which the second one creates.
 
-        The parameters' gradients must go to the model's flat storage, with nothing to be added to the loss.
+        Gradients must go to the model's flat storage, and the loss must have no penalties.
         """
         if loss is not losses.softmax_cross_entropy or type(x) is not np.ndarray or type(y) is not np.ndarray:
             return None
         if x.dtype not in FLOATS or x.ndim < 2 or not x.size or y.shape != x.shape[:1]:
             return None
-        preference.own = False  # as the model would, which has no convolutions
+        preference.own = False  # as the model itself does: it has no convolutions
         key = x.shape, x.dtype
         known, version = self.steps.get(key), model._version.changes
         if type(known) is Step:
             if known.large and own_threads_preferred():
-                return None  # in deterministic mode large products are cut up
+                return None  # in deterministic mode large products are computed in chunks
             if known.holds():
                 return known
             if known.changes == version and all(p.array is a for p, a, _ in known.arrays):
-                return None  # a gradient waits, or a parameter is frozen for now
+                return None  # a gradient is to be added to, or a parameter is frozen
         if known == version:
             step = plan_step(model, x)
             self.steps[key] = (version, None) if step is None else step
@@ -104,4 +104,4 @@ class NumpyExecutor:
         return None
 
     def capture(self, loop: Any) -> None:
-        """Return None: launches cost nothing here."""
+        """Return None: there are no launches to save."""

@@ -1,11 +1,11 @@
-"""Forward and backward pass of a small dense network as a list of NumPy calls whose operands are known beforehand.
+"""Planned training steps: forward and backward pass of a small dense network as a list of NumPy calls with fixed operands.
 
 A step of a network with thirty hidden units is thirty NumPy calls of one or two microseconds, and as much Python again that
-sorts arguments, records operations and finds the way back through them. Here it is found once for each shape of a batch. The
-calls are those of the operations (linear.py, softmax.py), in the same order, so a planned step gives the same bits.
+sorts arguments, records operations and walks the tape. Here that is done once for each shape of a batch. The calls are those
+of the operations (accel/numpy/linear.py, softmax.py) in the same order, so a planned step gives the same bits.
 
-What can be planned: Dense layers with nothing between them but ReLUs, after a Flatten or Reshape to vectors perhaps, under
-softmax cross entropy with class numbers. See plans.py for predictions of any network.
+Planned are Dense layers with nothing between them but ReLUs, optionally behind a Flatten or Reshape to vectors, with
+softmax cross entropy of class indices. See numpy_predict.py for predictions of any network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
 from xpnet.accel.numpy.workspace import Floats
 from xpnet.autograd.tensor import Parameter
-from xpnet.compiled.numpy_predict import LARGEST
+from xpnet.compiled.numpy_predict import MAX_ELEMENTS
 from xpnet.layers.execution import computes_as
 from xpnet.layers.module import Module
 from xpnet.layers.version import Version
@@ -41,12 +41,12 @@ class _Layer(NamedTuple):
 
 
 class Step:
-    """One forward and backward pass for batches of one shape.
+    """Forward and backward pass for batches of one shape.
 
     Args:
         chain: the layers.
         batch: examples in a batch.
-        dtype: of everything but the labels.
+        dtype: of everything except the labels.
         version: the model's.
     """
 
@@ -89,7 +89,7 @@ class Step:
         self.x.T.dot(dy, out)
 
     def _loss_calls(self) -> tuple[Floats, Floats]:
-        """Softmax cross entropy, as softmax.loss_forward and loss_backward for few logits."""
+        """Add softmax cross entropy, as softmax.loss_forward and loss_backward compute it for few logits."""
         logits, places = self.logits, self.places
         dtype, count = logits.dtype, len(logits)
         peak, total = np.empty((2, count, 1), dtype)
@@ -98,7 +98,7 @@ class Step:
         self.forwards += [
             partial(np.maximum.reduce, logits, axis=1, keepdims=True, out=peak),
             partial(np.subtract, logits, peak, out=e),
-            partial(e.reshape(-1).take, places, out=picked, mode="clip"),  # the labels have been looked at
+            partial(e.reshape(-1).take, places, out=picked, mode="clip"),  # the labels are valid indices
             partial(np.exp, e, out=e),
             partial(np.add.reduce, e, axis=1, keepdims=True, out=total),
             partial(np.log, total[:, 0], out=terms),
@@ -140,7 +140,7 @@ class Step:
                 dy = dx
 
     def holds(self) -> bool:
-        """Whether the model is still what was planned, and no gradient is waiting to be added to."""
+        """Return whether the model is unchanged since it was planned, and has no gradients to add to."""
         if self.version.changes != self.changes or reference_is_forced():
             return False
         for p, array, buffer in self.arrays:
@@ -149,7 +149,7 @@ class Step:
         return True
 
     def forward(self, x: Floats, labels: Any) -> Floats | None:
-        """The mean loss, a new 0-d array; None for labels that are no class numbers of these logits."""
+        """Return the mean loss, a new 0-d array; None for labels that are not valid class indices."""
         if not valid_class_indices(self.logits, labels):
             return None
         self.x = x if x.ndim == 2 else x.reshape(self.count, self.features)
@@ -164,12 +164,12 @@ class Step:
             call()
         for p, _, buffer in self.arrays:
             p.grad = buffer
-        self.x = self.logits  # let go of the batch
+        self.x = self.logits  # release the batch
 
 
 def _chain(model: Module, shape: tuple[int, ...]) -> list[_Layer] | None:
-    """The dense layers of a model that consists of such, or None; `shape` is one example's, which must reach the first of
-    them as a vector."""
+    """Return the dense layers of a model that consists of them, or None; `shape` is that of one example, which must reach the
+    first of them as a vector."""
     chain: list[_Layer] = []
     for layer in _flat(model):
         if computes_as(layer, layers.Dense):
@@ -184,7 +184,7 @@ def _chain(model: Module, shape: tuple[int, ...]) -> list[_Layer] | None:
             try:
                 shape = layer.output_shape(shape)
             except ShapeError:
-                return None  # the layer says so itself when it is run
+                return None  # the layer raises it when it is run
     return chain or None
 
 
@@ -199,7 +199,7 @@ def _is_relu(layer: Any) -> bool:
 
 
 def plan_step(model: Module, x: Floats) -> Step | None:
-    """Return the step for batches like `x`; None where the model or its size does not allow it."""
+    """Return the planned step for batches like `x`, or None where the model or its size does not allow one."""
     chain = _chain(model, x.shape[1:]) if all(isinstance(m, Module) for m in _flat(model)) else None
     if chain is None or model.context.dtype != x.dtype.name:
         return None
@@ -211,6 +211,6 @@ def plan_step(model: Module, x: Floats) -> Step | None:
     shared = len({id(p) for p in parameters}) < len(parameters)
     if shared or not fits or flat.regularized or {id(p) for p in parameters} != {id(p) for p in flat.parameters}:
         return None
-    if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > LARGEST:
+    if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > MAX_ELEMENTS:
         return None
     return Step(chain, batch, x.dtype, model._version)

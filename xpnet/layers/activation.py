@@ -29,7 +29,7 @@ NAMES: dict[str, Callable[..., Any]] = {
 
 
 def get(activation: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """An activation by name, or the function itself; None and "linear" stand for none.
+    """Return an activation by name, or the function itself; None for None and "linear".
 
     Raises:
         ValueError: no such name.
@@ -44,7 +44,7 @@ def get(activation: str | Callable[..., Any] | None) -> Callable[..., Any] | Non
 
 
 def split(activation: str | Callable[..., Any] | None) -> tuple[str | None, Callable[..., Any] | None]:
-    """(fused, after): what the operation before can apply itself, or else the function to call after it."""
+    """Return (fused, after): the name of an activation that the operation before can fuse, or a function to call after it."""
     function = get(activation)
     name = getattr(function, "__name__", None)
     if name in ACTIVATIONS_FROM_OUTPUT and function is NAMES[name]:
@@ -64,11 +64,11 @@ class Activation(Module):
         return (self.function,)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The input's shape."""
+        """Return the input's shape."""
         return input_shape
 
     def forward(self, x: Any) -> Any:
-        """The function of x."""
+        """Apply the function to x."""
         return x if self.function is None else self.function(x)
 
 
@@ -82,11 +82,11 @@ class _Elementwise(Module):
         return (getattr(type(self), "operation", None),)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The input's shape."""
+        """Return the input's shape."""
         return input_shape
 
     def forward(self, x: Any) -> Any:
-        """The operation of x."""
+        """Apply the operation to x."""
         return type(self).operation(x)
 
 
@@ -153,7 +153,7 @@ class LeakyReLU(_Elementwise):
         self.slope = slope
 
     def forward(self, x: Any) -> Any:
-        """max(x, slope * x)."""
+        """Compute max(x, slope * x)."""
         return ops.leaky_relu(x, slope=self.slope)
 
 
@@ -166,7 +166,7 @@ class ELU(_Elementwise):
         self.alpha = alpha
 
     def forward(self, x: Any) -> Any:
-        """The function of x."""
+        """Apply the function to x."""
         return ops.elu(x, alpha=self.alpha)
 
 
@@ -179,12 +179,12 @@ class GELU(_Elementwise):
         self.approximate = approximate
 
     def forward(self, x: Any) -> Any:
-        """The function of x."""
+        """Apply the function to x."""
         return ops.gelu(x, approximate=self.approximate)
 
 
 class Softmax(_Elementwise):
-    """Probabilities along `axis`. For training leave it away and use the softmax cross entropy on the logits."""
+    """Probabilities along `axis`. For training leave it out and use softmax_cross_entropy on the logits."""
 
     plannable = True
 
@@ -192,5 +192,5 @@ class Softmax(_Elementwise):
         self.axis = axis
 
     def forward(self, x: Any) -> Any:
-        """The softmax of x along the axis."""
+        """Compute the softmax of x along the axis."""
         return ops.softmax(x, axis=self.axis)

@@ -1,4 +1,4 @@
-"""What layers are told by their root, and what they say of parameters that do not exist yet."""
+"""The context that layers get from their root, and the specs of parameters that do not exist yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _meta_init: ContextVar[bool] = ContextVar("meta_init", default=False)
 
 @dataclass(frozen=True)
 class Context:
-    """What the root of a tree of Modules decides for all of them."""
+    """Seed, device and dtype, which the root decides for the whole tree of Modules."""
 
     seed: int = 0
     device: Device = backend.CPU
@@ -29,12 +29,12 @@ class Context:
 
     @property
     def storage(self) -> str:
-        """The dtype of parameters and buffers: layers that compute with 16-bit floats learn float32 numbers."""
+        """The dtype of parameters and buffers: float32 for layers that compute with 16-bit floats."""
         return "float32" if self.dtype in backend.HALF_NAMES else self.dtype
 
     @cached_property
     def ready_dtype(self) -> Any:
-        """The dtype of arrays that a root on the CPU takes as they are. None on a GPU: there their device has to be checked."""
+        """The dtype of inputs that need no preparation on the CPU; None on a GPU, where their device is checked."""
         if self.device.kind != "cpu":
             return None
         xp = self.device.xp
@@ -69,17 +69,17 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def float_name(dtype: Any, who: str) -> str:
-    """The name of a dtype that parameters can have, from a name or from a dtype of an array library (numpy.float64)."""
+    """Return the name of a floating-point dtype, given by name or as a dtype of an array library (numpy.float64)."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype)).rsplit(".", 1)[-1]
     if name not in FLOATS:
         raise ValueError(f"{who}: dtype must be one of {', '.join(FLOATS)}, got {dtype!r}")
-    backend.dtype_named(backend.CPU.xp, name)  # raises where bfloat16 is not to be had
+    backend.dtype_named(backend.CPU.xp, name)  # raises where bfloat16 is not available
     return name
 
 
 @contextlib.contextmanager
 def meta_init() -> Iterator[None]:
-    """Within the block new parameters and buffers have a shape and a dtype, but no memory and no values (all read as 0).
+    """Create parameters and buffers within the block with a shape and a dtype, but without memory or values (all read as 0).
 
     For models whose weights are about to come from a file, and for looking at models that would not fit.
     """
@@ -91,12 +91,12 @@ def meta_init() -> Iterator[None]:
 
 
 def in_meta_init() -> bool:
-    """Whether this is within :func:`meta_init`."""
+    """Return whether this is within :func:`meta_init`."""
     return _meta_init.get()
 
 
 def on_device(values: Any, context: Context) -> Array:
-    """A copy of `values`, an array of any library, in the context's storage on its device; integers stay integers."""
+    """Return a copy of `values`, an array of any library, on the context's device; floats in its storage dtype."""
     host = backend.to_numpy(values)
     if host.dtype.kind == "f" or host.dtype in backend.half_dtypes:
         host = host.astype(context.storage)
@@ -114,11 +114,11 @@ def new_buffer(values: Any, context: Context) -> Array:
 
 
 def meta_array(shape: Shape, dtype: str, context: Context) -> Array:
-    """An array of zeros that all lie in one place: see meta_init."""
+    """Return zeros without memory of their own, all of them one element: see meta_init."""
     xp = context.device.xp
     return xp.broadcast_to(xp.zeros((), dtype=getattr(xp, dtype)), tuple(shape))
 
 
 def elements(shape: Shape) -> int:
-    """The number of elements of a shape."""
+    """Return the number of elements of a shape."""
     return math.prod(shape)

@@ -17,7 +17,7 @@ from xpnet.ops.shapes import ShapeError, is_whole
 
 
 def image_shape(name: str, input_shape: Shape) -> Shape:
-    """`input_shape` if it is (H, W, C).
+    """Return `input_shape` if it is (H, W, C).
 
     Raises:
         ShapeError: it is not.
@@ -31,11 +31,11 @@ def image_shape(name: str, input_shape: Shape) -> Shape:
 
 
 class Convolution(Module):
-    """What the convolutional layers share: filters over groups of channels, a bias, an activation.
+    """Base class of the convolutional layers: filters over groups of channels, a bias, an activation.
 
     Args:
         filters: O, the number of output channels.
-        groups: the channels are cut into this many groups; C of them make a depthwise convolution.
+        groups: the channels are split into this many groups; C of them make a depthwise convolution.
         activation: a name ("relu", ...), a function, or None.
         use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer, kernel_constraint: as in Dense.
     """
@@ -73,7 +73,7 @@ class Convolution(Module):
         return (self.after,)
 
     def _specs(self, window: Shape, C: int) -> dict[str, Spec]:
-        """The kernel (*window, C/groups, O) and the bias (O,)."""
+        """Return the specs of the kernel (*window, C/groups, O) and the bias (O,)."""
         if C % self.groups:
             raise ShapeError(f"{type(self).__name__}: {C} input channels are not a multiple of groups={self.groups}")
         kernel = Spec(
@@ -98,7 +98,7 @@ class Convolution(Module):
 
 
 class Conv2D(Convolution):
-    """Slides `filters` kernels over images and applies an activation.
+    """Convolution over images, and an activation.
 
     Args:
         filters: O, the number of output channels.
@@ -106,7 +106,7 @@ class Conv2D(Convolution):
         stride: int or (h, w).
         padding: int, (h, w), ((top, bottom), (left, right)), "valid" or "same".
         dilation: int or (h, w).
-        groups: the channels are cut into this many groups; C of them make a depthwise convolution.
+        groups: the channels are split into this many groups; C of them make a depthwise convolution.
         activation: a name ("relu", ...), a function, or None.
         use_bias, kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer, kernel_constraint: as in Dense.
 
@@ -151,18 +151,18 @@ class Conv2D(Convolution):
         windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        """The kernel and the bias."""
+        """Return the specs of the kernel and the bias."""
         return self._specs(self.window, image_shape("Conv2D", input_shape)[2])
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(H, W, C) -> (OH, OW, O)."""
+        """Map (H, W, C) to (OH, OW, O)."""
         H, W, C = image_shape("Conv2D", input_shape)
         self._check_channels(C)
         g = windows((1, H, W, C), self.window, self.stride, self.padding, self.dilation)
         return g.h.out, g.w.out, self.filters
 
     def forward(self, x: Any, pool: Any = None) -> Any:
-        """x (N, H, W, C) -> (N, OH, OW, O); with a MaxPool2D that follows at once, its output in one operation."""
+        """Map x (N, H, W, C) to (N, OH, OW, O); with `pool`, the MaxPool2D that follows, both in one operation."""
         inputs = self.as_float(x), self.kernel, self.bias if self.use_bias else None
         settings: dict[str, Any] = {
             "stride": self.stride,
@@ -186,8 +186,8 @@ class Conv2DTranspose(Convolution):
         filters: O, the number of output channels.
         window: int or (KH, KW).
         stride: int or (h, w): the step between the windows of neighbouring elements.
-        padding: what the convolution of the other direction pads, cut off the output here. "same" gives H * stride.
-        output_padding: int or (h, w), less than the stride: further rows and columns at the end of the output.
+        padding: as of the convolution whose transpose this is: cropped from the output. "same" gives H * stride.
+        output_padding: int or (h, w), less than the stride: additional rows and columns at the end of the output.
         dilation: int or (h, w).
         groups, activation, ...: as in Conv2D.
 
@@ -220,18 +220,18 @@ class Conv2DTranspose(Convolution):
         windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        """The kernel and the bias."""
+        """Return the specs of the kernel and the bias."""
         return self._specs(self.window, image_shape("Conv2DTranspose", input_shape)[2])
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(H, W, C) -> (OH, OW, O)."""
+        """Map (H, W, C) to (OH, OW, O)."""
         H, W, C = image_shape("Conv2DTranspose", input_shape)
         self._check_channels(C)
         size, _ = transposed_size((H, W), self.window, self.stride, self.padding, self.output_padding, self.dilation)
         return *size, self.filters
 
     def forward(self, x: Any) -> Any:
-        """x (N, H, W, C) -> (N, OH, OW, O)."""
+        """Map x (N, H, W, C) to (N, OH, OW, O)."""
         y = ops.conv_transpose2d(
             self.as_float(x),
             self.kernel,

@@ -13,14 +13,14 @@ from xpnet.ops.shapes import ShapeError
 
 
 class Conv1D(Convolution):
-    """Slides `filters` kernels along sequences and applies an activation.
+    """Convolution over sequences, and an activation.
 
     Args:
         filters: O, the number of output channels.
-        window: K, how many neighbouring steps a kernel sees.
+        window: K, how many neighbouring steps a kernel covers.
         stride: the step between windows.
-        padding: zeros at the ends: int, (before, after), "valid" (none), "same" (as many as give ceil(L / stride) outputs) or
-            "causal" (all in front, so that no output sees a later step than its own).
+        padding: zeros at both ends: int, (before, after), "valid" (none), "same" (as many as give ceil(L / stride) outputs) or
+            "causal" (all in front, so that no output depends on a later step).
         dilation: distance between neighbouring elements of the window.
         groups, activation, ...: as in Conv2D.
 
@@ -50,7 +50,7 @@ class Conv1D(Convolution):
         self._ends(1 << 20)  # malformed values raise here
 
     def _ends(self, L: int) -> tuple[tuple[int, int], int]:
-        """The zeros at both ends, and the number of outputs."""
+        """Return the padding at both ends, and the number of outputs."""
         if self.padding == "same":
             ends = same_padding(L, self.window, self.stride, self.dilation)
         elif self.padding == "causal":
@@ -73,17 +73,17 @@ class Conv1D(Convolution):
         return input_shape[0], input_shape[1]
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        """The kernel and the bias."""
+        """Return the specs of the kernel and the bias."""
         return self._specs((self.window,), self._sequence_shape(input_shape)[1])
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(L, C) -> (OL, O)."""
+        """Map (L, C) to (OL, O)."""
         L, C = self._sequence_shape(input_shape)
         self._check_channels(C)
         return self._ends(L)[1], self.filters
 
     def forward(self, x: Any) -> Any:
-        """x (N, L, C) -> (N, OL, O)."""
+        """Map x (N, L, C) to (N, OL, O)."""
         x = self.as_float(x)
         y = ops.conv1d(
             x,

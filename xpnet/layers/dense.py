@@ -16,13 +16,13 @@ Initial = Any
 
 
 def default_kernel(activation: str | Callable[..., Any] | None) -> str:
-    """He's variance before rectifiers, which halve it; Glorot's otherwise."""
+    """Return the default initializer: He's before rectifiers, which halve the variance, Glorot's otherwise."""
     name = activation if isinstance(activation, str) else getattr(activation, "__name__", "")
     return "he_normal" if name in ("relu", "leaky_relu", "elu", "gelu", "silu") else "glorot_uniform"
 
 
 class Dense(Module):
-    """activation(x @ kernel + bias): every output unit sees every input.
+    """Fully connected layer: activation(x @ kernel + bias).
 
     Args:
         units: the number of outputs.
@@ -65,7 +65,7 @@ class Dense(Module):
         self.kernel_constraint = kernel_constraint
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        """The kernel and the bias."""
+        """Return the specs of the kernel and the bias."""
         if not input_shape:
             raise ShapeError("Dense: got examples that are single numbers, shape (N,); reshape them to (N, 1)")
         kernel = Spec(
@@ -82,7 +82,7 @@ class Dense(Module):
         }
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(..., in) -> (..., units)."""
+        """Map (..., in) to (..., units)."""
         if self.built and input_shape[-1:] != self.kernel.shape[:1]:
             raise ShapeError(
                 f"got examples of shape {tuple(input_shape)}, expected a last axis of {self.kernel.shape[0]}; "
@@ -94,6 +94,6 @@ class Dense(Module):
         return (self.after,)
 
     def forward(self, x: Any) -> Any:
-        """x (N, ..., in) -> (N, ..., units)."""
+        """Map x (N, ..., in) to (N, ..., units)."""
         y = ops.dense(self.as_float(x), self.kernel, self.bias if self.use_bias else None, activation=self.fused)
         return y if self.after is None else self.after(y)

@@ -10,14 +10,14 @@ from xpnet.layers.module import Module
 
 
 class Dropout(Module):
-    """In training, sets each element to 0 with probability `rate`; in evaluation, passes its input on.
+    """Dropout: in training each element is set to 0 with probability `rate`; in evaluation the input is returned as it is.
 
     The masks are a function of the model's seed, the layer's path and a counter of its calls: the same on every device.
 
     Args:
         rate: the probability, in [0, 1].
-        inverted: divide what is kept by 1 - rate in training (the usual form). False is the vanilla form of the text:
-            nothing in training, and a factor of 1 - rate in evaluation.
+        inverted: divide what is kept by 1 - rate in training (the usual form). False is the original form: no factor in
+            training, and a factor of 1 - rate in evaluation.
         spatial: drop whole channels of (N, ..., C) instead of single elements.
     """
 
@@ -31,11 +31,11 @@ class Dropout(Module):
         self.spatial = spatial
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The input's shape."""
+        """Return the input's shape."""
         return input_shape
 
     def forward(self, x: Any) -> Any:
-        """x with elements dropped in training."""
+        """Drop elements of x in training."""
         if not self.training:
             return x if self.inverted else x * (1 - self.rate)
         if self.rate == 0:

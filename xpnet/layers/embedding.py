@@ -1,4 +1,4 @@
-"""Embedding: a learnt vector for every symbol."""
+"""Embedding: a learnt vector for every index."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from xpnet.layers.module import Module
 
 
 class Embedding(Module):
-    """A row of a learnt table for every symbol number.
+    """Lookup of rows of a learnt table.
 
     Args:
-        symbols: V; the numbers are 0..V-1.
+        symbols: V; indices are 0..V-1.
         units: D, the length of a row.
-        padding: a symbol whose row is 0 and is not learnt, to fill up short sequences; a recurrent layer above with
-            mask_value=0.0 passes over it. None: no such symbol.
+        padding: an index whose output is 0 and is not learnt, for padding short sequences; a recurrent layer behind it with
+            mask_value=0.0 skips those steps. None: no such index.
         initializer: of the table.
         regularizer: a penalty on the table.
 
@@ -49,15 +49,15 @@ class Embedding(Module):
         self.regularizer = regularizer
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        """The table."""
+        """Return the spec of the table."""
         return {"table": Spec((self.symbols, self.units), self.initializer, regularizer=self.regularizer)}
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(...) -> (..., D)."""
+        """Map (...) to (..., D)."""
         return (*input_shape, self.units)
 
     def forward(self, x: Any) -> Any:
-        """Integers x (N, ...) -> (N, ..., D)."""
+        """Map integers x (N, ...) to (N, ..., D)."""
         indices = x.array if isinstance(x, Tensor) else x
         y = ops.embedding(indices, self.table)
         if self.padding is None:

@@ -1,4 +1,4 @@
-"""Running a whole model: layer by layer, or at once by what the device has for that (see :class:`Executor`)."""
+"""Running a whole model: layer by layer, or at once by the executor of its device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Step(Protocol):
-    """A training step that is known beforehand, for batches of one shape.
+    """A planned training step for batches of one shape.
 
     Attributes:
         logits: the predictions, an array that the next step overwrites.
@@ -36,27 +36,27 @@ class Step(Protocol):
 
 
 class Executor(Protocol):
-    """Runs one model at once, for what its device offers; every answer may be None, which means: run it layer by layer.
+    """Runs a model or a training step as a whole. Every method may return None: then it is run layer by layer.
 
-    There is one for each kind of device ("cpu executor", "cuda executor" in xpnet.runtime.late), made with the device when
-    a model is first asked for its own. Whether what it has made is still right it asks of the model's version.
+    There is a class for each kind of device ("cpu executor", "cuda executor" in xpnet.runtime.late), and an instance for each
+    model, created on first use. What it has planned or captured it checks against the model's version.
     """
 
     def predict(self, model: Module, x: Any, whole: bool) -> Any:
-        """Return the output for `x` in evaluation mode, which is the caller's to keep.
+        """Return the output for `x` in evaluation mode, an array that belongs to the caller.
 
-        whole: `x` is all that is to be predicted, and not one batch of many.
+        whole: `x` is all there is to predict, not one batch of many.
         """
 
     def step(self, model: Module, loss: Callable[..., Any], x: Any, y: Any) -> Step | None:
-        """Return the step for batches like x and y."""
+        """Return the planned step for batches like x and y."""
 
     def capture(self, loop: Any) -> Any:
-        """Return the steps of a training loop (see xpnet.compiled.captured_steps.Loop) as one launch each, a context."""
+        """Return a context that runs the steps of a training loop (xpnet.compiled.captured_steps.Loop) as one launch each."""
 
 
 def executor_of(model: Module) -> Executor:
-    """Return what runs `model` at once; it is made when first asked for, and anew on another device."""
+    """Return the executor of `model`, created on first use and again on another device."""
     executor: Executor | None = model.__dict__["_executor"]
     if executor is None:
         device = model.context.device
@@ -146,7 +146,7 @@ _NOT_COMPUTING = frozenset({"__init__", "__repr__", "parameter_specs", "specs", 
 
 
 def keeps_computation(kind: type, of: type) -> bool:
-    """Return whether class `kind` is `of`, or inherits from it the forward pass and everything that this may call."""
+    """Return whether class `kind` is `of`, or inherits its forward pass and all methods that it may call."""
     if not issubclass(kind, of):
         return False
     below = kind.__mro__[: kind.__mro__.index(of)]
@@ -154,14 +154,14 @@ def keeps_computation(kind: type, of: type) -> bool:
 
 
 def computes_as(module: Module, kind: type) -> bool:
-    """Return whether `module` computes what the class `kind` does: nothing is overridden, and no hook looks on."""
+    """Return whether `module` computes what the class `kind` does: nothing is overridden, and there are no hooks."""
     if not keeps_computation(type(module), kind) or module._hooks:
         return False
     return not any(callable(getattr(kind, name, None)) for name in vars(module))
 
 
 def is_plannable(module: Module) -> bool:
-    """Return whether `module` (not those below it) does nothing but operations: `plannable` holds where it was declared."""
+    """Return whether `module`, apart from those below it, is plannable and computes what the class that declared it does."""
     declared = next(c for c in type(module).__mro__ if "plannable" in vars(c))
     functions = module._functions()
     return module.plannable and computes_as(module, declared) and all(f is None or isinstance(f, Op) for f in functions)

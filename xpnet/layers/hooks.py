@@ -1,4 +1,4 @@
-"""Watching the layers of a model while it runs."""
+"""Forward hooks: watching the layers of a model while it runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from xpnet.layers.module import Module
 
 Run = Callable[..., Any]
 Hook = Callable[[Module, Run, tuple[Any, ...], dict[str, Any]], Any]
-"""Called as hook(layer, forward, inputs, keywords) in the place of forward(*inputs, **keywords), whose output it returns."""
+"""Called as hook(layer, forward, inputs, keywords) instead of forward(*inputs, **keywords); its result is the output."""
 
 
 def leaves(model: Module) -> list[Module]:
-    """Return the Modules that have no Modules below them, in the order of the tree: what people call the layers."""
+    """Return the Modules that have no Modules below them, in the order of the tree: its layers in the usual sense."""
     return [module for module in model.modules() if not module._children]
 
 
@@ -79,7 +79,7 @@ def _set_hooks(hooks: dict[Module, tuple[Hook, ...]]) -> None:
 def wrapped(model: Module, hook: Hook) -> Iterator[None]:
     """Run every layer of a model through `hook` within the block, and restore the counters of random layers afterwards.
 
-    So a look at a model does not change a training run.
+    Observing a model does not change a training run then.
     """
     layers = leaves(model)
     counters = [(layer, layer.counter) for layer in layers]

@@ -1,11 +1,10 @@
-"""Mixed precision: a model that computes with 16-bit floats and learns float32 numbers.
+"""Mixed precision: a model that computes with 16-bit floats, with float32 master weights.
 
-The parameters of a model with dtype "float16" or "bfloat16" are float32: those are what optimizers update, penalties see
-and files hold. While its forward pass runs, rounded copies take part in their place, made by one launch over the model's
-flat storage. Inputs are rounded where they enter the root, and its outputs are widened to float32 where they leave it, so
-that losses and metrics are computed in float32. In between, arrays have 16 bits; sums, products and statistics are
-computed in float32. Gradients of the copies arrive in 16 bits, or wider, and are added to the float32 gradients of the
-parameters.
+The parameters of a model with dtype "float16" or "bfloat16" are float32: the master weights that optimizers update, penalties
+use and files hold. During the forward pass, operations use rounded copies instead, made by one launch over the model's flat
+storage. Inputs are rounded where they enter the root, and outputs are widened to float32 where they leave it, so that losses
+and metrics are computed in float32. In between, arrays have 16 bits; sums, products and statistics are accumulated in float32.
+Gradients of the copies arrive in 16 bits, or wider, and are added to the float32 gradients of the parameters.
 
 Source: Micikevicius et al., "Mixed precision training", 2018.
 """
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class HalfCopies:
-    """What takes part in operations in the place of parameters.
+    """The 16-bit copies that operations use in the place of parameters.
 
     Args:
         dtype: "float16" or "bfloat16".
         copies: by the id of each Parameter.
-        others: whether Parameters without a copy are rounded when they are met, or left alone.
+        others: whether Parameters without a copy are rounded on first use, or left alone.
     """
 
     def __init__(self, dtype: str, copies: dict[int, Array], others: bool) -> None:
@@ -41,7 +40,7 @@ class HalfCopies:
         self.others = others
 
     def of(self, parameter: Any, array: Array) -> Array:
-        """The array that takes part for a Parameter with this array."""
+        """Return the array to use for a Parameter with this array."""
         found = self.copies.get(id(parameter))
         if found is None and self.others:
             found = self.copies[id(parameter)] = ops.cast(array, self.dtype)
@@ -49,9 +48,9 @@ class HalfCopies:
 
 
 def half_copies(module: Module) -> HalfCopies:
-    """The rounded copies of all parameters of a Module, as they are now."""
+    """Return rounded copies of all parameters of a Module."""
     dtype = module.context.dtype
-    # Only the root has the flat storage; and parameters that do not exist yet are in none.
+    # Only the root has flat storage, and parameters that do not exist yet are not in it.
     if module.path or any(not m.built and m._waits() for m in module.modules()):
         return HalfCopies(dtype, {}, others=True)
     copies = module.flat_parameters.half_copies(dtype)
@@ -60,7 +59,7 @@ def half_copies(module: Module) -> HalfCopies:
 
 
 def call(module: Module, forward: Callable[..., Any], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """The forward pass of a root, or of a part called on its own: native arrays or Tensors in, the like in float32 out."""
+    """Run the forward pass of a root, or of a part called on its own, with 16-bit copies; outputs are float32."""
     before = mode.half_copies
     inputs = tuple([_entering(x, module.context) for x in inputs])
     mode.half_copies = half_copies(module)
@@ -78,13 +77,13 @@ def _entering(x: Any, context: Context) -> Any:
 
 
 def _leaving(output: Any) -> Any:
-    """An output, or each of several, in float32 where it holds floats."""
+    """Return an output, or each of several, in float32 where it holds floats."""
     if isinstance(output, (tuple, list)):
         return tuple(_leaving(part) for part in output)
     return ops.cast(output, "float32") if _other(output, "float32") else output
 
 
 def _other(x: Any, dtype: str) -> bool:
-    """Whether `x` holds floats of another dtype."""
+    """Return whether `x` holds floats of another dtype."""
     array = x.array if isinstance(x, Tensor) else x
     return hasattr(array, "dtype") and backend.is_floating(array) and backend.dtype_name(array) != dtype

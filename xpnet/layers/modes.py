@@ -1,4 +1,4 @@
-"""The mode of a Module (training or evaluation) as one thread sees it."""
+"""Training and evaluation mode, as one thread sees them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class _ThreadState(threading.local):
-    """The modes that :class:`eval_mode` blocks set in this thread, which precede the Modules' own, and how many blocks do."""
+    """Modes set by :class:`eval_mode` blocks in this thread, which take precedence, and the number of such blocks."""
 
     def __init__(self) -> None:
         self.modes: dict[Module, bool] = {}
@@ -21,9 +21,9 @@ thread_state = _ThreadState()
 
 
 class eval_mode:  # noqa: N801 - used like no_grad
-    """Within the block a Module is in evaluation mode, in this thread alone; afterwards it is in its own mode again.
+    """A block in which a Module is in evaluation mode, in this thread only.
 
-    Another thread may train it meanwhile. A mode that is set within the block, of a part that the block holds, ends with it.
+    Another thread may train it at the same time. A mode that is set within the block ends with the block.
     """
 
     def __init__(self, module: Module) -> None:

@@ -1,7 +1,7 @@
-"""Module: something with parameters and a forward pass.
+"""Module: the base class of layers and networks, with parameters and a forward pass.
 
 Subclass it, assign layers and Parameters in ``__init__``, and write ``forward(self, x)``. Modules form a tree; the one
-that is called first is its root and gives every Module below it a path ("1.kernel"), a seed, a device and a dtype.
+that is called first is the root and gives every Module below it a path ("1.kernel"), a seed, a device and a dtype.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Module(ModuleTree):
 
     built: bool
     built_for: Shape | None  # the input's shape that the parameters were made for
-    counter: int  # how often a random layer has drawn: the step of its stream
+    counter: int  # the next step of a random layer's stream
     device_counter: Any  # the counter while steps are captured (xpnet.compiled.captured_steps.DeviceCounter)
-    capturable: bool = True  # whether a training step through this Module may be recorded once and replayed
+    capturable: bool = True  # whether a training step through this Module may be captured as a CUDA graph
     plannable: bool = False
     """Whether `forward` in evaluation mode does nothing but call operations, so that a prediction may be planned (see
     xpnet.compiled.numpy_predict). A subclass inherits it unless it overrides something that computing an output may call;
@@ -70,7 +70,7 @@ class Module(ModuleTree):
         self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))
 
     def count_parameters(self) -> int:
-        """The number of learnable values.
+        """Return the number of trainable values.
 
         Raises:
             ValueError: some layer has not seen the shape of its input yet.
@@ -87,7 +87,7 @@ class Module(ModuleTree):
             )
 
     def _waits(self) -> bool:
-        """Whether this Module itself makes parameters when it sees its input."""
+        """Return whether this Module itself creates parameters at its first input."""
         return type(self).parameter_specs is not Module.parameter_specs or type(self).build is not Module.build
 
     def _place(self, context: Context) -> None:
@@ -97,35 +97,35 @@ class Module(ModuleTree):
     # -- parameters --
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        """The parameters that this layer needs for inputs of `input_shape` (without the batch axis)."""
+        """Return the specs of the parameters that this layer needs for inputs of `input_shape` (without the batch axis)."""
         return {}
 
     def build(self, input_shape: Shape) -> None:
-        """Make the parameters; called once, before the first forward."""
+        """Create the parameters; called once, before the first forward pass."""
         for name, spec in self.parameter_specs(input_shape).items():
             self.add_parameter(name, spec)
 
     def add_parameter(self, name: str, spec: Spec) -> Parameter:
-        """Make a Parameter as `spec` says and assign it to attribute `name`; its random key is the seed and its path."""
+        """Create a Parameter and assign it to attribute `name`; its random key is the seed and its path."""
         parameter = spec.make(f"{self.path}.{name}" if self.path else name, self.context)
         setattr(self, name, parameter)
         return parameter
 
     def add_buffer(self, name: str, values: Any) -> None:
-        """Keep an array that is not learnt but saved and moved with the model."""
+        """Register an array that is not trained, but saved and moved with the model."""
         self._buffers[name] = None
         self._version.changed()
         setattr(self, name, new_buffer(values, self.context))
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The output's shape for an input's shape, both without the batch axis.
+        """Return the output's shape for an input's shape, both without the batch axis.
 
         A layer computes it; any other Module runs its forward pass on one example of zeros.
         """
         return output_shape_by_running(self, input_shape)
 
     def materialize(self, input_shape: Shape) -> Shape:
-        """Make all parameters below for this input shape, and return the output's shape."""
+        """Create all parameters below for this input shape, and return the output's shape."""
         try:
             if self._waits() and not self.built:
                 self.build(input_shape)
@@ -139,7 +139,7 @@ class Module(ModuleTree):
 
     @property
     def flat_parameters(self) -> FlatParameters:
-        """The flat storage of all trainable parameters; made when first asked for, and again when they have changed."""
+        """The flat storage of all trainable parameters; created on first use, and again when they have changed."""
         flat = self._flat
         if flat is not None and self._flat_version == self._version.structure and flat.intact():
             return flat
@@ -149,23 +149,23 @@ class Module(ModuleTree):
         if flat is None or not flat.holds(trainable):
             flat = FlatParameters(trainable)
         frozen = len(trainable) < len(parameters)
-        # A frozen parameter may be set free at any time: then the flat parameters are checked again on every use.
+        # A frozen parameter may be unfrozen at any time: check again on every use.
         self.__dict__.update(_flat=flat, _flat_version=-1 if frozen else self._version.structure)
         return flat
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for parameter in self.parameters().values():
             parameter.grad = None
 
     # -- running --
 
     def _functions(self) -> tuple[Any, ...]:
-        """Return what forward applies that is neither a Module nor a method: operations, None, or functions of the user's."""
+        """Return the functions that forward applies, apart from Modules and methods: operations, None, or the user's."""
         return ()
 
     def forward(self, x: Any) -> Any:
-        """Compute the output; written by every subclass."""
+        """Compute the output; every subclass defines it."""
         raise TypeError(f"{type(self).__name__} has no forward(self, x)")
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
@@ -212,7 +212,7 @@ class Module(ModuleTree):
             self.built, self.built_for = True, shape
 
     def as_float(self, x: Any) -> Any:
-        """`x` in the model's dtype if it holds integers or booleans (bytes of an image)."""
+        """Return `x` in the model's dtype if it holds integers or booleans (bytes of an image), else as it is."""
         context = self.context
         if isinstance(x, Tensor) or x.dtype is context.ready_dtype:
             return x
@@ -223,7 +223,7 @@ class Module(ModuleTree):
         return wide if context.storage == context.dtype else ops.cast(wide, context.dtype)
 
     def _located(self, error: Exception) -> Exception:
-        """The same error with this layer's path in front, once."""
+        """Return the error with this layer's path in front, added once."""
         if getattr(error, "located", False):
             return error
         kind = type(self).__name__
@@ -269,7 +269,7 @@ class Module(ModuleTree):
         return self
 
     def predict(self, x: Array, batch_size: int = 256) -> Array:
-        """The outputs for all of `x`, in evaluation mode, with nothing recorded.
+        """Return the outputs for all of `x`, in evaluation mode, with nothing recorded.
 
         Args:
             x: (N, ...), a native array of any device; it is moved to the model's a batch at a time. A tuple of them for a
@@ -284,7 +284,7 @@ class Module(ModuleTree):
     # -- saving --
 
     def state(self) -> dict[str, Array]:
-        """All parameters and buffers by path: native arrays, not copied."""
+        """Return all parameters and buffers by path: native arrays, not copied."""
         return {**{path: p.array for path, p in self.parameters().items()}, **self.buffers()}
 
     def load_state(self, state: dict[str, Array], strict: bool = True) -> None:
@@ -292,7 +292,7 @@ class Module(ModuleTree):
 
         Args:
             state: as from :meth:`state`.
-            strict: raise where names are missing or left over; otherwise those are passed over.
+            strict: raise where names are missing or left over; otherwise those are ignored.
 
         Raises:
             ValueError: missing, left-over or mis-shaped names, all of them listed; nothing was changed then.
@@ -300,15 +300,15 @@ class Module(ModuleTree):
         states.load_state(self, state, strict)
 
     def next_random_step(self) -> Any:
-        """The step of this layer's random stream for one use, counted up: a number, or an array where it is on the device."""
+        """Return the next step of this layer's random stream: a number, or an array where the counter is on the device."""
         return once(partial(states.next_step, self))
 
     def rng_counters(self) -> dict[str, int]:
-        """How often each layer that draws random numbers has drawn, by path."""
+        """Return the counters of the random layers, by path: how many steps of its stream each has used."""
         return states.rng_counters(self)
 
     def load_rng_counters(self, counters: dict[str, int]) -> None:
-        """Take up counters from :meth:`rng_counters`."""
+        """Restore counters from :meth:`rng_counters`."""
         states.load_rng_counters(self, counters)
 
     def save(self, path: Any, **extra: Any) -> None:
@@ -324,10 +324,10 @@ class Module(ModuleTree):
         late("load_weights")(self, path, strict)
 
     def summary(self, input_shape: Any = None, *, batch_size: int = 1, show: bool = True, **settings: Any) -> Any:
-        """A table of the layers: output shapes, parameters, and the memory of a training step at its peak; `settings`
-        (optimizer, loss, recompute, device) are those of :func:`xpnet.inspect.summary.summarize`.
+        """Return a table of the layers: output shapes, parameters, and the peak memory of a training step.
 
-        Prints it unless `show` is False; returns it.
+        It is printed unless `show` is False. `settings` (optimizer, loss, recompute, device) are those of
+        :func:`xpnet.inspect.summary.summarize`.
         """
         table = late("summarize")(self, input_shape, batch_size=batch_size, **settings)
         if show:
@@ -348,7 +348,7 @@ class Module(ModuleTree):
         return f"{type(self).__name__}({inner})"
 
     def _describe(self) -> str:
-        """The constructor's arguments, for repr."""
+        """Return the constructor's arguments, for repr."""
         args, keywords = self._arguments
         return ", ".join([repr(a) for a in args] + [f"{k}={v!r}" for k, v in keywords.items()])
 

@@ -14,7 +14,7 @@ from xpnet.ops.shapes import ShapeError
 
 
 class _Normalization(Module):
-    """What the normalisations share: a learnt scale and offset, one number a channel, at first 1 and 0."""
+    """Base class of the normalisations: a trained scale and offset for each channel, initially 1 and 0."""
 
     scale: Parameter
     offset: Parameter
@@ -27,19 +27,19 @@ class _Normalization(Module):
         self.use_offset = use_offset
 
     def _vector_shape(self, input_shape: Shape) -> Shape:
-        """The shape of scale and offset."""
+        """Return the shape of scale and offset."""
         if not input_shape:
             raise ShapeError(f"{type(self).__name__} got examples that are single numbers, expected (..., C)")
         return (input_shape[-1],)
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        """Scale and offset."""
+        """Return the specs of scale and offset."""
         shape = self._vector_shape(input_shape)
         found = {"scale": Spec(shape, "ones", decay=False)} if self.use_scale else {}
         return {**found, "offset": Spec(shape, "zeros", decay=False)} if self.use_offset else found
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The input's shape."""
+        """Return the input's shape."""
         shape = self._vector_shape(input_shape)
         if not self.built:
             return input_shape
@@ -49,20 +49,20 @@ class _Normalization(Module):
         return input_shape
 
     def _affine(self, x: Any) -> tuple[Any, Any]:
-        """Scale and offset, after a check that they fit x."""
+        """Check that scale and offset fit x, and return them."""
         self.output_shape(tuple(x.shape[1:]))
         return self.scale if self.use_scale else None, self.offset if self.use_offset else None
 
 
 class BatchNorm(_Normalization):
-    """Every channel normalised to mean 0 and variance 1, then times `scale` plus `offset`.
+    """Batch normalisation: every channel normalised to mean 0 and variance 1, then times `scale` plus `offset`.
 
-    In training with the mean and variance of the batch (and, in images, of all positions), which also move the running
+    In training with the mean and variance of the batch (and, in images, of all positions), which also update the running
     statistics: running = momentum * running + (1 - momentum) * batch, with the unbiased variance. In evaluation with the
     running statistics. After dense layers as after convolutions: the channels are the last axis.
 
     Args:
-        momentum: how much of the running statistics is kept in each step. (PyTorch's momentum is 1 minus this.)
+        momentum: of the running statistics, which part is kept in each step. (PyTorch's momentum is 1 minus this.)
         epsilon: added to the variance.
         use_scale, use_offset: whether these are learnt.
 
@@ -85,20 +85,20 @@ class BatchNorm(_Normalization):
         self.momentum = float(momentum)
 
     def build(self, input_shape: Shape) -> None:
-        """Scale, offset and the running statistics."""
+        """Create scale, offset and the running statistics."""
         super().build(input_shape)
         (C,) = self._vector_shape(input_shape)
         self.add_buffer("running_mean", [0.0] * C)
         self.add_buffer("running_variance", [1.0] * C)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The input's shape."""
+        """Return the input's shape."""
         if self.built and input_shape[-1:] != self.running_mean.shape:
             raise ShapeError(f"BatchNorm got examples {tuple(input_shape)}, expected {self.running_mean.shape[0]} channels")
         return super().output_shape(input_shape)
 
     def forward(self, x: Any) -> Any:
-        """x (N, ..., C) normalised; in training the running statistics move."""
+        """Normalise x (N, ..., C); in training also update the running statistics."""
         x = self.as_float(x)
         scale, offset = self._affine(x)
         if not self.training:
@@ -108,12 +108,11 @@ class BatchNorm(_Normalization):
         y, mean, variance = ops.batch_norm_with_statistics(x, scale, offset, epsilon=self.epsilon)
         count = math.prod(x.shape[:-1])
         if count:
-            once(lambda: self._move(_bare(mean), _bare(variance), count))
+            once(lambda: self._update_statistics(_bare(mean), _bare(variance), count))
         return y
 
-    def _move(self, mean: Any, variance: Any, count: int) -> None:
-        """Move the running statistics. In place: a captured training step finds the buffers where they were; nothing here
-        waits for the device."""
+    def _update_statistics(self, mean: Any, variance: Any, count: int) -> None:
+        """Update the running statistics, in place (captured steps hold the buffers) and without waiting for the device."""
         rest = 1 - self.momentum
         self.running_mean *= self.momentum
         self.running_mean += rest * mean
@@ -153,7 +152,7 @@ class LayerNorm(_Normalization):
         return tuple(input_shape[-self.axes :])
 
     def forward(self, x: Any) -> Any:
-        """x (N, ..., C) normalised."""
+        """Normalise x (N, ..., C)."""
         return ops.layer_norm(self.as_float(x), *self._affine(x), axis=tuple(range(-self.axes, 0)), epsilon=self.epsilon)
 
 
@@ -186,7 +185,7 @@ class GroupNorm(_Normalization):
         return shape
 
     def forward(self, x: Any) -> Any:
-        """x (N, ..., C) normalised."""
+        """Normalise x (N, ..., C)."""
         return ops.group_norm(self.as_float(x), *self._affine(x), groups=self.groups, epsilon=self.epsilon)
 
 
@@ -206,7 +205,7 @@ class InstanceNorm(_Normalization):
     plannable = True
 
     def forward(self, x: Any) -> Any:
-        """x (N, ..., C) normalised."""
+        """Normalise x (N, ..., C)."""
         return ops.group_norm(self.as_float(x), *self._affine(x), groups=x.shape[-1], epsilon=self.epsilon)
 
 
@@ -231,12 +230,12 @@ class LocalResponseNorm(Module):
         self.size, self.k, self.alpha, self.beta = size, k, alpha, beta
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The input's shape."""
+        """Return the input's shape."""
         if len(input_shape) != 3:
             raise ShapeError(f"LocalResponseNorm got examples of shape {tuple(input_shape)}, expected images (H, W, C)")
         return input_shape
 
     def forward(self, x: Any) -> Any:
-        """x (N, H, W, C) normalised."""
+        """Normalise x (N, H, W, C)."""
         self.output_shape(tuple(x.shape[1:]))
         return ops.local_response_norm(self.as_float(x), size=self.size, k=self.k, alpha=self.alpha, beta=self.beta)

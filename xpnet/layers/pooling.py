@@ -12,7 +12,7 @@ from xpnet.ops.geometry import Padding, Size, pair, windows
 
 
 class _Pool(Module):
-    """What the poolings share: a window that slides over images."""
+    """Base class of the poolings: a window that slides over images."""
 
     def __init__(self, window: Size, stride: Size | None = None, padding: Padding = 0) -> None:
         self.window = pair(window, "window")
@@ -20,14 +20,14 @@ class _Pool(Module):
         self.padding = padding
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(H, W, C) -> (OH, OW, C)."""
+        """Map (H, W, C) to (OH, OW, C)."""
         H, W, C = image_shape(type(self).__name__, input_shape)
         g = windows((1, H, W, C), self.window, self.stride, self.padding)
         return g.h.out, g.w.out, C
 
 
 class MaxPool2D(_Pool):
-    """The largest element of every window: (N, H, W, C) -> (N, OH, OW, C).
+    """Max pooling, the largest element of every window: (N, H, W, C) -> (N, OH, OW, C).
 
     Args:
         window: int or (KH, KW).
@@ -38,12 +38,12 @@ class MaxPool2D(_Pool):
     plannable = True
 
     def forward(self, x: Any) -> Any:
-        """x (N, H, W, C) -> (N, OH, OW, C)."""
+        """Map x (N, H, W, C) to (N, OH, OW, C)."""
         return ops.max_pool2d(x, self.window, stride=self.stride, padding=self.padding)
 
 
 class AveragePool2D(_Pool):
-    """The mean of every window: (N, H, W, C) -> (N, OH, OW, C).
+    """Average pooling, the mean of every window: (N, H, W, C) -> (N, OH, OW, C).
 
     Args:
         window, stride, padding: as in MaxPool2D.
@@ -59,14 +59,14 @@ class AveragePool2D(_Pool):
         self.count_include_pad = count_include_pad
 
     def forward(self, x: Any) -> Any:
-        """x (N, H, W, C) -> (N, OH, OW, C)."""
+        """Map x (N, H, W, C) to (N, OH, OW, C)."""
         return ops.average_pool2d(
             x, self.window, stride=self.stride, padding=self.padding, count_include_pad=self.count_include_pad
         )
 
 
 class LpPool2D(_Pool):
-    """The p-norm of every window: (N, H, W, C) -> (N, OH, OW, C).
+    """Lp pooling, the p-norm of every window: (N, H, W, C) -> (N, OH, OW, C).
 
     Args:
         window, stride, padding: as in MaxPool2D.
@@ -80,19 +80,19 @@ class LpPool2D(_Pool):
         self.p = p
 
     def forward(self, x: Any) -> Any:
-        """x (N, H, W, C) -> (N, OH, OW, C)."""
+        """Map x (N, H, W, C) to (N, OH, OW, C)."""
         return ops.lp_pool2d(x, self.window, p=self.p, stride=self.stride, padding=self.padding)
 
 
 class GlobalAveragePool2D(Module):
-    """The mean of every channel over the whole image: (N, H, W, C) -> (N, C)."""
+    """Global average pooling, the mean of every channel: (N, H, W, C) -> (N, C)."""
 
     plannable = True
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(H, W, C) -> (C,)."""
+        """Map (H, W, C) to (C,)."""
         return image_shape("GlobalAveragePool2D", input_shape)[2:]
 
     def forward(self, x: Any) -> Any:
-        """x (N, H, W, C) -> (N, C)."""
+        """Map x (N, H, W, C) to (N, C)."""
         return ops.global_average_pool2d(x)

@@ -16,20 +16,20 @@ from xpnet.ops.shapes import ShapeError, is_whole
 
 
 class Recurrent(Module):
-    """What recurrent layers share: sequences (N, T, C) in, and a state that goes from step to step.
+    """Base class of the recurrent layers: sequences (N, T, C) in, and a state that is passed from step to step.
 
     Args:
         units: H, the size of the state.
-        return_sequences: give the state after every step (N, T, H), as a further recurrent layer on top needs, and not only
+        return_sequences: return the state after every step (N, T, H), as another recurrent layer on top needs, and not only
             the last one (N, H).
-        return_state: give (output, state) instead of the output alone, to be used as `state` of another call.
-        reverse: read the sequence from its end; the outputs stand at the places of the inputs.
-        stateful: begin each call with the state in which the last one ended, cut off from its past: called on consecutive
-            pieces of long sequences this is truncated backpropagation through time. See reset_state.
-        mask_value: a step whose C inputs all equal this number is padding: it is passed over, and its output is 0. With
-            mask_value=0.0 several layers one above the other pass over the same steps.
+        return_state: return (output, state) instead of the output alone, to be used as `state` of another call.
+        reverse: read the sequence from its end; each output is at the position of its input.
+        stateful: start each call with the final state of the last one, detached: called on consecutive pieces of long
+            sequences this is truncated backpropagation through time. See reset_state.
+        mask_value: a step whose C inputs all equal this number is padding: it is skipped, and its output is 0. With
+            mask_value=0.0 stacked layers skip the same steps.
         use_bias: whether biases are added.
-        kernel_initializer, recurrent_initializer, bias_initializer: for each gate alone; by default Glorot's, orthogonal
+        kernel_initializer, recurrent_initializer, bias_initializer: for each gate separately; by default Glorot's, orthogonal
             and 0.
         kernel_regularizer, recurrent_regularizer, bias_regularizer: penalties.
     """
@@ -83,7 +83,7 @@ class Recurrent(Module):
         self.carried = None
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        """kernel (C, G*H), recurrent_kernel (H, G*H) and bias (G*H,), for G gates."""
+        """Return the specs of kernel (C, G*H), recurrent_kernel (H, G*H) and bias (G*H,), for G gates."""
         _, C = self._sequence_shape(input_shape)
         H, width = self.units, self.gates * self.units
         found = {
@@ -106,7 +106,7 @@ class Recurrent(Module):
         return input_shape[0], input_shape[1]
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(T, C) -> (T, H) with return_sequences, else (H,)."""
+        """Map (T, C) to (T, H) with return_sequences, else (H,)."""
         T, C = self._sequence_shape(input_shape)
         if self.built and self.kernel.shape[0] != C:
             raise ShapeError(f"{type(self).__name__} got {C} features a step, its kernel takes {self.kernel.shape[0]}")
@@ -119,8 +119,8 @@ class Recurrent(Module):
             x: (N, T, C).
             lengths: integers (N,): sequence n has its elements at the first lengths[n] places. None: all T.
             mask: booleans (N, T), False at padding, where it is not only at the end.
-            state: the state to begin with: (N, H), or ((N, H), (N, H)) for an LSTM's h and c. None: 0, or in a stateful
-                layer the last call's.
+            state: the initial state: (N, H), or ((N, H), (N, H)) for an LSTM's h and c. None: 0, or in a stateful layer the
+                last call's.
 
         Returns:
             (N, T, H) or (N, H); with return_state a pair of that and the last state.
@@ -144,7 +144,7 @@ class Recurrent(Module):
         return type(self).operation(x, self.kernel, self.recurrent_kernel, bias, *states, mask, reverse=self.reverse)
 
     def _mask(self, x: Any, lengths: Any, mask: Any) -> Any:
-        """The mask (N, T) that `lengths`, `mask` and mask_value make together, or None."""
+        """Return the mask (N, T) that `lengths`, `mask` and mask_value make together, or None."""
         array = x.array if isinstance(x, Tensor) else x
         if array.ndim != 3:
             return mask  # the operation explains what is wrong
@@ -182,7 +182,7 @@ class Recurrent(Module):
         return tuple(found)
 
     def reset_state(self) -> None:
-        """Forget the state that a stateful layer carries from call to call: new sequences begin."""
+        """Reset the state that a stateful layer carries from call to call, before new sequences."""
         self.carried = None
 
     def _place(self, context: Context) -> None:
@@ -220,11 +220,11 @@ class RNN(Recurrent):
 
 
 class LSTM(Recurrent):
-    """Long short-term memory: a cell that gates open, empty and fill; see xpnet.ops.lstm for the formulas.
+    """Long short-term memory: a cell with input, forget and output gates; see xpnet.ops.lstm for the formulas.
 
     Args:
         units: as in Recurrent, which also lists the further arguments.
-        forget_bias: added to the initial bias of the forget gate; 1 lets gradients pass from the beginning.
+        forget_bias: added to the initial bias of the forget gate; with 1 gradients pass from the start.
 
     Shapes:
         (N, T, C) -> (N, H), or (N, T, H) with return_sequences. The columns of the kernels are in blocks of H: input, forget,
@@ -263,7 +263,7 @@ class GRU(Recurrent):
     recurrent_bias: Parameter
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
-        """As in Recurrent, and the recurrent_bias."""
+        """Return the specs as in Recurrent, and that of recurrent_bias."""
         found = super().parameter_specs(input_shape)
         return {**found, "recurrent_bias": found["bias"]} if self.use_bias else found
 
@@ -279,8 +279,8 @@ class Bidirectional(Module):
     """A recurrent layer that reads forwards and another one that reads backwards.
 
     Args:
-        layer: an RNN, LSTM or GRU; the second one is made with the same arguments and weights of its own.
-        merge: what is done with the two outputs: "concat" (on the last axis), "sum", "mean" or "multiply".
+        layer: an RNN, LSTM or GRU; the second one is created with the same arguments and has its own weights.
+        merge: how the two outputs are combined: "concat" (on the last axis), "sum", "mean" or "multiply".
 
     Shapes:
         (N, T, C) -> (N, 2H), or (N, T, 2H) with return_sequences; H instead of 2H unless the outputs are concatenated.
@@ -301,11 +301,11 @@ class Bidirectional(Module):
         self.backwards: Recurrent = type(layer)(*args, **{**keywords, "reverse": True})
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(T, C) -> (..., 2H) or (..., H)."""
+        """Map (T, C) to (..., 2H) or (..., H)."""
         return self._merged(self.forwards.output_shape(input_shape))
 
     def materialize(self, input_shape: Shape) -> Shape:
-        """Make the parameters of both layers."""
+        """Create the parameters of both layers."""
         self.backwards.materialize(input_shape)
         return self._merged(self.forwards.materialize(input_shape))
 
@@ -313,7 +313,7 @@ class Bidirectional(Module):
         return (*shape[:-1], 2 * shape[-1]) if self.merge == "concat" else shape
 
     def forward(self, x: Any, lengths: Any = None, *, mask: Any = None) -> Any:
-        """Both outputs, merged; arguments as in Recurrent.forward."""
+        """Run both and merge their outputs; arguments as in Recurrent.forward."""
         a = self.forwards(x, lengths, mask=mask)
         b = self.backwards(x, lengths, mask=mask)
         if self.merge == "concat":
@@ -325,7 +325,7 @@ class Bidirectional(Module):
 
 
 def reset_states(model: Module) -> None:
-    """Forget what all stateful layers of a model carry from call to call: new sequences begin."""
+    """Reset the states that the stateful layers of a model carry from call to call, before new sequences."""
     for module in model.modules():
         if isinstance(module, Recurrent):
             module.reset_state()

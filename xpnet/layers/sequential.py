@@ -1,4 +1,4 @@
-"""Layers one after another."""
+"""Chains of layers, and residual blocks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from xpnet.layers.pooling import MaxPool2D
 
 
 class Sequential(Module):
-    """Layers one after another: the output of each is the input of the next.
+    """A chain of layers: the output of each is the input of the next.
 
     Args:
         layers: Modules, or functions of one Tensor.
-        input_shape: the input's shape without the batch axis, such as (28, 28, 1). With it all parameters exist at once
-            and shapes that do not fit raise here; without it they are made when the first batch comes.
+        input_shape: the input's shape without the batch axis, such as (28, 28, 1). With it all parameters are created now,
+            and shapes that do not fit raise here; without it they are created at the first batch.
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32", "float64"; or "float16", "bfloat16", which compute in 16 bits with parameters in float32, see
             xpnet.layers.mixed.
@@ -67,7 +67,7 @@ class Sequential(Module):
             super().__setattr__(name, value)
             return
         value = tuple(value)
-        # Paths are "0", "1", ...: the list's own name would only lengthen them.
+        # Paths are "0", "1", ..., without the list's own name.
         children = {str(i): layer for i, layer in enumerate(value) if isinstance(layer, Module)}
         others = {name: child for name, child in self._children.items() if not name.isdigit()}
         self.__dict__.update(layers=value, _pooled=_pooled(value))
@@ -81,7 +81,7 @@ class Sequential(Module):
         return tuple(layer for layer in self.layers if not isinstance(layer, Module))
 
     def forward(self, x: Any) -> Any:
-        """The input through every layer in turn; a convolution and the max pooling behind it are one operation."""
+        """Apply the layers in turn; a convolution and the max pooling behind it are one operation."""
         segments = self._segments
         if not segments:
             return self._through(x, 0, len(self.layers))
@@ -93,7 +93,7 @@ class Sequential(Module):
         return self._through(x, done, len(self.layers))
 
     def _through(self, x: Any, start: int, stop: int) -> Any:
-        """The input through some of the layers."""
+        """Apply some of the layers."""
         layers, pooled = self.layers, self.__dict__["_pooled"]
         if not pooled:
             for layer in layers if stop - start == len(layers) else layers[start:stop]:
@@ -104,7 +104,7 @@ class Sequential(Module):
             if i == done:
                 continue
             layer = layers[i]
-            # What watches a layer must see its own output.
+            # A hook must see the output of its layer alone.
             if i in pooled and i + 1 < stop and not _is_watched(layer) and not _is_watched(layers[i + 1]):
                 x = layer(x, pool=layers[i + 1])
                 done = i + 1
@@ -113,14 +113,14 @@ class Sequential(Module):
         return x
 
     def materialize(self, input_shape: Shape) -> Shape:
-        """Make all parameters for this input shape, and return the output's shape."""
+        """Create all parameters for this input shape, and return the output's shape."""
         shape = input_shape
         for layer in self.layers:
             shape = layer.materialize(shape) if isinstance(layer, Module) else _shape_through(layer, shape, self)
         return shape
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The output's shape, both without the batch axis."""
+        """Return the output's shape, both without the batch axis."""
         shape = input_shape
         for layer in self.layers:
             shape = layer.output_shape(shape) if isinstance(layer, Module) else _shape_through(layer, shape, self)
@@ -133,7 +133,7 @@ class Sequential(Module):
         return iter(self.layers)
 
     def __getitem__(self, index: int) -> Any:
-        """One of the layers."""
+        """Return one of the layers."""
         return self.layers[index]
 
 
@@ -142,7 +142,7 @@ def _is_watched(layer: Module) -> bool:
 
 
 def _pooled(layers: Sequence[Any]) -> frozenset[int]:
-    """The places of the convolutions that a max pooling follows at once."""
+    """Return the indices of the convolutions that a max pooling follows directly."""
     return frozenset(
         i
         for i, (layer, after) in enumerate(itertools.pairwise(layers))
@@ -151,13 +151,13 @@ def _pooled(layers: Sequence[Any]) -> frozenset[int]:
 
 
 def _shape_through(function: Any, shape: Shape, model: Module) -> Shape:
-    """The output's shape of a plain function of arrays, found by running it on one example of zeros."""
+    """Return the output's shape of a plain function of arrays, found by running it on one example of zeros."""
     xp = model.context.device.xp
     return tuple(function(xp.zeros((1, *shape), dtype=model._dtype())).shape[1:])
 
 
 class Residual(Module):
-    """x + body(x): what the body learns is the difference from its input.
+    """Residual block: x + body(x), so that the body learns the difference from its input.
 
     Args:
         body: a Module, or a list of layers.
@@ -173,14 +173,14 @@ class Residual(Module):
         self.shortcut = shortcut
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The shape of the body's output, which must be the shortcut's."""
+        """Return the shape of the body's output, which must be the shortcut's."""
         return self._fitting(
             self.body.output_shape(input_shape),
             self.shortcut.output_shape(input_shape) if self.shortcut is not None else input_shape,
         )
 
     def materialize(self, input_shape: Shape) -> Shape:
-        """Make the parameters of body and shortcut."""
+        """Create the parameters of body and shortcut."""
         after = self.body.materialize(input_shape)
         return self._fitting(after, self.shortcut.materialize(input_shape) if self.shortcut is not None else input_shape)
 
@@ -197,7 +197,7 @@ class Residual(Module):
         return body
 
     def forward(self, x: Any) -> Any:
-        """x (through the shortcut) plus the body's output."""
+        """Add x (through the shortcut) and the body's output."""
         y = self.body(x)
         side = x if self.shortcut is None else self.shortcut(x)
         self._fitting(tuple(y.shape[1:]), tuple(side.shape[1:]))

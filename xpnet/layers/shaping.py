@@ -12,16 +12,16 @@ from xpnet.ops.shapes import ShapeError
 
 
 class Flatten(Module):
-    """Every example as one vector: (N, ...) -> (N, D)."""
+    """Every example flattened to a vector: (N, ...) -> (N, D)."""
 
     plannable = True
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(...) -> (D,)."""
+        """Map (...) to (D,)."""
         return (elements(input_shape),)
 
     def forward(self, x: Any) -> Any:
-        """x (N, ...) -> (N, D)."""
+        """Map x (N, ...) to (N, D)."""
         return ops.reshape(x, (x.shape[0], elements(tuple(x.shape[1:]))))
 
 
@@ -38,7 +38,7 @@ class Reshape(Module):
         self.shape = tuple(int(n) for n in shape)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """(...) -> shape."""
+        """Map (...) to shape."""
         total = elements(input_shape)
         known = elements(tuple(n for n in self.shape if n != -1))
         wild = self.shape.count(-1)
@@ -47,5 +47,5 @@ class Reshape(Module):
         return tuple(total // known if n == -1 else n for n in self.shape)
 
     def forward(self, x: Any) -> Any:
-        """x (N, ...) -> (N, *shape)."""
+        """Map x (N, ...) to (N, *shape)."""
         return ops.reshape(x, (x.shape[0], *self.output_shape(tuple(x.shape[1:]))))

@@ -1,4 +1,4 @@
-"""The state of a model by path: loading parameters and buffers, and the counters of random layers."""
+"""Loading the state of a model, and the counters of its random layers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_state(model: Module, state: dict[str, Array], strict: bool) -> None:
 
 
 def _misfits(own: dict[str, Array], state: dict[str, Array], strict: bool) -> Iterator[tuple[str, list[str]]]:
-    """Yield what is wrong with `state`, each time with the names it is wrong with."""
+    """Yield each kind of misfit with the names that have it."""
     if strict:
         yield "missing", sorted(own.keys() - state.keys())
         yield "left over", sorted(state.keys() - own.keys())
@@ -42,7 +42,7 @@ def _misfits(own: dict[str, Array], state: dict[str, Array], strict: bool) -> It
 
 
 def next_step(module: Module) -> Any:
-    """Return the step of a random layer's stream, and count it up: a number, or an array where the counter is on the device."""
+    """Return the step of a random layer's stream and increment it: a number, or an array where the counter is on the device."""
     if module.device_counter is not None:
         return module.device_counter.take()
     step = module.counter
@@ -51,7 +51,7 @@ def next_step(module: Module) -> Any:
 
 
 def rng_counters(model: Module) -> dict[str, int]:
-    """Return the counters of the layers that have drawn random numbers, by path."""
+    """Return the counters that are not 0, by path."""
     found = {}
     for path, module in model.named_modules():
         count = module.counter if module.device_counter is None else module.device_counter.value
@@ -61,7 +61,7 @@ def rng_counters(model: Module) -> dict[str, int]:
 
 
 def load_rng_counters(model: Module, counters: dict[str, int]) -> None:
-    """Set the counters of all layers, to 0 where `counters` has none."""
+    """Set the counters of all layers; missing ones are 0."""
     for path, module in model.named_modules():
         module.counter = int(counters.get(path, 0))
         if module.device_counter is not None:

@@ -1,4 +1,4 @@
-"""The tree that Modules form: what is where, on which device, and whether it has changed."""
+"""The tree of Modules: their paths, parameters, buffers and devices, and whether anything has changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xpnet.layers.version import Version
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
 
-# What is set while a model runs or is put together, and makes no plan of it stale.
+# Set while a model runs or is put together, without making plans stale.
 _INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_hooks"})
 _NOT_COPIED = frozenset({"_version", "_known_modules", "_known_version", "_flat", "_flat_version", "_executor", "_hooks"})
 
@@ -52,7 +52,7 @@ class ModuleTree:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copy.deepcopy copies: a copy makes flat storage, plans and the like of its own when it needs them."""
+        """Return what copy.deepcopy copies, which is not what is derived: flat storage, plans, versions."""
         return {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class ModuleTree:
         elif isinstance(value, ModuleTree):
             new = {name: value}
         elif isinstance(value, (list, tuple)) and any(isinstance(v, ModuleTree) for v in value):
-            # A tuple, so that no layer can be appended unseen; functions between the layers have nothing to learn.
+            # A tuple, so that no layer can be appended unnoticed; functions between the layers have no parameters.
             value = tuple(value)
             new = {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, ModuleTree)}
         elif name in self._buffers:
@@ -93,7 +93,7 @@ class ModuleTree:
         self._version.changed()
 
     def _set_children(self, children: dict[str, Module], new: dict[str, Module]) -> None:
-        """Replace the Modules right below, of which `new` were not there before."""
+        """Replace the direct children, of which `new` were assigned now."""
         before = {child._version for child in self._children.values()}
         after = {child._version for child in children.values()}
         for version in before - after:
@@ -107,7 +107,7 @@ class ModuleTree:
                 child._attach(f"{self.path}.{name}" if self.path else name, self.context)
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
-        """(path, module) for this Module and all below it; one that appears twice comes once."""
+        """Yield (path, module) for this Module and all below it, each once, under its first path."""
         seen: set[int] = set()
 
         def walk(path: str, module: Module) -> Iterator[tuple[str, Module]]:
@@ -121,15 +121,15 @@ class ModuleTree:
         return walk("", cast("Module", self))
 
     def modules(self) -> tuple[Module, ...]:
-        """This Module and all below it."""
+        """Return this Module and all below it."""
         if self._known_version != self._version.structure:
-            below = tuple([module for _, module in self.named_modules()][1:])  # a Module that held itself would not be freed
+            below = tuple([module for _, module in self.named_modules()][1:])  # without itself: no reference cycle
             own_threads = self.shares_work or any(module.shares_work for module in below)
             self.__dict__.update(_known_modules=below, _known_version=self._version.structure, _own_threads=own_threads)
         return (cast("Module", self), *self._known_modules)
 
     def parameters(self) -> dict[str, Parameter]:
-        """All Parameters by path, {"0.kernel": ..., "0.bias": ...}; a shared one has the first of its paths."""
+        """Return all Parameters by path, {"0.kernel": ..., "0.bias": ...}; a shared one under its first path."""
         found: dict[str, Parameter] = {}
         seen: set[int] = set()
         for path, module in self.named_modules():
@@ -140,7 +140,7 @@ class ModuleTree:
         return found
 
     def buffers(self) -> dict[str, Array]:
-        """Arrays that belong to the model but are not learnt by gradient (running statistics), by path."""
+        """Return the arrays that belong to the model but are not trained by gradient (running statistics), by path."""
         return {
             f"{path}.{name}" if path else name: array
             for path, module in self.named_modules()
@@ -148,7 +148,7 @@ class ModuleTree:
         }
 
     def _attach(self, path: str, context: Context) -> None:
-        """Tell the tree below `path` where it is and what its root decided."""
+        """Set path and context of this Module and all below it."""
         self._require_seen(path)
         moved = context.device != self.context.device or context.dtype != self.context.dtype
         self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALF_NAMES)
@@ -161,7 +161,7 @@ class ModuleTree:
             child._attach(f"{path}.{name}" if path else name, context)
 
     def _require_seen(self, path: str) -> None:
-        """Raise a TypeError where a list or dict holds a layer that assigning it did not show: it would never be trained."""
+        """Raise a TypeError where a list or dict holds a layer that was not assigned with it: it would never be trained."""
         for name, value in self.__dict__.items():
             if name[0] == "_" or not isinstance(value, (list, dict)):
                 continue
@@ -175,7 +175,7 @@ class ModuleTree:
                 )
 
     def _place(self, context: Context) -> None:
-        """Bring this Module's own arrays to the context's device and dtype."""
+        """Move this Module's own arrays to the context's device and dtype."""
         for parameter in self._parameters.values():
             parameter.array = on_device(parameter.array, context)
             parameter.grad = parameter.buffer = None

@@ -1,4 +1,4 @@
-"""Knowing at the price of one comparison that nothing has changed in a tree of Modules."""
+"""Version numbers of Modules: one comparison shows that nothing has changed in a tree."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from weakref import ReferenceType, ref
 
 
 class Version:
-    """Counts the changes of one Module and of all Modules below it.
+    """The number of changes of one Module and of all Modules below it.
 
-    What is derived from a model (its flat parameters, a planned prediction) keeps the count it was made at. A change counts
-    in the Module that it is made in and in every Module above, of which a shared layer has several, but nowhere else.
+    What is derived from a model (flat parameters, a planned prediction) stores the number it was made at. A change counts in
+    its Module and in every Module above; a shared layer may have several.
 
     Attributes:
-        changes: whatever a Module was given.
-        structure: the Modules and Parameters among that.
+        changes: all attributes that were set or deleted.
+        structure: Modules and Parameters only.
     """
 
     __slots__ = ("__weakref__", "_above", "changes", "structure")
@@ -21,11 +21,11 @@ class Version:
     def __init__(self) -> None:
         self.changes = 0
         self.structure = 0
-        # Weak: a layer must not keep the models alive that it was part of. Replaced, not mutated, for the sake of threads.
+        # Weak, so that a layer keeps no model alive. Replaced rather than mutated, because other threads may iterate.
         self._above: tuple[ReferenceType[Version], ...] = ()
 
     def changed(self, structure: bool = False) -> None:
-        """Count one change here and above."""
+        """Count a change, here and in every Module above."""
         self.changes += 1
         self.structure += structure
         if not self._above:
@@ -41,9 +41,9 @@ class Version:
                     above.structure += structure
 
     def put_below(self, parent: Version) -> None:
-        """Count changes in `parent`, too."""
+        """Count changes in `parent` from now on."""
         self._above = (*(kept for kept in self._above if kept() not in (None, parent)), ref(parent))
 
     def take_from(self, parent: Version) -> None:
-        """Count changes in `parent` no longer."""
+        """Stop counting changes in `parent`."""
         self._above = tuple(kept for kept in self._above if kept() not in (None, parent))
