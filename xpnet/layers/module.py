@@ -274,7 +274,7 @@ class Module(ModuleTree):
         Args:
             x: (N, ...), a native array of any device; it is moved to the model's a batch at a time. A tuple of them for a
                 model of several inputs.
-            batch_size: examples at once.
+            batch_size: examples in a batch.
 
         Returns:
             (N, ...), a native array where x was; a tuple of them for a model of several outputs.

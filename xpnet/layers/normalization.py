@@ -190,7 +190,7 @@ class GroupNorm(_Normalization):
 
 
 class InstanceNorm(_Normalization):
-    """Each example's channels normalised one by one over all positions, then scaled and offset.
+    """Instance normalisation: each channel of each example normalised over all positions, then scaled and offset.
 
     Args:
         epsilon: added to the variance.

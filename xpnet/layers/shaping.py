@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ class Flatten(Module):
 
     def forward(self, x: Any) -> Any:
         """Map x (N, ...) to (N, D)."""
-        return ops.reshape(x, (x.shape[0], elements(tuple(x.shape[1:]))))
+        shape = x.shape
+        return ops.reshape(x, (shape[0], math.prod(shape[1:])))
 
 
 class Reshape(Module):

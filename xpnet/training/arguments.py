@@ -30,7 +30,7 @@ def named_metrics(given: str | Sequence[Metric]) -> dict[str, Callable[[Any, Any
 
 
 def refuse_loss(function: Any, loss: Any) -> None:
-    """Say what is wrong with what a loss function returned, unless it is a Tensor of one element after all."""
+    """Raise an error for what a loss function returned, unless it is a Tensor of shape ()."""
     name = getattr(function, "__name__", type(function).__name__)
     if not isinstance(loss, Tensor):
         raise TypeError(
