@@ -50,6 +50,7 @@ class Sums:
     def __init__(self) -> None:
         self.count = 0
         self.totals: dict[str, Array] = {}
+        self._namespaces: dict[str, Any] = {}  # of the totals
         self._before: dict[str, float] = {}  # from a checkpoint, until the device is known
 
     def add(self, x: Any, values: dict[str, Array]) -> None:
@@ -61,10 +62,12 @@ class Sums:
             if not hasattr(value, "dtype"):  # a user's metric may return a Python number
                 loss = values["loss"]
                 value = namespace(loss).asarray(value, dtype=namespace(loss).float64, device=loss.device)
-            xp = namespace(value)
             if total is None:
+                xp = self._namespaces[name] = namespace(value)
                 start = self._before.pop(name, 0.0)
                 total = self.totals[name] = xp.asarray(start, dtype=xp.float64, device=value.device)
+            else:
+                xp = self._namespaces[name]
             total += xp.astype(value, xp.float64) * examples
 
     def clear(self) -> None:

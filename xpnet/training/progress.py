@@ -28,7 +28,7 @@ class Progress:
         if verbose is None and sys.stderr.isatty():
             self.bar = _bar()
         self._task: Any = None
-        self._sums = Sums()
+        self._sums: Any = None  # a Sums
         self._before = 0
         self._started = self._shown = 0.0
 
@@ -75,7 +75,8 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def _rate(self, seconds: float) -> float:
-        return (self._sums.count - self._before) / max(seconds, 1e-9)
+        examples: int = self._sums.count - self._before
+        return examples / max(seconds, 1e-9)
 
 
 def _bar() -> Any:

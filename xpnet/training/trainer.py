@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from xpnet import losses
@@ -136,6 +135,8 @@ class Trainer:
             NotFiniteError: the loss became NaN or infinite.
             ValueError: the data are of the wrong form, or gave no batch (a generator that is used up).
         """
+        from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
+
         if not is_whole(epochs) or epochs < 0:
             raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
         self.batches = batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
@@ -153,19 +154,22 @@ class Trainer:
             Interruptible(self),
             Progress(last, None if batches.count is None else len(batches), verbose) as progress,
             captured or contextlib.nullcontext(),
-            self._feed(batches, captured) as feed,
+            device_feed(batches, self.model.context.device, captured) as feed,
         ):
-            self._call("on_fit_begin")
+            for callback in self.callbacks:
+                callback.on_fit_begin(self)
             while self.epoch < last and not self.stop:
                 self._epoch(feed, progress, train)
-            self._call("on_fit_end")
+            for callback in self.callbacks:
+                callback.on_fit_end(self)
         return self.history
 
     def _epoch(self, feed: Batches | DeviceFeed, progress: Progress, train: Callable[[Array, Array], Array]) -> None:
         """Do what is left of one epoch: train on its batches, validate, and record both."""
         if self.batch == 0:
             self.sums.clear()
-            self._call("on_epoch_begin")
+            for callback in self.callbacks:
+                callback.on_epoch_begin(self)
         progress.begin(self.epoch, self.batch, self.sums)
         x = None
         for x, y in watched(feed.epoch(self.epoch, self.batch), self.model.context.device):
@@ -226,7 +230,7 @@ class Trainer:
             with recomputed(self.segments):
                 prediction = _output(self.model, x)
         else:
-            prediction = _output(self.model, x)
+            prediction = self.model(*x) if type(x) is tuple else self.model(x)
         loss = self.loss(prediction, y)
         if type(loss) is not Tensor or loss.array.ndim:
             refuse_loss(self.loss, loss)
@@ -249,7 +253,8 @@ class Trainer:
         """Do `forward_backward` with the executor's step for such batches, or return None."""
         if self.segments or self.accumulate > 1 or self.optimizer.loss_scale is not None:
             return None
-        step = executor_of(self.model).step(self.model, self.loss, x, y)
+        executor = self.model._executor or executor_of(self.model)
+        step = executor.step(self.model, self.loss, x, y)
         loss = None if step is None else step.forward(x, y)
         if step is None or loss is None:
             return None
@@ -299,8 +304,10 @@ class Trainer:
         return self._evaluate(as_batches(data, self.model, batch_size, False, self.seed))
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:
+        from xpnet.data.device_feed import device_feed
+
         sums = Sums()
-        with no_grad(), eval_mode(self.model), self._feed(batches) as feed:
+        with no_grad(), eval_mode(self.model), device_feed(batches, self.model.context.device) as feed:
             for x, y in feed.epoch(0):
                 prediction = _output(self.model, x)
                 sums.add(x, {"loss": _native(self.loss(prediction, y)), **self.measure(_native(prediction), y)})
@@ -308,21 +315,13 @@ class Trainer:
             raise ValueError(no_batches("the evaluation"))
         return sums.means()
 
-    def _feed(self, batches: Batches, captured: Any = None) -> AbstractContextManager[Batches | DeviceFeed]:
-        from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
-
-        return device_feed(batches, self.model.context.device, captured)
-
-    def _call(self, name: str) -> None:
-        for callback in self.callbacks:
-            getattr(callback, name)(self)
-
 
 def captured_steps(trainer: Trainer) -> Any:
     """Return the steps of a Trainer as CUDA graphs (a context), or None where they run launch by launch."""
     if trainer.accumulate > 1 or not trainer.capture:
         return None
-    return executor_of(trainer.model).capture(trainer)
+    executor = trainer.model._executor or executor_of(trainer.model)
+    return executor.capture(trainer)
 
 
 def _output(model: Module, x: Any) -> Any:
