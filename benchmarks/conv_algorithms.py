@@ -88,13 +88,12 @@ def forced(algorithm: str | None) -> Iterator[None]:
             raise Unsupported(f"no candidate here: there are {', '.join(candidates)}")
         return algorithm
 
-    before = convolution.choose, convolution.wanted
-    # By default the autotuner excludes which builds on the implicit GEMM.
-    convolution.choose, convolution.wanted = choose, lambda name: name in (algorithm, "implicit")
+    before = convolution.choose, convolution.enabled
+    convolution.choose, convolution.enabled = choose, lambda name: name in (algorithm, "implicit")
     try:
         yield
     finally:
-        convolution.choose, convolution.wanted = before
+        convolution.choose, convolution.enabled = before
     if not asked:
         raise Unsupported("this convolution has a dedicated kernel")
 

@@ -1,25 +1,28 @@
-// What follows a matrix product: y = activation(y + bias), and its gradient together with the bias's.
+// Epilogue of a matrix product as a kernel of its own, y = activation(y + bias), and its gradient together with that of the
+// bias; and activations alone, elementwise.
 //
 //   y, dy, dz (rows, channels)     bias (channels)     partial (parts, channels)
-#include "activated.cuh"
-#include "columns.cuh"
+//
+// Launch: bias_activation* as column_reduction.cuh says; the elementwise ones in a grid-stride loop of 256 threads a block.
+#include "activations.cuh"
+#include "column_reduction.cuh"
 
 template <int ACTIVATION, typename A>
-__device__ inline A gradient(A dy, A y) {
+__device__ inline A activation_gradient(A dy, A y) {
   if (ACTIVATION == RELU) return y > 0 ? dy : static_cast<A>(0);
   if (ACTIVATION == SIGMOID) return dy * y * (1 - y);
   if (ACTIVATION == TANH) return dy * (1 - y * y);
   return dy;
 }
 
-// The activation alone, elementwise, and its gradient.
+// The activation alone and its gradient, V elements an access.
 template <typename T, int V, int ACTIVATION>
 __global__ void __launch_bounds__(256, 4)
 activation(const T* x, T* y, i64 count) {
-  for (i64 i = first_index() * V; i < count; i += index_step() * V) {
+  for (i64 i = thread_index() * V; i < count; i += grid_stride() * V) {
     Vector<T, V> v = load<V>(x + i);
 #pragma unroll
-    for (int j = 0; j < V; ++j) v.at[j] = down<T>(activated<ACTIVATION>(up(v.at[j])));
+    for (int j = 0; j < V; ++j) v.at[j] = round_to<T>(activate<ACTIVATION>(widen(v.at[j])));
     store<V>(y + i, v);
   }
 }
@@ -27,41 +30,41 @@ activation(const T* x, T* y, i64 count) {
 template <typename T, int V, int ACTIVATION>
 __global__ void __launch_bounds__(256, 4)
 activation_backward(const T* dy, const T* y, T* dx, i64 count) {
-  for (i64 i = first_index() * V; i < count; i += index_step() * V) {
+  for (i64 i = thread_index() * V; i < count; i += grid_stride() * V) {
     Vector<T, V> g = load<V>(dy + i), v = load<V>(y + i);
 #pragma unroll
-    for (int j = 0; j < V; ++j) g.at[j] = down<T>(gradient<ACTIVATION>(up(g.at[j]), up(v.at[j])));
+    for (int j = 0; j < V; ++j) g.at[j] = round_to<T>(activation_gradient<ACTIVATION>(widen(g.at[j]), widen(v.at[j])));
     store<V>(dx + i, g);
   }
 }
 
-// In place. A thread keeps its columns, so the bias is read once.
+// In place. A thread stays in its columns, so that it reads the bias once.
 template <typename T, int V, int ACTIVATION>
 __global__ void __launch_bounds__(256, 4)
 bias_activation(T* y, const T* bias, i64 rows, i64 part_rows, int channels) {
-  const int c = my_vector() * V;
+  const int c = vector_index() * V;
   if (c >= channels) return;
   acc_t<T> b[V] = {};
   if (bias != nullptr) {
     Vector<T, V> v = load<V>(bias + c);
 #pragma unroll
-    for (int j = 0; j < V; ++j) b[j] = up(v.at[j]);
+    for (int j = 0; j < V; ++j) b[j] = widen(v.at[j]);
   }
   const RowRange range = row_range(rows, part_rows);
 #pragma unroll 2
   for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
     Vector<T, V> v = load<V>(y + r * channels + c);
 #pragma unroll
-    for (int j = 0; j < V; ++j) v.at[j] = down<T>(activated<ACTIVATION>(up(v.at[j]) + b[j]));
+    for (int j = 0; j < V; ++j) v.at[j] = round_to<T>(activate<ACTIVATION>(widen(v.at[j]) + b[j]));
     store<V>(y + r * channels + c, v);
   }
 }
 
-// dz = dy * activation'(y), not written where dz is null; partial = its sum over each range, where asked for.
+// dz = dy * activation'(y), not written where dz is null. SUMS: partial = the column sums of dz over each part of the rows.
 template <typename T, int V, int ACTIVATION, bool SUMS>
 __global__ void __launch_bounds__(256, 4)
 bias_activation_backward(const T* dy, const T* y, T* dz, acc_t<T>* partial, i64 rows, i64 part_rows, int channels) {
-  const int c = my_vector() * V;
+  const int c = vector_index() * V;
   acc_t<T> sum[V] = {};
   if (c < channels) {
     const RowRange range = row_range(rows, part_rows);
@@ -71,15 +74,15 @@ bias_activation_backward(const T* dy, const T* y, T* dz, acc_t<T>* partial, i64 
       if (ACTIVATION != IDENTITY) v = load<V>(y + r * channels + c);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        acc_t<T> d = gradient<ACTIVATION>(up(g.at[j]), up(v.at[j]));
+        acc_t<T> d = activation_gradient<ACTIVATION>(widen(g.at[j]), widen(v.at[j]));
         sum[j] += d;
-        g.at[j] = down<T>(d);
+        g.at[j] = round_to<T>(d);
       }
       if (ACTIVATION != IDENTITY && dz != nullptr) store<V>(dz + r * channels + c, g);
     }
   }
   if (SUMS) {
-    fold_rows<V>(sum);
+    block_sum_rows<V>(sum);
     if (threadIdx.y == 0 && c < channels) {
 #pragma unroll
       for (int j = 0; j < V; ++j) partial[static_cast<i64>(blockIdx.y) * channels + c + j] = sum[j];

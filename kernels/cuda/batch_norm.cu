@@ -1,20 +1,25 @@
 // Batch normalisation over the rows of a matrix (rows, channels), and the parameter gradients of every normalisation.
 //
 //   y = (x - mean) * inverse * scale + offset,   inverse = 1 / sqrt(variance + epsilon)
-#include "columns.cuh"
+//
+// Launch: column_reduction.cuh. Statistics and sums are partial results of a part of the rows, which reduce.cu combines.
+//
+// Launch: column_reduction.cuh. Statistics and sums are partial results of a part of the rows, which reduce.cu combines.
+#include "column_reduction.cuh"
 
 template <int V, typename T>
 __device__ inline void read_columns(acc_t<T> (&out)[V], const T* p, int c, acc_t<T> otherwise) {
 #pragma unroll
-  for (int j = 0; j < V; ++j) out[j] = p == nullptr ? otherwise : up(p[c + j]);
+  for (int j = 0; j < V; ++j) out[j] = p == nullptr ? otherwise : widen(p[c + j]);
 }
 
-// The first pass: mean and squared deviations of every channel over each range, by Welford's recurrence.
+// Mean and squared deviations of every channel over each part of the rows, by Welford's recurrence: partial (parts, 2,
+// channels).
 template <typename T, int V>
 __global__ void __launch_bounds__(256, 4)
 batch_moments(const T* x, acc_t<T>* partial, i64 rows, i64 part_rows, int channels) {
   typedef acc_t<T> A;
-  const int c = my_vector() * V;
+  const int c = vector_index() * V;
   Moments<A> m[V] = {};
   if (c < channels) {
     const RowRange range = row_range(rows, part_rows);
@@ -26,7 +31,7 @@ batch_moments(const T* x, acc_t<T>* partial, i64 rows, i64 part_rows, int channe
       const A share = 1 / count;
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        A a = up(v.at[j]), distance = a - m[j].mean;
+        A a = widen(v.at[j]), distance = a - m[j].mean;
         m[j].mean += distance * share;
         m[j].squares += distance * (a - m[j].mean);
       }
@@ -34,7 +39,7 @@ batch_moments(const T* x, acc_t<T>* partial, i64 rows, i64 part_rows, int channe
 #pragma unroll
     for (int j = 0; j < V; ++j) m[j].count = count;
   }
-  fold_moments<V>(m);
+  block_merge_moments<V>(m);
   if (threadIdx.y == 0 && c < channels) {
     acc_t<T>* out = partial + static_cast<i64>(blockIdx.y) * 2 * channels + c;
 #pragma unroll
@@ -47,7 +52,7 @@ __global__ void __launch_bounds__(256, 4)
 batch_norm_apply(const T* x, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale, const T* offset, T* y, i64 rows,
                  i64 part_rows, int channels, acc_t<T> epsilon) {
   typedef acc_t<T> A;
-  const int c = my_vector() * V;
+  const int c = vector_index() * V;
   if (c >= channels) return;
   A factor[V], shift[V], centre[V];
   read_columns<V>(factor, scale, c, static_cast<A>(1));
@@ -59,19 +64,19 @@ batch_norm_apply(const T* x, const acc_t<T>* mean, const acc_t<T>* variance, con
   for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
     Vector<T, V> v = load<V>(x + r * channels + c);
 #pragma unroll
-    for (int j = 0; j < V; ++j) v.at[j] = down<T>((up(v.at[j]) - centre[j]) * factor[j] + shift[j]);
+    for (int j = 0; j < V; ++j) v.at[j] = round_to<T>((widen(v.at[j]) - centre[j]) * factor[j] + shift[j]);
     store<V>(y + r * channels + c, v);
   }
 }
 
-// Over each range the sums of dy and of dy * xhat for every channel: partial (parts, 2, channels). PER_ROW: mean and
-// variance belong to rows (layer normalisation), else to channels.
+// The sums of dy and of dy * xhat for every channel over each part of the rows: partial (parts, 2, channels). PER_ROW: mean
+// and variance belong to rows (layer normalisation), else to channels.
 template <typename T, int V, bool PER_ROW>
 __global__ void __launch_bounds__(256, 4)
 norm_gradient_sums(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>* variance, acc_t<T>* partial, i64 rows,
                    i64 part_rows, int channels, acc_t<T> epsilon) {
   typedef acc_t<T> A;
-  const int c = my_vector() * V;
+  const int c = vector_index() * V;
   A plain[V] = {}, weighted[V] = {};
   if (c < channels) {
     A centre[V], inverse[V];
@@ -87,14 +92,14 @@ norm_gradient_sums(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>
       if (PER_ROW) row_centre = mean[r], row_inverse = 1 / xsqrt(variance[r] + epsilon);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        A d = up(g.at[j]);
+        A d = widen(g.at[j]);
         plain[j] += d;
-        weighted[j] += d * ((up(v.at[j]) - (PER_ROW ? row_centre : centre[j])) * (PER_ROW ? row_inverse : inverse[j]));
+        weighted[j] += d * ((widen(v.at[j]) - (PER_ROW ? row_centre : centre[j])) * (PER_ROW ? row_inverse : inverse[j]));
       }
     }
   }
-  fold_rows<V>(plain);
-  fold_rows<V>(weighted);
+  block_sum_rows<V>(plain);
+  block_sum_rows<V>(weighted);
   if (threadIdx.y == 0 && c < channels) {
     acc_t<T>* out = partial + static_cast<i64>(blockIdx.y) * 2 * channels + c;
 #pragma unroll
@@ -102,14 +107,14 @@ norm_gradient_sums(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>
   }
 }
 
-// TRAINING: the mean and variance depend on x, and may have gradients of their own. Otherwise they are constants.
+// TRAINING: mean and variance depend on x, and may have gradients themselves. Otherwise they are constants.
 template <typename T, int V, bool TRAINING>
 __global__ void __launch_bounds__(256, 3)
 batch_norm_backward(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale,
                     const acc_t<T>* sums, const acc_t<T>* dmean, const acc_t<T>* dvariance, T* dx, i64 rows,
                     i64 part_rows, int channels, acc_t<T> epsilon) {
   typedef acc_t<T> A;
-  const int c = my_vector() * V;
+  const int c = vector_index() * V;
   if (c >= channels) return;
   // dx = factor * (dy - sum(dy)/n - xhat * sum(dy xhat)/n) + (dmean + 2 dvariance (x - mean)) / n
   //    = factor * dy + slope * (x - mean) + constant
@@ -136,10 +141,10 @@ batch_norm_backward(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T
       Vector<T, V> v = load<V>(x + r * channels + c);
 #pragma unroll
       for (int j = 0; j < V; ++j)
-        g.at[j] = down<T>(factor[j] * up(g.at[j]) + (slope[j] * (up(v.at[j]) - centre[j]) + constant[j]));
+        g.at[j] = round_to<T>(factor[j] * widen(g.at[j]) + (slope[j] * (widen(v.at[j]) - centre[j]) + constant[j]));
     } else {
 #pragma unroll
-      for (int j = 0; j < V; ++j) g.at[j] = down<T>(factor[j] * up(g.at[j]));
+      for (int j = 0; j < V; ++j) g.at[j] = round_to<T>(factor[j] * widen(g.at[j]));
     }
     store<V>(dx + r * channels + c, g);
   }

@@ -1,40 +1,42 @@
-// Batches out of a data set that lives on the device: which examples come next, the random numbers of their augmentation,
-// and the rows themselves, gathered, moved, painted over and converted in one pass.
+// Batches from a data set in device memory. `select` finds the examples of the next batch and the random numbers of their
+// augmentation, `gather` reads the examples, augments and converts them in one pass.
 //
-// An augmentation is a program: one row of FIELDS numbers for each stage, in the order in which the stages are applied.
+// An augmentation is a program: one row of FIELDS integers for each stage, in the order of application.
+//
+// Launch: select with one block; gather with blockIdx.y over examples and a grid-stride loop over the elements of one.
 #include "philox.cuh"
 
 enum Kind { MOVE = 0, FLIP_COLUMNS = 1, FLIP_ROWS = 2, CUTOUT = 3 };
 enum Field {
   KIND = 0,
-  HEIGHT,       // of the images that come to this stage
+  HEIGHT,       // of the stage's input images
   WIDTH,
-  SIZE,         // of the square that a cutout paints
-  CHOICES_ROW,  // a drawn row is sign * (0 .. choices - 1) + offset; the same for columns
+  SIZE,         // of the square that a cutout fills
+  CHOICES_ROW,  // a random row is sign * (0 .. choices - 1) + offset; columns likewise
   CHOICES_COLUMN,
   OFFSET,
   SIGN,
-  PAIRED,     // row and column of one example are drawn together; else all rows come before all columns
+  PAIRED,     // row and column of an example are drawn together; else all rows before all columns
   KEY_LOW,    // of the stage's Philox stream
   KEY_HIGH,
-  THRESHOLD,  // a flip happens where 53 random bits are below it
+  THRESHOLD,  // flip where 53 random bits are below it
   FIELDS
 };
 
-// Draw number t of a Philox stream as NumPy gives 32-bit numbers: the lower half of each word, then the upper one.
+// The t-th 32-bit number of a Philox stream in NumPy's order: the lower half of each 64-bit word, then the upper half.
 __device__ inline u32 half_word(const Words& words, u32 t) {
   const u32 w = t / 2 % 4;
   const u64 word = w == 0 ? words.at[0] : w == 1 ? words.at[1] : w == 2 ? words.at[2] : words.at[3];
   return static_cast<u32>(t % 2 ? word >> 32 : word);
 }
 
-// What draw number t stands for: an example's row or column, and among how many it is drawn.
+// What the t-th random number is used for: an example's row or column, and the number of choices.
 struct Draw {
   i64 slot;
   u32 choices;
 };
 __device__ inline Draw draw_of(const i64* stage, u32 t, i64 batch) {
-  const bool rows = stage[CHOICES_ROW] > 1, columns = stage[CHOICES_COLUMN] > 1;  // of one choice nothing is drawn
+  const bool rows = stage[CHOICES_ROW] > 1, columns = stage[CHOICES_COLUMN] > 1;  // a single choice draws nothing
   i64 example = t;
   bool column = !rows;
   if (rows && columns) {
@@ -46,14 +48,14 @@ __device__ inline Draw draw_of(const i64* stage, u32 t, i64 batch) {
   }
   return {example + (column ? batch : 0), static_cast<u32>(stage[column ? CHOICES_COLUMN : CHOICES_ROW])};
 }
-__device__ inline int placed(const i64* stage, u32 drawn) {
+__device__ inline int drawn_offset(const i64* stage, u32 drawn) {
   return static_cast<int>(stage[SIGN] * static_cast<i64>(drawn) + stage[OFFSET]);
 }
 
-// index[b] = order[position + b], -1 beyond its end; its label, `words` 32-bit words of them, is taken along. drawn (stages, 2, batch): what the augmentation of batch `step` draws for
-// each example, as numpy.random.Generator draws it: `random` for flips, else `integers`, which is D. Lemire, "Fast random
-// integer generation in an interval" (2019), over 32 bits. Then both counters are moved on. order, labels or step may be
-// null. One block.
+// index[b] = order[position + b], -1 beyond its end; taken[b] = its label, `words` 32-bit words. drawn (stages, 2, batch): the
+// random numbers of the augmentation of batch `step`, with the bits of numpy.random.Generator: `random` for flips, else
+// `integers` (32 bits). Then both counters are advanced. order, labels or step may be null. One block.
+// Source: D. Lemire, "Fast random integer generation in an interval", 2019.
 template <int THREADS>
 __global__ void __launch_bounds__(THREADS)
 select(const i64* order, i64 count, i64* position, u64* step, const i64* program, int stages, i64 batch, const u32* labels,
@@ -87,8 +89,8 @@ select(const i64* order, i64 count, i64* position, u64* step, const i64* program
     __syncthreads();
     const bool rows = stage[CHOICES_ROW] > 1, columns = stage[CHOICES_COLUMN] > 1;
     for (i64 b = threadIdx.x; b < batch; b += THREADS) {
-      if (!rows) out[b] = placed(stage, 0);
-      if (!columns) out[batch + b] = placed(stage, 0);
+      if (!rows) out[b] = drawn_offset(stage, 0);
+      if (!columns) out[batch + b] = drawn_offset(stage, 0);
     }
     const u32 draws = static_cast<u32>(batch) * (rows + columns);
 #pragma unroll 1
@@ -99,12 +101,12 @@ select(const i64* order, i64 count, i64* position, u64* step, const i64* program
         const Draw draw = draw_of(stage, t, batch);
         const u64 product = static_cast<u64>(half_word(words, t)) * draw.choices;
         if (static_cast<u32>(product) < (0u - draw.choices) % draw.choices) rejected = 1;
-        out[draw.slot] = placed(stage, static_cast<u32>(product >> 32));
+        out[draw.slot] = drawn_offset(stage, static_cast<u32>(product >> 32));
       }
     }
     __syncthreads();
-    // A rejected number is drawn again and shifts all that follow. That is rare (4 in 2^32 for a choice of 9), so one thread
-    // then goes through all of them in order.
+    // A rejected number is drawn again and shifts all that follow. That is rare (4 in 2^32 for 9 choices), so one thread then
+    // repeats the whole sequence.
     if (rejected && threadIdx.x == 0) {
       u32 taken = 0;
       Words words = {};
@@ -117,7 +119,7 @@ select(const i64* order, i64 count, i64* position, u64* step, const i64* program
           if (taken % 8 == 0) words = philox(key0, key1, static_cast<u64>(taken / 8) + 1, 0, at, 0);
           product = static_cast<u64>(half_word(words, taken++)) * draw.choices;
         } while (static_cast<u32>(product) < (0u - draw.choices) % draw.choices);
-        out[draw.slot] = placed(stage, static_cast<u32>(product >> 32));
+        out[draw.slot] = drawn_offset(stage, static_cast<u32>(product >> 32));
       }
     }
     __syncthreads();
@@ -129,8 +131,9 @@ select(const i64* order, i64 count, i64* position, u64* step, const i64* program
   }
 }
 
-// Where a pixel of the result comes from: a pixel of the source (>= 0), or -1 - s: stage s painted it.
-__device__ inline int origin(const i64* program, const int* drawn, int stages, i64 batch, i64 b, int i, int j, int width) {
+// The source of an output pixel: a pixel of the input (>= 0), or -1 - s where stage s fills it.
+__device__ inline int source_pixel(const i64* program, const int* drawn, int stages, i64 batch, i64 b, int i, int j,
+                                   int width) {
 #pragma unroll 1
   for (int s = stages - 1; s >= 0; --s) {
     const i64* stage = program + s * FIELDS;
@@ -151,58 +154,59 @@ __device__ inline int origin(const i64* program, const int* drawn, int stages, i
   return i * width + j;
 }
 
-// What an element becomes: a byte is looked up in table (256, channels or 1); a number goes through the pairs of values (pairs, 2,
-// channels): (v - first) / second.
+// Convert one element: look a byte up in table (256, channels or 1); apply (v - first) / second to a number, for each of the
+// pairs of values (pairs, 2, channels).
 template <typename T>
-__device__ inline T converted(u8 v, u32 c, int, const T* table, int columns, const acc_t<T>*, int) {
+__device__ inline T convert_element(u8 v, u32 c, int, const T* table, int columns, const acc_t<T>*, int) {
   return table[columns == 1 ? v : v * columns + c];
 }
 template <typename T>
-__device__ inline T converted(T v, u32 c, int channels, const T*, int, const acc_t<T>* values, int pairs) {
-  acc_t<T> x = up(v);
+__device__ inline T convert_element(T v, u32 c, int channels, const T*, int, const acc_t<T>* values, int pairs) {
+  acc_t<T> x = widen(v);
   for (int k = 0; k < pairs; ++k) x = (x - values[2 * k * channels + c]) / values[(2 * k + 1) * channels + c];
-  return down<T>(x);
+  return round_to<T>(x);
 }
 
-// out (batch, out_size): the rows `index` (null: 0, 1, ...) of data (examples, size), augmented and converted. Where stage s
-// painted, the value is fills (stages, channels) at s. Rows and results are (H, W, channels); the widths of both are given. An
-// index outside 0..examples-1 gives a row of NaN.
+// out (batch, out_size): the rows `index` (null: 0, 1, ...) of data (examples, size), augmented and converted. Stage s fills
+// with fills (stages, channels) at s. Rows of data and out are images (H, W, channels), their widths `width` and
+// by_out_width. An index outside 0..examples-1 gives a row of NaN.
 template <typename T, int V, typename S>
 __global__ void __launch_bounds__(256, 4)
 gather(const S* data, const i64* index, const T* table, const acc_t<T>* values, const T* fills, const i64* program,
        const int* drawn, T* out, i64 batch, i64 examples, i64 size, i64 out_size, int stages, int columns, int pairs, int width,
-       Divisor by_channels, Divisor by_out_width) {
+       FastDivmod by_channels, FastDivmod by_out_width) {
   typedef acc_t<T> A;
   const int channels = static_cast<int>(by_channels.divisor);
   for (i64 b = blockIdx.y; b < batch; b += gridDim.y) {
     const i64 row = index == nullptr ? b : index[b];
     const bool valid = row >= 0 && row < examples;
     const S* source = data + (valid ? row * size : 0);
-    for (i64 f = first_index() * V; f < out_size; f += index_step() * V) {
+    for (i64 f = thread_index() * V; f < out_size; f += grid_stride() * V) {
       Vector<T, V> result;
       u32 c, j;
-      const u32 pixel = by_channels.split(static_cast<u32>(f), c);
+      const u32 pixel = by_channels.divmod(static_cast<u32>(f), c);
       if (!valid) {
 #pragma unroll
-        for (int e = 0; e < V; ++e) result.at[e] = down<T>(infinity<A>() - infinity<A>());
+        for (int e = 0; e < V; ++e) result.at[e] = round_to<T>(infinity<A>() - infinity<A>());
       } else if (stages == 0) {
         const Vector<S, V> v = load<V>(source + f);
 #pragma unroll
         for (int e = 0; e < V; ++e) {
-          result.at[e] = converted<T>(v.at[e], c, channels, table, columns, values, pairs);
+          result.at[e] = convert_element<T>(v.at[e], c, channels, table, columns, values, pairs);
           c = c + 1 == static_cast<u32>(channels) ? 0 : c + 1;
         }
       } else {
-        u32 i = by_out_width.split(pixel, j);
-        int from = origin(program, drawn, stages, batch, b, i, j, width);
+        u32 i = by_out_width.divmod(pixel, j);
+        int from = source_pixel(program, drawn, stages, batch, b, i, j, width);
 #pragma unroll
         for (int e = 0; e < V; ++e) {
           result.at[e] = from < 0 ? fills[(-1 - from) * channels + c]
-                                  : converted<T>(source[static_cast<i64>(from) * channels + c], c, channels, table, columns, values, pairs);
+                                  : convert_element<T>(source[static_cast<i64>(from) * channels + c], c, channels, table,
+                                                       columns, values, pairs);
           if (++c == static_cast<u32>(channels)) {
             c = 0;
             if (++j == by_out_width.divisor) j = 0, ++i;
-            if (e + 1 < V) from = origin(program, drawn, stages, batch, b, i, j, width);
+            if (e + 1 < V) from = source_pixel(program, drawn, stages, batch, b, i, j, width);
           }
         }
       }

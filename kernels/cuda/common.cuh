@@ -1,13 +1,13 @@
-// What all kernels share: short type names, 16-bit floats, vectors for 16-byte copies, division by a number known only
-// at launch, and reductions inside a warp and a block.
+// Shared by all kernels: short type names, 16-bit floats, vectorised loads and stores of 16 bytes, fast integer division,
+// the grid-stride loop, and reductions within a warp and a block.
 //
-// Conventions that the Python side relies on. It reads the parameter list of every __global__ function from these files
-// and packs the arguments accordingly, so a parameter is one of
+// xpnet/accel/cupy/source.py reads the parameter list of every __global__ template from these files and packs the arguments
+// accordingly, so a parameter is one of
 //     T*, const T*            an array of the template's type T, or of a type named here
 //     int, i64, u64           integers
-//     acc_t<T>                a number in the type that T is computed in
-//     Divisor                 an int that the kernel divides by
-// Nothing here needs NVIDIA's header files: the driver's compiler and a plain C++ compiler both take these sources.
+//     acc_t<T>                a number of the accumulator type of T
+//     FastDivmod              an int that the kernel divides by
+// No NVIDIA header is included: NVRTC and a plain C++ compiler both compile these sources.
 #pragma once
 
 typedef unsigned char u8;
@@ -18,8 +18,8 @@ typedef unsigned long long u64;
 
 // ---- numbers -------------------------------------------------------------------------------------------------------
 
-// 16-bit floats are stored, never computed with: every kernel computes in float and rounds once at the end. That is
-// exact enough, runs on every architecture (sm_75 has no bfloat16 arithmetic) and costs nothing where memory is the limit.
+// 16-bit floats are storage types only: kernels compute in float and round once at the end. That runs on every architecture
+// (sm_75 has no bfloat16 arithmetic) and costs nothing in kernels bound by memory bandwidth.
 struct float16 {
   u16 bits;
 };
@@ -38,11 +38,13 @@ struct Accumulator<double> {
 template <typename T>
 using acc_t = typename Accumulator<T>::type;
 
-__device__ inline float up(float v) { return v; }
-__device__ inline double up(double v) { return v; }
-__device__ inline float up(u8 v) { return static_cast<float>(v); }
-__device__ inline float up(bfloat16 v) { return __uint_as_float(static_cast<u32>(v.bits) << 16); }
-__device__ inline float up(float16 v) {
+// Storage type to accumulator type, and back.
+// Storage type to accumulator type, and back.
+__device__ inline float widen(float v) { return v; }
+__device__ inline double widen(double v) { return v; }
+__device__ inline float widen(u8 v) { return static_cast<float>(v); }
+__device__ inline float widen(bfloat16 v) { return __uint_as_float(static_cast<u32>(v.bits) << 16); }
+__device__ inline float widen(float16 v) {
 #ifdef __CUDACC__
   float wide;
   asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(v.bits));
@@ -53,17 +55,17 @@ __device__ inline float up(float16 v) {
 }
 
 template <typename T>
-__device__ inline T down(acc_t<T> v);
+__device__ inline T round_to(acc_t<T> v);
 template <>
-__device__ inline float down<float>(float v) {
+__device__ inline float round_to<float>(float v) {
   return v;
 }
 template <>
-__device__ inline double down<double>(double v) {
+__device__ inline double round_to<double>(double v) {
   return v;
 }
 template <>
-__device__ inline float16 down<float16>(float v) {
+__device__ inline float16 round_to<float16>(float v) {
   float16 narrow;
 #ifdef __CUDACC__
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(v));
@@ -73,7 +75,7 @@ __device__ inline float16 down<float16>(float v) {
   return narrow;
 }
 template <>
-__device__ inline bfloat16 down<bfloat16>(float v) {
+__device__ inline bfloat16 round_to<bfloat16>(float v) {
   bfloat16 narrow;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(v));
@@ -102,8 +104,8 @@ __device__ inline double xtanh(double v) { return tanh(v); }
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 
-// V neighbours that travel in one access of up to 16 bytes. The address must be a multiple of the vector's size; whoever
-// launches a kernel with V > 1 has checked that.
+// V adjacent elements for one vectorised access of up to 16 bytes. The address must be a multiple of the vector's size; the
+// launch checks that where V > 1 (`vector_width` in xpnet/accel/cupy/launch.py).
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Vector {
   T at[V];
@@ -120,25 +122,28 @@ __device__ inline void store(T* p, const Vector<T, V>& v) {
 
 // ---- indices -------------------------------------------------------------------------------------------------------
 
-// Division of 0 <= n < 2^31 by a number known at launch: one multiplication, one addition, one shift.
-struct Divisor {
+// Division of 0 <= n < 2^31 by a number known at launch: one multiplication, one addition, one shift. The host computes magic
+// and shift (`fast_divmod` in xpnet/accel/cupy/launch.py).
+struct FastDivmod {
   u32 divisor, magic, shift;
 
   __device__ inline u32 divide(u32 n) const { return (__umulhi(n, magic) + n) >> shift; }
-  __device__ inline u32 split(u32 n, u32& rest) const {  // quotient; `rest` gets the remainder
+  __device__ inline u32 divmod(u32 n, u32& remainder) const {  // returns the quotient
     u32 q = divide(n);
-    rest = n - q * divisor;
+    remainder = n - q * divisor;
     return q;
   }
 };
 
-__device__ inline i64 first_index() { return static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; }
-__device__ inline i64 index_step() { return static_cast<i64>(gridDim.x) * blockDim.x; }
+// for (i64 i = thread_index(); i < count; i += grid_stride())
+// for (i64 i = thread_index(); i < count; i += grid_stride())
+__device__ inline i64 thread_index() { return static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ inline i64 grid_stride() { return static_cast<i64>(gridDim.x) * blockDim.x; }
 
 // ---- reductions ----------------------------------------------------------------------------------------------------
 
-// Sums and maxima over groups of WIDTH neighbouring lanes (a power of two); every lane gets the result. The order of the
-// additions is fixed, so the result has the same bits every time.
+// Sum and maximum over groups of WIDTH adjacent lanes (a power of two), by warp shuffles; every lane gets the result. The
+// order of the additions is fixed, so results are deterministic.
 template <int WIDTH, typename A>
 __device__ inline A group_sum(A v) {
 #pragma unroll
@@ -155,12 +160,12 @@ __device__ inline A group_max(A v) {
   return v;
 }
 
-// The same over a block of THREADS threads (a multiple of 32).
+// The same over a block of THREADS threads (a multiple of 32), through shared memory.
 template <int THREADS, typename A>
 __device__ inline A block_sum(A v) {
   __shared__ A partial[THREADS / 32];
   v = group_sum<32>(v);
-  __syncthreads();  // the previous use of `partial` is over
+  __syncthreads();  // the previous use of `partial` has ended
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = v;
   __syncthreads();
   A total = partial[0];

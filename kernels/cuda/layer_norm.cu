@@ -1,16 +1,16 @@
-// Layer normalisation: every row of a matrix (rows, K) is normalised over its K numbers.
+// Layer normalisation: every row of a matrix (rows, K) is normalised over its K elements.
 //
 //   y = (x - mean) * inverse * scale + offset,   inverse = 1 / sqrt(variance + epsilon),   scale, offset (K)
 //
-// The gradients of scale and offset are column sums: norm_gradient_sums in batch_norm.cu.
-#include "rows.cuh"
+// The gradients of scale and offset are column sums: norm_gradient_sums in batch_norm.cu. Launch: row_reduction.cuh.
+#include "row_reduction.cuh"
 
 template <int V, typename T>
 __device__ inline void read(acc_t<T> (&out)[V], const T* p, acc_t<T> otherwise, bool given) {
   if (given) {
     Vector<T, V> v = load<V>(p);
 #pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = up(v.at[j]);
+    for (int j = 0; j < V; ++j) out[j] = widen(v.at[j]);
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] = otherwise;
@@ -47,7 +47,7 @@ layer_norm(const T* x, const T* scale, const T* offset, T* y, acc_t<T>* mean, ac
       read<V>(shift, offset + c, static_cast<A>(0), offset != nullptr);
       Vector<T, V> out;
 #pragma unroll
-      for (int j = 0; j < V; ++j) out.at[j] = down<T>((values[j] - centre) * inverse * factor[j] + shift[j]);
+      for (int j = 0; j < V; ++j) out.at[j] = round_to<T>((values[j] - centre) * inverse * factor[j] + shift[j]);
       store<V>(y + r.row() * K + c, out);
     }
   }
@@ -85,7 +85,7 @@ layer_norm_backward(const T* dy, const T* x, const T* scale, const acc_t<T>* mea
       Vector<T, V> out;
 #pragma unroll
       for (int j = 0; j < V; ++j)
-        out.at[j] = down<T>(inverse * (g[j] * factor[j] - plain - (values[j] - centre) * inverse * weighted));
+        out.at[j] = round_to<T>(inverse * (g[j] * factor[j] - plain - (values[j] - centre) * inverse * weighted));
       store<V>(dx + start + c, out);
     }
   }

@@ -1,40 +1,42 @@
-// Mixed precision: 16-bit copies of float32 numbers, and the scale that a float16 model's loss is multiplied by.
+// Mixed precision: 16-bit copies of float32 arrays, and loss scaling for float16.
+//
+// Launch: grid-stride loops of 256 threads; adjust_scale with a single thread.
 #include "common.cuh"
 
-// to = from in another dtype, rounded to nearest; what is too large for float16 becomes infinite.
+// to = from in another dtype, rounded to nearest; overflow of float16 becomes infinite.
 template <typename T, typename U, int V>
 __global__ void __launch_bounds__(256, 4)
 convert(const T* from, U* to, i64 count) {
-  for (i64 i = first_index() * V; i < count; i += index_step() * V) {
+  for (i64 i = thread_index() * V; i < count; i += grid_stride() * V) {
     Vector<T, V> v = load<V>(from + i);
     Vector<U, V> w;
 #pragma unroll
-    for (int j = 0; j < V; ++j) w.at[j] = down<U>(static_cast<acc_t<U>>(up(v.at[j])));
+    for (int j = 0; j < V; ++j) w.at[j] = round_to<U>(static_cast<acc_t<U>>(widen(v.at[j])));
     store<V>(to + i, w);
   }
 }
 
-// g /= scale, in place; `overflow` becomes 1 where a number is not finite. Every thread that sees one writes the same 1.
+// g /= scale, in place; `overflow` becomes 1 if an element is not finite. Every thread that finds one writes the same 1.
 template <typename T, int V>
 __global__ void __launch_bounds__(256, 4)
 unscale(T* g, const float* scale, u32* overflow, i64 count) {
   const acc_t<T> inverse = 1 / *scale;
   bool bad = false;
-  for (i64 i = first_index() * V; i < count; i += index_step() * V) {
+  for (i64 i = thread_index() * V; i < count; i += grid_stride() * V) {
     Vector<T, V> v = load<V>(g + i);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      acc_t<T> a = up(v.at[j]) * inverse;
+      acc_t<T> a = widen(v.at[j]) * inverse;
       bad = bad || !(a - a == 0);
-      v.at[j] = down<T>(a);
+      v.at[j] = round_to<T>(a);
     }
     store<V>(g + i, v);
   }
   if (bad) *overflow = 1;
 }
 
-// One thread, after a step: a scale whose gradients overflowed is divided by `factor`, but not below `smallest`; one that
-// did not overflow `interval` times in a row is multiplied by it, unless that is more than a float holds.
+// Adjust the loss scale after a step, in one thread: after an overflow divide it by `factor`, but not below `smallest`; after
+// `interval` steps in a row without overflow multiply it by `factor`, unless that overflows a float.
 template <typename T>
 __global__ void __launch_bounds__(32)
 adjust_scale(T* scale, i64* good, u32* overflow, acc_t<T> factor, i64 interval, acc_t<T> smallest) {

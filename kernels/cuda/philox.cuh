@@ -1,4 +1,4 @@
-// Philox4x64-10, with the bits of numpy.random.Philox.
+// The Philox4x64-10 random number generator, with the bits of numpy.random.Philox.
 // Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 #include "common.cuh"

@@ -1,22 +1,22 @@
-// Max and average pooling of NHWC images, forward and backward, for windows that may overlap and may be padded.
+// Max and average pooling of NHWC images, forward and backward; windows may overlap and be padded.
 //
 //   x, dx (N, H, W, C)      y, dy, switches (N, OH, OW, C)
 //
-// One launch covers fewer than 2^31 vectors of its result; the caller splits the batch.
+// Launch: a grid-stride loop of 256 threads over fewer than 2^31 vectors of the result; the caller splits the batch.
 #include "common.cuh"
 
-// The switches hold, as one byte, the offset of the maximum inside its window: kh * KW + kw. Of equal maxima the first
-// wins; a NaN wins over everything, as in maximum(). Padding never wins.
+// Switches (argmax mask): the offset of the maximum in its window, kh * KW + kw, as one byte. Of equal maxima the first is
+// taken; a NaN is the maximum, as in maximum(). Padding is never chosen.
 template <typename T, int V, int KH, int KW, bool SWITCHES>
 __global__ void __launch_bounds__(256, 4)
 max_pool(const T* x, T* y, u8* switches, i64 vectors, int H, int W, int channels, int kh_, int kw_, int stride_h,
-         int stride_w, int top, int left, Divisor by_channels, Divisor by_ow, Divisor by_oh) {
+         int stride_w, int top, int left, FastDivmod by_channels, FastDivmod by_ow, FastDivmod by_oh) {
   const int kh_end = KH > 0 ? KH : kh_, kw_end = KW > 0 ? KW : kw_;
-  for (i64 i = first_index(); i < vectors; i += index_step()) {
+  for (i64 i = thread_index(); i < vectors; i += grid_stride()) {
     u32 c, ow, oh;
-    u32 rest = by_channels.split(static_cast<u32>(i), c);
-    rest = by_ow.split(rest, ow);
-    u32 n = by_oh.split(rest, oh);
+    u32 rest = by_channels.divmod(static_cast<u32>(i), c);
+    rest = by_ow.divmod(rest, ow);
+    u32 n = by_oh.divmod(rest, oh);
     const int h0 = static_cast<int>(oh) * stride_h - top, w0 = static_cast<int>(ow) * stride_w - left;
     acc_t<T> best[V];
     int where[V];
@@ -33,15 +33,15 @@ max_pool(const T* x, T* y, u8* switches, i64 vectors, int H, int W, int channels
         Vector<T, V> v = load<V>(x + ((static_cast<i64>(n) * H + h) * W + w) * channels + c * V);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          acc_t<T> a = up(v.at[j]);
-          // `where < 0` lets a window of nothing but -inf point at its first pixel; a NaN found first stays.
+          acc_t<T> a = widen(v.at[j]);
+          // `where < 0`: a window of -inf alone takes its first pixel. The first NaN stays.
           if (where[j] < 0 || a > best[j] || (a != a && best[j] == best[j])) best[j] = a, where[j] = kh * kw_end + kw;
         }
       }
     }
     Vector<T, V> out;
 #pragma unroll
-    for (int j = 0; j < V; ++j) out.at[j] = down<T>(best[j]);
+    for (int j = 0; j < V; ++j) out.at[j] = round_to<T>(best[j]);
     store<V>(y + i * V, out);
     if (SWITCHES) {
       Vector<u8, V> s;
@@ -52,9 +52,10 @@ max_pool(const T* x, T* y, u8* switches, i64 vectors, int H, int W, int channels
   }
 }
 
-// The first and one past the last window that covers a pixel, along one axis. `at` is the pixel's padded position.
-__device__ inline void covering(int at, int window, int stride, const Divisor& by_stride, int out, int& first, int& end) {
-  int below = at - window + 1;  // windows that start before this one do not reach the pixel
+// The first and one past the last window that cover a pixel, along one axis. `at` is the pixel's padded position.
+__device__ inline void windows_over(int at, int window, int stride, const FastDivmod& by_stride, int out, int& first,
+                                    int& end) {
+  int below = at - window + 1;  // windows that start before it do not reach the pixel
   first = below <= 0 ? 0 : static_cast<int>(by_stride.divide(static_cast<u32>(below + stride - 1)));
   int last = static_cast<int>(by_stride.divide(static_cast<u32>(at)));
   end = last + 1 < out ? last + 1 : out;
@@ -63,17 +64,17 @@ __device__ inline void covering(int at, int window, int stride, const Divisor& b
 template <typename T, int V>
 __global__ void __launch_bounds__(256, 4)
 max_pool_backward(const T* dy, const u8* switches, T* dx, i64 vectors, int channels, int KH, int KW, int OH, int OW,
-                  int stride_h, int stride_w, int top, int left, Divisor by_channels, Divisor by_w, Divisor by_h,
-                  Divisor by_stride_h, Divisor by_stride_w) {
-  for (i64 i = first_index(); i < vectors; i += index_step()) {
+                  int stride_h, int stride_w, int top, int left, FastDivmod by_channels, FastDivmod by_w, FastDivmod by_h,
+                  FastDivmod by_stride_h, FastDivmod by_stride_w) {
+  for (i64 i = thread_index(); i < vectors; i += grid_stride()) {
     u32 c, w, h;
-    u32 rest = by_channels.split(static_cast<u32>(i), c);
-    rest = by_w.split(rest, w);
-    u32 n = by_h.split(rest, h);
+    u32 rest = by_channels.divmod(static_cast<u32>(i), c);
+    rest = by_w.divmod(rest, w);
+    u32 n = by_h.divmod(rest, h);
     const int at_h = static_cast<int>(h) + top, at_w = static_cast<int>(w) + left;
     int oh, oh_end, ow0, ow_end;
-    covering(at_h, KH, stride_h, by_stride_h, OH, oh, oh_end);
-    covering(at_w, KW, stride_w, by_stride_w, OW, ow0, ow_end);
+    windows_over(at_h, KH, stride_h, by_stride_h, OH, oh, oh_end);
+    windows_over(at_w, KW, stride_w, by_stride_w, OW, ow0, ow_end);
     acc_t<T> sum[V] = {};
 #pragma unroll 1
     for (; oh < oh_end; ++oh) {
@@ -85,25 +86,25 @@ max_pool_backward(const T* dy, const u8* switches, T* dx, i64 vectors, int chann
         Vector<T, V> v = load<V>(dy + from);
 #pragma unroll
         for (int j = 0; j < V; ++j)
-          if (s.at[j] == mine) sum[j] += up(v.at[j]);
+          if (s.at[j] == mine) sum[j] += widen(v.at[j]);
       }
     }
     Vector<T, V> out;
 #pragma unroll
-    for (int j = 0; j < V; ++j) out.at[j] = down<T>(sum[j]);
+    for (int j = 0; j < V; ++j) out.at[j] = round_to<T>(sum[j]);
     store<V>(dx + i * V, out);
   }
 }
 
-// How many pixels of the image a window holds that starts at `start` (of the unpadded axis).
-__device__ inline int inside(int start, int window, int size) {
+// The number of pixels of the image in a window that starts at `start`, along one (unpadded) axis.
+__device__ inline int pixels_inside(int start, int window, int size) {
   int from = start < 0 ? 0 : start, end = start + window < size ? start + window : size;
   return end > from ? end - from : 0;
 }
 
-// A window that holds nothing but padding has the mean 0.
+// 1 / count; 0 for a window of padding alone, whose mean is then 0.
 template <typename A>
-__device__ inline A weight(bool all, int KH, int KW, int rows, int columns) {
+__device__ inline A mean_factor(bool all, int KH, int KW, int rows, int columns) {
   int count = all ? KH * KW : rows * columns;
   return count > 0 ? static_cast<A>(1) / static_cast<A>(count) : static_cast<A>(0);
 }
@@ -111,12 +112,12 @@ __device__ inline A weight(bool all, int KH, int KW, int rows, int columns) {
 template <typename T, int V, bool PADDING_COUNTS>
 __global__ void __launch_bounds__(256, 4)
 average_pool(const T* x, T* y, i64 vectors, int H, int W, int channels, int KH, int KW, int stride_h, int stride_w,
-             int top, int left, Divisor by_channels, Divisor by_ow, Divisor by_oh) {
-  for (i64 i = first_index(); i < vectors; i += index_step()) {
+             int top, int left, FastDivmod by_channels, FastDivmod by_ow, FastDivmod by_oh) {
+  for (i64 i = thread_index(); i < vectors; i += grid_stride()) {
     u32 c, ow, oh;
-    u32 rest = by_channels.split(static_cast<u32>(i), c);
-    rest = by_ow.split(rest, ow);
-    u32 n = by_oh.split(rest, oh);
+    u32 rest = by_channels.divmod(static_cast<u32>(i), c);
+    rest = by_ow.divmod(rest, ow);
+    u32 n = by_oh.divmod(rest, oh);
     const int h0 = static_cast<int>(oh) * stride_h - top, w0 = static_cast<int>(ow) * stride_w - left;
     const int h_from = h0 < 0 ? 0 : h0, h_end = h0 + KH < H ? h0 + KH : H;
     const int w_from = w0 < 0 ? 0 : w0, w_end = w0 + KW < W ? w0 + KW : W;
@@ -127,13 +128,13 @@ average_pool(const T* x, T* y, i64 vectors, int H, int W, int channels, int KH, 
       for (int w = w_from; w < w_end; ++w) {
         Vector<T, V> v = load<V>(x + ((static_cast<i64>(n) * H + h) * W + w) * channels + c * V);
 #pragma unroll
-        for (int j = 0; j < V; ++j) sum[j] += up(v.at[j]);
+        for (int j = 0; j < V; ++j) sum[j] += widen(v.at[j]);
       }
     }
-    const acc_t<T> scale = weight<acc_t<T>>(PADDING_COUNTS, KH, KW, inside(h0, KH, H), inside(w0, KW, W));
+    const acc_t<T> scale = mean_factor<acc_t<T>>(PADDING_COUNTS, KH, KW, pixels_inside(h0, KH, H), pixels_inside(w0, KW, W));
     Vector<T, V> out;
 #pragma unroll
-    for (int j = 0; j < V; ++j) out.at[j] = down<T>(sum[j] * scale);
+    for (int j = 0; j < V; ++j) out.at[j] = round_to<T>(sum[j] * scale);
     store<V>(y + i * V, out);
   }
 }
@@ -141,32 +142,32 @@ average_pool(const T* x, T* y, i64 vectors, int H, int W, int channels, int KH, 
 template <typename T, int V, bool PADDING_COUNTS>
 __global__ void __launch_bounds__(256, 4)
 average_pool_backward(const T* dy, T* dx, i64 vectors, int H, int W, int channels, int KH, int KW, int OH, int OW,
-                      int stride_h, int stride_w, int top, int left, Divisor by_channels, Divisor by_w, Divisor by_h,
-                      Divisor by_stride_h, Divisor by_stride_w) {
-  for (i64 i = first_index(); i < vectors; i += index_step()) {
+                      int stride_h, int stride_w, int top, int left, FastDivmod by_channels, FastDivmod by_w, FastDivmod by_h,
+                      FastDivmod by_stride_h, FastDivmod by_stride_w) {
+  for (i64 i = thread_index(); i < vectors; i += grid_stride()) {
     u32 c, w, h;
-    u32 rest = by_channels.split(static_cast<u32>(i), c);
-    rest = by_w.split(rest, w);
-    u32 n = by_h.split(rest, h);
+    u32 rest = by_channels.divmod(static_cast<u32>(i), c);
+    rest = by_w.divmod(rest, w);
+    u32 n = by_h.divmod(rest, h);
     int oh, oh_end, ow0, ow_end;
-    covering(static_cast<int>(h) + top, KH, stride_h, by_stride_h, OH, oh, oh_end);
-    covering(static_cast<int>(w) + left, KW, stride_w, by_stride_w, OW, ow0, ow_end);
+    windows_over(static_cast<int>(h) + top, KH, stride_h, by_stride_h, OH, oh, oh_end);
+    windows_over(static_cast<int>(w) + left, KW, stride_w, by_stride_w, OW, ow0, ow_end);
     acc_t<T> sum[V] = {};
 #pragma unroll 1
     for (; oh < oh_end; ++oh) {
-      const int rows = inside(oh * stride_h - top, KH, H);
+      const int rows = pixels_inside(oh * stride_h - top, KH, H);
 #pragma unroll 2
       for (int ow = ow0; ow < ow_end; ++ow) {
-        const int columns = inside(ow * stride_w - left, KW, W);
-        const acc_t<T> scale = weight<acc_t<T>>(PADDING_COUNTS, KH, KW, rows, columns);
+        const int columns = pixels_inside(ow * stride_w - left, KW, W);
+        const acc_t<T> scale = mean_factor<acc_t<T>>(PADDING_COUNTS, KH, KW, rows, columns);
         Vector<T, V> v = load<V>(dy + ((static_cast<i64>(n) * OH + oh) * OW + ow) * channels + c * V);
 #pragma unroll
-        for (int j = 0; j < V; ++j) sum[j] += up(v.at[j]) * scale;
+        for (int j = 0; j < V; ++j) sum[j] += widen(v.at[j]) * scale;
       }
     }
     Vector<T, V> out;
 #pragma unroll
-    for (int j = 0; j < V; ++j) out.at[j] = down<T>(sum[j]);
+    for (int j = 0; j < V; ++j) out.at[j] = round_to<T>(sum[j]);
     store<V>(dx + i * V, out);
   }
 }

@@ -1,10 +1,10 @@
-// Softmax, its logarithm and cross entropy over the last axis of a matrix (rows, K).
+// Softmax, log softmax and cross entropy over the last axis of a matrix (rows, K).
 //
-// ITEMS > 0: a row of at most LANES * ITEMS numbers is read once and stays in registers. ITEMS = 0: rows of any length, read
-// again for each pass (from the cache, mostly).
-#include "rows.cuh"
+// ITEMS > 0: a row of at most LANES * ITEMS elements is loaded once and kept in registers. ITEMS = 0: rows of any length, read
+// again in each pass (mostly from the cache). Launch: row_reduction.cuh.
+#include "row_reduction.cuh"
 
-// f(i, column) for each column of this lane.
+// Call f(i, column) for each column of this lane.
 template <int LANES, int ITEMS, typename F>
 __device__ inline void each_column(int K, F f) {
   const int lane = threadIdx.x % LANES;
@@ -17,7 +17,7 @@ __device__ inline void each_column(int K, F f) {
   }
 }
 
-// One row of T, in registers or in memory. `p` is null for a row that does not exist: all its loops are empty.
+// One row of T, in registers or in memory. A row that is not active has K = 0: all its loops are empty.
 template <typename T, int LANES, int ITEMS>
 struct Row {
   const T* p;
@@ -26,16 +26,16 @@ struct Row {
 
   __device__ inline Row(const T* at, int k, bool active) : p(at), K(active ? k : 0) {
     if constexpr (ITEMS > 0)
-      each_column<LANES, ITEMS>(K, [&](int i, int column) { held[i] = up(p[column]); });
+      each_column<LANES, ITEMS>(K, [&](int i, int column) { held[i] = widen(p[column]); });
   }
   __device__ inline acc_t<T> get(int i, int column) const {
     if constexpr (ITEMS > 0)
       return held[i];
     else
-      return up(p[column]);
+      return widen(p[column]);
   }
-  // The largest number, and the sum of exp(number - largest).
-  __device__ inline void top_and_total(acc_t<T>& top, acc_t<T>& total) const {
+  // The maximum, and the sum of exp(element - maximum).
+  __device__ inline void max_and_sum(acc_t<T>& top, acc_t<T>& total) const {
     acc_t<T> m = -infinity<acc_t<T>>(), s = 0;
     each_column<LANES, ITEMS>(K, [&](int i, int column) {
       acc_t<T> v = get(i, column);
@@ -54,16 +54,16 @@ softmax(const T* x, T* y, i64 rows, int K) {
     const i64 start = r.row() * K;
     Row<T, LANES, ITEMS> row(x + start, K, r.active());
     acc_t<T> top, total;
-    row.top_and_total(top, total);
+    row.max_and_sum(top, total);
     const acc_t<T> log_total = LOG ? xlog(total) : 0, share = 1 / total;
     each_column<LANES, ITEMS>(row.K, [&](int i, int column) {
       acc_t<T> shifted = row.get(i, column) - top;
-      y[start + column] = down<T>(LOG ? shifted - log_total : xexp(shifted) * share);
+      y[start + column] = round_to<T>(LOG ? shifted - log_total : xexp(shifted) * share);
     });
   }
 }
 
-// dx = y * (dy - sum(dy * y)); for the logarithm dx = dy - exp(y) * sum(dy).
+// dx = y * (dy - sum(dy * y)); LOG: dx = dy - exp(y) * sum(dy).
 template <typename T, bool LOG, int LANES, int ITEMS>
 __global__ void __launch_bounds__(256, 3)
 softmax_backward(const T* dy, const T* y, T* dx, i64 rows, int K) {
@@ -77,7 +77,7 @@ softmax_backward(const T* dy, const T* y, T* dx, i64 rows, int K) {
     sum = Rows<LANES>::sum(sum);
     each_column<LANES, ITEMS>(g.K, [&](int i, int column) {
       acc_t<T> d = g.get(i, column), a = v.get(i, column);
-      dx[start + column] = down<T>(LOG ? d - xexp(a) * sum : a * (d - sum));
+      dx[start + column] = round_to<T>(LOG ? d - xexp(a) * sum : a * (d - sum));
     });
   }
 }
@@ -96,8 +96,8 @@ struct IsClass<i64> {
 };
 
 // losses = -sum(target * log_softmax(x)); gradient = (softmax(x) * sum(target) - target) * scale, where it is not null.
-// Labels are class numbers (int, i64), or one probability for each logit (T). A class number outside 0..K-1 gives NaN: a
-// kernel cannot raise.
+// Labels are class indices (int, i64), or a probability for each logit (T). An index outside 0..K-1 gives NaN: a kernel cannot
+// raise.
 template <typename T, typename L, int LANES, int ITEMS>
 __global__ void __launch_bounds__(256, 3)
 cross_entropy(const T* x, const L* labels, acc_t<T>* losses, T* gradient, i64 rows, int K, acc_t<T> scale) {
@@ -106,7 +106,7 @@ cross_entropy(const T* x, const L* labels, acc_t<T>* losses, T* gradient, i64 ro
     const i64 start = r.row() * K;
     Row<T, LANES, ITEMS> row(x + start, K, r.active());
     A top, total;
-    row.top_and_total(top, total);
+    row.max_and_sum(top, total);
     const A log_total = xlog(total), share = 1 / total;
     if constexpr (IsClass<L>::value) {
       i64 label = r.active() ? static_cast<i64>(labels[r.row()]) : 0;
@@ -116,23 +116,23 @@ cross_entropy(const T* x, const L* labels, acc_t<T>* losses, T* gradient, i64 ro
         A shifted = row.get(i, column) - top;
         if (column == label) losses[r.row()] = log_total - shifted;
         if (gradient != nullptr)
-          gradient[start + column] = down<T>((xexp(shifted) * share - (column == label ? 1 : 0)) * scale + poison);
+          gradient[start + column] = round_to<T>((xexp(shifted) * share - (column == label ? 1 : 0)) * scale + poison);
       });
       if (!valid && Rows<LANES>::lane() == 0) losses[r.row()] = poison;
     } else {
       A loss = 0, weight = 0;
       each_column<LANES, ITEMS>(row.K, [&](int i, int column) {
-        A t = up(labels[start + column]);
+        A t = widen(labels[start + column]);
         weight += t;
-        // A class of probability 0 costs nothing, even where its logit is -inf.
+        // A class of probability 0 adds nothing, even where its logit is -inf.
         loss += t > 0 ? t * (log_total - (row.get(i, column) - top)) : static_cast<A>(0);
       });
       loss = Rows<LANES>::sum(loss), weight = Rows<LANES>::sum(weight);
       if (r.active() && Rows<LANES>::lane() == 0) losses[r.row()] = loss;
       if (gradient != nullptr)
         each_column<LANES, ITEMS>(row.K, [&](int i, int column) {
-          A t = up(labels[start + column]);
-          gradient[start + column] = down<T>((xexp(row.get(i, column) - top) * share * weight - t) * scale);
+          A t = widen(labels[start + column]);
+          gradient[start + column] = round_to<T>((xexp(row.get(i, column) - top) * share * weight - t) * scale);
         });
     }
   }

@@ -47,9 +47,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "folder", lambda: tmp_path / "unused")
     monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
-    autotune._table.forget()
+    autotune._cache.reload()
     yield tmp_path / "convolutions.json"
-    autotune._table.forget()
+    autotune._cache.reload()
 
 
 def every_pass(x=X, kernel=KERNEL, dy=DY, **settings):
@@ -103,12 +103,12 @@ def test_the_faster_one_is_measured_once_and_kept(cache, implicit, others, wins)
         assert sorted(clock.measured) == [1.0] * 3 + [2.0] * 3
         assert every_pass() == [wins] * 3
         assert len(clock.measured) == 6
-        autotune._table.forget()  # as another process would begin
+        autotune._cache.reload()  # as another process would begin
         clock.recording = True
         assert every_pass() == [wins] * 3
         assert len(clock.measured) == 6
     kept = json.loads(cache.read_text())["convolutions"]
-    assert [item["step"] for item in kept] == list(autotune.PASSES)
+    assert [item["pass_name"] for item in kept] == list(autotune.PASSES)
     assert {item["choice"] for item in kept} == {"implicit" if wins else "im2col"}
     assert list(cache.parent.glob("*.tmp")) == []
 
@@ -122,10 +122,10 @@ def test_other_shapes_settings_and_precisions_are_measured_anew():
         assert len(clock.measured) == 4 * 6
         set_matmul_precision("tf32")
         try:
-            keys = set(autotune._table.known())
+            keys = set(autotune._cache.entries())
             with pytest.raises(AssertionError, match="Not equal to tolerance"):  # 11 bits
                 every_pass()
-            assert len(set(autotune._table.known()) - keys) == 1
+            assert len(set(autotune._cache.entries()) - keys) == 1
         finally:
             set_matmul_precision("float32")
 
@@ -173,8 +173,8 @@ DAMAGES = [
     "[]",
     '{"kernels": "other", "convolutions": []}',
     lambda text: text[: len(text) // 2],
-    lambda text: text.replace('"step": "wgrad"', '"step": "sideways"'),
-    lambda text: text.replace('"step": "fprop"', '"step": "forward"'),  # a name of an earlier version
+    lambda text: text.replace('"pass_name": "wgrad"', '"pass_name": "sideways"'),
+    lambda text: text.replace('"pass_name": "fprop"', '"pass_name": "forward"'),  # a name of an earlier version
     lambda text: text.replace('"choice": "implicit"', '"choice": "guess"'),
     lambda text: text.replace('"milliseconds"', '"seconds"'),
 ]
@@ -186,7 +186,7 @@ def test_a_damaged_file_is_measured_again(cache, damage):
         every_pass()
         whole = cache.read_text()
         cache.write_text(damage(whole) if callable(damage) else damage)
-        autotune._table.forget()
+        autotune._cache.reload()
         assert every_pass() == [True] * 3
         assert len(clock.measured) == 12
         assert cache.read_text() == whole

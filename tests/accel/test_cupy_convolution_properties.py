@@ -99,9 +99,9 @@ def check(case, kind, architecture, kernels):
     try:
         with emulated(architecture=architecture, multiprocessors=5) as runtime:
             assert implicit_gemm.covers(X, K, g, groups)
-            within(implicit_gemm.forward(xp, X, K, B, None, g, groups), expected[0], terms[0], kind)
-            within(implicit_gemm.data_gradient(xp, DY, K, g, groups), expected[1], terms[1], kind)
-            dkernel = implicit_gemm.kernel_gradient(xp, X, DY, g, groups)
+            within(implicit_gemm.fprop(xp, X, K, B, None, g, groups), expected[0], terms[0], kind)
+            within(implicit_gemm.dgrad(xp, DY, K, g, groups), expected[1], terms[1], kind)
+            dkernel = implicit_gemm.wgrad(xp, X, DY, g, groups)
             assert dkernel.dtype == (np.float64 if kind == "float64" else np.float32)
             within(dkernel.reshape(kernel.shape), expected[2], terms[2], kind)
     finally:
@@ -131,7 +131,7 @@ def test_any_convolution_on_any_architecture(kind):
 
 @pytest.mark.usefixtures("bits")
 @pytest.mark.parametrize("kind", ALIGNED)
-def test_any_convolution_with_aligned_channels_on_tensor_cores(kind):
+def test_any_convolution_with_aligned_channels_uses_tensor_cores(kind):
     @settings(max_examples=30, deadline=None)
     @given(convolutions(kind, aligned=True))
     def holds(case):

@@ -37,7 +37,7 @@ class Stream:
         self.ptr = ptr
 
 
-class Room:
+class Workspace:
     """As cupy.cuda.MemoryPointer."""
 
     def __init__(self, size):
@@ -54,7 +54,7 @@ class Place:
 
     def allocate(self, size):
         self.allocated.append(size)
-        return Room(size)
+        return Workspace(size)
 
 
 @contextlib.contextmanager
@@ -72,10 +72,10 @@ def every_pass(x=X, kernel=KERNEL, bias=BIAS, dy=DY, activation="relu"):
     """What cuDNN makes of the three passes, without padding and stride."""
     g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
     assert cudnn.covers("fprop", x, kernel, g, bias, activation)
-    y = cudnn.forward(xp, x, kernel, bias, activation, g)
+    y = cudnn.fprop(xp, x, kernel, bias, activation, g)
     assert cudnn.covers("dgrad", x, kernel, g)
     assert cudnn.covers("wgrad", x, kernel, g)
-    return y, cudnn.data_gradient(xp, x, dy, kernel, g), cudnn.kernel_gradient(xp, x, dy, kernel, g)
+    return y, cudnn.dgrad(xp, x, dy, kernel, g), cudnn.wgrad(xp, x, dy, kernel, g)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
@@ -96,11 +96,11 @@ def test_any_convolution(kind, monkeypatch):
             if x.shape[0] == 0:
                 assert not cudnn.covers("fprop", X, K, g, B)
                 return
-            for step in autotune.PASSES:
-                assert cudnn.covers(step, X, K, g, B if step == "fprop" else None)
-            within(cudnn.forward(xp, X, K, B, None, g), expected[0], terms[0], kind)
-            within(cudnn.data_gradient(xp, X, DY, K, g), expected[1], terms[1], kind)
-            within(cudnn.kernel_gradient(xp, X, DY, K, g).reshape(kernel.shape), expected[2], terms[2], kind)
+            for pass_name in autotune.PASSES:
+                assert cudnn.covers(pass_name, X, K, g, B if pass_name == "fprop" else None)
+            within(cudnn.fprop(xp, X, K, B, None, g), expected[0], terms[0], kind)
+            within(cudnn.dgrad(xp, X, DY, K, g), expected[1], terms[1], kind)
+            within(cudnn.wgrad(xp, X, DY, K, g).reshape(kernel.shape), expected[2], terms[2], kind)
             assert runtime.launches == []
 
     holds()
@@ -114,7 +114,7 @@ def test_bias_and_activation_in_the_plan_or_after_it(fuses, activation, bias):
     frontend = FakeCudnn(fuses=fuses)
     with on_cudnn(frontend) as runtime:
         assert cudnn.covers("fprop", X, KERNEL, g, bias, activation)
-        y = cudnn.forward(xp, X, KERNEL, bias, activation, g)
+        y = cudnn.fprop(xp, X, KERNEL, bias, activation, g)
     expected = ops.conv2d(X, KERNEL, bias)
     expected = expected if activation is None else getattr(ops, activation)(expected)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
@@ -197,10 +197,10 @@ def test_nothing_is_planned_while_recording():
         assert frontend.plans == []
         runtime.can_measure = lambda: True
         assert cudnn.covers("fprop", X, KERNEL, g)
-        cudnn.forward(xp, X, KERNEL, None, None, g)
+        cudnn.fprop(xp, X, KERNEL, None, None, g)
         runtime.can_measure = lambda: False
         assert cudnn.covers("fprop", X, KERNEL, g)
-        cudnn.forward(xp, X, KERNEL, None, None, g)
+        cudnn.fprop(xp, X, KERNEL, None, None, g)
         assert len(frontend.plans) == 1
         assert runtime.place.allocated == [64]
 
@@ -241,9 +241,9 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "folder", lambda: tmp_path / "unused")
     monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
-    autotune._table.forget()
-    yield autotune._table
-    autotune._table.forget()
+    autotune._cache.reload()
+    yield autotune._cache
+    autotune._cache.reload()
 
 
 def timed(runtime, frontend, cudnn_time):
@@ -267,7 +267,7 @@ def convolve():
 def test_it_is_measured_beside_the_others(table):
     for time, wins in ((0.5, True), (2.0, False)):
         frontend = FakeCudnn()
-        autotune._table.forget()
+        autotune._cache.reload()
         with on_cudnn(frontend, emulated_ops) as runtime:
             measured = timed(runtime, frontend, time)
             x = X if wins else np.concatenate([X, X])
@@ -276,7 +276,7 @@ def test_it_is_measured_beside_the_others(table):
             before = len(frontend.executed)
             np.testing.assert_array_equal(ops.conv2d(x, KERNEL, BIAS), y)
             assert len(frontend.executed) == before + wins
-    assert {m.choice for m in table.known().values()} >= {"cudnn"}
+    assert {m.choice for m in table.entries().values()} >= {"cudnn"}
 
 
 def test_a_shape_is_measured_anew_when_cudnn_joins_and_keeps_going_when_it_leaves(table):
@@ -289,7 +289,7 @@ def test_a_shape_is_measured_anew_when_cudnn_joins_and_keeps_going_when_it_leave
         runtime.cudnn = library
         convolve()
         assert measured == [1.0, 1.0, 1.0, 1.0, 0.5]
-        (known,) = table.known().values()
+        (known,) = table.entries().values()
         assert known.choice == "cudnn"
         runtime.cudnn = None
         y = convolve()
@@ -386,9 +386,9 @@ def test_the_cuda_runtime_is_loaded_from_where_pip_puts_it(monkeypatch):
     cudnn._load_cudart()
 
 
-@pytest.mark.parametrize("step", autotune.PASSES)
+@pytest.mark.parametrize("pass_name", autotune.PASSES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_real_frontend_takes_the_graphs(step, dtype):
+def test_the_real_frontend_takes_the_graphs(pass_name, dtype):
     """Without a GPU it checks names, arguments, shapes and strides; plans it cannot make."""
     real = pytest.importorskip("cudnn", reason="needs nvidia-cudnn-frontend")
     try:
@@ -396,11 +396,11 @@ def test_the_real_frontend_takes_the_graphs(step, dtype):
     except RuntimeError as error:
         pytest.skip(f"needs the cuDNN library: {error}")
     g = conv_geometry(np.empty((2, 7, 8, 16)), np.empty((3, 2, 8, 32)), None, (2, 1), ((1, 0), (0, 2)), (1, 2), 2)
-    fused = step == "fprop"
-    key = cudnn._Key(step, (2, 7, 8, 16), (3, 2, 8, 32), g, dtype, False, fused, "tanh" if fused else None)
+    fused = pass_name == "fprop"
+    key = cudnn._PlanKey(pass_name, (2, 7, 8, 16), (3, 2, 8, 32), g, dtype, False, fused, "tanh" if fused else None)
     kind, wide = getattr(real.data_type, cudnn._TYPES[dtype]), real.data_type.FLOAT
     graph = real.pygraph(io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide)
-    cudnn._describe(graph, key, kind, fused)
+    cudnn._add_operations(graph, key, kind, fused)
     graph.validate()
-    assert all(hasattr(real.numerical_note, name) for name in cudnn._excluded(key))
+    assert all(hasattr(real.numerical_note, name) for name in cudnn._excluded_notes(key))
     assert issubclass(real.cudnnGraphNotSupportedError, Exception)

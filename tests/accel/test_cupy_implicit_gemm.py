@@ -109,14 +109,14 @@ def every_pass(place, shape, kernel_shape, settings, kind, *, activation=None, w
     with precision("tf32" if kind == "tf32" else "float32"), place(**runtime) as (names, to, back, run):
         X, K, B, DZ = (to(narrow(a, dtype)) for a in (x, kernel, bias, dz))
         assert implicit_gemm.covers(X, K, g, groups)
-        found = implicit_gemm.forward(names, X, K, B if with_bias else None, activation, g, groups)
+        found = implicit_gemm.fprop(names, X, K, B if with_bias else None, activation, g, groups)
         assert found.dtype == X.dtype
         close(wide(back(found)), y, kind, kernel[..., 0].size)
-        found = implicit_gemm.data_gradient(names, DZ, K, g, groups)
+        found = implicit_gemm.dgrad(names, DZ, K, g, groups)
         assert found.dtype == X.dtype
         close(wide(back(found)), dx, kind, kernel[:, :, 0].size)
-        found = implicit_gemm.kernel_gradient(names, X, DZ, g, groups)
-        again = implicit_gemm.kernel_gradient(names, X, DZ, g, groups)
+        found = implicit_gemm.wgrad(names, X, DZ, g, groups)
+        again = implicit_gemm.wgrad(names, X, DZ, g, groups)
         assert found.dtype == np.dtype("float64" if kind == "float64" else "float32")
         np.testing.assert_array_equal(back(found), back(again))
         close(back(found).astype("float64"), dkernel.reshape(-1, O), kind, dz[..., 0].size)
@@ -147,7 +147,7 @@ def test_every_pass(place, kind, window, settings):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("kind", ["tf32", "float16"])
-def test_every_pass_on_tensor_cores(place, kind, settings):
+def test_every_pass_uses_tensor_cores(place, kind, settings):
     for window, shape, O in (((3, 3), (2, 7, 9, 8), 24), ((2, 3), (1, 8, 7, 24), 8)):
         launched = every_pass(place, shape, (*window, shape[3], O), settings, kind)
         if launched is not None:
@@ -185,7 +185,7 @@ def test_half_precision_without_tensor_cores(place, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["tf32", "bfloat16", "float16"])
-def test_every_tile_and_split_sums_on_tensor_cores(place, kind, monkeypatch):
+def test_every_tile_and_split_sums_uses_tensor_cores(place, kind, monkeypatch):
     """More rows and columns than a tile, none of them a multiple of it, every size of tile, and several splits of the sum."""
     as_bits(monkeypatch)
     wide = every_pass(place, (3, 10, 11, 72), (2, 1, 72, 136), {"padding": 1}, kind, activation="relu")
@@ -237,9 +237,9 @@ def test_views_that_begin_anywhere(place, kind):
             room[1:] = to(a.reshape(-1))
             views.append(room[1:].reshape(a.shape))
         X, K, B, DZ = views
-        np.testing.assert_array_equal(back(implicit_gemm.forward(names, X, K, B, None, g)), y)
-        np.testing.assert_array_equal(back(implicit_gemm.data_gradient(names, DZ, K, g)), dx)
-        np.testing.assert_array_equal(back(implicit_gemm.kernel_gradient(names, X, DZ, g)), dkernel.reshape(-1, 8))
+        np.testing.assert_array_equal(back(implicit_gemm.fprop(names, X, K, B, None, g)), y)
+        np.testing.assert_array_equal(back(implicit_gemm.dgrad(names, DZ, K, g)), dx)
+        np.testing.assert_array_equal(back(implicit_gemm.wgrad(names, X, DZ, g)), dkernel.reshape(-1, 8))
 
 
 def as_bits(monkeypatch):
@@ -257,7 +257,7 @@ def test_infinities_and_nans_stay_where_they_are():
     g = conv_geometry(x, kernel, None, 1, 1, 1, 1)
     for name in ("float32", "tf32"):
         with precision(name), emulated():
-            y = implicit_gemm.forward(xp, x, kernel, None, None, g)
+            y = implicit_gemm.fprop(xp, x, kernel, None, None, g)
         assert np.isnan(y[0, :2, :2]).all()
         assert np.isinf(y[0, 3:, 3:]).all()
         y[0, :2, :2] = y[0, 3:, 3:] = 0
@@ -278,7 +278,7 @@ def test_what_it_does_not_cover(monkeypatch):
     g = conv_geometry(many, np.empty((1, 1, 1, 1)), None, 1, 0, 1, 1)
     assert not implicit_gemm.covers(many, np.empty((1, 1, 1, 1), "float32"), g, 1)
     with precision("tf32"), emulated(architecture=75):
-        assert not implicit_gemm._on_tensor_cores(np.empty(0, "float32"), 8, 8)
+        assert not implicit_gemm._uses_tensor_cores(np.empty(0, "float32"), 8, 8)
 
 
 @pytest.mark.cuda
@@ -291,16 +291,16 @@ def test_a_gpu_measures_once_and_not_while_recording(tmp_path, monkeypatch):
 
     monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
     monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
-    autotune._table.forget()
+    autotune._cache.reload()
     try:
         x, kernel = cupy.ones((4, 9, 9, 16), "float32"), cupy.ones((3, 3, 16, 32), "float32")
         first = ops.conv2d(x, kernel)
-        (measured,) = autotune._table.known().values()
+        (measured,) = autotune._cache.entries().values()
         assert set(measured.milliseconds) == {"im2col", "implicit"}
         assert min(measured.milliseconds.values()) > 0
         assert (tmp_path / "convolutions.json").is_file()
         cupy.testing.assert_array_equal(ops.conv2d(x, kernel), first)
-        assert len(autotune._table.known()) == 1
+        assert len(autotune._cache.entries()) == 1
         stream = cupy.cuda.Stream(non_blocking=True)
         with stream:
             assert runtime().can_measure()
@@ -308,4 +308,4 @@ def test_a_gpu_measures_once_and_not_while_recording(tmp_path, monkeypatch):
             assert not runtime().can_measure()
             stream.end_capture()
     finally:
-        autotune._table.forget()
+        autotune._cache.reload()

@@ -15,7 +15,7 @@ from xpnet.accel.cupy import launch as launching
 from xpnet.accel.cupy.batches import gather, select
 from xpnet.accel.cupy.dropout import keep_mask
 from xpnet.accel.cupy.gemm import gemm
-from xpnet.accel.cupy.launch import divisor, launch
+from xpnet.accel.cupy.launch import fast_divmod, launch
 from xpnet.accel.cupy.optimizers import DeviceSchedule, adam, sgd
 from xpnet.accel.cupy.reductions import partition
 from xpnet.accel.cupy.source import Kernel, declarations, every_kernel
@@ -342,32 +342,32 @@ def test_every_declared_kernel_is_used():
 def test_division_by_multiplication():
     edges = [0, 1, 2, 3, 2**31 - 1, 2**31 - 2, 2**30]
     for d in [*range(1, 200), 255, 256, 257, 641, 65535, 65536, 65537, 2**30 - 1, 2**30, 2**31 - 1]:
-        _, magic, shift = divisor(d)
+        _, magic, shift = fast_divmod(d)
         assert magic < 2**32
         near = [k * d + r for k in (1, 2, 2**31 // d - 1) for r in (-1, 0, 1)]
         for n in [*edges, *(v for v in near if 0 <= v < 2**31)]:
             assert (((n * magic) >> 32) + n) % 2**32 >> shift == n // d, (n, d)
     with pytest.raises(ValueError, match="too large"):
-        divisor(2**31)
+        fast_divmod(2**31)
 
 
 def test_parts_cover_all_rows():
     with emulated(multiprocessors=4):
         for rows in (1, 7, 1000, 10**6, 10**9):
             for vectors in (1, 3, 16, 40, 1000):
-                parts = partition(rows, vectors)
-                wide, deep, _ = parts.block
+                split = partition(rows, vectors)
+                wide, deep, _ = split.block
                 assert wide * deep == 256
-                assert parts.grid[0] * wide >= vectors
-                assert (parts.count - 1) * parts.part_rows < rows <= parts.count * parts.part_rows
-                assert parts.grid[1] <= 65535
+                assert split.grid[0] * wide >= vectors
+                assert (split.parts - 1) * split.part_rows < rows <= split.parts * split.part_rows
+                assert split.grid[1] <= 65535
 
 
 def test_batches_beyond_32_bit_indices_are_split(monkeypatch):
     x = normal(5, 6, 6, 4)
     g = windows(x.shape, 3, 1, 1)
     for module in (accel.im2col, accel.pooling):
-        monkeypatch.setattr(module, "LIMIT", 2000)
+        monkeypatch.setattr(module, "INT32_LIMIT", 2000)
     with emulated() as runtime:
         cols = accel.im2col.im2col(xp, x, g)
         back = accel.im2col.col2im(xp, cols, g)

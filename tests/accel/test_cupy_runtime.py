@@ -112,7 +112,7 @@ def test_the_driver_gets_the_arguments_as_the_kernel_declares_them(driver):
     assert (shared, stream, extra) == (0, 77, 0)
     values = arguments_of(instance, parameters)
     assert [values[n] for n in ("parameters", "gradients", "mean", "square")] == [a.data.ptr for a in (w, g, m, v)]
-    assert [values[n] for n in ("rate_there", "step_there", "ticket", "skip")] == [0, 0, 0, 0]
+    assert [values[n] for n in ("device_rate", "device_step", "ticket", "skip")] == [0, 0, 0, 0]
     assert [values[n] for n in ("count", "decayed", "finished_steps")] == [64, 32, 9]
     assert [values[n] for n in ("rate", "weight_decay", "beta1", "beta2")] == [0.5, 0.25, 0.9, 0.99]
     assert values["epsilon"] == np.float32(1e-3)
@@ -128,7 +128,7 @@ def test_divisors_and_a_grid_of_three_dimensions(driver):
     assert shared == 0
     values = arguments_of(instance, parameters)
     assert values["vectors"] == 1
-    assert values["by_channels"] == list(launching.divisor(len(instance.parameters) - 7))
+    assert values["by_channels"] == list(launching.fast_divmod(len(instance.parameters) - 7))
 
 
 def test_a_kernel_is_compiled_and_loaded_once(driver):

@@ -278,14 +278,14 @@ inline const Offer* exchange(const Offer& mine) {
 }  // namespace emulator
 
 // Copies happen as late as they may: when a wait demands them.
-inline void emulator_copy_async(void* to, const void* from) {
+inline void emulator_cp_async(void* to, const void* from) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
     emulator::fail("an asynchronous copy of 16 bytes is not aligned");
   emulator::Copies& mine = emulator::copies[emulator::current];
   mine.pending.push_back({to, from, mine.groups});
 }
-inline void emulator_copy_commit() { ++emulator::copies[emulator::current].groups; }
-inline void emulator_copy_wait(int but) {
+inline void emulator_cp_async_commit() { ++emulator::copies[emulator::current].groups; }
+inline void emulator_cp_async_wait(int but) {
   emulator::Copies& mine = emulator::copies[emulator::current];
   size_t done = 0;
   for (; done < mine.pending.size() && mine.pending[done].group < mine.groups - but; ++done) {
@@ -298,7 +298,7 @@ inline void emulator_copy_wait(int but) {
   mine.pending.erase(mine.pending.begin(), mine.pending.begin() + done);
 }
 
-inline void emulator_load_matrices(unsigned (&r)[4], const void* row, bool transposed) {
+inline void emulator_ldmatrix(unsigned (&r)[4], const void* row, bool transposed) {
   emulator::Offer mine = {row, {}, {}};
   const emulator::Offer* warp = emulator::exchange(mine);
   int lane = emulator::current % 32, g = lane / 4, t = lane % 4;
@@ -318,7 +318,7 @@ inline unsigned emulator_to_tf32(unsigned bits) {  // to nearest, ties away from
 
 // PACKED elements of each register; `read(bits, i)` is the i-th of them as a float.
 template <typename Read>
-inline void emulator_multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], int packed, Read read) {
+inline void emulator_mma(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], int packed, Read read) {
   emulator::Offer mine = {nullptr, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
   const emulator::Offer* warp = emulator::exchange(mine);
   int lane = emulator::current % 32, g = lane / 4, t = lane % 4;

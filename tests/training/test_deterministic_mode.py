@@ -420,6 +420,6 @@ def test_on_a_gpu_runs_and_recorded_graphs_and_what_was_measured_change_no_bit(n
         found = {run(capture) for capture in (True, False, True)}
         for cache in ("a", "b"):  # an empty autotune cache
             monkeypatch.setenv("XPNET_CACHE", str(tmp_path / cache))
-            autotune._table.forget()
+            autotune._cache.reload()
             found.add(run(True))
     assert len(found) == 1

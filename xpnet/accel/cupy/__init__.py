@@ -1,6 +1,6 @@
-"""CuPy implementations of the operations that matter: our own kernels and matrix products.
+"""Accelerated operations for CuPy arrays: CUDA kernels of our own, cuBLAS and cuDNN.
 
-The registry imports this package when the first CuPy array comes to an operation. Importing it touches no device.
+The registry imports this package when an operation first gets a CuPy array. Importing it touches no device.
 """
 
 from xpnet.accel.cupy import (

@@ -1,63 +1,63 @@
-"""Bias and activation after a matrix product, and elementwise activations: launches of ``kernels/cuda/activation.cu``."""
+"""Bias and activation as the epilogue of a matrix product, and elementwise activations: ``kernels/cuda/activation.cu``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.launch import THREADS, grid_size, launch, vector_width
 from xpnet.accel.cupy.reductions import partition, sum_partials
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, delivered, fits, takes
+from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, store_gradient, supported, valid_vector
 from xpnet.ops.activations import relu, sigmoid, tanh
 
 Array = Any
 
-NUMBERS = {None: 0, "relu": 1, "sigmoid": 2, "tanh": 3}
-"""The number in the CUDA sources of each activation that a product can be followed by."""
+ACTIVATION_IDS = {None: 0, "relu": 1, "sigmoid": 2, "tanh": 3}
+"""The number in the CUDA sources of each activation that an epilogue can apply."""
 
-_EVERY = tuple(NUMBERS.values())
-
-
-def _real(kind: str, width: int, number: int) -> bool:
-    return fits(kind, width) and number != 0
+_IDS = tuple(ACTIVATION_IDS.values())
 
 
-def _useful(kind: str, width: int, number: int, sums: bool) -> bool:
-    return fits(kind, width) and (number != 0 or sums)
+def _has_activation(kind: str, width: int, number: int) -> bool:
+    return valid_vector(kind, width) and number != 0
 
 
-_bias = Kernel("activation", "bias_activation", FLOATS, VECTORS, _EVERY, only=fits)
-_bias_backward = Kernel("activation", "bias_activation_backward", FLOATS, VECTORS, _EVERY, (False, True), only=_useful)
-_forward = Kernel("activation", "activation", FLOATS, VECTORS, _EVERY, only=_real)
-_backward = Kernel("activation", "activation_backward", FLOATS, VECTORS, _EVERY, only=_real)
+def _has_work(kind: str, width: int, number: int, sums: bool) -> bool:
+    return valid_vector(kind, width) and (number != 0 or sums)
+
+
+_bias = Kernel("activation", "bias_activation", FLOATS, VECTORS, _IDS, only=valid_vector)
+_bias_backward = Kernel("activation", "bias_activation_backward", FLOATS, VECTORS, _IDS, (False, True), only=_has_work)
+_forward = Kernel("activation", "activation", FLOATS, VECTORS, _IDS, only=_has_activation)
+_backward = Kernel("activation", "activation_backward", FLOATS, VECTORS, _IDS, only=_has_activation)
 
 
 def add_bias_and_activate(xp: Any, y: Array, bias: Array | None, activation: str | None) -> None:
-    """y = activation(y + bias) in place, for y (rows, channels) and bias (channels,) or None."""
+    """Set y = activation(y + bias) in place, for y (rows, channels) and bias (channels,) or None."""
     if y.size == 0 or (bias is None and activation is None):
         return
     rows, channels = y.shape
     V = vector_width(channels, y) if bias is None else vector_width(channels, y, bias)
-    parts = partition(rows, channels // V, waves=16)
-    kernel = _bias[c_name(y), V, NUMBERS[activation]]
-    launch(kernel, parts.grid, parts.block, y, bias, rows, parts.part_rows, channels)
+    split = partition(rows, channels // V, waves=16)
+    kernel = _bias[c_name(y), V, ACTIVATION_IDS[activation]]
+    launch(kernel, split.grid, split.block, y, bias, rows, split.part_rows, channels)
 
 
 def bias_and_activation_gradients(
     xp: Any, dy: Array, y: Array | None, activation: str | None, need_bias: bool, into: Array | None = None
 ) -> tuple[Array, Array | None]:
-    """The gradients before the activation and of the bias.
+    """Compute the gradient before the activation and that of the bias.
 
     Args:
         xp: the namespace of the arrays.
         dy: (rows, channels).
-        y: the activation's output, (rows, channels); not used where `activation` is None.
+        y: the output of the activation, (rows, channels); unused where `activation` is None.
         activation: as in `add_bias_and_activate`.
         need_bias: whether to compute the gradient of the bias.
-        into: where the gradient of the bias may be put.
+        into: a buffer for the gradient of the bias, see `store_gradient`.
 
     Returns:
-        dz (rows, channels), which is dy itself where there is no activation, and the bias's (channels,) or None.
+        dz (rows, channels), dy itself without an activation; and the gradient of the bias (channels,) or None.
     """
     rows, channels = dy.shape
     if activation is None and not need_bias:
@@ -67,13 +67,13 @@ def bias_and_activation_gradients(
     dz = None if activation is None else xp.empty(dy.shape, dtype=dy.dtype)
     used = [a for a in (dy, dz, y if activation else None) if a is not None]
     V = vector_width(channels, *used)
-    parts = partition(rows, channels // V)
-    partial = xp.empty((parts.count, channels), dtype=accumulator(xp, dy)) if need_bias else None
+    split = partition(rows, channels // V)
+    partial = xp.empty((split.parts, channels), dtype=accumulator(xp, dy)) if need_bias else None
     launch(
-        _bias_backward[c_name(dy), V, NUMBERS[activation], need_bias], parts.grid, parts.block, dy,
-        y if activation else None, dz, partial, rows, parts.part_rows, channels,
+        _bias_backward[c_name(dy), V, ACTIVATION_IDS[activation], need_bias], split.grid, split.block, dy,
+        y if activation else None, dz, partial, rows, split.part_rows, channels,
     )  # fmt: skip
-    dbias = None if partial is None else delivered(sum_partials(xp, partial), dy, into)
+    dbias = None if partial is None else store_gradient(sum_partials(xp, partial), dy, into)
     return dy if dz is None else dz, dbias
 
 
@@ -81,15 +81,15 @@ def _elementwise(kernel: Kernel, xp: Any, activation: str, *arrays: Array) -> Ar
     sources = [contiguous(xp, a) for a in arrays]
     out = xp.empty(sources[0].shape, dtype=sources[0].dtype)
     V = vector_width(out.size, out, *sources)
-    grid = blocks_for(out.size // V)
-    launch(kernel[c_name(out), V, NUMBERS[activation]], grid, THREADS, *sources, out, out.size)
+    grid = grid_size(out.size // V)
+    launch(kernel[c_name(out), V, ACTIVATION_IDS[activation]], grid, THREADS, *sources, out, out.size)
     return out
 
 
 def _register(operation: Any, name: str) -> None:
     @operation.accelerate("cupy")  # type: ignore[untyped-decorator]
     def forward(xp: Any, x: Array) -> Any:
-        if not takes(x):
+        if not supported(x):
             return NotImplemented
         y = _elementwise(_forward, xp, name, x)
         return y, y
@@ -102,4 +102,4 @@ def _register(operation: Any, name: str) -> None:
 for _operation, _name in ((relu, "relu"), (sigmoid, "sigmoid"), (tanh, "tanh")):
     _register(_operation, _name)
 
-__all__ = ["NUMBERS", "add_bias_and_activate", "bias_and_activation_gradients"]
+__all__ = ["ACTIVATION_IDS", "add_bias_and_activate", "bias_and_activation_gradients"]

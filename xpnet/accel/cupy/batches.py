@@ -1,18 +1,18 @@
-"""Batches from a data set that lives on the device: launches of ``kernels/cuda/batches.cu``."""
+"""Batches from a data set in device memory: ``kernels/cuda/batches.cu``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.launch import LIMIT, THREADS, address, launch, runtime
+from xpnet.accel.cupy.launch import INT32_LIMIT, THREADS, address, launch, runtime
 from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel, dtype_of
-from xpnet.accel.cupy.support import VECTORS, WIDTHS, fits, product
+from xpnet.accel.cupy.support import VECTORS, WIDTHS, product, valid_vector
 
 Array = Any
 
 
 def _listed(kind: str, width: int, source: str) -> bool:
-    return fits(kind, width) and source in ("u8", kind)
+    return valid_vector(kind, width) and source in ("u8", kind)
 
 
 _gather = Kernel("batches", "gather", FLOATS, VECTORS, ("u8", *FLOATS), only=_listed)
@@ -31,18 +31,19 @@ def select(
     labels: Array | None = None,
     taken: Array | None = None,
 ) -> None:
-    """What the next batch is made of: its examples' numbers, and the random numbers of its augmentation.
+    """Select the examples of the next batch, and draw the random numbers of its augmentation.
 
     Args:
         batch: N.
-        index: (N,) int64, becomes order[position : position + N]; position then moves on by N. None without an order.
-        drawn: (S, 2, N) int32, becomes what the stages draw for batch `step`, which is then one more. None without a program.
+        index: (N,) int64, set to order[position : position + N]; position then advances by N. None without an order.
+        drawn: (S, 2, N) int32, set to the random numbers of the stages for batch `step`, which then advances by one. None
+            without a program.
         order: (M,) int64.
         position: () int64.
         step: () uint64.
         program: (S, 12) int64, from `xpnet.data.augment.program`.
         labels: (L, W) uint32, the labels of all examples in words; L is above every number in the order.
-        taken: (N, W) uint32, becomes the labels of the batch.
+        taken: (N, W) uint32, set to the labels of the batch.
     """
     stages = 0 if program is None else int(program.shape[0])
     count = 0 if order is None else int(order.shape[0])
@@ -63,15 +64,15 @@ def gather(
     program: Array | None = None,
     drawn: Array | None = None,
 ) -> None:
-    """Rows of a data set, moved and painted over as a program says, converted, in one pass.
+    """Gather rows of a data set, augment them as a program says and convert them, in one pass.
 
     Args:
         data: (M, ..., C), C-contiguous: uint8, or the dtype of `out`.
         index: (N,) int64, a number outside 0..M-1 gives NaN; None: the first N rows.
         out: (N, ..., C), written; with a program both are images (N, H, W, C), of any two sizes.
-        table: (256, C) or (256, 1), what each byte becomes, for bytes.
-        values: (K, 2, C) in the dtype that `out` is computed in: numbers become (v - a) / b for each pair; None: they stay.
-        fills: (S, C), what each stage paints.
+        table: (256, C) or (256, 1), the lookup table for uint8 data.
+        values: (K, 2, C) in the accumulator dtype of `out`: (v - a) / b for each pair is applied to numbers; None: no change.
+        fills: (S, C), the fill value of each stage.
         program: (S, 12) int64.
         drawn: (S, 2, N) int32, from `select`.
 
@@ -79,7 +80,7 @@ def gather(
         ValueError: an example has 2**31 elements or more.
     """
     size, out_size = product(data.shape[1:]), product(out.shape[1:])
-    if max(size, out_size) >= LIMIT:
+    if max(size, out_size) >= INT32_LIMIT:
         raise ValueError(f"gather: examples of {max(size, out_size)} elements, expected fewer than 2**31")
     kind, source = C_NAMES[dtype_of(out)], C_NAMES[dtype_of(data)]
     stages = 0 if program is None else int(program.shape[0])

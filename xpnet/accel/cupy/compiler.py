@@ -1,8 +1,8 @@
-"""Compiling kernels with NVRTC, once: cubins are kept on disk.
+"""Compilation of kernels with NVRTC, with a cache of cubins on disk.
 
-The key of a cubin is a hash of everything that decides it: source, headers, the instance, the options, NVRTC's version
-and the architecture. Files are written under a temporary name and renamed, so that any number of processes may share the
-folder; each holds a checksum, and an entry that does not match it is compiled again.
+The key of a cubin is a hash of all that it depends on: source, headers, the instance, the options, NVRTC's version and the
+architecture. Files are written under a temporary name and renamed, so that any number of processes may share the folder;
+each holds a checksum, and an entry that does not match it is compiled again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CompileError(RuntimeError):
 def compile_instances(
     file: str, instances: Sequence[Instance], architecture: int, options: Sequence[str] = ()
 ) -> tuple[bytes, dict[str, str], str]:
-    """Compile instances of the kernels of one file, without any cache.
+    """Compile instances of the kernels of one file, without the cache.
 
     Args:
         file: the source, ``kernels/cuda/<file>.cu``.
@@ -73,25 +73,25 @@ def _as_bytes(text: str | bytes) -> bytes:
 
 
 def target(architecture: int, supported: Sequence[int]) -> tuple[str, int]:
-    """What to compile for: ("sm", n) for machine code, ("compute", n) for PTX that the driver translates.
+    """Return what to compile for: ("sm", n) for a cubin, ("compute", n) for PTX that the driver compiles.
 
-    Machine code runs on its own architecture and on later ones of the same major number. A device that is newer than NVRTC
-    by a major number gets PTX.
+    A cubin runs on its own architecture and on later ones of the same major version. A device that is newer than NVRTC by a
+    major version gets PTX.
 
     Args:
-        architecture: the device's.
-        supported: those that NVRTC knows.
+        architecture: of the device.
+        supported: the architectures that NVRTC knows.
     """
     if architecture in supported:
         return "sm", architecture
     older = [n for n in supported if n < architecture]
     if not older:
-        return "sm", architecture  # NVRTC knows only newer ones; its message says so
+        return "sm", architecture  # NVRTC knows only newer ones and raises
     return ("sm" if max(older) // 10 == architecture // 10 else "compute"), max(older)
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: in $XPNET_CACHE, else in the user's cache folder of the platform."""
+    """Return the folder of compiled kernels: in $XPNET_CACHE, else in the user's cache folder of the platform."""
     chosen = os.environ.get("XPNET_CACHE")
     if chosen:
         return Path(chosen) / "kernels"
@@ -105,7 +105,7 @@ def cache_folder() -> Path:
 
 
 def cubin(instance: Instance, architecture: int) -> tuple[bytes, str]:
-    """The cubin of one instance and its symbol, from the cache or compiled now.
+    """Return the cubin of one instance and its symbol, from the cache or compiled now.
 
     Raises:
         CompileError: it does not compile.
@@ -136,7 +136,7 @@ def _read(entry: Path) -> tuple[bytes, str] | None:
     try:
         data = entry.read_bytes()
     except OSError:
-        return None  # not there, or not readable: compile
+        return None  # missing, or not readable: compile
     if len(data) < 34 or hashlib.sha256(data[32:]).digest() != data[:32]:
         return None
     length = int.from_bytes(data[32:34], "little")
@@ -154,6 +154,6 @@ def _write(entry: Path, code: bytes, symbol: str) -> None:
             file.write(hashlib.sha256(body).digest() + body)
         os.replace(temporary, entry)
     except OSError:
-        # A full disk or a read-only home costs the time to compile again, nothing else.
+        # On a full disk or a read-only home the next process compiles again.
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

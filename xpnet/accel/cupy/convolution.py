@@ -1,8 +1,8 @@
-"""Convolution on the device: a plain product where it is one, else im2col and products, in chunks that fit the L2 cache, or
-an implicit GEMM, or cuDNN; `autotune` decides.
+"""Convolution on the device: a plain GEMM for 1x1 windows, else im2col and GEMM in chunks that fit the L2 cache, an implicit
+GEMM, or cuDNN; `autotune` chooses.
 
-The columns of a whole batch are KH*KW times the images; written to memory and read again they would cost more than the
-product. A chunk of images whose columns stay in the cache costs neither; an implicit GEMM never writes them.
+The im2col matrix of a whole batch has KH*KW times the size of the images; writing it to memory and reading it again would take
+longer than the GEMM. Chunks stay in the L2 cache, and an implicit GEMM never writes the matrix.
 """
 
 from __future__ import annotations
@@ -11,46 +11,46 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from xpnet.accel.cupy import cudnn, depthwise, implicit_gemm
-from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and_activation_gradients
-from xpnet.accel.cupy.autotune import choose, convolution, wanted
+from xpnet.accel.cupy.activation import ACTIVATION_IDS, add_bias_and_activate, bias_and_activation_gradients
+from xpnet.accel.cupy.autotune import choose, convolution_key, enabled
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.im2col import col2im, im2col
-from xpnet.accel.cupy.launch import LIMIT, runtime
-from xpnet.accel.cupy.support import contiguous, delivered, takes
+from xpnet.accel.cupy.launch import INT32_LIMIT, runtime
+from xpnet.accel.cupy.support import contiguous, store_gradient, supported
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.geometry import Geometry
 
 Array = Any
-_Compute = Callable[[], Array]
+_Algorithm = Callable[[], Array]
 
 
 def _pointwise(g: Geometry) -> bool:
-    """Whether the columns are the images themselves."""
+    """Return whether the im2col matrix is the images themselves."""
     return g.unpadded and all(axis.window == 1 and axis.stride == 1 for axis in g)
 
 
 def _chunks(x: Array, g: Geometry) -> Iterator[slice]:
-    """Runs of images whose columns fit the cache, and at least one image."""
+    """Yield runs of images whose im2col matrix fits the L2 cache, at least one image each."""
     elements = g.h.out * g.w.out * g.h.window * g.w.window * x.shape[3]
-    fitting = min(runtime().chunk_bytes // x.dtype.itemsize, LIMIT - 1) // max(elements, 1)
+    fitting = min(runtime().chunk_bytes // x.dtype.itemsize, INT32_LIMIT - 1) // max(elements, 1)
     size = max(fitting, 1)
     for start in range(0, x.shape[0], size):
         yield slice(start, min(start + size, x.shape[0]))
 
 
-def _by_group(xp: Any, rows: Array, groups: int) -> Array:
-    """(P, G*C) as (G, P, C), a view."""
+def _split_groups(xp: Any, rows: Array, groups: int) -> Array:
+    """Return (P, G*C) as (G, P, C), a view."""
     return xp.swapaxes(xp.reshape(rows, (rows.shape[0], groups, rows.shape[1] // groups)), 0, 1)
 
 
-def _weights(xp: Any, kernel: Array, groups: int) -> Array:
-    """The kernel as one matrix a group, a view: (G, KH*KW*C/G, O/G)."""
+def _kernel_matrices(xp: Any, kernel: Array, groups: int) -> Array:
+    """Return the kernel as one matrix a group, a view: (G, KH*KW*C/G, O/G)."""
     KH, KW, Cg, O = kernel.shape
-    return _by_group(xp, xp.reshape(kernel, (KH * KW * Cg, O)), groups)
+    return _split_groups(xp, xp.reshape(kernel, (KH * KW * Cg, O)), groups)
 
 
-class _Columns:
-    """The columns of one chunk after the other as (G, P, KH*KW*C/G), in one buffer."""
+class _Im2colWorkspace:
+    """A workspace for the im2col matrices (G, P, KH*KW*C/G) of one chunk after the other."""
 
     def __init__(self, xp: Any, x: Array, g: Geometry, groups: int) -> None:
         self.xp, self.x, self.g, self.groups = xp, x, g, groups
@@ -62,8 +62,8 @@ class _Columns:
         g = self.g
         return (self.groups, images, g.h.out, g.w.out, g.h.window, g.w.window, self.x.shape[3] // self.groups)
 
-    def room(self, images: int) -> Array:
-        """Memory for the columns of so many images; the first chunk is the largest."""
+    def reserve(self, images: int) -> Array:
+        """Return the workspace for the windows of so many images; the first chunk is the largest."""
         size = self.groups * images * self.positions * self.inner
         if self._buffer is None:
             self._buffer = self.xp.empty((size,), dtype=self.x.dtype)
@@ -72,8 +72,8 @@ class _Columns:
     def matrices(self, cols: Array) -> Array:
         return self.xp.reshape(cols, (self.groups, cols.shape[1] * self.positions, self.inner))
 
-    def of(self, chunk: slice) -> Array:
-        return self.matrices(im2col(self.xp, self.x[chunk], self.g, self.groups, self.room(chunk.stop - chunk.start)))
+    def fill(self, chunk: slice) -> Array:
+        return self.matrices(im2col(self.xp, self.x[chunk], self.g, self.groups, self.reserve(chunk.stop - chunk.start)))
 
 
 @conv2d.accelerate("cupy")
@@ -91,20 +91,20 @@ def _conv2d(
     save: bool,
 ) -> Any:
     g = conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
-    if not takes(x, kernel, bias) or activation not in NUMBERS:
+    if not supported(x, kernel, bias) or activation not in ACTIVATION_IDS:
         return NotImplemented
     x, kernel = contiguous(xp, x), contiguous(xp, kernel)
     N, O = x.shape[0], kernel.shape[3]
     bias = contiguous(xp, bias)
     if depthwise.covers(x, kernel, g, groups):
-        y = depthwise.forward(xp, x, kernel, g)
+        y = depthwise.fprop(xp, x, kernel, g)
         add_bias_and_activate(xp, xp.reshape(y, (N * g.h.out * g.w.out, O)), bias, activation)
         return y, (x, kernel, y if activation else None) if save else None
-    y = _chosen(
+    y = _autotuned(
         _Pass("fprop", x, kernel, g, groups, bias, activation),
-        lambda: _products(xp, x, kernel, bias, activation, g, groups),
-        lambda: implicit_gemm.forward(xp, x, kernel, bias, activation, g, groups),
-        lambda: cudnn.forward(xp, x, kernel, bias, activation, g),
+        lambda: _gemm_fprop(xp, x, kernel, bias, activation, g, groups),
+        lambda: implicit_gemm.fprop(xp, x, kernel, bias, activation, g, groups),
+        lambda: cudnn.fprop(xp, x, kernel, bias, activation, g),
     )
     return y, (x, kernel, y if activation else None) if save else None
 
@@ -112,7 +112,7 @@ def _conv2d(
 class _Pass(NamedTuple):
     """One pass of a convolution."""
 
-    step: str  # of autotune.PASSES
+    pass_name: str  # of autotune.PASSES
     x: Array
     kernel: Array
     g: Geometry
@@ -121,33 +121,35 @@ class _Pass(NamedTuple):
     activation: str | None = None
 
 
-def _chosen(this: _Pass, products: _Compute, implicit: _Compute, by_cudnn: _Compute) -> Array:
-    """One pass, computed in the way that `autotune` names."""
-    step, x, kernel, g, groups, bias, activation = this
-    candidates = {"product" if _pointwise(g) else "im2col": products}
+def _autotuned(this: _Pass, by_gemm: _Algorithm, implicit: _Algorithm, by_cudnn: _Algorithm) -> Array:
+    """Compute one pass with the algorithm that `autotune` chooses."""
+    pass_name, x, kernel, g, groups, bias, activation = this
+    candidates = {"product" if _pointwise(g) else "im2col": by_gemm}
     if x.shape[0]:
-        if wanted("implicit") and implicit_gemm.covers(x, kernel, g, groups):
+        if enabled("implicit") and implicit_gemm.covers(x, kernel, g, groups):
             candidates["implicit"] = implicit
-        if wanted("cudnn") and cudnn.covers(step, x, kernel, g, bias, activation):
+        if enabled("cudnn") and cudnn.covers(pass_name, x, kernel, g, bias, activation):
             candidates["cudnn"] = by_cudnn
-    return candidates[choose(candidates, lambda: convolution(step, x, kernel, g))]()
+    return candidates[choose(candidates, lambda: convolution_key(pass_name, x, kernel, g))]()
 
 
-def _products(xp: Any, x: Array, kernel: Array, bias: Array | None, activation: str | None, g: Geometry, groups: int) -> Array:
-    """The forward pass as products of matrices."""
+def _gemm_fprop(
+    xp: Any, x: Array, kernel: Array, bias: Array | None, activation: str | None, g: Geometry, groups: int
+) -> Array:
+    """Compute the forward pass by matrix products."""
     N, C, O = x.shape[0], x.shape[3], kernel.shape[3]
-    weights = _weights(xp, kernel, groups)
+    weights = _kernel_matrices(xp, kernel, groups)
     y = xp.empty((N, g.h.out, g.w.out, O), dtype=x.dtype)
     rows = xp.reshape(y, (N * g.h.out * g.w.out, O))
     if _pointwise(g):
-        gemm(xp, _by_group(xp, xp.reshape(x, (rows.shape[0], C)), groups), weights, _by_group(xp, rows, groups))
+        gemm(xp, _split_groups(xp, xp.reshape(x, (rows.shape[0], C)), groups), weights, _split_groups(xp, rows, groups))
         add_bias_and_activate(xp, rows, bias, activation)
         return y
-    columns = _Columns(xp, x, g, groups)
+    workspace = _Im2colWorkspace(xp, x, g, groups)
     for chunk in _chunks(x, g):
-        part = rows[chunk.start * columns.positions : chunk.stop * columns.positions]
-        gemm(xp, columns.of(chunk), weights, _by_group(xp, part, groups))
-        add_bias_and_activate(xp, part, bias, activation)  # while the chunk is in the cache
+        part = rows[chunk.start * workspace.positions : chunk.stop * workspace.positions]
+        gemm(xp, workspace.fill(chunk), weights, _split_groups(xp, part, groups))
+        add_bias_and_activate(xp, part, bias, activation)  # while the chunk is in the L2 cache
     return y
 
 
@@ -172,53 +174,53 @@ def _(
     y = None if y is None else xp.reshape(y, (count, O))
     dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2], into[2])
     dx = dkernel = None
-    images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
+    dz_images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
     if depthwise.covers(x, kernel, g, groups):
-        dx = depthwise.data_gradient(xp, images, kernel, g) if needs[0] else None
-        dkernel = depthwise.kernel_gradient(xp, x, images, g) if needs[1] else None
+        dx = depthwise.dgrad(xp, dz_images, kernel, g) if needs[0] else None
+        dkernel = depthwise.wgrad(xp, x, dz_images, g) if needs[1] else None
     else:
         if needs[0]:
-            dx = _chosen(
+            dx = _autotuned(
                 _Pass("dgrad", x, kernel, g, groups),
-                lambda: _data_gradient(xp, dz, _weights(xp, kernel, groups), x, g, groups),
-                lambda: implicit_gemm.data_gradient(xp, images, kernel, g, groups),
-                lambda: cudnn.data_gradient(xp, x, images, kernel, g),
+                lambda: _gemm_dgrad(xp, dz, _kernel_matrices(xp, kernel, groups), x, g, groups),
+                lambda: implicit_gemm.dgrad(xp, dz_images, kernel, g, groups),
+                lambda: cudnn.dgrad(xp, x, dz_images, kernel, g),
             )
         if needs[1]:
-            dkernel = _chosen(
+            dkernel = _autotuned(
                 _Pass("wgrad", x, kernel, g, groups),
-                lambda: _kernel_gradient(xp, dz, x, g, groups),
-                lambda: implicit_gemm.kernel_gradient(xp, x, images, g, groups),
-                lambda: cudnn.kernel_gradient(xp, x, images, kernel, g),
+                lambda: _gemm_wgrad(xp, dz, x, g, groups),
+                lambda: implicit_gemm.wgrad(xp, x, dz_images, g, groups),
+                lambda: cudnn.wgrad(xp, x, dz_images, kernel, g),
             )
             dkernel = xp.reshape(dkernel, kernel.shape)
     if dkernel is not None:
-        dkernel = delivered(dkernel, kernel, into[1])
+        dkernel = store_gradient(dkernel, kernel, into[1])
     return dx, dkernel, dbias
 
 
-def _data_gradient(xp: Any, dz: Array, weights: Array, x: Array, g: Geometry, groups: int) -> Array:
-    """dx: the product of dz (P, O) with the transposed kernel, scattered back by col2im."""
+def _gemm_dgrad(xp: Any, dz: Array, weights: Array, x: Array, g: Geometry, groups: int) -> Array:
+    """Compute dx: the product of dz (P, O) and the transposed kernel, scattered back by col2im."""
     dx = xp.empty(x.shape, dtype=x.dtype)
     transposed = xp.swapaxes(weights, 1, 2)
     if _pointwise(g):
         rows = xp.reshape(dx, (dz.shape[0], x.shape[3]))
-        gemm(xp, _by_group(xp, dz, groups), transposed, _by_group(xp, rows, groups))
+        gemm(xp, _split_groups(xp, dz, groups), transposed, _split_groups(xp, rows, groups))
         return dx
-    columns = _Columns(xp, x, g, groups)
+    workspace = _Im2colWorkspace(xp, x, g, groups)
     for chunk in _chunks(x, g):
-        part = dz[chunk.start * columns.positions : chunk.stop * columns.positions]
-        room = columns.room(chunk.stop - chunk.start)
-        gemm(xp, _by_group(xp, part, groups), transposed, columns.matrices(room))
-        col2im(xp, room, g, dx[chunk])
+        part = dz[chunk.start * workspace.positions : chunk.stop * workspace.positions]
+        cols = workspace.reserve(chunk.stop - chunk.start)
+        gemm(xp, _split_groups(xp, part, groups), transposed, workspace.matrices(cols))
+        col2im(xp, cols, g, dx[chunk])
     return dx
 
 
-def _kernel_gradient(xp: Any, dz: Array, x: Array, g: Geometry, groups: int) -> Array:
-    """The kernel's gradient (KH*KW*C/G, O): the transposed columns times dz, added up over the chunks.
+def _gemm_wgrad(xp: Any, dz: Array, x: Array, g: Geometry, groups: int) -> Array:
+    """Compute the gradient of the kernel (KH*KW*C/G, O): the transposed im2col matrix times dz, summed over the chunks.
 
-    The columns are made again: kept from the forward pass they would be KH*KW times the size of x. The sum over chunks is
-    kept in float32 for 16-bit arrays.
+    The matrix is computed again: saved by the forward pass it would have KH*KW times the size of x. The sum over chunks is
+    float32 for 16-bit arrays.
     """
     O, inner = dz.shape[1], g.h.window * g.w.window * (x.shape[3] // groups)
     dtype = xp.float32 if x.dtype.itemsize == 2 else x.dtype
@@ -226,14 +228,14 @@ def _kernel_gradient(xp: Any, dz: Array, x: Array, g: Geometry, groups: int) -> 
     if dz.size == 0:
         total[...] = 0
         return total
-    by_group = _by_group(xp, total, groups)
+    by_group = _split_groups(xp, total, groups)
     if _pointwise(g):
         rows = xp.reshape(x, (dz.shape[0], x.shape[3]))
-        gemm(xp, xp.swapaxes(_by_group(xp, rows, groups), 1, 2), _by_group(xp, dz, groups), by_group)
+        gemm(xp, xp.swapaxes(_split_groups(xp, rows, groups), 1, 2), _split_groups(xp, dz, groups), by_group)
         return total
-    columns = _Columns(xp, x, g, groups)
+    workspace = _Im2colWorkspace(xp, x, g, groups)
     for chunk in _chunks(x, g):
-        part = dz[chunk.start * columns.positions : chunk.stop * columns.positions]
+        part = dz[chunk.start * workspace.positions : chunk.stop * workspace.positions]
         beta = 1.0 if chunk.start else 0.0
-        gemm(xp, xp.swapaxes(columns.of(chunk), 1, 2), _by_group(xp, part, groups), by_group, beta=beta)
+        gemm(xp, xp.swapaxes(workspace.fill(chunk), 1, 2), _split_groups(xp, part, groups), by_group, beta=beta)
     return total

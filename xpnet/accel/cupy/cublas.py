@@ -1,4 +1,4 @@
-"""Our own cuBLAS handle: a fixed workspace, the precision stated in each call, usable while a CUDA graph is captured."""
+"""cuBLAS handles of our own: a fixed workspace, the precision in each call, usable while a CUDA graph is captured."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from xpnet.accel.cupy.gemm import Product
 from xpnet.backend import DeviceError
 
 WORKSPACE = 32 << 20
-"""Bytes of workspace per handle: what NVIDIA recommends for compute capability 9.0."""
+"""Bytes of workspace per handle, as NVIDIA recommends for compute capability 9.0."""
 
-# Numbers of the enumerations cudaDataType and cublasComputeType_t.
+# Values of the enumerations cudaDataType and cublasComputeType_t.
 _DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
 _DEFAULT_ALGORITHM = -1
@@ -29,7 +29,7 @@ _STATUS = {
 
 @functools.cache
 def _library() -> Any:
-    """cuBLAS with the argument types of the functions that are used."""
+    """Load cuBLAS and declare the argument types of the functions used."""
     library = ctypes.CDLL(_path())
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
     library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
@@ -49,7 +49,7 @@ def _library() -> Any:
 
 
 def _path() -> str:
-    """Where cuBLAS is: as CuPy finds it, else by its name on the system's search path."""
+    """Find cuBLAS: as CuPy finds it, else by name on the system's search path."""
     reason = "cuda-pathfinder, which comes with CuPy, is not installed"
     try:
         from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
@@ -85,7 +85,7 @@ def _check(status: int, what: str) -> None:
 
 
 class _Handles(threading.local):
-    """One handle per thread, device and stream: two streams must not share a workspace."""
+    """One handle per thread, device and stream: streams must not share a workspace."""
 
     def __init__(self) -> None:
         self.of: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -102,25 +102,25 @@ def _handle(device: int, stream: Any) -> Any:
         library, handle = _library(), ctypes.c_void_p()
         _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
         workspace = cupy.cuda.alloc(WORKSPACE)
-        # The default, but results that differ from run to run would be hard to find: nothing may be added with atomics.
+        # The default, stated because it keeps results deterministic.
         _check(library.cublasSetAtomicsMode(handle, _ATOMICS_NOT_ALLOWED), "forbidding atomics")
         _check(library.cublasSetStream_v2(handle, stream.ptr), "setting the stream")
-        # After the stream: setting a stream takes the workspace away again.
+        # After the stream: setting the stream resets the workspace.
         _check(library.cublasSetWorkspace_v2(handle, workspace.ptr, WORKSPACE), "setting the workspace")
         known = _handles.of[device, stream.ptr] = handle, workspace
-        # A recorded graph holds the workspace's address, and its stream; when that goes, both are free.
+        # A captured graph keeps its stream alive, and with it the workspace whose address it holds.
         weakref.finalize(stream, _drop, _handles.of, (device, stream.ptr)).atexit = False
     return known[0]
 
 
 def _drop(handles: dict[tuple[int, int], tuple[Any, Any]], key: tuple[int, int]) -> None:
-    """Destroy the handle of a stream that is gone; this waits for its work, so the workspace can be freed as well."""
+    """Destroy the handle of a deleted stream; that waits for its work, so the workspace can be freed as well."""
     handle, _ = handles.pop(key)
     _library().cublasDestroy_v2(handle)
 
 
 def run(product: Product, device: int, stream: Any) -> None:
-    """Run one strided batch of products on a stream (CuPy's object) of the current device."""
+    """Run one strided batched GEMM on a stream (a CuPy object) of the current device."""
     p = product
     if p.dtype == "float64":
         compute, scale = _COMPUTE_64F, _DOUBLE
@@ -132,7 +132,7 @@ def run(product: Product, device: int, stream: Any) -> None:
         _handle(device, stream), int(p.transpose_a), int(p.transpose_b), p.m, p.n, p.k, ctypes.byref(alpha),
     )  # fmt: skip
     a, b, c = p.a.data.ptr, p.b.data.ptr, p.c.data.ptr
-    if p.batch == 1:  # a call of its own: cuBLAS splits a long inner dimension only here
+    if p.batch == 1:  # not as a batch of one: only GemmEx uses split-K
         status = _library().cublasGemmEx(
             *head, a, kind, p.lda, b, kind, p.ldb, ctypes.byref(beta), c, c_kind, p.ldc, compute, _DEFAULT_ALGORITHM
         )

@@ -1,9 +1,9 @@
 """Convolution by NVIDIA's cuDNN, where it is installed: a candidate of `autotune`.
 
-cuDNN is reached through its Python frontend (``nvidia-cudnn-frontend``): a graph of operations is described once for each
-shape, cuDNN's heuristics make a plan of it, and the plan runs on raw device pointers. Handles and workspaces are our own, one
-handle for each thread and stream, so that plans can be recorded in CUDA graphs. Plans that add up in an order that changes
-from run to run are left out, and for float32 those that round the factors, unless TF32 is allowed.
+cuDNN is called through its Python frontend (``nvidia-cudnn-frontend``): a graph of operations is built once for each shape,
+cuDNN's heuristics choose an execution plan, and the plan runs on raw device pointers. There is one handle and workspace for
+each thread and stream, so that plans can be captured in CUDA graphs. Nondeterministic plans are excluded, and for float32 those
+that reduce the precision of the inputs, unless TF32 is allowed.
 
 Source: NVIDIA, "cuDNN Frontend API", https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/.
 """
@@ -18,25 +18,25 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.activation import add_bias_and_activate
-from xpnet.accel.cupy.launch import address, runtime
+from xpnet.accel.cupy.launch import address, aligned, runtime
 from xpnet.accel.cupy.source import dtype_of
 from xpnet.ops.geometry import Geometry
 from xpnet.runtime.precision import get_matmul_precision
 
 Array = Any
 WORKSPACE_LIMIT = 256 << 20
-"""Plans that need more bytes than this are left out."""
+"""Plans that need more bytes than this are excluded."""
 
 _PACKAGES = ("nvidia-cudnn-frontend", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
 _TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
 _ACTIVATIONS = {"relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}  # as the frontend names them
-_X, _KERNEL, _Y, _BIAS = 1, 2, 3, 4  # numbers of the tensors in a graph, whichever is the result
+_X, _KERNEL, _Y, _BIAS = 1, 2, 3, 4  # uids of the tensors in a graph, input or output
 
 
-class _Key(NamedTuple):
-    """What a plan is made for."""
+class _PlanKey(NamedTuple):
+    """What a plan depends on."""
 
-    step: str  # as autotune.PASSES
+    pass_name: str  # as autotune.PASSES
     x: tuple[int, ...]  # (N, H, W, C)
     kernel: tuple[int, ...]  # (KH, KW, C/groups, O)
     geometry: Geometry
@@ -47,25 +47,25 @@ class _Key(NamedTuple):
 
 
 class CudnnPlan(NamedTuple):
-    """A graph that is ready to run."""
+    """A cuDNN graph with its execution plan."""
 
     graph: Any
     workspace: int  # bytes
-    fused: bool  # whether bias and activation are part of it
+    fused: bool  # whether it includes bias and activation
 
 
-class _Stream:
-    """The handle for one stream, and the workspaces that plans on it share: they run one after the other."""
+class _StreamState:
+    """The handle of one stream, and the workspaces that plans on it share, as they run one after the other."""
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
-        self.room = 0  # bytes of the last workspace
-        self.workspaces: list[Any] = []  # a recorded graph may hold the address of any of them
+        self.workspace_bytes = 0  # of the last workspace
+        self.workspaces: list[Any] = []  # a captured graph may hold the address of any of them
 
 
 class _Streams(threading.local):
     def __init__(self) -> None:
-        self.of: dict[int, _Stream] = {}
+        self.of: dict[int, _StreamState] = {}
 
 
 class Cudnn:
@@ -73,19 +73,19 @@ class Cudnn:
 
     Args:
         frontend: the module ``cudnn``.
-        stream: gives the current stream: an object with the attribute `ptr`.
-        allocate: gives so many bytes of the device's memory: an object with the attribute `ptr` that holds them.
+        stream: returns the current stream: an object with the attribute `ptr`.
+        allocate: returns an allocation of so many bytes of device memory: an object with the attribute `ptr`.
     """
 
     def __init__(self, frontend: Any, stream: Callable[[], Any], allocate: Callable[[int], Any]) -> None:
         self.frontend, self._stream, self._allocate = frontend, stream, allocate
-        self._plans: dict[_Key, CudnnPlan | None] = {}
+        self._plans: dict[_PlanKey, CudnnPlan | None] = {}
         self._streams = _Streams()
         self._lock = threading.Lock()
         self._broken = False
 
-    def plan(self, key: _Key) -> CudnnPlan | None:
-        """The plan for a key, None where cuDNN has none; not made while the stream is recorded."""
+    def plan(self, key: _PlanKey) -> CudnnPlan | None:
+        """Return the plan for a key, None if cuDNN has none. No plan is built while the stream is being captured."""
         if key not in self._plans:
             if self._broken or not runtime().can_measure():
                 return None
@@ -95,42 +95,42 @@ class Cudnn:
         return self._plans[key]
 
     def run(self, plan: CudnnPlan, arrays: dict[int, Array]) -> None:
-        """Run a plan on the current stream; `arrays` by the number of their tensor."""
-        here = self._here()
+        """Run a plan on the current stream; `arrays` by the uid of their tensor."""
+        state = self._stream_state()
         workspace = 0
         if plan.workspace:
-            if here.room < plan.workspace:
-                here.room = 1 << (plan.workspace - 1).bit_length()
-                here.workspaces.append(self._allocate(here.room))
-            workspace = here.workspaces[-1].ptr
+            if state.workspace_bytes < plan.workspace:
+                state.workspace_bytes = 1 << (plan.workspace - 1).bit_length()
+                state.workspaces.append(self._allocate(state.workspace_bytes))
+            workspace = state.workspaces[-1].ptr
         pointers = {number: address(array) for number, array in arrays.items()}
-        plan.graph.execute(pointers, workspace, handle=here.handle)
+        plan.graph.execute(pointers, workspace, handle=state.handle)
 
-    def _here(self) -> _Stream:
+    def _stream_state(self) -> _StreamState:
         stream = self._stream()
         known = self._streams.of.get(stream.ptr)
         if known is None:
             handle = self.frontend.create_handle()
             self.frontend.set_stream(handle=handle, stream=stream.ptr)
-            known = self._streams.of[stream.ptr] = _Stream(handle)
+            known = self._streams.of[stream.ptr] = _StreamState(handle)
             weakref.finalize(stream, self._drop, self._streams.of, stream.ptr).atexit = False
         return known
 
-    def _drop(self, streams: dict[int, _Stream], pointer: int) -> None:
-        """Destroy the handle of a stream that is gone, and with it the graphs that were recorded on it."""
+    def _drop(self, streams: dict[int, _StreamState], pointer: int) -> None:
+        """Destroy the handle of a deleted stream; captured graphs keep theirs alive."""
         self.frontend.destroy_handle(streams.pop(pointer).handle)
 
-    def _make(self, key: _Key) -> CudnnPlan | None:
-        fusible = key.step == "fprop" and (key.bias or key.activation is not None)
+    def _make(self, key: _PlanKey) -> CudnnPlan | None:
+        fusible = key.pass_name == "fprop" and (key.bias or key.activation is not None)
         for fused in (True, False) if fusible else (False,):
             try:
                 return self._build(key, fused)
             except self.frontend.cudnnGraphNotSupportedError:
-                continue  # as a convolution alone perhaps
-            except (RuntimeError, ValueError) as error:  # which a library that does not fit the others raises, too
+                continue  # try without the epilogue
+            except (RuntimeError, ValueError) as error:  # also raised where libraries do not match
                 self._broken = True
                 warnings.warn(
-                    f"cuDNN fails to plan the {key.step} pass of a convolution of {key.x} with {key.kernel}, {key.dtype}; "
+                    f"cuDNN fails to plan the {key.pass_name} pass of a convolution of {key.x} with {key.kernel}, {key.dtype}; "
                     f"from now on no new convolution is tried with it ({error})",
                     RuntimeWarning,
                     stacklevel=2,
@@ -138,31 +138,31 @@ class Cudnn:
                 return None
         return None
 
-    def _build(self, key: _Key, fused: bool) -> CudnnPlan:
+    def _build(self, key: _PlanKey, fused: bool) -> CudnnPlan:
         cudnn = self.frontend
         kind, wide = getattr(cudnn.data_type, _TYPES[key.dtype]), cudnn.data_type.FLOAT
-        handle = self._here().handle
+        handle = self._stream_state().handle
         graph = cudnn.pygraph(io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide, handle=handle)
-        _describe(graph, key, kind, fused)
+        _add_operations(graph, key, kind, fused)
         graph.validate()
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        graph.deselect_numeric_notes([getattr(cudnn.numerical_note, name) for name in _excluded(key)])
+        graph.deselect_numeric_notes([getattr(cudnn.numerical_note, name) for name in _excluded_notes(key)])
         graph.deselect_workspace_greater_than(WORKSPACE_LIMIT)
         graph.check_support()
         graph.build_plans()
         return CudnnPlan(graph, graph.get_workspace_size(), fused)
 
 
-def _excluded(key: _Key) -> tuple[str, ...]:
-    """What a plan must not do."""
+def _excluded_notes(key: _PlanKey) -> tuple[str, ...]:
+    """Return the numerical notes that exclude a plan."""
     if key.dtype != "float32" or key.tf32:
         return ("NONDETERMINISTIC",)
     return ("NONDETERMINISTIC", "TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION")
 
 
-def _describe(graph: Any, key: _Key, kind: Any, fused: bool) -> None:
-    """The operations of one pass. cuDNN counts dimensions as N C H W whatever the strides: ours are those of NHWC."""
+def _add_operations(graph: Any, key: _PlanKey, kind: Any, fused: bool) -> None:
+    """Add the operations of one pass to a graph. cuDNN orders dimensions as NCHW; the strides are those of NHWC."""
     g = key.geometry
     KH, KW, Cg, O = key.kernel
     images, positions, kernel = key.x, (key.x[0], g.h.out, g.w.out, O), (O, KH, KW, Cg)
@@ -181,14 +181,14 @@ def _describe(graph: Any, key: _Key, kind: Any, fused: bool) -> None:
         "stride": [g.h.stride, g.w.stride],
         "dilation": [g.h.dilation, g.w.dilation],
     }
-    if key.step == "fprop":
+    if key.pass_name == "fprop":
         out, number = positions, _Y
         result = graph.conv_fprop(image=tensor(images, _X), weight=tensor(kernel, _KERNEL), **shape)
         if fused and key.bias:
             result = graph.bias(input=result, bias=tensor((1, 1, 1, O), _BIAS))
         if fused and key.activation is not None:
             result = getattr(graph, _ACTIVATIONS[key.activation])(input=result)
-    elif key.step == "dgrad":
+    elif key.pass_name == "dgrad":
         out, number = images, _X
         result = graph.conv_dgrad(loss=tensor(positions, _Y), filter=tensor(kernel, _KERNEL), **shape)
     else:
@@ -199,7 +199,7 @@ def _describe(graph: Any, key: _Key, kind: Any, fused: bool) -> None:
 
 
 def load(stream: Callable[[], Any], allocate: Callable[[int], Any]) -> Cudnn | None:
-    """cuDNN on the current device; None where it is not installed, with a warning where it is and does not load."""
+    """Load cuDNN for the current device; None if it is not installed, or (with a warning) if it does not load."""
     try:
         version("nvidia-cudnn-frontend")
     except importlib.metadata.PackageNotFoundError:
@@ -217,7 +217,7 @@ def load(stream: Callable[[], Any], allocate: Callable[[int], Any]) -> Cudnn | N
 
 
 def _load_cudart() -> None:
-    """Load the CUDA runtime from where pip puts it: the frontend looks on the system's search path only."""
+    """Load the CUDA runtime that pip installed: the frontend looks on the system's search path only."""
     try:
         from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
     except ImportError:
@@ -225,16 +225,16 @@ def _load_cudart() -> None:
     try:
         load_nvidia_dynamic_lib("cudart")
     except DynamicLibNotFoundError:
-        return  # the system's, or the frontend says that there is none
+        return  # the frontend finds the system's, or raises
 
 
 def version(package: str) -> str:
-    """The version of a package of cuDNN that is installed, or PackageNotFoundError."""
+    """Return the version of an installed package of cuDNN, or raise PackageNotFoundError."""
     return importlib.metadata.version(package)
 
 
 def versions() -> dict[str, str]:
-    """The packages of cuDNN that are installed."""
+    """Return the installed packages of cuDNN and their versions."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -247,67 +247,65 @@ def versions() -> dict[str, str]:
 HOW_TO_INSTALL = 'pip install "xpnet[cudnn]" (CUDA 12) or "xpnet[cudnn13]" (CUDA 13)'
 
 
-def covers(step: str, x: Array, kernel: Array, g: Geometry, bias: Array | None = None, activation: str | None = None) -> bool:
-    """Whether cuDNN is there and has a plan for one pass of this convolution."""
-    key = _key(step, x, kernel, g, bias, activation)
+def covers(
+    pass_name: str, x: Array, kernel: Array, g: Geometry, bias: Array | None = None, activation: str | None = None
+) -> bool:
+    """Return whether cuDNN is installed and has a plan for one pass of this convolution."""
+    key = _key(pass_name, x, kernel, g, bias, activation)
     library = runtime().cudnn
     if library is None or key.dtype not in _TYPES or 0 in (*key.x, *key.kernel, g.h.out, g.w.out):
         return False
     return library.plan(key) is not None
 
 
-def _key(step: str, x: Array, kernel: Array, g: Geometry, bias: Array | None = None, activation: str | None = None) -> _Key:
+def _key(
+    pass_name: str, x: Array, kernel: Array, g: Geometry, bias: Array | None = None, activation: str | None = None
+) -> _PlanKey:
     dtype = dtype_of(x)
     tf32 = dtype == "float32" and get_matmul_precision() == "tf32"
-    return _Key(step, tuple(x.shape), tuple(kernel.shape), g, dtype, tf32, bias is not None, activation)
+    return _PlanKey(pass_name, tuple(x.shape), tuple(kernel.shape), g, dtype, tf32, bias is not None, activation)
 
 
-def _run(key: _Key, arrays: dict[int, Array]) -> bool:
-    """Run the plan of a key that `covers` found; whether bias and activation are done."""
+def _run(key: _PlanKey, arrays: dict[int, Array]) -> bool:
+    """Run the plan of a key that `covers`; return whether it includes bias and activation."""
     library = runtime().cudnn
     plan = library.plan(key)
     library.run(plan, {number: array for number, array in arrays.items() if number != _BIAS or plan.fused})
     return bool(plan.fused)
 
 
-def _aligned(array: Array) -> Array:
-    """cuDNN takes addresses that are multiples of 16 bytes."""
-    return array if address(array) % 16 == 0 else array.copy()
+def fprop(xp: Any, x: Array, kernel: Array, bias: Array | None, activation: str | None, g: Geometry) -> Array:
+    """Compute activation(conv2d(x, kernel) + bias) (N, OH, OW, O), where `covers` says so.
 
-
-def forward(xp: Any, x: Array, kernel: Array, bias: Array | None, activation: str | None, g: Geometry) -> Array:
-    """activation(conv2d(x, kernel) + bias) where `covers` says so: x (N, H, W, C), kernel (KH, KW, C/groups, O), C-contiguous.
-
-    Returns:
-        (N, OH, OW, O).
+    x (N, H, W, C) and kernel (KH, KW, C/groups, O) are C-contiguous.
     """
     y = xp.empty((x.shape[0], g.h.out, g.w.out, kernel.shape[3]), dtype=x.dtype)
-    arrays = {_X: _aligned(x), _KERNEL: _turned(xp, kernel), _Y: y}
+    arrays = {_X: aligned(x), _KERNEL: _to_krsc(xp, kernel), _Y: y}
     if bias is not None:
-        arrays[_BIAS] = _aligned(bias)
+        arrays[_BIAS] = aligned(bias)
     if not _run(_key("fprop", x, kernel, g, bias, activation), arrays):
         add_bias_and_activate(xp, xp.reshape(y, (-1, y.shape[3])), bias, activation)
     return y
 
 
-def data_gradient(xp: Any, x: Array, dz: Array, kernel: Array, g: Geometry) -> Array:
-    """The gradient of the images x (N, H, W, C), from that of the output before the activation, dz (N, OH, OW, O)."""
+def dgrad(xp: Any, x: Array, dz: Array, kernel: Array, g: Geometry) -> Array:
+    """Compute the gradient of x (N, H, W, C) from that of the output before the activation, dz (N, OH, OW, O)."""
     dx = xp.empty(x.shape, dtype=x.dtype)
-    _run(_key("dgrad", x, kernel, g), {_Y: _aligned(dz), _KERNEL: _turned(xp, kernel), _X: dx})
+    _run(_key("dgrad", x, kernel, g), {_Y: aligned(dz), _KERNEL: _to_krsc(xp, kernel), _X: dx})
     return dx
 
 
-def kernel_gradient(xp: Any, x: Array, dz: Array, kernel: Array, g: Geometry) -> Array:
-    """The gradient of the kernel as a matrix (KH*KW*C/groups, O), from dz (N, OH, OW, O).
+def wgrad(xp: Any, x: Array, dz: Array, kernel: Array, g: Geometry) -> Array:
+    """Compute the gradient of the kernel as a matrix (KH*KW*C/groups, O) from dz (N, OH, OW, O).
 
-    It has the dtype of x: cuDNN rounds the float32 sums of 16-bit factors, where the other ways hand them on.
+    It has the dtype of x: cuDNN rounds the float32 sums of 16-bit products, unlike the other algorithms.
     """
     KH, KW, Cg, O = kernel.shape
-    turned = xp.empty((O, KH, KW, Cg), dtype=x.dtype)
-    _run(_key("wgrad", x, kernel, g), {_X: _aligned(x), _Y: _aligned(dz), _KERNEL: turned})
-    return xp.ascontiguousarray(xp.swapaxes(xp.reshape(turned, (O, KH * KW * Cg)), 0, 1))
+    krsc = xp.empty((O, KH, KW, Cg), dtype=x.dtype)
+    _run(_key("wgrad", x, kernel, g), {_X: aligned(x), _Y: aligned(dz), _KERNEL: krsc})
+    return xp.ascontiguousarray(xp.swapaxes(xp.reshape(krsc, (O, KH * KW * Cg)), 0, 1))
 
 
-def _turned(xp: Any, kernel: Array) -> Array:
-    """The kernel (KH, KW, C/groups, O) with its outputs first: (O, KH, KW, C/groups)."""
+def _to_krsc(xp: Any, kernel: Array) -> Array:
+    """Return the kernel (KH, KW, C/groups, O) in cuDNN's layout KRSC: (O, KH, KW, C/groups)."""
     return xp.ascontiguousarray(xp.transpose(kernel, (3, 0, 1, 2)))

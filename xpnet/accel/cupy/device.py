@@ -1,4 +1,4 @@
-"""The runtime of a CUDA device: everything that this package does there."""
+"""The runtime of a CUDA device: kernel launches, GEMMs and timing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CudaRuntime:
         self._driver = cupy.cuda.driver
         attributes = cupy.cuda.Device(device).attributes
         self.multiprocessors = int(attributes["MultiProcessorCount"])
-        # Half of the L2 cache; but a small cache must not cut products into pieces that leave the device idle.
+        # Half of the L2 cache, but not so little that GEMMs leave multiprocessors idle.
         self.chunk_bytes = max(int(attributes["L2CacheSize"]) // 2, 16 << 20)
         self.architecture = int(cupy.cuda.Device(device).compute_capability)
         self.device_name = cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
@@ -35,7 +35,7 @@ class CudaRuntime:
         self._lock = threading.Lock()
 
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
-        """The address of each array's data; every array must be on this device."""
+        """Return the address of each array's data; every array must be on this device."""
         found = []
         for array in arrays:
             if array is None:
@@ -51,7 +51,7 @@ class CudaRuntime:
         return found
 
     def launch(self, instance: Instance, grid: Size3, block: Size3, arguments: Any) -> None:
-        """Launch; the kernel is compiled and loaded the first time."""
+        """Launch a kernel; the first launch compiles and loads it."""
         function = self._functions.get(instance)
         if function is None:
             function = self._load(instance)
@@ -68,20 +68,20 @@ class CudaRuntime:
         return self._functions[instance]
 
     def gemm(self, call: Any) -> None:
-        """Run a product with this package's own cuBLAS handle."""
+        """Run a GEMM with this package's own cuBLAS handle."""
         cublas.run(call, self.device, self._cupy.cuda.get_current_stream())
 
     @functools.cached_property
     def cudnn(self) -> Any:
-        """cuDNN on this device, None where it is not installed."""
+        """cuDNN on this device, None if it is not installed."""
         return load_cudnn(self._cupy.cuda.get_current_stream, self._cupy.cuda.alloc)
 
     def can_measure(self) -> bool:
-        """Not while the current stream is recorded: recorded launches do not run."""
+        """Return False while the current stream is captured: captured launches do not run."""
         return not self._cupy.cuda.get_current_stream().is_capturing()
 
     def milliseconds(self, function: Callable[[], object]) -> float:
-        """The shortest of three measurements of four runs each, after one that compiles and warms up."""
+        """Return the shortest of three measurements of four runs each, after one run that compiles and warms up."""
         runs = 4
         function()
         begin, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()

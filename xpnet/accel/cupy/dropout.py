@@ -1,12 +1,12 @@
-"""Dropout with masks computed on the device: launches of ``kernels/cuda/dropout.cu``."""
+"""Dropout with masks computed on the device: ``kernels/cuda/dropout.cu``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.launch import THREADS, grid_size, launch, vector_width
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
-from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, fits, product, takes
+from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, product, supported, valid_vector
 from xpnet.backend import half_dtypes
 from xpnet.ops.dropout import dropout, dropout_key
 from xpnet.ops.half import cast
@@ -15,39 +15,39 @@ from xpnet.random import Key, threshold
 
 Array = Any
 
-_dropout = Kernel("dropout", "dropout", FLOATS, VECTORS, only=fits)
+_dropout = Kernel("dropout", "dropout", FLOATS, VECTORS, only=valid_vector)
 _keep_mask = Kernel("dropout", "keep_mask", (1, 16))
-_PER_THREAD = 16  # elements that one Philox block decides
+_PER_THREAD = 16  # elements a Philox block
 
 
-def _step(step: Any) -> tuple[int, Array | None]:
-    """A step as the kernels take it: a number, and an array on the device (0-d uint64) that is added to it."""
+def _step_arguments(step: Any) -> tuple[int, Array | None]:
+    """Return a step as the kernels take it: a number, and an array on the device (0-d uint64) that is added to it."""
     return (step, None) if isinstance(step, int) else (0, step)
 
 
 def keep_mask(xp: Any, key: Key, step: Any, shape: tuple[int, ...], rate: float) -> Array:
-    """What `xpnet.random.keep_mask` computes, the same bits, without a copy from the host."""
+    """Compute the mask of `xpnet.random.keep_mask`, bit for bit, on the device."""
     mask = xp.empty(shape, dtype=xp.uint8)
     V = 16 if mask.size % 16 == 0 and vector_width(mask.size, mask) == 16 else 1
-    blocks = blocks_for(-(-mask.size // _PER_THREAD))
-    launch(_keep_mask[(V,)], blocks, THREADS, mask, mask.size, key.low, key.high, *_step(step), threshold(rate))
+    blocks = grid_size(-(-mask.size // _PER_THREAD))
+    launch(_keep_mask[(V,)], blocks, THREADS, mask, mask.size, key.low, key.high, *_step_arguments(step), threshold(rate))
     return mask.view(xp.bool_)
 
 
 def drop(xp: Any, x: Array, key: Key, step: Any, rate: float, scale: float) -> Array:
-    """x * scale where `xpnet.random.keep_mask` is true for x's shape, else 0; x C-contiguous."""
+    """Return x * scale where `xpnet.random.keep_mask` is true for x's shape, else 0; x is C-contiguous."""
     y = xp.empty(x.shape, dtype=x.dtype)
     V = vector_width(x.size, x, y)
     launch(
-        _dropout[c_name(x), V], blocks_for(-(-x.size // _PER_THREAD)), THREADS, x, y, x.size, key.low, key.high, *_step(step),
-        threshold(rate), scale,
+        _dropout[c_name(x), V], grid_size(-(-x.size // _PER_THREAD)), THREADS, x, y, x.size, key.low, key.high,
+        *_step_arguments(step), threshold(rate), scale,
     )  # fmt: skip
     return y
 
 
 @dropout.accelerate("cupy")
 def _dropout_op(xp: Any, x: Array, *, rate: float, key: Any, step: Any, shape: Any, inverted: bool) -> Any:
-    if not takes(x) or not 0 <= rate <= 1:
+    if not supported(x) or not 0 <= rate <= 1:
         return NotImplemented  # the reference explains a wrong rate
     size = tuple(x.shape) if shape is None else tuple(shape)
     if len(size) != x.ndim or any(m not in (1, n) for m, n in zip(size, x.shape)):

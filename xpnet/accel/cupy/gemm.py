@@ -1,7 +1,7 @@
-"""Matrix products on row-major arrays, in the terms of cuBLAS, which is column-major.
+"""GEMM (matrix products) on row-major arrays through cuBLAS, which is column-major.
 
-CuPy's own `matmul` cannot be captured in a CUDA graph, copies transposed operands with more than two axes and ignores
-TF32; this one is a plain call that takes any strided matrices and writes where it is told.
+CuPy's `matmul` cannot be captured in a CUDA graph, copies transposed operands with more than two axes and ignores TF32; this
+one takes matrices of any strides and writes to a given array.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ DTYPES = ("float16", "float32", "float64", "bfloat16")
 
 
 class Product(NamedTuple):
-    """C = alpha op(A) op(B) + beta C for a strided batch of column-major matrices: the arguments of cuBLAS's GEMM.
+    """The arguments of cuBLAS's GEMM: C = alpha op(A) op(B) + beta C for a strided batch of column-major matrices.
 
-    op(A) is (m, k), op(B) is (k, n), C is (m, n). `a`, `b`, `c` are the arrays whose first element is the first
-    matrix's. A and B have the same dtype; C has it too, or is float32 while they have 16 bits.
+    op(A) is (m, k), op(B) is (k, n), C is (m, n). The first elements of the arrays `a`, `b`, `c` are those of the first
+    matrices. A and B have the same dtype; C has it too, or is float32 where they have 16 bits.
     """
 
     transpose_a: bool
@@ -46,16 +46,16 @@ class Product(NamedTuple):
 
 
 def gemm(xp: Any, a: Array, b: Array, c: Array, *, alpha: float = 1.0, beta: float = 0.0) -> Array:
-    """c = alpha * a @ b + beta * c, in place.
+    """Compute c = alpha * a @ b + beta * c, in place.
 
     Args:
         xp: the namespace of the arrays.
-        a: (M, K) or (B, M, K), any strides; a transposed view costs nothing.
+        a: (M, K) or (B, M, K), of any strides; a transposed view is not copied.
         b: (K, N) or (B, K, N).
-        c: (M, N) or (B, M, N), with contiguous rows; the dtype of a and b, or float32 for 16-bit a and b. Not read
-            where beta is 0.
+        c: (M, N) or (B, M, N), with contiguous rows; the dtype of a and b, or float32 for 16-bit a and b. Not read if
+            beta is 0.
         alpha: factor of the product.
-        beta: factor of what `c` held.
+        beta: factor of the previous c.
 
     Returns:
         c.
@@ -93,7 +93,7 @@ def gemm(xp: Any, a: Array, b: Array, c: Array, *, alpha: float = 1.0, beta: flo
 
 
 def _layout(xp: Any, a: Array) -> tuple[Array, bool, int, int]:
-    """(array, is it stored transposed, leading dimension, batch stride); a copy only where no axis is contiguous."""
+    """Return (array, whether it is stored transposed, leading dimension, batch stride); copy if no axis is contiguous."""
     size = a.dtype.itemsize
     rows, columns = a.shape[-2:]
     row, column = a.strides[-2] // size, a.strides[-1] // size

@@ -1,7 +1,7 @@
-"""Launching kernels: arguments typed as the kernel declares them, and one object that runs them.
+"""Kernel launches: arguments are checked and packed as the kernel declares them.
 
-Everything that this package does on a device goes through :data:`runtime`: the launch of a kernel and a matrix product.
-Tests put another runtime in its place (`use_runtime`) that runs the same kernels on NumPy arrays.
+Everything that this package does on a device goes through `runtime()`: kernel launches and GEMMs. Tests substitute a runtime
+(`use_runtime`) that runs the same kernels on NumPy arrays.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from xpnet.accel.cupy.runtime import Array, Size3
 from xpnet.accel.cupy.runtime import Runtime as Runtime
 from xpnet.accel.cupy.runtime import runtime as runtime
 from xpnet.accel.cupy.runtime import use_runtime as use_runtime
-from xpnet.accel.cupy.runtime import use_runtime_here as use_runtime_here
+from xpnet.accel.cupy.runtime import use_thread_runtime as use_thread_runtime
 from xpnet.accel.cupy.source import Instance, dtype_of
 
 
-class _Buffers(threading.local):
-    """Per thread and kernel: the packed arguments and the pointers to them. The driver copies them at the launch."""
+class _PackedArguments(threading.local):
+    """Per thread and kernel: the packed arguments and the pointers to them. The driver copies the arguments at launch."""
 
     def __init__(self) -> None:
         self.of: dict[Instance, tuple[Any, Any]] = {}
 
 
-_buffers = _Buffers()
+_packed_arguments = _PackedArguments()
 
 
 def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments: Any) -> None:
@@ -34,13 +34,13 @@ def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments
 
     Args:
         instance: the kernel with its template arguments.
-        grid: number of blocks; nothing happens where it is 0.
+        grid: number of blocks; 0 launches nothing.
         block: threads per block.
         arguments: one per parameter of the kernel: a C-contiguous array of the declared dtype (or None), or a number,
-            which becomes the integer or float that the kernel declares; a Divisor takes an int.
+            converted to the integer or float that the kernel declares; an int for a FastDivmod.
 
     Raises:
-        TypeError, ValueError: the arguments do not fit the kernel's parameters.
+        TypeError, ValueError: the arguments do not match the kernel's parameters.
     """
     parameters = instance.parameters
     if len(arguments) != len(parameters):
@@ -61,16 +61,16 @@ def launch(instance: Instance, grid: int | Size3, block: int | Size3, *arguments
     for argument, parameter in zip(arguments, parameters):
         if parameter.dtype is not None:
             values.append(next(addresses))
-        elif parameter.is_divisor:
-            values.extend(divisor(argument))
+        elif parameter.is_divmod:
+            values.extend(fast_divmod(argument))
         else:
             values.append(float(argument) if parameter.is_float else argument)
-    known = _buffers.of.get(instance)
+    known = _packed_arguments.of.get(instance)
     if known is None:
         packed = ctypes.create_string_buffer(instance.size)
         base = ctypes.addressof(packed)
         pointers = (ctypes.c_void_p * len(parameters))(*(base + offset for offset in instance.offsets))
-        known = _buffers.of[instance] = packed, pointers
+        known = _packed_arguments.of[instance] = packed, pointers
     packed, pointers = known
     instance.pack_into(packed, values)
     runner.launch(instance, grid3, block3, pointers)
@@ -84,12 +84,12 @@ def _check(instance: Instance, name: str, dtype: str, array: Array) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def divisor(d: int) -> tuple[int, int, int]:
-    """(d, magic, shift) such that n // d == (((n * magic) >> 32) + n) >> shift for 0 <= n < 2^31.
+def fast_divmod(d: int) -> tuple[int, int, int]:
+    """Return (d, magic, shift) such that n // d == (((n * magic) >> 32) + n) >> shift for 0 <= n < 2^31.
 
     Source: T. Granlund, P. Montgomery, "Division by invariant integers using multiplication", PLDI 1994.
     """
-    d = max(int(d), 1)  # an empty array has no element that would be divided
+    d = max(int(d), 1)  # in an empty array nothing is divided
     if d >= 1 << 31:
         raise ValueError(f"a size of {d} is too large for 32-bit indices")
     shift = (d - 1).bit_length()
@@ -100,21 +100,21 @@ def divisor(d: int) -> tuple[int, int, int]:
 THREADS = 256
 """Threads per block of the elementwise kernels."""
 
-LIMIT = 1 << 31
-"""Kernels that split indices with 32-bit arithmetic run over fewer elements than this in one launch."""
+INT32_LIMIT = 1 << 31
+"""Kernels with 32-bit index arithmetic process fewer elements than this in a launch."""
 
 
-def blocks_for(work: int, threads: int = THREADS, waves: int = 16) -> int:
-    """Blocks for a grid-stride loop over `work` items: enough to fill the device `waves` times over, not more."""
+def grid_size(work: int, threads: int = THREADS, waves: int = 16) -> int:
+    """Return the number of blocks for a grid-stride loop over `work` items: at most `waves` for each multiprocessor."""
     return int(min(-(-work // threads), runtime().multiprocessors * waves))
 
 
 def vector_width(items: int, *arrays: Array) -> int:
-    """How many neighbours travel in one 16-byte access: 16 bytes' worth, or 1 where size or alignment forbid it.
+    """Return the width of vectorised loads and stores: 16 bytes of elements, or 1 if size or alignment forbid it.
 
     Args:
         items: the length of the contiguous runs; it must be divisible by the width.
-        arrays: what is accessed. The widest dtype among them decides.
+        arrays: those accessed. The widest dtype among them decides.
     """
     width = 16 // max(array.dtype.itemsize for array in arrays)
     if width < 2 or items % width:
@@ -123,8 +123,13 @@ def vector_width(items: int, *arrays: Array) -> int:
 
 
 def address(array: Array) -> int:
-    """The address of an array's data, of CuPy or NumPy."""
+    """Return the address of the data of a CuPy or NumPy array."""
     try:
         return int(array.data.ptr)
-    except (AttributeError, ValueError):  # NumPy's; it shows no memory of dtypes that are not its own
+    except (AttributeError, ValueError):  # NumPy's; there is no memoryview of foreign dtypes
         return int(array.ctypes.data)
+
+
+def aligned(array: Array) -> Array:
+    """Return the array itself if its address is a multiple of 16 bytes, else a copy."""
+    return array if address(array) % 16 == 0 else array.copy()

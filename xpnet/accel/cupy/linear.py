@@ -1,12 +1,12 @@
-"""Dense layers and matrix products with this package's own GEMM."""
+"""Dense layers and matrix products through `gemm`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.activation import NUMBERS, add_bias_and_activate, bias_and_activation_gradients
+from xpnet.accel.cupy.activation import ACTIVATION_IDS, add_bias_and_activate, bias_and_activation_gradients
 from xpnet.accel.cupy.gemm import gemm
-from xpnet.accel.cupy.support import contiguous, product, room, takes
+from xpnet.accel.cupy.support import contiguous, out_buffer, product, supported
 from xpnet.ops.linear import dense, matmul
 
 Array = Any
@@ -14,10 +14,10 @@ Array = Any
 
 @dense.accelerate("cupy")
 def _dense(xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activation: str | None, save: bool) -> Any:
-    if kernel.ndim != 2 or x.ndim == 0 or x.shape[-1] != kernel.shape[0] or not takes(x, kernel, bias):
-        return NotImplemented  # the reference explains what is wrong
+    if kernel.ndim != 2 or x.ndim == 0 or x.shape[-1] != kernel.shape[0] or not supported(x, kernel, bias):
+        return NotImplemented  # the reference raises
     units = kernel.shape[1]
-    if (bias is not None and tuple(bias.shape) != (units,)) or activation not in NUMBERS:
+    if (bias is not None and tuple(bias.shape) != (units,)) or activation not in ACTIVATION_IDS:
         return NotImplemented
     rows = xp.reshape(x, (product(x.shape[:-1]), x.shape[-1]))
     y = xp.empty((rows.shape[0], units), dtype=x.dtype)
@@ -39,14 +39,14 @@ def _(xp: Any, dy: Array, saved: Any, *, activation: str | None, needs: tuple[bo
         dx = xp.reshape(gemm(xp, dz, kernel.T, xp.empty((count, kernel.shape[0]), dtype=x.dtype)), x.shape)
     if needs[1]:
         rows = xp.reshape(x, (count, kernel.shape[0]))
-        dkernel = gemm(xp, rows.T, dz, room(xp, kernel.shape, kernel, into[1]))
+        dkernel = gemm(xp, rows.T, dz, out_buffer(xp, kernel.shape, kernel, into[1]))
     return dx, dkernel, dbias
 
 
 @matmul.accelerate("cupy")
 def _matmul(xp: Any, x: Array, y: Array) -> Any:
-    """Matrices, a stack of matrices times one matrix, and two stacks of equal length; the reference does the rest."""
-    if not takes(x, y) or min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2]:
+    """Multiply matrices, a stack of matrices by a matrix, or stacks of equal shape; the reference does the rest."""
+    if not supported(x, y) or min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2]:
         return NotImplemented
     if y.ndim == 2:
         z = _times_matrix(xp, x, y)

@@ -1,27 +1,27 @@
-"""Batch and layer normalisation: launches of ``kernels/cuda/batch_norm.cu`` and ``kernels/cuda/layer_norm.cu``.
+"""Batch and layer normalisation: ``kernels/cuda/batch_norm.cu`` and ``kernels/cuda/layer_norm.cu``.
 
-What is kept for the backward pass is x with its means and variances; the normalised x is computed again.
+Saved for the backward pass are x, means and variances; the normalised x is recomputed.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.launch import blocks_for, launch, vector_width
+from xpnet.accel.cupy.launch import grid_size, launch, vector_width
 from xpnet.accel.cupy.reductions import merge_moments, partition, sum_partials
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, delivered, fits, product, takes
+from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, product, store_gradient, supported, valid_vector
 from xpnet.ops.normalization import batch_norm_inference, batch_norm_with_statistics, layer_norm
 from xpnet.ops.shapes import normalize_axes
 
 Array = Any
 
-_moments = Kernel("batch_norm", "batch_moments", FLOATS, VECTORS, only=fits)
-_apply = Kernel("batch_norm", "batch_norm_apply", FLOATS, VECTORS, only=fits)
-_sums = Kernel("batch_norm", "norm_gradient_sums", FLOATS, VECTORS, (False, True), only=fits)
-_backward = Kernel("batch_norm", "batch_norm_backward", FLOATS, VECTORS, (False, True), only=fits)
-_layer = Kernel("layer_norm", "layer_norm", FLOATS, VECTORS, (32, 256), only=fits)
-_layer_backward = Kernel("layer_norm", "layer_norm_backward", FLOATS, VECTORS, (32, 256), only=fits)
+_moments = Kernel("batch_norm", "batch_moments", FLOATS, VECTORS, only=valid_vector)
+_apply = Kernel("batch_norm", "batch_norm_apply", FLOATS, VECTORS, only=valid_vector)
+_sums = Kernel("batch_norm", "norm_gradient_sums", FLOATS, VECTORS, (False, True), only=valid_vector)
+_backward = Kernel("batch_norm", "batch_norm_backward", FLOATS, VECTORS, (False, True), only=valid_vector)
+_layer = Kernel("layer_norm", "layer_norm", FLOATS, VECTORS, (32, 256), only=valid_vector)
+_layer_backward = Kernel("layer_norm", "layer_norm_backward", FLOATS, VECTORS, (32, 256), only=valid_vector)
 
 
 def _vectors_fit(x: Array, size: int, *vectors: Array | None) -> bool:
@@ -36,9 +36,9 @@ def _normalized(
     y = xp.empty(x.shape, dtype=x.dtype)
     if y.size:
         V = vector_width(C, x, y)
-        parts = partition(rows, C // V, waves=16)
+        split = partition(rows, C // V, waves=16)
         launch(
-            _apply[c_name(x), V], parts.grid, parts.block, x, mean, variance, scale, offset, y, rows, parts.part_rows, C,
+            _apply[c_name(x), V], split.grid, split.block, x, mean, variance, scale, offset, y, rows, split.part_rows, C,
             epsilon,
         )  # fmt: skip
     return y
@@ -47,39 +47,39 @@ def _normalized(
 def _gradient_sums(
     xp: Any, dy: Array, x: Array, mean: Array, variance: Array, rows: int, C: int, per_row: bool, epsilon: float
 ) -> Array:
-    """The sums over all rows of dy and of dy * xhat: (2, C), in the type that kernels compute in."""
+    """Return the sums over all rows of dy and of dy * xhat: (2, C), in the accumulator dtype."""
     if rows == 0:
         return xp.zeros((2, C), dtype=mean.dtype)
     V = vector_width(C, dy, x)
-    parts = partition(rows, C // V)
-    partial = xp.empty((parts.count, 2 * C), dtype=mean.dtype)
+    split = partition(rows, C // V)
+    partial = xp.empty((split.parts, 2 * C), dtype=mean.dtype)
     launch(
-        _sums[c_name(x), V, per_row], parts.grid, parts.block, dy, x, mean, variance, partial, rows, parts.part_rows, C,
+        _sums[c_name(x), V, per_row], split.grid, split.block, dy, x, mean, variance, partial, rows, split.part_rows, C,
         epsilon,
     )  # fmt: skip
     return xp.reshape(sum_partials(xp, partial), (2, C))
 
 
 def _as_vectors(sums: Array, like: Array, shape: tuple[int, ...], needs: tuple[bool, ...], into: Any) -> tuple[Any, Any]:
-    """The gradients of scale and offset out of the two sums."""
+    """Return the gradients of scale and offset from the two sums."""
     return (
-        delivered(sums[1].reshape(shape), like, into[1]) if needs[1] else None,
-        delivered(sums[0].reshape(shape), like, into[2]) if needs[2] else None,
+        store_gradient(sums[1].reshape(shape), like, into[1]) if needs[1] else None,
+        store_gradient(sums[0].reshape(shape), like, into[2]) if needs[2] else None,
     )
 
 
 @batch_norm_with_statistics.accelerate("cupy")
 def _batch_norm(xp: Any, x: Array, scale: Array | None = None, offset: Array | None = None, *, epsilon: float) -> Any:
-    if not takes(x, scale, offset) or x.ndim < 2 or x.size == 0 or not _vectors_fit(x, x.shape[-1], scale, offset):
+    if not supported(x, scale, offset) or x.ndim < 2 or x.size == 0 or not _vectors_fit(x, x.shape[-1], scale, offset):
         return NotImplemented
     x, scale, offset = contiguous(xp, x), contiguous(xp, scale), contiguous(xp, offset)
     C = x.shape[-1]
     rows = product(x.shape[:-1])
     V = vector_width(C, x)
-    parts = partition(rows, C // V)
-    partial = xp.empty((parts.count, 2, C), dtype=accumulator(xp, x))
-    launch(_moments[c_name(x), V], parts.grid, parts.block, x, partial, rows, parts.part_rows, C)
-    mean, variance = merge_moments(xp, partial, rows, parts.part_rows)
+    split = partition(rows, C // V)
+    partial = xp.empty((split.parts, 2, C), dtype=accumulator(xp, x))
+    launch(_moments[c_name(x), V], split.grid, split.block, x, partial, rows, split.part_rows, C)
+    mean, variance = merge_moments(xp, partial, rows, split.part_rows)
     y = _normalized(xp, x, mean, variance, scale, offset, epsilon)
     return (y, mean, variance), (x, mean, variance, scale)
 
@@ -107,10 +107,10 @@ def _data_gradient(
     rows = product(x.shape[:-1])
     if dx.size:
         V = vector_width(C, dy, x, dx)
-        parts = partition(rows, C // V, waves=16)
+        split = partition(rows, C // V, waves=16)
         launch(
-            _backward[c_name(x), V, training], parts.grid, parts.block, dy, x, mean, variance, scale, sums, dmean,
-            dvariance, dx, rows, parts.part_rows, C, epsilon,
+            _backward[c_name(x), V, training], split.grid, split.block, dy, x, mean, variance, scale, sums, dmean,
+            dvariance, dx, rows, split.part_rows, C, epsilon,
         )  # fmt: skip
     return dx
 
@@ -127,7 +127,7 @@ def _batch_norm_inference(
     epsilon: float,
 ) -> Any:
     C = x.shape[-1] if x.ndim else 0
-    if not takes(x, scale, offset) or x.ndim < 1 or not _vectors_fit(x, C, scale, offset, mean, variance):
+    if not supported(x, scale, offset) or x.ndim < 1 or not _vectors_fit(x, C, scale, offset, mean, variance):
         return NotImplemented
     x, scale, offset = contiguous(xp, x), contiguous(xp, scale), contiguous(xp, offset)
     wide = accumulator(xp, x)
@@ -150,7 +150,7 @@ def _(
     return dx, *(_as_vectors(sums, x, (C,), needs, into) if sums is not None else (None, None))
 
 
-_SHORT = 1024  # a row of up to so many numbers is the work of one warp, a longer one of a block
+_SHORT = 1024  # rows of up to so many elements get a warp, longer ones a block
 
 
 @layer_norm.accelerate("cupy")
@@ -160,7 +160,7 @@ def _layer_norm(
     axes = tuple(sorted(normalize_axes(axis, x.ndim)))
     shape = tuple(x.shape[a] for a in axes)
     given = all(v is None or tuple(v.shape) == shape for v in (scale, offset))
-    if not takes(x, scale, offset) or not given or axes != tuple(range(x.ndim - len(axes), x.ndim)) or x.size == 0:
+    if not supported(x, scale, offset) or not given or axes != tuple(range(x.ndim - len(axes), x.ndim)) or x.size == 0:
         return NotImplemented
     x, scale, offset = contiguous(xp, x), contiguous(xp, scale), contiguous(xp, offset)
     K = product(shape)
@@ -170,7 +170,7 @@ def _layer_norm(
     V = vector_width(K, *(a for a in (x, y, scale, offset) if a is not None))
     lanes = 32 if K <= _SHORT else 256
     launch(
-        _layer[c_name(x), V, lanes], blocks_for(rows, 256 // lanes), 256, x, scale, offset, y, mean, variance, rows, K,
+        _layer[c_name(x), V, lanes], grid_size(rows, 256 // lanes), 256, x, scale, offset, y, mean, variance, rows, K,
         epsilon,
     )  # fmt: skip
     return y, (x, scale, mean, variance)
@@ -189,7 +189,7 @@ def _(xp: Any, dy: Array, saved: Any, *, axis: Any, epsilon: float, needs: tuple
         V = vector_width(K, *(a for a in (dy, x, dx, scale) if a is not None))
         lanes = 32 if K <= _SHORT else 256
         launch(
-            _layer_backward[c_name(x), V, lanes], blocks_for(rows, 256 // lanes), 256, dy, x, scale, mean, variance, dx,
+            _layer_backward[c_name(x), V, lanes], grid_size(rows, 256 // lanes), 256, dy, x, scale, mean, variance, dx,
             rows, K, epsilon,
         )  # fmt: skip
     vectors: tuple[Any, Any] = None, None

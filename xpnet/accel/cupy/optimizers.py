@@ -1,32 +1,32 @@
 """Optimizer steps over the flat parameters of a model in one launch: ``kernels/cuda/optimizer.cu``.
 
-All arrays of one call are flat, of one length and C-contiguous. The learning rate and the number of finished steps are
-Python numbers, or arrays on the device; then a step can be captured in a CUDA graph and replayed, and the launch adds one
-to the steps.
+All arrays of a call are flat, C-contiguous and of one length. The learning rate and the number of finished steps are Python
+numbers, or on the device (a DeviceSchedule): then a step can be captured in a CUDA graph and replayed, and the launch
+increments the steps.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xpnet.accel.cupy.launch import THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.launch import THREADS, grid_size, launch, vector_width
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, fits
+from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, valid_vector
 from xpnet.ops.updates import rule as rules
 
 Array = Any
 
-_sgd = Kernel("optimizer", "sgd", FLOATS, VECTORS, (False, True), only=fits)
-_adam = Kernel("optimizer", "adam", FLOATS, VECTORS, (False, True), only=fits)
+_sgd = Kernel("optimizer", "sgd", FLOATS, VECTORS, (False, True), only=valid_vector)
+_adam = Kernel("optimizer", "adam", FLOATS, VECTORS, (False, True), only=valid_vector)
 
 
 class DeviceSchedule(NamedTuple):
-    """The learning rate and the count of steps on the device.
+    """The learning rate and the number of steps, on the device.
 
     Attributes:
         rate: (), float64 for float64 parameters, else float32.
-        steps: (), int64, the finished steps; every update adds one.
-        ticket: (), uint32, zero; every update leaves it zero.
+        steps: (), int64, the finished steps; every update increments it.
+        ticket: (), uint32, 0 between updates; counts finished blocks.
     """
 
     rate: Array
@@ -35,12 +35,12 @@ class DeviceSchedule(NamedTuple):
 
     @classmethod
     def new(cls, xp: Any, parameters: Array, rate: float = 0.0) -> DeviceSchedule:
-        """A clock at step 0 for parameters of some dtype."""
+        """Return a schedule at step 0 for parameters of some dtype."""
         dtype = accumulator(xp, parameters)
         return cls(xp.asarray(rate, dtype=dtype), xp.zeros((), dtype=xp.int64), xp.zeros((), dtype=xp.uint32))
 
     def skipping(self, skip: Array) -> SkippingDeviceSchedule:
-        """This clock for an update that does nothing where `skip`, a () uint32, is not 0."""
+        """Return this schedule for an update that does nothing if `skip`, a () uint32, is not 0."""
         return SkippingDeviceSchedule(*self, skip)
 
 
@@ -53,8 +53,8 @@ class SkippingDeviceSchedule(NamedTuple):
     skip: Array
 
 
-def _there(rate: Any) -> tuple[tuple[Any, ...], float]:
-    """The learning rate as kernels take it: the four arrays of a clock (None where there is none), and a number."""
+def _schedule_arguments(rate: Any) -> tuple[tuple[Any, ...], float]:
+    """Return a learning rate as kernels take it: the arrays of a SkippingDeviceSchedule (or None), and a number."""
     if isinstance(rate, (DeviceSchedule, SkippingDeviceSchedule)):
         return (*rate, None)[:4], 0.0
     return (None,) * 4, rate
@@ -71,7 +71,7 @@ def sgd(
     weight_decay: float = 0.0,
     decayed: int | None = None,
 ) -> None:
-    """One step of gradient descent, in place.
+    """Take one step of gradient descent, in place.
 
     velocity = momentum * velocity - rate * g, then w += velocity (with `nesterov`: momentum * velocity - rate * g), where
     g is the gradient plus weight_decay * w.
@@ -82,15 +82,15 @@ def sgd(
         velocity: (n,), the same dtype; None without momentum.
         rate: the learning rate, or a DeviceSchedule.
         momentum: in [0, 1).
-        nesterov: look ahead.
+        nesterov: whether to use Nesterov momentum.
         weight_decay: 0 for none.
         decayed: weight decay applies to the elements before this one; None: to all.
     """
     arrays = [a for a in (w, g, velocity) if a is not None]
     V = vector_width(w.size, *arrays)
-    clock, number = _there(rate)
+    schedule, number = _schedule_arguments(rate)
     launch(
-        _sgd[c_name(w), V, nesterov], blocks_for(w.size // V), THREADS, w, g, velocity, *clock, w.size,
+        _sgd[c_name(w), V, nesterov], grid_size(w.size // V), THREADS, w, g, velocity, *schedule, w.size,
         w.size if decayed is None else decayed, number, momentum, weight_decay,
     )  # fmt: skip
 
@@ -110,27 +110,27 @@ def adam(
     decoupled: bool = False,
     decayed: int | None = None,
 ) -> None:
-    """One step of Adam with bias correction, in place; `decoupled` makes it AdamW.
+    """Take one step of Adam with bias correction, in place; `decoupled` makes it AdamW.
 
     Args:
         w, g, rate, decayed: as in `sgd`.
         mean, square: (n,), the running means of the gradient and of its square.
-        finished_steps: the steps before this one; not used with a DeviceSchedule, which counts itself.
+        finished_steps: the steps before this one; unused with a DeviceSchedule.
         beta1, beta2: decay of the running means.
         epsilon: added to the root of the corrected square.
         weight_decay: times w it is added to the gradient; with `decoupled`, w shrinks by rate * weight_decay instead.
         decoupled: whether weight decay leaves the running means alone.
     """
     V = vector_width(w.size, w, g, mean, square)
-    clock, number = _there(rate)
+    schedule, number = _schedule_arguments(rate)
     launch(
-        _adam[c_name(w), V, decoupled], blocks_for(w.size // V), THREADS, w, g, mean, square, *clock, w.size,
+        _adam[c_name(w), V, decoupled], grid_size(w.size // V), THREADS, w, g, mean, square, *schedule, w.size,
         w.size if decayed is None else decayed, finished_steps, number, beta1, beta2, epsilon, weight_decay,
     )  # fmt: skip
 
 
 class Decay(NamedTuple):
-    """How a rule applies weight decay in its own pass: the settings that an Optimizer adds."""
+    """The settings of weight decay that an Optimizer adds to a rule that applies it in the same launch."""
 
     weight_decay: float = 0.0
     decayed: int = 0

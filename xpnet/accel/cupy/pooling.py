@@ -1,12 +1,12 @@
-"""Max and average pooling on the device: launches of ``kernels/cuda/pooling.cu``."""
+"""Max and average pooling on the device: ``kernels/cuda/pooling.cu``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.launch import LIMIT, THREADS, blocks_for, launch, vector_width
+from xpnet.accel.cupy.launch import INT32_LIMIT, THREADS, grid_size, launch, vector_width
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, fits, takes
+from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, supported, valid_vector
 from xpnet.ops import pooling
 from xpnet.ops.geometry import Geometry, windows
 
@@ -16,33 +16,33 @@ _WINDOWS = (0, 2, 3)
 
 
 def _listed(kind: str, width: int, kh: int, kw: int, switches: bool) -> bool:
-    return fits(kind, width) and kh == kw
+    return valid_vector(kind, width) and kh == kw
 
 
 _max_pool = Kernel("pooling", "max_pool", FLOATS, VECTORS, _WINDOWS, _WINDOWS, (False, True), only=_listed)
-_max_pool_backward = Kernel("pooling", "max_pool_backward", FLOATS, VECTORS, only=fits)
-_average_pool = Kernel("pooling", "average_pool", FLOATS, VECTORS, (False, True), only=fits)
-_average_pool_backward = Kernel("pooling", "average_pool_backward", FLOATS, VECTORS, (False, True), only=fits)
+_max_pool_backward = Kernel("pooling", "max_pool_backward", FLOATS, VECTORS, only=valid_vector)
+_average_pool = Kernel("pooling", "average_pool", FLOATS, VECTORS, (False, True), only=valid_vector)
+_average_pool_backward = Kernel("pooling", "average_pool_backward", FLOATS, VECTORS, (False, True), only=valid_vector)
 
 
 def _too_large(*arrays: Array) -> bool:
-    return bool(max(a.size for a in arrays) >= LIMIT and arrays[0].shape[0] > 1)
+    return bool(max(a.size for a in arrays) >= INT32_LIMIT and arrays[0].shape[0] > 1)
 
 
 def max_pool(
     xp: Any, x: Array, geometry: Geometry, switches: bool, out: tuple[Array, Array | None] | None = None
 ) -> tuple[Array, Array | None]:
-    """The maximum of each window.
+    """Compute the maximum of each window.
 
     Args:
         xp: the namespace of the arrays.
         x: (N, H, W, C), C-contiguous.
-        geometry: of the windows, at most 256 pixels each if switches are asked for.
-        switches: whether to give them.
-        out: where to write; made if not given.
+        geometry: of the windows, of at most 256 pixels for switches.
+        switches: whether to return them (the argmax mask).
+        out: the output buffers; allocated if None.
 
     Returns:
-        y (N, OH, OW, C), and for each maximum its offset kh * KW + kw inside the window as uint8, or None.
+        y (N, OH, OW, C), and the offset kh * KW + kw of each maximum in its window as uint8, or None.
     """
     h, w = geometry
     N, C = x.shape[0], x.shape[-1]
@@ -59,21 +59,21 @@ def max_pool(
     size = (h.window, w.window) if h.window == w.window and h.window in _WINDOWS else (0, 0)
     vectors = y.size // V
     launch(
-        _max_pool[c_name(x), V, *size, switches], blocks_for(vectors), THREADS, x, y, s, vectors, h.size,
+        _max_pool[c_name(x), V, *size, switches], grid_size(vectors), THREADS, x, y, s, vectors, h.size,
         w.size, C, h.window, w.window, h.stride, w.stride, h.before, w.before, C // V, w.out, h.out,
     )  # fmt: skip
     return out
 
 
 def max_pool_backward(xp: Any, dy: Array, switches: Array, geometry: Geometry, out: Array | None = None) -> Array:
-    """The gradient of max pooling: each pixel collects dy of the windows whose switch points at it.
+    """Compute the gradient of max pooling: each pixel gathers dy of the windows whose switch points to it.
 
     Args:
         xp: the namespace of the arrays.
         dy: (N, OH, OW, C), C-contiguous.
         switches: (N, OH, OW, C) uint8.
         geometry: of the windows.
-        out: (N, H, W, C), where to write; made if not given.
+        out: (N, H, W, C), the output buffer; allocated if None.
 
     Returns:
         out.
@@ -89,7 +89,7 @@ def max_pool_backward(xp: Any, dy: Array, switches: Array, geometry: Geometry, o
     V = vector_width(C, dy, dx, switches)
     vectors = dx.size // V
     launch(
-        _max_pool_backward[c_name(dy), V], blocks_for(vectors), THREADS, dy, switches, dx, vectors, C,
+        _max_pool_backward[c_name(dy), V], grid_size(vectors), THREADS, dy, switches, dx, vectors, C,
         h.window, w.window, h.out, w.out, h.stride, w.stride, h.before, w.before, C // V, w.size, h.size, h.stride,
         w.stride,
     )  # fmt: skip
@@ -97,14 +97,14 @@ def max_pool_backward(xp: Any, dy: Array, switches: Array, geometry: Geometry, o
 
 
 def average_pool(xp: Any, x: Array, geometry: Geometry, count_include_pad: bool, out: Array | None = None) -> Array:
-    """The mean of each window.
+    """Compute the mean of each window.
 
     Args:
         xp: the namespace of the arrays.
         x: (N, H, W, C), C-contiguous.
         geometry: of the windows.
-        count_include_pad: divide by KH*KW everywhere; otherwise by the pixels that lie inside the image.
-        out: (N, OH, OW, C), where to write; made if not given.
+        count_include_pad: divide by KH*KW everywhere, else by the number of pixels inside the image.
+        out: (N, OH, OW, C), the output buffer; allocated if None.
 
     Returns:
         out.
@@ -120,14 +120,14 @@ def average_pool(xp: Any, x: Array, geometry: Geometry, count_include_pad: bool,
     V = vector_width(C, x, y)
     vectors = y.size // V
     launch(
-        _average_pool[c_name(x), V, count_include_pad], blocks_for(vectors), THREADS, x, y, vectors, h.size,
+        _average_pool[c_name(x), V, count_include_pad], grid_size(vectors), THREADS, x, y, vectors, h.size,
         w.size, C, h.window, w.window, h.stride, w.stride, h.before, w.before, C // V, w.out, h.out,
     )  # fmt: skip
     return y
 
 
 def average_pool_backward(xp: Any, dy: Array, geometry: Geometry, count_include_pad: bool, out: Array | None = None) -> Array:
-    """The gradient of average pooling: (N, OH, OW, C) -> (N, H, W, C). Arguments as `average_pool`."""
+    """Compute the gradient of average pooling: (N, OH, OW, C) -> (N, H, W, C). Arguments as in `average_pool`."""
     h, w = geometry
     N, C = dy.shape[0], dy.shape[-1]
     dx = xp.empty((N, h.size, w.size, C), dtype=dy.dtype) if out is None else out
@@ -139,20 +139,20 @@ def average_pool_backward(xp: Any, dy: Array, geometry: Geometry, count_include_
     V = vector_width(C, dy, dx)
     vectors = dx.size // V
     launch(
-        _average_pool_backward[c_name(dy), V, count_include_pad], blocks_for(vectors), THREADS, dy, dx,
+        _average_pool_backward[c_name(dy), V, count_include_pad], grid_size(vectors), THREADS, dy, dx,
         vectors, h.size, w.size, C, h.window, w.window, h.out, w.out, h.stride, w.stride, h.before, w.before, C // V,
         w.size, h.size, h.stride, w.stride,
     )  # fmt: skip
     return dx
 
 
-_LARGEST = 256  # pixels in a window whose offsets fit a byte
+_MAX_WINDOW = 256  # pixels: offsets must fit a byte
 
 
 @pooling.max_pool2d.accelerate("cupy")
 def _max_pool2d(xp: Any, x: Array, *, window: Any, stride: Any, padding: Any, save: bool) -> Any:
     g = pooling.pool_geometry("max_pool2d", x, window, stride, padding)
-    if not takes(x) or g.h.window * g.w.window > _LARGEST:
+    if not supported(x) or g.h.window * g.w.window > _MAX_WINDOW:
         return NotImplemented
     y, switches = max_pool(xp, contiguous(xp, x), g, save)
     return y, (tuple(x.shape), switches) if save else None
@@ -168,7 +168,7 @@ def _(xp: Any, dy: Array, saved: Any, *, window: Any, stride: Any, padding: Any)
 @pooling.max_pool2d_with_switches.accelerate("cupy")
 def _max_pool2d_with_switches(xp: Any, x: Array, *, window: Any, stride: Any, padding: Any) -> Any:
     g = pooling.pool_geometry("max_pool2d", x, window, stride, padding)
-    if not takes(x) or g.h.window * g.w.window > _LARGEST:
+    if not supported(x) or g.h.window * g.w.window > _MAX_WINDOW:
         return NotImplemented
     y, switches = max_pool(xp, contiguous(xp, x), g, True)
     return (y, switches), (tuple(x.shape), switches)
@@ -184,7 +184,7 @@ def _(xp: Any, dys: Any, saved: Any, *, window: Any, stride: Any, padding: Any) 
 @pooling.average_pool2d.accelerate("cupy")
 def _average_pool2d(xp: Any, x: Array, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
     g = pooling.pool_geometry("average_pool2d", x, window, stride, padding)
-    if not takes(x):
+    if not supported(x):
         return NotImplemented
     return average_pool(xp, contiguous(xp, x), g, count_include_pad), tuple(x.shape)
 

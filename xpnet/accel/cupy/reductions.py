@@ -1,4 +1,4 @@
-"""How kernels over matrices (rows, columns) are launched, and the second stage of their sums over rows."""
+"""Column reductions in two stages: how rows are partitioned over blocks, and the sum of the partial results (``reduce.cu``)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _merge_moments = Kernel("reduce", "merge_moments", ("float", "double"))
 
 
 class Partition(NamedTuple):
-    """A launch of a kernel of ``columns.cuh``: grid, block, and how the rows are divided into parts."""
+    """Grid and block of a kernel on ``column_reduction.cuh``, and the partition of the rows."""
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     part_rows: int
-    count: int
+    parts: int
 
 
 def partition(rows: int, vectors: int, waves: int = 8) -> Partition:
-    """Partition a matrix of `rows` rows and `vectors` vectors of columns into blocks of 256 threads.
+    """Partition a matrix of `rows` rows and `vectors` vectors of columns over blocks of 256 threads.
 
-    Parts are many enough to fill the device `waves` times, and at least four rows deep for every thread.
+    There are enough parts to fill the device `waves` times, of at least four rows a thread.
     """
     wide = min(32, 1 << max(vectors - 1, 0).bit_length())
     deep = _BLOCK // wide
@@ -43,7 +43,7 @@ def _c_name(array: Array) -> str:
 
 
 def sum_partials(xp: Any, partial: Array) -> Array:
-    """The sum of partial (parts, columns), float32 or float64, over the parts, always in the same order: (columns,)."""
+    """Sum partial (parts, columns), float32 or float64, over the parts, in a fixed order: (columns,)."""
     parts, columns = partial.shape
     sums = xp.empty((columns,), dtype=partial.dtype)
     launch(_sum_partials[(_c_name(partial),)], (-(-columns // 32), 1, 1), (32, 8, 1), partial, sums, parts, columns)
@@ -51,7 +51,7 @@ def sum_partials(xp: Any, partial: Array) -> Array:
 
 
 def merge_moments(xp: Any, partial: Array, rows: int, part_rows: int) -> tuple[Array, Array]:
-    """Mean and variance (columns,) from the mean and squared deviations (parts, 2, columns) of the parts of `rows` rows."""
+    """Combine mean and squared deviations of parts of the rows (parts, 2, columns) to mean and variance (columns,)."""
     parts, _, columns = partial.shape
     mean = xp.empty((columns,), dtype=partial.dtype)
     variance = xp.empty((columns,), dtype=partial.dtype)

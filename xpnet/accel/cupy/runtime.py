@@ -1,4 +1,4 @@
-"""What runs kernels and products now: a CUDA device, or what a test put in its place."""
+"""The current runtime, which runs kernels and GEMMs: a CUDA device, or a substitute."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Size3 = tuple[int, int, int]
 
 
 class Runtime(Protocol):
-    """What runs kernels and matrix products."""
+    """Runs kernels and GEMMs."""
 
     multiprocessors: int
-    chunk_bytes: int  # of columns that a convolution makes at a time
+    chunk_bytes: int  # the im2col workspace of a convolution
     architecture: int  # the compute capability times ten
     device_name: str
 
@@ -26,19 +26,19 @@ class Runtime(Protocol):
         """A `cudnn.Cudnn`, or None."""
 
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
-        """The address of each array's data, 0 for None."""
+        """Return the address of each array's data, 0 for None."""
 
     def launch(self, instance: Instance, grid: Size3, block: Size3, arguments: Any) -> None:
         """Run a kernel; `arguments` is a C array of pointers, one per parameter."""
 
     def gemm(self, call: Any) -> None:
-        """Run a `gemm.Product`, a strided batch of products in cuBLAS's terms."""
+        """Run a `gemm.Product`, a strided batched GEMM of cuBLAS."""
 
     def can_measure(self) -> bool:
-        """Whether `milliseconds` can be asked for now."""
+        """Return whether `milliseconds` can be called now."""
 
     def milliseconds(self, function: Callable[[], object]) -> float:
-        """How long the device takes for what `function` launches."""
+        """Return how long the device takes for the launches of `function`."""
 
 
 _runtimes: dict[int, Runtime] = {}
@@ -46,19 +46,19 @@ _factory: Any = None
 _substitute: Runtime | None = None
 
 
-class _Here(threading.local):
-    """What this thread alone uses in the place of a device."""
+class _ThreadState(threading.local):
+    """The substitute for a device in this thread alone."""
 
     runtime: Runtime | None = None
 
 
-_here = _Here()
+_thread_state = _ThreadState()
 
 
 def runtime() -> Runtime:
-    """What runs kernels now: the current CUDA device, or what `use_runtime` put in its place."""
-    if _here.runtime is not None:
-        return _here.runtime
+    """Return the runtime of the current CUDA device, or the substitute of `use_runtime`."""
+    if _thread_state.runtime is not None:
+        return _thread_state.runtime
     if _substitute is not None:
         return _substitute
     from cupy.cuda.runtime import getDevice
@@ -72,7 +72,7 @@ def runtime() -> Runtime:
 
 @contextlib.contextmanager
 def use_runtime(substitute: Runtime) -> Iterator[None]:
-    """Within the block everything runs on `substitute` instead of a CUDA device."""
+    """Run everything within the block on `substitute` instead of a CUDA device."""
     global _substitute
     before, _substitute = _substitute, substitute
     try:
@@ -82,16 +82,16 @@ def use_runtime(substitute: Runtime) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def use_runtime_here(substitute: Runtime) -> Iterator[None]:
-    """Within the block everything that this thread launches runs on `substitute`; other threads go on as before."""
-    before, _here.runtime = _here.runtime, substitute
+def use_thread_runtime(substitute: Runtime) -> Iterator[None]:
+    """Run everything that this thread launches within the block on `substitute`."""
+    before, _thread_state.runtime = _thread_state.runtime, substitute
     try:
         yield
     finally:
-        _here.runtime = before
+        _thread_state.runtime = before
 
 
 def set_factory(factory: Callable[[int], Runtime]) -> None:
-    """Say what makes the runtime of a device: xpnet.accel.cupy.device does."""
+    """Set the function that makes the runtime of a device; xpnet.accel.cupy.device calls it."""
     global _factory
     _factory = factory

@@ -1,25 +1,25 @@
-"""Softmax, its logarithm and cross entropy: launches of ``kernels/cuda/softmax.cu``."""
+"""Softmax, log softmax and cross entropy: ``kernels/cuda/softmax.cu``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.accel.cupy.launch import blocks_for, launch
+from xpnet.accel.cupy.launch import grid_size, launch
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
-from xpnet.accel.cupy.support import accumulator, c_name, contiguous, product, takes
+from xpnet.accel.cupy.support import accumulator, c_name, contiguous, product, supported
 from xpnet.backend import is_floating
 from xpnet.ops.softmax import check_reduction, log_softmax, softmax, softmax_cross_entropy
 
 Array = Any
 
-# (lanes that share a row, numbers that each keeps in registers); 0: rows of any length, read again for each pass.
+# (lanes a row, elements in the registers of each); 0: rows of any length, read again in each pass.
 _LAYOUTS = ((8, 2), (32, 1), (32, 4), (32, 16), (256, 0))
 _LANES, _ITEMS = (8, 32, 256), (0, 1, 2, 4, 16)
 
 
 def _layouts(kind: str) -> Sequence[tuple[int, int]]:
-    """The layouts for a C type: sixteen doubles and what is computed from them are too much for the registers."""
+    """Return the layouts for a C type: sixteen doubles would spill registers."""
     return [layout for layout in _LAYOUTS if kind != "double" or layout[1] < 16]
 
 
@@ -37,18 +37,18 @@ _cross_entropy = Kernel("softmax", "cross_entropy", FLOATS, ("int", "i64", *FLOA
 
 
 def _layout(K: int, kind: str) -> tuple[int, int]:
-    """The smallest layout that holds a row of K numbers."""
+    """Return the smallest layout that holds a row of K elements."""
     return next((lanes, items) for lanes, items in _layouts(kind) if items == 0 or lanes * items >= K)
 
 
 def _blocks(rows: int, lanes: int) -> int:
-    return blocks_for(rows, 256 // lanes)
+    return grid_size(rows, 256 // lanes)
 
 
 def _register(operation: Any, log: bool) -> None:
     @operation.accelerate("cupy")  # type: ignore[untyped-decorator]
     def forward(xp: Any, x: Array, *, axis: int) -> Any:
-        if not takes(x) or x.ndim == 0 or axis not in (-1, x.ndim - 1) or x.shape[-1] == 0:
+        if not supported(x) or x.ndim == 0 or axis not in (-1, x.ndim - 1) or x.shape[-1] == 0:
             return NotImplemented
         x = contiguous(xp, x)
         K = x.shape[-1]
@@ -73,17 +73,17 @@ _register(log_softmax, True)
 
 @softmax_cross_entropy.accelerate("cupy")
 def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: str, save: bool) -> Any:
-    """Losses and their gradient in one pass over the logits.
+    """Compute the losses and their gradient in one pass over the logits.
 
-    A class number outside 0..K-1 gives NaN instead of an error: looking at the labels would wait for the device.
+    A class index outside 0..K-1 gives NaN instead of an error: checking the labels would synchronise with the device.
     """
     check_reduction("softmax_cross_entropy", reduction)
-    if not takes(logits) or logits.ndim == 0 or logits.shape[-1] == 0:
+    if not supported(logits) or logits.ndim == 0 or logits.shape[-1] == 0:
         return NotImplemented
     K = logits.shape[-1]
     if not is_floating(labels) and xp.isdtype(labels.dtype, "integral"):
         if tuple(labels.shape) != tuple(logits.shape[:-1]):
-            return NotImplemented  # the reference explains a wrong shape
+            return NotImplemented  # the reference raises
         if dtype_of(labels) not in ("int32", "int64"):
             labels = labels.astype(xp.int64)
     elif tuple(labels.shape) != tuple(logits.shape):

@@ -1,8 +1,8 @@
-"""The CUDA sources: where they are, what kernels they declare, and which instances of them are used.
+"""The CUDA sources: where they are, the kernels that they declare, and the instances that are used.
 
 A kernel is a C++ template in ``kernels/cuda/<file>.cu``. Its parameter list is read from the source, so that arguments are
-always packed as the kernel declares them; the template arguments it may be instantiated with are listed where it is used,
-so that tests can compile every one of them for every architecture.
+always packed as the kernel declares them. The template arguments of its instances are listed where it is used, so that tests
+can compile every instance for every architecture.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ C_NAMES = {
     "uint32": "u32",
     "uint64": "u64",
 }
-"""The name in the CUDA sources of each dtype that kernels take."""
+"""The C++ type of each dtype that kernels take."""
 
 _names: dict[Any, str] = {}
 
 
 def dtype_of(array: Any) -> str:
-    """The name of an array's dtype, remembered by dtype: writing it out costs microseconds."""
+    """Return the name of an array's dtype, cached because formatting it takes microseconds."""
     try:
         return _names[array.dtype]
     except KeyError:
@@ -46,13 +46,13 @@ def dtype_of(array: Any) -> str:
 
 
 _DTYPES = {c: dtype for dtype, c in C_NAMES.items()} | {"bool": "bool"}
-_SCALARS = {"int": "i", "i64": "q", "u32": "I", "u64": "Q", "float": "f", "double": "d", "Divisor": "3I"}
-_SLOT = 16  # bytes per argument in the packed buffer: the largest is a Divisor, and everything stays aligned
+_SCALARS = {"int": "i", "i64": "q", "u32": "I", "u64": "Q", "float": "f", "double": "d", "FastDivmod": "3I"}
+_SLOT = 16  # bytes per packed argument: a FastDivmod is the largest, and all are aligned
 
 
 @functools.cache
 def kernel_folder() -> Path:
-    """The folder of the .cu files: inside the package where it was installed, beside it in a source checkout."""
+    """Return the folder of the .cu files: in an installed package inside it, in a source checkout next to it."""
     package = Path(__file__).resolve().parents[2]
     for folder in (package / "kernels" / "cuda", package.parent / "kernels" / "cuda"):
         if (folder / "common.cuh").is_file():
@@ -64,13 +64,13 @@ def kernel_folder() -> Path:
 
 @functools.cache
 def read_source(file: str) -> str:
-    """The text of ``kernels/cuda/<file>.cu``."""
+    """Return the text of ``kernels/cuda/<file>.cu``."""
     return (kernel_folder() / f"{file}.cu").read_text(encoding="utf-8")
 
 
 @functools.cache
 def read_headers() -> dict[str, str]:
-    """The header files of the kernels, by name."""
+    """Return the header files of the kernels, by name."""
     return {path.name: path.read_text(encoding="utf-8") for path in sorted(kernel_folder().glob("*.cuh"))}
 
 
@@ -85,7 +85,7 @@ class Declaration:
 
 @functools.cache
 def declarations(file: str) -> dict[str, Declaration]:
-    """The kernels that ``kernels/cuda/<file>.cu`` declares, by name."""
+    """Return the kernels that ``kernels/cuda/<file>.cu`` declares, by name."""
     text = re.sub(r"//[^\n]*", "", read_source(file))
     pattern = r"template\s*<([^>]*)>\s*__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)"
     found = {}
@@ -95,7 +95,7 @@ def declarations(file: str) -> dict[str, Declaration]:
 
 
 def _split(text: str) -> list[tuple[str, str]]:
-    """A C++ parameter list as (type, name) pairs."""
+    """Parse a C++ parameter list into (type, name) pairs."""
     pairs = []
     for item in text.split(","):
         words = item.replace("*", "* ").split()
@@ -106,12 +106,12 @@ def _split(text: str) -> list[tuple[str, str]]:
 class Parameter:
     """One parameter of an instance: how its argument is packed."""
 
-    __slots__ = ("dtype", "format", "is_divisor", "is_float", "name")
+    __slots__ = ("dtype", "format", "is_divmod", "is_float", "name")
 
     def __init__(self, declared: str, name: str, types: dict[str, str]) -> None:
         self.name = name
         self.dtype: str | None = None  # of arrays; None for scalars
-        self.is_divisor = self.is_float = False
+        self.is_divmod = self.is_float = False
         if declared.endswith("*"):
             base = declared.removeprefix("const ").rstrip("*").strip()
             self.dtype = _DTYPES[_resolve(base, types)]
@@ -119,7 +119,7 @@ class Parameter:
             return
         base = _resolve(declared, types)
         self.format = _SCALARS[base]
-        self.is_divisor = base == "Divisor"
+        self.is_divmod = base == "FastDivmod"
         self.is_float = base in ("float", "double")
 
 
@@ -131,7 +131,7 @@ def _resolve(name: str, types: dict[str, str]) -> str:
 
 
 class Instance:
-    """A kernel with its template arguments filled in: what is compiled, loaded and launched."""
+    """A kernel with its template arguments: what is compiled, loaded and launched."""
 
     __slots__ = ("_packer", "expression", "file", "name", "offsets", "parameters", "size")
 
@@ -151,7 +151,7 @@ class Instance:
         return f"<kernel {self.expression} of {self.file}.cu>"
 
     def pack_into(self, buffer: Any, values: Sequence[Any]) -> None:
-        """Write packed arguments (addresses for arrays) into a buffer of `size` bytes, one slot each."""
+        """Pack arguments (addresses for arrays) into a buffer of `size` bytes, one slot each."""
         self._packer.pack_into(buffer, 0, *values)
 
 
@@ -161,8 +161,8 @@ class Kernel:
     Args:
         file: the source, ``kernels/cuda/<file>.cu``.
         name: the template's name.
-        choices: for every template parameter the values it may take.
-        only: keeps a combination of template arguments if it returns True for it.
+        choices: the values of each template parameter.
+        only: returns whether a combination of template arguments is used; None: all are.
     """
 
     def __init__(self, file: str, name: str, *choices: Sequence[TemplateArgument], only: Any = None) -> None:
@@ -171,7 +171,7 @@ class Kernel:
         every_kernel.append(self)
 
     def __getitem__(self, arguments: tuple[TemplateArgument, ...]) -> Instance:
-        """The instance with these template arguments."""
+        """Return the instance with these template arguments."""
         try:
             return self._instances[arguments]
         except KeyError:
@@ -186,11 +186,11 @@ class Kernel:
         return listed and (self._only is None or bool(self._only(*arguments)))
 
     def instances(self) -> Iterator[Instance]:
-        """Every instance that may be launched."""
+        """Yield every instance that may be launched."""
         for arguments in itertools.product(*self.choices):
             if self._only is None or self._only(*arguments):
                 yield self[arguments]
 
 
 every_kernel: list[Kernel] = []
-"""Every kernel that some module of ``xpnet.accel.cupy`` uses."""
+"""Every kernel that a module of ``xpnet.accel.cupy`` uses."""

@@ -123,10 +123,10 @@ def _launches(kind: str) -> Iterator[None]:
     if kind == "cpu":
         yield
         return
-    from xpnet.accel.cupy.launch import use_runtime_here
+    from xpnet.accel.cupy.launch import use_thread_runtime
     from xpnet.inspect.footprint.cupy_runtime import PlanningRuntime
 
-    with use_runtime_here(PlanningRuntime()):
+    with use_thread_runtime(PlanningRuntime()):
         yield
 
 

@@ -1,10 +1,10 @@
-// Kernels over matrices (rows, columns) in which a group of LANES threads works on one row at a time: 8 or 32 lanes of a
-// warp, or a whole block of 256.
+// Row reductions: kernels over matrices (rows, columns) in which a group of LANES threads processes one row at a time: 8 or 32
+// lanes of a warp (warp shuffles), or a block of 256.
 #pragma once
 #include "common.cuh"
 
-// Every thread of a warp takes part in its reductions, so all threads make the same number of rounds; those whose row lies
-// behind the last one find active() false.
+// Every thread of a warp takes part in its reductions, so all threads loop equally often; active() is false where the row is
+// beyond the last one.
 template <int LANES>
 struct Rows {
   i64 rows, base;

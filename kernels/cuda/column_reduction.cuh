@@ -1,8 +1,8 @@
-// Kernels over matrices (rows, columns) in which a thread keeps its columns and walks down the rows.
+// Column reductions: kernels over matrices (rows, columns) in which a thread stays in its columns and loops over rows.
 //
-// A block has TX x TY = 256 threads (both powers of two): TX neighbouring vectors of columns, TY rows at a time. blockIdx.x
-// is the tile of columns, blockIdx.y the range of `part_rows` consecutive rows. With few columns TX is small, and a warp
-// still reads consecutive addresses because rows follow each other in memory.
+// Launch (`partition` in xpnet/accel/cupy/reductions.py): a block has TX x TY = 256 threads, both powers of two: TX vectors of
+// adjacent columns, TY rows at a time. blockIdx.x is the tile of columns, blockIdx.y the part of `part_rows` consecutive
+// rows. With few columns TX is small, and accesses of a warp are still coalesced because rows are adjacent in memory.
 #pragma once
 #include "common.cuh"
 
@@ -15,14 +15,15 @@ __device__ inline RowRange row_range(i64 rows, i64 part_rows) {
   i64 begin = blockIdx.y * part_rows, end = begin + part_rows;
   return {begin, end < rows ? end : rows};
 }
-__device__ inline int my_vector() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
+__device__ inline int vector_index() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
 
-// Adds up what the TY threads of each column hold; the threads of the first row get the sums. Every thread must come.
+// Sum over the TY threads of each column, in shared memory; the threads with threadIdx.y == 0 get the sums. Every thread of
+// the block must call it.
 template <int V, typename A>
-__device__ inline void fold_rows(A (&sum)[V]) {
+__device__ inline void block_sum_rows(A (&sum)[V]) {
   __shared__ A held[BLOCK * V];
   const int me = threadIdx.y * blockDim.x + threadIdx.x;
-  __syncthreads();  // the previous use of `held` is over
+  __syncthreads();  // the previous use of `held` has ended
 #pragma unroll
   for (int j = 0; j < V; ++j) held[j * BLOCK + me] = sum[j];
   for (int half = blockDim.y / 2; half > 0; half /= 2) {
@@ -32,13 +33,13 @@ __device__ inline void fold_rows(A (&sum)[V]) {
       for (int j = 0; j < V; ++j) held[j * BLOCK + me] += held[j * BLOCK + me + half * blockDim.x];
     }
   }
-  if (threadIdx.y == 0) {  // each of these threads wrote what it reads here
+  if (threadIdx.y == 0) {  // each of these threads reads what it wrote
 #pragma unroll
     for (int j = 0; j < V; ++j) sum[j] = held[j * BLOCK + me];
   }
 }
 
-// Mean and sum of squared deviations of `count` numbers, and the same of two sets together.
+// Count, mean and sum of squared deviations of a set of numbers; `merge` makes them those of the union with another set.
 // Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
 template <typename A>
 struct Moments {
@@ -55,12 +56,14 @@ struct Moments {
   }
 };
 
+// As block_sum_rows, for moments.
+// As block_sum_rows, for moments.
 template <int V, typename A>
-__device__ inline void fold_moments(Moments<A> (&m)[V]) {
+__device__ inline void block_merge_moments(Moments<A> (&m)[V]) {
   __shared__ A counts[BLOCK], means[BLOCK * V], squares[BLOCK * V];
   const int me = threadIdx.y * blockDim.x + threadIdx.x;
   __syncthreads();
-  counts[me] = m[0].count;  // all columns of a thread have seen the same rows
+  counts[me] = m[0].count;  // equal in all columns of a thread
 #pragma unroll
   for (int j = 0; j < V; ++j) means[j * BLOCK + me] = m[j].mean, squares[j * BLOCK + me] = m[j].squares;
   for (int half = blockDim.y / 2; half > 0; half /= 2) {
