@@ -89,7 +89,6 @@ def forced(algorithm: str | None) -> Iterator[None]:
         return algorithm
 
     before = convolution.choose, convolution.wanted
-    # By default the autotuner excludes which builds on the implicit GEMM.
     convolution.choose, convolution.wanted = choose, lambda name: name in (algorithm, "implicit")
     try:
         yield
