@@ -36,9 +36,9 @@ def _has_emulator() -> bool:
 
 @functools.cache
 def accelerations() -> dict[str, tuple[str, ...]]:
-    """Return, for every operation, its accelerated implementations that NumPy arrays can run: "numpy", "emulated".
+    """Return, for every operation, its accelerated implementations that can run on NumPy arrays: "numpy", "emulated".
 
-    Where several stand in order for one library, "numpy+1" begins with the second one, and so on.
+    If a library has several in order, "numpy+1" starts from the second one, and so on.
     """
     load_accelerations("numpy")
     libraries = {"numpy": "numpy"}
@@ -64,7 +64,7 @@ def implementations(case: Case) -> list[str]:
 
 @contextlib.contextmanager
 def running(implementation: str) -> Iterator[None]:
-    """Compute NumPy arrays within the block with "reference", "numpy", "numpy+1", ... or "emulated"."""
+    """Compute NumPy arrays with "reference", "numpy", "numpy+1", ... or "emulated" within the block."""
     name, _, skip = implementation.partition("+")
     if name == "reference":
         with reference_only():
@@ -81,7 +81,7 @@ def running(implementation: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def skipping(count: int) -> Iterator[None]:
-    """Within the block operations skip the first `count` of their implementations for NumPy, where they have more."""
+    """Skip the first `count` implementations for NumPy of operations that have more, within the block."""
     changed = []
     for operation in registry.values():
         if count and len(found := operation.implementations("numpy")) > count:

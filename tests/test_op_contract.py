@@ -64,8 +64,8 @@ def test_case_names_are_unique():
 
 
 @pytest.mark.parametrize("name", [n for n, found in op_contract.accelerations().items() if "numpy" in found])
-def test_an_accelerated_implementation_runs(name):
-    """It computes at least one case, in either dtype: falling back everywhere would pass all other tests."""
+def test_every_accelerated_implementation_runs(name):
+    """Each computes at least one case, in either dtype: falling back everywhere would pass all other tests."""
     ran = set()
     for case in CASES:
         if case.name == name:

@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(args.run(args) or 0)
     except (UsageError, DataError, DeviceError, ArchiveError, ShapeError) as error:
         return _fail(args.command, str(error), 2)
+    except ValueError as error:
+        if args.command != "examples":  # which raises them for wrong names and settings
+            raise
+        return _fail(args.command, str(error), 2)
     except ArithmeticError as error:  # NotFiniteError: the loss diverged
         return _fail(args.command, str(error), 1)
     except BrokenPipeError:

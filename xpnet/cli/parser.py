@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from xpnet.cli import train_settings
-from xpnet.cli.argument_types import MODEL_HELP, UsageError, device, integer, shape
+from xpnet.cli.argument_types import MODEL_HELP, device, integer, shape
 
 DATA_HELP = (
     "iris, digits, mnist, fashion-mnist, cifar10 or cifar100; or a folder of images CLASS/NAME.png, or with train and test "
@@ -57,7 +57,6 @@ def make_parser() -> argparse.ArgumentParser:
     examples = commands.choices["examples"]
     examples.epilog = "examples:\n  xpnet examples\n  xpnet examples spiral --out pictures"
     examples.formatter_class = argparse.RawDescriptionHelpFormatter
-    examples.set_defaults(run=_with_usage_errors(examples.get_default("run")))
     completion = command(
         "completion",
         "completion:completion",
@@ -201,18 +200,6 @@ def resolve(function: str) -> Callable[[argparse.Namespace], Any]:
     module, name = function.split(":")
     found: Callable[[argparse.Namespace], Any] = getattr(importlib.import_module(f"xpnet.cli.{module}"), name)
     return found
-
-
-def _with_usage_errors(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Turn the ValueErrors of a command into UsageErrors."""
-
-    def checked(args: argparse.Namespace) -> int:
-        try:
-            return run(args)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-
-    return checked
 
 
 def _network(parser: argparse.ArgumentParser, batch_size: int) -> None:

@@ -162,9 +162,7 @@ def _line(series: Series, place: Callable[[float, float], tuple[float, float]]) 
 def _mark(value: float, percent: bool) -> str:
     if percent:
         return f"{100 * value:.4g}{THIN}%"
-    if value == round(value) and abs(value) < 1e6:
-        return f"{round(value):,}".replace(",", THIN).replace("-", "\N{MINUS SIGN}")
-    return number(float(value), 4)
+    return number(round(value) if value == round(value) and abs(value) < 1e6 else float(value))
 
 
 def histogram(counts: Sequence[int], low: float, high: float, label: str) -> str:

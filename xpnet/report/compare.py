@@ -101,19 +101,17 @@ def _curves(runs: list[dict[str, Any]], names: list[str]) -> str:
     histories, measures = _measures(runs)
     # Validation comes first: runs are compared by it.
     measures.sort(key=lambda name: not name.startswith("val_"))
+
+    def lines(parts: list[dict[str, Any]], key: str) -> list[Series]:
+        found = [(i, part[key]) for i, part in enumerate(parts) if part.get(key)]
+        return [Series(names[i], [k + 1.0 for k in range(len(v))], v, _style(i)) for i, v in found]
+
     charts = []
     for m in measures:
-        series = [
-            Series(names[i], [k + 1.0 for k in range(len(h[m]))], h[m], _style(i)) for i, h in enumerate(histories) if h.get(m)
-        ]
-        charts.append(line_chart(heading(m), series, height=250, log="loss" in m, percent="accuracy" in m, start=0))
+        percents = "accuracy" in m
+        charts.append(line_chart(heading(m), lines(histories, m), height=250, log="loss" in m, percent=percents, start=0))
     for key, title in (("learning_rate", "Learning rate"), ("epoch_seconds", "Seconds per epoch")):
-        series = [
-            Series(names[i], [k + 1.0 for k in range(len(run[key]))], run[key], _style(i))
-            for i, run in enumerate(runs)
-            if run.get(key)
-        ]
-        charts.append(line_chart(title, series, height=150, zero=True, start=0))
+        charts.append(line_chart(title, lines(runs, key), height=150, zero=True, start=0))
     return f'<div class="grid">{"".join(charts)}</div>' if any(charts) else ""
 
 

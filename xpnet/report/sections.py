@@ -121,15 +121,15 @@ def mistakes(predictions: dict[str, Any], names: list[str]) -> str:
     if not found:
         return ""
     classes = predictions.get("kind") == "classes"
+
+    def shown(value: Any, digits: int = 4) -> str:
+        return class_name(names, value) if classes else ", ".join(number(v, digits) for v in value)
+
     if "image" in found[0]:
         items = []
         for m in found:
-            text = (
-                f"{class_name(names, m['truth'])} \N{RIGHTWARDS ARROW} <b>{class_name(names, m['predicted'])}</b>"
-                if classes
-                else ""
-            )
-            sure = percent(m["probability"], 0) if classes else ", ".join(number(v, 3) for v in m["predicted"])
+            text = f"{shown(m['truth'])} \N{RIGHTWARDS ARROW} <b>{shown(m['predicted'])}</b>" if classes else ""
+            sure = percent(m["probability"], 0) if classes else shown(m["predicted"], 3)
             items.append(
                 f'<li><img alt="example {number(m["index"])}" title="example {number(m["index"])}" src="{m["image"]}">'
                 f"<span>{text}</span><small>{sure}</small></li>"
@@ -138,14 +138,11 @@ def mistakes(predictions: dict[str, Any], names: list[str]) -> str:
     rows = []
     for m in found[:12]:
         values = ", ".join(number(float(v), 3) for v in m["example"] if v is not None)
-        truth = class_name(names, m["truth"]) if classes else ", ".join(number(v) for v in m["truth"])
-        predicted = class_name(names, m["predicted"]) if classes else ", ".join(number(v) for v in m["predicted"])
-        sure = f"<td>{percent(m['probability'], 1)}</td>" if classes else ""
-        rows.append(f"<tr><td>{number(m['index'])}</td><td>{truth}</td><td>{predicted}</td>{sure}<td>{values}</td></tr>")
-    head = (
-        "<th>example</th><th>truth</th><th>prediction</th>" + ("<th>probability</th>" if classes else "") + "<th>features</th>"
-    )
-    return table(head, "".join(rows))
+        cells = [number(m["index"]), shown(m["truth"]), shown(m["predicted"])]
+        cells += [percent(m["probability"], 1)] if classes else []
+        rows.append(f"<tr><td>{'</td><td>'.join([*cells, values])}</td></tr>")
+    heads = ["example", "truth", "prediction", *["probability"] * classes, "features"]
+    return table(f"<th>{'</th><th>'.join(heads)}</th>", "".join(rows))
 
 
 def filters(found: dict[str, Any] | None) -> str:

@@ -24,7 +24,7 @@ def number(value: Any, digits: int = 4) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}".replace(",", THIN)
+        return f"{value:,}".replace(",", THIN).replace("-", "\N{MINUS SIGN}")
     if not isinstance(value, float):
         return escape(value)
     if not math.isfinite(value):
