@@ -65,11 +65,14 @@ class Implementation:
     """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
 
     __slots__ = (
-        "backward_function", "fallback", "forward", "owns_result", "takes_half", "wants_into", "wants_needs", "wants_save",
+        "backward_function", "declared_footprint", "fallback", "forward", "owns_result", "reference", "takes_half",
+        "wants_into", "wants_needs", "wants_save",
     )  # fmt: skip
 
     def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
         self.forward = forward
+        self.reference = reference
+        self.declared_footprint: Implementation | None = None
         self.wants_save = "save" in inspect.signature(forward).parameters
         self.fallback: Implementation | None = None  # what runs where this one returns NotImplemented; None: the reference
         self.takes_half = False  # whether it takes 16-bit floats, computes in float32 and rounds once
@@ -100,6 +103,16 @@ class Implementation:
         self.wants_needs = "needs" in parameters
         self.wants_into = "into" in parameters
         return function
+
+    def footprint(self, function: Callable[..., Any]) -> Implementation:
+        """Declare what this implementation allocates (a decorator): the same function on fake arrays, without computing.
+
+        It makes the arrays that the implementation makes, in the same order, and returns what that returns. Its namespace has
+        two functions more: ``xp.workspace`` and ``xp.temporary``. Register what backward allocates with its own `backward`. An
+        implementation that allocates what the reference does declares ``footprint(op.reference.forward)``.
+        """
+        self.declared_footprint = Implementation(function, self.reference)
+        return self.declared_footprint
 
 
 HalfPolicy = Callable[["Op", Namespace, tuple[Any, ...]], Implementation]

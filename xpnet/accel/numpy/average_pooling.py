@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xpnet.accel.numpy import pooling_tiles
 from xpnet.accel.numpy.pooling_tiles import PoolTile, disjoint_windows, for_tiles, pooling_gradient, reduce_windows
 from xpnet.accel.numpy.workspace import FLOATS, Floats, workspace
 from xpnet.ops.geometry import windows
@@ -50,3 +51,24 @@ def backward(xp: Any, dy: Floats, shape: Any, *, window: Any, stride: Any, paddi
                     np.add(place, shares, out=place)
 
     return pooling_gradient(shape, g, dy.dtype, fill)
+
+
+# -- what it allocates, on fake arrays --
+
+
+@forward.footprint
+def _footprint(xp: Any, x: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
+    g = pool_geometry("average_pool2d", x, window, stride, padding)
+    if x.dtype not in FLOATS or not x.size or min(g.h.out, g.w.out) == 0:
+        return NotImplemented
+    y = xp.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), dtype=x.dtype)
+    pooling_tiles.reduce_footprint(xp, x.dtype, *pooling_tiles.tiles_footprint(x, g))
+    return y, x.shape
+
+
+@_footprint.backward
+def _(xp: Any, dy: Any, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
+    g = windows(shape, window, window if stride is None else stride, padding)
+    dx, tile, count = pooling_tiles.gradient_footprint(xp, shape, g, dy.dtype)
+    xp.workspace(dy.dtype, count, tile.out, slot="unpool")
+    return dx

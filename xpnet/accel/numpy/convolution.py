@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from math import prod
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xpnet.accel.numpy import depthwise, im2col, winograd
-from xpnet.accel.numpy.epilogue import ACTIVATIONS, GradientTiles, ImageTiles, OutputTiles, StridedOutputTiles
+from xpnet.accel.numpy.epilogue import (
+    ACTIVATIONS,
+    GradientTiles,
+    ImageTiles,
+    OutputTiles,
+    StridedOutputTiles,
+    TileFootprint,
+)  # fmt: skip
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry, geometry_of_shapes
 from xpnet.ops.geometry import Geometry
+
+Shape: TypeAlias = tuple[int, ...]
 
 
 def geometry_of(
@@ -210,3 +220,93 @@ def data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> Non
         convolve(dy, flipped, None, back, OutputTiles(dx))
     else:
         im2col.convolve(dy, flipped, None, back, OutputTiles(dx))
+
+
+# -- what it allocates, on fake arrays --
+
+
+def convolve_footprint(
+    xp: Any, shape: Shape, kernel: Shape, bias: bool, w: Windows, source: TileFootprint, target: TileFootprint, flipped: bool
+) -> None:
+    """Count what `convolve` of images of `shape` allocates; `flipped`: the kernel is not contiguous."""
+    N, (C, O), (OH, OW), dtype = shape[0], kernel[2:], w.size, source.dtype
+    m = winograd_tile(w, w.size, C, O) if N * OH * OW >= MIN_WINOGRAD_OUTPUTS else 0
+    if not m or (w.dilation != (1, 1) and (source.whole_images or target.whole_images)):
+        im2col.convolve_footprint(xp, shape, O, bias, w, source, target, flipped)
+        return
+    t = winograd.transforms(m, w.window[0], dtype)
+    transformed = xp.empty((t.a * t.a * C * O + (prod(kernel) if flipped else 0),), dtype=dtype)
+    outputs = (N, -(-OH // w.dilation[0]), -(-OW // w.dilation[1]), O)  # those of one phase
+    winograd.convolve_footprint(xp, outputs, C, bias, t, source, target, w.dilation != (1, 1))
+    del transformed
+
+
+def kernel_gradient_footprint(xp: Any, shape: Shape, kernel: Shape, w: Windows, source: TileFootprint) -> tuple[Any, Any]:
+    """Return the gradients of `kernel_gradient` of images of `shape`; count what it allocates."""
+    (C, O), (OH, OW), dtype = kernel[2:], w.size, source.dtype
+    m = winograd_tile(w, w.size, C, O)
+    if not m or (w.dilation != (1, 1) and source.whole_images):
+        sums = im2col.kernel_gradient_footprint(xp, shape, O, w, source)
+    else:
+        outputs = (shape[0], -(-OH // w.dilation[0]), -(-OW // w.dilation[1]), O)
+        t = winograd.transforms(m, w.window[0], dtype)
+        sums = winograd.kernel_gradient_footprint(xp, outputs, C, t, source)
+    gradients = xp.empty(kernel, dtype=dtype), xp.empty((O,), dtype=dtype)
+    del sums
+    return gradients
+
+
+def data_gradient_footprint(xp: Any, x: Any, kernel: Shape, w: Windows, source: TileFootprint) -> Any:
+    """Return dx of `data_gradient`; count what it allocates."""
+    (KH, KW, C, O), (N, H, W, _) = kernel, x.shape
+    dx = xp.empty_like(x)
+    shape = (N, *w.size, O)
+    if w.stride != (1, 1):
+        im2col.strided_data_gradient_footprint(xp, shape, kernel, w, source)
+        return dx
+    top, left = (d * (k - 1) - p for d, k, p in zip(w.dilation, w.window, w.pads))
+    back = Windows(w.window, (1, 1), w.dilation, (top, left), (H, W))
+    target = TileFootprint(x.dtype)
+    convolve_footprint(xp, shape, (KH, KW, O, C), False, back, source, target, flipped=True)
+    return dx
+
+
+@forward.footprint
+def _footprint(
+    xp: Any, x: Any, kernel: Any, bias: Any, *, stride: Any, padding: Any, dilation: Any, groups: int,
+    activation: str | None, save: bool,
+) -> Any:  # fmt: skip
+    if (
+        x.dtype not in FLOATS
+        or any(a is not None and a.dtype != x.dtype for a in (kernel, bias))
+        or activation not in ACTIVATIONS
+    ):
+        return NotImplemented
+    g = conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
+    if not (x.size and kernel.size and g.h.out and g.w.out):
+        return NotImplemented
+    w, O = windows_of(g), kernel.shape[3]
+    y = xp.empty((x.shape[0], *w.size, O), dtype=x.dtype)
+    if groups == 1 and not is_pointwise(g, x):
+        tiles = TileFootprint(x.dtype)
+        convolve_footprint(xp, x.shape, kernel.shape, bias is not None, w, tiles, tiles, flipped=False)
+    return y, (x, kernel, y if activation else None) if save else None
+
+
+@_footprint.backward
+def _(
+    xp: Any, dy: Any, saved: Any, *, stride: Any, padding: Any, dilation: Any, groups: int, activation: str | None,
+    needs: tuple[bool, ...],
+) -> Any:  # fmt: skip
+    x, kernel, _ = saved
+    w, O = windows_of(conv_geometry(x, kernel, None, stride, padding, dilation, groups)), kernel.shape[3]
+    if groups > 1:
+        dx = xp.empty_like(x) if needs[0] else None
+        dkernel, dbias = xp.empty_like(kernel), xp.empty((O,), dtype=x.dtype)
+    else:
+        source = TileFootprint(x.dtype)
+        dx = data_gradient_footprint(xp, x, kernel.shape, w, source) if needs[0] else None
+        if not (needs[1] or needs[2]):
+            return dx, None, None
+        dkernel, dbias = kernel_gradient_footprint(xp, x.shape, kernel.shape, w, source)
+    return dx, dkernel if needs[1] else None, dbias if needs[2] else None

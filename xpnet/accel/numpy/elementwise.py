@@ -75,3 +75,35 @@ def dropout_forward(xp: Any, x: Floats, *, rate: float, key: Any, step: int, sha
 def dropout_backward(xp: Any, dy: Floats, mask: Floats, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
     """Drop the same elements of the gradient."""
     return _drop(dy, mask, rate, inverted)
+
+
+# -- what it allocates, on fake arrays --
+
+
+@relu_forward.footprint
+def _relu_footprint(xp: Any, x: Any) -> Any:
+    if x.dtype not in FLOATS or not x.flags.c_contiguous:
+        return NotImplemented
+    y = xp.empty_like(x)
+    return y, y
+
+
+@_relu_footprint.backward
+def _(xp: Any, dy: Any, y: Any) -> Any:
+    dx = xp.empty_like(dy)
+    xp.temporary(np.bool, (min(dy.size, _CHUNK),))
+    return dx
+
+
+@dropout_forward.footprint
+def _dropout_footprint(xp: Any, x: Any, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
+    if x.dtype not in FLOATS or shape is not None or not 0 <= rate <= 1:
+        return NotImplemented
+    mask = xp.empty(x.shape, dtype=np.bool)
+    xp.temporary(np.uint16, x.shape)  # the random numbers
+    return xp.empty_like(x), mask
+
+
+@_dropout_footprint.backward
+def _(xp: Any, dy: Any, mask: Any, *, rate: float, key: Any, step: int, shape: Any, inverted: bool) -> Any:
+    return xp.empty_like(dy)

@@ -195,3 +195,18 @@ class StridedOutputTiles(OutputTiles):
         n0, n1, r0, r1 = chunk
         (array,) = workspace(self.y.dtype, (n1 - n0, r1 - r0, *self.shape[2:]), slot="epilogue")
         return array
+
+
+class TileFootprint:
+    """What the input or output tiles of a convolution allocate, on fake arrays: nothing for plain images."""
+
+    whole_images = False
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+
+    def load(self, n: int, count: int) -> None:
+        """Count the workspace of `count` input tiles of n images."""
+
+    def store(self, n: int, count: int) -> None:
+        """Count the workspace of `count` output tiles of n images."""

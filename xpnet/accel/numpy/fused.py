@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from xpnet.accel.numpy import convolution
 from xpnet.accel.numpy.convolution import convolve, data_gradient, kernel_gradient, windows_of
-from xpnet.accel.numpy.epilogue import ACTIVATIONS, ImageTiles
+from xpnet.accel.numpy.epilogue import ACTIVATIONS, ImageTiles, TileFootprint
 from xpnet.accel.numpy.max_pooling import MaxMask
-from xpnet.accel.numpy.pooled_tiles import PooledOutputTiles, UnpooledTiles
+from xpnet.accel.numpy.pooled_tiles import PooledOutputTiles, PooledTileFootprint, UnpooledTiles, images_per_chunk
 from xpnet.accel.numpy.workspace import FLOATS, WORKSPACE_LIMIT, Floats
 from xpnet.ops.convolution import conv_geometry
 from xpnet.ops.fused import conv2d_max_pool2d
@@ -83,4 +84,49 @@ def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, needs: tuple[bool,
         data_gradient(source, kernel, w, dx)
     if needs[1] or needs[2]:
         dkernel, dbias = kernel_gradient(ImageTiles(x), source, w, kernel.shape)
+    return dx, dkernel if needs[1] else None, dbias if needs[2] else None
+
+
+# -- what it allocates, on fake arrays --
+
+
+@forward.footprint
+def _footprint(xp: Any, x: Any, kernel: Any, bias: Any, *, window: Any, save: bool, **settings: Any) -> Any:
+    if (
+        x.dtype not in FLOATS
+        or any(a is not None and a.dtype != x.dtype for a in (kernel, bias))
+        or settings["activation"] not in ACTIVATIONS
+        or settings["groups"] != 1
+    ):
+        return NotImplemented
+    g, p = _geometries(x, kernel, bias, window, settings)
+    N, O = x.shape[0], kernel.shape[3]
+    count = p.h.window * p.w.window
+    if not (x.size and kernel.size and min(p.h.out, p.w.out) > 0 and count <= 256 and _fits(x, O, g)):
+        return NotImplemented
+    y = xp.empty((N, p.h.out, p.w.out, O), dtype=x.dtype)
+    mask = MaxMask.empty(N, p, O, xp) if save else None
+    source, target = TileFootprint(x.dtype), PooledTileFootprint(xp, x.dtype, O, p, save)
+    convolution.convolve_footprint(xp, x.shape, kernel.shape, bias is not None, windows_of(g), source, target, flipped=False)
+    return y, (x, kernel, y, mask) if save else None
+
+
+@_footprint.backward
+def _(xp: Any, dy: Any, saved: Any, *, window: Any, needs: tuple[bool, ...], **settings: Any) -> Any:
+    x, kernel, _, _ = saved
+    g, p = _geometries(x, kernel, None, window, settings)
+    w = windows_of(g)
+    dz = None
+    source: TileFootprint = PooledTileFootprint(xp, x.dtype, kernel.shape[3], p)
+    whole = (x.shape[0], g.h.out, g.w.out, kernel.shape[3])
+    if needs[0] and (needs[1] or needs[2]) and prod(whole) * x.itemsize <= MATERIALIZE_LIMIT:
+        dz = xp.empty(whole, dtype=x.dtype)
+        images = images_per_chunk(whole, x.dtype)
+        source.load(images, -(-whole[0] // images))
+        source = TileFootprint(x.dtype)
+    dx = convolution.data_gradient_footprint(xp, x, kernel.shape, w, source) if needs[0] else None
+    dkernel = dbias = None
+    if needs[1] or needs[2]:
+        dkernel, dbias = convolution.kernel_gradient_footprint(xp, x.shape, kernel.shape, w, source)
+    del dz
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None

@@ -12,13 +12,13 @@ a column of ones, so its gradient is one more row of the kernel's gradient.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
-from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, activate
+from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
@@ -279,3 +279,45 @@ def pointwise(x: Floats, matrix: Floats, bias: Floats | None, y: Floats, activat
         activate(rows, activation)
 
     parallel(part, -(-M // height), M * (MAC_SECONDS * C * O + 2 * PASS_SECONDS * (C + O)), 3)
+
+
+# -- what it allocates, on fake arrays --
+
+
+def convolve_footprint(
+    xp: Any, shape: tuple[int, ...], O: int, bias: bool, w: Windows, source: TileFootprint, target: TileFootprint, flipped: bool
+) -> None:
+    """Count what `convolve` of images of `shape` with O output channels allocates; `flipped`: its kernel is no matrix yet."""
+    dtype = source.dtype
+    plan = plan_chunks(shape, w, O, dtype.itemsize, source.whole_images or target.whole_images)
+    n0, n1, r0, r1 = plan.chunks[0]
+    n, r, rows, count = n1 - n0, r1 - r0, plan.K + bias, len(plan.chunks)
+    matrix = xp.empty((0 if plan.t == 1 and not bias and not flipped else rows * plan.t * O,), dtype=dtype)
+    product = 0 if w.size[1] % plan.t == 0 else n * r * plan.Q
+    padded = _padded_shape(w, plan, n, r, shape[3])
+    xp.workspace(dtype, count, padded, (n, r, plan.Q, rows), (product, plan.t * O))
+    source.load(n, count)
+    target.store(n, count)
+    del matrix
+
+
+def kernel_gradient_footprint(xp: Any, shape: tuple[int, ...], O: int, w: Windows, source: TileFootprint) -> Any:
+    """Count the workspace of `kernel_gradient` of images of `shape`; return its partial sums."""
+    dtype = source.dtype
+    plan = plan_chunks(shape, w, O, dtype.itemsize, source.whole_images)
+    n0, n1, r0, r1 = plan.chunks[0]
+    n, r, parts = n1 - n0, r1 - r0, min(chunk_count(), len(plan.chunks))
+    sums = xp.empty((parts, plan.K + 1, plan.t * O), dtype=dtype)
+    padded = _padded_shape(w, plan, n, r, shape[3])
+    xp.workspace(dtype, parts, padded, (n, r, plan.Q, plan.K + 1), (n, r, plan.Q * plan.t, O), (plan.K + 1, plan.t * O))
+    source.load(n, parts)
+    return sums
+
+
+def strided_data_gradient_footprint(xp: Any, shape: tuple[int, ...], kernel: tuple[int, ...], w: Windows, source: Any) -> None:
+    """Count what `strided_data_gradient` of images of `shape` allocates."""
+    N, (OH, OW), (C, O), dtype = shape[0], w.size, kernel[2:], source.dtype
+    xp.temporary(dtype, kernel)
+    lines = max(1, min(OH, WORKSPACE_LIMIT // 8 // (dtype.itemsize * OW * (O + C))))
+    xp.workspace(dtype, N, (lines, OW, O), (lines, OW, C))
+    source.load(1, N)

@@ -105,3 +105,29 @@ def backward(
         matmul(rows.T, dy, own, into[1]) if needs[1] else None,
         np.add.reduce(dy, axis=0, out=into[2]) if needs[2] else None,
     )
+
+
+# -- what it allocates, on fake arrays --
+
+
+@forward.footprint
+def _footprint(xp: Any, x: Any, kernel: Any, bias: Any, *, activation: str | None, save: bool) -> Any:
+    if x.dtype not in FLOATS or kernel.dtype != x.dtype or activation not in ACTIVATIONS or not x.size:
+        return NotImplemented
+    if x.shape[-1:] != kernel.shape[:1]:
+        return NotImplemented
+    y = xp.empty((*x.shape[:-1], kernel.shape[1]), dtype=x.dtype)
+    return y, (x, kernel, y if activation else None) if save else None
+
+
+@_footprint.backward
+def _(xp: Any, dy: Any, saved: Any, *, activation: str | None, needs: tuple[bool, ...], into: Any = (None,) * 3) -> Any:
+    x, kernel, y = saved
+    if activation is not None:
+        dy = xp.empty_like(dy)
+        xp.temporary(np.bool if activation == "relu" else y.dtype, dy.shape)
+    return (
+        xp.empty_like(x) if needs[0] else None,
+        (xp.empty_like(kernel) if into[1] is None else into[1]) if needs[1] else None,
+        (xp.empty(kernel.shape[1:], dtype=x.dtype) if into[2] is None else into[2]) if needs[2] else None,
+    )

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpnet.accel.numpy import pooling_tiles
 from xpnet.accel.numpy.epilogue import apply_mask, integer_dtype
 from xpnet.accel.numpy.pooling_tiles import PoolTile, disjoint_windows, for_tiles, pooling_gradient, reduce_windows, zero_gaps
 from xpnet.accel.numpy.workspace import FLOATS, Floats, workspace
@@ -42,9 +43,9 @@ class MaxMask(NamedTuple):
         return (g.w.window - 1, N, rows, g.w.out, C), (g.h.window - 1, N, g.h.out, g.w.out, C)
 
     @classmethod
-    def empty(cls, N: int, g: Geometry, C: int) -> MaxMask:
+    def empty(cls, N: int, g: Geometry, C: int, xp: Any = np) -> MaxMask:
         """Return an uninitialised mask of N images."""
-        return cls(*(np.empty(shape, bool) for shape in cls.shapes(N, g, C)))
+        return cls(*(xp.empty(shape, dtype=bool) for shape in cls.shapes(N, g, C)))
 
     @classmethod
     def is_small(cls, x_shape: Sequence[int], g: Geometry, itemsize: int) -> bool:
@@ -251,3 +252,74 @@ def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, stride: Any, paddi
     return pooling_gradient(
         shape, g, dy.dtype, lambda tile, part, P: _unpool_with_mask(tile, dy[part], kept.of_tile(tile, part[1]), P)
     )
+
+
+# -- what it allocates, on fake arrays --
+
+
+def mask_footprint(xp: Any, dtype: Any, tile: PoolTile, count: int) -> None:
+    """Count the workspace of `_max_and_mask` for `count` tiles."""
+    xp.workspace(dtype, count, tile.shape, tile.across, slot="pool")
+
+
+def unpool_footprint(xp: Any, dtype: Any, tile: PoolTile, count: int) -> None:
+    """Count the workspace of `_unpool_with_mask` for `count` tiles."""
+    xp.workspace(dtype, count, tile.across, tile.across, tile.across, tile.out, slot="unpool")
+
+
+def _switches_footprint(xp: Any, x: Any, g: Geometry) -> tuple[Any, Any]:
+    shape = (x.shape[0], g.h.out, g.w.out, x.shape[3])
+    y, switches = xp.empty(shape, dtype=x.dtype), xp.empty(shape, dtype=np.uint8)
+    tile, count = pooling_tiles.tiles_footprint(x, g)
+    xp.workspace(np.dtype(bool), count, (g.w.window - 1, *tile.across), (g.h.window - 1, *tile.out), slot="mask")
+    mask_footprint(xp, x.dtype, tile, count)
+    xp.temporary(np.uint8, tile.across, tile.across)  # the indices of the maxima
+    return y, switches
+
+
+def _unpool_switches_footprint(xp: Any, dy: Any, shape: tuple[int, ...], g: Geometry) -> Any:
+    dx, tile, count = pooling_tiles.gradient_footprint(xp, shape, g, dy.dtype)
+    xp.workspace(dy.dtype, count, tile.out, slot="unpool")
+    xp.temporary(np.bool, tile.out)
+    return dx
+
+
+@forward_with_switches.footprint
+def _footprint_with_switches(xp: Any, x: Any, *, window: Any, stride: Any, padding: Any) -> Any:
+    g = pool_geometry("max_pool2d", x, window, stride, padding)
+    if not supported(x, g):
+        return NotImplemented
+    y, switches = _switches_footprint(xp, x, g)
+    return (y, switches), (x.shape, switches)
+
+
+@_footprint_with_switches.backward
+def _(xp: Any, dys: Any, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
+    shape = saved[0]
+    g = windows(shape, window, window if stride is None else stride, padding)
+    return _unpool_switches_footprint(xp, dys[0], shape, g)
+
+
+@forward.footprint
+def _footprint(xp: Any, x: Any, *, window: Any, stride: Any, padding: Any, save: bool) -> Any:
+    g = pool_geometry("max_pool2d", x, window, stride, padding)
+    if not supported(x, g):
+        return NotImplemented
+    if save and not MaxMask.is_small(x.shape, g, x.itemsize):
+        y, switches = _switches_footprint(xp, x, g)
+        return y, (x.shape, switches)
+    y = xp.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), dtype=x.dtype)
+    mask = MaxMask.empty(x.shape[0], g, x.shape[3], xp) if save else None
+    (mask_footprint if save else pooling_tiles.reduce_footprint)(xp, x.dtype, *pooling_tiles.tiles_footprint(x, g))
+    return y, (x.shape, mask) if save else None
+
+
+@_footprint.backward
+def _(xp: Any, dy: Any, saved: Any, *, window: Any, stride: Any, padding: Any) -> Any:
+    shape, kept = saved
+    g = windows(shape, window, window if stride is None else stride, padding)
+    if not isinstance(kept, MaxMask):
+        return _unpool_switches_footprint(xp, dy, shape, g)
+    dx, tile, count = pooling_tiles.gradient_footprint(xp, shape, g, dy.dtype)
+    unpool_footprint(xp, dy.dtype, tile, count)
+    return dx

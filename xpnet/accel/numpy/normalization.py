@@ -176,3 +176,29 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
         parallel(gradient, rows.chunks, 7 * PASS_SECONDS * x.size, 4)
         dx = out.reshape(x.shape)
     return dx, dscale.astype(dtype) if needs[1] else None, doffset.astype(dtype) if needs[2] else None
+
+
+# -- what it allocates, on fake arrays --
+
+
+@forward.footprint
+def _footprint(xp: Any, x: Any, scale: Any, offset: Any, *, epsilon: float) -> Any:
+    if x.dtype not in FLOATS or x.ndim < 2 or x.size < _SMALL:
+        return NotImplemented
+    C = x.shape[-1]
+    mean, variance, inverse = (xp.empty((C,), dtype=x.dtype) for _ in range(3))
+    y = xp.empty_like(x)
+    return (y, mean, variance), (x, mean, inverse, scale)
+
+
+@_footprint.backward
+def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...]) -> Any:
+    x, mean, _, _ = saved
+    dy = xp.ascontiguousarray(dys[0])
+    dx = None
+    if needs[0]:
+        dx = xp.empty_like(x)
+        rows = _Rows(x.shape, x.shape[-1], x.size // x.shape[-1])
+        xp.workspace(x.dtype, rows.chunks, (min(rows.height, rows.shape[0]), rows.shape[1]))
+    del dy
+    return dx, xp.empty_like(mean) if needs[1] else None, xp.empty_like(mean) if needs[2] else None

@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, balanced_chunk_size
-from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles, activate, activation_gradient, fill_padded
-from xpnet.accel.numpy.max_pooling import MaxMask, pool_chunk, unpool_chunk
-from xpnet.accel.numpy.pooling_tiles import CHUNK, seconds
+from xpnet.accel.numpy.epilogue import (
+    GradientTiles,
+    ImageTiles,
+    OutputTiles,
+    TileFootprint,
+    activate,
+    activation_gradient,
+    fill_padded,
+)  # fmt: skip
+from xpnet.accel.numpy.max_pooling import MaxMask, mask_footprint, pool_chunk, unpool_chunk, unpool_footprint
+from xpnet.accel.numpy.pooling_tiles import CHUNK, PoolTile, reduce_footprint, seconds
 from xpnet.accel.numpy.workspace import Floats, workspace
 from xpnet.ops.geometry import Geometry
 from xpnet.runtime.threads import parallel
@@ -110,3 +118,34 @@ class PooledOutputTiles(OutputTiles):
         part = slice(chunk[0], chunk[1])
         pool_chunk(result, self.g, self.y[part], self.mask, part)
         activate(self.y[part], self.activation)
+
+
+class PooledTileFootprint(TileFootprint):
+    """What the tiles of `UnpooledTiles` and `PooledOutputTiles` allocate, on fake arrays.
+
+    Args:
+        xp: the namespace of fake arrays.
+        dtype, channels: of the images.
+        pool: the pooling's windows.
+        save: whether the pooling keeps its argmax mask.
+    """
+
+    whole_images = True
+
+    def __init__(self, xp: Any, dtype: Any, channels: int, pool: Geometry, save: bool = True) -> None:
+        super().__init__(dtype)
+        self.xp, self.channels, self.pool, self.save = xp, channels, pool, save
+
+    def load(self, n: int, count: int) -> None:
+        """See `TileFootprint.load`."""
+        tile = PoolTile(self.pool, (0, n, 0, self.pool.h.out), self.channels)
+        self.xp.workspace(self.dtype, count, tile.out, slot="epilogue")
+        self.xp.workspace(self.dtype, count, tile.shape, slot="pool")
+        unpool_footprint(self.xp, self.dtype, tile, count)
+
+    def store(self, n: int, count: int) -> None:
+        """See `TileFootprint.store`."""
+        g = self.pool
+        self.xp.workspace(self.dtype, count, (n, g.h.size, g.w.size, self.channels), slot="epilogue")
+        tile = PoolTile(g, (0, n, 0, g.h.out), self.channels)
+        (mask_footprint if self.save else reduce_footprint)(self.xp, self.dtype, tile, count)

@@ -125,14 +125,18 @@ def reduce_windows(ufunc: Any, x: Floats, tile: PoolTile, value: float, out: Flo
         np.copyto(out, result)
 
 
+def _chunks(shape: tuple[int, ...], g: Geometry, itemsize: int) -> list[Chunk]:
+    N, _, W, C = shape
+    return image_row_chunks(N, g.h.out, g.h.stride * W * C * itemsize, CHUNK, seconds(shape, g))
+
+
 def for_tiles(shape: tuple[int, ...], g: Geometry, itemsize: int, work: Callable[[PoolTile, Any], None]) -> None:
     """Call work(tile, output slices) for the tiles of all images, on all threads."""
-    N, _, W, C = shape
-    chunks = image_row_chunks(N, g.h.out, g.h.stride * W * C * itemsize, CHUNK, seconds(shape, g))
+    chunks = _chunks(shape, g, itemsize)
 
     def part(number: int) -> None:
         n0, n1, r0, r1 = chunk = chunks[number]
-        work(PoolTile(g, chunk, C), (slice(n0, n1), slice(r0, r1)))
+        work(PoolTile(g, chunk, shape[3]), (slice(n0, n1), slice(r0, r1)))
 
     parallel(part, len(chunks), seconds(shape, g), 10)
 
@@ -144,11 +148,9 @@ def pooling_gradient(
 
     Tiles are whole images, or rows of one image that one thread processes in order: no two threads add to one row.
     """
-    N, _, W, C = shape
+    N, C = shape[0], shape[3]
     dx = np.empty(shape, dtype)
-    line = g.h.stride * W * C * dtype.itemsize
-    images = balanced_chunk_size(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
-    lines = g.h.out if images > 1 else max(1, min(g.h.out, WORKSPACE_LIMIT // 3 // line))
+    images, lines = _gradient_tile(shape, g, dtype.itemsize)
 
     def chunk(number: int) -> None:
         n0, n1 = number * images, min((number + 1) * images, N)
@@ -164,6 +166,14 @@ def pooling_gradient(
 
     parallel(chunk, -(-N // images), seconds(shape, g), 12)
     return dx
+
+
+def _gradient_tile(shape: tuple[int, ...], g: Geometry, itemsize: int) -> tuple[int, int]:
+    """Return the images of a chunk of `pooling_gradient`, and the output rows of a tile."""
+    N, _, W, C = shape
+    line = g.h.stride * W * C * itemsize
+    images = balanced_chunk_size(N, max(1, CHUNK // (g.h.out * line)), seconds(shape, g))
+    return images, g.h.out if images > 1 else max(1, min(g.h.out, WORKSPACE_LIMIT // 3 // line))
 
 
 def seconds(shape: tuple[int, ...], g: Geometry) -> float:
@@ -185,3 +195,29 @@ def zero_gaps(dx: Floats, g: Geometry) -> None:
     lines, columns = ((a.out - 1) * a.stride + a.window - a.before for a in g)
     dx[:, lines:] = 0
     dx[:, :lines, columns:] = 0
+
+
+# -- what it allocates, on fake arrays --
+
+
+def tiles_footprint(x: Any, g: Geometry) -> tuple[PoolTile, int]:
+    """Return the first, largest tile of `for_tiles`, and how many there are."""
+    chunks = _chunks(x.shape, g, x.itemsize)
+    return PoolTile(g, chunks[0], x.shape[3]), len(chunks)
+
+
+def reduce_footprint(xp: Any, dtype: Any, tile: PoolTile, count: int) -> None:
+    """Count the workspace of `reduce_windows` for `count` tiles."""
+    g, (n, lines, _, C) = tile.g, tile.out
+    columns = (g.w.out - 1) * g.w.stride + g.w.window
+    padded = (n, tile.rows, columns, C) if tile.top < 0 or g.w.before or columns > g.w.size else (0,)
+    xp.workspace(dtype, count, padded, (n, lines, columns, C), slot="pool")
+
+
+def gradient_footprint(xp: Any, shape: tuple[int, ...], g: Geometry, dtype: Any) -> tuple[Any, PoolTile, int]:
+    """Return dx of `pooling_gradient`, its first tile and the number of chunks; count the workspace of the phases."""
+    dx = xp.empty(shape, dtype=dtype)
+    images, lines = _gradient_tile(shape, g, dx.itemsize)
+    tile, count = PoolTile(g, (0, min(images, shape[0]), 0, lines), shape[3]), -(-shape[0] // images)
+    xp.workspace(dtype, count, tile.shape, slot="pool")
+    return dx, tile, count

@@ -68,7 +68,11 @@ def momentum(xp: Any, w: Floats, g: Floats, v: Floats, *, learning_rate: float, 
     _in_blocks(update, w, g, v)
 
 
-@rules.adam.accelerate("numpy")
+def _adam_footprint(xp: Any, w: Any, *others: Any, **settings: Any) -> None:
+    xp.temporary(w.dtype, (min(w.size, _BLOCK),))
+
+
+@rules.adam.accelerate("numpy", footprint=_adam_footprint)
 def adam(
     xp: Any,
     w: Floats,

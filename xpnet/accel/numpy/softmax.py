@@ -174,3 +174,41 @@ def loss_backward(xp: Any, dloss: Floats, saved: Any, *, reduction: str) -> Any:
 
     parallel(chunk, len(parts), 10 * PASS_SECONDS * gradient.size, 5)
     return gradient.reshape(shape), None
+
+
+# -- what it allocates, on fake arrays --
+
+
+@forward.footprint
+def _footprint(xp: Any, x: Any, *, axis: int) -> Any:
+    if x.dtype not in FLOATS or x.ndim == 0 or axis not in (-1, x.ndim - 1) or not x.size:
+        return NotImplemented
+    y = xp.empty_like(x)
+    return y, y
+
+
+@_footprint.backward
+def _(xp: Any, dy: Any, y: Any, *, axis: int) -> Any:
+    return xp.empty_like(y)
+
+
+@loss_forward.footprint
+def _loss_footprint(xp: Any, logits: Any, labels: Any, *, reduction: str, save: bool) -> Any:
+    if logits.dtype not in FLOATS or not logits.size or labels.shape != logits.shape[:-1]:
+        return NotImplemented
+    K, count = logits.shape[-1], labels.size
+    losses = xp.empty((count,), dtype=logits.dtype)
+    saved: Any
+    if logits.size <= SMALL:
+        saved = xp.empty_like(logits), xp.empty((count,), dtype=np.int64), None
+    else:
+        saved = logits, labels, xp.empty((2, count, 1), dtype=logits.dtype)
+        parts = _chunks(count, K)
+        xp.workspace(logits.dtype, len(parts), (parts[0].stop, K))
+    loss = losses.reshape(labels.shape) if reduction == "none" else xp.empty((), dtype=logits.dtype)
+    return loss, saved if save else None
+
+
+@_loss_footprint.backward
+def _(xp: Any, dloss: Any, saved: Any, *, reduction: str) -> Any:
+    return xp.empty_like(saved[0]), None

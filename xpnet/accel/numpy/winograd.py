@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
-from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles
+from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
@@ -147,6 +147,16 @@ def _tiling(N: int, OH: int, OW: int, m: int, tiles: int, whole: bool, each: flo
     return _Tiling(th, tw, image_row_chunks(N, th, tw, size, N * th * tw * each))
 
 
+def _convolution_tiling(
+    N: int, OH: int, OW: int, C: int, O: int, terms: int, t: Transforms, itemsize: int, pooled: bool
+) -> _Tiling:
+    m, a = t.m, t.a
+    each = itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
+    # Fewer tiles keep V and M closer to the core; more make the calls long enough to outweigh Python's overhead.
+    wanted = max(64, (1 << 13) // max(C, O))
+    return _tiling(N, OH, OW, m, max(1, min(wanted, WORKSPACE_LIMIT // each)), pooled, _seconds(t, 1, C, O, pooled))
+
+
 def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads: tuple[int, int], target: OutputTiles) -> None:
     """Convolve x (N, H, W, C), padded with zeros, with a transformed kernel, stride 1.
 
@@ -162,11 +172,8 @@ def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads:
     N, OH, OW, O = target.shape
     m, a, dtype = t.m, t.a, x.dtype
     terms = a if bias is None else a + 1
-    each = dtype.itemsize * (a * a * (C + O) + terms * m * O + (a + m + 2) * (m + 1) * C)
-    # Fewer tiles keep V and M closer to the core; more make the calls long enough to outweigh Python's overhead.
-    wanted = max(64, (1 << 13) // max(C, O))
     pooled = x.whole_images or target.whole_images
-    tiling = _tiling(N, OH, OW, m, max(1, min(wanted, WORKSPACE_LIMIT // each)), pooled, _seconds(t, 1, C, O, pooled))
+    tiling = _convolution_tiling(N, OH, OW, C, O, terms, t, dtype.itemsize, pooled)
     tw = tiling.tw
     wide = m * tw + t.r - 1
     A1 = t.AT if bias is None else t.A1
@@ -212,6 +219,29 @@ def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads:
     parallel(chunk, len(tiling.chunks), _seconds(t, N * tiling.th * tw, C, O, pooled), 8 + x.calls + target.calls)
 
 
+def _gradient_tiling(
+    N: int, OH: int, OW: int, C: int, O: int, t: Transforms, itemsize: int, pooled: bool
+) -> tuple[int, int, _Tiling]:
+    """Return the rows of a group of positions, the number of shares, and the tiling of `kernel_gradient`.
+
+    Where dU is small, each thread sums its share of the tiles, and the shares are added at the end (split-K). Where it is
+    large, the rows of the a x a positions are distributed instead: each thread computes the transforms of its rows for all
+    tiles, and no two threads add to the same sum.
+    """
+    m, a = t.m, t.a
+    row = a * C * O * itemsize
+    threads = chunk_count()
+    shares = threads if a * row <= _SMALL_SUMS else 1
+    group = a if shares > 1 else -(-a // min(threads, a))
+    while group > 1 and group * row > WORKSPACE_LIMIT // 3:
+        group -= 1
+    each = itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
+    available = max(WORKSPACE_LIMIT - group * row, WORKSPACE_LIMIT // 4)
+    tiles = max(1, min(max(128, (1 << 13) // min(C, O)), available // each))
+    tiling = _tiling(N, OH, OW, m, tiles, pooled, _seconds(t, 1, C, O, pooled))
+    return group, min(shares, len(tiling.chunks)), tiling
+
+
 def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[int, int]) -> tuple[Floats, Floats]:
     """Return the gradients of kernel (r, r, C, O) and bias (O,) of a convolution with stride 1.
 
@@ -224,24 +254,10 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[in
     N, _, _, C = x.shape
     _, OH, OW, O = dy.shape
     m, r, a, dtype = t.m, t.r, t.a, x.dtype
-    # Where dU is small, each thread sums its share of the tiles, and the shares are added at the end (split-K). Where it is
-    # large, the rows of the a x a positions are distributed instead: each thread computes the transforms of its rows for all
-    # tiles, and no two threads add to the same sum.
-    row = a * C * O * dtype.itemsize
-    threads = chunk_count()
-    shares = threads if a * row <= _SMALL_SUMS else 1
-    group = a if shares > 1 else -(-a // min(threads, a))
-    while group > 1 and group * row > WORKSPACE_LIMIT // 3:
-        group -= 1
+    group, shares, tiling = _gradient_tiling(N, OH, OW, C, O, t, dtype.itemsize, dy.whole_images)
     groups = [(i, min(i + group, a)) for i in range(0, a, group)]
-    each = dtype.itemsize * (group * a * (C + O) + group * (m + 1) * (C + O) + (m + 2) * (m + 2) * (C + O))
-    available = max(WORKSPACE_LIMIT - group * row, WORKSPACE_LIMIT // 4)
-    tiles = max(1, min(max(128, (1 << 13) // min(C, O)), available // each))
-    tiling = _tiling(N, OH, OW, m, tiles, dy.whole_images, _seconds(t, 1, C, O, dy.whole_images))
     tw = tiling.tw
     wide = m * tw + r - 1
-
-    shares = min(shares, len(tiling.chunks))
     bounds = [i * len(tiling.chunks) // shares for i in range(shares + 1)]
     dU = np.empty((shares, a, a, C, O), dtype)
     dbias = np.zeros((shares, O), dtype)
@@ -290,3 +306,50 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[in
     for other in dU[1:]:
         dU[0] += other
     return _transform(t.GG.T, dU[0].reshape(a * a, C * O)).reshape(r, r, C, O), dbias.sum(axis=0)
+
+
+# -- what it allocates, on fake arrays --
+
+
+def convolve_footprint(
+    xp: Any,
+    shape: tuple[int, ...],
+    C: int,
+    bias: bool,
+    t: Transforms,
+    source: TileFootprint,
+    target: TileFootprint,
+    apart: bool,
+) -> None:  # fmt: skip
+    """Count the workspace of `convolve` with outputs of `shape`, which lie `apart` in one phase of a dilated convolution."""
+    (N, OH, OW, O), m, a, dtype = shape, t.m, t.a, source.dtype
+    terms = a + bias
+    pooled = source.whole_images or target.whole_images
+    tiling = _convolution_tiling(N, OH, OW, C, O, terms, t, dtype.itemsize, pooled)
+    n0, n1, s0, s1 = tiling.chunks[0]
+    n, s, tw, count = n1 - n0, s1 - s0, tiling.tw, len(tiling.chunks)
+    T, wide = n * s * tw, m * tw + t.r - 1
+    xp.workspace(
+        dtype, count, (n, m * s + t.r - 1, wide, C), (n, s, a, wide * C), (a * a, T, C), (a * a, T, O),
+        (n, s, terms, m * tw * O),
+    )  # fmt: skip
+    if apart:
+        xp.workspace(dtype, count, (n, min(m * s1, OH) - m * s0, OW, O), slot="epilogue")
+    source.load(n, count)
+    target.store(n, count)
+
+
+def kernel_gradient_footprint(xp: Any, shape: tuple[int, ...], C: int, t: Transforms, source: TileFootprint) -> Any:
+    """Count the workspace of `kernel_gradient` with outputs of `shape`; return its partial sums."""
+    (N, OH, OW, O), m, a, dtype = shape, t.m, t.a, source.dtype
+    g, shares, tiling = _gradient_tiling(N, OH, OW, C, O, t, dtype.itemsize, source.whole_images)
+    sums = xp.empty((shares, a, a, C, O), dtype=dtype)
+    n0, n1, s0, s1 = tiling.chunks[0]
+    n, s, tw = n1 - n0, s1 - s0, tiling.tw
+    T, wide = n * s * tw, m * tw + t.r - 1
+    xp.workspace(
+        dtype, shares * -(-a // g), (n, m * s + t.r - 1, wide, C), (n, m * s, m * tw, O), (n, s, g, wide * C),
+        (n, s, g, m * tw * O), (g * a, T, C), (g * a, T, O), (g * a, C, O),
+    )  # fmt: skip
+    source.load(n, shares)
+    return sums

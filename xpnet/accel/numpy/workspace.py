@@ -19,7 +19,7 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 WORKSPACE_LIMIT = 14 << 20
 """Workspace bytes an operation aims at in one thread (a single image row may need more)."""
 
-_ALIGNMENT = 64
+ALIGNMENT = 64
 
 
 class _ThreadWorkspace(threading.local):
@@ -32,15 +32,15 @@ _local = _ThreadWorkspace()
 
 def workspace(dtype: np.dtype[Any], *shapes: Sequence[int], slot: str = "main") -> list[Floats]:
     """Return uninitialised arrays of this thread, valid until its next call of `workspace` with the same slot."""
-    sizes = [-(-prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
+    sizes = [-(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT for shape in shapes]
     total = sum(sizes)
     memory = _local.slots.get(slot)
     if memory is None or memory.size < total:
         # Free the smaller block before allocating the larger one, so that both never exist at once.
         del memory
         _local.slots.pop(slot, None)
-        raw = np.empty(total + _ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % _ALIGNMENT
+        raw = np.empty(total + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
         memory = raw[start : start + total]
         # An unusually large block is not kept: nothing would ever free it.
         if total <= WORKSPACE_LIMIT + (2 << 20):

@@ -50,7 +50,7 @@ class AllocationLog:
         """Count that it was freed."""
         self.now -= size
 
-    def moment(self, size: int) -> None:
+    def temporary(self, size: int) -> None:
         """Count what is allocated and freed within one operation."""
         self.peak = max(self.peak, self.now + size)
 
@@ -61,13 +61,13 @@ class AllocationLog:
     def keep(self, slot: Any, size: int, copies: int = 1, limit: int | None = None) -> None:
         """Working memory that grows to the largest request and stays; a request above `limit` lasts for one operation."""
         if limit is not None and size > limit:
-            self.moment(size * copies)
+            self.temporary(size * copies)
             return
         sizes = self._slots.setdefault(slot, [])
         sizes.extend([0] * (copies - len(sizes)))
         for i in range(copies):
             if size > sizes[i]:
-                self.moment(size)  # the old one goes when the new one is there
+                self.temporary(size)  # the old one goes when the new one is there
                 self.take(size - sizes[i])
                 self.kept += size - sizes[i]
                 sizes[i] = size

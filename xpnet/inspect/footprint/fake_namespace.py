@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend
+from xpnet.accel.numpy.workspace import ALIGNMENT, WORKSPACE_LIMIT
 from xpnet.backend import Device
-from xpnet.inspect.footprint.fake_array import FakeArray, FakeCupyArray, FakeNumpyArray
+from xpnet.inspect.footprint.fake_array import FakeArray, FakeCupyArray, FakeNumpyArray, current_log
 from xpnet.ops.shapes import normalize_axes
+from xpnet.runtime.threads import get_num_threads
 
 _CONSTANTS = (
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool",
@@ -45,6 +47,18 @@ class FakeNamespace:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the memory account does not know what {name} of an array library makes")
+
+    # -- for the footprints of accelerated operations --
+
+    def workspace(self, dtype: Any, count: int, *shapes: tuple[int, ...], slot: str = "main") -> None:
+        """Count the workspace of `count` chunks (`xpnet.accel.numpy.workspace`), of which each thread runs one at a time."""
+        size = sum(-(-math.prod(s) * dtype.itemsize // ALIGNMENT) * ALIGNMENT for s in shapes)
+        threads = max(1, min(get_num_threads(), count))
+        current_log().keep(slot, size + ALIGNMENT, threads, WORKSPACE_LIMIT + (2 << 20))
+
+    def temporary(self, dtype: Any, *shapes: tuple[int, ...]) -> None:
+        """Count arrays that live within one operation, besides all that are counted."""
+        current_log().temporary(sum(math.prod(shape) for shape in shapes) * np.dtype(dtype).itemsize)
 
     # -- new arrays --
 

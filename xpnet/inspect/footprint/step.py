@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Device
 from xpnet.inspect.footprint import FAKE_CPU, FAKE_CUDA, AllocationLog, FakeArray, FakeCupyArray, FakeNumpyArray, counting
+from xpnet.inspect.footprint.operations import use_footprints
 from xpnet.layers.context import Context, Shape, meta_init
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -98,7 +98,7 @@ def step_memory(
     if kind not in ("cpu", "cuda"):
         raise ValueError(f'step_memory: device must be "cpu" or "cuda", got {device!r}')
     array_class = FakeNumpyArray if kind == "cpu" else FakeCupyArray
-    importlib.import_module(f"xpnet.inspect.footprint.{kind if kind == 'numpy' else {'cpu': 'numpy', 'cuda': 'cupy'}[kind]}")
+    use_footprints("numpy" if kind == "cpu" else "cupy")
     log = AllocationLog(1 if kind == "cpu" else POOL_UNIT)
     with counting(log), _launches(kind):
         return _measured(

@@ -24,18 +24,25 @@ class Rule:
         self.__doc__ = function.__doc__
         self.reference = function
         self.accelerated: dict[str, RuleFunction] = {}
+        self.footprints: dict[RuleFunction, RuleFunction] = {}
         self._decaying: set[RuleFunction] = set()
         rules[self.__name__] = self
 
-    def accelerate(self, library: str, *, decays: bool = False) -> Callable[[RuleFunction], RuleFunction]:
+    def accelerate(
+        self, library: str, *, decays: bool = False, footprint: RuleFunction = lambda xp, *arrays, **settings: None
+    ) -> Callable[[RuleFunction], RuleFunction]:
         """Register a faster version for the arrays of one library (a decorator).
 
-        With `decays` it applies weight decay in the same pass and takes three more settings: weight_decay, the number
-        `decayed` of elements from the front that decay, and whether this is `decoupled` from the gradient.
+        Args:
+            library: "numpy" or "cupy".
+            decays: it applies weight decay in the same pass and takes three more settings: weight_decay, the number `decayed`
+                of elements from the front that decay, and whether this is `decoupled` from the gradient.
+            footprint: what it allocates, on fake arrays; nothing unless given. See `Implementation.footprint`.
         """
 
         def register(function: RuleFunction) -> RuleFunction:
             self.accelerated[library] = function
+            self.footprints[function] = footprint
             if decays:
                 self._decaying.add(function)
             return function
