@@ -88,13 +88,8 @@ def forced(algorithm: str | None) -> Iterator[None]:
             raise Unsupported(f"no candidate here: there are {', '.join(candidates)}")
         return algorithm
 
-<<<<<<< HEAD
     before = convolution.choose, convolution.enabled
     convolution.choose, convolution.enabled = choose, lambda name: name in (algorithm, "implicit")
-=======
-    before = convolution.choose, convolution.wanted
-    convolution.choose, convolution.wanted = choose, lambda name: name in (algorithm, "implicit")
->>>>>>> cli
     try:
         yield
     finally:
