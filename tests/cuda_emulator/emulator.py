@@ -173,6 +173,7 @@ def emulated_ops(skip: int = 0, **settings: Any):
                 del rule.accelerated["numpy"]
             else:
                 rule.accelerated["numpy"] = before
+            rule._chosen.clear()
         for operation, before in changed:
             operation._chosen[np] = before
 

@@ -72,8 +72,11 @@ class Tensor(Recordable):
         if type(output) is tuple:
             if node is not None:
                 node.outputs = tuple(outline(xp, array) for array in output)
-            return tuple(_made(array, node, i) for i, array in enumerate(output))
-        return _made(output, node, 0)
+                return tuple(_output(array, node, i) for i, array in enumerate(output))
+            return tuple(map(Tensor, output))
+        made = Tensor.__new__(Tensor)
+        made.array, made.grad, made.node, made.requires_grad = output, None, node, track
+        return made
 
     def _accumulate(self, gradient: Array, fresh: bool = False) -> None:
         """Add `gradient` to a leaf's `grad`; a `fresh` one is referenced by nobody else and is not copied."""
@@ -333,35 +336,28 @@ class Parameter(Tensor):
         return f"Parameter({self.path or '?'}, {tuple(self.array.shape)}, {dtype_name(self.array)})"
 
 
-_ones: dict[Any, Array] = {}
+_ones: dict[tuple[type, Any], Array] = {}
 
 
 def _one(array: Array) -> Array:
     """Return the gradient of a loss with respect to itself; for NumPy one constant for each dtype."""
-    one = _ones.get(array.dtype)
-    if one is None or array.ndim or one.__class__ is not array.__class__:
+    key = type(array), array.dtype  # dtypes of two libraries cannot always be compared
+    one = _ones.get(key)
+    if one is None or array.ndim:
         xp = namespace(array)
         one = xp.ones_like(array)
         if xp.__name__ == "numpy" and not array.ndim:
             one.flags.writeable = False
-            _ones[array.dtype] = one
+            _ones[key] = one
     return one
 
 
-def _made(array: Array, node: Node | None, index: int) -> Tensor:
-    """Return the Tensor of an operation's output; integer outputs (max-pool switches) have no gradient."""
-    made = Tensor.__new__(Tensor)
-    made.array = array
-    made.grad = None
-    if node is None:
-        made.node = None
-        made.requires_grad = False
-    elif node.outputs is None:
-        made.node = node
-        made.requires_grad = True
-    else:
-        made.requires_grad = node.outputs[index] is not None
-        made.node = Output(node, index) if made.requires_grad else None
+def _output(array: Array, node: Node, index: int) -> Tensor:
+    """Return the Tensor of one of several outputs; integer outputs (max-pool switches) have no gradient."""
+    outputs = node.outputs or ()
+    made = Tensor(array, outputs[index] is not None)
+    if made.requires_grad:
+        made.node = Output(node, index)
     return made
 
 

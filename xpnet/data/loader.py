@@ -120,7 +120,11 @@ class Batches:
         buffer: int = 0,
     ):
         self.source = source_of(data, buffer)
-        self.transform, self.augment, self.device = transform, augment, None if device is None else backend.device(device)
+        self.transform, self.augment, self.device = (
+            transform,
+            augment,
+            device if device is None or isinstance(device, Device) else backend.device(device),
+        )
         stream = isinstance(self.source, Stream)
         if batch_size is None and not stream:
             raise ValueError("batch_size=None is for a stream that gives batches; give a number")
@@ -182,7 +186,7 @@ class Batches:
         """Iterate over the batches of one epoch, from batch `start` on."""
         with contextlib.closing(self._numbered(epoch, start, self._made(epoch, start))) as made:
             for number, batch in made:
-                yield self._on_device(batch, epoch, number)
+                yield batch if self._move is None else self._on_device(batch, epoch, number, self._move)
 
     def prefetched(
         self, epoch: int, start: int, run: Callable[[Generator[_Made]], Generator[_Made]], raw: Arrays | None = None
@@ -229,7 +233,8 @@ class Batches:
         self._epoch, self._batch = epoch, start
         try:
             for number, (batch, skipped) in zip(itertools.count(start), made):
-                self._note(skipped)
+                if skipped:
+                    self._note(skipped)
                 # Counted before the yield: a state saved while a batch is in use resumes with the next one.
                 self._epoch, self._batch = epoch, number + 1
                 if batch is not None:
@@ -337,10 +342,8 @@ class Batches:
         finally:
             raw.close()
 
-    def _on_device(self, batch: Any, epoch: int, number: int) -> Any:
-        if self._move is None:
-            return batch
-        batch = tree_map(self._move, batch)
+    def _on_device(self, batch: Any, epoch: int, number: int, move: Callable[[Array], Array]) -> Any:
+        batch = tree_map(move, batch)
         return batch if self._device_augment is None else _augmented(self._device_augment, self.seed, batch, epoch, number)
 
     def _note(self, skipped: list[SkipExample]) -> None:

@@ -15,7 +15,7 @@ from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast
 def reshape(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """The same elements, in C order, in another shape; one size may be -1."""
     given: Any = shape
-    target = tuple(int(n) for n in ((given,) if is_whole(given) else given))
+    target = tuple([int(n) for n in (given if isinstance(given, tuple) else (given,) if is_whole(given) else given)])
     total = math.prod(x.shape)
     if target.count(-1) == 1:
         rest = math.prod(n for n in target if n != -1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from xpnet.layers.module import Module
-from xpnet.ops.shapes import is_whole
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -29,7 +29,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
     from xpnet.data import Batches, Dataset  # importing xpnet does not import the data
     from xpnet.data.arrays import tree_leaves
 
-    if not is_whole(batch_size) or batch_size < 1:
+    if not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 and whole, got {batch_size!r}")
     if isinstance(data, Batches):
         return data

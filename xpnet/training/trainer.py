@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from xpnet import losses
@@ -14,7 +15,6 @@ from xpnet.backend import Array
 from xpnet.layers.execution import executor_of
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.ops.shapes import is_whole
 from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
@@ -137,9 +137,10 @@ class Trainer:
         """
         from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
 
-        if not is_whole(epochs) or epochs < 0:
+        if not isinstance(epochs, Integral) or epochs < 0:
             raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
         self.batches = batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
+        count = None if batches.count is None else len(batches)
         self.checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
         self.stop = self.history.interrupted = False
         self.first_epoch = self.epoch
@@ -152,7 +153,7 @@ class Trainer:
         train = self._train if captured is None else captured.step
         with (
             Interruptible(self),
-            Progress(last, None if batches.count is None else len(batches), verbose) as progress,
+            Progress(last, count, verbose) as progress,
             captured or contextlib.nullcontext(),
             device_feed(batches, self.model.context.device, captured) as feed,
         ):

@@ -177,12 +177,12 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, kernel_shape: tup
     t = plan.t
     # Split-K: each part sums a fixed share of the chunks, so the result is reproducible bit for bit.
     parts = min(chunk_count(), len(plan.chunks))
-    bounds = [p * len(plan.chunks) // parts for p in range(parts + 1)]
     totals = np.empty((parts, plan.K + 1, t * O), dtype)
 
     def share(p: int) -> None:
         step: Floats | None = None
-        for number in range(bounds[p], bounds[p + 1]):
+        first, last = p * len(plan.chunks) // parts, (p + 1) * len(plan.chunks) // parts
+        for number in range(first, last):
             n0, n1, r0, r1 = where = plan.chunks[number]
             n, r = n1 - n0, r1 - r0
             M = n * r * plan.Q
@@ -197,7 +197,7 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, kernel_shape: tup
             cols[..., plan.K] = 1
             dy.load_tile(dz, (n0, n1), r0, 0)
             columns = cols.reshape(M, plan.K + 1).T
-            if number == bounds[p]:
+            if number == first:
                 np.matmul(columns, dz.reshape(M, t * O), out=totals[p])
             else:
                 np.matmul(columns, dz.reshape(M, t * O), out=step)

@@ -68,7 +68,8 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, activati
         or (bias is not None and (bias.dtype != dtype or bias.shape != (kernel.shape[1],)))
     ):
         return NotImplemented  # the reference computes it, or raises the error
-    own = own_threads_preferred()
+    # All three products have as many multiply-adds; for few, `matmul` does not ask.
+    own = x.size * kernel.shape[1] > SERIAL_PRODUCT and own_threads_preferred()
     y = matmul(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), kernel, own)
     if bias is not None:
         y += bias

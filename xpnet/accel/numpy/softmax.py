@@ -141,7 +141,7 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
     if reduction == "none":
         return losses.reshape(labels.shape), saved and (*saved, logits.shape)
     loss = np.add.reduce(losses)
-    return loss / count if reduction == "mean" else loss, saved and (*saved, logits.shape)
+    return np.asarray(loss / count if reduction == "mean" else loss), saved and (*saved, logits.shape)
 
 
 @loss_forward.backward

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from xpnet.backend import Array, Namespace, name_of, namespace
+from xpnet.backend import Array, Namespace, name_of, namespace, namespaces
 from xpnet.ops.registry import load_accelerations, reference_is_forced
 
 RuleFunction = Callable[..., None]
@@ -26,6 +26,7 @@ class Rule:
         self.accelerated: dict[str, RuleFunction] = {}
         self.footprints: dict[RuleFunction, RuleFunction] = {}
         self._decaying: set[RuleFunction] = set()
+        self._chosen: dict[Namespace, RuleFunction] = {}
         rules[self.__name__] = self
 
     def accelerate(
@@ -42,6 +43,7 @@ class Rule:
 
         def register(function: RuleFunction) -> RuleFunction:
             self.accelerated[library] = function
+            self._chosen.clear()
             self.footprints[function] = footprint
             if decays:
                 self._decaying.add(function)
@@ -51,16 +53,22 @@ class Rule:
 
     def decays(self, w: Array) -> bool:
         """Whether the version that runs for `w` applies weight decay itself."""
-        return self._function(name_of(namespace(w))) in self._decaying
+        return self._function(namespace(w)) in self._decaying
 
-    def _function(self, library: str) -> RuleFunction:
-        load_accelerations(library)
-        return self.reference if reference_is_forced() else self.accelerated.get(library, self.reference)
+    def _function(self, xp: Namespace) -> RuleFunction:
+        if reference_is_forced():
+            return self.reference
+        chosen = self._chosen.get(xp)
+        if chosen is None:
+            library = name_of(xp)
+            load_accelerations(library)
+            chosen = self._chosen[xp] = self.accelerated.get(library, self.reference)
+        return chosen
 
     def __call__(self, w: Array, g: Array, *slots: Array, **settings: Any) -> None:
         """Update w and the slots in place; all are 1-D arrays of one size."""
-        xp = namespace(w)
-        self._function(name_of(xp))(xp, w, g, *slots, **settings)
+        xp = namespaces.get((type(w),)) or namespace(w)
+        self._function(xp)(xp, w, g, *slots, **settings)
 
 
 rules: dict[str, Rule] = {}
