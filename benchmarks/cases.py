@@ -244,7 +244,7 @@ def layers() -> Iterator[Case]:
 
 
 def predictions() -> Iterator[Case]:
-    """Prediction: one example, and many."""
+    """Yield predictions of one example and of many."""
     net, shape = nets.convnet(), (28, 28, 1)
     yield Case("predict mlp [784,128,10] 1", "predict", nets.mlp(128, 10), 1, (784,), "Prediction")
     yield Case("predict mnist convnet 1", "predict", net, 1, shape, "Prediction")
@@ -252,18 +252,18 @@ def predictions() -> Iterator[Case]:
 
 
 def loading() -> Iterator[Case]:
-    """An epoch of shuffled mini-batches of 64 out of arrays, without a model."""
+    """Yield an epoch of shuffled mini-batches of 64 from arrays, without a model."""
     yield Case("data 20000 images, batches of 64", "data", [nets.flatten()], 20_000, (28, 28, 1), "Data and start-up")
 
 
 def starting() -> Iterator[Case]:
-    """Fresh interpreters."""
+    """Yield start-up cases in fresh interpreters."""
     yield Case("start import", "import", nets.mlp(30, 10), 10, (784,), "Data and start-up")
     yield Case("start first step, after import", "first_step", nets.mlp(30, 10), 10, (784,), "Data and start-up")
 
 
 def sweeps() -> Iterator[Case]:
-    """Cost against one size at a time."""
+    """Yield cases that vary one size at a time."""
 
     def sweep(what: str, value: int, kind: str, net: list[Layer], batch: int, shape: Shape) -> Case:
         return Case(f"sweep {what} {value}", kind, net, batch, shape, "Sweeps", (what, value))

@@ -71,7 +71,7 @@ def prepare(case: Case, arrays: Arrays, device: str, precision: str, settings: d
 
 
 def _normalises(net: list[dict[str, Any]]) -> bool:
-    """Whether outputs in evaluation differ from those in training."""
+    """Return whether outputs in evaluation differ from those in training."""
     return any(l["kind"] == "batch_norm" or _normalises(l.get("body", [])) for l in net)
 
 
