@@ -11,6 +11,7 @@ from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Device, DeviceError
 from xpnet.layers.context import Context, Shape
 from xpnet.layers.modes import eval_mode
+from xpnet.layers.tree import ModuleTree
 from xpnet.ops.registry import Op
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.late import late
@@ -147,5 +148,8 @@ def computes_as(module: Module, kind: type) -> bool:
 def is_plannable(module: Module) -> bool:
     """Return whether `module`, apart from those below it, is plannable and computes what the class that declared it does."""
     declared = next(c for c in type(module).__mro__ if "plannable" in vars(c))
-    functions = module._functions()
-    return module.plannable and computes_as(module, declared) and all(f is None or isinstance(f, Op) for f in functions)
+    if not module.plannable or not computes_as(module, declared):
+        return False
+    held = [getattr(module, name, None) for name in module._functions]
+    applied = [f for value in held for f in (value if isinstance(value, tuple) else (value,))]
+    return all(f is None or isinstance(f, (Op, ModuleTree)) for f in applied)
