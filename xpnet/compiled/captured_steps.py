@@ -15,44 +15,17 @@ if TYPE_CHECKING:
     from xpnet.data.device_feed import DeviceFeed
 
 
-class Sums(Protocol):
-    """Sums over the batches of an epoch.
-
-    Attributes:
-        count: examples so far, on the host.
-    """
-
-    count: int
-
-
 class Loop(Protocol):
-    """The part of a Trainer that capturing its steps needs.
-
-    Attributes:
-        model, optimizer: what is trained.
-        iteration: steps so far.
-    """
+    """The part of a Trainer that capturing its steps needs: see there."""
 
     model: Module
     optimizer: Optimizer
     iteration: int
-
-    @property
-    def sums(self) -> Sums:
-        """Sums of what is measured in this epoch."""
-
-    @property
-    def watches_gradients(self) -> bool:
-        """Whether a callback reads or changes the gradients before the update, on the host."""
-
-    def forward_backward(self, x: Any, y: Any) -> tuple[Array, Array]:
-        """Leave the gradients of one batch in the parameters; return the loss and the predictions."""
-
-    def add_measurements(self, x: Any, y: Any, loss: Array, prediction: Array) -> None:
-        """Add the measurements of one batch to the sums."""
-
-    def update(self) -> None:
-        """Update the parameters with the gradients."""
+    sums: Any
+    watches_gradients: bool
+    forward_backward: Callable[[Any, Any], tuple[Array, Array]]
+    add_measurements: Callable[[Any, Any, Array, Array], None]
+    update: Callable[[], None]
 
 
 class DeviceCounter:

@@ -236,44 +236,28 @@ def _convolution(
     x: Floats,
     kernel: Floats,
     bias: Floats | None,
-    pool: dict[str, Any] | None,
+    *,
     activation: str | None,
-    **windows: Any,
+    groups: int,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    **pool: Any,
 ) -> Floats | None:
-    if not _fits(x, kernel, bias, activation) or windows["groups"] != 1 or not x.size:
+    """Add a convolution; with the settings of conv2d_max_pool2d also the pooling behind it."""
+    if not _fits(x, kernel, bias, activation) or groups != 1 or not x.size:
         return None
-    g = conv_geometry(x, kernel, bias, windows["stride"], windows["padding"], windows["dilation"], 1)
+    g = conv_geometry(x, kernel, bias, stride, padding, dilation, 1)
     if min(g.h.out, g.w.out) < 1 or min(g.h.before, g.h.after, g.w.before, g.w.after) < 0:
         return None
     y = plan.buffer((x.shape[0], g.h.out, g.w.out, kernel.shape[3]), x.dtype)
     columns = _im2col(plan, x, g)
     plan.product(columns, kernel.reshape(-1, kernel.shape[3]), y.reshape(-1, kernel.shape[3]))
-    if pool is not None:
+    if pool:
         # Activations are monotonic, and the bias is the same for the whole window: both can come after the maximum.
-        y = _max_pooling(plan, y, **pool)
+        y = _max_pooling(plan, y, window=pool["window"], stride=pool["pool_stride"], padding=pool["pool_padding"])
     _epilogue(plan, y, bias, activation)
     return y
-
-
-def _conv2d(
-    plan: Plan, x: Floats, kernel: Floats, bias: Floats | None, *, activation: str | None, **windows: Any
-) -> Floats | None:
-    return _convolution(plan, x, kernel, bias, None, activation, **windows)
-
-
-def _conv2d_max_pool2d(
-    plan: Plan,
-    x: Floats,
-    kernel: Floats,
-    bias: Floats | None,
-    *,
-    window: Any,
-    pool_stride: Any,
-    pool_padding: Any,
-    **settings: Any,
-) -> Floats | None:
-    pool = {"window": window, "stride": pool_stride, "padding": pool_padding}
-    return _convolution(plan, x, kernel, bias, pool, **settings)
 
 
 def _max_pooling(plan: Plan, x: Floats, *, window: Any, stride: Any, padding: Any) -> Floats:
@@ -317,8 +301,8 @@ def _relu(plan: Plan, x: Floats) -> Floats | None:
 
 _PLANNERS: dict[Op, Callable[..., Floats | None]] = {
     dense: _dense,
-    conv2d: _conv2d,
-    conv2d_max_pool2d: _conv2d_max_pool2d,
+    conv2d: _convolution,
+    conv2d_max_pool2d: _convolution,
     max_pool2d: _max_pool2d,
     relu: _relu,
 }

@@ -56,12 +56,10 @@ class Activation(Module):
     """An activation function, by name or as a function of one Tensor."""
 
     plannable = True
+    _functions = ("function",)
 
     def __init__(self, activation: str | Callable[..., Any]) -> None:
         self.function = get(activation)
-
-    def _functions(self) -> tuple[Any, ...]:
-        return (self.function,)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Return the input's shape."""
@@ -76,10 +74,8 @@ class _Elementwise(Module):
     """A layer that applies one operation."""
 
     plannable = True
+    _functions = ("operation",)
     operation: Callable[..., Any]
-
-    def _functions(self) -> tuple[Any, ...]:
-        return (getattr(type(self), "operation", None),)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Return the input's shape."""

@@ -41,6 +41,7 @@ class Convolution(Module):
     """
 
     shares_work = True
+    _functions = ("after",)
     kernel: Parameter
     bias: Parameter
 
@@ -68,9 +69,6 @@ class Convolution(Module):
         self.kernel_regularizer = kernel_regularizer
         self.bias_regularizer = bias_regularizer
         self.kernel_constraint = kernel_constraint
-
-    def _functions(self) -> tuple[Any, ...]:
-        return (self.after,)
 
     def _specs(self, window: Shape, C: int) -> dict[str, Spec]:
         """Return the specs of the kernel (*window, C/groups, O) and the bias (O,)."""

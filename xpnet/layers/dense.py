@@ -38,6 +38,7 @@ class Dense(Module):
     """
 
     plannable = True
+    _functions = ("after",)
     kernel: Parameter
     bias: Parameter
 
@@ -89,9 +90,6 @@ class Dense(Module):
                 f"put Flatten() or Reshape(...) before this layer"
             )
         return (*input_shape[:-1], self.units)
-
-    def _functions(self) -> tuple[Any, ...]:
-        return (self.after,)
 
     def forward(self, x: Any) -> Any:
         """Map x (N, ..., in) to (N, ..., units)."""

@@ -8,31 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from xpnet import backend, ops
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
-from xpnet.backend import Array, Device, DeviceError
+from xpnet.backend import Device, DeviceError
 from xpnet.layers.context import Context, Shape
 from xpnet.layers.modes import eval_mode
+from xpnet.layers.tree import ModuleTree
 from xpnet.ops.registry import Op
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.late import late
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
-
-
-class Step(Protocol):
-    """A planned training step for batches of one shape.
-
-    Attributes:
-        logits: the predictions, an array that the next step overwrites.
-    """
-
-    logits: Array
-
-    def forward(self, x: Array, y: Array) -> Array | None:
-        """Return the loss, a 0-d array; None for a batch that has to be run layer by layer."""
-
-    def backward(self) -> None:
-        """Leave the gradients of the last forward pass in the parameters."""
 
 
 class Executor(Protocol):
@@ -48,8 +33,8 @@ class Executor(Protocol):
         whole: `x` is all there is to predict, not one batch of many.
         """
 
-    def step(self, model: Module, loss: Callable[..., Any], x: Any, y: Any) -> Step | None:
-        """Return the planned step for batches like x and y."""
+    def step(self, model: Module, loss: Callable[..., Any], x: Any, y: Any) -> Any:
+        """Return the planned step for batches like x and y: see xpnet.compiled.numpy_step.Step."""
 
     def capture(self, loop: Any) -> Any:
         """Return a context that runs the steps of a training loop (xpnet.compiled.captured_steps.Loop) as one launch each."""
@@ -163,5 +148,8 @@ def computes_as(module: Module, kind: type) -> bool:
 def is_plannable(module: Module) -> bool:
     """Return whether `module`, apart from those below it, is plannable and computes what the class that declared it does."""
     declared = next(c for c in type(module).__mro__ if "plannable" in vars(c))
-    functions = module._functions()
-    return module.plannable and computes_as(module, declared) and all(f is None or isinstance(f, Op) for f in functions)
+    if not module.plannable or not computes_as(module, declared):
+        return False
+    held = [getattr(module, name, None) for name in module._functions]
+    applied = [f for value in held for f in (value if isinstance(value, tuple) else (value,))]
+    return all(f is None or isinstance(f, (Op, ModuleTree)) for f in applied)

@@ -50,6 +50,7 @@ class Module(ModuleTree):
     """Whether `forward` in evaluation mode does nothing but call operations, so that a prediction may be planned (see
     xpnet.compiled.numpy_predict). A subclass inherits it unless it overrides something that computing an output may call;
     then it has to say so itself."""
+    _functions: tuple[str, ...] = ()  # the attributes that hold functions (not Modules) which forward applies
     _hooks: tuple[Callable[..., Any], ...]  # see xpnet.layers.hooks
     _flat: FlatParameters | None
     _flat_version: int  # of the tree's structure
@@ -159,10 +160,6 @@ class Module(ModuleTree):
             parameter.grad = None
 
     # -- running --
-
-    def _functions(self) -> tuple[Any, ...]:
-        """Return the functions that forward applies, apart from Modules and methods: operations, None, or the user's."""
-        return ()
 
     def forward(self, x: Any) -> Any:
         """Compute the output; every subclass defines it."""

@@ -32,6 +32,7 @@ class Sequential(Module):
     """
 
     plannable = True
+    _functions = ("layers",)
     _segments: tuple[range, ...] = ()  # the layers that are recomputed in the backward pass, set for a training step
 
     def __init__(
@@ -76,9 +77,6 @@ class Sequential(Module):
             given = (args, {**keywords, name: value}) if name in keywords else ((value, *args[1:]), keywords)
             self.__dict__["_arguments"] = given
         self._set_children({**children, **others}, children)
-
-    def _functions(self) -> tuple[Any, ...]:
-        return tuple(layer for layer in self.layers if not isinstance(layer, Module))
 
     def forward(self, x: Any) -> Any:
         """Apply the layers in turn; a convolution and the max pooling behind it are one operation."""
