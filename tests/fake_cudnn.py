@@ -1,4 +1,4 @@
-"""A stand-in for the module ``cudnn`` of nvidia-cudnn-frontend: the part of its graph API that xpnet uses, on main memory.
+"""A fake of the module ``cudnn`` of nvidia-cudnn-frontend: the part of its graph API that xpnet uses, on main memory.
 
 Names, argument names and the order of the calls are those of version 1.23. Tensors are read and written at the given
 addresses with the given dimensions and strides, so that a wrong stride, number or padding gives wrong numbers.
@@ -35,7 +35,7 @@ class Tensor:
         self, dim: list[int] | None = None, stride: list[int] | None = None, data_type: str = "", uid: int = -1
     ) -> None:
         self.dim, self.stride, self.data_type, self.uid = dim, stride, data_type, uid
-        self.value: np.ndarray | None = None  # of a tensor that exists inside the graph only
+        self.value: np.ndarray | None = None  # of a virtual tensor
         self.output = False
 
     def set_output(self, yes: bool) -> Tensor:
@@ -58,7 +58,7 @@ class Tensor:
         self.data_type = data_type
 
     def memory(self, address: int) -> np.ndarray:
-        """The elements at an address, N C H W, whatever the strides."""
+        """Return the elements at an address as NCHW, whatever the strides."""
         assert address % 16 == 0, "cuDNN takes aligned tensors"
         kind = np.dtype(STORED[self.data_type])
         count = 1 + sum((d - 1) * s for d, s in zip(self.dim, self.stride))
@@ -80,7 +80,7 @@ class Tensor:
 
 
 def taps(padded, kernel_dim, stride, dilation, out):
-    """For every tap of the window: (kh, kw, what of the padded images it sees), by groups: (N, G, C, OH, OW)."""
+    """Yield (kh, kw, the view of the padded images (N, G, C, OH, OW)) for every tap of the window."""
     N, C = padded.shape[:2]
     groups = C // kernel_dim[1]
     by_group = padded.reshape(N, groups, kernel_dim[1], *padded.shape[2:])
@@ -252,10 +252,10 @@ class FakeCudnn:
     """The module.
 
     Attributes:
-        workspace: what every plan needs.
+        workspace: the bytes that every plan needs.
         fuses: whether bias and activation can be part of a plan.
         unsupported: whether there is no plan for anything.
-        fails: whether planning raises, as where libraries do not fit each other.
+        fails: whether planning raises, as with libraries that do not match.
     """
 
     data_type = _names("FLOAT", "HALF", "BFLOAT16")

@@ -1,4 +1,4 @@
-"""Whether there is a GPU to test on."""
+"""Skips tests that need a GPU where there is none."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from xpnet.backend import DeviceError, device
 
 @functools.cache
 def missing() -> str:
-    """Why there is no GPU to test on; empty where there is one."""
+    """Return why no GPU can be used; empty if one can."""
     try:
         device("cuda")
     except DeviceError as error:
         return str(error)
-    if os.environ.get("XPNET_TEST_NO_POOL"):  # every array is an allocation of its own, which memory checkers can see
+    if os.environ.get("XPNET_TEST_NO_POOL"):  # a separate allocation for every array, which memory checkers see
         import cupy
 
         cupy.cuda.set_allocator(None)

@@ -1,4 +1,4 @@
-"""Which way of computing a convolution is chosen: with a clock of the test's own, on the emulator."""
+"""Autotuning of convolutions, with fake timings, on the emulator."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ X, KERNEL = (RANDOM.standard_normal(s).astype("float32") for s in ((2, 6, 7, 4),
 DY = RANDOM.standard_normal((2, 4, 5, 8)).astype("float32")
 
 
-class Clock:
-    """Says how long a candidate takes by looking at what it launches."""
+class FakeTimer:
+    """Gives each candidate a time that depends on what it launches."""
 
     def __init__(self, runtime, implicit, others):
         self.runtime, self.implicit, self.others = runtime, implicit, others
         self.measured = []
-        self.recording = False
-        runtime.can_measure = lambda: not self.recording
+        self.capturing = False
+        runtime.can_measure = lambda: not self.capturing
         runtime.milliseconds = self.milliseconds
 
     def milliseconds(self, function):
@@ -43,7 +43,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    build.build_all()  # into the usual place, not into this test's
+    build.build_all()  # into the usual folder, not that of the test
     monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "folder", lambda: tmp_path / "unused")
     monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
@@ -53,7 +53,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def every_pass(x=X, kernel=KERNEL, dy=DY, **settings):
-    """Run and compare all three passes; True for each that was an implicit GEMM."""
+    """Run and compare all three passes; return for each whether it was an implicit GEMM."""
     op = registry["conv2d"]
     bound, full = op.bind((x, kernel, None), settings)
     with reference_only():
@@ -74,13 +74,13 @@ def every_pass(x=X, kernel=KERNEL, dy=DY, **settings):
 
 
 def is_implicit(runtime):
-    """Of the last pass: what measures runs before it."""
+    """Return whether the last pass was one; launches that were timed come before it."""
     last = [name for name in runtime.launches if not name.startswith(("sum_partials", "bias"))][-1:]
     return bool(last) and last[0].startswith("implicit_gemm")
 
 
 class emulated:  # noqa: N801
-    """The operations on the emulator, with a clock where times are given."""
+    """The operations on the emulator, with a fake timer if times are given."""
 
     runtime = None
 
@@ -90,21 +90,21 @@ class emulated:  # noqa: N801
     def __enter__(self):
         self.context = emulated_ops()
         emulated.runtime = self.context.__enter__()
-        return Clock(emulated.runtime, *self.times) if self.times else None
+        return FakeTimer(emulated.runtime, *self.times) if self.times else None
 
     def __exit__(self, *error):
         self.context.__exit__(*error)
 
 
 @pytest.mark.parametrize(("implicit", "others", "wins"), [(1.0, 2.0, True), (2.0, 1.0, False)])
-def test_the_faster_one_is_measured_once_and_kept(cache, implicit, others, wins):
+def test_the_fastest_is_measured_once_and_cached(cache, implicit, others, wins):
     with emulated(implicit, others) as clock:
         assert every_pass() == [wins] * 3
         assert sorted(clock.measured) == [1.0] * 3 + [2.0] * 3
         assert every_pass() == [wins] * 3
         assert len(clock.measured) == 6
-        autotune._cache.reload()  # as another process would begin
-        clock.recording = True
+        autotune._cache.reload()  # as in another process
+        clock.capturing = True
         assert every_pass() == [wins] * 3
         assert len(clock.measured) == 6
     kept = json.loads(cache.read_text())["convolutions"]
@@ -113,7 +113,7 @@ def test_the_faster_one_is_measured_once_and_kept(cache, implicit, others, wins)
     assert list(cache.parent.glob("*.tmp")) == []
 
 
-def test_other_shapes_settings_and_precisions_are_measured_anew():
+def test_other_shapes_settings_and_precisions_are_measured_again():
     with emulated(1.0, 2.0) as clock:
         every_pass()
         every_pass(np.concatenate([X, X]), dy=np.concatenate([DY, DY]))
@@ -130,18 +130,18 @@ def test_other_shapes_settings_and_precisions_are_measured_anew():
             set_matmul_precision("float32")
 
 
-def test_nothing_is_measured_while_recording(cache):
+def test_nothing_is_measured_during_capture(cache):
     with emulated(1.0, 2.0) as clock:
-        clock.recording = True
+        clock.capturing = True
         assert every_pass() == [False] * 3
         assert clock.measured == []
         assert not cache.exists()
-        clock.recording = False
+        clock.capturing = False
         assert every_pass() == [True] * 3
 
 
 @pytest.mark.parametrize(("setting", "implicit"), [("implicit", True), ("im2col", False)])
-def test_the_environment_decides(cache, monkeypatch, setting, implicit):
+def test_the_environment_variable_decides(cache, monkeypatch, setting, implicit):
     monkeypatch.setenv("XPNET_CONVOLUTION", setting)
     with emulated(2.0, 1.0) as clock:
         assert every_pass() == [implicit] * 3
@@ -161,7 +161,7 @@ def test_groups_are_measured_like_the_rest():
         assert len(clock.measured) == 6
 
 
-def test_empty_batches_keep_their_way(monkeypatch):
+def test_empty_batches_are_not_measured(monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
     with emulated(1.0, 2.0) as clock:
         assert every_pass(X[:0], dy=DY[:0]) == [False] * 3
@@ -174,7 +174,7 @@ DAMAGES = [
     '{"kernels": "other", "convolutions": []}',
     lambda text: text[: len(text) // 2],
     lambda text: text.replace('"pass_name": "wgrad"', '"pass_name": "sideways"'),
-    lambda text: text.replace('"pass_name": "fprop"', '"pass_name": "forward"'),  # a name of an earlier version
+    lambda text: text.replace('"pass_name": "fprop"', '"pass_name": "forward"'),  # as an earlier version wrote it
     lambda text: text.replace('"choice": "implicit"', '"choice": "guess"'),
     lambda text: text.replace('"milliseconds"', '"seconds"'),
 ]
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_measured_again(cache, damage):
         assert cache.read_text() == whole
 
 
-def test_what_other_processes_measured_stays(cache):
+def test_measurements_of_other_processes_are_kept(cache):
     with emulated(1.0, 2.0):
         every_pass()
         mine = json.loads(cache.read_text())
@@ -202,7 +202,7 @@ def test_what_other_processes_measured_stays(cache):
     assert len(json.loads(cache.read_text())["convolutions"]) == 7
 
 
-def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+def test_a_read_only_folder_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XPNET_CACHE", str(tmp_path / "file"))
     with emulated(1.0, 2.0) as clock:
@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
         assert len(clock.measured) == 6
 
 
-def test_info_shows_what_was_measured(capsys):
+def test_info_shows_the_measurements(capsys):
     assert cli.main(["info", "--convolutions"]) == 0
     assert "no convolution has been measured yet" in capsys.readouterr().out
     with emulated(1.0, 2.0):

@@ -1,4 +1,4 @@
-"""Compiling with NVRTC, for every architecture, and the cache of cubins. None of it needs a GPU."""
+"""Compilation with NVRTC for every architecture, and the cache of cubins. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cache(tmp_path, monkeypatch):
 
 
 class Usage:
-    """What ptxas says about one instance on one architecture."""
+    """The report of ptxas about one instance on one architecture."""
 
     def __init__(self, expression: str) -> None:
         self.expression = expression
@@ -68,7 +68,7 @@ def usage(log: str, symbols: dict[str, str]) -> list[Usage]:
 
 
 def compiled_log(file, architecture):
-    """The symbols and the log of compiling every instance of a file; kept on disk while nothing changes."""
+    """Compile every instance of a file and return the symbols and the log, cached on disk."""
     digest = hashlib.sha256("".join(compiler._key(i, architecture) for i in build.instances(file)).encode()).hexdigest()
     kept = build.folder().parent / "ptxas" / f"{file}-sm{architecture}-{digest[:24]}.json"
     if not kept.exists():
@@ -111,7 +111,7 @@ def test_the_log_of_a_kernel_that_spills_is_understood():
     assert (one.expression, one.registers, one.shared, one.stack, one.spilled) == ("f<float>", 32, 1024, 8, 44)
 
 
-def test_a_kernel_that_does_not_compile_says_which_where_and_why(monkeypatch, instance):
+def test_the_error_of_a_kernel_that_does_not_compile(monkeypatch, instance):
     right, wrong = "Vector<T, V> v = load<V>(x + i);", "Vector<T, V> v = no_such_function(x + i);"
     text = source.read_source("activation").replace(right, wrong)
     assert wrong in text
@@ -125,7 +125,7 @@ def test_a_kernel_that_does_not_compile_says_which_where_and_why(monkeypatch, in
     assert "no_such_function" in message
 
 
-def test_an_architecture_that_nvrtc_no_longer_knows_says_so(instance):
+def test_an_architecture_that_nvrtc_no_longer_supports(instance):
     with pytest.raises(compiler.CompileError, match="sm_35"):
         compiler.compile_instances("activation", [instance], 35)
 
@@ -133,7 +133,7 @@ def test_an_architecture_that_nvrtc_no_longer_knows_says_so(instance):
 def test_a_device_that_is_newer_than_nvrtc():
     known = (75, 80, 86, 90)
     assert compiler.target(86, known) == ("sm", 86)
-    assert compiler.target(89, known) == ("sm", 86)  # machine code of an earlier minor version runs
+    assert compiler.target(89, known) == ("sm", 86)  # a cubin of an earlier minor version runs
     assert compiler.target(100, known) == ("compute", 90)
     assert compiler.target(70, known) == ("sm", 70)
 
@@ -183,7 +183,7 @@ def test_the_key_covers_source_headers_options_and_architecture(monkeypatch, ins
     assert len(keys) == 6
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, instance):
+def test_a_read_only_cache_is_no_error(tmp_path, monkeypatch, instance):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XPNET_CACHE", str(tmp_path / "file"))  # a file where a folder should be
     assert compiler.cubin(instance, 80)[0].startswith(b"\x7fELF")
@@ -228,10 +228,10 @@ def test_vectors_move_sixteen_bytes_in_one_access(file):
         if re.search(r"<(float, 4|float16, 8|16)\b", instance.expression)
     ]
     if not wide:
-        # Lanes read neighbours, so that a warp's access is contiguous anyway.
+        # Lanes read adjacent elements: accesses of a warp are coalesced anyway.
         assert file in ("reduce", "softmax")
         return
-    code, symbols, _ = compiler.compile_instances(file, wide, 999)  # PTX, which can be read
+    code, symbols, _ = compiler.compile_instances(file, wide, 999)  # PTX, which is text
     entries = dict(re.findall(r"\.entry (\w+)\((.*?)\n\}\n", code.decode(), re.DOTALL))
     for instance in wide:
         body = entries[symbols[instance.expression]]

@@ -26,7 +26,7 @@ ALIGNED = {"tf32": 4, "float16": 8, "bfloat16": 8}
 
 @st.composite
 def convolutions(draw, kind, aligned):
-    """(x, kernel, bias, settings): arrays of numbers that the kind holds exactly, TF32 aside, as float64."""
+    """Draw (x, kernel, bias, settings): float64 arrays whose elements the kind represents exactly, except TF32."""
     groups = draw(st.integers(1, 4), label="groups")
     unit = ALIGNED[kind] if aligned else 1
     Cg, Og = (unit * draw(st.integers(1, 2 if aligned else 5), label=name) for name in ("C/groups", "O/groups"))
@@ -54,7 +54,7 @@ def holdable(a, kind):
 
 
 def stored(a, kind):
-    """As it is given to the kernels; NumPy has no bfloat16: its bits."""
+    """Return the array in the kind's dtype; NumPy has no bfloat16: its bits."""
     if kind == "bfloat16":
         return (a.astype("float32").view(np.uint32) >> 16).astype(np.uint16)
     return a.astype("float32" if kind == "tf32" else kind)
@@ -65,7 +65,7 @@ def widened(a):
 
 
 def exact(x, kernel, bias, dy, settings):
-    """y, dx and dkernel of PyTorch in float64, in our layouts."""
+    """Return y, dx and dkernel of PyTorch in float64, channels last."""
     import torch
 
     (top, bottom), (left, right) = settings["padding"]

@@ -1,4 +1,4 @@
-"""Convolution by cuDNN: how its graphs are made, planned and run, on a stand-in for the library."""
+"""Convolution by cuDNN: how graphs are built, planned and executed, on a fake of the library."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Place:
 
 @contextlib.contextmanager
 def on_cudnn(frontend, context=emulated, **settings):
-    """On the emulator with cuDNN; gives the runtime."""
+    """Run the block on the emulator with cuDNN; yield the runtime."""
     place = Place()
     with context(**settings) as runtime:
         runtime.cudnn = cudnn.Cudnn(frontend, lambda: place.stream, place.allocate)
@@ -69,7 +69,7 @@ def on_cudnn(frontend, context=emulated, **settings):
 
 
 def every_pass(x=X, kernel=KERNEL, bias=BIAS, dy=DY, activation="relu"):
-    """What cuDNN makes of the three passes, without padding and stride."""
+    """Compute the three passes with cuDNN, without padding and stride."""
     g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
     assert cudnn.covers("fprop", x, kernel, g, bias, activation)
     y = cudnn.fprop(xp, x, kernel, bias, activation, g)
@@ -109,7 +109,7 @@ def test_any_convolution(kind, monkeypatch):
 @pytest.mark.parametrize("fuses", [True, False])
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
 @pytest.mark.parametrize("bias", [BIAS, None], ids=["bias", "no bias"])
-def test_bias_and_activation_in_the_plan_or_after_it(fuses, activation, bias):
+def test_bias_and_activation_are_fused_or_follow(fuses, activation, bias):
     g = conv_geometry(X, KERNEL, bias, 1, 0, 1, 1)
     frontend = FakeCudnn(fuses=fuses)
     with on_cudnn(frontend) as runtime:
@@ -123,7 +123,7 @@ def test_bias_and_activation_in_the_plan_or_after_it(fuses, activation, bias):
     assert frontend.plans[0].pointwise == ((bias is not None) + (activation is not None) if fuses else 0)
 
 
-def test_a_plan_is_made_once_for_each_shape_and_setting():
+def test_a_plan_is_built_once_for_each_shape_and_setting():
     frontend = FakeCudnn()
     with on_cudnn(frontend):
         first = every_pass()
@@ -154,11 +154,11 @@ def test_float32_keeps_its_bits_unless_tf32_is_allowed_and_order_is_fixed():
     assert {plan.io for plan in half} == {"HALF"}
 
 
-def test_views_that_begin_anywhere():
+def test_unaligned_views():
     def moved(a):
-        room = np.zeros(a.size + 1, a.dtype)
-        room[1:] = a.reshape(-1)
-        return room[1:].reshape(a.shape)
+        shifted = np.zeros(a.size + 1, a.dtype)
+        shifted[1:] = a.reshape(-1)
+        return shifted[1:].reshape(a.shape)
 
     with on_cudnn(FakeCudnn()):
         for found, expected in zip(every_pass(*map(moved, (X, KERNEL, BIAS, DY))), every_pass()):
@@ -188,7 +188,7 @@ def test_each_stream_has_a_handle_and_workspaces_that_stay():
         assert place.allocated == [1024, 8192, 8192]
 
 
-def test_nothing_is_planned_while_recording():
+def test_nothing_is_planned_during_capture():
     frontend = FakeCudnn(workspace=64)
     with on_cudnn(frontend) as runtime:
         g = conv_geometry(X, KERNEL, None, 1, 0, 1, 1)
@@ -227,7 +227,7 @@ def test_a_library_that_fails_is_not_tried_again():
             assert not cudnn.covers("dgrad", X, KERNEL, g)
         frontend.fails = False
         assert not cudnn.covers("wgrad", X, KERNEL, g)
-        assert cudnn.covers("fprop", X, KERNEL, g)  # which was planned before
+        assert cudnn.covers("fprop", X, KERNEL, g)  # planned before
 
 
 # ---- autotune
@@ -247,7 +247,7 @@ def table(tmp_path, monkeypatch):
 
 
 def timed(runtime, frontend, cudnn_time):
-    """Make the runtime say that cuDNN takes this long and anything else a second."""
+    """Make the runtime report this time for cuDNN, and a second for anything else."""
     measured = []
 
     def milliseconds(function):
@@ -264,7 +264,7 @@ def convolve():
     return ops.conv2d(X, KERNEL, BIAS, groups=1)
 
 
-def test_it_is_measured_beside_the_others(table):
+def test_it_is_a_candidate_of_autotune(table):
     for time, wins in ((0.5, True), (2.0, False)):
         frontend = FakeCudnn()
         autotune._cache.reload()
@@ -279,7 +279,7 @@ def test_it_is_measured_beside_the_others(table):
     assert {m.choice for m in table.entries().values()} >= {"cudnn"}
 
 
-def test_a_shape_is_measured_anew_when_cudnn_joins_and_keeps_going_when_it_leaves(table):
+def test_a_shape_is_measured_again_with_cudnn_and_falls_back_without(table):
     with on_cudnn(FakeCudnn(), emulated_ops) as runtime:
         library, frontend = runtime.cudnn, runtime.cudnn.frontend
         measured = timed(runtime, frontend, 0.5)
@@ -297,7 +297,7 @@ def test_a_shape_is_measured_anew_when_cudnn_joins_and_keeps_going_when_it_leave
     np.testing.assert_allclose(y, convolve(), rtol=1e-4, atol=1e-4)
 
 
-def test_the_environment_asks_for_it(table, monkeypatch):
+def test_the_environment_variable_selects_it(table, monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "cudnn")
     frontend = FakeCudnn()
     with on_cudnn(frontend, emulated_ops) as runtime:
@@ -305,7 +305,7 @@ def test_the_environment_asks_for_it(table, monkeypatch):
         assert len(frontend.executed) == 1
         assert not any(name.startswith("implicit") for name in runtime.launches)
         frontend.unsupported = True
-        ops.conv2d(X, KERNEL[:1])  # falls back to products
+        ops.conv2d(X, KERNEL[:1])  # falls back to im2col
         assert len(frontend.executed) == 1
         runtime.cudnn = None
         with pytest.raises(DeviceError, match=r'XPNET_CONVOLUTION is cudnn.*pip install "xpnet\[cudnn\]"'):
@@ -315,7 +315,7 @@ def test_the_environment_asks_for_it(table, monkeypatch):
     assert len(frontend.plans) == 1
 
 
-def test_deterministic_mode_does_not_ask_it(table):
+def test_deterministic_mode_does_not_use_it(table):
     frontend = FakeCudnn()
     with on_cudnn(frontend, emulated_ops) as runtime, deterministic():
         runtime.milliseconds = None
@@ -367,7 +367,7 @@ def test_loading(monkeypatch):
         assert load() is None
 
 
-def test_the_cuda_runtime_is_loaded_from_where_pip_puts_it(monkeypatch):
+def test_the_cuda_runtime_of_pip_is_loaded(monkeypatch):
     asked = []
     pathfinder = types.ModuleType("cuda.pathfinder")
     pathfinder.DynamicLibNotFoundError = type("DynamicLibNotFoundError", (RuntimeError,), {})
@@ -381,15 +381,15 @@ def test_the_cuda_runtime_is_loaded_from_where_pip_puts_it(monkeypatch):
         raise pathfinder.DynamicLibNotFoundError(name)
 
     pathfinder.load_nvidia_dynamic_lib = nowhere
-    cudnn._load_cudart()  # perhaps the system has one
+    cudnn._load_cudart()  # the system may have one
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
     cudnn._load_cudart()
 
 
 @pytest.mark.parametrize("pass_name", autotune.PASSES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_real_frontend_takes_the_graphs(pass_name, dtype):
-    """Without a GPU it checks names, arguments, shapes and strides; plans it cannot make."""
+def test_the_real_frontend_accepts_the_graphs(pass_name, dtype):
+    """Without a GPU the frontend checks names, arguments, shapes and strides; it cannot build plans."""
     real = pytest.importorskip("cudnn", reason="needs nvidia-cudnn-frontend")
     try:
         real.backend_version()

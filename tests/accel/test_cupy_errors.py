@@ -1,4 +1,4 @@
-"""What a user is told who has no CuPy, no driver, an old one, no GPU, or no memory left. None of it needs a GPU."""
+"""Error messages without CuPy, with no driver or an old one, without a GPU, and out of memory. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FakeRuntimeError(RuntimeError):
 
 
 def fake_cupy(monkeypatch, *, count=1, failure="", driver=12040, built=12090):
-    """A module in the place of cupy whose runtime reports what is asked for."""
+    """Make a fake of the module cupy with a given runtime."""
 
     def get_device_count():
         if failure:
@@ -42,7 +42,7 @@ def test_a_usable_device_is_accepted(monkeypatch):
 
 
 def test_no_cupy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)  # what an import finds that must fail
+    monkeypatch.setitem(sys.modules, "cupy", None)  # makes the import fail
     with pytest.raises(DeviceError, match=r"needs CuPy, which is not installed: pip install .*xpnet\[cuda12\]"):
         backend.device("cuda")
 
@@ -130,7 +130,7 @@ class OutOfMemoryError(MemoryError):
 
 
 class CupyArray:
-    """Stands for a CuPy array: its namespace is called cupy."""
+    """A fake CuPy array: its namespace is called cupy."""
 
     shape, dtype, ndim, size = (64, 32, 32, 3), np.dtype("float32"), 4, 64 * 32 * 32 * 3
 
@@ -140,7 +140,7 @@ class CupyArray:
 
 @pytest.fixture
 def full_gpu(monkeypatch):
-    """A fake CuPy on a GPU with 1 GiB free of 80; gives the namespace of its arrays."""
+    """Fake CuPy on a GPU with 1 GiB free of 80; return the namespace of its arrays."""
     fake_cupy(monkeypatch)
     module = sys.modules["cupy"]
     module.ndarray = CupyArray
@@ -162,7 +162,7 @@ def out_of_memory_op(limit=0):
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_out_of_memory_says_what_was_asked_what_was_free_and_what_helps(full_gpu, backwards):
+def test_out_of_memory_explains_request_free_memory_and_remedies(full_gpu, backwards):
     operation = out_of_memory_op()
     arguments = (operation.reference, full_gpu, CupyArray(), None, {}, (True,))
     with pytest.raises(DeviceMemoryError) as caught:

@@ -1,7 +1,7 @@
 """Convolution as an implicit GEMM: all three passes on the emulator against the reference, tensor cores included.
 
-What runs for tensor cores here is the same source with its instructions replaced by functions that move the same elements
-between the same lanes, so that every index is tested; see tests/cuda_emulator/cuda_emulator.hpp.
+The tensor-core kernel is the same source with its instructions replaced by functions that move the same elements between the
+same lanes, so that every index is tested; see tests/cuda_emulator/cuda_emulator.hpp.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def precision(name):
 
 @pytest.fixture(params=[pytest.param("emulator", marks=pytest.mark.emulator), pytest.param("cuda", marks=pytest.mark.cuda)])
 def place(request):
-    """Gives (namespace, to the device, from the device) within a block that knows what was launched."""
+    """Return a context manager that yields (namespace, to the device, from the device, runtime)."""
     if request.param == "emulator":
         if build.compiler() is None:
             pytest.skip("needs g++")
@@ -62,7 +62,7 @@ def on_gpu(**_):
 
 
 def reference(x, kernel, bias, dy, settings):
-    """y before any activation, and the gradients for dy, in float64."""
+    """Return y before the activation, and the gradients for dy, in float64."""
     op = registry["conv2d"]
     bound, full = op.bind((x, kernel, bias), dict(settings))
     with reference_only():
@@ -72,14 +72,14 @@ def reference(x, kernel, bias, dy, settings):
 
 
 def rounded(a, kind):
-    """Values that the kind can hold, as float64."""
+    """Return the array rounded to the kind, as float64."""
     if kind == "bfloat16":
         return (np.asarray(a, "float32").view(np.uint32) & 0xFFFF0000).view(np.float32).astype("float64")
     return np.asarray(a).astype("float32" if kind == "tf32" else kind).astype("float64")
 
 
 def narrow(a, dtype):
-    """In the dtype, bfloat16 as its bits."""
+    """Return the array in the dtype, bfloat16 as its bits."""
     return (a.astype("float32").view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else a.astype(dtype)
 
 
@@ -94,7 +94,7 @@ def close(found, expected, kind, terms):
 
 
 def every_pass(place, shape, kernel_shape, settings, kind, *, activation=None, with_bias=True, **runtime):
-    """Run forward, data gradient and kernel gradient of one convolution and compare; returns what was launched."""
+    """Run fprop, dgrad and wgrad of one convolution and compare; return the launches."""
     x, kernel = (rounded(RANDOM.standard_normal(s), kind) for s in (shape, kernel_shape))
     O = kernel_shape[3]
     bias = rounded(RANDOM.standard_normal(O), kind)
@@ -157,7 +157,7 @@ def test_every_pass_uses_tensor_cores(place, kind, settings):
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("kind", ["float32", "tf32", "float16", "bfloat16"])
 def test_groups(place, kind, settings, monkeypatch):
-    """Two and three groups, with and without runs of 16 bytes in each."""
+    """Two and three groups, with and without channels in multiples of 16 bytes."""
     as_bits(monkeypatch)
     for groups, C, O in ((2, 8, 16), (3, 2, 5)):
         shape = (2, 7, 8, groups * C)
@@ -168,7 +168,7 @@ def test_groups(place, kind, settings, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "tf32"])
-def test_groups_of_several_tiles_and_split_sums(place, kind):
+def test_groups_of_several_tiles_and_split_k(place, kind):
     launched = every_pass(place, (2, 13, 13, 144), (2, 1, 72, 144), {"groups": 2}, kind, multiprocessors=64)
     if launched is not None:
         assert "sum_partials<float>" in launched
@@ -176,7 +176,7 @@ def test_groups_of_several_tiles_and_split_sums(place, kind):
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_half_precision_without_tensor_cores(place, kind, monkeypatch):
-    """On older devices, and where channels are no multiples of 16 bytes; sums are float32 all the same."""
+    """On older devices, and where channels are no multiples of 16 bytes; accumulation is float32 as well."""
     as_bits(monkeypatch)
     launched = every_pass(place, (2, 7, 6, 8), (3, 3, 8, 16), {"padding": 1}, kind, architecture=75)
     if launched is not None:
@@ -185,8 +185,8 @@ def test_half_precision_without_tensor_cores(place, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["tf32", "bfloat16", "float16"])
-def test_every_tile_and_split_sums_uses_tensor_cores(place, kind, monkeypatch):
-    """More rows and columns than a tile, none of them a multiple of it, every size of tile, and several splits of the sum."""
+def test_every_tile_and_split_k_on_tensor_cores(place, kind, monkeypatch):
+    """Sizes beyond a tile that are no multiples of it, every tile size, and several splits."""
     as_bits(monkeypatch)
     wide = every_pass(place, (3, 10, 11, 72), (2, 1, 72, 136), {"padding": 1}, kind, activation="relu")
     narrow = every_pass(place, (3, 10, 11, 40), (2, 1, 40, 24), {}, kind, multiprocessors=16)
@@ -202,7 +202,7 @@ def test_every_tile_and_split_sums_uses_tensor_cores(place, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
-def test_many_tiles_and_split_sums(place, kind):
+def test_many_tiles_and_split_k(place, kind):
     launched = every_pass(
         place, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh"
     )
@@ -225,7 +225,7 @@ def test_one_image_and_none(place, kind):
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16"])
-def test_views_that_begin_anywhere(place, kind):
+def test_unaligned_views(place, kind):
     dtype = "float32" if kind == "tf32" else kind
     x, kernel, bias, dz = (RANDOM.integers(-3, 4, s).astype(dtype) for s in ((2, 5, 6, 8), (3, 2, 8, 8), (8,), (2, 3, 5, 8)))
     g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
@@ -233,9 +233,9 @@ def test_views_that_begin_anywhere(place, kind):
     with precision("tf32" if kind == "tf32" else "float32"), place() as (names, to, back, _):
         views = []
         for a in (x, kernel, bias, dz):
-            room = names.zeros((a.size + 1,), dtype=a.dtype)
-            room[1:] = to(a.reshape(-1))
-            views.append(room[1:].reshape(a.shape))
+            shifted = names.zeros((a.size + 1,), dtype=a.dtype)
+            shifted[1:] = to(a.reshape(-1))
+            views.append(shifted[1:].reshape(a.shape))
         X, K, B, DZ = views
         np.testing.assert_array_equal(back(implicit_gemm.fprop(names, X, K, B, None, g)), y)
         np.testing.assert_array_equal(back(implicit_gemm.dgrad(names, DZ, K, g)), dx)
@@ -243,15 +243,15 @@ def test_views_that_begin_anywhere(place, kind):
 
 
 def as_bits(monkeypatch):
-    """NumPy has no bfloat16: such arrays travel as the 16 bits that they are made of."""
+    """Take uint16 arrays for bfloat16, which NumPy does not have."""
     known = implicit_gemm.c_name
     monkeypatch.setattr(implicit_gemm, "c_name", lambda a: "bfloat16" if a.dtype == np.uint16 else known(a))
 
 
 @pytest.mark.emulator
 @pytest.mark.skipif(build.compiler() is None, reason="needs g++")
-def test_infinities_and_nans_stay_where_they_are():
-    """What lies outside an image or a tile is zero, not a product with zero."""
+def test_infinities_and_nans_do_not_spread():
+    """Elements outside an image or a tile are zeros, not products with zero."""
     x, kernel = np.ones((1, 5, 5, 8), "float32"), np.ones((3, 3, 8, 8), "float32")
     x[0, 0, 0, 0], x[0, 4, 4, 3] = np.nan, np.inf
     g = conv_geometry(x, kernel, None, 1, 1, 1, 1)
@@ -273,7 +273,7 @@ def test_what_it_does_not_cover(monkeypatch):
     assert covered((2, 5, 5, 3), (3, 3, 3, 5))
     assert covered((2, 5, 5, 4), (3, 3, 2, 4), groups=2)
     assert covered((2, 5, 5, 8), (3, 3, 8, 12), "float16", architecture=75)
-    assert not covered((1, 3, 3, 1 << 16), (1, 1, 1, 1 << 16), groups=1 << 16)  # higher than a grid can be
+    assert not covered((1, 3, 3, 1 << 16), (1, 1, 1, 1 << 16), groups=1 << 16)  # beyond the height of a grid
     many = np.broadcast_to(np.float32(0), (1 << 17, 128, 128, 1))
     g = conv_geometry(many, np.empty((1, 1, 1, 1)), None, 1, 0, 1, 1)
     assert not implicit_gemm.covers(many, np.empty((1, 1, 1, 1), "float32"), g, 1)
@@ -282,7 +282,7 @@ def test_what_it_does_not_cover(monkeypatch):
 
 
 @pytest.mark.cuda
-def test_a_gpu_measures_once_and_not_while_recording(tmp_path, monkeypatch):
+def test_a_gpu_measures_once_and_not_during_capture(tmp_path, monkeypatch):
     skip_without_gpu()
     import cupy
 

@@ -1,4 +1,4 @@
-"""Kernels that no operation launches, what a launch checks, and the emulator's own checks."""
+"""Kernels outside operations, the checks of a launch, and the checks of the emulator."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def normal(*shape, dtype="float64"):
 
 @pytest.mark.parametrize("size", [1, 7, 16, 5000])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("clocked", [False, True])
-def test_sgd(size, dtype, clocked):
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_sgd(size, dtype, scheduled):
     for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True)):
         w, g = normal(size, dtype=dtype), normal(size, dtype=dtype)
         v = normal(size, dtype=dtype) if momentum else None
@@ -53,20 +53,20 @@ def test_sgd(size, dtype, clocked):
         else:
             rules.momentum.reference(np, expected, slope, memory, learning_rate=0.05, momentum=momentum, nesterov=nesterov)
         with emulated():
-            rate = DeviceSchedule.new(np, w, 0.05) if clocked else 0.05
+            rate = DeviceSchedule.new(np, w, 0.05) if scheduled else 0.05
             sgd(w, g, v, rate=rate, momentum=momentum, nesterov=nesterov, weight_decay=0.1, decayed=5)
         tolerance = 1e-6 if dtype == "float32" else 1e-13
         np.testing.assert_allclose(w, expected, rtol=tolerance, atol=tolerance)
         if memory is not None:
             np.testing.assert_allclose(v, memory, rtol=tolerance, atol=tolerance)
-        if clocked:
+        if scheduled:
             assert (int(rate.steps), int(rate.ticket)) == (1, 0)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 5000])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("clocked", [False, True])
-def test_adam(size, dtype, clocked):
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_adam(size, dtype, scheduled):
     w = normal(size, dtype=dtype)
     m, v = np.zeros_like(w), np.zeros_like(w)
     expected, mean, square = w.copy(), m.copy(), v.copy()
@@ -77,12 +77,12 @@ def test_adam(size, dtype, clocked):
         settings = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-7}
         rules.adam.reference(np, expected, slope, mean, square, learning_rate=0.01, step=step, **settings)
         with emulated():
-            rate = clock if clocked else 0.01
+            rate = clock if scheduled else 0.01
             adam(w, g, m, v, rate=rate, finished_steps=step - 1, weight_decay=0.1, decayed=5, **settings)
         tolerance = 3e-5 if dtype == "float32" else 1e-12
         np.testing.assert_allclose(w, expected, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(v, square, rtol=tolerance, atol=tolerance)
-    assert (int(clock.steps), int(clock.ticket)) == ((4, 0) if clocked else (0, 0))
+    assert (int(clock.steps), int(clock.ticket)) == ((4, 0) if scheduled else (0, 0))
 
 
 def test_adamw_shrinks_the_weights_themselves():
@@ -175,8 +175,8 @@ SQUARES = [(5, 5), (1, 1), (2**31 + 1, 2**31 + 1)]
     ("choices", "paired"),
     [*((square, paired) for square in SQUARES for paired in (0, 1)), ((1, 7), 0), ((6, 1), 0), ((3, 3 * 2**30), 0)],
 )
-def test_draws_are_those_of_numpys_generator(choices, paired):
-    """Also where many numbers are rejected: of 2**31 + 1 choices about every other one is."""
+def test_random_numbers_are_those_of_numpy(choices, paired):
+    """Also with many rejections: for 2**31 + 1 choices about every other number is rejected."""
     key, N = random.key(3, "augment", 1), 300
     low, high = (int(np.uint64(word).astype(np.int64)) for word in key)
     rng, step = random.generator(key, (2 << 32) + 7), np.array((2 << 32) + 7, np.uint64)
@@ -195,13 +195,13 @@ def test_draws_are_those_of_numpys_generator(choices, paired):
         np.testing.assert_array_equal(index, order[90:390])
         np.testing.assert_array_equal(taken, labels[order[90:390]])
         select(N, index, drawn, **settings)
-    np.testing.assert_array_equal(index, [*order[390:], *[-1] * 290])  # beyond the end there is nothing
+    np.testing.assert_array_equal(index, [*order[390:], *[-1] * 290])  # beyond the end
     assert (taken[10:] == 2**32 - 1).all()
     assert (position, step) == (690, (2 << 32) + 9)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
-def test_flips_are_those_of_numpys_generator(p):
+def test_flips_are_those_of_numpy(p):
     key, N = random.key(9, "augment"), 1027
     low, high = (int(np.uint64(word).astype(np.int64)) for word in key)
     drawn, step = np.zeros((1, 2, N), np.int32), np.array(4, np.uint64)
@@ -215,7 +215,7 @@ def test_flips_are_those_of_numpys_generator(p):
 
 
 def as_bfloat16(values):
-    """float32 -> the upper half of its bits, rounded to nearest even."""
+    """Round float32 to nearest even, and return the upper half of the bits."""
     bits = np.asarray(values, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
@@ -233,7 +233,7 @@ def test_bfloat16(width):
     np.testing.assert_array_equal(y, as_bfloat16(np.tanh(from_bfloat16(x))))
 
 
-def test_bfloat16_keeps_not_a_number():
+def test_bfloat16_keeps_nan():
     x = np.array([0x7FC1, 0xFFFF, 0x7F81, 0x3F80], np.uint16)  # three NaN, and 1
     y = np.zeros_like(x)
     with emulated():
@@ -274,7 +274,7 @@ def test_gemm_of_slices_and_into_slices():
     np.testing.assert_allclose(out[:, 1:4], strange[:, :4] @ weights[:, 2:5])
 
 
-def test_gemm_adds_up_half_precision_in_float32():
+def test_gemm_accumulates_half_precision_in_float32():
     a, b = normal(3, 4, dtype="float16"), normal(4, 5, dtype="float16")
     c = np.zeros((3, 5), "float32")
     with emulated():
@@ -292,7 +292,7 @@ def test_gemm_refuses_what_does_not_fit():
             gemm(xp, normal(2, 3), normal(3, 5), normal(5, 2).T)
 
 
-def test_tensor_cores_are_one_setting():
+def test_tf32_is_a_setting():
     assert get_matmul_precision() == "float32"
     try:
         set_matmul_precision("tf32")
@@ -385,7 +385,7 @@ def test_batches_beyond_32_bit_indices_are_split(monkeypatch):
     assert split > 5
 
 
-def test_unaligned_arrays_take_the_scalar_path():
+def test_unaligned_arrays_are_accessed_element_by_element():
     memory = np.zeros(8 * 8 + 1)
     offset = memory[1:] if memory.ctypes.data % 16 == 0 else memory[:-1]
     x = offset.reshape(1, 4, 4, 4)
@@ -453,7 +453,7 @@ def broken(tmp_path, monkeypatch):
     build.library.cache_clear()
 
 
-def test_the_emulator_reports_what_would_be_wrong_on_a_gpu(broken):
+def test_the_emulator_reports_errors(broken):
     y = np.zeros(64, "float32")
     with emulated():
         for name, message in (

@@ -1,4 +1,4 @@
-"""The kernels of mixed precision, run by the emulator, against array code."""
+"""The kernels of mixed precision on the emulator, against array code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_conversions_have_the_bits_of_numpy(count, name):
 
 @pytest.mark.emulator
 @pytest.mark.parametrize("name", HALVES)
-def test_numbers_that_are_none_stay_so(name):
+def test_infinities_and_nans_are_kept(name):
     with emulated_ops():
         assert np.isnan(ops.cast(np.array([np.nan] * 5, np.float32), name).astype(np.float32)).all()
 
@@ -64,7 +64,7 @@ def scale_of(value, good=0, overflow=0):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", [1, 6, 2048, 5001])
 @pytest.mark.parametrize("bad", [None, np.inf, -np.inf, np.nan])
-def test_gradients_are_divided_and_looked_at(size, dtype, bad):
+def test_gradients_are_unscaled_and_checked(size, dtype, bad):
     g = RANDOM.standard_normal(size).astype(dtype)
     if bad is not None:
         g[RANDOM.integers(size)] = bad
@@ -142,8 +142,8 @@ def test_conversions_on_the_gpu(gpu, name):
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", HALVES)
 @pytest.mark.parametrize("capture", [True, False])
-def test_digits_are_learnt_on_the_gpu(gpu, name, capture):
-    """Recorded or not: the same bits, and about the accuracy of float32."""
+def test_training_on_digits_on_the_gpu(gpu, name, capture):
+    """Captured or not: the same bits, and about the accuracy of float32."""
     data = xn.data.load("digits")
 
     def trained(dtype, capture):

@@ -1,4 +1,4 @@
-"""The CuPy implementations of operations, run on the emulator, against the references in float64."""
+"""The CuPy versions of operations, on the emulator, against the references in float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def normal(*shape, dtype="float64", low=None):
 
 
 def spread(*shape, dtype="float64"):
-    """Distinct values, so that a maximum is the same in every dtype."""
+    """Return distinct values, so that a maximum is the same in every dtype."""
     return RANDOM.permutation(int(np.prod(shape))).reshape(shape).astype(dtype) / 64
 
 
@@ -165,7 +165,7 @@ def test_max_pool(place, name, shape, settings):
 
 
 @pytest.mark.emulator
-def test_max_pool_of_equal_and_not_a_number():
+def test_max_pool_of_ties_and_nan():
     x = np.zeros((1, 4, 4, 1), "float32")
     x[0, 2, 3] = np.nan
     x[0, :2, :2] = -np.inf
@@ -242,7 +242,7 @@ def test_softmax_cross_entropy(place, shape, reduction):
 
 
 @pytest.mark.emulator
-def test_softmax_cross_entropy_of_a_class_that_does_not_exist_is_nan():
+def test_softmax_cross_entropy_of_a_class_index_out_of_range_is_nan():
     logits = normal(4, 10, dtype="float32")
     with emulated_ops() as runtime:
         losses = ops.softmax_cross_entropy(logits, np.array([0, 10, -1, 9]), reduction="none")
@@ -281,7 +281,7 @@ def test_batch_norm_of_one_channel_only_needs(place):
 
 
 @pytest.mark.emulator
-def test_batch_norm_keeps_its_digits_far_from_zero():
+def test_batch_norm_does_not_cancel_far_from_zero():
     x = (normal(500, 4) + 1e4).astype("float32")
     expected = x.astype("float64").var(axis=0)
     with emulated_ops() as runtime:
@@ -397,9 +397,9 @@ def test_conv2d_of_an_empty_batch(place):
 
 
 @pytest.mark.emulator
-def test_conv2d_cuts_the_batch_to_fit_the_cache():
+def test_conv2d_chunks_the_batch_to_fit_the_cache():
     x, kernel = normal(6, 6, 6, 4), normal(3, 3, 4, 2)
-    image = 4 * 4 * 9 * 4 * 8  # bytes of one image's columns
+    image = 4 * 4 * 9 * 4 * 8  # bytes of the im2col matrix of an image
     with emulated_ops(chunk_bytes=2 * image) as runtime:
         ops.conv2d(x, kernel)
     assert len(runtime.products) == 3
@@ -410,7 +410,7 @@ def test_conv2d_cuts_the_batch_to_fit_the_cache():
 
 
 @pytest.mark.emulator
-def test_a_pointwise_convolution_is_one_product_of_the_images_themselves():
+def test_a_pointwise_convolution_is_one_gemm_of_the_images():
     x, kernel = normal(3, 4, 4, 4), normal(1, 1, 4, 2)
     with emulated_ops() as runtime:
         ops.conv2d(x, kernel)

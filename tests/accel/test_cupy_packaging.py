@@ -1,4 +1,4 @@
-"""The CUDA sources travel with the package, and are found in a checkout as in an installed package."""
+"""The CUDA sources are part of the package, and are found in a checkout and in an installed package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is handed to the CUDA driver and to cuBLAS, seen by stand-ins for both. None of it needs a GPU."""
+"""The arguments that the CUDA driver and cuBLAS get, on fakes of both. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class DeviceArray:
 
 @pytest.fixture
 def driver(monkeypatch):
-    """A fake CuPy that records what its driver is asked to launch."""
+    """Fake CuPy with a driver that records launches."""
     record = types.SimpleNamespace(launches=[], loaded=[], allocated=[])
 
     class Module:
@@ -89,7 +89,7 @@ def driver(monkeypatch):
 
 
 def arguments_of(instance, parameters):
-    """The values behind the pointers that the driver gets."""
+    """Return the values that the pointers to the arguments point to."""
     kinds = {"P": ctypes.c_uint64, "i": ctypes.c_int, "q": ctypes.c_int64, "I": ctypes.c_uint32, "f": ctypes.c_float}
     kinds |= {"d": ctypes.c_double, "3I": ctypes.c_uint32 * 3, "Q": ctypes.c_uint64}
     pointers = (ctypes.c_void_p * len(instance.parameters)).from_address(parameters)
@@ -118,7 +118,7 @@ def test_the_driver_gets_the_arguments_as_the_kernel_declares_them(driver):
     assert values["epsilon"] == np.float32(1e-3)
 
 
-def test_divisors_and_a_grid_of_three_dimensions(driver):
+def test_fast_divmod_arguments_and_a_grid_of_three_dimensions(driver):
     x, cols = DeviceArray(np.zeros(16, "float32")), DeviceArray(np.zeros(16, "float32"))
     instance = _im2col["float", 1, 0, 0]
     numbers = range(1, len(instance.parameters) - 1)
@@ -217,7 +217,7 @@ def test_cublas_gets_its_arguments_in_order(driver, monkeypatch, batch, dtype, k
     assert len(cublas._handles.of) == 2
     del stream
     gc.collect()
-    assert library.calls.count("destroy") == 1  # with the stream goes what belonged to it
+    assert library.calls.count("destroy") == 1  # with the stream
     assert list(cublas._handles.of) == [(0, 78)]
 
 
@@ -240,7 +240,7 @@ def test_the_types_of_every_function_are_declared(monkeypatch):
     assert [fake.cublasGemmStridedBatchedEx.argtypes[i] for i in (10, 14, 19)] == [ctypes.c_longlong] * 3
 
 
-def test_measuring(driver, monkeypatch):
+def test_timing(driver, monkeypatch):
     runtime = launching.runtime()
     assert runtime.device_name == "A GPU"
     cuda = sys.modules["cupy"].cuda

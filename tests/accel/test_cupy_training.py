@@ -17,7 +17,7 @@ LABELS = RANDOM.integers(0, 4, 48)
 
 
 def network(dtype="float64", device="cpu"):
-    """Every kernel of a usual convolutional network once."""
+    """Return a network that uses every kernel of a usual convolutional network once."""
     layers = [
         xn.Conv2D(8, 3, padding="same", activation="relu"),
         xn.BatchNorm(),
@@ -43,7 +43,7 @@ OPTIMIZERS = {
 
 
 def curve(optimizer, steps, dtype="float64", device="cpu"):
-    """The loss of each step, and the final parameters as NumPy arrays."""
+    """Return the loss of each step, and the final parameters as NumPy arrays."""
     model = network(dtype, device)
     trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=OPTIMIZERS[optimizer](), seed=1)
     losses = []
@@ -165,12 +165,12 @@ def test_products_on_the_gpu(gpu, dtype, shape):
     expected = xn.to_numpy(a).astype("float64") @ xn.to_numpy(b).astype("float64").swapaxes(1, 2)
     tolerance = {"float64": 1e-12, "float32": 1e-4, "float16": 5e-2}[dtype]
     np.testing.assert_allclose(xn.to_numpy(c), expected, rtol=tolerance, atol=tolerance)
-    gemm(xp, a[0], b[0].T, c[0])  # without a batch axis it is another function of cuBLAS
+    gemm(xp, a[0], b[0].T, c[0])  # another function of cuBLAS
     np.testing.assert_allclose(xn.to_numpy(c[0]), expected[0], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.cuda
-def test_tensor_cores_round_the_factors_only_where_asked_to(gpu):
+def test_products_are_rounded_to_tf32_only_if_set(gpu):
     x = RANDOM.standard_normal((256, 256)).astype("float32")
     exact = x.astype("float64") @ x
     there = xn.to_device(x, gpu)
@@ -209,7 +209,7 @@ def test_products_and_optimizer_steps_can_be_captured(gpu):
     cupy.cuda.Device().synchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        step()  # handles, workspaces and kernels are made here
+        step()  # creates handles, workspaces and kernels
         stream.begin_capture()
         step()
         graph = stream.end_capture()
@@ -221,7 +221,7 @@ def test_products_and_optimizer_steps_can_be_captured(gpu):
 
 
 @pytest.mark.cuda
-def test_memory_that_is_not_there_is_explained(gpu):
+def test_out_of_memory_is_explained(gpu):
     import cupy
 
     with pytest.raises(xn.backend.DeviceMemoryError, match=r"multiply: cuda.* Asked for: 4096 GiB"):

@@ -1,4 +1,4 @@
-"""Copies ahead of time through CuPy: what its streams are told, by a stand-in; and the whole of it on a GPU."""
+"""Prefetching through CuPy: the calls that its streams get, on a fake; and all of it on a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUGMENT = Compose(Crop(2), Flip(), Cutout(3))
 
 
 class Stream:
-    """As cupy.cuda.Stream: it does everything at once and says what it did."""
+    """As cupy.cuda.Stream: executes everything at once and logs it."""
 
     current = None
 
@@ -56,7 +56,7 @@ class DeviceMemory(np.ndarray):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """The module over a fake CuPy, and the log of what it was asked for."""
+    """Return the module on a fake CuPy, and the log of calls."""
     log, pointers, entered = [], itertools.count(100), []
 
     class Event:
@@ -83,7 +83,7 @@ def cuda(monkeypatch):
             entered.pop()
 
     def copy(target, source, size, kind, stream):
-        assert entered[-1] == 1  # the second GPU is the one that the thread works on
+        assert entered[-1] == 1  # the second GPU is current in the thread
         assert kind == "to the device"
         ctypes.memmove(target, source, size)
         log.append(("copy", stream, size))
@@ -117,7 +117,7 @@ def batches(count):
         yield (np.full((4, 3), i, np.float32), np.full(4, i)), None
 
 
-def test_what_the_streams_are_told(cuda):
+def test_the_order_of_calls_on_the_streams(cuda):
     module, log = cuda
     transfers = module.CudaTransfers(Device("cuda", 1))
     copies = transfers._stream.ptr
@@ -135,11 +135,11 @@ def test_what_the_streams_are_told(cuda):
     for number in range(5):
         at = log.index(("step", number))
         wait, used = log[at - 1], log[at + 1]
-        assert wait[:2] == ("wait", 1)  # the current stream, right before the step, for an event of the copies
+        assert wait[:2] == ("wait", 1)  # the current stream waits for a copy right before the step
         assert wait[2].stream == copies
-        assert used[:2] == ("record", 1)  # and right after it, it says that the memory was used
+        assert used[:2] == ("record", 1)  # and records right after it that the buffer is free
         later = [what[2] for what in log if what[:2] == ("wait", copies)]
-        assert (used[2] in later) == (number < 3)  # which the copy into that memory waits for, two batches later
+        assert (used[2] in later) == (number < 3)  # the copy into that buffer, two batches later, waits for it
     assert [what for what in log if what[0] == "synchronize"] == [("synchronize", copies), ("synchronize", 1)]
 
 
@@ -183,7 +183,7 @@ NORMALISE = Compose(AUGMENT, Normalise(MEAN, STD))
 @pytest.mark.parametrize("augment", [None, AUGMENT, NORMALISE, Compose(AUGMENT, Mixup(classes=4))])
 @pytest.mark.parametrize("kind", ["resident bytes", "resident floats", "bytes", "floats", "file"])
 def test_recorded_steps_have_the_bits_of_plain_ones(gpu, augment, kind, tmp_path, monkeypatch):
-    monkeypatch.setenv("XPNET_CONVOLUTION", "im2col")  # not what was faster just then
+    monkeypatch.setenv("XPNET_CONVOLUTION", "im2col")  # not what autotune finds
     floats = ByteImages(IMAGES)[:]
     np.save(tmp_path / "x.npy", floats)
     x = {

@@ -1,1 +1,1 @@
-"""Runs the CUDA kernels and everything that launches them on a CPU; see `emulator`."""
+"""An emulator for CUDA kernels and the code that launches them, on a CPU; see `emulator`."""

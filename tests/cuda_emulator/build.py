@@ -1,4 +1,4 @@
-"""Compiles each kernels/cuda/*.cu with g++ into a shared library that has one C function per instance."""
+"""Compilation of kernels/cuda/*.cu with g++ into shared libraries with one C function an instance."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-fno-strict-aliasing", "-ffp-
 
 
 def compiler() -> str | None:
-    """The C++ compiler, or None."""
+    """Return the C++ compiler, or None."""
     return shutil.which("g++")
 
 
 def folder() -> Path:
-    """Where the libraries are kept between runs."""
+    """Return the folder where the libraries are cached."""
     root = os.environ.get("XPNET_CACHE") or str(Path.home() / ".cache" / "xpnet")
     return Path(root) / "emulator"
 
 
 def files() -> list[str]:
-    """Every kernel file in use."""
+    """Return every kernel file in use."""
     return sorted({kernel.file for kernel in source.every_kernel})
 
 
@@ -60,7 +60,7 @@ def _key(text: str, file: str) -> str:
 
 @functools.cache
 def library(file: str) -> tuple[ctypes.CDLL, dict[str, int]]:
-    """The library of one kernel file, and the number of each instance's function in it."""
+    """Return the library of one kernel file, and the number of each instance's function in it."""
     text = generated(file)
     target = folder() / f"{file}-{_key(text, file)}.so"
     if not target.exists():

@@ -1,4 +1,4 @@
-// Runs CUDA kernels on a CPU: enough of the language for the sources in kernels/.
+// An emulator for CUDA kernels on a CPU: as much of the language as the sources in kernels/cuda use.
 //
 // Blocks run one after another on one OS thread; every CUDA thread of a block is a fibre (ucontext) that runs until it
 // reaches a barrier. Warps have 32 lanes; a shuffle is a write, a barrier of the warp and a read. What would hang or be
@@ -39,7 +39,7 @@ enum Waiting { kRunning, kBlock, kWarpBarrier, kDone };
 struct Fibre {
   ucontext_t context;
   Waiting state;
-  unsigned long long slot[2];  // what this lane offers to a shuffle; two, so that one barrier per shuffle is enough
+  unsigned long long slot[2];  // the operand of a shuffle; two slots, so that one barrier a shuffle is enough
   int parity;
 };
 
@@ -58,7 +58,7 @@ static Copies copies[kMaxThreads];
 static std::vector<char> stacks;
 static ucontext_t scheduler;
 static int current = 0, threads = 0;
-static bool direct = false;  // inside a plain call, where no barrier can be waited for
+static bool direct = false;  // in a plain call, which cannot wait for a barrier
 static bool touched_barrier = false;
 static char message[256];
 
@@ -110,7 +110,7 @@ inline void resume(int t) {
   swapcontext(&scheduler, &fibres[t].context);
 }
 
-// Releases the threads [from, end) if all of them wait in the same way.
+// Release the threads [from, end) if all of them wait at the same kind of barrier.
 inline bool release(int from, int end, Waiting how) {
   for (int t = from; t < end; ++t)
     if (fibres[t].state != how) return false;
@@ -122,14 +122,14 @@ inline void run_block() {
   touched_barrier = false;
   start(0);
   resume(0);
-  if (!touched_barrier) {  // thread 0 went through without a barrier, so the others must too: plain calls
+  if (!touched_barrier) {  // thread 0 met no barrier, so no other may: plain calls
     direct = true;
     for (int t = 1; t < threads; ++t) set_thread(t), body(body_argument);
     direct = false;
     return;
   }
   for (int t = 1; t < threads; ++t) start(t);
-  for (bool backwards = true;; backwards = !backwards) {  // both directions, so that a missing barrier shows
+  for (bool backwards = true;; backwards = !backwards) {  // both directions, to expose a missing barrier
     bool progress = false;
     int done = 0;
     for (int i = 0; i < threads; ++i) {
@@ -166,7 +166,7 @@ struct Call {
   }
 };
 
-// Returns nullptr, or what went wrong.
+// Return nullptr, or an error message.
 template <typename... A>
 inline const char* launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, void** arguments) {
   if (stacks.empty()) stacks.resize(kMaxThreads * kStack);
@@ -253,31 +253,31 @@ inline uint16_t emulator_float_to_half(float v) {
 
 // ---- tensor cores ----------------------------------------------------------------------------------------------------
 //
-// What the instructions behind kernels/cuda/mma.cuh do, as NVIDIA's PTX manual defines them: which lane gives and gets which
-// element. The arithmetic is plain float32 in index order; a GPU may add in another order.
+// The instructions of kernels/cuda/mma.cuh as NVIDIA's PTX manual defines them: which lane holds which element. The arithmetic
+// is float32 in index order; a GPU may add in another order.
 
 namespace emulator {
 
-struct Offer {  // what a lane gives to an instruction of the whole warp
+struct Operands {  // the operands of a lane for an instruction of the whole warp
   const void* row;
   unsigned a[4], b[2];
 };
-static Offer offers[2][kMaxThreads];
+static Operands operands[2][kMaxThreads];
 
-// The offers of this warp, after every lane has made its own. As with shuffles, two sets make one barrier enough.
-inline const Offer* exchange(const Offer& mine) {
+// Exchange operands within the warp. As for shuffles, two sets make one barrier enough.
+inline const Operands* exchange(const Operands& mine) {
   Fibre& me = fibres[current];
   int parity = me.parity, warp = current / kWarp * kWarp;
   me.parity ^= 1;
-  offers[parity][current] = mine;
+  operands[parity][current] = mine;
   if (warp + kWarp > threads) fail("an instruction of a whole warp in a warp with fewer than 32 lanes");
   wait(kWarpBarrier);
-  return offers[parity] + warp;
+  return operands[parity] + warp;
 }
 
 }  // namespace emulator
 
-// Copies happen as late as they may: when a wait demands them.
+// Copies are executed as late as allowed: when waited for.
 inline void emulator_cp_async(void* to, const void* from) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
     emulator::fail("an asynchronous copy of 16 bytes is not aligned");
@@ -299,8 +299,8 @@ inline void emulator_cp_async_wait(int but) {
 }
 
 inline void emulator_ldmatrix(unsigned (&r)[4], const void* row, bool transposed) {
-  emulator::Offer mine = {row, {}, {}};
-  const emulator::Offer* warp = emulator::exchange(mine);
+  emulator::Operands mine = {row, {}, {}};
+  const emulator::Operands* warp = emulator::exchange(mine);
   int lane = emulator::current % 32, g = lane / 4, t = lane % 4;
   for (int j = 0; j < 4; ++j) {
     uint16_t pair[2];
@@ -319,8 +319,8 @@ inline unsigned emulator_to_tf32(unsigned bits) {  // to nearest, ties away from
 // PACKED elements of each register; `read(bits, i)` is the i-th of them as a float.
 template <typename Read>
 inline void emulator_mma(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], int packed, Read read) {
-  emulator::Offer mine = {nullptr, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const emulator::Offer* warp = emulator::exchange(mine);
+  emulator::Operands mine = {nullptr, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const emulator::Operands* warp = emulator::exchange(mine);
   int lane = emulator::current % 32, g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; ++i) {
     int row = g + i / 2 * 8, column = 2 * t + i % 2;

@@ -1,8 +1,8 @@
 """A runtime for xpnet.accel.cupy that runs kernels on NumPy arrays.
 
 Every array that a kernel gets is copied to a buffer of its own with guard bytes on both sides; after the launch the guards
-are compared and the results copied back. Matrix products are done as cuBLAS defines them, from the very arguments that
-cuBLAS would get. `emulated_ops` makes the registry run the CuPy implementations on NumPy arrays.
+are checked and the results copied back. GEMMs are computed as cuBLAS defines them, from the arguments that cuBLAS would get.
+`emulated_ops` makes the registry run the CuPy versions of operations on NumPy arrays.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from xpnet.ops.registry import Implementation, registry
 from xpnet.ops.updates.rule import rules
 
 GUARD = 1024
-GUARD_BYTE = 0xFF  # read as a float it is a NaN, so that an out-of-bounds read shows in the result too
+GUARD_BYTE = 0xFF  # NaN as a float, so that out-of-bounds reads show in the result, too
 
 
 class Buffer:
-    """A copy of an array between two guards, at the same alignment."""
+    """A copy of an array between two guards, with the same alignment."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -46,7 +46,7 @@ class Buffer:
 
 
 class Emulator:
-    """The runtime. Few multiprocessors and a small cache, so that loops over the grid and chunks really loop."""
+    """The runtime. Few multiprocessors and a small cache, so that grid-stride loops and chunks iterate."""
 
     device_name = "emulator"
     cudnn: Any = None
@@ -87,14 +87,14 @@ class Emulator:
         self.launches.append(instance.expression)
 
     def can_measure(self) -> bool:
-        """Time on the emulator says nothing about a GPU."""
+        """Return False: times of the emulator mean nothing."""
         return False
 
     def milliseconds(self, function: Any) -> float:
         raise NotImplementedError("the emulator does not measure")
 
     def gemm(self, call: Any) -> None:
-        """C = alpha op(A) op(B) + beta C on column-major matrices that begin at the arrays' first elements."""
+        """Compute C = alpha op(A) op(B) + beta C on column-major matrices that start at the arrays' first elements."""
         self.products.append(call)
         assert call.ldc >= call.m
         assert call.lda >= (call.k if call.transpose_a else call.m)
@@ -138,7 +138,7 @@ xp = PoisonedNamespace()
 
 @contextlib.contextmanager
 def emulated(**settings: Any):
-    """Within the block launches run on the emulator; gives it, with what was launched."""
+    """Run launches within the block on the emulator; yield it, with a log of launches."""
     runtime = Emulator(**settings)
     with launching.use_runtime(runtime):
         yield runtime
@@ -146,7 +146,7 @@ def emulated(**settings: Any):
 
 @contextlib.contextmanager
 def emulated_ops(skip: int = 0, **settings: Any):
-    """Within the block every operation that has a CuPy implementation runs it when it gets NumPy arrays.
+    """Run the CuPy version of every operation that has one on NumPy arrays, within the block.
 
     Where several stand in order, the first `skip` of them are left out.
     """
@@ -183,7 +183,7 @@ def _with_poison(rule: Any) -> Any:
 
 
 def _on_numpy(implementation: Any, reference: Any) -> Any:
-    """`implementation` with the poisoned namespace in the place of NumPy's."""
+    """Return `implementation` with the poisoned namespace instead of NumPy's."""
 
     def forward(_: Any, *inputs: Any, **settings: Any) -> Any:
         return implementation.forward(xp, *inputs, **settings)
