@@ -344,7 +344,7 @@ def test_wrong_arguments(settings, says):
         step_memory(xn.Sequential([xn.Dense(2)]), **settings)
 
 
-def test_a_ledger_counts_what_lives():
+def test_an_allocation_log_counts_what_lives():
     log = AllocationLog(512)
     with counting(log):
         a = FakeCupyArray.new((100,), np.float32)
@@ -356,9 +356,9 @@ def test_a_ledger_counts_what_lives():
         assert log.now == log.peak == 1024
         del view, b
         assert (log.now, log.peak) == (0, 1024)
-        log.keep("block", 700)
-        log.keep("block", 600)
-        log.keep("block", 5000, limit=1000)
+        log.workspace("block", 700)
+        log.workspace("block", 600)
+        log.workspace("block", 5000, limit=1000)
         assert (log.now, log.kept, log.peak) == (700, 700, 5700)
     with pytest.raises(RuntimeError, match="outside of"):
         FakeNumpyArray.new((3,), np.float32)

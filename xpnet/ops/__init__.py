@@ -1,7 +1,7 @@
-"""Operations on native arrays: each one a forward and a backward pass in pure Array API.
+"""Operations on native arrays: forward and backward in pure Array API.
 
 Called with NumPy, CuPy, PyTorch or JAX arrays they return arrays of the same library; called with a Tensor that needs a
-gradient they record themselves for `backward`.
+gradient they are recorded for `backward`.
 """
 
 from xpnet.ops.activations import (

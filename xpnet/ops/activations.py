@@ -1,5 +1,5 @@
-"""Activation functions, elementwise: x and the output have any one shape and dtype. All are stable for |x| up to 1e4 and
-beyond: no exponential of a positive number is taken."""
+"""Activation functions, elementwise: the output has the shape and dtype of x. All are numerically stable: no exponential of a
+positive number is taken."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SELU_SCALE = 1.0507009873554804934193349852946
 
 @op
 def step(xp: Namespace, x: Array) -> Any:
-    """1 where x > 0, else 0: the perceptron's activation. It has no useful gradient, so none is defined."""
+    """Return 1 where x > 0, else 0: the perceptron's activation. Its gradient is 0 everywhere, so none is defined."""
     return xp.astype(x > 0, x.dtype), None
 
 
 @op
 def relu(xp: Namespace, x: Array) -> Any:
-    """max(x, 0). The gradient at 0 is 0. Source: Nair and Hinton, 2010."""
+    """Compute max(x, 0). The gradient at 0 is 0. Source: Nair and Hinton, 2010."""
     y = xp.where(x < 0, xp.zeros_like(x), x)  # not `x > 0`: a nan must stay one
     return y, y
 
@@ -33,7 +33,7 @@ def _(xp: Namespace, dy: Array, y: Array) -> Any:
 
 @op
 def leaky_relu(xp: Namespace, x: Array, *, slope: float = 0.01) -> Any:
-    """max(x, slope * x) for a slope below 1. Source: Maas et al., 2013."""
+    """Compute max(x, slope * x) for a slope below 1. Source: Maas et al., 2013."""
     mask = x > 0
     return xp.where(mask, x, slope * x), mask
 
@@ -45,7 +45,7 @@ def _(xp: Namespace, dy: Array, mask: Array, *, slope: float) -> Any:
 
 @op
 def elu(xp: Namespace, x: Array, *, alpha: float = 1.0) -> Any:
-    """x where x > 0, else alpha * (exp(x) - 1). Source: Clevert et al., 2015."""
+    """Compute x where x > 0, else alpha * (exp(x) - 1). Source: Clevert et al., 2015."""
     positive = x > 0
     y = xp.where(positive, x, alpha * xp.expm1(xp.where(positive, xp.zeros_like(x), x)))
     return y, (positive, y)
@@ -59,7 +59,7 @@ def _(xp: Namespace, dy: Array, saved: Any, *, alpha: float) -> Any:
 
 @op
 def selu(xp: Namespace, x: Array) -> Any:
-    """scale * elu(x, alpha), with the constants that keep mean 0 and variance 1. Source: Klambauer et al., 2017."""
+    """Compute scale * elu(x, alpha), with the constants that keep mean 0 and variance 1. Source: Klambauer et al., 2017."""
     positive = x > 0
     y = SELU_SCALE * xp.where(positive, x, SELU_ALPHA * xp.expm1(xp.where(positive, xp.zeros_like(x), x)))
     return y, (positive, y)
@@ -72,14 +72,14 @@ def _(xp: Namespace, dy: Array, saved: Any) -> Any:
 
 
 def _sigmoid(xp: Namespace, x: Array) -> Array:
-    """1 / (1 + exp(-x)) from exp(-|x|), which lies in (0, 1]."""
+    """Compute 1 / (1 + exp(-x)) from exp(-|x|), which lies in (0, 1]."""
     small = xp.exp(-xp.abs(x))
     return xp.where(x < 0, small, xp.ones_like(x)) / (1 + small)
 
 
 @op
 def sigmoid(xp: Namespace, x: Array) -> Any:
-    """1 / (1 + exp(-x))."""
+    """Compute 1 / (1 + exp(-x))."""
     y = _sigmoid(xp, x)
     return y, y
 
@@ -91,7 +91,7 @@ def _(xp: Namespace, dy: Array, y: Array) -> Any:
 
 @op
 def tanh(xp: Namespace, x: Array) -> Any:
-    """The hyperbolic tangent, 2 sigmoid(2x) - 1."""
+    """Compute the hyperbolic tangent, 2 sigmoid(2x) - 1."""
     y = xp.tanh(x)
     return y, y
 
@@ -103,7 +103,7 @@ def _(xp: Namespace, dy: Array, y: Array) -> Any:
 
 @op
 def softplus(xp: Namespace, x: Array) -> Any:
-    """log(1 + exp(x)), a smooth relu."""
+    """Compute log(1 + exp(x)), a smooth relu."""
     return xp.where(x > 0, x, xp.zeros_like(x)) + xp.log1p(xp.exp(-xp.abs(x))), x
 
 
@@ -114,7 +114,7 @@ def _(xp: Namespace, dy: Array, x: Array) -> Any:
 
 @op
 def softsign(xp: Namespace, x: Array) -> Any:
-    """x / (1 + |x|)."""
+    """Compute x / (1 + |x|)."""
     return x / (1 + xp.abs(x)), x
 
 
@@ -126,7 +126,7 @@ def _(xp: Namespace, dy: Array, x: Array) -> Any:
 
 @op
 def hard_sigmoid(xp: Namespace, x: Array) -> Any:
-    """x/6 + 1/2 limited to [0, 1], as in PyTorch and Keras 3. Source: Howard et al., "MobileNetV3", 2019."""
+    """Clip x/6 + 1/2 to [0, 1], as PyTorch and Keras 3 do. Source: Howard et al., "MobileNetV3", 2019."""
     inside = (x > -3) & (x < 3)
     return xp.where(inside, x / 6 + 0.5, xp.astype(x >= 3, x.dtype)), inside
 
@@ -138,7 +138,7 @@ def _(xp: Namespace, dy: Array, inside: Array) -> Any:
 
 @op
 def silu(xp: Namespace, x: Array) -> Any:
-    """x * sigmoid(x), also called swish. Source: Elfwing et al., 2017."""
+    """Compute x * sigmoid(x), also called swish. Source: Elfwing et al., 2017."""
     s = _sigmoid(xp, x)
     return x * s, (x, s)
 
@@ -151,7 +151,7 @@ def _(xp: Namespace, dy: Array, saved: Any) -> Any:
 
 @op
 def gelu(xp: Namespace, x: Array, *, approximate: bool = False) -> Any:
-    """x * Phi(x), with the normal distribution's Phi. Source: Hendrycks and Gimpel, 2016.
+    """Compute x * Phi(x), Phi the normal distribution's CDF. Source: Hendrycks and Gimpel, 2016.
 
     Args:
         x: any shape.
@@ -167,10 +167,10 @@ def _phi(xp: Namespace, x: Array, approximate: bool) -> Array:
 
 
 def _normal_cdf(xp: Namespace, x: Array) -> Array:
-    """Phi(x) = erfc(-x / sqrt 2) / 2. The standard has no erf, so erfc is computed here.
+    """Compute Phi(x) = erfc(-x / sqrt 2) / 2. The Array API has no erf.
 
     A Chebyshev fit for erfc with relative error below 1.2e-7 everywhere (Press et al., "Numerical Recipes", 2nd ed.,
-    section 6.2) suffices for float32; float64 takes the series and continued fraction below.
+    section 6.2) suffices for float32; float64 uses a series and a continued fraction.
     """
     z = xp.abs(x) / math.sqrt(2)
     upper = (_erfc_double if xp.finfo(x.dtype).bits > 32 else _erfc_single)(xp, z) / 2
@@ -192,7 +192,7 @@ def _erfc_single(xp: Namespace, z: Array) -> Array:
 
 
 def _erfc_double(xp: Namespace, z: Array) -> Array:
-    """erfc(z) for z >= 0: the Maclaurin-type series of erf below 2.5, the continued fraction (Lentz, backwards) above."""
+    """Compute erfc(z) for z >= 0: the Maclaurin-type series of erf below 2.5, a continued fraction (Lentz, backwards) above."""
     low = xp.where(z < 2.5, z, xp.zeros_like(z))
     term = low * (2 / math.sqrt(math.pi)) * xp.exp(-low * low)
     series = term
@@ -217,7 +217,7 @@ def _(xp: Namespace, dy: Array, x: Array, *, approximate: bool) -> Any:
 
 
 ACTIVATIONS_FROM_OUTPUT = ("relu", "sigmoid", "tanh")
-"""Activations whose derivative is a function of their output: dense and conv2d can apply them in the same operation."""
+"""Activations whose derivative is a function of their output, which dense and conv2d can fuse."""
 
 
 def activate(xp: Namespace, x: Array, activation: str | None) -> Array:
@@ -234,7 +234,7 @@ def activate(xp: Namespace, x: Array, activation: str | None) -> Array:
 
 
 def activation_gradient(xp: Namespace, dy: Array, y: Array, activation: str | None) -> Array:
-    """The gradient before the activation, from the gradient after it and its output y."""
+    """Return the gradient of the activation's input, from that of its output y."""
     if activation is None:
         return dy
     if activation == "relu":

@@ -20,7 +20,7 @@ from xpnet.ops.shaping import concat, pad, pad_array, reshape, transpose
 
 
 def gather_windows(xp: Namespace, x: Array, g: Geometry, value: float = 0.0) -> Array:
-    """The windows of x (N,H,W,C) as (N,OH,OW,KH,KW,C); `value` stands in the padding."""
+    """Return the windows of x (N,H,W,C) as (N,OH,OW,KH,KW,C), with `value` in the padding."""
     x = pad_array(xp, x, ((0, 0), g.h[4:6], g.w[4:6], (0, 0)), value)
     rows = [x[:, _positions(g.h, kh), :, :] for kh in range(g.h.window)]
     return xp.stack(
@@ -29,13 +29,13 @@ def gather_windows(xp: Namespace, x: Array, g: Geometry, value: float = 0.0) -> 
 
 
 def _positions(axis: Axis, k: int) -> slice:
-    """Where element k of the window lies in the padded input, over all positions of the window."""
+    """Return the indices of element k of the window in the padded input, over all positions of the window."""
     first = k * axis.dilation
     return slice(first, first + (axis.out - 1) * axis.stride + 1, axis.stride)
 
 
 def scatter_windows(xp: Namespace, cols: Array, g: Geometry) -> Array:
-    """The adjoint of gather_windows: (N,OH,OW,KH,KW,C) summed into (N,H,W,C)."""
+    """Sum (N,OH,OW,KH,KW,C) into (N,H,W,C): the adjoint of gather_windows."""
     x = None
     for kh in range(g.h.window):
         row = None
@@ -49,13 +49,13 @@ def scatter_windows(xp: Namespace, cols: Array, g: Geometry) -> Array:
 
 
 def _spread(xp: Namespace, y: Array, axis: int, a: Axis, k: int) -> Array:
-    """y with stride-1 zeros after each element along `axis`, placed at element k of the window in the padded size."""
+    """Return y with stride-1 zeros after each element along `axis`, placed at element k of the window in the padded size."""
     if a.stride > 1:
         zero = xp.zeros_like(y)
         y = xp.stack([y] + [zero] * (a.stride - 1), axis=axis + 1)
         y = xp.reshape(y, (*y.shape[:axis], a.out * a.stride, *y.shape[axis + 2 :]))
     first = k * a.dilation
-    # The zeros behind the last element may reach past the end; they are cut off.
+    # The zeros after the last element may reach past the end.
     room = a.padded - first
     if y.shape[axis] > room:
         y = y[(slice(None),) * axis + (slice(0, room), ...)]
@@ -66,7 +66,7 @@ def _spread(xp: Namespace, y: Array, axis: int, a: Axis, k: int) -> Array:
 
 @op(half=as_is)
 def im2col(xp: Namespace, x: Array, window: Size, *, stride: Size = 1, padding: Padding = 0, dilation: Size = 1) -> Any:
-    """Every window of the images: (N, H, W, C) -> (N, OH, OW, KH, KW, C), zeros in the padding.
+    """Copy every window of the images, with zeros in the padding: (N, H, W, C) -> (N, OH, OW, KH, KW, C).
 
     Args:
         x: (N, H, W, C), any dtype.
@@ -102,7 +102,9 @@ def col2im(
     padding: Padding = 0,
     dilation: Size = 1,
 ) -> Any:
-    """The adjoint of :func:`im2col`: (N, OH, OW, KH, KW, C) -> (N, H, W, C), overlapping elements added up.
+    """Sum windows into images, overlapping elements added: (N, OH, OW, KH, KW, C) -> (N, H, W, C).
+
+    It is the adjoint of :func:`im2col`.
 
     Args:
         cols: (N, OH, OW, KH, KW, C).
@@ -177,7 +179,7 @@ def geometry_of_shapes(
 
 
 def _columns(xp: Namespace, x: Array, g: Geometry, groups: int) -> Array:
-    """The windows of x as one matrix a group: (G, N*OH*OW, KH*KW*C/G)."""
+    """Return the windows of x as one matrix a group: (G, N*OH*OW, KH*KW*C/G)."""
     N, C = x.shape[0], x.shape[3]
     cols = im2col.run(
         xp,
@@ -196,7 +198,7 @@ def _columns(xp: Namespace, x: Array, g: Geometry, groups: int) -> Array:
 
 
 def _kernel_matrices(xp: Namespace, kernel: Array, groups: int) -> Array:
-    """The kernel as one matrix a group: (G, KH*KW*C/G, O/G)."""
+    """Return the kernel as one matrix a group: (G, KH*KW*C/G, O/G)."""
     KH, KW, Cg, O = kernel.shape
     return xp.permute_dims(xp.reshape(kernel, (KH * KW * Cg, groups, O // groups)), (1, 0, 2))
 
@@ -215,7 +217,7 @@ def conv2d(
     activation: str | None = None,
     save: bool = True,
 ) -> Any:
-    """Slide a kernel over images: every output is the sum of a window of x times the kernel, plus a bias.
+    """Convolve images with a kernel: every output is the sum of a window of x times the kernel, plus a bias.
 
     Args:
         x: (N, H, W, C).
@@ -225,8 +227,8 @@ def conv2d(
         padding: zeros around the images: int, (h, w), ((top, bottom), (left, right)), "valid" (none) or "same" (as many as
             give ceil(size / stride) outputs, the odd one at the end).
         dilation: int or (h, w): distance between neighbouring elements of the window.
-        groups: the channels are cut into this many groups that do not see each other; C gives a depthwise convolution.
-        activation: None, "relu", "sigmoid" or "tanh", applied in the same operation.
+        groups: split the channels into this many independent groups; C gives a depthwise convolution.
+        activation: None, "relu", "sigmoid" or "tanh", fused into the operation.
 
     Returns:
         (N, OH, OW, O) with OH = (H - F + P) // stride + 1, F = dilation*(KH-1)+1 and P the padding at both ends.
@@ -282,7 +284,7 @@ def _(
             False,
         )[0]
     if needs[1]:
-        # The columns are made again: kept from forward they would be KH*KW times the size of x.
+        # The columns are computed again: kept from forward they would be KH*KW times the size of x.
         dk = xp.matmul(xp.matrix_transpose(_columns(xp, x, g, groups)), grouped)  # (G, KH*KW*C/G, O/G)
         dkernel = xp.reshape(xp.permute_dims(dk, (1, 0, 2)), kernel.shape)
     return dx, dkernel, xp.sum(rows, axis=0, dtype=rows.dtype) if needs[2] else None
@@ -299,7 +301,7 @@ def conv1d(
     groups: int = 1,
     activation: str | None = None,
 ) -> Any:
-    """Slide a kernel along sequences: a :func:`conv2d` over images of height 1.
+    """Convolve sequences with a kernel: a :func:`conv2d` of images of height 1.
 
     Args:
         x: (N, L, C).
@@ -340,17 +342,17 @@ def conv_transpose2d(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Any:
-    """The transposed convolution: every element of x spreads the kernel, times itself, over its window of the output.
+    """Compute the transposed convolution: add every element of x, times the kernel, to its window of the output.
 
-    It is the data gradient of :func:`conv2d`, so it undoes a convolution's change of shape.
+    It is the data gradient of :func:`conv2d`, and reverses a convolution's change of shape.
 
     Args:
         x: (N, H, W, C).
         kernel: (KH, KW, C/groups, O): C channels come in, O go out, as for conv2d.
         bias: (O,), or None.
         stride: int or (h, w): the step between the windows of neighbouring elements.
-        padding: what the convolution of the other direction pads, cut off the output here. "same" gives H * stride.
-        output_padding: int or (h, w), less than the stride or the dilation: further rows and columns at the end of the output.
+        padding: the padding of the corresponding convolution, cropped from the output here. "same" gives H * stride.
+        output_padding: int or (h, w), less than the stride or the dilation: rows and columns added at the end of the output.
         dilation: int or (h, w).
         groups: as in conv2d.
 
@@ -380,7 +382,7 @@ def conv_transpose2d(
         matrix = reshape(transpose(weights, (2, 0, 1, 3)), (Cg, KH * KW * (O // groups)))
         parts.append(reshape(matmul(part, matrix), (N, H, W, KH, KW, O // groups)))
     cols = parts[0] if groups == 1 else concat(parts, axis=-1)
-    # Rows further than stride - 1 from the last one that a kernel reaches are no window's: they are added as zeros.
+    # Rows more than stride - 1 beyond the last one that a kernel reaches belong to no window: they are padded with zeros.
     steps, dilations = pair(stride, "stride"), pair(dilation, "dilation")
     reached = [
         (n - 1) * s + d * (k - 1) + 1 - before for n, s, d, k, (before, _) in zip((H, W), steps, dilations, (KH, KW), pads)
@@ -398,7 +400,7 @@ def conv_transpose2d(
 def transposed_size(
     size: tuple[int, int], window: Size, stride: Size, padding: Padding, output_padding: Size, dilation: Size
 ) -> tuple[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]]:
-    """The output size of a transposed convolution, and its padding as ((top, bottom), (left, right))."""
+    """Return the output size of a transposed convolution, and its padding as ((top, bottom), (left, right))."""
     extra = pair(output_padding, "output_padding")
     steps = pair(stride, "stride")
     if any(e < 0 or e >= max(s, d) for e, s, d in zip(extra, steps, pair(dilation, "dilation"))):
@@ -406,7 +408,7 @@ def transposed_size(
             f"conv_transpose2d: output_padding {output_padding} must be at least 0 and smaller than the stride {stride} or "
             f"the dilation {dilation}"
         )
-    # The geometry of the convolution that goes the other way, over an input that is certainly large enough.
+    # The geometry of the corresponding convolution, over an input that is certainly large enough.
     if padding == "same":
         full = tuple(n * s for n, s in zip(size, steps))
         g = windows((1, *full, 1), window, stride, "same", dilation)

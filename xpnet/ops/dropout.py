@@ -1,4 +1,4 @@
-"""Dropout: some elements become 0 during training, chosen by a counter-based generator."""
+"""Dropout, with masks from a counter-based generator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xpnet.ops.shapes import ShapeError
 
 
 def dropout_key(key: random.Key | int) -> random.Key:
-    """A seed or a key as a key."""
+    """Return a seed or a key as a key."""
     return random.key(key, "dropout") if isinstance(key, int) else key
 
 
@@ -27,11 +27,11 @@ def dropout(
     shape: Sequence[int] | None = None,
     inverted: bool = True,
 ) -> Any:
-    """Each element set to 0 with probability `rate`; the others divided by 1 - rate, which keeps the expectation.
+    """Set each element to 0 with probability `rate` and divide the others by 1 - rate, which keeps the expectation.
 
     Args:
         x: any shape.
-        rate: in [0, 1]; taken in steps of 2**-16.
+        rate: in [0, 1], rounded to steps of 2**-16.
         key: a seed, or a key from xpnet.random.key. The same key and step drop the same elements on every backend.
         step: a counter; another step drops other elements. A number, or a 0-d uint64 array on the device of x.
         shape: the mask's shape, broadcast to x: (N, 1, 1, C) drops whole channels. None means the shape of x.

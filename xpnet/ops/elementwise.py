@@ -1,6 +1,6 @@
-"""Elementwise arithmetic. Shapes broadcast as in NumPy; a gradient is summed over the axes that were repeated."""
+"""Elementwise arithmetic. Shapes broadcast as in NumPy; a gradient is summed over the broadcast axes."""
 
-# The operations carry the names of the functions they compute.
+# The operations have the names of the functions that they compute, some of them Python's own.
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xpnet.ops.shapes import unbroadcast
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    """The shape of an input that may be a Python number."""
+    """Return the shape of an input that may be a Python number."""
     return tuple(getattr(x, "shape", ()))
 
 
@@ -22,7 +22,7 @@ def _reduce(xp: Namespace, dy: Array, shape: tuple[int, ...], need: bool) -> Arr
 
 @op(half=in_float32_on_cpu, broadcasts=True)
 def add(xp: Namespace, x: Array, y: Array) -> Any:
-    """x + y."""
+    """Compute x + y."""
     return x + y, (_shape(x), _shape(y))
 
 
@@ -33,7 +33,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
 
 @op(half=in_float32_on_cpu, broadcasts=True)
 def subtract(xp: Namespace, x: Array, y: Array) -> Any:
-    """x - y."""
+    """Compute x - y."""
     return x - y, (_shape(x), _shape(y))
 
 
@@ -44,7 +44,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
 
 @op(half=in_float32_on_cpu, broadcasts=True)
 def multiply(xp: Namespace, x: Array, y: Array) -> Any:
-    """x * y."""
+    """Compute x * y."""
     return x * y, (x, y)
 
 
@@ -59,7 +59,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
 
 @op(broadcasts=True)
 def divide(xp: Namespace, x: Array, y: Array) -> Any:
-    """x / y."""
+    """Compute x / y."""
     return x / y, (x, y)
 
 
@@ -75,7 +75,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
 
 @op(broadcasts=True)
 def power(xp: Namespace, x: Array, y: Array) -> Any:
-    """x ** y. The gradient with respect to y exists where x > 0, and is taken as 0 at x = 0."""
+    """Compute x ** y. The gradient with respect to y is defined where x > 0, and is 0 at x = 0."""
     return x**y, (x, y)
 
 
@@ -100,20 +100,20 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
 
 @op(half=in_float32_on_cpu, broadcasts=True)
 def maximum(xp: Namespace, x: Array, y: Array) -> Any:
-    """The larger of x and y; where they are equal the gradient goes half to each."""
+    """Return the larger of x and y; where they are equal each gets half of the gradient."""
     x_, y_ = _arrays(xp, x, y)
     return xp.maximum(x_, y_), (x_, y_)
 
 
 @op(half=in_float32_on_cpu, broadcasts=True)
 def minimum(xp: Namespace, x: Array, y: Array) -> Any:
-    """The smaller of x and y; where they are equal the gradient goes half to each."""
+    """Return the smaller of x and y; where they are equal each gets half of the gradient."""
     x_, y_ = _arrays(xp, x, y)
     return xp.minimum(x_, y_), (x_, y_)
 
 
 def _arrays(xp: Namespace, x: Any, y: Any) -> tuple[Array, Array]:
-    """Both inputs as arrays: the standard's maximum takes no Python numbers."""
+    """Return both inputs as arrays: the Array API's maximum takes no Python numbers."""
     if isinstance(x, (int, float)):
         x = xp.asarray(x, dtype=y.dtype, device=y.device)
     if isinstance(y, (int, float)):
@@ -143,7 +143,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
 
 @op
 def negative(xp: Namespace, x: Array) -> Any:
-    """-x."""
+    """Compute -x."""
     return -x, None
 
 
@@ -154,7 +154,7 @@ def _(xp: Namespace, dy: Array, saved: Any) -> Any:
 
 @op
 def abs(xp: Namespace, x: Array) -> Any:
-    """The absolute value; its gradient at 0 is 0."""
+    """Compute the absolute value; its gradient at 0 is 0."""
     return xp.abs(x), x
 
 
@@ -165,7 +165,7 @@ def _(xp: Namespace, dy: Array, x: Array) -> Any:
 
 @op
 def exp(xp: Namespace, x: Array) -> Any:
-    """e ** x."""
+    """Compute e ** x."""
     y = xp.exp(x)
     return y, y
 
@@ -177,7 +177,7 @@ def _(xp: Namespace, dy: Array, y: Array) -> Any:
 
 @op
 def log(xp: Namespace, x: Array) -> Any:
-    """The natural logarithm."""
+    """Compute the natural logarithm."""
     return xp.log(x), x
 
 
@@ -188,7 +188,7 @@ def _(xp: Namespace, dy: Array, x: Array) -> Any:
 
 @op
 def sqrt(xp: Namespace, x: Array) -> Any:
-    """The square root."""
+    """Compute the square root."""
     y = xp.sqrt(x)
     return y, y
 
@@ -200,7 +200,7 @@ def _(xp: Namespace, dy: Array, y: Array) -> Any:
 
 @op
 def square(xp: Namespace, x: Array) -> Any:
-    """x * x."""
+    """Compute x * x."""
     return x * x, x
 
 
@@ -211,7 +211,7 @@ def _(xp: Namespace, dy: Array, x: Array) -> Any:
 
 @op
 def clip(xp: Namespace, x: Array, low: float | None = None, high: float | None = None) -> Any:
-    """x limited to [low, high]; the gradient passes where x is inside."""
+    """Limit x to [low, high]; the gradient passes where x is inside."""
     inside = xp.ones(x.shape, dtype=xp.bool, device=x.device)
     y = x
     if low is not None:
@@ -228,7 +228,7 @@ def _(xp: Namespace, dy: Array, inside: Array, *, low: float | None, high: float
 
 @op
 def select(xp: Namespace, x: Array, y: Array, condition: Any) -> Any:
-    """x where `condition` is true, else y: :func:`where` with the differentiable inputs first."""
+    """Return x where `condition` is true, else y: :func:`where` with the differentiable inputs first."""
     x_, y_ = _arrays(xp, x, y)
     return xp.where(condition, x_, y_), (_shape(x_), _shape(y_))
 
@@ -243,5 +243,5 @@ def _(xp: Namespace, dz: Array, shapes: Any, *, condition: Any, needs: tuple[boo
 
 
 def where(condition: Array, x: Any, y: Any) -> Any:
-    """x where `condition` (a boolean array) is true, else y."""
+    """Return x where `condition` (a boolean array) is true, else y."""
     return select(x, y, condition)

@@ -1,4 +1,4 @@
-"""Embedding: a row of a table for every index."""
+"""Embedding: a lookup in a table of vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xpnet.ops.shaping import scatter_add
 
 @op
 def embedding(xp: Namespace, indices: Array, table: Array) -> Any:
-    """table[indices]: (...) integers and a table (V, D) -> (..., D). The gradient of a row is summed over its uses.
+    """Look up table[indices]: integers (...) and a table (V, D) -> (..., D). A row's gradient is summed over its uses.
 
     Raises:
         ShapeError: the table is not a matrix, or the indices are not integers.

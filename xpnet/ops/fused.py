@@ -1,4 +1,4 @@
-"""Operations that are several in a row, for the backends that can do them without going through memory in between."""
+"""Fused operations, for backends that compute several in a row without going through memory in between."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def conv2d_max_pool2d(
     pool_padding: Padding = 0,
     save: bool = True,
 ) -> Any:
-    """``max_pool2d(conv2d(x, kernel, bias, ...), window, ...)`` in one operation.
+    """Compute ``max_pool2d(conv2d(x, kernel, bias, ...), window, ...)``.
 
     Args:
         x, kernel, bias, stride, padding, dilation, groups, activation: as in :func:`conv2d`.

@@ -25,12 +25,12 @@ class Axis(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """How many input elements the dilated window spans."""
+        """The input elements that the dilated window spans."""
         return self.dilation * (self.window - 1) + 1
 
     @property
     def padded(self) -> int:
-        """The input's size with its padding."""
+        """The padded input's size."""
         return self.before + self.size + self.after
 
 
@@ -49,7 +49,7 @@ class Geometry(NamedTuple):
 def conv_output_size(
     size: int, window: int, stride: int = 1, padding: int | Sequence[int] = 0, *, dilation: int = 1, exact: bool = False
 ) -> int:
-    """How many positions a window takes along one axis: (W - F + 2P) / S + 1, rounded down.
+    """Return the number of positions of a window along one axis: (W - F + 2P) / S + 1, rounded down.
 
     Args:
         size: W, the input's size along the axis.
@@ -57,11 +57,11 @@ def conv_output_size(
         stride: S, the step from one position to the next.
         padding: P, elements added at each end, or a pair (before, after).
         dilation: distance between neighbouring elements of the window; the window then spans dilation*(F-1)+1.
-        exact: raise where the positions do not end exactly at the end of the padded input.
+        exact: raise unless the last position ends exactly at the end of the padded input.
 
     Raises:
         ShapeError: the window is larger than the padded input, a value is out of range, or `exact` is set and the
-            division leaves a remainder; the message shows the sum and which paddings and strides would fit.
+            division leaves a remainder; the message shows the calculation and which paddings and strides would fit.
 
     Source: CS231n, "Convolutional Networks", spatial arrangement.
     """
@@ -87,7 +87,7 @@ def conv_output_size(
     if exact and room % stride:
         whole = f"2*{before}" if before == after else f"{before}+{after}"
         paddings: list[object] = [p for p in range(reach) if size - reach + 2 * p >= 0 and (size - reach + 2 * p) % stride == 0]
-        if not paddings:  # an odd rest can only be made up at one end
+        if not paddings:  # an odd remainder needs padding at one end only
             paddings = [(0, p) for p in range(reach) if size - reach + p >= 0 and (size - reach + p) % stride == 0]
         strides = [s for s in range(1, max(room, 1) + 1) if room % s == 0]
         raise ShapeError(
@@ -103,7 +103,7 @@ def _either(values: Sequence[object]) -> str:
 
 
 def pair(value: Size, name: str) -> tuple[int, int]:
-    """`value` as (height, width): an int stands for both."""
+    """Return `value` as (height, width); an int means both."""
     if is_whole(value):
         return int(value), int(value)  # type: ignore[arg-type]
     try:
@@ -114,14 +114,14 @@ def pair(value: Size, name: str) -> tuple[int, int]:
 
 
 def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
-    """The paddings for which the output has ceil(size / stride) positions; the odd one goes to the end."""
+    """Return the paddings for ceil(size / stride) positions; the odd one goes to the end."""
     reach = dilation * (window - 1) + 1
     total = max((-(-size // stride) - 1) * stride + reach - size, 0)
     return total // 2, total - total // 2
 
 
 def _paddings(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """A padding other than "same" as ((top, bottom), (left, right))."""
+    """Return a padding other than "same" as ((top, bottom), (left, right))."""
     if padding == "valid":
         return (0, 0), (0, 0)
     if is_whole(padding):
@@ -140,14 +140,14 @@ def _paddings(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def windows(shape: Sequence[int], window: Size, stride: Size = 1, padding: Padding = 0, dilation: Size = 1) -> Geometry:
-    """The geometry of a window sliding over images of `shape` (N, H, W, C).
+    """Return the geometry of a window sliding over images of `shape` (N, H, W, C).
 
     Raises:
         ShapeError: a value is malformed, or the window is larger than the padded input.
     """
     try:
         return _windows(shape[1], shape[2], window, stride, padding, dilation)
-    except TypeError:  # lists, which cannot be remembered
+    except TypeError:  # lists have no hash
         return _windows(int(shape[1]), int(shape[2]), *map(hashable, (window, stride, padding, dilation)))
 
 

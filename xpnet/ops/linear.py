@@ -12,7 +12,7 @@ from xpnet.ops.shapes import ShapeError, unbroadcast
 
 @op
 def matmul(xp: Namespace, x: Array, y: Array) -> Any:
-    """The matrix product x @ y over the last two axes, the others broadcast; vectors as in numpy.matmul.
+    """Compute the matrix product x @ y over the last two axes, the others broadcast; vectors as in numpy.matmul.
 
     Raises:
         ShapeError: a 0-d input, or inner sizes that differ.
@@ -26,7 +26,7 @@ def matmul(xp: Namespace, x: Array, y: Array) -> Any:
 @matmul.backward
 def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     x, y = saved
-    # A vector takes part as a matrix of one row (left) or one column (right).
+    # A vector is a matrix of one row (left) or one column (right).
     rows = x[None, :] if x.ndim == 1 else x
     columns = y[:, None] if y.ndim == 1 else y
     if x.ndim == 1:
@@ -53,13 +53,13 @@ def dense(
     activation: str | None = None,
     save: bool = True,
 ) -> Any:
-    """activation(x @ kernel + bias): every output unit sees every input.
+    """Compute activation(x @ kernel + bias).
 
     Args:
         x: (..., in).
         kernel: (in, out).
         bias: (out,), or None.
-        activation: None, "relu", "sigmoid" or "tanh", applied in the same operation.
+        activation: None, "relu", "sigmoid" or "tanh", fused into the operation.
 
     Returns:
         (..., out), in the dtype of x.
@@ -84,7 +84,7 @@ def dense(
 
 
 def _leading(x: Array) -> int:
-    """The product of all axes of x but the last."""
+    """Return the product of all sizes of x but the last."""
     count = 1
     for n in x.shape[:-1]:
         count *= n

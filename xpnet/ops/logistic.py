@@ -14,7 +14,7 @@ from xpnet.ops.softmax import check_reduction
 
 @op
 def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduction: str = "mean", save: bool = True) -> Any:
-    """-(labels * log sigmoid(logits) + (1 - labels) * log(1 - sigmoid(logits))), in one stable operation.
+    """Compute -(labels * log sigmoid(logits) + (1 - labels) * log(1 - sigmoid(logits))), numerically stable.
 
     Args:
         logits: any shape, floating.
@@ -34,8 +34,8 @@ def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
             f"floating logits and one label for each, of the same shape"
         )
     y = xp.astype(labels, logits.dtype, copy=False)
-    # log(1 + exp(-|x|)) is the same for both labels; to it comes what the wrong side of 0 costs. Nothing is subtracted
-    # from a large number, so that a tiny loss keeps its digits.
+    # log(1 + exp(-|x|)) is the same for both labels; a logit on the wrong side of 0 adds |x|. Nothing is subtracted from a
+    # large number, so that a tiny loss keeps its digits.
     zero = xp.zeros_like(logits)
     wrong = xp.where(logits < 0, -logits * y, zero) + xp.where(logits > 0, logits * (1 - y), zero)
     losses = wrong + xp.log1p(xp.exp(-xp.abs(logits)))

@@ -1,4 +1,4 @@
-"""Normalisation: subtract the mean and divide by the standard deviation, over the batch, a layer or groups of channels.
+"""Normalisation over the batch, a layer or groups of channels, and local response normalisation.
 
 All share one pair of formulas. With xhat = (x - mean) / sqrt(variance + epsilon) over some axes,
 dx = (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) / sqrt(variance + epsilon), the means over the same axes.
@@ -21,7 +21,7 @@ def _mean(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _normalize(xp: Namespace, x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array, Array]:
-    """xhat, 1/sqrt(variance + epsilon), mean and variance, the last three with the axes kept as 1."""
+    """Return xhat, 1/sqrt(variance + epsilon), mean and variance, the last three with the axes kept as 1."""
     mean = _mean(xp, x, axes)
     centred = x - mean
     variance = _mean(xp, centred * centred, axes)
@@ -47,7 +47,7 @@ def _check_vectors(operation: str, shape: tuple[int, ...], **vectors: Array | No
 def _vector_gradients(
     xp: Namespace, dy: Array, xhat: Array, axes: tuple[int, ...], needs: tuple[bool, ...]
 ) -> tuple[Array | None, Array | None]:
-    """The gradients of scale and offset, summed over all axes that they do not have."""
+    """Return the gradients of scale and offset, summed over all axes that they do not have."""
     return (
         xp.sum(dy * xhat, axis=axes, dtype=dy.dtype) if needs[1] else None,
         xp.sum(dy, axis=axes, dtype=dy.dtype) if needs[2] else None,
@@ -58,7 +58,7 @@ def _vector_gradients(
 def batch_norm_with_statistics(
     xp: Namespace, x: Array, scale: Array | None = None, offset: Array | None = None, *, epsilon: float = 1e-5
 ) -> Any:
-    """Every channel (last axis) normalised over all other axes, then times `scale` plus `offset`.
+    """Normalise every channel (last axis) over all other axes, then multiply by `scale` and add `offset`.
 
     Args:
         x: (N, ..., C).
@@ -90,7 +90,7 @@ def _(xp: Namespace, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool,
     dx = None
     if needs[0]:
         dx = _normalize_backward(xp, dy if scale is None else dy * scale, xhat, inverse, axes)
-        # The statistics are outputs, too: mean = sum x / count, variance = sum (x - mean)^2 / count.
+        # The statistics are outputs too: mean = sum x / count, variance = sum (x - mean)^2 / count.
         dx = dx + (dmean + 2 * dvariance * xhat / inverse) / count
     return dx, *_vector_gradients(xp, dy, xhat, axes, needs)
 
@@ -106,7 +106,7 @@ def batch_norm_inference(
     variance: Array,
     epsilon: float = 1e-5,
 ) -> Any:
-    """Batch normalisation with statistics that are given (C,) and constant: one multiplication and one addition."""
+    """Normalise x (N, ..., C) with given, constant statistics (C,)."""
     _check_vectors("batch_norm", (x.shape[-1],), scale=scale, offset=offset, mean=mean, variance=variance)
     inverse = 1 / xp.sqrt(variance + epsilon)
     xhat = (x - mean) * inverse
@@ -129,10 +129,10 @@ def batch_norm(
     variance: Array | None = None,
     epsilon: float = 1e-5,
 ) -> Any:
-    """Batch normalisation of x (N, ..., C) over all axes but the last.
+    """Normalise x (N, ..., C) over all axes but the last.
 
-    With `mean` and `variance` (C,) given (the running statistics) those are used, as constants; else the batch's own.
-    Arguments otherwise as in :func:`batch_norm_with_statistics`, which also returns the statistics.
+    `mean` and `variance` (C,), usually the running statistics, are used as constants if given, else the batch's own. Other
+    arguments as in :func:`batch_norm_with_statistics`, which also returns the statistics.
     """
     if (mean is None) != (variance is None):
         raise ValueError("batch_norm: give both mean and variance, or neither")
@@ -151,7 +151,7 @@ def layer_norm(
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-5,
 ) -> Any:
-    """Each example normalised over `axis`, then times `scale` plus `offset`, whose shape is that of x over `axis`.
+    """Normalise over `axis`, then multiply by `scale` and add `offset`, whose shape is that of x over `axis`.
 
     Source: Ba et al., "Layer normalization", 2016.
     """
@@ -181,7 +181,7 @@ def group_norm(
     groups: int,
     epsilon: float = 1e-5,
 ) -> Any:
-    """Each example's channels, in `groups` groups, normalised over a group's channels and all positions.
+    """Normalise each example over each of `groups` groups of channels and all positions.
 
     Args:
         x: (N, ..., C).
@@ -200,7 +200,7 @@ def group_norm(
 
 
 def _grouped(xp: Namespace, x: Array, groups: int) -> Array:
-    """(N, ..., C) as (N, positions, groups, C/groups)."""
+    """Reshape (N, ..., C) to (N, positions, groups, C/groups)."""
     return xp.reshape(x, (x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups))
 
 
@@ -219,7 +219,7 @@ def _(xp: Namespace, dy: Array, saved: Any, *, groups: int, epsilon: float, need
 def local_response_norm(
     xp: Namespace, x: Array, *, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> Any:
-    """x / (k + alpha * s)**beta with s the sum of squares over `size` neighbouring channels, centred.
+    """Compute x / (k + alpha * s)**beta, s the sum of squares over `size` neighbouring channels, centred.
 
     Args:
         x: (N, H, W, C).
@@ -236,7 +236,7 @@ def local_response_norm(
 
 
 def _channel_sums(xp: Namespace, x: Array, size: int) -> Array:
-    """Over each channel the sum of its `size` neighbours, zeros beyond the ends."""
+    """Sum `size` neighbouring channels around each channel, with zeros beyond the ends."""
     half = size // 2
     shape = (*x.shape[:-1], half)
     zeros = xp.zeros(shape, dtype=x.dtype, device=x.device)

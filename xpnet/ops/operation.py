@@ -1,4 +1,4 @@
-"""What an operation is: a forward function, a backward function, and faster versions of both for some array libraries.
+"""Operations: a forward function, a backward function, and accelerated versions of both for some array libraries.
 
     @op
     def leaky_relu(xp, x: Array, *, slope: float = 0.01):
@@ -11,13 +11,14 @@
 
 The array inputs are the positional parameters annotated ``Array`` (or ``Array | None``; ``*arrays: Array`` takes any
 number); all other parameters are settings, constants for backward, which forward and backward both receive by keyword.
-Two optional keywords let an implementation save work: a forward with a parameter `save` is told whether anything needs to
-be kept for a backward pass; a backward with a parameter `needs` gets one bool per array input and may return None where
-it is False.
+Three optional keywords let an implementation save work: a forward with a parameter `save` is told whether to keep anything
+for a backward pass; a backward with a parameter `needs` gets one bool per array input and may return None where it is False;
+one with a parameter `into` gets an array per input, or None, which it may fill with the gradient and return.
 
-``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. Several may stand in
-order: each may return ``NotImplemented`` for a case that it does not cover, then the next one runs, and the reference last.
-``XPNET_REFERENCE=1`` turns all of them off.
+``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. Several are tried in
+order: each may return ``NotImplemented`` for a case that it does not cover, and the reference is the last.
+``XPNET_REFERENCE=1`` turns all of them off. What belongs to one operation is declared at it: how it computes 16-bit floats
+(``@op(half=...)``), and what an acceleration allocates (``@implementation.footprint``).
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ class Implementation:
         self.reference = reference
         self.declared_footprint: Implementation | None = None
         self.wants_save = "save" in inspect.signature(forward).parameters
-        self.fallback: Implementation | None = None  # what runs where this one returns NotImplemented; None: the reference
+        self.fallback: Implementation | None = None  # tried where this one returns NotImplemented; None: the reference
         self.takes_half = False  # whether it takes 16-bit floats, computes in float32 and rounds once
-        # Without a backward of its own an accelerated forward must save what the reference's backward expects.
+        # An accelerated forward without a backward must save what the reference's backward expects.
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
         self.wants_needs: bool = reference.wants_needs if reference else False
         self.wants_into: bool = reference.wants_into if reference else False
@@ -93,7 +94,7 @@ class Implementation:
 
         Args:
             function: the backward function.
-            owns_result: its gradients are new arrays that nothing else holds, so that a leaf may keep them without a copy.
+            owns_result: its gradients are new arrays without other references, so that a leaf may keep them without a copy.
         """
         if function is None:
             return functools.partial(self.backward, owns_result=owns_result)
@@ -107,20 +108,20 @@ class Implementation:
     def footprint(self, function: Callable[..., Any]) -> Implementation:
         """Declare what this implementation allocates (a decorator): the same function on fake arrays, without computing.
 
-        It makes the arrays that the implementation makes, in the same order, and returns what that returns. Its namespace has
-        two functions more: ``xp.workspace`` and ``xp.temporary``. Register what backward allocates with its own `backward`. An
-        implementation that allocates what the reference does declares ``footprint(op.reference.forward)``.
+        It creates the arrays that the implementation creates, in the same order, and returns what that returns; workspace is
+        counted with ``xp.workspace`` and ``xp.temporary``. Its `backward` declares that of the backward function. Declare
+        ``footprint(op.reference.forward)`` if the reference allocates the same.
         """
         self.declared_footprint = Implementation(function, self.reference)
         return self.declared_footprint
 
 
 HalfPolicy = Callable[["Op", Namespace, tuple[Any, ...]], Implementation]
-"""Which implementation computes an operation on 16-bit floats where no accelerated one takes them."""
+"""Chooses the implementation for 16-bit floats where no accelerated one takes them."""
 
 
 def as_is(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
-    """Return the reference: it only moves elements, whatever their dtype."""
+    """Return the reference, of an operation that only moves elements, whatever their dtype."""
     return operation.reference
 
 
@@ -159,7 +160,7 @@ class Op:
         return f"<op {self.__name__}{self.__signature__}>"
 
     def __reduce__(self) -> str:
-        """There is one of each: copies of models share it, and pickle writes its name."""
+        """Return the name: there is one object of each operation, which copies of models share."""
         return self.__qualname__
 
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -214,7 +215,7 @@ class Op:
         return self.reference if chosen is None or _reference_only else chosen
 
     def bind(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Sort a call's arguments into the array inputs and the full settings; TypeError as Python's own."""
+        """Split a call's arguments into the array inputs and the full settings; raise TypeErrors like Python's."""
         settings = {**self._defaults, **keywords} if keywords or self._defaults else {}
         if self.variadic:
             # concat([a, b]) and concat([a, b], -1), as in NumPy: one sequence of arrays, then settings.
@@ -257,7 +258,7 @@ class Op:
             inputs, settings = args, ({**self._defaults, **keywords} if keywords else self._defaults)
         else:
             inputs, settings = self.bind(args, keywords)
-            # A call that gives all arrays by position and settings by keyword needs no sorting the next time.
+            # The next call with all arrays by position and these keywords needs no binding.
             if not self.variadic and len(args) == len(self.input_names):
                 self._plain_forms.add(form)
         for value in inputs:
@@ -272,7 +273,7 @@ class Op:
     def run(
         self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool
     ) -> tuple[Any, Any, Implementation]:
-        """Forward on native arrays. Returns the output, what backward needs, and the implementation that ran."""
+        """Run forward on native arrays; return the output, what backward needs, and the implementation that ran."""
         implementation = self._chosen.get(xp)
         if implementation is None or _reference_only:
             implementation = self.implementation(xp)
@@ -302,7 +303,7 @@ class Op:
         return output, saved, implementation
 
     def _fallbacks(self, implementation: Implementation, xp: Namespace, inputs: tuple[Any, ...]) -> Iterator[Implementation]:
-        """Yield what is tried after an implementation that cannot compute a call; the reference is the last."""
+        """Yield the implementations to try after one that does not cover a call; the reference is the last."""
         half = getattr(inputs[0], "dtype", None) in half_dtypes
         following = implementation.fallback
         while following is not None:
@@ -321,7 +322,7 @@ class Op:
         needs: tuple[bool, ...],
         into: tuple[Array | None, ...] | None = None,
     ) -> Gradients:
-        """Backward on native arrays: one gradient per array input, None where `needs` is False or none exists."""
+        """Run backward on native arrays; return a gradient per array input, None where `needs` is False or none exists."""
         function = implementation.backward_function
         if function is None:
             raise TypeError(f"{self.__name__} has no gradient")
@@ -342,7 +343,7 @@ _NAMED = re.compile(r"\w+: ")  # a message that begins with an operation's name
 
 
 def _explain_inputs(operation: Op, error: Exception, inputs: tuple[Any, ...], settings: dict[str, Any]) -> None:
-    """Raise an error that names the operation where an array library refused shapes, an axis or a dtype in its own words."""
+    """Raise an error that names the operation, if an array library refused shapes, an axis or a dtype."""
     if _NAMED.match(str(error)):
         return
     name = operation.__name__
@@ -366,7 +367,7 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
 
 
 def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:
-    """Where a GPU's memory ran out, raise an error that says how much was asked for and what would help."""
+    """Raise an error that says how much was requested and what would help, if a GPU is out of memory."""
     if name_of(xp) == "cupy":
         raise_explained(error, doing, arrays)
 
@@ -392,7 +393,7 @@ _loaded: set[str] = set()
 
 
 def load_accelerations(library: str) -> None:
-    """Import ``xpnet.accel.<library>``, once, when the first array of that library is met."""
+    """Import ``xpnet.accel.<library>``, once: the first array of that library calls this."""
     if library in _loaded:
         return
     _loaded.add(library)
@@ -404,13 +405,13 @@ def load_accelerations(library: str) -> None:
 
 
 def reference_is_forced() -> bool:
-    """Whether accelerated implementations are turned off now."""
+    """Return whether accelerated implementations are turned off now."""
     return _reference_only
 
 
 @contextlib.contextmanager
 def reference_only(on: bool = True) -> Iterator[None]:
-    """Within the block every operation runs its reference implementation, as under ``XPNET_REFERENCE=1``."""
+    """Run the reference implementation of every operation within the block, as under ``XPNET_REFERENCE=1``."""
     global _reference_only
     before, _reference_only = _reference_only, on
     try:

@@ -1,4 +1,4 @@
-"""Pooling: every window of a channel becomes one number. Images are (N, H, W, C)."""
+"""Pooling of images (N, H, W, C)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def pool_geometry(operation: str, x: Array, window: Size, stride: Size | None, p
 
     Raises:
         ShapeError: x does not have four axes.
-        ValueError: the window is larger than the padded input, or a padding as large as the window (some windows would
-            then lie in the padding alone).
+        ValueError: the window is larger than the padded input, or the padding is not smaller than the window (some windows
+            would then lie in the padding alone).
     """
     expect_rank(operation, "x", x, "N H W C")
     g = windows(x.shape, window, window if stride is None else stride, padding)
@@ -34,19 +34,19 @@ def _lowest(xp: Namespace, x: Array) -> Any:
 
 @op
 def max_pool2d_with_switches(xp: Namespace, x: Array, window: Size, *, stride: Size | None = None, padding: Padding = 0) -> Any:
-    """The largest element of every window, and where in the window it was (the switch); of equal ones the first.
+    """Return the maximum of every window and its index within the window (the switch); of equal elements the first.
 
-    A NaN counts as larger than everything, as in maximum(): it is the result, and the first one in the window has the switch.
+    A NaN counts as larger than everything, as in maximum(); the switch is then that of the first NaN.
 
     Args:
         x: (N, H, W, C).
         window: int or (KH, KW).
         stride: int or (h, w); None means the window, so that windows do not overlap.
-        padding: as in conv2d; padding never wins.
+        padding: as in conv2d; it is never the maximum.
 
     Returns:
         y: (N, OH, OW, C), dtype of x.
-        switches: (N, OH, OW, C), kh * KW + kw of the largest element: uint8 up to 256 elements a window, else int32.
+        switches: (N, OH, OW, C), kh * KW + kw of the maximum: uint8 up to 256 elements a window, else int32.
 
     Source: Zeiler and Fergus, "Visualizing and understanding convolutional networks", 2014 (switches).
     """
@@ -70,7 +70,7 @@ def _scatter(xp: Namespace, cols: Array, g: Geometry, shape: tuple[int, ...]) ->
 
 
 def unpool(xp: Namespace, dy: Array, switches: Array, shape: tuple[int, ...], g: Geometry) -> Array:
-    """Every dy added at the place its switch names: (N,OH,OW,C) -> (N,H,W,C)."""
+    """Add every dy to the element that its switch points to: (N,OH,OW,C) -> (N,H,W,C)."""
     count = g.h.window * g.w.window
     which = xp.reshape(xp.arange(count, dtype=switches.dtype, device=dy.device), (1, 1, 1, count, 1))
     hit = switches[:, :, :, None, :] == which
@@ -90,9 +90,9 @@ def _(xp: Namespace, dys: Any, saved: Any, *, window: Size, stride: Size | None,
 def max_pool2d(
     xp: Namespace, x: Array, window: Size, *, stride: Size | None = None, padding: Padding = 0, save: bool = True
 ) -> Any:
-    """The largest element of every window: (N, H, W, C) -> (N, OH, OW, C).
+    """Return the maximum of every window: (N, H, W, C) -> (N, OH, OW, C).
 
-    Args and errors as in :func:`max_pool2d_with_switches`; the gradient goes to the element that won.
+    Arguments and errors as in :func:`max_pool2d_with_switches`; the gradient goes to the maximum, of equal ones the first.
     """
     settings = {"window": window, "stride": stride, "padding": padding}
     if save:
@@ -109,7 +109,7 @@ def _(xp: Namespace, dy: Array, saved: Any, *, window: Size, stride: Size | None
 
 
 def window_counts(xp: Namespace, g: Geometry, count_include_pad: bool, like: Array) -> Array:
-    """How many elements each window averages over: (OH, OW, 1), in the dtype of `like`."""
+    """Return how many elements each window averages over: (OH, OW, 1), in the dtype of `like`."""
     counts = []
     for axis in g:
         inside = [axis.window] * axis.out
@@ -130,7 +130,7 @@ def average_pool2d(
     padding: Padding = 0,
     count_include_pad: bool = False,
 ) -> Any:
-    """The mean of every window: (N, H, W, C) -> (N, OH, OW, C).
+    """Return the mean of every window: (N, H, W, C) -> (N, OH, OW, C).
 
     Args:
         x: (N, H, W, C), floating.
@@ -159,7 +159,7 @@ def _(
 
 
 def _to_windows(xp: Namespace, dy: Array, g: Geometry, shape: tuple[int, ...]) -> Array:
-    """Every dy added to all elements of its window."""
+    """Add every dy to all elements of its window."""
     N, OH, OW, C = dy.shape
     cols = xp.broadcast_to(dy[:, :, :, None, None, :], (N, OH, OW, g.h.window, g.w.window, C))
     return _scatter(xp, cols, g, shape)
@@ -169,7 +169,7 @@ def _to_windows(xp: Namespace, dy: Array, g: Geometry, shape: tuple[int, ...]) -
 def lp_pool2d(
     xp: Namespace, x: Array, window: Size, *, p: float = 2.0, stride: Size | None = None, padding: Padding = 0
 ) -> Any:
-    """The p-norm of every window, (sum |x|**p)**(1/p): (N, H, W, C) -> (N, OH, OW, C); p=2 is L2-norm pooling.
+    """Return the p-norm of every window, (sum |x|**p)**(1/p): (N, H, W, C) -> (N, OH, OW, C); p=2 is L2-norm pooling.
 
     The gradient of a window of zeros is 0.
 
@@ -180,7 +180,7 @@ def lp_pool2d(
         raise ValueError(f"lp_pool2d: p must be at least 1, got {p}")
     g = pool_geometry("lp_pool2d", x, window, stride, padding)
     cols = xp.abs(gather_windows(xp, x, g))
-    # Divided by the largest element first, so that the powers neither overflow nor vanish.
+    # Divided by the largest element first, so that the powers neither overflow nor underflow.
     largest = xp.max(cols, axis=(3, 4), keepdims=True)
     largest = xp.where(largest > 0, largest, xp.ones_like(largest))
     total = xp.sum((cols / largest) ** p, axis=(3, 4), dtype=x.dtype)
@@ -199,7 +199,7 @@ def _(xp: Namespace, dy: Array, saved: Any, *, window: Size, p: float, stride: S
 
 
 def global_average_pool2d(x: Array) -> Any:
-    """The mean of every channel over the whole image: (N, H, W, C) -> (N, C). Source: Lin et al., 2013."""
+    """Return the mean of every channel over the whole image: (N, H, W, C) -> (N, C). Source: Lin et al., 2013."""
     expect_rank("global_average_pool2d", "x", x, "N H W C")
     if 0 in x.shape[1:3]:
         raise ShapeError(f"global_average_pool2d: x {tuple(x.shape)} has no pixels")

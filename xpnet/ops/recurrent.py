@@ -1,16 +1,16 @@
-"""Recurrent networks: one operation runs over the whole sequence, forward and backward through time.
+"""Recurrent networks: one operation runs over the whole sequence, with backpropagation through time.
 
-The product of all inputs with the kernel is made at once, before the loop; so are, after the backward loop, the gradients of
-both kernels, of the bias and of the inputs. Only what truly depends on the step before is computed step by step.
+The product of all inputs with the kernel is computed at once, before the loop; so are, after the backward loop, the gradients
+of both kernels, of the bias and of the inputs. Only what depends on the previous step is computed step by step.
 
 Shapes: x (N, T, C), states (N, H). With G gates the kernel is (C, G*H), the recurrent kernel (H, G*H) and a bias (G*H,);
 each gate is a block of H columns. The blocks are in PyTorch's order: LSTM input, forget, cell, output; GRU reset, update, new.
 
-A mask (N, T) is False where a sequence has no element: there the output is 0 and the state stays as it is. With `reverse`
-the sequence is read from its end; the outputs stand at the places of the inputs.
+A mask (N, T) is False where a sequence has no element: there the output is 0 and the state is unchanged. With `reverse` the
+sequence is processed from its end; the outputs keep the order of the inputs.
 
 Source: Rumelhart et al., 1986; Hochreiter and Schmidhuber, "Long short-term memory", 1997, with the forget gate of Gers et
-al., 2000; Cho et al., 2014 (GRU). Backward through time: Werbos, 1990.
+al., 2000; Cho et al., 2014 (GRU). Backpropagation through time: Werbos, 1990.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _check(
 
 
 def _steps(xp: Namespace, x: Array, kernel: Array, bias: Array | None) -> Array:
-    """x @ kernel + bias for all steps at once: (N, T, C) -> (T, N, G*H), so that the part of each step is contiguous."""
+    """Compute x @ kernel + bias for all steps: (N, T, C) -> (T, N, G*H), so that each step is contiguous."""
     N, T, C = x.shape
     rows = xp.reshape(xp.permute_dims(x, (1, 0, 2)), (T * N, C))
     z = xp.matmul(rows, kernel)
@@ -64,7 +64,7 @@ def _order(T: int, reverse: bool) -> range:
 
 
 def _columns_of(xp: Namespace, mask: Array | None, T: int) -> list[Array] | None:
-    """The mask (N, T) as one boolean column (N, 1) a step."""
+    """Return the mask (N, T) as one boolean column (N, 1) a step."""
     if mask is None:
         return None
     inside = xp.astype(mask, xp.bool)
@@ -72,7 +72,7 @@ def _columns_of(xp: Namespace, mask: Array | None, T: int) -> list[Array] | None
 
 
 def _sequence(xp: Namespace, values: list[Array], mask: Array | None) -> Array:
-    """The outputs of all steps as (N, T, H), 0 where the mask is False."""
+    """Return the outputs of all steps as (N, T, H), 0 where the mask is False."""
     y = xp.permute_dims(xp.stack(values, axis=0), (1, 0, 2))
     return y if mask is None else xp.where(xp.astype(mask, xp.bool)[:, :, None], y, xp.zeros_like(y))
 
@@ -80,10 +80,10 @@ def _sequence(xp: Namespace, values: list[Array], mask: Array | None) -> Array:
 def _kernel_gradients(
     xp: Namespace, x: Array, kernel: Array, before: Array, dz: Array, needs: tuple[bool, ...], drecurrent: Array | None = None
 ) -> tuple[Array | None, ...]:
-    """The gradients of x, kernel, recurrent kernel and bias, each in one product over all steps.
+    """Return the gradients of x, kernel, recurrent kernel and bias, each from one product over all steps.
 
-    `dz` (T, N, G*H) is the gradient before the gates, `before` (T, N, H) the state that each step began with; `drecurrent`
-    is the gradient of before @ recurrent where it is another one than dz (in a GRU).
+    `dz` (T, N, G*H) is the gradient of the gates' inputs, `before` (T, N, H) the state before each step; `drecurrent` is the
+    gradient of before @ recurrent where it differs from dz (in a GRU).
     """
     N, T, C = x.shape
     rows = xp.reshape(dz, (T * N, dz.shape[2]))
@@ -103,7 +103,7 @@ def _kernel_gradients(
 
 
 def _arriving(xp: Namespace, dy: Array, dh: Array, inside: Array | None) -> tuple[Array, Array | None]:
-    """The gradient of a step's result, and what passes by the step because its mask is False there.
+    """Return the gradient of a step's result, and the part that bypasses the step because its mask is False.
 
     `dy` is the gradient of the step's output, `dh` that of the state after it. The output of a masked step is the constant 0.
     """
@@ -127,17 +127,17 @@ def rnn(
     reverse: bool = False,
     save: bool = True,
 ) -> Any:
-    """The simple recurrent network: h_t = activation(x_t @ kernel + h_{t-1} @ recurrent_kernel + bias).
+    """Run a simple recurrent network: h_t = activation(x_t @ kernel + h_{t-1} @ recurrent_kernel + bias).
 
     Args:
         x: (N, T, C).
         kernel: (C, H).
         recurrent_kernel: (H, H).
         bias: (H,), or None.
-        h: (N, H), the state before the first step; None is 0.
-        mask: (N, T), False where a sequence has no element; None is True everywhere.
+        h: (N, H), the initial state; None means 0.
+        mask: (N, T), False where a sequence has no element; None means True everywhere.
         activation: "tanh", "relu", "sigmoid" or None.
-        reverse: read the sequence from its end.
+        reverse: process the sequence from its end.
 
     Returns:
         y: (N, T, H), the state after every step, 0 where masked.
@@ -187,7 +187,7 @@ def lstm(
     reverse: bool = False,
     save: bool = True,
 ) -> Any:
-    """Long short-term memory. With z = x_t @ kernel + h_{t-1} @ recurrent_kernel + bias in four blocks zi, zf, zg, zo:
+    """Run a long short-term memory. With z = x_t @ kernel + h_{t-1} @ recurrent_kernel + bias in blocks zi, zf, zg, zo:
 
         i, f, o = sigmoid(zi), sigmoid(zf), sigmoid(zo);  g = tanh(zg)
         c_t = f * c_{t-1} + i * g
@@ -197,10 +197,10 @@ def lstm(
         x: (N, T, C).
         kernel: (C, 4H).
         recurrent_kernel: (H, 4H).
-        bias: (4H,), or None. (PyTorch has two, of which only the sum matters.)
-        h, c: (N, H), the states before the first step; None is 0.
-        mask: (N, T), False where a sequence has no element; None is True everywhere.
-        reverse: read the sequence from its end.
+        bias: (4H,), or None. (PyTorch has two, which are added.)
+        h, c: (N, H), the initial states; None means 0.
+        mask: (N, T), False where a sequence has no element; None means True everywhere.
+        reverse: process the sequence from its end.
 
     Returns:
         y: (N, T, H), h after every step, 0 where masked.
@@ -209,7 +209,7 @@ def lstm(
     _check("lstm", 4, x, kernel, recurrent_kernel, mask, bias=bias, h=h, c=c)
     N, T, H = x.shape[0], x.shape[1], recurrent_kernel.shape[0]
     inside = _columns_of(xp, mask, T)
-    # sigmoid(z) = tanh(z / 2) / 2 + 1/2, so one tanh serves all gates; halving is exact and is done to the kernels.
+    # sigmoid(z) = tanh(z / 2) / 2 + 1/2, so one tanh computes all gates; the kernels are halved, which is exact.
     half = _blocks(xp, x, H, (0.5, 0.5, 1.0, 0.5))
     rest = 1 - half
     steps = _steps(xp, x, kernel * half, None if bias is None else bias * half)
@@ -230,7 +230,7 @@ def lstm(
 
 
 def _blocks(xp: Namespace, like: Array, H: int, values: tuple[float, ...]) -> Array:
-    """A vector of blocks of H equal values, in the dtype and on the device of `like`."""
+    """Return a vector of blocks of H equal values, in the dtype and on the device of `like`."""
     return xp.concat([xp.full((H,), value, dtype=like.dtype, device=like.device) for value in values], axis=0)
 
 
@@ -242,7 +242,7 @@ def _(xp: Namespace, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool, 
     a = xp.reshape(xp.stack(gates, axis=0), (T, N, 4, H))
     i, f, g, o = (a[:, :, k, :] for k in range(4))
     s, before = xp.stack(squashed, axis=0), xp.stack(cs, axis=0)
-    # What multiplies dc and dh in each step, for all steps at once.
+    # The factors of dc and dh, for all steps at once.
     slope = a * (1 - a)
     cell = xp.stack((g * slope[:, :, 0, :], before * slope[:, :, 1, :], i * (1 - g * g)), axis=2)  # (T, N, 3, H)
     output = s * slope[:, :, 3, :]
@@ -276,22 +276,22 @@ def gru(
     reverse: bool = False,
     save: bool = True,
 ) -> Any:
-    """The gated recurrent unit. With a = x_t @ kernel + bias and b = h_{t-1} @ recurrent_kernel + recurrent_bias in blocks:
+    """Run a gated recurrent unit. With a = x_t @ kernel + bias and b = h_{t-1} @ recurrent_kernel + recurrent_bias in blocks:
 
         r, u = sigmoid(ar + br), sigmoid(au + bu)
         n = tanh(an + r * bn)
         h_t = (1 - u) * n + u * h_{t-1}
 
-    The reset gate acts after the product, as in PyTorch and cuDNN, not before it as in the paper.
+    The reset gate is applied after the product, as in PyTorch and cuDNN, not before it as in the paper.
 
     Args:
         x: (N, T, C).
         kernel: (C, 3H).
         recurrent_kernel: (H, 3H).
         bias, recurrent_bias: (3H,), or None.
-        h: (N, H), the state before the first step; None is 0.
-        mask: (N, T), False where a sequence has no element; None is True everywhere.
-        reverse: read the sequence from its end.
+        h: (N, H), the initial state; None means 0.
+        mask: (N, T), False where a sequence has no element; None means True everywhere.
+        reverse: process the sequence from its end.
 
     Returns:
         y: (N, T, H), h after every step, 0 where masked.
@@ -324,7 +324,7 @@ def _(xp: Namespace, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool, 
     N, T, H = x.shape[0], x.shape[1], recurrent.shape[0]
     a, n, before = xp.stack(gates, axis=0), xp.stack(news, axis=0), xp.stack(hs, axis=0)
     r, u = a[:, :, :H], a[:, :, H:]
-    # What multiplies dh in each step, for all steps at once.
+    # The factors of dh, for all steps at once.
     new = (1 - u) * (1 - n * n)
     reset = new * xp.stack(inner, axis=0) * r * (1 - r)
     update = (before - n) * u * (1 - u)

@@ -1,4 +1,4 @@
-"""Sums, means and extremes over axes, in the input's dtype."""
+"""Sums, means, variances and extrema over axes, in the input's dtype."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Axes = int | Sequence[int] | None
 
 
 def _kept(shape: Sequence[int], axes: tuple[int, ...]) -> tuple[int, ...]:
-    """The reduced shape with the reduced axes kept as 1."""
+    """Return the reduced shape with the reduced axes kept as 1."""
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
 def _dtype(xp: Namespace, x: Array) -> Any:
-    """Floats keep their dtype (the standard would let a library widen it); integers sum in the library's default."""
+    """Return the dtype to sum in: that of floats (a library might widen it), the library's default for integers."""
     return x.dtype if is_floating(x) else None
 
 
 @op
 def sum(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
-    """The sum over `axis` (an int, several, or None for all)."""
+    """Compute the sum over `axis` (an int, several, or None for all)."""
     axes = normalize_axes(axis, x.ndim)
     return xp.sum(x, axis=axes, keepdims=keepdims, dtype=_dtype(xp, x)), x.shape
 
@@ -38,7 +38,7 @@ def _(xp: Namespace, dy: Array, shape: Any, *, axis: Axes, keepdims: bool) -> An
 
 @op
 def mean(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
-    """The mean over `axis` (an int, several, or None for all)."""
+    """Compute the mean over `axis` (an int, several, or None for all)."""
     axes = normalize_axes(axis, x.ndim)
     count = math.prod(x.shape[a] for a in axes)
     total = xp.sum(x, axis=axes, keepdims=keepdims, dtype=_dtype(xp, x))
@@ -54,14 +54,13 @@ def _(xp: Namespace, dy: Array, shape: Any, *, axis: Axes, keepdims: bool) -> An
 
 @op
 def var(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False, correction: float = 0) -> Any:
-    """The variance over `axis`: the squared deviations from the mean, summed and divided by their number less `correction`.
+    """Compute the variance over `axis`: the sum of squared deviations from the mean, divided by the count - `correction`.
 
     Args:
         x: any shape.
         axis: an int, several, or None for all.
         keepdims: keep the reduced axes, with size 1.
-        correction: 0 for the variance of these numbers, 1 for an estimate of that of what they were drawn from. Where
-            nothing is left to divide by, the result is NaN.
+        correction: 0 for the biased, 1 for the unbiased estimate. The result is NaN where the divisor is not positive.
     """
     y, saved = _variance(xp, x, axis, correction)
     return _shaped(xp, y, x.shape, axis, keepdims), saved
@@ -76,7 +75,7 @@ def _(xp: Namespace, dy: Array, saved: Any, *, axis: Axes, keepdims: bool, corre
 
 @op
 def std(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False, correction: float = 0) -> Any:
-    """The standard deviation over `axis`, the square root of :func:`var`. Where it is 0 its gradient is 0.
+    """Compute the standard deviation over `axis`, the square root of :func:`var`. Where it is 0 its gradient is 0.
 
     Args: as in :func:`var`.
     """
@@ -93,7 +92,7 @@ def _(xp: Namespace, dy: Array, saved: Any, *, axis: Axes, keepdims: bool, corre
 
 
 def _variance(xp: Namespace, x: Array, axis: Axes, correction: float) -> tuple[Array, tuple[Array, float]]:
-    """The variance with the reduced axes kept, and what both gradients need: x less its mean, and what was divided by."""
+    """Return the variance with the reduced axes kept, and what both gradients need: x - mean, and the divisor."""
     axes = normalize_axes(axis, x.ndim)
     number = math.prod(x.shape[a] for a in axes)
     count = number - correction if number > correction else math.nan
@@ -102,20 +101,20 @@ def _variance(xp: Namespace, x: Array, axis: Axes, correction: float) -> tuple[A
 
 
 def _shaped(xp: Namespace, kept: Array, shape: Sequence[int], axis: Axes, keepdims: bool) -> Array:
-    """A result whose reduced axes have size 1, without them unless they are to stay."""
+    """Return a result whose reduced axes have size 1 without those axes, unless `keepdims`."""
     axes = normalize_axes(axis, len(shape))
     return kept if keepdims else xp.reshape(kept, tuple(n for i, n in enumerate(shape) if i not in axes))
 
 
 @op
 def max(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
-    """The largest element over `axis`; where several are equal they share the gradient."""
+    """Return the maximum over `axis`; equal maxima share the gradient."""
     return _extreme(xp, xp.max, x, axis, keepdims)
 
 
 @op
 def min(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
-    """The smallest element over `axis`; where several are equal they share the gradient."""
+    """Return the minimum over `axis`; equal minima share the gradient."""
     return _extreme(xp, xp.min, x, axis, keepdims)
 
 

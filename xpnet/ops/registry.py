@@ -35,10 +35,9 @@ def op(
 
     Args:
         function: the forward function.
-        half: how 16-bit floats are computed where no accelerated implementation takes them: `in_float32` (widened, and
-            rounded once), `as_is` (elements are only moved), `in_float32_on_cpu`, `statistics_in_float32`, or a function of
-            your own.
-        broadcasts: the inputs' shapes follow the rules of broadcasting, and an error explains them.
+        half: how to compute 16-bit floats where no accelerated implementation takes them: `in_float32`, `as_is` (elements are
+            only moved), `in_float32_on_cpu`, `statistics_in_float32`, or another function like these.
+        broadcasts: the inputs broadcast, so that an error may explain the rules.
 
     Raises:
         TypeError: an operation of this name exists.

@@ -1,4 +1,4 @@
-"""Checks of what a user passes, and small array helpers that several operations share."""
+"""Checks of arguments, and small array helpers that operations share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xpnet.backend import Array, Namespace, half_dtypes, is_floating
 
 
 class ShapeError(ValueError):
-    """An operation or layer got an array of the wrong shape or dtype; the message says what would be right."""
+    """An operation or layer got an array of the wrong shape or dtype; the message says what is expected."""
 
 
 def expect_rank(operation: str, name: str, array: Array, letters: str) -> None:
@@ -28,12 +28,12 @@ def expect_axes(operation: str, name: str, shape: tuple[int, ...], letters: str)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether `value` is an integer of Python or of an array library (sizes often come out of arrays)."""
+    """Return whether `value` is an integer of Python or of an array library (sizes often come from arrays)."""
     return isinstance(value, int) or (hasattr(value, "__index__") and not hasattr(value, "__len__"))
 
 
 def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """`axis` as a tuple of axes counted from the front; None stands for all of them."""
+    """Return `axis` as a tuple of non-negative axes; None means all."""
     if axis is None:
         return tuple(range(ndim))
     given: Any = axis
@@ -45,7 +45,7 @@ def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ..
 
 
 def unbroadcast(xp: Namespace, dy: Array, shape: tuple[int, ...]) -> Array:
-    """The gradient for an input of `shape` that was broadcast to `dy`'s shape: summed over the axes that were repeated."""
+    """Sum dy over the axes along which an input of `shape` was broadcast."""
     if dy.shape == shape:
         return dy
     extra = dy.ndim - len(shape)
@@ -59,10 +59,10 @@ def unbroadcast(xp: Namespace, dy: Array, shape: tuple[int, ...]) -> Array:
 
 
 def zeros_like_shape(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:
-    """Zeros of `shape`, with the dtype and on the device of `like`."""
+    """Return zeros of `shape`, with the dtype and on the device of `like`."""
     return xp.zeros(shape, dtype=like.dtype, device=like.device)
 
 
 def is_float(xp: Namespace, array: Array) -> bool:
-    """Whether an array holds real floating-point numbers."""
+    """Return whether an array holds real floating-point numbers."""
     return is_floating(array)

@@ -13,13 +13,13 @@ from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast
 
 @op(half=as_is)
 def reshape(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
-    """The same elements, in C order, in another shape; one size may be -1."""
+    """Return the elements, in C order, in another shape; one size may be -1."""
     given: Any = shape
     target = tuple([int(n) for n in (given if isinstance(given, tuple) else (given,) if is_whole(given) else given)])
     total = math.prod(x.shape)
     if target.count(-1) == 1:
         rest = math.prod(n for n in target if n != -1)
-        # With no elements -1 is ambiguous to the libraries; the first axis of 0 settles it here.
+        # With no elements -1 is ambiguous, and array libraries refuse it.
         target = tuple((total // rest if rest else 0) if n == -1 else n for n in target)
     if math.prod(target) != total:
         raise ShapeError(f"reshape: {tuple(x.shape)} has {total} elements, {tuple(shape)} cannot hold them")
@@ -33,7 +33,7 @@ def _(xp: Namespace, dy: Array, before: Any, *, shape: Any) -> Any:
 
 @op(half=as_is)
 def transpose(xp: Namespace, x: Array, axes: Sequence[int] | None = None) -> Any:
-    """The axes in the order `axes`, or reversed."""
+    """Permute the axes to the order `axes`, or reverse them."""
     order = tuple(reversed(range(x.ndim))) if axes is None else normalize_axes(axes, x.ndim)
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(f"transpose: axes {axes} are not an order of the {x.ndim} axes of {tuple(x.shape)}")
@@ -47,7 +47,7 @@ def _(xp: Namespace, dy: Array, order: Any, *, axes: Any) -> Any:
 
 @op(half=as_is)
 def concat(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
-    """The arrays one after another along an axis they have: ``concat([a, b], axis=-1)``."""
+    """Join arrays along an existing axis: ``concat([a, b], axis=-1)``."""
     axis = normalize_axes(axis, arrays[0].ndim)[0]
     for other in arrays[1:]:
         if other.ndim != arrays[0].ndim or any(
@@ -70,7 +70,7 @@ def _(xp: Namespace, dy: Array, sizes: Any, *, axis: int) -> Any:
 
 @op(half=as_is)
 def stack(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
-    """The arrays, all of one shape, along a new axis: ``stack([a, b], axis=0)``."""
+    """Join arrays of one shape along a new axis: ``stack([a, b], axis=0)``."""
     if len({tuple(a.shape) for a in arrays}) > 1:
         raise ShapeError(f"stack: shapes differ: {', '.join(str(tuple(a.shape)) for a in arrays)}")
     return xp.stack(arrays, axis=axis), len(arrays)
@@ -84,7 +84,7 @@ def _(xp: Namespace, dy: Array, count: int, *, axis: int) -> Any:
 
 @op(half=as_is)
 def broadcast_to(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
-    """x repeated to a larger shape by NumPy's rules."""
+    """Broadcast x to a larger shape by NumPy's rules."""
     target = tuple(shape)
     extra = len(target) - x.ndim
     if extra < 0 or any(n not in (1, target[extra + i]) for i, n in enumerate(x.shape)):
@@ -98,7 +98,7 @@ def _(xp: Namespace, dy: Array, before: Any, *, shape: Any) -> Any:
 
 
 def pad_array(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Array:
-    """x with `value` added before and after along each axis. By joining, since arrays of some libraries cannot be written."""
+    """Pad x with `value` along each axis, by joining, since arrays of some libraries are immutable."""
     for axis, (before, after) in enumerate(widths):
         if before or after:
             parts = [x]
@@ -112,7 +112,7 @@ def pad_array(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], value:
 
 @op(half=as_is)
 def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
-    """x with `value` added: `widths` holds (before, after) for each axis, as for numpy.pad.
+    """Pad x with `value`; `widths` holds (before, after) for each axis, as for numpy.pad.
 
     Raises:
         ShapeError: not one pair an axis, or a negative width.
@@ -133,42 +133,42 @@ def _(xp: Namespace, dy: Array, shape: Any, *, widths: Any, value: float) -> Any
 
 @op(half=as_is)
 def getitem(xp: Namespace, x: Array, index: Any) -> Any:
-    """x[index]: integers, slices, None and ..., or integer or boolean arrays as the library of x allows them."""
+    """Return x[index]: integers, slices, None and ..., or integer or boolean arrays as the library of x allows."""
     return x[_full(index)], (tuple(x.shape), x.dtype, x.device)
 
 
 def _basic(parts: tuple[Any, ...]) -> bool:
-    """Whether an index holds integers, slices, None and ... only: then it names no element twice."""
+    """Return whether an index holds integers, slices, None and ... only: then it selects no element twice."""
     return all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts)
 
 
 def _full(index: Any) -> Any:
-    """A basic index with the ... that stands for the axes it does not name: the standard wants it written."""
+    """Return a basic index with an explicit ... for the remaining axes, as the Array API requires."""
     parts = index if isinstance(index, tuple) else (index,)
     return (*parts, ...) if _basic(parts) and Ellipsis not in parts else index
 
 
 @getitem.backward
 def _(xp: Namespace, dy: Array, like: Any, *, index: Any) -> Any:
-    """Each element of dy is added to the element of x that it was read from."""
+    """Add each element of dy to the element of x that it was read from."""
     parts = index if isinstance(index, tuple) else (index,)
     shape, dtype, device = like
     dx = xp.zeros(shape, dtype=dtype, device=device)
     if _basic(parts) and hasattr(dx, "__setitem__"):
-        place = _full(tuple(p for p in parts if p is not None))  # a new axis of dy is none of x
+        place = _full(tuple(p for p in parts if p is not None))  # x has no axis for a new axis of dy
         dx[place] = xp.reshape(dy, dx[place].shape)
         return dx
-    # Element numbers, indexed the same way, say where each element came from; an array index may name one twice.
+    # Element numbers, indexed the same way, give the source of each element; an array index may select one twice.
     size = math.prod(shape)
     source = xp.reshape(xp.reshape(xp.arange(size, device=device), shape)[index], (-1,))
     return xp.reshape(scatter_add(xp, xp.reshape(dy, (source.shape[0], 1)), source, size), shape)
 
 
 def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
-    """Rows (M, D) added up by index (M,) into an array (size, D): out[index[m]] += rows[m].
+    """Add rows (M, D) by index (M,) into an array (size, D): out[index[m]] += rows[m].
 
-    A product with the 0/1 matrix of the index, some of its rows at a time: pure Array API and always the same sum. An
-    accelerated operation brings its own.
+    A product with the one-hot matrix of the index, a block of rows at a time: pure Array API and deterministic. Accelerated
+    operations have their own.
     """
     if rows.dtype in half_dtypes:
         return xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype)
@@ -182,7 +182,7 @@ def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
 
 @op(half=as_is)
 def flip(xp: Namespace, x: Array, axis: int | Sequence[int] | None = None) -> Any:
-    """x with the order along `axis` reversed."""
+    """Reverse the order of the elements along `axis`."""
     axes = normalize_axes(axis, x.ndim)
     return xp.flip(x, axis=axes), None
 

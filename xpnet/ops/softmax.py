@@ -1,4 +1,4 @@
-"""Softmax, its logarithm, and the cross entropy that is computed from logits in one stable step."""
+"""Softmax, its logarithm, and cross entropy from logits, numerically stable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xpnet.ops.shapes import ShapeError, is_float
 
 
 def _shifted_exp(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array, Array]:
-    """x minus its largest element, the exponential of that, and the exponential's sum: nothing can overflow."""
+    """Return x - max(x), its exponential, and the sum of that: nothing can overflow."""
     shifted = x - xp.max(x, axis=axis, keepdims=True)
     e = xp.exp(shifted)
     return shifted, e, xp.sum(e, axis=axis, keepdims=True, dtype=e.dtype)
@@ -19,7 +19,7 @@ def _shifted_exp(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array, Arra
 
 @op
 def softmax(xp: Namespace, x: Array, axis: int = -1) -> Any:
-    """exp(x) / sum(exp(x)) along `axis`: positive numbers that sum to 1. Any shape; the axis must not be empty."""
+    """Compute exp(x) / sum(exp(x)) along `axis`, which must not be empty."""
     _, e, total = _shifted_exp(xp, x, axis)
     y = e / total
     return y, y
@@ -32,7 +32,7 @@ def _(xp: Namespace, dy: Array, y: Array, *, axis: int) -> Any:
 
 @op
 def log_softmax(xp: Namespace, x: Array, axis: int = -1) -> Any:
-    """log(softmax(x)) along `axis`, without taking the logarithm of a rounded 0."""
+    """Compute log(softmax(x)) along `axis`, without taking the logarithm of a rounded 0."""
     shifted, _, total = _shifted_exp(xp, x, axis)
     y = shifted - xp.log(total)
     return y, y
@@ -53,11 +53,11 @@ def check_reduction(operation: str, reduction: str) -> None:
 
 
 def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) -> bool:
-    """Whether `labels` are class numbers (True) or probabilities (False), after checking that they fit `logits`.
+    """Check that `labels` fit `logits`; return whether they are class indices (True) or probabilities (False).
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class number outside 0..K-1.
+        ValueError: a class index outside 0..K-1.
     """
     K = logits.shape[-1]
     if xp.isdtype(labels.dtype, "integral"):
@@ -84,16 +84,16 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
 
 @op
 def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduction: str = "mean", save: bool = True) -> Any:
-    """-sum(labels * log_softmax(logits)) over the last axis: softmax and cross entropy in one stable operation.
+    """Compute -sum(labels * log_softmax(logits)) over the last axis, numerically stable.
 
     Args:
         logits: (..., K), floating.
-        labels: class numbers, integers (...), or probabilities, floating (..., K). They have no gradient.
+        labels: class indices, integers (...), or probabilities, floating (..., K). They have no gradient.
         reduction: "mean" or "sum" over all rows (0-d result), or "none" (shape (...)).
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class number outside 0..K-1, or an unknown reduction.
+        ValueError: a class index outside 0..K-1, or an unknown reduction.
 
     Source: CS231n, "Linear classification", softmax classifier.
     """
@@ -103,7 +103,7 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     shifted, e, total = _shifted_exp(xp, logits, -1)
     log_p = shifted - xp.log(total)
     if check_labels("softmax_cross_entropy", xp, logits, labels):
-        # In int64: K class numbers need not fit the dtype of the labels, which may be uint8.
+        # In int64: K class indices need not fit the dtype of the labels, which may be uint8.
         classes = xp.arange(logits.shape[-1], dtype=xp.int64, device=logits.device)
         target = xp.astype(xp.astype(labels, xp.int64, copy=False)[..., None] == classes, logits.dtype)
     else:
@@ -124,7 +124,7 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
 @softmax_cross_entropy.backward
 def _(xp: Namespace, dloss: Array, saved: Any, *, reduction: str) -> Any:
     p, target = saved
-    # Probabilities that do not sum to 1 weigh the softmax by their sum.
+    # If the probabilities do not sum to 1, the softmax is weighted by their sum.
     gradient = p * xp.sum(target, axis=-1, keepdims=True, dtype=target.dtype) - target
     if reduction == "none":
         return gradient * dloss[..., None], None

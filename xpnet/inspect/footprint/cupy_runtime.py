@@ -1,4 +1,4 @@
-"""A runtime that runs nothing: for counting the memory of operations on arrays that have none (see xpnet.inspect.footprint)."""
+"""A runtime that runs nothing, for the operations on fake CuPy arrays."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Array = Any
 
 
 class PlanningRuntime:
-    """Takes launches and does nothing. The device is the current one, or an H100 where there is none."""
+    """Ignores launches. The device is the current one, or an H100 if there is none."""
 
-    cudnn: Any = None  # its convolutions are chosen by measuring, which cannot be done here
+    cudnn: Any = None  # its convolutions are chosen by autotuning, which is impossible here
 
     def __init__(self) -> None:
         from xpnet.accel.cupy import launch
@@ -31,20 +31,20 @@ class PlanningRuntime:
         self.architecture, self.device_name = real.architecture, real.device_name
 
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
-        """None of the arrays is anywhere."""
+        """Return no addresses: the arrays have none."""
         return [0] * len(arrays)
 
     def launch(self, instance: Instance, grid: Any, block: Any, arguments: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def gemm(self, call: Any) -> None:
         """Count cuBLAS's workspace."""
-        current_log().keep("cublas", WORKSPACE)
+        current_log().workspace("cublas", WORKSPACE)
 
     def can_measure(self) -> bool:
-        """Nothing runs that could be timed."""
+        """Return False: nothing runs that could be timed."""
         return False
 
     def milliseconds(self, function: Callable[[], object]) -> float:
-        """Never asked for: see can_measure."""
+        """Refuse: see can_measure."""
         raise NotImplementedError("nothing runs here")

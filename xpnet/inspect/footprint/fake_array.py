@@ -1,4 +1,4 @@
-"""The arrays without memory, and the log that counts what they would take."""
+"""Arrays without memory, and the log that counts what they would take."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 _NOWHERE = np.zeros(64, np.uint8)
-"""What all layouts point to. They are looked at for shapes and strides and never read."""
+"""The memory of all layouts, which are used for shapes and strides and never read."""
 
 _BASE = 1 << 40
 
 
 class AllocationLog:
-    """Counts bytes as fake arrays come and go.
+    """Counts the bytes of fake arrays as they are allocated and freed.
 
     Args:
-        unit: sizes are rounded up to multiples of it, as CuPy's memory pool does with 512.
+        unit: sizes are rounded up to multiples of it, as by CuPy's memory pool to 512.
 
     Attributes:
         now: bytes in use.
-        peak: the most that `now` has been since the last `mark`.
-        kept: bytes of working memory that is in use from the first call that needed it on.
+        peak: the maximum of `now` since the last `reset_peak`.
+        kept: bytes of workspace, in use from the first call that needed it on.
     """
 
     def __init__(self, unit: int = 1) -> None:
@@ -38,28 +38,28 @@ class AllocationLog:
         self._slots: dict[Any, list[int]] = {}
 
     def rounded(self, size: int) -> int:
-        """What an array of `size` bytes takes."""
+        """Return the bytes that an array of `size` bytes takes."""
         return -(-size // self.unit) * self.unit
 
-    def take(self, size: int) -> None:
+    def allocate(self, size: int) -> None:
         """Count an allocation."""
         self.now += size
         self.peak = max(self.peak, self.now)
 
-    def give(self, size: int) -> None:
-        """Count that it was freed."""
+    def free(self, size: int) -> None:
+        """Count that `size` bytes were freed."""
         self.now -= size
 
     def temporary(self, size: int) -> None:
-        """Count what is allocated and freed within one operation."""
+        """Count an array that is allocated and freed within one operation."""
         self.peak = max(self.peak, self.now + size)
 
-    def mark(self) -> None:
-        """Forget the peak until now."""
+    def reset_peak(self) -> None:
+        """Let the peak begin at the bytes in use now."""
         self.peak = self.now
 
-    def keep(self, slot: Any, size: int, copies: int = 1, limit: int | None = None) -> None:
-        """Working memory that grows to the largest request and stays; a request above `limit` lasts for one operation."""
+    def workspace(self, slot: Any, size: int, copies: int = 1, limit: int | None = None) -> None:
+        """Count workspace: it grows to the largest request and is kept, except for a request above `limit`."""
         if limit is not None and size > limit:
             self.temporary(size * copies)
             return
@@ -68,7 +68,7 @@ class AllocationLog:
         for i in range(copies):
             if size > sizes[i]:
                 self.temporary(size)  # the old one goes when the new one is there
-                self.take(size - sizes[i])
+                self.allocate(size - sizes[i])
                 self.kept += size - sizes[i]
                 sizes[i] = size
 
@@ -82,7 +82,7 @@ _current = _Current()
 
 @contextlib.contextmanager
 def counting(log: AllocationLog) -> Iterator[AllocationLog]:
-    """Within the block new fake arrays of this thread are counted by `log`, and until they go."""
+    """Count in `log`, until they are freed, the fake arrays that this thread creates within the block."""
     before, _current.log = _current.log, log
     try:
         yield log
@@ -91,10 +91,10 @@ def counting(log: AllocationLog) -> Iterator[AllocationLog]:
 
 
 def current_log() -> AllocationLog:
-    """What counts in this thread now.
+    """Return the log of this thread.
 
     Raises:
-        RuntimeError: nothing does.
+        RuntimeError: there is none: see `counting`.
     """
     if _current.log is None:
         raise RuntimeError("a fake array was made outside of xpnet.inspect.footprint.counting(...)")
@@ -102,28 +102,28 @@ def current_log() -> AllocationLog:
 
 
 class _Block:
-    """One allocation; freed when the last view of it goes."""
+    """An allocation, freed with its last view."""
 
     __slots__ = ("log", "size")
 
     def __init__(self, log: AllocationLog, size: int) -> None:
         self.log = log
         self.size = log.rounded(size)
-        log.take(self.size)
+        log.allocate(self.size)
 
     def __del__(self) -> None:
-        self.log.give(self.size)
+        self.log.free(self.size)
 
 
 class _Address:
-    """Where a fake array's first element would be, as CuPy's `array.data`."""
+    """The address of a fake array's first element, like CuPy's `array.data`."""
 
     def __init__(self, ptr: int) -> None:
         self.ptr = ptr
 
 
 def _layout(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A NumPy array of this shape, as if its elements lay one after another; they do not exist."""
+    """Return a NumPy array with the strides of a contiguous array of this shape, whose elements do not exist."""
     dtype = np.dtype(dtype)
     strides = []
     step = dtype.itemsize
@@ -135,7 +135,7 @@ def _layout(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 class FakeArray:
-    """An array of some library, without its memory."""
+    """An array of some library, without memory."""
 
     __array_ufunc__ = None
     __slots__ = ("block", "layout")
@@ -147,22 +147,22 @@ class FakeArray:
 
     @classmethod
     def new(cls, shape: Any, dtype: Any) -> FakeArray:
-        """A new one, counted."""
+        """Return a new array, counted."""
         shape = (int(shape),) if hasattr(shape, "__index__") else tuple(int(n) for n in shape)
         if any(n < 0 for n in shape):
             raise ValueError(f"negative dimensions are not allowed, got {shape}")
         layout = _layout(shape, dtype)
         return cls(layout, _Block(current_log(), math.prod(shape) * layout.itemsize))
 
-    def _look(self, layout: Any) -> FakeArray:
-        """Another look at the same memory."""
+    def _view(self, layout: Any) -> FakeArray:
+        """Return a view of the same memory."""
         return type(self)(layout, self.block)
 
     def same(self) -> FakeArray:
-        """A new one of the same shape and dtype."""
+        """Return a new array of the same shape and dtype."""
         return self.new(self.layout.shape, self.layout.dtype)
 
-    # -- what an array says of itself --
+    # -- attributes --
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -201,7 +201,7 @@ class FakeArray:
 
     @property
     def flags(self) -> Any:
-        """Whether it is contiguous, as NumPy says it."""
+        """NumPy's flags of contiguity."""
         return self.layout.flags
 
     @property
@@ -211,20 +211,20 @@ class FakeArray:
 
     @property
     def data(self) -> _Address:
-        """Where it would begin, for questions of alignment."""
+        """Its address, for questions of alignment."""
         start = self.layout.__array_interface__["data"][0] - _NOWHERE.ctypes.data
         return _Address(_BASE + start)
 
     @property
     def T(self) -> FakeArray:
         """A view with the axes reversed."""
-        return self._look(self.layout.T)
+        return self._view(self.layout.T)
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return self.xp
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        raise TypeError("a fake array has no values: it stands for an array whose memory is to be counted")
+        raise TypeError("a fake array has no values: it replaces an array whose memory is to be counted")
 
     def __len__(self) -> int:
         return len(self.layout)
@@ -235,7 +235,7 @@ class FakeArray:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.shape}, {self.dtype})"
 
-    # What a step looks at on its way must let it go on: a finite loss, labels within range.
+    # A step reads some values, which must let it continue: a finite loss, labels within range.
 
     def __float__(self) -> float:
         return 1.0
@@ -247,7 +247,7 @@ class FakeArray:
         return False
 
     def item(self) -> float:
-        """Some number."""
+        """Return some number."""
         return 1.0
 
     __hash__ = object.__hash__
@@ -258,16 +258,16 @@ class FakeArray:
         parts = index if isinstance(index, tuple) else (index,)
         if all(p is None or p is Ellipsis or isinstance(p, (int, slice, np.integer)) for p in parts):
             # With ... NumPy gives an array also for a single element, which it would otherwise read.
-            return self._look(self.layout[parts if Ellipsis in parts else (*parts, ...)])
+            return self._view(self.layout[parts if Ellipsis in parts else (*parts, ...)])
         places = tuple(np.zeros(p.shape, np.intp) if isinstance(p, FakeArray) else p for p in parts)
         picked = np.broadcast_to(np.False_, self.shape)[places]
         return self.new(picked.shape, self.dtype)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Nothing is written: there is nothing to write to."""
+        """Do nothing: there is no memory to write to."""
 
     def reshape(self, *shape: Any) -> FakeArray:
-        """A view where that is possible, else a copy."""
+        """Return a view where that is possible, else a copy."""
         sizes = shape[0] if len(shape) == 1 and not hasattr(shape[0], "__index__") else shape
         sizes = (sizes,) if hasattr(sizes, "__index__") else tuple(sizes)
         if -1 in sizes:
@@ -276,57 +276,57 @@ class FakeArray:
         if math.prod(sizes) != self.size:
             raise ValueError(f"cannot reshape array of size {self.size} into shape {sizes}")
         try:
-            return self._look(np.reshape(self.layout, sizes, copy=False))
+            return self._view(np.reshape(self.layout, sizes, copy=False))
         except ValueError:
             return self.new(sizes, self.dtype)
 
     def reusable(self, other: Any) -> bool:
-        """Whether the library would write the result of an operation with `other` here."""
+        """Return whether the library would write the result of an operation with `other` to this array."""
         return False
 
     def view(self, dtype: Any) -> FakeArray:
-        """The same memory, read as another dtype of the same size."""
-        return self._look(self.layout.view(dtype))
+        """Return a view as another dtype of the same size."""
+        return self._view(self.layout.view(dtype))
 
     def copy(self) -> FakeArray:
-        """A copy."""
+        """Return a copy."""
         return self.same()
 
     def astype(self, dtype: Any, copy: bool = True) -> FakeArray:
-        """A copy in another dtype; with copy=False itself where it has that already."""
+        """Return a copy in another dtype; with copy=False itself if it has that already."""
         return self if not copy and np.dtype(dtype) == self.dtype else self.new(self.shape, dtype)
 
     def transpose(self, *axes: Any) -> FakeArray:
-        """A view with the axes in another order."""
-        return self._look(self.layout.transpose(*axes))
+        """Return a view with the axes in another order."""
+        return self._view(self.layout.transpose(*axes))
 
     def swapaxes(self, a: int, b: int) -> FakeArray:
-        """A view with two axes exchanged."""
-        return self._look(self.layout.swapaxes(a, b))
+        """Return a view with two axes exchanged."""
+        return self._view(self.layout.swapaxes(a, b))
 
     def sum(self, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
-        """As the namespace's."""
+        """Reduce as the namespace does."""
         return self.xp.sum(self, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """As the namespace's."""
+        """Reduce as the namespace does."""
         return self.xp.mean(self, axis=axis, keepdims=keepdims)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """As the namespace's."""
+        """Reduce as the namespace does."""
         return self.xp.max(self, axis=axis, keepdims=keepdims)
 
     def min(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """As the namespace's."""
+        """Reduce as the namespace does."""
         return self.xp.min(self, axis=axis, keepdims=keepdims)
 
 
 _REUSED_FROM = 256 << 10
-_temporary = 0  # the references to an operand that nobody has a name for, as `_operator` counts them
+_temporary = 0  # the references to an operand without a name, as `_operator` counts them
 
 
 def _operator(name: str, reuses: bool = False) -> Any:
-    """A binary operator. NumPy writes the result of one with a large temporary to the left into that temporary."""
+    """Return a binary operator. NumPy reuses a large temporary on the left for the result."""
 
     def operate(self: Any, other: Any) -> Any:
         if reuses and getrefcount(self) <= _temporary and self.reusable(other):
@@ -359,12 +359,12 @@ for _short, _name in {"neg": "negative", "abs": "abs", "invert": "bitwise_invert
 
 
 class FakeNumpyArray(FakeArray):
-    """In the place of a NumPy array."""
+    """A NumPy array without memory."""
 
     __slots__ = ()
 
     def reusable(self, other: Any) -> bool:
-        """Whether NumPy would write the result of an operation with `other` here, if nobody else has this array."""
+        """Return whether NumPy would reuse this array for the result of an operation with `other`, if it is a temporary."""
         whole = self.block.size == self.block.log.rounded(self.nbytes)
         if self.nbytes < _REUSED_FROM or not whole or getrefcount(self.block) > 2:
             return False
@@ -374,20 +374,20 @@ class FakeNumpyArray(FakeArray):
 
 
 class FakeCupyArray(FakeArray):
-    """In the place of a CuPy array."""
+    """A CuPy array without memory."""
 
     __slots__ = ()
 
 
 class _Probe:
-    """Counts its references as an operator sees them."""
+    """Returns the references to itself that an operator sees."""
 
     def __add__(self, other: Any) -> int:
         return getrefcount(self)
 
 
 def _references() -> int:
-    """How many references an operator sees to a temporary; 0 where it sees no more to an array with a name."""
+    """Return the references that an operator sees to a temporary; 0 if they are as many as to an array with a name."""
     named = _Probe()
     temporary = _Probe() + 0
     return temporary if temporary < named + 0 else 0

@@ -1,4 +1,4 @@
-"""The functions of the Array API on fake arrays: shapes and dtypes as NumPy has them, without values."""
+"""The functions of the Array API on fake arrays: NumPy's shapes and dtypes, without values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REDUCTIONS = ("sum", "mean", "max", "min", "prod", "any", "all", "var", "std")
 
 
 class FakeNamespace:
-    """What stands for ``numpy`` or ``cupy`` where arrays are fake arrays."""
+    """Replaces ``numpy`` or ``cupy`` for fake arrays."""
 
     def __init__(self, name: str, kind: type[FakeArray]) -> None:
         self.__name__ = name
@@ -54,43 +54,43 @@ class FakeNamespace:
         """Count the workspace of `count` chunks (`xpnet.accel.numpy.workspace`), of which each thread runs one at a time."""
         size = sum(-(-math.prod(s) * dtype.itemsize // ALIGNMENT) * ALIGNMENT for s in shapes)
         threads = max(1, min(get_num_threads(), count))
-        current_log().keep(slot, size + ALIGNMENT, threads, WORKSPACE_LIMIT + (2 << 20))
+        current_log().workspace(slot, size + ALIGNMENT, threads, WORKSPACE_LIMIT + (2 << 20))
 
     def temporary(self, dtype: Any, *shapes: tuple[int, ...]) -> None:
-        """Count arrays that live within one operation, besides all that are counted."""
+        """Count further arrays that live within one operation."""
         current_log().temporary(sum(math.prod(shape) for shape in shapes) * np.dtype(dtype).itemsize)
 
     # -- new arrays --
 
     def empty(self, shape: Any, *, dtype: Any = np.float64, device: Any = None) -> FakeArray:
-        """A new array."""
+        """Return a new array."""
         return self.kind.new(shape, np.float64 if dtype is None else dtype)
 
     zeros = ones = empty
 
     def full(self, shape: Any, value: Any, *, dtype: Any = None, device: Any = None) -> FakeArray:
-        """A new array."""
+        """Return a new array."""
         return self.kind.new(shape, np.asarray(value).dtype if dtype is None else dtype)
 
     def empty_like(self, x: FakeArray, *, dtype: Any = None, device: Any = None) -> FakeArray:
-        """A new array."""
+        """Return a new array."""
         return self.kind.new(x.shape, x.dtype if dtype is None else dtype)
 
     zeros_like = ones_like = empty_like
 
     def full_like(self, x: FakeArray, value: Any, *, dtype: Any = None, device: Any = None) -> FakeArray:
-        """A new array."""
+        """Return a new array."""
         return self.empty_like(x, dtype=dtype)
 
     def arange(self, start: Any, stop: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None) -> FakeArray:
-        """A new array."""
+        """Return a new array."""
         first, last = (0, start) if stop is None else (start, stop)
         count = max(0, math.ceil((last - first) / step))
         kind = np.result_type(first, last, step) if dtype is None else dtype
         return self.kind.new((count,), kind)
 
     def asarray(self, x: Any, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> FakeArray:
-        """`x` itself where nothing has to change."""
+        """Return `x` itself if it has the dtype."""
         if not isinstance(x, FakeArray):
             values = np.asarray(x, dtype=dtype)
             return self.kind.new(values.shape, values.dtype)
@@ -99,11 +99,11 @@ class FakeNamespace:
     array = asarray
 
     def ascontiguousarray(self, x: FakeArray) -> FakeArray:
-        """`x` itself where it is contiguous."""
+        """Return `x` itself if it is contiguous."""
         return x if x.flags.c_contiguous else x.same()
 
     def astype(self, x: FakeArray, dtype: Any, *, copy: bool = True, device: Any = None) -> FakeArray:
-        """A copy in another dtype."""
+        """Return a copy in another dtype."""
         return x.astype(dtype, copy=copy)
 
     # -- elementwise, reductions, products --
@@ -112,7 +112,7 @@ class FakeNamespace:
         if out is not None:
             return out
         shape = np.broadcast_shapes(*(tuple(getattr(x, "shape", ())) for x in inputs))
-        return self.kind.new(shape, _dtype(name, tuple(_sort(x) for x in inputs)))
+        return self.kind.new(shape, _dtype(name, tuple(_dtype_key(x) for x in inputs)))
 
     def _reduction(
         self, name: str, x: FakeArray, axis: Any = None, dtype: Any = None, keepdims: bool = False, **_: Any
@@ -121,13 +121,13 @@ class FakeNamespace:
         return self.kind.new(_reduced_shape(x, axis, keepdims), kind)
 
     def argmax(self, x: FakeArray, *, axis: Any = None, keepdims: bool = False) -> FakeArray:
-        """Integers."""
+        """Return int64 indices."""
         return self.kind.new(_reduced_shape(x, axis, keepdims), np.int64)
 
     argmin = argmax
 
     def matmul(self, a: FakeArray, b: FakeArray, out: Any = None) -> Any:
-        """The product's shape, by NumPy's rules."""
+        """Return an array of the product's shape, by NumPy's rules."""
         if out is not None:
             return out
         if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
@@ -139,45 +139,45 @@ class FakeNamespace:
     # -- shapes --
 
     def reshape(self, x: FakeArray, shape: Any, **_: Any) -> FakeArray:
-        """A view where that is possible."""
+        """Return a view where that is possible."""
         return x.reshape(shape)
 
     def permute_dims(self, x: FakeArray, axes: Any = None) -> FakeArray:
-        """A view."""
-        return x._look(np.transpose(x.layout, axes))
+        """Return a view."""
+        return x._view(np.transpose(x.layout, axes))
 
     transpose = permute_dims
 
     def matrix_transpose(self, x: FakeArray) -> FakeArray:
-        """A view."""
+        """Return a view."""
         return x.swapaxes(-1, -2)
 
     def swapaxes(self, x: FakeArray, a: int, b: int) -> FakeArray:
-        """A view."""
+        """Return a view."""
         return x.swapaxes(a, b)
 
     def moveaxis(self, x: FakeArray, source: Any, destination: Any) -> FakeArray:
-        """A view."""
-        return x._look(np.moveaxis(x.layout, source, destination))
+        """Return a view."""
+        return x._view(np.moveaxis(x.layout, source, destination))
 
     def expand_dims(self, x: FakeArray, axis: Any = 0) -> FakeArray:
-        """A view."""
-        return x._look(np.expand_dims(x.layout, axis))
+        """Return a view."""
+        return x._view(np.expand_dims(x.layout, axis))
 
     def squeeze(self, x: FakeArray, axis: Any = None) -> FakeArray:
-        """A view."""
-        return x._look(np.squeeze(x.layout, axis))
+        """Return a view."""
+        return x._view(np.squeeze(x.layout, axis))
 
     def broadcast_to(self, x: FakeArray, shape: Any) -> FakeArray:
-        """A view."""
-        return x._look(np.broadcast_to(x.layout, shape))
+        """Return a view."""
+        return x._view(np.broadcast_to(x.layout, shape))
 
     def flip(self, x: FakeArray, axis: Any = None) -> FakeArray:
-        """A view."""
-        return x._look(np.flip(x.layout, axis))
+        """Return a view."""
+        return x._view(np.flip(x.layout, axis))
 
     def concat(self, arrays: Sequence[FakeArray], axis: int = 0) -> FakeArray:
-        """A new array."""
+        """Return a new array."""
         first = arrays[0]
         axis = axis % first.ndim
         size = sum(a.shape[axis] for a in arrays)
@@ -185,25 +185,25 @@ class FakeNamespace:
         return self.kind.new((*first.shape[:axis], size, *first.shape[axis + 1 :]), dtype)
 
     def stack(self, arrays: Sequence[FakeArray], axis: int = 0) -> FakeArray:
-        """A new array."""
+        """Return a new array."""
         first = arrays[0]
         axis = axis % (first.ndim + 1)
         dtype = np.result_type(*(a.dtype for a in arrays))
         return self.kind.new((*first.shape[:axis], len(arrays), *first.shape[axis:]), dtype)
 
     def take(self, x: FakeArray, indices: Any, axis: int = 0) -> FakeArray:
-        """A new array."""
+        """Return a new array."""
         return self.kind.new((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
 
 
-def _sort(x: Any) -> Any:
-    """What of an operand decides the result's dtype: its dtype, or the type of a Python number."""
+def _dtype_key(x: Any) -> Any:
+    """Return what decides the result's dtype: an operand's dtype, or the type of a Python number."""
     return x.dtype if hasattr(x, "dtype") else type(x)
 
 
 @functools.lru_cache(maxsize=4096)
-def _dtype(name: str, sorts: tuple[Any, ...]) -> Any:
-    operands = [np.ones(1, s) if isinstance(s, np.dtype) else s(1) for s in sorts]
+def _dtype(name: str, keys: tuple[Any, ...]) -> Any:
+    operands = [np.ones(1, s) if isinstance(s, np.dtype) else s(1) for s in keys]
     return getattr(np, name)(*operands).dtype
 
 
@@ -218,11 +218,11 @@ def _reduced_shape(x: FakeArray, axis: Any, keepdims: bool) -> tuple[int, ...]:
 
 
 class FakeDevice(Device):
-    """The device of fake arrays: of kind "cpu" or "cuda", so that a model behaves as there."""
+    """The device of fake arrays, of kind "cpu" or "cuda"."""
 
     @property
     def xp(self) -> Any:
-        """The namespace that makes fake arrays."""
+        """The namespace of fake arrays."""
         return FakeNumpyArray.xp if self.kind == "cpu" else FakeCupyArray.xp
 
     def __enter__(self) -> Device:
@@ -232,7 +232,7 @@ class FakeDevice(Device):
         return
 
     def synchronize(self) -> None:
-        """There is nothing to wait for."""
+        """Do nothing."""
 
 
 FakeNamespace("fake_numpy", FakeNumpyArray)

@@ -1,4 +1,4 @@
-"""The memory of a training step, predicted: the step runs on arrays without memory, and what it would allocate is counted."""
+"""Predicts the memory of a training step: the step runs on fake arrays, and what it would allocate is counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xpnet.losses import softmax_cross_entropy
 from xpnet.optim import Adam, Optimizer
 
 POOL_UNIT = 512
-"""CuPy's memory pool gives out multiples of this many bytes."""
+"""CuPy's memory pool allocates multiples of this many bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class StepMemory:
     Attributes:
         device: "cpu" or "cuda".
         batch_size: examples of the batch.
-        parameters: the weights, and what is not learnt (running statistics).
+        parameters: the weights and buffers (running statistics).
         gradients: of all trainable parameters.
         state: the optimizer's.
         batch: the inputs and targets.
-        activations: what the forward pass keeps for the backward pass, and the outputs.
-        working: what operations keep from step to step: blocks of the threads on a CPU, cuBLAS's workspace on a GPU.
-        peak: the most that is in use at one moment of a step: all of the above, and what lives for a moment only
-            (gradients of activations, columns, transformed kernels).
+        activations: what the forward pass saves for the backward pass, and the outputs.
+        working: the workspace that operations keep from step to step: of the threads on a CPU, of cuBLAS on a GPU.
+        peak: the most in use at one time of a step: all of the above and temporaries (gradients of activations, im2col
+            matrices, transformed kernels).
     """
 
     device: str
@@ -55,7 +55,7 @@ class StepMemory:
 
     @property
     def passing(self) -> int:
-        """What the peak has beyond all that is kept."""
+        """The temporaries at the peak."""
         return self.peak - (self.parameters + self.gradients + self.state + self.batch + self.activations + self.working)
 
 
@@ -75,20 +75,19 @@ def step_memory(
 
     Args:
         model: any Module; its parameters need not exist yet.
-        input_shape: of one example; a list of such shapes for a model of several inputs. May be left out if the model knows it.
+        input_shape: of one example; a list of such shapes for a model of several inputs. None if the model knows it.
         batch_size: examples a batch.
-        optimizer: Adam if left out.
-        loss: as for Trainer. Left out, it is the softmax cross entropy of a single output, or the sum of the means of several.
-        target: (shape, dtype) of one example's target. Left out, it is a class number for cross entropy and hinge losses, and
-            of the output's shape otherwise.
+        optimizer: Adam if None.
+        loss: as for Trainer; None means the softmax cross entropy of a single output, or the sum of the means of several.
+        target: (shape, dtype) of one example's target; None means a class index for cross entropy and hinge losses, and the
+            output's shape otherwise.
         recompute, accumulate: as for Trainer.
-        device: "cpu" or "cuda"; the model's if left out. For "cuda" no GPU is needed; the sizes of caches and the number of
-            multiprocessors are then those of an H100.
+        device: "cpu" or "cuda"; the model's if None. "cuda" needs no GPU; without one the sizes of caches and the number of
+            multiprocessors are those of an H100.
 
     Raises:
         ValueError: no input shape is known.
-        AttributeError, TypeError: a layer of your own calls a function of an array library that is not known here, or looks at
-            values.
+        AttributeError, TypeError: a custom layer calls a function of an array library that is not known here, or reads values.
     """
     shapes = _shapes(model, input_shape)
     if batch_size < 1:
@@ -119,7 +118,7 @@ def _shapes(model: Module, given: Any) -> list[Shape]:
 
 @contextlib.contextmanager
 def _launches(kind: str) -> Iterator[None]:
-    """Within the block launches of this thread do nothing, and count cuBLAS's workspace."""
+    """Ignore this thread's launches within the block, and count cuBLAS's workspace."""
     if kind == "cpu":
         yield
         return
@@ -137,7 +136,7 @@ def _measured(
     from xpnet.training.trainer import Trainer
 
     twin = _twin(model, shapes, device, kind)
-    flat = twin.flat_parameters  # the parameters live there from now on; what they had before is free
+    flat = twin.flat_parameters  # holds the parameters from now on; the memory that they had before is free
     gradients = 0 if flat.values is None else log.rounded(flat.values.nbytes)
     parameters = log.now - log.kept - gradients
     fresh = copy.copy(optimizer)
@@ -150,31 +149,31 @@ def _measured(
         outputs = _outputs(twin(*x) if isinstance(x, tuple) else twin(x))
     function, y = _loss(loss, target, outputs, batch_size, kind)
     del outputs
-    moments: list[int] = []
+    in_use: list[int] = []
 
     def observed(prediction: Any, labels: Any) -> Any:
         value = function(prediction, labels)
-        moments.append(log.now)
+        in_use.append(log.now)
         return value
 
     trainer = Trainer(
         twin, loss=observed, optimizer=fresh, recompute=_of_twin(recompute, model, twin), accumulate=accumulate, capture=False
     )
     batch = sum(log.rounded(a.nbytes) for a in ((*x, y) if isinstance(x, tuple) else (x, y)) if isinstance(a, FakeArray))
-    trainer.step(x, y)  # working memory is kept from the first step on
+    trainer.step(x, y)  # workspace is kept from the first step on
     working = log.kept
     before = log.now
-    log.mark()
+    log.reset_peak()
     for _ in range(accumulate):
         trainer.step(x, y)
-    activations = max(moments[1:]) - before
+    activations = max(in_use[1:]) - before
     return StepMemory(device.kind, batch_size, parameters, gradients, state, batch, activations, working, log.peak)
 
 
 def _twin(model: Module, shapes: list[Shape], device: Device, kind: type[FakeArray]) -> Module:
-    """A copy of the model whose arrays are fake arrays."""
+    """Return a copy of the model with fake arrays."""
     known: dict[int, Any] = {}
-    kept: list[Any] = []  # so that no id is given out twice
+    kept: list[Any] = []  # so that no id is used twice
     for parameter in model.parameters().values():
         kept.extend((parameter.array, parameter.grad, parameter.buffer))
         known[id(parameter.array)] = kind.new(parameter.array.shape, _numpy_dtype(parameter.array))
@@ -213,14 +212,14 @@ def _numpy_dtype(array: Any) -> Any:
 
 
 def _outputs(result: Any) -> list[Any]:
-    """All arrays in what a model returned, as Tensors where they are."""
+    """Return all arrays in a model's output, Tensors unchanged."""
     found: list[Any] = []
     map_structure(lambda part: found.append(part) if hasattr(part, "shape") else None, result)
     return found
 
 
 def _loss(loss: Any, target: Any, outputs: list[Any], batch_size: int, kind: type[FakeArray]) -> tuple[Any, Any]:
-    """The loss function, and targets for it."""
+    """Return the loss function and targets for it."""
     from xpnet import losses
 
     first = outputs[0]
@@ -243,7 +242,7 @@ def _sum_of_means(prediction: Any, labels: Any) -> Any:
 
 
 def _of_twin(recompute: Any, model: Module, twin: Module) -> Any:
-    """The same choice of layers in the twin: a function is asked about the layers of the model itself."""
+    """Return the same choice of layers for the twin; a function is called with the layers of the model itself."""
     if not callable(recompute):
         return recompute
     return [path for path, module in model.named_modules() if path and recompute(path, module)]

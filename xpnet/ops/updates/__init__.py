@@ -1,1 +1,1 @@
-"""The update rules of the optimizers, on native arrays."""
+"""Update rules of the optimizers, on native arrays."""

@@ -1,4 +1,4 @@
-"""Update rules with a step size of its own for every weight, besides Adam's. See xpnet.ops.updates.rule."""
+"""Update rules with a step size for every weight, besides Adam's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xpnet.ops.updates.rule import Rule
 
 @Rule
 def adagrad(xp: Namespace, w: Array, g: Array, total: Array, *, learning_rate: float, epsilon: float) -> None:
-    """total += g*g; w -= learning_rate * g / (sqrt(total) + epsilon)."""
+    """Update total += g*g; w -= learning_rate * g / (sqrt(total) + epsilon)."""
     total += g * g
     root = xp.sqrt(total)
     root += epsilon
@@ -30,11 +30,10 @@ def rmsprop(
     centered: bool,
     momentum: float,
 ) -> None:
-    """`square` is a decaying mean of g*g; w -= learning_rate * g / (sqrt(square) + epsilon).
+    """Update w -= learning_rate * g / (sqrt(square) + epsilon), `square` a decaying mean of g*g.
 
-    With `centered` the first of `more` is a decaying mean of g, and the variance square - mean*mean stands in the place of
-    `square`. With a momentum the last of `more` is a velocity = momentum * velocity + g / (...), and w -= learning_rate *
-    velocity.
+    With `centered` the first of `more` is a decaying mean of g, and the variance square - mean*mean replaces `square`. With
+    a momentum the last of `more` is a velocity = momentum * velocity + g / (...), and w -= learning_rate * velocity.
     """
     square *= decay
     square += (1 - decay) * g * g
@@ -44,7 +43,7 @@ def rmsprop(
         mean *= decay
         mean += (1 - decay) * g
         below = square - mean * mean
-        below = xp.where(below > 0, below, xp.zeros_like(below))  # rounding may leave a variance of 0 just below it
+        below = xp.where(below > 0, below, xp.zeros_like(below))  # rounding may make a variance of 0 negative
     root = xp.sqrt(below)
     root += epsilon
     ahead = g / root
@@ -71,7 +70,7 @@ def amsgrad(
     epsilon: float,
     step: int,
 ) -> None:
-    """Adam with the largest v so far in the place of v: a step size that never grows again."""
+    """Update as Adam with the largest v so far instead of v, so that the step size never grows again."""
     m *= beta1
     m += (1 - beta1) * g
     v *= beta2
@@ -99,7 +98,7 @@ def nadam(
     following: float,
     product: float,
 ) -> None:
-    """Adam that looks ahead as Nesterov's momentum does.
+    """Update as Adam with Nesterov's momentum.
 
     Args:
         xp: the namespace.
@@ -134,7 +133,7 @@ def adamax(
     epsilon: float,
     step: int,
 ) -> None:
-    """Adam with a decaying maximum of |g| in the place of the root of v."""
+    """Update as Adam with a decaying maximum of |g| instead of the root of v."""
     m *= beta1
     m += (1 - beta1) * g
     largest *= beta2

@@ -19,7 +19,7 @@ def rprop(
     smallest: float,
     largest: float,
 ) -> None:
-    """w -= sign(g) * size; size grows while the sign stays the same, and shrinks where it changed.
+    """Update w -= sign(g) * size; size grows while the sign stays the same, and shrinks where it changed.
 
     Where it changed, no step is made, and the next one is made whatever its sign.
     """
@@ -34,10 +34,10 @@ def rprop(
 
 @Rule
 def quickprop(xp: Namespace, w: Array, g: Array, step: Array, slope: Array, *, learning_rate: float, growth: float) -> None:
-    """Jump to the minimum of the parabola through this slope and the last: step * g / (slope - g), then w += step.
+    """Jump to the minimum of the parabola through this gradient and the last: step * g / (slope - g), then w += step.
 
-    A jump is at most `growth` times the last step, also where the parabola opens downwards. Where the slope still points the
-    way of the last step, and where there was no step, -learning_rate * g is added.
+    A jump is at most `growth` times the last step, also where the parabola opens downwards. Where the descent direction is
+    still that of the last step, and where there was no step, -learning_rate * g is added.
     """
     way = xp.sign(step)
     bounded = way * g <= way * slope * (growth / (1 + growth))

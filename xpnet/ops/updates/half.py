@@ -1,6 +1,6 @@
-"""Rules for parameters that take part as 16-bit copies: rounding them, and the scale of their gradients.
+"""Rules for parameters with 16-bit copies: rounding, and loss scaling.
 
-All is done with arrays, never by looking at one: so it can be recorded and replayed on a GPU.
+No rule reads a value on the host, so that a GPU can capture and replay them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from xpnet.ops.updates.rule import Rule
 
 @Rule
 def rounded(xp: Namespace, copy: Array, values: Array) -> None:
-    """copy = values, rounded to the dtype of `copy`."""
+    """Set copy = values, rounded to the dtype of `copy`."""
     with quiet(xp):
         copy[...] = values
 
 
 @Rule
 def unscale(xp: Namespace, g: Array, scale: Array, overflow: Array) -> None:
-    """g /= scale; `overflow` becomes 1 where g holds anything that is not finite."""
+    """Divide g by the loss scale; set `overflow` to 1 if any of g is not finite."""
     with quiet(xp):
         g *= 1 / scale
         overflow[...] = xp.where(xp.all(xp.isfinite(g)), overflow, xp.ones_like(overflow))
@@ -26,8 +26,11 @@ def unscale(xp: Namespace, g: Array, scale: Array, overflow: Array) -> None:
 
 @Rule
 def adjust(xp: Namespace, scale: Array, good: Array, overflow: Array, *, factor: float, interval: int, smallest: float) -> None:
-    """What the scale becomes after a step: scale / factor, at least `smallest`, after one whose gradients overflowed, else
-    scale * factor after every `interval` steps in a row that did not. Both counters are brought up to date."""
+    """Adjust the loss scale after a step, and both counters.
+
+    After a step whose gradients overflowed it becomes scale / factor, at least `smallest`; after every `interval` consecutive
+    steps without overflow it becomes scale * factor.
+    """
     bad = overflow != 0
     count = xp.where(bad, xp.zeros_like(good), good + 1)
     with quiet(xp):  # a scale near the largest float32

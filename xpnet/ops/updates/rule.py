@@ -1,7 +1,6 @@
-"""Update rules: how an optimizer changes a flat array of weights, in place, given the flat array of gradients.
+"""Update rules: how an optimizer updates the flat weights of a model in place, given their flat gradients.
 
-A rule is array code over the whole model at once. An accelerated rule for one array library can replace it, as with
-operations: ``@sgd.accelerate("cupy")``.
+As with operations, ``@sgd.accelerate("cupy")`` registers a faster version for the arrays of one library.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Rule:
         return register
 
     def decays(self, w: Array) -> bool:
-        """Whether the version that runs for `w` applies weight decay itself."""
+        """Return whether the version that runs for `w` applies weight decay itself."""
         return self._function(namespace(w)) in self._decaying
 
     def _function(self, xp: Namespace) -> RuleFunction:
@@ -66,7 +65,7 @@ class Rule:
         return chosen
 
     def __call__(self, w: Array, g: Array, *slots: Array, **settings: Any) -> None:
-        """Update w and the slots in place; all are 1-D arrays of one size."""
+        """Update w and the slots, 1-D arrays of one size, in place."""
         xp = namespaces.get((type(w),)) or namespace(w)
         self._function(xp)(xp, w, g, *slots, **settings)
 
@@ -77,13 +76,13 @@ rules: dict[str, Rule] = {}
 
 @Rule
 def sgd(xp: Namespace, w: Array, g: Array, *, learning_rate: float) -> None:
-    """w -= learning_rate * g."""
+    """Update w -= learning_rate * g."""
     w -= learning_rate * g
 
 
 @Rule
 def momentum(xp: Namespace, w: Array, g: Array, v: Array, *, learning_rate: float, momentum: float, nesterov: bool) -> None:
-    """v = momentum * v - learning_rate * g; w += v, or with Nesterov's look-ahead w += momentum * v - learning_rate * g."""
+    """Update v = momentum * v - learning_rate * g; w += v, or with `nesterov` w += momentum * v - learning_rate * g."""
     step = learning_rate * g
     v *= momentum
     v -= step
@@ -96,7 +95,7 @@ def momentum(xp: Namespace, w: Array, g: Array, v: Array, *, learning_rate: floa
 
 @Rule
 def inertia(xp: Namespace, w: Array, g: Array, v: Array, *, learning_rate: float, momentum: float) -> None:
-    """v = momentum * v + (1 - momentum) * g, a mean of the gradients; w -= learning_rate * v."""
+    """Update v = momentum * v + (1 - momentum) * g, a mean of the gradients; w -= learning_rate * v."""
     v *= momentum
     v += (1 - momentum) * g
     w -= learning_rate * v
@@ -116,7 +115,7 @@ def adam(
     epsilon: float,
     step: int,
 ) -> None:
-    """m and v are decaying means of g and g*g; w -= learning_rate * mhat / (sqrt(vhat) + epsilon), bias-corrected."""
+    """Update w -= learning_rate * mhat / (sqrt(vhat) + epsilon): bias-corrected decaying means m of g and v of g*g."""
     m *= beta1
     m += (1 - beta1) * g
     v *= beta2
