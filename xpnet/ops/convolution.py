@@ -82,13 +82,8 @@ def im2col(xp: Namespace, x: Array, window: Size, *, stride: Size = 1, padding: 
 
 
 @im2col.backward
-def _(xp: Namespace, dy: Array, shape: Any, *, window: Size, stride: Size, padding: Padding, dilation: Size) -> Any:
-    return col2im.run(
-        xp,
-        (dy,),
-        {"input_shape": shape, "window": window, "stride": stride, "padding": padding, "dilation": dilation},
-        False,
-    )[0]
+def _(xp: Namespace, dy: Array, shape: Any, **settings: Any) -> Any:
+    return col2im.run(xp, (dy,), {"input_shape": shape, **settings}, False)[0]
 
 
 @op
@@ -123,18 +118,8 @@ def col2im(
 
 
 @col2im.backward
-def _(
-    xp: Namespace,
-    dy: Array,
-    saved: None,
-    *,
-    input_shape: Any,
-    window: Size,
-    stride: Size,
-    padding: Padding,
-    dilation: Size,
-) -> Any:
-    return im2col.run(xp, (dy,), {"window": window, "stride": stride, "padding": padding, "dilation": dilation}, False)[0]
+def _(xp: Namespace, dy: Array, saved: None, *, input_shape: Any, **settings: Any) -> Any:
+    return im2col.run(xp, (dy,), settings, False)[0]
 
 
 def conv_geometry(
@@ -181,17 +166,7 @@ def geometry_of_shapes(
 def _columns(xp: Namespace, x: Array, g: Geometry, groups: int) -> Array:
     """Return the windows of x as one matrix a group: (G, N*OH*OW, KH*KW*C/G)."""
     N, C = x.shape[0], x.shape[3]
-    cols = im2col.run(
-        xp,
-        (x,),
-        {
-            "window": (g.h.window, g.w.window),
-            "stride": (g.h.stride, g.w.stride),
-            "padding": (g.h[4:6], g.w[4:6]),
-            "dilation": (g.h.dilation, g.w.dilation),
-        },
-        False,
-    )[0]
+    cols = im2col.run(xp, (x,), g.settings, False)[0]
     cols = xp.reshape(cols, (N * g.h.out * g.w.out, g.h.window * g.w.window, groups, C // groups))
     cols = xp.permute_dims(cols, (2, 0, 1, 3))
     return xp.reshape(cols, (groups, N * g.h.out * g.w.out, g.h.window * g.w.window * (C // groups)))
@@ -271,18 +246,8 @@ def _(
     if needs[0]:
         cols = xp.matmul(grouped, xp.matrix_transpose(_kernel_matrices(xp, kernel, groups)))
         cols = xp.permute_dims(xp.reshape(cols, (groups, rows.shape[0], KH * KW, Cg)), (1, 2, 0, 3))
-        dx = col2im.run(
-            xp,
-            (xp.reshape(cols, (N, g.h.out, g.w.out, KH, KW, C)),),
-            {
-                "input_shape": tuple(x.shape),
-                "window": (KH, KW),
-                "stride": stride,
-                "padding": padding,
-                "dilation": dilation,
-            },
-            False,
-        )[0]
+        cols = xp.reshape(cols, (N, g.h.out, g.w.out, KH, KW, C))
+        dx = col2im.run(xp, (cols,), {"input_shape": tuple(x.shape), **g.settings}, False)[0]
     if needs[1]:
         # The columns are computed again: kept from forward they would be KH*KW times the size of x.
         dk = xp.matmul(xp.matrix_transpose(_columns(xp, x, g, groups)), grouped)  # (G, KH*KW*C/G, O/G)

@@ -11,14 +11,6 @@ from xpnet.ops.pooling import max_pool2d
 from xpnet.ops.registry import Implementation, Op, in_float32, op
 
 
-def _settings(stride: Size, padding: Padding, dilation: Size, groups: int, activation: str | None) -> dict[str, Any]:
-    return {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "activation": activation}
-
-
-def _pool_settings(window: Size, pool_stride: Size | None, pool_padding: Padding) -> dict[str, Any]:
-    return {"window": window, "stride": pool_stride, "padding": pool_padding}
-
-
 def _as_its_parts(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
     """Return the reference where the convolution takes 16-bit floats."""
     return operation.reference if conv2d.implementation(xp).takes_half else in_float32(operation, xp, inputs)
@@ -53,9 +45,10 @@ def conv2d_max_pool2d(
     Raises:
         ShapeError, ValueError: as the two operations.
     """
-    inner = _settings(stride, padding, dilation, groups, activation)
+    inner = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "activation": activation}
     y, kept, first = conv2d.run(xp, (x, kernel, bias), inner, save)
-    z, switches, second = max_pool2d.run(xp, (y,), _pool_settings(window, pool_stride, pool_padding), save)
+    outer = {"window": window, "stride": pool_stride, "padding": pool_padding}
+    z, switches, second = max_pool2d.run(xp, (y,), outer, save)
     return z, (kept, first, switches, second) if save else None
 
 
@@ -66,16 +59,12 @@ def _(
     saved: Any,
     *,
     window: Size,
-    stride: Size,
-    padding: Padding,
-    dilation: Size,
-    groups: int,
-    activation: str | None,
     pool_stride: Size | None,
     pool_padding: Padding,
     needs: tuple[bool, ...],
+    **settings: Any,
 ) -> Any:
     kept, first, switches, second = saved
-    outer = _pool_settings(window, pool_stride, pool_padding)
+    outer = {"window": window, "stride": pool_stride, "padding": pool_padding}
     (dz,) = max_pool2d.gradients(second, xp, dy, switches, outer, (True,))
-    return conv2d.gradients(first, xp, dz, kept, _settings(stride, padding, dilation, groups, activation), needs)
+    return conv2d.gradients(first, xp, dz, kept, settings, needs)

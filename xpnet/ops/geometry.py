@@ -45,6 +45,13 @@ class Geometry(NamedTuple):
         """Whether no padding is added anywhere."""
         return not (self.h.before or self.h.after or self.w.before or self.w.after)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The window, stride, padding and dilation, as im2col takes them."""
+        h, w = self
+        pairs = (h.window, w.window), (h.stride, w.stride), (h[4:6], w[4:6]), (h.dilation, w.dilation)
+        return dict(zip(("window", "stride", "padding", "dilation"), pairs))
+
 
 def conv_output_size(
     size: int, window: int, stride: int = 1, padding: int | Sequence[int] = 0, *, dilation: int = 1, exact: bool = False

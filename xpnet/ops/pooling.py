@@ -59,14 +59,7 @@ def max_pool2d_with_switches(xp: Namespace, x: Array, window: Size, *, stride: S
 
 
 def _scatter(xp: Namespace, cols: Array, g: Geometry, shape: tuple[int, ...]) -> Array:
-    settings = {
-        "input_shape": shape,
-        "window": (g.h.window, g.w.window),
-        "stride": (g.h.stride, g.w.stride),
-        "padding": (g.h[4:6], g.w[4:6]),
-        "dilation": 1,
-    }
-    return col2im.run(xp, (cols,), settings, False)[0]
+    return col2im.run(xp, (cols,), {"input_shape": shape, **g.settings}, False)[0]
 
 
 def unpool(xp: Namespace, dy: Array, switches: Array, shape: tuple[int, ...], g: Geometry) -> Array:
@@ -144,14 +137,7 @@ def average_pool2d(
 
 @average_pool2d.backward
 def _(
-    xp: Namespace,
-    dy: Array,
-    shape: Any,
-    *,
-    window: Size,
-    stride: Size | None,
-    padding: Padding,
-    count_include_pad: bool,
+    xp: Namespace, dy: Array, shape: Any, *, window: Size, stride: Size | None, padding: Padding, count_include_pad: bool
 ) -> Any:
     g = windows(shape, window, window if stride is None else stride, padding)
     dy = dy / window_counts(xp, g, count_include_pad, dy)

@@ -50,16 +50,6 @@ def op(
 
 
 __all__ = [
-    "Implementation",
-    "Op",
-    "Recordable",
-    "as_is",
-    "in_float32",
-    "in_float32_on_cpu",
-    "load_accelerations",
-    "op",
-    "reference_is_forced",
-    "reference_only",
-    "registry",
-    "statistics_in_float32",
-]
+    "Implementation", "Op", "Recordable", "as_is", "in_float32", "in_float32_on_cpu", "load_accelerations", "op",
+    "reference_is_forced", "reference_only", "registry", "statistics_in_float32",
+]  # fmt: skip
