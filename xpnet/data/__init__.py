@@ -13,24 +13,8 @@ from .sampling import class_weights, example_weights, split
 from .sources import SkipExample
 
 __all__ = [
-    "Batches",
-    "ByteImages",
-    "DataError",
-    "Dataset",
-    "ImageFolder",
-    "SkipExample",
-    "WorkerError",
-    "augment",
-    "cifar",
-    "class_weights",
-    "example_weights",
-    "idx",
-    "load",
-    "names",
-    "one_hot",
-    "preprocessing",
-    "read_image",
-    "split",
-]
+    "Batches", "ByteImages", "DataError", "Dataset", "ImageFolder", "SkipExample", "WorkerError", "augment", "cifar",
+    "class_weights", "example_weights", "idx", "load", "names", "one_hot", "preprocessing", "read_image", "split",
+]  # fmt: skip
 
 __getattr__ = renamed_names(__name__, {"Bytes": "ByteImages"})

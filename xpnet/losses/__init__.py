@@ -55,23 +55,7 @@ def get(loss: str | Loss) -> Loss:
 
 
 __all__ = [
-    "NAMES",
-    "Loss",
-    "attribute_hinge",
-    "attribute_logistic",
-    "contrastive",
-    "get",
-    "half_squared_error",
-    "hinge",
-    "huber",
-    "mean_absolute_error",
-    "mean_squared_error",
-    "negative_log_likelihood",
-    "quadratic_cost",
-    "reduce",
-    "same_shape",
-    "sigmoid_cross_entropy",
-    "softmax_cross_entropy",
-    "squared_hinge",
-    "triplet",
-]
+    "NAMES", "Loss", "attribute_hinge", "attribute_logistic", "contrastive", "get", "half_squared_error", "hinge", "huber",
+    "mean_absolute_error", "mean_squared_error", "negative_log_likelihood", "quadratic_cost", "reduce", "same_shape",
+    "sigmoid_cross_entropy", "softmax_cross_entropy", "squared_hinge", "triplet",
+]  # fmt: skip

@@ -4,38 +4,15 @@ Called with NumPy, CuPy, PyTorch or JAX arrays they return arrays of the same li
 gradient they are recorded for `backward`.
 """
 
+# fmt: off
+# isort: off
 from xpnet.ops.activations import (
-    elu,
-    gelu,
-    hard_sigmoid,
-    leaky_relu,
-    relu,
-    selu,
-    sigmoid,
-    silu,
-    softplus,
-    softsign,
-    step,
-    tanh,
+    elu, gelu, hard_sigmoid, leaky_relu, relu, selu, sigmoid, silu, softplus, softsign, step, tanh,
 )
 from xpnet.ops.convolution import col2im, conv1d, conv2d, conv_transpose2d, im2col
 from xpnet.ops.dropout import dropout
 from xpnet.ops.elementwise import (
-    abs,
-    add,
-    clip,
-    divide,
-    exp,
-    log,
-    maximum,
-    minimum,
-    multiply,
-    negative,
-    power,
-    sqrt,
-    square,
-    subtract,
-    where,
+    abs, add, clip, divide, exp, log, maximum, minimum, multiply, negative, power, sqrt, square, subtract, where,
 )
 from xpnet.ops.embedding import embedding
 from xpnet.ops.fused import conv2d_max_pool2d
@@ -44,12 +21,7 @@ from xpnet.ops.half import cast
 from xpnet.ops.linear import dense, matmul
 from xpnet.ops.logistic import sigmoid_cross_entropy
 from xpnet.ops.normalization import (
-    batch_norm,
-    batch_norm_inference,
-    batch_norm_with_statistics,
-    group_norm,
-    layer_norm,
-    local_response_norm,
+    batch_norm, batch_norm_inference, batch_norm_with_statistics, group_norm, layer_norm, local_response_norm,
 )
 from xpnet.ops.pooling import average_pool2d, global_average_pool2d, lp_pool2d, max_pool2d, max_pool2d_with_switches
 from xpnet.ops.recurrent import gru, lstm, rnn
@@ -58,6 +30,8 @@ from xpnet.ops.registry import Op, op, reference_only, registry
 from xpnet.ops.shapes import ShapeError
 from xpnet.ops.shaping import broadcast_to, concat, flip, getitem, pad, reshape, stack, transpose
 from xpnet.ops.softmax import log_softmax, softmax, softmax_cross_entropy
+# isort: on
+# fmt: on
 
 __all__ = [
     "Op", "ShapeError", "abs", "add", "average_pool2d", "batch_norm", "batch_norm_inference", "batch_norm_with_statistics",

@@ -10,20 +10,6 @@ from xpnet.optim.rprop import Quickprop, Rprop
 from xpnet.optim.scaled import Adagrad, RMSprop
 
 __all__ = [
-    "LBFGS",
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "FullBatch",
-    "LossScale",
-    "Minimum",
-    "Nadam",
-    "Optimizer",
-    "Quickprop",
-    "RMSprop",
-    "Rprop",
-    "TruncatedNewton",
-    "schedules",
-]
+    "LBFGS", "SGD", "Adagrad", "Adam", "AdamW", "Adamax", "FullBatch", "LossScale", "Minimum", "Nadam", "Optimizer",
+    "Quickprop", "RMSprop", "Rprop", "TruncatedNewton", "schedules",
+]  # fmt: skip

@@ -6,12 +6,5 @@ from xpnet.report.page import run_page, write_page
 from xpnet.report.record import Record, read_record, write_record
 
 __all__ = [
-    "Record",
-    "RunReport",
-    "comparison_page",
-    "read_record",
-    "run_page",
-    "write_comparison",
-    "write_page",
-    "write_record",
-]
+    "Record", "RunReport", "comparison_page", "read_record", "run_page", "write_comparison", "write_page", "write_record",
+]  # fmt: skip

@@ -21,27 +21,10 @@ from xpnet.training.trainer import Trainer
 from xpnet.training.weighting import ClassWeighted
 
 __all__ = [
-    "CSVLog",
-    "Callback",
-    "Checkpoint",
-    "ClassWeighted",
-    "ClipGradients",
-    "EarlyStopping",
-    "ExponentialMovingAverage",
-    "History",
-    "JSONLog",
-    "LambdaCallback",
-    "LearningRates",
-    "NotFiniteError",
-    "ReduceOnPlateau",
-    "TensorBoard",
-    "Timing",
-    "Trainer",
-    "find_learning_rate",
-    "load_checkpoint",
-    "overfit_one_batch",
-    "save_checkpoint",
-]
+    "CSVLog", "Callback", "Checkpoint", "ClassWeighted", "ClipGradients", "EarlyStopping", "ExponentialMovingAverage",
+    "History", "JSONLog", "LambdaCallback", "LearningRates", "NotFiniteError", "ReduceOnPlateau", "TensorBoard", "Timing",
+    "Trainer", "find_learning_rate", "load_checkpoint", "overfit_one_batch", "save_checkpoint",
+]  # fmt: skip
 
 __getattr__ = renamed_names(
     __name__, {"Call": "LambdaCallback", "Decades": "LearningRates", "search_decades": "find_learning_rate"}

@@ -19,16 +19,6 @@ from xpnet.accel.cupy import (
 )
 
 __all__ = [
-    "activation",
-    "batches",
-    "convolution",
-    "device",
-    "dropout",
-    "im2col",
-    "linear",
-    "mixed",
-    "normalization",
-    "optimizers",
-    "pooling",
-    "softmax",
-]
+    "activation", "batches", "convolution", "device", "dropout", "im2col", "linear", "mixed", "normalization",
+    "optimizers", "pooling", "softmax",
+]  # fmt: skip

@@ -11,16 +11,6 @@ from .values import Mixup, Normalise, Rescale
 from .warps import Elastic, Rotation, warp
 
 __all__ = [
-    "Augmentation",
-    "Compose",
-    "Crop",
-    "Cutout",
-    "Elastic",
-    "Flip",
-    "Mixup",
-    "Normalise",
-    "Rescale",
-    "Rotation",
-    "Shift",
+    "Augmentation", "Compose", "Crop", "Cutout", "Elastic", "Flip", "Mixup", "Normalise", "Rescale", "Rotation", "Shift",
     "warp",
-]
+]  # fmt: skip

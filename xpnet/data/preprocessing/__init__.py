@@ -15,16 +15,6 @@ from .principal import PCA, Whiten
 from .simple import Bias, MeanSubtraction, MinMax, Scale, Standardize
 
 __all__ = [
-    "PCA",
-    "Bias",
-    "MeanSubtraction",
-    "MinMax",
-    "Pipeline",
-    "Scale",
-    "Standardize",
-    "Transform",
-    "Whiten",
-    "from_one_hot",
-    "from_state",
-    "one_hot",
-]
+    "PCA", "Bias", "MeanSubtraction", "MinMax", "Pipeline", "Scale", "Standardize", "Transform", "Whiten", "from_one_hot",
+    "from_state", "one_hot",
+]  # fmt: skip
