@@ -59,7 +59,7 @@ __device__ inline int drawn_offset(const i64* stage, u32 drawn) {
 template <int THREADS>
 __global__ void __launch_bounds__(THREADS)
 select(const i64* order, i64 count, i64* position, u64* step, const i64* program, int stages, i64 batch, const u32* labels,
-     int words, i64* index, u32* taken, int* drawn) {
+       int words, i64* index, u32* taken, int* drawn) {
   __shared__ int rejected;
   const u64 at = step == nullptr ? 0 : *step;
   if (order != nullptr) {

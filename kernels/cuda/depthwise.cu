@@ -10,8 +10,8 @@
 template <typename T, int V>
 __global__ void __launch_bounds__(256, 3)
 depthwise_fprop(const T* x, const T* kernel, T* y, i64 vectors, int H, int W, int channels, int KH, int KW, int stride_h,
-          int stride_w, int dilation_h, int dilation_w, int top, int left, FastDivmod by_channels, FastDivmod by_ow,
-          FastDivmod by_oh) {
+                int stride_w, int dilation_h, int dilation_w, int top, int left, FastDivmod by_channels, FastDivmod by_ow,
+                FastDivmod by_oh) {
   for (i64 i = thread_index(); i < vectors; i += grid_stride()) {
     u32 c, ow, oh;
     u32 rest = by_channels.divmod(static_cast<u32>(i), c);

@@ -30,7 +30,7 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, in
   __shared__ Vector<A, 4> b_tile[2][BK][BN / 4];
   x += blockIdx.y * by_channels.divisor, b += blockIdx.y * outer;  // this block's group
   const ImplicitIm2col<T> im2col = {x,        H,      W,      pixel,       scale_h, scale_w, offset_h,
-                            offset_w, step_h, step_w, by_channels, by_kw,   by_ow,   by_oh};
+                                    offset_w, step_h, step_w, by_channels, by_kw,   by_ow,   by_oh};
   const int thread = threadIdx.x, tiles = (outer + BN - 1) / BN;
   const int m0 = static_cast<int>(blockIdx.x) / tiles * BM, n0 = static_cast<int>(blockIdx.x) % tiles * BN;
   const int rows = WGRAD ? inner : positions, begin = WGRAD ? static_cast<int>(blockIdx.z) * split_size : 0;
@@ -117,7 +117,7 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, in
     const int row = m0 + my_row * ROWS + i;
     if (row >= rows) continue;
     const i64 row_offset = WGRAD ? (static_cast<i64>(blockIdx.z) * rows + row) * pitch
-                               : output_offset(row, by_ow, by_oh, y_first, y_image, y_row, y_pixel);
+                                 : output_offset(row, by_ow, by_oh, y_first, y_image, y_row, y_pixel);
 #pragma unroll
     for (int j = 0; j < 4; j += V) {
       const int column = n0 + 4 * my_column + j, channel = blockIdx.y * outer + column;
@@ -165,7 +165,7 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
   __shared__ Chunk b_tile[STAGES][BN * 4];
   x += blockIdx.y * by_channels.divisor, b += blockIdx.y * outer;  // this block's group
   const ImplicitIm2col<T> im2col = {x,        H,      W,      pixel,       scale_h, scale_w, offset_h,
-                            offset_w, step_h, step_w, by_channels, by_kw,   by_ow,   by_oh};
+                                    offset_w, step_h, step_w, by_channels, by_kw,   by_ow,   by_oh};
   const int thread = threadIdx.x, tiles = (outer + BN - 1) / BN;
   const int m0 = static_cast<int>(blockIdx.x) / tiles * BM, n0 = static_cast<int>(blockIdx.x) % tiles * BN;
   const int rows = WGRAD ? inner : positions, begin = WGRAD ? static_cast<int>(blockIdx.z) * split_size : 0;
@@ -277,7 +277,7 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
       const int row = m0 + warp_m + i * 16 + q * 8 + g;
       if (row >= rows) continue;
       const i64 row_offset = WGRAD ? (static_cast<i64>(blockIdx.z) * rows + row) * pitch
-                                 : output_offset(row, by_ow, by_oh, y_first, y_image, y_row, y_pixel);
+                                   : output_offset(row, by_ow, by_oh, y_first, y_image, y_row, y_pixel);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int column = n0 + warp_n + j * 8 + 2 * t, channel = blockIdx.y * outer + column;
