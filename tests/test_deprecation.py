@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import types
 import warnings
+from typing import Any
 
+import numpy as np
 import pytest
 
+import xpnet as xn
 from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_arguments, renamed_attribute, renamed_names
 
 
@@ -130,3 +133,20 @@ def test_new_names_are_silent() -> None:
 
         assert Mine().on_checkpoint() == "mine"
         assert Layer().parameter_specs(1) == 2
+
+
+def test_a_layer_may_use_an_old_name_for_something_else() -> None:
+    class Counts(xn.Module):
+        def __init__(self) -> None:
+            self.counters = [1, 2]
+            self.arena = xn.Dense(2)
+
+        def forward(self, x: Any) -> Any:
+            return self.arena(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = Counts()
+        assert model.counters == [1, 2]
+        assert model(np.ones((3, 4), np.float32)).shape == (3, 2)
+        assert list(model.parameters()) == ["arena.kernel", "arena.bias"]

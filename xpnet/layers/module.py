@@ -337,6 +337,7 @@ class Module(ModuleTree):
     draw = renamed_attribute("next_random_step")
     counters = renamed_attribute("rng_counters")
     load_counters = renamed_attribute("load_rng_counters")
+    arena = renamed_attribute("flat_parameters")
 
     def __repr__(self) -> str:
         inner = (

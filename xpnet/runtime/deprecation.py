@@ -84,6 +84,8 @@ class renamed_attribute:  # noqa: N801 - used like `property`
         warn_renamed(f"{self.owner.__name__}.{self.old}", f"{self.owner.__name__}.{self.new}", stacklevel=3)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if self.old in getattr(instance, "__dict__", ()):
+            return instance.__dict__[self.old]  # somebody else's attribute of that name
         self._warn()
         if instance is None:
             return getattr(owner, self.new)
