@@ -17,8 +17,7 @@ from typing import Any, TypeAlias, cast
 import array_api_compat
 import numpy as np
 
-Array: TypeAlias = Any
-"""An array of any library that implements the Array API. The libraries share no base class that a checker could name."""
+from xpnet.runtime.array import Array as Array
 
 Namespace: TypeAlias = Any
 
@@ -58,7 +57,7 @@ def _namespace_of(kind: type, array: Array) -> Namespace:
     return xp
 
 
-def namespace(*arrays: Array) -> Namespace:
+def namespace(*arrays: Any) -> Namespace:
     """Return the array namespace that all `arrays` share; None and Python scalars are ignored.
 
     Raises:
@@ -150,7 +149,7 @@ def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
     return np.errstate(over="ignore", invalid="ignore") if xp is np else contextlib.nullcontext()
 
 
-def as_array(xp: Namespace, value: Any) -> Array:
+def as_array(xp: Namespace, value: Array) -> Array:
     """Return `value` as an array: NumPy's reductions return scalars where the standard says arrays."""
     if xp is np and not isinstance(value, np.ndarray):
         return np.asarray(value)
@@ -285,7 +284,7 @@ def device_of(array: Array) -> Device | str:
     return str(array_api_compat.device(array))
 
 
-def to_device(array: Array, where: str | Device) -> Array:
+def to_device(array: Any, where: str | Device) -> Array:
     """Return `array` on device `where`: itself if it is there already, else a copy.
 
     Args:
@@ -299,15 +298,15 @@ def to_device(array: Array, where: str | Device) -> Array:
 
     with target:
         if isinstance(array, cupy.ndarray) and array.device.id == target.index:
-            return array
+            return cast(Array, array)
         try:
-            return cupy.array(array) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array))
+            return cast(Array, cupy.array(array) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array)))
         except MemoryError as error:
             raise_explained(error, "to_device", (array,))
             raise
 
 
-def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+def to_numpy(array: Any) -> np.ndarray[Any, Any]:
     """Return `array` as a NumPy array: itself where it is one already, else a copy in main memory."""
     if isinstance(array, np.ndarray):
         return array

@@ -55,7 +55,7 @@ def dense_to_conv(model: Sequential, input_shape: Sequence[int] | None = None) -
     context = model.context
     made = Sequential(layers, input_shape=given or before, device=str(context.device), dtype=context.dtype, seed=context.seed)
     for conv, dense in filled:
-        conv.kernel.array[...] = dense.kernel.array.reshape(conv.kernel.shape)
+        conv.kernel.array[...] = context.device.xp.reshape(dense.kernel.array, conv.kernel.shape)
         conv.kernel.requires_grad = dense.kernel.requires_grad
         if dense.use_bias:
             conv.bias.array[...] = dense.bias.array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from xpnet.backend import Array, as_array, namespace
 from xpnet.ops.shapes import ShapeError
@@ -67,7 +67,7 @@ def confusion_matrix(prediction: Array, target: Array, classes: int | None = Non
     numbers = xp.arange(classes, device=prediction.device)
     rows = xp.astype(target[:, None] == numbers, xp.float64)
     columns = xp.astype(predicted[:, None] == numbers, xp.float64)
-    return xp.astype(xp.matmul(xp.matrix_transpose(rows), columns), xp.int64)
+    return cast(Array, xp.astype(xp.matmul(xp.matrix_transpose(rows), columns), xp.int64))
 
 
 NAMES: dict[str, Metric] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tensor import Parameter
@@ -54,8 +55,8 @@ class FlatParameters:
                 self.decayed = size
         self._views: list[tuple[Parameter, Array]] = []
         self._ids = {id(p) for p in self.parameters}
-        self.values: Array = None
-        self.gradients: Array = None
+        self.values: Any = None  # arrays, once there is a parameter
+        self.gradients: Any = None
         self._copies: dict[str, tuple[Array, dict[int, Array]]] = {}
         if not self.parameters:
             return
@@ -102,7 +103,7 @@ class FlatParameters:
     def collect(self) -> None:
         """Copy gradients that users assigned into the flat array, and write 0 where the last backward did not reach."""
         for p in self.parameters:
-            buffer: Array = p.buffer
+            buffer: Any = p.buffer
             if p.grad is not buffer:
                 buffer[...] = 0 if p.grad is None else p.grad
 

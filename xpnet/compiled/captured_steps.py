@@ -36,7 +36,7 @@ class DeviceCounter:
 
     def take(self) -> Array:
         """Return the current value as a new 0-d uint64 array, and increment the counter."""
-        step = self.array.copy()
+        step: Array = self.array.copy()
         self.array += 1
         return step
 
@@ -124,6 +124,7 @@ class CapturedSteps:
             rate = optimizer.current_learning_rate
             if rate != self._rate:
                 optimizer.clock.rate[...] = self._rate = rate
+        loss: Array
         if isinstance(x, tuple):
             loss, reached = self._captured(*x, y, several=True)
         elif self.feed is not None:

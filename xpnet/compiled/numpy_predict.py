@@ -67,7 +67,7 @@ class Plan:
         y = model(PlannedTensor(self.input, self))
         if type(y) is not PlannedTensor:
             raise UnplannableError
-        self.output = y.array
+        self.output: Any = y.array
         # The first call of a model may have created its parameters.
         self.version, self.changes = model._version, model._version.changes
         self.parameters = [(p, p.array) for p in model.parameters().values()]

@@ -82,7 +82,7 @@ class Step:
             elif activation is not None:
                 calls.append(partial(activate, y, activation))
 
-    def _product_of_input(self, kernel: Floats, y: Floats) -> None:
+    def _product_of_input(self, kernel: Any, y: Floats) -> None:
         self.x.dot(kernel, y)
 
     def _gradient_of_first(self, dy: Floats, out: Any) -> None:

@@ -57,8 +57,10 @@ def like(xp: Namespace, array: Array, values: NumpyArray) -> Array:
         return values
     if name_of(xp) == "cupy":
         with array.device:
-            return xp.asarray(values)
-    return xp.asarray(values, device=array_api_compat.device(array))
+            converted: Array = xp.asarray(values)
+    else:
+        converted = xp.asarray(values, device=array_api_compat.device(array))
+    return converted
 
 
 class Order:
@@ -79,23 +81,23 @@ class Order:
 class _Reader(ABC):
     """Takes examples out of one array."""
 
-    def __init__(self, array: Array):
+    def __init__(self, array: Any):
         self.array = array
 
     @abstractmethod
-    def take(self, order: Order, start: int, stop: int) -> Array:
+    def take(self, order: Order, start: int, stop: int) -> Any:
         """Return the examples order[start:stop]."""
 
     @abstractmethod
-    def slice(self, start: int, stop: int) -> Array:
+    def slice(self, start: int, stop: int) -> Any:
         """Return the examples from `start` to `stop`."""
 
 
 class _Numpy(_Reader):
-    def take(self, order: Order, start: int, stop: int) -> Array:
+    def take(self, order: Order, start: int, stop: int) -> Any:
         return self.array.take(order.host[start:stop], 0)
 
-    def slice(self, start: int, stop: int) -> Array:
+    def slice(self, start: int, stop: int) -> Any:
         return self.array[start:stop]
 
 
@@ -106,32 +108,32 @@ class _Native(_Reader):
         super().__init__(array)
         self.xp = xp
 
-    def take(self, order: Order, start: int, stop: int) -> Array:
+    def take(self, order: Order, start: int, stop: int) -> Any:
         return self.xp.take(self.array, order.on(self.xp, self.array)[start:stop], axis=0)
 
-    def slice(self, start: int, stop: int) -> Array:
+    def slice(self, start: int, stop: int) -> Any:
         return self.array[start:stop, ...]
 
 
 class _InFile(_Reader):
     """For data sets of h5py and the like, which take increasing indices, each once."""
 
-    def take(self, order: Order, start: int, stop: int) -> Array:
+    def take(self, order: Order, start: int, stop: int) -> Any:
         unique, inverse = np.unique(order.host[start:stop], return_inverse=True)
         return np.asarray(self.array[unique])[inverse]
 
-    def slice(self, start: int, stop: int) -> Array:
+    def slice(self, start: int, stop: int) -> Any:
         return np.asarray(self.array[start:stop])
 
 
 class _InByteImages(_Reader):
     """For ByteImages, which convert what they gather on their own device."""
 
-    def take(self, order: Order, start: int, stop: int) -> Array:
+    def take(self, order: Order, start: int, stop: int) -> Any:
         images = self.array.images
         return self.array[order.on(namespace(images), images)[start:stop]]
 
-    def slice(self, start: int, stop: int) -> Array:
+    def slice(self, start: int, stop: int) -> Any:
         return self.array[start:stop]
 
 
@@ -142,7 +144,7 @@ class _Mapped(_Reader):
         super().__init__(np.asarray(array))  # a memmap would make every row a memmap
         self.memory = memory
 
-    def take(self, order: Order, start: int, stop: int) -> Array:
+    def take(self, order: Order, start: int, stop: int) -> Any:
         indices = order.host[start:stop]
         out = np.empty((len(indices), *self.array.shape[1:]), self.array.dtype)
         along = np.argsort(indices, kind="stable")  # read the file front to back
@@ -154,7 +156,7 @@ class _Mapped(_Reader):
         _release(self.memory, out.nbytes + len(indices) * _FAULT_AROUND)
         return out
 
-    def slice(self, start: int, stop: int) -> Array:
+    def slice(self, start: int, stop: int) -> Any:
         out = np.array(self.array[start:stop])
         _release(self.memory, out.nbytes + _FAULT_AROUND)
         return out
@@ -172,7 +174,7 @@ def _reader(array: Array) -> _Reader:
         return _InFile(array)
 
 
-def gather(array: Array, indices: NumpyArray) -> Array:
+def gather(array: Array, indices: NumpyArray) -> Any:
     """Gather the examples at `indices` (int64, on the host) of an array of any library."""
     return _reader(array).take(Order(indices), 0, len(indices))
 

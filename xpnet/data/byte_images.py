@@ -79,7 +79,7 @@ class ByteImages:
     def numbers(self, images: Array) -> Array:
         """Convert bytes of any shape (..., C) to floating point, as in every batch."""
         xp = namespace(images)
-        batch = xp.astype(images, getattr(xp, self.dtype.name))
+        batch: Array = xp.astype(images, getattr(xp, self.dtype.name))
         batch *= self.scale
         if self.mean is not None:
             mean, std = (self.mean, self.std) if xp is np else self._device_moments()
@@ -113,6 +113,6 @@ def gathered(data: ByteImages, index: Array, kernel: bool) -> Array:
         return data.numbers(xp.take(data.images, index, axis=0))
     from xpnet.accel.cupy.batches import gather
 
-    out = xp.empty((index.shape[0], *data.shape[1:]), dtype=getattr(xp, data.dtype.name))
+    out: Array = xp.empty((index.shape[0], *data.shape[1:]), dtype=getattr(xp, data.dtype.name))
     gather(data.images, index, out, table=table)
     return out

@@ -144,7 +144,7 @@ class BatchBuilder:
         """Make this the next batch."""
         self.step[...] = (epoch << 32) + batch
 
-    def build(self, data: Array, size: int, **selection: Any) -> Pair:
+    def build(self, data: Array, size: int, **selection: Any) -> tuple[Array, Array | None]:
         """Build a batch; return it and the indices (size,) of its examples.
 
         selection: `order`, `position` and more for `xpnet.accel.cupy.batches.select`; none: the first `size` examples.
@@ -174,7 +174,7 @@ class ResidentFeed:
 
     inputs: tuple[Array, ...] = ()
 
-    def __init__(self, batches: Batches, program: AugmentProgram, data: Array, labels: Array) -> None:
+    def __init__(self, batches: Batches, program: AugmentProgram, data: Array, labels: Any) -> None:
         self.batches = batches
         self.xp = xp = namespace(data)
         size = _largest(batches)
@@ -307,7 +307,7 @@ def _program(batches: Batches, x: Any) -> AugmentProgram | None:
     return augment_program(batches.augment, batches.seed, tuple(x.shape[1:]), dtype)
 
 
-def _labels(batches: Batches, pair: tuple[Any, Any], device: Device) -> Array | None:
+def _labels(batches: Batches, pair: tuple[Any, Any], device: Device) -> Any:
     """Return the labels on the data's device; None where they are not arrays, or too large to be moved unasked."""
     x, y = _array(pair[0]), pair[1]
     if isinstance(y, ByteImages) or _device_of(y) is None:

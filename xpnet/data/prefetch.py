@@ -168,7 +168,7 @@ class Prefetcher:
         started = line.now() if line is not None else 0.0
         copies: list[tuple[Array, NumpyArray]] = []
 
-        def place(array: Any) -> Array:
+        def place(array: Any) -> Any:
             if transfers.is_there(array):
                 return transfers.move(array)
             values = to_numpy(array)
@@ -189,7 +189,7 @@ class Prefetcher:
             line.add("copies", "copy", begun, slot.copied, transfers.seconds)
         return placed
 
-    def _memory(self, slot: Slot, number: int, size: int) -> tuple[NumpyArray, Array]:
+    def _memory(self, slot: Slot, number: int, size: int) -> tuple[NumpyArray, Any]:
         """Return the first `size` bytes of a slot's two buffers for one array, larger ones if needed."""
         while len(slot.memory) <= number:
             slot.memory.append((self.transfers.pinned(0), self.transfers.buffer(0)))

@@ -94,7 +94,7 @@ def example_weights(y: Array, weights: Array | None = None) -> NumpyArray:
 
 def split(
     x: Array, y: Array, *, fraction: float = 0.2, seed: int = 0, stratify: bool = True
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     """Divide `(x, y)` at random into two parts, for example to set a validation part aside.
 
     Args:

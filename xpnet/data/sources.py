@@ -61,7 +61,7 @@ def _stack(parts: tuple[Any, ...], where: str, names: list[str]) -> Array:
                 f"have one shape (ImageFolder makes it with size=(H, W))"
             )
     if is_array(first) and not isinstance(first, (np.ndarray, np.generic)):
-        return namespace(*parts).stack(parts, axis=0)
+        return cast(Array, namespace(*parts).stack(parts, axis=0))
     stacked = np.stack([np.asarray(part) for part in parts])
     # NumPy makes Python's floats float64; here they have no dtype of their own and become float32.
     python = isinstance(first, float) and not isinstance(first, np.generic)

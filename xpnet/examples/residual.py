@@ -36,7 +36,7 @@ def gradient_sizes(model: xn.Sequential, data: Any) -> list[float]:
     """Return the root mean square of dloss/doutput for each block, from the first to the last."""
     x, y = data.train[0][:256], data.train[1][:256]
     outputs = xn.inspect.layer_gradients(model, "softmax_cross_entropy", x, y).outputs
-    return [float(np.sqrt(np.mean(np.square(g)))) for g in outputs.values()][1:-1]
+    return [float(np.sqrt(np.mean(np.square(xn.to_numpy(g))))) for g in outputs.values()][1:-1]
 
 
 def run(out: Folder = None, seed: int = 0, depth: int = 30, epochs: int = 10) -> Report:

@@ -47,7 +47,7 @@ def sensitivity(model: xn.Sequential, steps: int, seed: int) -> Any:
     x = xn.Tensor(make_sums(256, steps, seed + 1)[0], requires_grad=True)
     model(x).sum().backward()
     model.zero_grad()
-    return np.mean(np.abs(x.grad[:, :, 0]), axis=0)  # type: ignore[index]
+    return np.mean(np.abs(xn.to_numpy(x.grad)[:, :, 0]), axis=0)
 
 
 def run(out: Folder = None, seed: int = 0, steps: int = 40, updates: int = 800) -> Report:

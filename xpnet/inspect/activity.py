@@ -184,7 +184,7 @@ def layer_gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: 
                 parameter._accumulate(held[name])
 
 
-def _copy(array: Array) -> Array:
+def _copy(array: Array | None) -> Any:
     return None if array is None else backend.namespace(array).asarray(array, copy=True)
 
 

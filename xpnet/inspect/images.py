@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -141,7 +141,7 @@ def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
         finally:
             for parameter in parameters:
                 parameter.requires_grad = True
-    return xp.max(xp.abs(image.grad), axis=-1)
+    return cast(Array, xp.max(xp.abs(image.grad), axis=-1))
 
 
 def draw_images(images: Array, *, titles: Sequence[str] = (), columns: int | None = None, size: float = 1.1) -> Any:
@@ -189,6 +189,6 @@ def save_image(path: str | os.PathLike[str], image: Array) -> Path:
     pixels = np.clip(np.rint(255 * np.asarray(backend.to_numpy(image), dtype=np.float64)), 0, 255).astype(np.uint8)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    write_atomically(path, lambda file: image.save(file, format="PNG"))
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
     return path

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from xpnet import backend, initializers, random
 from xpnet.autograd.tensor import Parameter
@@ -116,7 +116,7 @@ def new_buffer(values: Any, context: Context) -> Array:
 def meta_array(shape: Shape, dtype: str, context: Context) -> Array:
     """Return zeros without memory of their own, all of them one element: see meta_init."""
     xp = context.device.xp
-    return xp.broadcast_to(xp.zeros((), dtype=getattr(xp, dtype)), tuple(shape))
+    return cast(Array, xp.broadcast_to(xp.zeros((), dtype=getattr(xp, dtype)), tuple(shape)))
 
 
 def elements(shape: Shape) -> int:

@@ -6,7 +6,7 @@ that is called first is the root and gives every Module below it a path ("1.kern
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self
 
@@ -265,7 +265,7 @@ class Module(ModuleTree):
         self.__dict__["_flat"] = None
         return self
 
-    def predict(self, x: Array, batch_size: int = 256) -> Array:
+    def predict(self, x: Any, batch_size: int = 256) -> Any:
         """Return the outputs for all of `x`, in evaluation mode, with nothing recorded.
 
         Args:
@@ -284,7 +284,7 @@ class Module(ModuleTree):
         """Return all parameters and buffers by path: native arrays, not copied."""
         return {**{path: p.array for path, p in self.parameters().items()}, **self.buffers()}
 
-    def load_state(self, state: dict[str, Array], strict: bool = True) -> None:
+    def load_state(self, state: Mapping[str, Array], strict: bool = True) -> None:
         """Copy arrays from any device into the parameters and buffers of the same path.
 
         Args:

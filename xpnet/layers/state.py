@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import Array
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from xpnet.layers.module import Module
 
 
-def load_state(model: Module, state: dict[str, Array], strict: bool) -> None:
+def load_state(model: Module, state: Mapping[str, Array], strict: bool) -> None:
     """Load parameters and buffers: see Module.load_state."""
     own = model.state()
     problems = [f"{what} {', '.join(names)}" for what, names in _misfits(own, state, strict) if names]
@@ -32,7 +32,7 @@ def load_state(model: Module, state: dict[str, Array], strict: bool) -> None:
             setattr(*owners[name], values)
 
 
-def _misfits(own: dict[str, Array], state: dict[str, Array], strict: bool) -> Iterator[tuple[str, list[str]]]:
+def _misfits(own: dict[str, Array], state: Mapping[str, Array], strict: bool) -> Iterator[tuple[str, list[str]]]:
     """Yield each kind of misfit with the names that have it."""
     if strict:
         yield "missing", sorted(own.keys() - state.keys())

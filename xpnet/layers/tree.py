@@ -35,7 +35,7 @@ class ModuleTree:
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _children: dict[str, Module]
     _parameters: dict[str, Parameter]
-    _buffers: dict[str, Array]
+    _buffers: dict[str, Any]
     _half: bool  # whether it computes with 16-bit floats
     _version: Version
     _known_modules: tuple[Module, ...]  # those below, as of

@@ -57,7 +57,8 @@ def _rows(name: str, scores: Any, labels: Array) -> Array:
     xp = namespace(array)
     if check_labels(name, xp, array, labels):
         labels = labels[..., None] == xp.arange(array.shape[-1], dtype=labels.dtype, device=array.device)
-    return xp.astype(labels, array.dtype)
+    rows: Array = xp.astype(labels, array.dtype)
+    return rows
 
 
 def _margins(name: str, scores: Any, labels: Array, margin: float) -> Any:

@@ -74,7 +74,8 @@ def _(xp: Namespace, dy: Array, saved: Any) -> Any:
 def _sigmoid(xp: Namespace, x: Array) -> Array:
     """Compute 1 / (1 + exp(-x)) from exp(-|x|), which lies in (0, 1]."""
     small = xp.exp(-xp.abs(x))
-    return xp.where(x < 0, small, xp.ones_like(x)) / (1 + small)
+    y: Array = xp.where(x < 0, small, xp.ones_like(x)) / (1 + small)
+    return y
 
 
 @op
@@ -162,7 +163,8 @@ def gelu(xp: Namespace, x: Array, *, approximate: bool = False) -> Any:
 
 def _phi(xp: Namespace, x: Array, approximate: bool) -> Array:
     if approximate:
-        return 0.5 * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+        phi: Array = 0.5 * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+        return phi
     return _normal_cdf(xp, x)
 
 
@@ -174,7 +176,8 @@ def _normal_cdf(xp: Namespace, x: Array) -> Array:
     """
     z = xp.abs(x) / math.sqrt(2)
     upper = (_erfc_double if xp.finfo(x.dtype).bits > 32 else _erfc_single)(xp, z) / 2
-    return xp.where(x > 0, 1 - upper, upper)
+    phi: Array = xp.where(x > 0, 1 - upper, upper)
+    return phi
 
 
 _ERFC = (
@@ -188,7 +191,8 @@ def _erfc_single(xp: Namespace, z: Array) -> Array:
     total = t * _ERFC[-1]
     for coefficient in _ERFC[-2:0:-1]:
         total = t * (total + coefficient)
-    return t * xp.exp(-z * z + (total + _ERFC[0]))
+    y: Array = t * xp.exp(-z * z + (total + _ERFC[0]))
+    return y
 
 
 def _erfc_double(xp: Namespace, z: Array) -> Array:
@@ -203,7 +207,8 @@ def _erfc_double(xp: Namespace, z: Array) -> Array:
     fraction = high
     for n in range(60, 0, -1):
         fraction = high + (n / 2) / fraction
-    return xp.where(z < 2.5, 1 - series, xp.exp(-high * high) / (math.sqrt(math.pi) * fraction))
+    y: Array = xp.where(z < 2.5, 1 - series, xp.exp(-high * high) / (math.sqrt(math.pi) * fraction))
+    return y
 
 
 @gelu.backward
@@ -222,15 +227,15 @@ ACTIVATIONS_FROM_OUTPUT = ("relu", "sigmoid", "tanh")
 
 def activate(xp: Namespace, x: Array, activation: str | None) -> Array:
     """Apply one of ACTIVATIONS_FROM_OUTPUT, or nothing for None."""
-    if activation is None:
-        return x
     if activation == "relu":
-        return relu.reference.forward(xp, x)[0]
-    if activation == "sigmoid":
-        return _sigmoid(xp, x)
-    if activation == "tanh":
-        return xp.tanh(x)
-    raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS_FROM_OUTPUT)}, got {activation!r}")
+        x = relu.reference.forward(xp, x)[0]
+    elif activation == "sigmoid":
+        x = _sigmoid(xp, x)
+    elif activation == "tanh":
+        x = xp.tanh(x)
+    elif activation is not None:
+        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS_FROM_OUTPUT)}, got {activation!r}")
+    return x
 
 
 def activation_gradient(xp: Namespace, dy: Array, y: Array, activation: str | None) -> Array:
@@ -238,5 +243,6 @@ def activation_gradient(xp: Namespace, dy: Array, y: Array, activation: str | No
     if activation is None:
         return dy
     if activation == "relu":
-        return xp.where(y > 0, dy, xp.zeros_like(dy))
+        dx: Array = xp.where(y > 0, dy, xp.zeros_like(dy))
+        return dx
     return dy * y * (1 - y) if activation == "sigmoid" else dy * (1 - y * y)

@@ -23,9 +23,9 @@ def gather_windows(xp: Namespace, x: Array, g: Geometry, value: float = 0.0) -> 
     """Return the windows of x (N,H,W,C) as (N,OH,OW,KH,KW,C), with `value` in the padding."""
     x = pad_array(xp, x, ((0, 0), g.h[4:6], g.w[4:6], (0, 0)), value)
     rows = [x[:, _positions(g.h, kh), :, :] for kh in range(g.h.window)]
-    return xp.stack(
-        [xp.stack([row[:, :, _positions(g.w, kw), :] for kw in range(g.w.window)], axis=3) for row in rows], axis=3
-    )  # inner: (N,OH,OW,KW,C); outer puts KH before KW
+    columns = [xp.stack([row[:, :, _positions(g.w, kw), :] for kw in range(g.w.window)], axis=3) for row in rows]
+    cols: Array = xp.stack(columns, axis=3)  # of (N,OH,OW,KW,C): KH goes before KW
+    return cols
 
 
 def _positions(axis: Axis, k: int) -> slice:
@@ -38,7 +38,7 @@ def scatter_windows(xp: Namespace, cols: Array, g: Geometry) -> Array:
     """Sum (N,OH,OW,KH,KW,C) into (N,H,W,C): the adjoint of gather_windows."""
     x = None
     for kh in range(g.h.window):
-        row = None
+        row: Any = None
         for kw in range(g.w.window):
             part = _spread(xp, cols[:, :, :, kh, kw, :], 2, g.w, kw)
             row = part if row is None else row + part
@@ -169,13 +169,15 @@ def _columns(xp: Namespace, x: Array, g: Geometry, groups: int) -> Array:
     cols = im2col.run(xp, (x,), g.settings, False)[0]
     cols = xp.reshape(cols, (N * g.h.out * g.w.out, g.h.window * g.w.window, groups, C // groups))
     cols = xp.permute_dims(cols, (2, 0, 1, 3))
-    return xp.reshape(cols, (groups, N * g.h.out * g.w.out, g.h.window * g.w.window * (C // groups)))
+    matrices: Array = xp.reshape(cols, (groups, N * g.h.out * g.w.out, g.h.window * g.w.window * (C // groups)))
+    return matrices
 
 
 def _kernel_matrices(xp: Namespace, kernel: Array, groups: int) -> Array:
     """Return the kernel as one matrix a group: (G, KH*KW*C/G, O/G)."""
     KH, KW, Cg, O = kernel.shape
-    return xp.permute_dims(xp.reshape(kernel, (KH * KW * Cg, groups, O // groups)), (1, 0, 2))
+    matrices: Array = xp.permute_dims(xp.reshape(kernel, (KH * KW * Cg, groups, O // groups)), (1, 0, 2))
+    return matrices
 
 
 @op
@@ -256,9 +258,9 @@ def _(
 
 
 def conv1d(
-    x: Array,
-    kernel: Array,
-    bias: Array | None = None,
+    x: Any,
+    kernel: Any,
+    bias: Any = None,
     *,
     stride: int = 1,
     padding: int | str | Sequence[int] = 0,
@@ -297,9 +299,9 @@ def conv1d(
 
 
 def conv_transpose2d(
-    x: Array,
-    kernel: Array,
-    bias: Array | None = None,
+    x: Any,
+    kernel: Any,
+    bias: Any = None,
     *,
     stride: Size = 1,
     padding: Padding = 0,

@@ -53,7 +53,8 @@ def dropout(
 
 def _drop(xp: Namespace, x: Array, mask: Array, rate: float, inverted: bool) -> Array:
     scale = 1 / (1 - rate) if inverted and rate < 1 else 1.0
-    return xp.where(mask, x * scale, xp.zeros_like(x))
+    y: Array = xp.where(mask, x * scale, xp.zeros_like(x))
+    return y
 
 
 @dropout.backward

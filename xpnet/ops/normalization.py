@@ -16,8 +16,8 @@ from xpnet.ops.shapes import ShapeError, expect_rank, normalize_axes
 
 
 def _mean(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
-    count = math.prod(x.shape[a] for a in axes)
-    return xp.sum(x, axis=axes, keepdims=True, dtype=x.dtype) / max(count, 1)
+    total: Array = xp.sum(x, axis=axes, keepdims=True, dtype=x.dtype)
+    return total / max(math.prod(x.shape[a] for a in axes), 1)
 
 
 def _normalize(xp: Namespace, x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array, Array]:
@@ -201,7 +201,8 @@ def group_norm(
 
 def _grouped(xp: Namespace, x: Array, groups: int) -> Array:
     """Reshape (N, ..., C) to (N, positions, groups, C/groups)."""
-    return xp.reshape(x, (x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups))
+    grouped: Array = xp.reshape(x, (x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups))
+    return grouped
 
 
 @group_norm.backward
@@ -241,7 +242,7 @@ def _channel_sums(xp: Namespace, x: Array, size: int) -> Array:
     shape = (*x.shape[:-1], half)
     zeros = xp.zeros(shape, dtype=x.dtype, device=x.device)
     padded = xp.concat((zeros, x, zeros), axis=-1)
-    total = padded[..., : x.shape[-1]]
+    total: Array = padded[..., : x.shape[-1]]
     for i in range(1, size):
         total = total + padded[..., i : i + x.shape[-1]]
     return total

@@ -59,7 +59,8 @@ def max_pool2d_with_switches(xp: Namespace, x: Array, window: Size, *, stride: S
 
 
 def _scatter(xp: Namespace, cols: Array, g: Geometry, shape: tuple[int, ...]) -> Array:
-    return col2im.run(xp, (cols,), {"input_shape": shape, **g.settings}, False)[0]
+    scattered: Array = col2im.run(xp, (cols,), {"input_shape": shape, **g.settings}, False)[0]
+    return scattered
 
 
 def unpool(xp: Namespace, dy: Array, switches: Array, shape: tuple[int, ...], g: Geometry) -> Array:
@@ -103,7 +104,7 @@ def _(xp: Namespace, dy: Array, saved: Any, *, window: Size, stride: Size | None
 
 def window_counts(xp: Namespace, g: Geometry, count_include_pad: bool, like: Array) -> Array:
     """Return how many elements each window averages over: (OH, OW, 1), in the dtype of `like`."""
-    counts = []
+    counts: list[Array] = []
     for axis in g:
         inside = [axis.window] * axis.out
         if not count_include_pad:
@@ -184,7 +185,7 @@ def _(xp: Namespace, dy: Array, saved: Any, *, window: Size, p: float, stride: S
     return _scatter(xp, slope * dy[:, :, :, None, None, :], g, tuple(x.shape))
 
 
-def global_average_pool2d(x: Array) -> Any:
+def global_average_pool2d(x: Any) -> Any:
     """Return the mean of every channel over the whole image: (N, H, W, C) -> (N, C). Source: Lin et al., 2013."""
     expect_rank("global_average_pool2d", "x", x, "N H W C")
     if 0 in x.shape[1:3]:

@@ -56,7 +56,8 @@ def _steps(xp: Namespace, x: Array, kernel: Array, bias: Array | None) -> Array:
     N, T, C = x.shape
     rows = xp.reshape(xp.permute_dims(x, (1, 0, 2)), (T * N, C))
     z = xp.matmul(rows, kernel)
-    return xp.reshape(z if bias is None else z + bias, (T, N, kernel.shape[1]))
+    steps: Array = xp.reshape(z if bias is None else z + bias, (T, N, kernel.shape[1]))
+    return steps
 
 
 def _order(T: int, reverse: bool) -> range:
@@ -73,8 +74,10 @@ def _columns_of(xp: Namespace, mask: Array | None, T: int) -> list[Array] | None
 
 def _sequence(xp: Namespace, values: list[Array], mask: Array | None) -> Array:
     """Return the outputs of all steps as (N, T, H), 0 where the mask is False."""
-    y = xp.permute_dims(xp.stack(values, axis=0), (1, 0, 2))
-    return y if mask is None else xp.where(xp.astype(mask, xp.bool)[:, :, None], y, xp.zeros_like(y))
+    y: Array = xp.permute_dims(xp.stack(values, axis=0), (1, 0, 2))
+    if mask is not None:
+        y = xp.where(xp.astype(mask, xp.bool)[:, :, None], y, xp.zeros_like(y))
+    return y
 
 
 def _kernel_gradients(
@@ -216,8 +219,8 @@ def lstm(
     weights = recurrent_kernel * half
     h = zeros_like_shape(xp, steps, (N, H)) if h is None else h
     c = zeros_like_shape(xp, steps, (N, H)) if c is None else c
-    hs, cs, ys = [None] * T, [None] * T, [None] * T  # the states before each step, the outputs
-    gates, squashed = [None] * T, [None] * T
+    empty: list[Any] = [None] * T
+    hs, cs, ys, gates, squashed = (empty[:] for _ in range(5))  # the states before each step, the outputs, ...
     for t in _order(T, reverse):
         a = xp.tanh(steps[t, ...] + xp.matmul(h, weights)) * half + rest
         now = a[:, H : 2 * H] * c + a[:, :H] * a[:, 2 * H : 3 * H]
@@ -231,7 +234,8 @@ def lstm(
 
 def _blocks(xp: Namespace, like: Array, H: int, values: tuple[float, ...]) -> Array:
     """Return a vector of blocks of H equal values, in the dtype and on the device of `like`."""
-    return xp.concat([xp.full((H,), value, dtype=like.dtype, device=like.device) for value in values], axis=0)
+    blocks: Array = xp.concat([xp.full((H,), value, dtype=like.dtype, device=like.device) for value in values], axis=0)
+    return blocks
 
 
 @lstm.backward
@@ -302,8 +306,8 @@ def gru(
     inside = _columns_of(xp, mask, T)
     steps = _steps(xp, x, kernel, bias)
     h = zeros_like_shape(xp, steps, (N, H)) if h is None else h
-    hs, ys = [None] * T, [None] * T
-    gates, inner, news = [None] * T, [None] * T, [None] * T
+    empty: list[Any] = [None] * T
+    hs, ys, gates, inner, news = (empty[:] for _ in range(5))
     for t in _order(T, reverse):
         b = xp.matmul(h, recurrent_kernel)
         b = b if recurrent_bias is None else b + recurrent_bias

@@ -55,12 +55,14 @@ def unbroadcast(xp: Namespace, dy: Array, shape: tuple[int, ...]) -> Array:
             dy = xp.astype(xp.sum(dy, axis=repeated, keepdims=True, dtype=xp.float32), dy.dtype)
         else:
             dy = xp.sum(dy, axis=repeated, keepdims=True, dtype=dy.dtype)
-    return xp.reshape(dy, shape)
+    summed: Array = xp.reshape(dy, shape)
+    return summed
 
 
 def zeros_like_shape(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:
     """Return zeros of `shape`, with the dtype and on the device of `like`."""
-    return xp.zeros(shape, dtype=like.dtype, device=like.device)
+    zeros: Array = xp.zeros(shape, dtype=like.dtype, device=like.device)
+    return zeros
 
 
 def is_float(xp: Namespace, array: Array) -> bool:

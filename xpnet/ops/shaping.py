@@ -171,13 +171,15 @@ def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
     operations have their own.
     """
     if rows.dtype in half_dtypes:
-        return xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype)
+        total: Array = xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype)
+        return total
     many = max(1, (1 << 22) // max(1, index.shape[0]))
-    blocks = []
+    blocks: list[Array] = []
     for start in range(0, size, many):
         target = xp.arange(start, min(start + many, size), dtype=index.dtype, device=index.device)
         blocks.append(xp.matmul(xp.astype(target[:, None] == index[None, :], rows.dtype), rows))
-    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
+    added: Array = blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
+    return added
 
 
 @op(half=as_is)

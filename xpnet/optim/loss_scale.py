@@ -45,9 +45,9 @@ class LossScale:
         self.growth_interval = int(growth_interval)
         self.growth = float(growth)
         self.smallest = float(smallest)
-        self.scale: Array = None  # (), float32
-        self.good: Array = None  # (), int64: updates in a row since the factor changed
-        self.overflow: Array = None  # (), uint32: 1 where the gradients of this step are not finite
+        self.scale: Any = None  # (), float32
+        self.good: Any = None  # (), int64: updates in a row since the factor changed
+        self.overflow: Any = None  # (), uint32: 1 where the gradients of this step are not finite
         self._start = (self.initial, 0)
         self._unscaled = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.tensor import Parameter
@@ -101,7 +101,7 @@ class Optimizer:
 
     def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
         """Return a state array before the first step: zeros."""
-        return xp.zeros_like(flat.values)
+        return cast(Array, xp.zeros_like(flat.values))
 
     def step(self, target: Target) -> None:
         """Update the parameters of a Module (or a dict or list of Parameters), in place, and clear their gradients.

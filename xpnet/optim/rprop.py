@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
@@ -49,7 +49,7 @@ class Rprop(Optimizer):
 
     def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
         """Return the initial step sizes, or zeros for the previous gradients."""
-        return xp.full_like(flat.values, self.current_learning_rate) if name == "size" else xp.zeros_like(flat.values)
+        return cast(Array, xp.full_like(flat.values, self.current_learning_rate if name == "size" else 0))
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""

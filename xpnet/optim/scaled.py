@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
@@ -38,7 +38,7 @@ class Adagrad(Optimizer):
 
     def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
         """Return the sum before the first step."""
-        return xp.full_like(flat.values, self.initial)
+        return cast(Array, xp.full_like(flat.values, self.initial))
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""

@@ -165,7 +165,7 @@ class Trainer:
                 callback.on_fit_end(self)
         return self.history
 
-    def _epoch(self, feed: Batches | DeviceFeed, progress: Progress, train: Callable[[Array, Array], Array]) -> None:
+    def _epoch(self, feed: Batches | DeviceFeed, progress: Progress, train: Callable[[Any, Array], Array]) -> None:
         """Do what is left of one epoch: train on its batches, validate, and record both."""
         if self.batch == 0:
             self.sums.clear()
@@ -199,20 +199,20 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_checkpoint(self, epoch_ended=True)
 
-    def _train(self, x: Array, y: Array) -> Array:
+    def _train(self, x: Any, y: Array) -> Array:
         """Update on one batch and measure it; return the loss."""
         loss, prediction = self._step(x, y)
         self.add_measurements(x, y, loss, prediction)
         return loss
 
-    def step(self, x: Array, y: Array) -> Array:
+    def step(self, x: Any, y: Array) -> Array:
         """Update once on one batch. Returns the loss before the update: a 0-d native array on the device.
 
         x: an array, or a tuple of them for a model that takes several inputs, forward(self, x, z).
         """
         return self._step(x, y)[0]
 
-    def _step(self, x: Array, y: Array) -> tuple[Array, Array]:
+    def _step(self, x: Any, y: Array) -> tuple[Array, Array]:
         """Update on one batch; return the loss and the predictions, native arrays."""
         if not self.model.training:
             self.model.train()
@@ -222,7 +222,7 @@ class Trainer:
             self.update()
         return loss, prediction
 
-    def forward_backward(self, x: Array, y: Array) -> tuple[Array, Array]:
+    def forward_backward(self, x: Any, y: Array) -> tuple[Array, Array]:
         """Leave the gradients of one batch in the parameters; return the loss and the predictions."""
         planned = self._planned(x, y)
         if planned is not None:
@@ -250,7 +250,7 @@ class Trainer:
             (loss * (1 / self.accumulate)).backward()
         return loss.array, _native(prediction)
 
-    def _planned(self, x: Array, y: Array) -> tuple[Array, Array] | None:
+    def _planned(self, x: Any, y: Array) -> tuple[Array, Array] | None:
         """Do `forward_backward` with the executor's step for such batches, or return None."""
         if self.segments or self.accumulate > 1 or self.optimizer.loss_scale is not None:
             return None
@@ -286,7 +286,7 @@ class Trainer:
         own = Callback.on_before_optimizer_step
         return any(type(callback).on_before_optimizer_step is not own for callback in self.callbacks)
 
-    def add_measurements(self, x: Array, y: Array, loss: Array, prediction: Array) -> None:
+    def add_measurements(self, x: Any, y: Array, loss: Array, prediction: Array) -> None:
         """Add the loss and the metrics of one batch to the sums of the epoch."""
         self.sums.add(x, {"loss": loss, **self.measure(prediction, y)})
 

@@ -20,7 +20,7 @@ def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, count
     if x.dtype not in FLOATS or not x.size or min(g.h.out, g.w.out) == 0:
         return NotImplemented
     y = np.empty((x.shape[0], g.h.out, g.w.out, x.shape[3]), x.dtype)
-    share = 1 / window_counts(np, g, count_include_pad, x)  # (OH, OW, 1)
+    share: Any = 1 / window_counts(np, g, count_include_pad, x)  # (OH, OW, 1)
 
     def average(tile: PoolTile, part: Any) -> None:
         reduce_windows(np.add, x, tile, 0.0, y[part])
@@ -34,7 +34,7 @@ def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, count
 def backward(xp: Any, dy: Floats, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
     """Give every element of a window an equal share."""
     g = windows(shape, window, window if stride is None else stride, padding)
-    share = 1 / window_counts(np, g, count_include_pad, dy)
+    share: Any = 1 / window_counts(np, g, count_include_pad, dy)
     disjoint = disjoint_windows(g)
 
     def fill(tile: PoolTile, part: Any, P: Floats) -> None:

@@ -67,7 +67,7 @@ def dropout_forward(xp: Any, x: Floats, *, rate: float, key: Any, step: int, sha
     """Drop elements by the same mask as the reference."""
     if x.dtype not in FLOATS or shape is not None or not 0 <= rate <= 1:
         return NotImplemented
-    mask = random.keep_mask(np, dropout_key(key), step, x.shape, rate)
+    mask: Any = random.keep_mask(np, dropout_key(key), step, x.shape, rate)
     return _drop(x, mask, rate, inverted), mask
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def cut(
     index = (np.arange(N)[:, None, None] * H + rows[:, :, None]) * W + columns[:, None, :]
     pixels = xp.take(xp.reshape(x, (N * H * W, C)), like(xp, x, index.reshape(-1)), axis=0)
     blank = like(xp, x, np.full((1, 1, 1, 1), fill, dtype_name(x)))
-    return xp.where(like(xp, x, inside[..., None]), xp.reshape(pixels, (N, OH, OW, C)), blank)
+    return cast(Array, xp.where(like(xp, x, inside[..., None]), xp.reshape(pixels, (N, OH, OW, C)), blank))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Flip(Augmentation):
     def __post_init__(self) -> None:
         require(0 <= self.p <= 1, f"p must lie in [0, 1], got {self.p}")
 
-    def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
+    def apply(self, xp: Namespace, x: Any, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draw one number for each image."""
         N = images(self, x)[0]
         turned, axis = rng.random(N) < self.p, 1 if self.vertical else 2

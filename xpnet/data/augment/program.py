@@ -54,7 +54,7 @@ def augment_program(
     seed: int,
     shape: tuple[int, ...],
     dtype: str,
-    convert: Callable[[NumpyArray], NumpyArray] | None = None,
+    convert: Callable[[NumpyArray], Any] | None = None,
     alike: bool = True,
 ) -> AugmentProgram | None:
     """Return the program of an augmentation, or None if a stage cannot be expressed in one.
@@ -79,12 +79,12 @@ def augment_program(
     bytes_ = dtype == "uint8"
     if bytes_ and different > _WIDE:
         return None
-    samples = np.zeros((1, 1, 1, different), dtype)  # run through the stages
+    samples: Any = np.zeros((1, 1, 1, different), dtype)  # run through the stages
     if bytes_:
         samples = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 1, different))
         samples = samples if convert is None else convert(samples)
     stages: list[list[int]] = []
-    fills: list[NumpyArray] = []
+    fills: list[Any] = []
     pairs: list[NumpyArray] = []
     for stage, key in flat:
         kind = type(stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Mixup(Augmentation):
 
 def _mixed(xp: Namespace, a: Array, part: np.ndarray[Any, Any], other: Array) -> Array:
     weight = like(xp, a, part.astype(dtype_name(a)).reshape(-1, *(1,) * (len(a.shape) - 1)))
-    return weight * a + (1 - weight) * xp.take(a, other, axis=0)
+    return cast(Array, weight * a + (1 - weight) * xp.take(a, other, axis=0))
 
 
 @dataclass(frozen=True)

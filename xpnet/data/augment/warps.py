@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -38,13 +39,13 @@ def warp(x: Array, rows: Array, columns: Array, fill: float = 0.0) -> Array:
     images = like(xp, x, (np.arange(N) * ((H + 2) * (W + 2)))[:, None, None])
     index = xp.reshape(images + xp.astype((top + 1) * (W + 2) + (left + 1), xp.int64), (-1,))
 
-    def corner(offset: int) -> Array:
+    def corner(offset: int) -> Any:
         return xp.reshape(xp.take(flat, index + offset, axis=0), (*rows.shape, C))
 
     upper, lower = corner(0), corner(W + 2)
     upper = upper + right * (corner(1) - upper)
     lower = lower + right * (corner(W + 3) - lower)
-    return upper + down * (lower - upper) + fill
+    return cast(Array, upper + down * (lower - upper) + fill)
 
 
 def _grid(xp: Namespace, x: Array) -> tuple[Array, Array]:

@@ -54,7 +54,7 @@ class Transform(ABC):
         self.shape = tuple(int(n) for n in x.shape[1:])
         return self
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> Any:
         """Return the transformed examples, in the library and floating dtype of x, float32 for integers."""
         xp = namespace(x)
         if self.needs_fit:
@@ -63,7 +63,7 @@ class Transform(ABC):
                 raise ValueError(f"{self._name} was fitted to examples of shape {expected}, got {describe(x)}")
         return self._apply(xp, _as_floating(xp, x))
 
-    def inverse(self, z: Array) -> Array:
+    def inverse(self, z: Array) -> Any:
         """Return the examples that this transform would turn into `z`, as far as it is invertible."""
         if self.needs_fit:
             self._fitted()

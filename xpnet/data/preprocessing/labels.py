@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 
@@ -21,12 +22,12 @@ def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:
     xp = namespace(y)
     if not xp.isdtype(y.dtype, "integral"):
         raise ValueError(f"one_hot expects integer labels, got {describe(y)}")
-    if name_of(xp) != "cupy" and math.prod(y.shape) and (int(xp.min(y)) < 0 or int(xp.max(y)) >= classes):
+    if name_of(xp) != "cupy" and math.prod(y.shape) > 0 and (int(xp.min(y)) < 0 or int(xp.max(y)) >= classes):
         raise ValueError(f"labels run from {int(xp.min(y))} to {int(xp.max(y))}, expected 0 to {classes - 1}")
     numbers = like(xp, y, np.arange(classes, dtype=dtype_name(y)))
-    return xp.astype(y[..., None] == numbers, getattr(xp, dtype))
+    return cast(Array, xp.astype(y[..., None] == numbers, getattr(xp, dtype)))
 
 
 def from_one_hot(p: Array) -> Array:
     """Return the most probable class: probabilities (N, ..., K) become integer labels (N, ...)."""
-    return namespace(p).argmax(p, axis=-1)
+    return cast(Array, namespace(p).argmax(p, axis=-1))

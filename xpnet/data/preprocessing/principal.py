@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -74,11 +74,11 @@ class PCA(Transform):
 
     def _apply(self, xp: Namespace, x: Array) -> Array:
         flat = xp.reshape(x, (x.shape[0], -1 if x.shape[0] else math.prod(self._fitted())))
-        return (flat - self._get(xp, x, "mean")) @ self._get(xp, x, "vectors")
+        return cast(Array, (flat - self._get(xp, x, "mean")) @ self._get(xp, x, "vectors"))
 
     def _undo(self, xp: Namespace, z: Array) -> Array:
         flat = z @ xp.matrix_transpose(self._get(xp, z, "vectors")) + self._get(xp, z, "mean")
-        return xp.reshape(flat, (z.shape[0], *self._fitted()))
+        return cast(Array, xp.reshape(flat, (z.shape[0], *self._fitted())))
 
 
 class Whiten(PCA):
@@ -113,9 +113,9 @@ class Whiten(PCA):
 
     def _apply(self, xp: Namespace, x: Array) -> Array:
         z = super()._apply(xp, x) / self._get(xp, x, "deviations")
-        if self.kind == "pca":
-            return z
-        return xp.reshape(z @ xp.matrix_transpose(self._get(xp, x, "vectors")), x.shape)
+        if self.kind != "pca":
+            z = xp.reshape(z @ xp.matrix_transpose(self._get(xp, x, "vectors")), x.shape)
+        return z
 
     def _undo(self, xp: Namespace, z: Array) -> Array:
         if self.kind == "zca":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -153,7 +153,7 @@ class Bias(Transform):
     needs_fit = False
 
     def _apply(self, xp: Namespace, x: Array) -> Array:
-        return xp.concat([x, xp.ones_like(x[..., :1])], axis=-1)
+        return cast(Array, xp.concat([x, xp.ones_like(x[..., :1])], axis=-1))
 
     def _undo(self, xp: Namespace, z: Array) -> Array:
         return z[..., :-1]

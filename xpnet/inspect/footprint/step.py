@@ -6,14 +6,14 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from xpnet.autograd.functional import map_structure
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
-from xpnet.backend import Device
+from xpnet.backend import Array, Device
 from xpnet.inspect.footprint import FAKE_CPU, FAKE_CUDA, AllocationLog, FakeArray, FakeCupyArray, FakeNumpyArray, counting
 from xpnet.inspect.footprint.operations import use_footprints
 from xpnet.layers.context import Context, Shape, meta_init
@@ -199,7 +199,7 @@ def _twin(model: Module, shapes: list[Shape], device: Device, kind: type[FakeArr
             twin(*(kind.new((1, *shape), context.dtype) for shape in shapes))
         for module in twin.modules():
             for parameter in module._parameters.values():
-                parameter.array = kind.new(parameter.array.shape, parameter.array.dtype)
+                parameter.array = cast(Array, kind.new(parameter.array.shape, parameter.array.dtype))
             for name, array in module._buffers.items():
                 setattr(module, name, kind.new(array.shape, array.dtype))
     return twin.train()
