@@ -17,6 +17,7 @@ from xpnet.inspect.figures import COLOURS, new_figure, style
 from xpnet.layers.hooks import Run, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
+from xpnet.losses.base import bare
 
 NumpyArray = np.ndarray[Any, Any]
 
@@ -51,7 +52,7 @@ def activations(model: Module, x: Array) -> dict[str, Array]:
 
     def observe(layer: Module, output: Any) -> None:
         if isinstance(output, Tensor) or hasattr(output, "dtype"):
-            found[_unique(found, _name(layer))] = output.array if isinstance(output, Tensor) else output
+            found[_unique(found, _name(layer))] = bare(output)
 
     with observed(model, observe), no_grad():
         model(x)
@@ -117,7 +118,7 @@ def dead_relus(model: Module, x: Array, *, batch_size: int = 256) -> dict[str, D
     def observe(layer: Module, output: Any) -> None:
         if activation_name(layer) != "relu":
             return
-        y = output.array if isinstance(output, Tensor) else output
+        y = bare(output)
         xp = backend.namespace(y)
         rows = xp.reshape(y, (-1, y.shape[-1]))
         if not rows.shape[0]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,17 @@ import numpy as np
 
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
-from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, to_numpy
 from xpnet.inspect.activity import activation_name
 from xpnet.layers.hooks import unchanged, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
+from xpnet.losses.base import bare
 from xpnet.ops.shapes import ShapeError
 from xpnet.training.not_finite import first_not_finite
 
 DEAD = 0.5
 """A layer is reported when more than this share of its units is dead or saturated."""
-
 
 HUGE = 1000
 """Gradients are reported as exploding when all are more than this many times as large as the weights."""
@@ -66,13 +65,13 @@ def diagnose(
 
     Source: CS231n, "Neural networks part 3", babysitting the learning process.
     """
-    findings = _inputs(x)
+    findings = list(_inputs(x))
     function = losses.get(loss)
     outputs: list[tuple[Module, Any]] = []
 
     def observe(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         result = forward(*inputs, **keywords)
-        outputs.append((layer, result.array if isinstance(result, Tensor) else result))
+        outputs.append((layer, bare(result)))
         return result
 
     with unchanged(model), no_grad(), eval_mode(model):
@@ -98,107 +97,95 @@ def diagnose(
     return findings
 
 
-def _inputs(x: Array) -> list[Finding]:
+def _inputs(x: Array) -> Iterator[Finding]:
     """Check the scale of the inputs."""
     values = to_numpy(x)
     if values.dtype.kind not in "fiu" or values.size == 0:
-        return []
+        return
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        return [Finding("inputs", "some inputs are not finite; remove or fill in those examples")]
+        yield Finding("inputs", "some inputs are not finite; remove or fill in those examples")
+        return
     mean, std = float(values.mean()), float(values.std())
     if std == 0:
-        return [Finding("inputs", f"all inputs equal {mean:g}, so there is nothing to learn from; check how they are loaded")]
-    if std > 10 or abs(mean) > 10:
+        yield Finding("inputs", f"all inputs equal {mean:g}, so there is nothing to learn from; check how they are loaded")
+    elif std > 10 or abs(mean) > 10:
         advice = "divide by 255" if 100 < float(values.max()) <= 255 and float(values.min()) >= 0 else "standardise them"
-        return [
-            Finding(
-                "inputs", f"the inputs have mean {mean:.3g} and standard deviation {std:.3g}; {advice}, so that both are near 1"
-            )
-        ]
-    if abs(mean) > 5 * std:
-        return [
-            Finding("inputs", f"the inputs' mean {mean:.3g} is far larger than their deviation {std:.3g}; subtract the mean")
-        ]
-    return []
+        text = f"the inputs have mean {mean:.3g} and standard deviation {std:.3g}; {advice}, so that both are near 1"
+        yield Finding("inputs", text)
+    elif abs(mean) > 5 * std:
+        text = f"the inputs' mean {mean:.3g} is far larger than their deviation {std:.3g}; subtract the mean"
+        yield Finding("inputs", text)
 
 
-def _labels(prediction: Array, y: Array) -> list[Finding]:
+def _labels(prediction: Array, y: Array) -> Iterator[Finding]:
     """Check class indices against the number of outputs."""
     labels = to_numpy(y)
     if prediction.ndim != 2 or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size == 0:
-        return []
+        return
     K, seen = int(prediction.shape[1]), np.unique(labels)
     if seen.size == 1:
-        return [Finding("labels", f"every label of this batch is {int(seen[0])}; shuffle the data, or check the labels")]
-    if labels.size >= 20 * K and seen.size < K:
+        yield Finding("labels", f"every label of this batch is {int(seen[0])}; shuffle the data, or check the labels")
+    elif labels.size >= 20 * K and seen.size < K:
         missing = sorted(set(range(K)) - set(seen.tolist()))
-        return [
-            Finding("labels", f"the model has {K} outputs, but the classes {missing} never occur; are there fewer classes?")
-        ]
-    return []
+        text = f"the model has {K} outputs, but the classes {missing} never occur; are there fewer classes?"
+        yield Finding("labels", text)
 
 
-def _outputs(prediction: Array, last: Module | None, function: Callable[..., Any]) -> list[Finding]:
+def _outputs(prediction: Array, last: Module | None, function: Callable[..., Any]) -> Iterator[Finding]:
     """Check for probabilities where the loss expects logits: training works, but slowly and badly."""
     if function is losses.softmax_cross_entropy and prediction.ndim >= 2 and prediction.shape[-1] > 1:
         values = to_numpy(prediction).astype(np.float64)
         if not values.size or (values < 0).any() or np.abs(values.sum(axis=-1) - 1).max() > 1e-2:
-            return []
+            return
         wrong = "softmax"
     elif function is losses.sigmoid_cross_entropy and last is not None and activation_name(last) == "sigmoid":
         wrong = "sigmoid"
     else:
-        return []
+        return
     name = getattr(function, "__name__", "the loss")
     text = (
         f"the outputs are probabilities already, but {name} takes logits and applies {wrong} itself; leave the {wrong} at the "
         f"end of the network away, and apply xpnet.ops.{wrong} to predictions"
     )
-    return [Finding("outputs", text)]
+    yield Finding("outputs", text)
 
 
-def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> list[Finding]:
+def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> Iterator[Finding]:
     """Check the softmax cross entropy of an untrained network against guessing."""
     if function is not losses.softmax_cross_entropy or prediction.ndim < 2:
-        return []
+        return
     guess = math.log(prediction.shape[-1])
     if loss > 2.5 * guess + 0.5:  # without normalisation, ReLUs and dropout often start at twice that
-        return [
-            Finding(
-                "start",
-                f"the loss is {loss:.3g}, guessing costs ln {prediction.shape[-1]} = {guess:.3g}: the model is sure and wrong; "
-                f"use smaller initial weights in the last layer, or scale the inputs",
-            )
-        ]
-    return []
+        text = (
+            f"the loss is {loss:.3g}, guessing costs ln {prediction.shape[-1]} = {guess:.3g}: the model is sure and wrong; "
+            f"use smaller initial weights in the last layer, or scale the inputs"
+        )
+        yield Finding("start", text)
 
 
-def _units(layer: Module, output: Array) -> list[Finding]:
+def _units(layer: Module, output: Array) -> Iterator[Finding]:
     """Check for dead ReLUs and saturated sigmoids."""
     name = activation_name(layer)
     if name not in ("relu", "sigmoid", "tanh") or not hasattr(output, "ndim") or output.ndim < 2:
-        return []
+        return
     values = to_numpy(output).reshape(-1, output.shape[-1])
     if values.shape[0] < 2:
-        return []
+        return
     if name == "relu":
-        dead = float((values <= 0).all(axis=0).mean())
-        if dead > DEAD:
-            text = (
-                f"{dead:.0%} of the units of layer {layer.path!r} are 0 for the whole batch (dead ReLUs); "
-                f"use a smaller learning rate, He initialisation, a small positive bias or leaky_relu"
-            )
-            return [Finding("dead", text, layer.path or "")]
-        return []
-    low = 0.01 if name == "sigmoid" else -0.99
-    full = float(((values < low) | (values > 0.99)).mean())
-    if full > DEAD:
+        kind, share = "dead", float((values <= 0).all(axis=0).mean())
         text = (
-            f"{full:.0%} of the outputs of layer {layer.path!r} are within 0.01 of the ends of {name} (saturated), where "
+            f"{share:.0%} of the units of layer {layer.path!r} are 0 for the whole batch (dead ReLUs); "
+            f"use a smaller learning rate, He initialisation, a small positive bias or leaky_relu"
+        )
+    else:
+        low = 0.01 if name == "sigmoid" else -0.99
+        kind, share = "saturated", float(((values < low) | (values > 0.99)).mean())
+        text = (
+            f"{share:.0%} of the outputs of layer {layer.path!r} are within 0.01 of the ends of {name} (saturated), where "
             f"the gradient is almost 0; scale the inputs, use smaller initial weights, batch normalisation or relu"
         )
-        return [Finding("saturated", text, layer.path or "")]
-    return []
+    if share > DEAD:
+        yield Finding(kind, text, layer.path or "")
 
 
 def _size(array: Array) -> float:
@@ -206,52 +193,38 @@ def _size(array: Array) -> float:
     return float(np.sqrt(np.mean(np.square(to_numpy(array), dtype=np.float64))))
 
 
-def _gradients(model: Module) -> list[Finding]:
+def _gradients(model: Module) -> Iterator[Finding]:
     """Check the root mean square of each weight's gradient: from last to first layer it should not change by 1000."""
     sizes: dict[str, float] = {}
     ratios: dict[str, float] = {}
-    findings = []
     for path, parameter in model.parameters().items():
         if not parameter.requires_grad:
             continue
         if parameter.grad is None or not to_numpy(parameter.grad).any():
             text = f"no gradient reaches the parameter {path!r}, so it will not learn; "
-            text += "is its output used, and not cut off by dead units?"
-            findings.append(Finding("untrained", text, path))
+            yield Finding("untrained", text + "is its output used, and not cut off by dead units?", path)
         elif parameter.ndim > 1:
             sizes[path] = _size(parameter.grad)
             if weights := _size(parameter.array):
                 ratios[path] = sizes[path] / weights
     if ratios and min(ratios.values()) > HUGE:
         path = max(ratios, key=ratios.__getitem__)
-        findings.append(
-            Finding(
-                "exploding",
-                f"every gradient is more than {HUGE} times as large as the weights ({ratios[path]:.2g} times at {path!r}): the "
-                f"first step would destroy them (exploding); use smaller initial weights, scaled inputs or "
-                f"ClipGradients(norm=1)",
-                path,
-            )
+        text = (
+            f"every gradient is more than {HUGE} times as large as the weights ({ratios[path]:.2g} times at {path!r}): the "
+            f"first step would destroy them (exploding); use smaller initial weights, scaled inputs or ClipGradients(norm=1)"
         )
+        yield Finding("exploding", text, path)
     if len(sizes) > 1:
-        paths = list(sizes)
-        first, last = sizes[paths[0]], sizes[paths[-1]]
+        (start, first), *_, (end, last) = sizes.items()
         if first < 1e-3 * last:
-            findings.append(
-                Finding(
-                    "vanishing",
-                    f"the gradient shrinks from {last:.2g} at {paths[-1]!r} to {first:.2g} at {paths[0]!r} (vanishing); "
-                    f"use relu, He or Glorot initialisation, batch normalisation or residual connections",
-                    paths[0],
-                )
+            text = (
+                f"the gradient shrinks from {last:.2g} at {end!r} to {first:.2g} at {start!r} (vanishing); "
+                f"use relu, He or Glorot initialisation, batch normalisation or residual connections"
             )
+            yield Finding("vanishing", text, start)
         elif first > 1e3 * last:
-            findings.append(
-                Finding(
-                    "exploding",
-                    f"the gradient grows from {last:.2g} at {paths[-1]!r} to {first:.2g} at {paths[0]!r} (exploding); "
-                    f"use smaller initial weights, ClipGradients(norm=1) or batch normalisation",
-                    paths[0],
-                )
+            text = (
+                f"the gradient grows from {last:.2g} at {end!r} to {first:.2g} at {start!r} (exploding); "
+                f"use smaller initial weights, ClipGradients(norm=1) or batch normalisation"
             )
-    return findings
+            yield Finding("exploding", text, start)

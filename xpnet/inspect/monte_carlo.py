@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xpnet import backend
 from xpnet.autograd.tape import no_grad
-from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.layers.dropout import Dropout
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
+from xpnet.losses.base import bare
 
 
 class Samples(NamedTuple):
@@ -56,11 +56,11 @@ def monte_carlo(model: Module, x: Array, samples: int = 50, *, batch_size: int =
             model.load_rng_counters({**counters, **dict.fromkeys(layers, first)})
             for start in range(0, max(len(x), 1), batch_size):
                 batch = x[start : start + batch_size]
-                mean = _native(model(batch))
+                mean = bare(model(batch))
                 squares = mean * 0
                 for count in range(2, samples + 1):
                     # Welford's update avoids a difference of large numbers.
-                    step = _native(model(batch)) - mean
+                    step = bare(model(batch)) - mean
                     mean = mean + step / count
                     squares = squares + step * step * ((count - 1) / count)
                 means.append(mean)
@@ -70,10 +70,4 @@ def monte_carlo(model: Module, x: Array, samples: int = 50, *, batch_size: int =
                 layer.training = False
             model.load_rng_counters(counters)
     xp = backend.namespace(means[0])
-    if len(means) == 1:
-        return Samples(means[0], deviations[0])
     return Samples(xp.concat(means, axis=0), xp.concat(deviations, axis=0))
-
-
-def _native(y: Any) -> Array:
-    return y.array if isinstance(y, Tensor) else y

@@ -133,34 +133,33 @@ def profile(
         model(x)  # builds the model
     clock = _Clock(model.context.device)
     watched = {id(layer): LayerTime(layer.path or "", type(layer).__name__) for layer in leaves(model)}
-    rest = LayerTime("", "loss and everything else")
     samples: list[_Pass] = []
     with unchanged(model):
         model.train()
         for number in range(warmup + steps):
             model.zero_grad()
-            one = _Pass(model, clock, watched)
+            one = _Pass(model, clock)
             one.run(x, y, loss_function)
             if number >= warmup:
                 samples.append(one)
-    for key, layer in [*watched.items(), (0, rest)]:
+    watched[0] = LayerTime("", "loss and everything else")
+    for key, layer in watched.items():
         layer.forward = statistics.median(s.forward.get(key, 0.0) for s in samples)
         layer.backward = statistics.median(s.backward.get(key, 0.0) for s in samples)
         layer.saved = samples[-1].saved.get(key, 0)
         layer.output = samples[-1].output.get(key, 0)
-    names = {key: f"{layer.path} {layer.kind}".strip() for key, layer in [*watched.items(), (0, rest)]}
+    names = {key: f"{layer.path} {layer.kind}".strip() for key, layer in watched.items()}
     spans = [(names[key], phase, start, length) for key, phase, start, length in samples[-1].spans]
     step = statistics.median(s.total for s in samples)
-    return Profile([*watched.values(), rest], step, str(model.context.device), spans)
+    return Profile([*watched.values()], step, str(model.context.device), spans)
 
 
 class _Pass:
     """One forward and backward pass, timed by layer; times are by the id of the layer, 0 for everything else."""
 
-    def __init__(self, model: Module, clock: _Clock, watched: dict[int, LayerTime]) -> None:
+    def __init__(self, model: Module, clock: _Clock) -> None:
         self.model = model
         self.clock = clock
-        self.watched = watched
         self.forward: dict[int, float] = {}
         self.backward: dict[int, float] = {}
         self.saved: dict[int, int] = {}

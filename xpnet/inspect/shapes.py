@@ -14,6 +14,19 @@ def _each(shapes: Any) -> tuple[Shape, ...]:
     return tuple(shapes) if len(shapes) and hasattr(shapes[0], "__len__") else (tuple(shapes),)
 
 
+def input_shapes(model: Module, given: Any, caller: str, example: str) -> tuple[Shape, ...]:
+    """Return the given shapes of a model's inputs as tuples of int; if None, those that the model knows.
+
+    Raises:
+        ValueError: it knows none.
+    """
+    if given is None:
+        given = getattr(model, "input_shape", None) or _first_shape(model)
+    if given is None:
+        raise ValueError(f"{caller}: the model has not seen an input yet; pass input_shape, such as {example}")
+    return tuple(tuple(int(n) for n in shape) for shape in _each(given))
+
+
 def _first_shape(model: Module) -> Shape | None:
     """Return the shape that the first layer of a chain was built for."""
     while model.built_for is None and isinstance(model, Sequential) and model.layers and isinstance(model.layers[0], Module):

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from xpnet.autograd.functional import map_structure
 from xpnet.autograd.tape import no_grad
-from xpnet.inspect.footprint.step import StepMemory, step_memory
-from xpnet.inspect.shapes import _each, _first_shape
+from xpnet.inspect.footprint.step import StepMemory, arrays_in, step_memory
+from xpnet.inspect.shapes import _each, input_shapes
 from xpnet.layers import Dropout, Flatten, Reshape, Residual, Sequential
 from xpnet.layers.context import Shape, elements, meta_init
 from xpnet.layers.hooks import hooked
@@ -132,15 +131,8 @@ class Summary:
             *(("input", "", _shown(shape), f"{elements(shape):,}", "") for shape in _each(self.input_shape)),
         ]
         for row in self.rows:
-            lines.append(
-                (
-                    row.path,
-                    row.kind,
-                    _shown(row.output_shape),
-                    f"{row.values:,}" if row.values else "-",
-                    f"{row.parameters:,}" if row.parameters else "-",
-                )
-            )
+            counts = (f"{n:,}" if n else "-" for n in (row.values, row.parameters))
+            lines.append((row.path, row.kind, _shown(row.output_shape), *counts))
         lines.append(("total", "", "", f"{self.values:,}", f"{self.parameters:,}"))
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         text = [
@@ -205,13 +197,9 @@ def summarize(
         ValueError: no input shape is known.
         ShapeError: a layer does not fit its input.
     """
-    if input_shape is None:
-        input_shape = getattr(model, "input_shape", None) or _first_shape(model)
-    if input_shape is None:
-        raise ValueError("summary: the model has not seen an input yet; pass input_shape, such as summary((28, 28, 1))")
+    shapes = input_shapes(model, input_shape, "summary", "summary((28, 28, 1))")
     if batch_size < 1:
         raise ValueError(f"summary: batch_size must be at least 1, got {batch_size}")
-    shapes = tuple(tuple(int(n) for n in shape) for shape in _each(input_shape))
     optimizer = Adam() if optimizer is None else optimizer
     walk = _Walk(model)
     rows = tuple(walk.rows(model, shapes[0], "") if len(shapes) == 1 else walk.traced(model, shapes, ""))
@@ -347,9 +335,7 @@ class _Walk:
 
 def _shapes_of(result: Any) -> tuple[Shape, ...]:
     """Return the shapes of all arrays in the output of a layer, without the batch axis."""
-    found: list[Shape] = []
-    map_structure(lambda part: found.append(tuple(part.shape[1:])) if hasattr(part, "shape") else None, result)
-    return tuple(found) or ((),)
+    return tuple(tuple(part.shape[1:]) for part in arrays_in(result)) or ((),)
 
 
 def _join(path: str, name: str) -> str:

@@ -65,7 +65,19 @@ class Timeline:
 
     def watch(self, batches: Iterator[T], device: Device) -> Iterator[T]:
         """Yield from `batches`, and record the time between them as steps."""
-        return _watched(batches, device, self)
+        mark, seconds = time.perf_counter, None
+        if device.kind == "cuda":
+            from xpnet.accel.cupy.transfers import Clock
+
+            clock = Clock(device)
+            mark, seconds = clock.mark, clock.seconds
+        asked = self.now()
+        for batch in batches:
+            self.add("waiting", "next batch", asked, self.now())
+            start = mark()
+            yield batch
+            self.add("computation", "step", start, mark(), seconds)
+            asked = self.now()
 
     def now(self) -> float:
         """Return the time on the host."""
@@ -135,19 +147,3 @@ def _merged(spans: list[Span]) -> list[tuple[float, float]]:
         else:
             found.append((span.start, span.end))
     return found
-
-
-def _watched(batches: Iterator[T], device: Device, line: Timeline) -> Iterator[T]:
-    mark, seconds = time.perf_counter, None
-    if device.kind == "cuda":
-        from xpnet.accel.cupy.transfers import Clock
-
-        clock = Clock(device)
-        mark, seconds = clock.mark, clock.seconds
-    asked = line.now()
-    for batch in batches:
-        line.add("waiting", "next batch", asked, line.now())
-        start = mark()
-        yield batch
-        line.add("computation", "step", start, mark(), seconds)
-        asked = line.now()

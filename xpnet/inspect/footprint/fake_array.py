@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator
+from operator import attrgetter
 from sys import getrefcount
 from typing import Any, ClassVar
 
@@ -158,56 +159,17 @@ class FakeArray:
         """Return a view of the same memory."""
         return type(self)(layout, self.block)
 
-    def same(self) -> FakeArray:
-        """Return a new array of the same shape and dtype."""
-        return self.new(self.layout.shape, self.layout.dtype)
-
     # -- attributes --
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The sizes of the axes."""
-        return self.layout.shape  # type: ignore[no-any-return]
-
-    @property
-    def dtype(self) -> Any:
-        """NumPy's dtype."""
-        return self.layout.dtype
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return int(self.layout.ndim)
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return int(self.layout.size)
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element."""
-        return int(self.layout.itemsize)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return int(self.layout.nbytes)
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Bytes from one element to the next, along each axis."""
-        return self.layout.strides  # type: ignore[no-any-return]
-
-    @property
-    def flags(self) -> Any:
-        """NumPy's flags of contiguity."""
-        return self.layout.flags
-
-    @property
-    def device(self) -> str:
-        """A name."""
-        return "fake"
+    shape = property(attrgetter("layout.shape"), doc="The sizes of the axes.")
+    dtype = property(attrgetter("layout.dtype"), doc="NumPy's dtype.")
+    ndim = property(attrgetter("layout.ndim"), doc="The number of axes.")
+    size = property(attrgetter("layout.size"), doc="The number of elements.")
+    itemsize = property(attrgetter("layout.itemsize"), doc="Bytes of an element.")
+    nbytes = property(attrgetter("layout.nbytes"), doc="Bytes of all elements.")
+    strides = property(attrgetter("layout.strides"), doc="Bytes from one element to the next, along each axis.")
+    flags = property(attrgetter("layout.flags"), doc="NumPy's flags of contiguity.")
+    device = "fake"
 
     @property
     def data(self) -> _Address:
@@ -289,8 +251,8 @@ class FakeArray:
         return self._view(self.layout.view(dtype))
 
     def copy(self) -> FakeArray:
-        """Return a copy."""
-        return self.same()
+        """Return a new array of the same shape and dtype."""
+        return self.new(self.shape, self.dtype)
 
     def astype(self, dtype: Any, copy: bool = True) -> FakeArray:
         """Return a copy in another dtype; with copy=False itself if it has that already."""
@@ -303,22 +265,6 @@ class FakeArray:
     def swapaxes(self, a: int, b: int) -> FakeArray:
         """Return a view with two axes exchanged."""
         return self._view(self.layout.swapaxes(a, b))
-
-    def sum(self, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
-        """Reduce as the namespace does."""
-        return self.xp.sum(self, axis=axis, dtype=dtype, keepdims=keepdims)
-
-    def mean(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Reduce as the namespace does."""
-        return self.xp.mean(self, axis=axis, keepdims=keepdims)
-
-    def max(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Reduce as the namespace does."""
-        return self.xp.max(self, axis=axis, keepdims=keepdims)
-
-    def min(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Reduce as the namespace does."""
-        return self.xp.min(self, axis=axis, keepdims=keepdims)
 
 
 _REUSED_FROM = 256 << 10
@@ -336,14 +282,6 @@ def _operator(name: str, reuses: bool = False) -> Any:
     return operate
 
 
-def _reflected(name: str) -> Any:
-    return lambda self, other: getattr(self.xp, name)(other, self)
-
-
-def _in_place(self: FakeArray, other: Any) -> FakeArray:
-    return self
-
-
 _BINARY = {
     "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power", "matmul": "matmul",
     "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "floordiv": "floor_divide", "mod": "remainder",
@@ -352,10 +290,12 @@ _COMPARED = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_e
 for _short, _name in {**_BINARY, **_COMPARED}.items():
     setattr(FakeArray, f"__{_short}__", _operator(_name, reuses=_short in ("add", "sub", "mul", "truediv")))
 for _short, _name in _BINARY.items():
-    setattr(FakeArray, f"__r{_short}__", _reflected(_name))
-    setattr(FakeArray, f"__i{_short}__", _in_place)
+    setattr(FakeArray, f"__r{_short}__", lambda self, other, _name=_name: getattr(self.xp, _name)(other, self))
+    setattr(FakeArray, f"__i{_short}__", lambda self, other: self)
 for _short, _name in {"neg": "negative", "abs": "abs", "invert": "bitwise_invert"}.items():
     setattr(FakeArray, f"__{_short}__", lambda self, _name=_name: getattr(self.xp, _name)(self))
+for _name in ("sum", "mean", "max", "min"):
+    setattr(FakeArray, _name, lambda self, *args, _name=_name, **options: getattr(self.xp, _name)(self, *args, **options))
 
 
 class FakeNumpyArray(FakeArray):

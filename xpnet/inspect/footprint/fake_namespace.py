@@ -28,6 +28,9 @@ _ELEMENTWISE = (
     "greater", "greater_equal", "equal", "not_equal", "where", "clip", "hypot", "atan2", "logaddexp",
 )  # fmt: skip
 _REDUCTIONS = ("sum", "mean", "max", "min", "prod", "any", "all", "var", "std")
+_VIEWS = (
+    "permute_dims", "transpose", "matrix_transpose", "swapaxes", "moveaxis", "expand_dims", "squeeze", "broadcast_to", "flip",
+)  # fmt: skip
 
 
 class FakeNamespace:
@@ -42,6 +45,8 @@ class FakeNamespace:
             setattr(self, function, functools.partial(self._elementwise, function))
         for function in _REDUCTIONS:
             setattr(self, function, functools.partial(self._reduction, function))
+        for function in _VIEWS:
+            setattr(self, function, functools.partial(self._view, function))
         kind.xp = self
         backend._namespaces[kind] = self
 
@@ -86,8 +91,7 @@ class FakeNamespace:
         """Return a new array."""
         first, last = (0, start) if stop is None else (start, stop)
         count = max(0, math.ceil((last - first) / step))
-        kind = np.result_type(first, last, step) if dtype is None else dtype
-        return self.kind.new((count,), kind)
+        return self.kind.new((count,), np.result_type(first, last, step) if dtype is None else dtype)
 
     def asarray(self, x: Any, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> FakeArray:
         """Return `x` itself if it has the dtype."""
@@ -100,7 +104,7 @@ class FakeNamespace:
 
     def ascontiguousarray(self, x: FakeArray) -> FakeArray:
         """Return `x` itself if it is contiguous."""
-        return x if x.flags.c_contiguous else x.same()
+        return x if x.flags.c_contiguous else x.copy()
 
     def astype(self, x: FakeArray, dtype: Any, *, copy: bool = True, device: Any = None) -> FakeArray:
         """Return a copy in another dtype."""
@@ -112,13 +116,12 @@ class FakeNamespace:
         if out is not None:
             return out
         shape = np.broadcast_shapes(*(tuple(getattr(x, "shape", ())) for x in inputs))
-        return self.kind.new(shape, _dtype(name, tuple(_dtype_key(x) for x in inputs)))
+        return self.kind.new(shape, _dtype(name, tuple(getattr(x, "dtype", type(x)) for x in inputs)))
 
     def _reduction(
         self, name: str, x: FakeArray, axis: Any = None, dtype: Any = None, keepdims: bool = False, **_: Any
     ) -> FakeArray:
-        kind = _reduced(name, x.dtype) if dtype is None else dtype
-        return self.kind.new(_reduced_shape(x, axis, keepdims), kind)
+        return self.kind.new(_reduced_shape(x, axis, keepdims), _dtype(name, (x.dtype,)) if dtype is None else dtype)
 
     def argmax(self, x: FakeArray, *, axis: Any = None, keepdims: bool = False) -> FakeArray:
         """Return int64 indices."""
@@ -142,39 +145,8 @@ class FakeNamespace:
         """Return a view where that is possible."""
         return x.reshape(shape)
 
-    def permute_dims(self, x: FakeArray, axes: Any = None) -> FakeArray:
-        """Return a view."""
-        return x._view(np.transpose(x.layout, axes))
-
-    transpose = permute_dims
-
-    def matrix_transpose(self, x: FakeArray) -> FakeArray:
-        """Return a view."""
-        return x.swapaxes(-1, -2)
-
-    def swapaxes(self, x: FakeArray, a: int, b: int) -> FakeArray:
-        """Return a view."""
-        return x.swapaxes(a, b)
-
-    def moveaxis(self, x: FakeArray, source: Any, destination: Any) -> FakeArray:
-        """Return a view."""
-        return x._view(np.moveaxis(x.layout, source, destination))
-
-    def expand_dims(self, x: FakeArray, axis: Any = 0) -> FakeArray:
-        """Return a view."""
-        return x._view(np.expand_dims(x.layout, axis))
-
-    def squeeze(self, x: FakeArray, axis: Any = None) -> FakeArray:
-        """Return a view."""
-        return x._view(np.squeeze(x.layout, axis))
-
-    def broadcast_to(self, x: FakeArray, shape: Any) -> FakeArray:
-        """Return a view."""
-        return x._view(np.broadcast_to(x.layout, shape))
-
-    def flip(self, x: FakeArray, axis: Any = None) -> FakeArray:
-        """Return a view."""
-        return x._view(np.flip(x.layout, axis))
+    def _view(self, name: str, x: FakeArray, *arguments: Any, **options: Any) -> FakeArray:
+        return x._view(getattr(np, name)(x.layout, *arguments, **options))
 
     def concat(self, arrays: Sequence[FakeArray], axis: int = 0) -> FakeArray:
         """Return a new array."""
@@ -196,20 +168,11 @@ class FakeNamespace:
         return self.kind.new((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
 
 
-def _dtype_key(x: Any) -> Any:
-    """Return what decides the result's dtype: an operand's dtype, or the type of a Python number."""
-    return x.dtype if hasattr(x, "dtype") else type(x)
-
-
 @functools.lru_cache(maxsize=4096)
-def _dtype(name: str, keys: tuple[Any, ...]) -> Any:
-    operands = [np.ones(1, s) if isinstance(s, np.dtype) else s(1) for s in keys]
+def _dtype(name: str, kinds: tuple[Any, ...]) -> Any:
+    """Return the dtype of a function's result, given the dtype of each array and the type of each Python number."""
+    operands = [np.ones(1, kind) if isinstance(kind, np.dtype) else kind(1) for kind in kinds]
     return getattr(np, name)(*operands).dtype
-
-
-@functools.lru_cache(maxsize=256)
-def _reduced(name: str, dtype: Any) -> Any:
-    return getattr(np, name)(np.ones(1, dtype)).dtype
 
 
 def _reduced_shape(x: FakeArray, axis: Any, keepdims: bool) -> tuple[int, ...]:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
+from xpnet import losses
 from xpnet.autograd.functional import map_structure
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
-from xpnet.backend import Array, Device
+from xpnet.backend import Array, Device, dtype_name
 from xpnet.inspect.footprint import FAKE_CPU, FAKE_CUDA, AllocationLog, FakeArray, FakeCupyArray, FakeNumpyArray, counting
 from xpnet.inspect.footprint.operations import use_footprints
+from xpnet.inspect.shapes import input_shapes
 from xpnet.layers.context import Context, Shape, meta_init
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.losses import softmax_cross_entropy
 from xpnet.optim import Adam, Optimizer
 
 POOL_UNIT = 512
@@ -89,48 +90,32 @@ def step_memory(
         ValueError: no input shape is known.
         AttributeError, TypeError: a custom layer calls a function of an array library that is not known here, or reads values.
     """
-    shapes = _shapes(model, input_shape)
+    shapes = input_shapes(model, input_shape, "step_memory", "(28, 28, 1)")
     if batch_size < 1:
         raise ValueError(f"step_memory: batch_size must be at least 1, got {batch_size}")
     place = model.context.device if device is None else device
     kind = place.kind if isinstance(place, Device) else str(place).partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise ValueError(f'step_memory: device must be "cpu" or "cuda", got {device!r}')
-    array_class = FakeNumpyArray if kind == "cpu" else FakeCupyArray
     use_footprints("numpy" if kind == "cpu" else "cupy")
-    log = AllocationLog(1 if kind == "cpu" else POOL_UNIT)
-    with counting(log), _launches(kind):
-        return _measured(
-            model, shapes, batch_size, Adam() if optimizer is None else optimizer, loss, target, recompute, accumulate,
-            FAKE_CPU if kind == "cpu" else FAKE_CUDA, array_class, log,
-        )  # fmt: skip
+    fake: tuple[Device, type[FakeArray]] = (FAKE_CPU, FakeNumpyArray) if kind == "cpu" else (FAKE_CUDA, FakeCupyArray)
+    optimizer = Adam() if optimizer is None else optimizer
+    with counting(AllocationLog(1 if kind == "cpu" else POOL_UNIT)) as log, _launches(kind):
+        return _measured(model, shapes, batch_size, optimizer, loss, target, recompute, accumulate, *fake, log)
 
 
-def _shapes(model: Module, given: Any) -> list[Shape]:
-    from xpnet.inspect.shapes import _each, _first_shape
-
-    if given is None:
-        given = getattr(model, "input_shape", None) or _first_shape(model)
-    if given is None:
-        raise ValueError("step_memory: the model has not seen an input yet; pass input_shape, such as (28, 28, 1)")
-    return [tuple(int(n) for n in shape) for shape in _each(given)]
-
-
-@contextlib.contextmanager
-def _launches(kind: str) -> Iterator[None]:
+def _launches(kind: str) -> contextlib.AbstractContextManager[None]:
     """Ignore this thread's launches within the block, and count cuBLAS's workspace."""
     if kind == "cpu":
-        yield
-        return
+        return contextlib.nullcontext()
     from xpnet.accel.cupy.launch import use_thread_runtime
     from xpnet.inspect.footprint.cupy_runtime import PlanningRuntime
 
-    with use_thread_runtime(PlanningRuntime()):
-        yield
+    return use_thread_runtime(PlanningRuntime())
 
 
 def _measured(
-    model: Module, shapes: list[Shape], batch_size: int, optimizer: Optimizer, loss: Any, target: Any, recompute: Any,
+    model: Module, shapes: tuple[Shape, ...], batch_size: int, optimizer: Optimizer, loss: Any, target: Any, recompute: Any,
     accumulate: int, device: Device, kind: type[FakeArray], log: AllocationLog,
 ) -> StepMemory:  # fmt: skip
     from xpnet.training.trainer import Trainer
@@ -143,10 +128,9 @@ def _measured(
     fresh.slots, fresh._flat, fresh.iterations, fresh.clock = {}, None, 0, None
     fresh.bind(twin)
     state = log.now - log.kept - parameters - gradients
-    x: Any = tuple(kind.new((batch_size, *shape), twin.context.dtype) for shape in shapes)
-    x = x[0] if len(x) == 1 else x
+    inputs = tuple(kind.new((batch_size, *shape), twin.context.dtype) for shape in shapes)
     with no_grad(), eval_mode(twin):
-        outputs = _outputs(twin(*x) if isinstance(x, tuple) else twin(x))
+        outputs = arrays_in(twin(*inputs))
     function, y = _loss(loss, target, outputs, batch_size, kind)
     del outputs
     in_use: list[int] = []
@@ -159,10 +143,10 @@ def _measured(
     trainer = Trainer(
         twin, loss=observed, optimizer=fresh, recompute=_of_twin(recompute, model, twin), accumulate=accumulate, capture=False
     )
-    batch = sum(log.rounded(a.nbytes) for a in ((*x, y) if isinstance(x, tuple) else (x, y)) if isinstance(a, FakeArray))
+    batch = sum(log.rounded(a.nbytes) for a in (*inputs, y) if isinstance(a, FakeArray))
+    x = inputs if len(inputs) > 1 else inputs[0]
     trainer.step(x, y)  # workspace is kept from the first step on
-    working = log.kept
-    before = log.now
+    working, before = log.kept, log.now
     log.reset_peak()
     for _ in range(accumulate):
         trainer.step(x, y)
@@ -170,31 +154,27 @@ def _measured(
     return StepMemory(device.kind, batch_size, parameters, gradients, state, batch, activations, working, log.peak)
 
 
-def _twin(model: Module, shapes: list[Shape], device: Device, kind: type[FakeArray]) -> Module:
+def _twin(model: Module, shapes: tuple[Shape, ...], device: Device, kind: type[FakeArray]) -> Module:
     """Return a copy of the model with fake arrays."""
     known: dict[int, Any] = {}
     kept: list[Any] = []  # so that no id is used twice
     for parameter in model.parameters().values():
         kept.extend((parameter.array, parameter.grad, parameter.buffer))
         known[id(parameter.array)] = kind.new(parameter.array.shape, _numpy_dtype(parameter.array))
-        for gradient in (parameter.grad, parameter.buffer):
-            if gradient is not None:
-                known[id(gradient)] = None
+        known.update((id(gradient), None) for gradient in (parameter.grad, parameter.buffer) if gradient is not None)
     for buffer in model.buffers().values():
         if buffer is not None:
             kept.append(buffer)
             known[id(buffer)] = kind.new(buffer.shape, _numpy_dtype(buffer))
     twin: Module = copy.deepcopy(model, known)
     known.clear()
+    context = Context(model.context.seed, device, model.context.dtype)
     for module in twin.modules():
         if module.__dict__.get("carried") is not None:
             module.__dict__["carried"] = None
-    context = Context(model.context.seed, device, model.context.dtype)
-    for module in twin.modules():
         module.__dict__["context"] = context
     twin._attach("", context)
-    waiting = any(not m.built and m._waits() for m in twin.modules())
-    if waiting:
+    if any(not m.built and m._waits() for m in twin.modules()):
         with meta_init(), no_grad(), eval_mode(twin):
             twin(*(kind.new((1, *shape), context.dtype) for shape in shapes))
         for module in twin.modules():
@@ -206,12 +186,10 @@ def _twin(model: Module, shapes: list[Shape], device: Device, kind: type[FakeArr
 
 
 def _numpy_dtype(array: Any) -> Any:
-    from xpnet.backend import dtype_name
-
     return array.dtype if isinstance(array.dtype, np.dtype) else np.dtype(dtype_name(array))
 
 
-def _outputs(result: Any) -> list[Any]:
+def arrays_in(result: Any) -> list[Any]:
     """Return all arrays in a model's output, Tensors unchanged."""
     found: list[Any] = []
     map_structure(lambda part: found.append(part) if hasattr(part, "shape") else None, result)
@@ -220,12 +198,10 @@ def _outputs(result: Any) -> list[Any]:
 
 def _loss(loss: Any, target: Any, outputs: list[Any], batch_size: int, kind: type[FakeArray]) -> tuple[Any, Any]:
     """Return the loss function and targets for it."""
-    from xpnet import losses
-
     first = outputs[0]
     if loss is None and (len(outputs) > 1 or first.ndim < 2):
         return _sum_of_means, None
-    function = losses.get(softmax_cross_entropy if loss is None else loss)
+    function = losses.get(losses.softmax_cross_entropy if loss is None else loss)
     if target is not None:
         return function, kind.new((batch_size, *target[0]), target[1])
     if getattr(function, "__name__", "") in ("softmax_cross_entropy", "hinge", "squared_hinge", "negative_log_likelihood"):
@@ -235,7 +211,7 @@ def _loss(loss: Any, target: Any, outputs: list[Any], batch_size: int, kind: typ
 
 def _sum_of_means(prediction: Any, labels: Any) -> Any:
     total = None
-    for part in _outputs(prediction):
+    for part in arrays_in(prediction):
         if isinstance(part, Tensor):
             total = part.mean() if total is None else total + part.mean()
     return total
