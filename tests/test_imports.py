@@ -131,3 +131,16 @@ def test_everything_exported_exists():
             assert getattr(module, exported) is not None
     missing = set(xpnet.layers.__all__) - set(xpnet.__all__) - {"reset_states"}
     assert not missing, "layers that xpnet itself does not export"
+
+
+@pytest.mark.parametrize("library", ["numpy", "cupy"])
+def test_every_file_of_accelerations_is_loaded(library: str):
+    """What a package of accelerations does not import is never registered, and no other test would miss it."""
+    code = (
+        f"import sys, xpnet.accel.{library}; "
+        f"print(' '.join(m.rpartition('.')[2] for m in sys.modules if m.startswith('xpnet.accel.{library}.')))"
+    )
+    files = {path.stem for path in (ROOT / "accel" / library).glob("*.py")} - {"__init__"}
+    if library == "cupy":
+        files -= {"transfers"}  # imports CuPy itself: xpnet.data.prefetch asks for it
+    assert sorted(files - set(fresh(code).split())) == [], f"import these in xpnet/accel/{library}/__init__.py"

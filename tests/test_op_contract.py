@@ -63,8 +63,16 @@ def test_case_names_are_unique():
     assert sorted({n for n in names if names.count(n) > 1}) == []
 
 
-@pytest.mark.parametrize("name", [n for n, found in op_contract.accelerations().items() if "numpy" in found])
-def test_every_accelerated_implementation_runs(name):
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        pytest.param(name, library, marks=[pytest.mark.emulator] if library == "emulated" else [])
+        for name, found in op_contract.accelerations().items()
+        for library in ("numpy", "emulated")
+        if library in found and name != "cast"  # its case converts to the dtype that is there; others: tests/test_mixed.py
+    ],
+)
+def test_every_accelerated_implementation_runs(name, library):
     """Each computes at least one case, in either dtype: falling back everywhere would pass all other tests."""
     ran = set()
     for case in CASES:
@@ -72,10 +80,13 @@ def test_every_accelerated_implementation_runs(name):
             for dtype in ("float32", "float64"):
                 inputs, settings = registry[name].bind(tuple(case.arrays(dtype=dtype)), case.options(dtype=dtype))
                 for implementation in op_contract.implementations(case):
-                    if implementation.startswith("numpy"):
+                    if implementation.startswith(library):
                         with running(implementation):
                             ran.add(registry[name].run(np, inputs, settings, True)[2])
-    assert set(registry[name].implementations("numpy")) <= ran
+    if library == "numpy":
+        assert set(registry[name].implementations("numpy")) <= ran
+    else:
+        assert ran - {registry[name].reference}, f"the version of {name} for CuPy always answers NotImplemented"
 
 
 # -- values --
@@ -319,6 +330,19 @@ class Repeatable:
             y.backward(weights)
         found = {name: p.grad if p.grad is None else np.copy(p.grad) for name, p in self.model.parameters().items()}
         return y.array, {"x": tensor.grad, **found} if self.inputs_are_floats else found
+
+
+with_parameters = [pytest.param(c, id=c.id) for c in LAYERS if c.integers is None and c.model().parameters()]
+
+
+@pytest.mark.parametrize("case", with_parameters)
+def test_every_layer_with_parameters_takes_integers(case: LayerCase):
+    """Bytes of an image and the like are computed with in the model's dtype."""
+    model = Repeatable(case, training=False, dtype="float32")
+    x = np.random.default_rng(0).integers(0, 9, case.batch().shape)
+    found = model(x).array
+    assert found.dtype == np.float32, f"{case.name}: call self.as_float(x) in forward"
+    np.testing.assert_array_equal(found, model(x.astype(np.float32)).array)
 
 
 @every_layer

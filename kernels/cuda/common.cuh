@@ -39,7 +39,6 @@ template <typename T>
 using acc_t = typename Accumulator<T>::type;
 
 // Storage type to accumulator type, and back.
-// Storage type to accumulator type, and back.
 __device__ inline float widen(float v) { return v; }
 __device__ inline double widen(double v) { return v; }
 __device__ inline float widen(u8 v) { return static_cast<float>(v); }
@@ -135,7 +134,6 @@ struct FastDivmod {
   }
 };
 
-// for (i64 i = thread_index(); i < count; i += grid_stride())
 // for (i64 i = thread_index(); i < count; i += grid_stride())
 __device__ inline i64 thread_index() { return static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ inline i64 grid_stride() { return static_cast<i64>(gridDim.x) * blockDim.x; }

@@ -18,7 +18,7 @@ from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import fast_divmod, launch
 from xpnet.accel.cupy.optimizers import DeviceSchedule, adam, sgd
 from xpnet.accel.cupy.reductions import partition
-from xpnet.accel.cupy.source import Kernel, declarations, every_kernel
+from xpnet.accel.cupy.source import Kernel, declarations, every_kernel, kernel_folder
 from xpnet.ops.geometry import windows
 from xpnet.ops.updates import rule as rules
 from xpnet.runtime.precision import get_matmul_precision, set_matmul_precision
@@ -334,6 +334,8 @@ def test_arguments_are_packed_as_the_kernel_declares_them():
 
 
 def test_every_declared_kernel_is_used():
+    written = {path.stem for path in kernel_folder().glob("*.cu")}
+    assert set(build.files()) == written, "declare these kernels in a file of xpnet/accel/cupy that its __init__.py imports"
     for file in build.files():
         used = {kernel.name for kernel in every_kernel if kernel.file == file}
         assert used == set(declarations(file))

@@ -196,6 +196,7 @@ class Residual(Module):
 
     def forward(self, x: Any) -> Any:
         """Add x (through the shortcut) and the body's output."""
+        x = self.as_float(x)
         y = self.body(x)
         side = x if self.shortcut is None else self.shortcut(x)
         self._fitting(tuple(y.shape[1:]), tuple(side.shape[1:]))
