@@ -7,7 +7,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tape import once
-from xpnet.autograd.tensor import Parameter, Tensor
+from xpnet.autograd.tensor import Parameter, bare
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
@@ -108,7 +108,7 @@ class BatchNorm(_Normalization):
         y, mean, variance = ops.batch_norm_with_statistics(x, scale, offset, epsilon=self.epsilon)
         count = math.prod(x.shape[:-1])
         if count:
-            once(lambda: self._update_statistics(_bare(mean), _bare(variance), count))
+            once(lambda: self._update_statistics(bare(mean), bare(variance), count))
         return y
 
     def _update_statistics(self, mean: Any, variance: Any, count: int) -> None:
@@ -118,10 +118,6 @@ class BatchNorm(_Normalization):
         self.running_mean += rest * mean
         self.running_variance *= self.momentum
         self.running_variance += rest * count / max(count - 1, 1) * variance
-
-
-def _bare(value: Any) -> Any:
-    return value.array if isinstance(value, Tensor) else value
 
 
 class LayerNorm(_Normalization):

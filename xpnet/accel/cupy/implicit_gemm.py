@@ -24,12 +24,7 @@ Array = Any
 _BLOCK = 256
 # Few instances, because each takes seconds to compile: vectorised loads for float32 only.
 _simt = Kernel(
-    "implicit_gemm",
-    "implicit_gemm",
-    FLOATS,
-    (1, 4),
-    (False, True),
-    only=lambda kind, V, _: kind == "float" or V == 1,
+    "implicit_gemm", "implicit_gemm", FLOATS, (1, 4), (False, True), only=lambda kind, V, _: kind == "float" or V == 1
 )
 
 
