@@ -125,8 +125,7 @@ class LayerNorm(_Normalization):
 
     Args:
         axes: how many of the last axes are normalised over together; 1 are the channels alone.
-        epsilon: added to the variance.
-        use_scale, use_offset: whether these are learnt.
+        epsilon, use_scale, use_offset: as in BatchNorm.
 
     Shapes:
         (N, ..., C) -> (N, ..., C). Parameters: scale, offset, of the shape of the axes normalised over.
@@ -157,8 +156,7 @@ class GroupNorm(_Normalization):
 
     Args:
         groups: how many groups; a divisor of C.
-        epsilon: added to the variance.
-        use_scale, use_offset: whether these are learnt.
+        epsilon, use_scale, use_offset: as in BatchNorm.
 
     Shapes:
         (N, ..., C) -> (N, ..., C). Parameters: scale, offset (C,).
@@ -189,8 +187,7 @@ class InstanceNorm(_Normalization):
     """Instance normalisation: each channel of each example normalised over all positions, then scaled and offset.
 
     Args:
-        epsilon: added to the variance.
-        use_scale, use_offset: whether these are learnt.
+        epsilon, use_scale, use_offset: as in BatchNorm.
 
     Shapes:
         (N, ..., C) -> (N, ..., C). Parameters: scale, offset (C,).

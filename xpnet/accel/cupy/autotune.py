@@ -58,14 +58,7 @@ class Measurement(NamedTuple):
 
 
 def convolution_key(pass_name: str, x: Array, kernel: Array, g: Geometry) -> ConvolutionKey:
-    """Return the key of one pass on the current device.
-
-    Args:
-        pass_name: one of PASSES.
-        x: the images (N, H, W, C).
-        kernel: (KH, KW, C/groups, O).
-        g: the geometry.
-    """
+    """Return the key of one of the PASSES on the current device, for images (N, H, W, C) and a kernel (KH, KW, C/groups, O)."""
     dtype = dtype_of(x)
     precision = get_matmul_precision() if dtype == "float32" else dtype
     stride, dilation = (g.h.stride, g.w.stride), (g.h.dilation, g.w.dilation)

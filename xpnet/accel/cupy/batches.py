@@ -49,9 +49,7 @@ def select(
     stages = 0 if program is None else int(program.shape[0])
     count = 0 if order is None else int(order.shape[0])
     words = 0 if labels is None else int(labels.shape[1])
-    launch(
-        _select[256,], 1, 256, order, count, position, step, program, stages, batch, labels, words, index, taken, drawn
-    )  # fmt: skip
+    launch(_select[256,], 1, 256, order, count, position, step, program, stages, batch, labels, words, index, taken, drawn)
 
 
 def gather(

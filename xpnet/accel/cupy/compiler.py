@@ -71,12 +71,8 @@ def compile_instances(
 def target(architecture: int, supported: Sequence[int]) -> tuple[str, int]:
     """Return what to compile for: ("sm", n) for a cubin, ("compute", n) for PTX that the driver compiles.
 
-    A cubin runs on its own architecture and on later ones of the same major version. A device that is newer than NVRTC by a
-    major version gets PTX.
-
-    Args:
-        architecture: of the device.
-        supported: the architectures that NVRTC knows.
+    A cubin runs on its own architecture and on later ones of the same major version. A device that is newer than NVRTC, which
+    knows the architectures `supported`, by a major version gets PTX.
     """
     if architecture in supported:
         return "sm", architecture
