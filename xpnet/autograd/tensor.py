@@ -234,22 +234,22 @@ class Tensor(Recordable):
     __hash__ = object.__hash__
 
     def __eq__(self, other: Any) -> Any:
-        return self.array == _plain(other)
+        return self.array == bare(other)
 
     def __ne__(self, other: Any) -> Any:
-        return self.array != _plain(other)
+        return self.array != bare(other)
 
     def __lt__(self, other: Any) -> Any:
-        return self.array < _plain(other)
+        return self.array < bare(other)
 
     def __le__(self, other: Any) -> Any:
-        return self.array <= _plain(other)
+        return self.array <= bare(other)
 
     def __gt__(self, other: Any) -> Any:
-        return self.array > _plain(other)
+        return self.array > bare(other)
 
     def __ge__(self, other: Any) -> Any:
-        return self.array >= _plain(other)
+        return self.array >= bare(other)
 
     # -- operations that users expect as methods --
 
@@ -361,9 +361,10 @@ def _output(array: Array, node: Node, index: int) -> Tensor:
     return made
 
 
-def _plain(value: Any) -> Any:
+def bare(value: Any) -> Any:
+    """Return the native array of a Tensor; other values as they are."""
     return value.array if isinstance(value, Tensor) else value
 
 
 def _plain_index(index: Any) -> Any:
-    return tuple(_plain(i) for i in index) if isinstance(index, tuple) else _plain(index)
+    return tuple(bare(i) for i in index) if isinstance(index, tuple) else bare(index)

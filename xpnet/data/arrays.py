@@ -88,17 +88,14 @@ class _Reader(ABC):
     def take(self, order: Order, start: int, stop: int) -> Any:
         """Return the examples order[start:stop]."""
 
-    @abstractmethod
     def slice(self, start: int, stop: int) -> Any:
         """Return the examples from `start` to `stop`."""
+        return self.array[start:stop]
 
 
 class _Numpy(_Reader):
     def take(self, order: Order, start: int, stop: int) -> Any:
         return self.array.take(order.host[start:stop], 0)
-
-    def slice(self, start: int, stop: int) -> Any:
-        return self.array[start:stop]
 
 
 class _Native(_Reader):
@@ -132,9 +129,6 @@ class _InByteImages(_Reader):
     def take(self, order: Order, start: int, stop: int) -> Any:
         images = self.array.images
         return self.array[order.on(namespace(images), images)[start:stop]]
-
-    def slice(self, start: int, stop: int) -> Any:
-        return self.array[start:stop]
 
 
 class _Mapped(_Reader):

@@ -90,13 +90,9 @@ def device_feed(batches: Batches, device: Device, steps: FedSteps | None = None)
 
 
 def choose_feed(batches: Batches, device: Device, transfers: Callable[[], Transfers], recorded: bool = True) -> DeviceFeed:
-    """Return the fastest feed that these data allow.
+    """Return the fastest feed that these data allow; without `recorded` steps, which call `prepare`, one of complete batches.
 
-    Args:
-        batches: data in batches.
-        device: the model's.
-        transfers: called if batches have to be copied.
-        recorded: whether the steps call `prepare`; otherwise the feed gives complete batches.
+    `transfers` is called if batches have to be copied.
     """
     pair = batches.source.tree if isinstance(batches.source, Arrays) else None
     if type(pair) is not tuple or len(pair) != 2 or not all(isinstance(p, ByteImages) or is_array(p) for p in pair):
@@ -157,13 +153,33 @@ class BatchBuilder:
             drawn = self.drawn[: 2 * size * len(stages)].reshape(len(stages), 2, size)
         if drawn is not None or index is not None:
             select(size, index, drawn, step=self.step, program=stages, **selection)
-        gather(
-            data, index, x, table=self.table, values=self.values, fills=self.fills, program=stages, drawn=drawn
-        )  # fmt: skip
+        gather(data, index, x, table=self.table, values=self.values, fills=self.fills, program=stages, drawn=drawn)
         return x, index
 
 
-class ResidentFeed:
+class PlainFeed:
+    """A feed that passes on the batches of the loader."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.inputs: tuple[Array, ...] = ()
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
+        """See DeviceFeed."""
+        for x, y in self.batches.epoch(epoch, start):
+            self.inputs = x, y
+            yield x, y
+
+    def prepare(self, *inputs: Array, size: int) -> Pair:
+        """See DeviceFeed."""
+        x, y = inputs
+        return x, y
+
+    def close(self) -> None:
+        """See DeviceFeed."""
+
+
+class ResidentFeed(PlainFeed):
     """A feed for data on the device: the recorded step selects, gathers, augments and converts its own batch.
 
     Args:
@@ -172,10 +188,8 @@ class ResidentFeed:
         data, labels: (M, ...) on the device.
     """
 
-    inputs: tuple[Array, ...] = ()
-
     def __init__(self, batches: Batches, program: AugmentProgram, data: Array, labels: Any) -> None:
-        self.batches = batches
+        super().__init__(batches)
         self.xp = xp = namespace(data)
         size = _largest(batches)
         self.data, self.labels = xp.ascontiguousarray(data), xp.ascontiguousarray(labels)
@@ -210,11 +224,8 @@ class ResidentFeed:
             y[...] = self.xp.take(self.labels, index, axis=0)
         return x, y
 
-    def close(self) -> None:
-        """See DeviceFeed."""
 
-
-class PrefetchFeed:
+class PrefetchFeed(PlainFeed):
     """A feed that copies batches to the device while earlier ones are used.
 
     Args:
@@ -227,11 +238,11 @@ class PrefetchFeed:
     def __init__(
         self, batches: Batches, transfers: Transfers, program: AugmentProgram | None = None, raw: Arrays | None = None
     ) -> None:
-        self.batches, self.raw = batches, raw
+        super().__init__(batches)
+        self.raw = raw
         # Without workers, the user's own code runs in the main thread.
         self.prefetcher = Prefetcher(transfers, thread=batches.workers > 0 or isinstance(batches.source, Arrays))
         self.builder = None if program is None else BatchBuilder(program, transfers.xp, _largest(batches))
-        self.inputs: tuple[Array, ...] = ()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """See DeviceFeed."""
@@ -250,28 +261,6 @@ class PrefetchFeed:
     def close(self) -> None:
         """See DeviceFeed."""
         self.prefetcher.close()
-
-
-class PlainFeed:
-    """A feed that passes on the batches of the loader."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-        self.inputs: tuple[Array, ...] = ()
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
-        """See DeviceFeed."""
-        for x, y in self.batches.epoch(epoch, start):
-            self.inputs = x, y
-            yield x, y
-
-    def prepare(self, *inputs: Array, size: int) -> Pair:
-        """See DeviceFeed."""
-        x, y = inputs
-        return x, y
-
-    def close(self) -> None:
-        """See DeviceFeed."""
 
 
 def _largest(batches: Batches) -> int:

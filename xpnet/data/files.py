@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .dataset import DataError
 
@@ -123,7 +122,8 @@ def download(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[st
     paths = []
     for remote in remotes:
         url = f"{mirror}/{subfolders[0]}/{remote.name}" if mirror else remote.url
-        downloader = pooch.HTTPDownloader(progressbar=_progress(remote.name), timeout=60)
+        bar = _Bar(remote.name) if sys.stderr.isatty() else False
+        downloader = pooch.HTTPDownloader(progressbar=bar, timeout=60)
         try:
             # A mirror may have compressed a file anew; its content is checked when it is read.
             known = None if mirror and not remote.name.endswith(".tar.gz") else f"md5:{remote.md5}"
@@ -163,8 +163,3 @@ class _Bar:
 
     def close(self) -> None:
         self._progress.stop()
-
-
-def _progress(label: str) -> Any:
-    """Return a progress bar on a terminal, else False."""
-    return _Bar(label) if sys.stderr.isatty() else False

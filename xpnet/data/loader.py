@@ -186,7 +186,11 @@ class Batches:
         """Iterate over the batches of one epoch, from batch `start` on."""
         with contextlib.closing(self._numbered(epoch, start, self._made(epoch, start))) as made:
             for number, batch in made:
-                yield batch if self._move is None else self._on_device(batch, epoch, number, self._move)
+                if self._move is not None:
+                    batch = tree_map(self._move, batch)
+                    if self._device_augment is not None:
+                        batch = _augmented(self._device_augment, self.seed, batch, epoch, number)
+                yield batch
 
     def prefetched(
         self, epoch: int, start: int, run: Callable[[Generator[_Made]], Generator[_Made]], raw: Arrays | None = None
@@ -341,10 +345,6 @@ class Batches:
                     yield batch, []
         finally:
             raw.close()
-
-    def _on_device(self, batch: Any, epoch: int, number: int, move: Callable[[Array], Array]) -> Any:
-        batch = tree_map(move, batch)
-        return batch if self._device_augment is None else _augmented(self._device_augment, self.seed, batch, epoch, number)
 
     def _note(self, skipped: list[SkipExample]) -> None:
         for skip in skipped:

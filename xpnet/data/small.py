@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,12 @@ def _content(name: str) -> bytes:
     return (resources.files("xpnet.data") / "shipped" / name).read_bytes()
 
 
-def _moments(x: NumpyArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation over all axes but the last."""
+def _split(x: NumpyArray, y: NumpyArray, test: NumpyArray, **facts: Any) -> Dataset:
+    """Split the examples where the bool array `test` is true; mean and deviation are over all axes but the last."""
     axes = tuple(range(x.ndim - 1))
-    wide = x.astype(np.float64)
-    return tuple(wide.mean(axes).tolist()), tuple(wide.std(axes).tolist())
+    wide = x[~test].astype(np.float64)
+    mean, std = tuple(wide.mean(axes).tolist()), tuple(wide.std(axes).tolist())
+    return Dataset(train=(x[~test], y[~test]), test=(x[test], y[test]), mean=mean, std=std, licence=_LICENCE, **facts)
 
 
 def iris() -> Dataset:
@@ -33,16 +35,13 @@ def iris() -> Dataset:
     x = (np.array([row[:4] for row in rows], np.float64) / scale).astype(np.float32)
     y = np.array([names.index(row[4]) for row in rows], np.int64)
     test = np.array([row[5] == "1" for row in rows])
-    mean, std = _moments(x[~test])
-    return Dataset(
+    return _split(
+        x,
+        y,
+        test,
         name="iris",
-        train=(x[~test], y[~test]),
-        test=(x[test], y[test]),
         class_names=names,
-        mean=mean,
-        std=std,
         source="R. A. Fisher (1936); UCI Machine Learning Repository, https://doi.org/10.24432/C56C76",
-        licence=_LICENCE,
         scale=scale,
         notes="sepal length and width, petal length and width, in cm / 10; fixed stratified split, 1/5 test",
     )
@@ -53,17 +52,13 @@ def digits() -> Dataset:
     table = np.array([line.split(b",") for line in gzip.decompress(_content("digits.csv.gz")).split()]).astype(np.int64)
     scale = 16.0
     x = (table[:, :64] / scale).astype(np.float32).reshape(-1, 8, 8, 1)
-    y, test = table[:, 64], table[:, 65] == 1
-    mean, std = _moments(x[~test])
-    return Dataset(
+    return _split(
+        x,
+        table[:, 64],
+        table[:, 65] == 1,
         name="digits",
-        train=(x[~test], y[~test]),
-        test=(x[test], y[test]),
         class_names=tuple("0123456789"),
-        mean=mean,
-        std=std,
         source="E. Alpaydin, C. Kaynak (1998); UCI Machine Learning Repository, https://doi.org/10.24432/C50P49",
-        licence=_LICENCE,
         scale=scale,
         notes="grey values 0 to 16, divided by 16; fixed stratified split, a fifth for the test",
     )

@@ -11,13 +11,12 @@ import numpy as np
 
 from xpnet import backend, losses
 from xpnet.autograd.tape import no_grad
-from xpnet.autograd.tensor import Tensor
+from xpnet.autograd.tensor import Tensor, bare
 from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
 from xpnet.layers.hooks import Run, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.losses.base import bare
 
 NumpyArray = np.ndarray[Any, Any]
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, to_numpy
 from xpnet.inspect.activity import activation_name
 from xpnet.layers.hooks import unchanged, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.losses.base import bare
 from xpnet.ops.shapes import ShapeError
 from xpnet.training.not_finite import first_not_finite
 

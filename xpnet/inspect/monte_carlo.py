@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from xpnet import backend
 from xpnet.autograd.tape import no_grad
+from xpnet.autograd.tensor import bare
 from xpnet.backend import Array
 from xpnet.layers.dropout import Dropout
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
-from xpnet.losses.base import bare
 
 
 class Samples(NamedTuple):

@@ -39,14 +39,9 @@ _SETTINGS: dict[str, type] = {
     for name, made in vars(module).items()
     if isinstance(made, type) and dataclasses.is_dataclass(made)
 }
-_ROOT_ONLY = ("device", "dtype", "seed")
+_ROOT_ONLY = ("device", "dtype", "seed")  # keywords of a constructor that the file stores once for the whole model
 _MOST_MODULES = 100_000
 ARGUMENT = "argument."
-
-
-def own_name(kind: type) -> str | None:
-    """Return the name under which a layer class of xpnet is written; None for another class."""
-    return kind.__name__ if LAYERS.get(kind.__name__) is kind else None
 
 
 class Encoder:
@@ -78,10 +73,11 @@ class Encoder:
         if isinstance(module, Sequential) and _constructor(kind) is _constructor(Sequential):
             # The list that the caller passed may have changed since; the input shape is stored elsewhere.
             args, keywords = (module.layers,), {k: v for k, v in keywords.items() if k not in ("layers", "input_shape")}
-        keywords = {k: v for k, v in keywords.items() if k not in _ROOT_ONLY or k not in _root_keywords(kind)}
+        if _constructor(kind) in (_constructor(Sequential), _constructor(Module)):
+            keywords = {k: v for k, v in keywords.items() if k not in _ROOT_ONLY}
         if "device" in keywords:
             keywords = {**keywords, "device": "cpu"}  # a file may be read on a machine without that GPU
-        name = own_name(kind)
+        name = kind.__name__ if LAYERS.get(kind.__name__) is kind else None
         if name is None:
             self._user(kind, where)
         made = {
@@ -187,9 +183,6 @@ class Decoder:
             raise ValueError(f"the layer {name!r} is unknown to this version of xpnet")
         return self._call(name, LAYERS[name], value)
 
-    def _class(self, value: dict[str, Any]) -> Module:
-        return self._call(value["class"], self._named(value["class"], "class"), value)
-
     def _call(self, name: str, kind: Callable[..., Any], value: dict[str, Any]) -> Module:
         before = self._size
         args = [self._value(part) for part in value["args"]]
@@ -233,7 +226,7 @@ class Decoder:
 
     _READERS: Mapping[str, Callable[[Decoder, dict[str, Any]], Any]] = {
         "layer": _layer,
-        "class": _class,
+        "class": lambda self, value: self._call(value["class"], self._named(value["class"], "class"), value),
         "shared": _shared,
         "setting": _setting,
         "op": _op,
@@ -243,11 +236,6 @@ class Decoder:
         "float": lambda self, value: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[value["float"]],
         "array": lambda self, value: self._arrays[value["array"]].copy(),
     }
-
-
-def _root_keywords(kind: type) -> tuple[str, ...]:
-    """Return the keywords of a constructor that the file stores once for the whole model: device, dtype and seed."""
-    return _ROOT_ONLY if _constructor(kind) in (_constructor(Sequential), _constructor(Module)) else ()
 
 
 def _constructor(kind: type) -> Any:

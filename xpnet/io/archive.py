@@ -48,20 +48,15 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        mask = os.umask(0)  # mkstemp does not apply it, and it can only be read by setting it
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
         os.replace(name, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
     _sync_folder(target.parent)
-
-
-def _umask() -> int:
-    """Return the process's file mode mask, which mkstemp does not apply."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

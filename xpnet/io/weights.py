@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO
 
 from xpnet.backend import to_numpy
 from xpnet.io.archive import ArchiveError, write_atomically
@@ -22,11 +21,7 @@ def save_weights(model: Module, path: str | Path) -> None:
     model._require_built("save_weights")
     arrays = {name: to_numpy(array) for name, array in model.state().items()}
     blob = save({name: a if a.flags.c_contiguous else a.copy() for name, a in arrays.items()}, {"format": "np"})
-
-    def fill(file: IO[bytes]) -> None:
-        file.write(blob)
-
-    write_atomically(path, fill)
+    write_atomically(path, lambda file: file.write(blob))
 
 
 def load_weights(model: Module, path: str | Path, strict: bool = True) -> None:

@@ -10,22 +10,11 @@ from xpnet.layers.context import Shape
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 
-NAMES: dict[str, Callable[..., Any]] = {
-    "step": ops.step,
-    "relu": ops.relu,
-    "leaky_relu": ops.leaky_relu,
-    "elu": ops.elu,
-    "selu": ops.selu,
-    "gelu": ops.gelu,
-    "silu": ops.silu,
-    "sigmoid": ops.sigmoid,
-    "hard_sigmoid": ops.hard_sigmoid,
-    "tanh": ops.tanh,
-    "softplus": ops.softplus,
-    "softsign": ops.softsign,
-    "softmax": ops.softmax,
-    "log_softmax": ops.log_softmax,
-}
+_OPERATIONS = (
+    ops.step, ops.relu, ops.leaky_relu, ops.elu, ops.selu, ops.gelu, ops.silu, ops.sigmoid, ops.hard_sigmoid, ops.tanh,
+    ops.softplus, ops.softsign, ops.softmax, ops.log_softmax,
+)  # fmt: skip
+NAMES: dict[str, Callable[..., Any]] = {operation.__name__: operation for operation in _OPERATIONS}
 
 
 def get(activation: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
@@ -52,24 +41,6 @@ def split(activation: str | Callable[..., Any] | None) -> tuple[str | None, Call
     return None, function
 
 
-class Activation(Module):
-    """An activation function, by name or as a function of one Tensor."""
-
-    plannable = True
-    _functions = ("function",)
-
-    def __init__(self, activation: str | Callable[..., Any]) -> None:
-        self.function = get(activation)
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        """Return the input's shape."""
-        return input_shape
-
-    def forward(self, x: Any) -> Any:
-        """Apply the function to x."""
-        return x if self.function is None else self.function(x)
-
-
 class _Elementwise(Module):
     """A layer that applies one operation."""
 
@@ -84,6 +55,20 @@ class _Elementwise(Module):
     def forward(self, x: Any) -> Any:
         """Apply the operation to x."""
         return type(self).operation(x)
+
+
+class Activation(_Elementwise):
+    """An activation function, by name or as a function of one Tensor."""
+
+    plannable = True
+    _functions = ("function",)
+
+    def __init__(self, activation: str | Callable[..., Any]) -> None:
+        self.function = get(activation)
+
+    def forward(self, x: Any) -> Any:
+        """Apply the function to x."""
+        return x if self.function is None else self.function(x)
 
 
 class Step(_Elementwise):

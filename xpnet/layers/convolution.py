@@ -9,7 +9,7 @@ from xpnet import ops
 from xpnet.autograd.tensor import Parameter
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
-from xpnet.layers.dense import Initial, default_kernel
+from xpnet.layers.dense import Initial, default_kernel, kernel_and_bias
 from xpnet.layers.module import Module
 from xpnet.ops.convolution import transposed_size
 from xpnet.ops.geometry import Padding, Size, pair, windows
@@ -74,18 +74,7 @@ class Convolution(Module):
         """Return the specs of the kernel (*window, C/groups, O) and the bias (O,)."""
         if C % self.groups:
             raise ShapeError(f"{type(self).__name__}: {C} input channels are not a multiple of groups={self.groups}")
-        kernel = Spec(
-            (*window, C // self.groups, self.filters),
-            self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
-        if not self.use_bias:
-            return {"kernel": kernel}
-        return {
-            "kernel": kernel,
-            "bias": Spec((self.filters,), self.bias_initializer, decay=False, regularizer=self.bias_regularizer),
-        }
+        return kernel_and_bias(self, (*window, C // self.groups, self.filters))
 
     def _check_channels(self, C: int) -> None:
         if self.built and self.kernel.shape[-2] * self.groups != C:

@@ -21,6 +21,15 @@ def default_kernel(activation: str | Callable[..., Any] | None) -> str:
     return "he_normal" if name in ("relu", "leaky_relu", "elu", "gelu", "silu") else "glorot_uniform"
 
 
+def kernel_and_bias(layer: Any, shape: Shape) -> dict[str, Spec]:
+    """Return the specs of a layer's kernel of `shape` (..., outputs), and of its bias (outputs,) if it has one."""
+    initial, regularizer, constraint = layer.kernel_initializer, layer.kernel_regularizer, layer.kernel_constraint
+    specs = {"kernel": Spec(shape, initial, regularizer=regularizer, constraint=constraint)}
+    if layer.use_bias:
+        specs["bias"] = Spec(shape[-1:], layer.bias_initializer, decay=False, regularizer=layer.bias_regularizer)
+    return specs
+
+
 class Dense(Module):
     """Fully connected layer: activation(x @ kernel + bias).
 
@@ -69,18 +78,7 @@ class Dense(Module):
         """Return the specs of the kernel and the bias."""
         if not input_shape:
             raise ShapeError("Dense: got examples that are single numbers, shape (N,); reshape them to (N, 1)")
-        kernel = Spec(
-            (input_shape[-1], self.units),
-            self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
-        if not self.use_bias:
-            return {"kernel": kernel}
-        return {
-            "kernel": kernel,
-            "bias": Spec((self.units,), self.bias_initializer, decay=False, regularizer=self.bias_regularizer),
-        }
+        return kernel_and_bias(self, (input_shape[-1], self.units))
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Map (..., in) to (..., units)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tape import once
-from xpnet.autograd.tensor import Parameter, Tensor
+from xpnet.autograd.tensor import Parameter, bare
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
@@ -108,7 +108,7 @@ class BatchNorm(_Normalization):
         y, mean, variance = ops.batch_norm_with_statistics(x, scale, offset, epsilon=self.epsilon)
         count = math.prod(x.shape[:-1])
         if count:
-            once(lambda: self._update_statistics(_bare(mean), _bare(variance), count))
+            once(lambda: self._update_statistics(bare(mean), bare(variance), count))
         return y
 
     def _update_statistics(self, mean: Any, variance: Any, count: int) -> None:
@@ -120,17 +120,12 @@ class BatchNorm(_Normalization):
         self.running_variance += rest * count / max(count - 1, 1) * variance
 
 
-def _bare(value: Any) -> Any:
-    return value.array if isinstance(value, Tensor) else value
-
-
 class LayerNorm(_Normalization):
     """Each example (and each position in it) normalised over its channels, then times `scale` plus `offset`.
 
     Args:
         axes: how many of the last axes are normalised over together; 1 are the channels alone.
-        epsilon: added to the variance.
-        use_scale, use_offset: whether these are learnt.
+        epsilon, use_scale, use_offset: as in BatchNorm.
 
     Shapes:
         (N, ..., C) -> (N, ..., C). Parameters: scale, offset, of the shape of the axes normalised over.
@@ -161,8 +156,7 @@ class GroupNorm(_Normalization):
 
     Args:
         groups: how many groups; a divisor of C.
-        epsilon: added to the variance.
-        use_scale, use_offset: whether these are learnt.
+        epsilon, use_scale, use_offset: as in BatchNorm.
 
     Shapes:
         (N, ..., C) -> (N, ..., C). Parameters: scale, offset (C,).
@@ -193,8 +187,7 @@ class InstanceNorm(_Normalization):
     """Instance normalisation: each channel of each example normalised over all positions, then scaled and offset.
 
     Args:
-        epsilon: added to the variance.
-        use_scale, use_offset: whether these are learnt.
+        epsilon, use_scale, use_offset: as in BatchNorm.
 
     Shapes:
         (N, ..., C) -> (N, ..., C). Parameters: scale, offset (C,).

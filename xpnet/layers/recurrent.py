@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet import initializers, ops
 from xpnet.autograd.tape import once
-from xpnet.autograd.tensor import Parameter, Tensor
+from xpnet.autograd.tensor import Parameter, bare
 from xpnet.backend import Array, namespace, to_device
 from xpnet.layers.context import Context, Shape, Spec
 from xpnet.layers.dense import Initial
@@ -138,20 +138,20 @@ class Recurrent(Module):
         return y, outputs[1] if self.states == 1 else outputs[1:]
 
     def _carry(self, states: tuple[Any, ...]) -> None:
-        self.carried = tuple(_bare(s) for s in states)
+        self.carried = tuple(bare(s) for s in states)
 
     def _run(self, x: Any, bias: Any, states: tuple[Any, ...], mask: Any) -> Any:
         return type(self).operation(x, self.kernel, self.recurrent_kernel, bias, *states, mask, reverse=self.reverse)
 
     def _mask(self, x: Any, lengths: Any, mask: Any) -> Any:
         """Return the mask (N, T) that `lengths`, `mask` and mask_value make together, or None."""
-        array = x.array if isinstance(x, Tensor) else x
+        array = bare(x)
         if array.ndim != 3:
             return mask  # the operation explains what is wrong
         xp = namespace(array)
-        parts = [] if mask is None else [xp.astype(xp.asarray(_bare(mask)), xp.bool)]
+        parts = [] if mask is None else [xp.astype(xp.asarray(bare(mask)), xp.bool)]
         if lengths is not None:
-            ends = _bare(lengths)
+            ends = bare(lengths)
             ends = ends if hasattr(ends, "dtype") else to_device(ends, self.context.device)
             if tuple(ends.shape) != (array.shape[0],):
                 raise ShapeError(
@@ -188,10 +188,6 @@ class Recurrent(Module):
     def _place(self, context: Context) -> None:
         super()._place(context)
         self.carried = None
-
-
-def _bare(value: Any) -> Any:
-    return value.array if isinstance(value, Tensor) else value
 
 
 class RNN(Recurrent):

@@ -7,17 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnet import ops
-from xpnet.autograd.tensor import Tensor
-from xpnet.backend import Array, namespace
+from xpnet.autograd.tensor import Tensor, bare
+from xpnet.backend import namespace
 from xpnet.ops.shapes import ShapeError
 from xpnet.ops.softmax import check_reduction
 
 Loss = Callable[..., Any]
-
-
-def bare(value: Any) -> Array:
-    """Return the native array of a Tensor; other values as they are."""
-    return value.array if isinstance(value, Tensor) else value
 
 
 def reduce(name: str, terms: Any, reduction: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet import ops
+from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, namespace
-from xpnet.losses.base import bare, matching, reduce
+from xpnet.losses.base import matching, reduce
 from xpnet.ops.softmax import check_labels
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet import ops
+from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, namespace
-from xpnet.losses.base import bare, reduce
+from xpnet.losses.base import reduce
 from xpnet.ops.shapes import ShapeError
 
 

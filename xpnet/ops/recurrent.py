@@ -202,8 +202,7 @@ def lstm(
         recurrent_kernel: (H, 4H).
         bias: (4H,), or None. (PyTorch has two, which are added.)
         h, c: (N, H), the initial states; None means 0.
-        mask: (N, T), False where a sequence has no element; None means True everywhere.
-        reverse: process the sequence from its end.
+        mask, reverse: as in `rnn`.
 
     Returns:
         y: (N, T, H), h after every step, 0 where masked.
@@ -293,9 +292,7 @@ def gru(
         kernel: (C, 3H).
         recurrent_kernel: (H, 3H).
         bias, recurrent_bias: (3H,), or None.
-        h: (N, H), the initial state; None means 0.
-        mask: (N, T), False where a sequence has no element; None means True everywhere.
-        reverse: process the sequence from its end.
+        h, mask, reverse: as in `rnn`.
 
     Returns:
         y: (N, T, H), h after every step, 0 where masked.

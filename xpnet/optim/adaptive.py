@@ -106,6 +106,7 @@ class Nadam(Adam):
     """
 
     capturable = False
+    rule = adaptive.nadam
 
     def __init__(
         self,
@@ -123,11 +124,6 @@ class Nadam(Adam):
 
     def _momentum(self, step: int) -> float:
         return self.beta1 * (1 - 0.5 * math.pow(0.96, step * self.momentum_decay))
-
-    @property
-    def rule(self) -> rules.Rule:
-        """See Optimizer."""
-        return adaptive.nadam
 
     def update(self, w: Array, g: Array, learning_rate: Any, **settings: float) -> None:
         """See Optimizer."""
@@ -152,6 +148,7 @@ class Adamax(Adam):
     """
 
     capturable = False
+    rule = adaptive.adamax
 
     def __init__(
         self,
@@ -164,8 +161,3 @@ class Adamax(Adam):
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
         self.slot_names = ("mean", "largest")
-
-    @property
-    def rule(self) -> rules.Rule:
-        """See Optimizer."""
-        return adaptive.adamax

@@ -49,11 +49,8 @@ def bias_and_activation_gradients(
     """Compute the gradient before the activation and that of the bias.
 
     Args:
-        xp: the namespace of the arrays.
         dy: (rows, channels).
         y: the output of the activation, (rows, channels); unused where `activation` is None.
-        activation: as in `add_bias_and_activate`.
-        need_bias: whether to compute the gradient of the bias.
         into: a buffer for the gradient of the bias, see `store_gradient`.
 
     Returns:

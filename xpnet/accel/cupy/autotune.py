@@ -16,13 +16,12 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xpnet.accel.cupy.compiler import cache_folder
+from xpnet.accel.cupy.compiler import cache_folder, write_cached
 from xpnet.accel.cupy.cudnn import HOW_TO_INSTALL, versions
 from xpnet.accel.cupy.launch import runtime
 from xpnet.accel.cupy.source import dtype_of, read_headers, read_source
@@ -59,14 +58,7 @@ class Measurement(NamedTuple):
 
 
 def convolution_key(pass_name: str, x: Array, kernel: Array, g: Geometry) -> ConvolutionKey:
-    """Return the key of one pass on the current device.
-
-    Args:
-        pass_name: one of PASSES.
-        x: the images (N, H, W, C).
-        kernel: (KH, KW, C/groups, O).
-        g: the geometry.
-    """
+    """Return the key of one of the PASSES on the current device, for images (N, H, W, C) and a kernel (KH, KW, C/groups, O)."""
     dtype = dtype_of(x)
     precision = get_matmul_precision() if dtype == "float32" else dtype
     stride, dilation = (g.h.stride, g.w.stride), (g.h.dilation, g.w.dilation)
@@ -171,18 +163,7 @@ class AutotuneCache:
 
     def _write(self, known: dict[ConvolutionKey, Measurement]) -> None:
         entries = [{**key._asdict(), **value._asdict()} for key, value in known.items()]
-        text = json.dumps({"kernels": _digest(), "convolutions": entries}, indent=1)
-        temporary = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix="convolutions", suffix=".tmp")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, self.path)
-        except OSError:
-            # On a full disk or a read-only home the next process measures again.
-            if temporary is not None and os.path.exists(temporary):
-                os.unlink(temporary)
+        write_cached(self.path, json.dumps({"kernels": _digest(), "convolutions": entries}, indent=1).encode())
 
 
 def _parse_entry(item: dict[str, Any]) -> tuple[ConvolutionKey, Measurement]:
@@ -211,14 +192,10 @@ _cache = AutotuneCache()
 
 def report() -> str:
     """Return the measurements as a table, one line a convolution, and whether cuDNN takes part."""
-    return f"{_measured()}\n{_about_cudnn()}"
-
-
-def _about_cudnn() -> str:
     installed = versions()
     if "nvidia-cudnn-frontend" not in installed:
-        return f"cuDNN is not installed and does not take part: {HOW_TO_INSTALL}"
-    return "cuDNN takes part: " + ", ".join(f"{name} {version}" for name, version in installed.items())
+        return f"{_measured()}\ncuDNN is not installed and does not take part: {HOW_TO_INSTALL}"
+    return f"{_measured()}\ncuDNN takes part: {', '.join(f'{name} {version}' for name, version in installed.items())}"
 
 
 def _measured() -> str:

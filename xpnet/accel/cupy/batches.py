@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from xpnet.accel.cupy.launch import INT32_LIMIT, THREADS, address, launch, runtime
 from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel, dtype_of
-from xpnet.accel.cupy.support import VECTORS, WIDTHS, product, valid_vector
+from xpnet.accel.cupy.support import VECTORS, WIDTHS, valid_vector
 
 Array = Any
 
@@ -48,9 +49,7 @@ def select(
     stages = 0 if program is None else int(program.shape[0])
     count = 0 if order is None else int(order.shape[0])
     words = 0 if labels is None else int(labels.shape[1])
-    launch(
-        _select[256,], 1, 256, order, count, position, step, program, stages, batch, labels, words, index, taken, drawn
-    )  # fmt: skip
+    launch(_select[256,], 1, 256, order, count, position, step, program, stages, batch, labels, words, index, taken, drawn)
 
 
 def gather(
@@ -79,7 +78,7 @@ def gather(
     Raises:
         ValueError: an example has 2**31 elements or more.
     """
-    size, out_size = product(data.shape[1:]), product(out.shape[1:])
+    size, out_size = math.prod(data.shape[1:]), math.prod(out.shape[1:])
     if max(size, out_size) >= INT32_LIMIT:
         raise ValueError(f"gather: examples of {max(size, out_size)} elements, expected fewer than 2**31")
     kind, source = C_NAMES[dtype_of(out)], C_NAMES[dtype_of(data)]

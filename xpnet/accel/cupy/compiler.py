@@ -61,26 +61,18 @@ def compile_instances(
                 f"kernels/cuda/{file}.cu does not compile for {name} ({error}; NVRTC "
                 f"{'.'.join(map(str, nvrtc.getVersion()))})\ninstances: {names}\nlog:\n{nvrtc.getProgramLog(program)}"
             ) from None
-        code: bytes = nvrtc.getCUBIN(program) if kind == "sm" else _as_bytes(nvrtc.getPTX(program))
+        code: bytes | str = nvrtc.getCUBIN(program) if kind == "sm" else nvrtc.getPTX(program)
         symbols = {i.expression: nvrtc.getLoweredName(program, i.expression) for i in instances}
-        return code, symbols, nvrtc.getProgramLog(program)
+        return code.encode() if isinstance(code, str) else code, symbols, nvrtc.getProgramLog(program)
     finally:
         nvrtc.destroyProgram(program)
-
-
-def _as_bytes(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text
 
 
 def target(architecture: int, supported: Sequence[int]) -> tuple[str, int]:
     """Return what to compile for: ("sm", n) for a cubin, ("compute", n) for PTX that the driver compiles.
 
-    A cubin runs on its own architecture and on later ones of the same major version. A device that is newer than NVRTC by a
-    major version gets PTX.
-
-    Args:
-        architecture: of the device.
-        supported: the architectures that NVRTC knows.
+    A cubin runs on its own architecture and on later ones of the same major version. A device that is newer than NVRTC, which
+    knows the architectures `supported`, by a major version gets PTX.
     """
     if architecture in supported:
         return "sm", architecture
@@ -146,14 +138,19 @@ def _read(entry: Path) -> tuple[bytes, str] | None:
 def _write(entry: Path, code: bytes, symbol: str) -> None:
     name = symbol.encode()
     body = len(name).to_bytes(2, "little") + name + code
+    write_cached(entry, hashlib.sha256(body).digest() + body)
+
+
+def write_cached(path: Path, content: bytes) -> None:
+    """Write a file of the cache under a temporary name and rename it; do nothing on a full disk or in a read-only home."""
     temporary = None
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=entry.stem, suffix=".tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(body).digest() + body)
-        os.replace(temporary, entry)
+            file.write(content)
+        os.replace(temporary, path)
     except OSError:
-        # On a full disk or a read-only home the next process compiles again.
+        # The next process compiles or measures again.
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

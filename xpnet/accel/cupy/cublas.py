@@ -128,9 +128,7 @@ def run(product: Product, device: int, stream: Any) -> None:
         compute, scale = (_COMPUTE_32F_FAST_TF32 if p.tf32 else _COMPUTE_32F), _FLOAT
     kind, c_kind = _DATA_TYPES[p.dtype], _DATA_TYPES[p.c_dtype]
     alpha, beta = scale(p.alpha), scale(p.beta)
-    head = (
-        _handle(device, stream), int(p.transpose_a), int(p.transpose_b), p.m, p.n, p.k, ctypes.byref(alpha),
-    )  # fmt: skip
+    head = (_handle(device, stream), int(p.transpose_a), int(p.transpose_b), p.m, p.n, p.k, ctypes.byref(alpha))
     a, b, c = p.a.data.ptr, p.b.data.ptr, p.c.data.ptr
     if p.batch == 1:  # not as a batch of one: only GemmEx uses split-K
         status = _library().cublasGemmEx(

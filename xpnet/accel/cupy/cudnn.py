@@ -29,7 +29,6 @@ WORKSPACE_LIMIT = 256 << 20
 
 _PACKAGES = ("nvidia-cudnn-frontend", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
 _TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
-_ACTIVATIONS = {"relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}  # as the frontend names them
 _X, _KERNEL, _Y, _BIAS = 1, 2, 3, 4  # uids of the tensors in a graph, input or output
 
 
@@ -187,7 +186,7 @@ def _add_operations(graph: Any, key: _PlanKey, kind: Any, fused: bool) -> None:
         if fused and key.bias:
             result = graph.bias(input=result, bias=tensor((1, 1, 1, O), _BIAS))
         if fused and key.activation is not None:
-            result = getattr(graph, _ACTIVATIONS[key.activation])(input=result)
+            result = getattr(graph, key.activation)(input=result)  # the frontend uses the same names
     elif key.pass_name == "dgrad":
         out, number = images, _X
         result = graph.conv_dgrad(loss=tensor(positions, _Y), filter=tensor(kernel, _KERNEL), **shape)

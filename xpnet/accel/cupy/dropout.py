@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from xpnet.accel.cupy.launch import THREADS, grid_size, launch, vector_width
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
-from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, product, supported, valid_vector
+from xpnet.accel.cupy.support import VECTORS, c_name, contiguous, supported, valid_vector
 from xpnet.backend import half_dtypes
 from xpnet.ops.dropout import dropout, dropout_key
 from xpnet.ops.half import cast
@@ -63,7 +64,7 @@ def _(xp: Any, dy: Array, size: Any, *, rate: float, key: Any, step: Any, shape:
 def _apply(xp: Any, x: Array, size: tuple[int, ...], rate: float, key: Any, step: Any, inverted: bool) -> Array:
     words = dropout_key(key)
     scale = 1 / (1 - rate) if inverted and rate < 1 else 1.0
-    if product(size) == x.size:
+    if math.prod(size) == x.size:
         return drop(xp, contiguous(xp, x), words, step, rate, scale)
     if x.dtype in half_dtypes:
         return cast(_apply(xp, cast(x, "float32"), size, rate, key, step, inverted), dtype_of(x))

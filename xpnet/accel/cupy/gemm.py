@@ -46,19 +46,13 @@ class Product(NamedTuple):
 
 
 def gemm(xp: Any, a: Array, b: Array, c: Array, *, alpha: float = 1.0, beta: float = 0.0) -> Array:
-    """Compute c = alpha * a @ b + beta * c, in place.
+    """Compute c = alpha * a @ b + beta * c, in place, and return c.
 
     Args:
-        xp: the namespace of the arrays.
         a: (M, K) or (B, M, K), of any strides; a transposed view is not copied.
         b: (K, N) or (B, K, N).
         c: (M, N) or (B, M, N), with contiguous rows; the dtype of a and b, or float32 for 16-bit a and b. Not read if
             beta is 0.
-        alpha: factor of the product.
-        beta: factor of the previous c.
-
-    Returns:
-        c.
 
     Raises:
         ValueError: the shapes do not fit, or rows of `c` are not contiguous.

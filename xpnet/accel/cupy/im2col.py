@@ -30,17 +30,9 @@ def _window(geometry: Geometry) -> tuple[int, int]:
 
 
 def im2col(xp: Any, x: Array, geometry: Geometry, groups: int = 1, out: Array | None = None) -> Array:
-    """Copy the sliding windows of images to a matrix.
+    """Copy the sliding windows of images x (N, H, W, G*C), C-contiguous, to a matrix for each of the G groups.
 
-    Args:
-        xp: the namespace of the arrays.
-        x: (N, H, W, G*C), C-contiguous.
-        geometry: of the windows.
-        groups: G.
-        out: (G, N, OH, OW, KH, KW, C), the output buffer; allocated if None.
-
-    Returns:
-        out.
+    The result (G, N, OH, OW, KH, KW, C) is written to `out` if given.
     """
     h, w = geometry
     N, pixel = x.shape[0], x.shape[-1]
@@ -64,14 +56,7 @@ def im2col(xp: Any, x: Array, geometry: Geometry, groups: int = 1, out: Array | 
 def col2im(xp: Any, cols: Array, geometry: Geometry, out: Array | None = None) -> Array:
     """Compute the adjoint of `im2col`: every pixel is the sum of its elements in all windows.
 
-    Args:
-        xp: the namespace of the arrays.
-        cols: (G, N, OH, OW, KH, KW, C), C-contiguous.
-        geometry: of the windows.
-        out: (N, H, W, G*C), the output buffer; allocated if None.
-
-    Returns:
-        out.
+    cols is (G, N, OH, OW, KH, KW, C), C-contiguous; the result (N, H, W, G*C) is written to `out` if given.
     """
     h, w = geometry
     groups, N, C = cols.shape[0], cols.shape[1], cols.shape[-1]

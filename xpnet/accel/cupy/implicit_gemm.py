@@ -24,12 +24,7 @@ Array = Any
 _BLOCK = 256
 # Few instances, because each takes seconds to compile: vectorised loads for float32 only.
 _simt = Kernel(
-    "implicit_gemm",
-    "implicit_gemm",
-    FLOATS,
-    (1, 4),
-    (False, True),
-    only=lambda kind, V, _: kind == "float" or V == 1,
+    "implicit_gemm", "implicit_gemm", FLOATS, (1, 4), (False, True), only=lambda kind, V, _: kind == "float" or V == 1
 )
 
 
@@ -53,14 +48,7 @@ _PARTIAL_BYTES = 64 << 20  # the most that the partial sums of split-K may take
 
 
 def covers(x: Array, kernel: Array, g: Geometry, groups: int) -> bool:
-    """Return whether these kernels can compute all three passes of a convolution: indices must fit 32 bits.
-
-    Args:
-        x: (N, H, W, C).
-        kernel: (KH, KW, C/groups, O).
-        g: the geometry.
-        groups: the number of groups.
-    """
+    """Return whether these kernels can compute all three passes of a convolution: indices must fit 32 bits."""
     N, H, W, C = x.shape
     KH, KW, _, O = kernel.shape
     largest = max(N * g.h.out * g.w.out, N * H * W, KH * KW * max(C, O), H * W * C, g.h.out * g.w.out * O)
@@ -79,13 +67,10 @@ def fprop(xp: Any, x: Array, kernel: Array, bias: Array | None, activation: str 
     """Compute activation(conv2d(x, kernel) + bias), where `covers` says so.
 
     Args:
-        xp: the namespace of the arrays.
         x: (N, H, W, C), C-contiguous.
         kernel: (KH, KW, C/groups, O), C-contiguous.
         bias: (O,) or None.
         activation: one of ACTIVATION_IDS.
-        g: the geometry.
-        groups: the number of groups.
 
     Returns:
         (N, OH, OW, O).
@@ -101,11 +86,8 @@ def dgrad(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 1) -> Ar
     Pixels that are equal modulo the stride are covered by the same taps (strided dgrad): one GEMM for each such class.
 
     Args:
-        xp: the namespace of the arrays.
         dz: (N, OH, OW, O), the gradient before the activation, C-contiguous.
         kernel: (KH, KW, C/groups, O).
-        g: the geometry of the forward pass.
-        groups: the number of groups.
 
     Returns:
         (N, H, W, C).
@@ -165,11 +147,8 @@ def wgrad(xp: Any, x: Array, dz: Array, g: Geometry, groups: int = 1) -> Array:
     """Compute the gradient of the kernel, as a matrix, with split-K over the positions.
 
     Args:
-        xp: the namespace of the arrays.
         x: (N, H, W, C), C-contiguous.
         dz: (N, OH, OW, O), C-contiguous.
-        g: the geometry of the forward pass.
-        groups: the number of groups.
 
     Returns:
         (KH*KW*C/groups, O), float32 for 16-bit arrays.
@@ -247,9 +226,7 @@ def _launch_gemm(
     rows = inner if for_wgrad else positions
     y_image, y_row = (0, 0) if y is None else (y.shape[1] * y.shape[2] * pitch, y.shape[2] * pitch)
     offsets = (h.first * y_row + w.first * pitch, y_image, h.every * y_row, w.every * pitch)
-    im2col = (
-        H, W, pixel, h.scale, w.scale, h.offset, w.offset, h.step, w.step, C, w.window, w.positions, h.positions,
-    )  # fmt: skip
+    im2col = (H, W, pixel, h.scale, w.scale, h.offset, w.offset, h.step, w.step, C, w.window, w.positions, h.positions)
     BM, BN, tensor_cores = _choose_tile(x, rows, pitch, groups, for_wgrad)
     if tensor_cores:
         kernel = _mma[kind, BM, BN, for_wgrad]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from xpnet.accel.cupy.activation import ACTIVATION_IDS, add_bias_and_activate, bias_and_activation_gradients
 from xpnet.accel.cupy.gemm import gemm
-from xpnet.accel.cupy.support import contiguous, out_buffer, product, supported
+from xpnet.accel.cupy.support import contiguous, out_buffer, supported
 from xpnet.ops.linear import dense, matmul
 
 Array = Any
@@ -19,7 +20,7 @@ def _dense(xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activ
     units = kernel.shape[1]
     if (bias is not None and tuple(bias.shape) != (units,)) or activation not in ACTIVATION_IDS:
         return NotImplemented
-    rows = xp.reshape(x, (product(x.shape[:-1]), x.shape[-1]))
+    rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
     y = xp.empty((rows.shape[0], units), dtype=x.dtype)
     gemm(xp, rows, kernel, y)
     add_bias_and_activate(xp, y, contiguous(xp, bias), activation)
@@ -30,7 +31,7 @@ def _dense(xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activ
 @_dense.backward
 def _(xp: Any, dy: Array, saved: Any, *, activation: str | None, needs: tuple[bool, ...], into: Any = (None,) * 3) -> Any:
     x, kernel, y = saved
-    count, units = product(x.shape[:-1]), kernel.shape[1]
+    count, units = math.prod(x.shape[:-1]), kernel.shape[1]
     dy = xp.reshape(contiguous(xp, dy), (count, units))
     y = None if y is None else xp.reshape(y, (count, units))
     dz, dbias = bias_and_activation_gradients(xp, dy, y, activation, needs[2], into[2])
@@ -58,13 +59,13 @@ def _matmul(xp: Any, x: Array, y: Array) -> Any:
 
 
 def _times_matrix(xp: Any, x: Array, y: Array) -> Array:
-    rows = x if x.ndim == 2 else xp.reshape(x, (product(x.shape[:-1]), x.shape[-1]))
+    rows = x if x.ndim == 2 else xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
     z = gemm(xp, rows, y, xp.empty((rows.shape[0], y.shape[1]), dtype=x.dtype))
     return xp.reshape(z, (*x.shape[:-1], y.shape[1]))
 
 
 def _stacks(xp: Any, x: Array, y: Array) -> Array:
-    count = product(x.shape[:-2])
+    count = math.prod(x.shape[:-2])
     left = xp.reshape(x, (count, *x.shape[-2:]))
     right = xp.reshape(y, (count, *y.shape[-2:]))
     z = gemm(xp, left, right, xp.empty((count, x.shape[-2], y.shape[-1]), dtype=x.dtype))
@@ -78,7 +79,7 @@ def _(xp: Any, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     if y.ndim == 2:
         dx = _times_matrix(xp, dz, y.T) if needs[0] else None
         if needs[1]:
-            count = product(x.shape[:-1])
+            count = math.prod(x.shape[:-1])
             rows, dzs = xp.reshape(x, (count, x.shape[-1])), xp.reshape(dz, (count, y.shape[1]))
             dy = gemm(xp, rows.T, dzs, xp.empty(y.shape, dtype=y.dtype))
     else:

@@ -5,12 +5,13 @@ Saved for the backward pass are x, means and variances; the normalised x is reco
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from xpnet.accel.cupy.launch import grid_size, launch, vector_width
 from xpnet.accel.cupy.reductions import merge_moments, partition, sum_partials
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, product, store_gradient, supported, valid_vector
+from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, store_gradient, supported, valid_vector
 from xpnet.ops.normalization import batch_norm_inference, batch_norm_with_statistics, layer_norm
 from xpnet.ops.shapes import normalize_axes
 
@@ -32,7 +33,7 @@ def _normalized(
     xp: Any, x: Array, mean: Array, variance: Array, scale: Array | None, offset: Array | None, epsilon: float
 ) -> Array:
     C = x.shape[-1]
-    rows = product(x.shape[:-1])
+    rows = math.prod(x.shape[:-1])
     y = xp.empty(x.shape, dtype=x.dtype)
     if y.size:
         V = vector_width(C, x, y)
@@ -74,7 +75,7 @@ def _batch_norm(xp: Any, x: Array, scale: Array | None = None, offset: Array | N
         return NotImplemented
     x, scale, offset = contiguous(xp, x), contiguous(xp, scale), contiguous(xp, offset)
     C = x.shape[-1]
-    rows = product(x.shape[:-1])
+    rows = math.prod(x.shape[:-1])
     V = vector_width(C, x)
     split = partition(rows, C // V)
     partial = xp.empty((split.parts, 2, C), dtype=accumulator(xp, x))
@@ -90,7 +91,7 @@ def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...],
     dy = contiguous(xp, dys[0])
     dmean, dvariance = (contiguous(xp, d.astype(mean.dtype, copy=False)) for d in dys[1:])
     C = x.shape[-1]
-    rows = product(x.shape[:-1])
+    rows = math.prod(x.shape[:-1])
     sums = _gradient_sums(xp, dy, x, mean, variance, rows, C, False, epsilon)
     dx = None
     if needs[0]:
@@ -104,7 +105,7 @@ def _data_gradient(
 ) -> Array:  # fmt: skip
     dx = xp.empty(x.shape, dtype=x.dtype)
     C = x.shape[-1]
-    rows = product(x.shape[:-1])
+    rows = math.prod(x.shape[:-1])
     if dx.size:
         V = vector_width(C, dy, x, dx)
         split = partition(rows, C // V, waves=16)
@@ -117,14 +118,7 @@ def _data_gradient(
 
 @batch_norm_inference.accelerate("cupy")
 def _batch_norm_inference(
-    xp: Any,
-    x: Array,
-    scale: Array | None = None,
-    offset: Array | None = None,
-    *,
-    mean: Array,
-    variance: Array,
-    epsilon: float,
+    xp: Any, x: Array, scale: Array | None = None, offset: Array | None = None, *, mean: Array, variance: Array, epsilon: float
 ) -> Any:
     C = x.shape[-1] if x.ndim else 0
     if not supported(x, scale, offset) or x.ndim < 1 or not _vectors_fit(x, C, scale, offset, mean, variance):
@@ -145,7 +139,7 @@ def _(
     C = x.shape[-1]
     sums = None
     if needs[1] or needs[2]:
-        sums = _gradient_sums(xp, dy, x, mean, variance, product(x.shape[:-1]), C, False, epsilon)
+        sums = _gradient_sums(xp, dy, x, mean, variance, math.prod(x.shape[:-1]), C, False, epsilon)
     dx = _data_gradient(xp, dy, x, mean, variance, scale, sums, None, None, False, epsilon) if needs[0] else None
     return dx, *(_as_vectors(sums, x, (C,), needs, into) if sums is not None else (None, None))
 
@@ -163,7 +157,7 @@ def _layer_norm(
     if not supported(x, scale, offset) or not given or axes != tuple(range(x.ndim - len(axes), x.ndim)) or x.size == 0:
         return NotImplemented
     x, scale, offset = contiguous(xp, x), contiguous(xp, scale), contiguous(xp, offset)
-    K = product(shape)
+    K = math.prod(shape)
     rows = x.size // K
     y = xp.empty(x.shape, dtype=x.dtype)
     mean, variance = (xp.empty((rows,), dtype=accumulator(xp, x)) for _ in range(2))

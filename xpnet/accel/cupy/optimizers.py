@@ -129,47 +129,15 @@ def adam(
     )  # fmt: skip
 
 
-class Decay(NamedTuple):
-    """The settings of weight decay that an Optimizer adds to a rule that applies it in the same launch."""
-
-    weight_decay: float = 0.0
-    decayed: int = 0
-    decoupled: bool = False
+# With weight decay an Optimizer adds weight_decay, decayed and decoupled to the settings; without, no element decays.
 
 
 @rules.sgd.accelerate("cupy", decays=True)
-def _sgd_rule(xp: Any, w: Array, g: Array, *, learning_rate: Any, **settings: Any) -> None:
-    decay = Decay(**settings)
-    sgd(w, g, rate=learning_rate, weight_decay=decay.weight_decay, decayed=decay.decayed)
-
-
 @rules.momentum.accelerate("cupy", decays=True)
-def _momentum_rule(
-    xp: Any, w: Array, g: Array, v: Array, *, learning_rate: Any, momentum: float, nesterov: bool, **settings: Any
-) -> None:
-    decay = Decay(**settings)
-    sgd(
-        w, g, v, rate=learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=decay.weight_decay,
-        decayed=decay.decayed,
-    )  # fmt: skip
+def _sgd_rule(xp: Any, *arrays: Array, learning_rate: Any, decoupled: bool = False, **settings: Any) -> None:
+    sgd(*arrays, rate=learning_rate, **{"decayed": 0, **settings})
 
 
 @rules.adam.accelerate("cupy", decays=True)
-def _adam_rule(
-    xp: Any,
-    w: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    *,
-    learning_rate: Any,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    step: int,
-    **settings: Any,
-) -> None:
-    adam(
-        w, g, m, v, rate=learning_rate, finished_steps=step - 1, beta1=beta1, beta2=beta2, epsilon=epsilon,
-        **Decay(**settings)._asdict(),
-    )  # fmt: skip
+def _adam_rule(xp: Any, *arrays: Array, learning_rate: Any, step: int, **settings: Any) -> None:
+    adam(*arrays, rate=learning_rate, finished_steps=step - 1, **{"decayed": 0, **settings})

@@ -32,17 +32,11 @@ def _too_large(*arrays: Array) -> bool:
 def max_pool(
     xp: Any, x: Array, geometry: Geometry, switches: bool, out: tuple[Array, Array | None] | None = None
 ) -> tuple[Array, Array | None]:
-    """Compute the maximum of each window.
-
-    Args:
-        xp: the namespace of the arrays.
-        x: (N, H, W, C), C-contiguous.
-        geometry: of the windows, of at most 256 pixels for switches.
-        switches: whether to return them (the argmax mask).
-        out: the output buffers; allocated if None.
+    """Compute the maximum of each window of x (N, H, W, C), C-contiguous.
 
     Returns:
-        y (N, OH, OW, C), and the offset kh * KW + kw of each maximum in its window as uint8, or None.
+        y (N, OH, OW, C), and with `switches` (for windows of at most 256 pixels) the argmax mask: the offset kh * KW + kw of
+        each maximum in its window as uint8; else None. `out`: the buffers of both.
     """
     h, w = geometry
     N, C = x.shape[0], x.shape[-1]
@@ -68,15 +62,7 @@ def max_pool(
 def max_pool_backward(xp: Any, dy: Array, switches: Array, geometry: Geometry, out: Array | None = None) -> Array:
     """Compute the gradient of max pooling: each pixel gathers dy of the windows whose switch points to it.
 
-    Args:
-        xp: the namespace of the arrays.
-        dy: (N, OH, OW, C), C-contiguous.
-        switches: (N, OH, OW, C) uint8.
-        geometry: of the windows.
-        out: (N, H, W, C), the output buffer; allocated if None.
-
-    Returns:
-        out.
+    dy and switches (uint8) are (N, OH, OW, C), C-contiguous; the result (N, H, W, C) is written to `out` if given.
     """
     h, w = geometry
     N, C = dy.shape[0], dy.shape[-1]
@@ -97,17 +83,9 @@ def max_pool_backward(xp: Any, dy: Array, switches: Array, geometry: Geometry, o
 
 
 def average_pool(xp: Any, x: Array, geometry: Geometry, count_include_pad: bool, out: Array | None = None) -> Array:
-    """Compute the mean of each window.
+    """Compute the mean of each window of x (N, H, W, C), C-contiguous: (N, OH, OW, C), written to `out` if given.
 
-    Args:
-        xp: the namespace of the arrays.
-        x: (N, H, W, C), C-contiguous.
-        geometry: of the windows.
-        count_include_pad: divide by KH*KW everywhere, else by the number of pixels inside the image.
-        out: (N, OH, OW, C), the output buffer; allocated if None.
-
-    Returns:
-        out.
+    With `count_include_pad` the divisor is KH*KW everywhere, else the number of pixels inside the image.
     """
     h, w = geometry
     N, C = x.shape[0], x.shape[-1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from xpnet.accel.cupy.launch import grid_size, launch
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
-from xpnet.accel.cupy.support import accumulator, c_name, contiguous, product, supported
+from xpnet.accel.cupy.support import accumulator, c_name, contiguous, supported
 from xpnet.backend import is_floating
 from xpnet.ops.softmax import check_reduction, log_softmax, softmax, softmax_cross_entropy
 
@@ -52,7 +53,7 @@ def _register(operation: Any, log: bool) -> None:
             return NotImplemented
         x = contiguous(xp, x)
         K = x.shape[-1]
-        rows, layout = product(x.shape[:-1]), _layout(K, c_name(x))
+        rows, layout = math.prod(x.shape[:-1]), _layout(K, c_name(x))
         y = xp.empty(x.shape, dtype=x.dtype)
         launch(_forward[(c_name(x), log, *layout)], _blocks(rows, layout[0]), 256, x, y, rows, K)
         return y, y
@@ -61,7 +62,7 @@ def _register(operation: Any, log: bool) -> None:
     def backward(xp: Any, dy: Array, y: Array, *, axis: int) -> Any:
         dy = contiguous(xp, dy)
         K = y.shape[-1]
-        rows, layout = product(y.shape[:-1]), _layout(K, c_name(y))
+        rows, layout = math.prod(y.shape[:-1]), _layout(K, c_name(y))
         dx = xp.empty(y.shape, dtype=y.dtype)
         launch(_backward[(c_name(y), log, *layout)], _blocks(rows, layout[0]), 256, dy, y, dx, rows, K)
         return dx
@@ -91,7 +92,7 @@ def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: 
     else:
         labels = labels.astype(logits.dtype, copy=False)
     logits, labels = contiguous(xp, logits), contiguous(xp, labels)
-    rows, layout = product(logits.shape[:-1]), _layout(K, c_name(logits))
+    rows, layout = math.prod(logits.shape[:-1]), _layout(K, c_name(logits))
     losses = xp.empty(logits.shape[:-1], dtype=accumulator(xp, logits))
     gradient = xp.empty(logits.shape, dtype=logits.dtype) if save else None
     scale = 1 / rows if reduction == "mean" and rows else 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from xpnet.accel.cupy.source import C_NAMES, FLOATS, dtype_of
@@ -56,11 +55,3 @@ def out_buffer(xp: Any, shape: tuple[int, ...], like: Array, into: Array | None)
     if into is not None and into.flags.c_contiguous and (into.dtype == like.dtype or wider):
         return into
     return xp.empty(shape, dtype=like.dtype)
-
-
-def product(sizes: Sequence[int]) -> int:
-    """Return the product of sizes, 1 for none."""
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

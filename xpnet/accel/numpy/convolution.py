@@ -10,14 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xpnet.accel.numpy import depthwise, im2col, winograd
-from xpnet.accel.numpy.epilogue import (
-    ACTIVATIONS,
-    GradientTiles,
-    ImageTiles,
-    OutputTiles,
-    StridedOutputTiles,
-    TileFootprint,
-)  # fmt: skip
+from xpnet.accel.numpy.epilogue import ACTIVATIONS, GradientTiles, ImageTiles, OutputTiles, StridedOutputTiles, TileFootprint
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry, geometry_of_shapes

@@ -130,17 +130,7 @@ def backward(xp: Any, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool,
 
 @forward.footprint
 def _footprint(
-    xp: Any,
-    x: Any,
-    kernel: Any,
-    recurrent_kernel: Any,
-    bias: Any,
-    h: Any,
-    c: Any,
-    mask: Any,
-    *,
-    reverse: bool,
-    save: bool,
+    xp: Any, x: Any, kernel: Any, recurrent_kernel: Any, bias: Any, h: Any, c: Any, mask: Any, *, reverse: bool, save: bool
 ) -> Any:
     if not supported(x, kernel, recurrent_kernel, bias, h, c, mask):
         return NotImplemented

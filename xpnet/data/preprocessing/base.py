@@ -24,6 +24,8 @@ class Transform(ABC):
     needs_fit = True
     fitted_names: frozenset[str] = frozenset()
     """The names of the fitted arrays."""
+    setting_names: tuple[str, ...] = ()
+    """The attributes that are the constructor's arguments."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, NumpyArray] = {}
@@ -73,11 +75,8 @@ class Transform(ABC):
     def state(self) -> dict[str, Any]:
         """Return the transform's state: {"kind": name, "settings": for JSON, "arrays": {name: array}}."""
         shape = None if self.shape is None else list(self.shape)
-        return {
-            "kind": self._name,
-            "settings": {**self._settings(), "shape": shape},
-            "arrays": dict(self.arrays),
-        }
+        settings = {name: getattr(self, name) for name in self.setting_names}
+        return {"kind": self._name, "settings": {**settings, "shape": shape}, "arrays": dict(self.arrays)}
 
     @property
     def _name(self) -> str:
@@ -91,9 +90,6 @@ class Transform(ABC):
     def _get(self, xp: Namespace, x: Array, name: str) -> Array:
         """Return a fitted array in the library, on the device and in the dtype of x."""
         return like(xp, x, self.arrays[name].astype(dtype_name(x)))
-
-    def _settings(self) -> dict[str, Any]:
-        return {}
 
     def _fit(self, x: Array) -> dict[str, NumpyArray]:
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class PCA(Transform):
     """
 
     fitted_names = frozenset({"mean", "vectors", "variances", "total"})
+    setting_names: tuple[str, ...] = ("components",)
 
     def __init__(self, components: int | None = None):
         super().__init__()
@@ -65,9 +66,6 @@ class PCA(Transform):
         self._fitted()
         share: NumpyArray = self.arrays["variances"] / max(float(self.arrays["total"]), np.finfo(float).tiny)
         return share
-
-    def _settings(self) -> dict[str, Any]:
-        return {"components": self.components}
 
     def _fit(self, x: Array) -> dict[str, NumpyArray]:
         return _principal(self._name, x, self.components)
@@ -91,6 +89,7 @@ class Whiten(PCA):
     """
 
     fitted_names = frozenset({"mean", "vectors", "variances", "total", "deviations"})
+    setting_names = ("kind", "components", "epsilon")
 
     def __init__(self, kind: Literal["pca", "zca"] = "pca", components: int | None = None, epsilon: float = 1e-5):
         super().__init__(components)
@@ -99,9 +98,6 @@ class Whiten(PCA):
         if not epsilon >= 0:
             raise ValueError(f"epsilon must not be negative, got {epsilon}")
         self.kind, self.epsilon = kind, float(epsilon)
-
-    def _settings(self) -> dict[str, Any]:
-        return {"kind": self.kind, "components": self.components, "epsilon": self.epsilon}
 
     def _fit(self, x: Array) -> dict[str, NumpyArray]:
         arrays = super()._fit(x)

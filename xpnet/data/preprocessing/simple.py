@@ -16,13 +16,12 @@ from .base import Per, Transform, axes_of, chunks, mean_of
 class _Per(Transform):
     """A transform with one number for each channel, for each feature, or for all."""
 
+    setting_names: tuple[str, ...] = ("per",)
+
     def __init__(self, per: Per = "channel"):
         super().__init__()
         axes_of(per, np.empty((0, 0)))
         self.per = per
-
-    def _settings(self) -> dict[str, Any]:
-        return {"per": self.per}
 
 
 class MeanSubtraction(_Per):
@@ -101,15 +100,13 @@ class MinMax(_Per):
     """
 
     fitted_names = frozenset({"least", "range"})
+    setting_names = ("low", "high", "per")
 
     def __init__(self, low: float = 0.0, high: float = 1.0, per: Per = "channel"):
         super().__init__(per)
         if not low < high:
             raise ValueError(f"low must be less than high, got {low} and {high}")
         self.low, self.high = float(low), float(high)
-
-    def _settings(self) -> dict[str, Any]:
-        return {"low": self.low, "high": self.high, "per": self.per}
 
     def _fit(self, x: Array) -> dict[str, NumpyArray]:
         axes = axes_of(self.per, x)
@@ -130,15 +127,13 @@ class Scale(Transform):
     """x / divisor, for example bytes / 255; nothing is fitted."""
 
     needs_fit = False
+    setting_names = ("divisor",)
 
     def __init__(self, divisor: float = 255.0):
         super().__init__()
         if divisor == 0:
             raise ValueError("divisor must not be 0")
         self.divisor = float(divisor)
-
-    def _settings(self) -> dict[str, Any]:
-        return {"divisor": self.divisor}
 
     def _apply(self, xp: Namespace, x: Array) -> Array:
         return x / self.divisor
