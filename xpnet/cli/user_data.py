@@ -93,7 +93,8 @@ def _images(found: ImageFolder, size: Sequence[int] | None, skip_bad: bool) -> t
     if not readable:
         raise DataError(f"none of the {len(found)} images, such as {found.paths[0]}, can be read")
     first = found[readable[0]][0]
-    grey = first.shape[2] == 3 and all(_is_grey(found[i][0]) for i in readable[:: max(1, len(readable) // 20)])
+    some = (found[i][0] for i in readable[:: max(1, len(readable) // 20)])
+    grey = first.shape[2] == 3 and all((image == image[..., :1]).all() for image in some)
     found.channels = 1 if grey else 3
     found.size = (size[0], size[1]) if size is not None else None
     H, W = found.size or first.shape[:2]
@@ -118,10 +119,6 @@ def _readable(found: ImageFolder) -> Iterator[int]:
             warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=2)
         else:
             yield i
-
-
-def _is_grey(image: NumpyArray) -> bool:
-    return bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
 
 
 def from_csv(path: Path, target: str | None = None) -> Dataset:
