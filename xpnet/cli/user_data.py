@@ -128,7 +128,10 @@ def from_csv(path: Path, target: str | None = None) -> Dataset:
         DataError: the file is missing or empty, or holds text where numbers should be; it names the example.
     """
     titles, rows = read_csv(path)
-    column = _column(path, titles, target, len(rows[0]))
+    if target is not None and (titles is None or target not in titles):
+        columns = f"the columns {', '.join(titles)}" if titles else "columns without titles"
+        raise UsageError(f"--target {target}: {path} has {columns}")
+    column = len(rows[0]) - 1 if titles is None or target is None else titles.index(target)
     labels = [row[column].strip() for row in rows]
     names = tuple(sorted(set(labels), key=_order))
     y = np.array([names.index(label) for label in labels], np.int64)
@@ -146,16 +149,6 @@ def _order(label: str) -> tuple[int, float, str]:
         return (0, float(label), label)
     except ValueError:
         return (1, 0.0, label)
-
-
-def _column(path: Path, titles: list[str] | None, target: str | None, width: int) -> int:
-    if target is None:
-        return width - 1
-    if titles is None or target not in titles:
-        raise UsageError(
-            f"--target {target}: {path} has {'the columns ' + ', '.join(titles) if titles else 'columns without titles'}"
-        )
-    return titles.index(target)
 
 
 def read_csv(path: Path) -> tuple[list[str] | None, list[list[str]]]:
