@@ -66,10 +66,7 @@ def dense_to_conv(model: Sequential, input_shape: Sequence[int] | None = None) -
 def _chain(model: Sequential) -> Iterator[Any]:
     """Yield the layers in order, those of nested Sequentials included."""
     for layer in model:
-        if isinstance(layer, Sequential):
-            yield from _chain(layer)
-        else:
-            yield layer
+        yield from _chain(layer) if isinstance(layer, Sequential) else (layer,)
 
 
 def _converted(model: Sequential, shape: Shape) -> tuple[list[Any], list[tuple[Conv2D, Dense]]]:
@@ -80,7 +77,8 @@ def _converted(model: Sequential, shape: Shape) -> tuple[list[Any], list[tuple[C
     for layer in _chain(model):
         after = layer.materialize(shape) if isinstance(layer, Module) else shape
         if isinstance(layer, Flatten) and window is None:
-            _require_image(layer, shape)
+            if len(shape) != 3:
+                raise _cannot(layer, f"gets {shape}, not images (H, W, C)")
             window = (shape[0], shape[1])
         elif isinstance(layer, GlobalAveragePool2D):
             layers.append(AveragePool2D((shape[0], shape[1]), 1))
@@ -124,11 +122,6 @@ def _sliding(layer: Any, window: tuple[int, int]) -> Any:
     elif isinstance(layer, Op):
         return layer
     raise _cannot(layer, "cannot slide over a larger map")
-
-
-def _require_image(layer: Module, shape: Shape) -> None:
-    if len(shape) != 3:
-        raise _cannot(layer, f"gets {shape}, not images (H, W, C)")
 
 
 def _cannot(layer: Any, why: str) -> ValueError:

@@ -23,12 +23,8 @@ def mlp(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "
     units = 256 if images else 32
     layers: list[Module] = [Flatten()] if images else []
     dropout: list[Module] = [Dropout(0.3)] if images else []
-    return Sequential(
-        [*layers, Dense(units, "relu"), *dropout, Dense(units // 2, "relu"), *dropout, Dense(classes)],
-        input_shape=input_shape,
-        seed=seed,
-        device=device,
-    )
+    layers += [Dense(units, "relu"), *dropout, Dense(units // 2, "relu"), *dropout, Dense(classes)]
+    return Sequential(layers, input_shape=input_shape, seed=seed, device=device)
 
 
 def cnn(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "cpu") -> Sequential:
@@ -39,9 +35,7 @@ def cnn(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "
 
     Args:
         input_shape: of one example: (H, W, C).
-        classes: the number of outputs.
-        seed: of the initial weights and dropout masks.
-        device: "cpu", "cuda" or "cuda:N".
+        classes, seed, device: as for :func:`mlp`.
 
     Raises:
         ValueError: the examples are not images.
@@ -57,9 +51,5 @@ def cnn(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "
         if small or C > 1:
             layers += [Conv2D(filters, 3, padding="same", activation="relu")]
         layers += [MaxPool2D(2)]
-    return Sequential(
-        [*layers, Flatten(), Dropout(0.5), Dense(classes)],
-        input_shape=input_shape,
-        seed=seed,
-        device=device,
-    )
+    layers += [Flatten(), Dropout(0.5), Dense(classes)]
+    return Sequential(layers, input_shape=input_shape, seed=seed, device=device)

@@ -23,17 +23,14 @@ def summary(args: argparse.Namespace) -> int:
     saved = saved_model(args)
     if saved is not None:
         if saved.metadata:
-            print(", ".join(f"{key} {_short(value)}" for key, value in saved.metadata.items()))
+            values = ((key, f"{v:.4g}" if isinstance(v, float) else v) for key, v in saved.metadata.items())
+            print(", ".join(f"{key} {value}" for key, value in values))
         print(saved.model.summary(args.input or example_shape(saved), batch_size=args.batch_size, show=False))
         return 0
     make = new_network(args)
     with meta_init():
         print(make(args.input, args.classes, 0, "cpu").summary(args.input, batch_size=args.batch_size, show=False))
     return 0
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def info(args: argparse.Namespace) -> int:
@@ -49,7 +46,8 @@ def info(args: argparse.Namespace) -> int:
     missing = [name for name, version in versions if not version]
     if missing:
         print("  missing  " + ", ".join(missing))
-    print(f"cpu        {_cpus()}; {_blas()}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    print(f"cpu        {cores} core{'s' if cores > 1 else ''}; {_blas()}")
     cupy = next((f"{name} {version}" for name in _CUPY if (version := _version(name))), None)
     print(f"cuda       {_gpus()}" + (f"; {cupy}" if cupy else ""))
     if reference_is_forced():
@@ -68,11 +66,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpus() -> str:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{count} core{'s' if count > 1 else ''}"
 
 
 def _blas() -> str:

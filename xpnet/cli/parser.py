@@ -129,9 +129,8 @@ def _add_inspection_commands(command: Callable[..., argparse.ArgumentParser]) ->
         "report runs/a runs/b runs/c --out compared.html",
     )
     report.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a run")
-    report.add_argument(
-        "--out", metavar="FILE.html", help="default: report.html in the folder of the run, or comparison.html here"
-    )
+    where = "default: report.html in the folder of the run, or comparison.html here"
+    report.add_argument("--out", metavar="FILE.html", help=where)
 
     doctor = command(
         "doctor",
@@ -157,7 +156,7 @@ def _add_inspection_commands(command: Callable[..., argparse.ArgumentParser]) ->
         "profile cnn --input 28,28,1",
         "profile model.xpnet --device cuda --trace step.json",
     )
-    _network(profile, 64)
+    _network(profile)
     profile.add_argument("--steps", type=integer(1), default=20, help="steps to take the median of; default: 20")
     profile.add_argument("--trace", metavar="FILE.json", help="write the last step as a Chrome trace")
     _device(profile)
@@ -168,7 +167,7 @@ def _add_inspection_commands(command: Callable[..., argparse.ArgumentParser]) ->
         "Print the layers, shapes, parameters and memory of a network.",
         "summary cnn --input 28,28,1",
     )
-    _network(summary, 64)
+    _network(summary)
 
     bench = command(
         "bench",
@@ -198,15 +197,14 @@ def _lazy(function: str) -> Callable[[argparse.Namespace], Any]:
 def resolve(function: str) -> Callable[[argparse.Namespace], Any]:
     """Return the function "module:function" under xpnet.cli."""
     module, name = function.split(":")
-    found: Callable[[argparse.Namespace], Any] = getattr(importlib.import_module(f"xpnet.cli.{module}"), name)
-    return found
+    return getattr(importlib.import_module(f"xpnet.cli.{module}"), name)  # type: ignore[no-any-return]
 
 
-def _network(parser: argparse.ArgumentParser, batch_size: int) -> None:
+def _network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a file from xpnet train, or " + MODEL_HELP)
     parser.add_argument("--input", type=shape, metavar="H,W,C", help="shape of an example for a new network, such as 28,28,1")
     parser.add_argument("--classes", type=integer(1), default=10, help="classes of a new network; default: 10")
-    parser.add_argument("--batch-size", type=integer(1), default=batch_size, help=f"examples per batch; default: {batch_size}")
+    parser.add_argument("--batch-size", type=integer(1), default=64, help="examples per batch; default: 64")
     _code(parser)
 
 

@@ -60,7 +60,8 @@ def predict(args: argparse.Namespace) -> int:
     predictions = [row for path in _files(args.images) for row in _predictions(saved, path, shape, args.skip_bad)]
     if not predictions:
         raise UsageError("none of the files can be read")
-    names = [_name(saved, k) for k in range(len(predictions[0][1]))]
+    known = saved.class_names
+    names = [known[k] if k < len(known) else str(k) for k in range(len(predictions[0][1]))]
     if args.out is not None:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
@@ -79,10 +80,6 @@ def predict(args: argparse.Namespace) -> int:
         share = f"{float(row[best]):.1%}".replace("%", " %")
         print(f"{place}  {names[best]}  {share}")
     return 0
-
-
-def _name(saved: SavedModel, k: int) -> str:
-    return saved.class_names[k] if k < len(saved.class_names) else str(k)
 
 
 def _files(paths: Sequence[str]) -> list[str]:

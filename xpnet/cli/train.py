@@ -137,12 +137,14 @@ def _prepare(
         (x, y), checked = data.split(x, y, fraction=VALIDATION_FRACTION, seed=given["seed"])
     recipe = RECIPES.get(dataset.name, IMAGES)
     augmentation = recipe.augmentation or IMAGES.augmentation
+    # The value of a black pixel, averaged over channels: augmentations fill with one number.
+    black = float(preprocessing(np.zeros((1, *dataset.input_shape), np.float32)).mean())
     batches = Batches(
         (backend.to_device(user_data.preprocess(x, preprocessing), device), backend.to_device(y, device)),
         given["batch_size"],
         seed=given["seed"],
         weights=data.example_weights(y) if given.get("balance") else None,
-        augment=augmentation(_empty(preprocessing)) if given["augment"] and augmentation else None,
+        augment=augmentation(black) if given["augment"] and augmentation else None,
         workers=given.get("workers", 0),
         device=device,
     )
@@ -170,12 +172,6 @@ def _callbacks(given: train_settings.Settings, folder: Path, dataset: Dataset, w
         RunReport(folder, name=folder.resolve().name, configuration=given, class_names=dataset.class_names, data=watched)
     )
     return found
-
-
-def _empty(preprocessing: Transform) -> float:
-    """Return the value of a black pixel after preprocessing, averaged over channels: augmentations fill with one number."""
-    shape = preprocessing.shape or (1,)
-    return float(preprocessing(np.zeros((1, *shape), np.float32)).mean())
 
 
 def _check(model: Module, dataset: Dataset, name: str) -> None:

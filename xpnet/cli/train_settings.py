@@ -129,15 +129,17 @@ def effective(args: argparse.Namespace) -> Settings:
         UsageError: there is no data set, or a setting that must not change differs from that of the resumed run.
     """
     given: Settings = read_file(args.config) if args.config else {}
-    flags = {s.name: getattr(args, s.name) for s in SETTINGS if getattr(args, s.name) is not None}
-    given.update(flags)
+    given.update({s.name: value for s in SETTINGS if (value := getattr(args, s.name)) is not None})
     if args.dataset is not None:
         given["dataset"] = args.dataset
     if args.resume is None:
         if "dataset" not in given:
             raise UsageError("give a data set, such as: xpnet train digits; or --config FILE or --resume FOLDER")
         return given
-    before = read_file(_config_of(args.resume))
+    path = Path(args.resume) / CONFIG
+    if not path.is_file():
+        raise UsageError(f"--resume {args.resume}: no run there; expected a folder with {CONFIG}")
+    before = read_file(path)
     for name, value in given.items():
         free = name in BY_NAME and BY_NAME[name].free
         if not free and before.get(name) != value:
@@ -147,14 +149,6 @@ def effective(args: argparse.Namespace) -> Settings:
                 f"its own settings: omit it, or start a new run"
             )
     return {**before, **given}
-
-
-def _config_of(folder: str) -> Path:
-    """Return the path of a run's configuration file, which must exist."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise UsageError(f"--resume {folder}: no run there; expected a folder with {CONFIG}")
-    return path
 
 
 def to_toml(settings: Settings) -> str:

@@ -30,28 +30,20 @@ class Recipe:
     weight_decay: float = 0.0
 
 
-def _turned(fill: float) -> Augmentation:
-    return augment.Rotation(10, fill)
-
-
-def _shifted(fill: float) -> Augmentation:
-    return augment.Shift(2, fill)
-
-
 def _mirrored_and_shifted(fill: float) -> Augmentation:
     return augment.Compose(augment.Flip(), augment.Crop(4, fill=fill))
 
 
 RECIPES = {
     "iris": Recipe(60, 16, 2e-2, weight_decay=1.0),
-    "digits": Recipe(20, 64, 2e-3, _turned),
+    "digits": Recipe(20, 64, 2e-3, lambda fill: augment.Rotation(10, fill)),
     "mnist": Recipe(6, 128, 2e-3),
     "fashion-mnist": Recipe(10, 128, 2e-3),
     "cifar10": Recipe(20, 128, 2e-3, _mirrored_and_shifted),
     "cifar100": Recipe(30, 128, 2e-3, _mirrored_and_shifted),
 }
 
-IMAGES = Recipe(20, 64, 2e-3, _shifted)
+IMAGES = Recipe(20, 64, 2e-3, lambda fill: augment.Shift(2, fill))
 FEATURES = Recipe(60, 32, 5e-3, weight_decay=0.1)
 """For all other data."""
 

@@ -93,7 +93,8 @@ def _images(found: ImageFolder, size: Sequence[int] | None, skip_bad: bool) -> t
     if not readable:
         raise DataError(f"none of the {len(found)} images, such as {found.paths[0]}, can be read")
     first = found[readable[0]][0]
-    grey = first.shape[2] == 3 and all(_is_grey(found[i][0]) for i in readable[:: max(1, len(readable) // 20)])
+    some = (found[i][0] for i in readable[:: max(1, len(readable) // 20)])
+    grey = first.shape[2] == 3 and all((image == image[..., :1]).all() for image in some)
     found.channels = 1 if grey else 3
     found.size = (size[0], size[1]) if size is not None else None
     H, W = found.size or first.shape[:2]
@@ -120,10 +121,6 @@ def _readable(found: ImageFolder) -> Iterator[int]:
             yield i
 
 
-def _is_grey(image: NumpyArray) -> bool:
-    return bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
-
-
 def from_csv(path: Path, target: str | None = None) -> Dataset:
     """Load numbers and classes from the rows of a CSV file; a fifth of every class, always the same, is held out for testing.
 
@@ -131,7 +128,10 @@ def from_csv(path: Path, target: str | None = None) -> Dataset:
         DataError: the file is missing or empty, or holds text where numbers should be; it names the example.
     """
     titles, rows = read_csv(path)
-    column = _column(path, titles, target, len(rows[0]))
+    if target is not None and (titles is None or target not in titles):
+        columns = f"the columns {', '.join(titles)}" if titles else "columns without titles"
+        raise UsageError(f"--target {target}: {path} has {columns}")
+    column = len(rows[0]) - 1 if titles is None or target is None else titles.index(target)
     labels = [row[column].strip() for row in rows]
     names = tuple(sorted(set(labels), key=_order))
     y = np.array([names.index(label) for label in labels], np.int64)
@@ -149,16 +149,6 @@ def _order(label: str) -> tuple[int, float, str]:
         return (0, float(label), label)
     except ValueError:
         return (1, 0.0, label)
-
-
-def _column(path: Path, titles: list[str] | None, target: str | None, width: int) -> int:
-    if target is None:
-        return width - 1
-    if titles is None or target not in titles:
-        raise UsageError(
-            f"--target {target}: {path} has {'the columns ' + ', '.join(titles) if titles else 'columns without titles'}"
-        )
-    return titles.index(target)
 
 
 def read_csv(path: Path) -> tuple[list[str] | None, list[list[str]]]:

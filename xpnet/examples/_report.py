@@ -51,9 +51,12 @@ class Report:
         values = np.atleast_1d(np.asarray(got, dtype=np.float64)).ravel()
         if len(expected) != len(values):
             raise ValueError(f"{name}: {len(expected)} numbers are printed, {len(values)} were computed")
-        allowed = [_half_unit(w) if within is None else within for w in expected]
-        close = [abs(v - float(w)) <= r for w, v, r in zip(expected, values, allowed)]
-        shown = [_like(w, v) for w, v in zip(expected, values)]
+        close, shown = [], []
+        for word, value in zip(expected, values):
+            decimals, exponent = _digits(word)
+            half_unit = 0.5 * 10.0 ** (exponent - decimals) * (1 + 1e-9)
+            close.append(abs(value - float(word)) <= (half_unit if within is None else within))
+            shown.append(f"{value:.{decimals}e}" if exponent else f"{value:.{decimals}f}")
         self._add(name, printed, " ".join(shown), all(close), "" if within is None else f"+-{within:g}")
 
     def at_least(self, name: str, printed: float, got: float, *, less: float = 0.0) -> None:
@@ -85,24 +88,12 @@ class Report:
         return [row for row in self.rows if not row.agrees]
 
 
-def _split(word: str) -> tuple[int, int]:
+def _digits(word: str) -> tuple[int, int]:
     """Return (decimals, exponent) of a printed number."""
     match = re.fullmatch(r"[+-]?\d*(?:\.(\d*))?(?:[eE]([+-]?\d+))?", word)
     if match is None:
         raise ValueError(f"{word!r} is not a printed number")
     return len(match[1] or ""), int(match[2] or 0)
-
-
-def _half_unit(word: str) -> float:
-    """Return half a unit of the last printed digit."""
-    decimals, exponent = _split(word)
-    return 0.5 * 10.0 ** (exponent - decimals) * (1 + 1e-9)
-
-
-def _like(word: str, value: float) -> str:
-    """Format `value` with as many digits as `word`."""
-    decimals, exponent = _split(word)
-    return f"{value:.{decimals}e}" if exponent else f"{value:.{decimals}f}"
 
 
 def picture(out: Folder, name: str, draw: Callable[[Any], None], width: float = 6.0, height: float = 4.0) -> None:

@@ -29,8 +29,7 @@ def read_folder(folder: str | Path) -> tuple[Pair, Pair]:
     test = [cifar.read(file) for file in files if file.name == "test_batch.bin"]
     if not training or not test:
         raise DataError(f"{folder}: expected data_batch_1.bin, ... and test_batch.bin, found {[f.name for f in files]}")
-    parts = [[np.concatenate(a) for a in zip(*pairs)] for pairs in (training, test)]
-    (x, y), (xt, yt) = parts
+    (x, y), (xt, yt) = ([np.concatenate(a) for a in zip(*pairs)] for pairs in (training, test))
     return (x.astype(np.float32) / 255, y), (xt.astype(np.float32) / 255, yt)
 
 

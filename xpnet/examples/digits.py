@@ -42,13 +42,8 @@ def run(out: Folder = None, seed: int = 0, epochs: int = 60) -> Report:
             axes.imshow(x[i, :, :, 0], cmap="gray_r", vmin=0, vmax=1)
             axes.axis("off")
             colour = "black" if predicted[i] == y[i] else "#c02020"
-            axes.set_title(
-                f"{predicted[i]} ({100 * probability[i, predicted[i]]:.0f} %)",
-                color=colour,
-                fontsize=8,
-                loc="center",
-                fontweight="normal",
-            )
+            text = f"{predicted[i]} ({100 * probability[i, predicted[i]]:.0f} %)"
+            axes.set_title(text, color=colour, fontsize=8, loc="center", fontweight="normal")
         figure.suptitle("prediction (with its probability); red: wrong", fontsize=9)
 
     picture(out, "digits.png", draw, 7.5, 2.6)

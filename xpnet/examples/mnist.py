@@ -20,6 +20,7 @@ from xpnet.examples._report import Folder, Report, picture
 from xpnet.layers.module import Module
 
 Accuracies = list[float]
+NORMAL = xn.initializers.Normal(1.0)
 
 
 def train(
@@ -48,34 +49,27 @@ def quadratic_cost(output: Any, labels: Any) -> Any:
     return xn.losses.quadratic_cost(output, one_hot(labels, output.shape[-1]))
 
 
-def sigmoid_layer(units: int) -> xn.Dense:
-    """Return a layer of sigmoid units, all weights and biases drawn from a standard normal distribution."""
-    normal = xn.initializers.Normal(1.0)
-    return xn.Dense(units, "sigmoid", kernel_initializer=normal, bias_initializer=normal)
-
-
-def sigmoid_network(data: Dataset, hidden: Sequence[int], device: str, seed: int) -> xn.Sequential:
-    """Return a network of sizes [pixels, *hidden, 10]."""
-    layers = [xn.Flatten(), *(sigmoid_layer(units) for units in (*hidden, data.classes))]
-    return xn.Sequential(layers, input_shape=data.input_shape, device=device, seed=seed)
+def sigmoid_units(data: Dataset, hidden: Sequence[int], *, seed: int, epochs: int, device: str) -> Accuracies:
+    """Train sizes [pixels, *hidden, 10], all weights and biases drawn from a standard normal distribution."""
+    sizes = (*hidden, data.classes)
+    layers = [xn.Dense(n, "sigmoid", kernel_initializer=NORMAL, bias_initializer=NORMAL) for n in sizes]
+    model = xn.Sequential([xn.Flatten(), *layers], input_shape=data.input_shape, device=device, seed=seed)
+    return train(model, data, loss=quadratic_cost, optimizer=xn.optim.SGD(3.0), epochs=epochs, seed=seed)
 
 
 def no_hidden_layer(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = "cpu") -> Accuracies:
     """Train [784, 10]."""
-    model = sigmoid_network(data, [], device, seed)
-    return train(model, data, loss=quadratic_cost, optimizer=xn.optim.SGD(3.0), epochs=epochs, seed=seed)
+    return sigmoid_units(data, [], seed=seed, epochs=epochs, device=device)
 
 
 def hidden_30(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = "cpu") -> Accuracies:
     """Train [784, 30, 10]: 95.42 %."""
-    model = sigmoid_network(data, [30], device, seed)
-    return train(model, data, loss=quadratic_cost, optimizer=xn.optim.SGD(3.0), epochs=epochs, seed=seed)
+    return sigmoid_units(data, [30], seed=seed, epochs=epochs, device=device)
 
 
 def hidden_100(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = "cpu") -> Accuracies:
     """Train [784, 100, 10]: 96.59 %."""
-    model = sigmoid_network(data, [100], device, seed)
-    return train(model, data, loss=quadratic_cost, optimizer=xn.optim.SGD(3.0), epochs=epochs, seed=seed)
+    return sigmoid_units(data, [100], seed=seed, epochs=epochs, device=device)
 
 
 # Chapter 3: cross entropy, weight decay, better initial weights
@@ -88,7 +82,7 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
 
 def cross_entropy_l2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "cpu") -> Accuracies:
     """Train [784, 100, 10] with cross entropy, L2 (lambda = 5) and learning rate 0.1: 98.04 %."""
-    narrow: dict[str, Any] = {"kernel_initializer": xn.initializers.FanIn(), "bias_initializer": xn.initializers.Normal(1.0)}
+    narrow: dict[str, Any] = {"kernel_initializer": xn.initializers.FanIn(), "bias_initializer": NORMAL}
     layers = [xn.Flatten(), xn.Dense(100, "sigmoid", **narrow), xn.Dense(data.classes, **narrow)]
     model = xn.Sequential(layers, input_shape=data.input_shape, device=device, seed=seed)
     n = min(len(data.train[0]), 50_000)
@@ -101,20 +95,15 @@ def cross_entropy_l2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: 
 
 def conv_pool(filters: int, activation: str) -> list[Module]:
     """Return a 5x5 convolution and 2x2 max pooling. (Pooling before the monotone activation would give the same.)"""
-    init: dict[str, Any] = {
-        "kernel_initializer": xn.initializers.Scaled(gain=4.0, mode="out"),  # n_out counted after the pooling, which is 2x2
-        "bias_initializer": xn.initializers.Normal(1.0),
-    }
-    return [xn.Conv2D(filters, 5, activation=activation, **init), xn.MaxPool2D(2)]
+    small = xn.initializers.Scaled(gain=4.0, mode="out")  # n_out counted after the pooling, which is 2x2
+    convolution = xn.Conv2D(filters, 5, activation=activation, kernel_initializer=small, bias_initializer=NORMAL)
+    return [convolution, xn.MaxPool2D(2)]
 
 
 def fully_connected(units: int, activation: str) -> xn.Dense:
     """Return a dense layer with weights of variance 1/units and standard normal biases."""
-    init: dict[str, Any] = {
-        "kernel_initializer": xn.initializers.Scaled(mode="out"),
-        "bias_initializer": xn.initializers.Normal(1.0),
-    }
-    return xn.Dense(units, activation, **init)
+    small = xn.initializers.Scaled(mode="out")
+    return xn.Dense(units, activation, kernel_initializer=small, bias_initializer=NORMAL)
 
 
 def softmax_layer(data: Dataset) -> xn.Dense:
@@ -148,13 +137,8 @@ def convnet_1(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "
 
 def convnet_2(data: Dataset, *, seed: int = 0, epochs: int = 60, device: str = "cpu") -> Accuracies:
     """Train two convolutional layers, 20 and 40 filters: 99.06 %."""
-    layers = [
-        *conv_pool(20, "sigmoid"),
-        *conv_pool(40, "sigmoid"),
-        xn.Flatten(),
-        fully_connected(100, "sigmoid"),
-        softmax_layer(data),
-    ]
+    convolutions = [*conv_pool(20, "sigmoid"), *conv_pool(40, "sigmoid")]
+    layers = [*convolutions, xn.Flatten(), fully_connected(100, "sigmoid"), softmax_layer(data)]
     return convnet(layers, data, 0.1, seed=seed, epochs=epochs, device=device)
 
 

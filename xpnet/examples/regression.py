@@ -90,9 +90,8 @@ def run(out: Folder = None, seed: int = 0, steps: int = 3000, epochs: int = 60) 
         fertiliser = np.linspace(0, 250, 101)
         for number, rain in enumerate((200, 400, 600)):
             x = np.stack([fertiliser, np.full(101, 7.0), np.full(101, float(rain))], axis=1)
-            right.plot(
-                fertiliser, model.predict(scale(x).astype(np.float32))[:, 0], color=f"C{number}", label=f"{rain} mm of rain"
-            )
+            learnt = model.predict(scale(x).astype(np.float32))[:, 0]
+            right.plot(fertiliser, learnt, color=f"C{number}", label=f"{rain} mm of rain")
             right.plot(fertiliser, crop_yield(*x.T), "--", color=f"C{number}", linewidth=1)
         right.set(xlabel="fertiliser (kg/ha)", ylabel="yield (t/ha)", title="learnt (solid) and the rule (dashed)")
         right.legend()

@@ -16,8 +16,7 @@ import xpnet as xn
 from xpnet.examples._report import Folder, Report, picture
 from xpnet.inspect.figures import COLOURS
 
-SMALL = xn.initializers.Normal(0.01)
-DECAY = xn.regularizers.L2(1e-3)
+WEIGHTS: dict[str, Any] = {"kernel_initializer": xn.initializers.Normal(0.01), "kernel_regularizer": xn.regularizers.L2(1e-3)}
 
 
 def make_spiral(points: int = 100, seed: int = 0) -> tuple[Any, Any]:
@@ -31,16 +30,12 @@ def make_spiral(points: int = 100, seed: int = 0) -> tuple[Any, Any]:
 
 def linear(seed: int = 0) -> xn.Sequential:
     """Return softmax regression."""
-    layers = [xn.Dense(3, kernel_initializer=SMALL, kernel_regularizer=DECAY)]
-    return xn.Sequential(layers, input_shape=(2,), dtype="float64", seed=seed)
+    return xn.Sequential([xn.Dense(3, **WEIGHTS)], input_shape=(2,), dtype="float64", seed=seed)
 
 
 def two_layers(hidden: int = 100, seed: int = 0) -> xn.Sequential:
     """Return a network with one hidden layer of rectified linear units."""
-    layers = [
-        xn.Dense(hidden, "relu", kernel_initializer=SMALL, kernel_regularizer=DECAY),
-        xn.Dense(3, kernel_initializer=SMALL, kernel_regularizer=DECAY),
-    ]
+    layers = [xn.Dense(hidden, "relu", **WEIGHTS), xn.Dense(3, **WEIGHTS)]
     return xn.Sequential(layers, input_shape=(2,), dtype="float64", seed=seed)
 
 

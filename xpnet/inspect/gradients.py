@@ -10,6 +10,7 @@ import numpy as np
 
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import namespace, to_numpy
+from xpnet.losses.base import bare
 
 
 class GradientError(AssertionError):
@@ -50,8 +51,8 @@ def check_gradients(
     arrays: Sequence[Any] = (
         [*inputs.values()] if names is not None else inputs if isinstance(inputs, (list, tuple)) else [inputs]
     )
-    base = [np.array(to_numpy(a.array if isinstance(a, Tensor) else a), dtype=np.float64) for a in arrays]
-    like = [a.array if isinstance(a, Tensor) else a for a in arrays]
+    like = [bare(a) for a in arrays]
+    base = [np.array(to_numpy(a), dtype=np.float64) for a in like]
     generator = np.random.default_rng(seed)
     weights: list[Any] = []
 
@@ -67,9 +68,7 @@ def check_gradients(
         if not weights:
             weights.extend(generator.standard_normal(o.shape) for o in outputs)
         terms = [(o * namespace(o.array).asarray(w)).sum() for o, w in zip(outputs, weights) if isinstance(o, Tensor)]
-        whole: Tensor = terms[0]
-        for term in terms[1:]:
-            whole = whole + term
+        whole: Tensor = sum(terms[1:], start=terms[0])
         return whole
 
     tensors = lifted(base, True)
@@ -95,10 +94,8 @@ def check_gradients(
             if error > worst[0]:
                 where = tuple(int(i) for i in index)
                 which = number if names is None else repr(names[number])
-                worst = (
-                    error,
-                    f"input {which}, element {where}: backward gives {exact:.9g}, the difference quotient {numeric:.9g}",
-                )
+                values_found = f"backward gives {exact:.9g}, the difference quotient {numeric:.9g}"
+                worst = (error, f"input {which}, element {where}: {values_found}")
     if worst[0] > tolerance:
         raise GradientError(f"relative error {worst[0]:.3g} is above {tolerance:g} at {worst[1]}")
     return worst[0]

@@ -148,6 +148,7 @@ def confusion(matrix: NumpyArray, class_names: Sequence[str], mistakes: Sequence
         if beside:
             halves: Any = figure.subfigures(1, 2, width_ratios=[side + 0.6, beside])
             left, right = halves
+            right.suptitle("the worst mistakes", fontsize=11, fontweight="bold", x=0.02, ha="left")
             (_image_grid if images else _written)(right, mistakes, class_names)
         else:
             left = figure
@@ -186,15 +187,12 @@ def _matrix(ax: Any, matrix: NumpyArray, class_names: Sequence[str]) -> None:
         spine.set_visible(False)
     ax.set_xlabel("predicted class")
     ax.set_ylabel("true class")
-    total = int(matrix.sum())
-    hits = int(matrix[diagonal].sum())
-    ax.set_title(f"{hits:,} of {total:,} right")
+    ax.set_title(f"{int(matrix[diagonal].sum()):,} of {int(matrix.sum()):,} right")
 
 
 def _image_grid(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> None:
     columns = 3 if len(mistakes) <= 9 else 4
     rows = max(3, -(-len(mistakes) // columns))
-    figure.suptitle("the worst mistakes", fontsize=11, fontweight="bold", x=0.02, ha="left")
     axes = figure.subplots(rows, columns).ravel()
     for ax in axes[len(mistakes) :]:
         ax.axis("off")
@@ -205,28 +203,20 @@ def _image_grid(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[
             spine.set(visible=True, color=GRID, linewidth=1.2)
         image = np.clip(mistake.example, 0, 1)
         ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(
-            f"{class_names[mistake.truth]}, taken for {class_names[mistake.predicted]}\n{_percent(mistake.probability)} sure",
-            fontsize=8,
-            fontweight="normal",
-            loc="center",
-            pad=4,
-        )
+        title = f"{_confused(mistake, class_names)}\n{100 * mistake.probability:.0f} % sure"
+        ax.set_title(title, fontsize=8, fontweight="normal", loc="center", pad=4)
 
 
 def _written(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> None:
-    figure.suptitle("the worst mistakes", fontsize=11, fontweight="bold", x=0.02, ha="left")
     ax = figure.subplots()
     ax.axis("off")
     for i, mistake in enumerate(mistakes[:8]):
         y = 0.96 - i * 0.12
-        says = (
-            f"{class_names[mistake.truth]}, taken for {class_names[mistake.predicted]} ({_percent(mistake.probability)} sure)"
-        )
-        ax.text(0, y, says, fontsize=9, va="top")
+        text = f"{_confused(mistake, class_names)} ({100 * mistake.probability:.0f} % sure)"
+        ax.text(0, y, text, fontsize=9, va="top")
         values = "  ".join(f"{v:.3g}" for v in np.ravel(mistake.example)[:8])
         ax.text(0, y - 0.05, f"no. {mistake.index}:  {values}", fontsize=8, va="top", color=PALE)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+def _confused(mistake: Mistake, class_names: Sequence[str]) -> str:
+    return f"{class_names[mistake.truth]}, taken for {class_names[mistake.predicted]}"

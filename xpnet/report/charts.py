@@ -172,9 +172,7 @@ def histogram(counts: Sequence[int], low: float, high: float, label: str) -> str
     # Heights are square roots: a spike (the zeros of a ReLU) would hide everything else.
     heights = [math.sqrt(c / top) for c in counts]
     steps = "".join(f"V{32 - 32 * h:.2f}H{100 * (i + 1) / n:.2f}" for i, h in enumerate(heights))
-    zero = ""
-    if low < 0 < high:
-        zero = f'<path class="zero" d="M{100 * -low / (high - low):.2f} 0V32"/>'
+    zero = f'<path class="zero" d="M{100 * -low / (high - low):.2f} 0V32"/>' if low < 0 < high else ""
     return (
         f'<svg class="hist" viewBox="0 0 100 32" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
         f'<path class="area" d="M0 32{steps}V32Z"/>{zero}</svg>'

@@ -105,7 +105,9 @@ class PredictionSummary:
             found["root_mean_squared_error"] = float(np.sqrt(self.sums[0] / n))
             found["mean_absolute_error"] = float(self.sums[1] / n)
             found["explained"] = float(1 - self.sums[0] / n / variance) if variance > 0 else None
-        images = thumbnails(np.stack([entry[2] for entry in self.worst])) if self._alike() else None
+        shapes = [entry[2].shape for entry in self.worst]
+        alike = len(set(shapes)) == 1 and len(shapes[0]) == 3 and shapes[0][2] in (1, 3)
+        images = thumbnails(np.stack([entry[2] for entry in self.worst])) if alike else None
         found["mistakes"] = [
             {
                 "index": index if ordered else None,
@@ -117,22 +119,15 @@ class PredictionSummary:
         ]
         return found
 
-    def _alike(self) -> bool:
-        shapes = {entry[2].shape for entry in self.worst}
-        return len(shapes) == 1 and len(shape := shapes.pop()) == 3 and shape[2] in (1, 3)
-
 
 def _kind(y: NumpyArray, prediction: NumpyArray) -> str | None:
     if prediction.ndim == 2 and prediction.shape[1] > 1:
-        if (y.ndim == 1 and y.dtype.kind in "iu") or (y.shape == prediction.shape and _one_hot(y)):
+        one_hot = y.shape == prediction.shape and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()
+        if one_hot or (y.ndim == 1 and y.dtype.kind in "iu"):
             return "classes"
     elif y.size and y.size == len(prediction) and np.isin(y, (0, 1)).all() and prediction.size == len(prediction):
         return "classes"
     return "numbers" if y.shape == prediction.shape and y.dtype.kind in "fiu" else None
-
-
-def _one_hot(y: NumpyArray) -> bool:
-    return bool(np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all())
 
 
 def thumbnails(images: NumpyArray) -> list[str]:

@@ -86,10 +86,7 @@ def _pairs(matrix: np.ndarray[Any, Any], names: list[str], most: int = 6) -> str
 def _recall(matrix: np.ndarray[Any, Any], names: list[str]) -> str:
     totals, found = matrix.sum(axis=1), np.diag(matrix)
     order = [int(k) for k in np.argsort(found / np.maximum(totals, 1), kind="stable") if totals[k]]
-    if len(order) > TABLE:
-        order = order[:10]
-    else:
-        order = sorted(order)
+    order = order[:10] if len(order) > TABLE else sorted(order)
     bars = "".join(
         f'<li><span>{class_name(names, k)}</span><i style="--w:{100 * found[k] / totals[k]:.1f}%"></i>'
         f"<span>{percent(float(found[k] / totals[k]), 1)}</span></li>"

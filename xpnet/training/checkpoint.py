@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
         OSError: the file cannot be written; what was there before is untouched.
     """
     arrays: dict[str, Any] = {}
+    parameters = trainer.model.parameters()
     document = {
         "format": FORMAT,
         "trainer": {
@@ -50,7 +50,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
         "model": _pack(trainer.model.state(), arrays, "model"),
         "optimizer": _pack(trainer.optimizer.state(), arrays, "optimizer"),
         # Pending gradients, with gradient accumulation.
-        "gradients": _pack(_pending(trainer), arrays, "gradients"),
+        "gradients": _pack({name: p.grad for name, p in parameters.items() if p.grad is not None}, arrays, "gradients"),
         "callbacks": [
             {"kind": type(callback).__name__, "state": _pack(callback.state(), arrays, f"callbacks.{i}")}
             for i, callback in enumerate(trainer.callbacks)
@@ -98,10 +98,6 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     trainer.sums.load_state(place["sums"])
     for callback, entry in zip(trainer.callbacks, document["callbacks"]):
         callback.load_state(_unpack(entry["state"], arrays))
-
-
-def _pending(trainer: Trainer) -> dict[str, Any]:
-    return {name: to_numpy(p.grad) for name, p in trainer.model.parameters().items() if p.grad is not None}
 
 
 def _pack(value: Any, arrays: dict[str, Any], name: str) -> Any:
@@ -225,7 +221,7 @@ class Checkpoint(Callback):
             )
             return
         self._saved = time.monotonic()
-        for old in list(newest_first(self.folder))[self.keep :]:
+        for old in newest_first(self.folder)[self.keep :]:
             old.unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:
@@ -237,9 +233,9 @@ class Checkpoint(Callback):
         self.best_value = state["best_value"]
 
 
-def newest_first(folder: Path) -> Iterator[Path]:
+def newest_first(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, newest first."""
-    return iter(sorted((path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)), key=_steps, reverse=True))
+    return sorted((path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)), key=_steps, reverse=True)
 
 
 def _steps(path: Path) -> int:

@@ -54,8 +54,10 @@ class Sums:
         self._before: dict[str, float] = {}  # from a checkpoint, until the device is known
 
     def add(self, x: Any, values: dict[str, Array]) -> None:
-        """Add the means over a batch `x`."""
-        examples = examples_in(x)
+        """Add the means over a batch `x`: an array, or a tuple or dict of them."""
+        while isinstance(x, (tuple, dict)):
+            x = next(iter(x.values())) if isinstance(x, dict) else x[0]
+        examples = len(x)
         self.count += examples
         for name, value in values.items():
             total = self.totals.get(name)
@@ -90,10 +92,3 @@ class Sums:
         self.count = int(state["count"])
         self.totals = {}
         self._before = dict(state["totals"])
-
-
-def examples_in(x: Any) -> int:
-    """Return the number of examples of a batch: an array, or a tuple or dict of them."""
-    while isinstance(x, (tuple, dict)):
-        x = next(iter(x.values())) if isinstance(x, dict) else x[0]
-    return len(x)

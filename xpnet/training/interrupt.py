@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
 
 
-class Interruptible:
-    """A block in which the first Ctrl-C stops the trainer after its batch and the second one interrupts at once."""
+@contextlib.contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """Let the first Ctrl-C within the block stop the trainer after its batch, and the second one interrupt at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only, and only it may set handlers
+        return
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.before: Any = None
-        # Signals reach the main thread only, and only it may set handlers.
-        self.active = threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> None:
-        if self.active:
-            self.before = signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.trainer.history.interrupted:
+    def ask(number: int, frame: FrameType | None) -> None:
+        if trainer.history.interrupted:
             raise KeyboardInterrupt
-        self.trainer.stop = self.trainer.history.interrupted = True
+        trainer.stop = trainer.history.interrupted = True
 
-    def __exit__(self, *exception: object) -> None:
-        if self.active:
-            signal.signal(signal.SIGINT, self.before)
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

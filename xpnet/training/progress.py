@@ -24,9 +24,7 @@ class Progress:
         self.epochs = epochs
         self.batches = batches
         self.lines = verbose is not False
-        self.bar: Any = None
-        if verbose is None and sys.stderr.isatty():
-            self.bar = _bar()
+        self.bar: Any = _bar() if verbose is None and sys.stderr.isatty() else None
         self._task: Any = None
         self._sums: Any = None  # a Sums
         self._before = 0

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnet.backend import to_numpy
+from xpnet.training.data_adapter import as_batches
+from xpnet.training.not_finite import NotFiniteError
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -81,8 +83,6 @@ def find_learning_rate(
     Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3; with `rates`: Nielsen, "Neural
     networks and deep learning", chapter 3.
     """
-    from xpnet.training.data_adapter import as_batches
-
     if not 0 < lowest < highest or steps < 10:
         raise ValueError(f"find_learning_rate: expected 0 < lowest < highest and steps >= 10, got {lowest}, {highest}, {steps}")
     if rates is not None and not (len(rates) and min(rates) > 0):
@@ -120,8 +120,6 @@ def _losses(
     trainer: Trainer, batches: Batches, rates: Sequence[float], stop: Callable[[float], bool] = lambda loss: False
 ) -> list[float]:
     """Return the loss of one step at each learning rate, up to the first that is not finite or for which `stop` is true."""
-    from xpnet.training.not_finite import NotFiniteError
-
     found: list[float] = []
     source = (batch for epoch in range(len(rates)) for batch in batches.epoch(epoch))
     # Rates that are far too large are tried on purpose: no warnings of their overflows.

@@ -23,7 +23,7 @@ from xpnet.training.callback import Callback
 from xpnet.training.checkpointed_segments import Recompute, recomputed, segments_of
 from xpnet.training.data_adapter import as_batches, no_batches
 from xpnet.training.history import History, Sums
-from xpnet.training.interrupt import Interruptible
+from xpnet.training.interrupt import interruptible
 from xpnet.training.not_finite import not_finite
 from xpnet.training.progress import Progress
 
@@ -152,7 +152,7 @@ class Trainer:
         captured = captured_steps(self)
         train = self._train if captured is None else captured.step
         with (
-            Interruptible(self),
+            interruptible(self),
             Progress(last, count, verbose) as progress,
             captured or contextlib.nullcontext(),
             device_feed(batches, self.model.context.device, captured) as feed,
