@@ -134,7 +134,7 @@ class Comparison:
         return record
 
     def _prepared(self, case: Case, file: Path, record: dict[str, Any]) -> _Prepared:
-        wanted = [(name, name, {}) for name in [OURS, *self.peers]]
+        wanted: list[tuple[str, str, dict[str, Any]]] = [(name, name, {}) for name in [OURS, *self.peers]]
         if ROOFLINE in self.workers:
             kinds = CEILINGS[:1] if case.kind in PASSES else CEILINGS
             wanted += [(f"{ROOFLINE} {kind}", ROOFLINE, {"ceiling": kind}) for kind in kinds]
@@ -182,7 +182,7 @@ class Comparison:
 
     def _starters(self, case: Case, file: Path, record: dict[str, Any]) -> dict[str, Callable[[int], dict[str, Any]]]:
         """Return functions that time fresh interpreters, for start-up cases."""
-        found = {}
+        found: dict[str, Callable[[int], dict[str, Any]]] = {}
         for name in [OURS, *self.peers]:
             python, _ = interpreter(LIBRARIES[name].environment)
             command = [str(python), "-m", "benchmarks.startup", name, case.kind, json.dumps(case.as_dict()), str(file)]
@@ -190,8 +190,8 @@ class Comparison:
             variables = environment(name, self.options.threads, self.options.precision)
 
             def start(count: int, command: list[str] = command, variables: dict[str, str] = variables) -> dict[str, Any]:
-                settings = {"cwd": ROOT, "env": variables, "preexec_fn": hold_to(self.options.threads)}
-                done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload]
+                settings: dict[str, Any] = {"cwd": ROOT, "env": variables, "preexec_fn": hold_to(self.options.threads)}
+                done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)
                 if done.returncode:
                     raise WorkerError(done.stderr)
                 return {"seconds": [json.loads(done.stdout.splitlines()[-1])], "device_seconds": []}

@@ -78,8 +78,9 @@ def forced(algorithm: str | None) -> Iterator[None]:
     if algorithm is None:
         yield
         return
-    from xpnet.accel.cupy import convolution
+    import xpnet.accel.cupy.convolution
 
+    convolution: Any = xpnet.accel.cupy.convolution
     asked: list[str] = []
 
     def choose(candidates: Any, key: Any) -> str:
@@ -140,7 +141,7 @@ def to_device(values: Any, where: backend.Device, dtype: str) -> Array:
     Raises:
         Unsupported: there is no such dtype on the device.
     """
-    array = backend.to_device(values, where)
+    array: Any = backend.to_device(values, where)
     if dtype != "bfloat16":
         return array.astype(dtype)
     if not hasattr(backend, "dtype_named"):

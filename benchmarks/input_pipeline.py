@@ -43,7 +43,7 @@ def network(size: int, device: str) -> xn.Sequential:
 def places(images: Any, y: Any, device: str, folder: Path) -> dict[str, tuple[Any, bool]]:
     """Return x in each place, and whether to capture steps."""
     floats = ByteImages(images)[:]
-    np.save(folder / "x.npy", floats)
+    np.save(folder / "x.npy", xn.to_numpy(floats))
     mapped = np.load(folder / "x.npy", mmap_mode="r")
     found: dict[str, tuple[Any, bool]] = {}
     if device != "cpu":
@@ -82,10 +82,12 @@ def main() -> int:
             trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, capture=capture)
             batches = Batches((x, y), arguments.batch, augment=AUGMENT, device=arguments.device)
             times: list[float] = []
-            ends = xn.training.LambdaCallback(
-                epoch_end=lambda *_, times=times: (place.synchronize(), times.append(time.perf_counter()))
-            )
-            trainer.callbacks.append(ends)
+
+            def ended(*_: Any, times: list[float] = times) -> None:
+                place.synchronize()
+                times.append(time.perf_counter())
+
+            trainer.callbacks.append(xn.training.LambdaCallback(epoch_end=ended))
             trainer.fit(batches, epochs=1 + arguments.epochs, verbose=False)
             with xn.inspect.Timeline() as line:  # separate, because recording events takes time
                 history = trainer.fit(batches, epochs=2, verbose=False)

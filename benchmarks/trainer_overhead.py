@@ -72,6 +72,7 @@ def measure(
     """Return the seconds of each batch: (hand-written loop, Trainer)."""
     rng = np.random.default_rng(0)
     one, other = make(device), make(device)
+    assert one.input_shape is not None
     x = xn.to_device(rng.random((50 * size, *one.input_shape), dtype=np.float32), device)
     y = xn.to_device(rng.integers(0, 2, 50 * size), device)
     epochs = -(-batches // 50)

@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Worker:
                 job.once()
             job.synchronize()
             found.update({f"change/{path}": after - before[path] for path, after in job.weights().items()})
-        np.savez(out, **found)
+        np.savez(out, **cast("dict[str, Any]", found))
 
     def do_time(self, key: str, count: int, turns: int = 1, limit: float = math.inf, clock: str = "wall") -> dict[str, Any]:
         job = self.jobs[key]
@@ -142,6 +142,7 @@ def _device_clock(device: str, library: Library) -> Any:
     """Start an event timer on the GPU; the returned function synchronizes and returns the seconds since."""
     if device == "cpu":
         return lambda: None
+    make: Any
     if library.module == "pytorch":
         import torch
 

@@ -60,10 +60,13 @@ class Tensor:
     def memory(self, address: int) -> np.ndarray:
         """Return the elements at an address as NCHW, whatever the strides."""
         assert address % 16 == 0, "cuDNN takes aligned tensors"
-        kind = np.dtype(STORED[self.data_type])
+        assert self.dim is not None
+        assert self.stride is not None
+        kind: np.dtype[Any] = np.dtype(STORED[self.data_type])
         count = 1 + sum((d - 1) * s for d, s in zip(self.dim, self.stride))
         assert count == np.prod(self.dim), "the strides leave gaps, or elements share memory"
-        flat = np.frombuffer((ctypes.c_char * (count * kind.itemsize)).from_address(address), kind)
+        buffer: Any = (ctypes.c_char * (count * kind.itemsize)).from_address(address)
+        flat = np.frombuffer(buffer, kind)
         return np.lib.stride_tricks.as_strided(flat, self.dim, [s * kind.itemsize for s in self.stride])
 
     def read(self, address: int) -> np.ndarray:
@@ -107,7 +110,7 @@ class Graph:
         self.done: list[str] = []
         self.excluded: list[str] = []
         self.inputs: list[Tensor] = []
-        self.result: Tensor | None = None
+        self.result: Any = None
         self.pointwise = 0
 
     def tensor(self, *, dim: list[int], stride: list[int], data_type: str, uid: int) -> Tensor:
@@ -125,7 +128,7 @@ class Graph:
             window = _out(x.shape, k.shape, pre_padding, post_padding, stride, dilation)
             groups = x.shape[1] // k.shape[1]
             k = k.reshape(groups, k.shape[0] // groups, *k.shape[1:])
-            y = 0
+            y: Any = 0
             for kh, kw, seen in taps(_pad(x, pre_padding, post_padding), weight.dim, stride, dilation, window):
                 y = y + np.einsum("ngchw,goc->ngohw", seen, k[..., kh, kw])
             return y.reshape(x.shape[0], -1, *window)
@@ -133,7 +136,7 @@ class Graph:
         return self._node(compute)
 
     def conv_dgrad(self, *, loss, filter, pre_padding, post_padding, stride, dilation):
-        result = self._node(None)
+        result: Any = self._node(None)
 
         def compute(read):
             dy, k = read(loss), read(filter)
@@ -150,7 +153,7 @@ class Graph:
         return result
 
     def conv_wgrad(self, *, image, loss, pre_padding, post_padding, stride, dilation):
-        result = self._node(None)
+        result: Any = self._node(None)
 
         def compute(read):
             x, dy = read(image), read(loss)

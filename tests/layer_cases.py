@@ -52,7 +52,8 @@ class LayerCase:
     def expected(self, x: np.ndarray, state: dict[str, np.ndarray], training: bool) -> np.ndarray:
         plain = {name.removeprefix("0."): np.array(values) for name, values in state.items()}
         oracle = self.training_oracle if training and self.training_oracle is not None else self.oracle
-        return oracle(x, plain)
+        found: np.ndarray = oracle(x, plain)
+        return found
 
 
 def layer(
@@ -103,7 +104,8 @@ def _shifted(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, dilation: int)
 
 def _last(result: Any) -> np.ndarray:
     """Return the last output: that of a recurrent layer without return_sequences."""
-    return result[1]
+    last: np.ndarray = result[1]
+    return last
 
 
 SEQUENCE = (((4,), ("(4,)", "(T, C)")), ((2, 3, 4), ("(2, 3, 4)", "(T, C)")))

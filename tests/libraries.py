@@ -26,7 +26,8 @@ class Library:
     @property
     def xp(self) -> ModuleType:
         """The namespace of these arrays."""
-        return backend.namespace(self.asarray(np.zeros(1)))
+        xp: ModuleType = backend.namespace(self.asarray(np.zeros(1)))
+        return xp
 
     @property
     def kind(self) -> type:
@@ -41,9 +42,9 @@ class Library:
 
 def readonly(array: Any) -> np.ndarray:
     """Return a read-only copy."""
-    array = np.array(array)
-    array.flags.writeable = False
-    return array
+    copied: np.ndarray = np.array(array)
+    copied.flags.writeable = False
+    return copied
 
 
 def _torch_array(array: np.ndarray) -> Any:
@@ -55,7 +56,8 @@ def _torch_array(array: np.ndarray) -> Any:
 def _torch_kind() -> type:
     import torch
 
-    return torch.Tensor
+    kind: type = torch.Tensor
+    return kind
 
 
 def _cupy_array(array: np.ndarray) -> Any:
@@ -67,7 +69,8 @@ def _cupy_array(array: np.ndarray) -> Any:
 def _cupy_kind() -> type:
     import cupy
 
-    return cupy.ndarray
+    kind: type = cupy.ndarray
+    return kind
 
 
 def _strict(device: str) -> Callable[[np.ndarray], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -288,7 +288,7 @@ WRONG = [
     wrong("conv_transpose2d", X(2, 3, 3, 3), P(3, 3, 3, 2), output_padding=1, says=("output_padding 1", "stride 1")),
     wrong("conv_transpose2d", X(2, 3, 3, 3), P(3, 3, 3, 2), P(3), says=("bias", "(3,)", "(2,)")),
     *[
-        wrong(name, *inputs, **settings)
+        wrong(name, *inputs, **cast(dict[str, Any], settings))
         for name in ("max_pool2d", "max_pool2d_with_switches", "average_pool2d", "lp_pool2d")
         for inputs, settings in (
             ((X(2, 5, 5),), {"window": 2, "says": ("(2, 5, 5)", "N, H, W, C")}),

@@ -142,7 +142,7 @@ def start_backward(result: Any, weights: list[Any]) -> None:
     if len(floats) == 1:
         floats[0].backward(weights[0])
         return
-    total = None
+    total: Any = None
     for output, weight in zip(floats, weights):
         term = xn.ops.sum(output * weight)
         total = term if total is None else total + term

@@ -145,7 +145,8 @@ def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def log_softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.log(softmax(x, axis))
+    out: np.ndarray = np.log(softmax(x, axis))
+    return out
 
 
 def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray, reduction: str = "mean") -> np.ndarray:
@@ -576,7 +577,8 @@ def _unrolled(x: np.ndarray, mask: Any, reverse: bool, states: list[np.ndarray],
 
 
 def _sum_of(x: np.ndarray, kernel: np.ndarray, bias: Any) -> np.ndarray:
-    return dense(x[None], kernel, bias)[0]
+    out: np.ndarray = dense(x[None], kernel, bias)[0]
+    return out
 
 
 def _start(state: Any, N: int, H: int) -> np.ndarray:

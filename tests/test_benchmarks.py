@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from benchmarks import agreement, compare, gate, nets, plots, report, wait_idle
+from benchmarks import agreement, gate, nets, plots, report, wait_idle
 from benchmarks.__main__ import main, parser
 from benchmarks.agreement import arrays_for, distance, summary
 from benchmarks.cases import Case, all_cases, memory_cases
@@ -23,6 +23,7 @@ from benchmarks.libraries import LIBRARIES, chosen, ours
 from benchmarks.libraries.job import Unsupported, flat_rows_from_nchw, flat_rows_to_nchw, from_oihw, to_oihw, weights_of
 from benchmarks.nets import trace
 from benchmarks.peers import interpreter
+from benchmarks.process import Process
 
 FAST = Options(threads=1, budget=0.01, rounds=2, turn=1e-4, verbose=False)
 EVERY_KIND = [
@@ -150,7 +151,7 @@ def test_a_peer_that_is_not_installed_is_skipped_by_name(monkeypatch: pytest.Mon
 
 def test_a_peer_that_cannot_run_the_device_is_skipped() -> None:
     with pytest.raises(Unsupported, match="not compared on cuda"):
-        compare.Process("sklearn", device="cuda")
+        Process("sklearn", device="cuda")
 
 
 @pytest.mark.torch

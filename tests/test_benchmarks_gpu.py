@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -204,6 +204,8 @@ def test_steps_on_a_gpu_are_captured_as_in_fit(monkeypatch: pytest.MonkeyPatch) 
     assert job.remark() == ""
     for before, after in zip(checks[0].values(), checks[1].values()):
         np.testing.assert_array_equal(before, after)
+    assert plain.weights is not None
+    assert job.weights is not None
     for path, values in plain.weights().items():
         np.testing.assert_array_equal(values, job.weights()[path])
     job.close()
@@ -230,21 +232,21 @@ def test_the_warm_up_of_pytorchs_graph_is_undone(monkeypatch: pytest.MonkeyPatch
         def replay(self) -> None:
             replayed[0]()
 
-    replayed: list[Any] = []
+    replayed: Any = []
     stream = type("Stream", (), {"wait_stream": lambda self, other: None})
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "Stream", stream)
     monkeypatch.setattr(torch.cuda, "current_stream", stream)
     for name in ("stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
-    known = pytorch._graph
+    known: Any = pytorch._graph
     monkeypatch.setattr(pytorch, "_graph", lambda step, *rest: (replayed.append(step), known(step, *rest))[1])
     case = Case("tiny", "step", [nets.dense(6), nets.relu(), nets.dense(10)], 3, (4,), "Tests")
     jobs = [pytorch.prepare(case, arrays_for(case), "cpu", "float32", {"mode": mode}) for mode in ("eager", "graphs")]
     for _ in range(4):
         for job in jobs:
             job.once()
-    before, after = (job.weights() for job in jobs)
+    before, after = (cast(Any, job.weights)() for job in jobs)
     assert {path: distance(after[path], before[path]) for path in before} == dict.fromkeys(before, 0.0)
 
 

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import xpnet as xn
 from tests.optional import optional
-from xpnet.cli import main
+from xpnet.cli import info, main
 from xpnet.cli.training_recipes import RECIPES, warm_cosine
 
 ROOT = Path(__file__).parents[1]
@@ -74,8 +75,16 @@ def history(folder):
 LEFT = {"model.xpnet", "history.csv", "config.toml", "run.json", "report.html", "checkpoints"}
 
 
+def found_in(pattern: str, text: str) -> re.Match[str]:
+    """Return the first match, which there must be."""
+    match = re.search(pattern, text)
+    assert match is not None, text
+    return match
+
+
 def say(capsys, *words):
     """Run a command; return the exit code and what it printed."""
+    code: Any
     try:
         code = main([str(w) for w in words])
     except SystemExit as error:  # argparse
@@ -144,6 +153,7 @@ def test_predict_features(trained, tmp_path, capsys):
     assert len(lines) == 31
     assert lines[0].split("one.npy")[1] == lines[1].split("[0]")[1]
     saved = xn.io.model_file.read(trained / "model.xpnet")
+    assert saved.preprocessing is not None
     p = xn.ops.softmax(saved.model.predict(saved.preprocessing(dataset.test[0])))
     for line, row in zip(lines[1:], p):
         assert line.endswith(f"  {saved.class_names[row.argmax()]}  {100 * row.max():.1f} %")
@@ -273,7 +283,7 @@ def test_a_diverging_run_says_so(tmp_path, capsys):
 
 
 def test_no_gpu_is_one_line(tmp_path, capsys):
-    if xn.cli.info._gpus().startswith("cuda:"):
+    if info._gpus().startswith("cuda:"):
         pytest.skip("there is a GPU")
     code, _, err = say(capsys, "train", "iris", "--device", "cuda", "--out", tmp_path / "o")
     assert code == 2
@@ -296,6 +306,7 @@ def test_ctrl_c_keeps_the_training(tmp_path):
     words = ["train", "digits", "--model", "mlp", "--epochs", "100000", "--out", str(out)]
     process = subprocess.Popen(COMMAND + words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
+        assert process.stderr is not None
         seen = [process.stderr.readline() for _ in range(3)]
         assert seen[2].startswith("epoch 3/100000")
         process.send_signal(signal.SIGINT)
@@ -312,6 +323,8 @@ def test_ctrl_c_keeps_the_training(tmp_path):
 
 def test_a_closed_pipe_is_no_error():
     command = subprocess.Popen([*COMMAND, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert command.stdout is not None
+    assert command.stderr is not None
     command.stdout.close()
     assert b"Traceback" not in command.stderr.read()
     command.stderr.close()
@@ -350,7 +363,7 @@ def test_iris_is_learnt(tmp_path, capsys):
     right = []
     for seed in range(5):
         _, out, _ = say(capsys, "train", "iris", "--seed", seed, "--out", tmp_path)
-        right.append(int(re.search(r"\((\d+) of 30\)", out)[1]))
+        right.append(int(found_in(r"\((\d+) of 30\)", out)[1]))
     assert np.mean(right) / 30 >= 0.95
 
 
@@ -358,7 +371,7 @@ def test_digits_begin_to_be_learnt(tmp_path, capsys):
     began = time.perf_counter()
     code, out, _ = say(capsys, "train", "digits", "--epochs", "3", "--out", tmp_path)
     assert code == 0
-    assert int(re.search(r"\((\d+) of 359\)", out)[1]) >= 0.93 * 359, f"{time.perf_counter() - began:.0f} s"
+    assert int(found_in(r"\((\d+) of 359\)", out)[1]) >= 0.93 * 359, f"{time.perf_counter() - began:.0f} s"
 
 
 @pytest.mark.slow
@@ -366,5 +379,5 @@ def test_digits_are_learnt(tmp_path, capsys):
     right = []
     for seed in range(5):
         _, out, _ = say(capsys, "train", "digits", "--seed", seed, "--out", tmp_path)
-        right.append(int(re.search(r"\((\d+) of 359\)", out)[1]))
+        right.append(int(found_in(r"\((\d+) of 359\)", out)[1]))
     assert np.mean(right) / 359 >= 0.985

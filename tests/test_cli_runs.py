@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,16 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 COMMAND = [sys.executable, "-c", "import sys, xpnet.cli; sys.exit(xpnet.cli.main())"]
 
 
+def found_in(pattern: str, text: str) -> re.Match[str]:
+    """Return the first match, which there must be."""
+    match = re.search(pattern, text)
+    assert match is not None, text
+    return match
+
+
 def say(capsys, *words):
     """Run a command; return the exit code and what it printed."""
+    code: Any
     try:
         code = main([str(w) for w in words])
     except SystemExit as error:  # argparse
@@ -127,6 +136,7 @@ def test_a_killed_run_is_resumed_to_the_same_bits(tmp_path, capsys):
     words = ["train", "digits", "--model", "mlp", "--epochs", "6", "--average", "0.9", "--out", str(folder)]
     process = subprocess.Popen(COMMAND + words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
     try:
+        assert process.stderr is not None
         while not process.stderr.readline().startswith("epoch 3/6"):
             assert process.poll() is None
         time.sleep(0.02)
@@ -150,6 +160,7 @@ def test_ctrl_c_says_how_to_resume(tmp_path, capsys):
     words = ["train", "digits", "--model", "mlp", "--epochs", "100000", "--schedule", "constant", "--out", str(folder)]
     process = subprocess.Popen(COMMAND + words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
+        assert process.stderr is not None
         process.stderr.readline()
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=120)
@@ -159,7 +170,7 @@ def test_ctrl_c_says_how_to_resume(tmp_path, capsys):
     line = next(line for line in stdout.splitlines() if line.startswith("to resume: "))
     assert line == f"to resume: xpnet train --resume '{folder}'"
     assert read_record(folder)["state"] == "interrupted"
-    done = int(re.search(r"in epoch (\d+)", stdout)[1])
+    done = int(found_in(r"in epoch (\d+)", stdout)[1])
     code, _, err = say(capsys, "train", "--resume", folder, "--epochs", done + 1)
     assert code == 0
     assert err.splitlines()[0].startswith(f"epoch {done}/{done + 1}")
@@ -199,7 +210,7 @@ def test_early_stopping_holds_out_validation_data(tmp_path, capsys):
 
 
 def test_settings_reach_the_training(tmp_path, capsys, monkeypatch):
-    seen = {}
+    seen: dict[Any, Any] = {}
     real = xn.Trainer.fit
 
     def fit(self, data, **keywords):
@@ -357,7 +368,7 @@ def test_a_csv_file(tmp_path, capsys):
     path = flowers(tmp_path / "flowers.csv")
     code, out, _ = say(capsys, "train", path, "--target", "species", "--out", tmp_path / "o")
     assert code == 0
-    right, total = map(int, re.search(r"\((\d+) of (\d+)\)", out).groups())
+    right, total = map(int, found_in(r"\((\d+) of (\d+)\)", out).groups())
     assert total == 30
     assert right >= 26
     assert f"({right} of 30)" in say(capsys, "evaluate", tmp_path / "o" / "model.xpnet")[1]
@@ -468,7 +479,7 @@ def test_bench(capsys, monkeypatch):
     monkeypatch.setattr(bench, "_products", lambda device, seconds: 1e9)
     code, out, _ = say(capsys, "bench", "--seconds", "1")
     assert code == 0
-    batch, step, train = re.search(r"mlp on .*?  +(\d+) +([\d.]+) +([\d,]+) +[\d,]+", out).groups()
+    batch, step, train = found_in(r"mlp on .*?  +(\d+) +([\d.]+) +([\d,]+) +[\d,]+", out).groups()
     assert float(train.replace(",", "")) == pytest.approx(int(batch) / float(step) * 1e3, rel=0.02)
 
 

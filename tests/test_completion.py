@@ -4,6 +4,7 @@ import argparse
 import re
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_every_help_shows_an_example_that_parses(capsys):
 
 def test_every_command_names_a_function_that_exists(monkeypatch):
     """The parser names functions by strings, and imports them when they run."""
-    named = []
+    named: list[Any] = []
     monkeypatch.setattr("xpnet.cli.parser._lazy", named.append)
     make_parser()
     assert len(named) >= 10

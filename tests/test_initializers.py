@@ -100,4 +100,4 @@ def test_mistakes():
     with pytest.raises(ValueError, match="unknown initializer 'he'"):
         initializers.get("he")
     with pytest.raises(ValueError, match="a name, a number or a callable"):
-        initializers.get([1, 2])
+        initializers.get([1, 2])  # type: ignore[arg-type]

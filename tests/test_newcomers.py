@@ -2,6 +2,7 @@
 
 import runpy
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_a_mode_set_in_a_block_of_evaluation_ends_with_it():
         assert not model.training
         model[0].training = True
         assert model[0].training
-        seen = []
+        seen: list[Any] = []
         other = threading.Thread(target=lambda: seen.extend(module.training for module in model.modules()))
         other.start()
         other.join()
@@ -218,7 +219,7 @@ def test_layers_that_would_not_be_trained_are_an_error(rng):
 
     class Mixed(xn.Module):
         def __init__(self):
-            self.steps = [xn.Dense(3), xn.ops.relu, xn.Dense(2)]
+            self.steps: list[Any] = [xn.Dense(3), xn.ops.relu, xn.Dense(2)]
 
         def forward(self, x):
             for step in self.steps:
@@ -245,17 +246,17 @@ def test_layers_that_would_not_be_trained_are_an_error(rng):
         (lambda x: xn.ops.gelu(np.arange(3)), TypeError, "gelu: x has dtype int64"),
         (lambda x: xn.ops.pad(x, 1), ValueError, "pad: widths 1"),
         (lambda x: xn.ops.max_pool2d(np.ones((1, 4, 4, 1)), 9), ValueError, "max_pool2d: along the height"),
-        (lambda x: xn.Dense("relu"), ValueError, "Dense: units .* got 'relu'"),
-        (lambda x: xn.Dense(2.5), ValueError, "Dense: units"),
-        (lambda x: xn.LSTM(2.5), ValueError, "LSTM: units"),
-        (lambda x: xn.Conv2D("relu", 3), ValueError, "Conv2D: filters='relu'"),
+        (lambda x: xn.Dense("relu"), ValueError, "Dense: units .* got 'relu'"),  # type: ignore[arg-type]
+        (lambda x: xn.Dense(2.5), ValueError, "Dense: units"),  # type: ignore[arg-type]
+        (lambda x: xn.LSTM(2.5), ValueError, "LSTM: units"),  # type: ignore[arg-type]
+        (lambda x: xn.Conv2D("relu", 3), ValueError, "Conv2D: filters='relu'"),  # type: ignore[arg-type]
         (lambda x: xn.Sequential([xn.Dense]), TypeError, r"write Dense\("),
         (lambda x: small(input_shape=5), ValueError, r"such as \(5,\)"),
         (lambda x: small(dtype="flot32"), ValueError, "dtype must be one of .*'flot32'"),
         (lambda x: small(dtype="int32"), ValueError, "dtype must be one of"),
         (lambda x: small(input_shape=(5,)).predict(x[0]), ValueError, r"expected \(N, 5\).*x\[None\]"),
         (lambda x: small(input_shape=(5,)).save("no/such/folder/m.xpnet"), FileNotFoundError, "no such folder: .*folder"),
-        (lambda x: xn.Sequential([xn.GRU(3)], input_shape=(None, 2)), ValueError, r"must hold sizes, got \(None, 2\)"),
+        (lambda x: xn.Sequential([xn.GRU(3)], input_shape=(None, 2)), ValueError, r"must hold sizes, got \(None, 2\)"),  # type: ignore[arg-type]
         (lambda x: trainer(small()).fit(xn.data.load("iris")), ValueError, r"dataset\.train"),
         (lambda x: trainer(small(), metrics=[lambda p, y: 1.0] * 2), ValueError, "one name, got <lambda>, <lambda>"),
         (lambda x: trainer(small(), metrics=[lambda p, y: p]).evaluate((x, np.zeros(10, int))), ValueError, "metric <lambda>"),

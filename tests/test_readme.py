@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ def test_the_example_runs_as_printed(tmp_path):
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
     accuracy = re.search(r"epoch 5/5.*val_accuracy ([\d.]+)", done.stderr)
+    assert accuracy is not None
     assert float(accuracy[1]) > 0.9
     assert xn.load(tmp_path / "digits.xpnet").count_parameters() == 32 * 10 + 512 * 10 + 10
 
@@ -33,7 +35,7 @@ def test_the_example_runs_as_printed(tmp_path):
 def test_the_loop_without_trainer_makes_the_same_weights(capsys):
     setup, loop = blocks((ROOT / "docs/training_loop.md").read_text(), "python")
     assert len(loop.splitlines()) == 10
-    names = {}
+    names: dict[str, Any] = {}
     exec(setup, names)
     loop = loop.replace("range(5)", "range(2)")
     exec(loop, names)
@@ -78,7 +80,7 @@ def test_its_commands_are_those_that_there_are(command, capsys):
 def test_the_page_on_training_runs_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/training.md").read_text()
-    names = {}
+    names: dict[str, Any] = {}
     with xn.deterministic(False):  # the page switches it on, and afterwards it is what it was
         for block in blocks(text, "python"):
             exec(block.replace("epochs=20", "epochs=2, verbose=False"), names)

@@ -1,6 +1,7 @@
 """Segments that are computed again in the backward pass: the same bits, less memory."""
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,7 +237,8 @@ class Wrapped(xn.Module):
 def test_a_class_of_ones_own():
     x = X[:, 0, 0]
     trainer = xn.Trainer(Wrapped(), loss="hinge", optimizer=xn.optim.SGD(0.1), recompute=True)
-    assert trainer.segments == {trainer.model.blocks: (range(3), range(3, 6)), trainer.model.side: ()}
+    model: Any = trainer.model
+    assert trainer.segments == {model.blocks: (range(3), range(3, 6)), model.side: ()}
     same(trained(Wrapped(), x), trained(Wrapped(), x, recompute=True))
 
 

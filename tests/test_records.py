@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -54,11 +54,11 @@ def test_the_networks_are_those_of_the_recipes() -> None:
 
 
 def test_the_optimizers_are_those_of_the_recipes() -> None:
-    adam = mnist.trainer(mnist.model(Setting(), 0), 234, 0).optimizer
+    adam: Any = mnist.trainer(mnist.model(Setting(), 0), 234, 0).optimizer
     assert (adam.beta1, adam.beta2) == (0.7, 0.9)
     assert max(adam.learning_rate(step) for step in range(234)) == pytest.approx(0.01, rel=1e-3)
     assert adam.learning_rate(233) < 1e-6
-    sgd = cifar10.trainer(cifar10.model(Setting(width=0.125), 0), 100, 0).optimizer
+    sgd: Any = cifar10.trainer(cifar10.model(Setting(width=0.125), 0), 100, 0).optimizer
     assert (sgd.momentum, sgd.nesterov, sgd.weight_decay) == (0.9, True, 5e-4)
 
 
@@ -90,11 +90,11 @@ def test_accuracies_by_hand() -> None:
     images = np.zeros((4, 2, 4, 1), np.uint8)
     images[:2, :, :2] = 200
     labels = np.array([1, 1, 0, 1])
-    right, mirrored = accuracies(Side(), (xn.data.ByteImages(images), labels), True, batch=3)
+    right, mirrored = accuracies(cast(Any, Side()), (xn.data.ByteImages(images), labels), True, batch=3)
     assert right == 0.75
     # Averaged with its mirror image every example is a tie: the first class is predicted.
     assert mirrored == 0.25
-    assert accuracies(Side(), (xn.data.ByteImages(images), labels), False)[1] is None
+    assert accuracies(cast(Any, Side()), (xn.data.ByteImages(images), labels), False)[1] is None
 
 
 def test_the_held_out_images_are_not_trained_on(small: None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def chain(double, ran):
     ],
 )
 def test_several_accelerations_are_tried_in_order_and_the_reference_last(shape, dtype, tried):
-    ran = []
+    ran: list[Any] = []
     with operation(scaled, scaled_backward) as double:
         expected = chain(double, ran)
         assert double.implementations("numpy") == list(expected)
@@ -175,7 +176,7 @@ def test_several_accelerations_are_tried_in_order_and_the_reference_last(shape, 
 
 
 def test_accelerations_of_two_libraries_do_not_mix():
-    ran = []
+    ran: list[Any] = []
     with operation(scaled, scaled_backward) as double:
         numpy_ones = chain(double, ran)
 
@@ -192,7 +193,7 @@ def test_accelerations_of_two_libraries_do_not_mix():
 
 @pytest.mark.parametrize("takes", [[], [1], [0, 2]])
 def test_sixteen_bit_floats_go_to_those_that_take_them(takes):
-    ran = []
+    ran: list[Any] = []
     with operation(scaled, scaled_backward) as double:
         implementations = chain(double, ran)
         for number in takes:

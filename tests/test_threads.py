@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def blas_threads():
 
 def test_every_part_runs_once():
     for parts in (0, 1, 2, 7, 100):
-        seen = []
+        seen: list[Any] = []
         threads.parallel(seen.append, parts)
         assert sorted(seen) == list(range(parts))
 
@@ -36,7 +37,7 @@ def test_every_part_runs_once():
 @pytest.mark.skipif(threads.get_num_threads() < 2, reason="one core")
 def test_parts_run_at_the_same_time():
     meeting = threading.Barrier(2, timeout=10)
-    threads.parallel(lambda part: meeting.wait(), 2)
+    threads.parallel(lambda part: meeting.wait(), 2)  # type: ignore[arg-type]
 
 
 def test_little_work_stays_in_the_calling_thread():
@@ -100,7 +101,7 @@ def test_blas_has_one_thread_inside_and_its_own_number_after(count):
         assert set(inside) == {1}
     assert blas_threads() == before
     with pytest.raises(ZeroDivisionError):
-        threads.parallel(lambda part: 1 // 0, 4)
+        threads.parallel(lambda part: 1 // 0, 4)  # type: ignore[arg-type]
     assert blas_threads() == before
 
 
@@ -141,9 +142,9 @@ def test_calls_from_several_threads():
 def test_numpy_error_state_holds_in_all_threads():
     zeros = np.zeros(4)
     with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
-        threads.parallel(lambda part: time.sleep(0.001) or np.divide(1.0, zeros), 8)
+        threads.parallel(lambda part: time.sleep(0.001) or np.divide(1.0, zeros), 8)  # type: ignore[arg-type, func-returns-value]
     with np.errstate(divide="ignore"):
-        threads.parallel(lambda part: time.sleep(0.001) or np.divide(1.0, zeros), 8)
+        threads.parallel(lambda part: time.sleep(0.001) or np.divide(1.0, zeros), 8)  # type: ignore[arg-type, func-returns-value]
 
 
 def test_set_num_threads(count):
@@ -158,7 +159,7 @@ def test_set_num_threads(count):
     assert threads.get_num_threads() == cores
     for wrong in (0, -1, 1.5, "2", True):
         with pytest.raises(ValueError, match="positive integer"):
-            threads.set_num_threads(wrong)
+            threads.set_num_threads(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -273,6 +274,10 @@ def test_a_single_part_of_a_model_with_convolutions_leaves_the_threads_of_blas_a
         (xn.Sequential([xn.Dense(3)], input_shape=(4,)), (2, 4), 2),
     ):
         model(np.ones(shape, np.float32))
-        seen = []
-        threads.parallel(lambda part, seen=seen: seen.extend(blas_threads()), 1)
+        seen: list[Any] = []
+
+        def note(part: int, seen: list[Any] = seen) -> None:
+            seen.extend(blas_threads())
+
+        threads.parallel(note, 1)
         assert set(seen) == {expected}

@@ -353,6 +353,8 @@ def test_ctrl_c_returns_what_was_learnt():
         [sys.executable, "-c", LONG_RUN], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
+        assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline().strip() == "ready", process.stderr.read()
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)

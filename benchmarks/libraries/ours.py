@@ -52,7 +52,8 @@ class Net:
         if set(given) != set(self.parameters):
             raise RuntimeError(f"weights {sorted(given)} were given, the model has {sorted(self.parameters)}")
         for path, values in given.items():
-            self.parameters[path].array[...] = xn.to_device(values, device).astype(self.parameters[path].array.dtype)
+            moved: Any = xn.to_device(values, device)
+            self.parameters[path].array[...] = moved.astype(self.parameters[path].array.dtype)
 
     def _layers(self, net: list[dict[str, Any]], prefix: str) -> list[Any]:
         made = []

@@ -54,7 +54,7 @@ class Residual(nn.Module):
 
 
 class LSTM(nn.LSTM):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[0]
 
 

@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def every_pass(x=X, kernel=KERNEL, bias=BIAS, dy=DY, activation="relu"):
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
 def test_any_convolution(kind, monkeypatch):
-    known = cudnn.dtype_of
+    known = cudnn.dtype_of  # type: ignore[attr-defined]
     monkeypatch.setattr(cudnn, "dtype_of", lambda a: "bfloat16" if a.dtype == np.uint16 else known(a))
 
     @settings(max_examples=30, deadline=None)
@@ -89,7 +90,8 @@ def test_any_convolution(kind, monkeypatch):
         x, kernel, bias, options = case
         g = conv_geometry(x, kernel, bias, options["stride"], options["padding"], options["dilation"], options["groups"])
         dy = holdable(RANDOM.standard_normal((x.shape[0], g.h.out, g.w.out, kernel.shape[3])), kind)
-        expected, terms = exact(x, kernel, bias, dy, options), exact(*map(np.abs, (x, kernel, bias, dy)), options)
+        expected = exact(x, kernel, bias, dy, options)
+        terms = exact(np.abs(x), np.abs(kernel), np.abs(bias), np.abs(dy), options)
         arrays = [stored(a, kind) for a in (x, kernel, bias, dy)]
         X, K, B, DY = arrays
         with on_cudnn(FakeCudnn()) as runtime:
@@ -325,7 +327,7 @@ def test_deterministic_mode_does_not_use_it(table):
 
 
 def test_info_says_whether_cudnn_takes_part(table, monkeypatch, capsys):
-    installed = {}
+    installed: dict[Any, Any] = {}
 
     def version(package):
         if package not in installed:
@@ -368,8 +370,8 @@ def test_loading(monkeypatch):
 
 
 def test_the_cuda_runtime_of_pip_is_loaded(monkeypatch):
-    asked = []
-    pathfinder = types.ModuleType("cuda.pathfinder")
+    asked: list[Any] = []
+    pathfinder: Any = types.ModuleType("cuda.pathfinder")
     pathfinder.DynamicLibNotFoundError = type("DynamicLibNotFoundError", (RuntimeError,), {})
     pathfinder.load_nvidia_dynamic_lib = asked.append
     monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def fake_cupy(monkeypatch, *, count=1, failure="", driver=12040, built=12090):
         getDeviceCount=get_device_count, driverGetVersion=lambda: driver, CUDARuntimeError=FakeRuntimeError
     )
     cuda = types.SimpleNamespace(runtime=runtime, get_local_runtime_version=lambda: built)
-    module = types.ModuleType("cupy")
+    module: Any = types.ModuleType("cupy")
     module.cuda = cuda
     monkeypatch.setitem(sys.modules, "cupy", module)
 
@@ -142,7 +143,7 @@ class CupyArray:
 def full_gpu(monkeypatch):
     """Fake CuPy on a GPU with 1 GiB free of 80; return the namespace of its arrays."""
     fake_cupy(monkeypatch)
-    module = sys.modules["cupy"]
+    module: Any = sys.modules["cupy"]
     module.ndarray = CupyArray
     module.cuda.runtime.getDevice = lambda: 0
     module.cuda.runtime.memGetInfo = lambda: (2**30, 80 * 2**30)
@@ -164,7 +165,7 @@ def out_of_memory_op(limit=0):
 @pytest.mark.parametrize("backwards", [False, True])
 def test_out_of_memory_explains_request_free_memory_and_remedies(full_gpu, backwards):
     operation = out_of_memory_op()
-    arguments = (operation.reference, full_gpu, CupyArray(), None, {}, (True,))
+    arguments: Any = (operation.reference, full_gpu, CupyArray(), None, {}, (True,))
     with pytest.raises(DeviceMemoryError) as caught:
         operation.gradients(*arguments) if backwards else operation.run(full_gpu, (CupyArray(),), {}, True)
     message = str(caught.value)

@@ -7,6 +7,7 @@ same lanes, so that every index is tested; see tests/cuda_emulator/cuda_emulator
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,9 +103,13 @@ def every_pass(place, shape, kernel_shape, settings, kind, *, activation=None, w
     g = conv_geometry(x, kernel, bias, settings.get("stride", 1), padding, settings.get("dilation", 1), groups)
     dz = rounded(RANDOM.standard_normal((shape[0], g.h.out, g.w.out, O)), kind)
     y, dx, dkernel = reference(x, kernel, bias if with_bias else None, dz, settings)
-    y = {"relu": lambda v: np.maximum(v, 0), "sigmoid": lambda v: 1 / (1 + np.exp(-v)), "tanh": np.tanh, None: lambda v: v}[
-        activation
-    ](y)
+    functions: dict[str | None, Any] = {
+        "relu": lambda v: np.maximum(v, 0),
+        "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+        "tanh": np.tanh,
+        None: lambda v: v,
+    }
+    y = functions[activation](y)
     dtype = "float32" if kind == "tf32" else kind
     with precision("tf32" if kind == "tf32" else "float32"), place(**runtime) as (names, to, back, run):
         X, K, B, DZ = (to(narrow(a, dtype)) for a in (x, kernel, bias, dz))
@@ -229,7 +234,8 @@ def test_unaligned_views(place, kind):
     dtype = "float32" if kind == "tf32" else kind
     x, kernel, bias, dz = (RANDOM.integers(-3, 4, s).astype(dtype) for s in ((2, 5, 6, 8), (3, 2, 8, 8), (8,), (2, 3, 5, 8)))
     g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
-    y, dx, dkernel = reference(*(a.astype("float64") for a in (x, kernel, bias, dz)), {})
+    wide: Any = [a.astype("float64") for a in (x, kernel, bias, dz)]
+    y, dx, dkernel = reference(wide[0], wide[1], wide[2], wide[3], {})
     with precision("tf32" if kind == "tf32" else "float32"), place() as (names, to, back, _):
         views = []
         for a in (x, kernel, bias, dz):
@@ -244,7 +250,7 @@ def test_unaligned_views(place, kind):
 
 def as_bits(monkeypatch):
     """Take uint16 arrays for bfloat16, which NumPy does not have."""
-    known = implicit_gemm.c_name
+    known = implicit_gemm.c_name  # type: ignore[attr-defined]
     monkeypatch.setattr(implicit_gemm, "c_name", lambda a: "bfloat16" if a.dtype == np.uint16 else known(a))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -57,9 +58,10 @@ def test_sgd(size, dtype, scheduled):
             sgd(w, g, v, rate=rate, momentum=momentum, nesterov=nesterov, weight_decay=0.1, decayed=5)
         tolerance = 1e-6 if dtype == "float32" else 1e-13
         np.testing.assert_allclose(w, expected, rtol=tolerance, atol=tolerance)
-        if memory is not None:
+        if v is not None and memory is not None:
             np.testing.assert_allclose(v, memory, rtol=tolerance, atol=tolerance)
         if scheduled:
+            assert isinstance(rate, DeviceSchedule)
             assert (int(rate.steps), int(rate.ticket)) == (1, 0)
 
 
@@ -74,7 +76,7 @@ def test_adam(size, dtype, scheduled):
     for step in range(1, 5):
         g = normal(size, dtype=dtype)
         slope = (g + 0.1 * np.where(np.arange(size) < 5, expected, 0)).astype(dtype)
-        settings = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-7}
+        settings: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-7}
         rules.adam.reference(np, expected, slope, mean, square, learning_rate=0.01, step=step, **settings)
         with emulated():
             rate = clock if scheduled else 0.01
@@ -98,11 +100,12 @@ def test_adamw_shrinks_the_weights_themselves():
 
 
 def test_the_update_rules_use_the_kernels():
-    for name, slots, settings in (
+    cases: list[tuple[str, int, dict[str, Any]]] = [
         ("sgd", 0, {}),
         ("momentum", 1, {"momentum": 0.9, "nesterov": True}),
         ("adam", 2, {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "step": 3}),
-    ):
+    ]
+    for name, slots, settings in cases:
         arrays = [normal(100), normal(100), *(np.abs(normal(100)) for _ in range(slots))]
         expected = [a.copy() for a in arrays]
         rules.rules[name].reference(np, *expected, learning_rate=0.1, **settings)
@@ -197,7 +200,7 @@ def test_random_numbers_are_those_of_numpy(choices, paired):
         select(N, index, drawn, **settings)
     np.testing.assert_array_equal(index, [*order[390:], *[-1] * 290])  # beyond the end
     assert (taken[10:] == 2**32 - 1).all()
-    assert (position, step) == (690, (2 << 32) + 9)
+    assert (int(position), int(step)) == (690, (2 << 32) + 9)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
@@ -495,6 +498,6 @@ def test_packed_arguments_survive_a_second_thread():
 
     arrays = [np.zeros(n, "float32") for n in range(1, 40)]
     kernel = accel.activation._forward["float", 1, 1]
-    with launching.use_runtime(Recorder()), ThreadPoolExecutor(4) as pool:
+    with launching.use_runtime(cast(Any, Recorder())), ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda a: launch(kernel, 1, 32, a, a, a.size), arrays))
     assert sorted(seen) == sorted((a.ctypes.data, a.size) for a in arrays)

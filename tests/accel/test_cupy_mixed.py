@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -81,7 +83,7 @@ def test_gradients_are_unscaled_and_checked(size, dtype, bad):
 
 @pytest.mark.emulator
 def test_the_scale_follows_the_same_rule():
-    settings = {"factor": 2.0, "interval": 3, "smallest": 0.5}
+    settings: dict[str, Any] = {"factor": 2.0, "interval": 3, "smallest": 0.5}
     for start in (8.0, 0.25, 2.0**127):
         one, other = scale_of(start), scale_of(start)
         with emulated_ops():

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def driver(monkeypatch):
         def __init__(self, index):
             self.attributes = {"MultiProcessorCount": 132, "L2CacheSize": 50 << 20}
 
-    module = types.ModuleType("cupy")
+    module: Any = types.ModuleType("cupy")
     module.cuda = types.ModuleType("cupy.cuda")
     module.cuda.runtime = types.ModuleType("cupy.cuda.runtime")
     module.cuda.runtime.getDevice = lambda: 0
@@ -80,7 +81,7 @@ def driver(monkeypatch):
     for name in ("cupy", "cupy.cuda", "cupy.cuda.runtime"):
         monkeypatch.setitem(sys.modules, name, module if name == "cupy" else getattr(module.cuda, name[10:], module.cuda))
     monkeypatch.setattr(runtime_module, "_runtimes", {})
-    compiled = []
+    compiled: Any = []
     monkeypatch.setattr(
         device, "cubin", lambda instance, arch: compiled.append((instance, arch)) or (b"code", instance.expression)
     )
@@ -90,7 +91,13 @@ def driver(monkeypatch):
 
 def arguments_of(instance, parameters):
     """Return the values that the pointers to the arguments point to."""
-    kinds = {"P": ctypes.c_uint64, "i": ctypes.c_int, "q": ctypes.c_int64, "I": ctypes.c_uint32, "f": ctypes.c_float}
+    kinds: dict[str, Any] = {
+        "P": ctypes.c_uint64,
+        "i": ctypes.c_int,
+        "q": ctypes.c_int64,
+        "I": ctypes.c_uint32,
+        "f": ctypes.c_float,
+    }
     kinds |= {"d": ctypes.c_double, "3I": ctypes.c_uint32 * 3, "Q": ctypes.c_uint64}
     pointers = (ctypes.c_void_p * len(instance.parameters)).from_address(parameters)
     values = {}
@@ -269,7 +276,7 @@ def test_timing(driver, monkeypatch):
 
 
 def test_cudnn_gets_the_current_stream_and_memory_of_the_device(driver, monkeypatch):
-    given = []
+    given: Any = []
     monkeypatch.setattr(device, "load_cudnn", lambda stream, allocate: given.append((stream, allocate)) or "the library")
     assert launching.runtime().cudnn == launching.runtime().cudnn == "the library"
     ((stream, allocate),) = given  # once

@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_weights_masks_and_batches(gpu):
         trainer = xn.Trainer(network("float32", device), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.0), seed=4)
         history = trainer.fit((IMAGES.astype("float32"), LABELS), epochs=2, batch_size=16, verbose=False)
         seen.append(history["loss"])
-    np.testing.assert_allclose(*seen, rtol=1e-4)
+    np.testing.assert_allclose(seen[0], seen[1], rtol=1e-4)
 
 
 @pytest.mark.cuda

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import sys
 import types
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ class DeviceMemory(np.ndarray):
 @pytest.fixture
 def cuda(monkeypatch):
     """Return the module on a fake CuPy, and the log of calls."""
-    log, pointers, entered = [], itertools.count(100), []
+    log: list[Any] = []
+    pointers, entered = itertools.count(100), []
 
     class Event:
         def __init__(self, block=False, disable_timing=False):
@@ -65,7 +67,9 @@ def cuda(monkeypatch):
             self.number = len(log)
 
         def record(self, stream=None):
-            self.stream = (stream or Stream.current).ptr
+            stream = stream or Stream.current
+            assert stream is not None
+            self.stream = stream.ptr
             log.append(("record", self.stream, self))
 
         def synchronize(self):
@@ -89,10 +93,11 @@ def cuda(monkeypatch):
         log.append(("copy", stream, size))
 
     def empty(size, dtype):
+        assert Stream.current is not None
         log.append(("empty", Stream.current.ptr, size))
         return np.full(size, 7, dtype).view(DeviceMemory)
 
-    module = types.ModuleType("cupy")
+    module: Any = types.ModuleType("cupy")
     module.ndarray, module.uint8, module.empty = DeviceMemory, np.uint8, empty
     module.cuda = types.SimpleNamespace(
         Device=GPU,
@@ -185,7 +190,7 @@ NORMALISE = Compose(AUGMENT, Normalise(MEAN, STD))
 def test_recorded_steps_have_the_bits_of_plain_ones(gpu, augment, kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "im2col")  # not what autotune finds
     floats = ByteImages(IMAGES)[:]
-    np.save(tmp_path / "x.npy", floats)
+    np.save(tmp_path / "x.npy", xn.to_numpy(floats))
     x = {
         "resident bytes": lambda: ByteImages(IMAGES, device=gpu),
         "resident floats": lambda: xn.to_device(floats, gpu),
@@ -206,7 +211,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(gpu):
 
     on_gpu = Batches((ByteImages(IMAGES, mean=MEAN, std=STD, device=gpu), LABELS), 16, seed=3, augment=AUGMENT, device=gpu)
     expected = Batches((ByteImages(IMAGES, mean=MEAN, std=STD), LABELS), 16, seed=3, augment=AUGMENT)
-    feed = choose_feed(on_gpu, Device("cuda"), lambda: None)
+    feed = choose_feed(on_gpu, Device("cuda"), cast(Any, lambda: None))
     assert isinstance(feed, ResidentFeed)
     for (x, y), (u, v) in zip(feed.epoch(2), expected.epoch(2), strict=True):
         feed.prepare(size=len(x))

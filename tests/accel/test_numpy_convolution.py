@@ -1,5 +1,7 @@
 """conv2d on NumPy arrays: every algorithm, against the definition in float64."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -36,9 +38,13 @@ def definition(x, kernel, bias, dy_of, *, stride, padding, dilation, groups, act
         z[..., out] += padded[where] @ kernel[kh, kw, :, out]
     if bias is not None:
         z += bias
-    y = {None: lambda v: v, "relu": lambda v: np.maximum(v, 0), "tanh": np.tanh, "sigmoid": lambda v: 1 / (1 + np.exp(-v))}[
-        activation
-    ](z)
+    functions: dict[str | None, Any] = {
+        None: lambda v: v,
+        "relu": lambda v: np.maximum(v, 0),
+        "tanh": np.tanh,
+        "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+    }
+    y = functions[activation](z)
     dy = dy_of(y.shape).astype(np.float64)
     dz = (
         dy * {None: lambda: 1.0, "relu": lambda: z > 0, "tanh": lambda: 1 - y * y, "sigmoid": lambda: y * (1 - y)}[activation]()
@@ -63,7 +69,7 @@ def check(shape, kernel_shape, *, dtype=np.float32, seed=0, with_bias=True, layo
     x = rng.standard_normal(shape).astype(dtype)
     kernel = (rng.standard_normal(kernel_shape) / np.sqrt(np.prod(kernel_shape[:3]))).astype(dtype)
     bias = rng.standard_normal(kernel_shape[3]).astype(dtype) if with_bias else None
-    dys = {}
+    dys: dict[Any, Any] = {}
 
     def dy_of(out):
         return dys.setdefault(out, rng.standard_normal(out).astype(dtype))
@@ -85,6 +91,7 @@ def check(shape, kernel_shape, *, dtype=np.float32, seed=0, with_bias=True, layo
         pytest.skip("an output so close to 0 that rounding may decide on its gradient")
     tolerance = tolerance or (3e-5 if dtype == np.float32 else 1e-11)
     close(y, expected[0], "y", tolerance)
+    assert implementation.backward_function is not None
     grads = implementation.backward_function(np, dy, saved, needs=(True, True, with_bias), **settings)
     for name, got, want in zip(("dx", "dkernel", "dbias"), grads, expected[1:4]):
         if name != "dbias" or with_bias:
@@ -273,7 +280,7 @@ def test_threads_change_nothing_but_rounding(case):
         for count in (1, 2):
             threads.set_num_threads(count)
             results.append(check(shape, kernel, groups=groups, padding=1))
-        np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-5)
     finally:
         threads.set_num_threads(before)
 
@@ -297,9 +304,8 @@ def test_memory_does_not_grow_with_the_batch(monkeypatch):
             peak = tracemalloc.get_traced_memory()[1]
             assert peak - y.nbytes < (16 << 20) * threads.get_num_threads()
             tracemalloc.reset_peak()
-            grads = conv2d.implementation(np).backward_function(
-                np, y, saved, needs=(True, True, True), stride=1, padding=2, dilation=1, groups=1, activation=None
-            )
+            backward: Any = conv2d.implementation(np).backward_function
+            grads = backward(np, y, saved, needs=(True, True, True), stride=1, padding=2, dilation=1, groups=1, activation=None)
             held = y.nbytes + sum(g.nbytes for g in grads)
             assert tracemalloc.get_traced_memory()[1] - held < (16 << 20) * threads.get_num_threads()
         finally:

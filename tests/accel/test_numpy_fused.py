@@ -1,9 +1,11 @@
 """Fused convolution, activation and max pooling against the three operations in sequence."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from xpnet import Tensor, ops
+from xpnet import Tensor, ops, to_numpy
 from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.registry import reference_only
 
@@ -35,7 +37,7 @@ def test_equals_the_operations_in_a_row(shape, kernel_shape, settings, activatio
     for kind, reference in ((dtype, False), (np.float64, True)):
         inputs = [Tensor(a.astype(kind), requires_grad=True) for a in arrays]
         for tensor in inputs:
-            tensor.array.flags.writeable = False
+            to_numpy(tensor.array).flags.writeable = False
         with reference_only(reference):
             y = conv2d_max_pool2d(*inputs, activation=activation, **settings)
             y.backward(np.cos(np.arange(y.size)).reshape(y.shape).astype(kind))
@@ -77,7 +79,7 @@ def test_sequential_takes_it_where_a_pooling_follows_a_convolution():
     model = xn.Sequential(layers(), input_shape=(12, 12, 2))
     assert model.__dict__["_pooled"] == {0}
     x = np.random.default_rng(0).standard_normal((3, 12, 12, 2)).astype(np.float32)
-    one_by_one = x
+    one_by_one: Any = x
     for layer in model.layers:
         one_by_one = layer(one_by_one)
     np.testing.assert_allclose(model.predict(x), one_by_one.array, atol=1e-5)

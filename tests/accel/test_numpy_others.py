@@ -77,7 +77,7 @@ def test_dense(shape, K, O, activation, with_bias, layout, dtype):
     x, kernel = rng.standard_normal((*shape, K)), rng.standard_normal((K, O))
     bias = rng.standard_normal(O) if with_bias else None
     # Rounding of outputs near 0 would decide on relu's gradient: values on a coarse grid are exact in both dtypes.
-    x, kernel, bias = (v if v is None else np.round(v * 4) / 4 for v in (x, kernel, bias))
+    x, kernel, bias = (v if v is None else np.round(v * 4) / 4 for v in (x, kernel, bias))  # type: ignore[assignment]
     compare(dense, (x, kernel, bias), activation=activation, layout=layout, dtype=dtype)
 
 

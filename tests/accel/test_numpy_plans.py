@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def image(*shape, dtype="float32"):
 
 def planned(model, x):
     """The plan for x, or None."""
-    plan = executor_of(model).plans.get((x.shape, x.dtype))
+    plan = cast(Any, executor_of(model)).plans.get((x.shape, x.dtype))
     return plan if type(plan) is Plan else None
 
 
@@ -99,7 +100,7 @@ def test_vectors_and_sequences():
     mlp = xn.Sequential([xn.Dense(30, "relu"), xn.Dense(10, "softplus"), xn.Reshape((2, 5))], input_shape=(20,))
     for N in (1, 2, 7):
         agree(mlp, image(N, 20))
-    assert len(executor_of(mlp).plans) == 3
+    assert len(cast(Any, executor_of(mlp)).plans) == 3
     agree(xn.Sequential([xn.Conv1D(4, 3, padding="causal"), xn.Flatten(), xn.Dense(2)], input_shape=(9, 5)), image(2, 9, 5))
 
 
@@ -130,7 +131,7 @@ def test_a_watched_layer_is_run():
     model = xn.Sequential([xn.Dense(4, "relu"), xn.Dense(2)], input_shape=(3,))
     x = image(1, 3)
     agree(model, x)
-    seen = []
+    seen: Any = []
     with wrapped(model, lambda layer, forward, inputs, keywords: seen.append(layer) or forward(*inputs, **keywords)):
         model.predict(x)
     assert seen == list(model.layers)

@@ -174,8 +174,8 @@ def emulated_ops(skip: int = 0, **settings: Any):
             else:
                 rule.accelerated["numpy"] = before
             rule._chosen.clear()
-        for operation, before in changed:
-            operation._chosen[np] = before
+        for operation, chosen in changed:
+            operation._chosen[np] = chosen
 
 
 def _with_poison(rule: Any) -> Any:

@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import array_api_strict
 import numpy as np
 import pytest
@@ -131,7 +133,7 @@ def test_warp_reads_bilinearly_and_fills_outside():
     x = np.arange(12, dtype=np.float64).reshape(1, 3, 4, 1)
     rows = np.array([[[0.0, 0.5, 2.0, -1.0, 0.0, 1e9, -0.5]]])
     columns = np.array([[[1.0, 1.25, 3.0, 0.0, 4.0, -1e9, 0.0]]])
-    out = A.warp(x, rows, columns, fill=100.0)[0, 0, :, 0]
+    out: Any = A.warp(x, rows, columns, fill=100.0)[0, 0, :, 0]
     np.testing.assert_allclose(out, [1.0, 1.25 + 2.0, 11.0, 100.0, 100.0, 100.0, 50.0])
 
 
@@ -143,7 +145,7 @@ def test_warp_equals_a_loop():
     def at(n, r, c):
         return x[n, r, c] if 0 <= r < 5 and 0 <= c < 4 else np.full(3, 0.3)
 
-    out = A.warp(x, rows, columns, fill=0.3)
+    out: Any = A.warp(x, rows, columns, fill=0.3)
     for n, i, j in np.ndindex(2, 3, 3):
         r, c = int(np.floor(rows[n, i, j])), int(np.floor(columns[n, i, j]))
         a, b = rows[n, i, j] - r, columns[n, i, j] - c
@@ -160,7 +162,8 @@ def test_rotation_turns_by_the_drawn_angle(monkeypatch):
         def uniform(self, low, high, shape):
             return np.full(shape, 90.0)
 
-    out, _ = A.Rotation(90).apply(np, x, None, Always90())
+    out: Any
+    out, _ = A.Rotation(90).apply(np, x, None, cast(Any, Always90()))
     np.testing.assert_allclose(out, np.rot90(x, -1, (1, 2)), atol=1e-12)
     np.testing.assert_array_equal(A.Rotation(0.0)(x), x)
     angles = []
@@ -241,4 +244,4 @@ def test_wrong_settings(make, message):
 
 def test_compose_takes_augmentations_only():
     with pytest.raises(TypeError, match="Compose takes augmentations, got function"):
-        A.Compose(lambda x: x)
+        A.Compose(lambda x: x)  # type: ignore[arg-type]

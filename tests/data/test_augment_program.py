@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -125,8 +127,10 @@ def test_what_no_program_expresses(augment, dtype):
 def test_bytes_with_too_many_channels_for_a_table_are_converted_by_array_code():
     channels = 1 << 17
     images = RNG.integers(0, 256, (2, channels), dtype=np.uint8)
-    mean = np.linspace(0, 1, channels)
-    assert ByteImages(images).table().shape == (256, 1)
+    mean: Any = np.linspace(0, 1, channels)
+    table = ByteImages(images).table()
+    assert table is not None
+    assert table.shape == (256, 1)
     assert ByteImages(images, mean=mean, std=mean + 1).table() is None
 
 

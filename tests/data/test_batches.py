@@ -4,6 +4,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import array_api_strict
 import numpy as np
@@ -135,7 +136,7 @@ def test_a_data_set_in_a_file_that_wants_increasing_indices():
         (lambda: Batches(3), TypeError, "data is int; expected arrays"),
         (lambda: Batches(data.load("iris")), TypeError, "give one of its parts: dataset.train"),
         (lambda: Batches(np.zeros(3), 0), ValueError, "batch_size must be an integer of at least 1, got 0"),
-        (lambda: Batches(np.zeros(3), 2.5), ValueError, "batch_size must be an integer"),
+        (lambda: Batches(np.zeros(3), 2.5), ValueError, "batch_size must be an integer"),  # type: ignore[arg-type]
         (lambda: Batches(np.zeros(3), None), ValueError, "batch_size=None is for a stream"),
         (lambda: Batches(np.zeros(3), workers=-1), ValueError, "workers must be"),
         (lambda: Batches(np.zeros(3), samples_per_epoch=4), ValueError, "samples_per_epoch=4 of 3 examples"),
@@ -165,7 +166,7 @@ def test_errors(make, error, message):
 
 def test_the_old_name_of_samples_per_epoch_warns():
     with pytest.warns(DeprecationWarning, match=r"use Batches\(samples_per_epoch=\)"):
-        assert Batches(np.arange(6), samples=4).count == 4
+        assert Batches(np.arange(6), samples=4).count == 4  # type: ignore[call-arg]
 
 
 def test_weighted_sampling_draws_in_proportion():
@@ -421,7 +422,7 @@ def test_threads_work_ahead_and_end_with_the_loop():
 
 @pytest.mark.parametrize("options", [{}, {"workers": 2}])
 def test_an_error_in_a_worker_is_raised_in_its_turn(options):
-    seen = []
+    seen: Any = []
     batches = (seen.extend(y.tolist()) for _, y in Batches(Fails(), 3, shuffle=False, **options))
     with pytest.raises(ZeroDivisionError, match="example 7"):
         list(batches)
@@ -433,7 +434,7 @@ def test_an_error_in_a_stream_is_raised_in_its_turn():
         yield from range(4)
         raise ZeroDivisionError("at 4")
 
-    seen = []
+    seen: Any = []
     batches = (seen.extend(x.tolist()) for x in Batches(broken, 2, workers=1))
     with pytest.raises(ZeroDivisionError, match="at 4"):
         list(batches)

@@ -119,5 +119,5 @@ def test_what_idx_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match="int64"):
         idx.write(tmp_path / "a", np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="0 axes"):
-        idx.write(tmp_path / "a", np.uint8(3))
+        idx.write(tmp_path / "a", np.uint8(3))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

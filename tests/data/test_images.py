@@ -136,9 +136,9 @@ def test_errors(folder, tmp_path):
     for act, message in [
         (lambda: ImageFolder(tmp_path / "no"), "no is not a folder"),
         (lambda: ImageFolder(folder, classes=["cat", "cow"]), "has no subfolders cow; it has cat, dog"),
-        (lambda: ImageFolder(folder, on_bad="ignore"), "on_bad must be"),
+        (lambda: ImageFolder(folder, on_bad="ignore"), "on_bad must be"),  # type: ignore[arg-type]
         (lambda: ImageFolder(folder, channels=2)[0], "channels must be 1, 3 or 4"),
-        (lambda: ImageFolder(folder, size=(2, 2), fit="pad")[0], "fit must be"),
+        (lambda: ImageFolder(folder, size=(2, 2), fit="pad")[0], "fit must be"),  # type: ignore[arg-type]
         (lambda: read_image(folder / "none.png"), r"none\.png: no such file"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ import io
 import sys
 import tarfile
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_a_file_of_the_other_set_is_recognised(tmp_path, tiny, monkeypatch):
 
 def test_files_that_do_not_belong_together(tmp_path, tiny, monkeypatch):
     content = tiny[1]["t10k-labels-idx1-ubyte"]
-    spec = catalogue._PUBLISHED["mnist"]
+    spec: Any = catalogue._PUBLISHED["mnist"]
     monkeypatch.setitem(
         catalogue._PUBLISHED,
         "mnist",
@@ -323,7 +324,8 @@ def test_cifar_files_that_are_something_else(tmp_path):
 def small_cifar(request, monkeypatch):
     """A CIFAR of 4 records a file: its specification and its files' contents."""
     name = request.param
-    spec = dataclasses.replace(catalogue._PUBLISHED[name], records=4, test_records=4)
+    published: Any = catalogue._PUBLISHED[name]
+    spec = dataclasses.replace(published, records=4, test_records=4)
     names = spec.train_files + spec.test_files
     contents = {f: _records(4, spec.class_names and len(spec.class_names), i).tobytes() for i, f in enumerate(names)}
     packed = io.BytesIO()

@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,8 @@ def check(results, count=9):
 @pytest.mark.parametrize("thread", [False, True])
 @pytest.mark.parametrize("slots", [1, 2, 3, 5])
 def test_every_computation_sees_its_batch(eager, thread, slots):
-    device, results = TwoStreams(*eager), []
+    results: list[Any] = []
+    device = TwoStreams(*eager)
     prefetcher = Prefetcher(device, thread, slots)
     for _ in range(2):
         for number, ((x, y), others) in enumerate(prefetcher.run(made())):
@@ -82,7 +84,8 @@ class Forgets(TwoStreams):
 
 @pytest.mark.parametrize(("forgotten", "eager"), [("computations_wait", "computations"), ("copies_wait", "copies")])
 def test_the_stand_in_finds_a_wait_that_is_missing(forgotten, eager):
-    device, results = Forgets(forgotten, eager), []
+    results: list[Any] = []
+    device = Forgets(forgotten, eager)
     prefetcher = Prefetcher(device)
     for (x, y), _ in prefetcher.run(made()):
         computed(device, x, y, results)
@@ -137,7 +140,8 @@ def test_batches_are_made_ahead_and_no_further(thread):
 
 @pytest.mark.parametrize("thread", [False, True])
 def test_an_error_comes_in_its_turn(thread):
-    device, seen = TwoStreams(), []
+    seen: list[Any] = []
+    device = TwoStreams()
     prefetcher = Prefetcher(device, thread)
 
     def loop():
@@ -161,7 +165,8 @@ def test_stopping_early_leaves_nothing_running(thread, interrupt):
         finally:
             closed.append(threading.current_thread())
 
-    device, results = TwoStreams("copies"), []
+    results: list[Any] = []
+    device = TwoStreams("copies")
     prefetcher = Prefetcher(device, thread)
 
     def loop():

@@ -6,6 +6,7 @@ import argparse
 import builtins
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from xpnet.examples import Report, gates, sequences, stairs
 from xpnet.examples._report import picture
 
 # Settings that make examples fast enough for every test run; the numbers of the text are still reached.
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "spiral": {"steps": 4000},
     "regression": {"steps": 1500, "epochs": 30},
     "sequences": {"steps": 20, "updates": 400},

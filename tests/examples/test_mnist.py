@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def test_the_small_convnet_has_the_usual_size():
     class Like:
         classes = 10
 
-    model = xn.Sequential(mnist.small_convnet_layers(Like), input_shape=(28, 28, 1))
+    model = xn.Sequential(mnist.small_convnet_layers(cast(Any, Like)), input_shape=(28, 28, 1))
     assert model.count_parameters() == 34_826
 
 
@@ -97,6 +99,7 @@ def test_mnist_first_epoch(data):
 @pytest.mark.parametrize("name", ["hidden_30", "hidden_100"])
 def test_mnist_dense(data, name, seed):
     recipe, printed = mnist.RECIPES[name]
+    assert printed is not None
     assert abs(max(recipe(data, seed=seed)) - printed) <= 1.0
 
 
@@ -120,4 +123,5 @@ def test_mnist_small_convnet(data):
 @pytest.mark.parametrize("name", ["convnet_1", "convnet_2", "convnet_relu", "convnet_dropout"])
 def test_mnist_convnets_on_a_gpu(data, name):
     recipe, printed = mnist.RECIPES[name]
+    assert printed is not None
     assert max(recipe(data, device="cuda")) >= printed - 0.15

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -348,7 +349,7 @@ def test_an_allocation_log_counts_what_lives():
     log = AllocationLog(512)
     with counting(log):
         a = FakeCupyArray.new((100,), np.float32)
-        view = a[10:20].reshape(2, 5)
+        view: Any = a[10:20].reshape(2, 5)
         assert log.now == 512
         del a
         assert log.now == 512

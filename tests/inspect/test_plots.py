@@ -1,4 +1,5 @@
 import sys
+from typing import cast
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_learning_curves_show_every_value(plots, tmp_path):
 
 
 def test_one_epoch_and_no_validation(plots, tmp_path):
-    for history in ({"loss": [1.0]}, {"loss": []}, {}):
+    for history in cast(list[dict[str, list[float]]], [{"loss": [1.0]}, {"loss": []}, {}]):
         save_figure(plots.learning_curves(history), tmp_path / "c.png")
 
 

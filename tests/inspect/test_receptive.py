@@ -16,7 +16,7 @@ def seen(model, shape, place):
     pick = np.zeros(y.shape)
     pick[0, place[0], place[1], 0] = 1
     (y * pick).sum().backward()
-    used = np.abs(x.grad[0]).sum(axis=-1) > 0
+    used = np.abs(xn.to_numpy(x.grad)[0]).sum(axis=-1) > 0
     rows, columns = np.flatnonzero(used.any(axis=1)), np.flatnonzero(used.any(axis=0))
     return (rows[0], rows[-1]), (columns[0], columns[-1])
 

@@ -19,8 +19,9 @@ def test_statistics_counters_gradients_and_modes_are_put_back(look, mode):
     model.train(mode)
     model.layers[1].eval()  # someone holds its statistics fixed
     xn.losses.softmax_cross_entropy(model(X), Y).backward()
-    before = {name: array.copy() for name, array in model.state().items()}
-    gradients = {name: p.grad.copy() for name, p in model.parameters().items()}
+    before = {name: xn.to_numpy(array).copy() for name, array in model.state().items()}
+    assert all(p.grad is not None for p in model.parameters().values())
+    gradients = {name: xn.to_numpy(p.grad).copy() for name, p in model.parameters().items()}
     modes = [layer.training for layer in model.modules()]
     counters = model.rng_counters()
     look(model, X, Y)

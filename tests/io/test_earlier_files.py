@@ -57,4 +57,4 @@ def test_a_checkpoint_goes_on_as_it_did():
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"):
         np.testing.assert_allclose(history[name], data[f"history.{name}"], rtol=1e-4, err_msg=name)
     for path, array in trainer.model.state().items():
-        np.testing.assert_allclose(array, data[f"state.{path}"], rtol=1e-3, atol=1e-5, err_msg=path)
+        np.testing.assert_allclose(xn.to_numpy(array), data[f"state.{path}"], rtol=1e-3, atol=1e-5, err_msg=path)

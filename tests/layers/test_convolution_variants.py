@@ -34,7 +34,7 @@ def three_steps(layer, reference, x, to_torch, from_torch):
         assert y.shape[1:] == model.output_shape(x.shape[1:])
         (y * y).mean().backward()
         np.testing.assert_allclose(y.array, np.moveaxis(expected.detach().numpy(), 1, -1), rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose(mine.grad, np.moveaxis(tx.grad.numpy(), 1, -1), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(xn.to_numpy(mine.grad), np.moveaxis(tx.grad.numpy(), 1, -1), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(layer.kernel.grad, from_torch(reference.weight.grad.numpy()), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(layer.bias.grad, reference.bias.grad.numpy(), rtol=1e-9, atol=1e-12)
         theirs.step()

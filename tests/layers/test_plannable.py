@@ -196,7 +196,7 @@ class Filters(xn.Conv2D):
 
 
 class Shown(Filters):
-    def forward(self, x):
+    def forward(self, x):  # type: ignore[override]
         return super().forward(x)
 
 

@@ -50,8 +50,8 @@ def test_two_bidirectional_layers_with_lengths_equal_pytorch(kind):
     x, lengths = sequences(), np.array([5, 2, 3])
     first = xn.Bidirectional(kind(3, return_sequences=True))
     second = xn.Bidirectional(kind(3, return_sequences=True))
-    for layer, C in ((first, 4), (second, 6)):
-        xn.Sequential([layer], input_shape=(5, C), dtype="float64", seed=C)
+    for outer, C in ((first, 4), (second, 6)):
+        xn.Sequential([outer], input_shape=(5, C), dtype="float64", seed=C)
     net = getattr(torch.nn, kind.__name__)(4, 3, 2, batch_first=True, bidirectional=True, dtype=torch.float64)
     rng = np.random.default_rng(1)
     with torch.no_grad():
@@ -72,9 +72,11 @@ def test_two_bidirectional_layers_with_lengths_equal_pytorch(kind):
     (got * got).sum().backward()
     for number, both in enumerate((first, second)):
         for layer, suffix in ((both.forwards, f"l{number}"), (both.backwards, f"l{number}_reverse")):
-            np.testing.assert_allclose(layer.kernel.grad.T, getattr(net, f"weight_ih_{suffix}").grad.numpy(), atol=1e-11)
             np.testing.assert_allclose(
-                layer.recurrent_kernel.grad.T, getattr(net, f"weight_hh_{suffix}").grad.numpy(), atol=1e-11
+                xn.to_numpy(layer.kernel.grad).T, getattr(net, f"weight_ih_{suffix}").grad.numpy(), atol=1e-11
+            )
+            np.testing.assert_allclose(
+                xn.to_numpy(layer.recurrent_kernel.grad).T, getattr(net, f"weight_hh_{suffix}").grad.numpy(), atol=1e-11
             )
 
 

@@ -52,7 +52,7 @@ def test_another_models_changes_leave_plans_and_flat_parameters_alone():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(flat), "holds", lambda *_: pytest.fail("the parameters were collected again"))
         other.layers[0].units_before = 3
-        other.layers = [*other.layers, xn.Dense(2)]
+        other.layers = [*other.layers, xn.Dense(2)]  # type: ignore[assignment]
         other.predict(X)
         xn.Dense(4).anything = 1
         del other.layers[0].units_before
@@ -97,7 +97,7 @@ def test_a_shared_layer_belongs_to_every_model_that_holds_it():
 def test_a_layer_that_was_taken_out_is_another_models():
     model = nested(xn.LeakyReLU())
     old = model.layers[-1]
-    model.layers = [*model.layers[:-1], xn.LeakyReLU()]
+    model.layers = [*model.layers[:-1], xn.LeakyReLU()]  # type: ignore[assignment]
     model.predict(X)
     old.slope = 0.9
     assert runs_planned(model)
@@ -108,7 +108,7 @@ def test_a_layer_that_was_taken_out_is_another_models():
 def test_a_layer_twice_in_a_model_stays_when_one_is_replaced():
     layer = xn.LeakyReLU()
     model = nested(layer, xn.Dense(5), layer)
-    model.layers = [*model.layers[:-1], xn.Tanh()]
+    model.layers = [*model.layers[:-1], xn.Tanh()]  # type: ignore[assignment]
     model.predict(X)
     layer.slope = 0.9
     assert not runs_planned(model)

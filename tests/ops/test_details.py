@@ -24,8 +24,8 @@ def test_softmax_cross_entropy_of_huge_logits(dtype, labels):
         loss = losses.softmax_cross_entropy(x, given, reduction="none")
         loss.sum().backward()
     np.testing.assert_allclose(loss.array, [2e4, math.log(3), math.log(2)], rtol=1e-6)
-    np.testing.assert_allclose(x.grad, [[1, -1, 0], [-2 / 3, 1 / 3, 1 / 3], [0, 0.5, -0.5]], atol=1e-6)
-    assert x.grad.dtype == loss.dtype == dtype
+    np.testing.assert_allclose(xn.to_numpy(x.grad), np.array([[1, -1, 0], [-2 / 3, 1 / 3, 1 / 3], [0, 0.5, -0.5]]), atol=1e-6)
+    assert xn.to_numpy(x.grad).dtype == loss.dtype == dtype
 
 
 def test_softmax_cross_entropy_of_an_impossible_class():
@@ -34,7 +34,7 @@ def test_softmax_cross_entropy_of_an_impossible_class():
     loss = losses.softmax_cross_entropy(x, np.array([0]))
     loss.backward()
     np.testing.assert_allclose(loss.array, math.log(2))
-    np.testing.assert_allclose(x.grad, [[-0.5, 0, 0.5]])
+    np.testing.assert_allclose(xn.to_numpy(x.grad), [[-0.5, 0, 0.5]])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_gradients_at_kinks_and_ties():
     def gradient(function, *arrays):
         tensors = [xn.Tensor(np.array(a, float), requires_grad=True) for a in arrays]
         function(*tensors).sum().backward()
-        return [t.grad.tolist() for t in tensors]
+        return [xn.to_numpy(t.grad).tolist() for t in tensors]
 
     assert gradient(ops.relu, [0.0]) == [[0.0]]
     assert gradient(ops.abs, [0.0]) == [[0.0]]

@@ -122,7 +122,7 @@ def test_numpy_integers_are_integers():
     x, kernel = np.zeros((1, 6, 6, 1)), np.zeros((3, 3, 1, 1))
     y = xn.ops.conv2d(x, kernel, stride=np.int64(2), padding=np.int64(1))
     assert y.shape == (1, 3, 3, 1)
-    assert xn.conv_output_size(np.int64(6), 3, 2, np.int64(1)) == 3
+    assert xn.conv_output_size(np.int64(6), 3, 2, np.int64(1)) == 3  # type: ignore[arg-type]
     assert xn.ops.max_pool2d(x, np.int32(2)).shape == (1, 3, 3, 1)
     assert xn.ops.sum(x, axis=np.int64(1)).shape == (1, 6, 1)
     assert xn.ops.reshape(x, np.int64(36)).shape == (36,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ def nhwc(t):
 
 
 F = torch.nn.functional
-CASES = {
+CASES: dict[str, tuple[list[tuple[int, ...]], Any, Any]] = {
     "dense": (
         [(6, 33), (33, 5), (5,)],
         lambda x, k, b: ops.dense(x, k, b, activation="relu"),

@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_a_small_network_in_float32_with_dropout():
     x = rng.standard_normal((200, 2)).astype(np.float32)
     y = (x[:, 0] * x[:, 1] > 0).astype(np.int64)
     model = xn.Sequential([xn.Dense(16, "tanh"), xn.Dropout(0.1), xn.Dense(2)], input_shape=(2,))
-    seen = []
+    seen: list[Any] = []
     result = xn.optim.LBFGS(60).minimize(model, "softmax_cross_entropy", (x, y), callback=seen.append)
     assert seen[-1] < 0.3 * seen[0]
     assert min(seen) == seen[-1] == pytest.approx(result.loss, rel=1e-3)

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_the_confusion_matrix_is_the_models(run):
     trainer, folder = run
     x, y = images()
     record = read_record(folder)
-    found = xn.metrics.confusion_matrix(trainer.model.predict(x[60:]), y[60:])
+    found: Any = xn.metrics.confusion_matrix(trainer.model.predict(x[60:]), y[60:])
     np.testing.assert_array_equal(record["predictions"]["confusion"], found)
     assert record["predictions"]["examples"] == 30
     wrong = int(found.sum() - np.trace(found))
@@ -269,7 +270,7 @@ def test_several_runs_on_the_same_axes(run, tmp_path):
     records = [read_record(run[1]), read_record(tmp_path / "second")]
     write_comparison(records, tmp_path / "both.html")
     page = check((tmp_path / "both.html").read_text())
-    charts = [json.loads(value) for name, value in page.attributes if name == "data-chart"]
+    charts = [json.loads(str(value)) for name, value in page.attributes if name == "data-chart"]
     by_run = next(c for c in charts if len(c["series"]) == 2 and c["x"][1] == 4.0)
     assert [s["name"] for s in by_run["series"]] == ["first run", "second"]
     assert [len(s["points"]) for s in by_run["series"]] == [4, 2]
@@ -320,7 +321,7 @@ def test_marks_of_axes_are_round_and_inside():
 
 def test_a_chart_leaves_out_what_is_not_finite():
     text = line_chart("t", [Series("a", [1, 2, 3], [0.5, None, 0.25])])
-    data = json.loads(dict(Page(text).attributes)["data-chart"])
+    data = json.loads(str(dict(Page(text).attributes)["data-chart"]))
     assert data["series"][0]["points"] == [[1, 0.5], [3, 0.25]]
     assert line_chart("t", [Series("a", [1], [None])]) == ""
 
@@ -357,7 +358,7 @@ def test_neither_a_full_disk_nor_an_unmeasurable_model_ends_a_run(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(archive.os, "fsync", full)
+        patch.setattr(archive.os, "fsync", full)  # type: ignore[attr-defined]
         with pytest.warns(RuntimeWarning, match="report could not be written"):
             assert trained(tmp_path / "a").history.epochs == 4
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parent))
 
-import runs
+from tests.training import runs
 
 CHILD = """
 import sys

@@ -8,6 +8,7 @@ time; and reading a value from the device while recording is refused.
 from __future__ import annotations
 
 import contextlib
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -238,7 +239,7 @@ def test_models_of_several_inputs_are_recorded():
             model(X[:1, :4], X[:1, 4:])
             made = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), metrics=["accuracy"])
             graphs = FakeGraphs(made)
-            steps = CapturedSteps(made, graphs, lambda values: DeviceSchedule.new(np, values)) if captured else None
+            steps = CapturedSteps(cast(Any, made), graphs, lambda values: DeviceSchedule.new(np, values)) if captured else None
             with steps or contextlib.nullcontext():
                 step = steps.step if steps else made._train
                 for _ in range(2):

@@ -5,6 +5,8 @@ Above all the updates that are left out: whether the gradients overflowed is nev
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -118,7 +120,8 @@ def test_a_step_is_launches_of_kernels_alone(name, monkeypatch):
                 fallen.append((self.__name__, implementation))
             yield found
 
-    fallbacks, fallen = Op._fallbacks, []
+    fallen: list[Any] = []
+    fallbacks = Op._fallbacks
     monkeypatch.setattr(Op, "_fallbacks", seen)
     with emulated_ops() as runtime:
         run = trainer(name, xn.optim.Adam(0.01))

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -14,12 +13,9 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.training import kill, runs
 from xpnet.io import archive
 from xpnet.training import Checkpoint, load_checkpoint, save_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-import kill
-import runs
 
 
 class Crash(xn.Callback):
@@ -147,7 +143,7 @@ def test_another_run_is_refused(tmp_path):
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole):
     """Writing fails from the third checkpoint on, half-way through the file."""
     written = []
-    real = archive.os.fsync
+    real = archive.os.fsync  # type: ignore[attr-defined]
 
     def full(descriptor):
         written.append(descriptor)
@@ -155,7 +151,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole):
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(archive.os, "fsync", full)
+    monkeypatch.setattr(archive.os, "fsync", full)  # type: ignore[attr-defined]
     run = runs.trainer(tmp_path)
     with pytest.warns(RuntimeWarning, match="No space left"):
         runs.fit(run)

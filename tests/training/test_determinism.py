@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ CONV = [
     lambda: xn.Dropout(0.5),
     lambda: xn.Dense(10),
 ]
-NETS = {
+NETS: dict[str, tuple[list[Any], tuple[int, ...]]] = {
     "convolutions": (CONV, (16, 16, 3)),
     "recurrent": ([lambda: xn.LSTM(16), lambda: xn.LayerNorm(), lambda: xn.Dense(10)], (12, 8)),
     "dense": ([lambda: xn.Dense(64, "relu"), lambda: xn.Dense(64, "tanh"), lambda: xn.Dense(10)], (32,)),

@@ -12,6 +12,7 @@ import threading
 import tomllib
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_predictions_of_several_threads_at_once_change_no_bit():
             user.start()
         for user in users:
             user.join()
-        plan = next(iter(executor_of(model).plans.values()))
+        plan = next(iter(cast(Any, executor_of(model)).plans.values()))
         with plan.lock:  # in use: the next prediction waits for it, instead of running layer by layer
             answers = []
             waiting = threading.Thread(target=lambda: answers.append(model.predict(x)))
@@ -255,7 +256,7 @@ def test_the_setting():
         assert not xn.get_deterministic()
         for wrong in (1, "yes", None):
             with pytest.raises(ValueError, match="takes True or False"):
-                xn.set_deterministic(wrong)
+                xn.set_deterministic(wrong)  # type: ignore[arg-type]
     finally:
         xn.set_deterministic(before)
 
@@ -361,7 +362,7 @@ def test_autotune_is_off(monkeypatch):
     """On a GPU the convolution algorithm is fixed, whatever the autotune cache says and whichever is faster."""
     from xpnet.accel.cupy import autotune
 
-    asked = []
+    asked: Any = []
     candidates = {"im2col": lambda: None, "implicit": lambda: None}
     monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
     with xn.deterministic():

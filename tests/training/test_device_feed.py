@@ -5,6 +5,8 @@ No GPU is needed: kernels run on the emulator, graphs and streams are stand-ins 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
@@ -55,7 +57,7 @@ class Fed(CapturedSteps):
         self.make = make
 
     def fed(self, batches):
-        feed = self.graphs.feed = self.make(batches)
+        feed = cast(FeedGraphs, self.graphs).feed = self.make(batches)
         for owner in (feed, getattr(feed, "builder", None)):  # what is on the device, the host must not read
             for name, value in vars(owner or object).items():
                 if isinstance(value, np.ndarray) and name in ("order", "position", "step", "index", "drawn", "x", "y"):
@@ -290,7 +292,7 @@ def test_which_feed():
     def kind(batches, device=CPU):
         return type(choose_feed(batches, device, TwoStreams))
 
-    on_gpu = {"device": GPU}
+    on_gpu: dict[str, Any] = {"device": GPU}
     assert kind(Batches((FLOATS, Y), 8, augment=AUGMENT)) is ResidentFeed
     assert kind(Batches((FLOATS, Y), 8, augment=Mixup(classes=3))) is PlainFeed  # no program for it, and nothing to copy
     assert kind(Batches((IMAGES, Y), 8)) is PlainFeed  # bytes that stay bytes
@@ -301,9 +303,9 @@ def test_which_feed():
         assert kind(Batches((FLOATS, Y), 8)) is PlainFeed
     assert kind(Batches((FLOATS, Y), 8, **on_gpu), GPU) is PrefetchFeed
     assert kind(Batches(Folder(), 8, **on_gpu), GPU) is PrefetchFeed
-    late = choose_feed(Batches((FLOATS, Y), 8, augment=Mixup(classes=3), **on_gpu), GPU, TwoStreams)
+    late: Any = choose_feed(Batches((FLOATS, Y), 8, augment=Mixup(classes=3), **on_gpu), GPU, TwoStreams)
     assert late.builder is None
-    within = choose_feed(Batches((ByteImages(IMAGES), Y), 8, augment=AUGMENT, **on_gpu), GPU, TwoStreams)
+    within: Any = choose_feed(Batches((ByteImages(IMAGES), Y), 8, augment=AUGMENT, **on_gpu), GPU, TwoStreams)
     assert within.builder is not None
     assert isinstance(within.raw, Arrays)  # bytes travel as bytes
     # Labels move to data on the device, unless they are larger than these.

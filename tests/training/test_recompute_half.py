@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ def test_the_bits_are_the_same(name, parts):
         optimizer = xn.optim.Adam(0.01)
         trainer = xn.Trainer(network(name), loss="softmax_cross_entropy", optimizer=optimizer, recompute=recompute)
         trainer.fit((X, Y), epochs=2, batch_size=10, verbose=False)
-        ends.append((trainer.model.flat_parameters.values, trainer.model[1].running_mean, optimizer.iterations))
+        model: Any = trainer.model
+        ends.append((model.flat_parameters.values, model[1].running_mean, optimizer.iterations))
     for one, other in zip(*ends):
         np.testing.assert_array_equal(one, other)

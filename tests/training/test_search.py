@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ def test_a_given_rate_that_diverges_has_an_infinite_loss():
 def test_arguments():
     with pytest.raises(ValueError, match="lowest < highest"):
         find_learning_rate(trainer(), (X, Y), lowest=1, highest=0.1)
-    for wrong in ({"rates": []}, {"rates": [0.0]}, {"rates": [0.1], "steps": 5}):
+    mistakes: list[dict[str, Any]] = [{"rates": []}, {"rates": [0.0]}, {"rates": [0.1], "steps": 5}]
+    for wrong in mistakes:
         with pytest.raises(ValueError, match=r"expected rates above 0|steps >= 10"):
             find_learning_rate(trainer(), (X, Y), **wrong)
 

@@ -161,7 +161,7 @@ class Module(ModuleTree):
 
     # -- running --
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """Compute the output; every subclass defines it."""
         raise TypeError(f"{type(self).__name__} has no forward(self, x)")
 

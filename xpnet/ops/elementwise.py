@@ -242,6 +242,6 @@ def _(xp: Namespace, dz: Array, shapes: Any, *, condition: Any, needs: tuple[boo
     )
 
 
-def where(condition: Array, x: Any, y: Any) -> Any:
+def where(condition: Any, x: Any, y: Any) -> Any:
     """Return x where `condition` (a boolean array) is true, else y."""
     return select(x, y, condition)

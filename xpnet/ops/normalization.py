@@ -121,12 +121,12 @@ def _(xp: Namespace, dy: Array, saved: Any, *, mean: Array, variance: Array, eps
 
 
 def batch_norm(
-    x: Array,
-    scale: Array | None = None,
-    offset: Array | None = None,
+    x: Any,
+    scale: Any = None,
+    offset: Any = None,
     *,
-    mean: Array | None = None,
-    variance: Array | None = None,
+    mean: Any = None,
+    variance: Any = None,
     epsilon: float = 1e-5,
 ) -> Any:
     """Normalise x (N, ..., C) over all axes but the last.
