@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.autograd.tensor import Tensor
+from xpnet.autograd.tensor import Tensor, bare
 from xpnet.backend import namespace, to_numpy
-from xpnet.losses.base import bare
 
 
 class GradientError(AssertionError):
