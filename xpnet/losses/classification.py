@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from xpnet import ops
 from xpnet.autograd.tensor import bare
@@ -58,8 +58,7 @@ def _rows(name: str, scores: Any, labels: Array) -> Array:
     xp = namespace(array)
     if check_labels(name, xp, array, labels):
         labels = labels[..., None] == xp.arange(array.shape[-1], dtype=labels.dtype, device=array.device)
-    rows: Array = xp.astype(labels, array.dtype)
-    return rows
+    return cast(Array, xp.astype(labels, array.dtype))
 
 
 def _margins(name: str, scores: Any, labels: Array, margin: float) -> Any:

@@ -4,7 +4,7 @@ positive number is taken."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from xpnet.backend import Array, Namespace
 from xpnet.ops.registry import op
@@ -163,8 +163,7 @@ def gelu(xp: Namespace, x: Array, *, approximate: bool = False) -> Any:
 
 def _phi(xp: Namespace, x: Array, approximate: bool) -> Array:
     if approximate:
-        phi: Array = 0.5 * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-        return phi
+        return cast(Array, 0.5 * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
     return _normal_cdf(xp, x)
 
 
@@ -176,8 +175,7 @@ def _normal_cdf(xp: Namespace, x: Array) -> Array:
     """
     z = xp.abs(x) / math.sqrt(2)
     upper = (_erfc_double if xp.finfo(x.dtype).bits > 32 else _erfc_single)(xp, z) / 2
-    phi: Array = xp.where(x > 0, 1 - upper, upper)
-    return phi
+    return cast(Array, xp.where(x > 0, 1 - upper, upper))
 
 
 _ERFC = (
@@ -191,8 +189,7 @@ def _erfc_single(xp: Namespace, z: Array) -> Array:
     total = t * _ERFC[-1]
     for coefficient in _ERFC[-2:0:-1]:
         total = t * (total + coefficient)
-    y: Array = t * xp.exp(-z * z + (total + _ERFC[0]))
-    return y
+    return cast(Array, t * xp.exp(-z * z + (total + _ERFC[0])))
 
 
 def _erfc_double(xp: Namespace, z: Array) -> Array:
@@ -207,8 +204,7 @@ def _erfc_double(xp: Namespace, z: Array) -> Array:
     fraction = high
     for n in range(60, 0, -1):
         fraction = high + (n / 2) / fraction
-    y: Array = xp.where(z < 2.5, 1 - series, xp.exp(-high * high) / (math.sqrt(math.pi) * fraction))
-    return y
+    return cast(Array, xp.where(z < 2.5, 1 - series, xp.exp(-high * high) / (math.sqrt(math.pi) * fraction)))
 
 
 @gelu.backward

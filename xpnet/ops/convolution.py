@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
@@ -24,8 +24,7 @@ def gather_windows(xp: Namespace, x: Array, g: Geometry, value: float = 0.0) -> 
     x = pad_array(xp, x, ((0, 0), g.h[4:6], g.w[4:6], (0, 0)), value)
     rows = [x[:, _positions(g.h, kh), :, :] for kh in range(g.h.window)]
     columns = [xp.stack([row[:, :, _positions(g.w, kw), :] for kw in range(g.w.window)], axis=3) for row in rows]
-    cols: Array = xp.stack(columns, axis=3)  # of (N,OH,OW,KW,C): KH goes before KW
-    return cols
+    return cast(Array, xp.stack(columns, axis=3))  # of (N,OH,OW,KW,C): KH goes before KW
 
 
 def _positions(axis: Axis, k: int) -> slice:
@@ -169,15 +168,13 @@ def _columns(xp: Namespace, x: Array, g: Geometry, groups: int) -> Array:
     cols = im2col.run(xp, (x,), g.settings, False)[0]
     cols = xp.reshape(cols, (N * g.h.out * g.w.out, g.h.window * g.w.window, groups, C // groups))
     cols = xp.permute_dims(cols, (2, 0, 1, 3))
-    matrices: Array = xp.reshape(cols, (groups, N * g.h.out * g.w.out, g.h.window * g.w.window * (C // groups)))
-    return matrices
+    return cast(Array, xp.reshape(cols, (groups, N * g.h.out * g.w.out, g.h.window * g.w.window * (C // groups))))
 
 
 def _kernel_matrices(xp: Namespace, kernel: Array, groups: int) -> Array:
     """Return the kernel as one matrix a group: (G, KH*KW*C/G, O/G)."""
     KH, KW, Cg, O = kernel.shape
-    matrices: Array = xp.permute_dims(xp.reshape(kernel, (KH * KW * Cg, groups, O // groups)), (1, 0, 2))
-    return matrices
+    return cast(Array, xp.permute_dims(xp.reshape(kernel, (KH * KW * Cg, groups, O // groups)), (1, 0, 2)))
 
 
 @op

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from xpnet import random
 from xpnet.backend import Array, Namespace
@@ -53,8 +53,7 @@ def dropout(
 
 def _drop(xp: Namespace, x: Array, mask: Array, rate: float, inverted: bool) -> Array:
     scale = 1 / (1 - rate) if inverted and rate < 1 else 1.0
-    y: Array = xp.where(mask, x * scale, xp.zeros_like(x))
-    return y
+    return cast(Array, xp.where(mask, x * scale, xp.zeros_like(x)))
 
 
 @dropout.backward

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from xpnet.backend import Array, Namespace
 from xpnet.ops.registry import op, statistics_in_float32
@@ -201,8 +201,7 @@ def group_norm(
 
 def _grouped(xp: Namespace, x: Array, groups: int) -> Array:
     """Reshape (N, ..., C) to (N, positions, groups, C/groups)."""
-    grouped: Array = xp.reshape(x, (x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups))
-    return grouped
+    return cast(Array, xp.reshape(x, (x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups)))
 
 
 @group_norm.backward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from xpnet.backend import Array, Namespace
 from xpnet.ops.convolution import col2im, gather_windows
@@ -59,8 +59,7 @@ def max_pool2d_with_switches(xp: Namespace, x: Array, window: Size, *, stride: S
 
 
 def _scatter(xp: Namespace, cols: Array, g: Geometry, shape: tuple[int, ...]) -> Array:
-    scattered: Array = col2im.run(xp, (cols,), {"input_shape": shape, **g.settings}, False)[0]
-    return scattered
+    return cast(Array, col2im.run(xp, (cols,), {"input_shape": shape, **g.settings}, False)[0])
 
 
 def unpool(xp: Namespace, dy: Array, switches: Array, shape: tuple[int, ...], g: Geometry) -> Array:

@@ -15,7 +15,7 @@ al., 2000; Cho et al., 2014 (GRU). Backpropagation through time: Werbos, 1990.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
@@ -56,8 +56,7 @@ def _steps(xp: Namespace, x: Array, kernel: Array, bias: Array | None) -> Array:
     N, T, C = x.shape
     rows = xp.reshape(xp.permute_dims(x, (1, 0, 2)), (T * N, C))
     z = xp.matmul(rows, kernel)
-    steps: Array = xp.reshape(z if bias is None else z + bias, (T, N, kernel.shape[1]))
-    return steps
+    return cast(Array, xp.reshape(z if bias is None else z + bias, (T, N, kernel.shape[1])))
 
 
 def _order(T: int, reverse: bool) -> range:
@@ -233,8 +232,7 @@ def lstm(
 
 def _blocks(xp: Namespace, like: Array, H: int, values: tuple[float, ...]) -> Array:
     """Return a vector of blocks of H equal values, in the dtype and on the device of `like`."""
-    blocks: Array = xp.concat([xp.full((H,), value, dtype=like.dtype, device=like.device) for value in values], axis=0)
-    return blocks
+    return cast(Array, xp.concat([xp.full((H,), value, dtype=like.dtype, device=like.device) for value in values], axis=0))
 
 
 @lstm.backward

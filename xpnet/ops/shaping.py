@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from xpnet.backend import Array, Namespace, half_dtypes
 from xpnet.ops.registry import as_is, op
@@ -171,15 +171,13 @@ def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
     operations have their own.
     """
     if rows.dtype in half_dtypes:
-        total: Array = xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype)
-        return total
+        return cast(Array, xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype))
     many = max(1, (1 << 22) // max(1, index.shape[0]))
     blocks: list[Array] = []
     for start in range(0, size, many):
         target = xp.arange(start, min(start + many, size), dtype=index.dtype, device=index.device)
         blocks.append(xp.matmul(xp.astype(target[:, None] == index[None, :], rows.dtype), rows))
-    added: Array = blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
-    return added
+    return cast(Array, blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0))
 
 
 @op(half=as_is)
