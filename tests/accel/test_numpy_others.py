@@ -78,6 +78,7 @@ def test_dense(shape, K, O, activation, with_bias, layout, dtype):
     bias = rng.standard_normal(O) if with_bias else None
     # Rounding of outputs near 0 would decide on relu's gradient: values on a coarse grid are exact in both dtypes.
     x, kernel, bias = (v if v is None else np.round(v * 4) / 4 for v in (x, kernel, bias))  # type: ignore[assignment]
+    kernel = kernel / 8  # tanh and sigmoid stay away from 1, where their derivative is all rounding
     compare(dense, (x, kernel, bias), activation=activation, layout=layout, dtype=dtype)
 
 
