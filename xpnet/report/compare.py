@@ -51,7 +51,7 @@ def comparison_page(records: Sequence[Record]) -> str:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Number the names that occur more than once."""
+    """Add numbers to the names that occur more than once."""
     return [f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
