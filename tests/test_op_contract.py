@@ -244,7 +244,7 @@ def test_two_calls_before_backward(case: Case, implementation: str):
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in CASES])
-def test_native_arrays_of_every_library(case: Case, library: Library):
+def test_native_arrays_of_all_libraries(case: Case, library: Library):
     """Arrays of a library give arrays of that library, with the values and dtype of NumPy, on the same device."""
     with running("reference"):
         outputs, gradients = evaluate(case, case.arrays(), case.options())

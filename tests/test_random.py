@@ -65,7 +65,7 @@ def test_keep_mask_of_a_shape_is_the_row_of_its_elements():
     assert not xn.to_numpy(random.keep_mask(np, key, 0, (1000,), 1.0)).any()
 
 
-def test_keep_mask_is_the_same_in_every_library(library):
+def test_keep_mask_is_the_same_in_all_libraries(library):
     mask = random.keep_mask(library.xp, random.key(1), 2, (3, 7), 0.5, device=library.asarray(np.zeros(1)).device)
     np.testing.assert_array_equal(library.to_numpy(mask), random.keep_mask(np, random.key(1), 2, (3, 7), 0.5))
 
