@@ -150,3 +150,61 @@ def test_a_layer_may_use_an_old_name_for_something_else() -> None:
         assert model.counters == [1, 2]
         assert model(np.ones((3, 4), np.float32)).shape == (3, 2)
         assert list(model.parameters()) == ["arena.kernel", "arena.bias"]
+
+
+def test_old_methods_of_a_mixin_and_of_random_layers_are_adopted() -> None:
+    seen = []
+
+    class Mixin:
+        def before_update(self, trainer: Any) -> None:
+            seen.append("update")
+
+    with pytest.warns(DeprecationWarning, match=r"Mixin.before_update"):
+
+        class Watch(Mixin, xn.Callback):
+            pass
+
+    Watch().on_before_optimizer_step(None)  # type: ignore[arg-type]
+    assert seen == ["update"]
+    with pytest.warns(DeprecationWarning, match=r"Fixed.draw"):
+
+        class Fixed(xn.Dropout):
+            def draw(self) -> int:
+                return 7
+
+    model = xn.Sequential([Fixed(0.5)], input_shape=(6,)).train()
+    x = np.ones((4, 6), np.float32)
+    np.testing.assert_array_equal(model(x), model(x))
+
+
+def test_an_attribute_with_an_old_name_can_be_used_and_deleted_silently() -> None:
+    class Counting(xn.Dense):
+        def __init__(self, units: int) -> None:
+            super().__init__(units)
+            self.counters = {"seen": 0}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = xn.Sequential([Counting(3)], input_shape=(6,))
+        for _ in range(3):
+            model.predict(np.ones((2, 6), np.float32))
+        del model.layers[0].counters
+        with pytest.raises(AttributeError):
+            del model.layers[0].counters
+
+
+def test_the_second_learning_rate_search_is_the_first_with_rates() -> None:
+    from xpnet.training import find_learning_rate, search_decades
+
+    def trainer() -> xn.Trainer:
+        model = xn.Sequential([xn.Dense(3)], input_shape=(4,))
+        return xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
+
+    data = np.random.default_rng(0).standard_normal((20, 4), dtype=np.float32), np.arange(20) % 3
+    with pytest.warns(DeprecationWarning, match="search_decades"):
+        old = search_decades(trainer(), data, steps=10)
+    new = find_learning_rate(trainer(), data, rates=old.rates, steps=10)
+    assert len(old.rates) == 7
+    assert old == new
+    with pytest.warns(DeprecationWarning):
+        assert (old.best, old.scores) == (new.suggestion, dict(zip(new.rates, new.losses)))

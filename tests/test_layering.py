@@ -31,6 +31,9 @@ FLOORS = (
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 DEBT: set[tuple[str, str]] = set()
 """Imports that still run up, (from, to): may shrink, never grow."""
+BY_NAME = {"", "cli.parser", "examples", "ops.operation", "runtime.deprecation", "runtime.late"}
+"""Modules that import what a name says at run time: each has a table, and a reason in its docstring or comments."""
+IMPORTERS = {"import_module", "__import__", "resolve_name", "exec"}
 ENTRY_POINTS = {"__init__.py", "__main__.py", "py.typed"}
 
 
@@ -52,8 +55,9 @@ def imported(path: Path, root: Path = ROOT) -> Iterator[str]:
     for_types = {
         id(node)
         for guard in ast.walk(tree)
-        if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.dump(guard.test)
-        for node in ast.walk(guard)
+        if isinstance(guard, ast.If) and ast.unparse(guard.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in guard.body
+        for node in ast.walk(statement)
     }
     package = path.relative_to(root.parent).parts[:-1]
     for node in ast.walk(tree):
@@ -66,6 +70,8 @@ def imported(path: Path, root: Path = ROOT) -> Iterator[str]:
             above = package[: len(package) - node.level + 1] if node.level else ()
             start = ".".join([*above, *filter(None, [node.module])])
             names = [f"{start}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in IMPORTERS:
+            names = [str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant)]
         for name in names:
             if name.split(".")[0] != root.name:
                 continue
@@ -116,6 +122,17 @@ def test_imports_run_down():
 
 def test_no_modules_import_each_other():
     assert circles(graph()) == []
+
+
+def test_modules_are_imported_by_name_in_few_places():
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in IMPORTERS) or (
+                isinstance(node, ast.ImportFrom) and any(alias.name in IMPORTERS and alias.asname for alias in node.names)
+            ):
+                found.add(name_of(path))
+    assert found == BY_NAME
 
 
 def test_the_root_holds_the_public_modules_alone():

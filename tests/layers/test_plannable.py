@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -229,3 +231,88 @@ def takes_operations_alone(layer: xn.Module) -> bool:
     return all(
         f is None or isinstance(f, (Op, xn.Module)) for value in held for f in (value if type(value) is tuple else (value,))
     )
+
+
+class AlwaysDropping(xn.Dropout):
+    training = property(lambda self: True, lambda self, value: None)
+
+
+class Property(xn.LeakyReLU):
+    steepness = 0.3
+    slope = property(lambda self: type(self).steepness, lambda self, value: None)
+
+
+class ClassAttribute(xn.LeakyReLU):
+    def __init__(self) -> None:
+        pass
+
+    slope = 0.3
+
+
+class Triples(xn.Module):
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        return super().__call__(*inputs, **keywords) * 3.0
+
+
+class BesideDense(xn.Dense, Triples):
+    pass
+
+
+class BesidePool(xn.MaxPool2D, Triples):
+    pass
+
+
+class BesideConv(xn.Conv2D, Triples):
+    pass
+
+
+def test_a_mask_that_is_drawn_in_evaluation_is_drawn_each_time():
+    model = xn.Sequential([xn.Dense(16), AlwaysDropping(0.5), xn.Dense(3)], input_shape=(6,))
+    assert len({model.predict(np.ones((4, 6), np.float32)).tobytes() for _ in range(6)}) == 6
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Property, "steepness"), (ClassAttribute, "slope")])
+def test_settings_of_a_class_that_change_are_seen(kind, name, monkeypatch):
+    model = xn.Sequential([xn.Dense(3), kind()], input_shape=(6,))
+    x = -np.ones((2, 6), np.float32)
+    for value in (0.3, 0.9):
+        monkeypatch.setattr(kind, name, value)
+        for _ in range(3):
+            np.testing.assert_allclose(model.predict(x), model.eval()(x).array, rtol=1e-6)
+
+
+def test_a_class_beside_the_layer_counts():
+    """In the method resolution order it stands behind the layer and before Module, whose methods it overrides."""
+    x = np.random.default_rng(0).standard_normal((8, 6), dtype=np.float32)
+    y = np.arange(8) % 3
+
+    def losses(layers: list[Any]) -> Any:
+        trainer = xn.Trainer(xn.Sequential(layers, input_shape=(6,)), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
+        return [float(trainer.step(x, y)) for _ in range(4)]
+
+    tripled = losses([BesideDense(4, activation="relu"), xn.Dense(3)])
+    with xn.ops.reference_only():
+        np.testing.assert_allclose(tripled, losses([BesideDense(4, activation="relu"), xn.Dense(3)]), rtol=1e-5)
+    assert tripled[0] != losses([xn.Dense(4, activation="relu"), xn.Dense(3)])[0]
+    image = np.ones((1, 8, 8, 1), np.float32)
+    plain = xn.Sequential([xn.Conv2D(2, 3), xn.MaxPool2D(2)], input_shape=(8, 8, 1))(image).array
+    for parts in ([xn.Conv2D(2, 3), BesidePool(2)], [BesideConv(2, 3), xn.MaxPool2D(2)]):
+        np.testing.assert_allclose(xn.Sequential(parts, input_shape=(8, 8, 1))(image).array, 3 * plain, rtol=1e-5)
+
+
+def test_a_user_s_acceleration_is_planned_as_it_is():
+    """One that is to be tried first must not be passed over by what a plan knows of the operation."""
+    operation = xn.ops.relu
+    before = operation.accelerated["numpy"]
+
+    @operation.accelerate("numpy", first=True)
+    def shifted(xp: Any, x: Any) -> Any:
+        return np.maximum(x, 0) + 100, x > 0
+
+    try:
+        model = xn.Sequential([xn.Dense(3), xn.ReLU()], input_shape=(6,))
+        for _ in range(3):
+            assert model.predict(np.ones((2, 6), np.float32)).min() >= 100
+    finally:
+        operation.accelerated["numpy"] = before
+        operation._chosen.clear()

@@ -122,7 +122,7 @@ class Plan:
                 raise UnplannableError
             arrays.append(value.array if isinstance(value, Tensor) else value)
         calls = len(self.calls)
-        make = _PLANNERS.get(op)
+        make = _PLANNERS.get(op) if op.runs_own(np) else None
         made = None if make is None else make(self, *arrays, **settings)
         if made is None:
             return self._other(op, tuple(arrays), settings)

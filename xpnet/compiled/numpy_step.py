@@ -27,7 +27,7 @@ from xpnet.compiled.numpy_predict import MAX_ELEMENTS
 from xpnet.layers.execution import computes_as
 from xpnet.layers.module import Module
 from xpnet.layers.version import Version
-from xpnet.ops import relu
+from xpnet.ops import dense, relu, softmax_cross_entropy
 from xpnet.ops.registry import reference_is_forced
 from xpnet.ops.shapes import ShapeError
 
@@ -198,10 +198,13 @@ def _is_relu(layer: Any) -> bool:
     return computes_as(layer, layers.ReLU) or (computes_as(layer, layers.Activation) and layer.function is relu)
 
 
+_PLANNED = (dense, relu, softmax_cross_entropy)
+
+
 def plan_step(model: Module, x: Floats) -> Step | None:
     """Return the planned step for batches like `x`, or None where the model or its size does not allow one."""
     chain = _chain(model, x.shape[1:]) if all(isinstance(m, Module) for m in _flat(model)) else None
-    if chain is None or model.context.dtype != x.dtype.name:
+    if chain is None or model.context.dtype != x.dtype.name or not all(op.runs_own(np) for op in _PLANNED):
         return None
     flat = model.flat_parameters
     parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xpnet import backend, ops
@@ -126,28 +128,50 @@ def output_shape_by_running(model: Module, input_shape: Shape) -> Shape:
         return tuple(y.shape[1:])
 
 
-_NOT_COMPUTING = frozenset({"__init__", "__repr__", "parameter_specs", "specs", "build", "materialize", "output_shape"})
-"""Methods that a subclass may override without a change to what its forward pass computes."""
+_NOT_COMPUTING = frozenset(
+    {
+        "__init__", "__repr__", "parameter_specs", "specs", "build", "materialize", "output_shape", "plannable", "capturable",
+        "__module__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__", "__static_attributes__", "__abstractmethods__",
+        "_abc_impl",
+    }
+)  # fmt: skip
+"""What a subclass may define without a change to what its forward pass computes."""
 
 
 def keeps_computation(kind: type, of: type) -> bool:
-    """Return whether class `kind` is `of`, or inherits its forward pass and all methods that it may call."""
-    if not issubclass(kind, of):
+    """Return whether class `kind` is `of`, or computes the same because it only adds methods under new names.
+
+    Properties and class attributes may stand for settings that change unnoticed, and a class beside `of` may override what `of`
+    inherits: neither is taken for the same.
+    """
+    if kind is of:
+        return True
+    common = len(of.__mro__)
+    if kind.__mro__[-common:] != of.__mro__:
         return False
-    below = kind.__mro__[: kind.__mro__.index(of)]
-    return not any(callable(getattr(of, name, None)) for c in below for name in vars(c).keys() - _NOT_COMPUTING)
+    known = {name for c in of.__mro__ for name in vars(c)}
+    return all(
+        name in _NOT_COMPUTING or (isinstance(value, FunctionType) and name not in known and not name.startswith("__"))
+        for c in kind.__mro__[:-common]
+        for name, value in vars(c).items()
+    )
+
+
+@cache
+def _methods(kind: type) -> frozenset[str]:
+    found = ((name, value) for c in kind.__mro__ for name, value in vars(c).items())
+    return frozenset(name for name, value in found if isinstance(value, (FunctionType, staticmethod, classmethod)))
 
 
 def computes_as(module: Module, kind: type) -> bool:
     """Return whether `module` computes what the class `kind` does: nothing is overridden, and there are no hooks."""
-    if not keeps_computation(type(module), kind) or module._hooks:
-        return False
-    return not any(callable(getattr(kind, name, None)) for name in vars(module))
+    return keeps_computation(type(module), kind) and not module._hooks and _methods(kind).isdisjoint(vars(module))
 
 
 def is_plannable(module: Module) -> bool:
     """Return whether `module`, apart from those below it, is plannable and computes what the class that declared it does."""
-    declared = next(c for c in type(module).__mro__ if "plannable" in vars(c))
+    # A class of this package inherits it with what it overrides: the tests compare all of them, planned and not.
+    declared = next(c for c in type(module).__mro__ if "plannable" in vars(c) or c.__module__.startswith("xpnet."))
     if not module.plannable or not computes_as(module, declared):
         return False
     held = [getattr(module, name, None) for name in module._functions]

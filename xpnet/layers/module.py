@@ -26,6 +26,10 @@ from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
 from xpnet.runtime.late import late
 from xpnet.runtime.threads import preference
 
+_RENAMED = {
+    "specs": "parameter_specs", "draw": "next_random_step", "counters": "rng_counters", "load_counters": "load_rng_counters",
+}  # fmt: skip
+
 
 class Module(ModuleTree):
     """Base class of layers and networks.
@@ -65,7 +69,7 @@ class Module(ModuleTree):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        adopt_renamed_methods(cls, {"specs": "parameter_specs"})
+        adopt_renamed_methods(cls, _RENAMED)
 
     def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
         self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))

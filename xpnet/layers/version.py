@@ -21,8 +21,7 @@ class Version:
     def __init__(self) -> None:
         self.changes = 0
         self.structure = 0
-        # Weak, so that a layer keeps no model alive. Replaced rather than mutated, because other threads may iterate.
-        self._above: tuple[ReferenceType[Version], ...] = ()
+        self._above: dict[int, ReferenceType[Version]] = {}  # by id; weak, so that a layer keeps no model alive
 
     def changed(self, structure: bool = False) -> None:
         """Count a change, here and in every Module above."""
@@ -32,7 +31,7 @@ class Version:
             return
         seen, waiting = {self}, [self]
         while waiting:
-            for parent in waiting.pop()._above:
+            for parent in list(waiting.pop()._above.values()):
                 above = parent()
                 if above is not None and above not in seen:
                     seen.add(above)
@@ -42,8 +41,9 @@ class Version:
 
     def put_below(self, parent: Version) -> None:
         """Count changes in `parent` from now on."""
-        self._above = (*(kept for kept in self._above if kept() not in (None, parent)), ref(parent))
+        above, key = self._above, id(parent)
+        above[key] = ref(parent, lambda gone: above.pop(key, None))
 
     def take_from(self, parent: Version) -> None:
         """Stop counting changes in `parent`."""
-        self._above = tuple(kept for kept in self._above if kept() not in (None, parent))
+        self._above.pop(id(parent), None)

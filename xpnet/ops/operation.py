@@ -182,6 +182,7 @@ class Op:
         """
 
         def register(function: Callable[..., Any]) -> Implementation:
+            load_accelerations(library)  # so that the order does not depend on what ran before
             implementation = Implementation(function, self.reference)
             implementation.takes_half = library == "cupy"
             earlier = self.implementations(library)
@@ -213,6 +214,10 @@ class Op:
             load_accelerations(name)
             chosen = self._chosen[xp] = self.accelerated.get(name)
         return self.reference if chosen is None or _reference_only else chosen
+
+    def runs_own(self, xp: Namespace) -> bool:
+        """Return whether the implementation that is tried first for `xp` is one of this package, and not a user's."""
+        return str(getattr(self.implementation(xp).forward, "__module__", "")).startswith("xpnet.")
 
     def bind(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Split a call's arguments into the array inputs and the full settings; raise TypeErrors like Python's."""

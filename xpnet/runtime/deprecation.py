@@ -94,6 +94,10 @@ class renamed_attribute:  # noqa: N801 - used like `property`
             return getattr(self.owner, self.new).__get__(instance)
         return getattr(instance, self.new)
 
+    def __delete__(self, instance: Any) -> None:
+        if instance.__dict__.pop(self.old, self) is self:
+            raise AttributeError(self.old)
+
     def __set__(self, instance: Any, value: Any) -> None:
         self._warn()
         setattr(instance, self.new, value)
@@ -106,9 +110,10 @@ def adopt_renamed_methods(cls: type, names: dict[str, str], *, stacklevel: int =
     `renamed_attribute`.
     """
     for old, new in names.items():
-        if old in cls.__dict__ and new not in cls.__dict__:
-            warn_renamed(f"{cls.__name__}.{old}", f"{cls.__name__}.{new}", stacklevel=stacklevel + 1)
-            setattr(cls, new, cls.__dict__[old])
+        first = next(c for c in cls.__mro__ if old in vars(c) or new in vars(c))  # cls, or a mixin that knows neither base
+        if new not in vars(first) and not isinstance(vars(first)[old], renamed_attribute):
+            warn_renamed(f"{first.__name__}.{old}", f"{first.__name__}.{new}", stacklevel=stacklevel + 1)
+            setattr(cls, new, vars(first)[old])
         elif new in cls.__dict__ and old not in cls.__dict__:
             alias = renamed_attribute(new)
             alias.__set_name__(cls, old)

@@ -17,6 +17,7 @@ from xpnet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from xpnet.training.history import History
 from xpnet.training.not_finite import NotFiniteError
 from xpnet.training.search import LearningRates, find_learning_rate, overfit_one_batch
+from xpnet.training.search import search_decades as search_decades  # until 0.2
 from xpnet.training.trainer import Trainer
 from xpnet.training.weighting import ClassWeighted
 
@@ -26,6 +27,4 @@ __all__ = [
     "Trainer", "find_learning_rate", "load_checkpoint", "overfit_one_batch", "save_checkpoint",
 ]  # fmt: skip
 
-__getattr__ = renamed_names(
-    __name__, {"Call": "LambdaCallback", "Decades": "LearningRates", "search_decades": "find_learning_rate"}
-)
+__getattr__ = renamed_names(__name__, {"Call": "LambdaCallback", "Decades": "LearningRates"})

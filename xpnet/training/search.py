@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnet.backend import to_numpy
+from xpnet.runtime.deprecation import renamed_attribute, warn_renamed
 from xpnet.training.data_adapter import as_batches
 from xpnet.training.not_finite import NotFiniteError
 
@@ -51,6 +52,26 @@ class LearningRates:
     rates: list[float]
     losses: list[float]
     suggestion: float
+    best = renamed_attribute("suggestion")
+
+    @property
+    def scores(self) -> dict[float, float]:
+        """The losses by learning rate: the old name of `rates` and `losses`."""
+        warn_renamed("LearningRates.scores", "LearningRates.rates and .losses")
+        return dict(zip(self.rates, self.losses))
+
+
+def search_decades(
+    trainer: Trainer,
+    data: Any,
+    *,
+    rates: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    steps: int = 100,
+    batch_size: int = 32,
+) -> LearningRates:
+    """Compare learning rates: the old name of `find_learning_rate` with `rates`."""
+    warn_renamed("search_decades", "find_learning_rate(rates=...)")
+    return find_learning_rate(trainer, data, rates=rates, steps=steps, batch_size=batch_size)
 
 
 def find_learning_rate(
