@@ -131,8 +131,8 @@ def output_shape_by_running(model: Module, input_shape: Shape) -> Shape:
 _NOT_COMPUTING = frozenset(
     {
         "__init__", "__repr__", "parameter_specs", "specs", "build", "materialize", "output_shape", "plannable", "capturable",
-        "__module__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__", "__static_attributes__", "__abstractmethods__",
-        "_abc_impl",
+        "__module__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__", "__static_attributes__",
+        "__abstractmethods__", "_abc_impl",
     }
 )  # fmt: skip
 """What a subclass may define without a change to what its forward pass computes."""
