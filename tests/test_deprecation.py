@@ -206,5 +206,5 @@ def test_the_second_learning_rate_search_is_the_first_with_rates() -> None:
     new = find_learning_rate(trainer(), data, rates=old.rates, steps=10)
     assert len(old.rates) == 7
     assert old == new
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="LearningRates"):
         assert (old.best, old.scores) == (new.suggestion, dict(zip(new.rates, new.losses)))
