@@ -590,3 +590,8 @@ def test_a_class_with_specs_works_and_is_warned_of_once():
         model = xn.Sequential([Scaled(3)], input_shape=(5,))
     assert list(model.parameters()) == ["0.kernel", "0.bias", "0.factor"]
     assert model(X).shape == (6, 3)
+
+
+def test_predict_without_an_input_says_so():
+    with pytest.raises(TypeError, match="at least one array"):
+        xn.Sequential([xn.Dense(2)], input_shape=(3,)).predict(())

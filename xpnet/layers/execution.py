@@ -59,6 +59,8 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
     parts = x if several else (x,)
     if several or isinstance(x, Tensor):
         parts = tuple([part.array if isinstance(part, Tensor) else part for part in parts])
+    if not parts:
+        raise TypeError("predict: expected at least one array, got an empty tuple")
     first = parts[0]
     expected = getattr(model, "input_shape", None)
     if expected is not None and not several and getattr(first, "ndim", None) == len(expected):
