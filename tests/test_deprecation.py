@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
 import warnings
@@ -208,3 +209,16 @@ def test_the_second_learning_rate_search_is_the_first_with_rates() -> None:
     assert old == new
     with pytest.warns(DeprecationWarning, match="LearningRates"):
         assert (old.best, old.scores) == (new.suggestion, dict(zip(new.rates, new.losses)))
+
+
+@pytest.mark.parametrize(
+    ("old", "name"), [("tape", "once"), ("tensor", "Tensor"), ("threads", "parallel"), ("capture", "Captured")]
+)
+def test_modules_that_moved_can_be_imported(old: str, name: str) -> None:
+    module = importlib.import_module(f"xpnet.{old}")
+    assert getattr(xn, old) is module
+    with pytest.warns(DeprecationWarning, match=rf"xpnet\.{old}\.{name} is deprecated"):
+        found = getattr(module, name)
+    assert found is getattr(importlib.import_module(f"xpnet.{xn._MOVED[old]}"), name)
+    with pytest.raises(AttributeError), pytest.warns(DeprecationWarning, match=old):
+        getattr(module, "nothing")  # noqa: B009

@@ -18,6 +18,7 @@ from xpnet.layers import (
     Softsign, Step, Tanh, reset_states,
 )
 from xpnet.ops import ShapeError, conv_output_size
+from xpnet.runtime.deprecation import moved_modules
 from xpnet.runtime.determinism import deterministic, get_deterministic, set_deterministic
 from xpnet.runtime.threads import get_num_threads, set_num_threads
 from xpnet.training import Callback, History, NotFiniteError, Trainer
@@ -44,7 +45,17 @@ _LATER = {
 """What is imported when it is first used: import xpnet is to be quick. A module, or where a name is found."""
 
 
+_MOVED = {
+    "arena": "autograd.flat_parameters", "capture": "compiled.graph", "determinism": "runtime.determinism",
+    "gradients": "autograd.functional", "recomputation": "autograd.checkpointing", "tape": "autograd.tape",
+    "tensor": "autograd.tensor", "threads": "runtime.threads", "timeline": "inspect.timeline",
+}  # fmt: skip
+moved_modules({f"xpnet.{old}": f"xpnet.{new}" for old, new in _MOVED.items()})
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        return importlib.import_module(f"xpnet.{name}")
     if name not in _LATER:
         raise AttributeError(f"module 'xpnet' has no attribute {name!r}")
     where = _LATER[name]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -44,6 +46,24 @@ def renamed_names(module: str, names: dict[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(place), new)
 
     return find
+
+
+class _MovedModule(types.ModuleType):
+    """An old module name: what is taken out of it comes from the new module."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what the import system and other tools ask of every module
+            raise AttributeError(name)
+        new = self.__dict__["new"]
+        warn_renamed(f"{self.__name__}.{name}", f"{new}.{name}")
+        return getattr(importlib.import_module(new), name)
+
+
+def moved_modules(names: dict[str, str]) -> None:
+    """Let old names of modules be imported: ``moved_modules({"xpnet.tape": "xpnet.autograd.tape"})``."""
+    for old, new in names.items():
+        module = sys.modules[old] = _MovedModule(old, f"Moved to {new}.")
+        module.__dict__["new"] = new
 
 
 def renamed_arguments(**names: str) -> Callable[[F], F]:
