@@ -13,7 +13,7 @@ from tests.layers.test_version import X, layer_calls, runs_planned
 from xpnet import layers
 from xpnet.layers.execution import is_plannable
 from xpnet.layers.hooks import wrapped
-from xpnet.ops.registry import Op
+from xpnet.ops.registry import Op, customized
 
 Y = np.arange(2) % 2
 
@@ -304,6 +304,8 @@ def test_a_user_s_acceleration_is_planned_as_it_is():
     """One that is to be tried first must not be passed over by what a plan knows of the operation."""
     operation = xn.ops.relu
     before = operation.accelerated["numpy"]
+    planned = xn.Sequential([xn.Dense(3), xn.ReLU()], input_shape=(6,))
+    planned.predict(np.ones((2, 6), np.float32))
 
     @operation.accelerate("numpy", first=True)
     def shifted(xp: Any, x: Any) -> Any:
@@ -313,6 +315,8 @@ def test_a_user_s_acceleration_is_planned_as_it_is():
         model = xn.Sequential([xn.Dense(3), xn.ReLU()], input_shape=(6,))
         for _ in range(3):
             assert model.predict(np.ones((2, 6), np.float32)).min() >= 100
+            assert planned.predict(np.ones((2, 6), np.float32)).min() >= 100
     finally:
+        customized.remove(operation)
         operation.accelerated["numpy"] = before
         operation._chosen.clear()

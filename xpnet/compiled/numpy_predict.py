@@ -30,7 +30,7 @@ from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import Geometry
 from xpnet.ops.linear import dense
 from xpnet.ops.pooling import max_pool2d, pool_geometry
-from xpnet.ops.registry import Op, reference_is_forced
+from xpnet.ops.registry import Op, customized, reference_is_forced
 from xpnet.runtime.threads import UFUNC_BUFFER, limit_blas_threads, own_threads_preferred, restore_blas_threads
 
 Call = Callable[[], Any]
@@ -70,12 +70,13 @@ class Plan:
         self.output: Any = y.array
         # The first call of a model may have created its parameters.
         self.version, self.changes = model._version, model._version.changes
+        self.customized = len(customized)
         self.parameters = [(p, p.array) for p in model.parameters().values()]
         self.buffers = [(m._buffers, name, array) for m in model.modules() for name, array in m._buffers.items()]
 
     def holds(self) -> bool:
         """Return whether the model is unchanged since it was planned."""
-        if self.version.changes != self.changes or reference_is_forced():
+        if self.version.changes != self.changes or len(customized) != self.customized or reference_is_forced():
             return False
         for parameter, array in self.parameters:
             if parameter.array is not array:
@@ -122,7 +123,7 @@ class Plan:
                 raise UnplannableError
             arrays.append(value.array if isinstance(value, Tensor) else value)
         calls = len(self.calls)
-        make = _PLANNERS.get(op) if op.runs_own(np) else None
+        make = _PLANNERS.get(op) if op not in customized else None
         made = None if make is None else make(self, *arrays, **settings)
         if made is None:
             return self._other(op, tuple(arrays), settings)

@@ -28,7 +28,7 @@ from xpnet.layers.execution import computes_as
 from xpnet.layers.module import Module
 from xpnet.layers.version import Version
 from xpnet.ops import dense, relu, softmax_cross_entropy
-from xpnet.ops.registry import reference_is_forced
+from xpnet.ops.registry import customized, reference_is_forced
 from xpnet.ops.shapes import ShapeError
 
 Call = Callable[[], Any]
@@ -51,7 +51,7 @@ class Step:
     """
 
     def __init__(self, chain: list[_Layer], batch: int, dtype: np.dtype[Any], version: Version) -> None:
-        self.version, self.changes = version, version.changes
+        self.version, self.changes, self.customized = version, version.changes, len(customized)
         self.chain = chain
         self.parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
         self.arrays = [(p, p.array, p.buffer) for p in self.parameters]
@@ -141,7 +141,7 @@ class Step:
 
     def holds(self) -> bool:
         """Return whether the model is unchanged since it was planned, and has no gradients to add to."""
-        if self.version.changes != self.changes or reference_is_forced():
+        if self.version.changes != self.changes or len(customized) != self.customized or reference_is_forced():
             return False
         for p, array, buffer in self.arrays:
             if p.array is not array or p.buffer is not buffer or p.grad is not None or not p.requires_grad:
@@ -204,7 +204,7 @@ _PLANNED = (dense, relu, softmax_cross_entropy)
 def plan_step(model: Module, x: Floats) -> Step | None:
     """Return the planned step for batches like `x`, or None where the model or its size does not allow one."""
     chain = _chain(model, x.shape[1:]) if all(isinstance(m, Module) for m in _flat(model)) else None
-    if chain is None or model.context.dtype != x.dtype.name or not all(op.runs_own(np) for op in _PLANNED):
+    if chain is None or model.context.dtype != x.dtype.name or any(op in customized for op in _PLANNED):
         return None
     flat = model.flat_parameters
     parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
@@ -134,7 +135,7 @@ _NOT_COMPUTING = frozenset(
     {
         "__init__", "__repr__", "parameter_specs", "specs", "build", "materialize", "output_shape", "plannable", "capturable",
         "__module__", "__doc__", "__annotations__", "__qualname__", "__firstlineno__", "__static_attributes__",
-        "__abstractmethods__", "_abc_impl",
+        "__abstractmethods__", "_abc_impl", "__final__", "__annotate_func__",
     }
 )  # fmt: skip
 """What a subclass may define without a change to what its forward pass computes."""
@@ -149,7 +150,7 @@ def keeps_computation(kind: type, of: type) -> bool:
     if kind is of:
         return True
     common = len(of.__mro__)
-    if kind.__mro__[-common:] != of.__mro__:
+    if kind.__mro__[-common:] != of.__mro__ or type(kind) not in (type, ABCMeta):
         return False
     known = {name for c in of.__mro__ for name in vars(c)}
     return all(

@@ -183,6 +183,8 @@ class Op:
 
         def register(function: Callable[..., Any]) -> Implementation:
             load_accelerations(library)  # so that the order does not depend on what ran before
+            if not str(getattr(function, "__globals__", {}).get("__name__", "")).startswith("xpnet."):
+                customized.append(self)
             implementation = Implementation(function, self.reference)
             implementation.takes_half = library == "cupy"
             earlier = self.implementations(library)
@@ -214,10 +216,6 @@ class Op:
             load_accelerations(name)
             chosen = self._chosen[xp] = self.accelerated.get(name)
         return self.reference if chosen is None or _reference_only else chosen
-
-    def runs_own(self, xp: Namespace) -> bool:
-        """Return whether the implementation that is tried first for `xp` is one of this package, and not a user's."""
-        return str(getattr(self.implementation(xp).forward, "__module__", "")).startswith("xpnet.")
 
     def bind(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Split a call's arguments into the array inputs and the full settings; raise TypeErrors like Python's."""
@@ -395,6 +393,9 @@ def register(operation: Op) -> Op:
 
 _reference_only = os.environ.get("XPNET_REFERENCE", "") not in ("", "0")
 _loaded: set[str] = set()
+
+customized: list[Op] = []
+"""Operations with accelerations of users, one entry for each: what is planned knows those of this package only."""
 
 
 def load_accelerations(library: str) -> None:

@@ -12,6 +12,7 @@ from xpnet.ops.operation import (
     Op,
     Recordable,
     as_is,
+    customized,
     load_accelerations,
     reference_is_forced,
     reference_only,
@@ -50,6 +51,6 @@ def op(
 
 
 __all__ = [
-    "Implementation", "Op", "Recordable", "as_is", "in_float32", "in_float32_on_cpu", "load_accelerations", "op",
+    "Implementation", "Op", "Recordable", "as_is", "customized", "in_float32", "in_float32_on_cpu", "load_accelerations", "op",
     "reference_is_forced", "reference_only", "registry", "statistics_in_float32",
 ]  # fmt: skip

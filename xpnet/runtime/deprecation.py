@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import sys
 import types
 import warnings
@@ -54,7 +55,7 @@ class _MovedModule(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system and other tools ask of every module
             raise AttributeError(name)
-        new = self.__dict__["new"]
+        new = self.__dict__["_new"]
         warn_renamed(f"{self.__name__}.{name}", f"{new}.{name}")
         return getattr(importlib.import_module(new), name)
 
@@ -63,7 +64,8 @@ def moved_modules(names: dict[str, str]) -> None:
     """Let old names of modules be imported: ``moved_modules({"xpnet.tape": "xpnet.autograd.tape"})``."""
     for old, new in names.items():
         module = sys.modules[old] = _MovedModule(old, f"Moved to {new}.")
-        module.__dict__["new"] = new
+        module.__dict__["_new"] = new
+        module.__spec__ = importlib.machinery.ModuleSpec(old, None)
 
 
 def renamed_arguments(**names: str) -> Callable[[F], F]:
