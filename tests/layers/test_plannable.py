@@ -320,3 +320,31 @@ def test_a_user_s_acceleration_is_planned_as_it_is():
         customized.remove(operation)
         operation.accelerated["numpy"] = before
         operation._chosen.clear()
+
+
+def test_a_class_that_is_patched_after_planning_is_run_as_it_is_now():
+    class Tripled(xn.Dense):
+        pass
+
+    class Rectified(xn.ReLU):
+        pass
+
+    x, y = np.random.default_rng(0).standard_normal((4, 5), dtype=np.float32), np.array([0, 1, 2, 0])
+    model = xn.Sequential([Tripled(6), Rectified(), xn.Dense(3)], input_shape=(5,))
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.0))
+    for _ in range(3):
+        model.predict(x)
+        before = float(trainer.step(x, y))
+    with layer_calls() as calls:
+        model.predict(x)
+    assert not calls
+    for kind, name, value in (
+        (Tripled, "forward", lambda self, x: xn.Dense.forward(self, x) * 3),
+        (Rectified, "operation", staticmethod(xn.ops.tanh)),
+    ):
+        setattr(kind, name, value)
+        np.testing.assert_allclose(model.predict(x), model.eval()(x).array, rtol=1e-6)
+        after = float(trainer.step(x, y))
+        assert after != before
+        assert after == float(xn.losses.softmax_cross_entropy(model(x), y))
+        before = after

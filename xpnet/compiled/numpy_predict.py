@@ -13,7 +13,7 @@ Small means that the buffers fit the cache: larger inputs gain nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -71,12 +71,15 @@ class Plan:
         # The first call of a model may have created its parameters.
         self.version, self.changes = model._version, model._version.changes
         self.customized = len(customized)
+        self.classes = user_classes(model)
         self.parameters = [(p, p.array) for p in model.parameters().values()]
         self.buffers = [(m._buffers, name, array) for m in model.modules() for name, array in m._buffers.items()]
 
     def holds(self) -> bool:
         """Return whether the model is unchanged since it was planned."""
         if self.version.changes != self.changes or len(customized) != self.customized or reference_is_forced():
+            return False
+        if self.classes and patched(self.classes):
             return False
         for parameter, array in self.parameters:
             if parameter.array is not array:
@@ -146,6 +149,20 @@ class Plan:
 
         self.calls.append(call)
         return PlannedTensor(out, self)
+
+
+Classes = list[tuple[Mapping[str, Any], dict[str, Any]]]
+
+
+def user_classes(model: Module) -> Classes:
+    """Return, for each class of a user among those of the model's layers, its attributes, live and as they are now."""
+    kinds = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith(("xpnet.", "builtins"))}
+    return [(vars(c), dict(vars(c))) for c in kinds]
+
+
+def patched(classes: Classes) -> bool:
+    """Return whether a class has changed since `user_classes`: assigning to a class counts in no model's version."""
+    return any(len(now) != len(before) or any(now.get(n) is not v for n, v in before.items()) for now, before in classes)
 
 
 class PlannedTensor(Tensor):

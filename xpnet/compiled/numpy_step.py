@@ -23,7 +23,7 @@ from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
 from xpnet.accel.numpy.workspace import Floats
 from xpnet.autograd.tensor import Parameter
-from xpnet.compiled.numpy_predict import MAX_ELEMENTS
+from xpnet.compiled.numpy_predict import MAX_ELEMENTS, Classes, patched, user_classes
 from xpnet.layers.execution import computes_as
 from xpnet.layers.module import Module
 from xpnet.layers.version import Version
@@ -48,9 +48,11 @@ class Step:
         batch: examples in a batch.
         dtype: of everything except the labels.
         version: the model's.
+        classes: those of a user among the model's, see `user_classes`.
     """
 
-    def __init__(self, chain: list[_Layer], batch: int, dtype: np.dtype[Any], version: Version) -> None:
+    def __init__(self, chain: list[_Layer], batch: int, dtype: np.dtype[Any], version: Version, classes: Classes) -> None:
+        self.classes = classes
         self.version, self.changes, self.customized = version, version.changes, len(customized)
         self.chain = chain
         self.parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
@@ -143,6 +145,8 @@ class Step:
         """Return whether the model is unchanged since it was planned, and has no gradients to add to."""
         if self.version.changes != self.changes or len(customized) != self.customized or reference_is_forced():
             return False
+        if self.classes and patched(self.classes):
+            return False
         for p, array, buffer in self.arrays:
             if p.array is not array or p.buffer is not buffer or p.grad is not None or not p.requires_grad:
                 return False
@@ -216,4 +220,4 @@ def plan_step(model: Module, x: Floats) -> Step | None:
         return None
     if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > MAX_ELEMENTS:
         return None
-    return Step(chain, batch, x.dtype, model._version)
+    return Step(chain, batch, x.dtype, model._version, user_classes(model))
