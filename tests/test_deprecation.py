@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
 import sys
 import types
@@ -222,3 +223,29 @@ def test_modules_that_moved_can_be_imported(old: str, name: str) -> None:
     assert found is getattr(importlib.import_module(f"xpnet.{xn._MOVED[old]}"), name)
     with pytest.raises(AttributeError), pytest.warns(DeprecationWarning, match=old):
         getattr(module, "nothing")  # noqa: B009
+
+
+def test_a_warning_points_past_abc() -> None:
+    with pytest.warns(DeprecationWarning, match="Old.save_point") as record:
+
+        class Old(Hooks, metaclass=abc.ABCMeta):
+            def save_point(self) -> str:
+                return "old"
+
+    points_here(record)
+    assert Old().on_checkpoint() == "old"
+
+
+def test_a_module_that_moved_takes_assignments() -> None:
+    old, new = importlib.import_module("xpnet.tape"), importlib.import_module("xpnet.autograd.tape")
+    with pytest.warns(DeprecationWarning, match=r"xpnet.tape.made_up .* use xpnet.autograd.tape.made_up") as record:
+        old.made_up = 3  # type: ignore[attr-defined]
+    points_here(record)
+    assert new.__dict__.pop("made_up") == 3
+
+
+def test_everything_is_imported_from_a_module_that_moved() -> None:
+    space: dict[str, Any] = {}
+    with pytest.warns(DeprecationWarning, match="xpnet.tape"):
+        exec("from xpnet.tape import *", space)
+    assert space["no_grad"] is xn.no_grad

@@ -595,3 +595,28 @@ def test_a_class_with_specs_works_and_is_warned_of_once():
 def test_predict_without_an_input_says_so():
     with pytest.raises(TypeError, match="at least one array"):
         xn.Sequential([xn.Dense(2)], input_shape=(3,)).predict(())
+
+
+def test_a_property_of_a_layer_takes_its_own_values() -> None:
+    class Scaled(xn.Module):
+        _rate = 1.0
+
+        @property
+        def rate(self) -> float:
+            return self._rate
+
+        @rate.setter
+        def rate(self, value: float) -> None:
+            if value < 0:
+                raise ValueError("rate must not be negative")
+            self._rate = 2 * value
+
+        def forward(self, x: xn.Tensor) -> xn.Tensor:
+            return x * self.rate
+
+    model = xn.Sequential([Scaled()], input_shape=(2,))
+    assert (model.predict(np.ones((1, 2), "float32")) == 1).all()
+    model.layers[0].rate = 3.0  # type: ignore[attr-defined]
+    assert (model.predict(np.ones((1, 2), "float32")) == 6).all()
+    with pytest.raises(ValueError, match="must not be negative"):
+        model.layers[0].rate = -1.0  # type: ignore[attr-defined]

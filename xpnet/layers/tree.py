@@ -10,6 +10,7 @@ from xpnet.autograd.tensor import Parameter
 from xpnet.backend import Array
 from xpnet.layers.context import Context, on_device
 from xpnet.layers.version import Version
+from xpnet.runtime.deprecation import renamed_attribute
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 # Set while a model runs or is put together, without making plans stale.
 _INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_hooks"})
 _NOT_COPIED = frozenset({"_version", "_known_modules", "_known_version", "_flat", "_flat_version", "_executor", "_hooks"})
+
+
+def _has_setter(cls: type, name: str) -> bool:
+    """Tell whether what the class has under this name takes its own values, as a property does."""
+    found = next((vars(c)[name] for c in cls.__mro__ if name in vars(c)), None)
+    return hasattr(found, "__set__") and not isinstance(found, renamed_attribute)  # a layer may use an old name otherwise
 
 
 class ModuleTree:
@@ -64,8 +71,10 @@ class ModuleTree:
         if name in _INTERNAL:
             self.__dict__[name] = value
             return
-        if name == "training":
-            super().__setattr__(name, value)  # a property of Module
+        if _has_setter(type(self), name):
+            super().__setattr__(name, value)
+            if name != "training":  # the mode makes no plan stale
+                self._version.changed()
             return
         others = {path: c for path, c in self._children.items() if path != name and not path.startswith(name + ".")}
         new: dict[str, Any] = {}

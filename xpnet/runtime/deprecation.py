@@ -16,19 +16,25 @@ from typing import Any, TypeVar
 
 SINCE, REMOVED_IN = "0.1.0", "0.2.0"
 
+_PASSED_OVER = ("xpnet", "abc", "importlib")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def warn_renamed(old: str, new: str, *, stacklevel: int = 2) -> None:
-    """Warn that `old` is called `new` now.
-
-    Args:
-        old: as users write it, such as "xpnet.data.Bytes".
-        new: likewise.
-        stacklevel: 2 points to the caller of the function that calls this one, 3 to the caller of that.
-    """
-    message = f"{old} is deprecated since xpnet {SINCE} and will be removed in {REMOVED_IN}: use {new}"
-    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
+def warn_renamed(old: str, new: str) -> None:
+    """Warn the code outside this package that used `old`, such as "xpnet.data.Bytes", that it is called `new` now."""
+    frame = sys._getframe(1)
+    # A class statement or an import reaches us through frames of abc.py and the import system.
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER:
+        frame = frame.f_back
+    warnings.warn_explicit(
+        f"{old} is deprecated since xpnet {SINCE} and will be removed in {REMOVED_IN}: use {new}",
+        DeprecationWarning,
+        filename=frame.f_code.co_filename,
+        lineno=frame.f_lineno,
+        module=frame.f_globals.get("__name__", "<string>"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
 
 
 def renamed_names(module: str, names: dict[str, str]) -> Callable[[str], Any]:
@@ -50,14 +56,26 @@ def renamed_names(module: str, names: dict[str, str]) -> Callable[[str], Any]:
 
 
 class _MovedModule(types.ModuleType):
-    """An old module name: what is taken out of it comes from the new module."""
+    """An old module name: what is taken out of it, or assigned to it, is the new module's."""
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":  # `from xpnet.tape import *`
+            return [public for public in dir(self._moved_to()) if not public.startswith("_")]
         if name.startswith("__"):  # what the import system and other tools ask of every module
             raise AttributeError(name)
+        return getattr(self._moved_to(name), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._moved_to(name), name, value)
+
+    def _moved_to(self, asked: str = "") -> types.ModuleType:
         new = self.__dict__["_new"]
-        warn_renamed(f"{self.__name__}.{name}", f"{new}.{name}")
-        return getattr(importlib.import_module(new), name)
+        if asked:
+            warn_renamed(f"{self.__name__}.{asked}", f"{new}.{asked}")
+        return importlib.import_module(new)
 
 
 def moved_modules(names: dict[str, str]) -> None:
@@ -103,7 +121,7 @@ class renamed_attribute:  # noqa: N801 - used like `property`
         self.old, self.owner = name, owner
 
     def _warn(self) -> None:
-        warn_renamed(f"{self.owner.__name__}.{self.old}", f"{self.owner.__name__}.{self.new}", stacklevel=3)
+        warn_renamed(f"{self.owner.__name__}.{self.old}", f"{self.owner.__name__}.{self.new}")
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if self.old in getattr(instance, "__dict__", ()):
@@ -125,7 +143,7 @@ class renamed_attribute:  # noqa: N801 - used like `property`
         setattr(instance, self.new, value)
 
 
-def adopt_renamed_methods(cls: type, names: dict[str, str], *, stacklevel: int = 2) -> None:
+def adopt_renamed_methods(cls: type, names: dict[str, str]) -> None:
     """Let methods that a subclass defines under old names override the new ones, and `super()` find both names.
 
     To be called by ``__init_subclass__`` of a class whose methods are meant to be overridden. The old names in that class are
@@ -134,7 +152,7 @@ def adopt_renamed_methods(cls: type, names: dict[str, str], *, stacklevel: int =
     for old, new in names.items():
         first = next(c for c in cls.__mro__ if old in vars(c) or new in vars(c))  # cls, or a mixin that knows neither base
         if new not in vars(first) and not isinstance(vars(first)[old], renamed_attribute):
-            warn_renamed(f"{first.__name__}.{old}", f"{first.__name__}.{new}", stacklevel=stacklevel + 1)
+            warn_renamed(f"{first.__name__}.{old}", f"{first.__name__}.{new}")
             setattr(cls, new, vars(first)[old])
         elif new in cls.__dict__ and old not in cls.__dict__:
             alias = renamed_attribute(new)
