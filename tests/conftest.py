@@ -14,6 +14,8 @@ import pytest
 
 from tests.libraries import LIBRARIES, Library
 
+pytest_plugins = ["tests.software_gpu.pytest_plugin"]
+
 try:
     import hypothesis
 except ImportError:  # the tests that need it import it themselves and say so

@@ -616,7 +616,7 @@ def test_a_property_of_a_layer_takes_its_own_values() -> None:
 
     model = xn.Sequential([Scaled()], input_shape=(2,))
     assert (model.predict(np.ones((1, 2), "float32")) == 1).all()
-    model.layers[0].rate = 3.0  # type: ignore[attr-defined]
+    model.layers[0].rate = 3.0
     assert (model.predict(np.ones((1, 2), "float32")) == 6).all()
     with pytest.raises(ValueError, match="must not be negative"):
-        model.layers[0].rate = -1.0  # type: ignore[attr-defined]
+        model.layers[0].rate = -1.0

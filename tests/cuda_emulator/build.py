@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xpnet.accel.cupy import source
 
-HERE = Path(__file__).parent
+HEADERS = Path(__file__).parents[1] / "software_gpu" / "csrc" / "include"
 FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
 
 
@@ -54,7 +54,7 @@ def _key(text: str, file: str) -> str:
     digest.update(source.read_source(file).encode())
     for header in source.read_headers().values():
         digest.update(header.encode())
-    digest.update((HERE / "cuda_emulator.hpp").read_bytes())
+    digest.update((HEADERS / "cuda_emulator.hpp").read_bytes())
     return digest.hexdigest()[:24]
 
 
@@ -69,7 +69,7 @@ def library(file: str) -> tuple[ctypes.CDLL, dict[str, int]]:
             main = Path(work) / "main.cpp"
             main.write_text(text)
             made = Path(work) / "made.so"
-            command = [compiler() or "g++", *FLAGS, f"-I{HERE}", f"-I{source.kernel_folder()}", str(main), "-o", str(made)]
+            command = [compiler() or "g++", *FLAGS, f"-I{HEADERS}", f"-I{source.kernel_folder()}", str(main), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{file}.cu does not compile as C++:\n{done.stderr[:6000]}")

@@ -1,0 +1,177 @@
+// What CuPy's own kernels need on top of xpnet's emulator header.
+#pragma once
+#include <math.h>
+#include <cassert>
+#include <cstddef>
+#include <cstdlib>
+#include <climits>
+#include <cfloat>
+#include <type_traits>
+#include <xmmintrin.h>
+#include "cuda_emulator.hpp"
+#undef __global__
+#define __global__ static
+#define __noinline__ __attribute__((noinline))
+#define __align__(n) __attribute__((aligned(n)))
+#define __constant__ static
+#define __managed__
+#define __inline__ inline
+#define warpSize 32
+#define __CUDACC_VER_MAJOR__ 12
+alignas(1024) static char software_gpu_dynamic[232 * 1024];
+
+namespace software_gpu {
+template <typename... A>
+struct Sizes {
+  static int get(const size_t** p) {
+    static const size_t list[] = {sizeof(std::decay_t<A>)..., 0};
+    *p = list;
+    return sizeof...(A);
+  }
+};
+template <typename... A>
+int sizes(void (*)(A...), const size_t** p) {
+  return Sizes<A...>::get(p);
+}
+}  // namespace software_gpu
+#define SOFTWARE_GPU_KERNEL(SYMBOL, ...)                                                                \
+  extern "C" __attribute__((visibility("default"))) const char* software_gpu_run_##SYMBOL(              \
+      const unsigned* g, const unsigned* b, unsigned, void** a) {                                          \
+    return emulator::launch(&__VA_ARGS__, g, b, a);                                                        \
+  }                                                                                                        \
+  extern "C" __attribute__((visibility("default"))) int software_gpu_sizes_##SYMBOL(const size_t** p) { \
+    return software_gpu::sizes(&__VA_ARGS__, p);                                                        \
+  }
+
+template <typename T>
+inline T __ldg(const T* p) {
+  return *p;
+}
+template <typename T>
+inline T __shfl_up_sync(unsigned, T v, int d, int width = 32) {
+  int l = emulator::current % 32;
+  T r = emulator::shuffle(v, l % width >= d ? l - d : l);
+  return r;
+}
+template <typename T>
+inline T __shfl_xor_sync(unsigned, T v, int m, int) {
+  return emulator::shuffle(v, (emulator::current % 32) ^ m);
+}
+template <typename T>
+inline T __shfl_down_sync(unsigned, T v, int d, int width) {
+  int l = emulator::current % 32;
+  return emulator::shuffle(v, l % width + d < width ? l + d : l);
+}
+template <typename T>
+inline T __shfl_sync(unsigned, T v, int lane, int width) {
+  int l = emulator::current % 32;
+  return emulator::shuffle(v, l / width * width + lane % width);
+}
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
+inline int __clz(int v) { return v ? __builtin_clz(v) : 32; }
+inline int __clzll(long long v) { return v ? __builtin_clzll(v) : 64; }
+inline int __ffs(int v) { return __builtin_ffs(v); }
+inline int __mulhi(int a, int b) { return (int)(((long long)a * b) >> 32); }
+inline void __threadfence_block() {}
+inline void __threadfence_system() {}
+inline int __float_as_int(float v) {
+  int b;
+  memcpy(&b, &v, 4);
+  return b;
+}
+inline float __int_as_float(int v) {
+  float b;
+  memcpy(&b, &v, 4);
+  return b;
+}
+inline long long __double_as_longlong(double v) {
+  long long b;
+  memcpy(&b, &v, 8);
+  return b;
+}
+inline double __longlong_as_double(long long v) {
+  double b;
+  memcpy(&b, &v, 8);
+  return b;
+}
+inline int __double2hiint(double v) { return (int)(__double_as_longlong(v) >> 32); }
+inline int __double2loint(double v) { return (int)__double_as_longlong(v); }
+inline double __hiloint2double(int h, int l) {
+  return __longlong_as_double((long long)((unsigned long long)(unsigned)h << 32 | (unsigned)l));
+}
+inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
+inline double rsqrt(double v) { return 1.0 / ::sqrt(v); }
+inline float rsqrt(float v) { return 1.0f / sqrtf(v); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float v) { return expf(v); }
+inline float __logf(float v) { return logf(v); }
+inline float __powf(float a, float b) { return powf(a, b); }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline double __fma_rn(double a, double b, double c) { return ::fma(a, b, c); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline float exp10f(float v) { return powf(10.0f, v); }
+inline double exp10(double v) { return ::pow(10.0, v); }
+inline double cospi(double v) { return ::cos(v * 3.14159265358979323846); }
+inline double sinpi(double v) { return ::sin(v * 3.14159265358979323846); }
+inline double normcdf(double v) { return 0.5 * ::erfc(-v * 0.70710678118654752440); }
+inline unsigned __brev(unsigned v) {
+  unsigned r = 0;
+  for (int i = 0; i < 32; ++i) r |= (v >> i & 1u) << (31 - i);
+  return r;
+}
+inline unsigned short __float2half_rn(float v) { return emulator_float_to_half(v); }
+inline float __half2float(unsigned short v) { return emulator_half_to_float(v); }
+
+#define SOFTWARE_GPU_MINMAX(T)                  \
+  inline T min(T a, T b) { return b < a ? b : a; } \
+  inline T max(T a, T b) { return a < b ? b : a; }
+SOFTWARE_GPU_MINMAX(int)
+SOFTWARE_GPU_MINMAX(unsigned) SOFTWARE_GPU_MINMAX(long) SOFTWARE_GPU_MINMAX(unsigned long)
+    SOFTWARE_GPU_MINMAX(long long) SOFTWARE_GPU_MINMAX(unsigned long long) inline float min(float a, float b) {
+  return fminf(a, b);
+}
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline double min(double a, double b) { return ::fmin(a, b); }
+inline double max(double a, double b) { return ::fmax(a, b); }
+inline double min(float a, double b) { return ::fmin((double)a, b); }
+inline double max(float a, double b) { return ::fmax((double)a, b); }
+inline double min(double a, float b) { return ::fmin(a, (double)b); }
+inline double max(double a, float b) { return ::fmax(a, (double)b); }
+
+#define SOFTWARE_GPU_ATOMIC(NAME, T, EXPRESSION) \
+  inline T NAME(T* p, T v) {                        \
+    T old = *p;                                     \
+    *p = (EXPRESSION);                              \
+    return old;                                     \
+  }
+#define SOFTWARE_GPU_ATOMICS(T)                                                                 \
+  SOFTWARE_GPU_ATOMIC(atomicMin, T, v < old ? v : old)                                          \
+  SOFTWARE_GPU_ATOMIC(atomicMax, T, v > old ? v : old) SOFTWARE_GPU_ATOMIC(atomicExch, T, v) \
+      SOFTWARE_GPU_ATOMIC(atomicAnd, T, old& v) SOFTWARE_GPU_ATOMIC(atomicOr, T, old | v)    \
+          SOFTWARE_GPU_ATOMIC(atomicXor, T, old ^ v) inline T                                   \
+          atomicCAS(T* p, T c, T v) {                                                              \
+    T old = *p;                                                                                    \
+    if (old == c) *p = v;                                                                          \
+    return old;                                                                                    \
+  }
+SOFTWARE_GPU_ATOMICS(int)
+SOFTWARE_GPU_ATOMICS(unsigned)
+    SOFTWARE_GPU_ATOMICS(unsigned long long) inline unsigned short atomicCAS(unsigned short* p, unsigned short c,
+                                                                                unsigned short v) {
+  unsigned short old = *p;
+  if (old == c) *p = v;
+  return old;
+}
+SOFTWARE_GPU_ATOMIC(atomicMin, long long, v < old ? v : old)
+SOFTWARE_GPU_ATOMIC(atomicMax, long long, v > old ? v : old) SOFTWARE_GPU_ATOMIC(atomicAdd, int, old + v)
+    SOFTWARE_GPU_ATOMIC(atomicAdd, unsigned long long, old + v) SOFTWARE_GPU_ATOMIC(atomicAdd, float, old + v)
+#ifndef __CUDA_ARCH__
+#define __CUDA_ARCH__ 800
+        SOFTWARE_GPU_ATOMIC(atomicAdd, double, old + v)
+#undef __CUDA_ARCH__
+#endif
+            SOFTWARE_GPU_ATOMIC(atomicSub, int, old - v) SOFTWARE_GPU_ATOMIC(atomicSub, unsigned, old - v)

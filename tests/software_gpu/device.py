@@ -1,0 +1,115 @@
+"""Makes CuPy run on the software device: call `install()` before anything imports CuPy."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.abc
+import mmap
+import os
+import struct
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from . import build
+
+LIBRARIES: dict[str, ctypes.CDLL] = {}
+_trampolines: list[mmap.mmap] = []  # code that patched functions jump to; must outlive them
+_names: list[ctypes.Array[ctypes.c_char]] = []
+
+
+def _refusal(name: str) -> int:
+    """Return the address of code that reports that `name` is not there: mov rdi, name; mov rax, function; jmp rax."""
+    text = ctypes.create_string_buffer(name.encode())
+    _names.append(text)
+    function = ctypes.cast(LIBRARIES["libcuda.so.1"].software_gpu_unsupported, ctypes.c_void_p).value
+    code = b"\x48\xbf" + struct.pack("<Q", ctypes.addressof(text)) + b"\x48\xb8" + struct.pack("<Q", function) + b"\xff\xe0"
+    if not _trampolines or _trampolines[-1].tell() + len(code) > len(_trampolines[-1]):
+        _trampolines.append(mmap.mmap(-1, 65536, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC))
+    page = _trampolines[-1]
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page)) + page.tell()
+    page.write(code)
+    return address
+
+
+def _patch(module: ModuleType) -> int:
+    """Lead every function of the CUDA runtime that is linked into an extension module to the device; return how many.
+
+    CuPy's wheels link the runtime statically, but keep its local symbols: the first 12 bytes of each function become a jump.
+    """
+    path = Path(str(module.__file__)).resolve()
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    base = min(int(line.split("-")[0], 16) for line in maps if line.rstrip().endswith(str(path)))
+    libc, device = ctypes.CDLL(None, use_errno=True), LIBRARIES["libcuda.so.1"]
+    done = 0
+    for name, value, size in build.elf_functions(path):
+        if not name.startswith("cuda") or not name[4:5].isupper() or "ApiHandle" in name or size < 12:
+            continue
+        there = getattr(device, name, None)
+        target = _refusal(name) if there is None else ctypes.cast(there, ctypes.c_void_p).value
+        page = (base + value) & ~4095
+        if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(8192), 7):
+            raise OSError(ctypes.get_errno(), f"cannot make {path.name} writable in memory")
+        ctypes.memmove(base + value, b"\x48\xb8" + struct.pack("<Q", target) + b"\xff\xe0", 12)  # mov rax, target; jmp rax
+        done += 1
+    return done
+
+
+def _no_generator(*_: Any) -> NoReturn:
+    raise NotImplementedError("the software GPU has no cupy.random.default_rng: its kernels are machine code in CuPy's wheel")
+
+
+class _BeforeCuPy(importlib.abc.MetaPathFinder):
+    """Loads the device when CuPy is imported for the first time: a program that does not import it pays nothing."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name.partition(".")[0] in ("cupy", "cupy_backends"):
+            sys.meta_path.remove(self)
+            _load()
+        return None
+
+
+_finder = _BeforeCuPy()
+
+
+def install(caches: Sequence[str] = ()) -> Path:
+    """Let CuPy run on the software device from its first import on; build the device first where it is not built.
+
+    Args:
+        caches: environment variables that name folders for what other packages compile for a GPU. Like CuPy's, they are
+            led into the device's own folder: code for this device must never meet a real one.
+
+    Returns:
+        the folder of everything that is compiled for the device.
+
+    Raises:
+        build.MissingError: what it needs is not there.
+        RuntimeError: CuPy is imported already.
+    """
+    build.ensure()
+    folder = build.kernel_folder()
+    if not LIBRARIES and _finder not in sys.meta_path:
+        if "cupy_backends" in sys.modules or "cupy" in sys.modules:
+            raise RuntimeError("CuPy is imported already: install the software GPU before that")
+        sys.meta_path.insert(0, _finder)
+    os.environ.setdefault("CUPY_ACCELERATORS", "")  # CUB's kernels are machine code for real GPUs
+    for variable in ("CUPY_CACHE_DIR", *caches):
+        os.environ[variable] = str(folder / variable.lower())
+    return folder
+
+
+def _load() -> None:
+    folder = build.ensure()
+    # In this order: the others need libcuda. CuPy's own dlopen finds each by its SONAME, as it is loaded already.
+    for name in ("libcuda.so.1", f"libnvrtc.so.{build.cuda_major()}", *(stub.name for stub in build.stubs())):
+        LIBRARIES[name] = ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+    if not _patch(importlib.import_module("cupy_backends.cuda.api.runtime")):  # before CuPy makes its first call
+        raise RuntimeError("this CuPy wheel is stripped: the CUDA runtime inside cannot be found")
+    for name in ("cupy.cuda.cub", "cupy.cuda.thrust", "cupy.random._generator_api"):  # each has a runtime of its own inside
+        _patch(importlib.import_module(name))
+    generator: Any = importlib.import_module("cupy.random._generator_api")
+    generator.init_curand = _no_generator

@@ -1,0 +1,41 @@
+"""The pytest option --software-gpu: the tests, and the programs that they start, run CuPy on the software device.
+
+Load it from a conftest.py, ``pytest_plugins = ["tests.software_gpu.pytest_plugin"]``, or with ``-p``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from . import build, device
+
+SITE = Path(__file__).resolve().parent / "site"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--software-gpu", action="store_true", help="run CuPy on a CUDA device in software instead of a GPU")
+    parser.addini("software_gpu_caches", "environment variables of packages that cache code for a GPU", type="args")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--software-gpu"):
+        return
+    caches = config.getini("software_gpu_caches")
+    try:
+        device.install(caches)
+    except build.MissingError as error:
+        raise pytest.UsageError(f"--software-gpu: {error}") from None
+    os.environ["SOFTWARE_GPU"] = " ".join(caches) or "1"
+    places = [str(SITE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in places if p))
+
+
+@pytest.fixture
+def software_gpu(request: pytest.FixtureRequest) -> None:
+    """Skip a test of the device itself unless it is in use."""
+    if not request.config.getoption("--software-gpu"):
+        pytest.skip("tests the software GPU itself; runs with --software-gpu")
