@@ -163,7 +163,8 @@ def build_into(out: Path) -> None:
     major = cuda_major()
     shutil.copytree(SOURCES / "include", out / "include")
     headers = include_folders()
-    _compile(out / "libcuda.so.1", *headers, str(SOURCES / "driver_and_runtime.cpp"), "-ldl")
+    device = [str(path) for path in sorted((SOURCES / "device").glob("*.cpp"))]
+    _compile(out / "libcuda.so.1", "-fvisibility=hidden", *headers, *device, "-ldl", "-pthread")
     settings = [f"-DSOFTWARE_GPU_CUDA={major}", f'-DSOFTWARE_GPU_FLAGS="{KERNEL_FLAGS}"']
     _compile(out / f"libnvrtc.so.{major}", *settings, str(SOURCES / "nvrtc.cpp"), "-ldl")
     # Precompiled, as every kernel starts with it.
