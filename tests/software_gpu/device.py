@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.abc
@@ -9,13 +10,16 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from . import build
+
+SCHEDULES = ("eager", "lazy", "early-copies", "early-kernels", "random:SEED")
+"""When submitted work runs, as streams, events and the host's waiting allow: csrc/device/schedule.cpp. $SOFTWARE_GPU_SCHEDULE."""
 
 LIBRARIES: dict[str, ctypes.CDLL] = {}
 _trampolines: list[mmap.mmap] = []  # code that patched functions jump to; must outlive them
@@ -102,11 +106,30 @@ def install(caches: Sequence[str] = ()) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def schedule(name: str) -> Iterator[None]:
+    """Run the work of a `with` block by another one of SCHEDULES; wait for all work before and after it.
+
+    Raises:
+        ValueError: there is no such schedule.
+    """
+    device: Any = LIBRARIES["libcuda.so.1"]
+    if not device.software_gpu_set_schedule(name.encode()):
+        raise ValueError(f"the schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
+    try:
+        yield
+    finally:
+        device.software_gpu_set_schedule((os.environ.get("SOFTWARE_GPU_SCHEDULE") or "eager").encode())
+
+
 def _load() -> None:
     folder = build.ensure()
     # In this order: the others need libcuda. CuPy's own dlopen finds each by its SONAME, as it is loaded already.
     for name in ("libcuda.so.1", f"libnvrtc.so.{build.cuda_major()}", *(stub.name for stub in build.stubs())):
         LIBRARIES[name] = ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+    name = os.environ.get("SOFTWARE_GPU_SCHEDULE") or "eager"
+    if not LIBRARIES["libcuda.so.1"].software_gpu_set_schedule(name.encode()):
+        raise ValueError(f"SOFTWARE_GPU_SCHEDULE must be one of {', '.join(SCHEDULES)}, got {name!r}")
     if not _patch(importlib.import_module("cupy_backends.cuda.api.runtime")):  # before CuPy makes its first call
         raise RuntimeError("this CuPy wheel is stripped: the CUDA runtime inside cannot be found")
     for name in ("cupy.cuda.cub", "cupy.cuda.thrust", "cupy.random._generator_api"):  # each has a runtime of its own inside

@@ -7,9 +7,13 @@
 #define API extern "C" __attribute__((visibility("default")))
 typedef void* S;
 extern "C" int software_gpu_submit(S, void (*)(void*), void*, void (*)(void*));
+extern "C" int cudaStreamSynchronize(S);
+extern "C" int cudaDeviceSynchronize();
 struct H {
   S stream = nullptr;
   int math = 0, pointer = 0, atomics = 0;
+  void* workspace = nullptr;  // the caller's; a product overwrites its beginning when it runs
+  size_t room = 0;
 };
 API int cublasCreate_v2(H** h) {
   *h = new H;
@@ -17,7 +21,7 @@ API int cublasCreate_v2(H** h) {
 }
 API int cublasDestroy_v2(H* h) {
   delete h;
-  return 0;
+  return cudaDeviceSynchronize() ? 14 : 0;  // cuBLAS does so, too: it frees what belongs to the handle
 }
 API int cublasGetVersion_v2(H*, int* v) {
   *v = 120900;
@@ -25,13 +29,19 @@ API int cublasGetVersion_v2(H*, int* v) {
 }
 API int cublasSetStream_v2(H* h, S s) {
   h->stream = s;
+  h->workspace = nullptr;  // as in cuBLAS
+  h->room = 0;
   return 0;
 }
 API int cublasGetStream_v2(H* h, S* s) {
   *s = h->stream;
   return 0;
 }
-API int cublasSetWorkspace_v2(H*, void*, size_t) { return 0; }
+API int cublasSetWorkspace_v2(H* h, void* p, size_t n) {
+  h->workspace = p;
+  h->room = n < 4096 ? n : 4096;
+  return 0;
+}
 API int cublasSetAtomicsMode(H* h, int m) {
   h->atomics = m;
   return 0;
@@ -99,10 +109,13 @@ struct Product {
   int st;
   std::vector<const void*> la, lb;
   std::vector<void*> lc;
+  void* workspace;
+  size_t room;
 };
 static int width(int t) { return t == 1 ? 8 : t == 0 ? 4 : 2; }
 static void work(void* d) {
   Product& p = *(Product*)d;
+  if (p.room) memset(p.workspace, 0xff, p.room);
   if (p.palpha) p.alpha = get(p.palpha, p.st, 0), p.beta = get(p.pbeta, p.st, 0);
   std::vector<double> a((size_t)p.m * p.k), b((size_t)p.k * p.n);
   auto rounded = [&](double v) {
@@ -148,6 +161,7 @@ static int go(H* h, int ta, int tb, int m, int n, int k, const void* al, const v
   if (!known(at) || !known(bt) || !known(ct) || at != bt || (at == 1) != (ct == 1) || (at == 0 && ct != 0)) return 15;
   Product* p = new Product{ta, tb, m, n, k, at, bt, ct, lda, ldb, ldc, batch, tf32 && at == 0, 0, 0, a, b, c, sa, sb, sc};
   p->st = st;
+  p->workspace = h->workspace, p->room = h->room;
   if (h->pointer == 0)
     p->alpha = get(al, st, 0), p->beta = get(be, st, 0);
   else
@@ -204,6 +218,7 @@ API int cublasSdot_v2(H* h, int n, const float* x, int ix, const float* y, int i
   h->pointer = 0;
   int e = go(h, 1, 1, 1, 1, n, &one, x, 0, n < 1 ? 1 : n, 0, y, 0, 1, 0, &zero, r, 0, 1, 0, 1, 0);
   h->pointer = before;
+  if (!e && !before) e = cudaStreamSynchronize(h->stream) ? 13 : 0;  // the result is in the host's memory
   return ix == 1 && iy == 1 ? e : 15;
 }
 API int cublasDdot_v2(H* h, int n, const double* x, int ix, const double* y, int iy, double* r) {
@@ -212,6 +227,7 @@ API int cublasDdot_v2(H* h, int n, const double* x, int ix, const double* y, int
   h->pointer = 0;
   int e = go(h, 1, 1, 1, 1, n, &one, x, 1, n < 1 ? 1 : n, 0, y, 1, 1, 0, &zero, r, 1, 1, 0, 1, 1);
   h->pointer = before;
+  if (!e && !before) e = cudaStreamSynchronize(h->stream) ? 13 : 0;  // the result is in the host's memory
   return ix == 1 && iy == 1 ? e : 15;
 }
 struct Batched {

@@ -4,7 +4,7 @@
 namespace software_gpu {
 
 struct Exec {
-  std::vector<Work> work;
+  std::shared_ptr<std::vector<Work>> work;  // also of launches that have not run yet
 };
 
 bool any_blocking_capture() {
@@ -58,7 +58,7 @@ API cudaError_t cudaStreamIsCapturing(cudaStream_t st, cudaStreamCaptureStatus* 
 }
 API cudaError_t cudaGraphInstantiate(cudaGraphExec_t* x, cudaGraph_t gr, unsigned long long) {
   Guard g(lock);
-  *x = (cudaGraphExec_t) new Exec{((Graph*)gr)->work};
+  *x = (cudaGraphExec_t) new Exec{std::make_shared<std::vector<Work>>(((Graph*)gr)->work)};
   return cudaSuccess;
 }
 API cudaError_t cudaGraphDestroy(cudaGraph_t gr) {
@@ -68,7 +68,6 @@ API cudaError_t cudaGraphDestroy(cudaGraph_t gr) {
 }
 API cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x) {
   Guard g(lock);
-  drain_all();
   delete (Exec*)x;
   return cudaSuccess;
 }
@@ -77,7 +76,7 @@ API cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t st) {
   Guard g(lock);
   Stream* s = find(st);
   if (!s) return fail(cudaErrorInvalidResourceHandle);
-  std::vector<Work>* work = &((Exec*)x)->work;
+  std::shared_ptr<std::vector<Work>> work = ((Exec*)x)->work;
   return submit(s, [=] {
     for (Work& w : *work)
       if (!sticky) w();

@@ -3,7 +3,8 @@
 // errors.cpp      settings, the last error and the sticky one, names of errors
 // properties.cpp  devices, versions, attributes
 // memory.cpp      device memory and pinned memory, copies
-// streams.cpp     streams, events, and when submitted work runs
+// streams.cpp     streams and events
+// schedule.cpp    when submitted work runs
 // capture.cpp     recording streams into graphs, and running these
 // modules.cpp     modules, functions, launches
 #pragma once
@@ -32,7 +33,6 @@ using Guard = std::lock_guard<std::recursive_mutex>;
 
 // ---- errors.cpp: settings and errors ----
 
-extern const bool lazy;           // $SOFTWARE_GPU_LAZY: work waits in its stream until something demands it
 extern const bool debug;          // $SOFTWARE_GPU_DEBUG: every error to stderr
 extern const int device_count;    // $SOFTWARE_GPU_COUNT
 extern const int arch;            // $SOFTWARE_GPU_ARCH: compute capability, 80 for 8.0
@@ -46,7 +46,7 @@ extern std::string problem;  // its description
 // Make `e` this thread's last error and return it.
 cudaError_t fail(cudaError_t e);
 
-// ---- streams.cpp: streams, events and the order of work ----
+// ---- streams.cpp: streams and events ----
 
 using Work = std::function<void()>;
 struct Capture;
@@ -56,9 +56,11 @@ struct Point {  // in a stream: the end of its operation of that number, counted
   Stream* stream;
   unsigned long long number;
 };
+enum class Kind { kernel, copy, mark };  // mark: an event. Graphs, host functions and copies within the device are kernels
 struct Op {
   Work work;
   std::vector<Point> after;
+  Kind kind;
 };
 struct Stream {
   bool blocking;  // waits for the legacy stream, and that one for it
@@ -69,6 +71,9 @@ struct Stream {
   unsigned long long submitted = 0, executed = 0;
   std::vector<Point> pending;  // what the next operation has to wait for
   Capture* capture = nullptr;
+  int asked = 0;  // whether its work is done, since it last ran something
+  unsigned long long serial = ++made;
+  inline static unsigned long long made = 0;
 };
 struct Event {
   unsigned flags;
@@ -81,15 +86,21 @@ struct Event {
 
 extern Stream legacy;
 extern std::set<Stream*> streams;
+extern std::vector<Stream*> leftover;  // destroyed ones; those whose work has run are dropped some time
 
 // Return the stream of a handle, or nullptr.
 Stream* find(cudaStream_t handle);
+
+// ---- schedule.cpp: when work runs ----
+
 // Put work at the end of a stream, or into the graph that it records.
-cudaError_t submit(Stream* stream, Work work);
+cudaError_t submit(Stream* stream, Work work, Kind kind = Kind::kernel);
 // Run what a stream has up to an operation's number; everything that it has; everything that all have.
 void run(Stream* stream, unsigned long long upto);
 void drain(Stream* stream);
 void drain_all();
+// Return whether a stream has run up to an operation's number. Does not run it, unless asked very often.
+bool done(Stream* stream, unsigned long long upto);
 
 // ---- capture.cpp ----
 

@@ -9,7 +9,6 @@ static int setting(const char* name, int otherwise) {
   const char* text = getenv(name);
   return text && *text ? atoi(text) : otherwise;
 }
-const bool lazy = setting("SOFTWARE_GPU_LAZY", 0);
 const bool debug = setting("SOFTWARE_GPU_DEBUG", 0);
 const int device_count = setting("SOFTWARE_GPU_COUNT", 1);
 const int arch = setting("SOFTWARE_GPU_ARCH", 80);

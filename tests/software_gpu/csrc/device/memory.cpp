@@ -102,30 +102,40 @@ static cudaError_t check_copy(void* dst, const void* src, size_t n, cudaMemcpyKi
     return fail(cudaErrorInvalidValue);
   return cudaSuccess;
 }
+// Submit a copy. Memory of the host that is not pinned is read before the call returns, and written when it returns; pinned
+// memory is read and written when the copy runs.
+static cudaError_t copy(Stream* s, void* dst, const void* src, size_t n) {
+  bool from_host = !inside(device_memory, src), to_host = !inside(device_memory, dst);
+  bool pageable_source = from_host && !inside(host_memory, src), pageable_target = to_host && !inside(host_memory, dst);
+  if (s->capture && (pageable_source || pageable_target)) {
+    s->capture->invalid = true;
+    return fail(cudaErrorStreamCaptureUnsupported);
+  }
+  Kind kind = from_host || to_host ? Kind::copy : Kind::kernel;
+  if (pageable_source && !to_host) {
+    auto staged = std::make_shared<std::string>((const char*)src, n);
+    return submit(s, [=] { memcpy(dst, staged->data(), n); }, kind);
+  }
+  cudaError_t e = submit(s, [=] { memmove(dst, src, n); }, kind);
+  if (!e && pageable_target) drain(s);
+  return e;
+}
 API cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t n, cudaMemcpyKind kind, cudaStream_t st) {
   Guard g(lock);
   Stream* s = find(st);
   if (!s) return fail(cudaErrorInvalidResourceHandle);
   if (cudaError_t e = check_copy(dst, src, n, kind)) return e;
-  bool from_host = !inside(device_memory, src), to_host = !inside(device_memory, dst);
-  if (!s->capture && lazy && from_host && !inside(host_memory, src)) {  // pageable: staged before the call returns
-    auto copy = std::make_shared<std::string>((const char*)src, n);
-    return submit(s, [=] { memcpy(dst, copy->data(), n); });
-  }
-  if (s->capture && ((from_host && !inside(host_memory, src)) || (to_host && !inside(host_memory, dst)))) {
-    s->capture->invalid = true;
-    return fail(cudaErrorStreamCaptureUnsupported);
-  }
-  cudaError_t e = submit(s, [=] { memmove(dst, src, n); });
-  if (!e && !s->capture && to_host && !inside(host_memory, dst)) drain(s);  // pageable: returns when done
-  return e;
+  return copy(s, dst, src, n);
 }
 API cudaError_t cudaMemcpy(void* dst, const void* src, size_t n, cudaMemcpyKind kind) {
   Guard g(lock);
   if (cudaError_t e = capture_refuses()) return e;
   if (cudaError_t e = check_copy(dst, src, n, kind)) return e;
-  cudaError_t e = submit(&legacy, [=] { memmove(dst, src, n); });
-  if (!e && kind != cudaMemcpyDeviceToDevice) drain(&legacy);
+  bool from_host = !inside(device_memory, src), to_host = !inside(device_memory, dst);
+  bool staged = from_host && !to_host && !inside(host_memory, src);
+  if (staged) drain(&legacy);  // before the copy, not after it: the call returns when the source has been read
+  cudaError_t e = copy(&legacy, dst, src, n);
+  if (!e && !staged && (from_host || to_host)) drain(&legacy);
   return e;
 }
 API cudaError_t cudaMemcpyPeerAsync(void* d, int, const void* s, int, size_t n, cudaStream_t st) {
@@ -136,7 +146,7 @@ API cudaError_t cudaMemsetAsync(void* p, int v, size_t n, cudaStream_t st) {
   Guard g(lock);
   Stream* s = find(st);
   if (!s) return fail(cudaErrorInvalidResourceHandle);
-  return submit(s, [=] { memset(p, v, n); });
+  return submit(s, [=] { memset(p, v, n); }, Kind::copy);
 }
 API cudaError_t cudaMemset(void* p, int v, size_t n) { return cudaMemsetAsync(p, v, n, nullptr); }
 API cudaError_t cudaMemcpy2DAsync(void* d, size_t dp, const void* s, size_t sp, size_t w, size_t h, cudaMemcpyKind k, cudaStream_t st) {

@@ -1,4 +1,4 @@
-// Streams, events, and when submitted work runs.
+// Streams and events.
 #include "device.hpp"
 
 #include <chrono>
@@ -7,54 +7,12 @@ namespace software_gpu {
 
 Stream legacy{true, 0, 0, 0};
 std::set<Stream*> streams{&legacy};
-static std::set<Stream*> destroyed;  // kept, so that points on them stay valid
+std::vector<Stream*> leftover;
 
 Stream* find(cudaStream_t s) {
   if (s == nullptr || s == cudaStreamLegacy || s == cudaStreamPerThread) return &legacy;
   Stream* found = (Stream*)s;
   return streams.count(found) ? found : nullptr;
-}
-void run(Stream* s, unsigned long long upto) {
-  while (s->executed < upto) {
-    Op op = std::move(s->queue.front());
-    s->queue.pop_front();
-    for (Point& p : op.after) run(p.stream, p.number);
-    ++s->executed;  // a point on this very operation must not be waited for twice
-    if (sticky == cudaSuccess) op.work();
-  }
-}
-void drain(Stream* s) {
-  run(s, s->submitted);
-  for (Point& p : s->pending) run(p.stream, p.number);
-  s->pending.clear();
-}
-void drain_all() {
-  std::vector<Stream*> all(streams.begin(), streams.end());
-  for (size_t i = all.size(); i-- > 0;) drain(all[i]);
-}
-
-cudaError_t submit(Stream* s, Work work) {
-  if (sticky != cudaSuccess) return fail(sticky);
-  if (s->capture) {
-    s->capture->graph->work.push_back(std::move(work));
-    return cudaSuccess;
-  }
-  if (s == &legacy && any_blocking_capture()) {
-    for (Stream* x : streams)
-      if (x->capture && x->blocking) x->capture->invalid = true;
-    return fail(cudaErrorStreamCaptureImplicit);
-  }
-  Op op{std::move(work), std::move(s->pending)};
-  s->pending.clear();
-  if (s == &legacy) {
-    for (Stream* x : streams)
-      if (x != s && x->blocking) op.after.push_back({x, x->submitted});
-  } else if (s->blocking)
-    op.after.push_back({&legacy, legacy.submitted});
-  s->queue.push_back(std::move(op));
-  ++s->submitted;
-  if (!lazy) drain(s);
-  return sticky != cudaSuccess ? fail(sticky) : cudaSuccess;
 }
 static double now() { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -86,8 +44,7 @@ API cudaError_t cudaStreamDestroy(cudaStream_t st) {
   Stream* s = find(st);
   if (!s || s == &legacy) return fail(cudaErrorInvalidResourceHandle);
   streams.erase(s);
-  destroyed.insert(s);
-  drain(s);
+  leftover.push_back(s);  // its work still runs; it is never deleted, so points on it stay valid
   return cudaSuccess;
 }
 API cudaError_t cudaStreamGetFlags(cudaStream_t st, unsigned* f) {
@@ -129,11 +86,7 @@ API cudaError_t cudaStreamQuery(cudaStream_t st) {
     s->capture->invalid = true;
     return fail(cudaErrorStreamCaptureUnsupported);
   }
-  if (s->executed < s->submitted) {
-    drain(s);
-    return cudaErrorNotReady;
-  }
-  return cudaSuccess;
+  return done(s, s->submitted) ? cudaSuccess : cudaErrorNotReady;
 }
 API cudaError_t cudaStreamWaitEvent(cudaStream_t st, cudaEvent_t ev, unsigned) {
   Guard g(lock);
@@ -194,7 +147,7 @@ API cudaError_t cudaEventRecord(cudaEvent_t ev, cudaStream_t st) {
   }
   e->time = std::make_shared<double>(0);
   auto time = e->time;
-  cudaError_t r = submit(s, [=] { *time = now(); });
+  cudaError_t r = submit(s, [=] { *time = now(); }, Kind::mark);
   e->recorded = true;
   e->stream = s;
   e->number = s->submitted;
@@ -214,11 +167,7 @@ API cudaError_t cudaEventQuery(cudaEvent_t ev) {
   Guard g(lock);
   Event* e = (Event*)ev;
   if (e->capture) return fail(cudaErrorCapturedEvent);
-  if (e->recorded && e->stream->executed < e->number) {
-    run(e->stream, e->number);
-    return cudaErrorNotReady;
-  }
-  return cudaSuccess;
+  return !e->recorded || done(e->stream, e->number) ? cudaSuccess : cudaErrorNotReady;
 }
 API cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {
   Guard g(lock);

@@ -1,0 +1,151 @@
+// When submitted work runs: any order is allowed that the streams, the events and the host's waiting leave open.
+//
+//   eager          at once
+//   lazy           when something waits for it: shows work that relies on other work without waiting for it
+//   early-copies   copies to and from the host and memsets as soon as their stream and its events allow, everything else when
+//                  something waits for it: shows a copy that overwrites what is still read, or reads what is not yet written
+//   early-kernels  the converse
+//   random:SEED    by turns, drawn anew at each call; the same for the same calls in one thread
+#include "device.hpp"
+
+#include <algorithm>
+#include <random>
+
+namespace software_gpu {
+
+enum class Mode { eager, lazy, early_copies, early_kernels, random };
+static Mode mode = Mode::eager;
+static std::mt19937 turns;
+
+static const int PATIENCE = 100;  // so many questions whether work is done are answered with no before it is run
+
+static bool runnable(const Stream* s) {
+  if (s->queue.empty()) return false;
+  for (const Point& p : s->queue.front().after)
+    if (p.stream->executed < p.number) return false;
+  return true;
+}
+static void step(Stream* s) {
+  Op op = std::move(s->queue.front());
+  s->queue.pop_front();
+  for (Point& p : op.after) run(p.stream, p.number);
+  ++s->executed;  // a point on this very operation must not be waited for twice
+  s->asked = 0;
+  if (sticky == cudaSuccess) op.work();
+}
+// Every stream, in the order in which they were made; of the destroyed ones those whose work has not run.
+static std::vector<Stream*> in_order() {
+  for (auto i = leftover.begin(); i != leftover.end();) i = (*i)->queue.empty() ? leftover.erase(i) : std::next(i);
+  std::vector<Stream*> all(streams.begin(), streams.end());
+  all.insert(all.end(), leftover.begin(), leftover.end());
+  std::sort(all.begin(), all.end(), [](const Stream* a, const Stream* b) { return a->serial < b->serial; });
+  return all;
+}
+// Run one operation that may run now, of any stream; return whether there was one.
+static bool any_step() {
+  std::vector<Stream*> ready;
+  for (Stream* s : in_order())
+    if (runnable(s)) ready.push_back(s);
+  if (ready.empty()) return false;
+  step(ready[turns() % ready.size()]);
+  return true;
+}
+// Run what the schedule lets run ahead.
+static void go_ahead() {
+  if (mode == Mode::random) {
+    for (unsigned count = turns() % 3; count && any_step(); --count) {
+    }
+    return;
+  }
+  if (mode != Mode::early_copies && mode != Mode::early_kernels) return;
+  const Kind early = mode == Mode::early_copies ? Kind::copy : Kind::kernel;
+  std::vector<Stream*> all = in_order();
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (Stream* s : all)
+      while (runnable(s) && (s->queue.front().kind == early || s->queue.front().kind == Kind::mark)) {
+        step(s);
+        moved = true;
+      }
+  }
+}
+
+void run(Stream* s, unsigned long long upto) {
+  while (s->executed < upto)
+    if (mode != Mode::random || !any_step()) step(s);
+}
+void drain(Stream* s) {
+  run(s, s->submitted);
+  for (Point& p : s->pending) run(p.stream, p.number);
+  s->pending.clear();
+}
+void drain_all() {
+  std::vector<Stream*> all = in_order();
+  for (size_t i = all.size(); i-- > 0;) drain(all[i]);
+}
+bool done(Stream* s, unsigned long long upto) {
+  if (s->executed >= upto) return true;
+  if (mode == Mode::random) go_ahead();
+  else if (++s->asked >= PATIENCE) run(s, upto);
+  return false;
+}
+
+cudaError_t submit(Stream* s, Work work, Kind kind) {
+  if (sticky != cudaSuccess) return fail(sticky);
+  if (s->capture) {
+    s->capture->graph->work.push_back(std::move(work));
+    return cudaSuccess;
+  }
+  if (s == &legacy && any_blocking_capture()) {
+    for (Stream* x : streams)
+      if (x->capture && x->blocking) x->capture->invalid = true;
+    return fail(cudaErrorStreamCaptureImplicit);
+  }
+  Op op{std::move(work), std::move(s->pending), kind};
+  s->pending.clear();
+  if (s == &legacy) {
+    for (Stream* x : in_order())
+      if (x != s && x->blocking) {
+        op.after.push_back({x, x->submitted});
+        op.after.insert(op.after.end(), x->pending.begin(), x->pending.end());
+      }
+  } else if (s->blocking) {
+    op.after.push_back({&legacy, legacy.submitted});
+    op.after.insert(op.after.end(), legacy.pending.begin(), legacy.pending.end());
+  }
+  s->queue.push_back(std::move(op));
+  ++s->submitted;
+  if (mode == Mode::eager)
+    drain(s);
+  else
+    go_ahead();
+  return sticky != cudaSuccess ? fail(sticky) : cudaSuccess;
+}
+
+}  // namespace software_gpu
+
+using namespace software_gpu;
+
+// Change the schedule, once everything submitted so far has run. Returns whether the name is one.
+API int software_gpu_set_schedule(const char* name) {
+  static const std::map<std::string, Mode> modes{{"eager", Mode::eager},
+                                                 {"lazy", Mode::lazy},
+                                                 {"early-copies", Mode::early_copies},
+                                                 {"early-kernels", Mode::early_kernels},
+                                                 {"random", Mode::random}};
+  Guard g(lock);
+  std::string word(name), seed;
+  if (word.rfind("random:", 0) == 0) {
+    seed = word.substr(7);
+    word = "random";
+    if (seed.empty() || seed.find_first_not_of("0123456789") != std::string::npos) return 0;
+  } else if (word == "random") {
+    return 0;
+  }
+  auto found = modes.find(word);
+  if (found == modes.end()) return 0;
+  drain_all();
+  mode = found->second;
+  if (mode == Mode::random) turns.seed((unsigned)strtoul(seed.c_str(), nullptr, 10));
+  return 1;
+}

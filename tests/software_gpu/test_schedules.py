@@ -1,0 +1,305 @@
+"""Schedules of the software device: every order that streams, events and the host's waiting allow, and no other one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.software_gpu import device
+
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("software_gpu")]
+
+SIZE = 64
+OUT_OF_ORDER = ("lazy", "early-copies", "early-kernels", *(f"random:{seed}" for seed in range(8)))
+EVERY = ("eager", *OUT_OF_ORDER)
+
+
+@pytest.fixture
+def cupy() -> Any:
+    import cupy
+
+    x = cupy.zeros(SIZE)
+    x += 1  # compiled before a schedule begins
+    x.copy()
+    return cupy
+
+
+def pinned(cupy: Any, value: float) -> np.ndarray[Any, Any]:
+    """Return a pinned array of a value."""
+    array = np.frombuffer(cupy.cuda.alloc_pinned_memory(8 * SIZE), np.float64, SIZE)
+    array[...] = value
+    return array
+
+
+class Program:
+    """Two streams, an array on the device, and pinned memory: what the cases below are made of."""
+
+    def __init__(self, cupy: Any, blocking: bool = False) -> None:
+        self.cupy = cupy
+        self.first = cupy.cuda.Stream(non_blocking=not blocking)
+        self.second = cupy.cuda.Stream(non_blocking=not blocking)
+        self.x, self.y = cupy.zeros(SIZE), cupy.zeros(SIZE)
+        self.host, self.back = pinned(cupy, 7.0), pinned(cupy, -1.0)
+        cupy.cuda.runtime.deviceSynchronize()
+
+    def upload(self, stream: Any, target: Any = None, source: Any = None) -> None:
+        """Enqueue a copy from the host to the device."""
+        source = self.host if source is None else source
+        target = self.x if target is None else target
+        runtime = self.cupy.cuda.runtime
+        runtime.memcpyAsync(target.data.ptr, source.ctypes.data, target.nbytes, runtime.memcpyHostToDevice, stream.ptr)
+
+    def download(self, stream: Any, source: Any = None) -> None:
+        """Enqueue a copy from the device to the host."""
+        runtime, source = self.cupy.cuda.runtime, self.x if source is None else source
+        runtime.memcpyAsync(self.back.ctypes.data, source.data.ptr, source.nbytes, runtime.memcpyDeviceToHost, stream.ptr)
+
+    def add(self, stream: Any, x: Any = None, to: Any = None) -> None:
+        """Enqueue a kernel: `to` = x + 1."""
+        with stream:
+            x = self.x if x is None else x
+            self.cupy.add(x, 1.0, out=x if to is None else to)
+
+
+def upload_then_kernel(p: Program, wait: bool) -> float:
+    """A kernel reads what a copy on another stream writes."""
+    p.upload(p.first)
+    if wait:
+        p.second.wait_event(p.first.record())
+    p.add(p.second, to=p.y)
+    p.second.synchronize()
+    return float(p.y.get(stream=p.second)[0])  # 8
+
+
+def kernel_then_upload(p: Program, wait: bool) -> float:
+    """A copy overwrites what a kernel on another stream still reads."""
+    p.add(p.first, to=p.y)
+    if wait:
+        p.second.wait_event(p.first.record())
+    p.upload(p.second)
+    p.first.synchronize()
+    p.second.synchronize()
+    return float(p.y.get(stream=p.first)[0]) + 7  # 1 + 7
+
+
+def download_then_kernel(p: Program, wait: bool) -> float:
+    """A kernel overwrites what a copy to the host on another stream still reads."""
+    p.upload(p.first)
+    p.first.synchronize()
+    p.download(p.first)
+    if wait:
+        p.second.wait_event(p.first.record())
+    p.add(p.second)
+    p.second.synchronize()
+    p.first.synchronize()
+    return float(p.back[0]) + 1  # 7 + 1
+
+
+def refill_pinned(p: Program, wait: bool) -> float:
+    """The host writes pinned memory that a copy still reads."""
+    p.upload(p.first)
+    if wait:
+        p.first.record().synchronize()
+    p.host[...] = 100
+    p.first.synchronize()
+    return float(p.x.get(stream=p.first)[0]) + 1  # 7 + 1
+
+
+def read_pinned(p: Program, wait: bool) -> float:
+    """The host reads pinned memory that a copy has yet to write."""
+    p.upload(p.first)
+    p.add(p.first)
+    p.download(p.first)
+    if wait:
+        p.first.synchronize()
+    return float(p.back[0])  # 8
+
+
+def replay_then_read(p: Program, wait: bool) -> float:
+    """A stream reads what a graph writes on another one."""
+    p.upload(p.first)
+    p.first.begin_capture()
+    p.add(p.first, to=p.y)
+    graph = p.first.end_capture()
+    graph.launch(p.first)
+    if wait:
+        p.second.wait_event(p.first.record())
+    return float(p.y.get(stream=p.second)[0])  # 8
+
+
+HAZARDS: dict[str, tuple[Callable[[Program, bool], float], set[str]]] = {
+    "upload, kernel": (upload_then_kernel, {"lazy", "early-kernels"}),
+    "kernel, upload": (kernel_then_upload, {"early-copies"}),
+    "download, kernel": (download_then_kernel, {"early-kernels", "lazy"}),
+    "refill pinned memory": (refill_pinned, {"lazy", "early-kernels"}),
+    "read pinned memory": (read_pinned, {"lazy", "early-copies", "early-kernels"}),
+    "replay, read": (replay_then_read, {"lazy", "early-copies", "early-kernels"}),
+}
+
+
+@pytest.mark.parametrize("schedule", EVERY)
+@pytest.mark.parametrize("name", HAZARDS)
+def test_work_that_waits_is_right_in_every_order(cupy, name, schedule):
+    with device.schedule(schedule):
+        assert HAZARDS[name][0](Program(cupy), True) == 8
+
+
+@pytest.mark.parametrize("name", HAZARDS)
+def test_a_missing_wait_shows(cupy, name):
+    program, shown_by = HAZARDS[name]
+
+    def wrong(schedule: str) -> bool:
+        with device.schedule(schedule):
+            return program(Program(cupy), False) != 8
+
+    assert {schedule for schedule in OUT_OF_ORDER[:3] if wrong(schedule)} == shown_by
+    assert any(wrong(f"random:{seed}") for seed in range(40))
+    assert not wrong("eager")
+
+
+def test_pageable_memory_is_read_before_the_call_returns(cupy):
+    for schedule in EVERY:
+        with device.schedule(schedule):
+            p = Program(cupy)
+            source = np.full(SIZE, 3.0)
+            p.upload(p.first, source=source)
+            source[...] = 9
+            assert p.x.get(stream=p.first)[0] == 3
+            cupy.cuda.runtime.memcpy(p.x.data.ptr, source.ctypes.data, source.nbytes, cupy.cuda.runtime.memcpyHostToDevice)
+            source[...] = 11
+            assert p.x.get(stream=cupy.cuda.Stream.null)[0] == 9
+
+
+@pytest.mark.parametrize("schedule", EVERY)
+def test_the_legacy_stream_and_blocking_ones_wait_for_each_other(cupy, schedule):
+    with device.schedule(schedule):
+        p = Program(cupy, blocking=True)
+        null = cupy.cuda.Stream.null
+        p.upload(p.first)
+        p.add(null)
+        p.add(p.second)
+        assert p.x.get(stream=p.second)[0] == 9
+        p.add(p.second, to=p.y)
+        p.upload(null, p.x, pinned(cupy, 50.0))
+        null.synchronize()
+        assert p.y.get(stream=null)[0] == 10
+
+
+def test_the_legacy_stream_does_not_wait_for_others(cupy):
+    with device.schedule("lazy"):
+        p = Program(cupy)
+        p.upload(p.first)
+        assert p.x.get(stream=cupy.cuda.Stream.null)[0] == 0
+        p = Program(cupy)
+        p.add(cupy.cuda.Stream.null)
+        assert p.x.get(stream=p.first)[0] == 0
+
+
+def test_a_wait_is_for_what_the_event_stood_for_then(cupy):
+    with device.schedule("lazy"):
+        p = Program(cupy)
+        event = cupy.cuda.Event()
+        p.upload(p.first)
+        event.record(p.first)
+        p.second.wait_event(event)
+        p.add(p.first)
+        event.record(p.first)
+        assert p.x.get(stream=p.second)[0] == 7
+        p.second.wait_event(event)
+        assert p.x.get(stream=p.second)[0] == 8
+
+
+@pytest.mark.parametrize("schedule", EVERY)
+def test_freeing_memory_waits_for_all_work(cupy, schedule):
+    runtime = cupy.cuda.runtime
+    with device.schedule(schedule):
+        p = Program(cupy)
+        pointer = runtime.malloc(8 * SIZE)
+        runtime.memcpyAsync(pointer, p.host.ctypes.data, 8 * SIZE, runtime.memcpyHostToDevice, p.first.ptr)
+        runtime.memcpyAsync(p.back.ctypes.data, pointer, 8 * SIZE, runtime.memcpyDeviceToHost, p.first.ptr)
+        runtime.free(pointer)
+        assert p.back[0] == 7
+
+
+@pytest.mark.parametrize("schedule", EVERY)
+def test_work_of_a_destroyed_stream_runs(cupy, schedule):
+    with device.schedule(schedule):
+        p = Program(cupy)
+        p.upload(p.first)
+        p.add(p.first)
+        event = p.first.record()
+        p.first = None
+        p.second.wait_event(event)
+        assert p.x.get(stream=p.second)[0] == 8
+        third = cupy.cuda.Stream(non_blocking=True)
+        p.upload(third)
+        del third
+        cupy.cuda.runtime.deviceSynchronize()
+        assert p.x.get(stream=p.second)[0] == 7
+
+
+@pytest.mark.parametrize("schedule", EVERY)
+def test_a_destroyed_graph_still_runs_where_it_was_launched(cupy, schedule):
+    with device.schedule(schedule):
+        p = Program(cupy)
+        p.upload(p.first)
+        p.first.begin_capture()
+        p.add(p.first)
+        graph = p.first.end_capture()
+        graph.launch(p.first)
+        graph.launch(p.first)
+        del graph
+        assert p.x.get(stream=p.first)[0] == 9
+
+
+def test_asking_whether_work_is_done_does_not_make_it_done_but_ends(cupy):
+    with device.schedule("lazy"):
+        p = Program(cupy)
+        p.upload(p.first)
+        event = p.first.record()
+        assert not event.done
+        assert not p.first.done
+        asked = 0
+        while not event.done:
+            asked += 1
+            assert asked < 1000
+        assert p.x.get(stream=p.second)[0] == 7
+
+
+def test_times_of_events_are_those_of_the_work(cupy):
+    for schedule in EVERY:
+        with device.schedule(schedule):
+            p = Program(cupy)
+            begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+            begin.record(p.first)
+            p.add(p.first)
+            end.record(p.first)
+            end.synchronize()
+            assert cupy.cuda.get_elapsed_time(begin, end) >= 0
+
+
+def test_a_random_order_is_that_of_its_seed(cupy):
+    def orders(schedule: str) -> list[float]:
+        with device.schedule(schedule):
+            found = []
+            for _ in range(20):
+                p = Program(cupy)
+                for stream in (p.first, p.second, p.first, p.second):
+                    p.upload(stream)
+                    p.add(stream)
+                p.download(p.first)
+                p.first.synchronize()
+                found.append(float(p.back[0]))
+            return found
+
+    assert orders("random:1") == orders("random:1")
+    assert len({tuple(orders(f"random:{seed}")) for seed in range(4)}) > 1
+
+
+def test_a_name_that_is_no_schedule():
+    for name in ("", "early", "random", "random:", "random:x"):
+        with pytest.raises(ValueError, match="early-copies"), device.schedule(name):
+            pass
