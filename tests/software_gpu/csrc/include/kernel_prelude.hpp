@@ -35,7 +35,7 @@ int sizes(void (*)(A...), const size_t** p) {
 
 // -ftz=true is about float: a kernel that has doubles among its arguments keeps its subnormal numbers.
 template <typename F>
-constexpr bool has_double(F*) {
+constexpr bool wide(F*) {
   return std::string_view(__PRETTY_FUNCTION__).find("double") != std::string_view::npos;
 }
 struct Flush {  // while it lives, subnormal numbers are zero, read and written
@@ -49,7 +49,7 @@ struct Flush {  // while it lives, subnormal numbers are zero, read and written
 template <bool flush, typename T>
 const char* run(T* what, const unsigned* grid, const unsigned* block, void** arguments) {
   if constexpr (std::is_function_v<T>) {
-    Flush flushed(flush && !has_double(what));
+    Flush flushed(flush && !wide(what));
     return emulator::launch(what, grid, block, arguments);
   } else {
     return "it is a variable, not a kernel";
