@@ -76,7 +76,7 @@ __device__ inline float16 round_to<float16>(float v) {
 template <>
 __device__ inline bfloat16 round_to<bfloat16>(float v) {
   bfloat16 narrow;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(v));
 #else
   // Round to nearest, ties to even, on the upper half of a float's bits.

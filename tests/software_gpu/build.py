@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wl,--no-undefined"]
-KERNEL_FLAGS = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -ffp-contract=off -fvisibility=hidden -w"
+_KERNEL_FLAGS = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -ffp-contract=off -fvisibility=hidden -w"
 
 
 class MissingError(RuntimeError):
@@ -71,6 +71,11 @@ def cuda_major() -> int:
     return int(_distribution().name[len("cupy-cuda") :][:2])
 
 
+def kernel_flags() -> str:
+    """Return g++'s flags for kernels. What a kernel is precompiled with and compiled with has to agree."""
+    return f"{_KERNEL_FLAGS} -D__CUDACC_VER_MAJOR__={cuda_major()} -D__CUDACC_VER_MINOR__={9 if cuda_major() == 12 else 0}"
+
+
 def cupy_folder() -> Path:
     """Return the folder of the package cupy, without importing it."""
     spec = importlib.util.find_spec("cupy")
@@ -100,7 +105,7 @@ def include_folders() -> list[str]:
 
 def _digest(files: Iterator[Path]) -> str:
     found = _distribution()
-    digest = hashlib.sha256(f"{found.name} {found.version} {KERNEL_FLAGS}".encode())
+    digest = hashlib.sha256(f"{found.name} {found.version} {kernel_flags()}".encode())
     for path in sorted(files):
         digest.update(str(path.relative_to(SOURCES.parent)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -118,8 +123,8 @@ def library_folder() -> Path:
 
 def kernel_folder() -> Path:
     """Return the folder for what CuPy and others compile, named after what a compiled kernel depends on."""
-    files = (p for p in (SOURCES / "include").rglob("*") if p.is_file())
-    return _root() / f"kernels-{_digest(iter([SOURCES / 'nvrtc.cpp', *files]))}"
+    files = (p for name in ("include", "nvrtc") for p in (SOURCES / name).rglob("*") if p.is_file())
+    return _root() / f"kernels-{_digest(files)}"
 
 
 def elf_functions(path: Path, *, dynamic: bool = False) -> Iterator[tuple[str, int, int]]:
@@ -151,6 +156,10 @@ def undefined(prefix: str) -> list[str]:
     return sorted(name for name in wanted if name.startswith(prefix))
 
 
+def _sources(folder: str) -> list[str]:
+    return [str(path) for path in sorted((SOURCES / folder).glob("*.cpp"))]
+
+
 def _compile(target: Path, *arguments: str) -> None:
     command = ["g++", *FLAGS, f"-Wl,-soname,{target.name}", *arguments, "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -163,13 +172,12 @@ def build_into(out: Path) -> None:
     major = cuda_major()
     shutil.copytree(SOURCES / "include", out / "include")
     headers = include_folders()
-    device = [str(path) for path in sorted((SOURCES / "device").glob("*.cpp"))]
-    _compile(out / "libcuda.so.1", "-fvisibility=hidden", *headers, *device, "-ldl", "-pthread")
-    settings = [f"-DSOFTWARE_GPU_CUDA={major}", f'-DSOFTWARE_GPU_FLAGS="{KERNEL_FLAGS}"']
-    _compile(out / f"libnvrtc.so.{major}", *settings, str(SOURCES / "nvrtc.cpp"), "-ldl")
+    _compile(out / "libcuda.so.1", "-fvisibility=hidden", *headers, *_sources("device"), "-ldl", "-pthread")
+    settings = [f"-DSOFTWARE_GPU_CUDA={major}", f'-DSOFTWARE_GPU_FLAGS="{kernel_flags()}"']
+    _compile(out / f"libnvrtc.so.{major}", *settings, "-O2", "-fvisibility=hidden", *_sources("nvrtc"), "-ldl")
     # Precompiled, as every kernel starts with it.
     prelude = str(out / "include" / "kernel_prelude.hpp")
-    subprocess.run(["g++", *KERNEL_FLAGS.split(), "-x", "c++-header", prelude, "-o", f"{prelude}.gch"], check=True)
+    subprocess.run(["g++", *kernel_flags().split(), "-x", "c++-header", prelude, "-o", f"{prelude}.gch"], check=True)
     for stub in stubs():
         written = set(re.findall(r"API int (\w+)\(", (SOURCES / stub.source).read_text())) if stub.source else set()
         body = "".join(

@@ -59,9 +59,15 @@ API CUresult cuModuleGetFunction(CUfunction* f, CUmodule m, const char* name) {
   return CUDA_SUCCESS;
 }
 API CUresult cuModuleGetGlobal_v2(CUdeviceptr* p, size_t* n, CUmodule m, const char* name) {
-  *p = (CUdeviceptr)dlsym(((Module*)m)->handle, name);
-  if (n) *n = 0;
-  return *p ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+  Guard g(lock);
+  typedef void* (*Variable)(size_t*);
+  Variable variable = (Variable)dlsym(((Module*)m)->handle, (std::string("software_gpu_variable_") + name).c_str());
+  size_t bytes = 0;
+  void* at = variable ? variable(&bytes) : nullptr;
+  if (!at) return CUDA_ERROR_NOT_FOUND;
+  if (p) *p = (CUdeviceptr)at;
+  if (n) *n = bytes;
+  return CUDA_SUCCESS;
 }
 API CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute a, int v) {
   if (a == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) {

@@ -8,16 +8,15 @@
 #include <cfloat>
 #include <type_traits>
 #include <xmmintrin.h>
+#include <string_view>
 #include "cuda_emulator.hpp"
-#undef __global__
-#define __global__ static
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) __attribute__((aligned(n)))
-#define __constant__ static
+#define __constant__
 #define __managed__
+#define __grid_constant__
 #define __inline__ inline
 #define warpSize 32
-#define __CUDACC_VER_MAJOR__ 12
 alignas(1024) static char software_gpu_dynamic[232 * 1024];
 
 namespace software_gpu {
@@ -33,15 +32,59 @@ template <typename... A>
 int sizes(void (*)(A...), const size_t** p) {
   return Sizes<A...>::get(p);
 }
-}  // namespace software_gpu
-#define SOFTWARE_GPU_KERNEL(SYMBOL, ...)                                                                \
-  extern "C" __attribute__((visibility("default"))) const char* software_gpu_run_##SYMBOL(              \
-      const unsigned* g, const unsigned* b, unsigned, void** a) {                                          \
-    return emulator::launch(&__VA_ARGS__, g, b, a);                                                        \
-  }                                                                                                        \
-  extern "C" __attribute__((visibility("default"))) int software_gpu_sizes_##SYMBOL(const size_t** p) { \
-    return software_gpu::sizes(&__VA_ARGS__, p);                                                        \
+
+// -ftz=true is about float: a kernel that has doubles among its arguments keeps its subnormal numbers.
+template <typename F>
+constexpr bool wide(F*) {
+  return std::string_view(__PRETTY_FUNCTION__).find("double") != std::string_view::npos;
+}
+struct Flush {  // while it lives, subnormal numbers are zero, read and written
+  unsigned before = _mm_getcsr();
+  explicit Flush(bool on) {
+    if (on) _mm_setcsr(before | 0x8040);
   }
+  ~Flush() { _mm_setcsr(before); }
+};
+
+template <bool flush, typename T>
+const char* run(T* what, const unsigned* grid, const unsigned* block, void** arguments) {
+  if constexpr (std::is_function_v<T>) {
+    Flush flushed(flush && !wide(what));
+    return emulator::launch(what, grid, block, arguments);
+  } else {
+    return "it is a variable, not a kernel";
+  }
+}
+template <typename T>
+int arguments(T* what, const size_t** p) {
+  if constexpr (std::is_function_v<T>)
+    return sizes(what, p);
+  else
+    return -1;
+}
+template <typename T>
+void* variable(T* what, size_t* bytes) {
+  if constexpr (std::is_function_v<T>) {
+    return nullptr;
+  } else {
+    *bytes = sizeof(T);
+    return const_cast<std::remove_const_t<T>*>(what);
+  }
+}
+}  // namespace software_gpu
+
+// What the device finds in a module, for each name: the kernel, the sizes of its arguments; the variable.
+#define SOFTWARE_GPU_EXPORT extern "C" __attribute__((visibility("default")))
+#define SOFTWARE_GPU_KERNEL(SYMBOL, ...)                                                                                \
+  SOFTWARE_GPU_EXPORT const char* software_gpu_run_##SYMBOL(const unsigned* g, const unsigned* b, unsigned, void** a) { \
+    return software_gpu::run<software_gpu_flush>(&__VA_ARGS__, g, b, a);                                                \
+  }                                                                                                                     \
+  SOFTWARE_GPU_EXPORT int software_gpu_sizes_##SYMBOL(const size_t** p) { return software_gpu::arguments(&__VA_ARGS__, p); }
+#define SOFTWARE_GPU_VARIABLE(SYMBOL, ...) \
+  SOFTWARE_GPU_EXPORT void* software_gpu_variable_##SYMBOL(size_t* n) { return software_gpu::variable(&__VA_ARGS__, n); }
+#define SOFTWARE_GPU_NAMED(SYMBOL, ...)    \
+  SOFTWARE_GPU_KERNEL(SYMBOL, __VA_ARGS__) \
+  SOFTWARE_GPU_VARIABLE(SYMBOL, __VA_ARGS__)
 
 template <typename T>
 inline T __ldg(const T* p) {
@@ -169,9 +212,4 @@ SOFTWARE_GPU_ATOMICS(unsigned)
 SOFTWARE_GPU_ATOMIC(atomicMin, long long, v < old ? v : old)
 SOFTWARE_GPU_ATOMIC(atomicMax, long long, v > old ? v : old) SOFTWARE_GPU_ATOMIC(atomicAdd, int, old + v)
     SOFTWARE_GPU_ATOMIC(atomicAdd, unsigned long long, old + v) SOFTWARE_GPU_ATOMIC(atomicAdd, float, old + v)
-#ifndef __CUDA_ARCH__
-#define __CUDA_ARCH__ 800
-        SOFTWARE_GPU_ATOMIC(atomicAdd, double, old + v)
-#undef __CUDA_ARCH__
-#endif
-            SOFTWARE_GPU_ATOMIC(atomicSub, int, old - v) SOFTWARE_GPU_ATOMIC(atomicSub, unsigned, old - v)
+    SOFTWARE_GPU_ATOMIC(atomicAdd, double, old + v) SOFTWARE_GPU_ATOMIC(atomicSub, int, old - v) SOFTWARE_GPU_ATOMIC(atomicSub, unsigned, old - v)
