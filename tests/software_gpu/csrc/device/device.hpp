@@ -1,16 +1,22 @@
 // The software device's inside: what its files share. The driver's (cu*) and the runtime's (cuda*) functions are in them.
 //
 // errors.cpp      settings, the last error and the sticky one, names of errors
-// properties.cpp  devices, versions, attributes
-// memory.cpp      device memory and pinned memory, copies
+// properties.cpp  devices, contexts, versions, attributes
+// memory.cpp      device memory and pinned memory
+// copies.cpp      copies and fills
+// faults.cpp      running work such that an illegal access within it is an error, not the end of the process
 // streams.cpp     streams and events
 // schedule.cpp    when submitted work runs
 // capture.cpp     recording streams into graphs, and running these
-// modules.cpp     modules, functions, launches
+// modules.cpp     modules and functions
+// launch.cpp      launches: their limits, and what a kernel may be given
 #pragma once
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -21,21 +27,35 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #define API extern "C" __attribute__((visibility("default")))
 
 namespace software_gpu {
 
-// One lock for everything: a host function that a stream runs may call the device again.
-extern std::recursive_mutex lock;
-using Guard = std::lock_guard<std::recursive_mutex>;
+// One lock for all state. A thread may take it again, and leaves it altogether while it runs a host function: that one
+// may wait for another lock (Python's) whose owner waits for this one.
+class Lock {
+ public:
+  void lock();
+  void unlock();
+  unsigned leave();  // returns the depth for `enter`
+  void enter(unsigned depth);
+
+ private:
+  std::mutex mutex;
+  std::atomic<std::thread::id> owner{};
+  unsigned depth = 0;
+};
+extern Lock lock;
+using Guard = std::lock_guard<Lock>;
 
 // ---- errors.cpp: settings and errors ----
 
-extern const bool debug;          // $SOFTWARE_GPU_DEBUG: every error to stderr
-extern const int device_count;    // $SOFTWARE_GPU_COUNT
-extern const int arch;            // $SOFTWARE_GPU_ARCH: compute capability, 80 for 8.0
+extern const bool debug;           // $SOFTWARE_GPU_DEBUG: every error to stderr
+extern const int device_count;     // $SOFTWARE_GPU_COUNT
+extern const int arch;             // $SOFTWARE_GPU_ARCH: compute capability, 80 for 8.0
 extern const size_t total_memory;  // of each device: $SOFTWARE_GPU_MIB
 
 extern thread_local int current_device;
@@ -43,12 +63,66 @@ extern thread_local cudaError_t last_error;
 extern cudaError_t sticky;   // a fault within a kernel: every later call fails with it, as on a GPU
 extern std::string problem;  // its description
 
-// Make `e` this thread's last error and return it.
-cudaError_t fail(cudaError_t e);
+// Make `e` this thread's last error and return it. `why` is appended to the error's description.
+cudaError_t fail(cudaError_t e, const std::string& why = "");
+// Make `e` the sticky error.
+void fault(cudaError_t e, const std::string& description);
+// Refuse a call after a fault, or within a host function.
+cudaError_t refused();
+// An error of the driver's: it is not the runtime's last error, unless it is the sticky one.
+CUresult driver_error(cudaError_t e, const std::string& why = "");
+
+// ---- properties.cpp ----
+
+const size_t kShared = 48 << 10;  // shared memory of a block without opting in to more
+size_t most_shared();             // with
+bool peer_access(int from, int to);
+
+// ---- memory.cpp ----
+
+enum class Place { kDevice, kPinned, kPageable, kNowhere };
+struct Where {
+  Place place;
+  int device;
+  bool managed;
+};
+// Tell where the n bytes at p are. Nowhere: device memory that is freed, or not in one piece; past the end of pinned memory.
+Where where(const void* p, size_t n);
+// The device whose address space p is in, allocated or not; or -1.
+int address_space(const void* p);
+// Describe an address that a kernel or a copy must not use: next to or in which allocation it is.
+std::string describe(const void* p);
+// Look for writes next to allocations; found ones are a fault.
+void check_canaries();
+// A variable of a module: memory of the device, too.
+void add_variable(void* p, size_t n, int device);
+
+// ---- faults.cpp ----
+
+using Work = std::function<void()>;
+
+struct Running {  // what runs, for the description of a fault
+  const char* what;
+  const void* to;
+  const void* from;
+  size_t bytes;
+};
+extern Running running;
+
+// Run work on this thread; an illegal access within it is a fault of the device.
+void perform(const Work& work);
+// Run a host function with the lock left: no other thread runs work meanwhile, all others may submit.
+void call_host(const std::function<void()>& function);
+extern thread_local bool within_host_function;
+// Whether another thread runs a host function; wait until none does.
+bool host_function_elsewhere();
+void wait_for_host_function();
+// The dynamic shared memory of the next kernel; afterwards, whether it stayed within.
+void set_shared(size_t bytes);
+bool shared_overrun();
 
 // ---- streams.cpp: streams and events ----
 
-using Work = std::function<void()>;
 struct Capture;
 struct Stream;
 
@@ -67,27 +141,32 @@ struct Stream {
   int device;
   unsigned flags;
   int priority;
+  bool legacy = false;
   std::deque<Op> queue;
   unsigned long long submitted = 0, executed = 0;
   std::vector<Point> pending;  // what the next operation has to wait for
-  Capture* capture = nullptr;
+  std::shared_ptr<Capture> capture;
+  std::set<size_t> tail;  // in a capture: the graph's nodes that the next one comes after
   int asked = 0;  // whether its work is done, since it last ran something
   unsigned long long serial = ++made;
   inline static unsigned long long made = 0;
 };
 struct Event {
   unsigned flags;
+  int device;
   bool recorded = false;
   Stream* stream = nullptr;
   unsigned long long number = 0;
   std::shared_ptr<double> time = std::make_shared<double>(0);
-  Capture* capture = nullptr;  // recorded within this capture
+  std::shared_ptr<Capture> capture;  // recorded within this capture
+  std::set<size_t> tail;             // after these nodes of it
 };
 
-extern Stream legacy;
 extern std::set<Stream*> streams;
 extern std::vector<Stream*> leftover;  // destroyed ones; those whose work has run are dropped some time
 
+// The stream 0 of a device.
+Stream* legacy_stream(int device);
 // Return the stream of a handle, or nullptr.
 Stream* find(cudaStream_t handle);
 
@@ -99,6 +178,8 @@ cudaError_t submit(Stream* stream, Work work, Kind kind = Kind::kernel);
 void run(Stream* stream, unsigned long long upto);
 void drain(Stream* stream);
 void drain_all();
+// Run everything that a device's streams have.
+void drain_device(int device);
 // Return whether a stream has run up to an operation's number. Does not run it, unless asked very often.
 bool done(Stream* stream, unsigned long long upto);
 
@@ -106,17 +187,43 @@ bool done(Stream* stream, unsigned long long upto);
 
 struct Graph {
   std::vector<Work> work;
+  std::vector<std::set<size_t>> after;  // for each: the nodes that it comes right after
 };
 struct Capture {
-  Graph* graph;
-  bool invalid = false;
+  Graph graph;
   cudaStreamCaptureMode mode;
-  std::set<Stream*> members;
   Stream* origin;
+  std::thread::id thread;
+  std::set<Stream*> members;
+  bool invalid = false;
+  bool ended = false;
 };
 
-bool any_blocking_capture();
-// Refuse a call that is unsafe while some stream records, and end that recording.
-cudaError_t capture_refuses();
+bool any_blocking_capture(int device);
+// Invalidate a capture because of a call that it does not permit.
+cudaError_t invalidate(Capture& capture, cudaError_t e, const std::string& why);
+// Refuse a call that is unsafe while some stream records, and invalidate that capture.
+cudaError_t capture_refuses(const char* call);
+// Put work into the graph that a stream records.
+cudaError_t record(Stream* stream, Work work);
+
+// ---- modules.cpp ----
+
+struct Argument {  // as in kernel_prelude.hpp
+  size_t size;
+  bool pointer;
+};
+typedef const char* (*Runner)(const unsigned* grid, const unsigned* block, unsigned shared, void** arguments);
+struct Function {
+  Runner run;
+  std::vector<Argument> arguments;
+  std::string name;
+  int device;
+  int most_threads;      // of a block
+  size_t static_shared;  // bytes
+  size_t most_dynamic;   // the attribute CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+};
+// Return the function of a handle, or nullptr.
+Function* find(CUfunction handle);
 
 }  // namespace software_gpu

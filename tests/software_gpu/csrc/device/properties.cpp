@@ -1,6 +1,27 @@
 // Devices, contexts, versions and attributes.
 #include "device.hpp"
 
+namespace software_gpu {
+
+// Of one block, by CUDA's table of technical specifications for each compute capability.
+size_t most_shared() {
+  switch (arch) {
+    case 70: case 72: return 96 << 10;
+    case 75: return 64 << 10;
+    case 80: case 87: return 163 << 10;
+    case 86: case 89: case 120: case 121: return 99 << 10;
+    default: return arch < 70 ? kShared : 227 << 10;
+  }
+}
+
+static std::set<std::pair<int, int>> peers;
+
+bool peer_access(int from, int to) { return from == to || peers.count({from, to}); }
+
+static cudaError_t no_device(int d) { return d < 0 || d >= device_count ? fail(cudaErrorInvalidDevice) : cudaSuccess; }
+
+}  // namespace software_gpu
+
 using namespace software_gpu;
 
 API cudaError_t cudaDriverGetVersion(int* v) {
@@ -20,20 +41,20 @@ API cudaError_t cudaGetDeviceCount(int* n) {
   return device_count ? cudaSuccess : fail(cudaErrorNoDevice);
 }
 API cudaError_t cudaSetDevice(int d) {
-  if (d < 0 || d >= device_count) return fail(cudaErrorInvalidDevice);
+  if (cudaError_t e = no_device(d)) return e;
   current_device = d;
   return cudaSuccess;
 }
 API cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int d) {
-  if (d < 0 || d >= device_count) return fail(cudaErrorInvalidDevice);
+  if (cudaError_t e = no_device(d)) return e;
   switch (a) {
     case cudaDevAttrComputeCapabilityMajor: *v = arch / 10; break;
     case cudaDevAttrComputeCapabilityMinor: *v = arch % 10; break;
     case cudaDevAttrMultiProcessorCount: *v = 2; break;
     case cudaDevAttrWarpSize: *v = 32; break;
     case cudaDevAttrMaxThreadsPerBlock: *v = 1024; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *v = 48 << 10; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = arch >= 90 ? 227 << 10 : arch == 80 ? 163 << 10 : 99 << 10; break;
+    case cudaDevAttrMaxSharedMemoryPerBlock: *v = kShared; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = (int)most_shared(); break;
     case cudaDevAttrL2CacheSize: *v = 1 << 20; break;
     case cudaDevAttrMaxGridDimX: *v = 0x7fffffff; break;
     case cudaDevAttrMaxGridDimY:
@@ -52,11 +73,11 @@ API cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int d) {
   return cudaSuccess;
 }
 API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {
-  if (d < 0 || d >= device_count) return fail(cudaErrorInvalidDevice);
+  if (cudaError_t e = no_device(d)) return e;
   memset(p, 0, sizeof *p);
   strcpy(p->name, "software GPU");
   p->totalGlobalMem = total_memory;
-  p->sharedMemPerBlock = 48 << 10;
+  p->sharedMemPerBlock = kShared;
   p->regsPerBlock = 65536;
   p->warpSize = 32;
   p->maxThreadsPerBlock = 1024;
@@ -73,19 +94,32 @@ API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {
   p->memoryClockRate = 1000000;
   p->memoryBusWidth = 256;
   p->unifiedAddressing = 1;
-  p->sharedMemPerBlockOptin = 163 << 10;
+  p->sharedMemPerBlockOptin = most_shared();
   return cudaSuccess;
 }
 API cudaError_t cudaDeviceGetPCIBusId(char* s, int n, int d) {
+  if (cudaError_t e = no_device(d)) return e;
   snprintf(s, n, "0000:%02x:00.0", d + 1);
   return cudaSuccess;
 }
-API cudaError_t cudaDeviceCanAccessPeer(int* v, int, int) {
-  *v = 1;
+API cudaError_t cudaDeviceCanAccessPeer(int* v, int from, int to) {
+  if (cudaError_t e = no_device(from)) return e;
+  if (cudaError_t e = no_device(to)) return e;
+  *v = from != to;
   return cudaSuccess;
 }
-API cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
-API cudaError_t cudaDeviceDisablePeerAccess(int) { return cudaSuccess; }
+API cudaError_t cudaDeviceEnablePeerAccess(int to, unsigned flags) {
+  Guard g(lock);
+  if (cudaError_t e = no_device(to)) return e;
+  if (flags) return fail(cudaErrorInvalidValue);
+  if (to == current_device) return fail(cudaErrorInvalidDevice, "a device is no peer of its own");
+  return peers.insert({current_device, to}).second ? cudaSuccess : fail(cudaErrorPeerAccessAlreadyEnabled);
+}
+API cudaError_t cudaDeviceDisablePeerAccess(int to) {
+  Guard g(lock);
+  if (cudaError_t e = no_device(to)) return e;
+  return peers.erase({current_device, to}) ? cudaSuccess : fail(cudaErrorPeerAccessNotEnabled);
+}
 API cudaError_t cudaDeviceGetLimit(size_t* v, cudaLimit) {
   *v = 8 << 20;
   return cudaSuccess;
@@ -105,11 +139,20 @@ API CUresult cuCtxGetCurrent(CUcontext* c) {
   return CUDA_SUCCESS;
 }
 API CUresult cuCtxSetCurrent(CUcontext c) {
-  if (c) current_device = (int)((intptr_t)c - 0x1000);
+  int device = (int)((intptr_t)c - 0x1000);
+  if (!c) return CUDA_SUCCESS;
+  if (device < 0 || device >= device_count) return driver_error(cudaErrorDeviceUninitialized);
+  current_device = device;
   return CUDA_SUCCESS;
 }
 API CUresult cuCtxGetDevice(CUdevice* d) {
   *d = current_device;
   return CUDA_SUCCESS;
 }
-API CUresult cuStreamGetCtx(CUstream, CUcontext* c) { return cuCtxGetCurrent(c); }
+API CUresult cuStreamGetCtx(CUstream st, CUcontext* c) {
+  Guard g(lock);
+  Stream* s = find((cudaStream_t)st);
+  if (!s) return driver_error(cudaErrorInvalidResourceHandle, "no such stream");
+  *c = (CUcontext)(intptr_t)(0x1000 + s->device);
+  return CUDA_SUCCESS;
+}

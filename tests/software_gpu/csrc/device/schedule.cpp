@@ -26,12 +26,14 @@ static bool runnable(const Stream* s) {
   return true;
 }
 static void step(Stream* s) {
+  wait_for_host_function();
+  if (s->queue.empty()) return;  // another thread was faster
   Op op = std::move(s->queue.front());
   s->queue.pop_front();
   for (Point& p : op.after) run(p.stream, p.number);
   ++s->executed;  // a point on this very operation must not be waited for twice
   s->asked = 0;
-  if (sticky == cudaSuccess) op.work();
+  if (sticky == cudaSuccess) perform(op.work);
 }
 // Every stream, in the order in which they were made; of the destroyed ones those whose work has not run.
 static std::vector<Stream*> in_order() {
@@ -71,6 +73,7 @@ static void go_ahead() {
 }
 
 void run(Stream* s, unsigned long long upto) {
+  wait_for_host_function();  // which counts as executed while it runs
   while (s->executed < upto)
     if (mode != Mode::random || !any_step()) step(s);
 }
@@ -83,7 +86,13 @@ void drain_all() {
   std::vector<Stream*> all = in_order();
   for (size_t i = all.size(); i-- > 0;) drain(all[i]);
 }
+void drain_device(int device) {
+  std::vector<Stream*> all = in_order();
+  for (size_t i = all.size(); i-- > 0;)
+    if (all[i]->device == device) drain(all[i]);
+}
 bool done(Stream* s, unsigned long long upto) {
+  if (host_function_elsewhere()) return false;
   if (s->executed >= upto) return true;
   if (mode == Mode::random) go_ahead();
   else if (++s->asked >= PATIENCE) run(s, upto);
@@ -91,30 +100,30 @@ bool done(Stream* s, unsigned long long upto) {
 }
 
 cudaError_t submit(Stream* s, Work work, Kind kind) {
-  if (sticky != cudaSuccess) return fail(sticky);
-  if (s->capture) {
-    s->capture->graph->work.push_back(std::move(work));
-    return cudaSuccess;
-  }
-  if (s == &legacy && any_blocking_capture()) {
+  if (cudaError_t e = refused()) return e;
+  if (s->capture) return record(s, std::move(work));
+  if (s->legacy && any_blocking_capture(s->device)) {
     for (Stream* x : streams)
-      if (x->capture && x->blocking) x->capture->invalid = true;
-    return fail(cudaErrorStreamCaptureImplicit);
+      if (x->capture && x->blocking && x->device == s->device) x->capture->invalid = true;
+    return fail(cudaErrorStreamCaptureImplicit, "work in the legacy stream");
   }
   Op op{std::move(work), std::move(s->pending), kind};
   s->pending.clear();
-  if (s == &legacy) {
+  if (s->legacy) {
     for (Stream* x : in_order())
-      if (x != s && x->blocking) {
+      if (x != s && x->blocking && x->device == s->device) {
         op.after.push_back({x, x->submitted});
         op.after.insert(op.after.end(), x->pending.begin(), x->pending.end());
       }
   } else if (s->blocking) {
-    op.after.push_back({&legacy, legacy.submitted});
-    op.after.insert(op.after.end(), legacy.pending.begin(), legacy.pending.end());
+    Stream* first = legacy_stream(s->device);
+    op.after.push_back({first, first->submitted});
+    op.after.insert(op.after.end(), first->pending.begin(), first->pending.end());
   }
   s->queue.push_back(std::move(op));
   ++s->submitted;
+  // A submission never waits for a host function: that one may need what this thread holds.
+  if (host_function_elsewhere()) return cudaSuccess;
   if (mode == Mode::eager)
     drain(s);
   else

@@ -4,8 +4,6 @@
 // reaches a barrier. Warps have 32 lanes; a shuffle is a write, a barrier of the warp and a read. What would hang or be
 // undefined on a GPU (a barrier that not every thread reaches, a shuffle with lanes that have left) is reported.
 #pragma once
-#include <sys/mman.h>
-
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -28,6 +26,9 @@ struct uint3 {
 typedef uint3 dim3;
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
+
+// The stacks of a block's threads, which all kernels of the process share; a guard page lies below each.
+extern "C" char* software_gpu_stacks(size_t count, size_t size);
 
 namespace emulator {
 
@@ -176,9 +177,7 @@ struct Call {
 // Return nullptr, or an error message.
 template <typename... A>
 inline const char* launch(void (*kernel)(A...), const unsigned* grid, const unsigned* block, void** arguments) {
-  if (!stacks)  // pages that no kernel touches take no memory
-    stacks = static_cast<char*>(
-        mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  if (!stacks) stacks = software_gpu_stacks(kMaxThreads, kStack);
   message[0] = 0;
   gridDim = {grid[0], grid[1], grid[2]};
   blockDim = {block[0], block[1], block[2]};

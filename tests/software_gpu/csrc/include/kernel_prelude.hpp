@@ -17,20 +17,20 @@
 #define __grid_constant__
 #define __inline__ inline
 #define warpSize 32
-alignas(1024) static char software_gpu_dynamic[232 * 1024];
+// Dynamic shared memory: one for all kernels of the process. What lies beyond the size of a launch is not accessible.
+extern "C" char* software_gpu_shared();
+static char* const software_gpu_dynamic = software_gpu_shared();
 
 namespace software_gpu {
-template <typename... A>
-struct Sizes {
-  static int get(const size_t** p) {
-    static const size_t list[] = {sizeof(std::decay_t<A>)..., 0};
-    *p = list;
-    return sizeof...(A);
-  }
+struct Argument {  // what a launch has to know of an argument
+  size_t size;
+  bool pointer;
 };
 template <typename... A>
-int sizes(void (*)(A...), const size_t** p) {
-  return Sizes<A...>::get(p);
+int list(void (*)(A...), const Argument** p) {
+  static const Argument all[] = {{sizeof(std::decay_t<A>), std::is_pointer_v<std::decay_t<A>>}..., {0, false}};
+  *p = all;
+  return sizeof...(A);
 }
 
 // -ftz=true is about float: a kernel that has doubles among its arguments keeps its subnormal numbers.
@@ -56,9 +56,9 @@ const char* run(T* what, const unsigned* grid, const unsigned* block, void** arg
   }
 }
 template <typename T>
-int arguments(T* what, const size_t** p) {
+int arguments(T* what, const Argument** p) {
   if constexpr (std::is_function_v<T>)
-    return sizes(what, p);
+    return list(what, p);
   else
     return -1;
 }
@@ -73,17 +73,25 @@ void* variable(T* what, size_t* bytes) {
 }
 }  // namespace software_gpu
 
-// What the device finds in a module, for each name: the kernel, the sizes of its arguments; the variable.
+// What the device finds in a module, for each name: the kernel, its arguments, its address and the bound of its threads
+// (the first number of __launch_bounds__, or 0); the variable.
 #define SOFTWARE_GPU_EXPORT extern "C" __attribute__((visibility("default")))
-#define SOFTWARE_GPU_KERNEL(SYMBOL, ...)                                                                                \
+#define SOFTWARE_GPU_KERNEL(SYMBOL, BOUND, ...)                                                                         \
   SOFTWARE_GPU_EXPORT const char* software_gpu_run_##SYMBOL(const unsigned* g, const unsigned* b, unsigned, void** a) { \
     return software_gpu::run<software_gpu_flush>(&__VA_ARGS__, g, b, a);                                                \
   }                                                                                                                     \
-  SOFTWARE_GPU_EXPORT int software_gpu_sizes_##SYMBOL(const size_t** p) { return software_gpu::arguments(&__VA_ARGS__, p); }
+  SOFTWARE_GPU_EXPORT int software_gpu_arguments_##SYMBOL(const software_gpu::Argument** p) {                           \
+    return software_gpu::arguments(&__VA_ARGS__, p);                                                                    \
+  }                                                                                                                     \
+  SOFTWARE_GPU_EXPORT const void* software_gpu_entry_##SYMBOL(int* bound) {                                             \
+    auto* kernel = &__VA_ARGS__;                                                                                        \
+    *bound = BOUND;                                                                                                     \
+    return (const void*)kernel;                                                                                         \
+  }
 #define SOFTWARE_GPU_VARIABLE(SYMBOL, ...) \
   SOFTWARE_GPU_EXPORT void* software_gpu_variable_##SYMBOL(size_t* n) { return software_gpu::variable(&__VA_ARGS__, n); }
-#define SOFTWARE_GPU_NAMED(SYMBOL, ...)    \
-  SOFTWARE_GPU_KERNEL(SYMBOL, __VA_ARGS__) \
+#define SOFTWARE_GPU_NAMED(SYMBOL, BOUND, ...)    \
+  SOFTWARE_GPU_KERNEL(SYMBOL, BOUND, __VA_ARGS__) \
   SOFTWARE_GPU_VARIABLE(SYMBOL, __VA_ARGS__)
 
 template <typename T>

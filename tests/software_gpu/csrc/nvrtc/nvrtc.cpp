@@ -252,15 +252,22 @@ int compile(Program& p, const Options& o) {
     if (compiler(arguments, log) == 0) plain = read(dir / "plain.ii");
   }
   Symbols symbols = exported(plain);
+  const std::map<std::string, std::string> bounds = launch_bounds(plain);
+  auto bound = [&](const std::string& expression) {  // of the kernel with this name, or of all instances of the template
+    std::string name = expression.substr(0, expression.find('<'));
+    name = name.substr(0, name.find_last_not_of(" \t\n)") + 1);
+    auto found = bounds.find(name.substr(name.find_last_of(": \t\n&(") + 1));
+    return found == bounds.end() ? "0" : found->second;
+  };
 
   std::string text = "#include \"kernel_prelude.hpp\"\n" + before + "#line 1 \"" + escaped(p.name) + "\"\n" +
                      with_dynamic_memory(p.source) + "\n#line 1 \"<the name expressions>\"\n";
   text += std::string("static constexpr bool software_gpu_flush = ") + (o.flush ? "true" : "false") + ";\n";
-  for (const std::string& kernel : symbols.kernels) text += "SOFTWARE_GPU_KERNEL(" + kernel + ", " + kernel + ")\n";
+  for (const std::string& kernel : symbols.kernels) text += "SOFTWARE_GPU_KERNEL(" + kernel + ", " + bound(kernel) + ", " + kernel + ")\n";
   for (const std::string& variable : symbols.variables) text += "SOFTWARE_GPU_VARIABLE(" + variable + ", " + variable + ")\n";
   for (size_t i = 0; i < p.expressions.size(); ++i) {
     std::string symbol = "_Z_software_gpu_" + std::to_string(i), expression = stripped(p.expressions[i]);
-    text += "SOFTWARE_GPU_NAMED(" + symbol + ", " + expression + ")\n";
+    text += "SOFTWARE_GPU_NAMED(" + symbol + ", " + bound(expression) + ", " + expression + ")\n";
     p.lowered[p.expressions[i]] = symbol;
   }
   write(unit, text);

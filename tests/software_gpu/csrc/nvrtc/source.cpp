@@ -175,6 +175,18 @@ Symbols exported(const std::string& text) {
   return found;
 }
 
+std::map<std::string, std::string> launch_bounds(const std::string& text) {
+  Text t{text, tokens(text)};
+  std::map<std::string, std::string> found;
+  for (size_t i = 0; i < t.list.size(); ++i) {
+    bool number = t.is(i, "__launch_bounds__") && t.is(i + 1, "(") && i + 2 < t.list.size() && isdigit((unsigned char)t.at(i + 2)[0]);
+    if (!number || !(t.is(i + 3, ")") || t.is(i + 3, ","))) continue;
+    bool defined = false;
+    found[function_name(t, i, defined)] = t.at(i + 2);
+  }
+  return found;
+}
+
 std::string with_dynamic_memory(const std::string& text) {
   if (text.find("__shared__") == std::string::npos || text.find("extern") == std::string::npos) return text;
   Text t{text, tokens(text)};

@@ -1,5 +1,6 @@
 // What NVRTC's stand-in has to know of a program's text: its kernels, its variables, its dynamic shared memory.
 #pragma once
+#include <map>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,10 @@ struct Symbols {
 
 // Find what a module exports under names that are not mangled, in text that is preprocessed.
 Symbols exported(const std::string& text);
+
+// The kernels that have __launch_bounds__, and its first argument where that is a number. g++ has no attribute that outlasts
+// the compilation with a number in it, so a bound that is an expression is not enforced.
+std::map<std::string, std::string> launch_bounds(const std::string& text);
 
 // Replace every declaration `extern __shared__ T name[]` by a pointer to the launch's dynamic shared memory.
 std::string with_dynamic_memory(const std::string& text);

@@ -1,0 +1,202 @@
+// Running work such that an illegal access within it is an error of the device, not the end of the process; host functions;
+// and the memory that all kernels share: stacks of threads, and dynamic shared memory.
+#include "device.hpp"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <xmmintrin.h>
+
+namespace software_gpu {
+
+Running running{"nothing", nullptr, nullptr, 0};
+thread_local bool within_host_function = false;
+
+// ---- illegal accesses ----
+
+// Work runs on one thread at a time, so there is one of each. The handlers stand only while it runs: a crash outside of a
+// kernel or a copy stays what it is, also for those who replace the handlers later (Python's faulthandler).
+static const int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE};
+static struct sigaction others[3];
+static sigjmp_buf landing;
+static pthread_t worker;
+static volatile bool active = false;
+static int caught;
+static void* address;
+
+static void handler(int signal, siginfo_t* info, void*) {
+  if (active && pthread_equal(pthread_self(), worker)) {
+    caught = signal;
+    address = info->si_addr;
+    siglongjmp(landing, 1);  // from the kernel's stack to the one of `perform`
+  }
+  for (int i = 0; i < 3; ++i)  // not ours: the instruction runs again, and faults for the handler from before
+    if (kSignals[i] == signal) sigaction(signal, &others[i], nullptr);
+}
+
+// Each thread that runs work needs a second stack, as the first may be what overflowed.
+struct SignalStack {
+  static const size_t kSize = 64 << 10;
+  void* memory = nullptr;
+  SignalStack() {
+    stack_t now;
+    sigaltstack(nullptr, &now);
+    if (!(now.ss_flags & SS_DISABLE)) return;  // this thread has one
+    memory = mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    stack_t mine{memory, 0, kSize};
+    sigaltstack(&mine, nullptr);
+  }
+  ~SignalStack() {
+    if (!memory) return;
+    stack_t none{nullptr, SS_DISABLE, 0};
+    sigaltstack(&none, nullptr);
+    munmap(memory, kSize);
+  }
+};
+
+static void start_catching() {
+  static thread_local SignalStack stack;
+  struct sigaction mine {};
+  mine.sa_sigaction = handler;
+  mine.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // not blocked afterwards: siglongjmp leaves the mask alone
+  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &mine, &others[i]);
+  worker = pthread_self();
+  active = true;
+}
+static void stop_catching() {
+  active = false;
+  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &others[i], nullptr);
+}
+
+static std::string hex(const void* p) {
+  char text[32];
+  snprintf(text, sizeof text, "%p", p);
+  return text;
+}
+static void report() {
+  std::string what = running.what;
+  if (running.bytes) {
+    what += " of " + std::to_string(running.bytes) + " bytes to " + hex(running.to);
+    if (running.from) what += " from " + hex(running.from);
+  }
+  if (caught == SIGFPE) return fault(cudaErrorLaunchFailure, what + ": an integer division by zero, undefined on a GPU");
+  fault(cudaErrorIllegalAddress, what + ": illegal access to " + hex(address) + ", " + describe(address));
+}
+
+void perform(const Work& work) {
+  volatile unsigned control = _mm_getcsr();  // a kernel may have changed it: flushing subnormal numbers
+  start_catching();
+  if (!sigsetjmp(landing, 0)) {
+    work();
+    stop_catching();
+  } else {
+    stop_catching();
+    _mm_setcsr(control);
+    report();
+  }
+}
+
+// ---- host functions ----
+
+static std::mutex host_mutex;
+static std::condition_variable host_ended;
+static bool host_runs = false;
+
+void call_host(const std::function<void()>& function) {
+  stop_catching();
+  {
+    std::lock_guard<std::mutex> guard(host_mutex);
+    host_runs = true;
+  }
+  within_host_function = true;
+  unsigned depth = lock.leave();
+  function();
+  lock.enter(depth);
+  within_host_function = false;
+  {
+    std::lock_guard<std::mutex> guard(host_mutex);
+    host_runs = false;
+  }
+  host_ended.notify_all();
+  start_catching();
+}
+bool host_function_elsewhere() {
+  if (within_host_function) return false;
+  std::lock_guard<std::mutex> guard(host_mutex);
+  return host_runs;
+}
+void wait_for_host_function() {
+  while (host_function_elsewhere()) {
+    unsigned depth = lock.leave();
+    {
+      std::unique_lock<std::mutex> guard(host_mutex);
+      host_ended.wait(guard, [] { return !host_runs; });
+    }
+    lock.enter(depth);
+  }
+}
+
+// ---- stacks and shared memory ----
+
+static const size_t kPage = 4096, kMostShared = 256 << 10;
+static char *stacks = nullptr, *shared = nullptr;
+static size_t stack_count = 0, stack_size = 0, shared_bytes = 0, shared_open = 0;
+
+static char* reserve(size_t bytes) {
+  void* p = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) {
+    fprintf(stderr, "[software GPU] no address space for %zu bytes\n", bytes);
+    abort();
+  }
+  return (char*)p;
+}
+static size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+void set_shared(size_t bytes) {
+  if (!bytes && !shared_open) return;
+  size_t open = pages(bytes);
+  if (open > shared_open) mprotect(shared, open, PROT_READ | PROT_WRITE);
+  if (open < shared_open) mprotect(shared + open, shared_open - open, PROT_NONE);
+  shared_open = open;
+  shared_bytes = bytes;
+  memset(shared, 0xff, bytes);  // NaN, as all memory that nobody wrote
+  memset(shared + bytes, 0xfb, open - bytes);
+}
+bool shared_overrun() {
+  for (size_t i = shared_bytes; i < shared_open; ++i)
+    if (shared[i] != (char)0xfb) return true;
+  return false;
+}
+static std::string describe_own(const char* p) {
+  if (stacks && p >= stacks && p < stacks + stack_count * stack_size)
+    return "below the stack of thread " + std::to_string((p - stacks) / stack_size) + " of the block, which overflows";
+  if (shared && p >= shared && p < shared + kMostShared + kPage)
+    return std::to_string(p - shared - shared_bytes) + " bytes past the end of the " + std::to_string(shared_bytes) +
+           " bytes of dynamic shared memory of the launch";
+  return "";
+}
+std::string describe_memory(const void* p);  // memory.cpp
+std::string describe(const void* p) {
+  std::string own = describe_own((const char*)p);
+  return own.empty() ? describe_memory(p) : own;
+}
+
+}  // namespace software_gpu
+
+using namespace software_gpu;
+
+// For the libraries of kernels. A library's first kernel asks while it runs, which only one does at a time.
+API char* software_gpu_stacks(size_t count, size_t size) {
+  if (!stacks) {
+    stacks = reserve(count * size);
+    stack_count = count, stack_size = size;
+    for (size_t i = 0; i < count; ++i) mprotect(stacks + i * size + kPage, size - kPage, PROT_READ | PROT_WRITE);
+  }
+  return stacks;
+}
+API char* software_gpu_shared() {
+  Guard g(lock);
+  if (!shared) shared = reserve(kMostShared + kPage);
+  return shared;
+}
