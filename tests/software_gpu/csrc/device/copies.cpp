@@ -41,7 +41,7 @@ static cudaError_t check(const Rows& r, cudaMemcpyKind kind, const Where& to, co
 // within the device.
 static cudaError_t copy(const Rows& r, cudaMemcpyKind kind, Stream* s, bool waits) {
   if (cudaError_t e = refused()) return e;
-  if (!s) return fail(cudaErrorInvalidResourceHandle, "no such stream");
+  if (!s) return fail(cudaErrorInvalidResourceHandle, "no such stream; was it destroyed?");
   if (r.height > 1 && (r.to_pitch < r.width || r.from_pitch < r.width)) return fail(cudaErrorInvalidPitchValue);
   if (!r.width || !r.height) return cudaSuccess;
   Where to = where(r.to, r.to_bytes()), from = where(r.from, r.from_bytes());
@@ -74,7 +74,7 @@ static Rows row(void* to, const void* from, size_t n) { return {(char*)to, (cons
 
 static cudaError_t fill(char* p, size_t pitch, int value, size_t width, size_t height, Stream* s) {
   if (cudaError_t e = refused()) return e;
-  if (!s) return fail(cudaErrorInvalidResourceHandle);
+  if (!s) return fail(cudaErrorInvalidResourceHandle, "no such stream; was it destroyed?");
   if (height > 1 && pitch < width) return fail(cudaErrorInvalidPitchValue);
   if (!width || !height) return cudaSuccess;
   Where w = where(p, (height - 1) * pitch + width);

@@ -128,7 +128,8 @@ static Space& space_of(int device) {
       fprintf(stderr, "[software GPU] no address space for the device's memory: ulimit -v?\n");
       abort();
     }
-    space.base = space.next = (char*)p;
+    space.base = (char*)p;
+    space.next = space.base + kGap;
   }
   return space;
 }
@@ -140,7 +141,7 @@ static char* place(Space& space, size_t room) {
       if (i == space.live.end() || at + room + kGap <= i->second.pages) return at;
       at = i->second.pages + i->second.room + kGap;
     }
-    space.next = space.base;
+    space.next = space.base + kGap;
   }
   return nullptr;
 }

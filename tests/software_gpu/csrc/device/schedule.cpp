@@ -16,6 +16,7 @@ namespace software_gpu {
 enum class Mode { eager, lazy, early_copies, early_kernels, random };
 static Mode mode = Mode::eager;
 static std::mt19937 turns;
+static Stream* working = nullptr;  // the stream whose operation runs
 
 static const int PATIENCE = 100;  // so many questions whether work is done are answered with no before it is run
 
@@ -25,6 +26,10 @@ static bool runnable(const Stream* s) {
     if (p.stream->executed < p.number) return false;
   return true;
 }
+// Whether a stream's operation has ended. One whose host function still runs counts as executed already.
+static bool reached(const Stream* s, unsigned long long upto) {
+  return s->executed - (s == working && host_function_elsewhere()) >= upto;
+}
 static void step(Stream* s) {
   wait_for_host_function();
   if (s->queue.empty()) return;  // another thread was faster
@@ -33,7 +38,10 @@ static void step(Stream* s) {
   for (Point& p : op.after) run(p.stream, p.number);
   ++s->executed;  // a point on this very operation must not be waited for twice
   s->asked = 0;
+  Stream* outer = working;
+  working = s;
   if (sticky == cudaSuccess) perform(op.work);
+  working = outer;
 }
 // Every stream, in the order in which they were made; of the destroyed ones those whose work has not run.
 static std::vector<Stream*> in_order() {
@@ -73,7 +81,8 @@ static void go_ahead() {
 }
 
 void run(Stream* s, unsigned long long upto) {
-  wait_for_host_function();  // which counts as executed while it runs
+  if (reached(s, upto)) return;
+  wait_for_host_function();
   while (s->executed < upto)
     if (mode != Mode::random || !any_step()) step(s);
 }
@@ -92,8 +101,8 @@ void drain_device(int device) {
     if (all[i]->device == device) drain(all[i]);
 }
 bool done(Stream* s, unsigned long long upto) {
+  if (reached(s, upto)) return true;
   if (host_function_elsewhere()) return false;
-  if (s->executed >= upto) return true;
   if (mode == Mode::random) go_ahead();
   else if (++s->asked >= PATIENCE) run(s, upto);
   return false;

@@ -1,0 +1,100 @@
+"""Errors: numbers, names and descriptions, as CUDA's headers have them."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+
+import pytest
+
+from tests.software_gpu import build
+from tests.software_gpu.rules import program, refuses
+
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("software_gpu")]
+
+
+def in_header(name: str, pattern: str) -> dict[int, str]:
+    for folder in build.include_folders():
+        try:
+            with open(f"{folder[2:]}/{name}") as file:
+                return {int(number): word for word, number in re.findall(pattern, file.read())}
+        except FileNotFoundError:
+            continue
+    raise AssertionError(f"{name} is not there")
+
+
+def test_every_error_of_the_device_has_the_name_that_cudas_headers_give_its_number():
+    import cupy
+
+    cupy.cuda.runtime.getDeviceCount()
+    library = ctypes.CDLL("libcuda.so.1")
+    library.cudaGetErrorName.restype = library.cudaGetErrorString.restype = ctypes.c_char_p
+    runtime = in_header("driver_types.h", r"\b(cuda(?:Success|Error\w+)) *= *(\d+)")
+    driver = in_header("cuda.h", r"\b(CUDA_(?:SUCCESS|ERROR_\w+)) *= *(\d+)")
+    known = [n for n in range(1000) if library.cudaGetErrorName(n) != b"unrecognized error code"]
+    assert {0, 1, 2, 400, 700, 704, 719, *range(900, 909)} <= set(known)
+    for number in known:
+        assert library.cudaGetErrorName(number).decode() == runtime[number]
+        assert library.cudaGetErrorString(number)
+        name = ctypes.c_char_p()
+        assert library.cuGetErrorName(number, ctypes.byref(name)) == 0
+        assert name.value is not None
+        assert name.value.decode() == driver.get(number, "CUDA_ERROR_UNKNOWN")
+    assert library.cuGetErrorName(12345, ctypes.byref(name)) == 1
+
+
+def test_an_error_says_why_and_is_the_last_one_of_its_thread_only():
+    import threading
+
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    seen = []
+    with refuses(1, "cudaErrorInvalidValue", "invalid argument: unknown flags of an event"):
+        runtime.eventCreateWithFlags(64)
+    library = ctypes.CDLL("libcuda.so.1")
+    library.cudaSetDevice(99)
+    other = threading.Thread(target=lambda: seen.append(library.cudaPeekAtLastError()))
+    other.start()
+    other.join()
+    assert seen == [0]
+    assert library.cudaGetLastError() == 101
+    assert library.cudaGetLastError() == 0
+
+
+def test_what_the_driver_refuses_is_not_the_runtimes_last_error():
+    import cupy
+
+    library = ctypes.CDLL("libcuda.so.1")
+    kernel = cupy.RawKernel('extern "C" __global__ void nothing() {}', "nothing")
+    with refuses(1, "CUDA_ERROR_INVALID_VALUE", "a block of 2000 threads in dimension x"):
+        kernel((1,), (2000,), ())
+    assert library.cudaGetLastError() == 0
+
+
+def test_a_fault_of_a_kernel_stays_with_its_name():
+    lines = program("""
+kernel = cupy.RawKernel('extern "C" __global__ void stuck() { if (threadIdx.x < 16) __syncthreads(); }', "stuck")
+error(lambda: (kernel((1,), (32,), ()), runtime.deviceSynchronize()))
+error(runtime.deviceSynchronize)
+error(runtime.malloc, 512)
+error(runtime.streamCreate)
+print(driver.cudaGetLastError(), driver.cudaGetLastError())
+""")
+    assert all(line.startswith("719 ") and "stuck: " in line and "barrier" in line for line in lines[:4]), lines
+    assert lines[4] == "719 719"
+
+
+def test_a_crash_outside_of_kernels_stays_one():
+    lines = program("""
+import os, signal
+cupy.zeros(4)
+if os.fork() == 0:
+    import faulthandler
+    faulthandler.disable()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    ctypes.string_at(8)
+    os._exit(0)
+print(os.WTERMSIG(os.wait()[1]) == signal.SIGSEGV)
+""")
+    assert lines == ["True"]
