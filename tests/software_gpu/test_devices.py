@@ -54,7 +54,8 @@ error(lambda: (write((1,), (1,), (x, 3)), runtime.deviceSynchronize()))
 
 def test_the_array_of_another_device_within_a_structure_is_seen_too():
     lines = program(TWO + """
-peek = cupy.RawKernel('struct A { const int* data; long long size; }; extern "C" __global__ void peek(A a, int* y) { y[0] = a.data[2]; }', "peek")
+peek = cupy.RawKernel('''struct A { const int* data; long long size; };
+extern "C" __global__ void peek(A a, int* y) { y[0] = a.data[2]; }''', "peek")
 x, y = on(1, lambda: cupy.ones(8, np.int32)), cupy.zeros(1, np.int32)
 structure, result = np.array([x.data.ptr, 8]), np.array([y.data.ptr])
 arguments = np.array([structure.ctypes.data, result.ctypes.data])

@@ -18,7 +18,10 @@ extern "C" __global__ void plain(int* x) { x[0] = blockDim.x; }
 extern "C" __global__ void __launch_bounds__(64) bound(int* x) { x[0] = blockDim.x; }
 extern "C" __global__ void __launch_bounds__(BOUND, 2) by_macro(int* x) { x[0] = blockDim.x; }
 extern "C" __launch_bounds__(32, 4) __global__ void in_front(int* x) { x[0] = blockDim.x; }
-template <typename T, int N> __global__ void __launch_bounds__(96) instance(T* x) { __shared__ T t[N]; t[0] = blockDim.x; x[0] = t[0]; }
+template <typename T, int N> __global__ void __launch_bounds__(96) instance(T* x) {
+  __shared__ T t[N];
+  t[0] = blockDim.x; x[0] = t[0];
+}
 extern "C" __global__ void fixed(int* x) {
   __shared__ int a[1000]; __shared__ double b[100];
   a[threadIdx.x] = 3; b[0] = 1; __syncthreads(); x[0] = a[0] + (int)b[0];
@@ -118,11 +121,15 @@ def test_more_than_48_kib_of_shared_memory_need_the_attribute(module, x):
 @pytest.mark.parametrize(("arch", "kib"), [(75, 64), (80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)])
 def test_the_most_shared_memory_is_the_architectures(arch, kib):
     lines = program(f"""
-kernel = cupy.RawKernel('extern "C" __global__ void k(int* x) {{ __shared__ int t[256]; t[threadIdx.x] = 1; __syncthreads(); x[0] = t[0]; }}', "k")
+kernel = cupy.RawKernel('''extern "C" __global__ void k(int* x) {{
+  __shared__ int t[256];
+  t[threadIdx.x] = 1; __syncthreads(); x[0] = t[0];
+}}''', "k")
 kernel.max_dynamic_shared_size_bytes = {kib} * 1024 - 1024
 x = cupy.zeros(1, np.int32)
 kernel((1,), (1,), (x,), shared_mem={kib} * 1024 - 1024)
-print(int(x[0]), cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"], runtime.getDeviceProperties(0)["sharedMemPerBlockOptin"])
+most = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
+print(int(x[0]), most, runtime.getDeviceProperties(0)["sharedMemPerBlockOptin"])
 def more():
     kernel.max_dynamic_shared_size_bytes = {kib} * 1024 - 1023
 error(more)
