@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from . import build
 
 SCHEDULES = ("eager", "lazy", "early-copies", "early-kernels", "random:SEED")
-"""When submitted work runs, as streams, events and the host's waiting allow: csrc/device/schedule.cpp. $SOFTWARE_GPU_SCHEDULE."""
+"""When submitted work runs, as streams and events allow: csrc/device/schedule.cpp. $SOFTWARE_GPU_SCHEDULE names one."""
 
 LIBRARIES: dict[str, ctypes.CDLL] = {}
 _trampolines: list[mmap.mmap] = []  # code that patched functions jump to; must outlive them
