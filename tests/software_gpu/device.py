@@ -140,6 +140,13 @@ def schedule(name: str) -> Iterator[None]:
         device.software_gpu_set_schedule((os.environ.get("SOFTWARE_GPU_SCHEDULE") or "eager").encode())
 
 
+def pending() -> int:
+    """Return how many operations have been submitted and have not run yet."""
+    count = LIBRARIES["libcuda.so.1"].software_gpu_pending
+    count.restype = ctypes.c_ulonglong
+    return int(count())
+
+
 def _load() -> None:
     folder = build.ensure()
     # In this order: the others need libcuda. CuPy's own dlopen finds each by its SONAME, as it is loaded already.

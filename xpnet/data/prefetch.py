@@ -174,14 +174,15 @@ class Prefetcher:
         if slot.used is not None:
             transfers.copies_wait(slot.used)
         started = line.now() if line is not None else 0.0
-        copies: list[tuple[Array, Array]] = []
+        copies: list[tuple[Any, Any]] = []
         there = False
 
         def place(array: Any) -> Any:
             nonlocal there
             if transfers.is_there(array):
                 # It is this thread's stream that makes it, and uses its memory again: the batch is a copy.
-                there, source = True, transfers.move(array)
+                there = True
+                source: Any = transfers.move(array)
                 target = self._memory(slot, len(copies), source.nbytes, staged=False)[1]
                 copies.append((target, source))
                 return target.view(source.dtype).reshape(source.shape)

@@ -122,7 +122,7 @@ def _handle(device: int, stream: Any) -> Any:
 
 
 def _drop(handles: dict[tuple[int, int], tuple[Any, Any]], key: tuple[int, int]) -> None:
-    """Keep the handle of a deleted stream for another one. Its workspace is freed in the order of the stream, by CuPy's pool."""
+    """Keep the handle of a deleted stream for another one. CuPy's pool frees the workspace in the order of the stream."""
     handle, _ = handles.pop(key)
     _spare.append(handle)
 
