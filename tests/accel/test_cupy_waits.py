@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ def name_of(wait: Wait) -> str:
 
 
 def run(program: Any, schedule: str) -> list[Any]:
+    import cupy
+
+    gc.collect()
+    cupy.get_default_memory_pool().free_all_blocks()  # new memory holds no values of an earlier run
     with device.schedule(schedule):
         result = program()
     return result if isinstance(result, list) else [result]

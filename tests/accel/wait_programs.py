@@ -6,7 +6,6 @@ the work is done.
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 import types
@@ -123,7 +122,7 @@ def clock() -> Any:
 def profile() -> Any:
     """The profile of a model."""
     model = xn.Sequential([xn.Dense(3), xn.Dense(4)], input_shape=(5,), device="cuda", seed=1)
-    x, y = xn.to_device(X.reshape(-1, 5)[:8], "cuda"), xn.to_device(Y[:8], "cuda")
+    x, y = xn.to_device(X.reshape(96, -1)[:8, :5], "cuda"), xn.to_device(Y[:8], "cuda")
     return xn.inspect.profile(model, x, y, steps=1, warmup=0).step >= 0
 
 
@@ -184,9 +183,7 @@ def device_synchronize() -> Any:
 def _learnt(data: Any, batch_size: int | None = 16, callbacks: tuple[Callback, ...] = (), **settings: Any) -> Any:
     layers = [xn.Flatten(), xn.Dense(16, activation="relu"), xn.Dense(4)]
     model = xn.Sequential(layers, input_shape=X.shape[1:], device="cuda", seed=1)
-    trainer = xn.Trainer(
-        model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), seed=3, callbacks=list(callbacks)
-    )
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), seed=3, callbacks=list(callbacks))
     batches = Batches(data, batch_size, seed=3, device="cuda", **settings)
     history = trainer.fit(batches, epochs=2, verbose=False)
     return [np.array(history["loss"]), *(xn.to_numpy(p.array) for p in model.parameters().values())]
@@ -226,8 +223,9 @@ def training_on_a_stream_of_a_thread() -> Any:
 def buffer_memory() -> Any:
     """A buffer for copies, where an array was that is still read."""
     transfers, source = _transfers(), _pinned(100)
-    with _stream():
+    with _stream() as stream:
         x = _values(1)
+        stream.synchronize()
         y = x + 1
         del x
         buffers = [transfers.buffer(4 * SIZE) for _ in range(3)]
@@ -270,8 +268,9 @@ def buffers_used_again() -> Any:
     prefetcher, sums = Prefetcher(_transfers(), thread=False), []
     with _stream():
         for start in (0, 100):
-            for (x,), _ in itertools.islice(prefetcher.run(made(start)), 2):
-                sums.append(x + 1)
+            (x,), _ = next(prefetcher.run(made(start)))
+            sums.append(x + 1)
+            del x
             prefetcher.close()
         return [array.get() for array in sums]
 
@@ -332,7 +331,9 @@ def lane_begins() -> Any:
     with _stream():
         x = _values(1)
         lane = _lane()
-        return lane.run(lambda: x + 1, tree_map).take().get()
+        made = lane.run(lambda: x + 1, tree_map)
+        lane._stream.synchronize()
+        return made.take().get()
 
 
 def lane_ends() -> Any:
@@ -368,9 +369,15 @@ def handed_memory() -> Any:
 # -- graphs --
 
 
+def _model() -> Any:
+    model = xn.Sequential([xn.Dense(8, activation="relu"), xn.Dense(4)], input_shape=(16,), device="cuda", seed=1)
+    _cupy().cuda.runtime.deviceSynchronize()  # it was made on the legacy stream
+    return model
+
+
 def prediction() -> Any:
     """Predictions one after the other, each of inputs that have just been computed."""
-    model = xn.Sequential([xn.Dense(8, activation="relu"), xn.Dense(4)], input_shape=(16,), device="cuda", seed=1)
+    model = _model()
     with _stream():
         outputs = []
         for i in range(5):
@@ -382,7 +389,7 @@ def prediction() -> Any:
 def memory_of_a_graph() -> Any:
     """Arrays of others, beside a graph that is replayed."""
     cupy = _cupy()
-    model = xn.Sequential([xn.Dense(8, activation="relu"), xn.Dense(4)], input_shape=(16,), device="cuda", seed=1)
+    model = _model()
     executor = _executor(model)
     with _stream():
         x = _values(2).reshape(16, 16)

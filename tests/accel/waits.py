@@ -155,7 +155,7 @@ NOT_HERE: dict[Place, str] = {
             Place("xpnet/report/callback.py", "RunReport._write", "record"),
             Place("xpnet/report/measure.py", "summarize_predictions", "record"),
             Place("xpnet/training/trainer.py", "Trainer._epoch", "record"),
-            Place("xpnet/optim/optimizer.py", "Optimizer.step", "bind"),
+            Place("xpnet/compiled/captured_steps.py", "CapturedSteps.__enter__", "bind", 1),
         ],
         "",
     ),
