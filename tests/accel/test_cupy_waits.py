@@ -13,6 +13,7 @@ from tests.accel import wait_programs
 from tests.accel.wait_mutants import places, remove
 from tests.accel.waits import NOT_HERE, WAITS, Wait, page
 from tests.software_gpu import device
+from xpnet.accel.cupy.gemm import gemm
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu-waits.md"
 SCHEDULES = ("lazy", "early-copies", "early-kernels", "random:1", "random:2", "random:3")
@@ -77,3 +78,29 @@ def test_a_wait_that_is_missing_shows(wait, monkeypatch):
 )
 def test_every_program_is_right_in_every_order(program, schedule):
     assert same(run(program, schedule), run(program, "eager"))
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("software_gpu")
+def test_a_stream_deleted_during_a_capture_does_not_end_it():
+    import cupy
+
+    def product() -> Any:
+        a = cupy.ones((8, 8), np.float32)
+        gemm(cupy, a, a, out)
+
+    out = cupy.empty((8, 8), np.float32)
+    old, stream = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+    for each in (old, stream):
+        with each:
+            product()
+    pool = cupy.cuda.MemoryPool()
+    with stream, cupy.cuda.using_allocator(pool.malloc):
+        stream.begin_capture()
+        product()
+        del old, each
+        gc.collect()
+        product()
+        graph = stream.end_capture()
+    graph.launch(stream)
+    assert out.get(stream=stream)[0, 0] == 8

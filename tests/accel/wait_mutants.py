@@ -62,7 +62,7 @@ class _Finder(ast.NodeTransformer):
         self.found.append(Place(self.file, function, what, number))
         return self.found[-1] == self.target
 
-    def visit_Call(self, node: ast.Call) -> Any:  # noqa: N802 - ast's own name
+    def visit_Call(self, node: ast.Call) -> Any:
         hit = False
         if isinstance(node.func, ast.Attribute) and (node.func.attr in CALLS or ast.unparse(node.func) in OTHERS):
             hit = self._is_target(node.func.attr)

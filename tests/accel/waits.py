@@ -163,23 +163,33 @@ NOT_HERE: dict[Place, str] = {
 """Calls of these names that are no waits (""), or cannot run on the software device: why."""
 
 
+HEAD = """\
+# What waits for what on a GPU
+
+Work on a GPU is in order within a stream only. Every call of the package that orders more than that is in the table, with what
+it orders. For each of them `tests/accel/test_cupy_waits.py` runs a program on the [software device](gpu.md#testing), under the
+schedule in the last column: it gives the right values, and without that one call it gives wrong ones, or the device reports an
+error. All programs also run under all schedules. A new call of this kind fails a test until it is in the table,
+`tests/accel/waits.py`; `python -m tests.accel.waits > docs/gpu-waits.md` writes this page.
+
+A schedule says when work runs, as far as streams, events and the host leave that open: *eager* at once, *lazy* when something
+waits for it, *early-copies* like lazy, but copies to and from the host as soon as they may, *early-kernels* the converse,
+*random:SEED* by turns. `SOFTWARE_GPU_SCHEDULE=lazy python -m pytest -m cuda --software-gpu` runs any test under one.
+
+| where | call | what it orders | shown by | schedule |
+|---|---|---|---|---|
+"""
+
+FOOT = """
+CuPy's own: `to_numpy`, `float` and `int` of an array wait for the current stream. Memory that the host frees is given out again
+in the order of the stream that it was allocated on, so an array that another stream uses has to live until one of the waits
+above: that is why the threads that prepare data have a stream of their own, and hand over copies of what they make.
+"""
+
+
 def page() -> str:
     """Return docs/gpu-waits.md."""
-    lines = [
-        "# What waits for what on a GPU",
-        "",
-        "Work on a GPU is in order within a stream only. Every call of the package that orders more than that is below, with",
-        "what it orders. For each one `tests/accel/test_cupy_waits.py` runs a program on the",
-        "[software device](gpu.md#testing) twice, under the schedule named here: it gives the right values, and without that one",
-        "call it gives wrong ones, or the device reports an error. A new call of this kind fails a test until it is in the table,",
-        "`tests/accel/waits.py`; `python -m tests.accel.waits > docs/gpu-waits.md` writes this page.",
-        "",
-        "Schedules, `SOFTWARE_GPU_SCHEDULE`: *lazy* runs work when something waits for it, *early-copies* runs copies to and from",
-        "the host as soon as it may and everything else as late as possible, *eager* runs everything at once.",
-        "",
-        "| where | call | what it orders | shown by | schedule |",
-        "|---|---|---|---|---|",
-    ]
+    lines = [*HEAD.splitlines()]
     for wait in WAITS:
         place, which = wait.place, f", number {wait.place.number + 1}" if _several(wait.place) else ""
         where = f"`{place.file.removeprefix('xpnet/')}` `{place.function}`"
@@ -187,13 +197,7 @@ def page() -> str:
         lines.append(f"| {where} | `{place.what}`{which} | {wait.why} | {program} | {wait.schedule} |")
     lines += ["", "Not shown on the software device:", ""]
     lines += [f"* `{place.file.removeprefix('xpnet/')}` `{place.function}`: {why}." for place, why in NOT_HERE.items() if why]
-    lines += [
-        "",
-        "CuPy's own: `to_numpy`, `float` and `int` of an array wait for the current stream; memory that the host frees is given",
-        "out again in the order of the stream that it was allocated on, so an array that another stream uses has to live until",
-        "one of the waits above.",
-        "",
-    ]
+    lines += [*FOOT.splitlines(), ""]
     return "\n".join(lines)
 
 
