@@ -185,9 +185,13 @@ def test_each_stream_has_a_handle_and_workspaces_that_stay():
         assert {handle for _, _, handle in frontend.executed} == {1, 2}
         place.stream = outer
         gc.collect()
-        assert frontend.handles == {1: 7}
+        assert list(runtime.cudnn._streams.of) == [7]
         every_pass()
         assert place.allocated == [1024, 8192, 8192]
+        outer, place.stream = place.stream, Stream(11)  # takes over the handle of the deleted stream
+        every_pass()
+        assert frontend.handles == {1: 7, 2: 11}
+        assert place.allocated == [1024, 8192, 8192, 1024]
 
 
 def test_nothing_is_planned_during_capture():

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import sys
 import types
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -161,10 +162,6 @@ class FakeLibrary:
         self.calls.append("create")
         return 0
 
-    def cublasDestroy_v2(self, handle):
-        self.calls.append("destroy")
-        return 0
-
     def cublasSetAtomicsMode(self, handle, mode):
         self.calls.append("atomics")
         assert mode == 0  # not allowed
@@ -204,6 +201,7 @@ def test_cublas_gets_its_arguments_in_order(driver, monkeypatch, batch, dtype, k
     library = FakeLibrary([a, b, c])
     monkeypatch.setattr(cublas, "_library", lambda: library)
     monkeypatch.setattr(cublas, "_handles", cublas._Handles())
+    monkeypatch.setattr(cublas, "_spare", deque())
     with emulated() as recorder:
         gemm(np, a, b, c.copy(), alpha=2.0, beta=3.0)
     (product,) = recorder.products
@@ -224,14 +222,16 @@ def test_cublas_gets_its_arguments_in_order(driver, monkeypatch, batch, dtype, k
     assert len(cublas._handles.of) == 2
     del stream
     gc.collect()
-    assert library.calls.count("destroy") == 1  # with the stream
     assert list(cublas._handles.of) == [(0, 78)]
+    third = Stream(79)
+    cublas.run(product, 0, third)  # takes over the handle of the deleted stream, with a workspace of its own
+    assert library.calls.count("create") == 2
+    assert library.calls[-3:-1] == [("stream", 79), ("workspace", 32 << 20)]
 
 
 def test_the_types_of_every_function_are_declared(monkeypatch):
     functions = (
         "cublasCreate_v2",
-        "cublasDestroy_v2",
         "cublasSetAtomicsMode",
         "cublasSetStream_v2",
         "cublasSetWorkspace_v2",

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from . import build
 
 SCHEDULES = ("eager", "lazy", "early-copies", "early-kernels", "random:SEED")
-"""When submitted work runs, as streams, events and the host's waiting allow: csrc/device/schedule.cpp. $SOFTWARE_GPU_SCHEDULE."""
+"""When submitted work runs, as streams and events allow: csrc/device/schedule.cpp. $SOFTWARE_GPU_SCHEDULE names one."""
 
 LIBRARIES: dict[str, ctypes.CDLL] = {}
 _trampolines: list[mmap.mmap] = []  # code that patched functions jump to; must outlive them
@@ -138,6 +138,13 @@ def schedule(name: str) -> Iterator[None]:
         yield
     finally:
         device.software_gpu_set_schedule((os.environ.get("SOFTWARE_GPU_SCHEDULE") or "eager").encode())
+
+
+def pending() -> int:
+    """Return how many operations have been submitted and have not run yet."""
+    count = LIBRARIES["libcuda.so.1"].software_gpu_pending
+    count.restype = ctypes.c_ulonglong
+    return int(count())
 
 
 def _load() -> None:

@@ -269,6 +269,23 @@ def test_asking_whether_work_is_done_does_not_make_it_done_but_ends(cupy):
         assert p.x.get(stream=p.second)[0] == 7
 
 
+@pytest.mark.parametrize("schedule", EVERY)
+def test_host_functions_run_in_the_order_of_their_stream(cupy, schedule):
+    with device.schedule(schedule):
+        p = Program(cupy)
+        seen: list[float] = []
+        p.upload(p.first)
+        p.download(p.first)
+        p.first.launch_host_func(lambda _: seen.append(float(p.back[0])), None)
+        p.add(p.first)
+        p.download(p.first)
+        p.first.launch_host_func(lambda _: seen.append(float(p.back[0])), None)
+        if schedule == "lazy":
+            assert seen == []
+        p.first.synchronize()
+        assert seen == [7, 8]
+
+
 def test_times_of_events_are_those_of_the_work(cupy):
     for schedule in EVERY:
         with device.schedule(schedule):

@@ -72,9 +72,15 @@ class CapturedSteps:
         self.updates = trainer.optimizer.capturable and not trainer.watches_gradients
 
     def __enter__(self) -> CapturedSteps:
+        trainer, xp = self.trainer, self.graphs.xp
+        # Before the stream begins: the arrays that flat ones replace go back to the memory of the current stream, where other
+        # threads may get it at once, so it is that stream which has to read them.
+        if self.updates:
+            trainer.optimizer.bind(trainer.model)
+        elif trainer.model.built:
+            _ = trainer.model.flat_parameters
         self._context = contextlib.ExitStack()
         self._context.enter_context(self.graphs.stream())
-        trainer, xp = self.trainer, self.graphs.xp
         for module in trainer.model.modules():
             module.device_counter = DeviceCounter(xp, module.counter)
         if self.updates:

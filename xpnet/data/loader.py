@@ -298,7 +298,7 @@ class Batches:
             yield from itertools.starmap(work, tasks)
             return
         # Imported late: process pools load much of the standard library.
-        from .workers import in_order, threads
+        from .workers import in_threads
 
         if self._uses_processes:
             try:
@@ -307,8 +307,7 @@ class Batches:
                 self.close()
                 raise
         else:
-            with threads(self.workers) as pool:
-                yield from in_order(pool, work, tasks, self._ahead)
+            yield from in_threads(self.workers, work, tasks, self._ahead)
 
     def _pool(self, work: Callable[..., _Made]) -> Processes:
         from .workers import Processes
@@ -332,11 +331,11 @@ class Batches:
             for _ in range(start):
                 next(raw, None)
             if self.workers:
-                from .workers import in_order, threads
+                from .workers import in_threads
 
                 # One thread, whatever `workers` is: a stream has one reader.
-                with threads(1) as pool:
-                    for batch in in_order(pool, work, itertools.repeat(()), self._ahead):
+                with contextlib.closing(in_threads(1, work, itertools.repeat(()), self._ahead)) as batches:
+                    for batch in batches:
                         if batch is _END:
                             break
                         yield batch, []

@@ -6,13 +6,17 @@ a slot, the copy stream transfers it, the compute stream uses it; each waits onl
     fill slot k      after the copy from its staging buffer      (the host waits, ahead of time)
     copy slot k      after the computation on its buffer         (the copy stream waits)
     use slot k       after its copy                              (the compute stream waits)
+
+An array that is on the device already is copied, too: it belongs to the stream of the thread that made it, which the copy
+waits for, and which waits for the copy before it uses the array's memory again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,26 +55,29 @@ class Transfers(Protocol):
     def buffer(self, size: int) -> Array:
         """Allocate memory on the device: (size,) uint8."""
 
-    def copy(self, target: Array, source: NumpyArray) -> None:
-        """Enqueue a copy of `source`, pinned, to `target` on the device, of the same size."""
+    def copy(self, target: Array, source: Array) -> None:
+        """Enqueue a copy of `source`, pinned or on the device, to `target` on the device, of the same size."""
 
     def copied(self) -> Event:
         """Record an event after all copies so far."""
 
     def used(self) -> Event:
-        """Record an event after all computations so far."""
+        """Record an event after all computations so far of this thread's current stream."""
 
     def copies_wait(self, event: Event) -> None:
         """Let the copy stream wait for an event."""
 
     def computations_wait(self, event: Event) -> None:
-        """Let the compute stream wait for an event."""
+        """Let this thread's current stream wait for an event: the compute stream, where the thread computes."""
+
+    def beside(self, work: Callable[[], Any]) -> Any:
+        """Do work of a thread of its own, in the order of the copy stream if it uses the device."""
 
     def is_there(self, array: Any) -> bool:
         """Return whether an array is of the device's own library and needs no staging."""
 
     def move(self, array: Any) -> Array:
-        """Return such an array on this device."""
+        """Return such an array on this device, contiguous."""
 
     def seconds(self, event: Event) -> float:
         """Wait for an event and return when it was reached, on the clock of time.perf_counter."""
@@ -153,7 +160,8 @@ class Prefetcher:
             return slot, self._stage(slot, batch), others
 
         with threads(1) if self.thread else SerialExecutor() as pool:
-            for item in in_order(pool, work, itertools.repeat(()), len(self._slots) - 1):
+            beside = functools.partial(self.transfers.beside, work) if self.thread else work
+            for item in in_order(pool, beside, itertools.repeat(()), len(self._slots) - 1):
                 if item is _END:
                     return
                 yield item
@@ -166,11 +174,18 @@ class Prefetcher:
         if slot.used is not None:
             transfers.copies_wait(slot.used)
         started = line.now() if line is not None else 0.0
-        copies: list[tuple[Array, NumpyArray]] = []
+        copies: list[tuple[Any, Any]] = []
+        there = False
 
         def place(array: Any) -> Any:
+            nonlocal there
             if transfers.is_there(array):
-                return transfers.move(array)
+                # It is this thread's stream that makes it, and uses its memory again: the batch is a copy.
+                there = True
+                source: Any = transfers.move(array)
+                target = self._memory(slot, len(copies), source.nbytes, staged=False)[1]
+                copies.append((target, source))
+                return target.view(source.dtype).reshape(source.shape)
             values = to_numpy(array)
             dtype = values.dtype.newbyteorder("=")
             source, target = self._memory(slot, len(copies), values.size * dtype.itemsize)
@@ -179,22 +194,31 @@ class Prefetcher:
             return target.view(dtype).reshape(values.shape)
 
         placed = tree_map(place, batch)
+        if there:
+            transfers.copies_wait(transfers.used())
         begun = transfers.copied() if line is not None else None
         for target, source in copies:
-            if len(source):
+            if source.nbytes:
                 transfers.copy(target, source)
         slot.copied = transfers.copied()
+        if there:
+            transfers.computations_wait(slot.copied)
         if line is not None:
             line.add("loading", "fill", started, line.now())
             line.add("copies", "copy", begun, slot.copied, transfers.seconds)
         return placed
 
-    def _memory(self, slot: Slot, number: int, size: int) -> tuple[NumpyArray, Any]:
-        """Return the first `size` bytes of a slot's two buffers for one array, larger ones if needed."""
+    def _memory(self, slot: Slot, number: int, size: int, staged: bool = True) -> tuple[NumpyArray, Any]:
+        """Return the first `size` bytes of a slot's two buffers for one array, larger ones if needed.
+
+        staged: whether the staging buffer is needed as well.
+        """
         while len(slot.memory) <= number:
             slot.memory.append((self.transfers.pinned(0), self.transfers.buffer(0)))
         source, target = slot.memory[number]
-        if len(source) < size:
-            # The old staging buffer is unused; the old device buffer is freed in stream order.
-            source, target = slot.memory[number] = self.transfers.pinned(size), self.transfers.buffer(size)
+        if staged and len(source) < size:  # the old one is unused
+            source = self.transfers.pinned(size)
+        if len(target) < size:  # the old one is freed in stream order
+            target = self.transfers.buffer(size)
+        slot.memory[number] = source, target
         return source[:size], target[:size]

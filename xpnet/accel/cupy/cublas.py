@@ -6,6 +6,7 @@ import ctypes
 import functools
 import threading
 import weakref
+from collections import deque
 from typing import Any
 
 from xpnet.accel.cupy.gemm import Product
@@ -33,7 +34,6 @@ def _library() -> Any:
     library = ctypes.CDLL(_path())
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
     library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
-    library.cublasDestroy_v2.argtypes = [pointer]
     library.cublasSetAtomicsMode.argtypes = [pointer, integer]
     library.cublasSetStream_v2.argtypes = [pointer, pointer]
     library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
@@ -93,14 +93,22 @@ class _Handles(threading.local):
 
 _handles = _Handles()
 
+_spare: deque[Any] = deque()
+"""Handles of deleted streams, to be used again: destroying one would wait for the device, which ends any capture in progress,
+and the garbage collector deletes a stream whenever it likes."""
+
 
 def _handle(device: int, stream: Any) -> Any:
     known = _handles.of.get((device, stream.ptr))
     if known is None:
         import cupy
 
-        library, handle = _library(), ctypes.c_void_p()
-        _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
+        library = _library()
+        try:
+            handle = _spare.popleft()
+        except IndexError:
+            handle = ctypes.c_void_p()
+            _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
         workspace = cupy.cuda.alloc(WORKSPACE)
         # The default, stated because it keeps results deterministic.
         _check(library.cublasSetAtomicsMode(handle, _ATOMICS_NOT_ALLOWED), "forbidding atomics")
@@ -114,9 +122,9 @@ def _handle(device: int, stream: Any) -> Any:
 
 
 def _drop(handles: dict[tuple[int, int], tuple[Any, Any]], key: tuple[int, int]) -> None:
-    """Destroy the handle of a deleted stream; that waits for its work, so the workspace can be freed as well."""
+    """Keep the handle of a deleted stream for another one. CuPy's pool frees the workspace in the order of the stream."""
     handle, _ = handles.pop(key)
-    _library().cublasDestroy_v2(handle)
+    _spare.append(handle)
 
 
 def run(product: Product, device: int, stream: Any) -> None:

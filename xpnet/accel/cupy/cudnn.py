@@ -14,6 +14,7 @@ import importlib.metadata
 import threading
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -81,6 +82,7 @@ class Cudnn:
         self._plans: dict[_PlanKey, CudnnPlan | None] = {}
         self._streams = _Streams()
         self._lock = threading.Lock()
+        self._spare: deque[int] = deque()
         self._broken = False
 
     def plan(self, key: _PlanKey) -> CudnnPlan | None:
@@ -109,15 +111,18 @@ class Cudnn:
         stream = self._stream()
         known = self._streams.of.get(stream.ptr)
         if known is None:
-            handle = self.frontend.create_handle()
+            try:
+                handle = self._spare.popleft()
+            except IndexError:
+                handle = self.frontend.create_handle()
             self.frontend.set_stream(handle=handle, stream=stream.ptr)
             known = self._streams.of[stream.ptr] = _StreamState(handle)
             weakref.finalize(stream, self._drop, self._streams.of, stream.ptr).atexit = False
         return known
 
     def _drop(self, streams: dict[int, _StreamState], pointer: int) -> None:
-        """Destroy the handle of a deleted stream; captured graphs keep theirs alive."""
-        self.frontend.destroy_handle(streams.pop(pointer).handle)
+        """Keep the handle of a deleted stream for another one: destroying it would end any capture in progress."""
+        self._spare.append(streams.pop(pointer).handle)
 
     def _make(self, key: _PlanKey) -> CudnnPlan | None:
         fusible = key.pass_name == "fprop" and (key.bias or key.activation is not None)

@@ -144,6 +144,13 @@ cudaError_t submit(Stream* s, Work work, Kind kind) {
 
 using namespace software_gpu;
 
+// How many operations have not run yet, events included.
+API unsigned long long software_gpu_pending() {
+  Guard g(lock);
+  unsigned long long count = 0;
+  for (Stream* s : in_order()) count += s->submitted - s->executed;
+  return count;
+}
 // Change the schedule, once everything submitted so far has run. Returns whether the name is one.
 API int software_gpu_set_schedule(const char* name) {
   static const std::map<std::string, Mode> modes{{"eager", Mode::eager},
