@@ -36,7 +36,7 @@ class Stub(NamedTuple):
     name: str
     prefix: str  # of its functions
     unsupported: int  # the status that means "not supported"
-    source: str | None = None  # with the functions that work; all others report that they are missing
+    sources: str = ""  # the folder of the functions that work; all others report that they are missing
 
 
 def stubs() -> list[Stub]:
@@ -47,7 +47,7 @@ def stubs() -> list[Stub]:
         # The first two only because cuda.pathfinder wants them beside cuBLAS and cuSOLVER before CuPy may open those.
         Stub(f"libcublasLt.so.{major}", "cublasLt", 15),
         Stub(f"libnvJitLink.so.{major}", "nvJitLink", 1),
-        Stub(f"libcublas.so.{major}", "cublas", 15, "cublas.cpp"),
+        Stub(f"libcublas.so.{major}", "cublas", 15, "cublas"),
         Stub("libcurand.so.10", "curand", 204),
         Stub(f"libcusolver.so.{cusolver}", "cusolver", 7),
         Stub("libcusparse.so.12", "cusparse", 10),
@@ -179,17 +179,15 @@ def build_into(out: Path) -> None:
     prelude = str(out / "include" / "kernel_prelude.hpp")
     subprocess.run(["g++", *kernel_flags().split(), "-x", "c++-header", prelude, "-o", f"{prelude}.gch"], check=True)
     for stub in stubs():
-        written = set(re.findall(r"API int (\w+)\(", (SOURCES / stub.source).read_text())) if stub.source else set()
+        # Weak: what is written in the folder of sources comes before.
         body = "".join(
-            f'extern "C" int {name}(void) {{ fprintf(stderr, "[software GPU] {name} is not there\\n"); '
-            f"return {stub.unsupported}; }}\n"
+            f'extern "C" __attribute__((weak)) int {name}() {{ software_gpu_unsupported("{name}"); return {stub.unsupported}; }}\n'
             for name in undefined(stub.prefix)
-            if name not in written
         )
         text = out / f"{stub.name}.cpp"
-        text.write_text("#include <cstdio>\n" + body)
-        extra = ["-O3", str(SOURCES / stub.source), f"-L{out}", "-l:libcuda.so.1"] if stub.source else []
-        _compile(out / stub.name, str(text), *extra)
+        text.write_text('extern "C" int software_gpu_unsupported(const char*);\n' + body)
+        written = [settings[0], "-O3", "-fvisibility-inlines-hidden", *_sources(stub.sources)] if stub.sources else []
+        _compile(out / stub.name, str(text), *written, f"-L{out}", "-l:libcuda.so.1")
 
 
 def ensure() -> Path:
