@@ -49,7 +49,7 @@ def stubs() -> list[Stub]:
         Stub(f"libnvJitLink.so.{major}", "nvJitLink", 1),
         Stub(f"libcublas.so.{major}", "cublas", 15, "cublas"),
         Stub("libcurand.so.10", "curand", 204),
-        Stub(f"libcusolver.so.{cusolver}", "cusolver", 7),
+        Stub(f"libcusolver.so.{cusolver}", "cusolver", 9),
         Stub("libcusparse.so.12", "cusparse", 10),
         Stub(f"libcufft.so.{cufft}", "cufft", 16),
     ]
@@ -181,13 +181,18 @@ def build_into(out: Path) -> None:
     for stub in stubs():
         # Weak: what is written in the folder of sources comes before.
         body = "".join(
-            f'extern "C" __attribute__((weak)) int {name}() {{ software_gpu_unsupported("{name}"); return {stub.unsupported}; }}\n'
+            f'extern "C" __attribute__((weak)) int {name}() '
+            f'{{ software_gpu_missing("{name}"); return {stub.unsupported}; }}\n'
             for name in undefined(stub.prefix)
         )
         text = out / f"{stub.name}.cpp"
-        text.write_text('extern "C" int software_gpu_unsupported(const char*);\n' + body)
-        written = [settings[0], "-O3", "-fvisibility-inlines-hidden", *_sources(stub.sources)] if stub.sources else []
-        _compile(out / stub.name, str(text), *written, f"-L{out}", "-l:libcuda.so.1")
+        text.write_text('extern "C" void software_gpu_missing(const char*);\n' + body)
+        written = [settings[0], "-O3", *_sources(stub.sources)] if stub.sources else []
+        # NVIDIA's libraries give all their symbols a version of their own name, and CuPy's modules ask for it.
+        versions = out / f"{stub.name}.map"
+        versions.write_text(f"{stub.name} {{ global: {stub.prefix}*; local: *; }};\n")
+        linked = [f"-Wl,--version-script={versions}", f"-L{out}", "-l:libcuda.so.1"]
+        _compile(out / stub.name, str(text), *written, *linked)
 
 
 def ensure() -> Path:

@@ -15,7 +15,7 @@
 #define API extern "C" __attribute__((visibility("default")))
 
 extern "C" int software_gpu_submit(void* stream, void (*work)(void*), void* data, void (*drop)(void*));
-extern "C" int software_gpu_unsupported(const char* name);
+extern "C" void software_gpu_missing(const char* name);
 extern "C" int cudaStreamSynchronize(void* stream);
 extern "C" int cudaDeviceSynchronize();
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -185,8 +186,10 @@ int go(Handle* h, const Shape& s, const Batch& batch, const void* alpha, const v
   });
 }
 
-int refuse(const char* name) {
-  software_gpu_unsupported(name);
+int refuse(const char* name, int at, int bt, int ct, int compute) {
+  std::string types = " for the types " + std::to_string(at) + ", " + std::to_string(bt) + ", " + std::to_string(ct) +
+                      " (cudaDataType) and the compute type " + std::to_string(compute);
+  software_gpu_missing((name + types).c_str());
   return kNotSupported;
 }
 
@@ -205,7 +208,7 @@ enum Compute { kCompute16 = 64, kCompute16Pedantic, kCompute32 = 68, kCompute32P
 int general(Handle* h, Shape s, const Batch& batch, const void* alpha, const void* a, int at, const void* b, int bt,
             const void* beta, void* c, int ct, int compute, const char* name) {
   if (int status = check(h, s, batch)) return status;
-  if (at != bt) return refuse(name);
+  if (at != bt) return refuse(name, at, bt, ct, compute);
   bool single = compute == kCompute32 || compute == kCompute32Pedantic || compute == kFastTf32;
   bool wide = compute == kCompute64 || compute == kCompute64Pedantic;
   s.rounded = (at == kFloat || at == kSingleComplex) && (compute == kFastTf32 || (compute == kCompute32 && h->math == 3));
@@ -224,7 +227,7 @@ int general(Handle* h, Shape s, const Batch& batch, const void* alpha, const voi
   } else if (compute == kComputeInt32 || compute == kComputeInt32Pedantic) {
     if (at == kInt8 && ct == kInt32) return go<int32_t, double, int8_t, int32_t>(h, s, batch, alpha, a, b, beta, c);
   }
-  return refuse(name);
+  return refuse(name, at, bt, ct, compute);
 }
 
 template <typename T>
