@@ -38,6 +38,13 @@ class Stub(NamedTuple):
     unsupported: int  # the status that means "not supported"
     sources: str = ""  # the folder of the functions that work; all others report that they are missing
 
+    def definition(self, name: str) -> str:
+        """Return a function in C++ that reports that it is missing."""
+        weak = 'extern "C" __attribute__((weak))'
+        if name.endswith(("GetErrorString", "GetErrorName")):
+            return f'{weak} const char* {name}() {{ return "{self.prefix}: not supported"; }}\n'
+        return f'{weak} int {name}() {{ software_gpu_missing("{name}"); return {self.unsupported}; }}\n'
+
 
 def stubs() -> list[Stub]:
     """Return the libraries that CuPy opens by name, beside the driver and NVRTC, for CuPy's major version of CUDA."""
@@ -180,11 +187,7 @@ def build_into(out: Path) -> None:
     subprocess.run(["g++", *kernel_flags().split(), "-x", "c++-header", prelude, "-o", f"{prelude}.gch"], check=True)
     for stub in stubs():
         # Weak: what is written in the folder of sources comes before.
-        body = "".join(
-            f'extern "C" __attribute__((weak)) int {name}() '
-            f'{{ software_gpu_missing("{name}"); return {stub.unsupported}; }}\n'
-            for name in undefined(stub.prefix)
-        )
+        body = "".join(map(stub.definition, undefined(stub.prefix)))
         text = out / f"{stub.name}.cpp"
         text.write_text('extern "C" void software_gpu_missing(const char*);\n' + body)
         written = [settings[0], "-O3", *_sources(stub.sources)] if stub.sources else []
