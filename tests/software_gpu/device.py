@@ -87,6 +87,45 @@ def _name_missing(library: str, error: str) -> None:
     kind.__init__ = named
 
 
+_REFUSED = {
+    "cupy.random._generator_api": (("init_curand",), "cupy.random.default_rng"),
+    "cupy.cuda.cub": (
+        ("cub_reduction", "cub_scan", "cub_histogram", "device_histogram", "device_reduce", "device_scan", "device_segmented_reduce"),
+        "CUB",
+    ),
+    "cupy.cuda.compiler": (("_jitify_prep",), "Jitify"),
+}
+"""What CuPy does without looking at errors, or with a second runtime inside: (names in a module, what a user calls it)."""
+
+
+def _refuse(module: str, names: Sequence[str], what: str) -> None:
+    """Let functions of CuPy raise."""
+
+    def refused(*_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(f"the software GPU has no {what}: that is machine code for GPUs in CuPy's wheel")
+
+    found: Any = importlib.import_module(module)
+    for name in names:
+        if hasattr(found, name):
+            setattr(found, name, refused)
+
+
+def _name_missing(library: str, error: str) -> None:
+    """Let the exceptions of a library's status say which function is not there, as the status cannot."""
+    kind: Any = getattr(importlib.import_module(library), error)
+    original = kind.__init__
+    take = LIBRARIES["libcuda.so.1"].software_gpu_take_missing
+    take.restype = ctypes.c_char_p
+
+    def named(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        missing = take().decode()
+        if missing:
+            self.args = (f"{self}: the software GPU has no {missing}", *self.args[1:])
+
+    kind.__init__ = named
+
+
 def _no_generator(*_: Any) -> NoReturn:
     raise NotImplementedError("the software GPU has no cupy.random.default_rng: its kernels are machine code in CuPy's wheel")
 
@@ -176,7 +215,7 @@ def _load() -> None:
         raise RuntimeError("this CuPy wheel is stripped: the CUDA runtime inside cannot be found")
     for name in ("cupy.cuda.cub", "cupy.cuda.thrust", "cupy.random._generator_api"):  # each has a runtime of its own inside
         _patch(importlib.import_module(name))
-    for library, error in _ERRORS.items():
+    for library, error in _ERRORS.items():  # the exceptions of their statuses
         _name_missing(library, error)
-    generator: Any = importlib.import_module("cupy.random._generator_api")
-    generator.init_curand = _no_generator
+    for module, (names, what) in _REFUSED.items():
+        _refuse(module, names, what)

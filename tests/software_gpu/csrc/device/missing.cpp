@@ -1,5 +1,7 @@
-// The functions of other libraries (cuBLAS, cuSOLVER ...) that are not there: their statuses cannot say which one it was.
+// What is not there. The statuses of other libraries (cuBLAS, cuSOLVER ...) cannot say which function it was.
 #include "device.hpp"
+
+using namespace software_gpu;
 
 static thread_local std::string missing;
 
@@ -13,4 +15,9 @@ API const char* software_gpu_take_missing() {
   out = std::move(missing);
   missing.clear();
   return out.c_str();
+}
+
+extern "C" int software_gpu_refuse(const char* name) {  // for functions of the driver
+  fprintf(stderr, "[software GPU] %s is not there\n", name);
+  return driver_error(cudaErrorNotSupported, std::string("the software GPU has no ") + name);
 }
