@@ -36,7 +36,14 @@ class Stub(NamedTuple):
     name: str
     prefix: str  # of its functions
     unsupported: int  # the status that means "not supported"
-    source: str | None = None  # with the functions that work; all others report that they are missing
+    sources: str = ""  # the folder of the functions that work; all others report that they are missing
+
+    def definition(self, name: str) -> str:
+        """Return a function in C++ that reports that it is missing."""
+        weak = 'extern "C" __attribute__((weak))'
+        if name.endswith(("GetErrorString", "GetErrorName")):
+            return f'{weak} const char* {name}() {{ return "{self.prefix}: not supported"; }}\n'
+        return f'{weak} int {name}() {{ software_gpu_missing("{name}"); return {self.unsupported}; }}\n'
 
 
 def stubs() -> list[Stub]:
@@ -47,9 +54,9 @@ def stubs() -> list[Stub]:
         # The first two only because cuda.pathfinder wants them beside cuBLAS and cuSOLVER before CuPy may open those.
         Stub(f"libcublasLt.so.{major}", "cublasLt", 15),
         Stub(f"libnvJitLink.so.{major}", "nvJitLink", 1),
-        Stub(f"libcublas.so.{major}", "cublas", 15, "cublas.cpp"),
+        Stub(f"libcublas.so.{major}", "cublas", 15, "cublas"),
         Stub("libcurand.so.10", "curand", 204),
-        Stub(f"libcusolver.so.{cusolver}", "cusolver", 7),
+        Stub(f"libcusolver.so.{cusolver}", "cusolver", 9),
         Stub("libcusparse.so.12", "cusparse", 10),
         Stub(f"libcufft.so.{cufft}", "cufft", 16),
     ]
@@ -179,17 +186,16 @@ def build_into(out: Path) -> None:
     prelude = str(out / "include" / "kernel_prelude.hpp")
     subprocess.run(["g++", *kernel_flags().split(), "-x", "c++-header", prelude, "-o", f"{prelude}.gch"], check=True)
     for stub in stubs():
-        written = set(re.findall(r"API int (\w+)\(", (SOURCES / stub.source).read_text())) if stub.source else set()
-        body = "".join(
-            f'extern "C" int {name}(void) {{ fprintf(stderr, "[software GPU] {name} is not there\\n"); '
-            f"return {stub.unsupported}; }}\n"
-            for name in undefined(stub.prefix)
-            if name not in written
-        )
+        # Weak: what is written in the folder of sources comes before.
+        body = "".join(map(stub.definition, undefined(stub.prefix)))
         text = out / f"{stub.name}.cpp"
-        text.write_text("#include <cstdio>\n" + body)
-        extra = ["-O3", str(SOURCES / stub.source), f"-L{out}", "-l:libcuda.so.1"] if stub.source else []
-        _compile(out / stub.name, str(text), *extra)
+        text.write_text('extern "C" void software_gpu_missing(const char*);\n' + body)
+        written = [settings[0], "-O3", *_sources(stub.sources)] if stub.sources else []
+        # NVIDIA's libraries give all their symbols a version of their own name, and CuPy's modules ask for it.
+        versions = out / f"{stub.name}.map"
+        versions.write_text(f"{stub.name} {{ global: {stub.prefix}*; local: *; }};\n")
+        linked = [f"-Wl,--version-script={versions}", f"-L{out}", "-l:libcuda.so.1"]
+        _compile(out / stub.name, str(text), *written, *linked)
 
 
 def ensure() -> Path:

@@ -21,6 +21,14 @@ from . import build
 SCHEDULES = ("eager", "lazy", "early-copies", "early-kernels", "random:SEED")
 """When submitted work runs, as streams and events allow: csrc/device/schedule.cpp. $SOFTWARE_GPU_SCHEDULE names one."""
 
+_ERRORS = {
+    "cupy_backends.cuda.libs.cublas": "CUBLASError",
+    "cupy_backends.cuda.libs.curand": "CURANDError",
+    "cupy_backends.cuda.libs.cusolver": "CUSOLVERError",
+    "cupy_backends.cuda.libs.cusparse": "CuSparseError",
+    "cupy.cuda.cufft": "CuFFTError",
+}
+
 LIBRARIES: dict[str, ctypes.CDLL] = {}
 _trampolines: list[mmap.mmap] = []  # code that patched functions jump to; must outlive them
 _names: list[ctypes.Array[ctypes.c_char]] = []
@@ -61,6 +69,61 @@ def _patch(module: ModuleType) -> int:
         ctypes.memmove(base + value, b"\x48\xb8" + struct.pack("<Q", target) + b"\xff\xe0", 12)  # mov rax, target; jmp rax
         done += 1
     return done
+
+
+def _name_missing(library: str, error: str) -> None:
+    """Let the exceptions of a library's status say which function is not there, as the status cannot."""
+    kind: Any = getattr(importlib.import_module(library), error)
+    original = kind.__init__
+    take = LIBRARIES["libcuda.so.1"].software_gpu_take_missing
+    take.restype = ctypes.c_char_p
+
+    def named(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        missing = take().decode()
+        if missing:
+            self.args = (f"{self}: the software GPU has no {missing}", *self.args[1:])
+
+    kind.__init__ = named
+
+
+_REFUSED = {
+    "cupy.random._generator_api": (("init_curand",), "cupy.random.default_rng"),
+    "cupy.cuda.cub": (
+        ("cub_reduction", "cub_scan", "cub_histogram", "device_histogram", "device_reduce", "device_scan", "device_segmented_reduce"),
+        "CUB",
+    ),
+    "cupy.cuda.compiler": (("_jitify_prep",), "Jitify"),
+}
+"""What CuPy does without looking at errors, or with a second runtime inside: (names in a module, what a user calls it)."""
+
+
+def _refuse(module: str, names: Sequence[str], what: str) -> None:
+    """Let functions of CuPy raise."""
+
+    def refused(*_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(f"the software GPU has no {what}: that is machine code for GPUs in CuPy's wheel")
+
+    found: Any = importlib.import_module(module)
+    for name in names:
+        if hasattr(found, name):
+            setattr(found, name, refused)
+
+
+def _name_missing(library: str, error: str) -> None:
+    """Let the exceptions of a library's status say which function is not there, as the status cannot."""
+    kind: Any = getattr(importlib.import_module(library), error)
+    original = kind.__init__
+    take = LIBRARIES["libcuda.so.1"].software_gpu_take_missing
+    take.restype = ctypes.c_char_p
+
+    def named(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        missing = take().decode()
+        if missing:
+            self.args = (f"{self}: the software GPU has no {missing}", *self.args[1:])
+
+    kind.__init__ = named
 
 
 def _no_generator(*_: Any) -> NoReturn:
@@ -159,5 +222,7 @@ def _load() -> None:
         raise RuntimeError("this CuPy wheel is stripped: the CUDA runtime inside cannot be found")
     for name in ("cupy.cuda.cub", "cupy.cuda.thrust", "cupy.random._generator_api"):  # each has a runtime of its own inside
         _patch(importlib.import_module(name))
-    generator: Any = importlib.import_module("cupy.random._generator_api")
-    generator.init_curand = _no_generator
+    for library, error in _ERRORS.items():  # the exceptions of their statuses
+        _name_missing(library, error)
+    for module, (names, what) in _REFUSED.items():
+        _refuse(module, names, what)

@@ -90,8 +90,10 @@ API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {
   p->multiProcessorCount = 2;
   p->l2CacheSize = 1 << 20;
   p->maxThreadsPerMultiProcessor = 2048;
+#if CUDART_VERSION < 13000
   p->clockRate = 1000000;
   p->memoryClockRate = 1000000;
+#endif
   p->memoryBusWidth = 256;
   p->unifiedAddressing = 1;
   p->sharedMemPerBlockOptin = most_shared();

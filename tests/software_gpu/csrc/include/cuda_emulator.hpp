@@ -69,6 +69,9 @@ __attribute__((naked, noinline)) static void switch_stack(void** save, void* to)
 static int current = 0, threads = 0;
 static bool direct = false;  // in a plain call, which cannot wait for a barrier
 static bool touched_barrier = false;
+// Whether threads that have left count as arrived at a block's barrier. Hardware does so, and CuPy's own kernels rely on it;
+// CUDA's manual does not allow it, so other kernels fail.
+static bool leaving_is_arriving = false;
 static char message[256];
 
 static void (*body)(void*);
@@ -120,9 +123,14 @@ inline void resume(int t) {
 
 // Release the threads [from, end) if all of them wait at the same kind of barrier.
 inline bool release(int from, int end, Waiting how) {
+  int waiting = 0;
+  for (int t = from; t < end; ++t) {
+    waiting += fibres[t].state == how;
+    if (fibres[t].state != how && !(leaving_is_arriving && fibres[t].state == kDone)) return false;
+  }
+  if (!waiting) return false;
   for (int t = from; t < end; ++t)
-    if (fibres[t].state != how) return false;
-  for (int t = from; t < end; ++t) fibres[t].state = kRunning;
+    if (fibres[t].state == how) fibres[t].state = kRunning;
   return true;
 }
 

@@ -47,9 +47,10 @@ struct Flush {  // while it lives, subnormal numbers are zero, read and written
 };
 
 template <bool flush, typename T>
-const char* run(T* what, const unsigned* grid, const unsigned* block, void** arguments) {
+const char* run(const char* symbol, T* what, const unsigned* grid, const unsigned* block, void** arguments) {
   if constexpr (std::is_function_v<T>) {
     Flush flushed(flush && !wide(what));
+    emulator::leaving_is_arriving = !strncmp(symbol, "cupy", 4);
     return emulator::launch(what, grid, block, arguments);
   } else {
     return "it is a variable, not a kernel";
@@ -78,7 +79,7 @@ void* variable(T* what, size_t* bytes) {
 #define SOFTWARE_GPU_EXPORT extern "C" __attribute__((visibility("default")))
 #define SOFTWARE_GPU_KERNEL(SYMBOL, BOUND, ...)                                                                         \
   SOFTWARE_GPU_EXPORT const char* software_gpu_run_##SYMBOL(const unsigned* g, const unsigned* b, unsigned, void** a) { \
-    return software_gpu::run<software_gpu_flush>(&__VA_ARGS__, g, b, a);                                                \
+    return software_gpu::run<software_gpu_flush>(#SYMBOL, &__VA_ARGS__, g, b, a);                                       \
   }                                                                                                                     \
   SOFTWARE_GPU_EXPORT int software_gpu_arguments_##SYMBOL(const software_gpu::Argument** p) {                           \
     return software_gpu::arguments(&__VA_ARGS__, p);                                                                    \

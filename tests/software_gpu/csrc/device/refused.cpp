@@ -1,0 +1,11 @@
+// The driver's functions that CuPy looks up and that cannot work say so by name. Here are none of CUDA's headers: they declare
+// the same names with parameters.
+extern "C" int software_gpu_refuse(const char* name);
+
+#define REFUSED(NAME) \
+  extern "C" __attribute__((visibility("default"))) int NAME() { return software_gpu_refuse(#NAME); }
+REFUSED(cuLinkCreate)
+REFUSED(cuLinkAddData)
+REFUSED(cuLinkAddFile)
+REFUSED(cuLinkComplete)
+REFUSED(cuLinkDestroy)
