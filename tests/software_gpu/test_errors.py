@@ -85,6 +85,22 @@ print(driver.cudaGetLastError(), driver.cudaGetLastError())
     assert lines[4] == "719 719"
 
 
+def test_a_fault_within_a_kernel_is_no_crash_for_pythons_fault_handler():
+    lines = program("""
+import faulthandler
+faulthandler.enable()
+kernel = cupy.RawKernel('extern "C" __global__ void write(int* x, int i) { x[i] = 1; }', "write")
+x = cupy.zeros(1, np.int32)
+kernel((1,), (1,), (x, 0))
+faulthandler.enable()
+error(lambda: (kernel((1,), (1,), (x, 1 << 20)), runtime.deviceSynchronize()))
+faulthandler.disable()
+error(runtime.deviceSynchronize)
+""")
+    assert all(line.startswith("700 ") and "write: illegal access" in line for line in lines)
+    assert len(lines) == 2
+
+
 def test_a_crash_outside_of_kernels_stays_one():
     lines = program("""
 import os, signal

@@ -104,6 +104,17 @@ def test_shared_memory_that_a_kernel_declares_counts(module, x):
         fixed((1,), (8,), (x,), shared_mem=most + 1)
 
 
+def test_a_kernel_that_declares_more_than_48_kib_of_shared_memory_is_refused():
+    import cupy
+
+    source = """extern "C" __global__ void large(int* x) {
+      __shared__ int a[12289];
+      a[threadIdx.x] = 1; __syncthreads(); x[0] = a[0];
+    }"""
+    with refuses(200, "CUDA_ERROR_INVALID_IMAGE", "large uses too much shared data: 49156 bytes"):
+        cupy.RawKernel(source, "large").compile()
+
+
 def test_more_than_48_kib_of_shared_memory_need_the_attribute(module, x):
     kernel = module.get_function("dynamic")
     kernel.max_dynamic_shared_size_bytes = 48 * 1024

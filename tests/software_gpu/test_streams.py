@@ -201,6 +201,37 @@ def test_waiting_for_a_stream_waits_for_a_host_function_that_another_thread_runs
     assert order == ["host function", "waited"]
 
 
+def test_a_fault_after_a_host_function_is_found_though_another_thread_copied_meanwhile():
+    lines = program("""
+kernel = cupy.RawKernel('extern "C" __global__ void write(int* x, int i) { x[i] = 1; }', "write")
+x, y = cupy.zeros(1, np.int32), cupy.zeros(64)
+kernel((1,), (1,), (x, 0))
+entered, leave = threading.Event(), threading.Event()
+stream, other = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+runtime.deviceSynchronize()
+def wait(_):
+    entered.set()
+    leave.wait(30)
+def record():
+    with stream:
+        stream.begin_capture()
+        stream.launch_host_func(wait, None)
+        kernel((1,), (1,), (x, 1 << 20))
+        return stream.end_capture()
+graph = record()
+def copy():
+    entered.wait(30)
+    y.set(np.ones(64), stream=other)  # pageable: read at once
+    leave.set()
+worker = threading.Thread(target=copy)
+worker.start()
+error(lambda: (graph.launch(stream), stream.synchronize()))
+worker.join()
+""")
+    assert lines[0].startswith("700 ")
+    assert "write: illegal access" in lines[0]
+
+
 def test_a_fault_in_one_thread_is_every_threads():
     lines = program("""
 kernel = cupy.RawKernel('extern "C" __global__ void write(int* x) { x[1 << 20] = 1; }', "write")

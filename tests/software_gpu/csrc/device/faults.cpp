@@ -19,7 +19,7 @@ thread_local bool within_host_function = false;
 // kernel or a copy stays what it is, also for those who replace the handlers later (Python's faulthandler).
 static const int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE};
 static struct sigaction others[3];
-static sigjmp_buf landing;
+static sigjmp_buf* landing = nullptr;  // of the innermost `perform`
 static pthread_t worker;
 static volatile bool active = false;
 static int caught;
@@ -29,7 +29,7 @@ static void handler(int signal, siginfo_t* info, void*) {
   if (active && pthread_equal(pthread_self(), worker)) {
     caught = signal;
     address = info->si_addr;
-    siglongjmp(landing, 1);  // from the kernel's stack to the one of `perform`
+    siglongjmp(*landing, 1);  // from the kernel's stack to the one of `perform`
   }
   for (int i = 0; i < 3; ++i)  // not ours: the instruction runs again, and faults for the handler from before
     if (kSignals[i] == signal) sigaction(signal, &others[i], nullptr);
@@ -86,12 +86,16 @@ static void report() {
 
 void perform(const Work& work) {
   volatile unsigned control = _mm_getcsr();  // a kernel may have changed it: flushing subnormal numbers
+  sigjmp_buf here, *volatile outer = landing;
   start_catching();
-  if (!sigsetjmp(landing, 0)) {
+  landing = &here;
+  if (!sigsetjmp(here, 0)) {
     work();
     stop_catching();
+    landing = outer;
   } else {
     stop_catching();
+    landing = outer;
     _mm_setcsr(control);
     report();
   }
@@ -105,6 +109,7 @@ static bool host_runs = false;
 
 void call_host(const std::function<void()>& function) {
   stop_catching();
+  sigjmp_buf* mine = landing;  // other threads stage copies meanwhile, each with its own
   {
     std::lock_guard<std::mutex> guard(host_mutex);
     host_runs = true;
@@ -119,6 +124,7 @@ void call_host(const std::function<void()>& function) {
     host_runs = false;
   }
   host_ended.notify_all();
+  landing = mine;
   start_catching();
 }
 bool host_function_elsewhere() {

@@ -116,6 +116,8 @@ API CUresult cuModuleGetFunction(CUfunction* f, CUmodule handle, const char* nam
   if (count < 0) return driver_error(cudaErrorSymbolNotFound, n);
   int bound = 0;
   size_t fixed = static_shared(*m, entry(&bound));
+  if (fixed > kShared)  // NVIDIA's assembler refuses it
+    return driver_error(cudaErrorInvalidKernelImage, n + " uses too much shared data: " + std::to_string(fixed) + " bytes");
   Function* made = new Function{run, {list, list + count}, n, m->device, bound ? bound : 1024, fixed, fixed < kShared ? kShared - fixed : 0};
   auto mangled = m->names.find((uintptr_t)entry(&bound));
   if (mangled != m->names.end()) made->name = readable(mangled->second);
