@@ -57,7 +57,7 @@ class NumpyExecutor:
     def _plan(self, model: Module, x: Any, known: Plan | int | None) -> Plan | None:
         if not 0 < x.size <= MAX_ELEMENTS or x.dtype != model.context.dtype or x.dtype not in FLOATS or reference_is_forced():
             return None
-        version = model._version.changes
+        version = model._tree_version.changes
         if known == version:
             return None
         if len(self.plans) >= PLANS:
@@ -85,7 +85,7 @@ class NumpyExecutor:
             return None
         preference.own = False  # as the model itself does: it has no convolutions
         key = x.shape, x.dtype
-        known, version = self.steps.get(key), model._version.changes
+        known, version = self.steps.get(key), model._tree_version.changes
         if type(known) is Step:
             if known.large and own_threads_preferred():
                 return None  # in deterministic mode large products are computed in chunks

@@ -69,7 +69,7 @@ class Plan:
             raise UnplannableError
         self.output: Any = y.array
         # The first call of a model may have created its parameters.
-        self.version, self.changes = model._version, model._version.changes
+        self.version, self.changes = model._tree_version, model._tree_version.changes
         self.customized = len(customized)
         self.classes = user_classes(model)
         self.parameters = [(p, p.array) for p in model.parameters().values()]

@@ -220,4 +220,4 @@ def plan_step(model: Module, x: Floats) -> Step | None:
         return None
     if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > MAX_ELEMENTS:
         return None
-    return Step(chain, batch, x.dtype, model._version, user_classes(model))
+    return Step(chain, batch, x.dtype, model._tree_version, user_classes(model))
