@@ -6,6 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -232,3 +233,61 @@ def test_a_patched_class_of_a_user_is_not_taken_for_what_it_was():
     expected = xn.ops.average_pool2d(inner, 2).array.reshape(2, -1)
     np.testing.assert_allclose(model(x).array, expected, rtol=1e-5)
     np.testing.assert_allclose(model.predict(x), expected, rtol=1e-5)
+
+
+def test_no_thread_is_told_that_a_prediction_cannot_be_planned_while_another_plans_it(monkeypatch):
+    from xpnet.compiled import numpy_executor
+
+    seen: list[Any] = []
+    plan = numpy_executor.Plan
+
+    class Watched(plan):  # type: ignore[misc,valid-type]
+        def __init__(self, model, x):
+            seen.append(dict(model._model_executor.plans))
+            super().__init__(model, x)
+
+    monkeypatch.setattr(numpy_executor, "Plan", Watched)
+    model = nested()
+    model.predict(X)
+    assert seen == [{}]
+
+
+class Silent(xn.Parameter):
+    """A Parameter whose gradient is dropped by its own code."""
+
+    def _accumulate(self, gradient, fresh=False):
+        super()._accumulate(gradient * 0, fresh)
+
+    def destination(self):
+        return None
+
+
+class OwnKernel(xn.Dense):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.kernel = self.kernel.array if self.units == 5 else Silent(self.kernel.array)
+
+
+@pytest.mark.parametrize("units", [5, 6])
+def test_a_step_is_not_planned_with_kernels_of_another_kind(units):
+    model = xn.Sequential([OwnKernel(units), xn.Dense(3)], input_shape=(6,))
+    before = np.array(xn.to_numpy(getattr(model.layers[0].kernel, "array", model.layers[0].kernel)))
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
+    for _ in range(3):
+        trainer.step(np.ones((8, 6), np.float32), np.arange(8) % 3)
+    np.testing.assert_array_equal(getattr(model.layers[0].kernel, "array", model.layers[0].kernel), before)
+
+
+def test_a_class_whose_bases_change_is_planned_again():
+    class Loud(xn.LeakyReLU):
+        def forward(self, x):
+            return super().forward(x) * 2.0
+
+    class Layer(xn.LeakyReLU):
+        pass
+
+    model = xn.Sequential([xn.Dense(3), Layer()], input_shape=(4,))
+    x = np.ones((2, 4), np.float32)
+    first = model.predict(x)
+    Layer.__bases__ = (Loud,)
+    np.testing.assert_allclose(model.predict(x), 2 * first, rtol=1e-6)

@@ -179,4 +179,4 @@ def is_plannable(module: Module) -> bool:
         return False
     held = [getattr(module, name, None) for name in module._functions]
     applied = [f for value in held for f in (value if isinstance(value, tuple) else (value,))]
-    return all(f is None or isinstance(f, (Op, ModuleTree)) for f in applied)
+    return all(f is None or type(f) is Op or isinstance(f, ModuleTree) for f in applied)

@@ -27,7 +27,8 @@ from xpnet.runtime.late import late
 from xpnet.runtime.threads import preference
 
 _RENAMED = {
-    "specs": "parameter_specs", "draw": "next_random_step", "counters": "rng_counters", "load_counters": "load_rng_counters",
+    "specs": "parameter_specs", "arena": "flat_parameters", "draw": "next_random_step", "counters": "rng_counters",
+    "load_counters": "load_rng_counters",
 }  # fmt: skip
 
 
