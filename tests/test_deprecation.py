@@ -259,4 +259,4 @@ def test_a_subclass_that_overrides_the_old_name_of_a_property_is_asked() -> None
             def arena(self) -> Any:
                 return "own"
 
-    assert Own(3).flat_parameters == "own"
+    assert Own(3).flat_parameters == "own"  # type: ignore[comparison-overlap]

@@ -239,7 +239,7 @@ def test_no_thread_is_told_that_a_prediction_cannot_be_planned_while_another_pla
     from xpnet.compiled import numpy_executor
 
     seen: list[Any] = []
-    plan = numpy_executor.Plan
+    plan = numpy_executor.Plan  # type: ignore[attr-defined]
 
     class Watched(plan):  # type: ignore[misc,valid-type]
         def __init__(self, model, x):
@@ -265,7 +265,7 @@ class Silent(xn.Parameter):
 class OwnKernel(xn.Dense):
     def build(self, input_shape):
         super().build(input_shape)
-        self.kernel = self.kernel.array if self.units == 5 else Silent(self.kernel.array)
+        self.kernel = self.kernel.array if self.units == 5 else Silent(self.kernel.array)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("units", [5, 6])
