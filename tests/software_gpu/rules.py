@@ -46,6 +46,8 @@ def program(code: str, **settings: str) -> list[str]:
     """
     environment = {**os.environ, **{f"SOFTWARE_GPU_{name}": value for name, value in settings.items()}}
     environment.setdefault("SOFTWARE_GPU", "1")
+    if "SCHEDULE" not in settings:  # at once: a launch says what is wrong with it, instead of what waits for it
+        environment["SOFTWARE_GPU_SCHEDULE"] = "eager"
     done = subprocess.run(
         [sys.executable, "-m", "tests.software_gpu", "-c", PRELUDE + code],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,

@@ -101,6 +101,20 @@ error(runtime.deviceSynchronize)
     assert len(lines) == 2
 
 
+def test_a_fault_in_work_that_runs_later_is_found_by_who_waits():
+    lines = program("""
+kernel = cupy.RawKernel('extern "C" __global__ void write(int* x, int i) { x[i] = 1; }', "write")
+x = cupy.zeros(1, np.int32)
+error(kernel, (1,), (1,), (x, 1 << 20))
+error(runtime.deviceSynchronize)
+error(kernel, (1,), (1,), (x, 0))
+""", SCHEDULE="lazy")  # fmt: skip
+    assert lines[0] == "no error"
+    assert lines[1].startswith("700 cudaErrorIllegalAddress: ")
+    assert lines[2].startswith("700 CUDA_ERROR_ILLEGAL_ADDRESS: ")
+    assert all("write: illegal access" in line for line in lines[1:])
+
+
 def test_a_crash_outside_of_kernels_stays_one():
     lines = program("""
 import os, signal
