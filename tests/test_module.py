@@ -620,3 +620,12 @@ def test_a_property_of_a_layer_takes_its_own_values() -> None:
     assert (model.predict(np.ones((1, 2), "float32")) == 6).all()
     with pytest.raises(ValueError, match="must not be negative"):
         model.layers[0].rate = -1.0
+
+
+def test_a_read_only_property_replaces_a_setting() -> None:
+    class NoBias(xn.Dense):
+        @property
+        def use_bias(self) -> bool:  # type: ignore[override]
+            return False
+
+    assert list(xn.Sequential([NoBias(3)], input_shape=(4,)).parameters()) == ["0.kernel"]

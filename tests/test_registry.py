@@ -146,6 +146,36 @@ def chain(double, ran):
     return implementation("first", lambda x: x.ndim == 1, first=True), second, implementation("third", lambda x: x.ndim == 3)
 
 
+def test_a_users_acceleration_is_tried_before_those_of_the_package():
+    from xpnet.ops.operation import customized
+
+    relu, ran = xn.ops.relu, []
+    x = np.array([-1.0, 2.0], np.float32)
+    relu(x)
+    kept, chosen, known = dict(relu.accelerated), dict(relu._chosen), list(customized)
+    assert kept["numpy"].ours
+    try:
+        for number in range(2):
+
+            @relu.accelerate("numpy")
+            def mine(xp, x, number=number):
+                ran.append(number)
+                return (np.maximum(x, 0), x > 0) if number else NotImplemented
+
+        model = xn.Sequential([xn.Dense(3), xn.ReLU()], input_shape=(2,))
+        model(x[None])
+        model.predict(x[None])
+        assert len(ran) >= 4
+        assert ran == [0, 1] * (len(ran) // 2)
+        assert relu.implementations("numpy")[2] is kept["numpy"]
+    finally:
+        relu.accelerated.clear()
+        relu.accelerated.update(kept)
+        relu._chosen.clear()
+        relu._chosen.update(chosen)
+        customized[:] = known
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "tried"),
     [

@@ -202,8 +202,8 @@ class Shown(Filters):
         return super().forward(x)
 
 
-@pytest.mark.parametrize(("layer", "calls"), [(Filters, 1), (Shown, 2)])
-def test_a_subclass_is_one_operation_with_the_pooling_behind_it(layer, calls):
+@pytest.mark.parametrize(("layer", "calls"), [(lambda: xn.Conv2D(2, 3), 1), (Filters, 2), (Shown, 2)])
+def test_only_the_layer_itself_is_one_operation_with_the_pooling_behind_it(layer, calls):
     model = xn.Sequential([layer(), xn.MaxPool2D(2)], input_shape=(8, 8, 1))
     with layer_calls() as called:
         model(np.ones((1, 8, 8, 1), np.float32))

@@ -6,6 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,13 +134,13 @@ def test_a_change_before_the_tree_is_run_and_in_a_list():
     model.parts[1].slope = 0.7
     model.predict(X)
     np.testing.assert_allclose(model.predict(X), model.eval()(X).array, rtol=1e-5)
-    structure = model._version.structure
-    changes = model._version.changes
+    structure = model._tree_version.structure
+    changes = model._tree_version.changes
     model.parts[1].slope = 0.2
-    assert model._version.changes == changes + 1
-    assert model._version.structure == structure
+    assert model._tree_version.changes == changes + 1
+    assert model._tree_version.structure == structure
     model.parts = [*model.parts, xn.Dense(3)]
-    assert model._version.structure == structure + 1
+    assert model._tree_version.structure == structure + 1
     assert model.predict(X).shape == (2, 3)
 
 
@@ -166,13 +167,127 @@ def test_a_layer_keeps_no_model_alive():
     shared = xn.LeakyReLU()
     for _ in range(3):
         model = nested(shared)
-        version = model._version
+        version = model._tree_version
         gc.disable()
         try:
             del model
-            assert len([a for a in shared._version._above.values() if a() is not None]) == 1
+            assert len([a for a in shared._tree_version._above.values() if a() is not None]) == 1
             del version
-            assert not [a for a in shared._version._above.values() if a() is not None]
+            assert not [a for a in shared._tree_version._above.values() if a() is not None]
         finally:
             gc.enable()
-    assert len(shared._version._above) == 0
+    assert len(shared._tree_version._above) == 0
+
+
+class OwnCopy(xn.Module):
+    """A Module that copies its instances in its own way."""
+
+    def __init__(self):
+        self.body = xn.Sequential([xn.Dense(4, "relu"), xn.Dense(3)])
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class OwnState(OwnCopy):
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+
+class OwnDeepCopy(OwnCopy):
+    def __deepcopy__(self, memo):
+        twin = type(self)()
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return twin
+
+
+@pytest.mark.parametrize("kind", [OwnState, OwnDeepCopy])
+def test_a_copy_made_in_its_own_way_counts_changes_below_it(kind):
+    x, y = np.ones((6, 4), np.float32), np.arange(6) % 3
+    model = kind()
+    model(x)
+    twin = copy.deepcopy(model)
+    xn.Trainer(twin, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.5)).step(x, y)
+    twin.body.layers = [twin.body.layers[0], xn.Dense(3)]
+    twin(x)
+    before = twin.body.layers[1].kernel.array.copy()
+    xn.Trainer(twin, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.5)).step(x, y)
+    assert (before != twin.body.layers[1].kernel.array).any()
+    twin.eval()
+    assert not twin.body.layers[1].training
+    assert model.body.layers[1] is not twin.body.layers[1]
+
+
+def test_a_patched_class_of_a_user_is_not_taken_for_what_it_was():
+    class Pool(xn.MaxPool2D):
+        pass
+
+    class Conv(xn.Conv2D):
+        pass
+
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    model = xn.Sequential([Conv(4, 3), Pool(2), xn.Flatten()], input_shape=(8, 8, 3))
+    model.predict(x)
+    Pool.forward = lambda self, x: xn.ops.average_pool2d(x, self.window)  # type: ignore[method-assign]
+    inner = model.layers[0](x)
+    expected = xn.ops.average_pool2d(inner, 2).array.reshape(2, -1)
+    np.testing.assert_allclose(model(x).array, expected, rtol=1e-5)
+    np.testing.assert_allclose(model.predict(x), expected, rtol=1e-5)
+
+
+def test_no_thread_is_told_that_a_prediction_cannot_be_planned_while_another_plans_it(monkeypatch):
+    from xpnet.compiled import numpy_executor
+
+    seen: list[Any] = []
+    plan = numpy_executor.Plan  # type: ignore[attr-defined]
+
+    class Watched(plan):  # type: ignore[misc,valid-type]
+        def __init__(self, model, x):
+            seen.append(dict(model._model_executor.plans))
+            super().__init__(model, x)
+
+    monkeypatch.setattr(numpy_executor, "Plan", Watched)
+    model = nested()
+    model.predict(X)
+    assert seen == [{}]
+
+
+class Silent(xn.Parameter):
+    """A Parameter whose gradient is dropped by its own code."""
+
+    def _accumulate(self, gradient, fresh=False):
+        super()._accumulate(gradient * 0, fresh)
+
+    def destination(self):
+        return None
+
+
+class OwnKernel(xn.Dense):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.kernel = self.kernel.array if self.units == 5 else Silent(self.kernel.array)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("units", [5, 6])
+def test_a_step_is_not_planned_with_kernels_of_another_kind(units):
+    model = xn.Sequential([OwnKernel(units), xn.Dense(3)], input_shape=(6,))
+    before = np.array(xn.to_numpy(getattr(model.layers[0].kernel, "array", model.layers[0].kernel)))
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
+    for _ in range(3):
+        trainer.step(np.ones((8, 6), np.float32), np.arange(8) % 3)
+    np.testing.assert_array_equal(getattr(model.layers[0].kernel, "array", model.layers[0].kernel), before)
+
+
+def test_a_class_whose_bases_change_is_planned_again():
+    class Loud(xn.LeakyReLU):
+        def forward(self, x):
+            return super().forward(x) * 2.0
+
+    class Layer(xn.LeakyReLU):
+        pass
+
+    model = xn.Sequential([xn.Dense(3), Layer()], input_shape=(4,))
+    x = np.ones((2, 4), np.float32)
+    first = model.predict(x)
+    Layer.__bases__ = (Loud,)
+    np.testing.assert_allclose(model.predict(x), 2 * first, rtol=1e-6)

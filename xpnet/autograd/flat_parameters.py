@@ -13,6 +13,7 @@ from typing import Any
 from xpnet import ops
 from xpnet.autograd.tensor import Parameter
 from xpnet.backend import Array, describe, device_of, namespace
+from xpnet.ops.updates.half import rounded
 
 ALIGNMENT = 16
 """Every parameter starts at a multiple of this many elements, aligned for vector loads. Gaps hold zeros."""
@@ -85,8 +86,6 @@ class FlatParameters:
 
     def half_copies(self, dtype: str) -> dict[int, Array]:
         """Return every parameter's values in another dtype, by the Parameter's id: views of one array, cast in one launch."""
-        from xpnet.ops.updates.half import rounded  # which imports this module
-
         if self.values is None:
             return {}
         if dtype not in self._copies:

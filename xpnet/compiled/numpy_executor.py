@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -57,22 +58,18 @@ class NumpyExecutor:
     def _plan(self, model: Module, x: Any, known: Plan | int | None) -> Plan | None:
         if not 0 < x.size <= MAX_ELEMENTS or x.dtype != model.context.dtype or x.dtype not in FLOATS or reference_is_forced():
             return None
-        version = model._version.changes
+        version = model._tree_version.changes
         if known == version:
             return None
         if len(self.plans) >= PLANS:
             self.plans.clear()
-        key = x.shape, x.dtype
-        self.plans[key] = version
+        planned: Plan | int = version  # could not be planned: not before that is known, as other threads read it
         if all(is_plannable(module) for module in model.modules()):
-            try:
+            with contextlib.suppress(UnplannableError), no_grad(), eval_mode(model):
                 # The output computed while planning is not returned: its products may use another number of threads.
-                with no_grad(), eval_mode(model):
-                    self.plans[key] = plan = Plan(model, x)
-                return plan
-            except UnplannableError:
-                pass
-        return None
+                planned = Plan(model, x)
+        self.plans[x.shape, x.dtype] = planned
+        return planned if isinstance(planned, Plan) else None
 
     def step(self, model: Module, loss: Callable[..., Any], x: Any, y: Any) -> Step | None:
         """Return the plan for batches like x, which the second one creates.
@@ -85,7 +82,7 @@ class NumpyExecutor:
             return None
         preference.own = False  # as the model itself does: it has no convolutions
         key = x.shape, x.dtype
-        known, version = self.steps.get(key), model._version.changes
+        known, version = self.steps.get(key), model._tree_version.changes
         if type(known) is Step:
             if known.large and own_threads_preferred():
                 return None  # in deterministic mode large products are computed in chunks

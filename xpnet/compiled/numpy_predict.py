@@ -13,7 +13,7 @@ Small means that the buffers fit the cache: larger inputs gain nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -69,7 +69,7 @@ class Plan:
             raise UnplannableError
         self.output: Any = y.array
         # The first call of a model may have created its parameters.
-        self.version, self.changes = model._version, model._version.changes
+        self.version, self.changes = model._tree_version, model._tree_version.changes
         self.customized = len(customized)
         self.classes = user_classes(model)
         self.parameters = [(p, p.array) for p in model.parameters().values()]
@@ -151,18 +151,21 @@ class Plan:
         return PlannedTensor(out, self)
 
 
-Classes = list[tuple[Mapping[str, Any], dict[str, Any]]]
+Classes = list[tuple[type, dict[str, Any], tuple[type, ...]]]
 
 
 def user_classes(model: Module) -> Classes:
-    """Return, for each class of a user among those of the model's layers, its attributes, live and as they are now."""
+    """Return, for each class of a user among those of the model's layers, its attributes and bases as they are now."""
     kinds = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith(("xpnet.", "builtins"))}
-    return [(vars(c), dict(vars(c))) for c in kinds]
+    return [(c, dict(vars(c)), c.__bases__) for c in kinds]
 
 
 def patched(classes: Classes) -> bool:
     """Return whether a class has changed since `user_classes`: assigning to a class counts in no model's version."""
-    return any(len(now) != len(before) or any(now.get(n) is not v for n, v in before.items()) for now, before in classes)
+    return any(
+        c.__bases__ is not bases or len(vars(c)) != len(before) or any(vars(c).get(n) is not v for n, v in before.items())
+        for c, before, bases in classes
+    )
 
 
 class PlannedTensor(Tensor):

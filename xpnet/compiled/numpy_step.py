@@ -212,6 +212,8 @@ def plan_step(model: Module, x: Floats) -> Step | None:
         return None
     flat = model.flat_parameters
     parameters = [p for layer in chain for p in (layer.kernel, layer.bias) if p is not None]
+    if any(type(p) is not Parameter for p in parameters):
+        return None
     sizes = [p.array.shape for p in (layer.kernel for layer in chain)]
     batch, features = x.shape[0], math.prod(x.shape[1:])
     fits = all(map(lambda a, b: a[1] == b[0], sizes, sizes[1:])) and sizes[0][0] == features
@@ -220,4 +222,4 @@ def plan_step(model: Module, x: Floats) -> Step | None:
         return None
     if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > MAX_ELEMENTS:
         return None
-    return Step(chain, batch, x.dtype, model._version, user_classes(model))
+    return Step(chain, batch, x.dtype, model._tree_version, user_classes(model))

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xpnet.inspect.figures import COLOURS, GRID, INK, PALE, new_figure, style
+from xpnet.runtime.deprecation import renamed_attribute
 
 Figure: TypeAlias = Any
 NumpyArray: TypeAlias = np.ndarray[Any, Any]
@@ -32,6 +33,7 @@ class Mistake:
     example: NumpyArray
     truth: int
     predicted: int
+    called = renamed_attribute("predicted")
     probability: float
 
 

@@ -45,10 +45,10 @@ class Executor(Protocol):
 
 def executor_of(model: Module) -> Executor:
     """Return the executor of `model`, created on first use and again on another device."""
-    executor: Executor | None = model.__dict__["_executor"]
+    executor: Executor | None = model.__dict__["_model_executor"]
     if executor is None:
         device = model.context.device
-        executor = model.__dict__["_executor"] = late(f"{device.kind} executor")(device)
+        executor = model.__dict__["_model_executor"] = late(f"{device.kind} executor")(device)
     return executor
 
 
@@ -168,7 +168,7 @@ def _methods(kind: type) -> frozenset[str]:
 
 def computes_as(module: Module, kind: type) -> bool:
     """Return whether `module` computes what the class `kind` does: nothing is overridden, and there are no hooks."""
-    return keeps_computation(type(module), kind) and not module._hooks and _methods(kind).isdisjoint(vars(module))
+    return keeps_computation(type(module), kind) and not module._forward_hooks and _methods(kind).isdisjoint(vars(module))
 
 
 def is_plannable(module: Module) -> bool:
@@ -179,4 +179,4 @@ def is_plannable(module: Module) -> bool:
         return False
     held = [getattr(module, name, None) for name in module._functions]
     applied = [f for value in held for f in (value if isinstance(value, tuple) else (value,))]
-    return all(f is None or isinstance(f, (Op, ModuleTree)) for f in applied)
+    return all(f is None or type(f) is Op or isinstance(f, ModuleTree) for f in applied)

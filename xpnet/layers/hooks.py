@@ -57,11 +57,11 @@ def hooked(layers: Iterable[Module], hook: Hook) -> Iterator[None]:
     """Run each of `layers` through `hook` within the block; of several hooks the last one is the outermost."""
     layers = list(layers)
     hook = functools.partial(hook)  # an object of its own, for the same hook may be there twice
-    _set_hooks({layer: (*layer._hooks, hook) for layer in layers})
+    _set_hooks({layer: (*layer._forward_hooks, hook) for layer in layers})
     try:
         yield
     finally:
-        _set_hooks({layer: tuple(kept for kept in layer._hooks if kept is not hook) for layer in layers})
+        _set_hooks({layer: tuple(kept for kept in layer._forward_hooks if kept is not hook) for layer in layers})
 
 
 def recomputing(layer: Module, forward: Run, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -71,8 +71,8 @@ def recomputing(layer: Module, forward: Run, inputs: tuple[Any, ...], keywords: 
 
 def _set_hooks(hooks: dict[Module, tuple[Hook, ...]]) -> None:
     for layer, value in hooks.items():
-        layer._hooks = value
-        layer._version.changed()  # a plan does not call hooks
+        layer._forward_hooks = value
+        layer._tree_version.changed()  # a plan does not call hooks
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ from xpnet.runtime.late import late
 from xpnet.runtime.threads import preference
 
 _RENAMED = {
-    "specs": "parameter_specs", "draw": "next_random_step", "counters": "rng_counters", "load_counters": "load_rng_counters",
+    "specs": "parameter_specs", "arena": "flat_parameters", "draw": "next_random_step", "counters": "rng_counters",
+    "load_counters": "load_rng_counters",
 }  # fmt: skip
 
 
@@ -55,16 +56,16 @@ class Module(ModuleTree):
     xpnet.compiled.numpy_predict). A subclass inherits it unless it overrides something that computing an output may call;
     then it has to say so itself."""
     _functions: tuple[str, ...] = ()  # the attributes that hold functions (not Modules) which forward applies
-    _hooks: tuple[Callable[..., Any], ...]  # see xpnet.layers.hooks
-    _flat: FlatParameters | None
-    _flat_version: int  # of the tree's structure
-    _executor: Executor | None  # see executor_of
+    _forward_hooks: tuple[Callable[..., Any], ...]  # see xpnet.layers.hooks
+    _flat_storage: FlatParameters | None
+    _flat_storage_version: int  # of the tree's structure
+    _model_executor: Executor | None  # see executor_of
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
         self = super().__new__(cls, *args, **keywords)
         self.__dict__.update(training=True, built=False, built_for=None, counter=0, device_counter=None)
-        self.__dict__.update(_hooks=(), _flat=None, _flat_version=-1, _executor=None)
+        self.__dict__.update(_forward_hooks=(), _flat_storage=None, _flat_storage_version=-1, _model_executor=None)
         return self
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -97,7 +98,7 @@ class Module(ModuleTree):
 
     def _place(self, context: Context) -> None:
         super()._place(context)
-        self.__dict__["_executor"] = None
+        self.__dict__["_model_executor"] = None
 
     # -- parameters --
 
@@ -119,7 +120,7 @@ class Module(ModuleTree):
     def add_buffer(self, name: str, values: Any) -> None:
         """Register an array that is not trained, but saved and moved with the model."""
         self._buffers[name] = None
-        self._version.changed()
+        self._tree_version.changed()
         setattr(self, name, new_buffer(values, self.context))
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -145,8 +146,8 @@ class Module(ModuleTree):
     @property
     def flat_parameters(self) -> FlatParameters:
         """The flat storage of all trainable parameters; created on first use, and again when they have changed."""
-        flat = self._flat
-        if flat is not None and self._flat_version == self._version.structure and flat.intact():
+        flat = self._flat_storage
+        if flat is not None and self._flat_storage_version == self._tree_version.structure and flat.intact():
             return flat
         self._require_built("flat_parameters")
         parameters = self.parameters().values()
@@ -155,7 +156,7 @@ class Module(ModuleTree):
             flat = FlatParameters(trainable)
         frozen = len(trainable) < len(parameters)
         # A frozen parameter may be unfrozen at any time: check again on every use.
-        self.__dict__.update(_flat=flat, _flat_version=-1 if frozen else self._version.structure)
+        self.__dict__.update(_flat_storage=flat, _flat_storage_version=-1 if frozen else self._tree_version.structure)
         return flat
 
     def zero_grad(self) -> None:
@@ -179,15 +180,15 @@ class Module(ModuleTree):
         if not table["built"]:
             self._build_for(inputs)
         forward = self.forward
-        if table["_hooks"]:
-            for hook in table["_hooks"]:
+        if table["_forward_hooks"]:
+            for hook in table["_forward_hooks"]:
                 forward = partial(_call_hook, hook, self, forward)
         try:
             if path:
                 if table["_half"] and mode.half_copies is None:  # a part that is called on its own
                     return mixed.call(self, forward, inputs, keywords)
                 return forward(*inputs, **keywords)
-            if table["_known_version"] != table["_version"].structure:
+            if table["_known_version"] != table["_tree_version"].structure:
                 self.modules()
             preference.own = table["_own_threads"]
             if table["_half"]:
@@ -266,7 +267,7 @@ class Module(ModuleTree):
         if self.path is None:
             self._attach("", self.context)
         self._attach(self.path or "", context)
-        self.__dict__["_flat"] = None
+        self.__dict__["_flat_storage"] = None
         return self
 
     def predict(self, x: Any, batch_size: int = 256) -> Any:

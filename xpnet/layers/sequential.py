@@ -9,7 +9,6 @@ from typing import Any
 from xpnet.autograd.checkpointing import recompute
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
-from xpnet.layers.execution import keeps_computation
 from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
@@ -136,15 +135,15 @@ class Sequential(Module):
 
 
 def _is_watched(layer: Module) -> bool:
-    return layer._hooks not in ((), (recomputing,)) or "forward" in layer.__dict__
+    return layer._forward_hooks not in ((), (recomputing,)) or "forward" in layer.__dict__
 
 
 def _pooled(layers: Sequence[Any]) -> frozenset[int]:
-    """Return the indices of the convolutions that a max pooling follows directly."""
+    """Return the indices of the convolutions that a max pooling follows directly: of a subclass anything may change."""
     return frozenset(
         i
         for i, (layer, after) in enumerate(itertools.pairwise(layers))
-        if keeps_computation(type(layer), Conv2D) and layer.after is None and keeps_computation(type(after), MaxPool2D)
+        if type(layer) is Conv2D and layer.after is None and type(after) is MaxPool2D
     )
 
 

@@ -16,13 +16,20 @@ if TYPE_CHECKING:
     from xpnet.layers.module import Module
 
 # Set while a model runs or is put together, without making plans stale.
-_INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_hooks"})
-_NOT_COPIED = frozenset({"_version", "_known_modules", "_known_version", "_flat", "_flat_version", "_executor", "_hooks"})
+_INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_forward_hooks"})
+_NOT_COPIED = frozenset(
+    {
+        "_tree_version", "_known_modules", "_known_version", "_flat_storage", "_flat_storage_version", "_model_executor",
+        "_forward_hooks",
+    }
+)  # fmt: skip
 
 
 def _has_setter(cls: type, name: str) -> bool:
     """Tell whether what the class has under this name takes its own values, as a property does."""
     found = next((vars(c)[name] for c in cls.__mro__ if name in vars(c)), None)
+    if isinstance(found, property):
+        return found.fset is not None  # a subclass may replace a setting by a read-only property
     return hasattr(found, "__set__") and not isinstance(found, renamed_attribute)  # a layer may use an old name otherwise
 
 
@@ -44,7 +51,7 @@ class ModuleTree:
     _parameters: dict[str, Parameter]
     _buffers: dict[str, Any]
     _half: bool  # whether it computes with 16-bit floats
-    _version: Version
+    _tree_version: Version
     _known_modules: tuple[Module, ...]  # those below, as of
     _known_version: int
     _own_threads: bool  # whether any of them shares its work
@@ -54,7 +61,7 @@ class ModuleTree:
         self = super().__new__(cls)
         table = self.__dict__
         table.update(path=None, context=Context(), _half=False, _children={}, _parameters={}, _buffers={})
-        table.update(_version=Version(), _known_modules=(), _known_version=-1)
+        table.update(_tree_version=Version(), _known_modules=(), _known_version=-1)
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
 
@@ -65,7 +72,7 @@ class ModuleTree:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         for child in self._children.values():
-            child._version.put_below(self._version)
+            child._tree_version.put_below(self._tree_version)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _INTERNAL:
@@ -74,7 +81,7 @@ class ModuleTree:
         if _has_setter(type(self), name):
             super().__setattr__(name, value)
             if name != "training":  # the mode makes no plan stale
-                self._version.changed()
+                self._tree_version.changed()
             return
         others = {path: c for path, c in self._children.items() if path != name and not path.startswith(name + ".")}
         new: dict[str, Any] = {}
@@ -93,24 +100,24 @@ class ModuleTree:
         if new or len(others) < len(self._children):
             self._set_children({**others, **new}, new)
         elif was_parameter or isinstance(value, Parameter):
-            self._version.changed(structure=True)
+            self._tree_version.changed(structure=True)
         elif name not in self._buffers:
-            self._version.changed()
+            self._tree_version.changed()
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
-        self._version.changed()
+        self._tree_version.changed()
 
     def _set_children(self, children: dict[str, Module], new: dict[str, Module]) -> None:
         """Replace the direct children, of which `new` were assigned now."""
-        before = {child._version for child in self._children.values()}
-        after = {child._version for child in children.values()}
+        before = {child._tree_version for child in self._children.values()}
+        after = {child._tree_version for child in children.values()}
         for version in before - after:
-            version.take_from(self._version)
+            version.take_from(self._tree_version)
         for version in after - before:
-            version.put_below(self._version)
+            version.put_below(self._tree_version)
         self.__dict__["_children"] = children
-        self._version.changed(structure=True)
+        self._tree_version.changed(structure=True)
         if self.path is not None:  # otherwise the first run does it
             for name, child in new.items():
                 child._attach(f"{self.path}.{name}" if self.path else name, self.context)
@@ -131,10 +138,13 @@ class ModuleTree:
 
     def modules(self) -> tuple[Module, ...]:
         """Return this Module and all below it."""
-        if self._known_version != self._version.structure:
+        if self._known_version != self._tree_version.structure:
             below = tuple([module for _, module in self.named_modules()][1:])  # without itself: no reference cycle
+            for module in (self, *below):  # again, as a class may copy its instances in its own way
+                for child in module._children.values():
+                    child._tree_version.put_below(module._tree_version)
             own_threads = self.shares_work or any(module.shares_work for module in below)
-            self.__dict__.update(_known_modules=below, _known_version=self._version.structure, _own_threads=own_threads)
+            self.__dict__.update(_known_modules=below, _known_version=self._tree_version.structure, _own_threads=own_threads)
         return (cast("Module", self), *self._known_modules)
 
     def parameters(self) -> dict[str, Parameter]:
@@ -163,7 +173,7 @@ class ModuleTree:
         self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALF_NAMES)
         if moved:
             self._place(context)
-            self._version.changed()
+            self._tree_version.changed()
         for name, parameter in self._parameters.items():
             parameter.path = f"{path}.{name}" if path else name
         for name, child in self._children.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import ReferenceType, ref
 
 
@@ -22,6 +23,12 @@ class Version:
         self.changes = 0
         self.structure = 0
         self._above: dict[int, ReferenceType[Version]] = {}  # by id; weak, so that a layer keeps no model alive
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Version:
+        """Return the Version of a copy: nothing that was derived from the original is valid for it."""
+        made = Version()
+        made.changes, made.structure = self.changes + 1, self.structure + 1
+        return made
 
     def changed(self, structure: bool = False) -> None:
         """Count a change, here and in every Module above."""

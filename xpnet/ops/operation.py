@@ -66,7 +66,7 @@ class Implementation:
     """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
 
     __slots__ = (
-        "backward_function", "declared_footprint", "fallback", "forward", "owns_result", "reference", "takes_half",
+        "backward_function", "declared_footprint", "fallback", "forward", "ours", "owns_result", "reference", "takes_half",
         "wants_into", "wants_needs", "wants_save",
     )  # fmt: skip
 
@@ -76,6 +76,7 @@ class Implementation:
         self.declared_footprint: Implementation | None = None
         self.wants_save = "save" in inspect.signature(forward).parameters
         self.fallback: Implementation | None = None  # tried where this one returns NotImplemented; None: the reference
+        self.ours = True  # whether it is part of this package
         self.takes_half = False  # whether it takes 16-bit floats, computes in float32 and rounds once
         # An accelerated forward without a backward must save what the reference's backward expects.
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
@@ -174,7 +175,9 @@ class Op:
     def accelerate(self, library: str, *, first: bool = False) -> Callable[[Callable[..., Any]], Implementation]:
         """Register a faster implementation for the arrays of one library (a decorator).
 
-        A call runs the first implementation that does not return NotImplemented, and the reference where all do.
+        A call runs the first implementation that does not return NotImplemented, and the reference where all do. They are
+        tried in the order in which they were registered, but those from outside this package before its own, which cover most
+        calls.
 
         Args:
             library: "numpy" or "cupy".
@@ -183,13 +186,15 @@ class Op:
 
         def register(function: Callable[..., Any]) -> Implementation:
             load_accelerations(library)  # so that the order does not depend on what ran before
-            if not str(getattr(function, "__globals__", {}).get("__name__", "")).startswith("xpnet."):
+            ours = str(getattr(function, "__globals__", {}).get("__name__", "")).startswith("xpnet.")
+            if not ours:
                 customized.append(self)
             implementation = Implementation(function, self.reference)
             implementation.takes_half = library == "cupy"
-            earlier = self.implementations(library)
-            if earlier and not first:
-                earlier[-1].fallback = implementation
+            implementation.ours = ours
+            earlier = [] if first else [made for made in self.implementations(library) if ours or not made.ours]
+            if earlier:
+                earlier[-1].fallback, implementation.fallback = implementation, earlier[-1].fallback
             else:
                 implementation.fallback = self.accelerated.get(library)
                 self.accelerated[library] = implementation

@@ -60,10 +60,16 @@ class _MovedModule(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name == "__all__":  # `from xpnet.tape import *`
-            return [public for public in dir(self._moved_to()) if not public.startswith("_")]
+            found = vars(self._moved_to())
+            return [public for public, value in found.items() if getattr(value, "__module__", None) == self.__dict__["_new"]]
         if name.startswith("__"):  # what the import system and other tools ask of every module
             raise AttributeError(name)
-        return getattr(self._moved_to(name), name)
+        value = getattr(self._moved_to(), name)
+        self._moved_to(name)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return dir(self._moved_to())
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("__"):

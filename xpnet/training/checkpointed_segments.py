@@ -86,7 +86,7 @@ def recomputed(segments: Segments) -> Iterator[None]:
         if ranges:
             module.__dict__["_segments"] = ranges
         else:
-            module._hooks = (*module._hooks, recomputing)
+            module._forward_hooks = (*module._forward_hooks, recomputing)
     try:
         yield
     finally:
@@ -94,4 +94,4 @@ def recomputed(segments: Segments) -> Iterator[None]:
             if ranges:
                 del module.__dict__["_segments"]
             else:
-                module._hooks = tuple(hook for hook in module._hooks if hook is not recomputing)
+                module._forward_hooks = tuple(hook for hook in module._forward_hooks if hook is not recomputing)

@@ -104,10 +104,12 @@ def find_learning_rate(
     Source: Smith, "Cyclical learning rates for training neural networks", 2017, section 3.3; with `rates`: Nielsen, "Neural
     networks and deep learning", chapter 3.
     """
-    if not 0 < lowest < highest or steps < 10:
+    if rates is not None:
+        rates = list(rates)
+        if not rates or not all(rate > 0 for rate in rates) or steps < 10:
+            raise ValueError(f"find_learning_rate: expected rates above 0 and steps >= 10, got {rates} and {steps}")
+    elif not 0 < lowest < highest or steps < 10:
         raise ValueError(f"find_learning_rate: expected 0 < lowest < highest and steps >= 10, got {lowest}, {highest}, {steps}")
-    if rates is not None and not (len(rates) and min(rates) > 0):
-        raise ValueError(f"find_learning_rate: expected rates above 0, got {list(rates)}")
     batches = as_batches(data, trainer.model, batch_size, True, trainer.seed)
     smooth: list[float] = []
     mean = 0.0

@@ -254,7 +254,7 @@ class Trainer:
         """Do `forward_backward` with the executor's step for such batches, or return None."""
         if self.segments or self.accumulate > 1 or self.optimizer.loss_scale is not None:
             return None
-        executor = self.model._executor or executor_of(self.model)
+        executor = self.model._model_executor or executor_of(self.model)
         step = executor.step(self.model, self.loss, x, y)
         loss = None if step is None else step.forward(x, y)
         if step is None or loss is None:
@@ -321,7 +321,7 @@ def captured_steps(trainer: Trainer) -> Any:
     """Return the steps of a Trainer as CUDA graphs (a context), or None where they run launch by launch."""
     if trainer.accumulate > 1 or not trainer.capture:
         return None
-    executor = trainer.model._executor or executor_of(trainer.model)
+    executor = trainer.model._model_executor or executor_of(trainer.model)
     return executor.capture(trainer)
 
 
