@@ -63,6 +63,19 @@ def _no_generator(*_: Any) -> NoReturn:
     raise NotImplementedError("the software GPU has no cupy.random.default_rng: its kernels are machine code in CuPy's wheel")
 
 
+class _Imported(importlib.abc.Loader):
+    """Gives the import that started `_load` the package that this imported: else it would be run a second time."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+
+
 class _BeforeCuPy(importlib.abc.MetaPathFinder):
     """Loads the device when CuPy is imported for the first time: a program that does not import it pays nothing."""
 
@@ -70,6 +83,11 @@ class _BeforeCuPy(importlib.abc.MetaPathFinder):
         if name.partition(".")[0] in ("cupy", "cupy_backends"):
             sys.meta_path.remove(self)
             _load()
+            module = sys.modules.get(name)
+            if module is not None:
+                spec = ModuleSpec(name, _Imported(module))
+                module.__spec__ = spec  # the import system prefers the one that it finds here
+                return spec
         return None
 
 
