@@ -18,6 +18,7 @@ import array_api_compat
 import numpy as np
 
 from xpnet.runtime.array import Array as Array
+from xpnet.runtime.late import late
 
 Namespace: TypeAlias = Any
 
@@ -45,6 +46,8 @@ def _namespace_of(kind: type, array: Array) -> Namespace:
     if isinstance(array, (np.ndarray, np.generic)):
         # NumPy 2.1 implements the standard itself; array-api-compat's wrapper only adds time to every call.
         xp = np
+    elif array_api_compat.is_cupy_array(array):
+        xp = _namespaces_cupy()
     else:
         try:
             xp = array_api_compat.array_namespace(array)
@@ -85,6 +88,8 @@ def namespace(*arrays: Any) -> Namespace:
 def name_of(xp: Namespace) -> str:
     """Return the short name of a namespace: "numpy", "cupy", "torch", "jax", "array_api_strict", ..."""
     parts = cast(str, xp.__name__).split(".")
+    if parts[0] == "xpnet":  # a namespace of our own: xpnet.accel.cupy.namespace
+        return parts[2]
     return parts[1] if parts[0] == "array_api_compat" else parts[0]
 
 
@@ -203,9 +208,7 @@ _entered: list[contextlib.ExitStack] = []
 
 
 def _namespaces_cupy() -> Namespace:
-    import array_api_compat.cupy
-
-    return array_api_compat.cupy
+    return late("cupy namespace")
 
 
 def device(name: str | Device) -> Device:

@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 from xpnet.backend import Array, Namespace
-from xpnet.ops.registry import op
+from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError
-from xpnet.ops.shaping import scatter_add
+from xpnet.ops.shaping import scatter_rows
 
 
-@op
+@op(half=as_is)  # the first input is never floating, and rows are only moved
 def embedding(xp: Namespace, indices: Array, table: Array) -> Any:
     """Look up table[indices]: integers (...) and a table (V, D) -> (..., D). A row's gradient is summed over its uses.
 
@@ -36,4 +36,5 @@ def embedding(xp: Namespace, indices: Array, table: Array) -> Any:
 @embedding.backward
 def _(xp: Namespace, dy: Array, saved: Any) -> Any:
     flat, rows = saved
-    return None, scatter_add(xp, xp.reshape(dy, (flat.shape[0], dy.shape[-1])), flat, rows)
+    dy = xp.reshape(dy, (flat.shape[0], dy.shape[-1]))
+    return None, scatter_rows.run(xp, (dy, flat), {"size": rows}, False)[0]
