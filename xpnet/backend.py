@@ -93,6 +93,15 @@ def name_of(xp: Namespace) -> str:
     return parts[1] if parts[0] == "array_api_compat" else parts[0]
 
 
+def is_asynchronous(xp: Namespace) -> bool:
+    """Return whether arrays of a namespace are computed on a GPU while the host goes on.
+
+    Reading one of their values waits for the GPU, and is not possible while a CUDA graph is captured: operations check shapes
+    and dtypes of such arrays, and answer a value that is wrong with NaN.
+    """
+    return xp is not np and name_of(xp) == "cupy"
+
+
 def describe(array: Array) -> str:
     """Describe an array for messages: library, shape, dtype and device."""
     try:

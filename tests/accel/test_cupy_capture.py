@@ -27,6 +27,7 @@ from xpnet.backend import dtype_named, to_numpy
 from xpnet.layers.context import Spec
 from xpnet.layers.execution import executor_of
 from xpnet.layers.modes import eval_mode
+from xpnet.ops.registry import reference_only
 
 pytestmark = pytest.mark.cuda
 
@@ -299,6 +300,38 @@ def test_no_other_layer_says_that_it_cannot_be_captured() -> None:
 
 
 # -- losses, regularizers, constraints, metrics --
+
+CLASS_LOSSES = ["hinge", "negative_log_likelihood", "softmax_cross_entropy", "squared_hinge"]
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_a_class_index_out_of_range_makes_the_loss_nan(name: str, reference: bool) -> None:
+    """On a GPU; on the CPU it is an error."""
+    scores, labels = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32), np.array([2, -1, 3, 0])
+    with reference_only(reference):
+        found = to_numpy(losses.get(name)(on_device(scores), on_device(labels), reduction="none"))
+        valid = to_numpy(losses.get(name)(on_device(scores[::3]), on_device(labels[::3]), reduction="none"))
+    np.testing.assert_array_equal(found, [valid[0], np.nan, np.nan, valid[1]])
+    with pytest.raises(ValueError, match="labels run from -1 to 3"):
+        losses.get(name)(scores, labels)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_an_index_outside_a_table_gives_nan(reference: bool) -> None:
+    table, indices = np.arange(6, dtype=np.float32).reshape(3, 2), np.array([2, -1, 3])
+    with reference_only(reference):
+        y = to_numpy(xn.ops.embedding(on_device(indices), on_device(table)))
+    np.testing.assert_array_equal(y, [[4, 5], [np.nan, np.nan], [np.nan, np.nan]])
+    with pytest.raises(ValueError, match="indices run from -1 to 3"):
+        xn.ops.embedding(indices, table)
+
+
+@pytest.mark.bfloat16
+def test_where_keeps_bfloat16() -> None:
+    x = on_device(np.arange(4.0), "bfloat16")
+    for y in (xn.ops.where(x > 1, 0.0, x), xn.ops.where(x > 1, x, 0.0), xn.ops.where(x > 1, x, -x)):
+        assert xn.backend.dtype_name(y) == "bfloat16"
 
 
 def value_and_gradient(function: Callable[[Any], Any], x: Any) -> tuple[Any, ...]:

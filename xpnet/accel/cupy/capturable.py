@@ -83,6 +83,15 @@ def clip(x: Array, /, min: Any = None, max: Any = None, *, out: Array | None = N
     return x.copy() if y is x else y.astype(x.dtype, copy=False)
 
 
+def where(condition: Array, x1: Any, x2: Any, /) -> Array:
+    """Return x1 where `condition` is true, else x2. (CuPy's turns two arrays of bfloat16 into float32.)"""
+    y = cupy.where(condition, x1, x2)
+    dtype = getattr(x1, "dtype", None)
+    if dtype is not None and dtype != y.dtype and dtype == getattr(x2, "dtype", None):
+        return y.astype(dtype)
+    return y
+
+
 def _capturing() -> bool:
     return bool(cupy.cuda.get_current_stream().is_capturing())
 
