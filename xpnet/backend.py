@@ -18,6 +18,7 @@ import array_api_compat
 import numpy as np
 
 from xpnet.runtime.array import Array as Array
+from xpnet.runtime.late import late
 
 Namespace: TypeAlias = Any
 
@@ -45,6 +46,8 @@ def _namespace_of(kind: type, array: Array) -> Namespace:
     if isinstance(array, (np.ndarray, np.generic)):
         # NumPy 2.1 implements the standard itself; array-api-compat's wrapper only adds time to every call.
         xp = np
+    elif array_api_compat.is_cupy_array(array):
+        xp = _namespaces_cupy()
     else:
         try:
             xp = array_api_compat.array_namespace(array)
@@ -85,7 +88,18 @@ def namespace(*arrays: Any) -> Namespace:
 def name_of(xp: Namespace) -> str:
     """Return the short name of a namespace: "numpy", "cupy", "torch", "jax", "array_api_strict", ..."""
     parts = cast(str, xp.__name__).split(".")
+    if parts[0] == "xpnet":  # a namespace of our own: xpnet.accel.cupy.namespace
+        return parts[2]
     return parts[1] if parts[0] == "array_api_compat" else parts[0]
+
+
+def is_asynchronous(xp: Namespace) -> bool:
+    """Return whether arrays of a namespace are computed on a GPU while the host goes on.
+
+    Reading one of their values waits for the GPU, and is not possible while a CUDA graph is captured: operations check shapes
+    and dtypes of such arrays, and answer a value that is wrong with NaN.
+    """
+    return xp is not np and name_of(xp) == "cupy"
 
 
 def describe(array: Array) -> str:
@@ -203,9 +217,7 @@ _entered: list[contextlib.ExitStack] = []
 
 
 def _namespaces_cupy() -> Namespace:
-    import array_api_compat.cupy
-
-    return array_api_compat.cupy
+    return late("cupy namespace")
 
 
 def device(name: str | Device) -> Device:
