@@ -179,14 +179,14 @@ class Device:
         if self.kind == "cuda":
             import cupy
 
-            stack = contextlib.ExitStack()
-            stack.enter_context(cupy.cuda.Device(self.index))
-            _entered.append(stack)
+            cupy.cuda.Device(self.index).__enter__()  # CuPy keeps the devices to return to, for each thread
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self.kind == "cuda":
-            _entered.pop().close()
+            import cupy
+
+            cupy.cuda.Device(self.index).__exit__(*exception)
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work on the current stream."""
@@ -198,8 +198,6 @@ class Device:
 
 
 CPU = Device("cpu")
-
-_entered: list[contextlib.ExitStack] = []
 
 
 def _namespaces_cupy() -> Namespace:
@@ -300,10 +298,27 @@ def to_device(array: Any, where: str | Device) -> Array:
         if isinstance(array, cupy.ndarray) and array.device.id == target.index:
             return cast(Array, array)
         try:
-            return cast(Array, cupy.array(array) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array)))
+            return cast(Array, _between_gpus(array) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array)))
         except MemoryError as error:
             raise_explained(error, "to_device", (array,))
             raise
+
+
+def _between_gpus(array: Any) -> Any:
+    """Return a copy of a CuPy array on the current device.
+
+    The copy is work of the current device's stream: it waits for what writes the array, and what reuses the array's memory
+    waits for the copy.
+    """
+    import cupy
+
+    here = cupy.cuda.get_current_stream()
+    with array.device:
+        there = cupy.cuda.get_current_stream()
+        here.wait_event(there.record(cupy.cuda.Event(disable_timing=True)))
+    copy = cupy.array(array)
+    there.wait_event(here.record(cupy.cuda.Event(disable_timing=True)))
+    return copy
 
 
 def to_numpy(array: Any) -> np.ndarray[Any, Any]:

@@ -63,30 +63,32 @@ def _no_generator(*_: Any) -> NoReturn:
     raise NotImplementedError("the software GPU has no cupy.random.default_rng: its kernels are machine code in CuPy's wheel")
 
 
-class _Loaded(importlib.abc.Loader):
-    """Gives an import the module that is loaded already."""
+class _Imported(importlib.abc.Loader):
+    """Gives the import that started `_load` the package that this imported: else it would be run a second time."""
 
     def __init__(self, module: ModuleType) -> None:
-        self._module, self._spec = module, module.__spec__
-        module.__spec__ = ModuleSpec(module.__name__, self)  # the import system asks the loader of a loaded module's spec
+        self.module, self.spec = module, module.__spec__
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self._module
+        return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec
+        module.__spec__ = self.spec
 
 
 class _BeforeCuPy(importlib.abc.MetaPathFinder):
     """Loads the device when CuPy is imported for the first time: a program that does not import it pays nothing."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name.partition(".")[0] not in ("cupy", "cupy_backends", "cupyx"):
-            return None
-        sys.meta_path.remove(self)
-        _load()
-        module = sys.modules.get(name)  # loading the device imports CuPy
-        return None if module is None else ModuleSpec(name, _Loaded(module))  # imported again, it would lose its submodules
+        if name.partition(".")[0] in ("cupy", "cupy_backends"):
+            sys.meta_path.remove(self)
+            _load()
+            module = sys.modules.get(name)
+            if module is not None:
+                spec = ModuleSpec(name, _Imported(module))
+                module.__spec__ = spec  # the import system prefers the one that it finds here
+                return spec
+        return None
 
 
 _finder = _BeforeCuPy()

@@ -72,8 +72,14 @@ class CapturedSteps:
         self.updates = trainer.optimizer.capturable and not trainer.watches_gradients
 
     def __enter__(self) -> CapturedSteps:
-        self._context = contextlib.ExitStack()
-        self._context.enter_context(self.graphs.stream())
+        with contextlib.ExitStack() as context:  # which ends the block again where the device has no memory for it
+            context.enter_context(self.graphs.stream())
+            context.callback(self._leave)
+            self._begin()
+            self._context = context.pop_all()
+        return self
+
+    def _begin(self) -> None:
         trainer, xp = self.trainer, self.graphs.xp
         for module in trainer.model.modules():
             module.device_counter = DeviceCounter(xp, module.counter)
@@ -83,9 +89,11 @@ class CapturedSteps:
             clock.steps[...] = trainer.optimizer.iterations
             trainer.optimizer.clock = clock
         self._rate = None
-        return self
 
     def __exit__(self, *exception: object) -> None:
+        self._context.close()
+
+    def _leave(self) -> None:
         for module in self.trainer.model.modules():
             if module.device_counter is not None:
                 module.counter = module.device_counter.value
@@ -93,7 +101,6 @@ class CapturedSteps:
         self.trainer.optimizer.read_clock()
         self.trainer.optimizer.clock = None
         self._captured.forget()  # recordings use the clock and the counters of this block
-        self._context.close()
 
     def _work(self, *inputs: Array, size: int | None = None, several: bool = False) -> tuple[Array, list[Any]]:
         """Run what is recorded; return the loss, and the parameters that got a gradient."""

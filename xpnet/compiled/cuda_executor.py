@@ -29,7 +29,7 @@ class CudaExecutor:
             from xpnet.compiled.cuda_graph import CudaGraphs
 
             self._predictions = CapturedModel(model, CudaGraphs(self.device))
-        with no_grad(), eval_mode(model):
+        with no_grad(), eval_mode(model), self.device:
             return self._predictions(x)
 
     def step(self, model: Module, loss: Callable[..., Any], x: Any, y: Any) -> None:

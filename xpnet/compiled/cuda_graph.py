@@ -32,6 +32,7 @@ class CudaGraphs:
             self._stream = cupy.cuda.Stream(non_blocking=True)
         self._device = cupy.cuda.Device(device.index)
         self._pool = cupy.cuda.MemoryPool()
+        self._outer: Any = None  # the stream of the last block, which may still read what a replay wrote
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
@@ -42,6 +43,9 @@ class CudaGraphs:
                 yield
                 return
             self._stream.wait_event(outer.record())
+            if self._outer is not None and self._outer != outer:
+                self._stream.wait_event(self._outer.record())
+            self._outer = outer
             try:
                 with self._stream:
                     yield

@@ -9,6 +9,7 @@ optimizer, the sums of measurements.
 from __future__ import annotations
 
 import functools
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -69,10 +70,10 @@ class Captured:
             fixed: numbers and names, passed on; each value is recorded separately, as each shape is.
         """
         function = functools.partial(self.function, **fixed) if fixed else self.function
-        if self.failed:
-            return function(*inputs)
         key = (tuple((tuple(a.shape), str(a.dtype)) for a in inputs), tuple(fixed.items()))
         with self.graphs.stream():
+            if self.failed:
+                return function(*inputs)
             recording = self._recordings.get(key)
             if recording is not None:
                 for buffer, array in zip(recording.inputs, inputs):
@@ -136,6 +137,7 @@ class CapturedModel:
         self.graphs = graphs
         self._arrays: list[Array] = []
         self._captured = Captured(self._forward, graphs, "prediction")
+        self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
 
     def _forward(self, x: Array) -> Any:
         y = self.model(x)
@@ -144,7 +146,11 @@ class CapturedModel:
         return y.array if isinstance(y, Tensor) else y
 
     def __call__(self, x: Array) -> Any:
-        """Return the output for a batch."""
+        """Return the output for a batch; threads take turns."""
+        with self._lock:
+            return self._predict(x)
+
+    def _predict(self, x: Array) -> Any:
         arrays = list(self.model.state().values())
         # Recordings read these very arrays; a model that was moved or got flat storage has others.
         if len(arrays) != len(self._arrays) or any(a is not b for a, b in zip(arrays, self._arrays)):
