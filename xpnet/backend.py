@@ -348,6 +348,26 @@ def on(where: str | Device) -> Iterator[Namespace]:
         yield current.xp
 
 
+@contextlib.contextmanager
+def working_on(where: Device, doing: str) -> Iterator[None]:
+    """Make a GPU the current device within the block, and explain the errors where it is out of memory.
+
+    Args:
+        where: a device; on a CPU nothing is done.
+        doing: for the message.
+
+    Raises:
+        DeviceMemoryError: in place of CuPy's error.
+    """
+    with where:
+        try:
+            yield
+        except MemoryError as error:
+            if type(error).__module__.partition(".")[0] == "cupy":
+                raise_explained(error, doing, ())
+            raise
+
+
 def raise_explained(error: MemoryError, doing: str, arrays: Sequence[Any]) -> None:
     """Raise a DeviceMemoryError for CuPy's `error`: how much was requested and free, and what would help.
 

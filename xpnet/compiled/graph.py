@@ -84,11 +84,12 @@ class Captured:
                 self._seen.add(key)
                 return function(*inputs)
             recording = self._record(function, inputs)
-            if recording is None:
-                return function(*inputs)
-            self._recordings[key] = recording
-            recording.replay()  # recording executes nothing
-            return recording.result
+            if recording is not None:
+                self._recordings[key] = recording
+                recording.replay()  # recording executes nothing
+                return recording.result
+        with self.graphs.stream():  # which frees what the recording held
+            return function(*inputs)
 
     def forget(self) -> None:
         """Drop all recordings: the arrays that they use have been replaced."""
@@ -101,17 +102,24 @@ class Captured:
             replay, result = self.graphs.record(lambda: function(*buffers))
         except Exception as error:  # each library refuses host access in its own way
             self.failed = True
-            layer = _layer_of(error)
-            warnings.warn(
-                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
-                f"{f'layer {layer} ' if layer else 'it '}"
-                f"did what is not possible while recording ({type(error).__name__}: {error}); it must not read values "
-                f"from the device, nor use cuBLAS or random numbers through CuPy",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            warnings.warn(self._explained(error), RuntimeWarning, stacklevel=4)
             return None
         return Recording(buffers, replay, result)
+
+    def _explained(self, error: Exception) -> str:
+        """Return the warning for an error while recording."""
+        if isinstance(error, MemoryError):
+            return (
+                f"{self.name} runs launch by launch: the device has too little memory for a CUDA graph of it, whose arrays are "
+                f"in memory of its own ({error})"
+            )
+        layer = _layer_of(error)
+        return (
+            f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
+            f"{f'layer {layer} ' if layer else 'it '}"
+            f"did what is not possible while recording ({type(error).__name__}: {error}); it must not read values "
+            f"from the device, nor use cuBLAS or random numbers through CuPy"
+        )
 
 
 def _layer_of(error: BaseException) -> str | None:

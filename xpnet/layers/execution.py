@@ -81,7 +81,7 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
     xp, home, device = backend.namespace(*parts), backend.device_of(first), model.context.device
     away = isinstance(home, Device) and home != device
     outputs = []
-    with no_grad(), eval_mode(model), on_device_of(model):
+    with no_grad(), eval_mode(model), on_device_of(model, "predict"):
         for start in range(0, max(len(first), 1), batch_size):
             batch = parts if whole else tuple(part[start : start + batch_size] for part in parts)
             if away:
@@ -104,10 +104,10 @@ def _returned(output: Any, home: Any) -> Any:
     return array if home is None else backend.to_device(array, home)
 
 
-def on_device_of(model: Module) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which the model's GPU is the current device; on a CPU, one that does nothing."""
+def on_device_of(model: Module, doing: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which the model's GPU is the current device (see backend.working_on); on a CPU it does nothing."""
     device = model.context.device
-    return contextlib.nullcontext() if device.kind == "cpu" else device
+    return contextlib.nullcontext() if device.kind == "cpu" else backend.working_on(device, doing)
 
 
 def runs_on_its_device(function: F) -> F:
@@ -115,7 +115,7 @@ def runs_on_its_device(function: F) -> F:
 
     @functools.wraps(function)
     def run(model: Module, *args: Any, **keywords: Any) -> Any:
-        with on_device_of(model):
+        with on_device_of(model, function.__name__):
             return function(model, *args, **keywords)
 
     return cast(F, run)

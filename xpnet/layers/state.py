@@ -23,7 +23,7 @@ def load_state(model: Module, state: Mapping[str, Array], strict: bool) -> None:
     owners = {
         f"{path}.{name}" if path else name: (module, name) for path, module in model.named_modules() for name in module._buffers
     }
-    with on_device_of(model):
+    with on_device_of(model, "load_state"):
         for name in own:
             if name not in state:
                 continue

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
-from xpnet.backend import Array
+from xpnet.backend import Array, working_on
 from xpnet.layers.execution import executor_of
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -145,17 +145,16 @@ class Trainer:
         self.stop = self.history.interrupted = False
         self.first_epoch = self.epoch
         device = self.model.context.device
-        place = contextlib.nullcontext() if device.kind == "cpu" else device  # whichever GPU is the current one
         if resume is not None:
             from xpnet.training.checkpoint import resume_trainer
 
-            with place:
+            with device:
                 resume_trainer(self, resume)
         last = self.first_epoch + epochs
         captured = captured_steps(self)
         train = self._train if captured is None else captured.step
         with (
-            place,
+            contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "fit"),
             interruptible(self),
             Progress(last, count, verbose) as progress,
             captured or contextlib.nullcontext(),
@@ -217,7 +216,7 @@ class Trainer:
         device = self.model.context.device
         if device.kind == "cpu":
             return self._step(x, y)[0]
-        with device:
+        with working_on(device, "step"):
             return self._step(x, y)[0]
 
     def _step(self, x: Any, y: Array) -> tuple[Array, Array]:
@@ -317,7 +316,7 @@ class Trainer:
 
         sums = Sums()
         device = self.model.context.device
-        place = contextlib.nullcontext() if device.kind == "cpu" else device
+        place = contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "evaluate")
         with place, no_grad(), eval_mode(self.model), device_feed(batches, device) as feed:
             for x, y in feed.epoch(0):
                 prediction = _output(self.model, x)

@@ -9,7 +9,7 @@ import weakref
 from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.gemm import Product
-from xpnet.backend import DeviceError
+from xpnet.backend import DeviceError, raise_explained
 
 WORKSPACE = 32 << 20
 """Bytes of workspace per handle, as NVIDIA recommends for compute capability 9.0."""
@@ -123,7 +123,11 @@ def _new_handle(key: Key, stream: Any) -> _Handle:
     import cupy
 
     library, handle = _library(), ctypes.c_void_p()
-    workspace = cupy.cuda.alloc(WORKSPACE)
+    try:
+        workspace = cupy.cuda.alloc(WORKSPACE)
+    except MemoryError as error:
+        raise_explained(error, "the workspace of cuBLAS for a stream", ())
+        raise
     _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
     # The default, stated because it keeps results deterministic.
     _check(library.cublasSetAtomicsMode(handle, _ATOMICS_NOT_ALLOWED), "forbidding atomics")
