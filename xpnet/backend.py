@@ -209,6 +209,9 @@ def _namespaces_cupy() -> Namespace:
 def device(name: str | Device) -> Device:
     """Return the device called `name`, after checking that it can be used.
 
+    ``with device("cuda:1"):`` makes it the current one, on which new arrays are created and operations run. `Trainer`,
+    `model.predict` and `xpnet.inspect` run on the model's device in any case.
+
     Args:
         name: "cpu", "cuda" (the first GPU) or "cuda:N".
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
-from xpnet.backend import Array, working_on
+from xpnet.backend import Array, Device, working_on
 from xpnet.layers.execution import executor_of
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -101,6 +101,7 @@ class Trainer:
         self.batches: Batches | None = None
         self.checks: Batches | None = None
         self.sums = Sums()
+        self._device: Device | None = None  # of the last fit
 
     def fit(
         self,
@@ -145,6 +146,10 @@ class Trainer:
         self.stop = self.history.interrupted = False
         self.first_epoch = self.epoch
         device = self.model.context.device
+        if device is not self._device:
+            if self._device is not None:
+                self.sums.load_state(self.sums.state())  # the model was moved: add up on its new device
+            self._device = device
         if resume is not None:
             from xpnet.training.checkpoint import resume_trainer
 
