@@ -151,8 +151,8 @@ print("the same bits")
 
 
 def test_ctrl_c_in_a_captured_fit():
-    done = subprocess.run(
-        [sys.executable, "-c", CTRL_C], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path()}
-    )
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    command, environment = [sys.executable, "-c", CTRL_C], {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "the same bits\n"

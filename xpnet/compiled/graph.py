@@ -81,8 +81,9 @@ class Captured:
                 recording.replay()
                 return recording.result
             if key not in self._seen:
+                result = function(*inputs)
                 self._seen.add(key)
-                return function(*inputs)
+                return result
             recording = self._record(function, inputs)
             if recording is not None:
                 self._recordings[key] = recording

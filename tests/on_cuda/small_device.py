@@ -1,4 +1,4 @@
-"""A GPU that is out of memory: the error says what helps, and nothing is lost but the step."""
+"""A GPU that is out of memory: the error says what helps, and nothing is lost but the step. Run by test_other_devices.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def a_small_device(monkeypatch):
     import cupy
 
     if cupy.cuda.runtime.memGetInfo()[1] > 96 * MIB:
-        pytest.skip("needs a GPU of 96 MiB or less: test_devices.py runs this file on a software device")
+        pytest.skip("needs a GPU of 96 MiB or less")
 
 
 def network(units=16):

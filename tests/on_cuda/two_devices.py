@@ -1,4 +1,4 @@
-"""Models on a GPU that is not the current one, and two GPUs at a time."""
+"""Models on a GPU that is not the current one, and two GPUs at a time. Run by test_other_devices.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def first_is_current():
     import cupy
 
     if cupy.cuda.runtime.getDeviceCount() < 2:
-        pytest.skip("needs two GPUs: test_devices.py runs this file on a software device with two")
+        pytest.skip("needs two GPUs")
     assert cupy.cuda.runtime.getDevice() == 0
     yield
     assert cupy.cuda.runtime.getDevice() == 0
