@@ -26,20 +26,10 @@ HERE = Path(__file__).resolve().parent
     ids=["two", "two-lazy", "96", "64"],
 )
 def test_on_a_device_of_this_kind(tests, settings):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-m",
-        "cuda",
-        "--software-gpu",
-        "-p",
-        "no:cacheprovider",
-        str(HERE / tests),
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--software-gpu", "-p", "no:cacheprovider"]
+    environment = {**os.environ, **settings}
     done = subprocess.run(
-        command, cwd=HERE.parents[1], env={**os.environ, **settings}, capture_output=True, text=True, timeout=300
+        [*command, str(HERE / tests)], cwd=HERE.parents[1], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
