@@ -221,3 +221,16 @@ def test_what_inspection_says(tmp_path):
     assert len(line.lane("copies")) == 6
     assert all(span.end >= span.start for span in line.spans)
     line.save(tmp_path / "timeline.json")
+
+
+@pytest.mark.parametrize("optimizer", [lambda: xn.optim.SGD(0.1), lambda: xn.optim.Adam(0.01), xn.optim.Rprop])
+def test_a_model_that_learns_the_shape_of_its_input_from_the_first_batch(optimizer):
+    def run(device, **settings):
+        model = xn.Sequential([xn.Flatten(), xn.Dense(8, "tanh"), xn.Dropout(0.3), xn.Dense(4)], device=device, seed=1)
+        found = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer(), **settings)
+        found.fit(arrays(device), epochs=3, verbose=False)
+        return found
+
+    recorded, launched = run("cuda"), run("cuda", capture=False)
+    assert bits(recorded.model) == bits(launched.model)
+    np.testing.assert_allclose(recorded.history["loss"], run("cpu").history["loss"], rtol=1e-3)
