@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import types
 from typing import Any
 
@@ -246,6 +247,6 @@ def test_a_failing_product_says_its_shape(monkeypatch):
     )  # fmt: skip
     library = types.SimpleNamespace(cublasGemmEx=lambda *_: 15)
     monkeypatch.setattr(cublas, "_library", lambda: library)
-    monkeypatch.setattr(cublas, "_handle", lambda device, stream: 0)
+    monkeypatch.setattr(cublas, "_handle", lambda device, stream: cublas._Handle(0, None, threading.Lock()))
     with pytest.raises(RuntimeError, match=r"product \(3, 4\) @ \(4, 5\), batch 1, float16 failed with status 15 \(not supp"):
         cublas.run(product, 0, 0)
