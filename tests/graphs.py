@@ -1,0 +1,98 @@
+"""CUDA graphs that count, and a log of launches, for tests of what is recorded and replayed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from xpnet.compiled.captured_steps import CapturedSteps
+from xpnet.layers.execution import executor_of
+
+
+class CountedGraphs:
+    """CUDA graphs, with a count of the recordings that succeeded and of the replays.
+
+    Args:
+        graphs: xpnet.compiled.cuda_graph.CudaGraphs.
+    """
+
+    def __init__(self, graphs: Any) -> None:
+        self.graphs = graphs
+        self.xp = graphs.xp
+        self.recorded = self.replayed = 0
+
+    def stream(self) -> AbstractContextManager[None]:
+        stream: AbstractContextManager[None] = self.graphs.stream()
+        return stream
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        replay, result = self.graphs.record(function)
+        self.recorded += 1
+
+        def counted() -> None:
+            replay()
+            self.replayed += 1
+
+        return counted, result
+
+
+def counted_graphs(device: str = "cuda") -> CountedGraphs:
+    """Return the graphs of a device, counted."""
+    from xpnet.backend import device as device_called
+    from xpnet.compiled.cuda_graph import CudaGraphs
+
+    return CountedGraphs(CudaGraphs(device_called(device)))
+
+
+def count_graphs(captured: Any) -> CountedGraphs:
+    """Count the graphs of CapturedSteps, or of a Captured function, from now on."""
+    graphs = CountedGraphs(captured.graphs)
+    captured.graphs = graphs
+    if isinstance(captured, CapturedSteps):
+        captured._captured.graphs = graphs
+    return graphs
+
+
+def captured_steps(trainer: Any) -> tuple[CapturedSteps, CountedGraphs]:
+    """Return the steps of a Trainer as its model's executor captures them, and the graphs."""
+    steps = executor_of(trainer.model).capture(trainer)
+    assert isinstance(steps, CapturedSteps)
+    return steps, count_graphs(steps)
+
+
+class LoggedRuntime:
+    """The runtime of a device, with a log of what it was asked to launch.
+
+    Attributes:
+        launches: the kernels, with their template arguments.
+        products: the arguments of cuBLAS.
+    """
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self.launches: list[str] = []
+        self.products: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def launch(self, instance: Any, grid: Any, block: Any, arguments: Any) -> None:
+        self._runtime.launch(instance, grid, block, arguments)
+        self.launches.append(instance.expression)
+
+    def gemm(self, call: Any) -> None:
+        self._runtime.gemm(call)
+        self.products.append(call)
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[LoggedRuntime]:
+    """Log all launches on the current device within the block."""
+    import xpnet.accel.cupy  # noqa: F401  (registers the runtime)
+    from xpnet.accel.cupy.runtime import runtime, use_runtime
+
+    log: Any = LoggedRuntime(runtime())
+    with use_runtime(log):
+        yield log
