@@ -1,4 +1,4 @@
-"""CUDA graphs that count, and a log of launches, for tests of what is recorded and replayed."""
+"""CUDA graphs that count, a log of launches, and schedules of the software device: for tests of captured and fed steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+from tests.software_gpu import device as software
 from xpnet.compiled.captured_steps import CapturedSteps
 from xpnet.layers.execution import executor_of
 
@@ -96,3 +97,12 @@ def logged() -> Iterator[LoggedRuntime]:
     log: Any = LoggedRuntime(runtime())
     with use_runtime(log):
         yield log
+
+
+SCHEDULES = ["eager", "lazy", "early-copies", "early-kernels", "random:1", "random:2"]
+"""When the software device runs submitted work, as far as streams, events and the host's waiting leave it open."""
+
+
+def scheduled(name: str) -> AbstractContextManager[None]:
+    """Run the work of a `with` block by one of SCHEDULES; a GPU keeps its own."""
+    return software.schedule(name) if software.LIBRARIES else contextlib.nullcontext()

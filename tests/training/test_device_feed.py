@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.graphs import count_graphs, logged
+from tests.graphs import SCHEDULES, count_graphs, logged, scheduled
 from xpnet.backend import CPU, Device
 from xpnet.data import Batches, ByteImages
 from xpnet.data.arrays import Arrays
@@ -145,6 +145,18 @@ def test_data_on_the_device(source):
     launched = 2 * len(sizes)  # by the host: at the first step of a size, and in its recording
     assert sum(name.startswith("gather<") for name in log.launches) == launched
     assert sum(name.startswith("select<") for name in log.launches) == launched
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("schedule", SCHEDULES[1:])
+@pytest.mark.parametrize("feed", FEEDS)
+def test_feeds_wait_for_what_they_use(feed, schedule):
+    make, kind = FEEDS[feed]
+    source = "normalised bytes, augmented"
+    plain, run = fit_plain(of_host(source), 2), trainer()
+    with scheduled(schedule):
+        fit(run, make(source), kind, epochs=2)
+        assert fingerprint(run) == fingerprint(plain)
 
 
 @pytest.mark.cuda
