@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 import xpnet as xn
@@ -69,7 +68,9 @@ def test_replayed_steps_equal_plain_ones(optimizer, name):
 
 
 def test_a_constraint_leaves_the_weights_of_a_skipped_step_alone():
-    made = lambda: trainer("float16", xn.optim.SGD(0.5), constraint=xn.regularizers.MaxNorm(0.5))
+    def made():
+        return trainer("float16", xn.optim.SGD(0.5), constraint=xn.regularizers.MaxNorm(0.5))
+
     graphs, run = both(made, looked=False)
     assert graphs.recorded == 2
     assert 0 < run.optimizer.skipped < 9
