@@ -13,6 +13,7 @@ from typing import Any
 
 import cupy
 
+from xpnet.accel.cupy.release import recording
 from xpnet.backend import Device
 
 
@@ -59,7 +60,7 @@ class CudaGraphs:
         """
         # The graph has memory of its own: free what the run before the recording left in the default pool.
         cupy.get_default_memory_pool().free_all_blocks()
-        with cupy.cuda.using_allocator(self._pool.malloc):
+        with cupy.cuda.using_allocator(self._pool.malloc), recording():
             self._stream.begin_capture()
             try:
                 result = function()

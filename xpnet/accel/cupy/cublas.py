@@ -9,6 +9,7 @@ import weakref
 from typing import Any
 
 from xpnet.accel.cupy.gemm import Product
+from xpnet.accel.cupy.release import release
 from xpnet.backend import DeviceError
 
 WORKSPACE = 32 << 20
@@ -115,7 +116,12 @@ def _handle(device: int, stream: Any) -> Any:
 
 def _drop(handles: dict[tuple[int, int], tuple[Any, Any]], key: tuple[int, int]) -> None:
     """Destroy the handle of a deleted stream; that waits for its work, so the workspace can be freed as well."""
-    handle, _ = handles.pop(key)
+    handle, workspace = handles.pop(key)
+    release(functools.partial(_destroy, handle, workspace))
+
+
+def _destroy(handle: Any, workspace: Any) -> None:
+    """Destroy a handle; its workspace, which the argument keeps alive, is not in use any more then."""
     _library().cublasDestroy_v2(handle)
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.activation import add_bias_and_activate
 from xpnet.accel.cupy.launch import address, aligned, runtime
+from xpnet.accel.cupy.release import release
 from xpnet.accel.cupy.source import dtype_of
 from xpnet.ops.geometry import Geometry
 from xpnet.runtime.precision import get_matmul_precision
@@ -117,7 +118,8 @@ class Cudnn:
 
     def _drop(self, streams: dict[int, _StreamState], pointer: int) -> None:
         """Destroy the handle of a deleted stream; captured graphs keep theirs alive."""
-        self.frontend.destroy_handle(streams.pop(pointer).handle)
+        state = streams.pop(pointer)
+        release(lambda: self.frontend.destroy_handle(state.handle))
 
     def _make(self, key: _PlanKey) -> CudnnPlan | None:
         fusible = key.pass_name == "fprop" and (key.bias or key.activation is not None)
