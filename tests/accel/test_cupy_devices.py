@@ -16,7 +16,8 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.parametrize(
-    ("file", "setting"), [("two_gpus", "SOFTWARE_GPU_COUNT=2"), ("small_gpu", "SOFTWARE_GPU_MIB=64"), ("no_gpu", "SOFTWARE_GPU_COUNT=0")]
+    ("file", "setting"),
+    [("two_gpus", "SOFTWARE_GPU_COUNT=2"), ("small_gpu", "SOFTWARE_GPU_MIB=64"), ("no_gpu", "SOFTWARE_GPU_COUNT=0")],
 )
 def test_on(file, setting):
     name, _, value = setting.partition("=")

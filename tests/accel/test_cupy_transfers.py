@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, cast
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_times_are_those_of_events(gpu):
     spans = line.lane("copies")
     assert len(spans) == 3
     assert all(before <= span.start <= span.end <= after for span in spans)
-    assert all(first.end <= second.start for first, second in zip(spans, spans[1:]))  # one stream
+    assert all(first.end <= second.start for first, second in itertools.pairwise(spans))  # one stream
     untimed = CudaTransfers(Device("cuda"))
     with pytest.raises(RuntimeError, match="Timeline is recording"):
         untimed.seconds(untimed.copied())
