@@ -39,9 +39,9 @@ def log(gpu, monkeypatch):
     import cupy
 
     calls: list[Any] = []
-    cuda = cupy.cuda
+    cuda: Any = cupy.cuda
 
-    class Event(cuda.Event):
+    class Event(cuda.Event):  # type: ignore[misc]
         def __init__(self, block=False, disable_timing=False):
             super().__init__(block=block, disable_timing=disable_timing)
             self.settings = block, disable_timing

@@ -244,7 +244,7 @@ def test_a_file_larger_than_memory_would_be(tmp_path, augment):
     run = trainer()
     fit(run, Batches((mapped, Y), 8, augment=augment, device="cuda"), PrefetchFeed, epochs=3)
     # What no program expresses runs on the device, whose cosine may differ from the host's in the last bit.
-    place = {"device": "cuda"} if type(augment) is Rotation else {}
+    place: dict[str, Any] = {"device": "cuda"} if type(augment) is Rotation else {}
     assert fingerprint(run) == fingerprint(fit_plain(Batches((FLOATS, Y), 8, augment=augment, **place), 3))
 
 
