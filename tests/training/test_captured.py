@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.graphs import captured_steps, count_graphs, counted_graphs
+from tests.graphs import SCHEDULES, captured_steps, count_graphs, counted_graphs, scheduled
 from xpnet.compiled.graph import CapturedModel
 from xpnet.training.callbacks import ClipGradients
 
@@ -190,7 +190,15 @@ def test_a_layer_that_reads_the_device_runs_launch_by_launch_and_is_named():
     assert run.model.training
 
 
+@pytest.fixture(params=SCHEDULES)
+def schedule(request):
+    """Every order of the work on the device that its streams allow."""
+    with scheduled(request.param):
+        yield
+
+
 @pytest.mark.cuda
+@pytest.mark.usefixtures("schedule")
 def test_results_of_a_captured_function_are_overwritten_and_shapes_kept_apart():
     import cupy
 
@@ -206,6 +214,7 @@ def test_results_of_a_captured_function_are_overwritten_and_shapes_kept_apart():
 
 
 @pytest.mark.cuda
+@pytest.mark.usefixtures("schedule")
 def test_a_captured_model_sees_new_weights_and_its_results_are_kept():
     model = xn.Sequential([xn.Dense(4), xn.Dropout(0.5), xn.Dense(2)], input_shape=(6,), device="cuda").eval()
     graphs, x = counted_graphs(), xn.to_device(X, "cuda")
