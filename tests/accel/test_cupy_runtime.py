@@ -112,12 +112,19 @@ def test_an_update_gets_its_numbers_and_its_schedule(driver):
         np.testing.assert_allclose(found.get(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_kernel_is_compiled_and_loaded_once(driver):
+def test_a_kernel_is_compiled_and_loaded_once(driver, monkeypatch):
     import cupy
 
     x, y = cupy.zeros(16, "float32"), cupy.zeros(16, "float32")
     instance = _im2col["float", 1, 0, 0]
     arguments = (0, *range(2, len(instance.parameters) - 1))  # no vectors: it writes nothing
+    together, factory = threading.Barrier(4), runtime_module._factory
+
+    def make(index):
+        together.wait(timeout=60)
+        return factory(index)
+
+    monkeypatch.setattr(runtime_module, "_factory", make)
     threads = [threading.Thread(target=lambda: launch(instance, 1, 32, x, y, *arguments)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -137,17 +144,22 @@ def test_a_kernel_is_compiled_and_loaded_once(driver):
 
 
 class Spied:
-    """cuBLAS, with a log of the calls that succeeded."""
+    """cuBLAS, with a log of the calls that succeeded. No two threads may use a handle at the same time."""
 
     def __init__(self, library):
         self.library = library
         self.calls = []
+        self.busy = set()
 
     def __getattr__(self, name):
         function = getattr(self.library, name)
 
         def call(*arguments):
+            used = {arguments[0].value} if name.startswith("cublasGemm") else set()
+            assert not used & self.busy
+            self.busy |= used
             status = function(*arguments)
+            self.busy -= used
             assert status == 0, (name, status)
             self.calls.append((name, *arguments))
             return status
@@ -227,7 +239,7 @@ def test_the_precision_is_that_of_the_call(library, request):
         assert rounded > 10 * single
 
 
-def test_every_stream_and_thread_has_a_handle_and_a_workspace(library):
+def test_streams_share_no_workspace_and_threads_no_handle(library):
     import cupy
 
     x = cupy.asarray(RANDOM.standard_normal((4, 4)))
@@ -237,27 +249,27 @@ def test_every_stream_and_thread_has_a_handle_and_a_workspace(library):
     def product():
         results.append(gemm(cupy, x, x, cupy.empty((4, 4))))
 
-    def count():
-        return library.names().count("cublasCreate_v2")
-
     first, second = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.Device().synchronize()
     for stream in (first, second, first):
         with stream:
             product()
-    assert count() == 2
+    assert library.names().count("cublasCreate_v2") == 2
+    assert {call[2] for call in library.calls if call[0] == "cublasSetStream_v2"} == {first.ptr, second.ptr}
+    assert len({call[2] for call in library.calls if call[0] == "cublasSetWorkspace_v2"}) == 2
 
     def elsewhere():
         with first:
-            product()
+            for _ in range(50):
+                product()
 
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert count() == 3
-    workspaces = [call[2] for call in library.calls if call[0] == "cublasSetWorkspace_v2"]
-    assert len(set(workspaces[:2])) == 2
+    threads = [threading.Thread(target=elsewhere) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     cupy.cuda.Device().synchronize()
+    assert len(results) == 3 + 150
     for result in results:
         np.testing.assert_array_equal(result.get(), expected)
 
