@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import re
 import sys
@@ -23,6 +22,7 @@ from benchmarks.libraries import LIBRARIES, TORCH_ON_GPU, chosen, ours, roofline
 from benchmarks.libraries.job import Unsupported
 from tests.cuda_emulator import build
 from tests.cuda_emulator.emulator import emulated, emulated_ops
+from tests.graphs import captured_steps
 
 FAST = Options(threads=1, budget=0.01, rounds=2, turn=1e-4, verbose=False)
 LAYERS = [nets.conv(8, 3, bias=False), nets.conv(4, 3, stride=2, bias=False), nets.conv(4, 3, dilation=2, bias=False)]
@@ -180,26 +180,26 @@ def test_on_a_cpu_there_is_one_algorithm() -> None:
         ours.prepare(case, arrays_for(case), "cpu", "float32", {"algorithm": "im2col"})
 
 
-@pytest.mark.emulator
-@pytest.mark.skipif(build.compiler() is None, reason="needs g++")
+@pytest.mark.cuda
 def test_steps_on_a_gpu_are_captured_as_in_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    fakes = _module("tests/training/test_captured.py")
-    made = []
+    made: list[Any] = []
 
-    def captured(trainer: xn.Trainer) -> Any:
-        made.append(fakes.FakeGraphs(trainer))
-        return fakes.CapturedSteps(trainer, made[0], lambda values: fakes.DeviceSchedule.new(np, values))
+    def steps(trainer: xn.Trainer) -> Any:
+        found, graphs = captured_steps(trainer)
+        made.append(graphs)
+        return found
 
     case = Case("tiny", "step", nets.mlp(5, 10), 3, (4,), "Tests")
     arrays = arrays_for(case)
-    with emulated_ops():
-        plain = ours.prepare(case, arrays, "cpu", "float32", {})
-        monkeypatch.setattr(ours, "captured_steps", captured)
-        job = ours.prepare(case, arrays, "cpu", "float32", {})
-        checks = [plain.check(), job.check()]
-        for _ in range(4):
-            plain.once()
-            job.once()
+    with monkeypatch.context() as patch:
+        patch.setattr(ours, "captured_steps", lambda _: None)
+        plain = ours.prepare(case, arrays, "cuda", "float32", {})
+    monkeypatch.setattr(ours, "captured_steps", steps)
+    job = ours.prepare(case, arrays, "cuda", "float32", {})
+    checks = [plain.check(), job.check()]
+    for _ in range(4):
+        plain.once()
+        job.once()
     assert (made[0].recorded, made[0].replayed) == (1, 3)
     assert job.remark() == ""
     for before, after in zip(checks[0].values(), checks[1].values()):
@@ -209,15 +209,6 @@ def test_steps_on_a_gpu_are_captured_as_in_fit(monkeypatch: pytest.MonkeyPatch) 
     for path, values in plain.weights().items():
         np.testing.assert_array_equal(values, job.weights()[path])
     job.close()
-
-
-def _module(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parent.parent / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.torch

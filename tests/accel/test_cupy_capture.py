@@ -378,7 +378,9 @@ def test_every_constraint(name: str, graphs: Recordings) -> None:
         return copy
 
     captured(
-        projected, [[on_device(np.random.default_rng(seed).standard_normal((5, 3)).astype(np.float32))] for seed in (0, 1)], graphs
+        projected,
+        [[on_device(np.random.default_rng(seed).standard_normal((5, 3)).astype(np.float32))] for seed in (0, 1)],
+        graphs,
     )
 
 
@@ -422,7 +424,9 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 
 
 def test_every_optimizer_is_here() -> None:
-    public = {n for n in optim.__all__ if isinstance(getattr(optim, n), type) and issubclass(getattr(optim, n), optim.Optimizer)}
+    public = {
+        n for n in optim.__all__ if isinstance(getattr(optim, n), type) and issubclass(getattr(optim, n), optim.Optimizer)
+    }
     assert public - {"Optimizer", "FullBatch"} == {*OPTIMIZERS, *OPTIMIZERS_NOT_CAPTURED}
     assert {n for n in OPTIMIZERS if not OPTIMIZERS[n]().capturable} == set(UPDATED_OUTSIDE)
 

@@ -85,7 +85,10 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "percentile": (lambda: cp.percentile(_vector(), 30), SORTING),
     # CUB
     "sum with CUB": (_with_cub, "the software GPU has no CUB"),
-    "histogram with CUB": (lambda: cp.cuda.cub.device_histogram(_vector(), _vector(), _vector()), "the software GPU has no CUB"),
+    "histogram with CUB": (
+        lambda: cp.cuda.cub.device_histogram(_vector(), _vector(), _vector()),
+        "the software GPU has no CUB",
+    ),
     # cuRAND
     "random.rand": (lambda: cp.random.rand(3), CURAND),
     "random.seed": (lambda: cp.random.seed(1), CURAND),

@@ -22,7 +22,7 @@ from xpnet.layers.module import Module
 
 
 class Graphs(Protocol):
-    """Records and replays: xpnet.compiled.cuda_graph.CudaGraphs, or a fake in tests."""
+    """Records and replays: xpnet.compiled.cuda_graph.CudaGraphs, or a wrapper that counts."""
 
     xp: Any
 

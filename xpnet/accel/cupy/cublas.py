@@ -6,11 +6,7 @@ import ctypes
 import functools
 import threading
 import weakref
-<<<<<<< HEAD
-from typing import Any
-=======
 from typing import Any, NamedTuple
->>>>>>> users
 
 from xpnet.accel.cupy.gemm import Product
 from xpnet.backend import DeviceError, raise_explained
@@ -106,8 +102,8 @@ class _Handles:
 
     def __init__(self) -> None:
         self.of: dict[Key, _Handle] = {}
-        # By device, those of deleted streams, to be used again. Destroying one would wait for the device, which ends any capture
-        # in progress, and the garbage collector deletes a stream whenever it likes.
+        # By device, those of deleted streams, to be used again. Destroying one would wait for the device, which ends any
+        # capture in progress, and the garbage collector deletes a stream whenever it likes.
         self.spare: dict[int, list[Any]] = {}
         self.lock = threading.RLock()  # freeing a stream, which can happen at any allocation, takes it as well
 
