@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -163,7 +164,7 @@ class Watched:
         if value.flags.c_contiguous or not value.size:
             return cupy.asarray(value)
         low, high = np.lib.array_utils.byte_bounds(value)
-        span = np.frombuffer((ctypes.c_uint8 * (high - low)).from_address(low), np.uint8)
+        span = np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(low))
         memory = cupy.asarray(span).data + (value.ctypes.data - low)
         return cupy.ndarray(value.shape, value.dtype, memory, value.strides)
 
@@ -180,7 +181,7 @@ class Watched:
         regions: dict[int, Region] = {}
         given = [a for a in arrays if a is not None and a.size]
         ends = sorted(extent(a) for a in given)
-        for (_, end), (start, _) in zip(ends, ends[1:]):
+        for (_, end), (start, _) in itertools.pairwise(ends):
             assert end <= start, f"{instance}: two arguments share memory"
         if self.guards and not _is_captured():
             for array in given:
