@@ -69,7 +69,9 @@ def close(found, expected, kind, terms):
     np.testing.assert_allclose(found, expected, rtol=TOLERANCE[kind], atol=TOLERANCE[kind] * scale)
 
 
-def every_pass(gpu, shape, kernel_shape, settings, kind, *, activation=None, with_bias=True, multiprocessors=1, architecture=80):
+def every_pass(
+    gpu, shape, kernel_shape, settings, kind, *, activation=None, with_bias=True, multiprocessors=1, architecture=80
+):
     """Run fprop, dgrad and wgrad of one convolution and compare; return the launches.
 
     The device is taken for one with these numbers; an older one keeps its own architecture.
@@ -186,9 +188,7 @@ def test_every_tile_and_split_k_on_tensor_cores(gpu, kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_many_tiles_and_split_k(gpu, kind):
-    launched = every_pass(
-        gpu, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh"
-    )
+    launched = every_pass(gpu, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh")
     assert launched.count(f"sum_partials<{'double' if kind == 'float64' else 'float'}>") == 2
 
 
