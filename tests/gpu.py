@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
+from tests.skipping import skipping
 from xpnet.accel.cupy import launch as launching
 from xpnet.accel.cupy.runtime import Runtime
 from xpnet.accel.cupy.source import Instance
 from xpnet.backend import namespace, to_numpy
-from xpnet.ops.registry import registry
 
 GUARD = 1024
 POISON = 0xFF  # NaN as a float, so that what is read out of bounds or before it is written shows in the result
@@ -233,29 +233,5 @@ def on_gpu(*, skip: int = 0, **settings: Any) -> Iterator[Watched]:
 
     watched = Watched(**settings)
     allocator = cupy.cuda.using_allocator(_allocate) if watched.guards else contextlib.nullcontext()
-    with allocator, skipping("cupy", skip), launching.use_runtime(watched):
+    with allocator, skipping(watched.xp, "cupy", skip), launching.use_runtime(watched):
         yield watched
-
-
-@contextlib.contextmanager
-def skipping(library: str, count: int) -> Iterator[None]:
-    """Skip the first `count` accelerations of operations that have more for a library, within the block."""
-    if not count:
-        yield
-        return
-    if library == "cupy":
-        import cupy
-
-        xp = namespace(cupy.empty(0))
-    else:
-        xp = np
-    changed = []
-    try:
-        for operation in registry.values():
-            if len(found := operation.implementations(library)) > count:
-                changed.append((operation, operation.implementation(xp)))
-                operation._chosen[xp] = found[count]
-        yield
-    finally:
-        for operation, before in changed:
-            operation._chosen[xp] = before
