@@ -21,7 +21,14 @@ DIGITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 KINDS = [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
 
+# What is computed in two parts is rounded between them on CuPy: then the rounding decides which is the largest of a window.
+IN_PARTS = {"conv2d_max_pool2d"}
 CASES = op_contract.matrix(op_cases.CASES)
+CASES += [  # also without an acceleration for CuPy, which promotes dtypes by rules of its own
+    pytest.param(case, "cupy", id=f"{case.id}-cupy", marks=pytest.mark.cuda)
+    for case in op_cases.CASES
+    if "cupy" not in op_contract.implementations(case) and case.name not in IN_PARTS
+]
 
 
 def rounded(arrays: list[Any], kind: Any) -> list[Any]:
