@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -28,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
+from tests.skipping import skipping
 from xpnet.accel.cupy import launch as launching
 from xpnet.accel.cupy.runtime import Runtime
 from xpnet.accel.cupy.source import Instance
 from xpnet.backend import namespace, to_numpy
-from xpnet.ops.registry import registry
 
 GUARD = 1024
 POISON = 0xFF  # NaN as a float, so that what is read out of bounds or before it is written shows in the result
@@ -163,7 +164,7 @@ class Watched:
         if value.flags.c_contiguous or not value.size:
             return cupy.asarray(value)
         low, high = np.lib.array_utils.byte_bounds(value)
-        span = np.frombuffer((ctypes.c_uint8 * (high - low)).from_address(low), np.uint8)
+        span = np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(low))
         memory = cupy.asarray(span).data + (value.ctypes.data - low)
         return cupy.ndarray(value.shape, value.dtype, memory, value.strides)
 
@@ -180,7 +181,7 @@ class Watched:
         regions: dict[int, Region] = {}
         given = [a for a in arrays if a is not None and a.size]
         ends = sorted(extent(a) for a in given)
-        for (_, end), (start, _) in zip(ends, ends[1:]):
+        for (_, end), (start, _) in itertools.pairwise(ends):
             assert end <= start, f"{instance}: two arguments share memory"
         if self.guards and not _is_captured():
             for array in given:
@@ -232,29 +233,5 @@ def on_gpu(*, skip: int = 0, **settings: Any) -> Iterator[Watched]:
 
     watched = Watched(**settings)
     allocator = cupy.cuda.using_allocator(_allocate) if watched.guards else contextlib.nullcontext()
-    with allocator, skipping("cupy", skip), launching.use_runtime(watched):
+    with allocator, skipping(watched.xp, "cupy", skip), launching.use_runtime(watched):
         yield watched
-
-
-@contextlib.contextmanager
-def skipping(library: str, count: int) -> Iterator[None]:
-    """Skip the first `count` accelerations of operations that have more for a library, within the block."""
-    if not count:
-        yield
-        return
-    if library == "cupy":
-        import cupy
-
-        xp = namespace(cupy.empty(0))
-    else:
-        xp = np
-    changed = []
-    try:
-        for operation in registry.values():
-            if len(found := operation.implementations(library)) > count:
-                changed.append((operation, operation.implementation(xp)))
-                operation._chosen[xp] = found[count]
-        yield
-    finally:
-        for operation, before in changed:
-            operation._chosen[xp] = before
