@@ -8,11 +8,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.libraries import LIBRARIES, Library
+
+if TYPE_CHECKING:
+    from tests.gpu import Watched
 
 pytest_plugins = ["tests.software_gpu.pytest_plugin"]
 
@@ -118,3 +121,14 @@ def library(request: pytest.FixtureRequest) -> Library:
 def xp(library: Library) -> Any:
     """The namespace of every array library in turn."""
     return library.xp
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda)])
+def gpu() -> Iterator[Watched]:
+    """A CUDA device under watch (`tests.gpu`) for the whole test, which is marked `cuda` by that."""
+    from tests.accel.gpu import skip_without_gpu
+    from tests.gpu import on_gpu
+
+    skip_without_gpu()
+    with on_gpu() as watched:
+        yield watched

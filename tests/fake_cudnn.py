@@ -1,12 +1,11 @@
-"""A fake of the module ``cudnn`` of nvidia-cudnn-frontend: the part of its graph API that xpnet uses, on main memory.
+"""A fake of the module ``cudnn`` of nvidia-cudnn-frontend: the part of its graph API that xpnet uses, computed by NumPy.
 
-Names, argument names and the order of the calls are those of version 1.23. Tensors are read and written at the given
-addresses with the given dimensions and strides, so that a wrong stride, number or padding gives wrong numbers.
+Names, argument names and the order of the calls are those of version 1.23. Tensors are copied from and to the given addresses
+of the device with the given dimensions and strides, so that a wrong stride, number or padding gives wrong numbers.
 """
 
 from __future__ import annotations
 
-import ctypes
 import types
 from typing import Any
 
@@ -57,20 +56,20 @@ class Tensor:
     def set_data_type(self, data_type: str) -> None:  # the frontend returns nothing here
         self.data_type = data_type
 
-    def memory(self, address: int) -> np.ndarray:
-        """Return the elements at an address as NCHW, whatever the strides."""
+    def layout(self, address: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return main memory for the elements at an address as they lie there, and a view of it as NCHW."""
         assert address % 16 == 0, "cuDNN takes aligned tensors"
         assert self.dim is not None
         assert self.stride is not None
         kind: np.dtype[Any] = np.dtype(STORED[self.data_type])
         count = 1 + sum((d - 1) * s for d, s in zip(self.dim, self.stride))
         assert count == np.prod(self.dim), "the strides leave gaps, or elements share memory"
-        buffer: Any = (ctypes.c_char * (count * kind.itemsize)).from_address(address)
-        flat = np.frombuffer(buffer, kind)
-        return np.lib.stride_tricks.as_strided(flat, self.dim, [s * kind.itemsize for s in self.stride])
+        flat = np.empty(count, kind)
+        return flat, np.lib.stride_tricks.as_strided(flat, self.dim, [s * kind.itemsize for s in self.stride])
 
     def read(self, address: int) -> np.ndarray:
-        found = self.memory(address)
+        flat, found = self.layout(address)
+        _copy(flat.ctypes.data, address, flat.nbytes)
         if self.data_type == "BFLOAT16":
             found = (found.astype(np.uint32) << 16).view(np.float32)
         return found.astype(np.float64)
@@ -79,7 +78,17 @@ class Tensor:
         if self.data_type == "BFLOAT16":
             bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
             value = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-        self.memory(address)[...] = value
+        flat, there = self.layout(address)
+        there[...] = value
+        _copy(address, flat.ctypes.data, flat.nbytes)
+
+
+def _copy(to: int, from_: int, count: int) -> None:
+    import cupy
+
+    stream = cupy.cuda.get_current_stream()
+    cupy.cuda.runtime.memcpyAsync(to, from_, count, cupy.cuda.runtime.memcpyDefault, stream.ptr)
+    stream.synchronize()
 
 
 def taps(padded, kernel_dim, stride, dilation, out):

@@ -212,6 +212,9 @@ CASES = [
     # embedding, losses
     case("embedding", I(3, 4, high=5), P(5, 2)),
     case("embedding", I(6, high=3), P(3, 4)),
+    case("scatter_rows", X(6, 4), I(6, high=3), size=3),
+    case("scatter_rows", X(5, 2), I(5, high=40), size=37),
+    case("scatter_rows", P(40, 35), I(40, high=4, batched=False), size=70),
     case("softmax_cross_entropy", X(4, 3), I(4, high=3)),
     case("softmax_cross_entropy", X(4, 3), X(4, 3, kind="probabilities", grad=False)),
     case("softmax_cross_entropy", X(4, 3), X(4, 3, kind="positive", grad=False), reduction="sum"),
@@ -309,6 +312,8 @@ WRONG = [
     wrong("dropout", X(3, 4), rate=1.5, says=("rate", "1.5")),
     wrong("embedding", I(3, high=2), P(3, 2, 2), says=("(3, 2, 2)", "(V, D)")),
     wrong("embedding", I(3, high=1), P(0, 2), says=("0..-1",)),
+    wrong("scatter_rows", X(3, 4), I(2, high=3), size=3, says=("(3, 4)", "(2,)")),
+    wrong("scatter_rows", X(3), I(3, high=3), size=3, says=("(3,)", "(M, D)")),
     wrong("softmax_cross_entropy", X(4, 3), I(3, high=3), says=("(3,)", "(4,)")),
     wrong("softmax_cross_entropy", X(4, 3), I(4, 3, high=2), says=("(4, 3)", "(4,)")),
     wrong("softmax_cross_entropy", X(4, 3), X(4, 2), says=("(4, 2)", "(4, 3)")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 import xpnet as xn
 from tests.cases import Case, Input
+from tests.skipping import skipping
 from xpnet.backend import to_numpy
 from xpnet.ops.registry import load_accelerations, reference_only, registry
 
@@ -26,30 +26,54 @@ COMPOSITES = {
 """Public functions that are composed of operations, and which."""
 
 
-def _has_emulator() -> bool:
-    """Return whether the CuPy implementations and the emulator that runs their kernels on NumPy arrays exist."""
-    names = ("xpnet.accel.cupy.launch", "tests.cuda_emulator.emulator")
-    with contextlib.suppress(ModuleNotFoundError):
-        return all(importlib.util.find_spec(name) is not None for name in names)
-    return False
+class Place:
+    """Where a case is computed; this one: on NumPy arrays, as they are."""
+
+    xp: Any = np
+
+    def to(self, value: Any) -> Any:
+        """Return NumPy arrays, also those in a tuple, list or dict, as arrays of this place with the same strides."""
+        return value
+
+    def back(self, value: Any) -> Any:
+        """Return arrays of this place as NumPy arrays."""
+        return value
+
+
+class OnGpu(Place):
+    """A CUDA device under watch."""
+
+    def __init__(self, gpu: Any) -> None:
+        self.gpu, self.xp = gpu, gpu.xp
+
+    def to(self, value: Any) -> Any:
+        if type(value) is dict:
+            return {name: self.to(v) for name, v in value.items()}
+        return type(value)(map(self.to, value)) if type(value) in (tuple, list) else self.gpu.array(value)
+
+    def back(self, value: Any) -> Any:
+        if type(value) in (tuple, list):
+            return type(value)(map(self.back, value))
+        assert value is None or type(value).__module__.partition(".")[0] == "cupy", type(value)
+        return self.gpu.numpy(value)
+
+
+NUMPY = Place()
 
 
 @functools.cache
 def accelerations() -> dict[str, tuple[str, ...]]:
-    """Return, for every operation, its accelerated implementations that can run on NumPy arrays: "numpy", "emulated".
+    """Return, for every operation, the libraries that it has accelerated implementations for: "numpy", "cupy".
 
     If a library has several in order, "numpy+1" starts from the second one, and so on.
     """
     load_accelerations("numpy")
-    libraries = {"numpy": "numpy"}
-    if _has_emulator():
-        import xpnet.accel.cupy  # noqa: F401 - registers its implementations; touches no device
+    import xpnet.accel.cupy  # noqa: F401 - registers its implementations; touches no device
 
-        libraries["emulated"] = "cupy"
     return {
         name: tuple(
-            f"{label}+{skip}" if skip else label
-            for label, library in libraries.items()
+            f"{library}+{skip}" if skip else library
+            for library in ("numpy", "cupy")
             for skip in range(len(operation.implementations(library)))
         )
         for name, operation in registry.items()
@@ -63,35 +87,17 @@ def implementations(case: Case) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(implementation: str) -> Iterator[None]:
-    """Compute NumPy arrays with "reference", "numpy", "numpy+1", ... or "emulated" within the block."""
+def running(implementation: str) -> Iterator[Place]:
+    """Compute with "reference", "numpy", "numpy+1", ... or "cupy" within the block; yield where."""
     name, _, skip = implementation.partition("+")
-    if name == "reference":
-        with reference_only():
-            yield
-    elif name == "numpy":
-        with reference_only(False), skipping(int(skip or 0)):
-            yield
-    else:
-        from tests.cuda_emulator.emulator import emulated_ops
+    if name == "cupy":
+        from tests.gpu import on_gpu
 
-        with reference_only(False), emulated_ops(int(skip or 0)):
-            yield
-
-
-@contextlib.contextmanager
-def skipping(count: int) -> Iterator[None]:
-    """Skip the first `count` implementations for NumPy of operations that have more, within the block."""
-    changed = []
-    for operation in registry.values():
-        if count and len(found := operation.implementations("numpy")) > count:
-            changed.append((operation, operation.implementation(np)))
-            operation._chosen[np] = found[count]
-    try:
-        yield
-    finally:
-        for operation, before in changed:
-            operation._chosen[np] = before
+        with reference_only(False), on_gpu(skip=int(skip or 0)) as gpu:
+            yield OnGpu(gpu)
+        return
+    with reference_only(name == "reference"), skipping(np, "numpy", int(skip or 0)):
+        yield NUMPY
 
 
 def matrix(cases: list[Case], where: Any = None) -> list[Any]:
@@ -101,7 +107,7 @@ def matrix(cases: list[Case], where: Any = None) -> list[Any]:
             case,
             implementation,
             id=f"{case.id}-{implementation}",
-            marks=(pytest.mark.emulator,) if implementation.startswith("emulated") else (),
+            marks=(pytest.mark.cuda,) if implementation.startswith("cupy") else (),
         )
         for case in cases
         if where is None or where(case)
@@ -122,6 +128,15 @@ def outputs_of(result: Any) -> tuple[Any, ...]:
 
 def is_float(array: Any) -> bool:
     return "float" in str(array.dtype)
+
+
+def arrays_in(value: Any) -> Iterator[Any]:
+    """Yield the arrays in tuples, lists and dicts of any depth."""
+    if isinstance(value, (dict, list, tuple)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from arrays_in(one)
+    elif hasattr(value, "dtype"):
+        yield value
 
 
 def weights_for(outputs: tuple[Any, ...], seed: int = 0) -> list[np.ndarray]:
@@ -150,16 +165,26 @@ def start_backward(result: Any, weights: list[Any]) -> None:
 
 
 def evaluate(
-    case: Case, arrays: list[Any], options: dict[str, Any], weights: list[Any] | None = None
+    case: Case, arrays: list[Any], options: dict[str, Any], weights: list[Any] | None = None, place: Place = NUMPY
 ) -> tuple[tuple[Any, ...], list[Any]]:
-    """Return the outputs of a case and its gradients (None for inputs without one) as native arrays."""
+    """Return the outputs of a case and its gradients (None for inputs without one) as native arrays.
+
+    NumPy arrays are moved to the place first, and the results back.
+    """
+    arrays, options = place.to(arrays), place.to(options)
     if not differentiable(case):
-        return outputs_of(case.call(arrays, options)), []
+        return place.back(outputs_of(case.call(arrays, options))), []
     inputs = as_tensors(case, arrays)
     result = case.call(inputs, options)
-    outputs = outputs_of(result)
-    start_backward(result, weights_for(outputs) if weights is None else weights)
-    return outputs, [i.grad if isinstance(i, xn.Tensor) else None for i in inputs]
+    outputs = place.back(outputs_of(result))
+    start_backward(result, place.to(weights_for(outputs) if weights is None else weights))
+    return outputs, [place.back(i.grad) if isinstance(i, xn.Tensor) else None for i in inputs]
+
+
+def computed(case: Case, arrays: list[Any], options: dict[str, Any], place: Place) -> tuple[Any, ...]:
+    """Return the outputs of a case, computed at a place, as NumPy arrays."""
+    found: tuple[Any, ...] = place.back(outputs_of(case.call(place.to(arrays), place.to(options))))
+    return found
 
 
 def close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:

@@ -538,6 +538,14 @@ def embedding(indices: np.ndarray, table: np.ndarray) -> np.ndarray:
     return out
 
 
+def scatter_rows(rows: np.ndarray, index: np.ndarray, *, size: int) -> np.ndarray:
+    out = np.zeros((size, rows.shape[1]))
+    for row, at in zip(rows, index):
+        if 0 <= at < size:
+            out[at] += row
+    return out
+
+
 def dropped(x: np.ndarray, keep: np.ndarray, rate: float, inverted: bool = True) -> np.ndarray:
     """Compute x where `keep`, divided by 1 - rate if inverted; else 0. `keep` broadcasts to x."""
     keep = np.broadcast_to(keep, x.shape)

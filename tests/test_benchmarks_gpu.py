@@ -1,9 +1,8 @@
-"""The benchmarks on a GPU, as far as they can be tested without one: cases, variants, passes of convolutions, pages."""
+"""The benchmarks on a GPU: cases, variants, passes of convolutions, pages."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import re
 import sys
@@ -21,8 +20,8 @@ from benchmarks.cases import PASSES, REPEAT, Case, cases_for, every_case, named
 from benchmarks.compare import Comparison, Options
 from benchmarks.libraries import LIBRARIES, TORCH_ON_GPU, chosen, ours, roofline
 from benchmarks.libraries.job import Unsupported
-from tests.cuda_emulator import build
-from tests.cuda_emulator.emulator import emulated, emulated_ops
+from tests.gpu import Watched
+from tests.graphs import captured_steps
 
 FAST = Options(threads=1, budget=0.01, rounds=2, turn=1e-4, verbose=False)
 LAYERS = [nets.conv(8, 3, bias=False), nets.conv(4, 3, stride=2, bias=False), nets.conv(4, 3, dilation=2, bias=False)]
@@ -125,52 +124,43 @@ def test_passes_are_compared_and_reported() -> None:
     assert page.count("conv fprop tiny") == 1
 
 
-@pytest.mark.emulator
-@pytest.mark.skipif(build.compiler() is None, reason="needs g++")
 @pytest.mark.parametrize("kind", PASSES)
-def test_an_algorithm_can_be_forced(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # On the emulator a "GPU" works on NumPy arrays; capture is tested elsewhere.
+def test_an_algorithm_can_be_forced(gpu: Watched, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Capture, which would keep the process on a stream of its own, is tested elsewhere.
     monkeypatch.setattr(conv_algorithms, "repeated", lambda once: once)
     monkeypatch.setattr(conv_algorithms, "not_captured", lambda function: str)
-    place = type("Place", (), {"kind": "cuda", "synchronize": lambda self: None})()
-    monkeypatch.setattr(conv_algorithms, "to_device", lambda values, where, dtype: values)
+    place = xn.backend.device("cuda")
     case = one_pass(kind, LAYERS[0])
     arrays = arrays_for(case)
-    with emulated_ops() as run:
-        found, launches = {}, {}
-        for algorithm in ("im2col", "implicit"):
-            before = len(run.launches)
-            found[algorithm] = conv_algorithms.prepare(case, arrays, place, "float32", algorithm).check()["output"]
-            launches[algorithm] = " ".join(run.launches[before:])
-        assert "implicit_gemm" in launches["implicit"]
-        assert "implicit_gemm" not in launches["im2col"]
-        with pytest.raises(Unsupported, match="no candidate here: there are im2col, implicit"):
-            conv_algorithms.prepare(case, arrays, place, "float32", "cudnn")
-        depthwise = one_pass(kind, nets.conv(4, 3, groups=4, bias=False))
-        with pytest.raises(Unsupported, match="dedicated kernel"):
-            conv_algorithms.prepare(depthwise, arrays_for(depthwise), place, "float32", "im2col")
+    found, launches = {}, {}
+    for algorithm in ("im2col", "implicit"):
+        gpu.launches.clear()
+        found[algorithm] = conv_algorithms.prepare(case, arrays, place, "float32", algorithm).check()["output"]
+        launches[algorithm] = " ".join(gpu.launches)
+    assert "implicit_gemm" in launches["implicit"]
+    assert "implicit_gemm" not in launches["im2col"]
+    with pytest.raises(Unsupported, match="no candidate here: there are im2col, implicit"):
+        conv_algorithms.prepare(case, arrays, place, "float32", "cudnn")
+    depthwise = one_pass(kind, nets.conv(4, 3, groups=4, bias=False))
+    with pytest.raises(Unsupported, match="dedicated kernel"):
+        conv_algorithms.prepare(depthwise, arrays_for(depthwise), place, "float32", "im2col")
     expected = ours.prepare(case, arrays, "cpu", "float32", {}).check()["output"]
     for output in found.values():
         assert distance(output, expected) < 1e-5
 
 
-@pytest.mark.emulator
-@pytest.mark.nvrtc  # the roofline uses CuPy
 @pytest.mark.parametrize("kind", ["step", *PASSES])
-def test_the_roofline_on_a_gpu_is_these_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = type("Place", (), {"kind": "cuda", "xp": np, "synchronize": lambda self: None})()
-    monkeypatch.setattr(xn.backend, "device", lambda name: place)
-    monkeypatch.setattr(conv_algorithms, "to_device", lambda values, where, dtype: values)
+def test_the_roofline_on_a_gpu_is_these_products(gpu: Watched, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv_algorithms, "captured", lambda function: function)
+    monkeypatch.setattr(conv_algorithms, "not_captured", lambda function: str)
     case = one_pass(kind, LAYERS[0]) if kind in PASSES else Case("s", "step", nets.mlp(5, 10), 16, (4,), "")
-    with emulated() as run:
-        job = roofline.prepare(case, {}, "cuda", "tf32", {"ceiling": "products"})
-        job.once()
+    job = roofline.prepare(case, {}, "cuda", "tf32", {"ceiling": "products"})
+    job.once()
     # cuBLAS is column-major: our rows are its columns.
-    found = [(product.n, product.k, product.m) for product in run.products]
+    found = [(product.n, product.k, product.m) for product in gpu.products]
     assert found == case.products() * (REPEAT if kind in PASSES else 1)
     assert job.units == (REPEAT if kind in PASSES else 1)
-    transposed = [product.transpose_b for product in run.products]
+    transposed = [product.transpose_b for product in gpu.products]
     assert transposed == [k > m and k > n for m, k, n in found]
 
 
@@ -180,26 +170,26 @@ def test_on_a_cpu_there_is_one_algorithm() -> None:
         ours.prepare(case, arrays_for(case), "cpu", "float32", {"algorithm": "im2col"})
 
 
-@pytest.mark.emulator
-@pytest.mark.skipif(build.compiler() is None, reason="needs g++")
+@pytest.mark.cuda
 def test_steps_on_a_gpu_are_captured_as_in_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    fakes = _module("tests/training/test_captured.py")
-    made = []
+    made: list[Any] = []
 
-    def captured(trainer: xn.Trainer) -> Any:
-        made.append(fakes.FakeGraphs(trainer))
-        return fakes.CapturedSteps(trainer, made[0], lambda values: fakes.DeviceSchedule.new(np, values))
+    def steps(trainer: xn.Trainer) -> Any:
+        found, graphs = captured_steps(trainer)
+        made.append(graphs)
+        return found
 
     case = Case("tiny", "step", nets.mlp(5, 10), 3, (4,), "Tests")
     arrays = arrays_for(case)
-    with emulated_ops():
-        plain = ours.prepare(case, arrays, "cpu", "float32", {})
-        monkeypatch.setattr(ours, "captured_steps", captured)
-        job = ours.prepare(case, arrays, "cpu", "float32", {})
-        checks = [plain.check(), job.check()]
-        for _ in range(4):
-            plain.once()
-            job.once()
+    with monkeypatch.context() as patch:
+        patch.setattr(ours, "captured_steps", lambda _: None)
+        plain = ours.prepare(case, arrays, "cuda", "float32", {})
+    monkeypatch.setattr(ours, "captured_steps", steps)
+    job = ours.prepare(case, arrays, "cuda", "float32", {})
+    checks = [plain.check(), job.check()]
+    for _ in range(4):
+        plain.once()
+        job.once()
     assert (made[0].recorded, made[0].replayed) == (1, 3)
     assert job.remark() == ""
     for before, after in zip(checks[0].values(), checks[1].values()):
@@ -209,15 +199,6 @@ def test_steps_on_a_gpu_are_captured_as_in_fit(monkeypatch: pytest.MonkeyPatch) 
     for path, values in plain.weights().items():
         np.testing.assert_array_equal(values, job.weights()[path])
     job.close()
-
-
-def _module(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parent.parent / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.torch

@@ -21,7 +21,14 @@ DIGITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 KINDS = [pytest.param("float16"), pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
 
+# What is computed in two parts is rounded between them on CuPy: then the rounding decides which is the largest of a window.
+IN_PARTS = {"conv2d_max_pool2d"}
 CASES = op_contract.matrix(op_cases.CASES)
+CASES += [  # also without an acceleration for CuPy, which promotes dtypes by rules of its own
+    pytest.param(case, "cupy", id=f"{case.id}-cupy", marks=pytest.mark.cuda)
+    for case in op_cases.CASES
+    if "cupy" not in op_contract.implementations(case) and case.name not in IN_PARTS
+]
 
 
 def rounded(arrays: list[Any], kind: Any) -> list[Any]:
@@ -56,12 +63,12 @@ def test_values_and_gradients(case: Case, implementation: str, name: str):
         # The gradients at the outputs are rounded as well.
         weights = [np.asarray(w.astype(kind), np.float64) for w in weights_for(outputs)]
         outputs, gradients = evaluate(case, wide(inputs), options, weights)
-    with running(implementation):
-        found = op_contract.outputs_of(case.call(inputs, options))
+    with running(implementation) as place:
+        found = op_contract.computed(case, inputs, options, place)
         starts = [w.astype(y.dtype) for w, y in zip(weights, [y for y in found if y.dtype.kind not in "ib"])]
-        found, found_gradients = evaluate(case, inputs, options, starts)
+        found, found_gradients = evaluate(case, inputs, options, starts, place)
     # Kernels keep an activation's rounded output for the backward pass; the references keep the unrounded one.
-    emulated = implementation == "emulated"
+    kernels = implementation == "cupy"
     composite = case.name not in registry
     for number, (one, other) in enumerate(zip(found, outputs, strict=True)):
         if other.dtype.kind != "f":
@@ -69,9 +76,9 @@ def test_values_and_gradients(case: Case, implementation: str, name: str):
             continue
         statistic = number > 0 and case.name == "batch_norm_with_statistics"
         assert one.dtype == (np.float32 if statistic else kind)
-        assert_one_rounding(one, other, DIGITS[name], 2 * DIGITS[name] if emulated or composite else 2e-6)
+        assert_one_rounding(one, other, DIGITS[name], 2 * DIGITS[name] if kernels or composite else 2e-6)
     for one, other in zip(found_gradients, gradients, strict=True):
         if other is not None:
             assert one.dtype == kind
-            several = len(starts) > 1 or emulated or composite
+            several = len(starts) > 1 or kernels or composite
             assert_one_rounding(one, other, DIGITS[name], 16 * DIGITS[name] if several else 1e-5)

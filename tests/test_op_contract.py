@@ -66,9 +66,9 @@ def test_case_names_are_unique():
 @pytest.mark.parametrize(
     ("name", "library"),
     [
-        pytest.param(name, library, marks=[pytest.mark.emulator] if library == "emulated" else [])
+        pytest.param(name, library, marks=[pytest.mark.cuda] if library == "cupy" else [])
         for name, found in op_contract.accelerations().items()
-        for library in ("numpy", "emulated")
+        for library in ("numpy", "cupy")
         if library in found and name != "cast"  # its case converts to the dtype that is there; others: tests/test_mixed.py
     ],
 )
@@ -81,8 +81,8 @@ def test_every_accelerated_implementation_runs(name, library):
                 inputs, settings = registry[name].bind(tuple(case.arrays(dtype=dtype)), case.options(dtype=dtype))
                 for implementation in op_contract.implementations(case):
                     if implementation.startswith(library):
-                        with running(implementation):
-                            ran.add(registry[name].run(np, inputs, settings, True)[2])
+                        with running(implementation) as place:
+                            ran.add(registry[name].run(place.xp, place.to(inputs), place.to(settings), True)[2])
     if library == "numpy":
         assert set(registry[name].implementations("numpy")) <= ran
     else:
@@ -95,8 +95,8 @@ def test_every_accelerated_implementation_runs(name, library):
 @every
 def test_matches_the_oracle(case: Case, implementation: str):
     arrays, options = case.arrays(), case.options()
-    with running(implementation):
-        outputs = outputs_of(case.call(arrays, options))
+    with running(implementation) as place:
+        outputs = op_contract.computed(case, arrays, options, place)
     for actual, expected in zip(outputs, case.expected(arrays, options), strict=True):
         assert isinstance(actual, np.ndarray)
         close(actual, expected, TOLERANCE["float64"], "output")
@@ -105,18 +105,18 @@ def test_matches_the_oracle(case: Case, implementation: str):
 @every_differentiable
 def test_gradient(case: Case, implementation: str):
     """Backward against centred differences of the same implementation, in float64."""
-    arrays, options = case.arrays(), case.options()
     places = [n for n, i in enumerate(case.inputs) if getattr(i, "grad", False)]
 
     def function(*tensors):
         inputs = list(arrays)
-        for place, tensor in zip(places, tensors):
-            inputs[place] = tensor
+        for number, tensor in zip(places, tensors):
+            inputs[number] = tensor
         return case.call(inputs, options)
 
-    with running(implementation):
-        # The emulator takes a millisecond or more per launch.
-        samples = 8 if implementation == "emulated" else 40
+    with running(implementation) as place:
+        arrays, options = place.to(case.arrays()), place.to(case.options())
+        # A device under watch takes a millisecond per operation.
+        samples = 8 if implementation == "cupy" else 40
         xn.inspect.check_gradients(function, [arrays[p] for p in places], tolerance=1e-6, samples=samples)
 
 
@@ -125,8 +125,8 @@ def test_float32_stays_float32(case: Case, implementation: str):
     """Outputs and gradients have the dtype of the inputs, and match float64 up to rounding."""
     with running("reference"):
         wide_outputs, wide_gradients = evaluate(case, case.arrays(), case.options())
-    with running(implementation):
-        outputs, gradients = evaluate(case, case.arrays(dtype="float32"), case.options(dtype="float32"))
+    with running(implementation) as place:
+        outputs, gradients = evaluate(case, case.arrays(dtype="float32"), case.options(dtype="float32"), place=place)
     for actual, expected in zip(outputs, wide_outputs, strict=True):
         assert actual.dtype == (np.float32 if op_contract.is_float(expected) else expected.dtype)
         close(actual, expected, TOLERANCE["float32"], "output")
@@ -143,18 +143,21 @@ def test_float32_stays_float32(case: Case, implementation: str):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_inputs_are_not_mutated(case: Case, implementation: str, dtype: str):
     """Nothing is written into the inputs, arrays among the settings, or the gradient; they may be read-only."""
-    arrays, options = case.arrays(dtype=dtype), case.options(dtype=dtype)
-    with running(implementation):
-        weights = weights_for(outputs_of(case.call(arrays, options)))
-        before = [np.copy(a) for a in [*arrays, *weights]]
-        outputs, gradients = evaluate(case, arrays, options, weights)
-        for old, new in zip(before, [*arrays, *weights], strict=True):
+    with running(implementation) as place:
+        arrays, options = place.to(case.arrays(dtype=dtype)), place.to(case.options(dtype=dtype))
+        weights = place.to(weights_for(op_contract.computed(case, arrays, options, place)))
+        given = list(op_contract.arrays_in([arrays, options, weights]))
+        before = place.back([a.copy() for a in given])
+        outputs, gradients = evaluate(case, arrays, options, weights, place)
+        for old, new in zip(before, place.back(given), strict=True):
             np.testing.assert_array_equal(old, new)
+        arrays, weights = case.arrays(dtype=dtype), weights_for(outputs)  # CuPy has no read-only arrays
         locked, locked_gradients = evaluate(
             case,
             [readonly(a) if isinstance(a, np.ndarray) else a for a in arrays],
             case.options(dtype=dtype, asarray=readonly),
             [readonly(w) for w in weights],
+            place,
         )
     for one, two in zip([*outputs, *gradients], [*locked, *locked_gradients], strict=True):
         np.testing.assert_array_equal(one, two)
@@ -178,11 +181,11 @@ def in_layout(array: np.ndarray, how: str) -> np.ndarray:
 @pytest.mark.parametrize("how", ["gaps", "backwards", "fortran"])
 def test_non_contiguous_inputs(case: Case, implementation: str, how: str):
     arrays = case.arrays(dtype="float32")
-    with running(implementation):
-        outputs, gradients = evaluate(case, arrays, case.options(dtype="float32"))
+    with running(implementation) as place:
+        outputs, gradients = evaluate(case, arrays, case.options(dtype="float32"), place=place)
         weights = [in_layout(w, how) for w in weights_for(outputs)]
         options = case.options(dtype="float32", asarray=lambda a: in_layout(a, how))
-        others, other_gradients = evaluate(case, [in_layout(a, how) for a in arrays], options, weights)
+        others, other_gradients = evaluate(case, [in_layout(a, how) for a in arrays], options, weights, place)
     for one, two in zip([*outputs, *gradients], [*others, *other_gradients], strict=True):
         if one is not None:
             assert one.dtype == two.dtype
@@ -192,8 +195,8 @@ def test_non_contiguous_inputs(case: Case, implementation: str, how: str):
 @every_batched
 def test_one_example(case: Case, implementation: str):
     arrays, options = case.arrays(examples=1), case.options(examples=1)
-    with running(implementation):
-        outputs, gradients = evaluate(case, arrays, options)
+    with running(implementation) as place:
+        outputs, gradients = evaluate(case, arrays, options, place=place)
     for actual, expected in zip(outputs, case.expected(arrays, options), strict=True):
         close(actual, expected, TOLERANCE["float64"], "output")
     for array, gradient in zip(arrays, gradients):
@@ -209,8 +212,8 @@ def test_no_example(case: Case, implementation: str):
         shapes.append([e.shape for e in expected])
     empty = [tuple(2 * one - two for one, two in zip(*pair)) for pair in zip(*shapes)]
     arrays = case.arrays(examples=0, dtype="float32")
-    with running(implementation):
-        outputs, gradients = evaluate(case, arrays, case.options(examples=0, dtype="float32"))
+    with running(implementation) as place:
+        outputs, gradients = evaluate(case, arrays, case.options(examples=0, dtype="float32"), place=place)
     assert [o.shape for o in outputs] == empty
     assert all(o.dtype == np.float32 for o in outputs if op_contract.is_float(o))
     for array, gradient in zip(arrays, gradients):
@@ -223,21 +226,21 @@ def test_no_example(case: Case, implementation: str):
 @every_differentiable
 def test_two_calls_before_backward(case: Case, implementation: str):
     """A second forward pass changes neither the first one's output nor its gradients."""
-    first, second = case.arrays(dtype="float32", seed=1), case.arrays(dtype="float32", seed=2)
-    options = case.options(dtype="float32")
-    with running(implementation):
-        alone = [evaluate(case, arrays, options) for arrays in (first, second)]
+    with running(implementation) as place:
+        first, second = (place.to(case.arrays(dtype="float32", seed=seed)) for seed in (1, 2))
+        options = place.to(case.options(dtype="float32"))
+        alone = [evaluate(case, arrays, options, place=place) for arrays in (first, second)]
         inputs = [as_tensors(case, arrays) for arrays in (first, second)]
         results = [case.call(i, options) for i in inputs]
         for (outputs, _), result in zip(alone, results):
-            for one, two in zip(outputs, outputs_of(result), strict=True):
+            for one, two in zip(outputs, place.back(outputs_of(result)), strict=True):
                 np.testing.assert_array_equal(one, two)
         for result in results:
-            start_backward(result, weights_for(outputs_of(result)))
-    for (_, gradients), tensors in zip(alone, inputs):
-        for gradient, tensor in zip(gradients, tensors):
-            if gradient is not None:
-                np.testing.assert_array_equal(gradient, tensor.grad)
+            start_backward(result, place.to(weights_for(place.back(outputs_of(result)))))
+        for (_, gradients), tensors in zip(alone, inputs):
+            for gradient, tensor in zip(gradients, tensors):
+                if gradient is not None:
+                    np.testing.assert_array_equal(gradient, place.back(tensor.grad))
 
 
 # -- libraries --

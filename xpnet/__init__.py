@@ -10,7 +10,7 @@ from xpnet.autograd.checkpointing import recompute
 from xpnet.autograd.functional import value_and_grad
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Parameter, Tensor
-from xpnet.backend import DeviceError, to_device, to_numpy
+from xpnet.backend import DeviceError, device, to_device, to_numpy
 from xpnet.layers import (
     ELU, GELU, GRU, LSTM, RNN, SELU, Activation, AveragePool2D, BatchNorm, Bidirectional, Conv1D, Conv2D, Conv2DTranspose,
     Dense, Dropout, Embedding, Flatten, GlobalAveragePool2D, GroupNorm, HardSigmoid, InstanceNorm, LayerNorm, LeakyReLU,
@@ -70,7 +70,7 @@ __all__ = [
     "GlobalAveragePool2D", "GroupNorm", "HardSigmoid", "History", "InstanceNorm", "LayerNorm", "LeakyReLU",
     "LocalResponseNorm", "LpPool2D", "MaxPool2D", "ModelFileError", "Module", "NotFiniteError", "Parameter", "ReLU",
     "Reshape", "Residual", "Sequential", "ShapeError", "SiLU", "Sigmoid", "Softmax", "Softplus", "Softsign", "Step",
-    "Tanh", "Tensor", "Trainer", "backend", "conv_output_size", "convert", "cuda", "data", "deterministic",
+    "Tanh", "Tensor", "Trainer", "backend", "conv_output_size", "convert", "cuda", "data", "deterministic", "device",
     "get_deterministic", "get_num_threads", "initializers", "inspect", "load", "losses", "metrics", "models", "no_grad",
     "ops", "optim", "random", "recompute", "regularizers", "reset_states", "set_deterministic", "set_matmul_precision",
     "set_num_threads", "to_device", "to_numpy", "value_and_grad",

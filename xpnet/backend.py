@@ -18,6 +18,7 @@ import array_api_compat
 import numpy as np
 
 from xpnet.runtime.array import Array as Array
+from xpnet.runtime.late import late
 
 Namespace: TypeAlias = Any
 
@@ -45,6 +46,8 @@ def _namespace_of(kind: type, array: Array) -> Namespace:
     if isinstance(array, (np.ndarray, np.generic)):
         # NumPy 2.1 implements the standard itself; array-api-compat's wrapper only adds time to every call.
         xp = np
+    elif array_api_compat.is_cupy_array(array):
+        xp = _namespaces_cupy()
     else:
         try:
             xp = array_api_compat.array_namespace(array)
@@ -85,7 +88,18 @@ def namespace(*arrays: Any) -> Namespace:
 def name_of(xp: Namespace) -> str:
     """Return the short name of a namespace: "numpy", "cupy", "torch", "jax", "array_api_strict", ..."""
     parts = cast(str, xp.__name__).split(".")
+    if parts[0] == "xpnet":  # a namespace of our own: xpnet.accel.cupy.namespace
+        return parts[2]
     return parts[1] if parts[0] == "array_api_compat" else parts[0]
+
+
+def is_asynchronous(xp: Namespace) -> bool:
+    """Return whether arrays of a namespace are computed on a GPU while the host goes on.
+
+    Reading one of their values waits for the GPU, and is not possible while a CUDA graph is captured: operations check shapes
+    and dtypes of such arrays, and answer a value that is wrong with NaN.
+    """
+    return xp is not np and name_of(xp) == "cupy"
 
 
 def describe(array: Array) -> str:
@@ -179,14 +193,14 @@ class Device:
         if self.kind == "cuda":
             import cupy
 
-            stack = contextlib.ExitStack()
-            stack.enter_context(cupy.cuda.Device(self.index))
-            _entered.append(stack)
+            cupy.cuda.Device(self.index).__enter__()  # CuPy keeps the devices to return to, for each thread
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self.kind == "cuda":
-            _entered.pop().close()
+            import cupy
+
+            cupy.cuda.Device(self.index).__exit__(*exception)
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work on the current stream."""
@@ -199,17 +213,16 @@ class Device:
 
 CPU = Device("cpu")
 
-_entered: list[contextlib.ExitStack] = []
-
 
 def _namespaces_cupy() -> Namespace:
-    import array_api_compat.cupy
-
-    return array_api_compat.cupy
+    return late("cupy namespace")
 
 
 def device(name: str | Device) -> Device:
     """Return the device called `name`, after checking that it can be used.
+
+    ``with device("cuda:1"):`` makes it the current one, on which new arrays are created and operations run. `Trainer`,
+    `model.predict` and `xpnet.inspect` run on the model's device in any case.
 
     Args:
         name: "cpu", "cuda" (the first GPU) or "cuda:N".
@@ -300,10 +313,27 @@ def to_device(array: Any, where: str | Device) -> Array:
         if isinstance(array, cupy.ndarray) and array.device.id == target.index:
             return cast(Array, array)
         try:
-            return cast(Array, cupy.array(array) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array)))
+            return cast(Array, _between_gpus(array) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array)))
         except MemoryError as error:
             raise_explained(error, "to_device", (array,))
             raise
+
+
+def _between_gpus(array: Any) -> Any:
+    """Return a copy of a CuPy array on the current device.
+
+    The copy is work of the current device's stream: it waits for what writes the array, and what reuses the array's memory
+    waits for the copy.
+    """
+    import cupy
+
+    here = cupy.cuda.get_current_stream()
+    with array.device:
+        there = cupy.cuda.get_current_stream()
+        here.wait_event(there.record(cupy.cuda.Event(disable_timing=True)))
+    copy = cupy.array(array)
+    there.wait_event(here.record(cupy.cuda.Event(disable_timing=True)))
+    return copy
 
 
 def to_numpy(array: Any) -> np.ndarray[Any, Any]:
@@ -331,6 +361,26 @@ def on(where: str | Device) -> Iterator[Namespace]:
     """Make `where` the current device within the block; yield the namespace that creates arrays there."""
     with device(where) as current:
         yield current.xp
+
+
+@contextlib.contextmanager
+def working_on(where: Device, doing: str) -> Iterator[None]:
+    """Make a GPU the current device within the block, and explain the errors where it is out of memory.
+
+    Args:
+        where: a device; on a CPU nothing is done.
+        doing: for the message.
+
+    Raises:
+        DeviceMemoryError: in place of CuPy's error.
+    """
+    with where:
+        try:
+            yield
+        except MemoryError as error:
+            if type(error).__module__.partition(".")[0] == "cupy":
+                raise_explained(error, doing, ())
+            raise
 
 
 def raise_explained(error: MemoryError, doing: str, arrays: Sequence[Any]) -> None:

@@ -57,13 +57,14 @@ def confusion_matrix(prediction: Array, target: Array, classes: int | None = Non
     Args:
         prediction: (N, K) scores, or (N,) class indices.
         target: (N,) class indices.
-        classes: K; by default the number of scores, or one more than the largest class index.
+        classes: K; by default the number of scores, or one more than the largest class index, which waits for a GPU.
     """
     xp = namespace(prediction)
     predicted = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
-    if classes is None:
-        largest = max(int(xp.max(predicted)), int(xp.max(target))) if predicted.shape[0] else -1
-        classes = int(prediction.shape[1]) if prediction.ndim == 2 else largest + 1
+    if classes is None and prediction.ndim == 2:
+        classes = int(prediction.shape[1])
+    elif classes is None:
+        classes = 1 + max(int(xp.max(predicted)), int(xp.max(target))) if predicted.shape[0] else 0
     numbers = xp.arange(classes, device=prediction.device)
     rows = xp.astype(target[:, None] == numbers, xp.float64)
     columns = xp.astype(predicted[:, None] == numbers, xp.float64)

@@ -84,7 +84,7 @@ def _products_on_gpu(case: Case, precision: str) -> Job:
     for m, k, n in _products_of(case):
         # wgrad is a product with the transposed im2col matrix.
         a = values(k, m).T if k > m and k > n else values(m, k)
-        operands.append((a, values(k, n), to_device(xp.zeros((m, n), xp.float32), where, dtype)))
+        operands.append((a, values(k, n), to_device(xp.zeros((m, n), dtype=xp.float32), where, dtype)))
     repeat = REPEAT if case.kind in PASSES else 1
 
     def once() -> None:

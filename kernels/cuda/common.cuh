@@ -158,6 +158,24 @@ __device__ inline A group_max(A v) {
   return v;
 }
 
+// Bit i says whether lane i of the warp has `v`; and the number of the lowest bit that is set.
+__device__ inline u32 warp_ballot(bool v) {
+#ifdef __CUDACC__
+  return __ballot_sync(0xffffffffu, v);
+#else
+  u32 bits = v ? 1u << (threadIdx.x % 32) : 0u;
+  for (int d = 16; d > 0; d /= 2) bits |= __shfl_xor_sync(0xffffffffu, bits, d);
+  return bits;
+#endif
+}
+__device__ inline int lowest_bit(u32 bits) {
+#ifdef __CUDACC__
+  return __ffs(static_cast<int>(bits)) - 1;
+#else
+  return __builtin_ctz(bits);
+#endif
+}
+
 // The same over a block of THREADS threads (a multiple of 32), through shared memory.
 template <int THREADS, typename A>
 __device__ inline A block_sum(A v) {

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import xpnet.accel.cupy as accel
-from tests.cuda_emulator import build
 from xpnet.accel.cupy import compiler, source
 
 
@@ -67,12 +66,21 @@ def usage(log: str, symbols: dict[str, str]) -> list[Usage]:
     return found
 
 
+def files():
+    """Return every kernel file in use."""
+    return sorted({kernel.file for kernel in source.every_kernel})
+
+
+def instances(file):
+    return [i for kernel in source.every_kernel if kernel.file == file for i in kernel.instances()]
+
+
 def compiled_log(file, architecture):
     """Compile every instance of a file and return the symbols and the log, cached on disk."""
-    digest = hashlib.sha256("".join(compiler._key(i, architecture) for i in build.instances(file)).encode()).hexdigest()
-    kept = build.folder().parent / "ptxas" / f"{file}-sm{architecture}-{digest[:24]}.json"
+    digest = hashlib.sha256("".join(compiler._key(i, architecture) for i in instances(file)).encode()).hexdigest()
+    kept = compiler.cache_folder().parent / "ptxas" / f"{file}-sm{architecture}-{digest[:24]}.json"
     if not kept.exists():
-        _, symbols, log = compiler.compile_instances(file, build.instances(file), architecture, ["--ptxas-options=-v"])
+        _, symbols, log = compiler.compile_instances(file, instances(file), architecture, ["--ptxas-options=-v"])
         kept.parent.mkdir(parents=True, exist_ok=True)
         written = kept.with_suffix(f".{os.getpid()}.tmp")
         written.write_text(json.dumps([symbols, log]))
@@ -83,17 +91,17 @@ def compiled_log(file, architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_instance_compiles_without_spills(architecture, capsys):
     def compiled(file):
-        instances = build.instances(file)
+        expected = instances(file)
         symbols, log = compiled_log(file, architecture)
         found = usage(log, symbols)
-        assert len(found) == len(instances)
+        assert len(found) == len(expected)
         return found
 
     with ThreadPoolExecutor(2) as pool:
-        rows = [(file, u) for file, us in zip(build.files(), pool.map(compiled, build.files())) for u in us]
+        rows = [(file, u) for file, us in zip(files(), pool.map(compiled, files())) for u in us]
     with capsys.disabled():
         print(f"\nsm_{architecture}: {len(rows)} instances; of each kernel the one with most registers:")
-        for file in build.files():
+        for file in files():
             for name in source.declarations(file):
                 most = max((u for f, u in rows if f == file and u.expression.startswith(f"{name}<")), key=lambda u: u.registers)
                 print(f"  {file + '.cu':16}{most.expression:48}{most.registers:4} registers {most.shared:6} B shared")
@@ -218,7 +226,7 @@ def test_several_processes_may_share_the_cache(cache):
     assert list(cache.glob("*.tmp")) == []
 
 
-@pytest.mark.parametrize("file", build.files())
+@pytest.mark.parametrize("file", files())
 def test_vectors_move_sixteen_bytes_in_one_access(file):
     wide = [
         instance

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
-from tests.cuda_emulator.emulator import emulated, xp
 from xpnet.accel.cupy import implicit_gemm
 from xpnet.ops.convolution import conv_geometry
 from xpnet.runtime.precision import set_matmul_precision
 
-pytestmark = [pytest.mark.torch, pytest.mark.emulator]
+pytestmark = pytest.mark.torch
 
 # Factors of 24 bits and up to some hundred terms; of 11 bits, both rounded; results of 11 and of 8 bits.
 BOUND = {"float64": 1e-13, "float32": 1e-5, "tf32": 2.1 * 2.0**-11, "float16": 1.1 * 2.0**-11, "bfloat16": 1.1 * 2.0**-8}
@@ -86,7 +85,7 @@ def within(found, expected, terms, kind):
     assert found.size == 0 or excess.max() <= 0, f"error {np.abs(widened(found) - expected).max()}, {excess.max()} too much"
 
 
-def check(case, kind, architecture, kernels):
+def check(gpu, case, kind, architecture, kernels):
     x, kernel, bias, options = case
     groups = options["groups"]
     g = conv_geometry(x, kernel, bias, options["stride"], options["padding"], options["dilation"], groups)
@@ -94,19 +93,20 @@ def check(case, kind, architecture, kernels):
     dy = holdable(np.random.default_rng(x.size).standard_normal(shape), kind)
     expected = exact(x, kernel, bias, dy, options)
     terms = exact(np.abs(x), np.abs(kernel), np.abs(bias), np.abs(dy), options)
-    X, K, B, DY = (stored(a, kind) for a in (x, kernel, bias, dy))
+    X, K, B, DY = (gpu.array(stored(a, kind)) for a in (x, kernel, bias, dy))
+    gpu.launches.clear()
+    gpu.multiprocessors, gpu.architecture = 5, architecture
     set_matmul_precision("tf32" if kind == "tf32" else "float32")
     try:
-        with emulated(architecture=architecture, multiprocessors=5) as runtime:
-            assert implicit_gemm.covers(X, K, g, groups)
-            within(implicit_gemm.fprop(xp, X, K, B, None, g, groups), expected[0], terms[0], kind)
-            within(implicit_gemm.dgrad(xp, DY, K, g, groups), expected[1], terms[1], kind)
-            dkernel = implicit_gemm.wgrad(xp, X, DY, g, groups)
-            assert dkernel.dtype == (np.float64 if kind == "float64" else np.float32)
-            within(dkernel.reshape(kernel.shape), expected[2], terms[2], kind)
+        assert implicit_gemm.covers(X, K, g, groups)
+        within(gpu.numpy(implicit_gemm.fprop(gpu.xp, X, K, B, None, g, groups)), expected[0], terms[0], kind)
+        within(gpu.numpy(implicit_gemm.dgrad(gpu.xp, DY, K, g, groups)), expected[1], terms[1], kind)
+        dkernel = gpu.numpy(implicit_gemm.wgrad(gpu.xp, X, DY, g, groups))
+        assert dkernel.dtype == (np.float64 if kind == "float64" else np.float32)
+        within(dkernel.reshape(kernel.shape), expected[2], terms[2], kind)
     finally:
         set_matmul_precision("float32")
-    assert all(name.startswith((kernels, "sum_partials")) for name in runtime.launches), runtime.launches
+    assert all(name.startswith((kernels, "sum_partials")) for name in gpu.launches), gpu.launches
 
 
 @pytest.fixture
@@ -120,21 +120,24 @@ PLAIN = ["float32", "float64", "float16", "bfloat16"]
 
 @pytest.mark.usefixtures("bits")
 @pytest.mark.parametrize("kind", PLAIN)
-def test_any_convolution_on_any_architecture(kind):
+def test_any_convolution_on_any_architecture(gpu, kind):
     @settings(max_examples=30, deadline=None)
     @given(convolutions(kind, aligned=False))
     def holds(case):
-        check(case, kind, 75, "implicit_gemm<")
+        check(gpu, case, kind, 75, "implicit_gemm<")
 
     holds()
 
 
 @pytest.mark.usefixtures("bits")
 @pytest.mark.parametrize("kind", ALIGNED)
-def test_any_convolution_with_aligned_channels_uses_tensor_cores(kind):
+def test_any_convolution_with_aligned_channels_uses_tensor_cores(gpu, kind):
+    if gpu.inner.architecture < 80:
+        pytest.skip("needs tensor cores of compute capability 8.0")
+
     @settings(max_examples=30, deadline=None)
     @given(convolutions(kind, aligned=True))
     def holds(case):
-        check(case, kind, 80, "implicit_gemm_mma<")
+        check(gpu, case, kind, 80, "implicit_gemm_mma<")
 
     holds()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib.metadata
 import sys
@@ -15,7 +14,6 @@ from hypothesis import given, settings
 
 import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
 from tests.accel.test_cupy_convolution_properties import convolutions, exact, holdable, stored, within
-from tests.cuda_emulator.emulator import emulated, emulated_ops, xp
 from tests.fake_cudnn import FakeCudnn
 from xpnet import cli, ops
 from xpnet.accel.cupy import autotune, cudnn
@@ -24,7 +22,7 @@ from xpnet.ops.convolution import conv_geometry
 from xpnet.runtime.determinism import deterministic
 from xpnet.runtime.precision import set_matmul_precision
 
-pytestmark = [pytest.mark.torch, pytest.mark.emulator]
+pytestmark = pytest.mark.torch
 
 RANDOM = np.random.default_rng(5)
 X, KERNEL, BIAS = (RANDOM.standard_normal(s).astype("float32") for s in ((2, 6, 7, 4), (3, 3, 4, 8), (8,)))
@@ -58,29 +56,32 @@ class Place:
         return Workspace(size)
 
 
-@contextlib.contextmanager
-def on_cudnn(frontend, context=emulated, **settings):
-    """Run the block on the emulator with cuDNN; yield the runtime."""
-    place = Place()
-    with context(**settings) as runtime:
-        runtime.cudnn = cudnn.Cudnn(frontend, lambda: place.stream, place.allocate)
-        runtime.place = place
-        runtime.can_measure = lambda: True
-        yield runtime
+@pytest.fixture
+def on_cudnn(gpu, monkeypatch):
+    """A function that gives the device a cuDNN, and returns where that allocates and on which stream it works."""
+
+    def with_cudnn(frontend):
+        place = Place()
+        gpu.cudnn = cudnn.Cudnn(frontend, lambda: place.stream, place.allocate)
+        monkeypatch.setattr(gpu, "can_measure", lambda: True)
+        return place
+
+    return with_cudnn
 
 
-def every_pass(x=X, kernel=KERNEL, bias=BIAS, dy=DY, activation="relu"):
+def every_pass(gpu, x=X, kernel=KERNEL, bias=BIAS, dy=DY, activation="relu"):
     """Compute the three passes with cuDNN, without padding and stride."""
+    x, kernel, bias, dy = map(gpu.array, (x, kernel, bias, dy))
     g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
     assert cudnn.covers("fprop", x, kernel, g, bias, activation)
-    y = cudnn.fprop(xp, x, kernel, bias, activation, g)
+    y = cudnn.fprop(gpu.xp, x, kernel, bias, activation, g)
     assert cudnn.covers("dgrad", x, kernel, g)
     assert cudnn.covers("wgrad", x, kernel, g)
-    return y, cudnn.dgrad(xp, x, dy, kernel, g), cudnn.wgrad(xp, x, dy, kernel, g)
+    return gpu.numpy((y, cudnn.dgrad(gpu.xp, x, dy, kernel, g), cudnn.wgrad(gpu.xp, x, dy, kernel, g)))
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
-def test_any_convolution(kind, monkeypatch):
+def test_any_convolution(gpu, on_cudnn, kind, monkeypatch):
     known = cudnn.dtype_of  # type: ignore[attr-defined]
     monkeypatch.setattr(cudnn, "dtype_of", lambda a: "bfloat16" if a.dtype == np.uint16 else known(a))
 
@@ -93,17 +94,17 @@ def test_any_convolution(kind, monkeypatch):
         expected = exact(x, kernel, bias, dy, options)
         terms = exact(np.abs(x), np.abs(kernel), np.abs(bias), np.abs(dy), options)
         arrays = [stored(a, kind) for a in (x, kernel, bias, dy)]
-        X, K, B, DY = arrays
-        with on_cudnn(FakeCudnn()) as runtime:
-            if x.shape[0] == 0:
-                assert not cudnn.covers("fprop", X, K, g, B)
-                return
-            for pass_name in autotune.PASSES:
-                assert cudnn.covers(pass_name, X, K, g, B if pass_name == "fprop" else None)
-            within(cudnn.fprop(xp, X, K, B, None, g), expected[0], terms[0], kind)
-            within(cudnn.dgrad(xp, X, DY, K, g), expected[1], terms[1], kind)
-            within(cudnn.wgrad(xp, X, DY, K, g).reshape(kernel.shape), expected[2], terms[2], kind)
-            assert runtime.launches == []
+        X, K, B, DY = map(gpu.array, arrays)
+        on_cudnn(FakeCudnn())
+        if x.shape[0] == 0:
+            assert not cudnn.covers("fprop", X, K, g, B)
+            return
+        for pass_name in autotune.PASSES:
+            assert cudnn.covers(pass_name, X, K, g, B if pass_name == "fprop" else None)
+        within(gpu.numpy(cudnn.fprop(gpu.xp, X, K, B, None, g)), expected[0], terms[0], kind)
+        within(gpu.numpy(cudnn.dgrad(gpu.xp, X, DY, K, g)), expected[1], terms[1], kind)
+        within(gpu.numpy(cudnn.wgrad(gpu.xp, X, DY, K, g)).reshape(kernel.shape), expected[2], terms[2], kind)
+        assert gpu.launches == []
 
     holds()
 
@@ -111,41 +112,42 @@ def test_any_convolution(kind, monkeypatch):
 @pytest.mark.parametrize("fuses", [True, False])
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
 @pytest.mark.parametrize("bias", [BIAS, None], ids=["bias", "no bias"])
-def test_bias_and_activation_are_fused_or_follow(fuses, activation, bias):
+def test_bias_and_activation_are_fused_or_follow(gpu, on_cudnn, fuses, activation, bias):
     g = conv_geometry(X, KERNEL, bias, 1, 0, 1, 1)
     frontend = FakeCudnn(fuses=fuses)
-    with on_cudnn(frontend) as runtime:
-        assert cudnn.covers("fprop", X, KERNEL, g, bias, activation)
-        y = cudnn.fprop(xp, X, KERNEL, bias, activation, g)
+    on_cudnn(frontend)
+    x, kernel, there = map(gpu.array, (X, KERNEL, bias))
+    assert cudnn.covers("fprop", x, kernel, g, there, activation)
+    y = gpu.numpy(cudnn.fprop(gpu.xp, x, kernel, there, activation, g))
     expected = ops.conv2d(X, KERNEL, bias)
     expected = expected if activation is None else getattr(ops, activation)(expected)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     anything = bias is not None or activation is not None
-    assert len(runtime.launches) == (1 if anything and not fuses else 0)
+    assert len(gpu.launches) == (1 if anything and not fuses else 0)
     assert frontend.plans[0].pointwise == ((bias is not None) + (activation is not None) if fuses else 0)
 
 
-def test_a_plan_is_built_once_for_each_shape_and_setting():
+def test_a_plan_is_built_once_for_each_shape_and_setting(gpu, on_cudnn):
     frontend = FakeCudnn()
-    with on_cudnn(frontend):
-        first = every_pass()
-        for again, before in zip(every_pass(), first):
-            np.testing.assert_array_equal(again, before)
-        assert len(frontend.plans) == 3
-        every_pass(activation=None)
-        assert len(frontend.plans) == 4
-        every_pass(x=np.concatenate([X, X]), dy=np.concatenate([DY, DY]))
-        assert len(frontend.plans) == 7
+    on_cudnn(frontend)
+    first = every_pass(gpu)
+    for again, before in zip(every_pass(gpu), first):
+        np.testing.assert_array_equal(again, before)
+    assert len(frontend.plans) == 3
+    every_pass(gpu, activation=None)
+    assert len(frontend.plans) == 4
+    every_pass(gpu, x=np.concatenate([X, X]), dy=np.concatenate([DY, DY]))
+    assert len(frontend.plans) == 7
 
 
-def test_float32_keeps_its_bits_unless_tf32_is_allowed_and_order_is_fixed():
+def test_float32_keeps_its_bits_unless_tf32_is_allowed_and_order_is_fixed(gpu, on_cudnn):
     frontend = FakeCudnn()
     try:
-        with on_cudnn(frontend):
-            every_pass()
-            set_matmul_precision("tf32")
-            every_pass()
-            every_pass(*(a.astype("float16") for a in (X, KERNEL, BIAS, DY)))
+        on_cudnn(frontend)
+        every_pass(gpu)
+        set_matmul_precision("tf32")
+        every_pass(gpu)
+        every_pass(gpu, *(a.astype("float16") for a in (X, KERNEL, BIAS, DY)))
     finally:
         set_matmul_precision("float32")
     exact_ones, tf32, half = frontend.plans[:3], frontend.plans[3:6], frontend.plans[6:]
@@ -156,84 +158,84 @@ def test_float32_keeps_its_bits_unless_tf32_is_allowed_and_order_is_fixed():
     assert {plan.io for plan in half} == {"HALF"}
 
 
-def test_unaligned_views():
+def test_unaligned_views(gpu, on_cudnn):
     def moved(a):
-        shifted = np.zeros(a.size + 1, a.dtype)
-        shifted[1:] = a.reshape(-1)
+        shifted = gpu.xp.zeros(a.size + 1, dtype=a.dtype)
+        shifted[1:] = gpu.array(a.reshape(-1))
         return shifted[1:].reshape(a.shape)
 
-    with on_cudnn(FakeCudnn()):
-        for found, expected in zip(every_pass(*map(moved, (X, KERNEL, BIAS, DY))), every_pass()):
-            np.testing.assert_array_equal(found, expected)
+    on_cudnn(FakeCudnn())
+    for found, expected in zip(every_pass(gpu, *map(moved, (X, KERNEL, BIAS, DY))), every_pass(gpu)):
+        np.testing.assert_array_equal(found, expected)
 
 
-def test_each_stream_has_a_handle_and_workspaces_that_stay():
+def test_each_stream_has_a_handle_and_workspaces_that_stay(gpu, on_cudnn):
     frontend = FakeCudnn(workspace=1000)
-    with on_cudnn(frontend) as runtime:
-        place = runtime.place
-        every_pass()
-        assert frontend.handles == {1: 7}
-        assert place.allocated == [1024]
-        frontend.workspace = 5000
-        every_pass(activation=None)
-        assert place.allocated == [1024, 8192]
-        first, second = (w.ptr for w in runtime.cudnn._streams.of[7].workspaces)
-        assert {workspace for _, workspace, _ in frontend.executed} == {first, second}
-        outer, place.stream = place.stream, Stream(9)
-        every_pass(activation=None)
-        assert frontend.handles == {1: 7, 2: 9}
-        assert {handle for _, _, handle in frontend.executed} == {1, 2}
-        place.stream = outer
-        gc.collect()
-        assert list(runtime.cudnn._streams.of) == [7]
-        every_pass()
-        assert place.allocated == [1024, 8192, 8192]
-        outer, place.stream = place.stream, Stream(11)  # takes over the handle of the deleted stream
-        every_pass()
-        assert frontend.handles == {1: 7, 2: 11}
-        assert place.allocated == [1024, 8192, 8192, 1024]
+    place = on_cudnn(frontend)
+    every_pass(gpu)
+    assert frontend.handles == {1: 7}
+    assert place.allocated == [1024]
+    frontend.workspace = 5000
+    every_pass(gpu, activation=None)
+    assert place.allocated == [1024, 8192]
+    first, second = (w.ptr for w in gpu.cudnn._streams.of[7].workspaces)
+    assert {workspace for _, workspace, _ in frontend.executed} == {first, second}
+    outer, place.stream = place.stream, Stream(9)
+    every_pass(gpu, activation=None)
+    assert frontend.handles == {1: 7, 2: 9}
+    assert {handle for _, _, handle in frontend.executed} == {1, 2}
+    place.stream = outer
+    gc.collect()
+    assert list(gpu.cudnn._streams.of) == [7]
+    every_pass(gpu)
+    assert place.allocated == [1024, 8192, 8192]
+    outer, place.stream = place.stream, Stream(11)  # takes over the handle of the deleted stream
+    every_pass(gpu)
+    assert frontend.handles == {1: 7, 2: 11}
+    assert place.allocated == [1024, 8192, 8192, 1024]
 
 
-def test_nothing_is_planned_during_capture():
+def test_nothing_is_planned_during_capture(gpu, on_cudnn):
     frontend = FakeCudnn(workspace=64)
-    with on_cudnn(frontend) as runtime:
-        g = conv_geometry(X, KERNEL, None, 1, 0, 1, 1)
-        runtime.can_measure = lambda: False
-        assert not cudnn.covers("fprop", X, KERNEL, g)
-        assert frontend.plans == []
-        runtime.can_measure = lambda: True
-        assert cudnn.covers("fprop", X, KERNEL, g)
-        cudnn.fprop(xp, X, KERNEL, None, None, g)
-        runtime.can_measure = lambda: False
-        assert cudnn.covers("fprop", X, KERNEL, g)
-        cudnn.fprop(xp, X, KERNEL, None, None, g)
-        assert len(frontend.plans) == 1
-        assert runtime.place.allocated == [64]
+    place = on_cudnn(frontend)
+    g = conv_geometry(X, KERNEL, None, 1, 0, 1, 1)
+    gpu.can_measure = lambda: False
+    assert not cudnn.covers("fprop", X, KERNEL, g)
+    assert frontend.plans == []
+    gpu.can_measure = lambda: True
+    assert cudnn.covers("fprop", X, KERNEL, g)
+    cudnn.fprop(gpu.xp, gpu.array(X), gpu.array(KERNEL), None, None, g)
+    gpu.can_measure = lambda: False
+    assert cudnn.covers("fprop", X, KERNEL, g)
+    cudnn.fprop(gpu.xp, gpu.array(X), gpu.array(KERNEL), None, None, g)
+    assert len(frontend.plans) == 1
+    assert place.allocated == [64]
 
 
 @pytest.mark.parametrize("reason", ["unsupported", "workspace", "dtype", "absent"])
-def test_what_cudnn_does_not_cover(reason):
+def test_what_cudnn_does_not_cover(gpu, on_cudnn, reason):
     frontend = FakeCudnn(workspace=1 << 30 if reason == "workspace" else 0)
     frontend.unsupported = reason == "unsupported"
     x, kernel = (X.astype("float64"), KERNEL.astype("float64")) if reason == "dtype" else (X, KERNEL)
-    with on_cudnn(frontend) as runtime:
-        if reason == "absent":
-            runtime.cudnn = None
-        assert not cudnn.covers("fprop", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1), None, "relu")
-        assert not cudnn.covers("wgrad", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1))
+    on_cudnn(frontend)
+    if reason == "absent":
+        gpu.cudnn = None
+    x, kernel = gpu.array(x), gpu.array(kernel)
+    assert not cudnn.covers("fprop", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1), None, "relu")
+    assert not cudnn.covers("wgrad", x, kernel, conv_geometry(x, kernel, None, 1, 0, 1, 1))
 
 
-def test_a_library_that_fails_is_not_tried_again():
+def test_a_library_that_fails_is_not_tried_again(on_cudnn):
     frontend = FakeCudnn()
     g = conv_geometry(X, KERNEL, None, 1, 0, 1, 1)
-    with on_cudnn(frontend):
-        assert cudnn.covers("fprop", X, KERNEL, g)
-        frontend.fails = True
-        with pytest.warns(RuntimeWarning, match=r"cuDNN fails to plan the dgrad pass .* \(Multiple libcudart libraries"):
-            assert not cudnn.covers("dgrad", X, KERNEL, g)
-        frontend.fails = False
-        assert not cudnn.covers("wgrad", X, KERNEL, g)
-        assert cudnn.covers("fprop", X, KERNEL, g)  # planned before
+    on_cudnn(frontend)
+    assert cudnn.covers("fprop", X, KERNEL, g)
+    frontend.fails = True
+    with pytest.warns(RuntimeWarning, match=r"cuDNN fails to plan the dgrad pass .* \(Multiple libcudart libraries"):
+        assert not cudnn.covers("dgrad", X, KERNEL, g)
+    frontend.fails = False
+    assert not cudnn.covers("wgrad", X, KERNEL, g)
+    assert cudnn.covers("fprop", X, KERNEL, g)  # planned before
 
 
 # ---- autotune
@@ -241,19 +243,15 @@ def test_a_library_that_fails_is_not_tried_again():
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    from tests.cuda_emulator import build
-
-    build.build_all()
-    monkeypatch.setenv("XPNET_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "folder", lambda: tmp_path / "unused")
+    monkeypatch.setattr(autotune, "cache_folder", lambda: tmp_path / "kernels")
     monkeypatch.delenv("XPNET_CONVOLUTION", raising=False)
     autotune._cache.reload()
     yield autotune._cache
     autotune._cache.reload()
 
 
-def timed(runtime, frontend, cudnn_time):
-    """Make the runtime report this time for cuDNN, and a second for anything else."""
+def timed(gpu, frontend, cudnn_time):
+    """Make the device report this time for cuDNN, and a second for anything else."""
     measured = []
 
     def milliseconds(function):
@@ -262,72 +260,73 @@ def timed(runtime, frontend, cudnn_time):
         measured.append(cudnn_time if len(frontend.executed) > before else 1.0)
         return measured[-1]
 
-    runtime.milliseconds = milliseconds
+    gpu.milliseconds = milliseconds
     return measured
 
 
-def convolve():
-    return ops.conv2d(X, KERNEL, BIAS, groups=1)
+def convolve(gpu, x=X, kernel=KERNEL, bias=BIAS):
+    return gpu.numpy(ops.conv2d(*map(gpu.array, (x, kernel, bias)), groups=1))
 
 
-def test_it_is_a_candidate_of_autotune(table):
+def test_it_is_a_candidate_of_autotune(gpu, on_cudnn, table):
     for time, wins in ((0.5, True), (2.0, False)):
         frontend = FakeCudnn()
         autotune._cache.reload()
-        with on_cudnn(frontend, emulated_ops) as runtime:
-            measured = timed(runtime, frontend, time)
-            x = X if wins else np.concatenate([X, X])
-            y = ops.conv2d(x, KERNEL, BIAS)
-            assert sorted(measured) == sorted([1.0, 1.0, time])
-            before = len(frontend.executed)
-            np.testing.assert_array_equal(ops.conv2d(x, KERNEL, BIAS), y)
-            assert len(frontend.executed) == before + wins
+        on_cudnn(frontend)
+        measured = timed(gpu, frontend, time)
+        x = X if wins else np.concatenate([X, X])
+        y = convolve(gpu, x)
+        assert sorted(measured) == sorted([1.0, 1.0, time])
+        before = len(frontend.executed)
+        np.testing.assert_array_equal(convolve(gpu, x), y)
+        assert len(frontend.executed) == before + wins
     assert {m.choice for m in table.entries().values()} >= {"cudnn"}
 
 
-def test_a_shape_is_measured_again_with_cudnn_and_falls_back_without(table):
-    with on_cudnn(FakeCudnn(), emulated_ops) as runtime:
-        library, frontend = runtime.cudnn, runtime.cudnn.frontend
-        measured = timed(runtime, frontend, 0.5)
-        runtime.cudnn = None
-        convolve()
-        assert measured == [1.0, 1.0]
-        runtime.cudnn = library
-        convolve()
-        assert measured == [1.0, 1.0, 1.0, 1.0, 0.5]
-        (known,) = table.entries().values()
-        assert known.choice == "cudnn"
-        runtime.cudnn = None
-        y = convolve()
-        assert len(measured) == 5
-    np.testing.assert_allclose(y, convolve(), rtol=1e-4, atol=1e-4)
+def test_a_shape_is_measured_again_with_cudnn_and_falls_back_without(gpu, on_cudnn, table):
+    on_cudnn(FakeCudnn())
+    library, frontend = gpu.cudnn, gpu.cudnn.frontend
+    measured = timed(gpu, frontend, 0.5)
+    gpu.cudnn = None
+    convolve(gpu)
+    assert measured == [1.0, 1.0]
+    gpu.cudnn = library
+    convolve(gpu)
+    assert measured == [1.0, 1.0, 1.0, 1.0, 0.5]
+    (known,) = table.entries().values()
+    assert known.choice == "cudnn"
+    gpu.cudnn = None
+    y = convolve(gpu)
+    assert len(measured) == 5
+    np.testing.assert_allclose(y, ops.conv2d(X, KERNEL, BIAS), rtol=1e-4, atol=1e-4)
 
 
-def test_the_environment_variable_selects_it(table, monkeypatch):
+def test_the_environment_variable_selects_it(gpu, on_cudnn, table, monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "cudnn")
     frontend = FakeCudnn()
-    with on_cudnn(frontend, emulated_ops) as runtime:
-        y = convolve()
-        assert len(frontend.executed) == 1
-        assert not any(name.startswith("implicit") for name in runtime.launches)
-        frontend.unsupported = True
-        ops.conv2d(X, KERNEL[:1])  # falls back to im2col
-        assert len(frontend.executed) == 1
-        runtime.cudnn = None
-        with pytest.raises(DeviceError, match=r'XPNET_CONVOLUTION is cudnn.*pip install "xpnet\[cudnn\]"'):
-            convolve()
-        monkeypatch.setenv("XPNET_CONVOLUTION", "im2col")
-        np.testing.assert_allclose(convolve(), y, rtol=1e-4, atol=1e-4)
+    on_cudnn(frontend)
+    y = convolve(gpu)
+    assert len(frontend.executed) == 1
+    assert not any(name.startswith("implicit") for name in gpu.launches)
+    frontend.unsupported = True
+    convolve(gpu, X, KERNEL[:1], None)  # falls back to im2col
+    assert len(frontend.executed) == 1
+    gpu.cudnn = None
+    with pytest.raises(DeviceError, match=r'XPNET_CONVOLUTION is cudnn.*pip install "xpnet\[cudnn\]"'):
+        convolve(gpu)
+    monkeypatch.setenv("XPNET_CONVOLUTION", "im2col")
+    np.testing.assert_allclose(convolve(gpu), y, rtol=1e-4, atol=1e-4)
     assert len(frontend.plans) == 1
 
 
-def test_deterministic_mode_does_not_use_it(table):
+def test_deterministic_mode_does_not_use_it(gpu, on_cudnn, table):
     frontend = FakeCudnn()
-    with on_cudnn(frontend, emulated_ops) as runtime, deterministic():
-        runtime.milliseconds = None
-        convolve()
+    on_cudnn(frontend)
+    with deterministic():
+        gpu.milliseconds = None
+        convolve(gpu)
         assert frontend.plans == []
-        assert not any(name.startswith("implicit") for name in runtime.launches)
+        assert not any(name.startswith("implicit") for name in gpu.launches)
 
 
 def test_info_says_whether_cudnn_takes_part(table, monkeypatch, capsys):

@@ -1,7 +1,7 @@
-"""Convolution as an implicit GEMM: all three passes on the emulator against the reference, tensor cores included.
+"""Convolution as an implicit GEMM: all three passes against the reference, tensor cores included.
 
-The tensor-core kernel is the same source with its instructions replaced by functions that move the same elements between the
-same lanes, so that every index is tested; see tests/cuda_emulator/cuda_emulator.hpp.
+On the software device the tensor-core kernel is the same source with its instructions replaced by functions that move the same
+elements between the same lanes, so that every index is tested; see tests/software_gpu/csrc/include/cuda_emulator.hpp.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import pytest
 
 import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
 from tests.accel.gpu import skip_without_gpu
-from tests.cuda_emulator import build
-from tests.cuda_emulator.emulator import emulated, xp
+from tests.gpu import Watched
 from xpnet import ops
 from xpnet.accel.cupy import implicit_gemm
+from xpnet.accel.cupy.launch import use_runtime
+from xpnet.inspect.footprint.cupy_runtime import PlanningRuntime
 from xpnet.ops.convolution import conv_geometry
 from xpnet.ops.registry import reference_only, registry
 from xpnet.runtime.precision import get_matmul_precision, set_matmul_precision
@@ -34,32 +35,6 @@ def precision(name):
         yield
     finally:
         set_matmul_precision(before)
-
-
-@pytest.fixture(params=[pytest.param("emulator", marks=pytest.mark.emulator), pytest.param("cuda", marks=pytest.mark.cuda)])
-def place(request):
-    """Return a context manager that yields (namespace, to the device, from the device, runtime)."""
-    if request.param == "emulator":
-        if build.compiler() is None:
-            pytest.skip("needs g++")
-        return on_emulator
-    skip_without_gpu()
-    return on_gpu
-
-
-@contextlib.contextmanager
-def on_emulator(**settings):
-    with emulated(**settings) as runtime:
-        yield xp, np.asarray, np.asarray, runtime
-
-
-@contextlib.contextmanager
-def on_gpu(**_):
-    import cupy
-
-    from xpnet.accel.cupy.launch import runtime
-
-    yield cupy, cupy.asarray, cupy.asnumpy, runtime()
 
 
 def reference(x, kernel, bias, dy, settings):
@@ -94,8 +69,15 @@ def close(found, expected, kind, terms):
     np.testing.assert_allclose(found, expected, rtol=TOLERANCE[kind], atol=TOLERANCE[kind] * scale)
 
 
-def every_pass(place, shape, kernel_shape, settings, kind, *, activation=None, with_bias=True, **runtime):
-    """Run fprop, dgrad and wgrad of one convolution and compare; return the launches."""
+def every_pass(
+    gpu, shape, kernel_shape, settings, kind, *, activation=None, with_bias=True, multiprocessors=1, architecture=80
+):
+    """Run fprop, dgrad and wgrad of one convolution and compare; return the launches.
+
+    The device is taken for one with these numbers; an older one keeps its own architecture.
+    """
+    gpu.launches.clear()
+    gpu.multiprocessors, gpu.architecture = multiprocessors, min(architecture, gpu.inner.architecture)
     x, kernel = (rounded(RANDOM.standard_normal(s), kind) for s in (shape, kernel_shape))
     O = kernel_shape[3]
     bias = rounded(RANDOM.standard_normal(O), kind)
@@ -111,21 +93,26 @@ def every_pass(place, shape, kernel_shape, settings, kind, *, activation=None, w
     }
     y = functions[activation](y)
     dtype = "float32" if kind == "tf32" else kind
-    with precision("tf32" if kind == "tf32" else "float32"), place(**runtime) as (names, to, back, run):
-        X, K, B, DZ = (to(narrow(a, dtype)) for a in (x, kernel, bias, dz))
+    with precision("tf32" if kind == "tf32" else "float32"):
+        X, K, B, DZ = (gpu.array(narrow(a, dtype)) for a in (x, kernel, bias, dz))
         assert implicit_gemm.covers(X, K, g, groups)
-        found = implicit_gemm.fprop(names, X, K, B if with_bias else None, activation, g, groups)
+        found = implicit_gemm.fprop(gpu.xp, X, K, B if with_bias else None, activation, g, groups)
         assert found.dtype == X.dtype
-        close(wide(back(found)), y, kind, kernel[..., 0].size)
-        found = implicit_gemm.dgrad(names, DZ, K, g, groups)
+        close(wide(gpu.numpy(found)), y, kind, kernel[..., 0].size)
+        found = implicit_gemm.dgrad(gpu.xp, DZ, K, g, groups)
         assert found.dtype == X.dtype
-        close(wide(back(found)), dx, kind, kernel[:, :, 0].size)
-        found = implicit_gemm.wgrad(names, X, DZ, g, groups)
-        again = implicit_gemm.wgrad(names, X, DZ, g, groups)
+        close(wide(gpu.numpy(found)), dx, kind, kernel[:, :, 0].size)
+        found = implicit_gemm.wgrad(gpu.xp, X, DZ, g, groups)
+        again = implicit_gemm.wgrad(gpu.xp, X, DZ, g, groups)
         assert found.dtype == np.dtype("float64" if kind == "float64" else "float32")
-        np.testing.assert_array_equal(back(found), back(again))
-        close(back(found).astype("float64"), dkernel.reshape(-1, O), kind, dz[..., 0].size)
-    return getattr(run, "launches", None)
+        np.testing.assert_array_equal(gpu.numpy(found), gpu.numpy(again))
+        close(gpu.numpy(found).astype("float64"), dkernel.reshape(-1, O), kind, dz[..., 0].size)
+    return list(gpu.launches)
+
+
+def has_tensor_cores(gpu):
+    """Return whether the kernels for tensor cores run on this device, as they do from compute capability 8.0 on."""
+    return gpu.inner.architecture >= 80
 
 
 SETTINGS = [
@@ -142,110 +129,100 @@ WINDOWS = [(3, 3), (2, 3), (1, 1)]
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("kind", ["float32", "float64"])
-def test_every_pass(place, kind, window, settings):
+def test_every_pass(gpu, kind, window, settings):
     for shape, O in (((2, 7, 9, 4), 8), ((1, 9, 8, 3), 5), ((3, 7, 7, 1), 67)):
-        launched = every_pass(place, shape, (*window, shape[3], O), settings, kind)
-        if launched is not None:
-            vectors = 4 if kind == "float32" and O == 8 else 1
-            assert f"implicit_gemm<{'float' if kind == 'float32' else 'double'}, {vectors}, false>" in launched
+        launched = every_pass(gpu, shape, (*window, shape[3], O), settings, kind)
+        vectors = 4 if kind == "float32" and O == 8 else 1
+        assert f"implicit_gemm<{'float' if kind == 'float32' else 'double'}, {vectors}, false>" in launched
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("kind", ["tf32", "float16"])
-def test_every_pass_uses_tensor_cores(place, kind, settings):
+def test_every_pass_uses_tensor_cores(gpu, kind, settings):
     for window, shape, O in (((3, 3), (2, 7, 9, 8), 24), ((2, 3), (1, 8, 7, 24), 8)):
-        launched = every_pass(place, shape, (*window, shape[3], O), settings, kind)
-        if launched is not None:
-            assert all(name.startswith(("implicit_gemm_mma", "sum_partials")) for name in launched), launched
+        launched = every_pass(gpu, shape, (*window, shape[3], O), settings, kind)
+        name = "implicit_gemm_mma" if has_tensor_cores(gpu) else "implicit_gemm<"
+        assert all(called.startswith((name, "sum_partials")) for called in launched), launched
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("kind", ["float32", "tf32", "float16", "bfloat16"])
-def test_groups(place, kind, settings, monkeypatch):
+def test_groups(gpu, kind, settings, monkeypatch):
     """Two and three groups, with and without channels in multiples of 16 bytes."""
     as_bits(monkeypatch)
     for groups, C, O in ((2, 8, 16), (3, 2, 5)):
         shape = (2, 7, 8, groups * C)
-        launched = every_pass(place, shape, (3, 2, C, groups * O), {**settings, "groups": groups}, kind, activation="relu")
-        if launched is not None:
-            name = "implicit_gemm_mma" if C == 8 and kind != "float32" else "implicit_gemm<"
-            assert all(called.startswith((name, "sum_partials")) for called in launched), launched
+        launched = every_pass(gpu, shape, (3, 2, C, groups * O), {**settings, "groups": groups}, kind, activation="relu")
+        name = "implicit_gemm_mma" if C == 8 and kind != "float32" and has_tensor_cores(gpu) else "implicit_gemm<"
+        assert all(called.startswith((name, "sum_partials")) for called in launched), launched
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "tf32"])
-def test_groups_of_several_tiles_and_split_k(place, kind):
-    launched = every_pass(place, (2, 13, 13, 144), (2, 1, 72, 144), {"groups": 2}, kind, multiprocessors=64)
-    if launched is not None:
-        assert "sum_partials<float>" in launched
+def test_groups_of_several_tiles_and_split_k(gpu, kind):
+    launched = every_pass(gpu, (2, 13, 13, 144), (2, 1, 72, 144), {"groups": 2}, kind, multiprocessors=64)
+    assert "sum_partials<float>" in launched
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_half_precision_without_tensor_cores(place, kind, monkeypatch):
+def test_half_precision_without_tensor_cores(gpu, kind, monkeypatch):
     """On older devices, and where channels are no multiples of 16 bytes; accumulation is float32 as well."""
     as_bits(monkeypatch)
-    launched = every_pass(place, (2, 7, 6, 8), (3, 3, 8, 16), {"padding": 1}, kind, architecture=75)
-    if launched is not None:
-        assert all(name.startswith((f"implicit_gemm<{kind}, 1,", "sum_partials")) for name in launched), launched
-    every_pass(place, (2, 7, 6, 3), (3, 3, 3, 10), {"stride": 2}, kind, activation="tanh")
+    launched = every_pass(gpu, (2, 7, 6, 8), (3, 3, 8, 16), {"padding": 1}, kind, architecture=75)
+    assert all(name.startswith((f"implicit_gemm<{kind}, 1,", "sum_partials")) for name in launched), launched
+    every_pass(gpu, (2, 7, 6, 3), (3, 3, 3, 10), {"stride": 2}, kind, activation="tanh")
 
 
 @pytest.mark.parametrize("kind", ["tf32", "bfloat16", "float16"])
-def test_every_tile_and_split_k_on_tensor_cores(place, kind, monkeypatch):
+def test_every_tile_and_split_k_on_tensor_cores(gpu, kind, monkeypatch):
     """Sizes beyond a tile that are no multiples of it, every tile size, and several splits."""
     as_bits(monkeypatch)
-    wide = every_pass(place, (3, 10, 11, 72), (2, 1, 72, 136), {"padding": 1}, kind, activation="relu")
-    narrow = every_pass(place, (3, 10, 11, 40), (2, 1, 40, 24), {}, kind, multiprocessors=16)
-    middle = every_pass(place, (2, 7, 8, 16), (2, 1, 16, 40), {}, kind, multiprocessors=64)
-    tall = every_pass(place, (2, 9, 10, 40), (3, 1, 40, 56), {"stride": (2, 1)}, kind)
-    if wide is not None:
-        name = {"tf32": "float"}.get(kind, kind)
-        instances = {
-            i.expression for i in implicit_gemm._mma.instances() if i.expression.startswith(f"implicit_gemm_mma<{name},")
-        }
-        assert instances <= {*wide, *narrow, *middle, *tall}
-        assert narrow.count("sum_partials<float>") == 2
+    wide = every_pass(gpu, (3, 10, 11, 72), (2, 1, 72, 136), {"padding": 1}, kind, activation="relu")
+    narrow = every_pass(gpu, (3, 10, 11, 40), (2, 1, 40, 24), {}, kind, multiprocessors=16)
+    middle = every_pass(gpu, (2, 7, 8, 16), (2, 1, 16, 40), {}, kind, multiprocessors=64)
+    tall = every_pass(gpu, (2, 9, 10, 40), (3, 1, 40, 56), {"stride": (2, 1)}, kind)
+    name = {"tf32": "float"}.get(kind, kind)
+    instances = {i.expression for i in implicit_gemm._mma.instances() if i.expression.startswith(f"implicit_gemm_mma<{name},")}
+    assert instances <= {*wide, *narrow, *middle, *tall} or not has_tensor_cores(gpu)
+    assert narrow.count("sum_partials<float>") == 2
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
-def test_many_tiles_and_split_k(place, kind):
-    launched = every_pass(
-        place, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh"
-    )
-    if launched is not None:
-        assert launched.count(f"sum_partials<{'double' if kind == 'float64' else 'float'}>") == 2
+def test_many_tiles_and_split_k(gpu, kind):
+    launched = every_pass(gpu, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh")
+    assert launched.count(f"sum_partials<{'double' if kind == 'float64' else 'float'}>") == 2
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16", "bfloat16"])
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
-def test_bias_and_activation(place, kind, activation, monkeypatch):
+def test_bias_and_activation(gpu, kind, activation, monkeypatch):
     as_bits(monkeypatch)
     for with_bias in (True, False):
-        every_pass(place, (1, 4, 5, 8), (2, 2, 8, 8), {}, kind, activation=activation, with_bias=with_bias)
+        every_pass(gpu, (1, 4, 5, 8), (2, 2, 8, 8), {}, kind, activation=activation, with_bias=with_bias)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16"])
-def test_one_image_and_none(place, kind):
+def test_one_image_and_none(gpu, kind):
     for N in (0, 1):
-        every_pass(place, (N, 5, 6, 8), (3, 2, 8, 16), {"padding": 1, "stride": 2}, kind)
+        every_pass(gpu, (N, 5, 6, 8), (3, 2, 8, 16), {"padding": 1, "stride": 2}, kind)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16"])
-def test_unaligned_views(place, kind):
+def test_unaligned_views(gpu, kind):
     dtype = "float32" if kind == "tf32" else kind
     x, kernel, bias, dz = (RANDOM.integers(-3, 4, s).astype(dtype) for s in ((2, 5, 6, 8), (3, 2, 8, 8), (8,), (2, 3, 5, 8)))
     g = conv_geometry(x, kernel, bias, 1, 0, 1, 1)
     wide: Any = [a.astype("float64") for a in (x, kernel, bias, dz)]
     y, dx, dkernel = reference(wide[0], wide[1], wide[2], wide[3], {})
-    with precision("tf32" if kind == "tf32" else "float32"), place() as (names, to, back, _):
+    with precision("tf32" if kind == "tf32" else "float32"):
         views = []
         for a in (x, kernel, bias, dz):
-            shifted = names.zeros((a.size + 1,), dtype=a.dtype)
-            shifted[1:] = to(a.reshape(-1))
+            shifted = gpu.xp.zeros((a.size + 1,), dtype=a.dtype)
+            shifted[1:] = gpu.array(a.reshape(-1))
             views.append(shifted[1:].reshape(a.shape))
         X, K, B, DZ = views
-        np.testing.assert_array_equal(back(implicit_gemm.fprop(names, X, K, B, None, g)), y)
-        np.testing.assert_array_equal(back(implicit_gemm.dgrad(names, DZ, K, g)), dx)
-        np.testing.assert_array_equal(back(implicit_gemm.wgrad(names, X, DZ, g)), dkernel.reshape(-1, 8))
+        np.testing.assert_array_equal(gpu.numpy(implicit_gemm.fprop(gpu.xp, X, K, B, None, g)), y)
+        np.testing.assert_array_equal(gpu.numpy(implicit_gemm.dgrad(gpu.xp, DZ, K, g)), dx)
+        np.testing.assert_array_equal(gpu.numpy(implicit_gemm.wgrad(gpu.xp, X, DZ, g)), dkernel.reshape(-1, 8))
 
 
 def as_bits(monkeypatch):
@@ -254,36 +231,37 @@ def as_bits(monkeypatch):
     monkeypatch.setattr(implicit_gemm, "c_name", lambda a: "bfloat16" if a.dtype == np.uint16 else known(a))
 
 
-@pytest.mark.emulator
-@pytest.mark.skipif(build.compiler() is None, reason="needs g++")
-def test_infinities_and_nans_do_not_spread():
+def test_infinities_and_nans_do_not_spread(gpu):
     """Elements outside an image or a tile are zeros, not products with zero."""
     x, kernel = np.ones((1, 5, 5, 8), "float32"), np.ones((3, 3, 8, 8), "float32")
     x[0, 0, 0, 0], x[0, 4, 4, 3] = np.nan, np.inf
     g = conv_geometry(x, kernel, None, 1, 1, 1, 1)
     for name in ("float32", "tf32"):
-        with precision(name), emulated():
-            y = implicit_gemm.fprop(xp, x, kernel, None, None, g)
+        with precision(name):
+            y = gpu.numpy(implicit_gemm.fprop(gpu.xp, gpu.array(x), gpu.array(kernel), None, None, g))
         assert np.isnan(y[0, :2, :2]).all()
         assert np.isinf(y[0, 3:, 3:]).all()
         y[0, :2, :2] = y[0, 3:, 3:] = 0
         assert np.isfinite(y).all()
 
 
-def test_what_it_does_not_cover(monkeypatch):
-    def covered(shape, kernel, dtype="float32", groups=1, **settings):
+def test_what_it_does_not_cover():
+    def architecture(number):  # nothing is launched: no device is needed
+        return use_runtime(Watched(architecture=number, inner=PlanningRuntime()))
+
+    def covered(shape, kernel, dtype="float32", groups=1):
         x, k = np.empty(shape, dtype), np.empty(kernel, dtype)
-        with emulated(**settings):
+        with architecture(80 if dtype == "float32" else 75):
             return implicit_gemm.covers(x, k, conv_geometry(x, k, None, 1, 0, 1, groups), groups)
 
     assert covered((2, 5, 5, 3), (3, 3, 3, 5))
     assert covered((2, 5, 5, 4), (3, 3, 2, 4), groups=2)
-    assert covered((2, 5, 5, 8), (3, 3, 8, 12), "float16", architecture=75)
+    assert covered((2, 5, 5, 8), (3, 3, 8, 12), "float16")
     assert not covered((1, 3, 3, 1 << 16), (1, 1, 1, 1 << 16), groups=1 << 16)  # beyond the height of a grid
     many = np.broadcast_to(np.float32(0), (1 << 17, 128, 128, 1))
     g = conv_geometry(many, np.empty((1, 1, 1, 1)), None, 1, 0, 1, 1)
     assert not implicit_gemm.covers(many, np.empty((1, 1, 1, 1), "float32"), g, 1)
-    with precision("tf32"), emulated(architecture=75):
+    with precision("tf32"), architecture(75):
         assert not implicit_gemm._uses_tensor_cores(np.empty(0, "float32"), 8, 8)
 
 

@@ -1,12 +1,8 @@
-"""Prefetching through CuPy: the calls that its streams get, on a fake; and all of it on a GPU."""
+"""Prefetching through CuPy: the calls that its streams get, and whole runs."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib
 import itertools
-import sys
-import types
 from typing import Any, cast
 
 import numpy as np
@@ -26,95 +22,10 @@ LABELS = RNG.integers(0, 4, 70)
 AUGMENT = Compose(Crop(2), Flip(), Cutout(3))
 
 
-class Stream:
-    """As cupy.cuda.Stream: executes everything at once and logs it."""
-
-    current = None
-
-    def __init__(self, log, ptr, **settings):
-        self.log, self.ptr, self.settings = log, ptr, settings
-
-    def wait_event(self, event):
-        self.log.append(("wait", self.ptr, event))
-
-    def synchronize(self):
-        self.log.append(("synchronize", self.ptr))
-
-    def __enter__(self):
-        self.before, Stream.current = Stream.current, self
-
-    def __exit__(self, *exception):
-        Stream.current = self.before
-
-
-class DeviceMemory(np.ndarray):
-    """A NumPy array whose `data` is as CuPy's."""
-
-    @property
-    def data(self):
-        return types.SimpleNamespace(ptr=self.ctypes.data)
-
-
 @pytest.fixture
-def cuda(monkeypatch):
-    """Return the module on a fake CuPy, and the log of calls."""
-    log: list[Any] = []
-    pointers, entered = itertools.count(100), []
-
-    class Event:
-        def __init__(self, block=False, disable_timing=False):
-            self.block, self.disable_timing, self.stream = block, disable_timing, None
-            self.number = len(log)
-
-        def record(self, stream=None):
-            stream = stream or Stream.current
-            assert stream is not None
-            self.stream = stream.ptr
-            log.append(("record", self.stream, self))
-
-        def synchronize(self):
-            assert self.stream is not None
-            log.append(("host waits", self))
-
-    class GPU:
-        def __init__(self, index):
-            self.index = index
-
-        def __enter__(self):
-            entered.append(self.index)
-
-        def __exit__(self, *exception):
-            entered.pop()
-
-    def copy(target, source, size, kind, stream):
-        assert entered[-1] == 1  # the second GPU is current in the thread
-        assert kind == "to the device"
-        ctypes.memmove(target, source, size)
-        log.append(("copy", stream, size))
-
-    def empty(size, dtype):
-        assert Stream.current is not None
-        log.append(("empty", Stream.current.ptr, size))
-        return np.full(size, 7, dtype).view(DeviceMemory)
-
-    module: Any = types.ModuleType("cupy")
-    module.ndarray, module.uint8, module.empty = DeviceMemory, np.uint8, empty
-    module.cuda = types.SimpleNamespace(
-        Device=GPU,
-        Event=Event,
-        Stream=lambda **settings: Stream(log, next(pointers), **settings),
-        get_current_stream=lambda: Stream.current,
-        alloc_pinned_memory=lambda size: bytearray(size),
-        get_elapsed_time=lambda start, end: 1e3 * (end.number - start.number),
-        runtime=types.SimpleNamespace(memcpyAsync=copy, memcpyHostToDevice="to the device"),
-    )
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    name = "xpnet.accel.cupy.transfers"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(Device, "xp", np)
-    Stream.current = Stream(log, 1)
-    yield importlib.import_module(name), log
-    sys.modules.pop(name, None)
+def gpu():
+    skip_without_gpu()
+    return "cuda"
 
 
 def batches(count):
@@ -122,54 +33,110 @@ def batches(count):
         yield (np.full((4, 3), i, np.float32), np.full(4, i)), None
 
 
-def test_the_order_of_calls_on_the_streams(cuda):
-    module, log = cuda
-    transfers = module.CudaTransfers(Device("cuda", 1))
-    copies = transfers._stream.ptr
-    assert transfers._stream.settings == {"non_blocking": True}  # else it would wait for the default stream
-    prefetcher = Prefetcher(transfers, thread=False, slots=2)
-    for number, ((x, y), _) in enumerate(prefetcher.run(batches(5))):
-        np.testing.assert_array_equal(x, np.full((4, 3), number, np.float32))
-        np.testing.assert_array_equal(y, np.full(4, number))
-        log.append(("step", number))
-    prefetcher.close()
+@pytest.fixture
+def log(gpu, monkeypatch):
+    """A log of the calls that streams get: (what, the stream's address, ...)."""
+    import cupy
+
+    calls: list[Any] = []
+    cuda: Any = cupy.cuda
+
+    class Event(cuda.Event):  # type: ignore[misc]
+        def __init__(self, block=False, disable_timing=False):
+            super().__init__(block=block, disable_timing=disable_timing)
+            self.settings = block, disable_timing
+            self.stream: int | None = None
+
+        def record(self, stream=None):
+            stream = cuda.get_current_stream() if stream is None else stream
+            super().record(stream)
+            self.stream = stream.ptr
+            calls.append(("record", stream.ptr, self))
+
+        def synchronize(self):
+            super().synchronize()
+            calls.append(("host waits", self.stream, self))
+
+    def logged(owner, name, entry):
+        known = getattr(owner, name)
+
+        def call(*arguments, **keywords):
+            result = known(*arguments, **keywords)
+            calls.append(entry(*arguments))
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    monkeypatch.setattr(cuda, "Event", Event)
+    logged(cuda.Stream, "wait_event", lambda stream, event: ("wait", stream.ptr, event))
+    logged(cuda.Stream, "synchronize", lambda stream: ("synchronize", stream.ptr))
+    logged(cuda.runtime, "memcpyAsync", lambda target, source, size, kind, stream: ("copy", stream, size, kind))
+    logged(cupy, "empty", lambda size, dtype: ("empty", cuda.get_current_stream().ptr, size))
+    return calls
+
+
+@pytest.mark.cuda
+def test_the_order_of_calls_on_the_streams(log):
+    import cupy
+
+    from xpnet.accel.cupy.transfers import CudaTransfers
+
+    current = cupy.cuda.Stream(non_blocking=True)
+    with current:
+        transfers = CudaTransfers(Device("cuda"))
+        copies = transfers._stream.ptr
+        assert transfers._stream.is_non_blocking  # else it would wait for the default stream
+        assert copies != current.ptr
+        prefetcher = Prefetcher(transfers, thread=False, slots=2)
+        for number, ((x, y), _) in enumerate(prefetcher.run(batches(5))):
+            log.append(("step", number))
+            np.testing.assert_array_equal(x.get(), np.full((4, 3), number, np.float32))
+            np.testing.assert_array_equal(y.get(), np.full(4, number))
+            log.append(("stepped", number))
+        prefetcher.close()
     assert all(what[1] == copies for what in log if what[0] in ("copy", "empty"))
-    assert sum(what[0] == "copy" for what in log) == 10
+    assert [what[3] for what in log if what[0] == "copy"] == [cupy.cuda.runtime.memcpyHostToDevice] * 10
     events = [what[2] for what in log if what[0] == "record"]
-    assert all(event.block and event.disable_timing for event in events)
+    assert all(event.settings == (True, True) for event in events)  # the host does not spin, and nothing is timed
     for number in range(5):
-        at = log.index(("step", number))
-        wait, used = log[at - 1], log[at + 1]
-        assert wait[:2] == ("wait", 1)  # the current stream waits for a copy right before the step
+        begun, ended = log.index(("step", number)), log.index(("stepped", number))
+        wait, used = log[begun - 1], log[ended + 1]
+        assert wait[:2] == ("wait", current.ptr)  # the current stream waits for a copy right before the step
         assert wait[2].stream == copies
-        assert used[:2] == ("record", 1)  # and records right after it that the buffer is free
+        assert used[:2] == ("record", current.ptr)  # and records right after it that the buffer is free
         later = [what[2] for what in log if what[:2] == ("wait", copies)]
         assert (used[2] in later) == (number < 3)  # the copy into that buffer, two batches later, waits for it
-    assert [what for what in log if what[0] == "synchronize"] == [("synchronize", copies), ("synchronize", 1)]
+        if number < 3:  # and the host for the copy that is in the pinned memory
+            assert log.index(("host waits", copies, wait[2])) > ended
+    assert log[-2:] == [("synchronize", copies), ("synchronize", current.ptr)]
 
 
-def test_times_are_those_of_events(cuda):
-    module, _ = cuda
+@pytest.mark.cuda
+def test_times_are_those_of_events(gpu):
+    import cupy
+
+    from xpnet.accel.cupy.transfers import CudaTransfers
+
     with Timeline() as line:
-        transfers = module.CudaTransfers(Device("cuda", 1))
+        before = line.now()
+        transfers = CudaTransfers(Device("cuda"))
         prefetcher = Prefetcher(transfers)
         for _ in prefetcher.run(batches(3)):
             pass
         prefetcher.close()
-    assert len(line.lane("copies")) == 3
-    assert all(span.end > span.start for span in line.lane("copies"))
-    untimed = module.CudaTransfers(Device("cuda", 1))
+        after = line.now()
+    spans = line.lane("copies")
+    assert len(spans) == 3
+    assert all(before <= span.start <= span.end <= after for span in spans)
+    assert all(first.end <= second.start for first, second in itertools.pairwise(spans))  # one stream
+    untimed = CudaTransfers(Device("cuda"))
     with pytest.raises(RuntimeError, match="Timeline is recording"):
         untimed.seconds(untimed.copied())
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="InvalidResourceHandle"):  # its events have no times
+        cupy.cuda.get_elapsed_time(untimed.copied(), untimed.copied())
 
 
-# -- on a GPU --
-
-
-@pytest.fixture
-def gpu():
-    skip_without_gpu()
-    return "cuda"
+# -- whole runs --
 
 
 def learnt(data, capture, **settings):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cuda_emulator.emulator import emulated
 from xpnet.accel.cupy.batches import gather, select
 from xpnet.data import ByteImages
 from xpnet.data.augment import Augmentation, Compose, Crop, Cutout, Elastic, Flip, Mixup, Normalise, Rescale, Rotation, Shift
@@ -32,17 +31,18 @@ MOVES = [
 ]
 
 
-def run(made, data, seed_step, index):
-    """One batch of a program on the emulator."""
+def run(gpu, made, data, seed_step, index):
+    """One batch of a program."""
+    gpu.multiprocessors = 2
     N = len(index)
-    drawn = None if made.stages is None else np.zeros((len(made.stages), 2, N), np.int32)
-    out = np.full((N, *made.shape), np.nan, made.dtype)
-    step = np.array(seed_step, np.uint64)
-    with emulated(multiprocessors=2):
-        if drawn is not None:
-            select(N, None, drawn, step=step, program=made.stages)
-        gather(data, index, out, table=made.table, values=made.values, fills=made.fills, program=made.stages, drawn=drawn)
-    return out
+    drawn = None if made.stages is None else gpu.xp.zeros((len(made.stages), 2, N), dtype="int32")
+    out = gpu.xp.empty((N, *made.shape), dtype=made.dtype)
+    stages = gpu.array(made.stages)
+    if drawn is not None:
+        select(N, None, drawn, step=gpu.array(np.array(seed_step, np.uint64)), program=stages)
+    table, values, fills = map(gpu.array, (made.table, made.values, made.fills))
+    gather(gpu.array(data), gpu.array(index), out, table=table, values=values, fills=fills, program=stages, drawn=drawn)
+    return gpu.numpy(out)
 
 
 def same(found, expected):
@@ -50,24 +50,22 @@ def same(found, expected):
     np.testing.assert_array_equal(found.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8))
 
 
-@pytest.mark.emulator
 @pytest.mark.parametrize("augment", MOVES, ids=repr)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-def test_moves_of_numbers(augment, dtype):
+def test_moves_of_numbers(gpu, augment, dtype):
     data, index, step = RNG.standard_normal((12, 9, 7, 3)).astype(dtype), RNG.integers(0, 12, 17), (5 << 32) + 3
     made = augment_program(augment, 11, data.shape[1:], dtype)
-    same(run(made, data, step, index), augment(data[index], seed=11, step=step))
+    same(run(gpu, made, data, step, index), augment(data[index], seed=11, step=step))
 
 
-@pytest.mark.emulator
 @pytest.mark.parametrize("augment", [*MOVES, None], ids=repr)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_moves_of_bytes(augment, dtype, scaled):
+def test_moves_of_bytes(gpu, augment, dtype, scaled):
     images, index, step = RNG.integers(0, 256, (12, 9, 7, 3), dtype=np.uint8), RNG.integers(0, 12, 17), 3
     data = ByteImages(images, mean=MEAN if scaled else None, std=STD if scaled else None, dtype=dtype)
     expected = data[index] if augment is None else augment(data[index], seed=2, step=step)
-    same(run(data.augment_program(augment, 2), images, step, index), expected)
+    same(run(gpu, data.augment_program(augment, 2), images, step, index), expected)
 
 
 VALUES = [
@@ -80,21 +78,19 @@ VALUES = [
 ]
 
 
-@pytest.mark.emulator
 @pytest.mark.parametrize("augment", VALUES, ids=repr)
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_moves_and_changes_of_value(augment, dtype):
+def test_moves_and_changes_of_value(gpu, augment, dtype):
     data = RNG.integers(0, 256, (12, 9, 8, 3)).astype(dtype)
     index, step = RNG.integers(0, 12, 17), 1 << 33
     made = augment_program(augment, 2**63 + 5, data.shape[1:], dtype)
-    same(run(made, data, step, index), augment(data[index], seed=2**63 + 5, step=step))
+    same(run(gpu, made, data, step, index), augment(data[index], seed=2**63 + 5, step=step))
 
 
-@pytest.mark.emulator
-def test_normalising_float64():
+def test_normalising_float64(gpu):
     data = RNG.standard_normal((6, 3))
     made = augment_program(NORMALISE, 0, (3,), "float64")
-    same(run(made, data, 0, np.arange(6)), NORMALISE(data))
+    same(run(gpu, made, data, 0, np.arange(6)), NORMALISE(data))
 
 
 class Own(Flip):

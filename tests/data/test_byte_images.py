@@ -40,17 +40,16 @@ def test_a_model_learns_from_bytes():
     assert history["loss"][-1] < 0.2 * history["loss"][0]
 
 
-@pytest.mark.emulator
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_kernel_gives_the_same_numbers(dtype):
-    from tests.cuda_emulator.emulator import emulated
-
-    data = ByteImages(IMAGES, mean=MEAN, std=STD, dtype=dtype)
+def test_the_kernel_gives_the_same_numbers(gpu, dtype):
+    data = ByteImages(IMAGES, mean=MEAN, std=STD, dtype=dtype, device="cuda")
     index = RNG.permutation(50)[:9]
-    with emulated():
-        found: Any = gathered(data, index, kernel=True)
+    found: Any = gathered(data, gpu.array(index), kernel=True)
+    assert len(gpu.launches) == 1
     assert found.dtype == dtype
-    np.testing.assert_allclose(found, xn.to_numpy(gathered(data, index, kernel=False)), atol=1e-6)
+    np.testing.assert_allclose(gpu.numpy(found), gpu.numpy(gathered(data, gpu.array(index), kernel=False)), atol=1e-6)
+    on_cpu = gathered(ByteImages(IMAGES, mean=MEAN, std=STD, dtype=dtype), index, kernel=False)
+    np.testing.assert_allclose(gpu.numpy(found), xn.to_numpy(on_cpu), atol=1e-6)
 
 
 def test_mistakes():

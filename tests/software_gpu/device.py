@@ -90,7 +90,15 @@ def _name_missing(library: str, error: str) -> None:
 _REFUSED = {
     "cupy.random._generator_api": (("init_curand",), "cupy.random.default_rng"),
     "cupy.cuda.cub": (
-        ("cub_reduction", "cub_scan", "cub_histogram", "device_histogram", "device_reduce", "device_scan", "device_segmented_reduce"),
+        (
+            "cub_reduction",
+            "cub_scan",
+            "cub_histogram",
+            "device_histogram",
+            "device_reduce",
+            "device_scan",
+            "device_segmented_reduce",
+        ),
         "CUB",
     ),
     "cupy.cuda.compiler": (("_jitify_prep",), "Jitify"),

@@ -1,22 +1,18 @@
 """Fits whose recorded steps are fed by data on the device, or ahead of time, end with the bits of plain ones.
 
-No GPU is needed: kernels run on the emulator, graphs and streams are stand-ins that refuse what CUDA refuses.
+Plain steps run launch by launch on batches that the host made and moved one by one.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.cuda_emulator.emulator import emulated_ops
-from tests.streams import TwoStreams
-from tests.training.test_captured import FakeGraphs, Remote
-from xpnet.accel.cupy.optimizers import DeviceSchedule
+from tests.graphs import SCHEDULES, count_graphs, logged, scheduled
 from xpnet.backend import CPU, Device
-from xpnet.compiled.captured_steps import CapturedSteps
 from xpnet.data import Batches, ByteImages
 from xpnet.data.arrays import Arrays
 from xpnet.data.augment import Compose, Crop, Cutout, Flip, Mixup, Normalise, Rescale, Rotation, Shift
@@ -24,8 +20,7 @@ from xpnet.data.device_feed import PlainFeed, PrefetchFeed, ResidentFeed, choose
 from xpnet.inspect.timeline import Timeline
 from xpnet.ops import reference_only
 from xpnet.training import Checkpoint
-
-pytestmark = pytest.mark.emulator
+from xpnet.training.trainer import captured_steps
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (27, 6, 5, 3), dtype=np.uint8)
@@ -37,56 +32,56 @@ NORMALISE = Compose(Rescale(3.0), Shift(1), Normalise(MEAN, STD))
 GPU = Device("cuda")
 
 
-class FeedGraphs(FakeGraphs):
-    """Also undoes what a recorded step did to its feed."""
+class HostFeed(PlainFeed):
+    """Moves the batches of the loader one by one."""
 
-    feed = None
-
-    def _device(self):
-        arrays = super()._device()
-        for owner in (self.feed, getattr(self.feed, "builder", None)):
-            arrays += [a for a in vars(owner or object).values() if isinstance(a, np.ndarray) and a.flags.writeable]
-        return arrays
+    def epoch(self, epoch, start=0):
+        for x, y in super().epoch(epoch, start):
+            yield xn.to_device(x, GPU), xn.to_device(y, GPU)
 
 
-class Fed(CapturedSteps):
-    """Captured steps with a feed of the test's own."""
-
-    def __init__(self, trainer, make):
-        super().__init__(trainer, FeedGraphs(trainer), lambda values: DeviceSchedule.new(np, values))
-        self.make = make
-
-    def fed(self, batches):
-        feed = cast(FeedGraphs, self.graphs).feed = self.make(batches)
-        for owner in (feed, getattr(feed, "builder", None)):  # what is on the device, the host must not read
-            for name, value in vars(owner or object).items():
-                if isinstance(value, np.ndarray) and name in ("order", "position", "step", "index", "drawn", "x", "y"):
-                    setattr(owner, name, value.view(Remote))
-        return feed
-
-
-def trainer(*callbacks, capture=True):
+def trainer(*callbacks, capture=True, device="cuda"):
     layers = [xn.Flatten(), xn.Dense(6, "relu"), xn.BatchNorm(), xn.Dropout(0.3), xn.Dense(3)]
-    model = xn.Sequential(layers, input_shape=(6, 5, 3), seed=2)
+    model = xn.Sequential(layers, input_shape=(6, 5, 3), seed=2, device=device)
     return xn.Trainer(
         model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01), metrics=["accuracy"], callbacks=callbacks,
         seed=4, capture=capture,
     )  # fmt: skip
 
 
-def fit(run, data, monkeypatch, make=None, **settings):
-    """A fit on the emulator, plain or fed by what `make` makes of the batches; returns the captured steps."""
-    fed = None if make is None else Fed(run, make)
-    monkeypatch.setattr("xpnet.training.trainer.captured_steps", lambda _: fed)
-    if fed is not None:
-        monkeypatch.setattr("xpnet.data.device_feed.choose_feed", lambda batches, *_, recorded: fed.fed(batches))
-    with emulated_ops() as runtime:
+def fit_plain(data, epochs):
+    """Train a network on batches of the host, launch by launch."""
+    run = trainer(capture=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xpnet.data.device_feed.choose_feed", lambda batches, *_, recorded: HostFeed(batches))
+        run.fit(data, verbose=False, epochs=epochs)
+    return run
+
+
+def fit(run, data, kind, **settings):
+    """Train by recorded steps, fed by a feed of a kind; return the graphs, and the log of launches."""
+    made: list[Any] = []
+
+    def counted(trainer):
+        steps = captured_steps(trainer)
+        made.append(count_graphs(steps))
+        return steps
+
+    def chosen(*arguments, **keywords):
+        made.append(choose_feed(*arguments, **keywords))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch, logged() as log:
+        patch.setattr("xpnet.training.trainer.captured_steps", counted)
+        patch.setattr("xpnet.data.device_feed.choose_feed", chosen)
         run.fit(data, verbose=False, **settings)
-    return fed, runtime
+    graphs, feed = made
+    assert type(feed) is kind
+    return graphs, log
 
 
 def fingerprint(run):
-    weights = {name: np.asarray(array).tobytes() for name, array in run.model.state().items()}
+    weights = {name: xn.to_numpy(array).tobytes() for name, array in run.model.state().items()}
     return {
         **weights,
         **{name: np.asarray(values).tobytes() for name, values in run.history.items()},
@@ -94,66 +89,87 @@ def fingerprint(run):
     }
 
 
-def resident(batches):
-    feed = choose_feed(batches, CPU, TwoStreams)
-    assert isinstance(feed, ResidentFeed)
-    return feed
+def pixels(where, **settings):
+    return ByteImages(IMAGES, device=where, **settings)
 
 
-def prefetched(*eager):
-    """A feed through streams of which some are eager, for arrays that are in main memory and a model that would not be."""
-
-    def make(batches):
-        batches.device = GPU
-        feed = choose_feed(batches, GPU, lambda: TwoStreams(*eager, at_once=True))
-        assert isinstance(feed, PrefetchFeed)
-        batches.device = None
-        return feed
-
-    return make
+def floats(where):
+    return xn.to_device(FLOATS, where)
 
 
+# Batches of data on a device ("cpu", "cuda"), with settings.
 SOURCES = {
-    "bytes": lambda: Batches((ByteImages(IMAGES), Y), 8, seed=4),
-    "normalised bytes, augmented": lambda: Batches((ByteImages(IMAGES, mean=MEAN, std=STD), Y), 8, seed=4, augment=AUGMENT),
-    "floats": lambda: Batches((FLOATS, Y), 8, seed=4),
-    "floats, augmented": lambda: Batches((FLOATS, Y), 8, seed=4, augment=AUGMENT),
-    "floats, augmented and normalised": lambda: Batches((FLOATS, Y), 8, seed=4, augment=NORMALISE),
-    "uint8, augmented and normalised": lambda: Batches((IMAGES, Y), 8, seed=4, augment=NORMALISE),
-    "drawn by weight": lambda: Batches(
-        (ByteImages(IMAGES), Y), 8, seed=4, weights=1.0 + Y, samples_per_epoch=20, drop_last=True
+    "bytes": lambda where, **to: Batches((pixels(where), Y), 8, seed=4, **to),
+    "normalised bytes, augmented": lambda where, **to: Batches(
+        (pixels(where, mean=MEAN, std=STD), Y), 8, seed=4, augment=AUGMENT, **to
     ),
-    "in order": lambda: Batches((FLOATS, Y), 8, seed=4, shuffle=False),
-    "one batch": lambda: Batches((FLOATS, Y), 64, seed=4, augment=AUGMENT),
+    "floats": lambda where, **to: Batches((floats(where), Y), 8, seed=4, **to),
+    "floats, augmented": lambda where, **to: Batches((floats(where), Y), 8, seed=4, augment=AUGMENT, **to),
+    "floats, augmented and normalised": lambda where, **to: Batches((floats(where), Y), 8, seed=4, augment=NORMALISE, **to),
+    "uint8, augmented and normalised": lambda where, **to: Batches(
+        (xn.to_device(IMAGES, where), Y), 8, seed=4, augment=NORMALISE, **to
+    ),
+    "drawn by weight": lambda where, **to: Batches(
+        (pixels(where), Y), 8, seed=4, weights=1.0 + Y, samples_per_epoch=20, drop_last=True, **to
+    ),
+    "in order": lambda where, **to: Batches((floats(where), Y), 8, seed=4, shuffle=False, **to),
+    "one batch": lambda where, **to: Batches((floats(where), Y), 64, seed=4, augment=AUGMENT, **to),
 }
 
 
+def of_host(source):
+    return SOURCES[source]("cpu")
+
+
+def resident(source):
+    return SOURCES[source]("cuda", device="cuda")
+
+
+def prefetched(source):
+    return SOURCES[source]("cpu", device="cuda")
+
+
+FEEDS = {"resident": (resident, ResidentFeed), "prefetched": (prefetched, PrefetchFeed)}
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("source", SOURCES)
-def test_data_on_the_device(source, monkeypatch):
-    plain, run = trainer(), trainer()
-    fit(plain, SOURCES[source](), monkeypatch, epochs=3)
-    fed, runtime = fit(run, SOURCES[source](), monkeypatch, resident, epochs=3)
+def test_data_on_the_device(source):
+    plain, run = fit_plain(of_host(source), 3), trainer()
+    graphs, log = fit(run, resident(source), ResidentFeed, epochs=3)
     assert fingerprint(run) == fingerprint(plain)
     # Every batch size is recorded at its second time; a recorded step takes no array from the host.
-    sizes = {len(x) for x, _ in SOURCES[source]().epoch(0)}
-    assert fed.graphs.recorded == len(sizes)
-    assert fed.graphs.replayed == run.iteration - len(sizes)
-    steps = run.iteration + fed.graphs.recorded  # recording runs the kernels of the stand-in, too
-    assert sum(name.startswith("gather<") for name in runtime.launches) == steps
-    assert sum(name.startswith("select<") for name in runtime.launches) == steps
+    sizes = {len(x) for x, _ in of_host(source).epoch(0)}
+    assert graphs.recorded == len(sizes)
+    assert graphs.replayed == run.iteration - len(sizes)
+    launched = 2 * len(sizes)  # by the host: at the first step of a size, and in its recording
+    assert sum(name.startswith("gather<") for name in log.launches) == launched
+    assert sum(name.startswith("select<") for name in log.launches) == launched
 
 
-@pytest.mark.parametrize(
-    ("source", "eager"), [*((source, ("copies",)) for source in SOURCES), ("normalised bytes, augmented", ())]
-)
-def test_data_that_are_brought_there_ahead_of_time(source, eager, monkeypatch):
-    plain, run = trainer(), trainer()
-    fit(plain, SOURCES[source](), monkeypatch, epochs=2)
-    fed, _ = fit(run, SOURCES[source](), monkeypatch, prefetched(*eager), epochs=2)
+@pytest.mark.cuda
+@pytest.mark.parametrize("schedule", SCHEDULES[1:])
+@pytest.mark.parametrize("feed", FEEDS)
+def test_feeds_wait_for_what_they_use(feed, schedule):
+    make, kind = FEEDS[feed]
+    source = "normalised bytes, augmented"
+    plain, run = fit_plain(of_host(source), 2), trainer()
+    with scheduled(schedule):
+        fit(run, make(source), kind, epochs=2)
+        assert fingerprint(run) == fingerprint(plain)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("source", SOURCES)
+def test_data_that_are_brought_there_ahead_of_time(source):
+    plain, run = fit_plain(of_host(source), 2), trainer()
+    graphs, _ = fit(run, prefetched(source), PrefetchFeed, epochs=2)
     assert fingerprint(run) == fingerprint(plain)
-    assert fed.graphs.replayed > 0
+    assert graphs.recorded > 0
+    assert graphs.replayed == run.iteration - len({len(x) for x, _ in of_host(source).epoch(0)})
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize(
     "labels",
     [
@@ -167,14 +183,20 @@ def test_data_that_are_brought_there_ahead_of_time(source, eager, monkeypatch):
     ids=lambda y: f"{y.dtype}{y.shape[1:]}",
 )
 def test_labels_of_every_form(labels):
-    batches = Batches((ByteImages(IMAGES), labels), 8, seed=4)
-    feed = resident(batches)
-    with emulated_ops():
-        for (x, y), (u, v) in zip(feed.epoch(3), batches.epoch(3), strict=True):
-            feed.prepare(size=len(x))
-            assert y.dtype == v.dtype
-            np.testing.assert_array_equal(y, v)
-            np.testing.assert_array_equal(x, u)
+    there = xn.to_device(labels[:, ::-1], GPU)[:, ::-1] if labels.strides[-1] < 0 else xn.to_device(labels, GPU)
+    batches = Batches((pixels("cuda"), there), 8, seed=4, device="cuda")
+    feed: Any = choose_feed(batches, GPU, no_transfers)
+    assert type(feed) is ResidentFeed
+    expected = Batches((pixels("cpu"), labels), 8, seed=4)
+    for (x, y), (u, v) in zip(feed.epoch(3), expected.epoch(3), strict=True):
+        feed.prepare(size=len(x))
+        assert y.dtype == v.dtype
+        np.testing.assert_array_equal(xn.to_numpy(y), v)
+        np.testing.assert_array_equal(xn.to_numpy(x), u)
+
+
+def no_transfers():
+    raise AssertionError("nothing has to be copied")
 
 
 class Folder:
@@ -192,36 +214,38 @@ def stream(epoch):
         yield np.roll(FLOATS, epoch, 0)[begin : begin + 8], Y[begin : begin + 8]
 
 
+def doubled(batch):
+    return 2 * batch[0], batch[1]
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Batches(Folder(), 8, seed=4),
-        lambda: Batches(Folder(), 8, seed=4, workers=2),
-        lambda: Batches(stream, None, seed=4),
-        lambda: Batches(stream, None, seed=4, workers=1),
-        lambda: Batches((FLOATS, Y), 8, seed=4, transform=lambda batch: (2 * batch[0], batch[1]), workers=2),
+        lambda **to: Batches(Folder(), 8, seed=4, **to),
+        lambda **to: Batches(Folder(), 8, seed=4, workers=2, **to),
+        lambda **to: Batches(stream, None, seed=4, **to),
+        lambda **to: Batches(stream, None, seed=4, workers=1, **to),
+        lambda **to: Batches((FLOATS, Y), 8, seed=4, transform=doubled, workers=2, **to),
     ],
+    ids=["folder", "folder, workers", "stream", "stream, worker", "transform, workers"],
 )
-def test_loaders(make, monkeypatch):
-    plain, run = trainer(), trainer()
-    fit(plain, make(), monkeypatch, epochs=2)
-    fit(run, make(), monkeypatch, prefetched("copies"), epochs=2)
-    assert fingerprint(run) == fingerprint(plain)
+def test_loaders(make):
+    run = trainer()
+    fit(run, make(device="cuda"), PrefetchFeed, epochs=2)
+    assert fingerprint(run) == fingerprint(fit_plain(make(), 2))
 
 
-def test_a_file_larger_than_memory_would_be(tmp_path, monkeypatch):
+@pytest.mark.cuda
+@pytest.mark.parametrize("augment", [None, AUGMENT, Rotation(5.0)], ids=["plain", "program", "between copy and step"])
+def test_a_file_larger_than_memory_would_be(tmp_path, augment):
     np.save(tmp_path / "x.npy", FLOATS)
-    plain, run = trainer(), trainer()
-    for augment in (None, AUGMENT, Rotation(5.0)):
-        fit(plain, Batches((FLOATS, Y), 8, augment=augment), monkeypatch)
-        mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-        if type(augment) is Rotation:  # what no program expresses runs between copy and step
-            batches = Batches((mapped, Y), 8)
-            batches._device_augment = augment
-        else:
-            batches = Batches((mapped, Y), 8, augment=augment)
-        fit(run, batches, monkeypatch, prefetched("copies"))
-        assert fingerprint(run) == fingerprint(plain)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    run = trainer()
+    fit(run, Batches((mapped, Y), 8, augment=augment, device="cuda"), PrefetchFeed, epochs=3)
+    # What no program expresses runs on the device, whose cosine may differ from the host's in the last bit.
+    place: dict[str, Any] = {"device": "cuda"} if type(augment) is Rotation else {}
+    assert fingerprint(run) == fingerprint(fit_plain(Batches((FLOATS, Y), 8, augment=augment, **place), 3))
 
 
 class StopsAt(xn.Callback):
@@ -232,27 +256,31 @@ class StopsAt(xn.Callback):
         trainer.stop = trainer.stop or trainer.iteration == self.iteration
 
 
-@pytest.mark.parametrize("make", [resident, prefetched("copies")], ids=["resident", "prefetched"])
-def test_a_run_that_was_stopped_goes_on_with_the_same_bits(make, monkeypatch, tmp_path):
-    plain = trainer()
-    fit(plain, SOURCES["normalised bytes, augmented"](), monkeypatch, epochs=4)
+@pytest.mark.cuda
+@pytest.mark.parametrize("feed", FEEDS)
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(feed, tmp_path):
+    make, kind = FEEDS[feed]
+    plain = fit_plain(of_host("normalised bytes, augmented"), 4)
     folder = tmp_path / "run"
     for stop in (6, 11, -1):  # within the second and the third epoch
         run = trainer(StopsAt(stop), Checkpoint(folder, every_steps=1))
-        fit(run, SOURCES["normalised bytes, augmented"](), monkeypatch, make, epochs=4, resume="auto")
+        fit(run, make("normalised bytes, augmented"), kind, epochs=4, resume="auto")
         assert run.iteration == (stop if stop > 0 else plain.iteration)
     assert fingerprint(run) == fingerprint(plain)
 
 
-@pytest.mark.parametrize("make", [resident, prefetched()], ids=["resident", "prefetched"])
-def test_a_number_in_the_data_that_is_not_finite_is_found(make, monkeypatch):
+@pytest.mark.cuda
+@pytest.mark.parametrize(("where", "kind"), [("cuda", ResidentFeed), ("cpu", PrefetchFeed)], ids=["resident", "prefetched"])
+def test_a_number_in_the_data_that_is_not_finite_is_found(where, kind):
     x = FLOATS.copy()
     x[7, 2, 2] = np.nan
+    batches = Batches((xn.to_device(x, where), Y), 64, seed=4, device="cuda")
     with pytest.raises(xn.training.NotFiniteError, match="the batch itself"):
-        fit(trainer(), Batches((x, Y), 64, seed=4), monkeypatch, make, epochs=3)
+        fit(trainer(), batches, kind, epochs=3)
 
 
-def test_an_interrupt_ends_the_thread(monkeypatch):
+@pytest.mark.cuda
+def test_an_interrupt_ends_the_thread():
     import threading
 
     class Interrupts(xn.Callback):
@@ -261,16 +289,17 @@ def test_an_interrupt_ends_the_thread(monkeypatch):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(trainer(Interrupts()), SOURCES["floats"](), monkeypatch, prefetched("copies"), epochs=3)
+        fit(trainer(Interrupts()), prefetched("floats"), PrefetchFeed, epochs=3)
     assert not [t for t in threading.enumerate() if t.name.startswith("xpnet-data")]
 
 
 def test_on_a_cpu_the_batches_are_the_feed():
-    batches = SOURCES["floats"]()
+    batches = of_host("floats")
     with device_feed(batches, CPU) as source:
         assert source is batches
 
 
+@pytest.mark.cuda
 def test_recorded_steps_have_a_feed_within_the_block():
     class Steps:
         feed = None
@@ -278,7 +307,7 @@ def test_recorded_steps_have_a_feed_within_the_block():
     steps = Steps()
 
     def run():
-        with device_feed(SOURCES["floats"](), CPU, steps) as source:
+        with device_feed(resident("floats"), GPU, steps) as source:
             assert isinstance(source, ResidentFeed)
             assert steps.feed is source
             raise KeyboardInterrupt
@@ -288,62 +317,75 @@ def test_recorded_steps_have_a_feed_within_the_block():
     assert steps.feed is None
 
 
+@pytest.mark.cuda
 def test_which_feed():
-    def kind(batches, device=CPU):
-        return type(choose_feed(batches, device, TwoStreams))
+    from xpnet.accel.cupy.transfers import CudaTransfers
 
-    on_gpu: dict[str, Any] = {"device": GPU}
-    assert kind(Batches((FLOATS, Y), 8, augment=AUGMENT)) is ResidentFeed
-    assert kind(Batches((FLOATS, Y), 8, augment=Mixup(classes=3))) is PlainFeed  # no program for it, and nothing to copy
-    assert kind(Batches((IMAGES, Y), 8)) is PlainFeed  # bytes that stay bytes
-    assert kind(Batches((FLOATS, FLOATS), 8, transform=lambda batch: batch)) is PlainFeed
-    assert kind(Batches(((FLOATS, FLOATS), Y), 8)) is PlainFeed
-    assert kind(Batches((FLOATS, Y), 8), GPU) is PlainFeed  # the caller's batches are not for the GPU: the model says so
+    def chosen(batches) -> Any:
+        return choose_feed(batches, GPU, lambda: CudaTransfers(GPU))
+
+    def kind(batches):
+        return type(chosen(batches))
+
+    there: dict[str, Any] = {"device": GPU}
+    x = floats("cuda")
+    assert kind(Batches((x, Y), 8, augment=AUGMENT, **there)) is ResidentFeed
+    # No program for it, and nothing to copy.
+    assert kind(Batches((x, Y), 8, augment=Mixup(classes=3), **there)) is PlainFeed
+    assert kind(Batches((xn.to_device(IMAGES, GPU), Y), 8, **there)) is PlainFeed  # bytes that stay bytes
+    assert kind(Batches((x, x), 8, transform=lambda batch: batch, **there)) is PlainFeed
+    assert kind(Batches(((x, x), Y), 8, **there)) is PlainFeed
+    assert kind(Batches((FLOATS, Y), 8)) is PlainFeed  # the caller's batches are not for the GPU: the model says so
     with reference_only():
-        assert kind(Batches((FLOATS, Y), 8)) is PlainFeed
-    assert kind(Batches((FLOATS, Y), 8, **on_gpu), GPU) is PrefetchFeed
-    assert kind(Batches(Folder(), 8, **on_gpu), GPU) is PrefetchFeed
-    late: Any = choose_feed(Batches((FLOATS, Y), 8, augment=Mixup(classes=3), **on_gpu), GPU, TwoStreams)
+        assert kind(Batches((x, Y), 8, **there)) is PlainFeed
+    assert kind(Batches((FLOATS, Y), 8, **there)) is PrefetchFeed
+    assert kind(Batches(Folder(), 8, **there)) is PrefetchFeed
+    late = chosen(Batches((FLOATS, Y), 8, augment=Mixup(classes=3), **there))
+    assert type(late) is PrefetchFeed
     assert late.builder is None
-    within: Any = choose_feed(Batches((ByteImages(IMAGES), Y), 8, augment=AUGMENT, **on_gpu), GPU, TwoStreams)
+    within = chosen(Batches((ByteImages(IMAGES), Y), 8, augment=AUGMENT, **there))
+    assert type(within) is PrefetchFeed
     assert within.builder is not None
     assert isinstance(within.raw, Arrays)  # bytes travel as bytes
     # Labels move to data on the device, unless they are larger than these.
-    labels = np.zeros((27, 1000))
-    assert kind(Batches((FLOATS, labels), 8)) is ResidentFeed
+    assert kind(Batches((x, np.zeros((27, 45))), 8, **there)) is ResidentFeed
+    assert kind(Batches((x, np.zeros((27, 46))), 8, **there)) is PlainFeed
+    assert kind(Batches((x, xn.to_device(np.zeros((27, 1000)), GPU)), 8)) is ResidentFeed
 
 
+@pytest.mark.cuda
 @pytest.mark.parametrize("source", ["bytes", "normalised bytes, augmented", "floats, augmented"])
 def test_steps_that_are_not_recorded_get_whole_batches_ahead_of_time(source):
-    batches = SOURCES[source]()
-    assert type(choose_feed(batches, CPU, TwoStreams, recorded=False)) is PlainFeed
-    expected = [(x.copy(), y.copy()) for x, y in batches.epoch(1, 2)]
-    ahead = SOURCES[source]()
-    ahead.device, ahead._device_augment, ahead._finishes = GPU, ahead.augment, False  # as Batches(device="cuda") does
-    feed = choose_feed(ahead, GPU, lambda: TwoStreams("copies", at_once=True), recorded=False)
-    assert isinstance(feed, PrefetchFeed)
-    for (x, y), (u, v) in zip(feed.epoch(1, 2), expected, strict=True):
-        np.testing.assert_array_equal(x, u)
-        np.testing.assert_array_equal(y, v)
-    feed.close()
+    assert type(choose_feed(resident(source), GPU, no_transfers, recorded=False)) is PlainFeed
+    run = trainer(capture=False)
+    run.fit(prefetched(source), epochs=2, verbose=False)
+    assert fingerprint(run) == fingerprint(fit_plain(of_host(source), 2))
+    expected = list(of_host(source).epoch(1, 2))
+    with device_feed(prefetched(source), GPU) as feed:
+        assert isinstance(feed, PrefetchFeed)
+        for (x, y), (u, v) in zip(feed.epoch(1, 2), expected, strict=True):
+            np.testing.assert_array_equal(xn.to_numpy(x), u)
+            np.testing.assert_array_equal(xn.to_numpy(y), v)
 
 
+@pytest.mark.cuda
 def test_bytes_travel_as_bytes():
-    streams = TwoStreams("copies")
-    batches = Batches((ByteImages(IMAGES), Y), 8, device=GPU)
-    feed = choose_feed(batches, GPU, lambda: streams)
-    for _ in feed.epoch(0):
-        x, _ = feed.inputs
-        assert x.dtype == np.uint8
-    feed.close()
+    class Steps:
+        feed: Any = None
+
+    steps = Steps()
+    with device_feed(prefetched("bytes"), GPU, steps) as feed:
+        for _ in feed.epoch(0):
+            x, _ = steps.feed.inputs
+            assert x.dtype == np.uint8
 
 
-def test_a_timeline_of_a_fit(monkeypatch):
+@pytest.mark.cuda
+def test_a_timeline_of_a_fit():
     with Timeline() as line:
-        fit(trainer(), SOURCES["floats"](), monkeypatch, prefetched("copies"), epochs=2)
+        fit(trainer(), prefetched("floats"), PrefetchFeed, epochs=2)
     count = 2 * 4
     assert [len(line.lane(lane)) for lane in ("computation", "copies", "loading", "waiting")] == [count] * 4
-    monkeypatch.undo()
     with Timeline() as line:  # and on a CPU, where nothing is copied
-        trainer().fit((FLOATS, Y), batch_size=8, verbose=False)
+        trainer(device="cpu").fit((FLOATS, Y), batch_size=8, verbose=False)
     assert {span.lane for span in line.spans} == {"computation", "waiting"}

@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from xpnet.autograd.tape import no_grad
 from xpnet.backend import Array
 from xpnet.compiled.graph import Captured, Graphs
+from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
 
@@ -72,26 +74,46 @@ class CapturedSteps:
         self.updates = trainer.optimizer.capturable and not trainer.watches_gradients
 
     def __enter__(self) -> CapturedSteps:
-        trainer, xp = self.trainer, self.graphs.xp
-        # Before the stream begins: the arrays that flat ones replace go back to the memory of the current stream, where other
-        # threads may get it at once, so it is that stream which has to read them.
-        if self.updates:
-            trainer.optimizer.bind(trainer.model)
-        elif trainer.model.built:
-            _ = trainer.model.flat_parameters
-        self._context = contextlib.ExitStack()
-        self._context.enter_context(self.graphs.stream())
-        for module in trainer.model.modules():
-            module.device_counter = DeviceCounter(xp, module.counter)
-        if self.updates:
-            flat = trainer.optimizer.bind(trainer.model)
-            clock = self._make_clock(flat.values)
-            clock.steps[...] = trainer.optimizer.iterations
-            trainer.optimizer.clock = clock
-        self._rate = None
+        if self._is_built():
+            # On the stream that made the parameters: their first arrays are freed here, and another thread may use that
+            # memory on the same stream while the graphs' stream still reads it.
+            self.trainer.optimizer.bind(self.trainer.model)
+        with contextlib.ExitStack() as context:  # which ends the block again where the device has no memory for it
+            context.enter_context(self.graphs.stream())
+            context.callback(self._leave)
+            self._begin()
+            self._context = context.pop_all()
         return self
 
+    def _begin(self) -> None:
+        trainer, xp = self.trainer, self.graphs.xp
+        for module in trainer.model.modules():
+            module.device_counter = DeviceCounter(xp, module.counter)
+        if self._is_built():
+            self._start_clock()
+
+    def _is_built(self) -> bool:
+        return all(module.built or not module._waits() for module in self.trainer.model.modules())
+
+    def _start_clock(self) -> None:
+        """Put the learning rate and the optimizer's step on the device; the parameters exist."""
+        optimizer = self.trainer.optimizer
+        if self.updates:
+            optimizer.clock = clock = self._make_clock(optimizer.bind(self.trainer.model).values)
+            clock.steps[...] = optimizer.iterations
+        self._rate = None
+
+    def _build(self, x: Any) -> None:
+        """Create the parameters of a model that learns the shape of its input from the first batch."""
+        model = self.trainer.model
+        with no_grad(), eval_mode(model):
+            model(*(part[:1] for part in (x if isinstance(x, tuple) else (x,))))
+        self._start_clock()
+
     def __exit__(self, *exception: object) -> None:
+        self._context.close()
+
+    def _leave(self) -> None:
         for module in self.trainer.model.modules():
             if module.device_counter is not None:
                 module.counter = module.device_counter.value
@@ -99,7 +121,6 @@ class CapturedSteps:
         self.trainer.optimizer.read_clock()
         self.trainer.optimizer.clock = None
         self._captured.forget()  # recordings use the clock and the counters of this block
-        self._context.close()
 
     def _work(self, *inputs: Array, size: int | None = None, several: bool = False) -> tuple[Array, list[Any]]:
         """Run what is recorded; return the loss, and the parameters that got a gradient."""
@@ -125,6 +146,8 @@ class CapturedSteps:
         trainer, optimizer = self.trainer, self.trainer.optimizer
         if not trainer.model.training:
             trainer.model.train()
+        if self.updates and optimizer.clock is None:
+            self._build(x)
         iterations, count = optimizer.iterations, trainer.sums.count
         if self.updates:
             rate = optimizer.current_learning_rate

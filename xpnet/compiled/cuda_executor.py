@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnet.autograd.tape import no_grad
-from xpnet.backend import Device, imported
+from xpnet.backend import Device, imported, working_on
 from xpnet.compiled.captured_steps import CapturedSteps, Loop
 from xpnet.compiled.graph import CapturedModel
 from xpnet.layers.modes import eval_mode
@@ -29,7 +29,7 @@ class CudaExecutor:
             from xpnet.compiled.cuda_graph import CudaGraphs
 
             self._predictions = CapturedModel(model, CudaGraphs(self.device))
-        with no_grad(), eval_mode(model):
+        with no_grad(), eval_mode(model), working_on(self.device, "predict"):
             return self._predictions(x)
 
     def step(self, model: Module, loss: Callable[..., Any], x: Any, y: Any) -> None:

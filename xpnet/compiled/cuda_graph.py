@@ -8,12 +8,28 @@ function allocates from a pool that belongs to the graph.
 from __future__ import annotations
 
 import contextlib
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import cupy
 
 from xpnet.backend import Device
+
+_retired: list[tuple[int, Any]] = []  # device and memory pool of graphs that are gone, while arrays of theirs are in use
+_retiring = threading.RLock()
+
+
+def _retire(device: int, pool: Any) -> None:
+    """Free the memory of graphs that are gone: CuPy does not free the blocks of a pool that nobody refers to any more."""
+    with _retiring:
+        _retired.append((device, pool))
+        for entry in list(_retired):
+            with cupy.cuda.Device(entry[0]):
+                entry[1].free_all_blocks()
+                if not entry[1].total_bytes() and entry in _retired:
+                    _retired.remove(entry)
 
 
 class CudaGraphs:
@@ -32,16 +48,25 @@ class CudaGraphs:
             self._stream = cupy.cuda.Stream(non_blocking=True)
         self._device = cupy.cuda.Device(device.index)
         self._pool = cupy.cuda.MemoryPool()
+        self._failed = False
+        weakref.finalize(self, _retire, device.index, self._pool).atexit = False
+        self._outer: Any = None  # the stream of the last block, which may still read what a replay wrote
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
         """Run the block on the graphs' stream, after what is on the current one; what follows waits for the block."""
         with self._device:
+            if self._failed:  # what the failed recording held is garbage by now
+                self._pool.free_all_blocks()
+                self._failed = False
             outer = cupy.cuda.get_current_stream()
             if outer == self._stream:
                 yield
                 return
             self._stream.wait_event(outer.record())
+            if self._outer is not None and self._outer != outer:
+                self._stream.wait_event(self._outer.record())
+            self._outer = outer
             try:
                 with self._stream:
                     yield
@@ -64,6 +89,7 @@ class CudaGraphs:
             try:
                 result = function()
             except BaseException:
+                self._failed = True
                 # An invalid capture has to be ended, too; ending it raises the error that made it invalid once more.
                 with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
                     self._stream.end_capture()

@@ -9,6 +9,7 @@ optimizer, the sums of measurements.
 from __future__ import annotations
 
 import functools
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from xpnet.layers.module import Module
 
 
 class Graphs(Protocol):
-    """Records and replays: xpnet.compiled.cuda_graph.CudaGraphs, or a fake in tests."""
+    """Records and replays: xpnet.compiled.cuda_graph.CudaGraphs, or a wrapper that counts."""
 
     xp: Any
 
@@ -69,10 +70,10 @@ class Captured:
             fixed: numbers and names, passed on; each value is recorded separately, as each shape is.
         """
         function = functools.partial(self.function, **fixed) if fixed else self.function
-        if self.failed:
-            return function(*inputs)
         key = (tuple((tuple(a.shape), str(a.dtype)) for a in inputs), tuple(fixed.items()))
         with self.graphs.stream():
+            if self.failed:
+                return function(*inputs)
             recording = self._recordings.get(key)
             if recording is not None:
                 for buffer, array in zip(recording.inputs, inputs):
@@ -80,14 +81,16 @@ class Captured:
                 recording.replay()
                 return recording.result
             if key not in self._seen:
+                result = function(*inputs)
                 self._seen.add(key)
-                return function(*inputs)
+                return result
             recording = self._record(function, inputs)
-            if recording is None:
-                return function(*inputs)
-            self._recordings[key] = recording
-            recording.replay()  # recording executes nothing
-            return recording.result
+            if recording is not None:
+                self._recordings[key] = recording
+                recording.replay()  # recording executes nothing
+                return recording.result
+        with self.graphs.stream():  # which frees what the recording held
+            return function(*inputs)
 
     def forget(self) -> None:
         """Drop all recordings: the arrays that they use have been replaced."""
@@ -100,17 +103,24 @@ class Captured:
             replay, result = self.graphs.record(lambda: function(*buffers))
         except Exception as error:  # each library refuses host access in its own way
             self.failed = True
-            layer = _layer_of(error)
-            warnings.warn(
-                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
-                f"{f'layer {layer} ' if layer else 'it '}"
-                f"did what is not possible while recording ({type(error).__name__}: {error}); it must not read values "
-                f"from the device, nor use cuBLAS or random numbers through CuPy",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            warnings.warn(self._explained(error), RuntimeWarning, stacklevel=4)
             return None
         return Recording(buffers, replay, result)
+
+    def _explained(self, error: Exception) -> str:
+        """Return the warning for an error while recording."""
+        if isinstance(error, MemoryError):
+            return (
+                f"{self.name} runs launch by launch: the device has too little memory for a CUDA graph of it, whose arrays are "
+                f"in memory of its own ({error})"
+            )
+        layer = _layer_of(error)
+        return (
+            f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
+            f"{f'layer {layer} ' if layer else 'it '}"
+            f"did what is not possible while recording ({type(error).__name__}: {error}); it must not read values "
+            f"from the device, nor use cuBLAS or random numbers through CuPy"
+        )
 
 
 def _layer_of(error: BaseException) -> str | None:
@@ -136,6 +146,7 @@ class CapturedModel:
         self.graphs = graphs
         self._arrays: list[Array] = []
         self._captured = Captured(self._forward, graphs, "prediction")
+        self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
 
     def _forward(self, x: Array) -> Any:
         y = self.model(x)
@@ -144,7 +155,11 @@ class CapturedModel:
         return y.array if isinstance(y, Tensor) else y
 
     def __call__(self, x: Array) -> Any:
-        """Return the output for a batch."""
+        """Return the output for a batch; threads take turns."""
+        with self._lock:
+            return self._predict(x)
+
+    def _predict(self, x: Array) -> Any:
         arrays = list(self.model.state().values())
         # Recordings read these very arrays; a model that was moved or got flat storage has others.
         if len(arrays) != len(self._arrays) or any(a is not b for a, b in zip(arrays, self._arrays)):

@@ -6,6 +6,7 @@ import mmap
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat
@@ -99,14 +100,16 @@ class _Numpy(_Reader):
 
 
 class _Native(_Reader):
-    """For another library: one `take` there."""
+    """For another library: one `take` there, on a GPU on the array's own."""
 
     def __init__(self, array: Array, xp: Namespace):
         super().__init__(array)
         self.xp = xp
+        self.place: AbstractContextManager[Any] = array.device if name_of(xp) == "cupy" else nullcontext()
 
     def take(self, order: Order, start: int, stop: int) -> Any:
-        return self.xp.take(self.array, order.on(self.xp, self.array)[start:stop], axis=0)
+        with self.place:
+            return self.xp.take(self.array, order.on(self.xp, self.array)[start:stop], axis=0)
 
     def slice(self, start: int, stop: int) -> Any:
         return self.array[start:stop, ...]

@@ -72,9 +72,10 @@ class ByteImages:
     def __getitem__(self, index: Any) -> Array:
         """Return the images of a slice or of an array of indices, in floating point."""
         xp = namespace(self.images)
-        if isinstance(index, slice):
-            index = xp.arange(*index.indices(len(self)), dtype=xp.int64)
-        return gathered(self, xp.asarray(index), kernel=name_of(xp) == "cupy")
+        with self.device:
+            if isinstance(index, slice):
+                index = xp.arange(*index.indices(len(self)), dtype=xp.int64)
+            return gathered(self, xp.asarray(index), kernel=name_of(xp) == "cupy")
 
     def numbers(self, images: Array) -> Array:
         """Convert bytes of any shape (..., C) to floating point, as in every batch."""

@@ -41,7 +41,7 @@ class Event(Protocol):
 
 
 class Transfers(Protocol):
-    """The copy stream and the compute stream of a device: xpnet.accel.cupy.transfers, or one of the tests.
+    """The copy stream and the compute stream of a device: xpnet.accel.cupy.transfers; tests of the host alone have theirs.
 
     Attributes:
         xp: the namespace of the device's arrays.

@@ -14,6 +14,7 @@ from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor, bare
 from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
+from xpnet.layers.execution import runs_on_its_device
 from xpnet.layers.hooks import Run, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -41,6 +42,7 @@ def _name(layer: Module) -> str:
     return layer.path or type(layer).__name__
 
 
+@runs_on_its_device
 def activations(model: Module, x: Array) -> dict[str, Array]:
     """Return the output of every layer for the batch `x`, by path, in the order of computation: native arrays.
 
@@ -95,6 +97,7 @@ def activation_name(layer: Module) -> str:
     return ""
 
 
+@runs_on_its_device
 def dead_relus(model: Module, x: Array, *, batch_size: int = 256) -> dict[str, DeadUnits]:
     """Find the ReLU units that never fire on `x`: a dead unit has no gradient, so training does not revive it.
 
@@ -147,6 +150,7 @@ class Gradients:
     outputs: dict[str, Array]
 
 
+@runs_on_its_device
 def layer_gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: Array) -> Gradients:
     """Compute the gradient of ``loss(model(x), y)`` at every parameter and every layer's output, in evaluation mode.
 
@@ -219,6 +223,7 @@ def histogram(values: Array, bins: int = 50) -> Histogram:
     return Histogram(counts, edges, float(flat.mean()), float(flat.std()), float(np.mean(flat == 0)))
 
 
+@runs_on_its_device
 def activation_histograms(model: Module, x: Array, *, bins: int = 50) -> dict[str, Histogram]:
     """Return the histogram of every layer's output on the batch `x`, by path.
 
@@ -227,6 +232,7 @@ def activation_histograms(model: Module, x: Array, *, bins: int = 50) -> dict[st
     return {name: histogram(values, bins) for name, values in activations(model, x).items()}
 
 
+@runs_on_its_device
 def gradient_histograms(
     model: Module, loss: str | Callable[..., Any], x: Array, y: Array, *, of: str = "parameters", bins: int = 50
 ) -> dict[str, Histogram]:

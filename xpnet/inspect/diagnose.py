@@ -14,6 +14,7 @@ from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, to_numpy
 from xpnet.inspect.activity import activation_name
+from xpnet.layers.execution import runs_on_its_device
 from xpnet.layers.hooks import unchanged, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -46,6 +47,7 @@ class Finding:
         return self.text
 
 
+@runs_on_its_device
 def diagnose(
     model: Module, x: Array, y: Array, loss: str | Callable[[Any, Any], Any] = "softmax_cross_entropy"
 ) -> list[Finding]:

@@ -18,6 +18,7 @@ from xpnet.io.archive import write_atomically
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.dense import Dense
+from xpnet.layers.execution import runs_on_its_device
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 
@@ -62,6 +63,7 @@ def tile(images: Array, *, columns: int | None = None, gap: int = 1, scale: int 
     return canvas
 
 
+@runs_on_its_device
 def first_filters(model: Module) -> NumpyArray:
     """Return the kernels of the first convolution as images: (O, KH, KW, C).
 
@@ -79,11 +81,13 @@ def first_filters(model: Module) -> NumpyArray:
     raise ValueError("first_filters: the model has no Conv2D layer")
 
 
+@runs_on_its_device
 def filters_image(model: Module, **settings: Any) -> NumpyArray:
     """Tile the filters of the first convolution into one image (see :func:`tile` for the settings)."""
     return tile(first_filters(model), **{"scale": 8, "gap": 4, **settings})
 
 
+@runs_on_its_device
 def templates(model: Module, image_shape: Shape | None = None) -> NumpyArray:
     """Return the weights of every class of a linear classifier as images (K, H, W, C), one template for each class.
 
@@ -109,6 +113,7 @@ def templates(model: Module, image_shape: Shape | None = None) -> NumpyArray:
     raise ValueError("templates: the model has no Dense layer with weights")
 
 
+@runs_on_its_device
 def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
     """Compute a saliency map: how much each pixel affects the score of a class, max |d score / d pixel| over channels.
 

@@ -9,6 +9,7 @@ from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import bare
 from xpnet.backend import Array
 from xpnet.layers.dropout import Dropout
+from xpnet.layers.execution import runs_on_its_device
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 
@@ -20,6 +21,7 @@ class Samples(NamedTuple):
     deviation: Array
 
 
+@runs_on_its_device
 def monte_carlo(model: Module, x: Array, samples: int = 50, *, batch_size: int = 256, first: int = 0) -> Samples:
     """Run the model several times with dropout active and everything else in evaluation mode.
 

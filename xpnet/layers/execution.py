@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from abc import ABCMeta
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from xpnet import backend, ops
 from xpnet.autograd.tape import no_grad
@@ -21,6 +23,9 @@ from xpnet.runtime.late import late
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Executor(Protocol):
@@ -76,7 +81,7 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
     xp, home, device = backend.namespace(*parts), backend.device_of(first), model.context.device
     away = isinstance(home, Device) and home != device
     outputs = []
-    with no_grad(), eval_mode(model):
+    with no_grad(), eval_mode(model), on_device_of(model, "predict"):
         for start in range(0, max(len(first), 1), batch_size):
             batch = parts if whole else tuple(part[start : start + batch_size] for part in parts)
             if away:
@@ -85,9 +90,10 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
             outputs.append(_returned(model(*batch) if y is None else y, home if away else None))
     if len(outputs) == 1:
         return outputs[0]
-    if isinstance(outputs[0], tuple):
-        return tuple(xp.concat(list(part), axis=0) for part in zip(*outputs))
-    return xp.concat(outputs, axis=0)
+    with home if isinstance(home, Device) and home.kind == "cuda" else contextlib.nullcontext():
+        if isinstance(outputs[0], tuple):
+            return tuple(xp.concat(list(part), axis=0) for part in zip(*outputs))
+        return xp.concat(outputs, axis=0)
 
 
 def _returned(output: Any, home: Any) -> Any:
@@ -96,6 +102,23 @@ def _returned(output: Any, home: Any) -> Any:
         return tuple(_returned(part, home) for part in output)
     array = output.array if isinstance(output, Tensor) else output
     return array if home is None else backend.to_device(array, home)
+
+
+def on_device_of(model: Module, doing: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which the model's GPU is the current device (see backend.working_on); on a CPU it does nothing."""
+    device = model.context.device
+    return contextlib.nullcontext() if device.kind == "cpu" else backend.working_on(device, doing)
+
+
+def runs_on_its_device(function: F) -> F:
+    """Let a function whose first argument is a model run on the model's device, whichever is the current one."""
+
+    @functools.wraps(function)
+    def run(model: Module, *args: Any, **keywords: Any) -> Any:
+        with on_device_of(model, function.__name__):
+            return function(model, *args, **keywords)
+
+    return cast(F, run)
 
 
 def prepare_input(x: Any, context: Context) -> Any:

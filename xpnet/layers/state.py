@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import Array
 from xpnet.layers.context import on_device
+from xpnet.layers.execution import on_device_of
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -22,14 +23,15 @@ def load_state(model: Module, state: Mapping[str, Array], strict: bool) -> None:
     owners = {
         f"{path}.{name}" if path else name: (module, name) for path, module in model.named_modules() for name in module._buffers
     }
-    for name in own:
-        if name not in state:
-            continue
-        values = on_device(state[name], model.context)
-        if name in parameters:
-            parameters[name].array[...] = values
-        else:
-            setattr(*owners[name], values)
+    with on_device_of(model, "load_state"):
+        for name in own:
+            if name not in state:
+                continue
+            values = on_device(state[name], model.context)
+            if name in parameters:
+                parameters[name].array[...] = values
+            else:
+                setattr(*owners[name], values)
 
 
 def _misfits(own: dict[str, Array], state: Mapping[str, Array], strict: bool) -> Iterator[tuple[str, list[str]]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 from xpnet import ops
 from xpnet.autograd.tensor import bare
-from xpnet.backend import Array, namespace
+from xpnet.backend import Array, is_asynchronous, namespace
 from xpnet.losses.base import matching, reduce
 from xpnet.ops.softmax import check_labels
 
@@ -22,7 +23,7 @@ def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean"
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class index outside 0..K-1, or an unknown reduction.
+        ValueError: a class index outside 0..K-1 (on a GPU the loss is NaN instead), or an unknown reduction.
 
     Source: CS231n, "Linear classification"; Szegedy et al., 2016 (label smoothing).
     """
@@ -44,12 +45,13 @@ def negative_log_likelihood(log_probabilities: Any, labels: Array, *, reduction:
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class index outside 0..K-1, or an unknown reduction.
+        ValueError: a class index outside 0..K-1 (on a GPU the loss is NaN instead), or an unknown reduction.
     """
     weights = _rows("negative_log_likelihood", log_probabilities, labels)
     # A label of probability 0 contributes nothing, even where the logarithm is -inf.
     terms = ops.where(weights > 0, ops.multiply(log_probabilities, weights), 0.0)
-    return reduce("negative_log_likelihood", ops.negative(ops.sum(terms, axis=-1)), reduction)
+    rows = _or_nan(ops.negative(ops.sum(terms, axis=-1)), log_probabilities, labels)
+    return reduce("negative_log_likelihood", rows, reduction)
 
 
 def _rows(name: str, scores: Any, labels: Array) -> Array:
@@ -59,6 +61,15 @@ def _rows(name: str, scores: Any, labels: Array) -> Array:
     if check_labels(name, xp, array, labels):
         labels = labels[..., None] == xp.arange(array.shape[-1], dtype=labels.dtype, device=array.device)
     return cast(Array, xp.astype(labels, array.dtype))
+
+
+def _or_nan(losses: Any, scores: Any, labels: Array) -> Any:
+    """Return the losses (...), with NaN where a class index is outside 0..K-1 and could not be checked: on a GPU."""
+    labels, array = bare(labels), bare(scores)
+    xp = namespace(array)
+    if not is_asynchronous(xp) or not xp.isdtype(labels.dtype, "integral"):
+        return losses
+    return ops.where((labels >= 0) & (labels < array.shape[-1]), losses, math.nan)
 
 
 def _margins(name: str, scores: Any, labels: Array, margin: float) -> Any:
@@ -79,11 +90,12 @@ def hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class index outside 0..K-1, or an unknown reduction.
+        ValueError: a class index outside 0..K-1 (on a GPU the loss is NaN instead), or an unknown reduction.
 
     Source: Weston and Watkins, 1999; CS231n, "Linear classification". (PyTorch's multi_margin_loss divides by K.)
     """
-    return reduce("hinge", ops.sum(_margins("hinge", scores, labels, margin), axis=-1), reduction)
+    rows = _or_nan(ops.sum(_margins("hinge", scores, labels, margin), axis=-1), scores, labels)
+    return reduce("hinge", rows, reduction)
 
 
 def squared_hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "mean") -> Any:
@@ -92,7 +104,7 @@ def squared_hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction:
     Source: CS231n, "Linear classification" (L2-SVM).
     """
     terms = ops.square(_margins("squared_hinge", scores, labels, margin))
-    return reduce("squared_hinge", ops.sum(terms, axis=-1), reduction)
+    return reduce("squared_hinge", _or_nan(ops.sum(terms, axis=-1), scores, labels), reduction)
 
 
 def sigmoid_cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:

@@ -28,7 +28,7 @@ from xpnet.ops.recurrent import gru, lstm, rnn
 from xpnet.ops.reductions import max, mean, min, std, sum, var
 from xpnet.ops.registry import Op, op, reference_only, registry
 from xpnet.ops.shapes import ShapeError
-from xpnet.ops.shaping import broadcast_to, concat, flip, getitem, pad, reshape, stack, transpose
+from xpnet.ops.shaping import broadcast_to, concat, flip, getitem, pad, reshape, scatter_rows, stack, transpose
 from xpnet.ops.softmax import log_softmax, softmax, softmax_cross_entropy
 # isort: on
 # fmt: on
@@ -40,7 +40,7 @@ __all__ = [
     "global_average_pool2d", "group_norm", "gru", "hard_sigmoid", "im2col", "layer_norm", "leaky_relu",
     "local_response_norm", "log", "log_softmax", "lp_pool2d", "lstm", "matmul", "max", "max_pool2d",
     "max_pool2d_with_switches", "maximum", "mean", "min", "minimum", "multiply", "negative", "op", "pad", "power",
-    "reference_only", "registry", "relu", "reshape", "rnn", "selu", "sigmoid", "sigmoid_cross_entropy", "silu", "softmax",
-    "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "stack", "std", "step", "subtract", "sum", "tanh",
-    "transpose", "var", "where",
+    "reference_only", "registry", "relu", "reshape", "rnn", "scatter_rows", "selu", "sigmoid", "sigmoid_cross_entropy", "silu",
+    "softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "stack", "std", "step", "subtract", "sum",
+    "tanh", "transpose", "var", "where",
 ]  # fmt: skip

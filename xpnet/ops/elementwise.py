@@ -123,6 +123,7 @@ def _arrays(xp: Namespace, x: Any, y: Any) -> tuple[Array, Array]:
 
 def _chosen(xp: Namespace, dz: Array, x: Array, y: Array, larger: Array, needs: tuple[bool, ...]) -> Any:
     share = xp.where(x == y, xp.asarray(0.5, dtype=dz.dtype, device=dz.device), xp.astype(larger, dz.dtype))
+    share = xp.astype(share, dz.dtype, copy=False)  # CuPy's `where` of bfloat16 is float32
     return (
         unbroadcast(xp, dz * share, tuple(x.shape)) if needs[0] else None,
         unbroadcast(xp, dz * (1 - share), tuple(y.shape)) if needs[1] else None,

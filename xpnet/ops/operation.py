@@ -303,7 +303,7 @@ class Op:
                 raise
             raise ShapeError(f"{self.__name__}: {error}") from None
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            _explain_inputs(self, error, inputs, settings)
+            _explain_inputs(self, xp, error, inputs, settings)
             raise
         output, saved = result
         if type(output) not in array_types and type(output) is not tuple:
@@ -350,10 +350,12 @@ class Op:
 _NAMED = re.compile(r"\w+: ")  # a message that begins with an operation's name
 
 
-def _explain_inputs(operation: Op, error: Exception, inputs: tuple[Any, ...], settings: dict[str, Any]) -> None:
+def _explain_inputs(operation: Op, xp: Namespace, error: Exception, inputs: tuple[Any, ...], settings: dict[str, Any]) -> None:
     """Raise an error that names the operation, if an array library refused shapes, an axis or a dtype."""
     if _NAMED.match(str(error)):
         return
+    if isinstance(error, RuntimeError) and name_of(xp) == "cupy":
+        return  # the device's: a launch that failed, or a call that is not possible while a CUDA graph is captured
     name = operation.__name__
     arrays = [a for a in inputs if hasattr(a, "shape")]
     shapes = [tuple(a.shape) for a in arrays]

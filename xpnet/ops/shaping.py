@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-from xpnet.backend import Array, Namespace, half_dtypes
+from xpnet.backend import Array, Namespace
 from xpnet.ops.registry import as_is, op
-from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast
+from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast, zeros_like_shape
 
 
 @op(half=as_is)
@@ -161,23 +161,42 @@ def _(xp: Namespace, dy: Array, like: Any, *, index: Any) -> Any:
     # Element numbers, indexed the same way, give the source of each element; an array index may select one twice.
     size = math.prod(shape)
     source = xp.reshape(xp.reshape(xp.arange(size, device=device), shape)[index], (-1,))
-    return xp.reshape(scatter_add(xp, xp.reshape(dy, (source.shape[0], 1)), source, size), shape)
+    rows = xp.reshape(dy, (source.shape[0], 1))
+    return xp.reshape(scatter_rows.run(xp, (rows, source), {"size": size}, False)[0], shape)
 
 
-def scatter_add(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
-    """Add rows (M, D) by index (M,) into an array (size, D): out[index[m]] += rows[m].
+@op
+def scatter_rows(xp: Namespace, rows: Array, index: Array, *, size: int) -> Any:
+    """Add rows (M, D) by index (M,) into an array (size, D): out[index[m]] += rows[m], from 0. Others count nowhere.
 
-    A product with the one-hot matrix of the index, a block of rows at a time: pure Array API and deterministic. Accelerated
-    operations have their own.
+    The reference is a product with the one-hot matrix of the index, a block of rows at a time: pure Array API and
+    deterministic.
+
+    Raises:
+        ShapeError: the rows are not a matrix, or there is not one integer for each.
     """
-    if rows.dtype in half_dtypes:
-        return cast(Array, xp.astype(scatter_add(xp, xp.astype(rows, xp.float32), index, size), rows.dtype))
+    if rows.ndim != 2 or tuple(index.shape) != tuple(rows.shape[:1]) or not xp.isdtype(index.dtype, "integral"):
+        raise ShapeError(
+            f"scatter_rows: rows {tuple(rows.shape)} and index {tuple(index.shape)} {index.dtype}; "
+            f"expected rows (M, D) and integers (M,)"
+        )
     many = max(1, (1 << 22) // max(1, index.shape[0]))
     blocks: list[Array] = []
     for start in range(0, size, many):
         target = xp.arange(start, min(start + many, size), dtype=index.dtype, device=index.device)
         blocks.append(xp.matmul(xp.astype(target[:, None] == index[None, :], rows.dtype), rows))
-    return cast(Array, blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0))
+    if not blocks:
+        return zeros_like_shape(xp, rows, (0, rows.shape[1])), index
+    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0), index
+
+
+@scatter_rows.backward
+def _(xp: Namespace, dy: Array, index: Array, *, size: int) -> Any:
+    zeros = zeros_like_shape(xp, dy, (index.shape[0], dy.shape[1]))
+    if not size:
+        return zeros, None
+    inside = (index >= 0) & (index < size)
+    return xp.where(inside[:, None], xp.take(dy, xp.where(inside, index, xp.zeros_like(index)), axis=0), zeros), None
 
 
 @op(half=as_is)

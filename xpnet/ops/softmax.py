@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, is_asynchronous
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, is_float
 
@@ -57,7 +57,7 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class index outside 0..K-1.
+        ValueError: a class index outside 0..K-1; not for arrays on a GPU, see `nan_outside`.
     """
     K = logits.shape[-1]
     if xp.isdtype(labels.dtype, "integral"):
@@ -66,7 +66,7 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
                 f"{operation}: integer labels have shape {tuple(labels.shape)}, expected {tuple(logits.shape[:-1])} for "
                 f"logits {tuple(logits.shape)}: one class number for each row; for probabilities use a float dtype"
             )
-        if math.prod(labels.shape):
+        if math.prod(labels.shape) and not is_asynchronous(xp):
             low, high = int(xp.min(labels)), int(xp.max(labels))
             if low < 0 or high >= K:
                 raise ValueError(
@@ -82,6 +82,18 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
     return False
 
 
+def nan_outside(xp: Namespace, values: Array, indices: Array, count: int) -> Array:
+    """Return `values` with NaN wherever one of `indices`, which broadcast to them, is outside 0..count-1.
+
+    For arrays on a GPU this is in place of an error, which would wait for the device; others were checked, and are returned.
+    """
+    if not is_asynchronous(xp):
+        return values
+    inside = (indices >= 0) & (indices < count)
+    checked: Array = xp.where(inside, values, xp.full_like(values, math.nan))
+    return checked
+
+
 @op
 def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduction: str = "mean", save: bool = True) -> Any:
     """Compute -sum(labels * log_softmax(logits)) over the last axis, numerically stable.
@@ -93,7 +105,7 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class index outside 0..K-1, or an unknown reduction.
+        ValueError: a class index outside 0..K-1 (on a GPU the loss is NaN instead), or an unknown reduction.
 
     Source: CS231n, "Linear classification", softmax classifier.
     """
@@ -102,7 +114,8 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
         raise ShapeError(f"softmax_cross_entropy: logits must be floating (..., K), got {tuple(logits.shape)} {logits.dtype}")
     shifted, e, total = _shifted_exp(xp, logits, -1)
     log_p = shifted - xp.log(total)
-    if check_labels("softmax_cross_entropy", xp, logits, labels):
+    indices = check_labels("softmax_cross_entropy", xp, logits, labels)
+    if indices:
         # In int64: K class indices need not fit the dtype of the labels, which may be uint8.
         classes = xp.arange(logits.shape[-1], dtype=xp.int64, device=logits.device)
         target = xp.astype(xp.astype(labels, xp.int64, copy=False)[..., None] == classes, logits.dtype)
@@ -111,6 +124,8 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     # A class of probability 0 costs nothing, even where its logit is -inf.
     terms = xp.where(target > 0, -target * log_p, xp.zeros_like(log_p))
     losses = xp.sum(terms, axis=-1, dtype=terms.dtype)
+    if indices:
+        losses = nan_outside(xp, losses, labels, logits.shape[-1])
     saved = None
     if save:
         saved = (e / total, target)

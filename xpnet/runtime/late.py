@@ -14,6 +14,7 @@ TABLE = {
     "load_weights": "xpnet.io.weights:load_weights",
     "summarize": "xpnet.inspect.summary:summarize",
     "cpu executor": "xpnet.compiled.numpy_executor:NumpyExecutor",
+    "cupy namespace": "xpnet.accel.cupy.namespace",
     "cuda executor": "xpnet.compiled.cuda_executor:CudaExecutor",
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, is_floating, namespace
+from xpnet.layers.execution import runs_on_its_device
 from xpnet.layers.hooks import wrapped
 from xpnet.layers.module import Module
 
@@ -32,6 +33,7 @@ def _finite(array: Array) -> bool:
     return not is_floating(array) or bool(xp.all(xp.isfinite(array)))
 
 
+@runs_on_its_device
 def first_not_finite(model: Module, x: Array) -> str:
     """Return a clause that names the first thing in `model` that is not finite for the batch `x`.
 

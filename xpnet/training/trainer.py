@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
-from xpnet.backend import Array
+from xpnet.backend import Array, Device, working_on
 from xpnet.layers.execution import executor_of
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -101,6 +101,7 @@ class Trainer:
         self.batches: Batches | None = None
         self.checks: Batches | None = None
         self.sums = Sums()
+        self._device: Device | None = None  # of the last fit
 
     def fit(
         self,
@@ -144,18 +145,25 @@ class Trainer:
         self.checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
         self.stop = self.history.interrupted = False
         self.first_epoch = self.epoch
+        device = self.model.context.device
+        if device is not self._device:
+            if self._device is not None:
+                self.sums.load_state(self.sums.state())  # the model was moved: add up on its new device
+            self._device = device
         if resume is not None:
             from xpnet.training.checkpoint import resume_trainer
 
-            resume_trainer(self, resume)
+            with device:
+                resume_trainer(self, resume)
         last = self.first_epoch + epochs
         captured = captured_steps(self)
         train = self._train if captured is None else captured.step
         with (
+            contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "fit"),
             interruptible(self),
             Progress(last, count, verbose) as progress,
             captured or contextlib.nullcontext(),
-            device_feed(batches, self.model.context.device, captured) as feed,
+            device_feed(batches, device, captured) as feed,
         ):
             for callback in self.callbacks:
                 callback.on_fit_begin(self)
@@ -210,7 +218,11 @@ class Trainer:
 
         x: an array, or a tuple of them for a model that takes several inputs, forward(self, x, z).
         """
-        return self._step(x, y)[0]
+        device = self.model.context.device
+        if device.kind == "cpu":
+            return self._step(x, y)[0]
+        with working_on(device, "step"):
+            return self._step(x, y)[0]
 
     def _step(self, x: Any, y: Array) -> tuple[Array, Array]:
         """Update on one batch; return the loss and the predictions, native arrays."""
@@ -308,7 +320,9 @@ class Trainer:
         from xpnet.data.device_feed import device_feed
 
         sums = Sums()
-        with no_grad(), eval_mode(self.model), device_feed(batches, self.model.context.device) as feed:
+        device = self.model.context.device
+        place = contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "evaluate")
+        with place, no_grad(), eval_mode(self.model), device_feed(batches, device) as feed:
             for x, y in feed.epoch(0):
                 prediction = _output(self.model, x)
                 sums.add(x, {"loss": _native(self.loss(prediction, y)), **self.measure(_native(prediction), y)})

@@ -9,16 +9,18 @@ from xpnet.accel.cupy import (
     convolution,
     device,
     dropout,
+    embedding,
     im2col,
     linear,
     mixed,
     normalization,
     optimizers,
     pooling,
+    products,
     softmax,
 )
 
 __all__ = [
-    "activation", "batches", "convolution", "device", "dropout", "im2col", "linear", "mixed", "normalization",
-    "optimizers", "pooling", "softmax",
+    "activation", "batches", "convolution", "device", "dropout", "embedding", "im2col", "linear", "mixed",
+    "normalization", "optimizers", "pooling", "products", "softmax",
 ]  # fmt: skip

@@ -6,11 +6,10 @@ import ctypes
 import functools
 import threading
 import weakref
-from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.gemm import Product
-from xpnet.backend import DeviceError
+from xpnet.backend import DeviceError, raise_explained
 
 WORKSPACE = 32 << 20
 """Bytes of workspace per handle, as NVIDIA recommends for compute capability 9.0."""
@@ -84,47 +83,73 @@ def _check(status: int, what: str) -> None:
         raise RuntimeError(f"cuBLAS: {what} failed with status {status} ({_STATUS.get(status, 'unknown')})")
 
 
-class _Handles(threading.local):
-    """One handle per thread, device and stream: streams must not share a workspace."""
+class _Handle(NamedTuple):
+    """A handle, which one thread at a time may use."""
+
+    value: Any
+    workspace: Any
+    lock: threading.Lock
+
+
+Key = tuple[int, Any]
+
+
+class _Handles:
+    """One handle per device and stream, for all threads: streams must not share a workspace.
+
+    A handle for each thread would keep a workspace for each, long after the thread has ended.
+    """
 
     def __init__(self) -> None:
-        self.of: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self.of: dict[Key, _Handle] = {}
+        # By device, those of deleted streams, to be used again. Destroying one would wait for the device, which ends any
+        # capture in progress, and the garbage collector deletes a stream whenever it likes.
+        self.spare: dict[int, list[Any]] = {}
+        self.lock = threading.RLock()  # freeing a stream, which can happen at any allocation, takes it as well
 
 
 _handles = _Handles()
-
-_spare: deque[Any] = deque()
-"""Handles of deleted streams, to be used again: destroying one would wait for the device, which ends any capture in progress,
-and the garbage collector deletes a stream whenever it likes."""
+_PER_THREAD = 2  # the stream of this address is another one in every thread
 
 
-def _handle(device: int, stream: Any) -> Any:
-    known = _handles.of.get((device, stream.ptr))
+def _handle(device: int, stream: Any) -> _Handle:
+    key: Key = device, stream.ptr if stream.ptr != _PER_THREAD else ("thread", threading.get_ident())
+    known = _handles.of.get(key)
     if known is None:
-        import cupy
+        with _handles.lock:
+            known = _handles.of.get(key) or _new_handle(key, stream)
+    return known
 
-        library = _library()
-        try:
-            handle = _spare.popleft()
-        except IndexError:
-            handle = ctypes.c_void_p()
-            _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
+
+def _new_handle(key: Key, stream: Any) -> _Handle:
+    import cupy
+
+    library, spare = _library(), _handles.spare.setdefault(key[0], [])
+    try:
         workspace = cupy.cuda.alloc(WORKSPACE)
-        # The default, stated because it keeps results deterministic.
-        _check(library.cublasSetAtomicsMode(handle, _ATOMICS_NOT_ALLOWED), "forbidding atomics")
-        _check(library.cublasSetStream_v2(handle, stream.ptr), "setting the stream")
-        # After the stream: setting the stream resets the workspace.
-        _check(library.cublasSetWorkspace_v2(handle, workspace.ptr, WORKSPACE), "setting the workspace")
-        known = _handles.of[device, stream.ptr] = handle, workspace
-        # A captured graph keeps its stream alive, and with it the workspace whose address it holds.
-        weakref.finalize(stream, _drop, _handles.of, (device, stream.ptr)).atexit = False
-    return known[0]
+    except MemoryError as error:
+        raise_explained(error, "the workspace of cuBLAS for a stream", ())
+        raise
+    if spare:
+        handle = spare.pop()
+    else:
+        handle = ctypes.c_void_p()
+        _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
+    # The default, stated because it keeps results deterministic.
+    _check(library.cublasSetAtomicsMode(handle, _ATOMICS_NOT_ALLOWED), "forbidding atomics")
+    _check(library.cublasSetStream_v2(handle, stream.ptr), "setting the stream")
+    # After the stream: setting the stream resets the workspace.
+    _check(library.cublasSetWorkspace_v2(handle, workspace.ptr, WORKSPACE), "setting the workspace")
+    known = _handles.of[key] = _Handle(handle, workspace, threading.Lock())
+    # A captured graph keeps its stream alive, and with it the workspace whose address it holds.
+    weakref.finalize(stream, _drop, _handles, key).atexit = False
+    return known
 
 
-def _drop(handles: dict[tuple[int, int], tuple[Any, Any]], key: tuple[int, int]) -> None:
+def _drop(handles: _Handles, key: Key) -> None:
     """Keep the handle of a deleted stream for another one. CuPy's pool frees the workspace in the order of the stream."""
-    handle, _ = handles.pop(key)
-    _spare.append(handle)
+    with handles.lock:
+        handles.spare[key[0]].append(handles.of.pop(key).value)
 
 
 def run(product: Product, device: int, stream: Any) -> None:
@@ -136,16 +161,18 @@ def run(product: Product, device: int, stream: Any) -> None:
         compute, scale = (_COMPUTE_32F_FAST_TF32 if p.tf32 else _COMPUTE_32F), _FLOAT
     kind, c_kind = _DATA_TYPES[p.dtype], _DATA_TYPES[p.c_dtype]
     alpha, beta = scale(p.alpha), scale(p.beta)
-    head = (_handle(device, stream), int(p.transpose_a), int(p.transpose_b), p.m, p.n, p.k, ctypes.byref(alpha))
+    handle = _handle(device, stream)
+    head = (handle.value, int(p.transpose_a), int(p.transpose_b), p.m, p.n, p.k, ctypes.byref(alpha))
     a, b, c = p.a.data.ptr, p.b.data.ptr, p.c.data.ptr
-    if p.batch == 1:  # not as a batch of one: only GemmEx uses split-K
-        status = _library().cublasGemmEx(
-            *head, a, kind, p.lda, b, kind, p.ldb, ctypes.byref(beta), c, c_kind, p.ldc, compute, _DEFAULT_ALGORITHM
-        )
-    else:
-        status = _library().cublasGemmStridedBatchedEx(
-            *head, a, kind, p.lda, p.stride_a, b, kind, p.ldb, p.stride_b, ctypes.byref(beta), c, c_kind, p.ldc,
-            p.stride_c, p.batch, compute, _DEFAULT_ALGORITHM,
-        )  # fmt: skip
+    with handle.lock:
+        if p.batch == 1:  # not as a batch of one: only GemmEx uses split-K
+            status = _library().cublasGemmEx(
+                *head, a, kind, p.lda, b, kind, p.ldb, ctypes.byref(beta), c, c_kind, p.ldc, compute, _DEFAULT_ALGORITHM
+            )
+        else:
+            status = _library().cublasGemmStridedBatchedEx(
+                *head, a, kind, p.lda, p.stride_a, b, kind, p.ldb, p.stride_b, ctypes.byref(beta), c, c_kind, p.ldc,
+                p.stride_c, p.batch, compute, _DEFAULT_ALGORITHM,
+            )  # fmt: skip
     if status:
         _check(status, f"the product ({p.n}, {p.k}) @ ({p.k}, {p.m}), batch {p.batch}, {p.dtype}")

@@ -45,7 +45,8 @@ class CudaRuntime:
             if memory.device_id != self.device:
                 raise DeviceError(
                     f"{instance.name} runs on cuda:{self.device}, the current device, and got an array on "
-                    f"cuda:{memory.device_id}; move it with xpnet.to_device, or work inside `with xpnet.device(...)`"
+                    f"cuda:{memory.device_id}; move it with xpnet.to_device, or work inside "
+                    f'`with xpnet.device("cuda:{memory.device_id}")`'
                 )
             found.append(memory.ptr)
         return found

@@ -1,7 +1,7 @@
 """Kernel launches: arguments are checked and packed as the kernel declares them.
 
-Everything that this package does on a device goes through `runtime()`: kernel launches and GEMMs. Tests substitute a runtime
-(`use_runtime`) that runs the same kernels on NumPy arrays.
+Everything that this package does on a device goes through `runtime()`: kernel launches and GEMMs. Tests put another runtime in
+its place (`use_runtime`), which looks after every launch and passes it on.
 """
 
 from __future__ import annotations

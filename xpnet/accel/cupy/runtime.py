@@ -66,7 +66,7 @@ def runtime() -> Runtime:
     device = getDevice()
     found = _runtimes.get(device)
     if found is None:
-        found = _runtimes[device] = _factory(device)
+        found = _runtimes.setdefault(device, _factory(device))  # one for all threads: it holds the loaded kernels
     return found
 
 

@@ -72,10 +72,10 @@ class PCA(Transform):
 
     def _apply(self, xp: Namespace, x: Array) -> Array:
         flat = xp.reshape(x, (x.shape[0], -1 if x.shape[0] else math.prod(self._fitted())))
-        return cast(Array, (flat - self._get(xp, x, "mean")) @ self._get(xp, x, "vectors"))
+        return cast(Array, xp.matmul(flat - self._get(xp, x, "mean"), self._get(xp, x, "vectors")))
 
     def _undo(self, xp: Namespace, z: Array) -> Array:
-        flat = z @ xp.matrix_transpose(self._get(xp, z, "vectors")) + self._get(xp, z, "mean")
+        flat = xp.matmul(z, xp.matrix_transpose(self._get(xp, z, "vectors"))) + self._get(xp, z, "mean")
         return cast(Array, xp.reshape(flat, (z.shape[0], *self._fitted())))
 
 
@@ -110,10 +110,10 @@ class Whiten(PCA):
     def _apply(self, xp: Namespace, x: Array) -> Array:
         z = super()._apply(xp, x) / self._get(xp, x, "deviations")
         if self.kind != "pca":
-            z = xp.reshape(z @ xp.matrix_transpose(self._get(xp, x, "vectors")), x.shape)
+            z = xp.reshape(xp.matmul(z, xp.matrix_transpose(self._get(xp, x, "vectors"))), x.shape)
         return z
 
     def _undo(self, xp: Namespace, z: Array) -> Array:
         if self.kind == "zca":
-            z = xp.reshape(z, (z.shape[0], math.prod(self._fitted()))) @ self._get(xp, z, "vectors")
+            z = xp.matmul(xp.reshape(z, (z.shape[0], math.prod(self._fitted()))), self._get(xp, z, "vectors"))
         return super()._undo(xp, z * self._get(xp, z, "deviations"))

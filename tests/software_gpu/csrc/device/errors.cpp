@@ -45,6 +45,7 @@ std::string problem;
 // The reason of this thread's last failure, for the description of that error.
 static thread_local cudaError_t explained = cudaSuccess;
 static thread_local std::string explanation;
+static thread_local std::string unsupported;  // the function that was called last and is not there
 
 static cudaError_t explain(cudaError_t e, const std::string& why) {
   if (debug && e != cudaErrorNotReady) fprintf(stderr, "[software GPU] error %d%s%s\n", e, why.empty() ? "" : ": ", why.c_str());
@@ -91,6 +92,7 @@ static const std::map<int, Name> names = {
     {201, {"cudaErrorDeviceUninitialized", "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"}},
     {217, {"cudaErrorPeerAccessUnsupported", "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED",
            "peer access is not supported between these two devices"}},
+    {301, {"cudaErrorFileNotFound", "CUDA_ERROR_FILE_NOT_FOUND", "file not found"}},
     {400, {"cudaErrorInvalidResourceHandle", "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"}},
     {401, {"cudaErrorIllegalState", "CUDA_ERROR_ILLEGAL_STATE",
            "the operation cannot be performed in the present state"}},
@@ -140,6 +142,8 @@ static const char* text(int e) {
     out += ": " + problem;
   else if (e == explained && !explanation.empty())
     out += ": " + explanation;
+  else if (e == cudaErrorNotSupported && !unsupported.empty())
+    out += ": " + unsupported;
   return out.c_str();
 }
 
@@ -150,6 +154,7 @@ using namespace software_gpu;
 // Every function of the runtime that is not there ends here. It is the last error too: CUB and Thrust ask for that only.
 API int software_gpu_unsupported(const char* name) {
   fprintf(stderr, "[software GPU] %s is not there\n", name);
+  unsupported = name;
   return fail(cudaErrorNotSupported, name);
 }
 
@@ -158,14 +163,15 @@ API const char* cudaGetErrorName(cudaError_t e) {
   return known == names.end() ? "unrecognized error code" : known->second.runtime;
 }
 API const char* cudaGetErrorString(cudaError_t e) { return text(e); }
+// For a number that is not here CUDA gives no text, and CuPy reads it all the same.
 API CUresult cuGetErrorName(CUresult e, const char** s) {
   auto known = names.find(e);
-  *s = known == names.end() ? nullptr : known->second.driver;
-  return *s ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  *s = known == names.end() ? "unrecognized error code" : known->second.driver;
+  return known == names.end() ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 API CUresult cuGetErrorString(CUresult e, const char** s) {
-  *s = names.count(e) ? text(e) : nullptr;
-  return *s ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+  *s = text(e);
+  return names.count(e) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 // A fault stays the last error.

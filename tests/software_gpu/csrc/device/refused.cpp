@@ -4,8 +4,11 @@ extern "C" int software_gpu_refuse(const char* name);
 
 #define REFUSED(NAME) \
   extern "C" __attribute__((visibility("default"))) int NAME() { return software_gpu_refuse(#NAME); }
-REFUSED(cuLinkCreate)
-REFUSED(cuLinkAddData)
-REFUSED(cuLinkAddFile)
+REFUSED(cuLinkCreate_v2)
+REFUSED(cuLinkAddData_v2)
+REFUSED(cuLinkAddFile_v2)
 REFUSED(cuLinkComplete)
 REFUSED(cuLinkDestroy)
+REFUSED(cuCtxCreate_v2)
+REFUSED(cuCtxCreate_v4)
+REFUSED(cuCtxDestroy_v2)
