@@ -41,7 +41,7 @@ def log(gpu, monkeypatch):
     calls: list[Any] = []
     cuda: Any = cupy.cuda
 
-    class Event(cuda.Event):  # type: ignore[misc]
+    class Event(cuda.Event):
         def __init__(self, block=False, disable_timing=False):
             super().__init__(block=block, disable_timing=disable_timing)
             self.settings = block, disable_timing
