@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +63,6 @@ def _nvrtc() -> str | None:
     return None
 
 
-def _emulator() -> str | None:
-    return None if shutil.which("g++") else "g++ is not installed"
-
-
 def _cuda() -> str | None:
     from xpnet import backend
 
@@ -90,7 +85,7 @@ def _bfloat16() -> str | None:
     return None if importlib.util.find_spec("ml_dtypes") else "ml_dtypes is not installed"
 
 
-NEEDS = {"bfloat16": _bfloat16, "torch": _torch, "nvrtc": _nvrtc, "emulator": _emulator, "cuda": _cuda, "mnist": _mnist}
+NEEDS = {"bfloat16": _bfloat16, "torch": _torch, "nvrtc": _nvrtc, "cuda": _cuda, "mnist": _mnist}
 MAY_BE_ABSENT = ("cuda", "mnist")  # XPNET_REQUIRE_ALL=1 asks for everything that a package index can give
 
 

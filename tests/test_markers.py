@@ -24,7 +24,7 @@ def setup(request, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("marker", ["torch", "nvrtc", "emulator", "cuda", "mnist"])
+@pytest.mark.parametrize("marker", ["torch", "nvrtc", "cuda", "mnist"])
 @pytest.mark.parametrize("required", ["", "0", "1"])
 def test_what_is_absent_is_skipped_or_fails(setup, monkeypatch, marker, required):
     monkeypatch.setenv("XPNET_REQUIRE_ALL", required)
