@@ -88,7 +88,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def compiled(monkeypatch):
     """The instances that are compiled from now on."""
-    found, compile_instances = [], compiler.compile_instances
+    found: list[str] = []
+    compile_instances = compiler.compile_instances
 
     def compile_and_note(file, instances, *rest):
         found.extend(instance.expression for instance in instances)
@@ -128,7 +129,7 @@ def test_a_cache_that_cannot_be_used_costs_only_time(cache, compiled, monkeypatc
         def no_space(*arguments, **settings):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(compiler.os, "fdopen", no_space)
+        monkeypatch.setattr(os, "fdopen", no_space)
     else:
         cache.mkdir()
 
