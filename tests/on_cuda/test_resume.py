@@ -54,6 +54,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, dtype):
     for last in ("4", "8"):
         command, environment = [sys.executable, "-c", CHILD, str(tmp_path), dtype], {**os.environ, "PYTHONPATH": path}
         child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert child.stdout is not None
         for line in child.stdout:
             if line.strip() == last:
                 child.kill()

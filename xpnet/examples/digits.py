@@ -15,17 +15,17 @@ from xpnet.data import load
 from xpnet.examples._report import Folder, Report, picture
 
 
-def network(seed: int = 0) -> xn.Sequential:
+def network(seed: int = 0, device: str = "cpu") -> xn.Sequential:
     """Return a 64-256-10 network, with dropout because there are few examples."""
     layers = [xn.Flatten(), xn.Dense(256, "relu"), xn.Dropout(0.5), xn.Dense(10)]
-    return xn.Sequential(layers, input_shape=(8, 8, 1), seed=seed)
+    return xn.Sequential(layers, input_shape=(8, 8, 1), device=device, seed=seed)
 
 
-def run(out: Folder = None, seed: int = 0, epochs: int = 60) -> Report:
-    """Train, and predict the test images; draw the misclassified ones."""
+def run(out: Folder = None, seed: int = 0, epochs: int = 60, device: str = "cpu") -> Report:
+    """Train on a device, and predict the test images; draw the misclassified ones."""
     report = Report("Digits, 8x8")
     data = load("digits")
-    model = network(seed)
+    model = network(seed, device)
     optimizer = xn.optim.Adam(0.002)
     trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, metrics=["accuracy"], seed=seed)
     trainer.fit(data.train, epochs=epochs, batch_size=32, verbose=False)

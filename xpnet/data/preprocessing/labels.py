@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import cast
 
-import numpy as np
+import array_api_compat
 
-from xpnet.backend import Array, describe, dtype_name, name_of, namespace
-
-from ..arrays import like
+from xpnet.backend import Array, describe, name_of, namespace
 
 
 def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:
@@ -24,7 +22,7 @@ def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:
         raise ValueError(f"one_hot expects integer labels, got {describe(y)}")
     if name_of(xp) != "cupy" and math.prod(y.shape) > 0 and (int(xp.min(y)) < 0 or int(xp.max(y)) >= classes):
         raise ValueError(f"labels run from {int(xp.min(y))} to {int(xp.max(y))}, expected 0 to {classes - 1}")
-    numbers = like(xp, y, np.arange(classes, dtype=dtype_name(y)))
+    numbers = xp.arange(classes, dtype=y.dtype, device=array_api_compat.device(y))  # made there: a graph may record it
     return cast(Array, xp.astype(y[..., None] == numbers, getattr(xp, dtype)))
 
 
