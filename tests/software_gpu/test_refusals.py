@@ -65,7 +65,7 @@ def _texture() -> Any:
 
 
 def _jitify() -> Any:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="jitify"):
         return cp.RawKernel('extern "C" __global__ void f(float*) {}', "f", jitify=True).compile()
 
 
@@ -154,9 +154,12 @@ def test_what_cannot_run_says_so_by_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "image"),
-    [(".ptx", b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry f() { ret; }\n"), (".cubin", b"\x7fELF" + bytes(300)),
-     (".fatbin", b"\x50\xed\x55\xba" + bytes(300))],
-)  # fmt: skip
+    [
+        (".ptx", b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry f() { ret; }\n"),
+        (".cubin", b"\x7fELF" + bytes(300)),
+        (".fatbin", b"\x50\xed\x55\xba" + bytes(300)),
+    ],
+)
 def test_code_for_a_gpu_is_refused(tmp_path: Path, suffix: str, image: bytes) -> None:
     (tmp_path / f"module{suffix}").write_bytes(image)
     with pytest.raises(cp.cuda.driver.CUDADriverError, match=IMAGE):
@@ -214,7 +217,7 @@ def test_a_cupyx_jit_kernel_runs() -> None:
     from cupyx import jit
 
     @jit.rawkernel()
-    def turned(x: Any, y: Any) -> None:
+    def turned(x, y):
         shared = jit.shared_memory(cp.float64, 64)
         t = jit.threadIdx.x
         shared[t] = x[t]
