@@ -136,7 +136,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         "erfinvf.*was not declared",
     ),
     "inline PTX": (
-        lambda: _kernel('extern "C" __global__ void f(float* x) { int lane; asm("mov.u32 %0, %%laneid;" : "=r"(lane)); *x = lane; }'),
+        lambda: _kernel('extern "C" __global__ void f(int* x) { asm("mov.u32 %0, %%laneid;" : "=r"(*x)); }'),
         "Error: ",
     ),
     "a kernel that is not there": (lambda: _kernel(PLAIN, "g"), "CUDA_ERROR_NOT_FOUND: named symbol not found: g"),
