@@ -104,7 +104,7 @@ def include_folders() -> list[str]:
         if not any((folder / name).exists() for folder in folders):
             wheels = {
                 12: "nvidia-cuda-runtime-cu12 nvidia-cuda-nvcc-cu12",
-                13: "'nvidia-cuda-runtime==13.*' 'nvidia-cuda-crt==13.*'",
+                13: "'nvidia-cuda-nvrtc==13.*' 'nvidia-cuda-runtime==13.*' 'nvidia-cuda-crt==13.*'",
             }
             raise MissingError(f"the header {name} of CUDA {major} is missing: pip install {wheels[major]}")
     return [f"-I{folder}" for folder in folders]

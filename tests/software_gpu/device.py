@@ -71,22 +71,6 @@ def _patch(module: ModuleType) -> int:
     return done
 
 
-def _name_missing(library: str, error: str) -> None:
-    """Let the exceptions of a library's status say which function is not there, as the status cannot."""
-    kind: Any = getattr(importlib.import_module(library), error)
-    original = kind.__init__
-    take = LIBRARIES["libcuda.so.1"].software_gpu_take_missing
-    take.restype = ctypes.c_char_p
-
-    def named(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        missing = take().decode()
-        if missing:
-            self.args = (f"{self}: the software GPU has no {missing}", *self.args[1:])
-
-    kind.__init__ = named
-
-
 _REFUSED = {
     "cupy.random._generator_api": (("init_curand",), "cupy.random.default_rng"),
     "cupy.cuda.cub": (
@@ -132,10 +116,6 @@ def _name_missing(library: str, error: str) -> None:
             self.args = (f"{self}: the software GPU has no {missing}", *self.args[1:])
 
     kind.__init__ = named
-
-
-def _no_generator(*_: Any) -> NoReturn:
-    raise NotImplementedError("the software GPU has no cupy.random.default_rng: its kernels are machine code in CuPy's wheel")
 
 
 class _Imported(importlib.abc.Loader):

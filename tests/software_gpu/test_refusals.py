@@ -65,7 +65,7 @@ def _texture() -> Any:
 
 
 def _jitify() -> Any:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="jitify"):
         return cp.RawKernel('extern "C" __global__ void f(float*) {}', "f", jitify=True).compile()
 
 
@@ -136,8 +136,8 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         "erfinvf.*was not declared",
     ),
     "inline PTX": (
-        lambda: _kernel('extern "C" __global__ void f(float* x) { asm("mov.f32 %0, 0f3F800000;" : "=f"(*x)); }'),
-        "Error: |impossible constraint|inconsistent operand",
+        lambda: _kernel('extern "C" __global__ void f(int* x) { asm("mov.u32 %0, %%laneid;" : "=r"(*x)); }'),
+        "Error: ",
     ),
     "a kernel that is not there": (lambda: _kernel(PLAIN, "g"), "CUDA_ERROR_NOT_FOUND: named symbol not found: g"),
 }
@@ -154,9 +154,12 @@ def test_what_cannot_run_says_so_by_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "image"),
-    [(".ptx", b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry f() { ret; }\n"), (".cubin", b"\x7fELF" + bytes(300)),
-     (".fatbin", b"\x50\xed\x55\xba" + bytes(300))],
-)  # fmt: skip
+    [
+        (".ptx", b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry f() { ret; }\n"),
+        (".cubin", b"\x7fELF" + bytes(300)),
+        (".fatbin", b"\x50\xed\x55\xba" + bytes(300)),
+    ],
+)
 def test_code_for_a_gpu_is_refused(tmp_path: Path, suffix: str, image: bytes) -> None:
     (tmp_path / f"module{suffix}").write_bytes(image)
     with pytest.raises(cp.cuda.driver.CUDADriverError, match=IMAGE):
@@ -209,18 +212,22 @@ def test_managed_memory_is_memory() -> None:
         assert int((cp.arange(5) * 2).sum()) == 20
 
 
-@pytest.mark.filterwarnings("ignore:cupyx.jit.rawkernel is experimental")
-def test_a_cupyx_jit_kernel_runs() -> None:
+def _turning_kernel():
     from cupyx import jit
 
     @jit.rawkernel()
-    def turned(x: Any, y: Any) -> None:
+    def turned(x, y):
         shared = jit.shared_memory(cp.float64, 64)
         t = jit.threadIdx.x
         shared[t] = x[t]
         jit.syncthreads()
         y[t] = shared[39 - t]
 
+    return turned
+
+
+@pytest.mark.filterwarnings("ignore:cupyx.jit.rawkernel is experimental")
+def test_a_cupyx_jit_kernel_runs() -> None:
     y = cp.zeros(40)
-    turned((1,), (40,), (_vector(), y))
+    _turning_kernel()((1,), (40,), (_vector(), y))
     np.testing.assert_array_equal(y.get(), _vector().get()[::-1])

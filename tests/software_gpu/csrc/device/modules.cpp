@@ -41,6 +41,7 @@ static void read_symbols(Module& m, const char* image, uintptr_t base) {
 }
 // A kernel's name as in its source, without its arguments.
 static std::string readable(const std::string& symbol) {
+  if (symbol.rfind("_Z", 0) != 0) return symbol;  // else "g" would be the type that it stands for in mangled names
   int status = 0;
   char* text = abi::__cxa_demangle(symbol.c_str(), nullptr, nullptr, &status);
   std::string out = text ? text : symbol;

@@ -77,20 +77,26 @@ void* variable(T* what, size_t* bytes) {
 // What the device finds in a module, for each name: the kernel, its arguments, its address and the bound of its threads
 // (the first number of __launch_bounds__, or 0); the variable.
 #define SOFTWARE_GPU_EXPORT extern "C" __attribute__((visibility("default")))
-#define SOFTWARE_GPU_KERNEL(SYMBOL, BOUND, ...)                                                                         \
-  SOFTWARE_GPU_EXPORT const char* software_gpu_run_##SYMBOL(const unsigned* g, const unsigned* b, unsigned, void** a) { \
-    return software_gpu::run<software_gpu_flush>(#SYMBOL, &__VA_ARGS__, g, b, a);                                       \
-  }                                                                                                                     \
-  SOFTWARE_GPU_EXPORT int software_gpu_arguments_##SYMBOL(const software_gpu::Argument** p) {                           \
-    return software_gpu::arguments(&__VA_ARGS__, p);                                                                    \
-  }                                                                                                                     \
-  SOFTWARE_GPU_EXPORT const void* software_gpu_entry_##SYMBOL(int* bound) {                                             \
-    auto* kernel = &__VA_ARGS__;                                                                                        \
-    *bound = BOUND;                                                                                                     \
-    return (const void*)kernel;                                                                                         \
+// A parameter here must not hide a kernel of its name.
+#define SOFTWARE_GPU_KERNEL(SYMBOL, BOUND, ...)                                                                       \
+  SOFTWARE_GPU_EXPORT const char* software_gpu_run_##SYMBOL(const unsigned* software_gpu_grid,                        \
+                                                            const unsigned* software_gpu_block, unsigned,             \
+                                                            void** software_gpu_list) {                               \
+    return software_gpu::run<software_gpu_flush>(#SYMBOL, &__VA_ARGS__, software_gpu_grid, software_gpu_block,        \
+                                                 software_gpu_list);                                                  \
+  }                                                                                                                   \
+  SOFTWARE_GPU_EXPORT int software_gpu_arguments_##SYMBOL(const software_gpu::Argument** software_gpu_list) {         \
+    return software_gpu::arguments(&__VA_ARGS__, software_gpu_list);                                                  \
+  }                                                                                                                   \
+  SOFTWARE_GPU_EXPORT const void* software_gpu_entry_##SYMBOL(int* software_gpu_bound) {                              \
+    auto* software_gpu_kernel = &__VA_ARGS__;                                                                         \
+    *software_gpu_bound = BOUND;                                                                                      \
+    return (const void*)software_gpu_kernel;                                                                          \
   }
-#define SOFTWARE_GPU_VARIABLE(SYMBOL, ...) \
-  SOFTWARE_GPU_EXPORT void* software_gpu_variable_##SYMBOL(size_t* n) { return software_gpu::variable(&__VA_ARGS__, n); }
+#define SOFTWARE_GPU_VARIABLE(SYMBOL, ...)                                          \
+  SOFTWARE_GPU_EXPORT void* software_gpu_variable_##SYMBOL(size_t* software_gpu_bytes) { \
+    return software_gpu::variable(&__VA_ARGS__, software_gpu_bytes);                \
+  }
 #define SOFTWARE_GPU_NAMED(SYMBOL, BOUND, ...)    \
   SOFTWARE_GPU_KERNEL(SYMBOL, BOUND, __VA_ARGS__) \
   SOFTWARE_GPU_VARIABLE(SYMBOL, __VA_ARGS__)
