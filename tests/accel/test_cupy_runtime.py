@@ -6,7 +6,7 @@ import ctypes
 import gc
 import sys
 import types
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 import numpy as np
@@ -201,7 +201,7 @@ def test_cublas_gets_its_arguments_in_order(driver, monkeypatch, batch, dtype, k
     library = FakeLibrary([a, b, c])
     monkeypatch.setattr(cublas, "_library", lambda: library)
     monkeypatch.setattr(cublas, "_handles", cublas._Handles())
-    monkeypatch.setattr(cublas, "_spare", deque())
+    monkeypatch.setattr(cublas, "_spare", defaultdict(deque))
     with emulated() as recorder:
         gemm(np, a, b, c.copy(), alpha=2.0, beta=3.0)
     (product,) = recorder.products

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import threading
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 from xpnet.accel.cupy.gemm import Product
@@ -93,9 +93,9 @@ class _Handles(threading.local):
 
 _handles = _Handles()
 
-_spare: deque[Any] = deque()
-"""Handles of deleted streams, to be used again: destroying one would wait for the device, which ends any capture in progress,
-and the garbage collector deletes a stream whenever it likes."""
+_spare: defaultdict[int, deque[Any]] = defaultdict(deque)
+"""Handles of deleted streams, by device, to be used again: destroying one would wait for the device, which ends any capture
+in progress, and the garbage collector deletes a stream whenever it likes."""
 
 
 def _handle(device: int, stream: Any) -> Any:
@@ -105,7 +105,7 @@ def _handle(device: int, stream: Any) -> Any:
 
         library = _library()
         try:
-            handle = _spare.popleft()
+            handle = _spare[device].popleft()
         except IndexError:
             handle = ctypes.c_void_p()
             _check(library.cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
@@ -124,7 +124,7 @@ def _handle(device: int, stream: Any) -> Any:
 def _drop(handles: dict[tuple[int, int], tuple[Any, Any]], key: tuple[int, int]) -> None:
     """Keep the handle of a deleted stream for another one. CuPy's pool frees the workspace in the order of the stream."""
     handle, _ = handles.pop(key)
-    _spare.append(handle)
+    _spare[key[0]].append(handle)
 
 
 def run(product: Product, device: int, stream: Any) -> None:
