@@ -300,10 +300,26 @@ def to_device(array: Any, where: str | Device) -> Array:
         if isinstance(array, cupy.ndarray) and array.device.id == target.index:
             return cast(Array, array)
         try:
-            return cast(Array, cupy.array(array) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array)))
+            return cast(Array, _copied(array, cupy) if isinstance(array, cupy.ndarray) else cupy.asarray(to_numpy(array)))
         except MemoryError as error:
             raise_explained(error, "to_device", (array,))
             raise
+
+
+def _copied(array: Any, cupy: Any) -> Any:
+    """Copy a CuPy array of another GPU to this one, after what computes it, and before its memory is used again."""
+    with array.device:
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            array = cupy.ascontiguousarray(array)
+        made = cupy.cuda.get_current_stream()
+        computed = made.record()
+    stream = cupy.cuda.get_current_stream()
+    stream.wait_event(computed)
+    copy = cupy.array(array)
+    read = stream.record()
+    with array.device:
+        made.wait_event(read)
+    return copy
 
 
 def to_numpy(array: Any) -> np.ndarray[Any, Any]:
