@@ -329,6 +329,8 @@ def _between_gpus(array: Any) -> Any:
 
     here = cupy.cuda.get_current_stream()
     with array.device:
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            array = cupy.ascontiguousarray(array)
         there = cupy.cuda.get_current_stream()
         here.wait_event(there.record(cupy.cuda.Event(disable_timing=True)))
     copy = cupy.array(array)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from tests.accel import wait_programs
 from tests.accel.wait_mutants import places, remove
-from tests.accel.waits import NOT_HERE, WAITS, Wait, page
+from tests.accel.waits import BETWEEN_GPUS, NOT_HERE, WAITS, Wait, page
 from tests.software_gpu import device
 from xpnet.accel.cupy.gemm import gemm
 
@@ -40,7 +43,7 @@ def same(a: list[Any], b: list[Any]) -> bool:
 
 def test_every_wait_is_in_the_table():
     found = list(places())
-    known = [wait.place for wait in WAITS] + list(NOT_HERE)
+    known = [wait.place for wait in WAITS] + [place for place, _ in BETWEEN_GPUS] + list(NOT_HERE)
     assert len(set(known)) == len(known)
     assert sorted(set(known) - set(found)) == []
     assert sorted(set(found) - set(known)) == []
@@ -104,3 +107,18 @@ def test_a_stream_deleted_during_a_capture_does_not_end_it():
         graph = stream.end_capture()
     graph.launch(stream)
     assert out.get(stream=stream)[0, 0] == 8
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("software_gpu")
+def test_copies_between_two_gpus_wait():
+    environment = os.environ | {"SOFTWARE_GPU_COUNT": "2", "SOFTWARE_GPU_SCHEDULE": "lazy"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.accel.two_gpus"],
+        cwd=PAGE.parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr

@@ -46,7 +46,7 @@ def _rows(file: str, *rows: tuple[Any, ...]) -> list[Wait]:
 WAITS: list[Wait] = [
     *_rows(
         "xpnet/accel/cupy/cublas.py",
-        ("_handle", "cublasSetStream_v2", 0, "products run on the current stream", "lazy", run.product, "0"),
+        ("_new_handle", "cublasSetStream_v2", 0, "products run on the current stream", "lazy", run.product, "0"),
     ),
     *_rows(
         "xpnet/accel/cupy/device.py",
@@ -145,6 +145,16 @@ WAITS: list[Wait] = [
 ]
 # fmt: on
 
+BETWEEN_GPUS: list[tuple[Place, str]] = [
+    (Place("xpnet/backend.py", "_between_gpus", "get_current_stream", 0), LEGACY),
+    (Place("xpnet/backend.py", "_between_gpus", "get_current_stream", 1), LEGACY),
+    (Place("xpnet/backend.py", "_between_gpus", "record", 0), UNRECORDED),
+    (Place("xpnet/backend.py", "_between_gpus", "record", 1), UNRECORDED),
+    (Place("xpnet/backend.py", "_between_gpus", "wait_event", 0), "None"),
+    (Place("xpnet/backend.py", "_between_gpus", "wait_event", 1), "None"),
+]
+"""What orders a copy from one GPU to another, and what is put in its place: tests.accel.two_gpus has the program."""
+
 NOT_HERE: dict[Place, str] = {
     Place("xpnet/accel/cupy/cudnn.py", "Cudnn._stream_state", "set_stream"): (
         "cuDNN does not run on the software device; `test_each_stream_has_a_handle_and_workspaces_that_stay` holds it on a fake"
@@ -195,6 +205,11 @@ def page() -> str:
         where = f"`{place.file.removeprefix('xpnet/')}` `{place.function}`"
         program = wait.program.__name__.replace("_", " ")
         lines.append(f"| {where} | `{place.what}`{which} | {wait.why} | {program} | {wait.schedule} |")
+    for place, _ in BETWEEN_GPUS:
+        which = f", number {place.number + 1}"
+        where = f"`{place.file.removeprefix('xpnet/')}` `{place.function}`"
+        why = "a copy between GPUs is made after the array is computed, and before its memory is used again"
+        lines.append(f"| {where} | `{place.what}`{which} | {why} | two gpus | lazy |")
     lines += ["", "Not shown on the software device:", ""]
     lines += [f"* `{place.file.removeprefix('xpnet/')}` `{place.function}`: {why}." for place, why in NOT_HERE.items() if why]
     lines += [*FOOT.splitlines(), ""]
