@@ -203,17 +203,24 @@ def test_what_cupys_pool_gives_out(name, recompute):
     import cupy
 
     class Watch(cupy.cuda.MemoryHook):
-        """The bytes of the pool that are in use, and the most there were."""
+        """The bytes of the pool that are in use, and the most there were.
+
+        A hook hears every pool: blocks of others, whose arrays are collected meanwhile, count nowhere.
+        """
 
         name = "watch"
         now = peak = 0
 
+        def __init__(self):
+            self.blocks = {}
+
         def malloc_postprocess(self, device_id, size, mem_size, mem_ptr, pmem_id):
+            self.blocks[mem_ptr] = mem_size
             self.now += mem_size
             self.peak = max(self.peak, self.now)
 
         def free_postprocess(self, device_id, mem_size, mem_ptr, pmem_id):
-            self.now -= mem_size
+            self.now -= self.blocks.pop(mem_ptr, 0)
 
     make, count = MODELS[name]
     if recompute and name == "GRU":
