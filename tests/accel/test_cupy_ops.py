@@ -406,16 +406,16 @@ def test_non_contiguous_inputs(gpu):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 @pytest.mark.parametrize("index", ["int32", "int64", "uint8"])
-def test_embedding(place, dtype, index):
+def test_embedding(gpu, dtype, index):
     for rows, width, shape in ((5, 3, (2, 4)), (70, 8, (40,)), (3, 37, (50,)), (130, 1, (7,)), (4, 3, (0, 2)), (4, 0, (3,))):
         table, indices = normal(rows, width, dtype=dtype), RANDOM.integers(0, rows, shape).astype(index)
-        both(place, "embedding", [indices, table], {}, [normal(*shape, width)], dtype, needs=(False, True))
+        both(gpu, "embedding", [indices, table], {}, [normal(*shape, width)], dtype, needs=(False, True))
 
 
-def test_an_index_outside_the_table_gives_nan_and_no_gradient(place):
+def test_an_index_outside_the_table_gives_nan_and_no_gradient(gpu):
     indices = np.array([[1, -1], [4, 0], [3, 2**40]])
     table, dy = normal(4, 3), normal(3, 2, 3)
-    y, (_, gradient), _, _ = place(registry["embedding"], (indices, table), {}, (dy,), (False, True), True)
+    y, (_, gradient), _ = run(gpu, registry["embedding"], (indices, table), {}, (dy,), (False, True), True)
     outside = (indices < 0) | (indices >= 4)
     assert np.isnan(y[outside]).all()
     np.testing.assert_array_equal(y[~outside], table[indices[~outside]])
@@ -425,16 +425,16 @@ def test_an_index_outside_the_table_gives_nan_and_no_gradient(place):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-def test_scatter_rows(place, dtype):
+def test_scatter_rows(gpu, dtype):
     for count, width, size in ((6, 4, 3), (100, 33, 65), (1, 1, 200), (0, 3, 5), (40, 70, 1)):
         rows, index = normal(count, width, dtype=dtype), RANDOM.integers(0, size, count)
-        both(place, "scatter_rows", [rows, index], {"size": size}, [normal(size, width)], dtype, needs=(True, False))
+        both(gpu, "scatter_rows", [rows, index], {"size": size}, [normal(size, width)], dtype, needs=(True, False))
 
 
-def test_rows_are_added_in_the_order_of_the_index(place):
+def test_rows_are_added_in_the_order_of_the_index(gpu):
     """So the sum has one rounding for each row in turn: it is the same bits in every run."""
     rows, index, y0 = normal(300, 5, dtype="float32"), RANDOM.integers(0, 3, 300), np.zeros((3, 5), np.float32)
-    y, _, _, _ = place(registry["scatter_rows"], (rows, index), {"size": 3}, (y0,), (True, False), True)
+    y, _, _ = run(gpu, registry["scatter_rows"], (rows, index), {"size": 3}, (y0,), (True, False), True)
     expected = np.zeros((3, 5), np.float32)
     for row, at in zip(rows, index):
         expected[at] += row
