@@ -15,7 +15,7 @@ CALLS = {
     "wait_event", "record", "synchronize", "copies_wait", "computations_wait", "finish", "get_current_stream",
     "cublasSetStream_v2", "set_stream",
 }  # fmt: skip
-OTHERS = {"trainer.optimizer.bind"}  # calls that are here for the stream they are made on
+OTHERS = {"self.trainer.optimizer.bind"}  # calls that are here for the stream they are made on
 BLOCKS = {"self._stream", "cupy.cuda.using_allocator(self._pool.malloc)"}
 
 

@@ -96,6 +96,17 @@ def measuring_in_capture() -> Any:
     return measured, runtime().can_measure()
 
 
+def asking_whether_it_is_captured() -> Any:
+    """Whether the current stream is captured, asked during a capture and after it."""
+    from xpnet.accel.cupy.capturable import _capturing
+
+    with _stream() as stream:
+        stream.begin_capture()
+        captured = _capturing()
+        stream.end_capture()
+        return captured, _capturing()
+
+
 def milliseconds() -> Any:
     """The timing of an algorithm."""
     from xpnet.accel.cupy.launch import runtime
@@ -384,6 +395,20 @@ def prediction() -> Any:
             x = _values(i).reshape(16, 16) * _cupy().arange(16, dtype=np.float32)
             outputs.append(model.predict(x) + 1)
         return [y.get() for y in outputs]
+
+
+def prediction_on_two_streams() -> Any:
+    """Predictions on one stream and then on another one, which does not wait for it."""
+    model = _model()
+    with _stream() as first:
+        x = _values(1).reshape(16, 16)
+        for _ in range(3):
+            model.predict(x)
+        first.synchronize()
+        y = model.predict(x)
+        with _stream():
+            z = model.predict(_values(2).reshape(16, 16)).get()
+        return [y.get(), z]
 
 
 def memory_of_a_graph() -> Any:

@@ -45,6 +45,11 @@ def _rows(file: str, *rows: tuple[Any, ...]) -> list[Wait]:
 # fmt: off
 WAITS: list[Wait] = [
     *_rows(
+        "xpnet/accel/cupy/capturable.py",
+        ("_capturing", "get_current_stream", 0, "another way is taken while the current stream is captured", "lazy",
+         run.asking_whether_it_is_captured),
+    ),
+    *_rows(
         "xpnet/accel/cupy/cublas.py",
         ("_new_handle", "cublasSetStream_v2", 0, "products run on the current stream", "lazy", run.product, "0"),
     ),
@@ -116,8 +121,12 @@ WAITS: list[Wait] = [
         ("CudaGraphs.stream", "record", 0, "a graph runs after its inputs were computed", "lazy", run.prediction, UNRECORDED),
         ("CudaGraphs.stream", "with self._stream", 0, "inputs are copied into a graph's buffers before it runs", "lazy",
          run.prediction),
-        ("CudaGraphs.stream", "wait_event", 1, "a graph's results are used after it ran", "lazy", run.prediction),
-        ("CudaGraphs.stream", "record", 1, "a graph's results are used after it ran", "lazy", run.prediction, UNRECORDED),
+        ("CudaGraphs.stream", "wait_event", 1, "a graph runs again after another stream has used its results", "lazy",
+         run.prediction_on_two_streams),
+        ("CudaGraphs.stream", "record", 1, "a graph runs again after another stream has used its results", "lazy",
+         run.prediction_on_two_streams, UNRECORDED),
+        ("CudaGraphs.stream", "wait_event", 2, "a graph's results are used after it ran", "lazy", run.prediction),
+        ("CudaGraphs.stream", "record", 2, "a graph's results are used after it ran", "lazy", run.prediction, UNRECORDED),
         ("CudaGraphs.record", "with cupy.cuda.using_allocator(self._pool.malloc)", 0,
          "nobody else gets the memory that a graph uses", "eager", run.memory_of_a_graph),
     ),
@@ -165,7 +174,6 @@ NOT_HERE: dict[Place, str] = {
             Place("xpnet/report/callback.py", "RunReport._write", "record"),
             Place("xpnet/report/measure.py", "summarize_predictions", "record"),
             Place("xpnet/training/trainer.py", "Trainer._epoch", "record"),
-            Place("xpnet/compiled/captured_steps.py", "CapturedSteps.__enter__", "bind", 1),
         ],
         "",
     ),
