@@ -136,7 +136,7 @@ def _copied(layer: Any) -> Any:
     shared: dict[int, Any] = {id(operation): operation for operation in registry.values()}
     twin = copy.deepcopy(layer, shared)
     for module in twin.modules():
-        module.__dict__["_flat"] = None
+        module.__dict__["_flat_storage"] = None
     for parameter in twin.parameters().values():
         parameter.grad = parameter.buffer = None
     return twin

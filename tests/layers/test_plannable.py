@@ -11,6 +11,7 @@ import xpnet as xn
 from tests.layer_cases import LAYERS
 from tests.layers.test_version import X, layer_calls, runs_planned
 from xpnet import layers
+from xpnet.backend import Array
 from xpnet.layers.execution import is_plannable
 from xpnet.layers.hooks import wrapped
 from xpnet.ops.registry import Op, customized
@@ -348,3 +349,24 @@ def test_a_class_that_is_patched_after_planning_is_run_as_it_is_now():
         assert after != before
         assert after == float(xn.losses.softmax_cross_entropy(model(x), y))
         before = after
+
+
+def test_an_operation_of_a_users_is_run_each_time():
+    """It may return its input, or another shape, depending on the values."""
+
+    @xn.ops.op
+    def drop_nan(xp, x: Array):
+        bad = xp.isnan(x)
+        return (xp.where(bad, xp.zeros_like(x), x) if xp.any(bad) else x), bad
+
+    @drop_nan.backward
+    def _(xp, dy, bad):
+        return xp.where(bad, xp.zeros_like(dy), dy)
+
+    good = np.ones((1, 3), np.float32)
+    bad = good * np.array([1, np.nan, 1], np.float32)
+    for parts in ([drop_nan, xn.Dense(2)], [xn.Activation(drop_nan), xn.Dense(2)]):
+        model = xn.Sequential(parts, input_shape=(3,), seed=1)
+        model.predict(good)
+        model.predict(good)
+        np.testing.assert_array_equal(model.predict(bad), model.predict(good * np.array([1, 0, 1], np.float32)))

@@ -76,7 +76,8 @@ class Implementation:
         self.declared_footprint: Implementation | None = None
         self.wants_save = "save" in inspect.signature(forward).parameters
         self.fallback: Implementation | None = None  # tried where this one returns NotImplemented; None: the reference
-        self.ours = True  # whether it is part of this package
+        module = str(getattr(forward, "__globals__", {}).get("__name__", ""))
+        self.ours = module.startswith("xpnet.")  # whether it is part of this package
         self.takes_half = False  # whether it takes 16-bit floats, computes in float32 and rounds once
         # An accelerated forward without a backward must save what the reference's backward expects.
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
@@ -186,13 +187,11 @@ class Op:
 
         def register(function: Callable[..., Any]) -> Implementation:
             load_accelerations(library)  # so that the order does not depend on what ran before
-            ours = str(getattr(function, "__globals__", {}).get("__name__", "")).startswith("xpnet.")
-            if not ours:
-                customized.append(self)
             implementation = Implementation(function, self.reference)
             implementation.takes_half = library == "cupy"
-            implementation.ours = ours
-            earlier = [] if first else [made for made in self.implementations(library) if ours or not made.ours]
+            if not implementation.ours:
+                customized.append(self)
+            earlier = [] if first else [made for made in self.implementations(library) if implementation.ours or not made.ours]
             if earlier:
                 earlier[-1].fallback, implementation.fallback = implementation, earlier[-1].fallback
             else:
