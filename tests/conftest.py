@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.libraries import LIBRARIES, Library
+from tests.software_gpu import device
 
 if TYPE_CHECKING:
     from tests.gpu import Watched
 
 pytest_plugins = ["tests.software_gpu.pytest_plugin"]
+device.CACHES.append("XPNET_CACHE")
 
 try:
     import hypothesis

@@ -29,6 +29,8 @@ _ERRORS = {
     "cupy.cuda.cufft": "CuFFTError",
 }
 
+CACHES: list[str] = []
+"""Environment variables that say where the tested packages cache code for a GPU: a conftest.py adds to them."""
 LIBRARIES: dict[str, ctypes.CDLL] = {}
 _trampolines: list[mmap.mmap] = []  # code that patched functions jump to; must outlive them
 _names: list[ctypes.Array[ctypes.c_char]] = []

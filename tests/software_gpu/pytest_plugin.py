@@ -17,19 +17,17 @@ SITE = Path(__file__).resolve().parent / "site"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--software-gpu", action="store_true", help="run CuPy on a CUDA device in software instead of a GPU")
-    parser.addini("software_gpu_caches", "environment variables of packages that cache code for a GPU", type="args")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--software-gpu"):
         return
-    caches = config.getini("software_gpu_caches")
     try:
-        device.install(caches)
+        device.install(device.CACHES)
     except build.MissingError as error:
         raise pytest.UsageError(f"--software-gpu: {error}") from None
-    os.environ["SOFTWARE_GPU"] = " ".join(caches) or "1"
+    os.environ["SOFTWARE_GPU"] = " ".join(device.CACHES) or "1"
     places = [str(SITE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in places if p))
 
