@@ -136,7 +136,7 @@ def prepare_input(x: Any, context: Context) -> Any:
     if isinstance(place, Device) and place != context.device and backend.name_of(xp) in ("numpy", "cupy"):
         raise DeviceError(
             f"the model is on {context.device}, but its input on {place}; use model.to({str(place)!r}) or "
-            f"xpnet.to_device(x, {str(context.device)!r})"
+            f"xpnet.to_device(x, {str(context.device)!r}), and Batches(..., device={str(context.device)!r}) for training"
         )
     if backend.is_floating(x) and backend.dtype_name(x) != context.dtype:
         return ops.cast(x, context.dtype)
