@@ -23,6 +23,7 @@ from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.workspace import FLOATS, Floats, packed_dtype
 from xpnet.autograd.tensor import Parameter, Tensor
+from xpnet.compiled.derived import Derived
 from xpnet.layers.module import Module
 from xpnet.ops.activations import relu
 from xpnet.ops.convolution import conv2d, conv_geometry
@@ -30,7 +31,7 @@ from xpnet.ops.fused import conv2d_max_pool2d
 from xpnet.ops.geometry import Geometry
 from xpnet.ops.linear import dense
 from xpnet.ops.pooling import max_pool2d, pool_geometry
-from xpnet.ops.registry import Op, customized, reference_is_forced
+from xpnet.ops.registry import Op, customized
 from xpnet.runtime.threads import UFUNC_BUFFER, limit_blas_threads, own_threads_preferred, restore_blas_threads
 
 Call = Callable[[], Any]
@@ -46,7 +47,7 @@ class UnplannableError(Exception):
     """The model or the input has to be run layer by layer."""
 
 
-class Plan:
+class Plan(Derived):
     """The calls of a prediction for one shape of input.
 
     Args:
@@ -69,22 +70,7 @@ class Plan:
             raise UnplannableError
         self.output: Any = y.array
         # The first call of a model may have created its parameters.
-        self.version, self.changes = model._tree_version, model._tree_version.changes
-        self.customized = len(customized)
-        self.classes = user_classes(model)
-        self.parameters = [(p, p.array) for p in model.parameters().values()]
-        self.buffers = [(m._buffers, name, array) for m in model.modules() for name, array in m._buffers.items()]
-
-    def holds(self) -> bool:
-        """Return whether the model is unchanged since it was planned."""
-        if self.version.changes != self.changes or len(customized) != self.customized or reference_is_forced():
-            return False
-        if self.classes and patched(self.classes):
-            return False
-        for parameter, array in self.parameters:
-            if parameter.array is not array:
-                return False
-        return all(table.get(name) is array for table, name, array in self.buffers)
+        self.remember(model)
 
     def run(self, x: Floats) -> Floats:
         """Return the model's output for x."""
@@ -151,23 +137,6 @@ class Plan:
 
         self.calls.append(call)
         return PlannedTensor(out, self)
-
-
-Classes = list[tuple[type, dict[str, Any], tuple[type, ...]]]
-
-
-def user_classes(model: Module) -> Classes:
-    """Return, for each class of a user among those of the model's layers, its attributes and bases as they are now."""
-    kinds = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith(("xpnet.", "builtins"))}
-    return [(c, dict(vars(c)), c.__bases__) for c in kinds]
-
-
-def patched(classes: Classes) -> bool:
-    """Return whether a class has changed since `user_classes`: assigning to a class counts in no model's version."""
-    return any(
-        c.__bases__ is not bases or len(vars(c)) != len(before) or any(vars(c).get(n) is not v for n, v in before.items())
-        for c, before, bases in classes
-    )
 
 
 class PlannedTensor(Tensor):

@@ -23,7 +23,8 @@ from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
 from xpnet.accel.numpy.workspace import Floats
 from xpnet.autograd.tensor import Parameter
-from xpnet.compiled.numpy_predict import MAX_ELEMENTS, Classes, patched, user_classes
+from xpnet.compiled.derived import Classes, patched, user_classes
+from xpnet.compiled.numpy_predict import MAX_ELEMENTS
 from xpnet.layers.execution import computes_as
 from xpnet.layers.module import Module
 from xpnet.layers.version import Version

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from xpnet.backend import Array
+from xpnet.backend import Array, namespace
 from xpnet.layers.context import on_device
 from xpnet.layers.execution import on_device_of
 
@@ -31,7 +31,22 @@ def load_state(model: Module, state: Mapping[str, Array], strict: bool) -> None:
             if name in parameters:
                 parameters[name].array[...] = values
             else:
-                setattr(*owners[name], values)
+                _fill(*owners[name], values)
+
+
+def _fill(module: Module, name: str, values: Array) -> None:
+    """Write the values into a buffer in place: a CUDA graph reads and writes that very array.
+
+    One that cannot hold them as they are (another dtype, read-only) is replaced, by a copy: no array of the caller's becomes
+    the model's.
+    """
+    buffer = module._buffers[name]
+    if buffer is values:
+        return
+    if buffer.dtype == values.dtype and getattr(getattr(buffer, "flags", None), "writeable", True):
+        buffer[...] = values
+    else:
+        setattr(module, name, namespace(values).asarray(values, copy=True))
 
 
 def _misfits(own: dict[str, Array], state: Mapping[str, Array], strict: bool) -> Iterator[tuple[str, list[str]]]:

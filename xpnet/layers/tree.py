@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from xpnet.layers.module import Module
 
 # Set while a model runs or is put together, without making plans stale.
-_INTERNAL = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_forward_hooks"})
-_NOT_COPIED = frozenset(
+INTERNAL_ATTRIBUTES = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_forward_hooks"})
+DERIVED_ATTRIBUTES = frozenset(
     {
         "_tree_version", "_known_modules", "_known_version", "_flat_storage", "_flat_storage_version", "_model_executor",
         "_forward_hooks",
@@ -67,7 +67,7 @@ class ModuleTree:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copy.deepcopy copies, which is not what is derived: flat storage, plans, versions."""
-        return {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
+        return {name: value for name, value in self.__dict__.items() if name not in DERIVED_ATTRIBUTES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -75,7 +75,7 @@ class ModuleTree:
             child._tree_version.put_below(self._tree_version)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _INTERNAL:
+        if name in INTERNAL_ATTRIBUTES:
             self.__dict__[name] = value
             return
         if _has_setter(type(self), name):

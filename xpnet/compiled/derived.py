@@ -1,0 +1,104 @@
+"""What is derived from a model, a plan or a recording, and whether the model is still the one that it was derived from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from xpnet.autograd.tensor import Parameter
+from xpnet.layers.module import Module
+from xpnet.layers.tree import DERIVED_ATTRIBUTES, INTERNAL_ATTRIBUTES
+from xpnet.ops.registry import customized, reference_is_forced
+
+Classes = list[tuple[type, dict[str, Any], tuple[type, ...]]]
+
+
+def user_classes(model: Module) -> Classes:
+    """Return, for each class of a user among those of the model's layers, its attributes and bases as they are now."""
+    kinds = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith(("xpnet.", "builtins"))}
+    return [(c, dict(vars(c)), c.__bases__) for c in kinds]
+
+
+def patched(classes: Classes) -> bool:
+    """Return whether a class has changed since `user_classes`: assigning to a class counts in no model's version."""
+    return any(
+        c.__bases__ is not bases or len(vars(c)) != len(before) or any(vars(c).get(n) is not v for n, v in before.items())
+        for c, before, bases in classes
+    )
+
+
+class Derived:
+    """Something that was derived from a model and is valid as long as nothing that it depends on changes."""
+
+    def remember(self, model: Module) -> None:
+        """Note the model as it is now; its parameters exist."""
+        self.version, self.changes = model._tree_version, model._tree_version.changes
+        self.customized = len(customized)
+        self.classes = user_classes(model)
+        self.parameters = [(p, p.array) for p in model.parameters().values()]
+        self.buffers = [(m._buffers, name, array) for m in model.modules() for name, array in m._buffers.items()]
+
+    def holds(self) -> bool:
+        """Return whether the model is unchanged since then, and operations are not forced to be the reference."""
+        if self.version.changes != self.changes or len(customized) != self.customized or reference_is_forced():
+            return False
+        if self.classes and patched(self.classes):
+            return False
+        for parameter, array in self.parameters:
+            if parameter.array is not array:
+                return False
+        return all(table.get(name) is array for table, name, array in self.buffers)
+
+
+class ModelChangedError(Exception):
+    """A forward pass assigned to an attribute of a Module, which no replay of it would do.
+
+    Attributes:
+        layer: the Module.
+        name: of the attribute.
+    """
+
+    def __init__(self, layer: Module, name: str) -> None:
+        super().__init__(f"self.{name} was assigned")
+        self.layer = layer
+        self.name = name
+
+
+_OWN = INTERNAL_ATTRIBUTES | DERIVED_ATTRIBUTES | {"_children", "_parameters", "_buffers", "_half", "_own_threads"}
+
+
+@contextmanager
+def unchanging(model: Module) -> Iterator[None]:
+    """Raise a ModelChangedError after a block that assigned to attributes of the model's Modules, buffers among them.
+
+    They get their values back then, and where the block raised: arrays that were computed during a recording have no values.
+    """
+    before = [(module, dict(module.__dict__)) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        _restore(before)
+        raise
+    changed = _restore(before)
+    if changed is not None:
+        raise ModelChangedError(*changed)
+
+
+def _restore(before: list[tuple[Module, dict[str, Any]]]) -> tuple[Module, str] | None:
+    """Give attributes their values back; return a Module and the name of an attribute that had changed, or None."""
+    found = None
+    for module, attributes in before:
+        table = module.__dict__
+        names = [n for n in {**attributes, **table} if n not in _OWN and table.get(n, table) is not attributes.get(n, table)]
+        for name in names:
+            found = found or (module, name)
+            if isinstance(attributes.get(name), (Module, Parameter)) or isinstance(table.get(name), (Module, Parameter)):
+                continue  # registered in the tree
+            if name not in attributes:
+                del table[name]
+                continue
+            table[name] = attributes[name]
+            if name in module._buffers:
+                module._buffers[name] = attributes[name]
+    return found
