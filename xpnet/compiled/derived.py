@@ -34,14 +34,16 @@ class Derived:
     def remember(self, model: Module) -> None:
         """Note the model as it is now; its parameters exist."""
         self.version, self.changes = model._tree_version, model._tree_version.changes
-        self.customized = len(customized)
+        self.customized, self.reference = len(customized), reference_is_forced()
         self.classes = user_classes(model)
         self.parameters = [(p, p.array) for p in model.parameters().values()]
         self.buffers = [(m._buffers, name, array) for m in model.modules() for name, array in m._buffers.items()]
 
     def holds(self) -> bool:
-        """Return whether the model is unchanged since then, and operations are not forced to be the reference."""
-        if self.version.changes != self.changes or len(customized) != self.customized or reference_is_forced():
+        """Return whether the model is unchanged since then, and run by the same implementations."""
+        if self.version.changes != self.changes or len(customized) != self.customized:
+            return False
+        if reference_is_forced() is not self.reference:
             return False
         if self.classes and patched(self.classes):
             return False

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
+from xpnet.compiled.derived import Derived, ModelChangedError, unchanging
 from xpnet.layers.module import Module
 
 
@@ -52,13 +53,20 @@ class Captured:
             is run or recorded, not when it is replayed.
         graphs: records and replays.
         name: for the warning where it cannot be recorded; the function is then always run as usual.
+        model: whose attributes the function must not assign, for it to be recorded.
+
+    Attributes:
+        replayed: whether the last call was a replay only, which does nothing on the host.
     """
 
-    def __init__(self, function: Callable[..., Any], graphs: Graphs, name: str = "the function") -> None:
+    def __init__(
+        self, function: Callable[..., Any], graphs: Graphs, name: str = "the function", model: Module | None = None
+    ) -> None:
         self.function = function
         self.graphs = graphs
         self.name = name
-        self.failed = False
+        self.model = model
+        self.failed = self.replayed = False
         self._seen: set[Any] = set()
         self._recordings: dict[Any, Recording] = {}
 
@@ -72,10 +80,12 @@ class Captured:
         function = functools.partial(self.function, **fixed) if fixed else self.function
         key = (tuple((tuple(a.shape), str(a.dtype)) for a in inputs), tuple(fixed.items()))
         with self.graphs.stream():
+            self.replayed = False
             if self.failed:
                 return function(*inputs)
             recording = self._recordings.get(key)
             if recording is not None:
+                self.replayed = True
                 for buffer, array in zip(recording.inputs, inputs):
                     buffer[...] = array
                 recording.replay()
@@ -100,12 +110,19 @@ class Captured:
     def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Recording | None:
         buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
         try:
-            replay, result = self.graphs.record(lambda: function(*buffers))
+            replay, result = self.graphs.record(lambda: self._checked(function, buffers))
         except Exception as error:  # each library refuses host access in its own way
             self.failed = True
             warnings.warn(self._explained(error), RuntimeWarning, stacklevel=4)
             return None
         return Recording(buffers, replay, result)
+
+    def _checked(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Any:
+        """Run the function; raise an error where it assigned to attributes of the model, which then has the old ones."""
+        if self.model is None:
+            return function(*inputs)
+        with unchanging(self.model):
+            return function(*inputs)
 
     def _explained(self, error: Exception) -> str:
         """Return the warning for an error while recording."""
@@ -113,6 +130,14 @@ class Captured:
             return (
                 f"{self.name} runs launch by launch: the device has too little memory for a CUDA graph of it, whose arrays are "
                 f"in memory of its own ({error})"
+            )
+        if isinstance(error, ModelChangedError):
+            path, kind = error.layer.path, type(error.layer).__name__
+            return (
+                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
+                f"{f'layer {path!r} ({kind})' if path else kind} assigns self.{error.name} in its forward pass, which a replay "
+                f"does not; change an array in place instead (self.{error.name}[...] = values), or set capturable = False in "
+                f"the class"
             )
         layer = _layer_of(error)
         return (
@@ -133,8 +158,10 @@ def _layer_of(error: BaseException) -> str | None:
     return found
 
 
-class CapturedModel:
+class CapturedModel(Derived):
     """A model's forward pass on native arrays, replayed; its outputs are copies that belong to the caller.
+
+    It is recorded again when the model has changed: an attribute of a layer, a hook, the place of a weight or buffer.
 
     Args:
         model: on the device of the graphs; called in evaluation mode and under no_grad.
@@ -144,8 +171,8 @@ class CapturedModel:
     def __init__(self, model: Module, graphs: Graphs) -> None:
         self.model = model
         self.graphs = graphs
-        self._arrays: list[Array] = []
-        self._captured = Captured(self._forward, graphs, "prediction")
+        self._remembers = False
+        self._captured = Captured(self._forward, graphs, "prediction", model)
         self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
 
     def _forward(self, x: Array) -> Any:
@@ -160,12 +187,13 @@ class CapturedModel:
             return self._predict(x)
 
     def _predict(self, x: Array) -> Any:
-        arrays = list(self.model.state().values())
-        # Recordings read these very arrays; a model that was moved or got flat storage has others.
-        if len(arrays) != len(self._arrays) or any(a is not b for a, b in zip(arrays, self._arrays)):
+        if not self._remembers or not self.holds():
             self._captured.forget()
-            self._arrays = arrays
+            self._remembers = False
         y = self._captured(x)
+        if not self._remembers or not self._captured.replayed:  # the first run may have created the parameters
+            self.remember(self.model)
+            self._remembers = True
         if isinstance(y, tuple):
             return tuple(self.graphs.xp.asarray(part, copy=True) for part in y)
         return self.graphs.xp.asarray(y, copy=True)
