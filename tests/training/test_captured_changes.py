@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.graphs import counted_graphs
+from tests.graphs import captured_steps, counted_graphs
 from xpnet.compiled.graph import CapturedModel
 
 X = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64)
 
 
 class Scaled(xn.Module):
@@ -136,3 +137,122 @@ def test_a_read_only_buffer_is_replaced_by_a_copy():
     assert not np.shares_memory(model.layers[1].running_mean, values)
     np.testing.assert_array_equal(model.layers[1].running_mean, values)
     np.testing.assert_array_equal(shared, 0)
+
+
+def trainer(parts=None, optimizer=None, capture=True):
+    model = xn.Sequential(parts or layers(), input_shape=(6,), seed=1, device="cuda")
+    model.layers[0].kernel.regularizer = xn.regularizers.L2(0.01)
+    optimizer = optimizer or xn.optim.SGD(0.1, momentum=0.5, weight_decay=0.01)
+    return xn.Trainer(model, loss=Loss(), optimizer=optimizer, metrics=["accuracy"], capture=capture)
+
+
+class Loss:
+    """A user's loss with a setting."""
+
+    def __init__(self):
+        self.factor = 1.0
+
+    def __call__(self, prediction, target):
+        return xn.losses.softmax_cross_entropy(prediction, target) * self.factor
+
+
+def replaced_loss(run):
+    run.loss = xn.losses.get(lambda prediction, target: xn.losses.softmax_cross_entropy(prediction, target) * 2.0)
+
+
+def frozen(run):
+    run.model.layers[0].kernel.requires_grad = False
+
+
+def saved_state(run):
+    run.optimizer.load_state(run.optimizer.state() | {"slots": {"velocity": run.optimizer.state()["slots"]["velocity"] * 3}})
+
+
+def on_layer(index, name, value):
+    return lambda run: setattr(run.model.layers[index], name, value)
+
+
+STEP_CHANGES = {
+    "slope": on_layer(1, "slope", 0.9),
+    "epsilon": on_layer(2, "epsilon", 1.0),
+    "momentum of statistics": on_layer(2, "momentum", 0.5),
+    "a user's attribute": on_layer(3, "scale", 7.0),
+    "dropout": on_layer(4, "rate", 0.1),
+    "mode of a part": lambda run: run.model.layers[2].eval(),
+    "weights": lambda run: new_weights(run.model),
+    "buffer": lambda run: new_buffer(run.model),
+    "loaded": lambda run: run.model.load_state({name: 2 * a for name, a in run.model.state().items()}),
+    "frozen": frozen,
+    "momentum": lambda run: setattr(run.optimizer, "momentum", 0.9),
+    "weight decay": lambda run: setattr(run.optimizer, "weight_decay", 0.5),
+    "state of the optimizer": saved_state,
+    "loss": replaced_loss,
+    "attribute of the loss": lambda run: setattr(run.loss, "factor", 3.0),
+    "penalty": lambda run: setattr(run.model.layers[0].kernel, "regularizer", xn.regularizers.L2(1.0)),
+    "accumulate": lambda run: setattr(run, "accumulate", 2),
+}
+
+
+def trained(change, step, run):
+    """Return the losses of five steps, a change, and six more."""
+    x, y = xn.to_device(X, "cuda"), xn.to_device(Y, "cuda")
+    losses = [float(step(x, y)) for _ in range(5)]
+    change(run)
+    return losses + [float(step(x, y)) for _ in range(6)]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("change", STEP_CHANGES)
+def test_a_captured_step_sees_a_change(change):
+    plain, run = trainer(capture=False), trainer()
+    wanted = trained(STEP_CHANGES[change], plain._train, plain)
+    steps, graphs = captured_steps(run)
+    with steps:
+        assert trained(STEP_CHANGES[change], steps.step, run) == wanted
+        if change == "accumulate":
+            assert (graphs.recorded, graphs.replayed) == (1, 4)
+        else:
+            assert (graphs.recorded, graphs.replayed) == ((1, 10) if change == "loaded" else (2, 4 + 5))
+    assert run.optimizer.iterations == plain.optimizer.iterations
+    for name, array in plain.model.state().items():
+        np.testing.assert_array_equal(xn.to_numpy(run.model.state()[name]), xn.to_numpy(array), err_msg=name)
+    unchanged = trainer(capture=False)
+    losses = trained(lambda run: None, unchanged._train, unchanged)
+    differ = [
+        n for n, a in plain.model.state().items() if not np.array_equal(*map(xn.to_numpy, (a, unchanged.model.state()[n])))
+    ]
+    assert losses != wanted or differ
+
+
+@pytest.mark.cuda
+def test_a_layer_that_replaces_its_buffer_runs_launch_by_launch_and_is_named():
+    def make():
+        return trainer([xn.Dense(5), Assigning(), xn.Dense(2)])
+
+    plain, run = make(), make()
+    wanted = trained(lambda run: None, plain._train, plain)
+    steps, graphs = captured_steps(run)
+    with steps, pytest.warns(RuntimeWarning, match=r"layer '1' \(Assigning\) assigns self.mean in its forward pass") as caught:
+        assert trained(lambda run: None, steps.step, run) == wanted
+    assert len([w for w in caught if w.category is RuntimeWarning]) == 1
+    assert graphs.recorded == 0
+    np.testing.assert_array_equal(xn.to_numpy(run.model.layers[1].mean), xn.to_numpy(plain.model.layers[1].mean))
+
+
+@pytest.mark.cuda
+def test_a_fit_goes_on_after_its_buffers_were_saved_and_restored():
+    """As `xn.inspect.profile` and `diagnose` do between epochs: recordings go on reading the model's own buffers."""
+
+    class Looks(xn.training.Callback):
+        def on_epoch_end(self, trainer, values):
+            xn.inspect.diagnose(trainer.model, xn.to_device(X, "cuda"), xn.to_device(Y, "cuda"))
+
+    def fitted(capture):
+        run = trainer(capture=capture)
+        run.callbacks.append(Looks())
+        run.fit((X, Y), epochs=5, batch_size=4, verbose=False)
+        return {name: xn.to_numpy(array) for name, array in run.model.state().items()}
+
+    found, wanted = fitted(True), fitted(False)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)

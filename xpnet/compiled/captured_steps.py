@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from xpnet.autograd.tape import no_grad
 from xpnet.backend import Array
+from xpnet.compiled.derived import Derived
 from xpnet.compiled.graph import Captured, Graphs
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
+from xpnet.runtime.determinism import get_deterministic
 
 if TYPE_CHECKING:
     from xpnet.data.device_feed import DeviceFeed
@@ -25,6 +27,10 @@ class Loop(Protocol):
     iteration: int
     sums: Any
     watches_gradients: bool
+    accumulate: int
+    loss: Any
+    metrics: dict[str, Any]
+    segments: Any
     forward_backward: Callable[[Any, Any], tuple[Array, Array]]
     add_measurements: Callable[[Any, Any, Array, Array], None]
     update: Callable[[], None]
@@ -52,8 +58,80 @@ class DeviceCounter:
         self.array[...] = value
 
 
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+# Attributes of an optimizer that change in every step, or are arrays on the device.
+_OF_THE_STEP = frozenset({"learning_rate", "factor", "iterations", "skipped", "slots", "clock", "fused_decay"})
+
+
+def _settings(owner: Any) -> list[tuple[str, Any]]:
+    """Return the plain attributes of a loss, a metric or a penalty."""
+    return [item for item in getattr(owner, "__dict__", {}).items() if type(item[1]) in _PLAIN]
+
+
+def _public_settings(owner: Any) -> list[tuple[str, Any]]:
+    """Return those of an optimizer or a LossScale that stay the same from step to step."""
+    return [item for item in _settings(owner) if item[0] not in _OF_THE_STEP and item[0][0] != "_"]
+
+
+class _Kept(Derived):
+    """What recordings of a training step depend on, as of one step.
+
+    Args:
+        trainer: the loop.
+        updates: whether the update is recorded, too.
+    """
+
+    def __init__(self, trainer: Loop, updates: bool) -> None:
+        self.remember(trainer.model)
+        self.updates = updates
+        self.modules = trainer.model.modules()
+        self.objects, self.key = self._objects(trainer), self._key(trainer)
+
+    def _objects(self, trainer: Loop) -> list[Any]:
+        """Return what is compared by identity; it is kept, so that no other object can take its place in memory."""
+        optimizer, scale = trainer.optimizer, trainer.optimizer.loss_scale
+        found = [optimizer, scale, trainer.loss, trainer.segments, *trainer.metrics.values()]
+        if scale is not None:
+            found += scale.scale, scale.good, scale.overflow
+        if self.updates:
+            found += optimizer.slots.values()
+        for parameter, _ in self.parameters:
+            found += parameter.regularizer, parameter.constraint
+        return found
+
+    def _key(self, trainer: Loop) -> Any:
+        """Return what is compared by value."""
+        optimizer = trainer.optimizer
+        owners = [trainer.loss, *trainer.metrics.values()]
+        for parameter, _ in self.parameters:
+            owners += [part for part in (parameter.regularizer, parameter.constraint) if part is not None]
+        return (
+            [module.training for module in self.modules],
+            [parameter.requires_grad for parameter, _ in self.parameters],
+            [_settings(owner) for owner in owners],
+            _public_settings(optimizer) if self.updates else None,
+            _public_settings(optimizer.loss_scale),
+            list(trainer.metrics),
+            get_deterministic(),
+        )
+
+    def holds_for(self, trainer: Loop) -> bool:
+        """Return whether a replay still does what the step would do."""
+        if not self.holds():
+            return False
+        objects = self._objects(trainer)
+        if len(objects) != len(self.objects) or any(a is not b for a, b in zip(objects, self.objects)):
+            return False
+        return bool(self._key(trainer) == self.key)
+
+
 class CapturedSteps:
     """The steps of a training loop as graphs: forward, loss, backward, update and measurement, one replay for each batch.
+
+    Steps are recorded again when something has changed that they depend on: the model's attributes, modes, hooks and arrays,
+    which parameters are trained, the settings of the optimizer, and those of the loss, the metrics and the penalties.
 
     A context: within the block the counters of random layers, the learning rate and the optimizer's step are on the
     device. The number of the iteration and the learning-rate schedule stay on the host.
@@ -70,7 +148,8 @@ class CapturedSteps:
         self._make_clock = clock
         self._rate: float | None = None
         self.feed: DeviceFeed | None = None
-        self._captured = Captured(self._work, graphs, "the training step")
+        self._captured = Captured(self._work, graphs, "the training step", trainer.model)
+        self._kept: _Kept | None = None
         self.updates = trainer.optimizer.capturable and not trainer.watches_gradients
 
     def __enter__(self) -> CapturedSteps:
@@ -120,7 +199,25 @@ class CapturedSteps:
                 module.device_counter = None
         self.trainer.optimizer.read_clock()
         self.trainer.optimizer.clock = None
-        self._captured.forget()  # recordings use the clock and the counters of this block
+        self._forget()  # recordings use the clock and the counters of this block
+
+    def _forget(self) -> None:
+        self._captured.forget()
+        self._kept = None
+
+    def _run(self, *inputs: Array, **fixed: Any) -> tuple[Array, list[Any]]:
+        """Do the work of a step: by a replay, if nothing that it depends on has changed."""
+        trainer = self.trainer
+        if trainer.accumulate > 1:  # since the block began; not every step updates
+            self._forget()
+            with self.graphs.stream():
+                return self._work(*inputs, **fixed)
+        if self._kept is not None and not self._captured.failed and not self._kept.holds_for(trainer):
+            self._forget()
+        done: tuple[Array, list[Any]] = self._captured(*inputs, **fixed)
+        if self._kept is None or not self._captured.replayed:  # what ran may have changed the model, as its first step does
+            self._kept = None if self._captured.failed else _Kept(trainer, self.updates)
+        return done
 
     def _work(self, *inputs: Array, size: int | None = None, several: bool = False) -> tuple[Array, list[Any]]:
         """Run what is recorded; return the loss, and the parameters that got a gradient."""
@@ -133,7 +230,7 @@ class CapturedSteps:
             x, y = inputs if self.feed is None or size is None else self.feed.prepare(*inputs, size=size)
         loss, prediction = trainer.forward_backward(x, y)
         reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
-        if self.updates:
+        if self.updates and (trainer.iteration + 1) % trainer.accumulate == 0:
             trainer.optimizer.step(trainer.model)
         trainer.add_measurements(x, y, loss, prediction)
         return loss, reached
@@ -155,13 +252,15 @@ class CapturedSteps:
                 optimizer.clock.rate[...] = self._rate = rate
         loss: Array
         if isinstance(x, tuple):
-            loss, reached = self._captured(*x, y, several=True)
+            loss, reached = self._run(*x, y, several=True)
         elif self.feed is not None:
-            loss, reached = self._captured(*self.feed.inputs, size=len(x))
+            loss, reached = self._run(*self.feed.inputs, size=len(x))
         else:
-            loss, reached = self._captured(x, y)
+            loss, reached = self._run(x, y)
         trainer.sums.count = count + len(x[0] if isinstance(x, tuple) else x)
         trainer.iteration += 1
+        if trainer.iteration % trainer.accumulate:
+            return loss
         if self.updates:
             optimizer.iterations = iterations + 1
         else:
