@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xpnet.autograd.tape import no_grad
 from xpnet.backend import Array
 from xpnet.compiled.derived import Derived
 from xpnet.compiled.graph import Captured, Graphs
-from xpnet.layers.modes import eval_mode
+from xpnet.layers.modes import eval_mode, thread_state
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.determinism import get_deterministic
@@ -87,7 +88,12 @@ class _Kept(Derived):
         self.remember(trainer.model)
         self.updates = updates
         self.modules = trainer.model.modules()
-        self.objects, self.key = self._objects(trainer), self._key(trainer)
+        self.own_modes = [module.__dict__ for module in self.modules]
+        self.trained = [parameter for parameter, _ in self.parameters]
+        self.objects = self._objects(trainer)
+        penalties = [part for p in self.trained for part in (p.regularizer, p.constraint) if part is not None]
+        self.owners = [trainer.loss, *trainer.metrics.values(), *penalties]
+        self.key = self._key(trainer)
 
     def _objects(self, trainer: Loop) -> list[Any]:
         """Return what is compared by identity; it is kept, so that no other object can take its place in memory."""
@@ -97,22 +103,20 @@ class _Kept(Derived):
             found += scale.scale, scale.good, scale.overflow
         if self.updates:
             found += optimizer.slots.values()
-        for parameter, _ in self.parameters:
-            found += parameter.regularizer, parameter.constraint
+        found += [p.regularizer for p in self.trained]
+        found += [p.constraint for p in self.trained]
         return found
 
     def _key(self, trainer: Loop) -> Any:
         """Return what is compared by value."""
         optimizer = trainer.optimizer
-        owners = [trainer.loss, *trainer.metrics.values()]
-        for parameter, _ in self.parameters:
-            owners += [part for part in (parameter.regularizer, parameter.constraint) if part is not None]
         return (
-            [module.training for module in self.modules],
-            [parameter.requires_grad for parameter, _ in self.parameters],
-            [_settings(owner) for owner in owners],
+            # A block of eval_mode has precedence, in this thread.
+            [m.training for m in self.modules] if thread_state.modes else [table["training"] for table in self.own_modes],
+            [parameter.requires_grad for parameter in self.trained],
+            [_settings(owner) for owner in self.owners],
             _public_settings(optimizer) if self.updates else None,
-            _public_settings(optimizer.loss_scale),
+            _public_settings(optimizer.loss_scale) if optimizer.loss_scale is not None else None,
             list(trainer.metrics),
             get_deterministic(),
         )
@@ -122,7 +126,7 @@ class _Kept(Derived):
         if not self.holds():
             return False
         objects = self._objects(trainer)
-        if len(objects) != len(self.objects) or any(a is not b for a, b in zip(objects, self.objects)):
+        if len(objects) != len(self.objects) or not all(map(is_, objects, self.objects)):
             return False
         return bool(self._key(trainer) == self.key)
 
