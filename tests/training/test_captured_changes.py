@@ -10,6 +10,7 @@ import pytest
 import xpnet as xn
 from tests.graphs import captured_steps, counted_graphs
 from xpnet.compiled.graph import CapturedModel
+from xpnet.training.callbacks import ClipGradients
 
 X = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64)
@@ -193,6 +194,9 @@ STEP_CHANGES = {
     "loss": replaced_loss,
     "attribute of the loss": lambda run: setattr(run.loss, "factor", 3.0),
     "penalty": lambda run: setattr(run.model.layers[0].kernel, "regularizer", xn.regularizers.L2(1.0)),
+    "optimizer": lambda run: setattr(run, "optimizer", xn.optim.Adam(0.05)),
+    "optimizer of the host": lambda run: setattr(run, "optimizer", xn.optim.RMSprop(0.05)),
+    "callback": lambda run: run.callbacks.append(ClipGradients(norm=0.01)),
     "accumulate": lambda run: setattr(run, "accumulate", 2),
 }
 
@@ -218,6 +222,7 @@ def test_a_captured_step_sees_a_change(change):
         else:
             assert (graphs.recorded, graphs.replayed) == ((1, 10) if change == "loaded" else (2, 4 + 5))
     assert run.optimizer.iterations == plain.optimizer.iterations
+    assert run.optimizer.clock is None
     for name, array in plain.model.state().items():
         np.testing.assert_array_equal(xn.to_numpy(run.model.state()[name]), xn.to_numpy(array), err_msg=name)
     unchanged = trainer(capture=False)

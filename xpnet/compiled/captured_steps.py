@@ -154,7 +154,8 @@ class CapturedSteps:
         self.feed: DeviceFeed | None = None
         self._captured = Captured(self._work, graphs, "the training step", trainer.model)
         self._kept: _Kept | None = None
-        self.updates = trainer.optimizer.capturable and not trainer.watches_gradients
+        self._optimizer = trainer.optimizer
+        self.updates = self._records_updates()
 
     def __enter__(self) -> CapturedSteps:
         if self._is_built():
@@ -167,6 +168,19 @@ class CapturedSteps:
             self._begin()
             self._context = context.pop_all()
         return self
+
+    def _records_updates(self) -> bool:
+        return self.trainer.optimizer.capturable and not self.trainer.watches_gradients
+
+    def _follow(self) -> None:
+        """Begin again with the trainer's optimizer and callbacks, if they are others now."""
+        if self._optimizer is self.trainer.optimizer and self.updates is self._records_updates():
+            return
+        self._take_clock()
+        self._optimizer, self.updates = self.trainer.optimizer, self._records_updates()
+        self._forget()
+        if self._is_built():
+            self._start_clock()
 
     def _begin(self) -> None:
         trainer, xp = self.trainer, self.graphs.xp
@@ -201,9 +215,12 @@ class CapturedSteps:
             if module.device_counter is not None:
                 module.counter = module.device_counter.value
                 module.device_counter = None
-        self.trainer.optimizer.read_clock()
-        self.trainer.optimizer.clock = None
+        self._take_clock()
         self._forget()  # recordings use the clock and the counters of this block
+
+    def _take_clock(self) -> None:
+        self._optimizer.read_clock()
+        self._optimizer.clock = None
 
     def _forget(self) -> None:
         self._captured.forget()
@@ -244,6 +261,7 @@ class CapturedSteps:
 
         x: an array, or a tuple of them for a model of several inputs, which no feed prepares within the recording.
         """
+        self._follow()
         trainer, optimizer = self.trainer, self.trainer.optimizer
         if not trainer.model.training:
             trainer.model.train()

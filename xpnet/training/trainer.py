@@ -46,9 +46,9 @@ class Trainer:
         seed: of the order of the examples.
         accumulate: gradients of this many batches are averaged for one update.
         capture: on a GPU, capture the step of `fit` as a CUDA graph and replay it, where that is possible. The launches are the
-            same either way. It is captured again after changes of the model, of this Trainer's loss, metrics and accumulate, and
-            of plain attributes of these and of the optimizer. Not seen are changes within lists, dicts and other objects that
-            they hold, nor of global variables, nor what they do on the host: see docs/gpu.md, "What is captured".
+            same either way. It is captured again after changes of the model, of this Trainer's loss, metrics, optimizer,
+            accumulate, and of the plain attributes of these. Not seen are changes within lists, dicts and other objects that
+            they hold, changes of global variables, and what they do on the host: see docs/gpu.md, "What is captured".
         loss_scale: of a float16 model, whose gradients would otherwise be too small for its numbers; None makes one with its
             own defaults. A loss that is not finite is then a skipped update, and an error at the end of the epoch.
         recompute: gradient checkpointing: which parts of the model recompute their activations in the backward pass instead of
