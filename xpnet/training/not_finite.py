@@ -56,11 +56,5 @@ def first_not_finite(model: Module, x: Array) -> str:
 
     with no_grad(), wrapped(model, look):
         model(*inputs)
-    return (
-        found[0]
-        if found
-        else (
-            "the output of every layer is finite, so it is the loss function's own value (on a GPU also that of a class index out "
-            "of range)"
-        )
-    )
+    own = "the output of every layer is finite, so it is the loss function's own value"
+    return found[0] if found else f"{own} (on a GPU also that of a class index out of range)"
