@@ -23,7 +23,11 @@ from typing import NamedTuple
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wl,--no-undefined"]
-_KERNEL_FLAGS = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -ffp-contract=off -fvisibility=hidden -w"
+# Stack clash protection lets a frame of any size meet the guard page; integers wrap, as on a GPU.
+_KERNEL_FLAGS = (
+    "-std=c++17 -O1 -fPIC -fno-strict-aliasing -fwrapv -ffp-contract=off -fvisibility=hidden "
+    "-fstack-clash-protection -fno-exceptions -w"
+)
 
 
 class MissingError(RuntimeError):

@@ -111,7 +111,7 @@ error(lambda: (deep((1,), (1,), (x, 100000)), runtime.deviceSynchronize()))
 """)
     assert lines[0] == "55"
     assert "deep: illegal access to " in lines[1]
-    assert lines[1].endswith("below the stack of thread 0 of the block, which overflows")
+    assert lines[1].endswith("local memory is more than 1024 KiB (on a GPU 512 KiB are the most)")
 
 
 def test_unwritten_memory_is_nan():

@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 #include <xmmintrin.h>
 
 namespace software_gpu {
@@ -17,21 +18,79 @@ thread_local bool within_host_function = false;
 
 // Work runs on one thread at a time, so there is one of each. The handlers stand only while it runs: a crash outside of a
 // kernel or a copy stays what it is, also for those who replace the handlers later (Python's faulthandler).
-static const int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE};
-static struct sigaction others[3];
+static const int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+static const int kCount = sizeof kSignals / sizeof *kSignals;
+static struct sigaction others[kCount];
 static sigjmp_buf* landing = nullptr;  // of the innermost `perform`
 static pthread_t worker;
 static volatile bool active = false;
 static int caught;
 static void* address;
+static std::string asserted;  // the text of an assertion that failed
 
-static void handler(int signal, siginfo_t* info, void*) {
+// ---- division ----
+
+// A GPU's division of integers never traps; x86's does by zero, and for the least number by -1. Finish such a division: decode
+// `div` or `idiv` (F7 /6, F7 /7) with its operand, set the quotient and the remainder, and step over the instruction.
+static bool finish_division(ucontext_t* context) {
+  greg_t* r = context->uc_mcontext.gregs;
+  static const int registers[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                    REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+  auto p = (const unsigned char*)r[REG_RIP];
+  const bool narrow = *p == 0x66;
+  p += narrow;
+  const unsigned rex = (*p & 0xf0) == 0x40 ? *p++ : 0;
+  if (*p++ != 0xf7) return false;
+  const unsigned mode = *p >> 6, kind = *p >> 3 & 7, rm = *p & 7;
+  ++p;
+  if (kind != 6 && kind != 7) return false;
+  const int bits = rex & 8 ? 64 : narrow ? 16 : 32;
+  uint64_t divisor = 0;
+  if (mode == 3) {
+    divisor = r[registers[rm | (rex & 1) << 3]];
+  } else {
+    int64_t at = 0;
+    bool relative = false, wide = mode == 2;  // a displacement of 32 bits
+    if (rm == 4) {
+      const unsigned scale = *p >> 6, index = (*p >> 3 & 7) | (rex & 2) << 2, base = *p & 7;
+      ++p;
+      if (index != 4) at += r[registers[index]] << scale;
+      if (base == 5 && mode == 0)
+        wide = true;
+      else
+        at += r[registers[base | (rex & 1) << 3]];
+    } else if (rm == 5 && mode == 0) {
+      relative = wide = true;
+    } else {
+      at += r[registers[rm | (rex & 1) << 3]];
+    }
+    if (wide) {
+      int32_t displacement;
+      memcpy(&displacement, p, 4);
+      at += displacement, p += 4;
+    } else if (mode == 1) {
+      at += (int8_t)*p++;
+    }
+    if (relative) at += (int64_t)p;
+    memcpy(&divisor, (const void*)at, bits / 8);
+  }
+  const uint64_t mask = bits == 64 ? ~0ull : (1ull << bits) - 1, dividend = r[REG_RAX] & mask;
+  const bool by_zero = !(divisor & mask);
+  const uint64_t quotient = by_zero ? mask : dividend, remainder = by_zero ? dividend : 0;
+  auto set = [&](int which, uint64_t v) { r[which] = bits == 16 ? (greg_t)((r[which] & ~0xffffull) | v) : (greg_t)v; };
+  set(REG_RAX, quotient), set(REG_RDX, remainder);
+  r[REG_RIP] = (greg_t)p;
+  return true;
+}
+
+static void handler(int signal, siginfo_t* info, void* context) {
   if (active && pthread_equal(pthread_self(), worker)) {
+    if (signal == SIGFPE && info->si_code == FPE_INTDIV && finish_division((ucontext_t*)context)) return;
     caught = signal;
     address = info->si_addr;
     siglongjmp(*landing, 1);  // from the kernel's stack to the one of `perform`
   }
-  for (int i = 0; i < 3; ++i)  // not ours: the instruction runs again, and faults for the handler from before
+  for (int i = 0; i < kCount; ++i)  // not ours: the instruction runs again, and faults for the handler from before
     if (kSignals[i] == signal) sigaction(signal, &others[i], nullptr);
 }
 
@@ -60,13 +119,13 @@ static void start_catching() {
   struct sigaction mine {};
   mine.sa_sigaction = handler;
   mine.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // not blocked afterwards: siglongjmp leaves the mask alone
-  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &mine, &others[i]);
+  for (int i = 0; i < kCount; ++i) sigaction(kSignals[i], &mine, &others[i]);
   worker = pthread_self();
   active = true;
 }
 static void stop_catching() {
   active = false;
-  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &others[i], nullptr);
+  for (int i = 0; i < kCount; ++i) sigaction(kSignals[i], &others[i], nullptr);
 }
 
 static std::string hex(const void* p) {
@@ -80,7 +139,14 @@ static void report() {
     what += " of " + std::to_string(running.bytes) + " bytes to " + hex(running.to);
     if (running.from) what += " from " + hex(running.from);
   }
-  if (caught == SIGFPE) return fault(cudaErrorLaunchFailure, what + ": an integer division by zero, undefined on a GPU");
+  if (!asserted.empty()) {
+    what += ": " + asserted;
+    asserted.clear();
+    return fault(cudaErrorAssert, what);
+  }
+  if (caught == SIGILL) return fault(cudaErrorLaunchFailure, what + ": it ends itself (__trap)");
+  if (caught == SIGABRT) return fault(cudaErrorLaunchFailure, what + ": it ends itself (abort)");
+  if (caught == SIGFPE) return fault(cudaErrorLaunchFailure, what + ": a floating-point exception");
   fault(cudaErrorIllegalAddress, what + ": illegal access to " + hex(address) + ", " + describe(address));
 }
 
@@ -176,7 +242,8 @@ bool shared_overrun() {
 }
 static std::string describe_own(const char* p) {
   if (stacks && p >= stacks && p < stacks + stack_count * stack_size)
-    return "below the stack of thread " + std::to_string((p - stacks) / stack_size) + " of the block, which overflows";
+    return "below the stack of a thread of the block: its local memory is more than " + std::to_string((stack_size - kPage) >> 10) +
+           " KiB (on a GPU 512 KiB are the most)";
   if (shared && p >= shared && p < shared + kMostShared + kPage)
     return std::to_string(p - shared - shared_bytes) + " bytes past the end of the " + std::to_string(shared_bytes) +
            " bytes of dynamic shared memory of the launch";
@@ -200,6 +267,11 @@ API char* software_gpu_stacks(size_t count, size_t size) {
     for (size_t i = 0; i < count; ++i) mprotect(stacks + i * size + kPage, size - kPage, PROT_READ | PROT_WRITE);
   }
   return stacks;
+}
+// An assertion in a kernel has failed. The trap is caught as every fault is, on the stack for signals.
+API void software_gpu_assert(const char* text) {
+  asserted = text;
+  __builtin_trap();
 }
 API char* software_gpu_shared() {
   Guard g(lock);

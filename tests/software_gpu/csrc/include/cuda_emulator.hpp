@@ -29,19 +29,27 @@ static dim3 blockDim, gridDim;
 
 // The stacks of a block's threads, which all kernels of the process share; a guard page lies below each.
 extern "C" char* software_gpu_stacks(size_t count, size_t size);
+// End a kernel because of an assertion.
+extern "C" [[noreturn]] void software_gpu_assert(const char* text);
 
 namespace emulator {
 
 const int kWarp = 32, kMaxThreads = 1024;
-const size_t kStack = 64 * 1024;
+// More than the 512 KiB of local memory that CUDA gives a thread, as g++ makes larger frames; and the guard page. An odd number
+// of pages, so that the stacks' tops do not share their places in the caches.
+const size_t kStack = 1024 * 1024 + 4096;
 
-enum Waiting { kRunning, kBlock, kWarpBarrier, kDone };
+enum Waiting { kRunning, kBlock, kWarpBarrier, kConverge, kDone };
 
 struct Fibre {
   void* context;  // the stack pointer where it was left
   Waiting state;
-  unsigned long long slot[2];  // the operand of a shuffle; two slots, so that one barrier a shuffle is enough
-  int parity;
+  bool waited;              // it has met a barrier, so the stack that it runs on is its own
+  unsigned mask;            // of the barrier of its warp: the lanes that have to reach it
+  int from;                 // the thread whose operand a shuffle takes, or -1
+  unsigned long long in, out;  // the operand of a shuffle or a vote, and what a shuffle takes
+  unsigned ballot;          // the lanes with an operand that is not zero
+  int parity;               // of instructions of a whole warp
 };
 
 struct Copy {
@@ -67,8 +75,9 @@ __attribute__((naked, noinline)) static void switch_stack(void** save, void* to)
       "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
 }
 static int current = 0, threads = 0;
-static bool direct = false;  // in a plain call, which cannot wait for a barrier
+static int next_thread = 0;  // the first one of the block that has not begun
 static bool touched_barrier = false;
+static int block_votes = 0, block_voters = 0;  // of the block's last barrier: operands that are not zero; threads
 // Whether threads that have left count as arrived at a block's barrier. Hardware does so, and CuPy's own kernels rely on it;
 // CUDA's manual does not allow it, so other kernels fail.
 static bool leaving_is_arriving = false;
@@ -88,32 +97,37 @@ inline void set_thread(int t) {
   threadIdx.z = t / (blockDim.x * blockDim.y);
 }
 
-inline void wait(Waiting how) {
-  if (direct) {
-    fail("a thread reaches a barrier that thread 0 does not reach");
-    return;
-  }
+inline void wait(Waiting how, unsigned mask = 0xffffffffu, int from = -1) {
   touched_barrier = true;
   Fibre& me = fibres[current];
-  me.state = how;
+  if (how == kWarpBarrier && !(mask >> current % kWarp & 1)) fail("a thread that is not in the mask of its own instruction");
+  me.state = how, me.mask = mask, me.from = from, me.waited = true;
   switch_stack(&me.context, scheduler);
 }
 
+// What a fresh stack runs: one thread after another, as plain calls. The first one that meets a barrier keeps the stack, and
+// the threads behind it begin on another one.
 inline void entry() {
-  body(body_argument);
-  fibres[current].state = kDone;
-  switch_stack(&fibres[current].context, scheduler);
+  while (next_thread < threads) {
+    const int t = next_thread++;
+    Fibre& f = fibres[t];
+    f.waited = false, f.parity = 0;
+    if (!copies[t].pending.empty()) copies[t].pending.clear();
+    copies[t].groups = 0;
+    set_thread(t);
+    body(body_argument);
+    f.state = kDone;
+    if (f.waited) break;
+  }
+  void* never;
+  switch_stack(&never, scheduler);
 }
 
-inline void start(int t) {
-  Fibre& f = fibres[t];
-  void** words = reinterpret_cast<void**>(stacks + static_cast<size_t>(t + 1) * kStack);
+inline void begin() {
+  void** words = reinterpret_cast<void**>(stacks + static_cast<size_t>(next_thread + 1) * kStack);
   words[-1] = nullptr, words[-2] = reinterpret_cast<void*>(&entry);  // where the first switch returns to
   for (int i = 3; i <= 8; ++i) words[-i] = nullptr;
-  f.context = words - 8;
-  f.state = kRunning;
-  f.parity = 0;
-  copies[t].pending.clear(), copies[t].groups = 0;
+  switch_stack(&scheduler, words - 8);
 }
 
 inline void resume(int t) {
@@ -121,46 +135,87 @@ inline void resume(int t) {
   switch_stack(&scheduler, fibres[t].context);
 }
 
-// Release the threads [from, end) if all of them wait at the same kind of barrier.
-inline bool release(int from, int end, Waiting how) {
-  int waiting = 0;
-  for (int t = from; t < end; ++t) {
-    waiting += fibres[t].state == how;
-    if (fibres[t].state != how && !(leaving_is_arriving && fibres[t].state == kDone)) return false;
+inline bool arrived(const Fibre& f, Waiting how) { return f.state == how || (leaving_is_arriving && f.state == kDone); }
+
+[[noreturn]] inline void assertion(const char* expression, const char* file, int line, const char* function) {
+  static char text[1024];
+  std::snprintf(text, sizeof text, "%s:%d: %s: block: [%u,%u,%u], thread: [%u,%u,%u] Assertion `%s` failed", file, line, function,
+                blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, expression);
+  software_gpu_assert(text);
+}
+
+// Release the threads of a block if all of them wait at its barrier.
+inline bool release_block() {
+  int waiting = 0, votes = 0;
+  for (int t = 0; t < threads; ++t) {
+    if (!arrived(fibres[t], kBlock)) return false;
+    if (fibres[t].state == kBlock) ++waiting, votes += fibres[t].in != 0;
   }
   if (!waiting) return false;
-  for (int t = from; t < end; ++t)
-    if (fibres[t].state == how) fibres[t].state = kRunning;
+  block_votes = votes, block_voters = waiting;
+  for (int t = 0; t < threads; ++t)
+    if (fibres[t].state == kBlock) fibres[t].state = kRunning;
   return true;
+}
+
+// Release those lanes of the warp from thread w on that wait for each other: all that a mask names, with the same mask.
+inline bool release_warp(int w) {
+  const int lanes = w + kWarp < threads ? kWarp : threads - w;
+  const unsigned present = lanes == kWarp ? 0xffffffffu : (1u << lanes) - 1;
+  bool released = false;
+  unsigned together = 0;  // they asked which lanes are: all that wait at the same time
+  for (unsigned left = present; left;) {
+    const int first = __builtin_ctz(left);
+    left &= left - 1;
+    if (fibres[w + first].state == kConverge) together |= 1u << first;
+    if (fibres[w + first].state != kWarpBarrier) continue;
+    const unsigned mask = fibres[w + first].mask, group = mask & present;
+    bool all = true;
+    unsigned ballot = 0, waiting = 0;
+    for (unsigned rest = group; rest && all; rest &= rest - 1) {
+      const int l = __builtin_ctz(rest);
+      const Fibre& f = fibres[w + l];
+      all = arrived(f, kWarpBarrier) && (f.state == kDone || f.mask == mask);
+      if (f.state == kWarpBarrier) waiting |= 1u << l, ballot |= (f.in != 0 ? 1u : 0u) << l;
+    }
+    if (!all) continue;
+    for (unsigned rest = waiting; rest; rest &= rest - 1) {
+      Fibre& f = fibres[w + __builtin_ctz(rest)];
+      if (f.from >= 0) f.out = mask >> (f.from - w) & 1 ? fibres[f.from].in : ~0ull;  // undefined: no lane of the mask
+      f.ballot = ballot;
+    }
+    for (unsigned rest = waiting; rest; rest &= rest - 1) fibres[w + __builtin_ctz(rest)].state = kRunning;
+    left &= ~group;
+    released = true;
+  }
+  for (unsigned rest = together; rest; rest &= rest - 1) {
+    Fibre& f = fibres[w + __builtin_ctz(rest)];
+    f.ballot = together, f.state = kRunning;
+    released = true;
+  }
+  return released;
 }
 
 inline void run_block() {
   touched_barrier = false;
-  start(0);
-  resume(0);
-  if (!touched_barrier) {  // thread 0 met no barrier, so no other may: plain calls
-    direct = true;
-    for (int t = 1; t < threads; ++t) set_thread(t), body(body_argument);
-    direct = false;
-    return;
-  }
-  for (int t = 1; t < threads; ++t) start(t);
+  for (next_thread = 0; next_thread < threads;) begin();
+  if (!touched_barrier) return;
   for (bool backwards = true;; backwards = !backwards) {  // both directions, to expose a missing barrier
     bool progress = false;
     int done = 0;
-    for (int i = 0; i < threads; ++i) {
-      int t = backwards ? threads - 1 - i : i;
-      if (fibres[t].state == kRunning) resume(t), progress = true;
-    }
     for (int t = 0; t < threads; ++t) done += fibres[t].state == kDone;
     if (done == threads) return;
-    for (int w = 0; w < threads; w += kWarp)
-      progress |= release(w, w + kWarp < threads ? w + kWarp : threads, kWarpBarrier);
-    progress |= release(0, threads, kBlock);
+    for (int w = 0; w < threads; w += kWarp) progress |= release_warp(w);
+    progress |= release_block();
     if (!progress) {
       fail(done ? "a barrier that threads which have left will never reach" : "threads wait at different barriers");
       return;
     }
+    for (int i = 0; i < threads; ++i) {
+      int t = backwards ? threads - 1 - i : i;
+      if (fibres[t].state == kRunning) resume(t);
+    }
+    if (message[0]) return;
   }
 }
 
@@ -203,36 +258,63 @@ inline const char* launch(void (*kernel)(A...), const unsigned* grid, const unsi
 }
 
 template <typename T>
-inline T shuffle(T v, int from_lane) {
+inline T shuffle(unsigned mask, T v, int from_lane) {
   static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
   Fibre& me = fibres[current];
-  int parity = me.parity;
-  me.parity ^= 1;
-  std::memcpy(&me.slot[parity], &v, sizeof v);
-  wait(kWarpBarrier);
-  int warp = current / kWarp * kWarp, source = warp + from_lane;
-  if (from_lane < 0 || from_lane >= kWarp || source >= threads) return v;
-  std::memcpy(&v, &fibres[source].slot[parity], sizeof v);
+  const int source = current / kWarp * kWarp + from_lane;
+  const bool there = from_lane >= 0 && from_lane < kWarp && source < threads;
+  me.in = 0;
+  std::memcpy(&me.in, &v, sizeof v);
+  wait(kWarpBarrier, mask, there ? source : current);
+  std::memcpy(&v, &me.out, sizeof v);
   return v;
+}
+
+// Return the lanes of a mask whose predicate is true.
+inline unsigned vote(unsigned mask, bool predicate) {
+  fibres[current].in = predicate;
+  wait(kWarpBarrier, mask);
+  return fibres[current].ballot;
+}
+
+inline void block_vote(bool predicate) {
+  fibres[current].in = predicate;
+  wait(kBlock);
 }
 
 }  // namespace emulator
 
 inline void __syncthreads() { emulator::wait(emulator::kBlock); }
-inline void __syncwarp(unsigned = 0xffffffffu) { emulator::wait(emulator::kWarpBarrier); }
+inline int __syncthreads_count(int predicate) {
+  emulator::block_vote(predicate);
+  return emulator::block_votes;
+}
+inline int __syncthreads_or(int predicate) { return __syncthreads_count(predicate) != 0; }
+inline int __syncthreads_and(int predicate) {
+  emulator::block_vote(predicate);
+  return emulator::block_votes == emulator::block_voters;
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::wait(emulator::kWarpBarrier, mask); }
+inline unsigned __ballot_sync(unsigned mask, int predicate) { return emulator::vote(mask, predicate); }
+inline int __any_sync(unsigned mask, int predicate) { return emulator::vote(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return emulator::vote(mask, !predicate) == 0; }
+inline unsigned __activemask() {
+  emulator::wait(emulator::kConverge);
+  return emulator::fibres[emulator::current].ballot;
+}
 inline void __threadfence() {}
 
 template <typename T>
-inline T __shfl_xor_sync(unsigned, T v, int mask) {
-  return emulator::shuffle(v, (emulator::current % 32) ^ mask);
+inline T __shfl_xor_sync(unsigned lanes, T v, int mask) {
+  return emulator::shuffle(lanes, v, (emulator::current % 32) ^ mask);
 }
 template <typename T>
-inline T __shfl_sync(unsigned, T v, int lane) {
-  return emulator::shuffle(v, lane);
+inline T __shfl_sync(unsigned lanes, T v, int lane) {
+  return emulator::shuffle(lanes, v, lane & 31);
 }
 template <typename T>
-inline T __shfl_down_sync(unsigned, T v, int delta) {
-  return emulator::shuffle(v, emulator::current % 32 + delta);
+inline T __shfl_down_sync(unsigned lanes, T v, int delta) {
+  return emulator::shuffle(lanes, v, emulator::current % 32 + delta);
 }
 
 inline unsigned atomicAdd(unsigned* p, unsigned v) {

@@ -1,7 +1,6 @@
 // What CuPy's own kernels need on top of xpnet's emulator header.
 #pragma once
 #include <math.h>
-#include <cassert>
 #include <cstddef>
 #include <cstdlib>
 #include <climits>
@@ -10,6 +9,8 @@
 #include <xmmintrin.h>
 #include <string_view>
 #include "cuda_emulator.hpp"
+#include "assert.h"
+[[noreturn]] inline void __trap() { __builtin_trap(); }
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) __attribute__((aligned(n)))
 #define __constant__
@@ -106,24 +107,25 @@ inline T __ldg(const T* p) {
   return *p;
 }
 template <typename T>
-inline T __shfl_up_sync(unsigned, T v, int d, int width = 32) {
+inline T __shfl_up_sync(unsigned lanes, T v, int d, int width = 32) {
   int l = emulator::current % 32;
-  T r = emulator::shuffle(v, l % width >= d ? l - d : l);
+  T r = emulator::shuffle(lanes, v, l % width >= d ? l - d : l);
   return r;
 }
 template <typename T>
-inline T __shfl_xor_sync(unsigned, T v, int m, int) {
-  return emulator::shuffle(v, (emulator::current % 32) ^ m);
+inline T __shfl_xor_sync(unsigned lanes, T v, int m, int width) {
+  int l = emulator::current % 32, from = l ^ m;  // a lane of a segment further down may be read, none further up
+  return emulator::shuffle(lanes, v, from / width <= l / width ? from : l);
 }
 template <typename T>
-inline T __shfl_down_sync(unsigned, T v, int d, int width) {
+inline T __shfl_down_sync(unsigned lanes, T v, int d, int width) {
   int l = emulator::current % 32;
-  return emulator::shuffle(v, l % width + d < width ? l + d : l);
+  return emulator::shuffle(lanes, v, l % width + d < width ? l + d : l);
 }
 template <typename T>
-inline T __shfl_sync(unsigned, T v, int lane, int width) {
+inline T __shfl_sync(unsigned lanes, T v, int lane, int width) {
   int l = emulator::current % 32;
-  return emulator::shuffle(v, l / width * width + lane % width);
+  return emulator::shuffle(lanes, v, l / width * width + lane % width);
 }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }

@@ -1,0 +1,171 @@
+"""What a kernel may do within a block and a warp, and how it ends when it fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.software_gpu.rules import program
+
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("software_gpu")]
+
+
+def run(body: str, threads: int = 64, before: str = "", dtype: Any = np.float64, **named: Any) -> np.ndarray[Any, Any]:
+    """Run a kernel with an array `x`, one element a thread; return the array."""
+    import cupy
+
+    x = cupy.zeros(threads, dtype)
+    kind = {"d": "double", "f": "float", "i": "int", "I": "unsigned"}[x.dtype.char]
+    source = before + f'extern "C" __global__ void k({kind}* x) {{ const int t = threadIdx.x, lane = t & 31; {body} }}'
+    cupy.RawKernel(source, "k", **named)((1,), (threads,), (x,))
+    return x.get()
+
+
+def test_large_local_arrays_do_not_meet_another_threads():
+    x = run(
+        "volatile double keep[64]; for (int i = 0; i < 64; ++i) keep[i] = t;"
+        "__syncthreads(); double s = t & 1 ? g(8, t) : 8 * t; __syncthreads();"
+        "for (int i = 0; i < 64; ++i) s += keep[i]; x[t] = s;",
+        before="__device__ __noinline__ double g(int n, int t) { double b[16384 * 3]; for (int i = 0; i < n; ++i) b[i] = t;"
+        "__syncwarp(0xaaaaaaaau); double s = 0; for (int i = 0; i < n; ++i) s += b[i]; return s; }",
+    )
+    assert np.array_equal(x, 72 * np.arange(64.0))
+
+
+@pytest.mark.parametrize("barrier", ["", "__syncthreads();"])
+def test_a_frame_that_is_larger_than_the_stack_is_a_fault(barrier):
+    lines = program(f"""
+kernel = cupy.RawKernel('''
+__device__ __noinline__ float g(int n) {{ float b[400000]; for (int i = 0; i < n; ++i) b[i] = i; return b[n / 2]; }}
+extern "C" __global__ void large(float* x, int n) {{ {barrier} if (threadIdx.x == 5) x[0] = g(n); {barrier} }}''', "large")
+x = cupy.zeros(1, np.float32)
+error(lambda: (kernel((1,), (64,), (x, 8)), runtime.deviceSynchronize()))
+""")
+    assert lines[0].startswith("700 CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered: large: illegal access")
+    assert lines[0].endswith("local memory is more than 1024 KiB (on a GPU 512 KiB are the most)")
+
+
+@pytest.mark.parametrize("dtype", ["b", "h", "i", "l", "B", "H", "I", "L"])
+def test_division_of_integers_never_traps(dtype):
+    import cupy
+
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    a = np.array([least, least, 7, 5, 0, least, most], dtype)
+    b = np.array([-1 if least else most, 1, 2, 0, 0, 0, 0], dtype)
+    with np.errstate(all="ignore"):
+        quotient, remainder = a // b, a % b
+    assert np.array_equal((cupy.asarray(a) // cupy.asarray(b)).get(), quotient)
+    assert np.array_equal((cupy.asarray(a) % cupy.asarray(b)).get(), remainder)
+
+
+@pytest.mark.parametrize("kind", ["short", "unsigned short", "int", "unsigned", "long long", "unsigned long long"])
+def test_kernels_divide_by_zero_and_by_minus_one(kind):
+    """With the divisor in a register and in memory, in all forms of addresses that g++ makes."""
+    import cupy
+
+    source = f"""extern "C" __global__ void k(const {kind}* a, const {kind}* b, {kind}* q, int n, int stride) {{
+      volatile {kind} local[300]; static {kind} shared[4];
+      for (int i = 0; i < n; ++i) {{
+        local[0] = local[i] = local[299] = shared[i & 3] = b[i];
+        q[i] = a[i] / b[i]; q[n + i] = a[i] % b[i]; q[2 * n + i] = a[i] / local[i]; q[3 * n + i] = a[i] % local[299];
+        q[4 * n + i] = a[i] / shared[i & 3]; q[5 * n + i] = a[i] / b[i * stride]; q[6 * n + i] = a[i] / local[0];
+      }}
+    }}"""
+    names = {"short": "int16", "unsigned short": "uint16", "int": "int32", "unsigned": "uint32", "long long": "int64"}
+    dtype = np.dtype(names.get(kind, "uint64"))
+    signed = dtype.kind == "i"
+    a = np.array([np.iinfo(dtype).min if signed else 9, 9, 7, 0], dtype)
+    b = np.array([-1 if signed else 1, 0, 2, 0], dtype)
+    q = cupy.zeros((7, 4), dtype)
+    cupy.RawKernel(source, "k")((1,), (1,), (cupy.asarray(a), cupy.asarray(b), q, np.int32(4), np.int32(1)))
+    ones = np.array(-1).astype(dtype)
+    quotient, remainder = [a[0], ones, 3, ones], [0, 9, 1, 0]
+    for row, found in enumerate(q.get()):
+        assert found.tolist() == [int(v) for v in (remainder if row in (1, 3) else quotient)], row
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("assert(x[0] == 1 && n > 0);", "710 CUDA_ERROR_ASSERT: device-side assert triggered: k: k.cu:2: void k(int*, int): "
+         "block: [1,0,0], thread: [3,0,0] Assertion `x[0] == 1 && n > 0` failed"),
+        ("__trap();", "719 CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure: k: it ends itself (__trap)"),
+        ("__builtin_trap();", "719 CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure: k: it ends itself (__trap)"),
+        ("abort();", "719 CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure: k: it ends itself (abort)"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("barrier", ["", "__syncthreads();"])
+def test_a_kernel_that_ends_itself_is_a_fault_that_stays(statement, said, barrier):
+    lines = program(f"""
+kernel = cupy.RawKernel('''#include <cassert>
+extern "C" __global__ void k(int* x, int n) {{ {barrier} if (blockIdx.x == 1 && threadIdx.x == 3) {{ {statement} }} {barrier} }}''', "k")
+x = cupy.zeros(1, np.int32)
+error(lambda: (kernel((2,), (8,), (x, 1)), runtime.deviceSynchronize()))
+error(runtime.deviceSynchronize)
+""")
+    assert lines[0].split(" thread")[0].split("k.cu")[0] == said.split(" thread")[0].split("k.cu")[0], lines
+    assert lines[0].endswith(said.split(": ")[-1]), lines
+    assert len(lines) == 2
+    assert said.split()[0] in lines[1]
+
+
+def test_assertions_that_hold_or_are_turned_off():
+    assert run("assert(t >= 0); x[t] = 1;", before="#include <assert.h>\n").all()
+    assert run("assert(t < 0); x[t] = 1;", before="#define NDEBUG\n#include <assert.h>\n").all()
+
+
+def test_exceptions_do_not_compile():
+    import cupy
+
+    with pytest.raises(cupy.cuda.compiler.CompileException, match="exception"):
+        cupy.RawKernel('extern "C" __global__ void k() { throw 1; }', "k").compile()
+
+
+def test_only_some_warps_shuffle():
+    x = run("double v = t; if (t >= 32) v = __shfl_xor_sync(0xffffffffu, v, 1); x[t] = v;")
+    assert np.array_equal(x, np.r_[np.arange(32), np.arange(32, 64) ^ 1])
+
+
+def test_only_some_lanes_shuffle():
+    x = run("double v = t; if (lane >= 20) { v = __shfl_down_sync(0xfff00000u, v, 1); v = __shfl_sync(0xfff00000u, v, 20); }"
+            "x[t] = v + __shfl_sync(0xffffffffu, v, 3);", 64)  # fmt: skip
+    lane, base = np.arange(64) & 31, np.arange(64) & 32
+    assert np.array_equal(x, np.where(lane < 20, lane, 21) + base + base + 3)
+
+
+def test_two_groups_of_a_warp_shuffle_apart():
+    x = run("double v = t; if (lane & 1) for (int i = 1; i < 32; i *= 2) { if (i > 1) v += __shfl_xor_sync(0xaaaaaaaau, v, i); }"
+            "else v = __shfl_sync(0x55555555u, v, 6); x[t] = v;", 32)  # fmt: skip
+    assert np.array_equal(x, np.where(np.arange(32) % 2, 256, 6))
+
+
+def test_votes():
+    x = run(
+        "int any = __any_sync(0xffffffffu, t == 40), all = __all_sync(0xffffffffu, t >= 32);"
+        "int count = __syncthreads_count(t % 5 == 0);"
+        "int either = __syncthreads_or(t == 9), both = __syncthreads_and(t < 64), not_both = __syncthreads_and(t < 63);"
+        "unsigned odd = 0; if (lane & 1) odd = __activemask();"
+        "x[t] = any == (t >= 32) && all == (t >= 32) && count == 13 && either && both && !not_both"
+        "       && odd == (lane & 1 ? 0xaaaaaaaau : 0u);"
+    )
+    assert x.all()
+    y = run("x[t] = __ballot_sync(0xffffffffu, t % 3 == 0);", dtype=np.uint32)
+    assert [f"{v:08x}" for v in (y[0], y[63])] == [f"{sum(1 << i for i in range(32) if (i + w) % 3 == 0):08x}" for w in (0, 32)]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("if (t != 3) __syncwarp();", "a barrier that threads which have left will never reach"),
+        ("if (t & 1) __syncwarp(0x55555555u);", "a thread that is not in the mask of its own instruction"),
+        ("if (t & 1) __syncthreads(); else __syncwarp();", "threads wait at different barriers"),
+    ],
+)
+def test_lanes_that_a_mask_names_have_to_come(body, said):
+    lines = program(f"""
+kernel = cupy.RawKernel('extern "C" __global__ void k() {{ const int t = threadIdx.x; {body} }}', "k")
+error(lambda: (kernel((1,), (32,), ()), runtime.deviceSynchronize()))
+""")
+    assert lines[0].startswith(f"719 CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure: k: {said}")
