@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from . import build
 
-SCHEDULES = ("eager", "lazy", "early-copies", "early-kernels", "random:SEED")
+SCHEDULES = ("eager", "lazy", "lazy-forwards", "early-copies", "early-kernels", "random:SEED")
 """When submitted work runs, as streams and events allow: csrc/device/schedule.cpp. $SOFTWARE_GPU_SCHEDULE names one."""
 
 _ERRORS = {

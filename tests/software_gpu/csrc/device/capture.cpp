@@ -3,9 +3,33 @@
 
 namespace software_gpu {
 
-struct Exec {
-  std::shared_ptr<std::vector<Work>> work;  // also of launches that have not run yet
+struct Nodes {  // also of launches that have not run yet
+  std::vector<Work> work;      // in the order of recording
+  std::vector<size_t> latest;  // another order that the edges allow: of the nodes that may run, always the last one
 };
+struct Exec {
+  std::shared_ptr<Nodes> nodes;
+  Point last{nullptr, 0};  // its last launch, which the next one waits for
+};
+static std::vector<size_t> latest_first(const Graph& graph) {
+  const size_t n = graph.work.size();
+  std::vector<size_t> missing(n), order;
+  std::vector<std::vector<size_t>> next(n);
+  std::set<size_t> ready;
+  for (size_t i = 0; i < n; ++i) {
+    missing[i] = graph.after[i].size();
+    for (size_t before : graph.after[i]) next[before].push_back(i);
+    if (!missing[i]) ready.insert(i);
+  }
+  while (!ready.empty()) {
+    const size_t i = *ready.rbegin();
+    ready.erase(i);
+    order.push_back(i);
+    for (size_t later : next[i])
+      if (!--missing[later]) ready.insert(later);
+  }
+  return order;
+}
 static std::set<Graph*> graphs;
 static std::set<Exec*> execs;
 
@@ -115,7 +139,7 @@ API cudaError_t cudaGraphInstantiate(cudaGraphExec_t* x, cudaGraph_t gr, unsigne
   Guard g(lock);
   if (cudaError_t e = refused()) return e;
   if (!graphs.count((Graph*)gr)) return fail(cudaErrorInvalidValue, "no such graph; was it destroyed?");
-  Exec* made = new Exec{std::make_shared<std::vector<Work>>(((Graph*)gr)->work)};
+  Exec* made = new Exec{std::make_shared<Nodes>(Nodes{((Graph*)gr)->work, latest_first(*(Graph*)gr)})};
   execs.insert(made);
   *x = (cudaGraphExec_t)made;
   return cudaSuccess;
@@ -142,9 +166,15 @@ API cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t st) {
   Stream* s = find(st);
   if (!s) return fail(cudaErrorInvalidResourceHandle, "no such stream");
   if (!execs.count((Exec*)x)) return fail(cudaErrorInvalidValue, "no such graph; was it destroyed?");
-  std::shared_ptr<std::vector<Work>> work = ((Exec*)x)->work;
-  return submit(s, [=] {
-    for (Work& w : *work)
-      if (!sticky) w();
+  Exec* exec = (Exec*)x;
+  std::shared_ptr<Nodes> nodes = exec->nodes;
+  const bool recorded = s->capture != nullptr;
+  if (!recorded && exec->last.stream) s->pending.push_back(exec->last);
+  cudaError_t e = submit(s, [nodes] {
+    const bool other = out_of_order();
+    for (size_t i = 0; i < nodes->work.size(); ++i)
+      if (!sticky) nodes->work[other ? nodes->latest[i] : i]();
   });
+  if (!recorded && !e) exec->last = {s, s->submitted};
+  return e;
 }

@@ -148,6 +148,7 @@ struct Stream {
   std::shared_ptr<Capture> capture;
   std::set<size_t> tail;  // in a capture: the graph's nodes that the next one comes after
   int asked = 0;  // whether its work is done, since it last ran something
+  double asked_since = 0;  // milliseconds
   unsigned long long serial = ++made;
   inline static unsigned long long made = 0;
 };
@@ -180,6 +181,14 @@ void drain(Stream* stream);
 void drain_all();
 // Run everything that a device's streams have.
 void drain_device(int device);
+// Run what a stream's synchronisation waits for: for the legacy stream, the blocking ones too, also destroyed ones.
+void synchronise(Stream* stream);
+// Return whether a stream's synchronisation would wait for nothing. As for `done`.
+bool idle(Stream* stream);
+// Whether the nodes of a graph run in another order than they were recorded in.
+bool out_of_order();
+// Milliseconds of a clock.
+double now();
 // Return whether a stream has run up to an operation's number. Does not run it, unless asked very often.
 bool done(Stream* stream, unsigned long long upto);
 

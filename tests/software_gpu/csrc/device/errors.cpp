@@ -104,6 +104,7 @@ static const std::map<int, Name> names = {
     {704, {"cudaErrorPeerAccessAlreadyEnabled", "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED",
            "peer access is already enabled"}},
     {705, {"cudaErrorPeerAccessNotEnabled", "CUDA_ERROR_PEER_ACCESS_NOT_ENABLED", "peer access has not been enabled"}},
+    {710, {"cudaErrorAssert", "CUDA_ERROR_ASSERT", "device-side assert triggered"}},
     {712, {"cudaErrorHostMemoryAlreadyRegistered", "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
            "part or all of the requested memory range is already mapped"}},
     {713, {"cudaErrorHostMemoryNotRegistered", "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",

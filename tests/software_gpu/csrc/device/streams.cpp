@@ -42,7 +42,7 @@ static Event* find(cudaEvent_t e) {
 }
 static cudaError_t no_stream() { return fail(cudaErrorInvalidResourceHandle, "no such stream; was it destroyed?"); }
 static cudaError_t no_event() { return fail(cudaErrorInvalidResourceHandle, "no such event; was it destroyed?"); }
-static double now() { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now() { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 static cudaError_t captured(Event* e, const char* call) {
   return e->capture->ended ? fail(cudaErrorCapturedEvent, call) : invalidate(*e->capture, cudaErrorCapturedEvent, call);
@@ -111,10 +111,7 @@ API cudaError_t cudaStreamSynchronize(cudaStream_t st) {
       if (x->capture && x->blocking && x->device == s->device) x->capture->invalid = true;
     return fail(cudaErrorStreamCaptureImplicit, "cudaStreamSynchronize of the legacy stream");
   }
-  drain(s);
-  if (s->legacy)
-    for (Stream* x : std::set<Stream*>(streams))
-      if (x->blocking && x->device == s->device) drain(x);
+  synchronise(s);
   return waited();
 }
 API cudaError_t cudaStreamQuery(cudaStream_t st) {
@@ -124,7 +121,7 @@ API cudaError_t cudaStreamQuery(cudaStream_t st) {
   if (!s) return no_stream();
   if (s->capture) return invalidate(*s->capture, cudaErrorStreamCaptureUnsupported, "cudaStreamQuery");
   if (s->legacy && any_blocking_capture(s->device)) return fail(cudaErrorStreamCaptureImplicit, "cudaStreamQuery of the legacy stream");
-  return done(s, s->submitted) ? cudaSuccess : cudaErrorNotReady;
+  return idle(s) ? cudaSuccess : cudaErrorNotReady;
 }
 API cudaError_t cudaStreamWaitEvent(cudaStream_t st, cudaEvent_t ev, unsigned) {
   Guard g(lock);

@@ -345,7 +345,15 @@ API int nvrtcGetLoweredName(P p, const char* e, const char** out) {
   *out = i->second.c_str();
   return kSuccess;
 }
+// Tell the device, where it is loaded, that the host does not wait for it.
+static void busy(int change) {
+  if (auto tell = (void (*)(int))dlsym(RTLD_DEFAULT, "software_gpu_busy")) tell(change);
+}
 API int nvrtcCompileProgram(P p, int n, const char** options) {
+  struct Busy {
+    Busy() { busy(1); }
+    ~Busy() { busy(-1); }
+  } compiles;
   if (!p) return kInvalidProgram;
   p->log.clear(), p->code.clear(), p->lowered.clear();
   Options o = parsed(n, options);
