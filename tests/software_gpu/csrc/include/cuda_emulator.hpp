@@ -23,7 +23,12 @@
 struct uint3 {
   unsigned x, y, z;
 };
-typedef uint3 dim3;
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+  constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
+  constexpr operator uint3() const { return {x, y, z}; }
+};
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
 

@@ -183,8 +183,6 @@ inline unsigned __brev(unsigned v) {
   for (int i = 0; i < 32; ++i) r |= (v >> i & 1u) << (31 - i);
   return r;
 }
-inline unsigned short __float2half_rn(float v) { return emulator_float_to_half(v); }
-inline float __half2float(unsigned short v) { return emulator_half_to_float(v); }
 
 #define SOFTWARE_GPU_MINMAX(T)                  \
   inline T min(T a, T b) { return b < a ? b : a; } \
@@ -230,3 +228,4 @@ SOFTWARE_GPU_ATOMIC(atomicMin, long long, v < old ? v : old)
 SOFTWARE_GPU_ATOMIC(atomicMax, long long, v > old ? v : old) SOFTWARE_GPU_ATOMIC(atomicAdd, int, old + v)
     SOFTWARE_GPU_ATOMIC(atomicAdd, unsigned long long, old + v) SOFTWARE_GPU_ATOMIC(atomicAdd, float, old + v)
     SOFTWARE_GPU_ATOMIC(atomicAdd, double, old + v) SOFTWARE_GPU_ATOMIC(atomicSub, int, old - v) SOFTWARE_GPU_ATOMIC(atomicSub, unsigned, old - v)
+#include "device_functions.hpp"

@@ -1,0 +1,218 @@
+// CUDA's vector types, and its functions that need nothing of the emulator but shuffles.
+#pragma once
+
+// ---- vector types: as large and as aligned as CUDA's ----
+
+#define SOFTWARE_GPU_VECTORS(NAME, T, A2, A4)                                    \
+  struct NAME##1 {                                                               \
+    T x;                                                                         \
+  };                                                                             \
+  struct alignas(A2) NAME##2 {                                                   \
+    T x, y;                                                                      \
+  };                                                                             \
+  struct alignas(A4) NAME##4 {                                                   \
+    T x, y, z, w;                                                                \
+  };                                                                             \
+  inline NAME##1 make_##NAME##1(T x) { return {x}; }                             \
+  inline NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                     \
+  inline NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+#define SOFTWARE_GPU_VECTOR3(NAME, T) \
+  struct NAME##3 {                    \
+    T x, y, z;                        \
+  };
+#define SOFTWARE_GPU_MAKE3(NAME, T) \
+  inline NAME##3 make_##NAME##3(T x, T y, T z) { return {x, y, z}; }
+SOFTWARE_GPU_VECTORS(char, signed char, 2, 4)
+SOFTWARE_GPU_VECTORS(uchar, unsigned char, 2, 4)
+SOFTWARE_GPU_VECTORS(short, short, 4, 8)
+SOFTWARE_GPU_VECTORS(ushort, unsigned short, 4, 8)
+SOFTWARE_GPU_VECTORS(int, int, 8, 16)
+SOFTWARE_GPU_VECTORS(uint, unsigned, 8, 16)
+SOFTWARE_GPU_VECTORS(long, long, 16, 16)
+SOFTWARE_GPU_VECTORS(ulong, unsigned long, 16, 16)
+SOFTWARE_GPU_VECTORS(longlong, long long, 16, 16)
+SOFTWARE_GPU_VECTORS(ulonglong, unsigned long long, 16, 16)
+SOFTWARE_GPU_VECTORS(float, float, 8, 16)
+SOFTWARE_GPU_VECTORS(double, double, 16, 16)
+SOFTWARE_GPU_VECTOR3(char, signed char)
+SOFTWARE_GPU_VECTOR3(uchar, unsigned char)
+SOFTWARE_GPU_VECTOR3(short, short)
+SOFTWARE_GPU_VECTOR3(ushort, unsigned short)
+SOFTWARE_GPU_VECTOR3(int, int)
+SOFTWARE_GPU_VECTOR3(longlong, long long)
+SOFTWARE_GPU_VECTOR3(float, float)
+SOFTWARE_GPU_VECTOR3(double, double)
+SOFTWARE_GPU_MAKE3(char, signed char)
+SOFTWARE_GPU_MAKE3(uchar, unsigned char)
+SOFTWARE_GPU_MAKE3(short, short)
+SOFTWARE_GPU_MAKE3(ushort, unsigned short)
+SOFTWARE_GPU_MAKE3(int, int)
+SOFTWARE_GPU_MAKE3(uint, unsigned)
+SOFTWARE_GPU_MAKE3(longlong, long long)
+SOFTWARE_GPU_MAKE3(float, float)
+SOFTWARE_GPU_MAKE3(double, double)
+
+// ---- warps ----
+
+template <typename T>
+inline unsigned __match_any_sync(unsigned mask, T value) {
+  unsigned same = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(mask >> lane & 1)) continue;
+    T other = emulator::shuffle(mask, value, lane);
+    same |= (unsigned)!memcmp(&other, &value, sizeof value) << lane;
+  }
+  return same;
+}
+#define SOFTWARE_GPU_REDUCE(NAME, T, EXPRESSION)                                                      \
+  inline T NAME(unsigned mask, T value) {                                                             \
+    const int first = __builtin_ctz(mask);                                                            \
+    T a = emulator::shuffle(mask, value, first);                                                      \
+    for (int lane = first + 1; lane < 32; ++lane) {                                                   \
+      if (!(mask >> lane & 1) || emulator::current / 32 * 32 + lane >= emulator::threads) continue;   \
+      T b = emulator::shuffle(mask, value, lane);                                                     \
+      a = EXPRESSION;                                                                                 \
+    }                                                                                                 \
+    return a;                                                                                         \
+  }
+SOFTWARE_GPU_REDUCE(__reduce_add_sync, int, a + b)
+SOFTWARE_GPU_REDUCE(__reduce_add_sync, unsigned, a + b)
+SOFTWARE_GPU_REDUCE(__reduce_min_sync, int, min(a, b))
+SOFTWARE_GPU_REDUCE(__reduce_min_sync, unsigned, min(a, b))
+SOFTWARE_GPU_REDUCE(__reduce_max_sync, int, max(a, b))
+SOFTWARE_GPU_REDUCE(__reduce_max_sync, unsigned, max(a, b))
+SOFTWARE_GPU_REDUCE(__reduce_and_sync, unsigned, a & b)
+SOFTWARE_GPU_REDUCE(__reduce_or_sync, unsigned, a | b)
+SOFTWARE_GPU_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
+
+// ---- atomics ----
+
+SOFTWARE_GPU_ATOMIC(atomicExch, float, v)
+SOFTWARE_GPU_ATOMIC(atomicInc, unsigned, old >= v ? 0 : old + 1)
+SOFTWARE_GPU_ATOMIC(atomicDec, unsigned, old == 0 || old > v ? v : old - 1)
+
+// ---- memory and time ----
+
+#define SOFTWARE_GPU_LOAD(NAME) \
+  template <typename T>         \
+  inline T NAME(const T* p) {   \
+    return *p;                  \
+  }
+#define SOFTWARE_GPU_STORE(NAME)                           \
+  template <typename T>                                    \
+  inline void NAME(T* p, std::common_type_t<T> v) {        \
+    *p = v;                                                \
+  }
+SOFTWARE_GPU_LOAD(__ldcs)
+SOFTWARE_GPU_LOAD(__ldcg)
+SOFTWARE_GPU_LOAD(__ldca)
+SOFTWARE_GPU_LOAD(__ldlu)
+SOFTWARE_GPU_LOAD(__ldcv)
+SOFTWARE_GPU_STORE(__stcs)
+SOFTWARE_GPU_STORE(__stcg)
+SOFTWARE_GPU_STORE(__stwb)
+SOFTWARE_GPU_STORE(__stwt)
+inline long long clock64() { return (long long)__builtin_ia32_rdtsc(); }
+#define clock() ((int)clock64())
+inline void __nanosleep(unsigned) {}
+
+// ---- integers ----
+
+inline int __ffsll(long long v) { return __builtin_ffsll(v); }
+inline unsigned long long __brevll(unsigned long long v) {
+  return (unsigned long long)__brev((unsigned)v) << 32 | __brev((unsigned)(v >> 32));
+}
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const unsigned long long bytes = (unsigned long long)y << 32 | x;
+  unsigned out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned s = selector >> 4 * i;
+    unsigned byte = (unsigned)(bytes >> 8 * (s & 7)) & 255;
+    if (s & 8) byte = byte & 128 ? 255 : 0;  // its sign instead
+    out |= byte << 8 * i;
+  }
+  return out;
+}
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned n) {
+  return (unsigned)(((unsigned long long)high << 32 | low) << (n & 31) >> 32);
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned n) {
+  return (unsigned)(((unsigned long long)high << 32 | low) >> (n & 31));
+}
+inline int __mul24(int a, int b) { return (a << 8 >> 8) * (b << 8 >> 8); }
+inline unsigned __umul24(unsigned a, unsigned b) { return (a & 0xffffffu) * (b & 0xffffffu); }
+inline unsigned __sad(int a, int b, unsigned c) { return (a < b ? (unsigned)b - (unsigned)a : (unsigned)a - (unsigned)b) + c; }
+inline unsigned __usad(unsigned a, unsigned b, unsigned c) { return (a < b ? b - a : a - b) + c; }
+inline int __hadd(int a, int b) { return (int)(((long long)a + b) >> 1); }
+inline int __rhadd(int a, int b) { return (int)(((long long)a + b + 1) >> 1); }
+inline long long __mul64hi(long long a, long long b) { return (long long)(((__int128)a * b) >> 64); }
+
+// The smaller and the larger of two numbers of different types, in the type that both are converted to.
+template <typename A, typename B, typename = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B> && !std::is_same_v<A, B>>>
+inline std::common_type_t<A, B> min(A a, B b) {
+  using T = std::common_type_t<A, B>;
+  return min((T)a, (T)b);
+}
+template <typename A, typename B, typename = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B> && !std::is_same_v<A, B>>>
+inline std::common_type_t<A, B> max(A a, B b) {
+  using T = std::common_type_t<A, B>;
+  return max((T)a, (T)b);
+}
+
+// ---- floating point ----
+
+inline float __saturatef(float v) { return v > 0 ? v < 1 ? v : 1 : 0; }  // 0 of NaN
+inline float fdividef(float a, float b) { return a / b; }
+inline float __sinf(float v) { return sinf(v); }
+inline float __cosf(float v) { return cosf(v); }
+inline float __tanf(float v) { return tanf(v); }
+inline void __sincosf(float v, float* s, float* c) { *s = sinf(v), *c = cosf(v); }
+inline float __log2f(float v) { return log2f(v); }
+inline float __log10f(float v) { return log10f(v); }
+inline float __exp10f(float v) { return powf(10.0f, v); }
+inline float sinpif(float v) { return (float)::sin(v * 3.14159265358979323846); }
+inline float cospif(float v) { return (float)::cos(v * 3.14159265358979323846); }
+inline float normcdff(float v) { return (float)normcdf((double)v); }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float v) { return sqrtf(v); }
+inline float __frcp_rn(float v) { return 1.0f / v; }
+inline float __frsqrt_rn(float v) { return (float)(1.0 / ::sqrt((double)v)); }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __dsqrt_rn(double v) { return ::sqrt(v); }
+inline double __drcp_rn(double v) { return 1.0 / v; }
+
+namespace software_gpu {
+// Convert as PTX does: what is too large is the type's largest; NaN is 0, or the largest power of two in an integer from a double.
+template <typename I, typename F>
+inline I to_integer(F v) {
+  if (v != v) return sizeof(F) == 8 || sizeof(I) == 8 ? (I)((I)1 << (8 * sizeof(I) - 1)) : 0;
+  const I most = std::is_signed_v<I> ? (I)~((unsigned long long)1 << 63 >> (64 - 8 * sizeof(I))) : (I)-1, least = -most - 1;
+  if (v >= (F)most) return most;
+  if (v <= (F)(std::is_signed_v<I> ? least : 0)) return std::is_signed_v<I> ? least : 0;
+  return (I)v;
+}
+}  // namespace software_gpu
+#define SOFTWARE_GPU_ROUND(NAME, I, F)                                                    \
+  inline I NAME##_rn(F v) { return software_gpu::to_integer<I>((F)__builtin_rint(v)); }   \
+  inline I NAME##_rz(F v) { return software_gpu::to_integer<I>((F)__builtin_trunc(v)); }  \
+  inline I NAME##_rd(F v) { return software_gpu::to_integer<I>((F)__builtin_floor(v)); }  \
+  inline I NAME##_ru(F v) { return software_gpu::to_integer<I>((F)__builtin_ceil(v)); }
+SOFTWARE_GPU_ROUND(__float2int, int, float)
+SOFTWARE_GPU_ROUND(__float2uint, unsigned, float)
+SOFTWARE_GPU_ROUND(__float2ll, long long, float)
+SOFTWARE_GPU_ROUND(__float2ull, unsigned long long, float)
+SOFTWARE_GPU_ROUND(__double2int, int, double)
+SOFTWARE_GPU_ROUND(__double2uint, unsigned, double)
+SOFTWARE_GPU_ROUND(__double2ll, long long, double)
+SOFTWARE_GPU_ROUND(__double2ull, unsigned long long, double)
+inline float __int2float_rn(int v) { return (float)v; }
+inline float __uint2float_rn(unsigned v) { return (float)v; }
+inline float __ll2float_rn(long long v) { return (float)v; }
+inline float __ull2float_rn(unsigned long long v) { return (float)v; }
+inline double __int2double_rn(int v) { return v; }
+inline double __uint2double_rn(unsigned v) { return v; }
+inline double __ll2double_rn(long long v) { return (double)v; }
+inline double __ull2double_rn(unsigned long long v) { return (double)v; }
+inline float __double2float_rn(double v) { return (float)v; }
