@@ -327,14 +327,18 @@ def _between_gpus(array: Any) -> Any:
     """
     import cupy
 
+    # Each call is made on the device of its stream: the default stream is that of whichever device is current.
     here = cupy.cuda.get_current_stream()
     with array.device:
         if not (array.flags.c_contiguous or array.flags.f_contiguous):
             array = cupy.ascontiguousarray(array)
         there = cupy.cuda.get_current_stream()
-        here.wait_event(there.record(cupy.cuda.Event(disable_timing=True)))
+        computed = there.record(cupy.cuda.Event(disable_timing=True))
+    here.wait_event(computed)
     copy = cupy.array(array)
-    there.wait_event(here.record(cupy.cuda.Event(disable_timing=True)))
+    copied = here.record(cupy.cuda.Event(disable_timing=True))
+    with array.device:
+        there.wait_event(copied)
     return copy
 
 

@@ -94,6 +94,7 @@ def test_data_weights_and_state_that_do_not_fit():
 
 def test_prediction_goes_on_with_a_smaller_batch():
     model = network()
+    others = xn.to_device(np.zeros(24 * MIB, np.uint8), "cuda")
     expected = xn.to_numpy(model.predict(X[:64], 16))
     before = bytes_in_use()
     for where in ("cpu", "cuda"):
@@ -103,3 +104,4 @@ def test_prediction_goes_on_with_a_smaller_batch():
         del x
         assert bytes_in_use() <= before + 4 * MIB
         np.testing.assert_array_equal(xn.to_numpy(model.predict(X[:64], 16)), expected)
+    assert others.nbytes == 24 * MIB
