@@ -494,7 +494,8 @@ print("right" if (y.get() == np.arange(63, -1, -1)).all() else "wrong")
         assert done.stdout == "wrong\n", done.stderr
     else:
         assert done.returncode
-        assert "CUDA_ERROR_LAUNCH_FAILED" in done.stderr
+        # Which call reports it, one of the driver or of the runtime, depends on when the kernel runs.
+        assert "CUDA_ERROR_LAUNCH_FAILED" in done.stderr or "cudaErrorLaunchFailure" in done.stderr
         assert "barrier" in done.stderr
 
 

@@ -41,6 +41,7 @@ def replayed(function: Callable[[], Any]) -> Any:
     import cupy
 
     pool = cupy.cuda.MemoryPool()
+    cupy.cuda.get_current_stream().synchronize()  # the inputs are there
     with cupy.cuda.Stream(non_blocking=True) as stream, cupy.cuda.using_allocator(pool.malloc):
         stream.begin_capture()
         y = function()

@@ -90,6 +90,7 @@ def test_the_legacy_stream_cannot_be_destroyed_and_events_without_time_have_none
         runtime.eventRecord(event, 0)
     with refuses(*HANDLE, "events that are not recorded, or take no time"):
         runtime.eventElapsedTime(*events)
+    runtime.eventSynchronize(events[1])
     assert runtime.eventElapsedTime(events[1], events[1]) == 0
     for event in events:
         runtime.eventDestroy(event)
