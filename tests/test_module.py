@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import typing
 from typing import Any, cast
 
 import numpy as np
@@ -629,3 +630,47 @@ def test_a_read_only_property_replaces_a_setting() -> None:
             return False
 
     assert list(xn.Sequential([NoBias(3)], input_shape=(4,)).parameters()) == ["0.kernel"]
+
+
+@pytest.mark.parametrize("cls", [xn.Module, xn.Sequential, xn.Dense, xn.Conv2D, xn.LSTM])
+def test_the_annotations_of_a_users_subclass_can_be_resolved(cls: type[xn.Module]) -> None:
+    class Net(cls):  # type: ignore[misc, valid-type]
+        width: int = 3
+
+    assert typing.get_type_hints(Net)["width"] is int
+
+
+@pytest.mark.parametrize(
+    ("x", "named"), [((1.0, 2.0), "float, float"), (3.0, "got float"), (np.array(3.0), "numpy array ()"), (None, "NoneType")]
+)
+def test_predict_names_what_is_no_array_of_examples(x: Any, named: str) -> None:
+    model = xn.Sequential([xn.Dense(2)], input_shape=(3,))
+    with pytest.raises(TypeError, match="predict: expected an array of examples") as raised:
+        model.predict(x)
+    assert named in str(raised.value)
+
+
+@pytest.mark.parametrize("state", ["weights.safetensors", [1.0], np.ones(3), None])
+def test_load_state_names_what_is_no_state(state: Any) -> None:
+    model = xn.Sequential([xn.Dense(2)], input_shape=(3,))
+    with pytest.raises(TypeError, match=f"load_state: expected a mapping .* got {type(state).__name__}; .*load_weights"):
+        model.load_state(state)
+
+
+@pytest.mark.parametrize("function", [xn.inspect.diagnose, xn.inspect.activations])
+def test_inspect_names_what_is_no_model(function: Any) -> None:
+    with pytest.raises(TypeError, match="expected a model, got ndarray"):
+        function(np.ones(3), np.ones(3))
+
+
+def test_what_is_put_after_a_convolution_later_is_applied_before_the_pooling() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 6, 6, 1)).astype(np.float32)
+    model = xn.Sequential([xn.Conv2D(4, 3, padding="same"), xn.MaxPool2D(2)], input_shape=(6, 6, 1))
+    model.predict(x)
+    convolution, pooling = model.layers
+    convolution.after = xn.ops.gelu
+    expected = pooling(xn.ops.gelu(xn.ops.conv2d(x, *(p.array for p in convolution.parameters().values()), padding="same")))
+    np.testing.assert_allclose(model.predict(x), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(model(x).array, expected, rtol=1e-6, atol=1e-6)
+    convolution.after = None
+    assert np.max(np.abs(model.predict(x) - expected)) > 0.01

@@ -75,7 +75,13 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
             f"first axis; for one example use x[None]"
         )
     executor = executor_of(model)
-    whole = len(first) <= batch_size
+    try:
+        whole = len(first) <= batch_size
+    except TypeError:
+        listed = ", ".join(map(backend.describe, parts))
+        raise TypeError(
+            f"predict: expected an array of examples along its first axis (a tuple of them for several inputs), got {listed}"
+        ) from None
     if whole and not several and (y := executor.predict(model, first, True)) is not None:
         return y
     xp, home, device = backend.namespace(*parts), backend.device_of(first), model.context.device
@@ -115,6 +121,8 @@ def runs_on_its_device(function: F) -> F:
 
     @functools.wraps(function)
     def run(model: Module, *args: Any, **keywords: Any) -> Any:
+        if not hasattr(model, "context"):
+            raise TypeError(f"{function.__name__}: expected a model, got {type(model).__name__}")
         with on_device_of(model, function.__name__):
             return function(model, *args, **keywords)
 

@@ -101,8 +101,9 @@ class Sequential(Module):
             if i == done:
                 continue
             layer = layers[i]
-            # A hook must see the output of its layer alone.
-            if i in pooled and i + 1 < stop and not _is_watched(layer) and not _is_watched(layers[i + 1]):
+            # A hook must see the output of its layer alone, and what comes after the convolution is applied before the pooling.
+            fused = i in pooled and i + 1 < stop and layer.after is None
+            if fused and not _is_watched(layer) and not _is_watched(layers[i + 1]):
                 x = layer(x, pool=layers[i + 1])
                 done = i + 1
             else:
@@ -141,9 +142,7 @@ def _is_watched(layer: Module) -> bool:
 def _pooled(layers: Sequence[Any]) -> frozenset[int]:
     """Return the indices of the convolutions that a max pooling follows directly: of a subclass anything may change."""
     return frozenset(
-        i
-        for i, (layer, after) in enumerate(itertools.pairwise(layers))
-        if type(layer) is Conv2D and layer.after is None and type(after) is MaxPool2D
+        i for i, (layer, after) in enumerate(itertools.pairwise(layers)) if type(layer) is Conv2D and type(after) is MaxPool2D
     )
 
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 def load_state(model: Module, state: Mapping[str, Array], strict: bool) -> None:
     """Load parameters and buffers: see Module.load_state."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"load_state: expected a mapping of names to arrays, as state() returns, got {type(state).__name__}; "
+            f"model.load_weights reads a file"
+        )
     own = model.state()
     problems = [f"{what} {', '.join(names)}" for what, names in _misfits(own, state, strict) if names]
     if problems:

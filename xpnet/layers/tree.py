@@ -46,15 +46,16 @@ class ModuleTree:
     path: str | None
     context: Context
     shares_work: bool = False  # whether on a CPU its work is shared out over xpnet's threads rather than those of BLAS
-    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    _children: dict[str, Module]
-    _parameters: dict[str, Parameter]
-    _buffers: dict[str, Any]
-    _half: bool  # whether it computes with 16-bit floats
-    _tree_version: Version
-    _known_modules: tuple[Module, ...]  # those below, as of
-    _known_version: int
-    _own_threads: bool  # whether any of them shares its work
+    if TYPE_CHECKING:  # typing.get_type_hints, of a subclass too, could not resolve Module
+        _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+        _children: dict[str, Module]
+        _parameters: dict[str, Parameter]
+        _buffers: dict[str, Any]
+        _half: bool  # whether it computes with 16-bit floats
+        _tree_version: Version
+        _known_modules: tuple[Module, ...]  # those below, as of
+        _known_version: int
+        _own_threads: bool  # whether any of them shares its work
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
