@@ -160,7 +160,13 @@ def compare(peers: list[str], options: Options, arguments: argparse.Namespace, d
             "date": datetime.date.today().isoformat(),
             "commit": machine.commit(),
             "machine": machine.describe(),
-            "options": {**dataclasses.asdict(options), "quick": arguments.quick, "everything": arguments.all},
+            "options": {
+                **dataclasses.asdict(options),
+                "quick": arguments.quick,
+                "everything": arguments.all,
+                # A few cases do not replace the page of a whole run.
+                "cases": kept["options"].get("cases", "") if arguments.resume else arguments.cases,
+            },
             "workers": kept["workers"] | {name: _hello(worker.hello) for name, worker in comparison.workers.items()},
             "skipped": comparison.skipped,
             "resumed": [*kept.get("resumed", []), *_part(kept)],
@@ -205,6 +211,7 @@ def title(result: dict[str, Any]) -> str:
     )
     parts = [result["device_name"] or where, options["precision"]]
     parts += ["processor time"] * (options["clock"] == "cpu") + ["quick"] * options["quick"]
+    parts += ["some cases"] * bool(options.get("cases"))
     return ", ".join(parts)
 
 

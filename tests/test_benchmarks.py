@@ -249,7 +249,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["--against", "reference", "--cases", "softmax_cross_entropy 128x10", *settings]) == 0
     (stem,) = {file.stem for file in tmp_path.glob("*.json")}
     assert stem.startswith("cpu-with-")
-    assert stem.endswith("-1-thread-float32-quick")
+    assert stem.endswith("-1-thread-float32-quick-some-cases")  # it does not replace the page of a whole run
     saved = json.loads((tmp_path / f"{stem}.json").read_text())
     assert [case["name"] for case in saved["cases"]] == ["layer softmax_cross_entropy 128x10"]
     assert saved["workers"]["xpnet"]["versions"]["numpy"] == np.__version__
