@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -331,6 +332,17 @@ def test_arguments_are_packed_as_the_kernel_declares_them():
     assert sizes["mean"] == "P"
     assert {p.name: p.format for p in accel.optimizers._adam["double", 2, False].parameters}["epsilon"] == "d"
     assert {p.name: p.format for p in accel.im2col._im2col["float", 1, 0, 0].parameters}["by_kw"] == "3I"
+
+
+def test_a_number_beyond_float32_becomes_infinity_as_in_c():
+    instance = accel.optimizers._adam["float", 4, False]
+    buffer = bytearray(instance.size)
+    values = [1e300 if p.is_float else 1 for p in instance.parameters]
+    instance.pack_into(buffer, values)
+    for parameter, offset in zip(instance.parameters, instance.offsets):
+        if parameter.is_float:
+            (packed,) = struct.unpack_from(parameter.format, buffer, offset)
+            assert packed == (np.inf if parameter.format == "f" else 1e300)
 
 
 def test_every_declared_kernel_is_used():

@@ -7,6 +7,7 @@ can compile every instance for every architecture.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import re
@@ -151,8 +152,13 @@ class Instance:
         return f"<kernel {self.expression} of {self.file}.cu>"
 
     def pack_into(self, buffer: Any, values: Sequence[Any]) -> None:
-        """Pack arguments (addresses for arrays) into a buffer of `size` bytes, one slot each."""
-        self._packer.pack_into(buffer, 0, *values)
+        """Pack arguments (addresses for arrays) into a buffer of `size` bytes, one slot each; round a float to the kernel's type."""
+        try:
+            self._packer.pack_into(buffer, 0, *values)
+        except OverflowError:  # struct refuses what float32 rounds to infinity
+            formats = "".join("III" if p.is_divmod else p.format for p in self.parameters)
+            rounded = [ctypes.c_float(v).value if f == "f" else v for f, v in zip(formats, values, strict=True)]
+            self._packer.pack_into(buffer, 0, *rounded)
 
 
 class Kernel:
