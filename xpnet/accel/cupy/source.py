@@ -152,7 +152,7 @@ class Instance:
         return f"<kernel {self.expression} of {self.file}.cu>"
 
     def pack_into(self, buffer: Any, values: Sequence[Any]) -> None:
-        """Pack arguments (addresses for arrays) into a buffer of `size` bytes, one slot each; round a float to the kernel's type."""
+        """Pack arguments (addresses for arrays) into a buffer of `size` bytes, one slot each, floats rounded to their type."""
         try:
             self._packer.pack_into(buffer, 0, *values)
         except OverflowError:  # struct refuses what float32 rounds to infinity
