@@ -3,139 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
-from operator import is_
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from xpnet.autograd.tape import no_grad
 from xpnet.backend import Array
-from xpnet.compiled.derived import Derived
+from xpnet.compiled.dependencies import Loop, StepDependencies, not_counting, owners_in_step, update_is_declared
+from xpnet.compiled.device_counter import DeviceCounters
 from xpnet.compiled.graph import Captured, Graphs
-from xpnet.layers.modes import eval_mode, thread_state
-from xpnet.layers.module import Module
-from xpnet.optim.optimizer import Optimizer
-from xpnet.runtime.determinism import get_deterministic
+from xpnet.compiled.trees import Branch, flatten, unflatten
 
 if TYPE_CHECKING:
     from xpnet.data.device_feed import DeviceFeed
 
 
-class Loop(Protocol):
-    """The part of a Trainer that capturing its steps needs: see there."""
-
-    model: Module
-    optimizer: Optimizer
-    iteration: int
-    sums: Any
-    watches_gradients: bool
-    accumulate: int
-    loss: Any
-    metrics: dict[str, Any]
-    segments: Any
-    forward_backward: Callable[[Any, Any], tuple[Array, Array]]
-    add_measurements: Callable[[Any, Any, Array, Array], None]
-    update: Callable[[], None]
-
-
-class DeviceCounter:
-    """The counter of a random layer on the device."""
-
-    def __init__(self, xp: Any, value: int) -> None:
-        self.array = xp.asarray(value, dtype=xp.uint64)
-
-    def take(self) -> Array:
-        """Return the current value as a new 0-d uint64 array, and increment the counter."""
-        step: Array = self.array.copy()
-        self.array += 1
-        return step
-
-    @property
-    def value(self) -> int:
-        """The counter on the host (waits for the device)."""
-        return int(self.array)
-
-    @value.setter
-    def value(self, value: int) -> None:
-        self.array[...] = value
-
-
-_PLAIN = (bool, int, float, str, tuple, type(None))
-
-
-# Attributes of an optimizer that change in every step, or are arrays on the device.
-_OF_THE_STEP = frozenset({"learning_rate", "factor", "iterations", "skipped", "slots", "clock", "fused_decay"})
-
-
-def _settings(owner: Any) -> list[tuple[str, Any]]:
-    """Return the plain attributes of a loss, a metric or a penalty."""
-    return [item for item in getattr(owner, "__dict__", {}).items() if type(item[1]) in _PLAIN]
-
-
-def _public_settings(owner: Any) -> list[tuple[str, Any]]:
-    """Return those of an optimizer or a LossScale that stay the same from step to step."""
-    return [item for item in _settings(owner) if item[0] not in _OF_THE_STEP and item[0][0] != "_"]
-
-
-class _Kept(Derived):
-    """What recordings of a training step depend on, as of one step.
-
-    Args:
-        trainer: the loop.
-        updates: whether the update is recorded, too.
-    """
-
-    def __init__(self, trainer: Loop, updates: bool) -> None:
-        self.remember(trainer.model)
-        self.updates = updates
-        self.modules = trainer.model.modules()
-        self.own_modes = [module.__dict__ for module in self.modules]
-        self.trained = [parameter for parameter, _ in self.parameters]
-        self.objects = self._objects(trainer)
-        penalties = [part for p in self.trained for part in (p.regularizer, p.constraint) if part is not None]
-        self.owners = [trainer.loss, *trainer.metrics.values(), *penalties]
-        self.key = self._key(trainer)
-
-    def _objects(self, trainer: Loop) -> list[Any]:
-        """Return what is compared by identity; it is kept, so that no other object can take its place in memory."""
-        optimizer, scale = trainer.optimizer, trainer.optimizer.loss_scale
-        found = [optimizer, scale, trainer.loss, trainer.segments, *trainer.metrics.values()]
-        if scale is not None:
-            found += scale.scale, scale.good, scale.overflow
-        if self.updates:
-            found += optimizer.slots.values()
-        found += [p.regularizer for p in self.trained]
-        found += [p.constraint for p in self.trained]
-        return found
-
-    def _key(self, trainer: Loop) -> Any:
-        """Return what is compared by value."""
-        optimizer = trainer.optimizer
-        return (
-            # A block of eval_mode has precedence, in this thread.
-            [m.training for m in self.modules] if thread_state.modes else [table["training"] for table in self.own_modes],
-            [parameter.requires_grad for parameter in self.trained],
-            [_settings(owner) for owner in self.owners],
-            _public_settings(optimizer) if self.updates else None,
-            _public_settings(optimizer.loss_scale) if optimizer.loss_scale is not None else None,
-            list(trainer.metrics),
-            get_deterministic(),
-        )
-
-    def holds_for(self, trainer: Loop) -> bool:
-        """Return whether a replay still does what the step would do."""
-        if not self.holds():
-            return False
-        objects = self._objects(trainer)
-        if len(objects) != len(self.objects) or not all(map(is_, objects, self.objects)):
-            return False
-        return bool(self._key(trainer) == self.key)
-
-
 class CapturedSteps:
     """The steps of a training loop as graphs: forward, loss, backward, update and measurement, one replay for each batch.
 
-    Steps are recorded again when something has changed that they depend on: the model's attributes, modes, hooks and arrays,
-    which parameters are trained, the settings of the optimizer, and those of the loss, the metrics and the penalties.
+    Steps are recorded again when something has changed that they depend on: see xpnet.compiled.dependencies.
 
     A context: within the block the counters of random layers, the learning rate and the optimizer's step are on the
     device. The number of the iteration and the learning-rate schedule stay on the host.
@@ -150,11 +35,15 @@ class CapturedSteps:
         self.trainer = trainer
         self.graphs = graphs
         self._make_clock = clock
-        self._rate: float | None = None
         self.feed: DeviceFeed | None = None
-        self._captured = Captured(self._work, graphs, "the training step", trainer.model)
-        self._kept: _Kept | None = None
+        self._captured = Captured(
+            self._work, graphs, "the training step", trainer.model, kind="step", watched=self._not_counting
+        )
+        self._counters = DeviceCounters(graphs.xp)
+        self._kept: StepDependencies | None = None
         self._optimizer = trainer.optimizer
+        self._declared = update_is_declared(trainer.optimizer)
+        self._warned = False
         self.updates = self._records_updates()
 
     def __enter__(self) -> CapturedSteps:
@@ -170,12 +59,21 @@ class CapturedSteps:
         return self
 
     def _records_updates(self) -> bool:
-        return self.trainer.optimizer.capturable and not self.trainer.watches_gradients
+        return self._declared and not self.trainer.watches_gradients
+
+    def _not_counting(self) -> contextlib.AbstractContextManager[None]:
+        return not_counting(owners_in_step(self.trainer, self.updates))
 
     def _follow(self) -> None:
-        """Begin again with the trainer's optimizer and callbacks, if they are others now."""
+        """Forget the recordings if a replay would not do what the step does now."""
+        if self._kept is not None and not self._captured.failed and not self._kept.holds_for(self.trainer):
+            self._forget()
+        if self._kept is None:
+            self._counters.follow(self.trainer.model.modules())
+            self._declared = update_is_declared(self.trainer.optimizer)
         if self._optimizer is self.trainer.optimizer and self.updates is self._records_updates():
             return
+        # Another optimizer, or other callbacks.
         self._take_clock()
         self._optimizer, self.updates = self.trainer.optimizer, self._records_updates()
         self._forget()
@@ -183,9 +81,7 @@ class CapturedSteps:
             self._start_clock()
 
     def _begin(self) -> None:
-        trainer, xp = self.trainer, self.graphs.xp
-        for module in trainer.model.modules():
-            module.device_counter = DeviceCounter(xp, module.counter)
+        self._counters.follow(self.trainer.model.modules())
         if self._is_built():
             self._start_clock()
 
@@ -196,31 +92,19 @@ class CapturedSteps:
         """Put the learning rate and the optimizer's step on the device; the parameters exist."""
         optimizer = self.trainer.optimizer
         if self.updates:
-            optimizer.clock = clock = self._make_clock(optimizer.bind(self.trainer.model).values)
-            clock.steps[...] = optimizer.iterations
-        self._rate = None
-
-    def _build(self, x: Any) -> None:
-        """Create the parameters of a model that learns the shape of its input from the first batch."""
-        model = self.trainer.model
-        with no_grad(), eval_mode(model):
-            model(*(part[:1] for part in (x if isinstance(x, tuple) else (x,))))
-        self._start_clock()
+            optimizer.clock = self._make_clock(optimizer.bind(self.trainer.model).values)
 
     def __exit__(self, *exception: object) -> None:
         self._context.close()
 
     def _leave(self) -> None:
-        for module in self.trainer.model.modules():
-            if module.device_counter is not None:
-                module.counter = module.device_counter.value
-                module.device_counter = None
+        self._counters.close()
         self._take_clock()
         self._forget()  # recordings use the clock and the counters of this block
 
     def _take_clock(self) -> None:
         self._optimizer.read_clock()
-        self._optimizer.clock = None
+        self._optimizer.clock = self._optimizer._on_clock = None
 
     def _forget(self) -> None:
         self._captured.forget()
@@ -233,58 +117,78 @@ class CapturedSteps:
             self._forget()
             with self.graphs.stream():
                 return self._work(*inputs, **fixed)
-        if self._kept is not None and not self._captured.failed and not self._kept.holds_for(trainer):
-            self._forget()
         done: tuple[Array, list[Any]] = self._captured(*inputs, **fixed)
         if self._kept is None or not self._captured.replayed:  # what ran may have changed the model, as its first step does
-            self._kept = None if self._captured.failed else _Kept(trainer, self.updates)
+            self._kept = None if self._captured.failed else StepDependencies(trainer, self.updates)
         return done
 
-    def _work(self, *inputs: Array, size: int | None = None, several: bool = False) -> tuple[Array, list[Any]]:
+    def _work(self, *inputs: Any, size: int | None = None, form: Branch | None = None) -> tuple[Array, list[Any]]:
         """Run what is recorded; return the loss, and the parameters that got a gradient."""
-        trainer = self.trainer
+        trainer, optimizer = self.trainer, self.trainer.optimizer
+        iterations = optimizer.iterations
         x: Any
-        if several:
-            *parts, y = inputs
-            x = tuple(parts)
+        if form is not None:
+            x, y = unflatten(form, iter(inputs))
         else:
             x, y = inputs if self.feed is None or size is None else self.feed.prepare(*inputs, size=size)
-        loss, prediction = trainer.forward_backward(x, y)
-        reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
-        if self.updates and (trainer.iteration + 1) % trainer.accumulate == 0:
-            trainer.optimizer.step(trainer.model)
-        trainer.add_measurements(x, y, loss, prediction)
+        try:
+            loss, prediction = trainer.forward_backward(x, y)
+            reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
+            if self.updates and optimizer.clock is None:
+                self._start_clock()  # the first batch has created the parameters
+            if self.updates and (trainer.iteration + 1) % trainer.accumulate == 0:
+                optimizer.step(trainer.model)
+            trainer.add_measurements(x, y, loss, prediction)
+        except BaseException:
+            optimizer.iterations = iterations  # of a recording nothing was executed
+            raise
         return loss, reached
 
-    def step(self, x: Any, y: Array) -> Array:
+    def _arguments(self, x: Any, y: Any) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments of `_work` for a batch. Trees of arrays are prepared by no feed within the recording."""
+        leaves: list[Any] = []
+        form = flatten((x, y), leaves)
+        if len(leaves) > 2 or leaves[0] is not x or leaves[-1] is not y:
+            return leaves, {"form": form}
+        return (leaves, {}) if self.feed is None else (list(self.feed.inputs), {"size": len(x)})
+
+    def _run_once(self, inputs: list[Any], fixed: dict[str, Any]) -> tuple[Array, list[Any]]:
+        """Do the work of a step launch by launch, for a batch that holds something else than arrays."""
+        if not self._warned:
+            self._warned = True
+            kind = next(type(part).__name__ for part in inputs if not hasattr(part, "dtype"))
+            warnings.warn(
+                f"the training step runs launch by launch for batches that hold other things than arrays: got {kind}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        with self.graphs.stream():
+            return self._work(*inputs, **fixed)
+
+    def step(self, x: Any, y: Any) -> Array:
         """Update and measure on one batch; return the loss, an array that the next step overwrites.
 
-        x: an array, or a tuple of them for a model of several inputs, which no feed prepares within the recording.
+        x, y: arrays, or tuples and dicts of them; a tuple x is several inputs.
         """
         self._follow()
         trainer, optimizer = self.trainer, self.trainer.optimizer
         if not trainer.model.training:
             trainer.model.train()
-        if self.updates and optimizer.clock is None:
-            self._build(x)
         iterations, count = optimizer.iterations, trainer.sums.count
-        if self.updates:
-            rate = optimizer.current_learning_rate
-            if rate != self._rate:
-                optimizer.clock.rate[...] = self._rate = rate
-        loss: Array
-        if isinstance(x, tuple):
-            loss, reached = self._run(*x, y, several=True)
-        elif self.feed is not None:
-            loss, reached = self._run(*self.feed.inputs, size=len(x))
+        if self.updates and optimizer.clock is not None:
+            optimizer.set_clock()
+        inputs, fixed = self._arguments(x, y)
+        if "form" in fixed and not all(hasattr(part, "dtype") for part in inputs):
+            loss, reached = self._run_once(inputs, fixed)
         else:
-            loss, reached = self._run(x, y)
-        trainer.sums.count = count + len(x[0] if isinstance(x, tuple) else x)
+            loss, reached = self._run(*inputs, **fixed)
+        trainer.sums.count = count + (fixed.get("size") or len(inputs[0]))
         trainer.iteration += 1
         if trainer.iteration % trainer.accumulate:
             return loss
         if self.updates:
             optimizer.iterations = iterations + 1
+            optimizer.clock_ticked()
         else:
             for parameter in reached:  # a replay does not set them
                 parameter.grad = parameter.buffer

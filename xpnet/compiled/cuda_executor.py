@@ -7,7 +7,8 @@ from typing import Any
 
 from xpnet.autograd.tape import no_grad
 from xpnet.backend import Device, imported, working_on
-from xpnet.compiled.captured_steps import CapturedSteps, Loop
+from xpnet.compiled.captured_steps import CapturedSteps
+from xpnet.compiled.dependencies import Loop
 from xpnet.compiled.graph import CapturedModel
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,13 +10,20 @@ from xpnet.autograd.tensor import Parameter
 from xpnet.layers.module import Module
 from xpnet.layers.tree import DERIVED_ATTRIBUTES, INTERNAL_ATTRIBUTES
 from xpnet.ops.registry import customized, reference_is_forced
+from xpnet.runtime.determinism import get_deterministic
+from xpnet.runtime.precision import get_matmul_precision
 
 Classes = list[tuple[type, dict[str, Any], tuple[type, ...]]]
 
 
 def user_classes(model: Module) -> Classes:
     """Return, for each class of a user among those of the model's layers, its attributes and bases as they are now."""
-    kinds = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith(("xpnet.", "builtins"))}
+    return classes_of(model.modules())
+
+
+def classes_of(objects: Iterable[object]) -> Classes:
+    """Return the like for objects of any kind."""
+    kinds = {c for o in objects for c in type(o).__mro__ if not c.__module__.startswith(("xpnet.", "builtins"))}
     return [(c, dict(vars(c)), c.__bases__) for c in kinds]
 
 
@@ -26,6 +33,11 @@ def patched(classes: Classes) -> bool:
         c.__bases__ is not bases or len(vars(c)) != len(before) or any(vars(c).get(n) is not v for n, v in before.items())
         for c, before, bases in classes
     )
+
+
+def package_settings() -> tuple[Any, ...]:
+    """Return the settings of the package that choose among kernels."""
+    return get_matmul_precision(), get_deterministic()
 
 
 class Derived:
@@ -54,14 +66,14 @@ class Derived:
 
 
 class ModelChangedError(Exception):
-    """A forward pass assigned to an attribute of a Module, which no replay of it would do.
+    """A recorded function assigned to an attribute of a Module, or of a loss and the like, which no replay of it would do.
 
     Attributes:
-        layer: the Module.
+        layer: the Module, or the other object.
         name: of the attribute.
     """
 
-    def __init__(self, layer: Module, name: str) -> None:
+    def __init__(self, layer: Any, name: str) -> None:
         super().__init__(f"self.{name} was assigned")
         self.layer = layer
         self.name = name

@@ -13,13 +13,15 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
-from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
-from xpnet.compiled.derived import Derived, ModelChangedError, unchanging
+from xpnet.compiled.derived import Derived, ModelChangedError, package_settings, unchanging
+from xpnet.layers.execution import map_output
+from xpnet.layers.modes import thread_state
 from xpnet.layers.module import Module
+from xpnet.layers.state import RepeatedNumbersError
 
 
 class Graphs(Protocol):
@@ -54,18 +56,30 @@ class Captured:
         graphs: records and replays.
         name: for the warning where it cannot be recorded; the function is then always run as usual.
         model: whose attributes the function must not assign, for it to be recorded.
+        kind: "step", whose random layers have their counters on the device, or "prediction", whose replays draw none. Other
+            functions draw what they drew when they were recorded.
+        watched: returns a context in which the function is recorded; it may raise, and it is not recorded then.
 
     Attributes:
         replayed: whether the last call was a replay only, which does nothing on the host.
     """
 
     def __init__(
-        self, function: Callable[..., Any], graphs: Graphs, name: str = "the function", model: Module | None = None
+        self,
+        function: Callable[..., Any],
+        graphs: Graphs,
+        name: str = "the function",
+        model: Module | None = None,
+        *,
+        kind: str = "",
+        watched: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.function = function
         self.graphs = graphs
         self.name = name
         self.model = model
+        self.kind = kind
+        self.watched = watched
         self.failed = self.replayed = False
         self._seen: set[Any] = set()
         self._recordings: dict[Any, Recording] = {}
@@ -121,8 +135,12 @@ class Captured:
         """Run the function; raise an error where it assigned to attributes of the model, which then has the old ones."""
         if self.model is None:
             return function(*inputs)
-        with unchanging(self.model):
-            return function(*inputs)
+        thread_state.recording = self.kind
+        try:
+            with unchanging(self.model), self.watched():
+                return function(*inputs)
+        finally:
+            thread_state.recording = ""
 
     def _explained(self, error: Exception) -> str:
         """Return the warning for an error while recording."""
@@ -132,12 +150,18 @@ class Captured:
                 f"in memory of its own ({error})"
             )
         if isinstance(error, ModelChangedError):
-            path, kind = error.layer.path, type(error.layer).__name__
+            layer, name = isinstance(error.layer, Module), f"self.{error.name}"
             return (
                 f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
-                f"{f'layer {path!r} ({kind})' if path else kind} assigns self.{error.name} in its forward pass, which a replay "
-                f"does not; change an array in place instead (self.{error.name}[...] = values), or set capturable = False in "
-                f"the class"
+                f"{_called(error.layer)} assigns {name} in its {'forward pass' if layer else 'call'}, which a replay "
+                f"does not; change an array in place instead ({name}[...] = values), or "
+                f"{'set capturable = False in the class' if layer else 'use Trainer(capture=False)'}"
+            )
+        if isinstance(error, RepeatedNumbersError):
+            why = "in evaluation mode" if error.recorded == "prediction" else "and is not a part of the trained model"
+            return (
+                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: {_called(error.layer)} draws random "
+                f"numbers {why}, and every replay would draw the same"
             )
         layer = _layer_of(error)
         return (
@@ -146,6 +170,12 @@ class Captured:
             f"did what is not possible while recording ({type(error).__name__}: {error}); it must not read values "
             f"from the device, nor use cuBLAS or random numbers through CuPy"
         )
+
+
+def _called(owner: Any) -> str:
+    """Return path and class of a Module, or the class of another object."""
+    path, kind = getattr(owner, "path", None), type(owner).__name__
+    return f"layer {path!r} ({kind})" if path and isinstance(owner, Module) else kind
 
 
 def _layer_of(error: BaseException) -> str | None:
@@ -161,7 +191,8 @@ def _layer_of(error: BaseException) -> str | None:
 class CapturedModel(Derived):
     """A model's forward pass on native arrays, replayed; its outputs are copies that belong to the caller.
 
-    It is recorded again when the model has changed: an attribute of a layer, a hook, the place of a weight or buffer.
+    It is recorded again when the model has changed (an attribute of a layer, a hook, the place of a weight or buffer) or a
+    setting of the package. A model that draws random numbers runs launch by launch.
 
     Args:
         model: on the device of the graphs; called in evaluation mode and under no_grad.
@@ -172,14 +203,11 @@ class CapturedModel(Derived):
         self.model = model
         self.graphs = graphs
         self._remembers = False
-        self._captured = Captured(self._forward, graphs, "prediction", model)
+        self._captured = Captured(self._forward, graphs, "prediction", model, kind="prediction")
         self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
 
     def _forward(self, x: Array) -> Any:
-        y = self.model(x)
-        if isinstance(y, (tuple, list)):
-            return tuple(part.array if isinstance(part, Tensor) else part for part in y)
-        return y.array if isinstance(y, Tensor) else y
+        return map_output(lambda array: array, self.model(x))
 
     def __call__(self, x: Array) -> Any:
         """Return the output for a batch; threads take turns."""
@@ -187,13 +215,12 @@ class CapturedModel(Derived):
             return self._predict(x)
 
     def _predict(self, x: Array) -> Any:
-        if not self._remembers or not self.holds():
+        if not self._remembers or not self.holds() or package_settings() != self.settings:
             self._captured.forget()
             self._remembers = False
         y = self._captured(x)
         if not self._remembers or not self._captured.replayed:  # the first run may have created the parameters
             self.remember(self.model)
+            self.settings = package_settings()
             self._remembers = True
-        if isinstance(y, tuple):
-            return tuple(self.graphs.xp.asarray(part, copy=True) for part in y)
-        return self.graphs.xp.asarray(y, copy=True)
+        return map_output(lambda array: self.graphs.xp.asarray(array, copy=True), y)

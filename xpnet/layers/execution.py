@@ -97,17 +97,35 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
     if len(outputs) == 1:
         return outputs[0]
     with home if isinstance(home, Device) and home.kind == "cuda" else contextlib.nullcontext():
-        if isinstance(outputs[0], tuple):
-            return tuple(xp.concat(list(part), axis=0) for part in zip(*outputs))
-        return xp.concat(outputs, axis=0)
+        return _joined(xp, outputs)
+
+
+def _joined(xp: Any, outputs: list[Any]) -> Any:
+    """Return the outputs for several batches as one, each array of several by itself."""
+    first = outputs[0]
+    if isinstance(first, tuple):
+        return tuple(_joined(xp, list(part)) for part in zip(*outputs))
+    if isinstance(first, dict):
+        return {name: _joined(xp, [output[name] for output in outputs]) for name in first}
+    return xp.concat(outputs, axis=0)
+
+
+def map_output(function: Callable[[Any], Any], output: Any) -> Any:
+    """Return a model's output with `function(array)` for each native array in it, in tuples and dicts.
+
+    Anything else that a model may return, such as None, stays as it is.
+    """
+    if isinstance(output, (tuple, list)):
+        return tuple([map_output(function, part) for part in output])
+    if isinstance(output, dict):
+        return {name: map_output(function, part) for name, part in output.items()}
+    array = output.array if isinstance(output, Tensor) else output
+    return function(array) if hasattr(array, "dtype") else array
 
 
 def _returned(output: Any, home: Any) -> Any:
     """Return a model's output, or each of several, as a native array, moved to `home` if that is given."""
-    if isinstance(output, (tuple, list)):
-        return tuple(_returned(part, home) for part in output)
-    array = output.array if isinstance(output, Tensor) else output
-    return array if home is None else backend.to_device(array, home)
+    return map_output(lambda array: array if home is None else backend.to_device(array, home), output)
 
 
 def on_device_of(model: Module, doing: str) -> contextlib.AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from xpnet.autograd.checkpointing import recompute
 from xpnet.backend import namespace
 from xpnet.layers.module import Module
+from xpnet.layers.state import counter_of, set_counter
 
 Run = Callable[..., Any]
 Hook = Callable[[Module, Run, tuple[Any, ...], dict[str, Any]], Any]
@@ -82,10 +83,10 @@ def wrapped(model: Module, hook: Hook) -> Iterator[None]:
     Observing a model does not change a training run then.
     """
     layers = leaves(model)
-    counters = [(layer, layer.counter) for layer in layers]
+    counters = [(layer, counter_of(layer)) for layer in layers]
     try:
         with hooked(layers, hook):
             yield
     finally:
         for layer, counter in counters:
-            layer.counter = counter
+            set_counter(layer, counter)

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 
 
 class _ThreadState(threading.local):
-    """Modes set by :class:`eval_mode` blocks in this thread, which take precedence, and the number of such blocks."""
+    """Modes set by :class:`eval_mode` blocks in this thread, which take precedence, the number of such blocks, and recordings."""
 
     def __init__(self) -> None:
         self.modes: dict[Module, bool] = {}
         self.blocks: dict[Module, int] = {}
+        self.recording = ""  # what of this thread is being recorded as a CUDA graph: "", "step" or "prediction"
 
 
 thread_state = _ThreadState()

@@ -96,7 +96,16 @@ class Module(ModuleTree):
         """Return whether this Module itself creates parameters at its first input."""
         return type(self).parameter_specs is not Module.parameter_specs or type(self).build is not Module.build
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copy.deepcopy copies; a copy has its random counter on the host."""
+        return {**super().__getstate__(), "counter": states.counter_of(self), "device_counter": None}
+
+    def _counter_to_host(self) -> None:
+        """Give the random counter back to the host, where training steps have it on the device."""
+        self.counter, self.device_counter = states.counter_of(self), None
+
     def _place(self, context: Context) -> None:
+        self._counter_to_host()
         super()._place(context)
         self.__dict__["_model_executor"] = None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet.backend import Array, namespace
 from xpnet.layers.context import on_device
 from xpnet.layers.execution import on_device_of
+from xpnet.layers.modes import thread_state
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -63,8 +64,28 @@ def _misfits(own: dict[str, Array], state: Mapping[str, Array], strict: bool) ->
     yield "of another shape:", [f"{name}: {got}, expected {want}" for name, (got, want) in shapes.items() if got != want]
 
 
+class RepeatedNumbersError(Exception):
+    """A random layer was called in a recording whose replays would all draw the same numbers.
+
+    Attributes:
+        layer: the Module.
+    """
+
+    def __init__(self, layer: Module, recorded: str) -> None:
+        super().__init__(f"{type(layer).__name__} draws random numbers")
+        self.layer = layer
+        self.recorded = recorded
+
+
 def next_step(module: Module) -> Any:
-    """Return the step of a random layer's stream and increment it: a number, or an array where the counter is on the device."""
+    """Return the step of a random layer's stream and increment it: a number, or an array where the counter is on the device.
+
+    Raises:
+        RepeatedNumbersError: a recording of a step, while the counter is on the host, or of a prediction.
+    """
+    recorded = thread_state.recording
+    if recorded and (module.device_counter is None or recorded == "prediction"):
+        raise RepeatedNumbersError(module, recorded)
     if module.device_counter is not None:
         return module.device_counter.take()
     step = module.counter
@@ -76,7 +97,7 @@ def rng_counters(model: Module) -> dict[str, int]:
     """Return the counters that are not 0, by path."""
     found = {}
     for path, module in model.named_modules():
-        count = module.counter if module.device_counter is None else module.device_counter.value
+        count = counter_of(module)
         if count:
             found[path] = count
     return found
@@ -85,6 +106,16 @@ def rng_counters(model: Module) -> dict[str, int]:
 def load_rng_counters(model: Module, counters: dict[str, int]) -> None:
     """Set the counters of all layers; missing ones are 0."""
     for path, module in model.named_modules():
-        module.counter = int(counters.get(path, 0))
-        if module.device_counter is not None:
-            module.device_counter.value = module.counter
+        set_counter(module, int(counters.get(path, 0)))
+
+
+def counter_of(module: Module) -> int:
+    """Return the counter of one layer, wherever it is (waits for the device)."""
+    return module.counter if module.device_counter is None else module.device_counter.value
+
+
+def set_counter(module: Module, value: int) -> None:
+    """Set the counter of one layer, wherever it is."""
+    module.counter = value
+    if module.device_counter is not None:
+        module.device_counter.value = value

@@ -51,6 +51,7 @@ class Optimizer:
         self.slots: dict[str, Array] = {}
         self._flat: FlatParameters | None = None
         self.clock: Any = None
+        self._on_clock: tuple[float, int, bool] | None = None  # its learning rate and step, and whether for the step to come
         self.fused_decay: dict[str, Any] = {}  # settings for a rule that applies weight decay in its own pass
 
     @property
@@ -109,7 +110,7 @@ class Optimizer:
         Parameters that the last backward did not reach are treated as having a gradient of 0.
         """
         scale = self.loss_scale
-        learning_rate: Any = self.current_learning_rate if self.clock is None else self.clock
+        learning_rate: Any = self.current_learning_rate if self.clock is None else self._clock_of_step()
         flat = self.bind(target)
         if flat.values is None:
             return
@@ -171,10 +172,40 @@ class Optimizer:
 
     def read_clock(self) -> None:
         """Read from the device how many steps were skipped (waits for it)."""
-        if self.clock is not None and self.loss_scale is not None:
+        if self.clock is not None and self.loss_scale is not None and self._on_clock is not None:
+            self.set_clock()
             done = int(self.clock.steps)
             self.skipped += self.iterations - done
             self.iterations = done
+            self.clock_ticked()
+
+    def set_clock(self) -> None:
+        """Write to the clock, before a step, what the host says and the clock does not: a learning rate or a step's number."""
+        rate, steps, _ = self._on_clock or (None, None, False)
+        current = self.current_learning_rate
+        if current != rate:
+            self.clock.rate[...] = current
+        if self.iterations != steps:  # set by load_state or by a callback
+            self.clock.steps[...] = self.iterations
+        self._on_clock = current, self.iterations, True
+
+    def clock_ticked(self) -> None:
+        """Note that the clock is at `iterations`, which it counts itself in every step."""
+        if self._on_clock is not None:
+            self._on_clock = self._on_clock[0], self.iterations, False
+
+    def _clock_of_step(self) -> Any:
+        """Return the clock for a step; within a recording it has been set before."""
+        if self._on_clock is None or not self._on_clock[2]:
+            self.set_clock()
+        rate, steps, _ = self._on_clock or (0.0, 0, False)
+        self._on_clock = rate, steps + 1, False
+        return self.clock
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copy.deepcopy copies; a copy has its learning rate and steps on the host."""
+        self.read_clock()
+        return {**self.__dict__, "clock": None, "_on_clock": None}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state`.
@@ -191,6 +222,7 @@ class Optimizer:
         self.skipped = int(state.get("skipped", 0))
         if self.loss_scale is not None and "loss_scale" in state:
             self.loss_scale.load_state(state["loss_scale"])
+        self._on_clock = None
         self.factor = float(state["factor"])
         self.slots = dict(state["slots"])
         self._flat = None

@@ -296,9 +296,10 @@ class Trainer:
 
     @property
     def watches_gradients(self) -> bool:
-        """Whether a callback reads or changes the gradients, between backward and update on the host."""
+        """Whether the host comes between backward and update: a callback's `on_before_optimizer_step`, or an `update` of one's own."""
         own = Callback.on_before_optimizer_step
-        return any(type(callback).on_before_optimizer_step is not own for callback in self.callbacks)
+        found = [self.update, *[callback.on_before_optimizer_step for callback in self.callbacks]]
+        return any(getattr(method, "__func__", None) not in (own, Trainer.update) for method in found)
 
     def add_measurements(self, x: Any, y: Array, loss: Array, prediction: Array) -> None:
         """Add the loss and the metrics of one batch to the sums of the epoch."""
@@ -336,6 +337,9 @@ class Trainer:
 def captured_steps(trainer: Trainer) -> Any:
     """Return the steps of a Trainer as CUDA graphs (a context), or None where they run launch by launch."""
     if trainer.accumulate > 1 or not trainer.capture:
+        return None
+    own = (getattr(getattr(trainer, name), "__func__", None) is not getattr(Trainer, name) for name in ("_train", "_step"))
+    if any(own):  # a loop of a subclass
         return None
     executor = trainer.model._model_executor or executor_of(trainer.model)
     return executor.capture(trainer)
