@@ -170,10 +170,10 @@ class CapturedSteps:
 
         x, y: arrays, or tuples and dicts of them; a tuple x is several inputs.
         """
-        self._follow()
         trainer, optimizer = self.trainer, self.trainer.optimizer
         if not trainer.model.training:
             trainer.model.train()
+        self._follow()
         iterations, count = optimizer.iterations, trainer.sums.count
         if self.updates and optimizer.clock is not None:
             optimizer.set_clock()

@@ -232,7 +232,8 @@ def _own_loop(trainer: Any) -> bool:
 def _of_the_loop(trainer: Any) -> frozenset[str]:
     """Return the names of the attributes that belong to the loop itself: those that the package's constructor sets."""
     base = next(c for c in type(trainer).__mro__ if c.__module__.startswith("xpnet."))
-    return frozenset(base.__init__.__code__.co_names)
+    constructor: Any = vars(base)["__init__"]
+    return frozenset(constructor.__code__.co_names)
 
 
 def owners_in_step(trainer: Loop, updates: bool) -> list[tuple[Any, frozenset[str]]]:

@@ -150,18 +150,18 @@ class Captured:
                 f"in memory of its own ({error})"
             )
         if isinstance(error, ModelChangedError):
-            layer, name = isinstance(error.layer, Module), f"self.{error.name}"
+            is_layer, name = isinstance(error.layer, Module), f"self.{error.name}"
             return (
                 f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
-                f"{_called(error.layer)} assigns {name} in its {'forward pass' if layer else 'call'}, which a replay "
+                f"{_called(error.layer)} assigns {name} in its {'forward pass' if is_layer else 'call'}, which a replay "
                 f"does not; change an array in place instead ({name}[...] = values), or "
-                f"{'set capturable = False in the class' if layer else 'use Trainer(capture=False)'}"
+                f"{'set capturable = False in the class' if is_layer else 'use Trainer(capture=False)'}"
             )
         if isinstance(error, RepeatedNumbersError):
             why = "in evaluation mode" if error.recorded == "prediction" else "and is not a part of the trained model"
             return (
-                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: {_called(error.layer)} draws random "
-                f"numbers {why}, and every replay would draw the same"
+                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: {_called(error.layer)} draws "
+                f"random numbers {why}, and every replay would draw the same"
             )
         layer = _layer_of(error)
         return (
@@ -203,6 +203,7 @@ class CapturedModel(Derived):
         self.model = model
         self.graphs = graphs
         self._remembers = False
+        self.settings = package_settings()
         self._captured = Captured(self._forward, graphs, "prediction", model, kind="prediction")
         self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class _ThreadState(threading.local):
-    """Modes set by :class:`eval_mode` blocks in this thread, which take precedence, the number of such blocks, and recordings."""
+    """Modes set by :class:`eval_mode` blocks in this thread, which take precedence, and their number; a recording in it."""
 
     def __init__(self) -> None:
         self.modes: dict[Module, bool] = {}

@@ -296,7 +296,7 @@ class Trainer:
 
     @property
     def watches_gradients(self) -> bool:
-        """Whether the host comes between backward and update: a callback's `on_before_optimizer_step`, or an `update` of one's own."""
+        """Whether the host acts between backward and update: a callback on the gradients, or an `update` of a subclass."""
         own = Callback.on_before_optimizer_step
         found = [self.update, *[callback.on_before_optimizer_step for callback in self.callbacks]]
         return any(getattr(method, "__func__", None) not in (own, Trainer.update) for method in found)
