@@ -12,6 +12,7 @@ from xpnet.compiled.dependencies import Loop, StepDependencies, not_counting, ow
 from xpnet.compiled.device_counter import DeviceCounters
 from xpnet.compiled.graph import Captured, Graphs
 from xpnet.compiled.trees import Branch, flatten, unflatten
+from xpnet.layers.modes import thread_state
 
 if TYPE_CHECKING:
     from xpnet.data.device_feed import DeviceFeed
@@ -68,13 +69,14 @@ class CapturedSteps:
         """Forget the recordings if a replay would not do what the step does now."""
         if self._kept is not None and not self._captured.failed and not self._kept.holds_for(self.trainer):
             self._forget()
-        if self._kept is None:
             self._counters.follow(self.trainer.model.modules())
+        if self._kept is None:
             self._declared = update_is_declared(self.trainer.optimizer)
         if self._optimizer is self.trainer.optimizer and self.updates is self._records_updates():
             return
         # Another optimizer, or other callbacks.
         self._take_clock()
+        self._declared = update_is_declared(self.trainer.optimizer)
         self._optimizer, self.updates = self.trainer.optimizer, self._records_updates()
         self._forget()
         if self._is_built():
@@ -119,6 +121,7 @@ class CapturedSteps:
                 return self._work(*inputs, **fixed)
         done: tuple[Array, list[Any]] = self._captured(*inputs, **fixed)
         if self._kept is None or not self._captured.replayed:  # what ran may have changed the model, as its first step does
+            self._counters.follow(trainer.model.modules())  # layers may have been made, or moved, by their first call
             self._kept = None if self._captured.failed else StepDependencies(trainer, self.updates)
         return done
 
@@ -140,7 +143,8 @@ class CapturedSteps:
                 optimizer.step(trainer.model)
             trainer.add_measurements(x, y, loss, prediction)
         except BaseException:
-            optimizer.iterations = iterations  # of a recording nothing was executed
+            if thread_state.recording:  # of which nothing was executed
+                optimizer.iterations = iterations
             raise
         return loss, reached
 

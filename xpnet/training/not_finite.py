@@ -44,14 +44,17 @@ def first_not_finite(model: Module, x: Array) -> str:
         return "the batch itself holds values that are not finite"
     for path, parameter in model.parameters().items():
         if not _finite(parameter.array):
-            return f"the parameter {path!r} is not finite"
+            labels = "" if model.context.device.kind == "cpu" else " (on a GPU labels and indices out of range do that, too)"
+            return f"the parameter {path!r} is not finite{labels}"
     found: list[str] = []
 
     def look(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         y = forward(*inputs, **keywords)
         array = y.array if isinstance(y, Tensor) else y
         if not found and hasattr(array, "dtype") and not _finite(array):
-            found.append(f"the first layer whose output is not finite is {layer.path!r} ({type(layer).__name__})")
+            of_indices = hasattr(inputs[0], "dtype") and not is_floating(inputs[0])
+            why = ": an index outside its table?" if of_indices and model.context.device.kind != "cpu" else ""
+            found.append(f"the first layer whose output is not finite is {layer.path!r} ({type(layer).__name__}){why}")
         return y
 
     with no_grad(), wrapped(model, look):
