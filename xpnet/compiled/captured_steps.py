@@ -11,7 +11,7 @@ from xpnet.backend import Array
 from xpnet.compiled.dependencies import Loop, StepDependencies, not_counting, owners_in_step, update_is_declared
 from xpnet.compiled.device_counter import DeviceCounters
 from xpnet.compiled.graph import Captured, Graphs
-from xpnet.compiled.trees import Branch, flatten, unflatten
+from xpnet.compiled.trees import Branch, flatten, is_numeric, unflatten
 from xpnet.layers.modes import thread_state
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ class CapturedSteps:
         except BaseException:
             if thread_state.recording:  # of which nothing was executed
                 optimizer.iterations = iterations
+                optimizer.clock_ticked()
             raise
         return loss, reached
 
@@ -156,13 +157,15 @@ class CapturedSteps:
             return leaves, {"form": form}
         return (leaves, {}) if self.feed is None else (list(self.feed.inputs), {"size": len(x)})
 
-    def _run_once(self, inputs: list[Any], fixed: dict[str, Any]) -> tuple[Array, list[Any]]:
+    def _run_once(self, *inputs: Any, **fixed: Any) -> tuple[Array, list[Any]]:
         """Do the work of a step launch by launch, for a batch that holds something else than arrays."""
         if not self._warned:
             self._warned = True
-            kind = next(type(part).__name__ for part in inputs if not hasattr(part, "dtype"))
+            part = next(part for part in inputs if not is_numeric(part))
+            kind = f"an array of {part.dtype}" if hasattr(part, "dtype") else type(part).__name__
             warnings.warn(
-                f"the training step runs launch by launch for batches that hold other things than arrays: got {kind}",
+                f"the training step runs launch by launch for batches that hold other things than arrays of numbers: "
+                f"got {kind}",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -182,10 +185,8 @@ class CapturedSteps:
         if self.updates and optimizer.clock is not None:
             optimizer.set_clock()
         inputs, fixed = self._arguments(x, y)
-        if "form" in fixed and not all(hasattr(part, "dtype") for part in inputs):
-            loss, reached = self._run_once(inputs, fixed)
-        else:
-            loss, reached = self._run(*inputs, **fixed)
+        run = self._run if all(map(is_numeric, inputs)) else self._run_once
+        loss, reached = run(*inputs, **fixed)
         trainer.sums.count = count + (fixed.get("size") or len(inputs[0]))
         trainer.iteration += 1
         if trainer.iteration % trainer.accumulate:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from xpnet.autograd.tensor import Parameter
+from xpnet.compiled.plain import same
 from xpnet.layers.module import Module
 from xpnet.layers.tree import DERIVED_ATTRIBUTES, INTERNAL_ATTRIBUTES
 from xpnet.ops.registry import customized, reference_is_forced
@@ -30,9 +31,13 @@ def classes_of(objects: Iterable[object]) -> Classes:
 def patched(classes: Classes) -> bool:
     """Return whether a class has changed since `user_classes`: assigning to a class counts in no model's version."""
     return any(
-        c.__bases__ is not bases or len(vars(c)) != len(before) or any(vars(c).get(n) is not v for n, v in before.items())
+        c.__bases__ is not bases or len(vars(c)) != len(before) or any(_differs(vars(c).get(n), v) for n, v in before.items())
         for c, before, bases in classes
     )
+
+
+def _differs(a: Any, b: Any) -> bool:
+    return a is not b and not same(a, b)
 
 
 def package_settings() -> tuple[Any, ...]:

@@ -33,3 +33,8 @@ def unflatten(form: Branch | None, leaves: Iterator[Any]) -> Any:
     if form.kind is dict:
         return dict(zip(form.names, parts))
     return form.kind(*parts) if hasattr(form.kind, "_fields") else form.kind(parts)
+
+
+def is_numeric(leaf: Any) -> bool:
+    """Return whether a leaf is an array of numbers or booleans, which can be on a device."""
+    return getattr(getattr(leaf, "dtype", None), "kind", "O") not in "OSUMm"

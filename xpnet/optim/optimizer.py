@@ -145,6 +145,7 @@ class Optimizer:
                 w[...] = namespace(w).where(scale.overflow != 0, before, w)
         if scale is not None:
             scale.adjust()
+            self.clock_ticked()
         flat.zero_grad()
 
     @property
@@ -182,11 +183,13 @@ class Optimizer:
     def set_clock(self) -> None:
         """Write to the clock, before a step, what the host says and the clock does not: a learning rate or a step's number."""
         rate, steps, _ = self._on_clock or (None, None, False)
+        if self.iterations != steps:  # set by load_state or by a callback
+            if steps is not None and self.loss_scale is not None:
+                self.skipped += steps - int(self.clock.steps)
+            self.clock.steps[...] = self.iterations
         current = self.current_learning_rate
         if current != rate:
             self.clock.rate[...] = current
-        if self.iterations != steps:  # set by load_state or by a callback
-            self.clock.steps[...] = self.iterations
         self._on_clock = current, self.iterations, True
 
     def clock_ticked(self) -> None:
@@ -199,7 +202,7 @@ class Optimizer:
         if self._on_clock is None or not self._on_clock[2]:
             self.set_clock()
         rate, steps, _ = self._on_clock or (0.0, 0, False)
-        self._on_clock = rate, steps + 1, False
+        self._on_clock = rate, steps, False
         return self.clock
 
     def __getstate__(self) -> dict[str, Any]:
