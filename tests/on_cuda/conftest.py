@@ -1,0 +1,21 @@
+"""Fixtures of the tests of captured fits and predictions."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """The number of graphs that were recorded: a list of one number."""
+    from xpnet.compiled.cuda_graph import CudaGraphs
+
+    count, record = [0], CudaGraphs.record
+
+    def counting(self, function):
+        done = record(self, function)
+        count[0] += 1
+        return done
+
+    monkeypatch.setattr(CudaGraphs, "record", counting)
+    return count
