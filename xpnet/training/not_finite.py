@@ -33,6 +33,10 @@ def _finite(array: Array) -> bool:
     return not is_floating(array) or bool(xp.all(xp.isfinite(array)))
 
 
+def _native(x: Any) -> Any:
+    return x.array if isinstance(x, Tensor) else x
+
+
 @runs_on_its_device
 def first_not_finite(model: Module, x: Array) -> str:
     """Return a clause that names the first thing in `model` that is not finite for the batch `x`.
@@ -50,9 +54,9 @@ def first_not_finite(model: Module, x: Array) -> str:
 
     def look(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         y = forward(*inputs, **keywords)
-        array = y.array if isinstance(y, Tensor) else y
+        array = _native(y)
         if not found and hasattr(array, "dtype") and not _finite(array):
-            of_indices = hasattr(inputs[0], "dtype") and not is_floating(inputs[0])
+            of_indices = bool(inputs) and hasattr(inputs[0], "dtype") and not is_floating(_native(inputs[0]))
             why = ": an index outside its table?" if of_indices and model.context.device.kind != "cpu" else ""
             found.append(f"the first layer whose output is not finite is {layer.path!r} ({type(layer).__name__}){why}")
         return y

@@ -47,7 +47,7 @@ class Trainer:
         accumulate: gradients of this many batches are averaged for one update.
         capture: on a GPU, capture the step of `fit` as a CUDA graph and replay it, where that is possible. The launches are the
             same either way. It is captured again after changes of the model, of this Trainer's loss, metrics, optimizer,
-            accumulate, and of the plain attributes of these. Not seen are changes within lists, dicts and other objects that
+            accumulate, and of the attributes of these. Not seen are changes within lists, dicts and other objects that
             they hold, changes of global variables, and what they do on the host: see docs/gpu.md, "What is captured".
         loss_scale: of a float16 model, whose gradients would otherwise be too small for its numbers; None makes one with its
             own defaults. A loss that is not finite is then a skipped update, and an error at the end of the epoch.
