@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.on_cuda.following import DIFFERENT, EPOCHS, VALUES, At, X, Y, assert_alike, bits, network
+from tests.on_cuda.following import DIFFERENT, EPOCHS, VALUES, At, X, Y, assert_alike, bits, network, outcome
 from xpnet.compiled.dependencies import update_is_declared
 from xpnet.optim.optimizer import Optimizer
 
@@ -263,3 +263,51 @@ def test_a_callback_on_gradients_that_is_set_on_the_instance(recordings):
 
     assert_alike(make, recordings, 1)
     assert len(calls) == 2 * EPOCHS * 4
+
+
+# -- refused recordings --
+
+
+class Assigns(xn.Module):
+    def forward(self, x):
+        self.seen = float(len(x))
+        return x
+
+
+class CountsItself:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, prediction, target):
+        self.calls += 1
+        return xn.losses.softmax_cross_entropy(prediction, target)
+
+
+def reads(prediction, target):
+    """A metric that reads the device."""
+    return float(xn.ops.mean(prediction))
+
+
+REFUSED: Any = {
+    "layer": lambda: {"layer": Assigns()},
+    "loss": lambda: {"loss": CountsItself()},
+    "metric": lambda: {"metrics": [reads]},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_refused_recording_counts_no_step(why, dtype, recordings):
+    """The update within it was not executed."""
+
+    def make(capture):
+        parts = {"loss": "softmax_cross_entropy", **REFUSED[why]()}
+        layers = [xn.Dense(8, "tanh"), parts.pop("layer", xn.Dropout(0.5)), xn.Dense(3)]
+        optimizer = xn.optim.Adam(lambda step: 0.1 * 0.9**step)
+        return xn.Trainer(network(*layers, dtype=dtype), optimizer=optimizer, capture=capture, **parts)
+
+    expected = outcome(make(False))
+    with pytest.warns(RuntimeWarning, match="the training step cannot be recorded as a CUDA graph"):
+        found = outcome(make(True))
+    assert found == expected
+    assert recordings == [0]

@@ -44,6 +44,7 @@ class CapturedSteps:
         self._kept: StepDependencies | None = None
         self._optimizer = trainer.optimizer
         self._declared = update_is_declared(trainer.optimizer)
+        self._iterations = 0  # of the optimizer, before the step
         self._warned = False
         self.updates = self._records_updates()
 
@@ -128,7 +129,9 @@ class CapturedSteps:
     def _work(self, *inputs: Any, size: int | None = None, form: Branch | None = None) -> tuple[Array, list[Any]]:
         """Run what is recorded; return the loss, and the parameters that got a gradient."""
         trainer, optimizer = self.trainer, self.trainer.optimizer
-        iterations = optimizer.iterations
+        if self.updates and optimizer.iterations != self._iterations:  # a recording that was refused counted the step
+            optimizer.iterations = self._iterations
+            optimizer.clock_ticked()
         x: Any
         if form is not None:
             x, y = unflatten(form, iter(inputs))
@@ -144,7 +147,7 @@ class CapturedSteps:
             trainer.add_measurements(x, y, loss, prediction)
         except BaseException:
             if thread_state.recording:  # of which nothing was executed
-                optimizer.iterations = iterations
+                optimizer.iterations = self._iterations
                 optimizer.clock_ticked()
             raise
         return loss, reached
@@ -181,7 +184,7 @@ class CapturedSteps:
         if not trainer.model.training:
             trainer.model.train()
         self._follow()
-        iterations, count = optimizer.iterations, trainer.sums.count
+        self._iterations, count = optimizer.iterations, trainer.sums.count
         if self.updates and optimizer.clock is not None:
             optimizer.set_clock()
         inputs, fixed = self._arguments(x, y)
@@ -192,7 +195,7 @@ class CapturedSteps:
         if trainer.iteration % trainer.accumulate:
             return loss
         if self.updates:
-            optimizer.iterations = iterations + 1
+            optimizer.iterations = self._iterations + 1
             optimizer.clock_ticked()
         else:
             for parameter in reached:  # a replay does not set them
