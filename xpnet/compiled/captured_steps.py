@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Callable
 from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakMethod
 
 from xpnet.autograd.tape import no_grad
 from xpnet.backend import Array
 from xpnet.compiled.derived import Derived
-from xpnet.compiled.graph import Captured, Graphs
+from xpnet.compiled.graph import Captured, Graphs, called
 from xpnet.layers.modes import eval_mode, thread_state
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
@@ -29,12 +30,19 @@ class Loop(Protocol):
     sums: Any
     watches_gradients: bool
     accumulate: int
+    batch: int
+    committing: bool
     loss: Any
     metrics: dict[str, Any]
     segments: Any
+    step_state: Any
+    runs_user_code: bool
     forward_backward: Callable[[Any, Any], tuple[Array, Array]]
-    add_measurements: Callable[[Any, Any, Array, Array], None]
+    measured: Callable[[Any, Any, Array, Array], tuple[int, list[tuple[Any, Any]]]]
     update: Callable[[], None]
+    _train: Callable[[Any, Any], Array]
+    undo: Callable[[int, int], None]
+    committed: Callable[[], None]
 
 
 class DeviceCounter:
@@ -152,7 +160,9 @@ class CapturedSteps:
         self._make_clock = clock
         self._rate: float | None = None
         self.feed: DeviceFeed | None = None
-        self._captured = Captured(self._work, graphs, "the training step", trainer.model)
+        # Weakly: with a reference to itself the model, which the trainer holds, would wait for the garbage collector.
+        work, attempt = WeakMethod(self._work), WeakMethod(self._attempt)
+        self._captured = Captured(called(work), graphs, "the training step", trainer.model, direct=called(attempt))
         self._kept: _Kept | None = None
         self._optimizer = trainer.optimizer
         self.updates = self._records_updates()
@@ -229,10 +239,6 @@ class CapturedSteps:
     def _run(self, *inputs: Array, **fixed: Any) -> tuple[Array, list[Any]]:
         """Do the work of a step: by a replay, if nothing that it depends on has changed."""
         trainer = self.trainer
-        if trainer.accumulate > 1:  # since the block began; not every step updates
-            self._forget()
-            with self.graphs.stream():
-                return self._work(*inputs, **fixed)
         if self._kept is not None and not self._captured.failed and not self._kept.holds_for(trainer):
             self._forget()
         done: tuple[Array, list[Any]] = self._captured(*inputs, **fixed)
@@ -240,21 +246,49 @@ class CapturedSteps:
             self._kept = None if self._captured.failed else _Kept(trainer, self.updates)
         return done
 
-    def _work(self, *inputs: Array, size: int | None = None, several: bool = False) -> tuple[Array, list[Any]]:
-        """Run what is recorded; return the loss, and the parameters that got a gradient."""
-        trainer = self.trainer
-        x: Any
+    def _batch(self, inputs: tuple[Array, ...], size: int | None, several: bool) -> tuple[Any, Array]:
+        """Return the batch (x, y) of a step's arguments."""
         if several:
             *parts, y = inputs
-            x = tuple(parts)
-        else:
-            x, y = inputs if self.feed is None or size is None else self.feed.prepare(*inputs, size=size)
-        loss, prediction = trainer.forward_backward(x, y)
-        reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
-        if self.updates and (trainer.iteration + 1) % trainer.accumulate == 0:
-            trainer.optimizer.step(trainer.model)
-        trainer.add_measurements(x, y, loss, prediction)
+            return tuple(parts), y
+        x, y = inputs if self.feed is None or size is None else self.feed.prepare(*inputs, size=size)
+        return x, y
+
+    def _work(self, *inputs: Array, size: int | None = None, several: bool = False) -> tuple[Array, list[Any]]:
+        """Run what is recorded; return the loss, and the parameters that got a gradient."""
+        trainer, optimizer = self.trainer, self.trainer.optimizer
+        x, y = self._batch(inputs, size, several)
+        iterations = optimizer.iterations
+        try:
+            loss, prediction = trainer.forward_backward(x, y)
+            # A metric that raises does so before the weights are changed.
+            count, terms = trainer.measured(x, y, loss, prediction)
+            reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
+            if self.updates:
+                optimizer.step(trainer.model)
+        except BaseException:
+            # Of a recording nothing was executed: only the host has to forget it.
+            trainer.model.zero_grad()
+            optimizer.iterations = iterations
+            raise
+        for total, term in terms:
+            total += term
+        trainer.sums.count += count
         return loss, reached
+
+    def _attempt(self, *inputs: Array, **fixed: Any) -> tuple[Array, list[Any]]:
+        """Run the work launch by launch; the user's code, which is called here, may raise."""
+        self._keep()
+        return self._work(*inputs, **fixed)
+
+    def _keep(self) -> None:
+        """Keep what an exception puts back."""
+        trainer, state = self.trainer, self.trainer.step_state
+        state.follow(trainer.model, trainer.optimizer)
+        state.keep()
+        state.keep_arrays(list(trainer.sums.totals.values()))
+        if state.careful and self._is_built():
+            state.keep_weights(trainer.model, trainer.optimizer)
 
     def step(self, x: Any, y: Array) -> Array:
         """Update and measure on one batch; return the loss, an array that the next step overwrites.
@@ -262,31 +296,52 @@ class CapturedSteps:
         x: an array, or a tuple of them for a model of several inputs, which no feed prepares within the recording.
         """
         self._follow()
-        trainer, optimizer = self.trainer, self.trainer.optimizer
+        trainer, optimizer, state = self.trainer, self.trainer.optimizer, self.trainer.step_state
         if not trainer.model.training:
             trainer.model.train()
+        if state.changes != trainer.model._tree_version.changes or state.optimizer is not optimizer:
+            state.follow(trainer.model, optimizer)
         if self.updates and optimizer.clock is None:
             self._build(x)
-        iterations, count = optimizer.iterations, trainer.sums.count
         if self.updates:
             rate = optimizer.current_learning_rate
             if rate != self._rate:
                 optimizer.clock.rate[...] = self._rate = rate
-        loss: Array
-        if isinstance(x, tuple):
-            loss, reached = self._run(*x, y, several=True)
-        elif self.feed is not None:
-            loss, reached = self._run(*self.feed.inputs, size=len(x))
-        else:
-            loss, reached = self._run(x, y)
+        inputs, fixed = self._arguments(x, y)
+        if trainer.accumulate > 1:  # since the block began; not every step updates
+            self._forget()
+            with self.graphs.stream():
+                return trainer._train(*self._batch(inputs, **{"size": None, "several": False, **fixed}))
+        iterations, skipped, count = optimizer.iterations, optimizer.skipped, trainer.sums.count
+        totals = list(trainer.sums.totals)
+        trainer.committing = True  # a Ctrl-C waits for the end of the step, which is a replay
+        try:
+            if not self.updates and trainer.runs_user_code:  # between a replay of the gradients and the update
+                self._keep()
+            loss, reached = self._run(*inputs, **fixed)
+            if self.updates:
+                optimizer.iterations = iterations + 1
+            else:
+                for parameter in reached:  # a replay does not set them
+                    parameter.grad = parameter.buffer
+                state.backward = True
+                trainer.update()
+        except BaseException:
+            trainer.sums.count = count
+            trainer.sums.restart(totals)
+            trainer.undo(iterations, skipped)
+            raise
         trainer.sums.count = count + len(x[0] if isinstance(x, tuple) else x)
+        trainer.batch += 1
         trainer.iteration += 1
-        if trainer.iteration % trainer.accumulate:
-            return loss
-        if self.updates:
-            optimizer.iterations = iterations + 1
-        else:
-            for parameter in reached:  # a replay does not set them
-                parameter.grad = parameter.buffer
-            trainer.update()
+        state.clear()
+        trainer.committed()
         return loss
+
+    def _arguments(self, x: Any, y: Array) -> tuple[tuple[Array, ...], dict[str, Any]]:
+        """Return the arguments of the work for a batch."""
+        if isinstance(x, tuple):
+            return (*x, y), {"several": True}
+        if self.feed is not None:
+            return self.feed.inputs, {"size": len(x)}
+        return (x, y), {}

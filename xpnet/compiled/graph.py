@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakMethod, ref
 
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
@@ -54,18 +55,25 @@ class Captured:
         graphs: records and replays.
         name: for the warning where it cannot be recorded; the function is then always run as usual.
         model: whose attributes the function must not assign, for it to be recorded.
+        direct: called instead of `function` where it is run as usual.
 
     Attributes:
         replayed: whether the last call was a replay only, which does nothing on the host.
     """
 
     def __init__(
-        self, function: Callable[..., Any], graphs: Graphs, name: str = "the function", model: Module | None = None
+        self,
+        function: Callable[..., Any],
+        graphs: Graphs,
+        name: str = "the function",
+        model: Module | None = None,
+        direct: Callable[..., Any] | None = None,
     ) -> None:
         self.function = function
+        self.direct = direct or function
         self.graphs = graphs
         self.name = name
-        self.model = model
+        self.model = None if model is None else ref(model)  # which may hold this
         self.failed = self.replayed = False
         self._seen: set[Any] = set()
         self._recordings: dict[Any, Recording] = {}
@@ -78,11 +86,12 @@ class Captured:
             fixed: numbers and names, passed on; each value is recorded separately, as each shape is.
         """
         function = functools.partial(self.function, **fixed) if fixed else self.function
+        direct = functools.partial(self.direct, **fixed) if fixed else self.direct
         key = (tuple((tuple(a.shape), str(a.dtype)) for a in inputs), tuple(fixed.items()))
         with self.graphs.stream():
             self.replayed = False
             if self.failed:
-                return function(*inputs)
+                return direct(*inputs)
             recording = self._recordings.get(key)
             if recording is not None:
                 self.replayed = True
@@ -91,7 +100,7 @@ class Captured:
                 recording.replay()
                 return recording.result
             if key not in self._seen:
-                result = function(*inputs)
+                result = direct(*inputs)
                 self._seen.add(key)
                 return result
             recording = self._record(function, inputs)
@@ -100,7 +109,7 @@ class Captured:
                 recording.replay()  # recording executes nothing
                 return recording.result
         with self.graphs.stream():  # which frees what the recording held
-            return function(*inputs)
+            return direct(*inputs)
 
     def forget(self) -> None:
         """Drop all recordings: the arrays that they use have been replaced."""
@@ -119,9 +128,10 @@ class Captured:
 
     def _checked(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Any:
         """Run the function; raise an error where it assigned to attributes of the model, which then has the old ones."""
-        if self.model is None:
+        model = None if self.model is None else self.model()
+        if model is None:
             return function(*inputs)
-        with unchanging(self.model):
+        with unchanging(model):
             return function(*inputs)
 
     def _explained(self, error: Exception) -> str:
@@ -148,6 +158,18 @@ class Captured:
         )
 
 
+def called(method: WeakMethod[Callable[..., Any]]) -> Callable[..., Any]:
+    """Return a function that calls a method of an object which it does not keep alive."""
+
+    def call(*inputs: Any, **fixed: Any) -> Any:
+        bound = method()
+        if bound is None:
+            raise ReferenceError("the object of a captured method was deleted")
+        return bound(*inputs, **fixed)
+
+    return call
+
+
 def _layer_of(error: BaseException) -> str | None:
     """Return path and class of the innermost Module in whose forward pass an error was raised."""
     found = None
@@ -169,17 +191,24 @@ class CapturedModel(Derived):
     """
 
     def __init__(self, model: Module, graphs: Graphs) -> None:
-        self.model = model
+        # Weakly: the model's executor holds this, and a dropped model is not to wait for the garbage collector.
+        self.model = ref(model)
         self.graphs = graphs
         self._remembers = False
-        self._captured = Captured(self._forward, graphs, "prediction", model)
+        self._captured = Captured(called(WeakMethod(self._forward)), graphs, "prediction", model)
         self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
 
     def _forward(self, x: Array) -> Any:
-        y = self.model(x)
+        y = self._model()(x)
         if isinstance(y, (tuple, list)):
             return tuple(part.array if isinstance(part, Tensor) else part for part in y)
         return y.array if isinstance(y, Tensor) else y
+
+    def _model(self) -> Module:
+        model = self.model()
+        if model is None:
+            raise ReferenceError("the model was deleted")
+        return model
 
     def __call__(self, x: Array) -> Any:
         """Return the output for a batch; threads take turns."""
@@ -192,7 +221,7 @@ class CapturedModel(Derived):
             self._remembers = False
         y = self._captured(x)
         if not self._remembers or not self._captured.replayed:  # the first run may have created the parameters
-            self.remember(self.model)
+            self.remember(self._model())
             self._remembers = True
         if isinstance(y, tuple):
             return tuple(self.graphs.xp.asarray(part, copy=True) for part in y)

@@ -86,6 +86,12 @@ class LossScale:
         adjust(self.scale, self.good, self.overflow, factor=self.growth, interval=self.growth_interval, smallest=self.smallest)
         self._unscaled = False
 
+    def forget_step(self) -> None:
+        """Begin again with the next backward pass: the step that was going on does not happen."""
+        self._unscaled = False
+        if self.overflow is not None:
+            self.overflow[...] = 0
+
     def state(self) -> dict[str, Any]:
         """Return the factor and the counter as Python numbers (waits for the device)."""
         if self.scale is None:

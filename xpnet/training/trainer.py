@@ -19,13 +19,15 @@ from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
 from xpnet.training.arguments import named_metrics, refuse_loss, require_parts
-from xpnet.training.callback import Callback
+from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, recomputed, segments_of
 from xpnet.training.data_adapter import as_batches, no_batches
 from xpnet.training.history import History, Sums
 from xpnet.training.interrupt import interruptible
-from xpnet.training.not_finite import not_finite
+from xpnet.training.not_finite import NotFiniteError, not_finite
 from xpnet.training.progress import Progress
+from xpnet.training.run import begin_callbacks, continue_epoch, end_callbacks, take_callbacks
+from xpnet.training.step_state import StepState, counter_of, of_a_user
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -44,7 +46,8 @@ class Trainer:
         metrics: names such as "accuracy", or functions (prediction, target) -> mean over the batch.
         callbacks: see xpnet.training.Callback.
         seed: of the order of the examples.
-        accumulate: gradients of this many batches are averaged for one update.
+        accumulate: gradients of this many batches are averaged for one update; of fewer at the end of an epoch, where they are
+            what is left.
         capture: on a GPU, capture the step of `fit` as a CUDA graph and replay it, where that is possible. The launches are the
             same either way. It is captured again after changes of the model, of this Trainer's loss, metrics, optimizer,
             accumulate, and of the plain attributes of these. Not seen are changes within lists, dicts and other objects that
@@ -60,7 +63,9 @@ class Trainer:
         epoch: the current epoch, from 0.
         batch: the batches done in it.
         iteration: the batches done in all.
+        pending: the batches whose gradients wait for an update, with `accumulate`.
         stop: set it to True to end `fit` after the current batch.
+        error: in `on_fit_end`, the exception that ends the run; None: there was none.
         last_loss: of the last batch of `fit`: a 0-d array on the device, which the next batch may overwrite.
         batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
@@ -97,13 +102,22 @@ class Trainer:
         self.epoch = 0
         self.batch = 0
         self.iteration = 0
+        self.pending = 0
         self.first_epoch = 0  # of the current fit: a continued one counts its epochs from there
         self.stop = False
+        self.error: BaseException | None = None
         self.last_loss: Any = math.nan
         self.batches: Batches | None = None
         self.checks: Batches | None = None
         self.sums = Sums()
+        self.epoch_data: Any = None  # the Batches of the epoch that is going on, or how a checkpoint describes them
+        self.run_id: Any = object()  # what callbacks note, to tell another run
+        self.committing = False  # whether the weights are being changed: an interrupt waits
+        self.interrupt_waits = False
+        self._batches_of_epoch: int | None = None
         self._device: Device | None = None  # of the last fit
+        self.step_state = StepState()
+        self._trained: Module | None = None  # by the last fit
 
     def fit(
         self,
@@ -130,36 +144,55 @@ class Trainer:
             resume: "auto" goes on from the newest checkpoint of the Checkpoint callback, if there is one; a path goes on
                 from that file. `epochs` then counts from where the interrupted `fit` began.
 
+        An epoch that was cut short (by `stop`, Ctrl-C or an exception) is continued by the next `fit` on the same data with the
+        same batch size; on others a new epoch begins. An exception leaves weights, optimizer, gradients, random counters and
+        position as before the batch, or as after it, and `on_fit_end` of the callbacks is called.
+
         Returns:
             The history: "loss", every metric, and both again with "val_" in front. Ctrl-C ends the run after the current
             batch and returns what was measured; press it twice to leave at once.
 
         Raises:
             NotFiniteError: the loss became NaN or infinite.
-            ValueError: the data are of the wrong form, or gave no batch (a generator that is used up).
+            ValueError: the data are of the wrong form, or gave no batch (a generator that is used up); the optimizer holds the
+                state of another model; a callback watches a value that this run does not record.
         """
         from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
 
         if not isinstance(epochs, Integral) or epochs < 0:
             raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
-        self.batches = batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
+        batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
         count = None if batches.count is None else len(batches)
         self.checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
-        self.stop = self.history.interrupted = False
+        self.batches = batches
+        self.stop = self.history.interrupted = self.history.averaged = False
+        self.history.restored = None
         self.first_epoch = self.epoch
         device = self.model.context.device
         if device is not self._device:
             if self._device is not None:
                 self.sums.load_state(self.sums.state())  # the model was moved: add up on its new device
             self._device = device
+        if self._trained is not self.model:
+            self.optimizer.require_own(self.model)
+            if self._trained is not None:
+                self.run_id = object()
+            self._trained = self.model
+        if self.callbacks:
+            take_callbacks(self)
         if resume is not None:
             from xpnet.training.checkpoint import resume_trainer
 
             with device:
                 resume_trainer(self, resume)
+        if self.batch:
+            continue_epoch(self, batches, resumed=resume is not None)
+        for callback in self.callbacks:
+            callback.check_run(self)
         last = self.first_epoch + epochs
         captured = captured_steps(self)
         train = self._train if captured is None else captured.step
+        self._batches_of_epoch = count
         with (
             contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "fit"),
             interruptible(self),
@@ -167,53 +200,61 @@ class Trainer:
             captured or contextlib.nullcontext(),
             device_feed(batches, device, captured) as feed,
         ):
-            for callback in self.callbacks:
-                callback.on_fit_begin(self)
-            while self.epoch < last and not self.stop:
-                self._epoch(feed, progress, train)
-            for callback in self.callbacks:
-                callback.on_fit_end(self)
+            began: list[Callback] = []
+            try:
+                if self.callbacks:
+                    begin_callbacks(self, began)
+                while self.epoch < last and not self.stop:
+                    self._epoch(feed, progress, train)
+            except BaseException as error:
+                end_callbacks(self, began, error)
+                raise
+            if began:
+                tell(self, began, "on_fit_end")
         return self.history
 
     def _epoch(self, feed: Batches | DeviceFeed, progress: Progress, train: Callable[[Any, Array], Array]) -> None:
         """Do what is left of one epoch: train on its batches, validate, and record both."""
         if self.batch == 0:
             self.sums.clear()
+            self.epoch_data = self.batches
             for callback in self.callbacks:
                 callback.on_epoch_begin(self)
         progress.begin(self.epoch, self.batch, self.sums)
         x = None
         for x, y in watched(feed.epoch(self.epoch, self.batch), self.model.context.device):
             self.last_loss = train(x, y)
-            self.batch += 1
             progress.advance()
-            for callback in self.callbacks:
-                callback.on_step_end(self)
-            for callback in self.callbacks:
-                callback.on_checkpoint(self, epoch_ended=False)
+            if self.callbacks:
+                tell(self, self.callbacks, "on_step_end")
+                tell(self, self.callbacks, "on_checkpoint", epoch_ended=False)
             if self.stop:
-                return  # an epoch that was cut short is not recorded; a checkpoint continues it
+                return  # an epoch that was cut short is not recorded; the next fit or a checkpoint continues it
         if self.batch == 0:
             raise ValueError(no_batches(f"epoch {self.epoch + 1}"))
+        if self.pending:
+            self._update_pending()
         values = self.sums.means()
         if x is not None and not math.isfinite(values["loss"]):
-            raise not_finite(self, x, values["loss"])
+            error = not_finite(self, x, values["loss"])
+            self.batch = 0  # such an epoch is not worth finishing
+            raise error
         if self.checks is not None:
             values.update({f"val_{name}": value for name, value in self._evaluate(self.checks).items()})
-        for callback in self.callbacks:
-            callback.on_epoch_end(self, values)
-        self.history.record(values)
-        progress.end(self.epoch, values)
-        self.epoch += 1
-        self.batch = 0
-        for callback in self.callbacks:
-            callback.on_checkpoint(self, epoch_ended=True)
+        try:
+            if self.callbacks:
+                tell(self, self.callbacks, "on_epoch_end", values)
+        finally:  # the epoch is over, whatever a callback says
+            self.history.record(values)
+            progress.end(self.epoch, values)
+            self.epoch += 1
+            self.batch = 0
+        if self.callbacks:
+            tell(self, self.callbacks, "on_checkpoint", epoch_ended=True)
 
     def _train(self, x: Any, y: Array) -> Array:
-        """Update on one batch and measure it; return the loss."""
-        loss, prediction = self._step(x, y)
-        self.add_measurements(x, y, loss, prediction)
-        return loss
+        """Update on one batch of an epoch and measure it; return the loss, a 0-d native array."""
+        return self._step(x, y, within_epoch=True)[0]
 
     def step(self, x: Any, y: Array) -> Array:
         """Update once on one batch. Returns the loss before the update: a 0-d native array on the device.
@@ -226,21 +267,82 @@ class Trainer:
         with working_on(device, "step"):
             return self._step(x, y)[0]
 
-    def _step(self, x: Any, y: Array) -> tuple[Array, Array]:
-        """Update on one batch; return the loss and the predictions, native arrays."""
-        if not self.model.training:
-            self.model.train()
-        loss, prediction = self.forward_backward(x, y)
-        self.iteration += 1
-        if self.iteration % self.accumulate == 0:
-            self.update()
+    def _step(self, x: Any, y: Array, within_epoch: bool = False) -> tuple[Array, Array]:
+        """Update on one batch, and within an epoch measure it, wholly or not at all; return the loss and the predictions."""
+        model, optimizer, state = self.model, self.optimizer, self.step_state
+        if not model.training:
+            model.train()
+        if state.changes != model._tree_version.changes or state.optimizer is not optimizer:
+            state.follow(model, optimizer)
+        iterations, skipped = optimizer.iterations, optimizer.skipped
+        state.counters, state.guards = None, True
+        try:
+            loss, prediction = self.forward_backward(x, y)
+            count, terms = self.measured(x, y, loss, prediction) if within_epoch else (0, ())
+            pending = self.pending + 1
+            if pending >= self.accumulate or (within_epoch and self.batch + 1 == self._batches_of_epoch):
+                self.update(pending)
+                pending = 0
+            self.committing = True
+            for total, term in terms:
+                total += term
+            self.sums.count += count
+            self.batch += within_epoch
+            self.iteration += 1
+            self.pending = pending
+        except BaseException:
+            self.undo(iterations, skipped)
+            raise
+        state.guards = state.backward = False
+        if state.holds:
+            state.clear()
+        self.committing = False
+        if self.interrupt_waits:
+            self.committed()
         return loss, prediction
+
+    def undo(self, iterations: int, skipped: int) -> None:
+        """Put back what a step has changed that raised."""
+        self.committing = True
+        try:
+            self.step_state.restore(self.model, self.optimizer)
+            self.optimizer.iterations, self.optimizer.skipped = iterations, skipped
+        finally:
+            self.step_state.clear()
+            self.committing = self.interrupt_waits = False
+
+    def committed(self) -> None:
+        """Let a Ctrl-C through that came while the weights were being changed."""
+        self.committing = False
+        if self.interrupt_waits:
+            self.interrupt_waits = False
+            raise KeyboardInterrupt
+
+    def _update_pending(self) -> None:
+        """Update from the last batches of an epoch, fewer than `accumulate`: of a stream, whose end is not known before."""
+        optimizer, state = self.optimizer, self.step_state
+        iterations, skipped = optimizer.iterations, optimizer.skipped
+        state.backward = state.guards = True
+        state.keep_gradients(self.model.flat_parameters)
+        try:
+            self.update(self.pending)
+            self.pending = 0
+        except BaseException:
+            self.undo(iterations, skipped)
+            raise
+        state.clear()
+        self.committed()
 
     def forward_backward(self, x: Any, y: Array) -> tuple[Array, Array]:
         """Leave the gradients of one batch in the parameters; return the loss and the predictions."""
         planned = self._planned(x, y)
         if planned is not None:
             return planned
+        state = self.step_state
+        if state.guards:
+            state.counters = list(map(counter_of, state.tables))
+            if state.keeps:
+                state.keep(counters=False)
         if self.segments:
             with recomputed(self.segments):
                 prediction = _output(self.model, x)
@@ -249,13 +351,23 @@ class Trainer:
         loss = self.loss(prediction, y)
         if type(loss) is not Tensor or loss.array.ndim:
             refuse_loss(self.loss, loss)
-        penalty = self._penalty()
+        flat = self.model.flat_parameters
+        penalty = None
+        for parameter in flat.regularized:
+            term = parameter.regularizer(parameter)
+            penalty = term if penalty is None else penalty + term
         if penalty is not None:
             loss = loss + penalty
         scale = self.optimizer.loss_scale
         # On a GPU this would wait for the device in every step: the loss is checked once an epoch there.
         if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(loss.array):
             raise not_finite(self, x, float(loss.array))
+        if state.guards:
+            state.backward = True
+            for parameter in flat.parameters:
+                if parameter.grad is not None:
+                    state.keep_gradients(flat)
+                    break
         if scale is not None:
             scale.backward(loss, 1 / self.accumulate)
         elif self.accumulate == 1:
@@ -275,24 +387,41 @@ class Trainer:
             return None
         if not math.isfinite(loss):
             raise not_finite(self, x, float(loss))
+        self.step_state.backward = True
         step.backward()
         return loss, step.logits.copy()
 
-    def _penalty(self) -> Tensor | None:
-        """Return the sum of all weight penalties, or None where no parameter has one."""
-        total = None
-        for parameter in self.model.flat_parameters.regularized:
-            term = parameter.regularizer(parameter)
-            total = term if total is None else total + term
-        return total
+    def update(self, batches: int | None = None) -> None:
+        """Show the gradients to the callbacks and let the optimizer use them.
 
-    def update(self) -> None:
-        """Show the gradients to the callbacks and let the optimizer use them."""
-        if self.optimizer.loss_scale is not None:
-            self.optimizer.loss_scale.unscale(self.model.flat_parameters)
+        batches: of how many batches they are the sum, where these are fewer than `accumulate`.
+        """
+        model, optimizer = self.model, self.optimizer
+        if batches is not None and batches < self.accumulate:
+            flat = model.flat_parameters
+            flat.collect()
+            if flat.values is not None:
+                flat.gradients *= self.accumulate / batches  # each batch has added a share of 1 / accumulate
+        if optimizer.loss_scale is not None:
+            optimizer.loss_scale.unscale(model.flat_parameters)
         for callback in self.callbacks:
             callback.on_before_optimizer_step(self)
-        self.optimizer.step(self.model)
+        if self.step_state.careful and self.step_state.guards:
+            self.step_state.keep_weights(model, optimizer)
+        self.committing = self.step_state.guards
+        optimizer.step(model)
+
+    @property
+    def runs_user_code(self) -> bool:
+        """Whether code outside this package runs between the backward pass and the end of the update, and may raise."""
+        own = Callback.on_before_optimizer_step
+        watching = [c for c in self.callbacks if type(c).on_before_optimizer_step is not own]
+        return self.step_state.careful or any(of_a_user(c, "on_before_optimizer_step") for c in watching)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ends because its loss became NaN or infinite: in `on_fit_end`."""
+        return isinstance(self.error, NotFiniteError)
 
     @property
     def watches_gradients(self) -> bool:
@@ -300,9 +429,9 @@ class Trainer:
         own = Callback.on_before_optimizer_step
         return any(type(callback).on_before_optimizer_step is not own for callback in self.callbacks)
 
-    def add_measurements(self, x: Any, y: Array, loss: Array, prediction: Array) -> None:
-        """Add the loss and the metrics of one batch to the sums of the epoch."""
-        self.sums.add(x, {"loss": loss, **self.measure(prediction, y)})
+    def measured(self, x: Any, y: Array, loss: Array, prediction: Array) -> tuple[int, list[tuple[Any, Any]]]:
+        """Return what the loss and the metrics of one batch add to the sums of the epoch: see `Sums.terms`."""
+        return self.sums.terms(x, {"loss": loss, **self.measure(prediction, y)})
 
     def measure(self, prediction: Array, y: Array) -> dict[str, Array]:
         """Return every metric of one batch."""
