@@ -1,6 +1,7 @@
 """Metrics: functions of a prediction and a target. Each is the mean over a batch, a 0-d array on its device.
 
-A metric says itself which of its values are better: ``accuracy.better`` is "max". Callbacks that look for the best epoch ask it.
+A metric says itself which of its values are better: ``accuracy.better`` is "max". Callbacks that look for the best
+epoch ask it.
 """
 
 from __future__ import annotations

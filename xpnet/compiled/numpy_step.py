@@ -157,6 +157,11 @@ class Step:
             if dx is not None:
                 dy = dx
 
+    @property
+    def x(self) -> Floats:
+        """The batch of the step that runs; none is kept between two steps."""
+        return self.input.x
+
     def holds(self) -> bool:
         """Return whether the model is unchanged since it was planned, and has no gradients to add to."""
         if self.version.changes != self.changes or len(customized) != self.customized or reference_is_forced():

@@ -123,6 +123,7 @@ class ExponentialMovingAverage(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Give the model the average weights."""
+        self.on_step_end(trainer)  # an exception may have come between an update and its end
         if self.keep and self.average is not None:
             trainer.model.flat_parameters.values[...] = self.average
             trainer.history.averaged = True

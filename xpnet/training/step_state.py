@@ -127,8 +127,9 @@ class StepState:
             if copied is not None:
                 before[...] = copied
         for module, attributes in self._empty:  # built again by the next batch, with the same values
+            place = {name: module.__dict__[name] for name in ("path", "context", "_half")}  # which the root has decided since
             module.__dict__.clear()
-            module.__dict__.update(attributes)
+            module.__dict__.update(attributes | place)
             module._tree_version.changed(structure=True)
         scale = optimizer.loss_scale
         if scale is not None:
