@@ -1,4 +1,4 @@
-"""A training step happens wholly or not at all: whatever raises wherever, a run that goes on has the bits of one undisturbed."""
+"""A training step happens wholly or not at all: whatever raises, a run that goes on has the bits of one undisturbed."""
 
 from __future__ import annotations
 
@@ -205,11 +205,11 @@ def undisturbed():
 
 @pytest.mark.parametrize("kind", [RuntimeError, MemoryError, KeyboardInterrupt])
 @pytest.mark.parametrize("accumulate", [1, 3, 8])
-@pytest.mark.parametrize("stream", [False, True], ids=["arrays", "stream"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("place", "stream"),
+    [(p, s) for p in PLACES for s in (False, True) if p not in ("transform" if s else "data",)],
+)
 def test_a_run_goes_on_as_if_undisturbed(place, stream, accumulate, kind, undisturbed):
-    if (place == "data" and not stream) or (place == "transform" and stream):
-        pytest.skip("this form of data has no such place")
     once = accumulate == 8 and place in ("schedule", "optimizer", "constraint", "on_before_optimizer_step")
     number = 1 if once else PLACES[place]
     run = Run(Trouble(place, number, kind), accumulate, stream)
@@ -314,15 +314,16 @@ def test_a_single_step_is_whole_as_well():
     layers, settings = NETS["half"]()
     trainer, _ = small(trouble, layers, **settings)
     trainer.step(X[:8], Y[:8])
-    trainer.model.layers[0].kernel.set_gradient(np.ones((6, 8), np.float32))  # somebody's own gradient
-    before, gradient = left(trainer), trainer.model.layers[0].kernel.grad
+    kernel = trainer.model.parameters()["0.kernel"]
+    kernel.set_gradient(np.ones((6, 8), np.float32))  # somebody's own gradient
+    before, gradient = left(trainer), kernel.grad
     with pytest.raises(ValueError, match="softmax_cross_entropy"):
         trainer.step(X[:8], Y[:7])
     trouble.place, trouble.left = "on_before_optimizer_step", 1
     with pytest.raises(RuntimeError, match="trouble"):
         trainer.step(X[:8], Y[:8])
     assert left(trainer) == before
-    assert trainer.model.layers[0].kernel.grad is gradient
+    assert kernel.grad is gradient
     np.testing.assert_array_equal(gradient, 1)
 
 

@@ -61,7 +61,8 @@ class ExponentialMovingAverage(Callback):
 
     Args:
         decay: in [0, 1).
-        keep: whether the model gets the average weights when the run ends.
+        keep: whether the model gets the average weights when the run ends. One that was cut short within an epoch goes on with
+            the weights that it had.
     """
 
     def __init__(self, decay: float = 0.999, *, keep: bool = True) -> None:
@@ -73,6 +74,7 @@ class ExponentialMovingAverage(Callback):
         self._flat: FlatParameters | None = None
         self._updates = 0
         self._done: Any = None  # the updates that were not skipped, counted on the device
+        self._raw: Any = None  # the weights of a run that was cut short within an epoch
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Start with the present weights, or with the average so far unless parameters were frozen or unfrozen since."""
@@ -87,6 +89,9 @@ class ExponentialMovingAverage(Callback):
             self.average = xp.asarray(values, copy=True)
         else:
             self.average = to_device(self.average, device_of(values))
+            if self._raw is not None and trainer.batch and bool(xp.all(values == self.average)):
+                values[...] = to_device(self._raw, device_of(values))  # the epoch goes on
+        self._raw = None
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Update the average, if the batch ended in an update of the weights."""
@@ -125,8 +130,11 @@ class ExponentialMovingAverage(Callback):
         """Give the model the average weights."""
         self.on_step_end(trainer)  # an exception may have come between an update and its end
         if self.keep and self.average is not None:
-            trainer.model.flat_parameters.values[...] = self.average
-            trainer.history.averaged = True
+            values = trainer.model.flat_parameters.values
+            if trainer.batch:
+                self._raw = namespace(values).asarray(values, copy=True)
+            values[...] = self.average
+            trainer.history.restored, trainer.history.averaged = None, True
 
     def state(self) -> dict[str, Any]:
         """Return the average."""
@@ -134,11 +142,11 @@ class ExponentialMovingAverage(Callback):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state`."""
-        self.average = state["average"]
+        self.average, self._raw = state["average"], None
 
     def reset_state(self) -> None:
         """Forget the average."""
-        self.average = self._flat = None
+        self.average = self._flat = self._raw = None
 
 
 class Timing(Callback):

@@ -6,8 +6,11 @@ import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xpnet import losses, metrics
 from xpnet.backend import to_numpy
+from xpnet.layers.module import Module
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.training.callback import Callback
 
@@ -187,18 +190,24 @@ class EarlyStopping(Monitor):
         self.best_state: dict[str, Any] | None = None
         self.best_epoch: int | None = None
         self._stopped = False  # a run that had been stopped is not continued by loading its last checkpoint
+        self._later: dict[str, Any] | None = None  # the weights of a run that was cut short within an epoch
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Stop at once if the resumed run had been stopped."""
         trainer.stop = trainer.stop or self._stopped
         self._stopped = False
+        if self._later is not None and self.best_state is not None and trainer.batch:
+            now = _copied(trainer.model)
+            if all(name in now and np.array_equal(now[name], values) for name, values in self.best_state.items()):
+                trainer.model.load_state(self._later)  # the epoch goes on
+        self._later = None
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Keep the best weights; stop when patience runs out."""
         if self.improved(values):
             self.best_epoch = trainer.epoch
             if self.restore_best:
-                self.best_state = {name: to_numpy(array).copy() for name, array in trainer.model.state().items()}
+                self.best_state = _copied(trainer.model)
         elif self.waited > self.patience:
             trainer.stop = True
 
@@ -206,8 +215,10 @@ class EarlyStopping(Monitor):
         """Restore the best weights."""
         # Of a run that diverged also where the epoch before was the best one: it has spoilt the weights since.
         if self.restore_best and self.best_state is not None and (self.waited or trainer.diverged):
+            if trainer.batch and not trainer.diverged:
+                self._later = _copied(trainer.model)
             trainer.model.load_state(self.best_state)
-            trainer.history.restored = self.best_epoch
+            trainer.history.restored, trainer.history.averaged = self.best_epoch, False
 
     def state(self) -> dict[str, Any]:
         """Return also the best weights."""
@@ -217,13 +228,18 @@ class EarlyStopping(Monitor):
         """Restore a state from :meth:`state`."""
         super().load_state(state)
         self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
+        self._later = None
         self._stopped = self.waited > self.patience
 
     def reset_state(self) -> None:
         """Forget the best value and the best weights."""
         super().reset_state()
-        self.best_epoch = self.best_state = None
+        self.best_epoch = self.best_state = self._later = None
         self._stopped = False
+
+
+def _copied(model: Module) -> dict[str, Any]:
+    return {name: to_numpy(array).copy() for name, array in model.state().items()}
 
 
 class ReduceOnPlateau(Monitor):
