@@ -26,7 +26,7 @@ _ROWS = 256
 
 _WORDS = {
     "kind": "the kind of data", "count": "examples", "batch_size": "batch_size", "seed": "seed", "shuffle": "shuffle",
-    "drop_last": "drop_last", "shapes": "shapes", "content": "content",
+    "drop_last": "drop_last", "weights": "weights", "transform": "the transform", "augment": "the augmentation", "shapes": "shapes", "content": "content",
 }  # fmt: skip
 
 
@@ -70,6 +70,11 @@ def _form(batches: Batches) -> dict[str, Any]:
         "seed": batches.seed,
         "shuffle": batches.shuffle,
         "drop_last": batches.drop_last,
+        "weights": None
+        if batches._weights is None
+        else hashlib.blake2b(batches._weights.tobytes(), digest_size=16).hexdigest(),
+        "transform": _name(batches.transform),
+        "augment": _name(batches.augment),
         "shapes": [[str(leaf.dtype), *(int(n) for n in leaf.shape)] for leaf in _leaves(batches)],
     }
 
@@ -79,8 +84,17 @@ def _leaf(part: Any) -> Any:
 
 
 def _leaves(batches: Batches) -> list[Any]:
-    found = [_leaf(part) for part in tree_leaves(batches.source.tree)] if isinstance(batches.source, Arrays) else []
-    return found if batches._weights is None else [*found, batches._weights]
+    return [_leaf(part) for part in tree_leaves(batches.source.tree)] if isinstance(batches.source, Arrays) else []
+
+
+def _name(function: Any) -> str | None:
+    """Return what a transform or an augmentation is called."""
+    while hasattr(function, "func"):
+        function = function.func
+    if function is None:
+        return None
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _same_objects(a: Batches, b: Batches) -> bool:

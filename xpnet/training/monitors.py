@@ -175,6 +175,8 @@ class EarlyStopping(Monitor):
         restore_best: whether the weights of the best epoch are restored at the end of the run.
     """
 
+    adds = ()
+
     @renamed_arguments(least="min_delta", largest="mode")
     def __init__(
         self,

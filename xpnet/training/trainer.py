@@ -416,7 +416,9 @@ class Trainer:
         """Whether code outside this package runs between the backward pass and the end of the update, and may raise."""
         own = Callback.on_before_optimizer_step
         watching = [c for c in self.callbacks if type(c).on_before_optimizer_step is not own]
-        return self.step_state.careful or any(of_a_user(c, "on_before_optimizer_step") for c in watching)
+        rate = self.optimizer.learning_rate
+        schedule = callable(rate) and not getattr(rate, "__module__", "").startswith("xpnet.")
+        return schedule or self.step_state.careful or any(of_a_user(c, "on_before_optimizer_step") for c in watching)
 
     @property
     def diverged(self) -> bool:
