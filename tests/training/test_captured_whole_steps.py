@@ -39,7 +39,7 @@ def trainer(trouble: Trouble, hooks: bool, accumulate: int = 1) -> xn.Trainer:
         trouble("metric")
         return xn.metrics.accuracy(prediction, target)
 
-    optimizer = xn.optim.Adam(rate)
+    optimizer: Any = xn.optim.Adam(rate)
     if trouble.place == "optimizer" or accumulate == 7:
         OwnUpdate.trouble = trouble
         optimizer, accumulate = OwnUpdate(rate, momentum=0.9), 1
@@ -92,8 +92,8 @@ def test_a_recorded_run_goes_on_as_if_undisturbed(place, number, hooks):
 def test_what_cannot_be_recorded_leaves_no_gradients_behind(hooks):
     """A metric that reads from the device is refused while the step is recorded, after the backward pass."""
 
-    def fit(reads):
-        def metric(prediction, target):
+    def fit(reads: bool) -> dict[str, Any]:
+        def metric(prediction: Any, target: Any) -> Any:
             hits = xn.metrics.accuracy(prediction, target)
             return float(hits) if reads else hits
 

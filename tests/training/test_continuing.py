@@ -23,7 +23,7 @@ def trainer(*callbacks: xn.Callback, stop_at: int = -1, **settings: Any) -> xn.T
 
 
 def bits(run: xn.Trainer) -> Any:
-    return [a.tobytes() for a in run.model.state().values()], dict(run.history), run.iteration, run.epoch, run.pending
+    return [xn.to_numpy(a).tobytes() for a in run.model.state().values()], dict(run.history), run.iteration, run.epoch, run.pending
 
 
 class Sequence:
@@ -160,7 +160,7 @@ def test_large_arrays_are_compared_in_some_rows(monkeypatch):
     assert identity.difference(a, b) is None
     assert identity.difference(identity.describe(a), b) is None
     assert identity.difference(a, xn.data.Batches((X + 1, Y), 8)) == "other content"
-    assert identity.difference(identity.describe(a), xn.data.Batches((X.astype("f8"), Y), 8)).startswith("shapes was")
+    assert "shapes was" in (identity.difference(identity.describe(a), xn.data.Batches((X.astype("f8"), Y), 8)) or "")
 
 
 def test_folders_are_the_same_by_their_files(tmp_path):

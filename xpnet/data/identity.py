@@ -26,7 +26,8 @@ _ROWS = 256
 
 _WORDS = {
     "kind": "the kind of data", "count": "examples", "batch_size": "batch_size", "seed": "seed", "shuffle": "shuffle",
-    "drop_last": "drop_last", "weights": "weights", "transform": "the transform", "augment": "the augmentation", "shapes": "shapes", "content": "content",
+    "drop_last": "drop_last", "weights": "weights", "transform": "the transform", "augment": "the augmentation",
+    "shapes": "shapes", "content": "content",
 }  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def _different(known: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
 
 def _form(batches: Batches) -> dict[str, Any]:
     """Return everything but the content."""
-    source = batches.source
+    source, weights = batches.source, batches._weights
     data = getattr(source, "data", None)
     kind = "arrays" if isinstance(source, Arrays) else "stream" if isinstance(source, Stream) else type(data).__name__
     return {
@@ -70,9 +71,7 @@ def _form(batches: Batches) -> dict[str, Any]:
         "seed": batches.seed,
         "shuffle": batches.shuffle,
         "drop_last": batches.drop_last,
-        "weights": None
-        if batches._weights is None
-        else hashlib.blake2b(batches._weights.tobytes(), digest_size=16).hexdigest(),
+        "weights": None if weights is None else hashlib.blake2b(weights.tobytes(), digest_size=16).hexdigest(),
         "transform": _name(batches.transform),
         "augment": _name(batches.augment),
         "shapes": [[str(leaf.dtype), *(int(n) for n in leaf.shape)] for leaf in _leaves(batches)],

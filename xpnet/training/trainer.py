@@ -322,7 +322,7 @@ class Trainer:
         """Update from the last batches of an epoch, fewer than `accumulate`: of a stream, whose end is not known before."""
         optimizer, state = self.optimizer, self.step_state
         iterations, skipped = optimizer.iterations, optimizer.skipped
-        state.backward = state.guards = True
+        state.counters, state.backward, state.guards = None, True, True
         state.keep_gradients(self.model.flat_parameters)
         try:
             self.update(self.pending)
