@@ -118,8 +118,10 @@ def test_a_dropped_model_is_freed_at_once():
         run.fit((x, y), epochs=2, batch_size=8, verbose=False)
         for _ in range(3):
             run.model.predict(x[:8])
-        parts = [weakref.ref(run.model), *map(weakref.ref, run.model.modules()), weakref.ref(run.model.flat_parameters)]
-        parts += map(weakref.ref, run.model.parameters().values())
+        model = run.model
+        held: list[Any] = [*model.modules(), *model.parameters().values(), model.flat_parameters]
+        parts = [weakref.ref(part) for part in held]
+        del model, held
         del run
         assert [part() for part in parts if part() is not None] == []
     finally:

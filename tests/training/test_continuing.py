@@ -23,7 +23,13 @@ def trainer(*callbacks: xn.Callback, stop_at: int = -1, **settings: Any) -> xn.T
 
 
 def bits(run: xn.Trainer) -> Any:
-    return [xn.to_numpy(a).tobytes() for a in run.model.state().values()], dict(run.history), run.iteration, run.epoch, run.pending
+    return (
+        [xn.to_numpy(a).tobytes() for a in run.model.state().values()],
+        dict(run.history),
+        run.iteration,
+        run.epoch,
+        run.pending,
+    )
 
 
 class Sequence:

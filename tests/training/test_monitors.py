@@ -220,7 +220,7 @@ def test_a_loaded_state_is_kept(tmp_path):
     second = trainer(stop)
     xn.training.load_checkpoint(second, tmp_path / "a.ckpt")
     fit(second, epochs=0)
-    assert (stop.best, stop.waited) == (first.callbacks[0].best, 0)  # type: ignore[attr-defined]
+    assert (stop.best, stop.waited) == (first.callbacks[0].best, 0)
 
 
 # -- which weights the numbers are of --

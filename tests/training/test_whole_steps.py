@@ -394,7 +394,7 @@ def test_every_callback_is_told_of_a_step_that_happened_and_gets_an_end():
         trainer.fit(batches, verbose=False)
     assert calls == ["end"]
     trainer.callbacks = [Bad(), Good()]
-    trainer.callbacks[0].on_step_end = lambda trainer: None  # type: ignore[method-assign]
+    trainer.callbacks[0].on_step_end = lambda trainer: None
     with pytest.raises(ValueError, match="in the end"):
         trainer.fit(batches, verbose=False)
     assert calls[-2:] == ["NoneType", "end"]

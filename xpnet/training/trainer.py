@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
-from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device, working_on
 from xpnet.layers.execution import executor_of
 from xpnet.layers.modes import eval_mode
@@ -18,16 +17,17 @@ from xpnet.layers.module import Module
 from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
-from xpnet.training.arguments import named_metrics, refuse_loss, require_parts
+from xpnet.training.arguments import named_metrics, require_parts
 from xpnet.training.callback import Callback, tell
-from xpnet.training.checkpointed_segments import Recompute, recomputed, segments_of
+from xpnet.training.checkpointed_segments import Recompute, segments_of
 from xpnet.training.data_adapter import as_batches, no_batches
 from xpnet.training.history import History, Sums
 from xpnet.training.interrupt import interruptible
 from xpnet.training.not_finite import NotFiniteError, not_finite
 from xpnet.training.progress import Progress
 from xpnet.training.run import begin_callbacks, continue_epoch, end_callbacks, take_callbacks
-from xpnet.training.step_state import StepState, counter_of, of_a_user
+from xpnet.training.step_state import StepState
+from xpnet.training.steps import Steps, native, output_of
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Data = Any
 
 
-class Trainer:
+class Trainer(Steps):
     """The training loop: shuffled mini-batches, forward, loss, backward, update, and what is measured on the way.
 
     Args:
@@ -252,198 +252,10 @@ class Trainer:
         if self.callbacks:
             tell(self, self.callbacks, "on_checkpoint", epoch_ended=True)
 
-    def _train(self, x: Any, y: Array) -> Array:
-        """Update on one batch of an epoch and measure it; return the loss, a 0-d native array."""
-        return self._step(x, y, within_epoch=True)[0]
-
-    def step(self, x: Any, y: Array) -> Array:
-        """Update once on one batch. Returns the loss before the update: a 0-d native array on the device.
-
-        x: an array, or a tuple of them for a model that takes several inputs, forward(self, x, z).
-        """
-        device = self.model.context.device
-        if device.kind == "cpu":
-            return self._step(x, y)[0]
-        with working_on(device, "step"):
-            return self._step(x, y)[0]
-
-    def _step(self, x: Any, y: Array, within_epoch: bool = False) -> tuple[Array, Array]:
-        """Update on one batch, and within an epoch measure it, wholly or not at all; return the loss and the predictions."""
-        model, optimizer, state = self.model, self.optimizer, self.step_state
-        if not model.training:
-            model.train()
-        if state.changes != model._tree_version.changes or state.optimizer is not optimizer:
-            state.follow(model, optimizer)
-        iterations, skipped = optimizer.iterations, optimizer.skipped
-        state.counters, state.guards = None, True
-        try:
-            loss, prediction = self.forward_backward(x, y)
-            count, terms = self.measured(x, y, loss, prediction) if within_epoch else (0, ())
-            pending = self.pending + 1
-            if pending >= self.accumulate or (within_epoch and self.batch + 1 == self._batches_of_epoch):
-                self.update(pending)
-                pending = 0
-            self.committing = True
-            for total, term in terms:
-                total += term
-            self.sums.count += count
-            self.batch += within_epoch
-            self.iteration += 1
-            self.pending = pending
-        except BaseException:
-            self.undo(iterations, skipped)
-            raise
-        state.guards = state.backward = False
-        if state.holds:
-            state.clear()
-        self.committing = False
-        if self.interrupt_waits:
-            self.committed()
-        return loss, prediction
-
-    def undo(self, iterations: int, skipped: int) -> None:
-        """Put back what a step has changed that raised."""
-        self.committing = True
-        try:
-            self.step_state.restore(self.model, self.optimizer)
-            self.optimizer.iterations, self.optimizer.skipped = iterations, skipped
-        finally:
-            self.step_state.clear()
-            self.committing = self.interrupt_waits = False
-
-    def committed(self) -> None:
-        """Let a Ctrl-C through that came while the weights were being changed."""
-        self.committing = False
-        if self.interrupt_waits:
-            self.interrupt_waits = False
-            raise KeyboardInterrupt
-
-    def _update_pending(self) -> None:
-        """Update from the last batches of an epoch, fewer than `accumulate`: of a stream, whose end is not known before."""
-        optimizer, state = self.optimizer, self.step_state
-        iterations, skipped = optimizer.iterations, optimizer.skipped
-        state.counters, state.backward, state.guards = None, True, True
-        state.keep_gradients(self.model.flat_parameters)
-        try:
-            self.update(self.pending)
-            self.pending = 0
-        except BaseException:
-            self.undo(iterations, skipped)
-            raise
-        state.clear()
-        self.committed()
-
-    def forward_backward(self, x: Any, y: Array) -> tuple[Array, Array]:
-        """Leave the gradients of one batch in the parameters; return the loss and the predictions."""
-        planned = self._planned(x, y)
-        if planned is not None:
-            return planned
-        state = self.step_state
-        if state.guards:
-            state.counters = list(map(counter_of, state.tables))
-            if state.keeps:
-                state.keep(counters=False)
-        if self.segments:
-            with recomputed(self.segments):
-                prediction = _output(self.model, x)
-        else:
-            prediction = self.model(*x) if type(x) is tuple else self.model(x)
-        loss = self.loss(prediction, y)
-        if type(loss) is not Tensor or loss.array.ndim:
-            refuse_loss(self.loss, loss)
-        flat = self.model.flat_parameters
-        penalty = None
-        for parameter in flat.regularized:
-            term = parameter.regularizer(parameter)
-            penalty = term if penalty is None else penalty + term
-        if penalty is not None:
-            loss = loss + penalty
-        scale = self.optimizer.loss_scale
-        # On a GPU this would wait for the device in every step: the loss is checked once an epoch there.
-        if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(loss.array):
-            raise not_finite(self, x, float(loss.array))
-        if state.guards:
-            state.backward = True
-            for parameter in flat.parameters:
-                if parameter.grad is not None:
-                    state.keep_gradients(flat)
-                    break
-        if scale is not None:
-            scale.backward(loss, 1 / self.accumulate)
-        elif self.accumulate == 1:
-            loss.backward()
-        else:
-            (loss * (1 / self.accumulate)).backward()
-        return loss.array, _native(prediction)
-
-    def _planned(self, x: Any, y: Array) -> tuple[Array, Array] | None:
-        """Do `forward_backward` with the executor's step for such batches, or return None."""
-        if self.segments or self.accumulate > 1 or self.optimizer.loss_scale is not None:
-            return None
-        executor = self.model._model_executor or executor_of(self.model)
-        step = executor.step(self.model, self.loss, x, y)
-        loss = None if step is None else step.forward(x, y)
-        if step is None or loss is None:
-            return None
-        if not math.isfinite(loss):
-            raise not_finite(self, x, float(loss))
-        self.step_state.backward = True
-        step.backward()
-        return loss, step.logits.copy()
-
-    def update(self, batches: int | None = None) -> None:
-        """Show the gradients to the callbacks and let the optimizer use them.
-
-        batches: of how many batches they are the sum, where these are fewer than `accumulate`.
-        """
-        model, optimizer = self.model, self.optimizer
-        if batches is not None and batches < self.accumulate:
-            flat = model.flat_parameters
-            flat.collect()
-            if flat.values is not None:
-                flat.gradients *= self.accumulate / batches  # each batch has added a share of 1 / accumulate
-        if optimizer.loss_scale is not None:
-            optimizer.loss_scale.unscale(model.flat_parameters)
-        for callback in self.callbacks:
-            callback.on_before_optimizer_step(self)
-        if self.step_state.careful and self.step_state.guards:
-            self.step_state.keep_weights(model, optimizer)
-        self.committing = self.step_state.guards
-        optimizer.step(model)
-
-    @property
-    def runs_user_code(self) -> bool:
-        """Whether code outside this package runs between the backward pass and the end of the update, and may raise."""
-        own = Callback.on_before_optimizer_step
-        watching = [c for c in self.callbacks if type(c).on_before_optimizer_step is not own]
-        rate = self.optimizer.learning_rate
-        schedule = callable(rate) and not getattr(rate, "__module__", "").startswith("xpnet.")
-        return schedule or self.step_state.careful or any(of_a_user(c, "on_before_optimizer_step") for c in watching)
-
     @property
     def diverged(self) -> bool:
         """Whether the run ends because its loss became NaN or infinite: in `on_fit_end`."""
         return isinstance(self.error, NotFiniteError)
-
-    @property
-    def watches_gradients(self) -> bool:
-        """Whether a callback reads or changes the gradients, between backward and update on the host."""
-        own = Callback.on_before_optimizer_step
-        return any(type(callback).on_before_optimizer_step is not own for callback in self.callbacks)
-
-    def measured(self, x: Any, y: Array, loss: Array, prediction: Array) -> tuple[int, list[tuple[Any, Any]]]:
-        """Return what the loss and the metrics of one batch add to the sums of the epoch: see `Sums.terms`."""
-        return self.sums.terms(x, {"loss": loss, **self.measure(prediction, y)})
-
-    def measure(self, prediction: Array, y: Array) -> dict[str, Array]:
-        """Return every metric of one batch."""
-        values = {name: _native(metric(prediction, y)) for name, metric in self.metrics.items()}
-        for name, value in values.items():
-            if getattr(value, "ndim", 0):
-                raise ValueError(
-                    f"the metric {name} returned shape {tuple(value.shape)}, expected a single number: its mean over the batch"
-                )
-        return values
 
     def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
         """Return the loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
@@ -457,8 +269,8 @@ class Trainer:
         place = contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "evaluate")
         with place, no_grad(), eval_mode(self.model), device_feed(batches, device) as feed:
             for x, y in feed.epoch(0):
-                prediction = _output(self.model, x)
-                sums.add(x, {"loss": _native(self.loss(prediction, y)), **self.measure(_native(prediction), y)})
+                prediction = output_of(self.model, x)
+                sums.add(x, {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)})
         if not sums.count:
             raise ValueError(no_batches("the evaluation"))
         return sums.means()
@@ -470,14 +282,3 @@ def captured_steps(trainer: Trainer) -> Any:
         return None
     executor = trainer.model._model_executor or executor_of(trainer.model)
     return executor.capture(trainer)
-
-
-def _output(model: Module, x: Any) -> Any:
-    return model(*x) if type(x) is tuple else model(x)  # a tuple is several inputs
-
-
-def _native(output: Any) -> Any:
-    """Return the native array of a Tensor, or of each in a tuple of outputs."""
-    if isinstance(output, (tuple, list)):
-        return tuple(_native(part) for part in output)
-    return output.array if isinstance(output, Tensor) else output
