@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from weakref import ref
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array, device_of, namespace, quiet, to_numpy
@@ -50,6 +51,13 @@ class LossScale:
         self.overflow: Any = None  # (), uint32: 1 where the gradients of this step are not finite
         self._start = (self.initial, 0)
         self._unscaled = False
+        self._owner: Any = None  # a weak reference to the optimizer
+
+    def belong_to(self, optimizer: Any) -> None:
+        """Begin with the initial factor, if it was another optimizer's so far: another run adapted it."""
+        if self._owner is not None and self._owner() is not optimizer:
+            self.load_state({"scale": self.initial, "good": 0})
+        self._owner = ref(optimizer)
 
     @property
     def value(self) -> float:

@@ -92,6 +92,7 @@ class Trainer(Steps):
         self.optimizer = optimizer
         if loss_scale is not None or (model.context.dtype == "float16" and optimizer.loss_scale is None):
             optimizer.loss_scale = loss_scale or LossScale()
+            optimizer.loss_scale.belong_to(optimizer)
         self.metrics = named_metrics(metrics)
         self.callbacks = list(callbacks)
         self.seed = seed
