@@ -327,29 +327,43 @@ def test_a_single_step_is_whole_as_well():
     np.testing.assert_array_equal(gradient, 1)
 
 
-@pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="raises a signal")
-def test_a_second_ctrl_c_waits_for_the_end_of_an_update():
-    class Pressed(xn.optim.SGD):
-        pressed = False
+class Pressed(xn.optim.SGD):
+    """A user's optimizer, in whose update Ctrl-C is pressed twice."""
 
-        def update(self, w, g, learning_rate):
-            super().update(w[:10], g[:10], learning_rate)
-            if self.pressed:
-                type(self).pressed = False
-                signal.raise_signal(signal.SIGINT)
-                signal.raise_signal(signal.SIGINT)
-            super().update(w[10:], g[10:], learning_rate)
+    pressed = False
+
+    def update(self, w, g, learning_rate):
+        super().update(w[:10], g[:10], learning_rate)
+        if self.pressed:
+            type(self).pressed = False
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        super().update(w[10:], g[10:], learning_rate)
+
+
+@pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="raises a signal")
+@pytest.mark.parametrize(("own", "done"), [(True, 0), (False, 1)], ids=["undone", "waits"])
+def test_a_second_ctrl_c_within_an_update(own, done):
+    """It undoes the step where the weights were copied before, and waits for the end of the update otherwise."""
 
     def fit(press):
-        Pressed.pressed = press
+        left_to_press = [press]
+
+        def rate(step):
+            if left_to_press[0] and not own:
+                left_to_press[0] = False
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            return 0.1
+
+        Pressed.pressed = press and own
         layers, settings = NETS["planned"]()
         trainer, batches = small(Trouble(), layers, **settings)
-        trainer.optimizer = Pressed(0.1)
+        trainer.optimizer = Pressed(0.1) if own else xn.optim.SGD(rate)
         if press:
             with pytest.raises(KeyboardInterrupt):
                 trainer.fit(batches, epochs=2, verbose=False)
-            assert trainer.iteration == trainer.batch == 1
-            assert trainer.optimizer.iterations == 1
+            assert trainer.iteration == trainer.batch == trainer.optimizer.iterations == done
         trainer.fit(batches, epochs=2 - trainer.epoch, verbose=False)
         return left(trainer)
 
@@ -398,3 +412,20 @@ def test_every_callback_is_told_of_a_step_that_happened_and_gets_an_end():
     with pytest.raises(ValueError, match="in the end"):
         trainer.fit(batches, verbose=False)
     assert calls[-2:] == ["NoneType", "end"]
+
+
+def test_another_model_in_the_same_trainer_is_undone_as_well():
+    """Two models that were put together alike have the same version number."""
+    trouble = Trouble("metric", 99)
+    layers, settings = NETS["unbuilt"]()
+    trainer, _ = small(trouble, layers, **settings, input_shape=(6,))
+    trainer.step(X[:8], Y[:8])
+    layers, settings = NETS["unbuilt"]()
+    trainer.model = xn.Sequential(layers, seed=3, input_shape=(6,))
+    trainer.optimizer = xn.optim.SGD(0.1)
+    trainer.step(X[:8], Y[:8])
+    before = left(trainer)
+    trouble.place, trouble.left = "on_before_optimizer_step", 1
+    with pytest.raises(RuntimeError, match="trouble"):
+        trainer.step(X[:8], Y[:8])
+    assert left(trainer) == before

@@ -299,7 +299,8 @@ class CapturedSteps:
         trainer, optimizer, state = self.trainer, self.trainer.optimizer, self.trainer.step_state
         if not trainer.model.training:
             trainer.model.train()
-        if state.changes != trainer.model._tree_version.changes or state.optimizer is not optimizer:
+        version = trainer.model._tree_version
+        if state.version is not version or state.changes != version.changes or state.optimizer is not optimizer:
             state.follow(trainer.model, optimizer)
         if self.updates and optimizer.clock is None:
             self._build(x)

@@ -16,6 +16,7 @@ from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
 from xpnet.training.callback import Callback
 from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_run
+from xpnet.training.run import claim
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
@@ -103,7 +104,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     trainer.sums.load_state(place["sums"])
     for callback, entry in zip(trainer.callbacks, document["callbacks"]):
         callback.load_state(_unpack(entry["state"], arrays))
-        callback._run = trainer.run_id
+        claim(trainer, callback)
 
 
 def _described(data: Any) -> Any:

@@ -18,7 +18,12 @@ def take_callbacks(trainer: Trainer) -> None:
         if callback._run is not trainer.run_id:
             if callback._run is not None:
                 callback.reset_state()
-            callback._run = trainer.run_id
+            claim(trainer, callback)
+
+
+def claim(trainer: Trainer, callback: Callback) -> None:
+    """Note that a callback holds the state of this run."""
+    object.__setattr__(callback, "_run", trainer.run_id)  # it may be a frozen dataclass
 
 
 def begin_callbacks(trainer: Trainer, began: list[Callback]) -> None:

@@ -9,6 +9,7 @@ from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.tensor import Parameter
 from xpnet.backend import Array, namespace
 from xpnet.layers.module import Module
+from xpnet.layers.version import Version
 from xpnet.optim.optimizer import Optimizer
 
 counter_of = itemgetter("counter")
@@ -29,7 +30,7 @@ class StepState:
     an optimizer or a constraint of the user's own runs, they are copied as well.
 
     Attributes:
-        changes, optimizer: the version of the model and the optimizer that the lists below are for.
+        version, changes, optimizer: the version of the model and the optimizer that the lists below are for.
         tables: the attributes of every Module.
         stateful: the Modules with buffers or a state that is carried from call to call.
         unbuilt: the Modules that create parameters and buffers when they see the first batch.
@@ -42,6 +43,7 @@ class StepState:
     """
 
     def __init__(self) -> None:
+        self.version: Version | None = None
         self.changes = -1
         self.optimizer: Optimizer | None = None
         self.tables: list[dict[str, Any]] = []
@@ -61,7 +63,7 @@ class StepState:
     def follow(self, model: Module, optimizer: Optimizer) -> None:
         """Look at a model that has changed, or at another optimizer."""
         modules = model.modules()
-        self.changes, self.optimizer = model._tree_version.changes, optimizer
+        self.version, self.changes, self.optimizer = model._tree_version, model._tree_version.changes, optimizer
         self.tables = [module.__dict__ for module in modules]
         self.stateful = [module for module in modules if module._buffers or "carried" in module.__dict__]
         self.unbuilt = [module for module in modules if not module.built and module._waits()]

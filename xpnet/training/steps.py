@@ -58,7 +58,8 @@ class Steps:
         model, optimizer, state = self.model, self.optimizer, self.step_state
         if not model.training:
             model.train()
-        if state.changes != model._tree_version.changes or state.optimizer is not optimizer:
+        version = model._tree_version
+        if state.version is not version or state.changes != version.changes or state.optimizer is not optimizer:
             state.follow(model, optimizer)
         iterations, skipped = optimizer.iterations, optimizer.skipped
         state.counters, state.guards = None, True
@@ -192,9 +193,12 @@ class Steps:
             optimizer.loss_scale.unscale(model.flat_parameters)
         for callback in self.callbacks:
             callback.on_before_optimizer_step(self)
-        if self.step_state.careful and self.step_state.guards:
-            self.step_state.keep_weights(model, optimizer)
-        self.committing = self.step_state.guards
+        state = self.step_state
+        if state.guards:
+            if state.careful:
+                state.keep_weights(model, optimizer)
+            else:
+                self.committing = True  # what is half done could not be undone
         optimizer.step(model)
 
     @property
