@@ -525,3 +525,17 @@ def test_a_leaf_keeps_a_new_gradient_and_copies_any_other():
     dy = np.ones(3, np.float32)
     (a + b).backward(dy)
     assert not any(np.shares_memory(one, other) for one, other in [(a.grad, b.grad), (a.grad, dy), (b.grad, dy)])
+
+
+def test_a_backward_pass_adds_to_a_gradient_that_was_assigned():
+    model = xn.Sequential([xn.Dense(2)], input_shape=(3,))
+    x = np.ones((4, 3), np.float32)
+    kernel = model.parameters()["0.kernel"]
+    flat = model.flat_parameters
+    model(x).sum().backward()
+    once = np.array(kernel.grad)
+    kernel.grad = np.full((3, 2), 7, np.float32)
+    model(x).sum().backward()
+    flat.collect()
+    np.testing.assert_array_equal(kernel.grad, once + 7)
+    np.testing.assert_array_equal(flat.gradients[flat.slices[0]].reshape(3, 2), once + 7)

@@ -1,16 +1,52 @@
-"""Metrics: functions of a prediction and a target. Each is the mean over a batch, a 0-d array on its device."""
+"""Metrics: functions of a prediction and a target. Each is the mean over a batch, a 0-d array on its device.
+
+A metric says itself which of its values are better: ``accuracy.better`` is "max". Callbacks that look for the best
+epoch ask it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from xpnet.backend import Array, as_array, namespace
 from xpnet.ops.shapes import ShapeError
 
 Metric = Callable[[Any, Any], Any]
+M = TypeVar("M", bound=Callable[..., Any])
 
 
+def better(mode: str) -> Callable[[M], M]:
+    """Declare which values of a metric are better (a decorator): "max" the larger ones, "min" the smaller ones.
+
+        @xn.metrics.better("min")
+        def rmse(prediction, target): ...
+
+    A metric that is an object says it with an attribute: ``better = "min"``.
+
+    Raises:
+        ValueError: another mode.
+    """
+    if mode not in ("min", "max"):
+        raise ValueError(f'better: mode must be "min" or "max", got {mode!r}')
+
+    def declare(metric: M) -> M:
+        metric.better = mode  # type: ignore[attr-defined]
+        return metric
+
+    return declare
+
+
+def mode_of(metric: Any) -> str | None:
+    """Return whether "min" or "max" of a metric is better, None where it does not say."""
+    while isinstance(metric, partial) and not hasattr(metric, "better"):
+        metric = metric.func
+    mode = getattr(metric, "better", None)
+    return mode if mode in ("min", "max") else None
+
+
+@better("max")
 def accuracy(prediction: Array, target: Array) -> Array:
     """Compute the share of rows whose largest prediction is at the right class.
 
@@ -35,6 +71,7 @@ def accuracy(prediction: Array, target: Array) -> Array:
     return as_array(xp, xp.mean(xp.astype(hits, xp.float64)))
 
 
+@better("max")
 def binary_accuracy(prediction: Array, target: Array) -> Array:
     """Compute the share of elements where prediction > 0 (a logit) agrees with target > 0.5. Shapes are equal."""
     xp = namespace(prediction)
@@ -45,6 +82,7 @@ def binary_accuracy(prediction: Array, target: Array) -> Array:
     return as_array(xp, xp.mean(xp.astype((prediction > 0) == (target > 0.5), xp.float64)))
 
 
+@better("min")
 def mean_absolute_error(prediction: Array, target: Array) -> Array:
     """Compute the mean of |prediction - target|."""
     xp = namespace(prediction)

@@ -218,3 +218,20 @@ def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
     if name == "float16":
         assert whole.optimizer.skipped == resumed.optimizer.skipped == 2
         assert whole.optimizer.loss_scale.state() == resumed.optimizer.loss_scale.state()
+
+
+def test_a_loss_scale_begins_afresh_with_another_optimizer():
+    x, y = np.ones((8, 3), np.float32), np.zeros(8, np.int64)
+    scale = xn.optim.LossScale(2.0**10, growth_interval=1)
+
+    def trainer(optimizer):
+        model = xn.Sequential([xn.Dense(2)], input_shape=(3,), dtype="float16")
+        return xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, loss_scale=scale)
+
+    optimizer = xn.optim.SGD(0.1)
+    first = trainer(optimizer)
+    first.step(x, y)
+    first.step(x, y)
+    assert scale.value == 2.0**12
+    trainer(xn.optim.SGD(0.1))
+    assert scale.value == 2.0**10

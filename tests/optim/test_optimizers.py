@@ -1,5 +1,6 @@
 """Every optimizer against PyTorch's, or against a loop over single numbers where PyTorch has none."""
 
+import copy
 import math
 
 import numpy as np
@@ -267,3 +268,41 @@ def test_gaps_of_the_flat_parameters_stay_zero(name):
 def test_mistakes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [lambda: xn.optim.SGD(0.1), lambda: xn.optim.Adam(lambda step: 0.1 / (1 + step))])
+def test_an_optimizer_belongs_to_one_model(make):
+    x, y = np.ones((4, 3), np.float32), np.zeros(4, np.int64)
+
+    def model(seed):
+        return xn.Sequential([xn.Dense(2)], input_shape=(3,), seed=seed)
+
+    def trainer(model, optimizer):
+        return xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer)
+
+    first, second, optimizer = model(0), model(1), make()
+    optimizer.bind(first)
+    optimizer.bind(second)  # nothing to inherit yet
+    optimizer.bind(first)
+    trainer(first, optimizer).fit((x, y), verbose=False)
+    before = second.flat_parameters.values.copy()
+    for refused in (
+        lambda: trainer(second, optimizer).fit((x, y), verbose=False),
+        lambda: trainer(second, optimizer).step(x, y),
+        lambda: optimizer.step(second),
+        lambda: optimizer.step(second.parameters()),
+        lambda: trainer(xn.Sequential([xn.Dense(2)]), optimizer).fit((x, y), verbose=False),  # not built yet
+    ):
+        with pytest.raises(ValueError, match=r"1 steps with another model.*make a new optimizer"):
+            refused()
+    np.testing.assert_array_equal(second.flat_parameters.values, before)
+    # The same model: in another Trainer, moved, with frozen parameters, with a new last layer.
+    trainer(first, optimizer).fit((x, y), verbose=False)
+    first.layers[0].bias.requires_grad = False
+    trainer(first, optimizer).fit((x, y), verbose=False)
+    first.to("cpu")
+    trainer(first, optimizer).fit((x, y), verbose=False)
+    assert optimizer.iterations == 4
+    copied, with_it = copy.deepcopy((first, optimizer))
+    trainer(copied, with_it).fit((x, y), verbose=False)
+    assert with_it.iterations == 5

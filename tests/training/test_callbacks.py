@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from typing import Any, cast
 
 import numpy as np
@@ -152,6 +154,51 @@ def test_accumulated_gradients_are_those_of_the_larger_batch():
     assert trainer.optimizer.iterations == 1
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["arrays", "stream"])
+@pytest.mark.parametrize(("accumulate", "updates"), [(1, 10), (2, 6), (3, 4), (8, 2)])
+def test_the_last_batches_of_an_epoch_are_averaged_for_an_update_of_their_own(accumulate, updates, stream):
+    """Five batches an epoch: with accumulate=8 all of them, in the end the mean of their gradients."""
+    x = np.random.default_rng(0).normal(size=(40, 5))
+    y = (x[:, 0] > 0).astype(np.int64)
+    model = xn.Sequential([xn.Dense(2)], input_shape=(5,), seed=1, dtype="float64")
+    average = ExponentialMovingAverage(0.5, keep=False)
+    trainer = xn.Trainer(
+        model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.5), callbacks=[average], accumulate=accumulate
+    )
+    w = model.flat_parameters.values.copy()
+    moved = w.copy()
+    parts = [slice(k, k + 8) for k in range(0, 40, 8)]
+    data: Any = [(x[part], y[part]) for part in parts] if stream else (x, y)
+    trainer.fit(data, epochs=2, batch_size=8, shuffle=False, verbose=False)
+    assert trainer.optimizer.iterations == updates
+    assert trainer.pending == 0
+
+    twin = xn.Sequential([xn.Dense(2)], input_shape=(5,), seed=1, dtype="float64")
+    flat = twin.flat_parameters
+    for _ in range(2):
+        for first in range(0, 5, accumulate):
+            group = parts[first : first + accumulate]
+            for part in group:
+                (xn.losses.softmax_cross_entropy(twin(x[part]), y[part]) * (1 / len(group))).backward()
+            flat.collect()
+            flat.values[...] -= 0.5 * flat.gradients
+            flat.zero_grad()
+            moved = 0.5 * moved + 0.5 * flat.values
+    np.testing.assert_allclose(model.flat_parameters.values, flat.values, rtol=1e-12)
+    # The average moves with every update, not with every batch.
+    np.testing.assert_allclose(average.average, moved, rtol=1e-12)
+
+
+def test_steps_of_ones_own_accumulate_as_well():
+    trainer = run(epochs=0, accumulate=3)
+    x, y = np.ones((4, 5), np.float32), np.zeros(4, np.int64)
+    updates = []
+    for _ in range(7):
+        trainer.step(x, y)
+        updates.append((trainer.pending, trainer.optimizer.iterations))
+    assert updates == [(1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 2), (1, 2)]
+
+
 def test_logs(tmp_path):
     trainer = run(Timing(), CSVLog(tmp_path / "log.csv"), JSONLog(tmp_path / "log.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -196,6 +243,23 @@ def test_tensorboard_events_hold_the_history(tmp_path):
     for name, values in {**trainer.history, "learning_rate": [0.5] * 3}.items():
         assert [step for step, _ in found[name]] == [1, 2, 3]
         np.testing.assert_allclose([value for _, value in found[name]], values, rtol=1e-6)
+
+
+def test_tensorboard_is_closed_after_an_exception(tmp_path):
+    pytest.importorskip("tensorboardX")
+    board = TensorBoard(tmp_path)
+
+    def crash(trainer):
+        raise RuntimeError("crash")
+
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="crash"):
+        run(board, LambdaCallback(step_end=crash))
+    until = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < until:  # the writer's last thread ends by itself
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    assert board._writer.file_writer is None
 
 
 def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch):

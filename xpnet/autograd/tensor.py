@@ -323,6 +323,9 @@ class Parameter(Tensor):
             self.buffer[...] = gradient
             self.grad = self.buffer
         else:
+            if self.grad is not self.buffer:  # an array that the user assigned
+                self.buffer[...] = self.grad
+                self.grad = self.buffer
             self.buffer += gradient
 
     def set_gradient(self, gradient: Array) -> None:

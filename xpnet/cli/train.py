@@ -103,6 +103,17 @@ def _train(args: argparse.Namespace, given: train_settings.Settings) -> int:
     if history.interrupted:
         print(f"stopped by Ctrl-C in epoch {trainer.epoch + 1}; the training so far is kept\n{again}")
     facts = {"network": name, "seed": given["seed"], "epochs": trainer.epoch}
+    # What was measured of the weights that are saved: not always those of the last epoch.
+    measured = history.of_the_model()
+    if history.restored is not None:
+        facts["weights_of_epoch"] = history.restored + 1
+        print(
+            f"the weights are those of epoch {history.restored + 1} of {history.epochs}, the best one: "
+            f"val_loss {measured['val_loss']:.4g}"
+        )
+    elif history.averaged:
+        measured = {f"val_{key}": value for key, value in trainer.evaluate(watched).items()}
+    facts |= measured
     facts |= {key: given[key] for key in ("size", "target") if given.get(key) is not None}
     _save(folder, model, history, dataset, preprocessing, facts)
     _report(folder, model, history, dataset, user_data.preprocess(dataset.test[0], preprocessing), f"{short}, {name}", seconds)
@@ -236,8 +247,8 @@ def _clear_finished(folder: Path) -> None:
 def _save(
     folder: Path, model: Module, history: History, dataset: Dataset, preprocessing: Transform, facts: dict[str, Any]
 ) -> None:
-    """Write the model, with the last metrics as metadata, and the history."""
-    metadata = {"dataset": dataset.name, **facts, **{key: values[-1] for key, values in history.items() if values}}
+    """Write the model, with what is known of it as metadata, and the history."""
+    metadata = {"dataset": dataset.name, **facts}
     # Metadata holds finite numbers only.
     metadata = {key: value for key, value in metadata.items() if not isinstance(value, float) or math.isfinite(value)}
     model_file.save(model, folder / MODEL, class_names=dataset.class_names, preprocessing=preprocessing, metadata=metadata)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod
 
 from xpnet.backend import Array
 from xpnet.compiled.dependencies import Loop, StepDependencies, not_counting, owners_in_step, update_is_declared
 from xpnet.compiled.device_counter import DeviceCounters
-from xpnet.compiled.graph import Captured, Graphs
+from xpnet.compiled.graph import Captured, Graphs, called
 from xpnet.compiled.trees import Branch, flatten, is_numeric, unflatten
-from xpnet.layers.modes import thread_state
 
 if TYPE_CHECKING:
     from xpnet.data.device_feed import DeviceFeed
@@ -37,8 +37,10 @@ class CapturedSteps:
         self.graphs = graphs
         self._make_clock = clock
         self.feed: DeviceFeed | None = None
+        # Weakly: with a reference to itself the model, which the trainer holds, would wait for the garbage collector.
+        work, attempt, watched = (called(WeakMethod(method)) for method in (self._work, self._attempt, self._recorded))
         self._captured = Captured(
-            self._work, graphs, "the training step", trainer.model, kind="step", watched=self._not_counting
+            work, graphs, "the training step", trainer.model, kind="step", watched=watched, direct=attempt
         )
         self._counters = DeviceCounters(graphs.xp)
         self._kept: StepDependencies | None = None
@@ -63,8 +65,22 @@ class CapturedSteps:
     def _records_updates(self) -> bool:
         return self._declared and not self.trainer.watches_gradients
 
-    def _not_counting(self) -> contextlib.AbstractContextManager[None]:
-        return not_counting(owners_in_step(self.trainer, self.updates))
+    @contextlib.contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Forget on the host what a recording has done that is refused: nothing of it was executed."""
+        try:
+            with not_counting(owners_in_step(self.trainer, self.updates)):
+                yield
+        except BaseException:
+            self._forget_work()
+            raise
+
+    def _forget_work(self) -> None:
+        """Forget the gradients and the step of an optimizer that did not happen."""
+        optimizer = self.trainer.optimizer
+        self.trainer.model.zero_grad()
+        optimizer.iterations = self._iterations
+        optimizer.clock_ticked()
 
     def _follow(self) -> None:
         """Forget the recordings if a replay would not do what the step does now."""
@@ -113,44 +129,58 @@ class CapturedSteps:
         self._captured.forget()
         self._kept = None
 
-    def _run(self, *inputs: Array, **fixed: Any) -> tuple[Array, list[Any]]:
+    def _run(self, *inputs: Array, **fixed: Any) -> tuple[Array, list[Any], int]:
         """Do the work of a step: by a replay, if nothing that it depends on has changed."""
         trainer = self.trainer
-        if trainer.accumulate > 1:  # since the block began; not every step updates
-            self._forget()
-            with self.graphs.stream():
-                return self._work(*inputs, **fixed)
-        done: tuple[Array, list[Any]] = self._captured(*inputs, **fixed)
+        done: tuple[Array, list[Any], int] = self._captured(*inputs, **fixed)
         if self._kept is None or not self._captured.replayed:  # what ran may have changed the model, as its first step does
             self._counters.follow(trainer.model.modules())  # layers may have been made, or moved, by their first call
             self._kept = None if self._captured.failed else StepDependencies(trainer, self.updates)
         return done
 
-    def _work(self, *inputs: Any, size: int | None = None, form: Branch | None = None) -> tuple[Array, list[Any]]:
-        """Run what is recorded; return the loss, and the parameters that got a gradient."""
-        trainer, optimizer = self.trainer, self.trainer.optimizer
-        if self.updates and optimizer.iterations != self._iterations:  # a recording that was refused counted the step
-            optimizer.iterations = self._iterations
-            optimizer.clock_ticked()
-        x: Any
+    def _batch(self, inputs: tuple[Any, ...], size: int | None = None, form: Branch | None = None) -> tuple[Any, Any]:
+        """Return the batch (x, y) of the arguments of `_work`."""
         if form is not None:
             x, y = unflatten(form, iter(inputs))
         else:
             x, y = inputs if self.feed is None or size is None else self.feed.prepare(*inputs, size=size)
-        try:
-            loss, prediction = trainer.forward_backward(x, y)
-            reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
-            if self.updates and optimizer.clock is None:
+        return x, y
+
+    def _work(self, *inputs: Any, **fixed: Any) -> tuple[Array, list[Any], int]:
+        """Run what is recorded; return the loss, the parameters that got a gradient, and the number of examples."""
+        trainer, optimizer = self.trainer, self.trainer.optimizer
+        x, y = self._batch(inputs, **fixed)
+        loss, prediction = trainer.forward_backward(x, y)
+        # A metric that raises does so before the weights are changed.
+        count, terms = trainer.measured(x, y, loss, prediction)
+        reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
+        if self.updates:
+            if optimizer.clock is None:
                 self._start_clock()  # the first batch has created the parameters
-            if self.updates and (trainer.iteration + 1) % trainer.accumulate == 0:
-                optimizer.step(trainer.model)
-            trainer.add_measurements(x, y, loss, prediction)
+            optimizer.step(trainer.model)
+        for total, term in terms:
+            total += term
+        return loss, reached, count
+
+    def _attempt(self, *inputs: Any, **fixed: Any) -> tuple[Array, list[Any], int]:
+        """Run the work launch by launch; the user's code, which is called here, may raise."""
+        self._keep()
+        try:
+            return self._work(*inputs, **fixed)
         except BaseException:
-            if thread_state.recording:  # of which nothing was executed
-                optimizer.iterations = self._iterations
-                optimizer.clock_ticked()
+            self._forget_work()
             raise
-        return loss, reached
+
+    def _keep(self) -> None:
+        """Keep what an exception puts back."""
+        trainer, state = self.trainer, self.trainer.step_state
+        trainer.follow_model()
+        state.keep()
+        state.keep_arrays(list(trainer.sums.totals.values()))
+        if trainer.optimizer.clock is not None:
+            state.keep_arrays([trainer.optimizer.clock.steps])
+        if state.careful and self._is_built():
+            state.keep_weights(trainer.model, trainer.optimizer)
 
     def _arguments(self, x: Any, y: Any) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments of `_work` for a batch. Trees of arrays are prepared by no feed within the recording."""
@@ -160,7 +190,7 @@ class CapturedSteps:
             return leaves, {"form": form}
         return (leaves, {}) if self.feed is None else (list(self.feed.inputs), {"size": len(x)})
 
-    def _run_once(self, *inputs: Any, **fixed: Any) -> tuple[Array, list[Any]]:
+    def _run_once(self, *inputs: Any, **fixed: Any) -> tuple[Array, list[Any], int]:
         """Do the work of a step launch by launch, for a batch that holds something else than arrays."""
         if not self._warned:
             self._warned = True
@@ -173,32 +203,56 @@ class CapturedSteps:
                 stacklevel=4,
             )
         with self.graphs.stream():
-            return self._work(*inputs, **fixed)
+            return self._attempt(*inputs, **fixed)
 
     def step(self, x: Any, y: Any) -> Array:
         """Update and measure on one batch; return the loss, an array that the next step overwrites.
 
         x, y: arrays, or tuples and dicts of them; a tuple x is several inputs.
         """
-        trainer, optimizer = self.trainer, self.trainer.optimizer
+        trainer, optimizer, state = self.trainer, self.trainer.optimizer, self.trainer.step_state
         if not trainer.model.training:
             trainer.model.train()
         self._follow()
-        self._iterations, count = optimizer.iterations, trainer.sums.count
-        if self.updates and optimizer.clock is not None:
-            optimizer.set_clock()
+        version = trainer.model._tree_version
+        if state.version is not version or state.changes != version.changes or state.optimizer is not optimizer:
+            trainer.follow_model()
         inputs, fixed = self._arguments(x, y)
+        if trainer.accumulate > 1 or trainer.pending:  # since the block began; not every step updates
+            self._forget()
+            with self.graphs.stream():
+                self._keep()
+                loss: Array = trainer._train(*self._batch(tuple(inputs), **fixed))
+                return loss
+        self._iterations, skipped, has_clock = optimizer.iterations, optimizer.skipped, optimizer.clock is not None
+        totals = list(trainer.sums.totals)
         run = self._run if all(map(is_numeric, inputs)) else self._run_once
-        loss, reached = run(*inputs, **fixed)
-        trainer.sums.count = count + (fixed.get("size") or len(inputs[0]))
+        trainer.committing = True  # a Ctrl-C waits for the end of the step, which is a replay
+        try:
+            if self.updates and has_clock:
+                optimizer.set_clock()
+            if not self.updates and trainer.runs_user_code:  # between a replay of the gradients and the update
+                self._keep()
+            loss, reached, count = run(*inputs, **fixed)
+            if self.updates:
+                optimizer.iterations = self._iterations + 1
+                optimizer.clock_ticked()
+            else:
+                for parameter in reached:  # a replay does not set them
+                    parameter.grad = parameter.buffer
+                state.backward = True
+                trainer.update()
+        except BaseException:
+            trainer.sums.restart(totals)
+            trainer.undo(self._iterations, skipped)
+            if has_clock:
+                optimizer.clock_ticked()
+            else:
+                optimizer.clock = optimizer._on_clock = None  # the step began it
+            raise
+        trainer.sums.count += count
+        trainer.batch += 1
         trainer.iteration += 1
-        if trainer.iteration % trainer.accumulate:
-            return loss
-        if self.updates:
-            optimizer.iterations = self._iterations + 1
-            optimizer.clock_ticked()
-        else:
-            for parameter in reached:  # a replay does not set them
-                parameter.grad = parameter.buffer
-            trainer.update()
+        state.clear()
+        trainer.committed()
         return loss

@@ -156,7 +156,7 @@ _OF_THE_STEP = frozenset(
 )
 _OF_THE_SCALE = frozenset({"_start", "_unscaled"})
 
-RECORDED_METHODS = ("forward_backward", "add_measurements", "measured", "measure", "_penalty")
+RECORDED_METHODS = ("forward_backward", "measured", "measure", "_penalty")
 """The methods of a loop that run within a recorded step."""
 
 
@@ -169,12 +169,21 @@ class Loop(Protocol):
     sums: Any
     watches_gradients: bool
     accumulate: int
+    batch: int
+    pending: int
+    committing: bool
     loss: Any
     metrics: dict[str, Any]
     segments: Any
+    step_state: Any
+    runs_user_code: bool
     forward_backward: Callable[[Any, Any], tuple[Any, Any]]
-    add_measurements: Callable[[Any, Any, Any, Any], None]
+    measured: Callable[[Any, Any, Any, Any], tuple[int, list[tuple[Any, Any]]]]
     update: Callable[[], None]
+    _train: Callable[[Any, Any], Any]
+    follow_model: Callable[[], None]
+    undo: Callable[[int, int], None]
+    committed: Callable[[], None]
 
 
 def update_is_declared(optimizer: Optimizer) -> bool:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakMethod, ref
 
 from xpnet.backend import Array
 from xpnet.compiled.derived import Derived, ModelChangedError, package_settings, unchanging
@@ -58,7 +59,9 @@ class Captured:
         model: whose attributes the function must not assign, for it to be recorded.
         kind: "step", whose random layers have their counters on the device, or "prediction", whose replays draw none. Other
             functions draw what they drew when they were recorded.
-        watched: returns a context in which the function is recorded; it may raise, and it is not recorded then.
+        watched: returns a context in which the function is recorded; it may raise, and it is not recorded then. Whatever else
+            refuses the recording raises within it, too.
+        direct: called instead of `function` where it is run as usual.
 
     Attributes:
         replayed: whether the last call was a replay only, which does nothing on the host.
@@ -73,11 +76,13 @@ class Captured:
         *,
         kind: str = "",
         watched: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        direct: Callable[..., Any] | None = None,
     ) -> None:
         self.function = function
+        self.direct = direct or function
         self.graphs = graphs
         self.name = name
-        self.model = model
+        self.model = None if model is None else ref(model)  # which may hold this
         self.kind = kind
         self.watched = watched
         self.failed = self.replayed = False
@@ -92,11 +97,12 @@ class Captured:
             fixed: numbers and names, passed on; each value is recorded separately, as each shape is.
         """
         function = functools.partial(self.function, **fixed) if fixed else self.function
+        direct = functools.partial(self.direct, **fixed) if fixed else self.direct
         key = (tuple((tuple(a.shape), str(a.dtype)) for a in inputs), tuple(fixed.items()))
         with self.graphs.stream():
             self.replayed = False
             if self.failed:
-                return function(*inputs)
+                return direct(*inputs)
             recording = self._recordings.get(key)
             if recording is not None:
                 self.replayed = True
@@ -105,7 +111,7 @@ class Captured:
                 recording.replay()
                 return recording.result
             if key not in self._seen:
-                result = function(*inputs)
+                result = direct(*inputs)
                 self._seen.add(key)
                 return result
             recording = self._record(function, inputs)
@@ -114,7 +120,7 @@ class Captured:
                 recording.replay()  # recording executes nothing
                 return recording.result
         with self.graphs.stream():  # which frees what the recording held
-            return function(*inputs)
+            return direct(*inputs)
 
     def forget(self) -> None:
         """Drop all recordings: the arrays that they use have been replaced."""
@@ -133,11 +139,12 @@ class Captured:
 
     def _checked(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Any:
         """Run the function; raise an error where it assigned to attributes of the model, which then has the old ones."""
-        if self.model is None:
+        model = None if self.model is None else self.model()
+        if model is None:
             return function(*inputs)
         thread_state.recording = self.kind
         try:
-            with unchanging(self.model), self.watched():
+            with self.watched(), unchanging(model):
                 return function(*inputs)
         finally:
             thread_state.recording = ""
@@ -172,6 +179,18 @@ class Captured:
         )
 
 
+def called(method: WeakMethod[Callable[..., Any]]) -> Callable[..., Any]:
+    """Return a function that calls a method of an object which it does not keep alive."""
+
+    def call(*inputs: Any, **fixed: Any) -> Any:
+        bound = method()
+        if bound is None:
+            raise ReferenceError("the object of a captured method was deleted")
+        return bound(*inputs, **fixed)
+
+    return call
+
+
 def _called(owner: Any) -> str:
     """Return path and class of a Module, or the class of another object."""
     path, kind = getattr(owner, "path", None), type(owner).__name__
@@ -200,15 +219,22 @@ class CapturedModel(Derived):
     """
 
     def __init__(self, model: Module, graphs: Graphs) -> None:
-        self.model = model
+        # Weakly: the model's executor holds this, and a dropped model is not to wait for the garbage collector.
+        self.model = ref(model)
         self.graphs = graphs
         self._remembers = False
         self.settings = package_settings()
-        self._captured = Captured(self._forward, graphs, "prediction", model, kind="prediction")
+        self._captured = Captured(called(WeakMethod(self._forward)), graphs, "prediction", model, kind="prediction")
         self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
 
     def _forward(self, x: Array) -> Any:
-        return map_output(lambda array: array, self.model(x))
+        return map_output(lambda array: array, self._model()(x))
+
+    def _model(self) -> Module:
+        model = self.model()
+        if model is None:
+            raise ReferenceError("the model was deleted")
+        return model
 
     def __call__(self, x: Array) -> Any:
         """Return the output for a batch; threads take turns."""
@@ -221,7 +247,7 @@ class CapturedModel(Derived):
             self._remembers = False
         y = self._captured(x)
         if not self._remembers or not self._captured.replayed:  # the first run may have created the parameters
-            self.remember(self.model)
+            self.remember(self._model())
             self.settings = package_settings()
             self._remembers = True
         return map_output(lambda array: self.graphs.xp.asarray(array, copy=True), y)

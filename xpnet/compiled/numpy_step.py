@@ -41,6 +41,27 @@ class _Layer(NamedTuple):
     activation: str | None
 
 
+class _Input:
+    """The batch of the step that runs.
+
+    The calls of a plan hold this and not the plan: it would hold itself, and the parameters of a dropped model would wait for
+    the garbage collector.
+    """
+
+    __slots__ = ("x",)
+
+    def __init__(self, x: Floats) -> None:
+        self.x = x
+
+    def product(self, kernel: Any, y: Floats) -> None:
+        """Compute y = x @ kernel."""
+        self.x.dot(kernel, y)
+
+    def gradient(self, dy: Floats, out: Any) -> None:
+        """Compute the gradient of that kernel."""
+        self.x.T.dot(dy, out)
+
+
 class Step:
     """Forward and backward pass for batches of one shape.
 
@@ -63,7 +84,7 @@ class Step:
         self.features = chain[0].kernel.array.shape[0]
         self.forwards: list[Call] = []
         self.backwards: list[Call] = []
-        self.x: Floats = np.empty(0, dtype)  # of the step that runs
+        self.input = _Input(np.empty(0, dtype))
         self.places = np.empty(batch, np.intp)
         self.outputs = [np.empty((batch, layer.kernel.array.shape[1]), dtype) for layer in chain]
         self.logits = self.outputs[-1]
@@ -77,19 +98,13 @@ class Step:
             if i:
                 calls.append(partial(np.dot, self.outputs[i - 1], kernel.array, y))
             else:
-                calls.append(partial(self._product_of_input, kernel.array, y))
+                calls.append(partial(self.input.product, kernel.array, y))
             if bias is not None:
                 calls.append(partial(np.add, y, bias.array, out=y))
             if activation == "relu":
                 calls.append(partial(np.maximum, y, np.zeros_like(y), out=y))
             elif activation is not None:
                 calls.append(partial(activate, y, activation))
-
-    def _product_of_input(self, kernel: Any, y: Floats) -> None:
-        self.x.dot(kernel, y)
-
-    def _gradient_of_first(self, dy: Floats, out: Any) -> None:
-        self.x.T.dot(dy, out)
 
     def _loss_calls(self) -> tuple[Floats, Floats]:
         """Add softmax cross entropy, as softmax.loss_forward and loss_backward compute it for few logits."""
@@ -136,11 +151,16 @@ class Step:
                 calls.append(partial(np.dot, dy, kernel.array.T, dx))
                 calls.append(partial(np.dot, self.outputs[i - 1].T, dy, kernel.buffer))
             else:
-                calls.append(partial(self._gradient_of_first, dy, kernel.buffer))
+                calls.append(partial(self.input.gradient, dy, kernel.buffer))
             if bias is not None:
                 calls.append(partial(np.add.reduce, dy, axis=0, out=bias.buffer))
             if dx is not None:
                 dy = dx
+
+    @property
+    def x(self) -> Floats:
+        """The batch of the step that runs; none is kept between two steps."""
+        return self.input.x
 
     def holds(self) -> bool:
         """Return whether the model is unchanged since it was planned, and has no gradients to add to."""
@@ -157,7 +177,7 @@ class Step:
         """Return the mean loss, a new 0-d array; None for labels that are not valid class indices."""
         if not valid_class_indices(self.logits, labels):
             return None
-        self.x = x if x.ndim == 2 else x.reshape(self.count, self.features)
+        self.input.x = x if x.ndim == 2 else x.reshape(self.count, self.features)
         np.add(row_offsets(*self.logits.shape), labels, out=self.places, casting="unsafe")
         for call in self.forwards:
             call()
@@ -169,7 +189,7 @@ class Step:
             call()
         for p, _, buffer in self.arrays:
             p.grad = buffer
-        self.x = self.logits  # release the batch
+        self.input.x = self.logits  # release the batch
 
 
 def _chain(model: Module, shape: tuple[int, ...]) -> list[_Layer] | None:

@@ -96,6 +96,8 @@ class Batches:
     Attributes:
         count: the number of examples of an epoch; None for a stream.
         source: where the examples come from.
+        given: the data as given to `Trainer.fit` or to this class.
+        digest: of the content of the data, once `xpnet.data.identity` has computed it.
         transform, augment, device, workers: as given.
         skipped: {name: reason} of the unreadable examples left out so far.
     """
@@ -120,6 +122,8 @@ class Batches:
         buffer: int = 0,
     ):
         self.source = source_of(data, buffer)
+        self.given: Any = data
+        self.digest: tuple[str | None] | None = None
         self.transform, self.augment, self.device = (
             transform,
             augment,

@@ -125,17 +125,7 @@ class ModuleTree:
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """Yield (path, module) for this Module and all below it, each once, under its first path."""
-        seen: set[int] = set()
-
-        def walk(path: str, module: Module) -> Iterator[tuple[str, Module]]:
-            if id(module) in seen:
-                return
-            seen.add(id(module))
-            yield path, module
-            for name, child in module._children.items():
-                yield from walk(f"{path}.{name}" if path else name, child)
-
-        return walk("", cast("Module", self))
+        return _walk("", cast("Module", self), set())
 
     def modules(self) -> tuple[Module, ...]:
         """Return this Module and all below it."""
@@ -201,3 +191,13 @@ class ModuleTree:
             parameter.grad = parameter.buffer = None
         for name, array in self._buffers.items():
             setattr(self, name, on_device(array, context))
+
+
+def _walk(path: str, module: Module, seen: set[int]) -> Iterator[tuple[str, Module]]:
+    """Yield (path, module) for a Module and those below it that are not among `seen`."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    yield path, module
+    for name, child in module._children.items():
+        yield from _walk(f"{path}.{name}" if path else name, child, seen)

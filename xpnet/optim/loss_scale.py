@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from weakref import ref
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array, device_of, namespace, quiet, to_numpy
@@ -50,6 +51,13 @@ class LossScale:
         self.overflow: Any = None  # (), uint32: 1 where the gradients of this step are not finite
         self._start = (self.initial, 0)
         self._unscaled = False
+        self._owner: Any = None  # a weak reference to the optimizer
+
+    def belong_to(self, optimizer: Any) -> None:
+        """Begin with the initial factor, if it was another optimizer's so far: another run adapted it."""
+        if self._owner is not None and self._owner() is not optimizer:
+            self.load_state({"scale": self.initial, "good": 0})
+        self._owner = ref(optimizer)
 
     @property
     def value(self) -> float:
@@ -85,6 +93,12 @@ class LossScale:
         """Update the factor after a step."""
         adjust(self.scale, self.good, self.overflow, factor=self.growth, interval=self.growth_interval, smallest=self.smallest)
         self._unscaled = False
+
+    def forget_step(self) -> None:
+        """Begin again with the next backward pass: the step that was going on does not happen."""
+        self._unscaled = False
+        if self.overflow is not None:
+            self.overflow[...] = 0
 
     def state(self) -> dict[str, Any]:
         """Return the factor and the counter as Python numbers (waits for the device)."""

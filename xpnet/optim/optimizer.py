@@ -71,13 +71,14 @@ class Optimizer:
         """
         flat = _flat_parameters(target, self._flat)
         if flat is not self._flat:
+            self.require_own(target)
             before = self._flat
             if flat.values is not None:
                 xp = namespace(flat.values)
                 frozen = before is not None and _changed(before, flat, target)
                 for name in self.slot_names:
                     slot = self.slots.get(name)
-                    if slot is None:
+                    if slot is None or (before is not None and not self.used):
                         self.slots[name] = self.initial_slot(name, xp, flat)
                     elif before is not None and frozen:
                         self.slots[name] = self._moved(slot, before, self.initial_slot(name, xp, flat), flat)
@@ -91,6 +92,29 @@ class Optimizer:
                         self.slots[name] = to_device(slot, device_of(flat.values))
             self._flat = flat
         return flat
+
+    @property
+    def used(self) -> bool:
+        """Whether a second model would inherit anything: steps, or a learning rate that callbacks have reduced."""
+        return bool(self.iterations or self.skipped or self.factor != 1.0)
+
+    def require_own(self, target: Target) -> None:
+        """Raise a ValueError if the optimizer has the state of another model: its moments, step number and schedule.
+
+        A model is the same as long as it has one of the Parameters that were trained.
+        """
+        before = self._flat
+        if before is None or not before.parameters or not self.used:
+            return
+        if isinstance(target, Module):
+            own = {id(p) for p in target.parameters().values()}
+        else:
+            own = {id(p) for p in (target.values() if isinstance(target, dict) else target)}
+        if not any(id(p) in own for p in before.parameters):
+            raise ValueError(
+                f"this {type(self).__name__} has made {self.iterations} steps with another model, whose state it holds "
+                f"(moments, the step of its schedule); make a new optimizer for a new model"
+            )
 
     def _moved(self, slot: Array, before: FlatParameters, fresh: Array, flat: FlatParameters) -> Array:
         """Return the state after parameters were frozen or unfrozen: those that stayed keep theirs, others start anew."""

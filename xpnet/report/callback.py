@@ -22,6 +22,8 @@ from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.threads import get_num_threads
 from xpnet.training.callback import Callback
 from xpnet.training.data_adapter import as_batches
+from xpnet.training.history import History
+from xpnet.training.monitors import known_mode
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
@@ -72,6 +74,8 @@ class RunReport(Callback):
         self._began = ""
         self._measured: dict[str, Any] = {}
 
+    adds = ()
+
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Make the folder; start the clock."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +108,12 @@ class RunReport(Callback):
             self._cost = self._written - now
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Measure the model, and write the whole report."""
+        """Measure the model, and write the whole report; after an exception only the curves."""
         self._collect()
         self.spent, self._clock = self._elapsed(), 0.0  # measuring is not training
+        if trainer.error is not None:
+            self._write(trainer, "failed")
+            return
         try:
             self._measured = self._measure(trainer)
         except Exception as error:  # hours of training must not end in an error because of their report
@@ -138,6 +145,11 @@ class RunReport(Callback):
         self.rates, self.seconds = list(state["rates"]), list(state["seconds"])
         self.spent = float(state["spent"])
         self._waiting = []
+
+    def reset_state(self) -> None:
+        """Forget the curves and the time."""
+        self.steps, self.rates, self.seconds, self._waiting = [], [], [], []
+        self.every, self.spent = 1, 0.0
 
     def _collect(self) -> None:
         if not self._waiting:
@@ -213,11 +225,23 @@ class RunReport(Callback):
             "iteration": trainer.iteration,
             "examples": batches.count if batches is not None else None,
             "history": dict(trainer.history),
+            "weights": weights_of(trainer.history),
+            "better": {name: known_mode(name, trainer) for name in ("loss", *trainer.metrics)},
             "learning_rate": self.rates,
             "epoch_seconds": self.seconds,
             "steps": self.steps,
             **self._measured,
         }
+
+
+def weights_of(history: History) -> dict[str, Any]:
+    """Return the epoch (from 1) whose weights the model has after a run, and whether these are an average over the run."""
+    epoch = history.epochs if history.restored is None else history.restored + 1
+    return {
+        "epoch": None if history.averaged else epoch,
+        "restored": history.restored is not None,
+        "averaged": history.averaged,
+    }
 
 
 def trainer_settings(trainer: Trainer) -> dict[str, Any]:

@@ -65,16 +65,22 @@ def _measures(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[st
     return histories, list(dict.fromkeys(name for h in histories for name in h if name not in ("learning_rate", "seconds")))
 
 
+def _larger_is_better(runs: list[dict[str, Any]], measure: str) -> bool:
+    """Return whether the larger values of a measure are better: as the runs say, or as its name does where they do not."""
+    said = [mode for run in runs if (mode := (run.get("better") or {}).get(measure.removeprefix("val_")))]
+    return said[0] == "max" if said else "accuracy" in measure
+
+
 def _results(runs: list[dict[str, Any]], names: list[str]) -> str:
     columns: dict[str, list[tuple[float | None, str]]] = {}
     histories, measures = _measures(runs)
-    larger = {m for m in measures if "accuracy" in m}
+    larger = {m for m in measures if _larger_is_better(runs, m)}
     for m in measures:
         cells: list[tuple[float | None, str]] = []
         for h in histories:
             values = [v for v in h.get(m, []) if v is not None]
             best = None if not values else max(values) if m in larger else min(values)
-            cells.append((best, percent(best) if m in larger else number(best)))
+            cells.append((best, percent(best) if "accuracy" in m else number(best)))
         columns[f"best {name_of(m)}"] = cells
     epochs = [max((len(v) for v in h.values()), default=0) for h in histories]
     columns["epochs"] = [(None, str(n)) for n in epochs]
@@ -85,7 +91,7 @@ def _results(runs: list[dict[str, Any]], names: list[str]) -> str:
     for name, cells in columns.items():
         values = [v for v, _ in cells if v is not None]
         if len(values) > 1:
-            winners[name] = max(values) if "accuracy" in name else min(values)
+            winners[name] = max(values) if name in {f"best {name_of(m)}" for m in larger} else min(values)
     rows = []
     for i, name in enumerate(names):
         cells_html = "".join(

@@ -80,6 +80,15 @@ def _head(r: dict[str, Any]) -> str:
         escape(configuration.get("optimizer", "")),
         escape((r.get("environment") or {}).get("device", "")),
     ]
+    end, at_the_end = -1, "at the end"
+    weights = r.get("weights") or {}
+    if weights.get("restored"):
+        end = weights["epoch"] - 1
+        at_the_end = f"in epoch {weights['epoch']}, whose weights the model has"
+        sentence.append(f"weights of epoch {weights['epoch']}")
+    elif weights.get("averaged"):
+        at_the_end = "in the last epoch, before the weights were averaged"
+        sentence.append("averaged weights")
     facts: list[tuple[str, str, str]] = []
     best = best_epoch(history)
     if best is not None:
@@ -89,7 +98,7 @@ def _head(r: dict[str, Any]) -> str:
         facts.append((f"best {name_of(name)}", shown, f"in epoch {epoch + 1}"))
     for name in ("val_loss", "loss"):
         if history.get(name) and (best is None or best[0] != name or best[1] != epochs - 1):
-            facts.append((f"{name_of(name)}", number(history[name][-1]), "at the end"))
+            facts.append((f"{name_of(name)}", number(history[name][end]), at_the_end))
             break
     facts.append(("time", duration(r.get("seconds")), _speed(r)))
     memory = r.get("memory") or {}

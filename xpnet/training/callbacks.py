@@ -1,4 +1,4 @@
-"""Callbacks for early stopping, learning rates, gradient clipping, averaging and logs."""
+"""Callbacks for gradient clipping, averaging and logs; those that monitor a value are in xpnet.training.monitors."""
 
 from __future__ import annotations
 
@@ -11,167 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
-from xpnet.runtime.deprecation import renamed_arguments
+from xpnet.backend import device_of, namespace, to_device, to_numpy
 from xpnet.training.callback import Callback
+from xpnet.training.monitors import EarlyStopping as EarlyStopping
+from xpnet.training.monitors import Monitor as Monitor
+from xpnet.training.monitors import ReduceOnPlateau as ReduceOnPlateau
 
 if TYPE_CHECKING:
     from xpnet.autograd.flat_parameters import FlatParameters
     from xpnet.training.trainer import Trainer
-
-
-def monitor_mode(owner: Callback, name: str, mode: str | None) -> str:
-    """Return whether "min" or "max" of a value is best: as given, or by its name (losses and errors: "min").
-
-    Raises:
-        ValueError: another mode.
-    """
-    if mode is None:
-        return "min" if name.endswith(("loss", "error")) else "max"
-    mode = {True: "max", False: "min"}.get(mode, mode)  # type: ignore[call-overload] # of the old argument `largest`
-    if mode not in ("min", "max"):
-        raise ValueError(f'{type(owner).__name__}: mode must be "min", "max" or None, got {mode!r}')
-    return mode
-
-
-def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
-    """Return whether a value is better than the best one so far by more than `min_delta`."""
-    return best is None or (value > best + min_delta if mode == "max" else value < best - min_delta)
-
-
-class Monitor(Callback):
-    """Base class of the callbacks that monitor one value of the history for an improvement.
-
-    Args:
-        monitor: a name in the history, such as "val_loss".
-        patience: how many epochs without an improvement to wait.
-        min_delta: how much better a value must be to count.
-        mode: "min" or "max", which is better; None decides by the name (losses and errors: "min").
-    """
-
-    def __init__(self, monitor: str, patience: int, min_delta: float, mode: str | None) -> None:
-        if patience < 0 or min_delta < 0:
-            raise ValueError(
-                f"{type(self).__name__}: patience and min_delta must be at least 0, got {patience} and {min_delta}"
-            )
-        self.monitor = monitor
-        self.patience = patience
-        self.min_delta = min_delta
-        self.mode = monitor_mode(self, monitor, mode)
-        self.best: float | None = None
-        self.waited = 0
-
-    def improved(self, values: dict[str, float]) -> bool:
-        """Compare the epoch's value with the best one, and count the epochs since."""
-        if self.monitor not in values:
-            raise ValueError(
-                f"{type(self).__name__} watches {self.monitor!r}, but the epoch has {', '.join(values)}; "
-                f"give `fit` validation data, or watch one of these"
-            )
-        value = values[self.monitor]
-        if is_better(value, self.best, self.mode, self.min_delta):
-            self.best, self.waited = value, 0
-            return True
-        self.waited += 1
-        return False
-
-    def state(self) -> dict[str, Any]:
-        """Return the best value and the epochs since."""
-        return {"best": self.best, "waited": self.waited}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a state from :meth:`state`."""
-        self.best, self.waited = state["best"], state["waited"]
-
-
-class EarlyStopping(Monitor):
-    """Early stopping: end the run when a value has not improved for `patience` epochs, and restore the best weights.
-
-    Args:
-        monitor, patience, min_delta, mode: as in Monitor.
-        restore_best: whether the weights of the best epoch are restored at the end of the run.
-    """
-
-    @renamed_arguments(least="min_delta", largest="mode")
-    def __init__(
-        self,
-        monitor: str = "val_loss",
-        patience: int = 5,
-        *,
-        min_delta: float = 0.0,
-        mode: str | None = None,
-        restore_best: bool = True,
-    ) -> None:
-        super().__init__(monitor, patience, min_delta, mode)
-        self.restore_best = restore_best
-        self.best_state: dict[str, Any] | None = None
-        self.best_epoch: int | None = None
-        self._stopped = False  # a run that had been stopped is not continued by loading its last checkpoint
-
-    def on_fit_begin(self, trainer: Trainer) -> None:
-        """Stop at once if the resumed run had been stopped."""
-        trainer.stop = trainer.stop or self._stopped
-        self._stopped = False
-
-    def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """Keep the best weights; stop when patience runs out."""
-        if self.improved(values):
-            self.best_epoch = trainer.epoch
-            if self.restore_best:
-                self.best_state = {name: to_numpy(array).copy() for name, array in trainer.model.state().items()}
-        elif self.waited > self.patience:
-            trainer.stop = True
-
-    def on_fit_end(self, trainer: Trainer) -> None:
-        """Restore the best weights."""
-        if self.restore_best and self.best_state is not None and self.waited:
-            trainer.model.load_state(self.best_state)
-
-    def state(self) -> dict[str, Any]:
-        """Return also the best weights."""
-        return {**super().state(), "best_epoch": self.best_epoch, "best_state": self.best_state}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a state from :meth:`state`."""
-        super().load_state(state)
-        self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
-        self._stopped = self.waited > self.patience
-
-
-class ReduceOnPlateau(Monitor):
-    """Multiply the learning rate by `factor` when a value has not improved for `patience` epochs.
-
-    Args:
-        monitor, patience, min_delta, mode: as in Monitor.
-        factor: in (0, 1).
-        lowest: the lower limit of the learning rate.
-    """
-
-    @renamed_arguments(least="min_delta", largest="mode")
-    def __init__(
-        self,
-        monitor: str = "val_loss",
-        patience: int = 3,
-        *,
-        factor: float = 0.1,
-        lowest: float = 0.0,
-        min_delta: float = 0.0,
-        mode: str | None = None,
-    ) -> None:
-        super().__init__(monitor, patience, min_delta, mode)
-        if not 0 < factor < 1:
-            raise ValueError(f"ReduceOnPlateau: factor must be between 0 and 1, got {factor}")
-        self.factor = factor
-        self.lowest = lowest
-
-    def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """Reduce the learning rate when patience runs out."""
-        optimizer = trainer.optimizer
-        values.setdefault("learning_rate", optimizer.current_learning_rate)
-        if not self.improved(values) and self.waited > self.patience:
-            self.waited = 0
-            if optimizer.current_learning_rate * self.factor >= self.lowest:
-                optimizer.factor *= self.factor
 
 
 class ClipGradients(Callback):
@@ -209,9 +57,12 @@ class ClipGradients(Callback):
 class ExponentialMovingAverage(Callback):
     """An exponential moving average of the weights: after each update average = decay * average + (1 - decay) * weights.
 
+    An update that a loss scale skips does not move it.
+
     Args:
         decay: in [0, 1).
-        keep: whether the model gets the average weights when the run ends.
+        keep: whether the model gets the average weights when the run ends. One that was cut short within an epoch goes on with
+            the weights that it had.
     """
 
     def __init__(self, decay: float = 0.999, *, keep: bool = True) -> None:
@@ -219,8 +70,11 @@ class ExponentialMovingAverage(Callback):
             raise ValueError(f"ExponentialMovingAverage: decay must be in [0, 1), got {decay}")
         self.decay = decay
         self.keep = keep
-        self.average: Array | None = None
+        self.average: Any = None  # an array
         self._flat: FlatParameters | None = None
+        self._updates = 0
+        self._done: Any = None  # the updates that were not skipped, counted on the device
+        self._raw: Any = None  # the weights of a run that was cut short within an epoch
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Start with the present weights, or with the average so far unless parameters were frozen or unfrozen since."""
@@ -229,16 +83,37 @@ class ExponentialMovingAverage(Callback):
         xp = namespace(values)
         known = self._flat is None or [*map(id, self._flat.parameters)] == [*map(id, flat.parameters)]
         self._flat = flat
+        self._updates = trainer.optimizer.iterations
+        self._done = None
         if self.average is None or not known:
             self.average = xp.asarray(values, copy=True)
         else:
             self.average = to_device(self.average, device_of(values))
+            if self._raw is not None and trainer.batch and bool(xp.all(values == self.average)):
+                values[...] = to_device(self._raw, device_of(values))  # the epoch goes on
+        self._raw = None
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """Update the average."""
-        average: Any = self.average
-        average *= self.decay
-        average += (1 - self.decay) * trainer.model.flat_parameters.values
+        """Update the average, if the batch ended in an update of the weights."""
+        updates = trainer.optimizer.iterations
+        if updates == self._updates:
+            return
+        self._updates = updates
+        values = trainer.model.flat_parameters.values
+        # Computed first: an interrupt must not leave the average half-way.
+        moved = (1 - self.decay) * values
+        moved += self.decay * self.average
+        clock = trainer.optimizer.clock
+        if clock is not None and trainer.optimizer.loss_scale is not None:  # the host does not know what was skipped
+            xp = namespace(values)
+            if self._done is not None:
+                moved = xp.where(clock.steps == self._done, self.average, moved)
+            self._done = xp.asarray(clock.steps, copy=True)
+        self.average = moved
+
+    def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Update the average after the last batches of an epoch, fewer than `accumulate`, of a stream."""
+        self.on_step_end(trainer)
 
     @contextlib.contextmanager
     def averaged(self, trainer: Trainer) -> Iterator[None]:
@@ -253,8 +128,13 @@ class ExponentialMovingAverage(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Give the model the average weights."""
+        self.on_step_end(trainer)  # an exception may have come between an update and its end
         if self.keep and self.average is not None:
-            trainer.model.flat_parameters.values[...] = self.average
+            values = trainer.model.flat_parameters.values
+            if trainer.batch:
+                self._raw = namespace(values).asarray(values, copy=True)
+            values[...] = self.average
+            trainer.history.restored, trainer.history.averaged = None, True
 
     def state(self) -> dict[str, Any]:
         """Return the average."""
@@ -262,11 +142,17 @@ class ExponentialMovingAverage(Callback):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state`."""
-        self.average = state["average"]
+        self.average, self._raw = state["average"], None
+
+    def reset_state(self) -> None:
+        """Forget the average."""
+        self.average = self._flat = self._raw = None
 
 
 class Timing(Callback):
     """Add the seconds of each epoch to the history, as "seconds"."""
+
+    adds = ("seconds",)
 
     def on_epoch_begin(self, trainer: Trainer) -> None:
         """Start the clock."""
@@ -280,6 +166,8 @@ class Timing(Callback):
 
 class JSONLog(Callback):
     """Append one line of JSON for each epoch to a file: {"epoch": 1, "iteration": 47, "loss": ...}."""
+
+    adds = ()
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -333,6 +221,8 @@ class CSVLog(Callback):
 class TensorBoard(Callback):
     """Write the values of each epoch as TensorBoard event files (needs `pip install tensorboardX`)."""
 
+    adds = ()
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._writer: Any = None
@@ -364,12 +254,15 @@ class LambdaCallback(Callback):
         epoch_end: after every epoch; also takes the epoch's values and may add to them.
     """
 
+    adds = None
+
     def __init__(
         self,
         *,
         step_end: Callable[[Trainer], object] | None = None,
         epoch_end: Callable[[Trainer, dict[str, float]], object] | None = None,
     ) -> None:
+        self.adds = () if epoch_end is None else None
         self._step_end = step_end
         self._epoch_end = epoch_end
 

@@ -15,7 +15,8 @@ from xpnet.io import archive
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
 from xpnet.training.callback import Callback
-from xpnet.training.callbacks import is_better, monitor_mode
+from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_run
+from xpnet.training.run import claim
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
@@ -40,6 +41,8 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
             "epoch": trainer.epoch,
             "batch": trainer.batch,
             "iteration": trainer.iteration,
+            "pending": trainer.pending,
+            "data": _described(trainer.epoch_data),
             "first_epoch": trainer.first_epoch,
             "seed": trainer.seed,
             "deterministic": get_deterministic(),
@@ -95,9 +98,20 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     trainer.history.update({name: list(values) for name, values in document["history"].items()})
     trainer.epoch, trainer.batch = place["epoch"], place["batch"]
     trainer.iteration, trainer.first_epoch = place["iteration"], place["first_epoch"]
+    # Earlier versions counted the batches of an accumulated update across epochs.
+    trainer.pending = int(place.get("pending", place["iteration"] % trainer.accumulate))
+    trainer.epoch_data = place.get("data")
     trainer.sums.load_state(place["sums"])
     for callback, entry in zip(trainer.callbacks, document["callbacks"]):
         callback.load_state(_unpack(entry["state"], arrays))
+        claim(trainer, callback)
+
+
+def _described(data: Any) -> Any:
+    """Return the description of the data of an epoch, for JSON."""
+    from xpnet.data.identity import describe
+
+    return data if data is None or isinstance(data, dict) else describe(data)
 
 
 def _pack(value: Any, arrays: dict[str, Any], name: str) -> Any:
@@ -129,7 +143,7 @@ class Checkpoint(Callback):
         every_steps, every_minutes: save within an epoch too; None does not.
         keep: how many of the newest files to keep.
         best: a name in the history, such as "val_accuracy": the epoch with its best value is kept as best.ckpt.
-        mode: "min" or "max", which value is the best; None decides by the name (losses and errors: "min").
+        mode: "min" or "max", which value is the best; None: as the metric says, see EarlyStopping.
 
     A checkpoint that cannot be written during the run (a full disk) is a warning, and the run continues: older ones are
     untouched. A folder that cannot be written at the start is an error.
@@ -137,6 +151,8 @@ class Checkpoint(Callback):
     Checkpoints in the folder that are ahead of the start of this run belong to another run, or to a part of this one that is
     repeated. They would be taken for the newest ones, so they are renamed to end in ".old", with a warning.
     """
+
+    adds = ()
 
     @renamed_arguments(largest="mode")
     def __init__(
@@ -156,9 +172,15 @@ class Checkpoint(Callback):
         self.every_minutes = every_minutes
         self.keep = keep
         self.best = best
-        self.mode = monitor_mode(self, best or "", mode)
+        self._given_mode = given_mode(self, mode)
+        self.mode = self._given_mode or (None if best is None else known_mode(best))
         self.best_value: float | None = None
         self._saved = time.monotonic()
+
+    def check_run(self, trainer: Trainer) -> None:
+        """Raise a ValueError if the value of the best epoch will not be recorded, or nothing says which way it is better."""
+        if self.best is not None:
+            self.mode = mode_in_run(self, self.best, self._given_mode, trainer)
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Make the folder, and check that it can be written to."""
@@ -205,7 +227,7 @@ class Checkpoint(Callback):
         if self.best not in trainer.history:
             raise ValueError(f"Checkpoint: best={self.best!r} is not in the history: {', '.join(trainer.history)}")
         value = trainer.history[self.best][-1]
-        if is_better(value, self.best_value, self.mode):
+        if is_better(value, self.best_value, self.mode or "min"):
             self.best_value = value
             return True
         return False
@@ -231,6 +253,10 @@ class Checkpoint(Callback):
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state`."""
         self.best_value = state["best_value"]
+
+    def reset_state(self) -> None:
+        """Forget the best value."""
+        self.best_value = None
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -41,7 +41,9 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
     if not isinstance(data, (tuple, list)) or (isinstance(data, list) and data and isinstance(data[0], (tuple, list))):
         if not (hasattr(data, "__iter__") or callable(data)) or hasattr(data, "shape"):
             raise ValueError(f"data must be (x, y), Batches or an iterable of batches (x, y), got {type(data).__name__}")
-        return Batches(lambda: _pairs(data() if callable(data) else data), None, seed=seed, device=device)
+        made = Batches(lambda: _pairs(data() if callable(data) else data), None, seed=seed, device=device)
+        made.given = data
+        return made
     parts = tree_leaves(tuple(data))
     if len(data) != 2 or not all(hasattr(part, "shape") and len(part.shape) for part in parts):
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from xpnet.backend import Array, namespace
@@ -15,17 +16,32 @@ class History(dict[str, list[float]]):
 
     Attributes:
         interrupted: whether the run was stopped by Ctrl-C.
+        restored: the epoch (from 0) whose weights EarlyStopping gave back to the model at the end; None: it did not.
+        averaged: whether the model got the average of an ExponentialMovingAverage at the end, which no epoch has measured.
     """
 
     interrupted = False
+    restored: int | None = None
+    averaged = False
 
     def record(self, values: dict[str, float]) -> None:
         """Add one epoch. A value that only some epochs have is nan in the others, so that all lists have one length."""
         before = self.epochs
-        for name, value in values.items():
-            self.setdefault(name, [math.nan] * before).append(float(value))
-        for name in self.keys() - values.keys():
+        numbers = {name: float(value) for name, value in values.items()}
+        for name, value in numbers.items():
+            self.setdefault(name, [math.nan] * before).append(value)
+        for name in self.keys() - numbers.keys():
             self[name].append(math.nan)
+
+    def of_the_model(self) -> dict[str, float]:
+        """Return what was measured with the weights that the model has after `fit`.
+
+        These are the values of the restored epoch, or else of the last one; none where the weights are an average.
+        """
+        if self.averaged or not self.epochs:
+            return {}
+        epoch = self.epochs - 1 if self.restored is None else self.restored
+        return {name: values[epoch] for name, values in self.items() if epoch < len(values)}
 
     @property
     def epochs(self) -> int:
@@ -55,22 +71,33 @@ class Sums:
 
     def add(self, x: Any, values: dict[str, Array]) -> None:
         """Add the means over a batch `x`: an array, or a tuple or dict of them."""
+        count, terms = self.terms(x, values)
+        for total, term in terms:
+            total += term
+        self.count += count
+
+    def terms(self, x: Any, values: dict[str, Array]) -> tuple[int, list[tuple[Any, Any]]]:
+        """Return what :meth:`add` would add, and change nothing: the number of examples, and each total with its term."""
         while isinstance(x, (tuple, dict)):
             x = next(iter(x.values())) if isinstance(x, dict) else x[0]
         examples = len(x)
-        self.count += examples
+        terms = []
         for name, value in values.items():
             total = self.totals.get(name)
             if not hasattr(value, "dtype"):  # a user's metric may return a Python number
                 loss = values["loss"]
                 value = namespace(loss).asarray(value, dtype=namespace(loss).float64, device=loss.device)
             if total is None:
-                xp = self._namespaces[name] = namespace(value)
-                start = self._before.pop(name, 0.0)
+                xp = namespace(value)
+                term = xp.astype(value, xp.float64) * examples
+                self._namespaces[name] = xp
+                start = self._before.get(name, 0.0)
                 total = self.totals[name] = xp.asarray(start, dtype=xp.float64, device=value.device)
             else:
                 xp = self._namespaces[name]
-            total += xp.astype(value, xp.float64) * examples
+                term = xp.astype(value, xp.float64) * examples
+            terms.append((total, term))
+        return examples, terms
 
     def clear(self) -> None:
         """Start again in the same memory, which captured steps add to."""
@@ -78,6 +105,11 @@ class Sums:
         self._before = {}
         for total in self.totals.values():
             total[...] = 0
+
+    def restart(self, known: Iterable[str]) -> None:
+        """Give the totals that are not among `known` their first values: they were made for a batch that is undone."""
+        for name in self.totals.keys() - set(known):
+            self.totals[name][...] = self._before.get(name, 0.0)
 
     def means(self) -> dict[str, float]:
         """Return the means over all examples as Python floats (waits for the device)."""

@@ -22,6 +22,9 @@ def interruptible(trainer: Trainer) -> Iterator[None]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         if trainer.history.interrupted:
+            if trainer.committing:  # for microseconds: the trainer raises it when the weights are whole
+                trainer.interrupt_waits = True
+                return
             raise KeyboardInterrupt
         trainer.stop = trainer.history.interrupted = True
 

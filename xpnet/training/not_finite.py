@@ -12,14 +12,14 @@ from xpnet.layers.hooks import wrapped
 from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
-    from xpnet.training.trainer import Trainer
+    from xpnet.training.steps import Steps
 
 
 class NotFiniteError(ArithmeticError):
     """The loss became NaN or infinite; the message names the epoch, the batch and the first layer that is not finite."""
 
 
-def not_finite(trainer: Trainer, x: Array, loss: float) -> NotFiniteError:
+def not_finite(trainer: Steps, x: Array, loss: float) -> NotFiniteError:
     """Return the error for a loss on the batch `x`."""
     where = f"epoch {trainer.epoch + 1}, batch {trainer.batch + 1}"
     return NotFiniteError(

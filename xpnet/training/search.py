@@ -26,7 +26,11 @@ def _restored(trainer: Trainer) -> Iterator[None]:
     model, optimizer = trainer.model, trainer.optimizer
     arrays = {name: to_numpy(array).copy() for name, array in model.state().items()}
     counters, state = model.rng_counters(), optimizer.state()
-    rate, iteration = optimizer.learning_rate, trainer.iteration
+    rate, iteration, pending = optimizer.learning_rate, trainer.iteration, trainer.pending
+    parameters = model.parameters()
+    gradients = {name: to_numpy(p.grad).copy() for name, p in parameters.items() if p.grad is not None}
+    model.zero_grad()
+    trainer.pending = 0
     try:
         yield
     finally:
@@ -34,7 +38,9 @@ def _restored(trainer: Trainer) -> Iterator[None]:
         model.load_rng_counters(counters)
         model.zero_grad()
         optimizer.load_state(state)
-        optimizer.learning_rate, trainer.iteration = rate, iteration
+        optimizer.learning_rate, trainer.iteration, trainer.pending = rate, iteration, pending
+        for name, gradient in gradients.items():
+            parameters[name].set_gradient(gradient)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
-from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device, working_on
 from xpnet.layers.execution import executor_of
 from xpnet.layers.modes import eval_mode
@@ -18,14 +17,17 @@ from xpnet.layers.module import Module
 from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
-from xpnet.training.arguments import named_metrics, refuse_loss, require_parts
-from xpnet.training.callback import Callback
-from xpnet.training.checkpointed_segments import Recompute, recomputed, segments_of
+from xpnet.training.arguments import named_metrics, require_parts
+from xpnet.training.callback import Callback, tell
+from xpnet.training.checkpointed_segments import Recompute, segments_of
 from xpnet.training.data_adapter import as_batches, no_batches
 from xpnet.training.history import History, Sums
 from xpnet.training.interrupt import interruptible
-from xpnet.training.not_finite import not_finite
+from xpnet.training.not_finite import NotFiniteError, not_finite
 from xpnet.training.progress import Progress
+from xpnet.training.run import begin_callbacks, continue_epoch, end_callbacks, take_callbacks
+from xpnet.training.step_state import StepState
+from xpnet.training.steps import Steps, native, output_of
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 Data = Any
 
 
-class Trainer:
+class Trainer(Steps):
     """The training loop: shuffled mini-batches, forward, loss, backward, update, and what is measured on the way.
 
     Args:
@@ -44,7 +46,8 @@ class Trainer:
         metrics: names such as "accuracy", or functions (prediction, target) -> mean over the batch.
         callbacks: see xpnet.training.Callback.
         seed: of the order of the examples.
-        accumulate: gradients of this many batches are averaged for one update.
+        accumulate: gradients of this many batches are averaged for one update; of fewer at the end of an epoch, where they are
+            what is left.
         capture: on a GPU, capture the step of `fit` as a CUDA graph and replay it, where that is possible. The launches are the
             same either way. It is captured again after changes of the model, of this Trainer's loss, metrics, optimizer,
             accumulate, and of the attributes of these. Not seen are changes within lists, dicts and other objects that
@@ -60,7 +63,9 @@ class Trainer:
         epoch: the current epoch, from 0.
         batch: the batches done in it.
         iteration: the batches done in all.
+        pending: the batches whose gradients wait for an update, with `accumulate`.
         stop: set it to True to end `fit` after the current batch.
+        error: in `on_fit_end`, the exception that ends the run; None: there was none.
         last_loss: of the last batch of `fit`: a 0-d array on the device, which the next batch may overwrite.
         batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
@@ -87,6 +92,7 @@ class Trainer:
         self.optimizer = optimizer
         if loss_scale is not None or (model.context.dtype == "float16" and optimizer.loss_scale is None):
             optimizer.loss_scale = loss_scale or LossScale()
+            optimizer.loss_scale.belong_to(optimizer)
         self.metrics = named_metrics(metrics)
         self.callbacks = list(callbacks)
         self.seed = seed
@@ -97,13 +103,22 @@ class Trainer:
         self.epoch = 0
         self.batch = 0
         self.iteration = 0
+        self.pending = 0
         self.first_epoch = 0  # of the current fit: a continued one counts its epochs from there
         self.stop = False
+        self.error: BaseException | None = None
         self.last_loss: Any = math.nan
         self.batches: Batches | None = None
         self.checks: Batches | None = None
         self.sums = Sums()
+        self.epoch_data: Any = None  # the Batches of the epoch that is going on, or how a checkpoint describes them
+        self.run_id: Any = object()  # what callbacks note, to tell another run
+        self.committing = False  # whether the weights are being changed: an interrupt waits
+        self.interrupt_waits = False
+        self._batches_of_epoch: int | None = None
         self._device: Device | None = None  # of the last fit
+        self.step_state = StepState()
+        self._trained: Module | None = None  # by the last fit
 
     def fit(
         self,
@@ -130,36 +145,55 @@ class Trainer:
             resume: "auto" goes on from the newest checkpoint of the Checkpoint callback, if there is one; a path goes on
                 from that file. `epochs` then counts from where the interrupted `fit` began.
 
+        An epoch that was cut short (by `stop`, Ctrl-C or an exception) is continued by the next `fit` on the same data with the
+        same batch size; on others a new epoch begins. An exception leaves weights, optimizer, gradients, random counters and
+        position as before the batch, or as after it, and `on_fit_end` of the callbacks is called.
+
         Returns:
             The history: "loss", every metric, and both again with "val_" in front. Ctrl-C ends the run after the current
             batch and returns what was measured; press it twice to leave at once.
 
         Raises:
             NotFiniteError: the loss became NaN or infinite.
-            ValueError: the data are of the wrong form, or gave no batch (a generator that is used up).
+            ValueError: the data are of the wrong form, or gave no batch (a generator that is used up); the optimizer holds the
+                state of another model; a callback watches a value that this run does not record.
         """
         from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
 
         if not isinstance(epochs, Integral) or epochs < 0:
             raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
-        self.batches = batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
+        batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
         count = None if batches.count is None else len(batches)
         self.checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
-        self.stop = self.history.interrupted = False
+        self.batches = batches
+        self.stop = self.history.interrupted = self.history.averaged = False
+        self.history.restored = None
         self.first_epoch = self.epoch
         device = self.model.context.device
         if device is not self._device:
             if self._device is not None:
                 self.sums.load_state(self.sums.state())  # the model was moved: add up on its new device
             self._device = device
+        if self._trained is not self.model:
+            self.optimizer.require_own(self.model)
+            if self._trained is not None:
+                self.run_id = object()
+            self._trained = self.model
+        if self.callbacks:
+            take_callbacks(self)
         if resume is not None:
             from xpnet.training.checkpoint import resume_trainer
 
             with device:
                 resume_trainer(self, resume)
+        if self.batch:
+            continue_epoch(self, batches, resumed=resume is not None)
+        for callback in self.callbacks:
+            callback.check_run(self)
         last = self.first_epoch + epochs
         captured = captured_steps(self)
         train = self._train if captured is None else captured.step
+        self._batches_of_epoch = count
         with (
             contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "fit"),
             interruptible(self),
@@ -167,153 +201,62 @@ class Trainer:
             captured or contextlib.nullcontext(),
             device_feed(batches, device, captured) as feed,
         ):
-            for callback in self.callbacks:
-                callback.on_fit_begin(self)
-            while self.epoch < last and not self.stop:
-                self._epoch(feed, progress, train)
-            for callback in self.callbacks:
-                callback.on_fit_end(self)
+            began: list[Callback] = []
+            try:
+                if self.callbacks:
+                    begin_callbacks(self, began)
+                while self.epoch < last and not self.stop:
+                    self._epoch(feed, progress, train)
+            except BaseException as error:
+                end_callbacks(self, began, error)
+                raise
+            if began:
+                tell(self, began, "on_fit_end")
         return self.history
 
     def _epoch(self, feed: Batches | DeviceFeed, progress: Progress, train: Callable[[Any, Array], Array]) -> None:
         """Do what is left of one epoch: train on its batches, validate, and record both."""
         if self.batch == 0:
             self.sums.clear()
+            self.epoch_data = self.batches
             for callback in self.callbacks:
                 callback.on_epoch_begin(self)
         progress.begin(self.epoch, self.batch, self.sums)
         x = None
         for x, y in watched(feed.epoch(self.epoch, self.batch), self.model.context.device):
             self.last_loss = train(x, y)
-            self.batch += 1
             progress.advance()
-            for callback in self.callbacks:
-                callback.on_step_end(self)
-            for callback in self.callbacks:
-                callback.on_checkpoint(self, epoch_ended=False)
+            if self.callbacks:
+                tell(self, self.callbacks, "on_step_end")
+                tell(self, self.callbacks, "on_checkpoint", epoch_ended=False)
             if self.stop:
-                return  # an epoch that was cut short is not recorded; a checkpoint continues it
+                return  # an epoch that was cut short is not recorded; the next fit or a checkpoint continues it
         if self.batch == 0:
             raise ValueError(no_batches(f"epoch {self.epoch + 1}"))
+        if self.pending:
+            self._update_pending()
         values = self.sums.means()
         if x is not None and not math.isfinite(values["loss"]):
-            raise not_finite(self, x, values["loss"])
+            error = not_finite(self, x, values["loss"])
+            self.batch = 0  # such an epoch is not worth finishing
+            raise error
         if self.checks is not None:
             values.update({f"val_{name}": value for name, value in self._evaluate(self.checks).items()})
-        for callback in self.callbacks:
-            callback.on_epoch_end(self, values)
-        self.history.record(values)
-        progress.end(self.epoch, values)
-        self.epoch += 1
-        self.batch = 0
-        for callback in self.callbacks:
-            callback.on_checkpoint(self, epoch_ended=True)
-
-    def _train(self, x: Any, y: Array) -> Array:
-        """Update on one batch and measure it; return the loss."""
-        loss, prediction = self._step(x, y)
-        self.add_measurements(x, y, loss, prediction)
-        return loss
-
-    def step(self, x: Any, y: Array) -> Array:
-        """Update once on one batch. Returns the loss before the update: a 0-d native array on the device.
-
-        x: an array, or a tuple of them for a model that takes several inputs, forward(self, x, z).
-        """
-        device = self.model.context.device
-        if device.kind == "cpu":
-            return self._step(x, y)[0]
-        with working_on(device, "step"):
-            return self._step(x, y)[0]
-
-    def _step(self, x: Any, y: Array) -> tuple[Array, Array]:
-        """Update on one batch; return the loss and the predictions, native arrays."""
-        if not self.model.training:
-            self.model.train()
-        loss, prediction = self.forward_backward(x, y)
-        self.iteration += 1
-        if self.iteration % self.accumulate == 0:
-            self.update()
-        return loss, prediction
-
-    def forward_backward(self, x: Any, y: Array) -> tuple[Array, Array]:
-        """Leave the gradients of one batch in the parameters; return the loss and the predictions."""
-        planned = self._planned(x, y)
-        if planned is not None:
-            return planned
-        if self.segments:
-            with recomputed(self.segments):
-                prediction = _output(self.model, x)
-        else:
-            prediction = self.model(*x) if type(x) is tuple else self.model(x)
-        loss = self.loss(prediction, y)
-        if type(loss) is not Tensor or loss.array.ndim:
-            refuse_loss(self.loss, loss)
-        penalty = self._penalty()
-        if penalty is not None:
-            loss = loss + penalty
-        scale = self.optimizer.loss_scale
-        # On a GPU this would wait for the device in every step: the loss is checked once an epoch there.
-        if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(loss.array):
-            raise not_finite(self, x, float(loss.array))
-        if scale is not None:
-            scale.backward(loss, 1 / self.accumulate)
-        elif self.accumulate == 1:
-            loss.backward()
-        else:
-            (loss * (1 / self.accumulate)).backward()
-        return loss.array, _native(prediction)
-
-    def _planned(self, x: Any, y: Array) -> tuple[Array, Array] | None:
-        """Do `forward_backward` with the executor's step for such batches, or return None."""
-        if self.segments or self.accumulate > 1 or self.optimizer.loss_scale is not None:
-            return None
-        executor = self.model._model_executor or executor_of(self.model)
-        step = executor.step(self.model, self.loss, x, y)
-        loss = None if step is None else step.forward(x, y)
-        if step is None or loss is None:
-            return None
-        if not math.isfinite(loss):
-            raise not_finite(self, x, float(loss))
-        step.backward()
-        return loss, step.logits.copy()
-
-    def _penalty(self) -> Tensor | None:
-        """Return the sum of all weight penalties, or None where no parameter has one."""
-        total = None
-        for parameter in self.model.flat_parameters.regularized:
-            term = parameter.regularizer(parameter)
-            total = term if total is None else total + term
-        return total
-
-    def update(self) -> None:
-        """Show the gradients to the callbacks and let the optimizer use them."""
-        if self.optimizer.loss_scale is not None:
-            self.optimizer.loss_scale.unscale(self.model.flat_parameters)
-        for callback in self.callbacks:
-            callback.on_before_optimizer_step(self)
-        self.optimizer.step(self.model)
+        try:
+            if self.callbacks:
+                tell(self, self.callbacks, "on_epoch_end", values)
+        finally:  # the epoch is over, whatever a callback says
+            self.history.record(values)
+            progress.end(self.epoch, values)
+            self.epoch += 1
+            self.batch = 0
+        if self.callbacks:
+            tell(self, self.callbacks, "on_checkpoint", epoch_ended=True)
 
     @property
-    def watches_gradients(self) -> bool:
-        """Whether the host acts between backward and update: a callback on the gradients, or an `update` of a subclass."""
-        own = Callback.on_before_optimizer_step
-        found = [self.update, *[callback.on_before_optimizer_step for callback in self.callbacks]]
-        return any(getattr(method, "__func__", None) not in (own, Trainer.update) for method in found)
-
-    def add_measurements(self, x: Any, y: Array, loss: Array, prediction: Array) -> None:
-        """Add the loss and the metrics of one batch to the sums of the epoch."""
-        self.sums.add(x, {"loss": loss, **self.measure(prediction, y)})
-
-    def measure(self, prediction: Array, y: Array) -> dict[str, Array]:
-        """Return every metric of one batch."""
-        values = {name: _native(metric(prediction, y)) for name, metric in self.metrics.items()}
-        for name, value in values.items():
-            if getattr(value, "ndim", 0):
-                raise ValueError(
-                    f"the metric {name} returned shape {tuple(value.shape)}, expected a single number: its mean over the batch"
-                )
-        return values
+    def diverged(self) -> bool:
+        """Whether the run ends because its loss became NaN or infinite: in `on_fit_end`."""
+        return isinstance(self.error, NotFiniteError)
 
     def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
         """Return the loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
@@ -327,8 +270,8 @@ class Trainer:
         place = contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "evaluate")
         with place, no_grad(), eval_mode(self.model), device_feed(batches, device) as feed:
             for x, y in feed.epoch(0):
-                prediction = _output(self.model, x)
-                sums.add(x, {"loss": _native(self.loss(prediction, y)), **self.measure(_native(prediction), y)})
+                prediction = output_of(self.model, x)
+                sums.add(x, {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)})
         if not sums.count:
             raise ValueError(no_batches("the evaluation"))
         return sums.means()
@@ -343,14 +286,3 @@ def captured_steps(trainer: Trainer) -> Any:
         return None
     executor = trainer.model._model_executor or executor_of(trainer.model)
     return executor.capture(trainer)
-
-
-def _output(model: Module, x: Any) -> Any:
-    return model(*x) if type(x) is tuple else model(x)  # a tuple is several inputs
-
-
-def _native(output: Any) -> Any:
-    """Return the native array of a Tensor, or of each in a tuple of outputs."""
-    if isinstance(output, (tuple, list)):
-        return tuple(_native(part) for part in output)
-    return output.array if isinstance(output, Tensor) else output
