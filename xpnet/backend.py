@@ -18,6 +18,9 @@ import array_api_compat
 import numpy as np
 
 from xpnet.runtime.array import Array as Array
+from xpnet.runtime.dtypes import HALF_NAMES as HALF_NAMES
+from xpnet.runtime.dtypes import half_dtypes as half_dtypes
+from xpnet.runtime.dtypes import kind_of as kind_of
 from xpnet.runtime.late import late
 
 Namespace: TypeAlias = Any
@@ -44,6 +47,7 @@ class DeviceMemoryError(DeviceError, MemoryError):
 def _namespace_of(kind: type, array: Array) -> Namespace:
     """Return the namespace for arrays of type `kind` and cache it: the lookup takes microseconds."""
     if isinstance(array, (np.ndarray, np.generic)):
+        refuse_subclass(array)
         # NumPy 2.1 implements the standard itself; array-api-compat's wrapper only adds time to every call.
         xp = np
     elif array_api_compat.is_cupy_array(array):
@@ -58,6 +62,47 @@ def _namespace_of(kind: type, array: Array) -> Namespace:
             ) from None
     _namespaces[kind] = xp
     return xp
+
+
+def refuse_subclass(array: Any) -> None:
+    """Raise a TypeError for a NumPy array that would lose its mask, or whose `*` is a matrix product."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"got a masked array {array.shape}, whose mask would be lost: fill it first, for example with x.filled(0), and pass "
+            f"the mask where it is taken (sample_weight, the mask of a recurrent layer), or leave the masked rows out"
+        )
+    if isinstance(array, np.matrix):
+        raise TypeError(f"got a numpy.matrix {array.shape}, whose * is a matrix product; use numpy.asarray(x)")
+
+
+def adopted(value: Any) -> Array:
+    """Return an array of any library as it is, and anything else, such as a number or a list, as a NumPy array.
+
+    Raises:
+        TypeError: it has a mask, or is a matrix.
+    """
+    if isinstance(value, np.generic) or not hasattr(value, "dtype"):
+        return cast(Array, np.asarray(value))
+    if isinstance(value, np.ndarray):
+        refuse_subclass(value)
+    return cast(Array, value)
+
+
+def without_scalars(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the inputs of an operation with NumPy's scalars as Python numbers, which do not widen the arrays beside them.
+
+    Where there is no array beside them they are arrays without axes themselves.
+    """
+    if not any(isinstance(value, np.generic) for value in values):
+        return tuple(values)
+    alone = all(isinstance(value, np.generic) or value is None or type(value) in _SCALARS for value in values)
+    return tuple((np.asarray(v) if alone else v.item()) if isinstance(v, np.generic) else v for v in values)
+
+
+def plain_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with NumPy's scalars as Python numbers; the same dict if there are none."""
+    scalars = {name: value.item() for name, value in settings.items() if isinstance(value, np.generic)}
+    return {**settings, **scalars} if scalars else settings
 
 
 def namespace(*arrays: Any) -> Namespace:
@@ -122,13 +167,6 @@ def dtype_name(array: Array) -> str:
     return name
 
 
-HALF_NAMES = ("float16", "bfloat16")
-"""The names of the 16-bit floats: for storage and products; sums and intermediate results are float32."""
-
-half_dtypes: set[Any] = {np.dtype("float16")}
-"""The dtypes of NumPy and CuPy arrays of 16-bit floats; bfloat16 is added when it is first requested."""
-
-
 def dtype_named(xp: Namespace, name: str) -> Any:
     """Return the dtype called `name` ("float32", "bfloat16", ...) for arrays of namespace `xp`.
 
@@ -153,9 +191,7 @@ def dtype_named(xp: Namespace, name: str) -> Any:
 
 def is_floating(array: Array) -> bool:
     """Return whether an array holds real floating-point numbers, bfloat16 included, which the standard does not know."""
-    if array.dtype in half_dtypes or dtype_name(array) == "bfloat16":
-        return True
-    return bool(namespace(array).isdtype(array.dtype, "real floating"))
+    return kind_of(array.dtype) in ("float", "half")
 
 
 def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
@@ -345,6 +381,8 @@ def _between_gpus(array: Any) -> Any:
 def to_numpy(array: Any) -> np.ndarray[Any, Any]:
     """Return `array` as a NumPy array: itself where it is one already, else a copy in main memory."""
     if isinstance(array, np.ndarray):
+        if type(array) is not np.ndarray:
+            refuse_subclass(array)
         return array
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(array, cupy.ndarray):

@@ -13,13 +13,13 @@ SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 
 
-@op
+@op(integers="keep")
 def step(xp: Namespace, x: Array) -> Any:
     """Return 1 where x > 0, else 0: the perceptron's activation. Its gradient is 0 everywhere, so none is defined."""
     return xp.astype(x > 0, x.dtype), None
 
 
-@op
+@op(integers="keep")
 def relu(xp: Namespace, x: Array) -> Any:
     """Compute max(x, 0). The gradient at 0 is 0. Source: Nair and Hinton, 2010."""
     y = xp.where(x < 0, xp.zeros_like(x), x)  # not `x > 0`: a nan must stay one

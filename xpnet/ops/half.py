@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from xpnet.backend import Array, Namespace, dtype_name, dtype_named, half_dtypes, is_floating, name_of, quiet
+from xpnet.backend import Array, Namespace, dtype_name, dtype_named, half_dtypes, is_floating, kind_of, name_of, quiet
 from xpnet.ops.operation import Implementation, Op, register
 
 
@@ -18,10 +18,14 @@ def cast(xp: Namespace, x: Array, dtype: str) -> Any:
 
     Raises:
         ValueError: no such dtype.
+        TypeError: x is complex, whose imaginary part would be lost, or the dtype is.
         ImportError: "bfloat16" without the package ml_dtypes.
     """
+    target = dtype_named(xp, dtype)
+    if "complex" in (kind_of(x.dtype), kind_of(target)):
+        raise TypeError(f"cast: from {dtype_name(x)} to {dtype}, expected real numbers; use x.real and x.imag")
     with quiet(xp):
-        return xp.astype(x, dtype_named(xp, dtype)), dtype_name(x)
+        return xp.astype(x, target), dtype_name(x)
 
 
 @cast.backward

@@ -10,9 +10,10 @@ from xpnet.ops.activations import _sigmoid
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, is_float
 from xpnet.ops.softmax import check_reduction
+from xpnet.ops.sums import total
 
 
-@op
+@op(indices=("labels",))
 def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduction: str = "mean", save: bool = True) -> Any:
     """Compute -(labels * log sigmoid(logits) + (1 - labels) * log(1 - sigmoid(logits))), numerically stable.
 
@@ -42,8 +43,8 @@ def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     saved = (logits, y) if save else None
     if reduction == "none":
         return losses, saved
-    total = xp.sum(losses, dtype=losses.dtype)
-    return (total / max(math.prod(logits.shape), 1) if reduction == "mean" else total), saved
+    loss = total(xp, losses)
+    return (loss / max(math.prod(logits.shape), 1) if reduction == "mean" else loss), saved
 
 
 @sigmoid_cross_entropy.backward

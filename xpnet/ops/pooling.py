@@ -10,6 +10,7 @@ from xpnet.ops.geometry import Geometry, Padding, Size, windows
 from xpnet.ops.reductions import mean
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, expect_rank, is_float
+from xpnet.ops.sums import total
 
 
 def pool_geometry(operation: str, x: Array, window: Size, stride: Size | None, padding: Padding) -> Geometry:
@@ -32,7 +33,7 @@ def _lowest(xp: Namespace, x: Array) -> Any:
     return -xp.inf if is_float(xp, x) else xp.iinfo(x.dtype).min
 
 
-@op
+@op(integers="keep")
 def max_pool2d_with_switches(xp: Namespace, x: Array, window: Size, *, stride: Size | None = None, padding: Padding = 0) -> Any:
     """Return the maximum of every window and its index within the window (the switch); of equal elements the first.
 
@@ -79,7 +80,7 @@ def _(xp: Namespace, dys: Any, saved: Any, *, window: Size, stride: Size | None,
     return unpool(xp, dys[0], switches, shape, g)
 
 
-@op
+@op(integers="keep")
 def max_pool2d(
     xp: Namespace, x: Array, window: Size, *, stride: Size | None = None, padding: Padding = 0, save: bool = True
 ) -> Any:
@@ -131,8 +132,7 @@ def average_pool2d(
         count_include_pad: divide by the window's size even where part of it lies in the padding.
     """
     g = pool_geometry("average_pool2d", x, window, stride, padding)
-    total = xp.sum(gather_windows(xp, x, g), axis=(3, 4), dtype=x.dtype)
-    return total / window_counts(xp, g, count_include_pad, x), tuple(x.shape)
+    return total(xp, gather_windows(xp, x, g), (3, 4)) / window_counts(xp, g, count_include_pad, x), tuple(x.shape)
 
 
 @average_pool2d.backward
@@ -169,8 +169,7 @@ def lp_pool2d(
     # Divided by the largest element first, so that the powers neither overflow nor underflow.
     largest = xp.max(cols, axis=(3, 4), keepdims=True)
     largest = xp.where(largest > 0, largest, xp.ones_like(largest))
-    total = xp.sum((cols / largest) ** p, axis=(3, 4), dtype=x.dtype)
-    y = total ** (1 / p) * largest[:, :, :, 0, 0, :]
+    y = total(xp, (cols / largest) ** p, (3, 4)) ** (1 / p) * largest[:, :, :, 0, 0, :]
     return y, (x, y)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace, half_dtypes, is_floating
+from xpnet.backend import Array, Namespace, half_dtypes, is_floating, kind_of
+from xpnet.ops.sums import total
 
 
 class ShapeError(ValueError):
@@ -52,11 +53,19 @@ def unbroadcast(xp: Namespace, dy: Array, shape: tuple[int, ...]) -> Array:
     repeated = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and dy.shape[extra + i] != 1)
     if repeated:
         if dy.dtype in half_dtypes:
-            dy = xp.astype(xp.sum(dy, axis=repeated, keepdims=True, dtype=xp.float32), dy.dtype)
+            dy = xp.astype(total(xp, dy, repeated, keepdims=True, dtype=xp.float32), dy.dtype)
         else:
-            dy = xp.sum(dy, axis=repeated, keepdims=True, dtype=dy.dtype)
+            dy = total(xp, dy, repeated, keepdims=True)
     summed: Array = xp.reshape(dy, shape)
     return summed
+
+
+def conjugate(xp: Namespace, x: Array) -> Array:
+    """Return the complex conjugate of complex numbers, real ones as they are."""
+    if kind_of(x.dtype) != "complex":
+        return x
+    conjugated: Array = xp.conj(x)
+    return conjugated
 
 
 def zeros_like_shape(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:

@@ -11,7 +11,7 @@ from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast, zeros_like_shape
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def reshape(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """Return the elements, in C order, in another shape; one size may be -1."""
     given: Any = shape
@@ -31,7 +31,7 @@ def _(xp: Namespace, dy: Array, before: Any, *, shape: Any) -> Any:
     return xp.reshape(dy, before)
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def transpose(xp: Namespace, x: Array, axes: Sequence[int] | None = None) -> Any:
     """Permute the axes to the order `axes`, or reverse them."""
     order = tuple(reversed(range(x.ndim))) if axes is None else normalize_axes(axes, x.ndim)
@@ -45,7 +45,7 @@ def _(xp: Namespace, dy: Array, order: Any, *, axes: Any) -> Any:
     return xp.permute_dims(dy, tuple(sorted(range(len(order)), key=order.__getitem__)))
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def concat(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
     """Join arrays along an existing axis: ``concat([a, b], axis=-1)``."""
     axis = normalize_axes(axis, arrays[0].ndim)[0]
@@ -68,7 +68,7 @@ def _(xp: Namespace, dy: Array, sizes: Any, *, axis: int) -> Any:
     return parts
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def stack(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
     """Join arrays of one shape along a new axis: ``stack([a, b], axis=0)``."""
     if len({tuple(a.shape) for a in arrays}) > 1:
@@ -82,7 +82,7 @@ def _(xp: Namespace, dy: Array, count: int, *, axis: int) -> Any:
     return [dy[(slice(None),) * axis + (i, ...)] for i in range(count)]
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def broadcast_to(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """Broadcast x to a larger shape by NumPy's rules."""
     target = tuple(shape)
@@ -110,7 +110,7 @@ def pad_array(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], value:
     return x
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
     """Pad x with `value`; `widths` holds (before, after) for each axis, as for numpy.pad.
 
@@ -131,7 +131,7 @@ def _(xp: Namespace, dy: Array, shape: Any, *, widths: Any, value: float) -> Any
     return dy[tuple(slice(before, before + n) for (before, _), n in zip(widths, shape))]
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def getitem(xp: Namespace, x: Array, index: Any) -> Any:
     """Return x[index]: integers, slices, None and ..., or integer or boolean arrays as the library of x allows."""
     return x[_full(index)], (tuple(x.shape), x.dtype, x.device)
@@ -165,7 +165,7 @@ def _(xp: Namespace, dy: Array, like: Any, *, index: Any) -> Any:
     return xp.reshape(scatter_rows.run(xp, (rows, source), {"size": size}, False)[0], shape)
 
 
-@op
+@op(indices=("index",))
 def scatter_rows(xp: Namespace, rows: Array, index: Array, *, size: int) -> Any:
     """Add rows (M, D) by index (M,) into an array (size, D): out[index[m]] += rows[m], from 0. Others count nowhere.
 
@@ -199,7 +199,7 @@ def _(xp: Namespace, dy: Array, index: Array, *, size: int) -> Any:
     return xp.where(inside[:, None], xp.take(dy, xp.where(inside, index, xp.zeros_like(index)), axis=0), zeros), None
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def flip(xp: Namespace, x: Array, axis: int | Sequence[int] | None = None) -> Any:
     """Reverse the order of the elements along `axis`."""
     axes = normalize_axes(axis, x.ndim)

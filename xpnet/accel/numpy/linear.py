@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate, activation_gradient
+from xpnet.accel.numpy.sums import column_sums
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.linear import dense
 from xpnet.runtime.threads import chunk_count, one_blas_thread, own_threads_preferred, parallel
@@ -104,7 +105,7 @@ def backward(
     return (
         dx,
         matmul(rows.T, dy, own, into[1]) if needs[1] else None,
-        np.add.reduce(dy, axis=0, out=into[2]) if needs[2] else None,
+        column_sums(dy, into[2]) if needs[2] else None,
     )
 
 
