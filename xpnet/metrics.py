@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from xpnet.backend import Array, as_array, namespace
+from xpnet import ops
+from xpnet.backend import Array, as_array, dtype_name, kind_of, namespace
 from xpnet.ops.shapes import ShapeError
 
 Metric = Callable[[Any, Any], Any]
+
+
+def _numbers(name: str, prediction: Array, target: Array) -> Any:
+    """Return the namespace of both arrays; raise a TypeError unless they hold real numbers, which have an order."""
+    for what, array in (("prediction", prediction), ("target", target)):
+        if kind_of(array.dtype) in ("complex", "other"):
+            raise TypeError(f"{name}: the {what} has dtype {dtype_name(array)}, expected real numbers")
+    return namespace(prediction, target)
 
 
 def accuracy(prediction: Array, target: Array) -> Array:
@@ -21,7 +30,7 @@ def accuracy(prediction: Array, target: Array) -> Array:
     Raises:
         ShapeError: shapes that do not fit, or K = 1 (for that see binary_accuracy).
     """
-    xp = namespace(prediction)
+    xp = _numbers("accuracy", prediction, target)
     if prediction.ndim < 2 or prediction.shape[-1] == 1:
         raise ShapeError(
             f"accuracy: the prediction has shape {tuple(prediction.shape)}, expected (N, K) with K >= 2 classes; "
@@ -37,7 +46,7 @@ def accuracy(prediction: Array, target: Array) -> Array:
 
 def binary_accuracy(prediction: Array, target: Array) -> Array:
     """Compute the share of elements where prediction > 0 (a logit) agrees with target > 0.5. Shapes are equal."""
-    xp = namespace(prediction)
+    xp = _numbers("binary_accuracy", prediction, target)
     if tuple(prediction.shape) != tuple(target.shape):
         raise ShapeError(
             f"binary_accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
@@ -47,8 +56,8 @@ def binary_accuracy(prediction: Array, target: Array) -> Array:
 
 def mean_absolute_error(prediction: Array, target: Array) -> Array:
     """Compute the mean of |prediction - target|."""
-    xp = namespace(prediction)
-    return as_array(xp, xp.mean(xp.abs(prediction - target)))
+    xp = _numbers("mean_absolute_error", prediction, target)
+    return as_array(xp, ops.mean(ops.abs(ops.subtract(prediction, target))))
 
 
 def confusion_matrix(prediction: Array, target: Array, classes: int | None = None) -> Array:
@@ -59,7 +68,7 @@ def confusion_matrix(prediction: Array, target: Array, classes: int | None = Non
         target: (N,) class indices.
         classes: K; by default the number of scores, or one more than the largest class index, which waits for a GPU.
     """
-    xp = namespace(prediction)
+    xp = _numbers("confusion_matrix", prediction, target)
     predicted = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
     if classes is None and prediction.ndim == 2:
         classes = int(prediction.shape[1])

@@ -133,16 +133,21 @@ POOLINGS = [
 
 
 def first_of_the_largest(x, window, stride=None, padding=0):
-    """Pool as PyTorch and numpy.maximum do, window by window: the first NaN is the maximum, else the first of the largest."""
+    """Pool as PyTorch and numpy.maximum do, window by window: the first NaN is the maximum, else the first of the largest.
+
+    The padding is never chosen, also where nothing in the image is larger than it.
+    """
     (KH, KW), (sh, sw) = np.broadcast_to(window, 2), np.broadcast_to(stride or window, 2)
     pads = np.broadcast_to(padding, (2, 2)) if isinstance(padding, int) else padding
     filled = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
+    image = np.pad(np.ones(x.shape, bool), ((0, 0), *pads, (0, 0)))
     N, H, W, C = filled.shape
     y = np.empty((N, (H - KH) // sh + 1, (W - KW) // sw + 1, C), x.dtype)
     switches = np.empty(y.shape, np.uint8)
     for n, i, j, c in np.ndindex(y.shape):
         values = filled[n, i * sh : i * sh + KH, j * sw : j * sw + KW, c].ravel()
-        where = int(np.flatnonzero(np.isnan(values))[0]) if np.isnan(values).any() else int(values.argmax())
+        largest = np.isnan(values) if np.isnan(values).any() else values == values.max()
+        where = int(np.flatnonzero(largest & image[n, i * sh : i * sh + KH, j * sw : j * sw + KW, c].ravel())[0])
         y[n, i, j, c], switches[n, i, j, c] = values[where], where
     return y, switches
 

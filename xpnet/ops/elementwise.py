@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, refuse_subclass
 from xpnet.ops.registry import in_float32_on_cpu, op
 from xpnet.ops.shapes import unbroadcast
 
@@ -230,6 +230,7 @@ def _(xp: Namespace, dy: Array, inside: Array, *, low: float | None, high: float
 @op(integers="keep", linear=True)
 def select(xp: Namespace, x: Array, y: Array, condition: Any) -> Any:
     """Return x where `condition` is true, else y: :func:`where` with the differentiable inputs first."""
+    refuse_subclass(condition)
     x_, y_ = _arrays(xp, x, y)
     return xp.where(condition, x_, y_), (_shape(x_), _shape(y_))
 

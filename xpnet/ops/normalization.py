@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, refuse_subclass
 from xpnet.ops.registry import op, statistics_in_float32
 from xpnet.ops.shapes import ShapeError, expect_rank, normalize_axes
 from xpnet.ops.sums import total
@@ -108,6 +108,8 @@ def batch_norm_inference(
 ) -> Any:
     """Normalise x (N, ..., C) with given, constant statistics (C,)."""
     _check_vectors("batch_norm", (x.shape[-1],), scale=scale, offset=offset, mean=mean, variance=variance)
+    for statistic in (mean, variance):
+        refuse_subclass(statistic)
     # The statistics are constants, which do not widen the result.
     mean, variance = (v if v.dtype == x.dtype else xp.astype(v, x.dtype) for v in (mean, variance))
     inverse = 1 / xp.sqrt(variance + epsilon)

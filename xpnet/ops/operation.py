@@ -311,6 +311,8 @@ class Op:
         if implementation is None or _reference_only:
             implementation = self.implementation(xp)
         dtype = getattr(inputs[0], "dtype", None)
+        if dtype is None and self.several:  # a number
+            dtype = getattr(inputs[1], "dtype", None)
         if dtype is not FLOAT32 and dtype is not FLOAT64:
             if implementation is self.reference or (dtype is not None and not implementation.takes_half and _is_half(dtype)):
                 implementation = next(self._fallbacks(implementation, xp, inputs))
@@ -344,9 +346,13 @@ class Op:
         elif type(output) not in array_types:
             output = first = as_array(xp, output)
         if first.dtype is not dtype and (dtype is FLOAT32 or dtype is FLOAT64):
-            plain = plain_settings(settings)  # a setting that is a NumPy scalar has widened the result
+            # Something that is no array has widened the result.
+            plain = plain_settings(settings)
             if plain is not settings:
                 return self.run(xp, inputs, plain, save)
+            if any(type(value) is complex for value in inputs):
+                implementation = self.suited(self, xp, inputs)
+                output, saved = implementation.compute(xp, inputs, settings, save)
         return output, saved, implementation
 
     def _fallbacks(self, implementation: Implementation, xp: Namespace, inputs: tuple[Any, ...]) -> Iterator[Implementation]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, dtype_name, kind_of
 from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast, zeros_like_shape
 
@@ -116,7 +116,11 @@ def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: fl
 
     Raises:
         ShapeError: not one pair an axis, or a negative width.
+        TypeError: x holds integers or booleans, and the value is none of them.
     """
+    kind = kind_of(x.dtype)
+    if kind in ("integer", "boolean") and value != 0 and not _holds(xp, x, kind, value):
+        raise TypeError(f"pad: the value {value} does not fit x of dtype {dtype_name(x)}; convert x to float32")
     given: Any = widths
     pairs = [] if is_whole(given) else [(int(a), int(b)) for a, b in given]
     if len(pairs) != x.ndim or any(a < 0 or b < 0 for a, b in pairs):
@@ -124,6 +128,13 @@ def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: fl
             f"pad: widths {widths} for shape {tuple(x.shape)}; expected {x.ndim} pairs (before, after) of 0 or more"
         )
     return pad_array(xp, x, pairs, value), x.shape
+
+
+def _holds(xp: Namespace, x: Array, kind: str, value: float) -> bool:
+    if kind == "boolean":
+        return value in (0, 1)
+    limits = xp.iinfo(x.dtype)
+    return bool(value == value // 1 and limits.min <= value <= limits.max)
 
 
 @pad.backward
@@ -180,6 +191,7 @@ def scatter_rows(xp: Namespace, rows: Array, index: Array, *, size: int) -> Any:
             f"scatter_rows: rows {tuple(rows.shape)} and index {tuple(index.shape)} {index.dtype}; "
             f"expected rows (M, D) and integers (M,)"
         )
+    index = xp.astype(index, xp.int64, copy=False)  # the number of rows need not fit a smaller dtype
     many = max(1, (1 << 22) // max(1, index.shape[0]))
     blocks: list[Array] = []
     for start in range(0, size, many):

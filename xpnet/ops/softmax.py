@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.backend import Array, Namespace, is_asynchronous
+from xpnet.backend import Array, Namespace, dtype_name, is_asynchronous, kind_of
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, is_float
 from xpnet.ops.sums import total
@@ -65,6 +65,8 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
         ValueError: a class index outside 0..K-1; not for arrays on a GPU, see `nan_outside`.
     """
     K = logits.shape[-1]
+    if kind_of(labels.dtype) in ("complex", "other"):
+        raise TypeError(f"{operation}: labels have dtype {dtype_name(labels)}, expected class indices or probabilities")
     if xp.isdtype(labels.dtype, "integral"):
         if tuple(labels.shape) != tuple(logits.shape[:-1]):
             raise ShapeError(

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate, activation_gradient
-from xpnet.accel.numpy.sums import column_sums
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.linear import dense
+from xpnet.ops.sums import total
 from xpnet.runtime.threads import chunk_count, one_blas_thread, own_threads_preferred, parallel
 
 SERIAL_PRODUCT = 1 << 18
@@ -21,6 +21,10 @@ SERIAL_PRODUCT = 1 << 18
 
 _PARALLEL_PRODUCT = 3 << 20
 """Multiply-adds from which waking another thread pays."""
+
+
+_PLAIN_SUMS = 256
+"""Rows that are added one after the other for the gradient of a bias: a batch has no more as a rule."""
 
 
 def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats:
@@ -51,6 +55,18 @@ def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats
             np.matmul(a, b[:, part], out=out[:, part])
 
     parallel(chunk, -(-size // step))
+    return out
+
+
+def column_sums(x: Floats, out: Floats | None = None) -> Floats:
+    """Return the sums over the rows of x (rows, columns), written to `out` if that is given."""
+    if len(x) <= _PLAIN_SUMS:
+        sums: Floats = np.add.reduce(x, axis=0, out=out)
+        return sums
+    made: Floats = total(np, x, (0,))  # type: ignore[assignment, arg-type]
+    if out is None:
+        return made
+    np.copyto(out, made)
     return out
 
 

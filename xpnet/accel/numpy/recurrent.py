@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.linear import matmul
-from xpnet.accel.numpy.sums import column_sums
+from xpnet.accel.numpy.linear import column_sums, matmul
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.recurrent import lstm
 from xpnet.runtime.threads import own_threads_preferred
