@@ -155,7 +155,7 @@ def _converted(operation: Op) -> Implementation:
 
 
 def gradient_as(xp: Namespace, gradient: Array, dtype: Any) -> Array:
-    """Return a gradient in the dtype of what it belongs to; that of something real is the real part of a complex one.
+    """Return a gradient in the dtype of what it belongs to, in native byte order; that of something real is the real part.
 
     Integers have no gradient of their own dtype: theirs is left as it is.
     """
@@ -164,5 +164,5 @@ def gradient_as(xp: Namespace, gradient: Array, dtype: Any) -> Array:
         return gradient
     if kind != "complex" and kind_of(gradient.dtype) == "complex":
         gradient = xp.real(gradient)
-    converted: Array = xp.astype(gradient, dtype, copy=False)
+    converted: Array = xp.astype(gradient, dtype if native(dtype) else dtype.newbyteorder("="), copy=False)
     return converted

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
+from xpnet.ops.elementwise import add
 from xpnet.ops.geometry import Axis, Geometry, Padding, Size, hashable, pair, windows
 from xpnet.ops.linear import matmul
 from xpnet.ops.registry import as_is, op
@@ -363,7 +364,7 @@ def conv_transpose2d(
     y = col2im(cols, (N, *inner, O), (KH, KW), stride=stride, padding=cut, dilation=dilation)
     if tuple(inner) != size:
         y = pad(y, ((0, 0), (0, size[0] - inner[0]), (0, size[1] - inner[1]), (0, 0)))
-    return y if bias is None else y + bias
+    return y if bias is None else add(y, bias)
 
 
 def transposed_size(

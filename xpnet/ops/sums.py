@@ -24,8 +24,8 @@ _BLOCK = 16
 _WIDE = 512
 """Rows of fewer elements are merged: adding rows of two elements costs as much as adding rows of hundreds."""
 
-_FEW = 1 << 15
-"""Elements up to which that is not worth its calls."""
+_MEDIUM = 4096
+"""Rows up to which two sums of at most twice the square root are enough."""
 
 
 def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: bool = False, dtype: Any = None) -> Array:
@@ -69,34 +69,32 @@ def _middle(xp: Namespace, x: Array, dtype: Any) -> Array:
     outer, n, inner = x.shape
     if inner == 1:  # neighbours in memory
         return cast(Array, xp.sum(xp.reshape(x, (outer, n)), axis=1, dtype=dtype))
-    merged = min(_WIDE // inner, n // 64) if n * inner > _FEW else 1
-    if merged < 2:
-        return _rows(xp, x, dtype)
+    if n <= SHORT:
+        return cast(Array, xp.sum(x, axis=1, dtype=dtype))
+    merged = _merged(n, inner)
     whole = n - n % merged
-    rows = _rows(xp, xp.reshape(x[:, :whole, :], (outer, whole // merged, merged * inner)), dtype)
-    parts = xp.reshape(rows, (outer, merged, inner))
-    rest = None if whole == n else xp.astype(x[:, whole:, :], dtype, copy=False)
-    return _rows(xp, parts if rest is None else xp.concat((parts, rest), axis=1), dtype)
+    main = x if whole == n else x[:, :whole, :]
+    wide = _rows(xp, xp.reshape(main, (outer, whole // merged, merged * inner)), dtype)
+    y = _rows(xp, xp.reshape(wide, (outer, merged, inner)), dtype)
+    return y if whole == n else y + _rows(xp, x[:, whole:, :], dtype)
 
 
 @lru_cache(maxsize=4096)
-def _block(n: int) -> int:
-    """Return how many rows a block has: few, and if possible a divisor of n, so that none are left over."""
-    least = _BLOCK if n > SHORT * _BLOCK else -(-n // (2 * _BLOCK))  # then one round leaves a short sum
-    return next((block for block in range(least, 2 * least) if n % block == 0), least)
+def _merged(n: int, inner: int) -> int:
+    """Return how many of n rows of `inner` elements are merged to one: if possible a divisor of n, so that none is left over."""
+    least = math.isqrt(n // 2) if n <= _MEDIUM else min(max(64, _WIDE // inner), n // 64)
+    return next((count for count in range(least, 2 * least) if n % count == 0), least)
 
 
 def _rows(xp: Namespace, x: Array, dtype: Any) -> Array:
     """Sum (outer, n, inner) over its middle axis: blocks of rows, then their sums in the same way."""
     outer, n, inner = x.shape
-    while n > SHORT // 2:
-        block = _block(n)
-        count = n // block
-        whole = count * block
-        if whole == n:
-            x = xp.sum(xp.reshape(x, (outer, count, block, inner)), axis=2, dtype=dtype)
-        else:
-            sums = xp.sum(xp.reshape(x[:, :whole, :], (outer, count, block, inner)), axis=2, dtype=dtype)
-            x = xp.concat((sums, xp.sum(x[:, whole:, :], axis=1, keepdims=True, dtype=dtype)), axis=1)
-        n = x.shape[1]
+    while n > SHORT:
+        count = n // _BLOCK
+        whole = count * _BLOCK
+        main = x if whole == n else x[:, :whole, :]
+        sums = xp.sum(xp.reshape(main, (outer, count, _BLOCK, inner)), axis=2, dtype=dtype)
+        if whole < n:
+            sums = xp.concat((sums, xp.sum(x[:, whole:, :], axis=1, keepdims=True, dtype=dtype)), axis=1)
+        x, n = sums, sums.shape[1]
     return cast(Array, xp.sum(x, axis=1, dtype=dtype))
