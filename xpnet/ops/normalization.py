@@ -13,7 +13,7 @@ from typing import Any, cast
 from xpnet.backend import Array, Namespace, refuse_subclass
 from xpnet.ops.registry import op, statistics_in_float32
 from xpnet.ops.shapes import ShapeError, expect_rank, normalize_axes
-from xpnet.ops.sums import total
+from xpnet.ops.sums import far_from_zero, total
 
 
 def _mean(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
@@ -25,6 +25,10 @@ def _normalize(xp: Namespace, x: Array, axes: tuple[int, ...], epsilon: float) -
     mean = _mean(xp, x, axes)
     centred = x - mean
     variance = _mean(xp, centred * centred, axes)
+    if far_from_zero(xp, mean, variance):  # where the deviation is small, the mean was rounded too early
+        rest = _mean(xp, centred, axes)
+        mean, centred = mean + rest, centred - rest
+        variance = _mean(xp, centred * centred, axes)
     inverse = 1 / xp.sqrt(variance + epsilon)
     return centred * inverse, inverse, mean, variance
 

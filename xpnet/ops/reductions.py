@@ -9,7 +9,7 @@ from typing import Any
 from xpnet.backend import Array, Namespace, kind_of
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import normalize_axes
-from xpnet.ops.sums import total
+from xpnet.ops.sums import far_from_zero, total
 
 Axes = int | Sequence[int] | None
 
@@ -94,8 +94,13 @@ def _variance(xp: Namespace, x: Array, axis: Axes, correction: float) -> tuple[A
     axes = normalize_axes(axis, x.ndim)
     number = math.prod(x.shape[a] for a in axes)
     count = number - correction if number > correction else math.nan
-    difference = x - total(xp, x, axes, keepdims=True) / (number or math.nan)
-    return total(xp, difference * difference, axes, keepdims=True) / count, (difference, count)
+    mean = total(xp, x, axes, keepdims=True) / (number or math.nan)
+    difference = x - mean
+    squares = total(xp, difference * difference, axes, keepdims=True)
+    if far_from_zero(xp, mean, squares / (number or math.nan)):  # the mean was rounded too early
+        difference = difference - total(xp, difference, axes, keepdims=True) / number
+        squares = total(xp, difference * difference, axes, keepdims=True)
+    return squares / count, (difference, count)
 
 
 def _shaped(xp: Namespace, kept: Array, shape: Sequence[int], axis: Axes, keepdims: bool) -> Array:

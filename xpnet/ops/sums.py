@@ -56,6 +56,14 @@ def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: 
     return cast(Array, xp.reshape(x, kept if keepdims else tuple(n for i, n in enumerate(shape) if i not in chosen)))
 
 
+def far_from_zero(xp: Namespace, mean: Array, variance: Array) -> bool:
+    """Return whether a mean is so far from 0 that its last digit counts beside the deviation from it.
+
+    On a GPU it is not asked, as reading the answer would wait for the device.
+    """
+    return not is_asynchronous(xp) and bool(xp.any(mean * mean > 4096 * variance))
+
+
 def _ordered(xp: Namespace, x: Array) -> Array:
     """Return the array in C order, if the library says that it is in another one: then no axis but the first might be long."""
     flags = getattr(x, "flags", None)
