@@ -17,6 +17,11 @@ from typing import Any, TypeAlias, cast
 import array_api_compat
 import numpy as np
 
+from xpnet.runtime.adoption import SCALARS
+from xpnet.runtime.adoption import adopted as adopted
+from xpnet.runtime.adoption import plain_settings as plain_settings
+from xpnet.runtime.adoption import refuse_subclass as refuse_subclass
+from xpnet.runtime.adoption import without_scalars as without_scalars
 from xpnet.runtime.array import Array as Array
 from xpnet.runtime.dtypes import HALF_NAMES as HALF_NAMES
 from xpnet.runtime.dtypes import half_dtypes as half_dtypes
@@ -25,7 +30,6 @@ from xpnet.runtime.late import late
 
 Namespace: TypeAlias = Any
 
-_SCALARS = (bool, int, float, complex)
 _dtype_names: dict[tuple[type, Any], str] = {}
 _namespaces: dict[type, Namespace] = {np.ndarray: np}
 
@@ -64,47 +68,6 @@ def _namespace_of(kind: type, array: Array) -> Namespace:
     return xp
 
 
-def refuse_subclass(array: Any) -> None:
-    """Raise a TypeError for a NumPy array that would lose its mask, or whose `*` is a matrix product."""
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(
-            f"got a masked array {array.shape}, whose mask would be lost: fill it first, for example with x.filled(0), and pass "
-            f"the mask where it is taken (sample_weight, the mask of a recurrent layer), or leave the masked rows out"
-        )
-    if isinstance(array, np.matrix):
-        raise TypeError(f"got a numpy.matrix {array.shape}, whose * is a matrix product; use numpy.asarray(x)")
-
-
-def adopted(value: Any) -> Array:
-    """Return an array of any library as it is, and anything else, such as a number or a list, as a NumPy array.
-
-    Raises:
-        TypeError: it has a mask, or is a matrix.
-    """
-    if isinstance(value, np.generic) or not hasattr(value, "dtype"):
-        return cast(Array, np.asarray(value))
-    if isinstance(value, np.ndarray):
-        refuse_subclass(value)
-    return cast(Array, value)
-
-
-def without_scalars(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the inputs of an operation with NumPy's scalars as Python numbers, which do not widen the arrays beside them.
-
-    Where there is no array beside them they are arrays without axes themselves.
-    """
-    if not any(isinstance(value, np.generic) for value in values):
-        return tuple(values)
-    alone = all(isinstance(value, np.generic) or value is None or type(value) in _SCALARS for value in values)
-    return tuple((np.asarray(v) if alone else v.item()) if isinstance(v, np.generic) else v for v in values)
-
-
-def plain_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with NumPy's scalars as Python numbers; the same dict if there are none."""
-    scalars = {name: value.item() for name, value in settings.items() if isinstance(value, np.generic)}
-    return {**settings, **scalars} if scalars else settings
-
-
 def namespace(*arrays: Any) -> Namespace:
     """Return the array namespace that all `arrays` share; None and Python scalars are ignored.
 
@@ -117,14 +80,19 @@ def namespace(*arrays: Any) -> Namespace:
         kind = type(array)
         xp = _namespaces.get(kind)
         if xp is None:
-            if array is None or kind in _SCALARS:
+            if array is None or kind in SCALARS:
                 continue
             xp = _namespace_of(kind, array)
         if found is None:
             found = xp
         elif xp is not found:
-            names = " and ".join(dict.fromkeys(describe(a) for a in arrays if a is not None and type(a) not in _SCALARS))
-            raise DeviceError(f"arrays of two backends in one call: {names}; move one with xpnet.to_device(array, ...)")
+            names = " and ".join(dict.fromkeys(describe(a) for a in arrays if a is not None and type(a) not in SCALARS))
+            if {name_of(found), name_of(xp)} <= {"numpy", "cupy"}:
+                raise DeviceError(f"arrays of two backends in one call: {names}; move one with xpnet.to_device(array, ...)")
+            raise DeviceError(
+                f"arrays of two libraries in one call: {names}; convert one of them, for example with numpy.asarray(x) (the "
+                f"parameters of a model are arrays of NumPy or CuPy)"
+            )
     if found is None:
         raise TypeError(f"expected at least one array, got {', '.join(type(a).__name__ for a in arrays) or 'nothing'}")
     return found

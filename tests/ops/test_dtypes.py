@@ -17,7 +17,8 @@ from xpnet.ops.registry import registry
 
 RANGES = {"uint8": (0, 60), "int16": (-60, 60), "int64": (-60, 60), "bool": (0, 2)}
 KEPT = {
-    "step", "relu", "max", "min", "maximum", "minimum", "where", "select", "sum", "max_pool2d", "max_pool2d_with_switches", "im2col",
+    "step", "relu", "max", "min", "maximum", "minimum", "where", "select", "sum", "max_pool2d", "max_pool2d_with_switches",
+    "im2col",
     "reshape", "transpose", "concat", "stack", "broadcast_to", "pad", "getitem", "flip", "embedding",
 }  # fmt: skip
 """What moves or compares elements, and sums: integers stay integers."""
@@ -105,15 +106,15 @@ def test_bytes_of_an_image_meet_weights(name: str, dtype: str):
 
 def test_limits_and_fillings_that_integers_cannot_hold():
     x = np.array([0, 5, 200], np.uint8)
-    np.testing.assert_array_equal(ops.clip(x, 0.5, 10.5), np.float32([0.5, 5, 10.5]))
-    np.testing.assert_array_equal(ops.maximum(x, 5.5), np.float32([5.5, 5.5, 200]))
+    np.testing.assert_array_equal(ops.clip(x, 0.5, 10.5), np.array([0.5, 5, 10.5], np.float32))
+    np.testing.assert_array_equal(ops.maximum(x, 5.5), np.array([5.5, 5.5, 200], np.float32))
     np.testing.assert_array_equal(ops.minimum(x, -1), [-1, -1, -1])
     np.testing.assert_array_equal(ops.where(x > 3, x, -1), [-1, 5, 200])
     np.testing.assert_array_equal(ops.where(x > 3, x, 7), [7, 5, 200])
     assert ops.where(x > 3, x, 7).dtype == np.uint8
-    np.testing.assert_array_equal(ops.concat([x, np.float32([0.5])]), np.float32([0, 5, 200, 0.5]))
-    np.testing.assert_array_equal(ops.concat([x, np.int16([-300])]), [0, 5, 200, -300])
-    np.testing.assert_array_equal(ops.maximum(np.uint64([3]), np.int64([-3])), [3])
+    np.testing.assert_array_equal(ops.concat([x, np.array([0.5], np.float32)]), np.array([0, 5, 200, 0.5], np.float32))
+    np.testing.assert_array_equal(ops.concat([x, np.array([-300], np.int16)]), [0, 5, 200, -300])
+    np.testing.assert_array_equal(ops.maximum(np.array([3], np.uint64), np.array([-3], np.int64)), [3])
     np.testing.assert_array_equal(ops.pad(x, [(1, 0)], value=255), [255, 0, 5, 200])
     for value in (-1, 256, np.nan, 0.5):
         with pytest.raises(TypeError, match="does not fit x of dtype uint8"):
@@ -221,9 +222,7 @@ def test_a_gradient_has_the_dtype_of_its_tensor(case: Case, implementation: str,
     other = {"float32": "float64", "float64": "float32"}[first]
     arrays = case.arrays()
     places = [n for n, given in enumerate(case.inputs) if is_data(given)]
-    arrays = [
-        a.astype(first if n == places[0] else other) if n in places else a for n, a in enumerate(arrays)
-    ]
+    arrays = [a.astype(first if n == places[0] else other) if n in places else a for n, a in enumerate(arrays)]
     with running("reference"):
         expected, expected_gradients = evaluate(case, wide(case, arrays), case.options())
     labels = case.name in ("softmax_cross_entropy", "sigmoid_cross_entropy") and first == "float32"
@@ -232,7 +231,7 @@ def test_a_gradient_has_the_dtype_of_its_tensor(case: Case, implementation: str,
         result = case.call(tensors, place.to(case.options()))
         start_backward(result, place.to(weights_for(expected)))
         found = place.back(outputs_of(result))
-        gradients = [place.back(t.grad) if isinstance(t, xn.Tensor) else None for t in tensors]
+        gradients: list[Any] = [place.back(t.grad) if isinstance(t, xn.Tensor) else None for t in tensors]
     assert found[0].dtype == (first if labels else "float64")
     op_contract.close(found[0], expected[0], 3e-5)
     for array, gradient, reference in zip(arrays, gradients, expected_gradients):
@@ -330,3 +329,76 @@ def test_bfloat16_is_known_before_any_model_has_it():
         "assert y.dtype == z.array.dtype == x.dtype and (y == e).all(), (y, e)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+# -- kinds of arrays --
+
+
+def test_masked_arrays_are_refused_wherever_they_come_in():
+    x, y = np.ones((8, 3), np.float32), np.arange(8) % 2
+    masked, labels = np.ma.masked_array(x, x > 2), np.ma.masked_array(y, y > 0)
+    model = xn.Sequential([xn.Dense(2)], input_shape=(3,))
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
+    vector = masked[0]
+    for take in (
+        lambda: ops.relu(masked),
+        lambda: ops.dense(x, np.ma.masked_array(np.ones((3, 2), np.float32))),
+        lambda: xn.Tensor(masked),
+        lambda: model(masked),
+        lambda: model.predict(masked),
+        lambda: trainer.fit((masked, y), epochs=1, verbose=False),
+        lambda: trainer.fit((x, labels), epochs=1, verbose=False),
+        lambda: trainer.evaluate((masked, y)),
+        lambda: trainer.step(masked, y),
+        lambda: losses.mean_squared_error(x, masked),
+        lambda: metrics.accuracy(x, labels),
+        lambda: metrics.mean_absolute_error(x, masked),
+        lambda: ops.where(masked > 0, x, x),
+        lambda: xn.to_device(masked, "cpu"),
+        lambda: ops.batch_norm(x, mean=vector, variance=x[0]),
+        lambda: ops.batch_norm(x, mean=x[0], variance=vector),
+        lambda: (xn.Tensor(x, requires_grad=True) * 2).backward(masked),
+    ):
+        with pytest.raises(TypeError, match=r"got a masked array .*, whose mask would be lost: fill it first"):
+            take()
+
+
+class Lazy:
+    """An array of a library that follows the standard in part: without a device."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return np
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "device":
+            raise AttributeError("'Lazy' object has no attribute 'device'")
+        return getattr(self.array, name)
+
+
+def test_a_library_that_lacks_part_of_the_standard_is_explained():
+    x = Lazy(np.ones((1, 4, 4, 2)))
+    with pytest.raises(
+        TypeError, match=r"average_pool2d: .*no attribute 'device'.*convert them first, with numpy.asarray\(x\)"
+    ):
+        ops.average_pool2d(x, 2)
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 4, 3), (2, 4, 0, 3), (2, 0, 0, 3)])
+def test_images_without_pixels_are_explained(shape):
+    x, kernel = np.zeros(shape, np.float32), np.ones((1, 1, 3, 2), np.float32)
+    for call in (
+        lambda: ops.conv2d(x, kernel),
+        lambda: ops.conv_transpose2d(x, kernel),
+        lambda: ops.max_pool2d(x, 1),
+        lambda: ops.average_pool2d(x, 1),
+        lambda: ops.im2col(x, 1),
+        lambda: ops.conv2d(x, np.ones((3, 3, 3, 2), np.float32), padding=1),
+        lambda: xn.Sequential([xn.Conv2D(2, 1)], input_shape=(4, 4, 3))(x),
+        lambda: ops.global_average_pool2d(x),
+    ):
+        with pytest.raises(xn.ops.ShapeError, match="no pixels"):
+            call()
+    assert ops.conv2d(x, np.ones((3, 3, 3, 2), np.float32), padding=2).size  # windows of padding alone

@@ -21,7 +21,7 @@ ROWS = 1_000_000
 CLOSE = 1.5e-6
 CLOSE_PRODUCT = 5e-6
 """Of sums that are products with a row of ones, in blocks as BLAS chooses them."""
-VALUES = np.float32([0.1, 100.1])
+VALUES = np.array([0.1, 100.1], np.float32)
 
 Pairs = list[tuple[Any, Any]]
 
@@ -126,7 +126,11 @@ def layer_norm() -> Pairs:
     ops.layer_norm(column(), tensor([1, 1]), offset).backward(dy)
     long = np.full((2, ROWS), 100.1, np.float32)
     both = np.full((1, 1000, 1000), 100.1, np.float32)
-    return [(offset.grad, exact(dy)), (ops.layer_norm(long) + 1, long * 0 + 1), (ops.layer_norm(both, axis=(1, 2)) + 1, both * 0 + 1)]
+    return [
+        (offset.grad, exact(dy)),
+        (ops.layer_norm(long) + 1, long * 0 + 1),
+        (ops.layer_norm(both, axis=(1, 2)) + 1, both * 0 + 1),
+    ]
 
 
 def group_norm() -> Pairs:
@@ -160,7 +164,11 @@ def logistic() -> Pairs:
 def recurrent(name: str, gates: int) -> Callable[[], Pairs]:
     def check() -> Pairs:
         rows = 100_000
-        x, kernel, recurrent = np.zeros((rows, 1, 1), np.float32), np.zeros((1, gates), np.float32), np.zeros((1, gates), np.float32)
+        x, kernel, recurrent = (
+            np.zeros((rows, 1, 1), np.float32),
+            np.zeros((1, gates), np.float32),
+            np.zeros((1, gates), np.float32),
+        )
         found = []
         for n in (rows, 1):
             bias = tensor(np.full(gates, 0.3))
@@ -222,8 +230,8 @@ CHECKS: dict[str, Callable[[], Pairs]] = {
 
 NO_LONG_SUM = {
     "step", "relu", "leaky_relu", "elu", "selu", "gelu", "sigmoid", "hard_sigmoid", "silu", "tanh", "softplus", "softsign",
-    "negative", "abs", "exp", "log", "sqrt", "square", "clip", "dropout", "reshape", "transpose", "concat", "stack", "pad", "flip",
-    "getitem", "cast",
+    "negative", "abs", "exp", "log", "sqrt", "square", "clip", "dropout", "reshape", "transpose", "concat", "stack", "pad",
+    "flip", "getitem", "cast",
     "max", "min",  # the sum counts equal maxima, exactly
     "im2col", "col2im", "local_response_norm",  # over the elements of a window, the channels of a neighbourhood
     "max_pool2d", "max_pool2d_with_switches",
@@ -245,7 +253,9 @@ def test_a_constant_column(name: str, implementation: str):
             np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=close, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(100_003, 2), (300, 200, 7), (5, 1000, 3, 2), (200_001,), (3, 100_001), (4, 70, 70, 3), (2, 0, 300), (0, 300)])
+@pytest.mark.parametrize(
+    "shape", [(100_003, 2), (300, 200, 7), (5, 1000, 3, 2), (200_001,), (3, 100_001), (4, 70, 70, 3), (2, 0, 300), (0, 300)]
+)
 @pytest.mark.parametrize("order", ["C", "F", "gaps"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
 def test_sums_over_any_axes(shape: tuple[int, ...], order: str, dtype: str):
@@ -256,7 +266,7 @@ def test_sums_over_any_axes(shape: tuple[int, ...], order: str, dtype: str):
         for first in range(len(shape) - count + 1):
             for axes in {tuple(range(first, first + count)), tuple(range(first, len(shape), 2))}:
                 for keepdims in (False, True):
-                    found = total(np, x, axes, keepdims)
+                    found: Any = total(np, x, axes, keepdims)
                     expected = x.astype(np.complex128 if dtype == "complex64" else np.longdouble).sum(axes, keepdims=keepdims)
                     assert found.dtype == dtype
                     assert found.shape == expected.shape

@@ -6,6 +6,7 @@ gradient they are recorded for `backward`.
 
 # fmt: off
 # isort: off
+from xpnet.backend import Array
 from xpnet.ops.activations import (
     elu, gelu, hard_sigmoid, leaky_relu, relu, selu, sigmoid, silu, softplus, softsign, step, tanh,
 )
@@ -34,13 +35,13 @@ from xpnet.ops.softmax import log_softmax, softmax, softmax_cross_entropy
 # fmt: on
 
 __all__ = [
-    "Op", "ShapeError", "abs", "add", "average_pool2d", "batch_norm", "batch_norm_inference", "batch_norm_with_statistics",
-    "broadcast_to", "cast", "clip", "col2im", "concat", "conv1d", "conv2d", "conv2d_max_pool2d", "conv_output_size",
-    "conv_transpose2d", "dense", "divide", "dropout", "elu", "embedding", "exp", "flip", "gelu", "getitem",
-    "global_average_pool2d", "group_norm", "gru", "hard_sigmoid", "im2col", "layer_norm", "leaky_relu",
-    "local_response_norm", "log", "log_softmax", "lp_pool2d", "lstm", "matmul", "max", "max_pool2d",
+    "Array", "Op", "ShapeError", "abs", "add", "average_pool2d", "batch_norm", "batch_norm_inference",
+    "batch_norm_with_statistics", "broadcast_to", "cast", "clip", "col2im", "concat", "conv1d", "conv2d",
+    "conv2d_max_pool2d", "conv_output_size", "conv_transpose2d", "dense", "divide", "dropout", "elu", "embedding", "exp",
+    "flip", "gelu", "getitem", "global_average_pool2d", "group_norm", "gru", "hard_sigmoid", "im2col", "layer_norm",
+    "leaky_relu", "local_response_norm", "log", "log_softmax", "lp_pool2d", "lstm", "matmul", "max", "max_pool2d",
     "max_pool2d_with_switches", "maximum", "mean", "min", "minimum", "multiply", "negative", "op", "pad", "power",
-    "reference_only", "registry", "relu", "reshape", "rnn", "scatter_rows", "selu", "sigmoid", "sigmoid_cross_entropy", "silu",
-    "softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "stack", "std", "step", "subtract", "sum",
-    "tanh", "transpose", "var", "where",
+    "reference_only", "registry", "relu", "reshape", "rnn", "scatter_rows", "selu", "sigmoid", "sigmoid_cross_entropy",
+    "silu", "softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "stack", "std", "step",
+    "subtract", "sum", "tanh", "transpose", "var", "where",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, dtype_name, kind_of
 from xpnet.ops.registry import op
 
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -223,6 +223,10 @@ ACTIVATIONS_FROM_OUTPUT = ("relu", "sigmoid", "tanh")
 
 def activate(xp: Namespace, x: Array, activation: str | None) -> Array:
     """Apply one of ACTIVATIONS_FROM_OUTPUT, or nothing for None."""
+    if activation is not None and kind_of(x.dtype) == "complex":
+        raise TypeError(
+            f"{activation}: got complex numbers of dtype {dtype_name(x)}, which have no order; leave the activation out"
+        )
     if activation == "relu":
         x = relu.reference.forward(xp, x)[0]
     elif activation == "sigmoid":

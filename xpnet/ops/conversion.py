@@ -23,7 +23,6 @@ from xpnet.runtime.dtypes import native
 
 PROMOTE = "promote"
 KEEP = "keep"
-_NUMBERS = (bool, int, float, complex)
 
 
 def suited(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
@@ -66,13 +65,13 @@ def _targets(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> list[Any]
         if operation.integers != KEEP:
             place = kinds.index("other")
             raise TypeError(
-                f"{operation.__name__}: {_name(operation, place)} has dtype {dtype_name(inputs[place])}, expected numbers; convert "
-                f"it, for example with x.astype(float32)"
+                f"{operation.__name__}: {_name(operation, place)} has dtype {dtype_name(inputs[place])}, expected numbers; "
+                f"convert it, for example with x.astype(float32)"
             )
         return None
-    elif present & {"integer", "boolean"} and not _stays(operation, xp, inputs, kinds, numbers):
-        common = xp.float64 if _has_float64(inputs, kinds) else xp.float32
-    elif "float" in present and len({inputs[i].dtype for i, kind in enumerate(kinds) if kind == "float"}) > 1:
+    elif (present & {"integer", "boolean"} and not _stays(operation, xp, inputs, kinds, numbers)) or (
+        "float" in present and len({inputs[i].dtype for i, kind in enumerate(kinds) if kind == "float"}) > 1
+    ):
         common = xp.float64 if _has_float64(inputs, kinds) else xp.float32
     else:
         common = None
@@ -94,8 +93,8 @@ def _check_complex(operation: Op, inputs: tuple[Any, ...]) -> None:
         shown = next(a for a in inputs if type(a) is complex or (hasattr(a, "dtype") and kind_of(a.dtype) == "complex"))
         what = f"of dtype {dtype_name(shown)}" if hasattr(shown, "dtype") else f"{shown}"
         raise TypeError(
-            f"{operation.__name__}: got complex numbers ({what}), which only linear operations take: convolutions, dense and matmul "
-            f"without an activation, sums, and those that move elements; compute with x.real and x.imag, or with abs(x)"
+            f"{operation.__name__}: got complex numbers ({what}), which only linear operations take: convolutions, dense and "
+            f"matmul without an activation, sums, and those that move elements; compute with x.real and x.imag, or with abs(x)"
         )
 
 
@@ -106,9 +105,7 @@ def _complex_dtype(xp: Namespace, inputs: tuple[Any, ...], kinds: list[str | Non
     return xp.complex128 if wide else xp.complex64
 
 
-def _stays(
-    operation: Op, xp: Namespace, inputs: tuple[Any, ...], kinds: list[str | None], numbers: list[Any]
-) -> bool:
+def _stays(operation: Op, xp: Namespace, inputs: tuple[Any, ...], kinds: list[str | None], numbers: list[Any]) -> bool:
     """Return whether integers and booleans are computed with as they are: there is nothing else, and all numbers fit."""
     if operation.integers != KEEP or not set(kinds) <= {"integer", "boolean", None}:
         return False

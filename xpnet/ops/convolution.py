@@ -344,6 +344,8 @@ def conv_transpose2d(
         )
     if bias is not None and tuple(bias.shape) != (O,):
         raise ShapeError(f"conv_transpose2d: bias has shape {tuple(bias.shape)}, expected ({O},)")
+    if not H or not W:
+        raise ShapeError(f"conv_transpose2d: x {tuple(x.shape)} has no pixels; leave out empty images, or crop less")
     size, pads = transposed_size((H, W), (KH, KW), stride, padding, output_padding, dilation)
     parts = []
     for i in range(groups):

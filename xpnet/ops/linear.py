@@ -15,7 +15,7 @@ from xpnet.ops.sums import total
 def matmul(xp: Namespace, x: Array, y: Array) -> Any:
     """Compute the matrix product x @ y over the last two axes, the others broadcast; vectors as in numpy.matmul.
 
-    Integers are computed in the dtype of what is floating, or in float32. Of complex factors, nothing is conjugated forward; the
+    Integers are computed in the dtype of what is floating, or in float32. Complex factors are not conjugated forward; the
     gradients are those of the adjoint, dx = dz @ conj(y).T and dy = conj(x).T @ dz.
 
     Raises:

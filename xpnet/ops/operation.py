@@ -17,8 +17,9 @@ one with a parameter `into` gets an array per input, or None, which it may fill 
 
 ``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. Several are tried in
 order: each may return ``NotImplemented`` for a case that it does not cover, and the reference is the last.
-``XPNET_REFERENCE=1`` turns all of them off. What belongs to one operation is declared at it: how it takes 16-bit floats, integers
-and complex numbers (``@op(half=..., integers=..., linear=...)``), and what an acceleration allocates (``@implementation.footprint``).
+``XPNET_REFERENCE=1`` turns all of them off. What belongs to one operation is declared at it: how it takes 16-bit floats,
+integers and complex numbers (``@op(half=..., integers=..., linear=...)``), and what an acceleration allocates
+(``@implementation.footprint``).
 """
 
 from __future__ import annotations
@@ -41,15 +42,14 @@ from xpnet.backend import (
     Namespace,
     array_types,
     as_array,
-    dtype_name,
     kind_of,
     name_of,
     namespace,
     namespaces,
     plain_settings,
-    raise_explained,
     without_scalars,
 )
+from xpnet.ops.errors import NAMED, explain_inputs, explain_library, explain_memory
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.dtypes import FLOAT32, FLOAT64
 
@@ -170,9 +170,10 @@ class Op:
         arrays = [p for p in parameters if _is_array(p.annotation) and p.kind is not p.KEYWORD_ONLY]
         rest = [p for p in parameters if p not in arrays]
         if parameters[: len(arrays)] != arrays or not arrays:
+            got = ", ".join(map(str, parameters))
             raise TypeError(
-                f"{function.__name__}: the array inputs must come first, after xp, and be annotated xpnet.ops.Array (or Array | "
-                f"None), as in def {function.__name__}(xp, x: Array, *, slope: float = 0.01); got ({', '.join(map(str, parameters))})"
+                f"{function.__name__}: the array inputs must come first, after xp, and be annotated xpnet.ops.Array (or "
+                f"Array | None), as in def {function.__name__}(xp, x: Array, *, slope: float = 0.01); got ({got})"
             )
         self.variadic = arrays[0].kind is inspect.Parameter.VAR_POSITIONAL
         self.input_names = tuple(p.name for p in arrays)
@@ -330,14 +331,19 @@ class Op:
                     if result is not NotImplemented:
                         break
         except MemoryError as error:
-            _explain_memory(xp, error, self.__name__, inputs)
+            explain_memory(xp, error, self.__name__, inputs)
             raise
         except ShapeError as error:
-            if _NAMED.match(str(error)):
+            if NAMED.match(str(error)):
                 raise
             raise ShapeError(f"{self.__name__}: {error}") from None
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            _explain_inputs(self, xp, error, inputs, settings)
+            if isinstance(error, NotImplementedError):
+                explain_library(self, xp, error, inputs)
+            explain_inputs(self, xp, error, inputs, settings)
+            raise
+        except AttributeError as error:
+            explain_library(self, xp, error, inputs)
             raise
         output, saved = result
         first = output
@@ -388,60 +394,23 @@ class Op:
             else:
                 result = function(xp, dy, saved, **settings)
         except MemoryError as error:
-            _explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
+            explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
             raise
         return result if type(result) in (tuple, list) else (result,)
 
 
 def _is_array(annotation: Any) -> bool:
-    """Return whether a parameter's annotation is Array, or Array or None: as an object, or as text where it is not evaluated."""
+    """Return whether a parameter's annotation is Array, or Array or None: an object, or text where it is not evaluated."""
     if isinstance(annotation, str):
-        return _ARRAY.fullmatch(annotation.strip("'\"").replace(" ", "")) is not None
+        names = {name.rpartition(".")[2] for name in re.findall(r"[\w.]+", annotation)}
+        return "Array" in names and names <= {"Array", "None", "Optional", "Union"}
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return all(part is type(None) or _is_array(part) for part in typing.get_args(annotation))
     return annotation is Array
 
 
-_ARRAY = re.compile(r"(?:None\|)?(?:\w+\.)*Array(?:\|None)?|(?:\w+\.)*Optional\[(?:\w+\.)*Array\]")
-
-
 def _is_half(dtype: Any) -> bool:
     return kind_of(dtype) == "half"
-
-
-_NAMED = re.compile(r"\w+: ")  # a message that begins with an operation's name
-
-
-def _explain_inputs(operation: Op, xp: Namespace, error: Exception, inputs: tuple[Any, ...], settings: dict[str, Any]) -> None:
-    """Raise an error that names the operation, if an array library refused shapes, an axis or a dtype."""
-    if _NAMED.match(str(error)):
-        return
-    if isinstance(error, RuntimeError) and name_of(xp) == "cupy":
-        return  # the device's: a launch that failed, or a call that is not possible while a CUDA graph is captured
-    name = operation.__name__
-    arrays = [a for a in inputs if hasattr(a, "shape")]
-    shapes = [tuple(a.shape) for a in arrays]
-    if operation.broadcasts and not _broadcast(shapes):
-        raise ShapeError(
-            f"{name}: shapes {' and '.join(map(str, shapes))} do not fit together: compared from the last axis on, sizes must "
-            f"be equal or 1; use reshape, or x[:, None] to add an axis"
-        ) from None
-    axis = settings.get("axis")
-    if isinstance(axis, int) and shapes and not -len(shapes[0]) <= axis < len(shapes[0]):
-        raise ShapeError(f"{name}: axis {axis} does not exist in an array of shape {shapes[0]}") from None
-    kinds = [dtype_name(a) for a in arrays]
-    if operation.half is not as_is and kinds and "float" not in kinds[0]:
-        raise TypeError(f"{name}: x has dtype {kinds[0]}, expected floating point; convert it to float32 ({error})") from error
-
-
-def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
-    return all(len(set(sizes) - {1}) < 2 for sizes in itertools.zip_longest(*(s[::-1] for s in shapes), fillvalue=1))
-
-
-def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:
-    """Raise an error that says how much was requested and what would help, if a GPU is out of memory."""
-    if name_of(xp) == "cupy":
-        raise_explained(error, doing, arrays)
 
 
 registry: dict[str, Op] = {}

@@ -65,9 +65,7 @@ def op(
     """
 
     def make(function: Callable[..., Any]) -> Op:
-        return register(
-            Op(function, half, broadcasts, integers=integers, linear=linear, indices=indices, suited=suited)
-        )
+        return register(Op(function, half, broadcasts, integers=integers, linear=linear, indices=indices, suited=suited))
 
     return make if function is None else make(function)
 

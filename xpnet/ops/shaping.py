@@ -176,7 +176,7 @@ def _(xp: Namespace, dy: Array, like: Any, *, index: Any) -> Any:
     return xp.reshape(scatter_rows.run(xp, (rows, source), {"size": size}, False)[0], shape)
 
 
-@op(indices=("index",))
+@op(linear=True, indices=("index",))
 def scatter_rows(xp: Namespace, rows: Array, index: Array, *, size: int) -> Any:
     """Add rows (M, D) by index (M,) into an array (size, D): out[index[m]] += rows[m], from 0. Others count nowhere.
 

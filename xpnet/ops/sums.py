@@ -89,7 +89,7 @@ def _middle(xp: Namespace, x: Array, dtype: Any) -> Array:
 
 @lru_cache(maxsize=4096)
 def _merged(n: int, inner: int) -> int:
-    """Return how many of n rows of `inner` elements are merged to one: if possible a divisor of n, so that none is left over."""
+    """Return how many of n rows of `inner` elements are merged to one: if possible a divisor of n, so that none is left."""
     least = math.isqrt(n // 2) if n <= _MEDIUM else min(max(64, _WIDE // inner), n // 64)
     return next((count for count in range(least, 2 * least) if n % count == 0), least)
 

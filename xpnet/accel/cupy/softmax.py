@@ -87,9 +87,7 @@ def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: 
             return NotImplemented  # the reference raises
         if dtype_of(labels) not in ("int32", "int64"):
             labels = labels.astype(xp.int64)
-    elif tuple(labels.shape) != tuple(logits.shape):
-        return NotImplemented
-    elif kind_of(labels.dtype) in ("complex", "other"):
+    elif tuple(labels.shape) != tuple(logits.shape) or kind_of(labels.dtype) in ("complex", "other"):
         return NotImplemented
     else:
         labels = labels.astype(logits.dtype, copy=False)

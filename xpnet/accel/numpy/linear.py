@@ -63,7 +63,7 @@ def column_sums(x: Floats, out: Floats | None = None) -> Floats:
     if len(x) <= _PLAIN_SUMS:
         sums: Floats = np.add.reduce(x, axis=0, out=out)
         return sums
-    made: Floats = total(np, x, (0,))  # type: ignore[assignment, arg-type]
+    made: Floats = total(np, x, (0,))  # type: ignore[assignment]
     if out is None:
         return made
     np.copyto(out, made)
