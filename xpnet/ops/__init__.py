@@ -2,6 +2,12 @@
 
 Called with NumPy, CuPy, PyTorch or JAX arrays they return arrays of the same library; called with a Tensor that needs a
 gradient they are recorded for `backward`.
+
+The result has the dtype of the floating inputs, the wider one where they differ; NumPy's scalars are numbers like Python's.
+Integers and booleans are computed in float32 or in the dtype of the floating inputs, and stay what they are where elements are
+only moved or compared; their sums are exact. Complex numbers are taken by linear operations (convolutions, `dense`, `matmul`,
+`add`, `sum`, ..., and those that move elements), whose backward passes are the adjoints: <A x, y> = <x, A^H y>. A gradient has
+the dtype of its Tensor.
 """
 
 # fmt: off

@@ -150,12 +150,12 @@ def _(xp: Namespace, dy: Array, saved: Any) -> Any:
     return dy * s * (1 + x * (1 - s))
 
 
-@op
+@op(integers="refuse")
 def gelu(xp: Namespace, x: Array, *, approximate: bool = False) -> Any:
     """Compute x * Phi(x), Phi the normal distribution's CDF. Source: Hendrycks and Gimpel, 2016.
 
     Args:
-        x: any shape.
+        x: any shape, floating.
         approximate: use 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) instead of the exact Phi.
     """
     return x * _phi(xp, x, approximate), x

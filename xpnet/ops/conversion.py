@@ -3,7 +3,8 @@
 An operation declares it once, ``@op(integers=..., linear=..., indices=...)``, and what is decided here holds for all of them:
 
 * integers and booleans: ``"promote"`` (the default) computes in float32, or in the dtype of the floating inputs, so that
-  nothing wraps around; ``"keep"`` is for operations that only move or compare elements, and returns integers;
+  nothing wraps around; ``"keep"`` is for operations that only move or compare elements, and returns integers; ``"refuse"`` is a
+  TypeError;
 * complex numbers are taken by the operations that are `linear` alone. Their gradients follow the conjugate convention: the
   backward pass is the adjoint, <A x, y> = <x, A^H y>, and that of a real input is the real part;
 * floats of two widths are computed in the wider one, and each gradient has the dtype of its input;
@@ -21,8 +22,8 @@ from xpnet.backend import Array, Namespace, dtype_name, kind_of
 from xpnet.ops.operation import Implementation, Op
 from xpnet.runtime.dtypes import native
 
-PROMOTE = "promote"
 KEEP = "keep"
+REFUSE = "refuse"
 
 
 def suited(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
@@ -31,12 +32,34 @@ def suited(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementat
     Raises:
         TypeError: the operation does not take such numbers.
     """
+    common = _common_dtype(inputs)
+    if common is not None and native(common):
+        kind = kind_of(common)
+        if kind == "float":
+            return operation.reference
+        if kind == "half":
+            return operation.half(operation, xp, inputs)
     targets = _targets(operation, xp, inputs)
     if targets is not None:
         return _converted(operation)
     if any(getattr(a, "dtype", None) is not None and kind_of(a.dtype) == "half" for a in inputs):
         return operation.half(operation, xp, inputs)
     return operation.reference
+
+
+def _common_dtype(inputs: tuple[Any, ...]) -> Any:
+    """Return the dtype of all arrays; None if they differ, or a complex number is among the inputs."""
+    common = None
+    for value in inputs:
+        dtype = getattr(value, "dtype", None)
+        if dtype is None:
+            if type(value) is complex:
+                return None
+        elif common is None:
+            common = dtype
+        elif dtype is not common and dtype != common:
+            return None
+    return common
 
 
 def _name(operation: Op, number: int) -> str:
@@ -61,6 +84,12 @@ def _targets(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> list[Any]
     if "complex" in present or any(type(n) is complex for n in numbers):
         _check_complex(operation, inputs)
         common = _complex_dtype(xp, inputs, kinds)
+    elif operation.integers == REFUSE and present & {"integer", "boolean"}:
+        place = next(i for i, kind in enumerate(kinds) if kind in ("integer", "boolean"))
+        raise TypeError(
+            f"{operation.__name__}: {_name(operation, place)} has dtype {dtype_name(inputs[place])}, expected floating point; "
+            f"convert it to float32"
+        )
     elif "other" in present:
         if operation.integers != KEEP:
             place = kinds.index("other")

@@ -39,9 +39,9 @@ def _inside(xp: Namespace, x: Array, g: Geometry) -> Array:
     """Return which elements of each window lie in the image: booleans (1, OH, OW, KH*KW, 1)."""
     axes = []
     for axis in g:
-        starts = [i * axis.stride - axis.before for i in range(axis.out)]
-        rows = [[0 <= s + k < axis.size for k in range(axis.window)] for s in starts]
-        axes.append(xp.reshape(xp.asarray(rows, dtype=xp.bool, device=x.device), (axis.out, axis.window)))
+        starts = xp.arange(axis.out, device=x.device) * axis.stride - axis.before
+        places = starts[:, None] + xp.arange(axis.window, device=x.device)[None, :]
+        axes.append((places >= 0) & (places < axis.size))
     both = axes[0][:, None, :, None] & axes[1][None, :, None, :]
     return cast(Array, xp.reshape(both, (1, g.h.out, g.w.out, g.h.window * g.w.window, 1)))
 

@@ -31,7 +31,7 @@ def op(
     *,
     half: HalfPolicy = in_float32,
     broadcasts: bool = False,
-    integers: Literal["promote", "keep"] = "promote",
+    integers: Literal["promote", "keep", "refuse"] = "promote",
     linear: bool = False,
     indices: Sequence[str] = (),
 ) -> Callable[[Callable[..., Any]], Op]: ...
@@ -43,7 +43,7 @@ def op(
     *,
     half: HalfPolicy = in_float32,
     broadcasts: bool = False,
-    integers: Literal["promote", "keep"] = "promote",
+    integers: Literal["promote", "keep", "refuse"] = "promote",
     linear: bool = False,
     indices: Sequence[str] = (),
 ) -> Op | Callable[[Callable[..., Any]], Op]:
@@ -55,7 +55,7 @@ def op(
             only moved), `in_float32_on_cpu`, `statistics_in_float32`, or another function like these.
         broadcasts: the inputs broadcast, so that an error may explain the rules.
         integers: what happens to integers and booleans: "promote" computes in float32, or in the dtype of the floating inputs;
-            "keep" computes with them as they are, for operations that move or compare elements.
+            "keep" computes with them as they are, for operations that move or compare elements; "refuse" raises a TypeError.
         linear: the operation takes complex numbers: it is linear in each input, and its backward pass is the adjoint (with
             conjugated factors). All others raise a TypeError for them.
         indices: the names of the inputs whose integers are places, labels or masks, which are left alone.
