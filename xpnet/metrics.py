@@ -6,18 +6,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from xpnet import ops
-from xpnet.backend import Array, as_array, dtype_name, kind_of, namespace
-from xpnet.ops.shapes import ShapeError
+from xpnet.backend import Array, as_array, namespace
+from xpnet.ops.shapes import ShapeError, expect_real
 
 Metric = Callable[[Any, Any], Any]
-
-
-def _numbers(name: str, prediction: Array, target: Array) -> Any:
-    """Return the namespace of both arrays; raise a TypeError unless they hold real numbers, which have an order."""
-    for what, array in (("prediction", prediction), ("target", target)):
-        if kind_of(array.dtype) in ("complex", "other"):
-            raise TypeError(f"{name}: the {what} has dtype {dtype_name(array)}, expected real numbers")
-    return namespace(prediction, target)
 
 
 def accuracy(prediction: Array, target: Array) -> Array:
@@ -30,7 +22,8 @@ def accuracy(prediction: Array, target: Array) -> Array:
     Raises:
         ShapeError: shapes that do not fit, or K = 1 (for that see binary_accuracy).
     """
-    xp = _numbers("accuracy", prediction, target)
+    expect_real("accuracy", prediction=prediction, target=target)
+    xp = namespace(prediction, target)
     if prediction.ndim < 2 or prediction.shape[-1] == 1:
         raise ShapeError(
             f"accuracy: the prediction has shape {tuple(prediction.shape)}, expected (N, K) with K >= 2 classes; "
@@ -46,7 +39,8 @@ def accuracy(prediction: Array, target: Array) -> Array:
 
 def binary_accuracy(prediction: Array, target: Array) -> Array:
     """Compute the share of elements where prediction > 0 (a logit) agrees with target > 0.5. Shapes are equal."""
-    xp = _numbers("binary_accuracy", prediction, target)
+    expect_real("binary_accuracy", prediction=prediction, target=target)
+    xp = namespace(prediction, target)
     if tuple(prediction.shape) != tuple(target.shape):
         raise ShapeError(
             f"binary_accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
@@ -56,7 +50,8 @@ def binary_accuracy(prediction: Array, target: Array) -> Array:
 
 def mean_absolute_error(prediction: Array, target: Array) -> Array:
     """Compute the mean of |prediction - target|."""
-    xp = _numbers("mean_absolute_error", prediction, target)
+    expect_real("mean_absolute_error", prediction=prediction, target=target)
+    xp = namespace(prediction, target)
     return as_array(xp, ops.mean(ops.abs(ops.subtract(prediction, target))))
 
 
@@ -68,7 +63,8 @@ def confusion_matrix(prediction: Array, target: Array, classes: int | None = Non
         target: (N,) class indices.
         classes: K; by default the number of scores, or one more than the largest class index, which waits for a GPU.
     """
-    xp = _numbers("confusion_matrix", prediction, target)
+    expect_real("confusion_matrix", prediction=prediction, target=target)
+    xp = namespace(prediction, target)
     predicted = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
     if classes is None and prediction.ndim == 2:
         classes = int(prediction.shape[1])

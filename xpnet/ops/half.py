@@ -49,7 +49,8 @@ def in_float32_on_cpu(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> 
 
     NumPy computes with 16-bit floats one by one in software; through float32 is several times as fast there.
     """
-    if name_of(xp) == "cupy" and all(getattr(a, "dtype", None) == inputs[0].dtype for a in inputs):
+    dtype = getattr(inputs[0], "dtype", None)
+    if name_of(xp) == "cupy" and dtype is not None and all(getattr(a, "dtype", None) == dtype for a in inputs):
         return operation.reference
     return _widened(operation, None)
 
@@ -77,7 +78,7 @@ def _widened(operation: Op, rounded: int | None) -> Implementation:
         mixed = any(name is None and hasattr(a, "dtype") and is_floating(a) for name, a in zip(names, inputs))
         outputs = output if type(output) is tuple else (output,)
         if not mixed:
-            name = names[0] or "float32"
+            name = next((name for name in names if name is not None), "float32")
             narrow = [convert(xp, y, name) if is_floating(y) else y for y in outputs[:rounded]]
             outputs = (*narrow, *outputs[len(narrow) :])
         return outputs if type(output) is tuple else outputs[0], (saved, implementation, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace, half_dtypes, is_floating, kind_of
+from xpnet.backend import Array, Namespace, dtype_name, half_dtypes, is_floating, kind_of
 from xpnet.ops.sums import total
 
 
@@ -26,6 +26,13 @@ def expect_axes(operation: str, name: str, shape: tuple[int, ...], letters: str)
             f"{operation}: {name} has shape {tuple(shape)}, expected {len(axes)} axes ({', '.join(axes)}); "
             f"add or merge axes with reshape"
         )
+
+
+def expect_real(operation: str, **arrays: Array) -> None:
+    """Raise a TypeError unless all arrays, given by name, hold real numbers, which have an order."""
+    for name, array in arrays.items():
+        if kind_of(array.dtype) in ("complex", "other"):
+            raise TypeError(f"{operation}: the {name} has dtype {dtype_name(array)}, expected real numbers")
 
 
 def is_whole(value: Any) -> bool:
