@@ -25,7 +25,16 @@ def test_namespace_of_each_library(library):
 
 def test_numpy_scalars_and_subclasses_are_numpys():
     assert backend.namespace(np.float32(1)) is np
-    assert backend.namespace(np.ma.masked_array([1.0])) is np
+    assert backend.namespace(np.rec.array(np.zeros(2, np.float32))) is np
+
+
+@pytest.mark.parametrize(
+    ("array", "says"), [(np.ma.masked_array([1.0]), "mask would be lost"), (np.ones((1, 1)).view(np.matrix), "numpy.asarray")]
+)
+def test_subclasses_that_mean_something_else_are_refused(array, says):
+    for take in (backend.namespace, backend.to_numpy, lambda a: backend.to_device(a, "cpu")):
+        with pytest.raises(TypeError, match=says):
+            take(array)
 
 
 def test_namespace_refuses_what_is_no_array():

@@ -63,8 +63,47 @@ def test_what_an_operation_must_look_like():
 
     arrays_last.__annotations__.update(factor="float", x="Array")
     for wrong in (no_arrays, arrays_last):
-        with pytest.raises(TypeError, match="array inputs must come first"):
+        with pytest.raises(
+            TypeError, match=r"array inputs must come first, after xp, and be annotated xpnet.ops.Array .*; got \("
+        ):
             Op(wrong)
+
+
+OWN = """
+import typing
+from typing import Optional
+import xpnet
+from xpnet import ops
+from xpnet.ops import Array
+
+def one(xp, x: {annotation}, *, factor: float = 2.0):
+    return factor * x, None
+
+def two(xp, x: {annotation}, y: {annotation} = None, factor: float = 2.0):
+    return factor * x, None
+
+def any_number(xp, *arrays: {annotation}, axis: int = 0):
+    return arrays[0], None
+"""
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        "Array", "Array | None", "None | Array", "Optional[Array]", "typing.Optional[Array]", "typing.Union[Array, None]",
+        "ops.Array", "xpnet.ops.Array | None", "'Array'", "'Array | None'", "xpnet.backend.Array",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("future", [True, False])
+def test_annotations_of_an_operation_of_ones_own(annotation, future):
+    """With and without ``from __future__ import annotations``, under any name and as text."""
+    source = ("from __future__ import annotations\n" if future else "") + OWN.format(annotation=annotation)
+    names: dict[str, Any] = {"__name__": "somebodys"}
+    exec(compile(source, "somebodys.py", "exec", dont_inherit=True), names)
+    assert Op(names["one"]).input_names == ("x",)
+    assert Op(names["two"]).input_names == ("x", "y")
+    assert Op(names["any_number"]).variadic
+    np.testing.assert_array_equal(Op(names["one"])(np.ones(2)), [2, 2])
 
 
 def test_an_acceleration_runs_where_it_can_and_the_reference_elsewhere():

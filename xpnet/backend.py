@@ -17,12 +17,19 @@ from typing import Any, TypeAlias, cast
 import array_api_compat
 import numpy as np
 
+from xpnet.runtime.adoption import SCALARS
+from xpnet.runtime.adoption import adopted as adopted
+from xpnet.runtime.adoption import plain_settings as plain_settings
+from xpnet.runtime.adoption import refuse_subclass as refuse_subclass
+from xpnet.runtime.adoption import without_scalars as without_scalars
 from xpnet.runtime.array import Array as Array
+from xpnet.runtime.dtypes import HALF_NAMES as HALF_NAMES
+from xpnet.runtime.dtypes import half_dtypes as half_dtypes
+from xpnet.runtime.dtypes import kind_of as kind_of
 from xpnet.runtime.late import late
 
 Namespace: TypeAlias = Any
 
-_SCALARS = (bool, int, float, complex)
 _dtype_names: dict[tuple[type, Any], str] = {}
 _namespaces: dict[type, Namespace] = {np.ndarray: np}
 
@@ -44,6 +51,7 @@ class DeviceMemoryError(DeviceError, MemoryError):
 def _namespace_of(kind: type, array: Array) -> Namespace:
     """Return the namespace for arrays of type `kind` and cache it: the lookup takes microseconds."""
     if isinstance(array, (np.ndarray, np.generic)):
+        refuse_subclass(array)
         # NumPy 2.1 implements the standard itself; array-api-compat's wrapper only adds time to every call.
         xp = np
     elif array_api_compat.is_cupy_array(array):
@@ -72,14 +80,19 @@ def namespace(*arrays: Any) -> Namespace:
         kind = type(array)
         xp = _namespaces.get(kind)
         if xp is None:
-            if array is None or kind in _SCALARS:
+            if array is None or kind in SCALARS:
                 continue
             xp = _namespace_of(kind, array)
         if found is None:
             found = xp
         elif xp is not found:
-            names = " and ".join(dict.fromkeys(describe(a) for a in arrays if a is not None and type(a) not in _SCALARS))
-            raise DeviceError(f"arrays of two backends in one call: {names}; move one with xpnet.to_device(array, ...)")
+            names = " and ".join(dict.fromkeys(describe(a) for a in arrays if a is not None and type(a) not in SCALARS))
+            if {name_of(found), name_of(xp)} <= {"numpy", "cupy"}:
+                raise DeviceError(f"arrays of two backends in one call: {names}; move one with xpnet.to_device(array, ...)")
+            raise DeviceError(
+                f"arrays of two libraries in one call: {names}; convert one of them, for example with numpy.asarray(x) (the "
+                f"parameters of a model are arrays of NumPy or CuPy)"
+            )
     if found is None:
         raise TypeError(f"expected at least one array, got {', '.join(type(a).__name__ for a in arrays) or 'nothing'}")
     return found
@@ -122,13 +135,6 @@ def dtype_name(array: Array) -> str:
     return name
 
 
-HALF_NAMES = ("float16", "bfloat16")
-"""The names of the 16-bit floats: for storage and products; sums and intermediate results are float32."""
-
-half_dtypes: set[Any] = {np.dtype("float16")}
-"""The dtypes of NumPy and CuPy arrays of 16-bit floats; bfloat16 is added when it is first requested."""
-
-
 def dtype_named(xp: Namespace, name: str) -> Any:
     """Return the dtype called `name` ("float32", "bfloat16", ...) for arrays of namespace `xp`.
 
@@ -153,9 +159,7 @@ def dtype_named(xp: Namespace, name: str) -> Any:
 
 def is_floating(array: Array) -> bool:
     """Return whether an array holds real floating-point numbers, bfloat16 included, which the standard does not know."""
-    if array.dtype in half_dtypes or dtype_name(array) == "bfloat16":
-        return True
-    return bool(namespace(array).isdtype(array.dtype, "real floating"))
+    return kind_of(array.dtype) in ("float", "half")
 
 
 def quiet(xp: Namespace) -> contextlib.AbstractContextManager[Any]:
@@ -345,6 +349,8 @@ def _between_gpus(array: Any) -> Any:
 def to_numpy(array: Any) -> np.ndarray[Any, Any]:
     """Return `array` as a NumPy array: itself where it is one already, else a copy in main memory."""
     if isinstance(array, np.ndarray):
+        if type(array) is not np.ndarray:
+            refuse_subclass(array)
         return array
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(array, cupy.ndarray):

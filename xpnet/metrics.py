@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from xpnet import ops
 from xpnet.backend import Array, as_array, namespace
-from xpnet.ops.shapes import ShapeError
+from xpnet.ops.shapes import ShapeError, expect_real
 
 Metric = Callable[[Any, Any], Any]
 M = TypeVar("M", bound=Callable[..., Any])
@@ -57,7 +58,8 @@ def accuracy(prediction: Array, target: Array) -> Array:
     Raises:
         ShapeError: shapes that do not fit, or K = 1 (for that see binary_accuracy).
     """
-    xp = namespace(prediction)
+    expect_real("accuracy", prediction=prediction, target=target)
+    xp = namespace(prediction, target)
     if prediction.ndim < 2 or prediction.shape[-1] == 1:
         raise ShapeError(
             f"accuracy: the prediction has shape {tuple(prediction.shape)}, expected (N, K) with K >= 2 classes; "
@@ -74,7 +76,8 @@ def accuracy(prediction: Array, target: Array) -> Array:
 @better("max")
 def binary_accuracy(prediction: Array, target: Array) -> Array:
     """Compute the share of elements where prediction > 0 (a logit) agrees with target > 0.5. Shapes are equal."""
-    xp = namespace(prediction)
+    expect_real("binary_accuracy", prediction=prediction, target=target)
+    xp = namespace(prediction, target)
     if tuple(prediction.shape) != tuple(target.shape):
         raise ShapeError(
             f"binary_accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
@@ -85,8 +88,9 @@ def binary_accuracy(prediction: Array, target: Array) -> Array:
 @better("min")
 def mean_absolute_error(prediction: Array, target: Array) -> Array:
     """Compute the mean of |prediction - target|."""
-    xp = namespace(prediction)
-    return as_array(xp, xp.mean(xp.abs(prediction - target)))
+    expect_real("mean_absolute_error", prediction=prediction, target=target)
+    xp = namespace(prediction, target)
+    return as_array(xp, ops.mean(ops.abs(ops.subtract(prediction, target))))
 
 
 def confusion_matrix(prediction: Array, target: Array, classes: int | None = None) -> Array:
@@ -97,7 +101,8 @@ def confusion_matrix(prediction: Array, target: Array, classes: int | None = Non
         target: (N,) class indices.
         classes: K; by default the number of scores, or one more than the largest class index, which waits for a GPU.
     """
-    xp = namespace(prediction)
+    expect_real("confusion_matrix", prediction=prediction, target=target)
+    xp = namespace(prediction, target)
     predicted = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
     if classes is None and prediction.ndim == 2:
         classes = int(prediction.shape[1])

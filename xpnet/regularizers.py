@@ -7,6 +7,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.backend import Array, namespace
+from xpnet.ops.sums import total
 
 
 @dataclass(frozen=True)
@@ -56,5 +57,5 @@ class MaxNorm:
         """Scale w (..., units) in place."""
         xp = namespace(w)
         axes = tuple(range(w.ndim - 1))
-        norms = xp.sqrt(xp.sum(w * w, axis=axes, keepdims=True, dtype=w.dtype))
+        norms = xp.sqrt(total(xp, w * w, axes, keepdims=True))
         w *= xp.where(norms > self.limit, self.limit / xp.where(norms > 0, norms, xp.ones_like(norms)), xp.ones_like(norms))

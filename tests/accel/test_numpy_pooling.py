@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xpnet as xn
+from tests.op_contract import running
 from xpnet import ops
 from xpnet.ops.pooling import average_pool2d, max_pool2d, max_pool2d_with_switches
 from xpnet.ops.registry import reference_only
@@ -133,16 +134,22 @@ POOLINGS = [
 
 
 def first_of_the_largest(x, window, stride=None, padding=0):
-    """Pool as PyTorch and numpy.maximum do, window by window: the first NaN is the maximum, else the first of the largest."""
+    """Pool as PyTorch and numpy.maximum do, window by window: the first NaN is the maximum, else the first of the largest.
+
+    The padding is never chosen, also where nothing in the image is larger than it.
+    """
     (KH, KW), (sh, sw) = np.broadcast_to(window, 2), np.broadcast_to(stride or window, 2)
     pads = np.broadcast_to(padding, (2, 2)) if isinstance(padding, int) else padding
-    filled = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
+    least = -np.inf if x.dtype.kind == "f" else False if x.dtype.kind == "b" else np.iinfo(x.dtype).min
+    filled = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=least)
+    image = np.pad(np.ones(x.shape, bool), ((0, 0), *pads, (0, 0)))
     N, H, W, C = filled.shape
     y = np.empty((N, (H - KH) // sh + 1, (W - KW) // sw + 1, C), x.dtype)
     switches = np.empty(y.shape, np.uint8)
     for n, i, j, c in np.ndindex(y.shape):
         values = filled[n, i * sh : i * sh + KH, j * sw : j * sw + KW, c].ravel()
-        where = int(np.flatnonzero(np.isnan(values))[0]) if np.isnan(values).any() else int(values.argmax())
+        largest = np.isnan(values) if np.isnan(values).any() else values == values.max()
+        where = int(np.flatnonzero(largest & image[n, i * sh : i * sh + KH, j * sw : j * sw + KW, c].ravel())[0])
         y[n, i, j, c], switches[n, i, j, c] = values[where], where
     return y, switches
 
@@ -177,3 +184,31 @@ def test_the_gradient_goes_to_the_first_nan(settings, reference):
         y = ops.max_pool2d(u, **settings)
         y.backward(np.ones_like(y.array))
     np.testing.assert_array_equal(t.grad, u.grad)
+
+
+@pytest.mark.parametrize("settings", [*POOLINGS[1:], {"window": 3, "stride": 1, "padding": 2}])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "int16", "bool"])
+@pytest.mark.parametrize("implementation", ["reference", "numpy", pytest.param("cupy", marks=pytest.mark.cuda)])
+def test_the_padding_is_never_chosen(settings, dtype, implementation):
+    """Where nothing in the image is larger than it: -inf, and the least integer. No gradient is lost."""
+    random = np.random.default_rng(0)
+    if dtype.startswith("float"):
+        choice = np.array([-np.inf, -np.inf, -np.inf, np.finfo(dtype).min, 0, np.nan])
+        x = choice[random.integers(0, len(choice), (3, 7, 8, 3))].astype(dtype)
+        x[0] = -np.inf
+    else:
+        least = np.iinfo(dtype).min if dtype != "bool" else False
+        x = np.where(random.random((3, 7, 8, 3)) < 0.9, least, 1).astype(dtype)
+    expected, switches = first_of_the_largest(x, **settings)
+    with running(implementation) as place:
+        found = place.back(ops.max_pool2d_with_switches(place.to(x), **settings))
+        np.testing.assert_array_equal(found[0], expected)
+        np.testing.assert_array_equal(found[1], switches)
+        np.testing.assert_array_equal(place.back(ops.max_pool2d(place.to(x), **settings)), expected)
+        assert found[0].dtype == dtype
+        if dtype.startswith("float"):
+            for pool in (ops.max_pool2d, lambda t, **s: ops.max_pool2d_with_switches(t, **s)[0]):
+                t = xn.Tensor(place.to(x), requires_grad=True)
+                y = pool(t, **settings)
+                y.backward(place.to(np.ones(y.shape, dtype)))
+                assert place.back(t.grad).sum() == expected.size

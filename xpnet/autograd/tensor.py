@@ -7,7 +7,17 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tape import Node, Output, mode, outline, reachable, run_backward, store
-from xpnet.backend import Array, dtype_name, half_dtypes, namespace, namespaces
+from xpnet.backend import (
+    Array,
+    adopted,
+    array_types,
+    dtype_name,
+    half_dtypes,
+    namespace,
+    namespaces,
+    without_scalars,
+)
+from xpnet.ops.conversion import gradient_as
 from xpnet.ops.registry import Op, Recordable
 
 
@@ -32,10 +42,8 @@ class Tensor(Recordable):
     def __init__(self, array: Any, requires_grad: bool = False) -> None:
         if isinstance(array, Tensor):
             array = array.array
-        elif not hasattr(array, "dtype"):
-            import numpy as np
-
-            array = np.asarray(array)
+        elif type(array) not in array_types:
+            array = adopted(array)
         self.array: Array = array
         self.requires_grad = requires_grad
         self.grad: Array | None = None
@@ -63,7 +71,8 @@ class Tensor(Recordable):
         kinds = tuple(map(type, arrays))
         xp = namespaces.get(kinds)
         if xp is None:
-            xp = namespaces[kinds] = namespace(*arrays)
+            arrays = list(without_scalars(arrays))  # their types are never in the table
+            xp = namespaces[tuple(map(type, arrays))] = namespace(*arrays)
         track = op.differentiable and True in needs
         if track and not mode.recording:
             track, mode.touched = False, True
@@ -80,6 +89,8 @@ class Tensor(Recordable):
 
     def _accumulate(self, gradient: Array, fresh: bool = False) -> None:
         """Add `gradient` to a leaf's `grad`; a `fresh` one is referenced by nobody else and is not copied."""
+        if gradient.dtype != self.array.dtype:  # of an operation whose backward widened it
+            gradient = gradient_as(namespace(gradient), gradient, self.array.dtype)
         if self.grad is None:
             # A copy: the same array may be another leaf's gradient, the user's, or a broadcast, which cannot be written to.
             self.grad = gradient if fresh else namespace(gradient).asarray(gradient, copy=True)
@@ -96,8 +107,8 @@ class Tensor(Recordable):
         What the forward pass saved is freed on the way, so backward cannot run twice through one graph.
 
         Args:
-            gradient: the gradient of the final result with respect to this Tensor, same shape; may be left out for a
-                Tensor with one element, where it is 1.
+            gradient: the gradient of the final result with respect to this Tensor, same shape, rounded to its dtype; may be
+                left out for a Tensor with one element, where it is 1.
 
         Raises:
             ValueError: this Tensor has more than one element and no gradient was given, or shapes differ.
@@ -110,8 +121,11 @@ class Tensor(Recordable):
                     f"(a loss) has an implied gradient of 1; reduce it with .sum() or .mean(), or pass one"
                 )
             gradient = _one(self.array)
-        elif tuple(gradient.shape) != tuple(self.array.shape):
-            raise ValueError(f"the gradient's shape {tuple(gradient.shape)} is not the Tensor's {tuple(self.array.shape)}")
+        else:
+            if tuple(gradient.shape) != tuple(self.array.shape):
+                raise ValueError(f"the gradient's shape {tuple(gradient.shape)} is not the Tensor's {tuple(self.array.shape)}")
+            if gradient.dtype != self.array.dtype:
+                gradient = gradient_as(namespace(gradient), gradient, self.array.dtype)
         if self.node is None:
             if not self.requires_grad:
                 raise RuntimeError(

@@ -23,6 +23,7 @@ from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.workspace import FLOATS, Floats, packed_dtype
 from xpnet.autograd.tensor import Parameter, Tensor
+from xpnet.backend import without_scalars
 from xpnet.compiled.derived import Derived
 from xpnet.layers.module import Module
 from xpnet.ops.activations import relu
@@ -113,6 +114,7 @@ class Plan(Derived):
             if isinstance(value, Tensor) and not isinstance(value, (PlannedTensor, Parameter)):
                 raise UnplannableError
             arrays.append(value.array if isinstance(value, Tensor) else value)
+        arrays = list(without_scalars(arrays))
         calls = len(self.calls)
         make = _PLANNERS.get(op)
         made = None if make is None else make(self, *arrays, **settings)

@@ -9,6 +9,7 @@ from xpnet import ops
 from xpnet.layers.context import Shape
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
+from xpnet.ops.registry import Op
 
 _OPERATIONS = (
     ops.step, ops.relu, ops.leaky_relu, ops.elu, ops.selu, ops.gelu, ops.silu, ops.sigmoid, ops.hard_sigmoid, ops.tanh,
@@ -54,7 +55,7 @@ class _Elementwise(Module):
 
     def forward(self, x: Any) -> Any:
         """Apply the operation to x."""
-        return type(self).operation(x)
+        return type(self).operation(self.as_float(x))
 
 
 class Activation(_Elementwise):
@@ -68,7 +69,10 @@ class Activation(_Elementwise):
 
     def forward(self, x: Any) -> Any:
         """Apply the function to x."""
-        return x if self.function is None else self.function(x)
+        if self.function is None:
+            return x
+        # A function of the user's may take integers as places or classes.
+        return self.function(self.as_float(x) if type(self.function) is Op else x)
 
 
 class Step(_Elementwise):
@@ -135,7 +139,7 @@ class LeakyReLU(_Elementwise):
 
     def forward(self, x: Any) -> Any:
         """Compute max(x, slope * x)."""
-        return ops.leaky_relu(x, slope=self.slope)
+        return ops.leaky_relu(self.as_float(x), slope=self.slope)
 
 
 class ELU(_Elementwise):
@@ -148,7 +152,7 @@ class ELU(_Elementwise):
 
     def forward(self, x: Any) -> Any:
         """Apply the function to x."""
-        return ops.elu(x, alpha=self.alpha)
+        return ops.elu(self.as_float(x), alpha=self.alpha)
 
 
 class GELU(_Elementwise):
@@ -161,7 +165,7 @@ class GELU(_Elementwise):
 
     def forward(self, x: Any) -> Any:
         """Apply the function to x."""
-        return ops.gelu(x, approximate=self.approximate)
+        return ops.gelu(self.as_float(x), approximate=self.approximate)
 
 
 class Softmax(_Elementwise):
@@ -174,4 +178,4 @@ class Softmax(_Elementwise):
 
     def forward(self, x: Any) -> Any:
         """Compute the softmax of x along the axis."""
-        return ops.softmax(x, axis=self.axis)
+        return ops.softmax(self.as_float(x), axis=self.axis)

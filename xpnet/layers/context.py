@@ -98,7 +98,7 @@ def in_meta_init() -> bool:
 def on_device(values: Any, context: Context) -> Array:
     """Return a copy of `values`, an array of any library, on the context's device; floats in its storage dtype."""
     host = backend.to_numpy(values)
-    if host.dtype.kind == "f" or host.dtype in backend.half_dtypes:
+    if backend.is_floating(host):
         host = host.astype(context.storage)
     else:
         host = host.copy()

@@ -36,6 +36,7 @@ class Dropout(Module):
 
     def forward(self, x: Any) -> Any:
         """Drop elements of x in training."""
+        x = self.as_float(x)
         if not self.training:
             return x if self.inverted else x * (1 - self.rate)
         if self.rate == 0:

@@ -227,7 +227,7 @@ class Module(ModuleTree):
         context = self.context
         if isinstance(x, Tensor) or x.dtype is context.ready_dtype:
             return x
-        if backend.dtype_name(x) == context.dtype or backend.is_floating(x):
+        if backend.kind_of(x.dtype) not in ("integer", "boolean"):
             return x
         xp = backend.namespace(x)
         wide = xp.astype(x, getattr(xp, context.storage))

@@ -61,7 +61,7 @@ class AveragePool2D(_Pool):
     def forward(self, x: Any) -> Any:
         """Map x (N, H, W, C) to (N, OH, OW, C)."""
         return ops.average_pool2d(
-            x, self.window, stride=self.stride, padding=self.padding, count_include_pad=self.count_include_pad
+            self.as_float(x), self.window, stride=self.stride, padding=self.padding, count_include_pad=self.count_include_pad
         )
 
 
@@ -81,7 +81,7 @@ class LpPool2D(_Pool):
 
     def forward(self, x: Any) -> Any:
         """Map x (N, H, W, C) to (N, OH, OW, C)."""
-        return ops.lp_pool2d(x, self.window, p=self.p, stride=self.stride, padding=self.padding)
+        return ops.lp_pool2d(self.as_float(x), self.window, p=self.p, stride=self.stride, padding=self.padding)
 
 
 class GlobalAveragePool2D(Module):
@@ -95,4 +95,4 @@ class GlobalAveragePool2D(Module):
 
     def forward(self, x: Any) -> Any:
         """Map x (N, H, W, C) to (N, C)."""
-        return ops.global_average_pool2d(x)
+        return ops.global_average_pool2d(self.as_float(x))

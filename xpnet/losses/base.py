@@ -8,7 +8,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tensor import Tensor, bare
-from xpnet.backend import namespace
+from xpnet.backend import Array, dtype_name, is_floating, kind_of, namespace
 from xpnet.ops.shapes import ShapeError
 from xpnet.ops.softmax import check_reduction
 
@@ -36,10 +36,19 @@ def same_shape(name: str, prediction: Any, target: Any) -> None:
 
 
 def matching(name: str, prediction: Any, target: Any) -> Any:
-    """Return the target in the prediction's dtype (an integer target must not widen the loss), after checking its shape."""
+    """Return the target in the prediction's dtype (an integer target must not widen the loss), after checking its shape.
+
+    That of an integer prediction is left as it is: the loss is then computed in floats, which hold both.
+    """
     same_shape(name, prediction, target)
-    array = bare(target)
-    dtype = bare(prediction).dtype
-    if array.dtype == dtype or isinstance(target, Tensor):
+    array, other = bare(target), bare(prediction)
+    if kind_of(array.dtype) == "complex":
+        raise TypeError(f"{name}: the target has dtype {dtype_name(array)}, expected real numbers; use target.real")
+    if array.dtype == other.dtype or isinstance(target, Tensor) or not is_floating(other):
         return target
-    return namespace(array).astype(array, dtype)
+    return namespace(array).astype(array, other.dtype)
+
+
+def float_dtype(array: Array) -> Any:
+    """Return the dtype in which a loss of this array is computed: its own, or float32 for integers."""
+    return array.dtype if is_floating(array) else namespace(array).float32

@@ -8,7 +8,7 @@ from typing import Any, cast
 from xpnet import ops
 from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, is_asynchronous, namespace
-from xpnet.losses.base import matching, reduce
+from xpnet.losses.base import float_dtype, matching, reduce
 from xpnet.ops.softmax import check_labels
 
 
@@ -32,7 +32,8 @@ def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean"
         return hard
     # Cross entropy is linear in the labels: the smoothed loss is a mixture of those of hard and of uniform labels.
     even = ops.multiply(-1.0, ops.mean(ops.log_softmax(logits), axis=-1))
-    return (1 - label_smoothing) * hard + label_smoothing * reduce("softmax_cross_entropy", even, reduction)
+    share = float(label_smoothing)
+    return (1 - share) * hard + share * reduce("softmax_cross_entropy", even, reduction)
 
 
 def negative_log_likelihood(log_probabilities: Any, labels: Array, *, reduction: str = "mean") -> Any:
@@ -59,8 +60,10 @@ def _rows(name: str, scores: Any, labels: Array) -> Array:
     labels, array = bare(labels), bare(scores)
     xp = namespace(array)
     if check_labels(name, xp, array, labels):
-        labels = labels[..., None] == xp.arange(array.shape[-1], dtype=labels.dtype, device=array.device)
-    return cast(Array, xp.astype(labels, array.dtype))
+        # In int64: K class indices need not fit the dtype of the labels, which may be uint8.
+        classes = xp.arange(array.shape[-1], dtype=xp.int64, device=array.device)
+        labels = xp.astype(labels, xp.int64, copy=False)[..., None] == classes
+    return cast(Array, xp.astype(labels, float_dtype(array)))
 
 
 def _or_nan(losses: Any, scores: Any, labels: Array) -> Any:
@@ -157,6 +160,6 @@ def attribute_hinge(scores: Any, labels: Any, *, margin: float = 1.0, reduction:
     """
     labels = bare(matching("attribute_hinge", scores, labels))
     xp = namespace(labels)
-    sign = xp.where(labels > 0, xp.ones_like(labels), -xp.ones_like(labels))
+    sign = 2 * xp.astype(labels > 0, float_dtype(bare(scores))) - 1
     terms = ops.relu(ops.subtract(float(margin), ops.multiply(scores, sign)))
     return reduce("attribute_hinge", ops.sum(terms, axis=-1), reduction)

@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tensor import bare
-from xpnet.backend import Array, namespace
+from xpnet.backend import Array, dtype_name, kind_of, namespace
 from xpnet.losses.base import reduce
 from xpnet.ops.shapes import ShapeError
 
@@ -45,6 +45,8 @@ def contrastive(embeddings: Any, same: Array, *, margin: float = 1.0, reduction:
     if tuple(same.shape) != (embeddings.shape[0],):
         raise ShapeError(f"contrastive: `same` has shape {tuple(same.shape)}, expected ({embeddings.shape[0]},)")
     xp = namespace(same)
+    if kind_of(same.dtype) == "complex":
+        raise TypeError(f"contrastive: `same` has dtype {dtype_name(same)}, expected 0 and 1 or booleans")
     d = _distance(a, b)
     weight = xp.astype(same, bare(d).dtype)
     near = ops.multiply(ops.square(d), weight)

@@ -2,10 +2,17 @@
 
 Called with NumPy, CuPy, PyTorch or JAX arrays they return arrays of the same library; called with a Tensor that needs a
 gradient they are recorded for `backward`.
+
+The result has the dtype of the floating inputs, the wider one where they differ; NumPy's scalars are numbers like Python's.
+Integers and booleans are computed in float32 or in the dtype of the floating inputs, and stay what they are where elements are
+only moved or compared; their sums are exact. Complex numbers are taken by linear operations (convolutions, `dense`, `matmul`,
+`add`, `sum`, ..., and those that move elements), whose backward passes are the adjoints: <A x, y> = <x, A^H y>. A gradient has
+the dtype of its Tensor.
 """
 
 # fmt: off
 # isort: off
+from xpnet.backend import Array
 from xpnet.ops.activations import (
     elu, gelu, hard_sigmoid, leaky_relu, relu, selu, sigmoid, silu, softplus, softsign, step, tanh,
 )
@@ -34,13 +41,13 @@ from xpnet.ops.softmax import log_softmax, softmax, softmax_cross_entropy
 # fmt: on
 
 __all__ = [
-    "Op", "ShapeError", "abs", "add", "average_pool2d", "batch_norm", "batch_norm_inference", "batch_norm_with_statistics",
-    "broadcast_to", "cast", "clip", "col2im", "concat", "conv1d", "conv2d", "conv2d_max_pool2d", "conv_output_size",
-    "conv_transpose2d", "dense", "divide", "dropout", "elu", "embedding", "exp", "flip", "gelu", "getitem",
-    "global_average_pool2d", "group_norm", "gru", "hard_sigmoid", "im2col", "layer_norm", "leaky_relu",
-    "local_response_norm", "log", "log_softmax", "lp_pool2d", "lstm", "matmul", "max", "max_pool2d",
+    "Array", "Op", "ShapeError", "abs", "add", "average_pool2d", "batch_norm", "batch_norm_inference",
+    "batch_norm_with_statistics", "broadcast_to", "cast", "clip", "col2im", "concat", "conv1d", "conv2d",
+    "conv2d_max_pool2d", "conv_output_size", "conv_transpose2d", "dense", "divide", "dropout", "elu", "embedding", "exp",
+    "flip", "gelu", "getitem", "global_average_pool2d", "group_norm", "gru", "hard_sigmoid", "im2col", "layer_norm",
+    "leaky_relu", "local_response_norm", "log", "log_softmax", "lp_pool2d", "lstm", "matmul", "max", "max_pool2d",
     "max_pool2d_with_switches", "maximum", "mean", "min", "minimum", "multiply", "negative", "op", "pad", "power",
-    "reference_only", "registry", "relu", "reshape", "rnn", "scatter_rows", "selu", "sigmoid", "sigmoid_cross_entropy", "silu",
-    "softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "stack", "std", "step", "subtract", "sum",
-    "tanh", "transpose", "var", "where",
+    "reference_only", "registry", "relu", "reshape", "rnn", "scatter_rows", "selu", "sigmoid", "sigmoid_cross_entropy",
+    "silu", "softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "stack", "std", "step",
+    "subtract", "sum", "tanh", "transpose", "var", "where",
 ]  # fmt: skip

@@ -6,20 +6,20 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, dtype_name, kind_of
 from xpnet.ops.registry import op
 
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 
 
-@op
+@op(integers="keep")
 def step(xp: Namespace, x: Array) -> Any:
     """Return 1 where x > 0, else 0: the perceptron's activation. Its gradient is 0 everywhere, so none is defined."""
     return xp.astype(x > 0, x.dtype), None
 
 
-@op
+@op(integers="keep")
 def relu(xp: Namespace, x: Array) -> Any:
     """Compute max(x, 0). The gradient at 0 is 0. Source: Nair and Hinton, 2010."""
     y = xp.where(x < 0, xp.zeros_like(x), x)  # not `x > 0`: a nan must stay one
@@ -150,12 +150,12 @@ def _(xp: Namespace, dy: Array, saved: Any) -> Any:
     return dy * s * (1 + x * (1 - s))
 
 
-@op
+@op(integers="refuse")
 def gelu(xp: Namespace, x: Array, *, approximate: bool = False) -> Any:
     """Compute x * Phi(x), Phi the normal distribution's CDF. Source: Hendrycks and Gimpel, 2016.
 
     Args:
-        x: any shape.
+        x: any shape, floating.
         approximate: use 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) instead of the exact Phi.
     """
     return x * _phi(xp, x, approximate), x
@@ -223,6 +223,10 @@ ACTIVATIONS_FROM_OUTPUT = ("relu", "sigmoid", "tanh")
 
 def activate(xp: Namespace, x: Array, activation: str | None) -> Array:
     """Apply one of ACTIVATIONS_FROM_OUTPUT, or nothing for None."""
+    if activation is not None and kind_of(x.dtype) == "complex":
+        raise TypeError(
+            f"{activation}: got complex numbers of dtype {dtype_name(x)}, which have no order; leave the activation out"
+        )
     if activation == "relu":
         x = relu.reference.forward(xp, x)[0]
     elif activation == "sigmoid":

@@ -12,11 +12,13 @@ from typing import Any, cast
 
 from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
+from xpnet.ops.elementwise import add
 from xpnet.ops.geometry import Axis, Geometry, Padding, Size, hashable, pair, windows
 from xpnet.ops.linear import matmul
 from xpnet.ops.registry import as_is, op
-from xpnet.ops.shapes import ShapeError, expect_axes, expect_rank, is_whole
+from xpnet.ops.shapes import ShapeError, conjugate, expect_axes, expect_rank, is_whole
 from xpnet.ops.shaping import concat, pad, pad_array, reshape, transpose
+from xpnet.ops.sums import total
 
 
 def gather_windows(xp: Namespace, x: Array, g: Geometry, value: float = 0.0) -> Array:
@@ -63,7 +65,7 @@ def _spread(xp: Namespace, y: Array, axis: int, a: Axis, k: int) -> Array:
     return pad_array(xp, y, widths)
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def im2col(xp: Namespace, x: Array, window: Size, *, stride: Size = 1, padding: Padding = 0, dilation: Size = 1) -> Any:
     """Copy every window of the images, with zeros in the padding: (N, H, W, C) -> (N, OH, OW, KH, KW, C).
 
@@ -85,7 +87,7 @@ def _(xp: Namespace, dy: Array, shape: Any, **settings: Any) -> Any:
     return col2im.run(xp, (dy,), {"input_shape": shape, **settings}, False)[0]
 
 
-@op
+@op(linear=True)
 def col2im(
     xp: Namespace,
     cols: Array,
@@ -177,7 +179,7 @@ def _kernel_matrices(xp: Namespace, kernel: Array, groups: int) -> Array:
     return cast(Array, xp.permute_dims(xp.reshape(kernel, (KH * KW * Cg, groups, O // groups)), (1, 0, 2)))
 
 
-@op
+@op(linear=True)
 def conv2d(
     xp: Namespace,
     x: Array,
@@ -203,6 +205,9 @@ def conv2d(
         dilation: int or (h, w): distance between neighbouring elements of the window.
         groups: split the channels into this many independent groups; C gives a depthwise convolution.
         activation: None, "relu", "sigmoid" or "tanh", fused into the operation.
+
+    Integers are computed in the dtype of what is floating, or in float32. Complex numbers are taken without an activation; the
+    kernel is not conjugated forward, and backward is the adjoint: the gradient of x is that of dy with the conjugated kernel.
 
     Returns:
         (N, OH, OW, O) with OH = (H - F + P) // stride + 1, F = dilation*(KH-1)+1 and P the padding at both ends.
@@ -235,6 +240,7 @@ def _(
     needs: tuple[bool, ...],
 ) -> Any:
     x, kernel, y = saved
+    x, kernel = conjugate(xp, x), conjugate(xp, kernel)
     g = conv_geometry(x, kernel, None, stride, padding, dilation, groups)
     N, C, O = x.shape[0], x.shape[3], kernel.shape[3]
     KH, KW, Cg = kernel.shape[:3]
@@ -251,7 +257,7 @@ def _(
         # The columns are computed again: kept from forward they would be KH*KW times the size of x.
         dk = xp.matmul(xp.matrix_transpose(_columns(xp, x, g, groups)), grouped)  # (G, KH*KW*C/G, O/G)
         dkernel = xp.reshape(xp.permute_dims(dk, (1, 0, 2)), kernel.shape)
-    return dx, dkernel, xp.sum(rows, axis=0, dtype=rows.dtype) if needs[2] else None
+    return dx, dkernel, total(xp, rows, (0,)) if needs[2] else None
 
 
 def conv1d(
@@ -338,6 +344,8 @@ def conv_transpose2d(
         )
     if bias is not None and tuple(bias.shape) != (O,):
         raise ShapeError(f"conv_transpose2d: bias has shape {tuple(bias.shape)}, expected ({O},)")
+    if not H or not W:
+        raise ShapeError(f"conv_transpose2d: x {tuple(x.shape)} has no pixels; leave out empty images, or crop less")
     size, pads = transposed_size((H, W), (KH, KW), stride, padding, output_padding, dilation)
     parts = []
     for i in range(groups):
@@ -358,7 +366,7 @@ def conv_transpose2d(
     y = col2im(cols, (N, *inner, O), (KH, KW), stride=stride, padding=cut, dilation=dilation)
     if tuple(inner) != size:
         y = pad(y, ((0, 0), (0, size[0] - inner[0]), (0, size[1] - inner[1]), (0, 0)))
-    return y if bias is None else y + bias
+    return y if bias is None else add(y, bias)
 
 
 def transposed_size(

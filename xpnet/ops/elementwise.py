@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, refuse_subclass
 from xpnet.ops.registry import in_float32_on_cpu, op
 from xpnet.ops.shapes import unbroadcast
 
@@ -20,7 +20,7 @@ def _reduce(xp: Namespace, dy: Array, shape: tuple[int, ...], need: bool) -> Arr
     return unbroadcast(xp, dy, shape) if need else None
 
 
-@op(half=in_float32_on_cpu, broadcasts=True)
+@op(half=in_float32_on_cpu, broadcasts=True, linear=True)
 def add(xp: Namespace, x: Array, y: Array) -> Any:
     """Compute x + y."""
     return x + y, (_shape(x), _shape(y))
@@ -31,7 +31,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     return tuple(_reduce(xp, dz, shape, need) for shape, need in zip(saved, needs))
 
 
-@op(half=in_float32_on_cpu, broadcasts=True)
+@op(half=in_float32_on_cpu, broadcasts=True, linear=True)
 def subtract(xp: Namespace, x: Array, y: Array) -> Any:
     """Compute x - y."""
     return x - y, (_shape(x), _shape(y))
@@ -98,14 +98,14 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     return dx, dy
 
 
-@op(half=in_float32_on_cpu, broadcasts=True)
+@op(half=in_float32_on_cpu, broadcasts=True, integers="keep")
 def maximum(xp: Namespace, x: Array, y: Array) -> Any:
     """Return the larger of x and y; where they are equal each gets half of the gradient."""
     x_, y_ = _arrays(xp, x, y)
     return xp.maximum(x_, y_), (x_, y_)
 
 
-@op(half=in_float32_on_cpu, broadcasts=True)
+@op(half=in_float32_on_cpu, broadcasts=True, integers="keep")
 def minimum(xp: Namespace, x: Array, y: Array) -> Any:
     """Return the smaller of x and y; where they are equal each gets half of the gradient."""
     x_, y_ = _arrays(xp, x, y)
@@ -142,7 +142,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     return _chosen(xp, dz, x, y, x < y, needs)
 
 
-@op
+@op(linear=True)
 def negative(xp: Namespace, x: Array) -> Any:
     """Compute -x."""
     return -x, None
@@ -227,9 +227,10 @@ def _(xp: Namespace, dy: Array, inside: Array, *, low: float | None, high: float
     return xp.where(inside, dy, xp.zeros_like(dy))
 
 
-@op
+@op(integers="keep", linear=True)
 def select(xp: Namespace, x: Array, y: Array, condition: Any) -> Any:
     """Return x where `condition` is true, else y: :func:`where` with the differentiable inputs first."""
+    refuse_subclass(condition)
     x_, y_ = _arrays(xp, x, y)
     return xp.where(condition, x_, y_), (_shape(x_), _shape(y_))
 

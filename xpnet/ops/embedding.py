@@ -12,7 +12,9 @@ from xpnet.ops.shaping import scatter_rows
 from xpnet.ops.softmax import nan_outside
 
 
-@op(half=as_is)  # the first input is never floating, and rows are only moved
+@op(
+    half=as_is, integers="keep", linear=True, indices=("indices",)
+)  # the first input is never floating, and rows are only moved
 def embedding(xp: Namespace, indices: Array, table: Array) -> Any:
     """Look up table[indices]: integers (...) and a table (V, D) -> (..., D). A row's gradient is summed over its uses.
 

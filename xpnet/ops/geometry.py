@@ -177,6 +177,8 @@ def _windows(height: int, width: int, window: Any, stride: Any, padding: Any, di
         pads = _paddings(padding)
     axes = []
     for which, n, k, s, d, p in zip(("height", "width"), (height, width), sizes, strides, dilations, pads):
+        if n == 0 and sum(p) < d * (k - 1) + 1:
+            raise ShapeError(f"the images have a {which} of 0, no pixels at all; leave out empty images, or crop less")
         try:
             out = conv_output_size(n, k, s, p, dilation=d)
         except ValueError as error:

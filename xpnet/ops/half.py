@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from xpnet.backend import Array, Namespace, dtype_name, dtype_named, half_dtypes, is_floating, name_of, quiet
+from xpnet.backend import Array, Namespace, dtype_name, dtype_named, half_dtypes, is_floating, kind_of, name_of, quiet
 from xpnet.ops.operation import Implementation, Op, register
 
 
@@ -18,10 +18,14 @@ def cast(xp: Namespace, x: Array, dtype: str) -> Any:
 
     Raises:
         ValueError: no such dtype.
+        TypeError: x is complex, whose imaginary part would be lost, or the dtype is.
         ImportError: "bfloat16" without the package ml_dtypes.
     """
+    target = dtype_named(xp, dtype)
+    if "complex" in (kind_of(x.dtype), kind_of(target)):
+        raise TypeError(f"cast: from {dtype_name(x)} to {dtype}, expected real numbers; use x.real and x.imag")
     with quiet(xp):
-        return xp.astype(x, dtype_named(xp, dtype)), dtype_name(x)
+        return xp.astype(x, target), dtype_name(x)
 
 
 @cast.backward
@@ -45,7 +49,8 @@ def in_float32_on_cpu(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> 
 
     NumPy computes with 16-bit floats one by one in software; through float32 is several times as fast there.
     """
-    if name_of(xp) == "cupy" and all(getattr(a, "dtype", None) == inputs[0].dtype for a in inputs):
+    dtype = getattr(inputs[0], "dtype", None)
+    if name_of(xp) == "cupy" and dtype is not None and all(getattr(a, "dtype", None) == dtype for a in inputs):
         return operation.reference
     return _widened(operation, None)
 
@@ -73,7 +78,7 @@ def _widened(operation: Op, rounded: int | None) -> Implementation:
         mixed = any(name is None and hasattr(a, "dtype") and is_floating(a) for name, a in zip(names, inputs))
         outputs = output if type(output) is tuple else (output,)
         if not mixed:
-            name = names[0] or "float32"
+            name = next((name for name in names if name is not None), "float32")
             narrow = [convert(xp, y, name) if is_floating(y) else y for y in outputs[:rounded]]
             outputs = (*narrow, *outputs[len(narrow) :])
         return outputs if type(output) is tuple else outputs[0], (saved, implementation, names)

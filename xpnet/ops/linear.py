@@ -7,12 +7,16 @@ from typing import Any
 from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
 from xpnet.ops.registry import op
-from xpnet.ops.shapes import ShapeError, unbroadcast
+from xpnet.ops.shapes import ShapeError, conjugate, unbroadcast
+from xpnet.ops.sums import total
 
 
-@op
+@op(linear=True)
 def matmul(xp: Namespace, x: Array, y: Array) -> Any:
     """Compute the matrix product x @ y over the last two axes, the others broadcast; vectors as in numpy.matmul.
+
+    Integers are computed in the dtype of what is floating, or in float32. Complex factors are not conjugated forward; the
+    gradients are those of the adjoint, dx = dz @ conj(y).T and dy = conj(x).T @ dz.
 
     Raises:
         ShapeError: a 0-d input, or inner sizes that differ.
@@ -25,7 +29,7 @@ def matmul(xp: Namespace, x: Array, y: Array) -> Any:
 
 @matmul.backward
 def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
-    x, y = saved
+    x, y = (conjugate(xp, a) for a in saved)
     # A vector is a matrix of one row (left) or one column (right).
     rows = x[None, :] if x.ndim == 1 else x
     columns = y[:, None] if y.ndim == 1 else y
@@ -43,7 +47,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     return dx, dy
 
 
-@op
+@op(linear=True)
 def dense(
     xp: Namespace,
     x: Array,
@@ -60,6 +64,9 @@ def dense(
         kernel: (in, out).
         bias: (out,), or None.
         activation: None, "relu", "sigmoid" or "tanh", fused into the operation.
+
+    Integers are computed in the dtype of what is floating, or in float32; complex numbers, without an activation, as in
+    :func:`matmul`.
 
     Returns:
         (..., out), in the dtype of x.
@@ -94,6 +101,7 @@ def _leading(x: Array) -> int:
 @dense.backward
 def _(xp: Namespace, dy: Array, saved: Any, *, activation: str | None, needs: tuple[bool, ...]) -> Any:
     x, kernel, y = saved
+    x, kernel = conjugate(xp, x), conjugate(xp, kernel)
     dy = activation_gradient(xp, dy, y, activation)
     count = _leading(x)
     dy = xp.reshape(dy, (count, kernel.shape[1]))
@@ -101,5 +109,5 @@ def _(xp: Namespace, dy: Array, saved: Any, *, activation: str | None, needs: tu
     return (
         xp.reshape(xp.matmul(dy, xp.matrix_transpose(kernel)), x.shape) if needs[0] else None,
         xp.matmul(xp.matrix_transpose(rows), dy) if needs[1] else None,
-        xp.sum(dy, axis=0, dtype=dy.dtype) if needs[2] else None,
+        total(xp, dy, (0,)) if needs[2] else None,
     )

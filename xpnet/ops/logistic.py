@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, dtype_name, kind_of
 from xpnet.ops.activations import _sigmoid
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, is_float
 from xpnet.ops.softmax import check_reduction
+from xpnet.ops.sums import total
 
 
-@op
+@op(indices=("labels",))
 def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduction: str = "mean", save: bool = True) -> Any:
     """Compute -(labels * log sigmoid(logits) + (1 - labels) * log(1 - sigmoid(logits))), numerically stable.
 
@@ -33,6 +34,8 @@ def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
             f"sigmoid_cross_entropy: logits {tuple(logits.shape)} {logits.dtype} and labels {tuple(labels.shape)}; expected "
             f"floating logits and one label for each, of the same shape"
         )
+    if kind_of(labels.dtype) in ("complex", "other"):
+        raise TypeError(f"sigmoid_cross_entropy: labels have dtype {dtype_name(labels)}, expected 0, 1 or probabilities")
     y = xp.astype(labels, logits.dtype, copy=False)
     # log(1 + exp(-|x|)) is the same for both labels; a logit on the wrong side of 0 adds |x|. Nothing is subtracted from a
     # large number, so that a tiny loss keeps its digits.
@@ -42,8 +45,8 @@ def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     saved = (logits, y) if save else None
     if reduction == "none":
         return losses, saved
-    total = xp.sum(losses, dtype=losses.dtype)
-    return (total / max(math.prod(logits.shape), 1) if reduction == "mean" else total), saved
+    loss = total(xp, losses)
+    return (loss / max(math.prod(logits.shape), 1) if reduction == "mean" else loss), saved
 
 
 @sigmoid_cross_entropy.backward

@@ -10,14 +10,14 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, refuse_subclass
 from xpnet.ops.registry import op, statistics_in_float32
 from xpnet.ops.shapes import ShapeError, expect_rank, normalize_axes
+from xpnet.ops.sums import far_from_zero, total
 
 
 def _mean(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
-    total: Array = xp.sum(x, axis=axes, keepdims=True, dtype=x.dtype)
-    return total / max(math.prod(x.shape[a] for a in axes), 1)
+    return total(xp, x, axes, keepdims=True) / max(math.prod(x.shape[a] for a in axes), 1)
 
 
 def _normalize(xp: Namespace, x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array, Array]:
@@ -25,6 +25,10 @@ def _normalize(xp: Namespace, x: Array, axes: tuple[int, ...], epsilon: float) -
     mean = _mean(xp, x, axes)
     centred = x - mean
     variance = _mean(xp, centred * centred, axes)
+    if far_from_zero(xp, mean, variance):  # where the deviation is small, the mean was rounded too early
+        rest = _mean(xp, centred, axes)
+        mean, centred = mean + rest, centred - rest
+        variance = _mean(xp, centred * centred, axes)
     inverse = 1 / xp.sqrt(variance + epsilon)
     return centred * inverse, inverse, mean, variance
 
@@ -49,8 +53,8 @@ def _vector_gradients(
 ) -> tuple[Array | None, Array | None]:
     """Return the gradients of scale and offset, summed over all axes that they do not have."""
     return (
-        xp.sum(dy * xhat, axis=axes, dtype=dy.dtype) if needs[1] else None,
-        xp.sum(dy, axis=axes, dtype=dy.dtype) if needs[2] else None,
+        total(xp, dy * xhat, axes) if needs[1] else None,
+        total(xp, dy, axes) if needs[2] else None,
     )
 
 
@@ -108,6 +112,10 @@ def batch_norm_inference(
 ) -> Any:
     """Normalise x (N, ..., C) with given, constant statistics (C,)."""
     _check_vectors("batch_norm", (x.shape[-1],), scale=scale, offset=offset, mean=mean, variance=variance)
+    for statistic in (mean, variance):
+        refuse_subclass(statistic)
+    # The statistics are constants, which do not widen the result.
+    mean, variance = (v if v.dtype == x.dtype else xp.astype(v, x.dtype) for v in (mean, variance))
     inverse = 1 / xp.sqrt(variance + epsilon)
     xhat = (x - mean) * inverse
     return _affine(xhat, scale, offset), (xhat, inverse, scale)

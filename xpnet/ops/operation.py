@@ -17,8 +17,9 @@ one with a parameter `into` gets an array per input, or None, which it may fill 
 
 ``@leaky_relu.accelerate("numpy")`` registers another implementation for the arrays of one library. Several are tried in
 order: each may return ``NotImplemented`` for a case that it does not cover, and the reference is the last.
-``XPNET_REFERENCE=1`` turns all of them off. What belongs to one operation is declared at it: how it computes 16-bit floats
-(``@op(half=...)``), and what an acceleration allocates (``@implementation.footprint``).
+``XPNET_REFERENCE=1`` turns all of them off. What belongs to one operation is declared at it: how it takes 16-bit floats,
+integers and complex numbers (``@op(half=..., integers=..., linear=...)``), and what an acceleration allocates
+(``@implementation.footprint``).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import inspect
 import itertools
 import os
 import re
+import types
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -39,14 +42,16 @@ from xpnet.backend import (
     Namespace,
     array_types,
     as_array,
-    dtype_name,
-    half_dtypes,
+    kind_of,
     name_of,
     namespace,
     namespaces,
-    raise_explained,
+    plain_settings,
+    without_scalars,
 )
+from xpnet.ops.errors import NAMED, explain_inputs, explain_library, explain_memory
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.dtypes import FLOAT32, FLOAT64
 
 Gradients = Sequence[Array | None]
 
@@ -118,8 +123,10 @@ class Implementation:
         return self.declared_footprint
 
 
-HalfPolicy = Callable[["Op", Namespace, tuple[Any, ...]], Implementation]
-"""Chooses the implementation for 16-bit floats where no accelerated one takes them."""
+Policy = Callable[["Op", Namespace, tuple[Any, ...]], Implementation]
+"""Chooses the implementation for inputs of some dtypes where no accelerated one takes them."""
+
+HalfPolicy = Policy
 
 
 def as_is(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementation:
@@ -130,9 +137,23 @@ def as_is(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> Implementati
 class Op:
     """An operation. Calling it computes the output on native arrays, or records itself when an input is a Tensor."""
 
-    def __init__(self, function: Callable[..., Any], half: HalfPolicy | None = None, broadcasts: bool = False) -> None:
-        self.half = as_is if half is None else half
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        half: HalfPolicy = as_is,
+        broadcasts: bool = False,
+        *,
+        integers: str = "keep",
+        linear: bool = False,
+        indices: Sequence[str] = (),
+        suited: Policy = as_is,
+    ) -> None:
+        self.half = half
         self.broadcasts = broadcasts
+        self.integers = integers
+        self.linear = linear
+        self.indices = frozenset(indices)
+        self.suited = suited  # chooses the implementation for dtypes other than one of float32 and float64
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
@@ -146,12 +167,17 @@ class Op:
 
         parameters = [p for p in list(inspect.signature(function).parameters.values())[1:] if p.name != "save"]
         # An array that must be given by keyword (running statistics) is a setting: it has no gradient.
-        arrays = [p for p in parameters if str(p.annotation).startswith("Array") and p.kind is not p.KEYWORD_ONLY]
+        arrays = [p for p in parameters if _is_array(p.annotation) and p.kind is not p.KEYWORD_ONLY]
         rest = [p for p in parameters if p not in arrays]
         if parameters[: len(arrays)] != arrays or not arrays:
-            raise TypeError(f"{function.__name__}: the array inputs must come first and be annotated Array")
+            got = ", ".join(map(str, parameters))
+            raise TypeError(
+                f"{function.__name__}: the array inputs must come first, after xp, and be annotated xpnet.ops.Array (or "
+                f"Array | None), as in def {function.__name__}(xp, x: Array, *, slope: float = 0.01); got ({got})"
+            )
         self.variadic = arrays[0].kind is inspect.Parameter.VAR_POSITIONAL
         self.input_names = tuple(p.name for p in arrays)
+        self.several = self.variadic or len(arrays) > 1
         self.required = sum(p.default is inspect.Parameter.empty for p in arrays)
         self.setting_names = tuple(p.name for p in rest)
         self._positional = tuple(p.name for p in rest if self.variadic or p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -274,7 +300,8 @@ class Op:
         kinds = tuple(map(type, inputs))
         xp = namespaces.get(kinds)
         if xp is None:
-            xp = namespaces[kinds] = namespace(*inputs)
+            inputs = without_scalars(inputs)  # their types are never in the table
+            xp = namespaces[tuple(map(type, inputs))] = namespace(*inputs)
         return self.run(xp, inputs, settings, False)[0]
 
     def run(
@@ -284,8 +311,17 @@ class Op:
         implementation = self._chosen.get(xp)
         if implementation is None or _reference_only:
             implementation = self.implementation(xp)
-        if getattr(inputs[0], "dtype", None) in half_dtypes and not implementation.takes_half:
-            implementation = next(self._fallbacks(implementation, xp, inputs))
+        dtype = getattr(inputs[0], "dtype", None)
+        if dtype is None and self.several:  # a number
+            dtype = getattr(inputs[1], "dtype", None)
+        if dtype is not FLOAT32 and dtype is not FLOAT64:
+            if implementation is self.reference or (dtype is not None and not implementation.takes_half and _is_half(dtype)):
+                implementation = next(self._fallbacks(implementation, xp, inputs))
+        elif self.several and implementation is self.reference:  # the accelerated ones look for themselves
+            for other in inputs:
+                if getattr(other, "dtype", dtype) is not dtype:
+                    implementation = self.suited(self, xp, inputs)
+                    break
         try:
             result = implementation.compute(xp, inputs, settings, save)
             if result is NotImplemented:
@@ -295,29 +331,46 @@ class Op:
                     if result is not NotImplemented:
                         break
         except MemoryError as error:
-            _explain_memory(xp, error, self.__name__, inputs)
+            explain_memory(xp, error, self.__name__, inputs)
             raise
         except ShapeError as error:
-            if _NAMED.match(str(error)):
+            if NAMED.match(str(error)):
                 raise
             raise ShapeError(f"{self.__name__}: {error}") from None
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            _explain_inputs(self, xp, error, inputs, settings)
+            if isinstance(error, NotImplementedError):
+                explain_library(self, xp, error, inputs)
+            explain_inputs(self, xp, error, inputs, settings)
+            raise
+        except AttributeError as error:
+            explain_library(self, xp, error, inputs)
             raise
         output, saved = result
-        if type(output) not in array_types and type(output) is not tuple:
-            output = as_array(xp, output)
+        first = output
+        if type(output) is tuple:
+            first = output[0]
+        elif type(output) not in array_types:
+            output = first = as_array(xp, output)
+        if first.dtype is not dtype and (dtype is FLOAT32 or dtype is FLOAT64):
+            # Something that is no array has widened the result.
+            plain = plain_settings(settings)
+            if plain is not settings:
+                return self.run(xp, inputs, plain, save)
+            if any(type(value) is complex for value in inputs):
+                implementation = self.suited(self, xp, inputs)
+                output, saved = implementation.compute(xp, inputs, settings, save)
         return output, saved, implementation
 
     def _fallbacks(self, implementation: Implementation, xp: Namespace, inputs: tuple[Any, ...]) -> Iterator[Implementation]:
         """Yield the implementations to try after one that does not cover a call; the reference is the last."""
-        half = getattr(inputs[0], "dtype", None) in half_dtypes
+        dtype = getattr(inputs[0], "dtype", None)
+        half = dtype is not None and _is_half(dtype)
         following = implementation.fallback
         while following is not None:
             if following.takes_half or not half:
                 yield following
             following = following.fallback
-        yield self.half(self, xp, inputs) if half else self.reference
+        yield self.suited(self, xp, inputs)
 
     def gradients(
         self,
@@ -341,44 +394,23 @@ class Op:
             else:
                 result = function(xp, dy, saved, **settings)
         except MemoryError as error:
-            _explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
+            explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
             raise
         return result if type(result) in (tuple, list) else (result,)
 
 
-_NAMED = re.compile(r"\w+: ")  # a message that begins with an operation's name
+def _is_array(annotation: Any) -> bool:
+    """Return whether a parameter's annotation is Array, or Array or None: an object, or text where it is not evaluated."""
+    if isinstance(annotation, str):
+        names = {name.rpartition(".")[2] for name in re.findall(r"[\w.]+", annotation)}
+        return "Array" in names and names <= {"Array", "None", "Optional", "Union"}
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return all(part is type(None) or _is_array(part) for part in typing.get_args(annotation))
+    return annotation is Array
 
 
-def _explain_inputs(operation: Op, xp: Namespace, error: Exception, inputs: tuple[Any, ...], settings: dict[str, Any]) -> None:
-    """Raise an error that names the operation, if an array library refused shapes, an axis or a dtype."""
-    if _NAMED.match(str(error)):
-        return
-    if isinstance(error, RuntimeError) and name_of(xp) == "cupy":
-        return  # the device's: a launch that failed, or a call that is not possible while a CUDA graph is captured
-    name = operation.__name__
-    arrays = [a for a in inputs if hasattr(a, "shape")]
-    shapes = [tuple(a.shape) for a in arrays]
-    if operation.broadcasts and not _broadcast(shapes):
-        raise ShapeError(
-            f"{name}: shapes {' and '.join(map(str, shapes))} do not fit together: compared from the last axis on, sizes must "
-            f"be equal or 1; use reshape, or x[:, None] to add an axis"
-        ) from None
-    axis = settings.get("axis")
-    if isinstance(axis, int) and shapes and not -len(shapes[0]) <= axis < len(shapes[0]):
-        raise ShapeError(f"{name}: axis {axis} does not exist in an array of shape {shapes[0]}") from None
-    kinds = [dtype_name(a) for a in arrays]
-    if operation.half is not as_is and kinds and "float" not in kinds[0]:
-        raise TypeError(f"{name}: x has dtype {kinds[0]}, expected floating point; convert it to float32 ({error})") from error
-
-
-def _broadcast(shapes: Sequence[tuple[int, ...]]) -> bool:
-    return all(len(set(sizes) - {1}) < 2 for sizes in itertools.zip_longest(*(s[::-1] for s in shapes), fillvalue=1))
-
-
-def _explain_memory(xp: Namespace, error: MemoryError, doing: str, arrays: Any) -> None:
-    """Raise an error that says how much was requested and what would help, if a GPU is out of memory."""
-    if name_of(xp) == "cupy":
-        raise_explained(error, doing, arrays)
+def _is_half(dtype: Any) -> bool:
+    return kind_of(dtype) == "half"
 
 
 registry: dict[str, Op] = {}

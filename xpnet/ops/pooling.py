@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, kind_of
 from xpnet.ops.convolution import col2im, gather_windows
 from xpnet.ops.geometry import Geometry, Padding, Size, windows
 from xpnet.ops.reductions import mean
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, expect_rank, is_float
+from xpnet.ops.sums import total
 
 
 def pool_geometry(operation: str, x: Array, window: Size, stride: Size | None, padding: Padding) -> Geometry:
@@ -29,20 +31,32 @@ def pool_geometry(operation: str, x: Array, window: Size, stride: Size | None, p
 
 
 def _lowest(xp: Namespace, x: Array) -> Any:
-    return -xp.inf if is_float(xp, x) else xp.iinfo(x.dtype).min
+    kind = kind_of(x.dtype)
+    return -math.inf if kind in ("float", "half") else False if kind == "boolean" else xp.iinfo(x.dtype).min
 
 
-@op
+def _inside(xp: Namespace, x: Array, g: Geometry) -> Array:
+    """Return which elements of each window lie in the image: booleans (1, OH, OW, KH*KW, 1)."""
+    axes = []
+    for axis in g:
+        starts = xp.arange(axis.out, device=x.device) * axis.stride - axis.before
+        places = starts[:, None] + xp.arange(axis.window, device=x.device)[None, :]
+        axes.append((places >= 0) & (places < axis.size))
+    both = axes[0][:, None, :, None] & axes[1][None, :, None, :]
+    return cast(Array, xp.reshape(both, (1, g.h.out, g.w.out, g.h.window * g.w.window, 1)))
+
+
+@op(integers="keep")
 def max_pool2d_with_switches(xp: Namespace, x: Array, window: Size, *, stride: Size | None = None, padding: Padding = 0) -> Any:
     """Return the maximum of every window and its index within the window (the switch); of equal elements the first.
 
-    A NaN counts as larger than everything, as in maximum(); the switch is then that of the first NaN.
+    Integers stay integers. A NaN counts as larger than everything, as in maximum(); the switch is then that of the first NaN.
 
     Args:
         x: (N, H, W, C).
         window: int or (KH, KW).
         stride: int or (h, w); None means the window, so that windows do not overlap.
-        padding: as in conv2d; it is never the maximum.
+        padding: as in conv2d; it is never the maximum, and no switch points to it.
 
     Returns:
         y: (N, OH, OW, C), dtype of x.
@@ -54,8 +68,18 @@ def max_pool2d_with_switches(xp: Namespace, x: Array, window: Size, *, stride: S
     cols = gather_windows(xp, x, g, _lowest(xp, x))
     count = g.h.window * g.w.window
     cols = xp.reshape(cols, (*cols.shape[:3], count, cols.shape[5]))  # (N,OH,OW,KH*KW,C)
-    switches = xp.astype(xp.argmax(cols, axis=3), xp.uint8 if count <= 256 else xp.int32)
-    return (xp.max(cols, axis=3), switches), (tuple(x.shape), switches)
+    y = xp.max(cols, axis=3)
+    places = cols
+    if not g.unpadded:
+        # The padding is no larger than anything, but as large as -inf, or as 0 of unsigned bytes: it must not be the first.
+        largest = cols == y[:, :, :, None, :]
+        if is_float(xp, x):
+            largest = largest | xp.isnan(cols)
+        places = xp.astype(largest & _inside(xp, x, g), xp.uint8)
+    elif kind_of(x.dtype) == "boolean":
+        places = xp.astype(cols, xp.uint8)
+    switches = xp.astype(xp.argmax(places, axis=3), xp.uint8 if count <= 256 else xp.int32)
+    return (y, switches), (tuple(x.shape), switches)
 
 
 def _scatter(xp: Namespace, cols: Array, g: Geometry, shape: tuple[int, ...]) -> Array:
@@ -79,7 +103,7 @@ def _(xp: Namespace, dys: Any, saved: Any, *, window: Size, stride: Size | None,
     return unpool(xp, dys[0], switches, shape, g)
 
 
-@op
+@op(integers="keep")
 def max_pool2d(
     xp: Namespace, x: Array, window: Size, *, stride: Size | None = None, padding: Padding = 0, save: bool = True
 ) -> Any:
@@ -126,13 +150,12 @@ def average_pool2d(
     """Return the mean of every window: (N, H, W, C) -> (N, OH, OW, C).
 
     Args:
-        x: (N, H, W, C), floating.
+        x: (N, H, W, C).
         window, stride, padding: as in max_pool2d.
         count_include_pad: divide by the window's size even where part of it lies in the padding.
     """
     g = pool_geometry("average_pool2d", x, window, stride, padding)
-    total = xp.sum(gather_windows(xp, x, g), axis=(3, 4), dtype=x.dtype)
-    return total / window_counts(xp, g, count_include_pad, x), tuple(x.shape)
+    return total(xp, gather_windows(xp, x, g), (3, 4)) / window_counts(xp, g, count_include_pad, x), tuple(x.shape)
 
 
 @average_pool2d.backward
@@ -169,8 +192,7 @@ def lp_pool2d(
     # Divided by the largest element first, so that the powers neither overflow nor underflow.
     largest = xp.max(cols, axis=(3, 4), keepdims=True)
     largest = xp.where(largest > 0, largest, xp.ones_like(largest))
-    total = xp.sum((cols / largest) ** p, axis=(3, 4), dtype=x.dtype)
-    y = total ** (1 / p) * largest[:, :, :, 0, 0, :]
+    y = total(xp, (cols / largest) ** p, (3, 4)) ** (1 / p) * largest[:, :, :, 0, 0, :]
     return y, (x, y)
 
 

@@ -21,6 +21,7 @@ from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, zeros_like_shape
+from xpnet.ops.sums import total
 
 
 def _check(
@@ -100,7 +101,7 @@ def _kernel_gradients(
         inner = rows if drecurrent is None else xp.reshape(drecurrent, rows.shape)
         dweights = xp.matmul(xp.matrix_transpose(states), inner)
     if needs[3]:
-        dbias = xp.sum(rows, axis=0, dtype=rows.dtype)
+        dbias = total(xp, rows, (0,))
     return dx, dkernel, dweights, dbias
 
 
@@ -115,7 +116,7 @@ def _arriving(xp: Namespace, dy: Array, dh: Array, inside: Array | None) -> tupl
     return xp.where(inside, dh + dy, zero), xp.where(inside, zero, dh)
 
 
-@op
+@op(indices=("mask",))
 def rnn(
     xp: Namespace,
     x: Array,
@@ -175,7 +176,7 @@ def _(xp: Namespace, dys: Any, saved: Any, *, activation: str | None, reverse: b
     return *gradients, dh, None
 
 
-@op
+@op(indices=("mask",))
 def lstm(
     xp: Namespace,
     x: Array,
@@ -263,7 +264,7 @@ def _(xp: Namespace, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool, 
     return *gradients, dh, dc, None
 
 
-@op
+@op(indices=("mask",))
 def gru(
     xp: Namespace,
     x: Array,
@@ -339,4 +340,4 @@ def _(xp: Namespace, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool, 
     dall, dsteps = xp.stack(db, axis=0), xp.stack(dhs, axis=0)
     dz = xp.concat((dall[:, :, : 2 * H], dsteps * new), axis=2)
     gradients = _kernel_gradients(xp, x, kernel, before, dz, needs, dall)
-    return *gradients, xp.sum(dall, axis=(0, 1), dtype=dall.dtype) if needs[4] else None, dh, None
+    return *gradients, total(xp, dall, (0, 1)) if needs[4] else None, dh, None

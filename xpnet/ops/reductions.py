@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace, is_floating
+from xpnet.backend import Array, Namespace, kind_of
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import normalize_axes
+from xpnet.ops.sums import far_from_zero, total
 
 Axes = int | Sequence[int] | None
 
@@ -18,16 +19,13 @@ def _kept(shape: Sequence[int], axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
-def _dtype(xp: Namespace, x: Array) -> Any:
-    """Return the dtype to sum in: that of floats (a library might widen it), the library's default for integers."""
-    return x.dtype if is_floating(x) else None
-
-
-@op
+@op(integers="keep", linear=True)
 def sum(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
-    """Compute the sum over `axis` (an int, several, or None for all)."""
+    """Compute the sum over `axis` (an int, several, or None for all); that of integers is exact, in the library's widest."""
     axes = normalize_axes(axis, x.ndim)
-    return xp.sum(x, axis=axes, keepdims=keepdims, dtype=_dtype(xp, x)), x.shape
+    if kind_of(x.dtype) in ("integer", "boolean"):
+        return xp.sum(x if kind_of(x.dtype) == "integer" else xp.astype(x, xp.int64), axis=axes, keepdims=keepdims), x.shape
+    return total(xp, x, axes, keepdims), x.shape
 
 
 @sum.backward
@@ -36,13 +34,13 @@ def _(xp: Namespace, dy: Array, shape: Any, *, axis: Axes, keepdims: bool) -> An
     return xp.broadcast_to(xp.reshape(dy, kept), shape)
 
 
-@op
+@op(linear=True)
 def mean(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
     """Compute the mean over `axis` (an int, several, or None for all)."""
     axes = normalize_axes(axis, x.ndim)
     count = math.prod(x.shape[a] for a in axes)
-    total = xp.sum(x, axis=axes, keepdims=keepdims, dtype=_dtype(xp, x))
-    return total / count if count else total * math.nan, x.shape
+    y = total(xp, x, axes, keepdims)
+    return y / count if count else y * math.nan, x.shape
 
 
 @mean.backward
@@ -96,8 +94,13 @@ def _variance(xp: Namespace, x: Array, axis: Axes, correction: float) -> tuple[A
     axes = normalize_axes(axis, x.ndim)
     number = math.prod(x.shape[a] for a in axes)
     count = number - correction if number > correction else math.nan
-    difference = x - xp.sum(x, axis=axes, keepdims=True, dtype=_dtype(xp, x)) / (number or math.nan)
-    return xp.sum(difference * difference, axis=axes, keepdims=True, dtype=_dtype(xp, x)) / count, (difference, count)
+    mean = total(xp, x, axes, keepdims=True) / (number or math.nan)
+    difference = x - mean
+    squares = total(xp, difference * difference, axes, keepdims=True)
+    if far_from_zero(xp, mean, squares / (number or math.nan)):  # the mean was rounded too early
+        difference = difference - total(xp, difference, axes, keepdims=True) / number
+        squares = total(xp, difference * difference, axes, keepdims=True)
+    return squares / count, (difference, count)
 
 
 def _shaped(xp: Namespace, kept: Array, shape: Sequence[int], axis: Axes, keepdims: bool) -> Array:
@@ -106,13 +109,13 @@ def _shaped(xp: Namespace, kept: Array, shape: Sequence[int], axis: Axes, keepdi
     return kept if keepdims else xp.reshape(kept, tuple(n for i, n in enumerate(shape) if i not in axes))
 
 
-@op
+@op(integers="keep")
 def max(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
     """Return the maximum over `axis`; equal maxima share the gradient."""
     return _extreme(xp, xp.max, x, axis, keepdims)
 
 
-@op
+@op(integers="keep")
 def min(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
     """Return the minimum over `axis`; equal minima share the gradient."""
     return _extreme(xp, xp.min, x, axis, keepdims)
@@ -128,7 +131,7 @@ def _extreme_backward(xp: Namespace, dy: Array, saved: Any, *, axis: Axes, keepd
     x, kept = saved
     hit = xp.astype(x == kept, dy.dtype)
     axes = normalize_axes(axis, x.ndim)
-    share = hit / xp.sum(hit, axis=axes, keepdims=True, dtype=hit.dtype)
+    share = hit / total(xp, hit, axes, keepdims=True)
     return xp.reshape(dy, kept.shape) * share
 
 

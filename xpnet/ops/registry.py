@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
 
+from xpnet.ops.conversion import suited
 from xpnet.ops.half import in_float32, in_float32_on_cpu, statistics_in_float32
 from xpnet.ops.operation import (
     HalfPolicy,
@@ -26,11 +27,25 @@ def op(function: Callable[..., Any], /) -> Op: ...
 
 
 @overload
-def op(*, half: HalfPolicy = in_float32, broadcasts: bool = False) -> Callable[[Callable[..., Any]], Op]: ...
+def op(
+    *,
+    half: HalfPolicy = in_float32,
+    broadcasts: bool = False,
+    integers: Literal["promote", "keep", "refuse"] = "promote",
+    linear: bool = False,
+    indices: Sequence[str] = (),
+) -> Callable[[Callable[..., Any]], Op]: ...
 
 
 def op(
-    function: Callable[..., Any] | None = None, /, *, half: HalfPolicy = in_float32, broadcasts: bool = False
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    half: HalfPolicy = in_float32,
+    broadcasts: bool = False,
+    integers: Literal["promote", "keep", "refuse"] = "promote",
+    linear: bool = False,
+    indices: Sequence[str] = (),
 ) -> Op | Callable[[Callable[..., Any]], Op]:
     """Make an operation of its reference forward function (a decorator, with or without arguments).
 
@@ -39,13 +54,18 @@ def op(
         half: how to compute 16-bit floats where no accelerated implementation takes them: `in_float32`, `as_is` (elements are
             only moved), `in_float32_on_cpu`, `statistics_in_float32`, or another function like these.
         broadcasts: the inputs broadcast, so that an error may explain the rules.
+        integers: what happens to integers and booleans: "promote" computes in float32, or in the dtype of the floating inputs;
+            "keep" computes with them as they are, for operations that move or compare elements; "refuse" raises a TypeError.
+        linear: the operation takes complex numbers: it is linear in each input, and its backward pass is the adjoint (with
+            conjugated factors). All others raise a TypeError for them.
+        indices: the names of the inputs whose integers are places, labels or masks, which are left alone.
 
     Raises:
-        TypeError: an operation of this name exists.
+        TypeError: an operation of this name exists, or the array inputs are not annotated Array.
     """
 
     def make(function: Callable[..., Any]) -> Op:
-        return register(Op(function, half, broadcasts))
+        return register(Op(function, half, broadcasts, integers=integers, linear=linear, indices=indices, suited=suited))
 
     return make if function is None else make(function)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace, half_dtypes, is_floating
+from xpnet.backend import Array, Namespace, dtype_name, half_dtypes, is_floating, kind_of
+from xpnet.ops.sums import total
 
 
 class ShapeError(ValueError):
@@ -25,6 +26,13 @@ def expect_axes(operation: str, name: str, shape: tuple[int, ...], letters: str)
             f"{operation}: {name} has shape {tuple(shape)}, expected {len(axes)} axes ({', '.join(axes)}); "
             f"add or merge axes with reshape"
         )
+
+
+def expect_real(operation: str, **arrays: Array) -> None:
+    """Raise a TypeError unless all arrays, given by name, hold real numbers, which have an order."""
+    for name, array in arrays.items():
+        if kind_of(array.dtype) in ("complex", "other"):
+            raise TypeError(f"{operation}: the {name} has dtype {dtype_name(array)}, expected real numbers")
 
 
 def is_whole(value: Any) -> bool:
@@ -52,11 +60,19 @@ def unbroadcast(xp: Namespace, dy: Array, shape: tuple[int, ...]) -> Array:
     repeated = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and dy.shape[extra + i] != 1)
     if repeated:
         if dy.dtype in half_dtypes:
-            dy = xp.astype(xp.sum(dy, axis=repeated, keepdims=True, dtype=xp.float32), dy.dtype)
+            dy = xp.astype(total(xp, dy, repeated, keepdims=True, dtype=xp.float32), dy.dtype)
         else:
-            dy = xp.sum(dy, axis=repeated, keepdims=True, dtype=dy.dtype)
+            dy = total(xp, dy, repeated, keepdims=True)
     summed: Array = xp.reshape(dy, shape)
     return summed
+
+
+def conjugate(xp: Namespace, x: Array) -> Array:
+    """Return the complex conjugate of complex numbers, real ones as they are."""
+    if kind_of(x.dtype) != "complex":
+        return x
+    conjugated: Array = xp.conj(x)
+    return conjugated
 
 
 def zeros_like_shape(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:

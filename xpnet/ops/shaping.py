@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace
+from xpnet.backend import Array, Namespace, dtype_name, kind_of
 from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast, zeros_like_shape
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def reshape(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """Return the elements, in C order, in another shape; one size may be -1."""
     given: Any = shape
@@ -31,7 +31,7 @@ def _(xp: Namespace, dy: Array, before: Any, *, shape: Any) -> Any:
     return xp.reshape(dy, before)
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def transpose(xp: Namespace, x: Array, axes: Sequence[int] | None = None) -> Any:
     """Permute the axes to the order `axes`, or reverse them."""
     order = tuple(reversed(range(x.ndim))) if axes is None else normalize_axes(axes, x.ndim)
@@ -45,7 +45,7 @@ def _(xp: Namespace, dy: Array, order: Any, *, axes: Any) -> Any:
     return xp.permute_dims(dy, tuple(sorted(range(len(order)), key=order.__getitem__)))
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def concat(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
     """Join arrays along an existing axis: ``concat([a, b], axis=-1)``."""
     axis = normalize_axes(axis, arrays[0].ndim)[0]
@@ -68,7 +68,7 @@ def _(xp: Namespace, dy: Array, sizes: Any, *, axis: int) -> Any:
     return parts
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def stack(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
     """Join arrays of one shape along a new axis: ``stack([a, b], axis=0)``."""
     if len({tuple(a.shape) for a in arrays}) > 1:
@@ -82,7 +82,7 @@ def _(xp: Namespace, dy: Array, count: int, *, axis: int) -> Any:
     return [dy[(slice(None),) * axis + (i, ...)] for i in range(count)]
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def broadcast_to(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """Broadcast x to a larger shape by NumPy's rules."""
     target = tuple(shape)
@@ -110,13 +110,17 @@ def pad_array(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], value:
     return x
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
     """Pad x with `value`; `widths` holds (before, after) for each axis, as for numpy.pad.
 
     Raises:
         ShapeError: not one pair an axis, or a negative width.
+        TypeError: x holds integers or booleans, and the value is none of them.
     """
+    kind = kind_of(x.dtype)
+    if kind in ("integer", "boolean") and value != 0 and not _holds(xp, x, kind, value):
+        raise TypeError(f"pad: the value {value} does not fit x of dtype {dtype_name(x)}; convert x to float32")
     given: Any = widths
     pairs = [] if is_whole(given) else [(int(a), int(b)) for a, b in given]
     if len(pairs) != x.ndim or any(a < 0 or b < 0 for a, b in pairs):
@@ -126,12 +130,19 @@ def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: fl
     return pad_array(xp, x, pairs, value), x.shape
 
 
+def _holds(xp: Namespace, x: Array, kind: str, value: float) -> bool:
+    if kind == "boolean":
+        return value in (0, 1)
+    limits = xp.iinfo(x.dtype)
+    return bool(value == value // 1 and limits.min <= value <= limits.max)
+
+
 @pad.backward
 def _(xp: Namespace, dy: Array, shape: Any, *, widths: Any, value: float) -> Any:
     return dy[tuple(slice(before, before + n) for (before, _), n in zip(widths, shape))]
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def getitem(xp: Namespace, x: Array, index: Any) -> Any:
     """Return x[index]: integers, slices, None and ..., or integer or boolean arrays as the library of x allows."""
     return x[_full(index)], (tuple(x.shape), x.dtype, x.device)
@@ -165,7 +176,7 @@ def _(xp: Namespace, dy: Array, like: Any, *, index: Any) -> Any:
     return xp.reshape(scatter_rows.run(xp, (rows, source), {"size": size}, False)[0], shape)
 
 
-@op
+@op(linear=True, indices=("index",))
 def scatter_rows(xp: Namespace, rows: Array, index: Array, *, size: int) -> Any:
     """Add rows (M, D) by index (M,) into an array (size, D): out[index[m]] += rows[m], from 0. Others count nowhere.
 
@@ -180,6 +191,7 @@ def scatter_rows(xp: Namespace, rows: Array, index: Array, *, size: int) -> Any:
             f"scatter_rows: rows {tuple(rows.shape)} and index {tuple(index.shape)} {index.dtype}; "
             f"expected rows (M, D) and integers (M,)"
         )
+    index = xp.astype(index, xp.int64, copy=False)  # the number of rows need not fit a smaller dtype
     many = max(1, (1 << 22) // max(1, index.shape[0]))
     blocks: list[Array] = []
     for start in range(0, size, many):
@@ -199,7 +211,7 @@ def _(xp: Namespace, dy: Array, index: Array, *, size: int) -> Any:
     return xp.where(inside[:, None], xp.take(dy, xp.where(inside, index, xp.zeros_like(index)), axis=0), zeros), None
 
 
-@op(half=as_is)
+@op(half=as_is, integers="keep", linear=True)
 def flip(xp: Namespace, x: Array, axis: int | Sequence[int] | None = None) -> Any:
     """Reverse the order of the elements along `axis`."""
     axes = normalize_axes(axis, x.ndim)

@@ -5,42 +5,47 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.backend import Array, Namespace, is_asynchronous
+from xpnet.backend import Array, Namespace, dtype_name, is_asynchronous, kind_of
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, is_float
+from xpnet.ops.sums import total
+
+
+def _sum(xp: Namespace, x: Array, axis: int) -> Array:
+    return total(xp, x, (axis % x.ndim,), keepdims=True)
 
 
 def _shifted_exp(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array, Array]:
     """Return x - max(x), its exponential, and the sum of that: nothing can overflow."""
     shifted = x - xp.max(x, axis=axis, keepdims=True)
     e = xp.exp(shifted)
-    return shifted, e, xp.sum(e, axis=axis, keepdims=True, dtype=e.dtype)
+    return shifted, e, _sum(xp, e, axis)
 
 
 @op
 def softmax(xp: Namespace, x: Array, axis: int = -1) -> Any:
     """Compute exp(x) / sum(exp(x)) along `axis`, which must not be empty."""
-    _, e, total = _shifted_exp(xp, x, axis)
-    y = e / total
+    _, e, sums = _shifted_exp(xp, x, axis)
+    y = e / sums
     return y, y
 
 
 @softmax.backward
 def _(xp: Namespace, dy: Array, y: Array, *, axis: int) -> Any:
-    return y * (dy - xp.sum(dy * y, axis=axis, keepdims=True, dtype=dy.dtype))
+    return y * (dy - _sum(xp, dy * y, axis))
 
 
 @op
 def log_softmax(xp: Namespace, x: Array, axis: int = -1) -> Any:
     """Compute log(softmax(x)) along `axis`, without taking the logarithm of a rounded 0."""
-    shifted, _, total = _shifted_exp(xp, x, axis)
-    y = shifted - xp.log(total)
+    shifted, _, sums = _shifted_exp(xp, x, axis)
+    y = shifted - xp.log(sums)
     return y, y
 
 
 @log_softmax.backward
 def _(xp: Namespace, dy: Array, y: Array, *, axis: int) -> Any:
-    return dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True, dtype=dy.dtype)
+    return dy - xp.exp(y) * _sum(xp, dy, axis)
 
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -60,6 +65,8 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
         ValueError: a class index outside 0..K-1; not for arrays on a GPU, see `nan_outside`.
     """
     K = logits.shape[-1]
+    if kind_of(labels.dtype) in ("complex", "other"):
+        raise TypeError(f"{operation}: labels have dtype {dtype_name(labels)}, expected class indices or probabilities")
     if xp.isdtype(labels.dtype, "integral"):
         if tuple(labels.shape) != tuple(logits.shape[:-1]):
             raise ShapeError(
@@ -94,7 +101,7 @@ def nan_outside(xp: Namespace, values: Array, indices: Array, count: int) -> Arr
     return checked
 
 
-@op
+@op(indices=("labels",))
 def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduction: str = "mean", save: bool = True) -> Any:
     """Compute -sum(labels * log_softmax(logits)) over the last axis, numerically stable.
 
@@ -112,8 +119,8 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     check_reduction("softmax_cross_entropy", reduction)
     if logits.ndim == 0 or not is_float(xp, logits):
         raise ShapeError(f"softmax_cross_entropy: logits must be floating (..., K), got {tuple(logits.shape)} {logits.dtype}")
-    shifted, e, total = _shifted_exp(xp, logits, -1)
-    log_p = shifted - xp.log(total)
+    shifted, e, sums = _shifted_exp(xp, logits, -1)
+    log_p = shifted - xp.log(sums)
     indices = check_labels("softmax_cross_entropy", xp, logits, labels)
     if indices:
         # In int64: K class indices need not fit the dtype of the labels, which may be uint8.
@@ -123,15 +130,15 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
         target = xp.astype(labels, logits.dtype, copy=False)
     # A class of probability 0 costs nothing, even where its logit is -inf.
     terms = xp.where(target > 0, -target * log_p, xp.zeros_like(log_p))
-    losses = xp.sum(terms, axis=-1, dtype=terms.dtype)
+    losses = total(xp, terms, (terms.ndim - 1,))
     if indices:
         losses = nan_outside(xp, losses, labels, logits.shape[-1])
     saved = None
     if save:
-        saved = (e / total, target)
+        saved = (e / sums, target)
     if reduction == "none":
         return losses, saved
-    loss = xp.sum(losses, dtype=losses.dtype)
+    loss = total(xp, losses)
     rows = math.prod(logits.shape[:-1])
     return (loss / rows if reduction == "mean" and rows else loss), saved
 
@@ -140,7 +147,7 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
 def _(xp: Namespace, dloss: Array, saved: Any, *, reduction: str) -> Any:
     p, target = saved
     # If the probabilities do not sum to 1, the softmax is weighted by their sum.
-    gradient = p * xp.sum(target, axis=-1, keepdims=True, dtype=target.dtype) - target
+    gradient = p * _sum(xp, target, -1) - target
     if reduction == "none":
         return gradient * dloss[..., None], None
     rows = math.prod(p.shape[:-1])

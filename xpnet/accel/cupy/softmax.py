@@ -9,7 +9,7 @@ from typing import Any
 from xpnet.accel.cupy.launch import grid_size, launch
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import accumulator, c_name, contiguous, supported
-from xpnet.backend import is_floating
+from xpnet.backend import is_floating, kind_of
 from xpnet.ops.softmax import check_reduction, log_softmax, softmax, softmax_cross_entropy
 
 Array = Any
@@ -87,7 +87,7 @@ def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: 
             return NotImplemented  # the reference raises
         if dtype_of(labels) not in ("int32", "int64"):
             labels = labels.astype(xp.int64)
-    elif tuple(labels.shape) != tuple(logits.shape):
+    elif tuple(labels.shape) != tuple(logits.shape) or kind_of(labels.dtype) in ("complex", "other"):
         return NotImplemented
     else:
         labels = labels.astype(logits.dtype, copy=False)

@@ -13,6 +13,7 @@ import numpy as np
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate, activation_gradient
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.linear import dense
+from xpnet.ops.sums import total
 from xpnet.runtime.threads import chunk_count, one_blas_thread, own_threads_preferred, parallel
 
 SERIAL_PRODUCT = 1 << 18
@@ -20,6 +21,10 @@ SERIAL_PRODUCT = 1 << 18
 
 _PARALLEL_PRODUCT = 3 << 20
 """Multiply-adds from which waking another thread pays."""
+
+
+_PLAIN_SUMS = 256
+"""Rows that are added one after the other for the gradient of a bias: a batch has no more as a rule."""
 
 
 def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats:
@@ -50,6 +55,18 @@ def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats
             np.matmul(a, b[:, part], out=out[:, part])
 
     parallel(chunk, -(-size // step))
+    return out
+
+
+def column_sums(x: Floats, out: Floats | None = None) -> Floats:
+    """Return the sums over the rows of x (rows, columns), written to `out` if that is given."""
+    if len(x) <= _PLAIN_SUMS:
+        sums: Floats = np.add.reduce(x, axis=0, out=out)
+        return sums
+    made: Floats = total(np, x, (0,))  # type: ignore[assignment]
+    if out is None:
+        return made
+    np.copyto(out, made)
     return out
 
 
@@ -104,7 +121,7 @@ def backward(
     return (
         dx,
         matmul(rows.T, dy, own, into[1]) if needs[1] else None,
-        np.add.reduce(dy, axis=0, out=into[2]) if needs[2] else None,
+        column_sums(dy, into[2]) if needs[2] else None,
     )
 
 

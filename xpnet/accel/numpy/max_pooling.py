@@ -62,9 +62,24 @@ def _max_and_mask(tile: PoolTile, x: Floats, out: Floats, mask: MaxMask) -> None
     """Compute the maximum of each window, and the argmax mask."""
     P, temporary = workspace(x.dtype, tile.shape, tile.across, slot="pool")
     tile.deinterleave(x, P, -np.inf)
-    _compare(tile, P, temporary, out, mask, np.greater)
+    across = _compare(tile, P, temporary, out, mask, np.greater)
     if np.isnan(np.maximum.reduce(out, axis=None)):
         _compare(tile, P, temporary, out, mask, _greater_or_nan)
+    if not tile.g.unpadded and not np.minimum.reduce(out, axis=None) > -np.inf:
+        _prefer_image(tile, across, out, mask)
+
+
+def _prefer_image(tile: PoolTile, across: Floats, out: Floats, mask: MaxMask) -> None:
+    """Let the first element inside the image win where all of a window are -inf, as large as the padding before them."""
+    h, w = tile.g
+    for column in range(w.out):
+        first = w.before - column * w.stride
+        if 0 < first < w.window:
+            mask.across[first - 1][:, :, column] |= across[:, :, column] == -np.inf
+    for line in range(tile.lines):
+        first = -tile.top - line * h.stride
+        if 0 < first < h.window:
+            mask.down[first - 1][:, line] |= out[:, line] == -np.inf
 
 
 def _greater_or_nan(other: Floats, best: Floats, out: Floats) -> None:
@@ -73,7 +88,8 @@ def _greater_or_nan(other: Floats, best: Floats, out: Floats) -> None:
     out |= np.isnan(other) & ~np.isnan(best)
 
 
-def _compare(tile: PoolTile, P: Floats, temporary: Floats, out: Floats, mask: MaxMask, greater: Callable[..., Any]) -> None:
+def _compare(tile: PoolTile, P: Floats, temporary: Floats, out: Floats, mask: MaxMask, greater: Callable[..., Any]) -> Floats:
+    """Compute the maximum of each window and the argmax mask; return the maxima of the rows of the windows."""
     best = tile.at_column(P, 0)
     for kw in range(1, tile.g.w.window):
         other = tile.at_column(P, kw)
@@ -86,6 +102,7 @@ def _compare(tile: PoolTile, P: Floats, temporary: Floats, out: Floats, mask: Ma
         best = np.maximum(best, other, out=out)
     if tile.g.h.window == 1:
         np.copyto(out, best)
+    return across
 
 
 def _switches(tile: PoolTile, mask: MaxMask, out: Floats) -> None:

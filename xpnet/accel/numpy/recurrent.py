@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.linear import matmul
+from xpnet.accel.numpy.linear import column_sums, matmul
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.recurrent import lstm
 from xpnet.runtime.threads import own_threads_preferred
@@ -121,7 +121,7 @@ def backward(xp: Any, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool,
     if needs[2]:
         dweights = matmul(states[before : T + before].reshape(T * N, H).T, rows, own)
     if needs[3]:
-        dbias = np.add.reduce(rows, axis=0)
+        dbias = column_sums(rows)
     return dx, dkernel, dweights, dbias, dh, dc, None
 
 

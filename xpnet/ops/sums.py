@@ -1,0 +1,108 @@
+"""Sums as exact as pairwise summation, along whatever axis.
+
+Array libraries sum pairwise, or in a tree, along the axis whose elements lie next to each other in memory. Along any other one
+NumPy adds row after row: after a million rows of float32 the last digits of each are lost, and the mean of a constant column is
+not that constant. Here long sums are made of short ones: of blocks of rows, whose sums are summed in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+from xpnet.backend import Array, Namespace, is_asynchronous
+
+SHORT = 128
+"""Elements that may be added one after the other: NumPy's own pairwise sums end at blocks of that many."""
+
+_SHORT_ON_GPU = 1 << 16
+"""The same for CuPy, where the threads of a block share the elements of a sum."""
+
+_BLOCK = 16
+_WIDE = 512
+"""Rows of fewer elements are merged: adding rows of two elements costs as much as adding rows of hundreds."""
+
+_MEDIUM = 4096
+"""Rows up to which two sums of at most twice the square root are enough."""
+
+
+def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: bool = False, dtype: Any = None) -> Array:
+    """Return the sum over `axes` (none negative; None for all) of floating or complex x, in `dtype`, by default that of x."""
+    dtype = x.dtype if dtype is None else dtype
+    shape = x.shape
+    chosen = tuple(range(len(shape))) if axes is None else tuple(axes)
+    count = 1
+    for a in chosen:
+        count *= shape[a]
+    if count <= SHORT or (count <= _SHORT_ON_GPU and is_asynchronous(xp)):
+        return cast(Array, xp.sum(x, axis=chosen, keepdims=keepdims, dtype=dtype))
+    kept = tuple(1 if i in chosen else n for i, n in enumerate(shape))
+    if 0 not in shape:
+        x = _ordered(xp, x)
+        # From the last axis to the first, neighbouring axes at once.
+        end = len(shape)
+        while end:
+            start = end - 1
+            while start and (start - 1 in chosen) == (end - 1 in chosen):
+                start -= 1
+            if end - 1 in chosen:
+                inner = math.prod(kept[end:])
+                x = _middle(xp, xp.reshape(x, (math.prod(shape[:start]), math.prod(shape[start:end]), inner)), dtype)
+            end = start
+    else:
+        x = xp.sum(x, axis=chosen, dtype=dtype)
+    return cast(Array, xp.reshape(x, kept if keepdims else tuple(n for i, n in enumerate(shape) if i not in chosen)))
+
+
+def far_from_zero(xp: Namespace, mean: Array, variance: Array) -> bool:
+    """Return whether a mean is so far from 0 that its last digit counts beside the deviation from it.
+
+    On a GPU it is not asked, as reading the answer would wait for the device.
+    """
+    return not is_asynchronous(xp) and bool(xp.any(mean * mean > 4096 * variance))
+
+
+def _ordered(xp: Namespace, x: Array) -> Array:
+    """Return the array in C order, if the library says that it is in another one: then no axis but the first might be long."""
+    flags = getattr(x, "flags", None)
+    if flags is None or flags.c_contiguous:
+        return x
+    return cast(Array, xp.reshape(xp.reshape(x, (-1,)), x.shape))  # a copy
+
+
+def _middle(xp: Namespace, x: Array, dtype: Any) -> Array:
+    """Sum (outer, n, inner) over its middle axis: (outer, inner)."""
+    outer, n, inner = x.shape
+    if inner == 1:  # neighbours in memory
+        return cast(Array, xp.sum(xp.reshape(x, (outer, n)), axis=1, dtype=dtype))
+    if n <= SHORT:
+        return cast(Array, xp.sum(x, axis=1, dtype=dtype))
+    merged = _merged(n, inner)
+    whole = n - n % merged
+    main = x if whole == n else x[:, :whole, :]
+    wide = _rows(xp, xp.reshape(main, (outer, whole // merged, merged * inner)), dtype)
+    y = _rows(xp, xp.reshape(wide, (outer, merged, inner)), dtype)
+    return y if whole == n else y + _rows(xp, x[:, whole:, :], dtype)
+
+
+@lru_cache(maxsize=4096)
+def _merged(n: int, inner: int) -> int:
+    """Return how many of n rows of `inner` elements are merged to one: if possible a divisor of n, so that none is left."""
+    least = math.isqrt(n // 2) if n <= _MEDIUM else min(max(64, _WIDE // inner), n // 64)
+    return next((count for count in range(least, 2 * least) if n % count == 0), least)
+
+
+def _rows(xp: Namespace, x: Array, dtype: Any) -> Array:
+    """Sum (outer, n, inner) over its middle axis: blocks of rows, then their sums in the same way."""
+    outer, n, inner = x.shape
+    while n > SHORT:
+        count = n // _BLOCK
+        whole = count * _BLOCK
+        main = x if whole == n else x[:, :whole, :]
+        sums = xp.sum(xp.reshape(main, (outer, count, _BLOCK, inner)), axis=2, dtype=dtype)
+        if whole < n:
+            sums = xp.concat((sums, xp.sum(x[:, whole:, :], axis=1, keepdims=True, dtype=dtype)), axis=1)
+        x, n = sums, sums.shape[1]
+    return cast(Array, xp.sum(x, axis=1, dtype=dtype))
