@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, cast
 import array_api_compat
 import numpy as np
 
+from xpnet.runtime.adoption import NUMPY_SCALARS as NUMPY_SCALARS
 from xpnet.runtime.adoption import SCALARS
 from xpnet.runtime.adoption import adopted as adopted
 from xpnet.runtime.adoption import plain_settings as plain_settings

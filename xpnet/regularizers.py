@@ -55,7 +55,7 @@ class MaxNorm:
 
     def project(self, w: Array) -> None:
         """Scale w (..., units) in place."""
-        xp = namespace(w)
+        xp, limit = namespace(w), float(self.limit)
         axes = tuple(range(w.ndim - 1))
         norms = xp.sqrt(total(xp, w * w, axes, keepdims=True))
-        w *= xp.where(norms > self.limit, self.limit / xp.where(norms > 0, norms, xp.ones_like(norms)), xp.ones_like(norms))
+        w *= xp.where(norms > limit, limit / xp.where(norms > 0, norms, xp.ones_like(norms)), xp.ones_like(norms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -254,13 +255,14 @@ def test_backward_rounds_the_gradient_that_it_is_given():
     assert t.grad.dtype == np.float32
 
 
+def scalar(value: Any) -> Any:
+    """Return a number as NumPy's."""
+    return np.float64(value) if type(value) is float else np.int64(value) if type(value) is int else value
+
+
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in op_cases.CASES])
 def test_numpy_scalars_do_not_widen(case: Case):
     """As an input or a setting a NumPy scalar is a number, like Python's own."""
-
-    def scalar(value: Any) -> Any:
-        return np.float64(value) if type(value) is float else np.int64(value) if type(value) is int else value
-
     arrays, options = case.arrays(dtype="float32"), case.options(dtype="float32")
     scalars = {name: scalar(value) for name, value in options.items()}
     for implementation in op_contract.implementations(case):
@@ -271,6 +273,80 @@ def test_numpy_scalars_do_not_widen(case: Case):
                 for one, other in zip(found, expected, strict=True):
                     assert one.dtype == other.dtype
                     op_contract.close(one, other, 1e-6)
+
+
+WITH_NUMBERS = [
+    c
+    for c in op_cases.CASES
+    if differentiable(c) and any(type(v) in (int, float) for v in (*c.inputs, *c.settings.values())) and c.name in registry
+]
+
+
+@pytest.mark.parametrize(("case", "implementation"), matrix(WITH_NUMBERS))
+def test_numpy_scalars_do_not_widen_the_way_back(case: Case, implementation: str):
+    """The bits of outputs and gradients are those of Python's numbers, in every implementation."""
+    arrays, options = case.arrays(dtype="float32"), case.options(dtype="float32")
+    found = []
+    with running(implementation) as place:
+        for number in (lambda value: value, scalar):
+            numbers = {name: number(value) for name, value in place.to(options).items()}
+            tensors = [number(t) for t in as_tensors(case, place.to(arrays))]
+            result = case.call(tensors, numbers)
+            start_backward(result, place.to(weights_for(place.back(outputs_of(result)))))
+            gradients = [place.back(t.grad) for t in tensors if isinstance(t, xn.Tensor) and t.grad is not None]
+            found.append([(a.dtype, a.tobytes()) for a in (*place.back(outputs_of(result)), *gradients)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: [xn.LeakyReLU(n(0.1))],
+        lambda n: [xn.ELU(n(0.5))],
+        lambda n: [xn.Dropout(n(0.5)), xn.LayerNorm(epsilon=n(0.001))],
+        lambda n: [xn.BatchNorm(momentum=n(0.9), epsilon=n(0.001))],
+        lambda n: [xn.Reshape((2, 2, 2)), xn.LocalResponseNorm(alpha=n(0.01))],
+        lambda n: [xn.Reshape((2, 2, 2)), xn.LpPool2D(2, p=n(2.0))],
+        lambda n: [xn.Dense(4, kernel_regularizer=xn.regularizers.L2(n(0.01)))],
+        lambda n: [
+            xn.Dense(4, kernel_regularizer=xn.regularizers.L1(n(0.01)), kernel_constraint=xn.regularizers.MaxNorm(n(1.0)))
+        ],
+    ],
+)
+def test_numpy_scalars_as_settings_train_as_numbers_do(make: Any, device: str):
+    def trained(number: Any) -> list[Any]:
+        layers = [xn.Dense(8), *make(number), xn.Flatten(), xn.Dense(3)]
+        model = xn.Sequential(layers, input_shape=(6,), seed=1, device=device)
+        loss = functools.partial(losses.softmax_cross_entropy, label_smoothing=number(0.1))
+        run = xn.Trainer(model, loss=loss, optimizer=xn.optim.SGD(number(0.1)))
+        x = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+        run.fit((x, np.arange(16) % 3), epochs=3, batch_size=8, verbose=False)
+        arrays = [*model.state().values(), model.predict(x)]
+        return [(a.dtype.name, a.tobytes()) for a in map(xn.to_numpy, arrays)]
+
+    assert trained(np.float64) == trained(float)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("wide", [np.float32, np.float64, np.int64])
+def test_numpy_scalars_beside_a_tensor(wide: Any, device: str):
+    x = xn.to_device(np.array([[0.5, -1.5, 2.0]], np.float32), device)
+    two: Any = wide(2)
+    for function in (
+        lambda t, n: t * n, lambda t, n: n * t, lambda t, n: n / t, lambda t, n: n - t, lambda t, n: t**n,
+        ops.maximum, ops.minimum, ops.power, lambda t, n: ops.maximum(n, t), lambda t, n: ops.clip(t, -n, n),
+    ):  # fmt: skip
+        found: list[Any] = []
+        expected: list[Any] = []
+        for number, kept in ((two, found), (2.0, expected)):
+            t = xn.Tensor(x, requires_grad=True)
+            y = function(t, number)
+            y.sum().backward()
+            assert t.grad is not None
+            kept += [(xn.to_numpy(a).dtype, xn.to_numpy(a).tolist()) for a in (y.array, t.grad)]
+        assert found == expected
+        assert found[0][0] == found[1][0] == np.float32
 
 
 def test_numpy_scalars_in_a_model():

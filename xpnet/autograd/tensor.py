@@ -8,6 +8,7 @@ from typing import Any
 from xpnet import ops
 from xpnet.autograd.tape import Node, Output, mode, outline, reachable, run_backward, store
 from xpnet.backend import (
+    NUMPY_SCALARS,
     Array,
     adopted,
     array_types,
@@ -15,6 +16,7 @@ from xpnet.backend import (
     half_dtypes,
     namespace,
     namespaces,
+    plain_settings,
     without_scalars,
 )
 from xpnet.ops.conversion import gradient_as
@@ -76,6 +78,11 @@ class Tensor(Recordable):
         track = op.differentiable and True in needs
         if track and not mode.recording:
             track, mode.touched = False, True
+        if track and op.numbers:
+            for name in op.numbers:
+                if type(settings[name]) in NUMPY_SCALARS:
+                    settings = plain_settings(settings)  # they would widen what is saved, and the gradient
+                    break
         output, saved, implementation = op.run(xp, tuple(arrays), settings, track)
         node = Node(op, implementation, xp, sources, tuple(needs), saved, settings) if track else None
         if type(output) is tuple:

@@ -180,6 +180,7 @@ class Op:
         self.several = self.variadic or len(arrays) > 1
         self.required = sum(p.default is inspect.Parameter.empty for p in arrays)
         self.setting_names = tuple(p.name for p in rest)
+        self.numbers = tuple(p.name for p in rest if _is_number(p.annotation))  # the settings that are computed with
         self._positional = tuple(p.name for p in rest if self.variadic or p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self._defaults = {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty}
         self.__signature__ = inspect.Signature(parameters)
@@ -407,6 +408,14 @@ def _is_array(annotation: Any) -> bool:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return all(part is type(None) or _is_array(part) for part in typing.get_args(annotation))
     return annotation is Array
+
+
+def _is_number(annotation: Any) -> bool:
+    """Return whether a parameter's annotation is that of a number, or there is none."""
+    if annotation is inspect.Parameter.empty:
+        return True
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return bool(set(re.split(r"\W+", text)) <= {"float", "int", "None", ""})
 
 
 def _is_half(dtype: Any) -> bool:

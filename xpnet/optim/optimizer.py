@@ -58,7 +58,7 @@ class Optimizer:
     def current_learning_rate(self) -> float:
         """The learning rate of the next step."""
         rate = self.learning_rate
-        return self.factor * (float(rate(self.iterations + self.skipped)) if callable(rate) else rate)
+        return self.factor * float(rate(self.iterations + self.skipped) if callable(rate) else rate)
 
     def bind(self, target: Target) -> FlatParameters:
         """Return the flat parameters of a model, or of Parameters, and fit the optimizer's state to them.

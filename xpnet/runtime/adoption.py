@@ -12,6 +12,9 @@ from xpnet.runtime.array import Array
 SCALARS = (bool, int, float, complex)
 """The types of Python's numbers, which take part in operations beside arrays."""
 
+NUMPY_SCALARS = frozenset(kind for kind in np.sctypeDict.values() if kind is not np.object_)
+"""The types of NumPy's scalars."""
+
 
 def refuse_subclass(array: Any) -> None:
     """Raise a TypeError for a NumPy array that would lose its mask, or whose `*` is a matrix product."""
