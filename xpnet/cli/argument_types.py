@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
+from xpnet.runtime.messages import ShortMessage, quoted
+
 MODEL_HELP = "mlp, cnn, or PATH.py:function, which takes any of input_shape, classes, seed and device"
 
 T = TypeVar("T")
 
 
-class UsageError(Exception):
+class UsageError(ShortMessage):
     """Arguments that cannot be used; the message is one line that says what would be right."""
 
 
@@ -28,7 +30,7 @@ def _argument(convert: Callable[[str], T], allowed: Callable[[T], object], expec
         else:
             if allowed(value):
                 return value
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {quoted(text)}")
 
     return read
 

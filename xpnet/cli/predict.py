@@ -18,6 +18,7 @@ from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.model_argument import example_shape, user_classes
 from xpnet.data import DataError, images, read_image
+from xpnet.data.npy import read_npy
 from xpnet.io import archive, model_file
 from xpnet.io.model_file import SavedModel
 from xpnet.optim import SGD
@@ -128,12 +129,7 @@ def read(path: str, shape: tuple[int, ...]) -> Any:
         except ImportError as error:
             raise UsageError(f"{path}: {error}") from error
         return np.divide(pixels, np.float32(255), dtype=np.float32)[None]
-    try:
-        x = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a readable .npy file: {error}") from error
-    if x.dtype.kind not in "fiub":
-        raise DataError(f"{path}: holds {x.dtype}, expected numbers")
+    x = read_npy(path)
     scale = np.iinfo(x.dtype).max if x.dtype.kind in "iu" and len(shape) == 3 else 1
     found = x.shape
     if len(shape) == 3 and shape[2] == 1 and found[-2:] == shape[:2]:
@@ -142,7 +138,12 @@ def read(path: str, shape: tuple[int, ...]) -> Any:
         x = x[None]
     if x.shape[1:] != shape or not len(x):
         raise DataError(f"{path}: holds an array of shape {found}, expected {shape} or (N, {', '.join(map(str, shape))})")
-    return (x / scale).astype(np.float32)
+    with np.errstate(over="ignore"):  # float64 beyond float32 is reported as infinite
+        x = (x / scale).astype(np.float32)
+    if not np.isfinite(x).all():
+        at = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
+        raise DataError(f"{path}: example {at + 1} holds a number that is not finite; fill the gaps as in the training data")
+    return x
 
 
 def _rows(path: str, shape: tuple[int, ...]) -> NumpyArray:

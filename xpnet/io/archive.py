@@ -20,13 +20,15 @@ from typing import IO, Any
 
 import numpy as np
 
+from xpnet.runtime.messages import ShortMessage
+
 DOCUMENT = "document.json"
 ARRAYS = "arrays.safetensors"
 
 NumpyArrays = dict[str, "np.ndarray[Any, Any]"]
 
 
-class ArchiveError(ValueError):
+class ArchiveError(ShortMessage, ValueError):
     """A file is truncated, damaged, or has another format."""
 
 
@@ -116,7 +118,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
             arrays = load(archive.read(ARRAYS))
     except ArchiveError:
         raise
-    # What zipfile, json and safetensors raise on damaged bytes.
+    # What zipfile, json (RecursionError: nested too deeply) and safetensors raise on damaged bytes.
     except (
         zipfile.BadZipFile,
         struct.error,
@@ -125,7 +127,12 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
         SafetensorError,
         ValueError,
         KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
         OverflowError,
+        MemoryError,
+        OSError,
     ) as error:
         raise ArchiveError(f"{path}: truncated, damaged or not a file of xpnet ({error})") from error
     if not isinstance(document, dict):

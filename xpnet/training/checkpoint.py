@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import warnings
@@ -10,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpnet.backend import to_numpy
+from xpnet.backend import dtype_name, to_numpy
 from xpnet.io import archive
+from xpnet.io.schema import LARGEST, Mismatch, dict_of, fields, flag, integer, list_of, maybe, number, text
+from xpnet.layers.context import FLOATS
+from xpnet.layers.state import check_state
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
+from xpnet.runtime.messages import quoted
 from xpnet.training.callback import Callback
 from xpnet.training.callbacks import is_better, monitor_mode
 
@@ -62,13 +67,22 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
 def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     """Restore a trainer (with its model, optimizer and callbacks) from a file of :func:`save_checkpoint`.
 
+    The trainer is changed wholly or, where an error is raised, not at all.
+
     Raises:
+        FileNotFoundError: there is no such file.
         ArchiveError: the file is truncated, damaged or not a checkpoint.
         ValueError: it belongs to another model, optimizer or list of callbacks.
     """
     document, arrays = archive.read(path)
     if document.get("format") != FORMAT:
-        raise archive.ArchiveError(f"{path}: not a checkpoint of xpnet: its format is {document.get('format')!r}")
+        raise archive.ArchiveError(f"{path}: not a checkpoint of xpnet: its format is {quoted(document.get('format'))}")
+    try:
+        _DOCUMENT(document, "its document")
+        parts = {name: _unpack(document[name], arrays) for name in ("model", "optimizer", "gradients")}
+        states = [_unpack(entry["state"], arrays) for entry in document["callbacks"]]
+    except (Mismatch, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
     kinds, ours = (
         [_RENAMED.get(kind, kind) for kind in names]
         for names in ([entry["kind"] for entry in document["callbacks"]], [type(c).__name__ for c in trainer.callbacks])
@@ -85,19 +99,103 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-    trainer.model.load_state(_unpack(document["model"], arrays))
+    _check_model(trainer, path, parts["model"], parts["gradients"], document["counters"])
+    # What may find fault with its part comes first; what was loaded then is put back. The model, checked above, is last.
+    before = [(part, dict(vars(part))) for part in (*trainer.callbacks, trainer.optimizer, trainer.sums)]
+    try:
+        for callback, state in zip(trainer.callbacks, states):
+            _check_state(callback, state)
+            callback.load_state(state)
+        trainer.optimizer.load_state(parts["optimizer"])
+        trainer.sums.load_state(place["sums"])
+        trainer.model.load_state(parts["model"])
+    except Exception as error:
+        for part, attributes in before:
+            vars(part).clear()
+            vars(part).update(attributes)
+        if isinstance(error, (Mismatch, KeyError, TypeError, AttributeError, IndexError, OverflowError)):
+            raise _damaged(path, error) from error
+        raise
     trainer.model.load_rng_counters(document["counters"])
-    trainer.optimizer.load_state(_unpack(document["optimizer"], arrays))
     parameters = trainer.model.parameters()
-    for name, gradient in _unpack(document["gradients"], arrays).items():
+    for name, gradient in parts["gradients"].items():
         parameters[name].set_gradient(gradient)
     trainer.history.clear()
-    trainer.history.update({name: list(values) for name, values in document["history"].items()})
+    trainer.history.update({name: [math.nan if v is None else float(v) for v in h] for name, h in document["history"].items()})
     trainer.epoch, trainer.batch = place["epoch"], place["batch"]
     trainer.iteration, trainer.first_epoch = place["iteration"], place["first_epoch"]
-    trainer.sums.load_state(place["sums"])
-    for callback, entry in zip(trainer.callbacks, document["callbacks"]):
-        callback.load_state(_unpack(entry["state"], arrays))
+
+
+_DOCUMENT = fields(
+    {
+        "trainer": fields(
+            {
+                **dict.fromkeys(("epoch", "batch", "iteration", "first_epoch"), integer()),
+                "seed": integer(-LARGEST),
+                "sums": fields({"count": integer(), "totals": dict_of(number)}),
+            },
+            {"deterministic": flag},
+        ),
+        "history": dict_of(list_of(maybe(number))),
+        "counters": dict_of(integer()),
+        "model": dict_of(fields({"array": text})),
+        "gradients": dict_of(fields({"array": text})),
+        "optimizer": fields(
+            {"iterations": integer(), "factor": number, "slots": dict_of(fields({"array": text}))}, {"skipped": integer()}
+        ),
+        "callbacks": list_of(fields({"kind": text, "state": fields({})})),
+    }
+)
+
+
+def _damaged(path: str | Path, error: Exception) -> archive.ArchiveError:
+    what = str(error) if isinstance(error, Mismatch) else f"{type(error).__name__}: {quoted(str(error), 200)}"
+    return archive.ArchiveError(f"{path}: a damaged checkpoint: {what}")
+
+
+def _check_model(
+    trainer: Trainer, path: str | Path, state: dict[str, Any], gradients: dict[str, Any], counters: dict[str, int]
+) -> None:
+    """Raise an ArchiveError where arrays cannot be those of a model, and a ValueError where they are another model's."""
+    own, parameters = trainer.model.state(), trainer.model.parameters()
+    check_state(trainer.model, state)
+    if counters.keys() - dict(trainer.model.named_modules()).keys():
+        raise ValueError(f"{path}: the run's model had other random layers: {quoted(sorted(counters), 200)}")
+    for name, array in state.items():
+        if (array.dtype.kind in "biu") != (dtype_name(own[name]) not in FLOATS):
+            raise archive.ArchiveError(f"{path}: a damaged checkpoint: {name} is {array.dtype}")
+    for name, gradient in gradients.items():
+        if name not in parameters or gradient.shape != parameters[name].shape or gradient.dtype.kind in "biu":
+            raise archive.ArchiveError(f"{path}: a damaged checkpoint: a gradient {quoted(name)} {gradient.shape} without parameter")
+
+
+def _check_state(callback: Callback, state: dict[str, Any]) -> None:
+    """Raise a Mismatch where the state of a callback has other parts than the callback's own, or parts of another kind.
+
+    A user's callback may keep what it likes: of its state only the names are compared.
+    """
+    kind = type(callback)
+    if not kind.__module__.startswith("xpnet."):
+        return
+    for name, value in callback.state().items():
+        where = f"its {kind.__name__}.{name}"
+        if name not in state:
+            raise Mismatch(where, None, "a value")
+        _alike(value, state[name], where)
+
+
+def _alike(own: Any, value: Any, where: str) -> None:
+    if isinstance(own, bool):
+        flag(value, where)
+    elif isinstance(own, (int, float)):
+        number(value, where)
+    elif isinstance(own, str):
+        text(value, where)
+    elif isinstance(own, (list, dict)) and value is not None:
+        if type(own) is not type(value):
+            raise Mismatch(where, value, f"a {type(own).__name__}")
+    elif isinstance(value, str):  # None so far: a number, an array, or some by name
+        raise Mismatch(where, value, "a number or arrays")
 
 
 def _pack(value: Any, arrays: dict[str, Any], name: str) -> Any:
@@ -116,7 +214,10 @@ def _unpack(value: Any, arrays: dict[str, Any]) -> Any:
     """Reverse _pack."""
     if isinstance(value, dict):
         if set(value) == {"array"}:
-            return arrays[value["array"]]
+            name = value["array"]
+            if not isinstance(name, str) or name not in arrays:
+                raise Mismatch("the reference to an array", name, "one that the file holds")
+            return arrays[name]
         return {key: _unpack(part, arrays) for key, part in value.items()}
     return [_unpack(part, arrays) for part in value] if isinstance(value, list) else value
 
@@ -249,7 +350,8 @@ def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
     With "auto" a damaged file is skipped with a warning that names it; without any file the trainer stays as it is.
 
     Raises:
-        ValueError: "auto" without a Checkpoint callback, or checkpoints that are all damaged.
+        ValueError: "auto" without a Checkpoint callback.
+        ArchiveError: the checkpoints are all damaged.
     """
     if str(resume) != "auto":
         load_checkpoint(trainer, resume)
@@ -267,4 +369,7 @@ def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
         else:
             return
     if damaged:
-        raise ValueError(f"no usable checkpoint in {folders[0]}: {'; '.join(damaged)}")
+        raise archive.ArchiveError(
+            f"no usable checkpoint in {folders[0]}: all {len(damaged)} are damaged. Move them away to begin anew, or put back "
+            f"copies. {'; '.join(damaged)}"
+        )
