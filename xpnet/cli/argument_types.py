@@ -8,14 +8,14 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from xpnet.runtime.messages import ShortMessage, quoted
+from xpnet.runtime.messages import QuotingError, quoted
 
 MODEL_HELP = "mlp, cnn, or PATH.py:function, which takes any of input_shape, classes, seed and device"
 
 T = TypeVar("T")
 
 
-class UsageError(ShortMessage):
+class UsageError(QuotingError):
     """Arguments that cannot be used; the message is one line that says what would be right."""
 
 

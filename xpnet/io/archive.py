@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from xpnet.runtime.messages import ShortMessage
+from xpnet.runtime.messages import QuotingError
 
 DOCUMENT = "document.json"
 ARRAYS = "arrays.safetensors"
@@ -28,7 +28,7 @@ ARRAYS = "arrays.safetensors"
 NumpyArrays = dict[str, "np.ndarray[Any, Any]"]
 
 
-class ArchiveError(ShortMessage, ValueError):
+class ArchiveError(QuotingError, ValueError):
     """A file is truncated, damaged, or has another format."""
 
 

@@ -1,6 +1,6 @@
 """What a JSON document of ours must look like: small checks that are put together, for files that may be damaged or hostile.
 
-A check is a function (value, where) that returns None or raises a :class:`Mismatch` that names the place:
+A check is a function (value, where) that returns None or raises a :class:`MismatchError` that names the place:
 
     check = fields({"epoch": integer(), "name": text}, optional={"history": dict_of(list_of(maybe(number)))})
     check(document, "the record")
@@ -20,7 +20,7 @@ LARGEST = 2**62
 DEEPEST = 20
 
 
-class Mismatch(ValueError):
+class MismatchError(ValueError):
     """A part of a document is not what it must be."""
 
     def __init__(self, where: str, value: Any, expected: str) -> None:
@@ -30,26 +30,26 @@ class Mismatch(ValueError):
 def text(value: Any, where: str) -> None:
     """Check for a string."""
     if not isinstance(value, str):
-        raise Mismatch(where, value, "text")
+        raise MismatchError(where, value, "text")
 
 
 def flag(value: Any, where: str) -> None:
     """Check for true or false."""
     if not isinstance(value, bool):
-        raise Mismatch(where, value, "true or false")
+        raise MismatchError(where, value, "true or false")
 
 
 def number(value: Any, where: str) -> None:
     """Check for a number; one of JSON, so that it may be NaN or infinite where the file was written that way."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, int) and abs(value) > LARGEST):
-        raise Mismatch(where, value, "a number")
+        raise MismatchError(where, value, "a number")
 
 
 def finite(value: Any, where: str) -> None:
     """Check for a finite number."""
     number(value, where)
     if not math.isfinite(value):
-        raise Mismatch(where, value, "a finite number")
+        raise MismatchError(where, value, "a finite number")
 
 
 def integer(least: int = 0, most: int = LARGEST) -> Check:
@@ -57,7 +57,7 @@ def integer(least: int = 0, most: int = LARGEST) -> Check:
 
     def check(value: Any, where: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise Mismatch(where, value, f"an integer from {least}" + (f" to {most}" if most < LARGEST else ""))
+            raise MismatchError(where, value, f"an integer from {least}" + (f" to {most}" if most < LARGEST else ""))
 
     return check
 
@@ -67,7 +67,7 @@ def one_of(*values: str) -> Check:
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, str) or value not in values:
-            raise Mismatch(where, value, f"one of {', '.join(values)}")
+            raise MismatchError(where, value, f"one of {', '.join(values)}")
 
     return check
 
@@ -77,12 +77,14 @@ def maybe(check: Check) -> Check:
     return lambda value, where: None if value is None else check(value, where)
 
 
-def list_of(check: Check, length: int | None = None) -> Check:
-    """Return a check for a list whose elements pass one, of a given length or any."""
+def list_of(check: Check, length: int | None = None, *, least: int = 0) -> Check:
+    """Return a check for a list whose elements pass one, of a given length or any of at least `least`."""
 
     def check_list(value: Any, where: str) -> None:
-        if not isinstance(value, list) or (length is not None and len(value) != length):
-            raise Mismatch(where, value, "a list" if length is None else f"a list of {length}")
+        if not isinstance(value, list) or len(value) < least or (length is not None and len(value) != length):
+            raise MismatchError(
+                where, value, f"a list{f' of {length}' if length is not None else ' with elements' if least else ''}"
+            )
         for i, part in enumerate(value):
             check(part, f"{where}[{i}]")
 
@@ -94,7 +96,7 @@ def dict_of(check: Check) -> Check:
 
     def check_dict(value: Any, where: str) -> None:
         if not isinstance(value, dict):
-            raise Mismatch(where, value, "an object")
+            raise MismatchError(where, value, "an object")
         for name, part in value.items():
             check(part, f"{where}.{quoted(name, 40)[1:-1]}")
 
@@ -107,10 +109,10 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
     def check_fields(value: Any, where: str) -> None:
         if not isinstance(value, dict):
-            raise Mismatch(where, value, "an object")
+            raise MismatchError(where, value, "an object")
         missing = [name for name in required if name not in value]
         if missing:
-            raise Mismatch(where, value, f"an object with {', '.join(missing)}")
+            raise MismatchError(where, value, f"an object with {', '.join(missing)}")
         for name, check in {**required, **other}.items():
             if name in value:
                 check(value[name], f"{where}.{name}")
@@ -121,7 +123,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 def free(value: Any, where: str, depth: int = 0) -> None:
     """Check a part that may be anything: that it is not nested more than `DEEPEST` deep, and that its numbers are sane."""
     if depth > DEEPEST:
-        raise Mismatch(where, value, f"nothing nested more than {DEEPEST} deep")
+        raise MismatchError(where, value, f"nothing nested more than {DEEPEST} deep")
     if isinstance(value, dict):
         for part in value.values():
             free(part, where, depth + 1)

@@ -25,8 +25,8 @@ def quoted(value: object, most: int = 80) -> str:
         return f"a {type(value).__name__}"
 
 
-class ShortMessage(Exception):
-    """Mixin for errors that quote files: the message is shortened to `MOST` characters."""
+class QuotingError(Exception):
+    """Base of errors that quote what files hold: the message is shortened to `MOST` characters."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*(shorten(a) if isinstance(a, str) else a for a in arguments))

@@ -13,7 +13,7 @@ import numpy as np
 
 from xpnet.backend import dtype_name, to_numpy
 from xpnet.io import archive
-from xpnet.io.schema import LARGEST, Mismatch, dict_of, fields, flag, integer, list_of, maybe, number, text
+from xpnet.io.schema import LARGEST, MismatchError, dict_of, fields, flag, integer, list_of, maybe, number, text
 from xpnet.layers.context import FLOATS
 from xpnet.layers.state import check_state
 from xpnet.runtime.deprecation import renamed_arguments
@@ -81,7 +81,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
         _DOCUMENT(document, "its document")
         parts = {name: _unpack(document[name], arrays) for name in ("model", "optimizer", "gradients")}
         states = [_unpack(entry["state"], arrays) for entry in document["callbacks"]]
-    except (Mismatch, KeyError, TypeError) as error:
+    except (MismatchError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     kinds, ours = (
         [_RENAMED.get(kind, kind) for kind in names]
@@ -113,7 +113,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
         for part, attributes in before:
             vars(part).clear()
             vars(part).update(attributes)
-        if isinstance(error, (Mismatch, KeyError, TypeError, AttributeError, IndexError, OverflowError)):
+        if isinstance(error, (MismatchError, KeyError, TypeError, AttributeError, IndexError, OverflowError)):
             raise _damaged(path, error) from error
         raise
     trainer.model.load_rng_counters(document["counters"])
@@ -149,7 +149,7 @@ _DOCUMENT = fields(
 
 
 def _damaged(path: str | Path, error: Exception) -> archive.ArchiveError:
-    what = str(error) if isinstance(error, Mismatch) else f"{type(error).__name__}: {quoted(str(error), 200)}"
+    what = str(error) if isinstance(error, MismatchError) else f"{type(error).__name__}: {quoted(str(error), 200)}"
     return archive.ArchiveError(f"{path}: a damaged checkpoint: {what}")
 
 
@@ -166,11 +166,11 @@ def _check_model(
             raise archive.ArchiveError(f"{path}: a damaged checkpoint: {name} is {array.dtype}")
     for name, gradient in gradients.items():
         if name not in parameters or gradient.shape != parameters[name].shape or gradient.dtype.kind in "biu":
-            raise archive.ArchiveError(f"{path}: a damaged checkpoint: a gradient {quoted(name)} {gradient.shape} without parameter")
+            raise archive.ArchiveError(f"{path}: a damaged checkpoint: a gradient {quoted(name)} that fits no parameter")
 
 
 def _check_state(callback: Callback, state: dict[str, Any]) -> None:
-    """Raise a Mismatch where the state of a callback has other parts than the callback's own, or parts of another kind.
+    """Raise a MismatchError where the state of a callback has other parts than the callback's own, or parts of another kind.
 
     A user's callback may keep what it likes: of its state only the names are compared.
     """
@@ -180,7 +180,7 @@ def _check_state(callback: Callback, state: dict[str, Any]) -> None:
     for name, value in callback.state().items():
         where = f"its {kind.__name__}.{name}"
         if name not in state:
-            raise Mismatch(where, None, "a value")
+            raise MismatchError(where, None, "a value")
         _alike(value, state[name], where)
 
 
@@ -193,9 +193,9 @@ def _alike(own: Any, value: Any, where: str) -> None:
         text(value, where)
     elif isinstance(own, (list, dict)) and value is not None:
         if type(own) is not type(value):
-            raise Mismatch(where, value, f"a {type(own).__name__}")
+            raise MismatchError(where, value, f"a {type(own).__name__}")
     elif isinstance(value, str):  # None so far: a number, an array, or some by name
-        raise Mismatch(where, value, "a number or arrays")
+        raise MismatchError(where, value, "a number or arrays")
 
 
 def _pack(value: Any, arrays: dict[str, Any], name: str) -> Any:
@@ -216,7 +216,7 @@ def _unpack(value: Any, arrays: dict[str, Any]) -> Any:
         if set(value) == {"array"}:
             name = value["array"]
             if not isinstance(name, str) or name not in arrays:
-                raise Mismatch("the reference to an array", name, "one that the file holds")
+                raise MismatchError("the reference to an array", name, "one that the file holds")
             return arrays[name]
         return {key: _unpack(part, arrays) for key, part in value.items()}
     return [_unpack(part, arrays) for part in value] if isinstance(value, list) else value
