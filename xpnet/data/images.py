@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .dataset import DataError, NumpyArray
+from .image_safety import decoding
 from .sources import SkipExample
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -25,7 +26,7 @@ def read_image(
     """Read an image file as uint8 (H, W, C), rotated according to its EXIF data.
 
     Args:
-        path: a file that pillow can read.
+        path: a PNG, JPEG, BMP, GIF, TIFF, WebP or PNM file, by what it holds and not by its name.
         channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha).
         size: (H, W) to resize to (bilinear, antialiased); None: as it is.
         fit: "stretch" changes the aspect ratio, "crop" keeps it and cuts off both ends alike.
@@ -42,14 +43,8 @@ def read_image(
         raise ValueError(f"channels must be 1, 3 or 4, got {channels!r}")
     if fit not in ("stretch", "crop"):
         raise ValueError(f'fit must be "stretch" or "crop", got {fit!r}')
-    try:
-        with Image.open(path) as image:
-            upright: Any = ImageOps.exif_transpose(image).convert(modes[channels])
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    # pillow raises SyntaxError for a damaged PNG; ValueError, EOFError or struct.error for other formats.
-    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image: {error}") from error
+    with decoding(path) as image:
+        upright: Any = ImageOps.exif_transpose(image).convert(modes[channels])
     if size is not None:
         target = (size[1], size[0])
         if fit == "crop":
