@@ -25,7 +25,7 @@ def _argument(convert: Callable[[str], T], allowed: Callable[[T], object], expec
     def read(text: str) -> T:
         try:
             value = convert(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
         else:
             if allowed(value):
@@ -35,9 +35,10 @@ def _argument(convert: Callable[[str], T], allowed: Callable[[T], object], expec
     return read
 
 
-def integer(least: int) -> Callable[[str], int]:
-    """Return an argument type for whole numbers from `least`."""
-    return _argument(int, lambda value: value >= least, f"a whole number of at least {least}")
+def integer(least: int, most: int = 2**62) -> Callable[[str], int]:
+    """Return an argument type for whole numbers from `least` to `most`."""
+    expected = f"a whole number of at least {least}" + (f" and at most {most}" if most < 2**62 else "")
+    return _argument(int, lambda value: least <= value <= most, expected)
 
 
 def one_of(*names: str) -> Callable[[str], str]:

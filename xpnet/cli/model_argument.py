@@ -22,6 +22,9 @@ from xpnet.ops.shapes import ShapeError
 NETWORKS: dict[str, Callable[..., Module]] = {"mlp": models.mlp, "cnn": models.cnn}
 _OFFERED = ("input_shape", "classes", "seed", "device")
 
+user_files: set[str] = set()
+"""Files of the user's that were run: an error that passes through one is theirs to mend."""
+
 NetworkFactory = Callable[[Sequence[int], int, int, str], Module]
 
 
@@ -126,6 +129,7 @@ def run_file(path: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    user_files.add(str(file))
     before = sys.modules.get(name)
     folder = str(file.resolve().parent)
     sys.path.insert(0, folder)  # so that it can import files beside it

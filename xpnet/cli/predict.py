@@ -73,7 +73,9 @@ def predict(args: argparse.Namespace) -> int:
         if args.out == "-":
             print(text.getvalue(), end="")
         else:
-            archive.write_atomically(args.out, lambda file: file.write(text.getvalue().encode()))
+            archive.write_atomically(
+                args.out, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+            )  # as files are named
             print(f"{len(predictions):,} predictions in {args.out}")
         return 0
     for place, row in predictions:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from xpnet.cli.argument_types import MODEL_HELP, UsageError, device, fraction, integer, non_negative, one_of, positive, shape
+from xpnet.runtime.messages import quoted
 
 CONFIG = "config.toml"
+_LARGEST_FILE, _MOST_DOTS = 1 << 16, 200
 
 Settings = dict[str, Any]
 
@@ -59,7 +61,7 @@ SETTINGS = (
     Setting("average", fraction, "end with an exponential moving average of the weights; such as 0.999", "DECAY"),
     Setting("patience", integer(0), "early stopping after N epochs without a lower loss; restores the best weights", "N"),
     Setting("balance", bool, "sample the examples of all classes equally often"),
-    Setting("workers", integer(0), "threads that prefetch batches; default: 0", "N", free=True),
+    Setting("workers", integer(0, 256), "threads that prefetch batches; default: 0", "N", free=True),
     Setting("seed", integer(0), "seed of initial weights, shuffling, dropout and augmentation; default: 0", "N"),
     Setting("deterministic", bool, "bitwise reproducible results with any number of threads; default: $XPNET_DETERMINISTIC"),
     Setting("data", str, "folder of the published files of the data set; default: $XPNET_DATA", "FOLDER", free=True),
@@ -88,10 +90,16 @@ def read_file(path: str | Path) -> Settings:
         UsageError: not TOML, unknown keys, or values that the flags would refuse.
         OSError: the file cannot be read.
     """
+    with open(path, "rb") as file:
+        raw = file.read(_LARGEST_FILE + 1)
+    # The parser takes quadratic time for a long dotted key.
+    if len(raw) > _LARGEST_FILE or max((line.count(b".") for line in raw.splitlines()), default=0) > _MOST_DOTS:
+        raise UsageError(
+            f"{path}: not a file of settings: expected up to {_LARGEST_FILE:,} bytes, with up to {_MOST_DOTS} dots in a line"
+        )
     try:
-        with open(path, "rb") as file:
-            content = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError, and integers of thousands of digits
         raise UsageError(f"{path}: not TOML: {error}") from error
     found: Settings = {}
     for key, value in content.items():
@@ -99,7 +107,7 @@ def read_file(path: str | Path) -> Settings:
         if name != "dataset" and name not in BY_NAME:
             close = difflib.get_close_matches(name, ["dataset", *BY_NAME], 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known are dataset, {', '.join(BY_NAME)}"
-            raise UsageError(f"{path}: unknown setting {key!r}{hint}")
+            raise UsageError(f"{path}: unknown setting {quoted(key)}{hint}")
         found[name] = _value(path, name, value)
     return found
 
@@ -107,17 +115,19 @@ def read_file(path: str | Path) -> Settings:
 def _value(path: str | Path, name: str, value: Any) -> Any:
     if name == "dataset":
         if not isinstance(value, str):
-            raise UsageError(f"{path}: dataset: expected text, got {value!r}")
+            raise UsageError(f"{path}: dataset: expected text, got {quoted(value)}")
         return value
     setting = BY_NAME[name]
     if isinstance(value, list) and all(isinstance(v, int) for v in value):
         value = ",".join(map(str, value))
     if (setting.read is bool) != isinstance(value, bool) or not isinstance(value, (bool, int, float, str)):
-        raise UsageError(f"{path}: {name}: expected {'true or false' if setting.read is bool else 'a value'}, got {value!r}")
+        raise UsageError(
+            f"{path}: {name}: expected {'true or false' if setting.read is bool else 'a value'}, got {quoted(value)}"
+        )
     if setting.read is bool:
         return value
     try:
-        return setting.read(str(value))
+        return setting.read(str(value) if not isinstance(value, int) or abs(value) < 2**63 else quoted(value))
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"{path}: {name}: {error}") from None
 
@@ -140,6 +150,10 @@ def effective(args: argparse.Namespace) -> Settings:
     if not path.is_file():
         raise UsageError(f"--resume {args.resume}: no run there; expected a folder with {CONFIG}")
     before = read_file(path)
+    if "dataset" not in before:
+        raise UsageError(
+            f"{path}: damaged: it holds no dataset; write the settings of the run into it again, or start a new run"
+        )
     for name, value in given.items():
         free = name in BY_NAME and BY_NAME[name].free
         if not free and before.get(name) != value:

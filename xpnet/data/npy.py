@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy_format
 
-from xpnet.runtime.messages import quoted
+from xpnet.runtime.messages import quoted, shorten
 
 from .dataset import DataError, NumpyArray
 
@@ -32,31 +32,27 @@ def read_npy(path: str | os.PathLike[str]) -> NumpyArray:
         An array of floats, integers or booleans, as the file holds it, in this machine's byte order.
 
     Raises:
-        DataError: no such file; not a .npy file; shorter or longer than its header says; not numbers. The message names the
+        OSError: there is no such file, or it cannot be read.
+        DataError: not a .npy file; shorter or longer than its header says; not numbers. The message names the
             file. Nothing larger than the file is allocated.
 
     Source: NEP 1, a simple file format for NumPy arrays.
     """
-    try:
-        with Path(path).open("rb") as file:
-            return read_open_npy(file, str(path), os.fstat(file.fileno()).st_size)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with Path(path).open("rb") as file:
+        return read_open_npy(file, str(path), os.fstat(file.fileno()).st_size)
 
 
 def read_open_npy(file: BinaryIO, name: str, size: int) -> NumpyArray:
     """Read a .npy file that is open at its beginning, of `size` bytes, as :func:`read_npy` does; `name` is for messages."""
     start = file.read(6)
     if start[:4] in (b"PK\3\4", b"PK\5\6"):
-        raise DataError(f"{name}: a zip archive, such as a .npz file, and no .npy file; write one array with numpy.save")
+        raise DataError(f"{name}: not a readable .npy file, but a zip archive such as .npz; write one array with numpy.save")
     if start != npy_format.MAGIC_PREFIX:
         found = start.hex(" ") or "(none)"
-        raise DataError(f"{name}: not a .npy file: it starts with the bytes {found}, expected 93 4e 55 4d 50 59")
+        raise DataError(f"{name}: not a readable .npy file: it starts with the bytes {found}, expected 93 4e 55 4d 50 59")
     shape, fortran, dtype = _header(file, name)
     if dtype.kind not in _KINDS:
-        raise DataError(f"{name}: holds {quoted(str(dtype))}, expected numbers")
+        raise DataError(f"{name}: holds {shorten(str(dtype), 80)}, expected numbers")
     wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if wanted != there:
         raise DataError(

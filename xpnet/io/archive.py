@@ -54,9 +54,11 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         os.umask(mask)
         os.chmod(name, 0o666 & ~mask)
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, name):
+            raise type(error)(error.errno, error.strerror, str(target)) from error  # a full disk names no file
         raise
     _sync_folder(target.parent)
 

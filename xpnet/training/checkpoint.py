@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnet.backend import dtype_name, to_numpy
-from xpnet.io import archive
+from xpnet.io import archive, lock
 from xpnet.io.schema import LARGEST, MismatchError, dict_of, fields, flag, integer, list_of, maybe, number, text
 from xpnet.layers.context import FLOATS
 from xpnet.layers.state import check_state
@@ -233,7 +233,7 @@ class Checkpoint(Callback):
         mode: "min" or "max", which value is the best; None decides by the name (losses and errors: "min").
 
     A checkpoint that cannot be written during the run (a full disk) is a warning, and the run continues: older ones are
-    untouched. A folder that cannot be written at the start is an error.
+    untouched. A folder that cannot be written at the start is an error, and so is one that another process trains into.
 
     Checkpoints in the folder that are ahead of the start of this run belong to another run, or to a part of this one that is
     repeated. They would be taken for the newest ones, so they are renamed to end in ".old", with a warning.
@@ -260,16 +260,26 @@ class Checkpoint(Callback):
         self.mode = monitor_mode(self, best or "", mode)
         self.best_value: float | None = None
         self._saved = time.monotonic()
+        self._locked = False
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        """Make the folder, and check that it can be written to."""
+        """Make the folder, lock it for this process, and check that it can be written to."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._locked:
+            lock.acquire(self.folder)
+            self._locked = True
         archive.write_atomically(self.folder / ".writable", lambda file: file.write(b""))
         (self.folder / ".writable").unlink()
         for left in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
             left.unlink()
         self._set_aside(trainer)
         self._saved = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Unlock the folder."""
+        if self._locked:
+            lock.release(self.folder)
+            self._locked = False
 
     def _set_aside(self, trainer: Trainer) -> None:
         ahead = [path for path in newest_first(self.folder) if _steps(path) > trainer.iteration]
