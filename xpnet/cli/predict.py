@@ -17,6 +17,7 @@ from xpnet import backend, data, ops
 from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.model_argument import example_shape, user_classes
+from xpnet.cli.places import STARTED_IN, locate
 from xpnet.data import DataError, images, read_image
 from xpnet.data.npy import read_npy
 from xpnet.io import archive, model_file
@@ -33,6 +34,8 @@ def evaluate(args: argparse.Namespace) -> int:
     name = args.dataset or saved.metadata.get("dataset")
     if not isinstance(name, str):
         raise UsageError(f"{args.model} does not say what it was trained on; give a data set: {', '.join(data.names())}")
+    if args.dataset is None and name not in data.names():
+        name = locate(name, saved.metadata.get(STARTED_IN), "the data")
     size, target = args.size or saved.metadata.get("size"), args.target or saved.metadata.get("target")
     dataset = user_data.find_dataset(name, args.data, size, target, args.skip_bad)
     expected = example_shape(saved)

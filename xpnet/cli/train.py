@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,14 +18,16 @@ from xpnet import backend, data, metrics, ops
 from xpnet.cli import train_settings, user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.model_argument import find_network
+from xpnet.cli.places import STARTED_IN, locate_network
 from xpnet.cli.predict import accuracy_text
+from xpnet.cli.run_folder import CHECKPOINTS, Room, open_folder
 from xpnet.cli.training_recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
 from xpnet.data import Batches, Dataset
 from xpnet.data.preprocessing import Standardize, Transform
 from xpnet.io import archive, model_file
 from xpnet.layers.module import Module
 from xpnet.optim import AdamW
-from xpnet.report import RunReport, read_record
+from xpnet.report import RunReport
 from xpnet.runtime.determinism import deterministic, get_deterministic
 from xpnet.training import (
     Callback,
@@ -35,36 +39,41 @@ from xpnet.training import (
     History,
     Trainer,
 )
+from xpnet.training.interrupt import Terminated
 
 MODEL, HISTORY, CURVES, CONFUSION = "model.xpnet", "history.csv", "learning_curves.png", "confusion_matrix.png"
-CHECKPOINTS = "checkpoints"
 VALIDATION_FRACTION = 0.1
 """The part of the training data held out for early stopping: the test part must not decide when a run ends."""
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a network, or resume a run; write model, checkpoints, history, report and pictures to a folder."""
+    """Train a network, or resume a run; write model, checkpoints, history, report and pictures to a folder.
+
+    Returns:
+        0; or, after the model so far was written, 130 for a run that Ctrl-C stopped, 143 for SIGTERM and 138 for SIGUSR1.
+    """
     given = train_settings.effective(args)
-    with deterministic(given.setdefault("deterministic", get_deterministic())):
-        return _train(args, given)
+    with deterministic(given.setdefault("deterministic", get_deterministic())), contextlib.ExitStack() as held:
+        return _train(args, given, held)
 
 
-def _train(args: argparse.Namespace, given: train_settings.Settings) -> int:
+def _train(args: argparse.Namespace, given: train_settings.Settings, held: contextlib.ExitStack) -> int:
     backend.device(given.setdefault("device", "cpu"))
     if given["dataset"] in data.names():
         # Check the rest before a download that may take minutes.
         given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
-        find_network(given["model"])
+        find_network(locate_network(given["model"], given.get(STARTED_IN)))
     dataset = user_data.find_dataset(
-        given["dataset"], given.get("data"), given.get("size"), given.get("target"), given.get("skip_bad", False)
+        *train_settings.located_data(given), given.get("size"), given.get("target"), given.get("skip_bad", False)
     )
     images = len(dataset.input_shape) == 3
     _complete(given, RECIPES.get(dataset.name, IMAGES if images else FEATURES), images)
-    name, make = find_network(given["model"])
+    name, make = find_network(locate_network(given["model"], given.get(STARTED_IN)))
     model = make(dataset.input_shape, dataset.classes, given["seed"], given["device"])
     _check(model, dataset, name)
     short = Path(dataset.name).stem or "data"
-    folder = _folder(args, f"{short}-{name}")
+    folder = open_folder(args, f"{short}-{name}", held)
+    room = Room(folder / MODEL, sum(array.nbytes for array in model_file.describe(model)[1].values()), held)
     archive.write_atomically(folder / train_settings.CONFIG, lambda file: file.write(train_settings.to_toml(given).encode()))
 
     preprocessing = Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape)
@@ -99,14 +108,20 @@ def _train(args: argparse.Namespace, given: train_settings.Settings) -> int:
     except KeyboardInterrupt:
         print(f"stopped at once; {again} (from the last checkpoint)", file=sys.stderr)
         raise
+    except Terminated as end:
+        history, code, stopped = trainer.history, 128 + end.signal, signal.Signals(end.signal).name
+    else:
+        code, stopped = (130, "Ctrl-C") if history.interrupted else (0, "")
     seconds = time.perf_counter() - began
-    if history.interrupted:
-        print(f"stopped by Ctrl-C in epoch {trainer.epoch + 1}; the training so far is kept\n{again}")
+    if stopped:
+        print(f"stopped by {stopped} in epoch {trainer.epoch + 1}; the training so far is kept\n{again}", flush=True)
     facts = {"network": name, "seed": given["seed"], "epochs": trainer.epoch}
     facts |= {key: given[key] for key in ("size", "target") if given.get(key) is not None}
-    _save(folder, model, history, dataset, preprocessing, facts)
+    if given["dataset"] not in data.names():
+        facts |= {"dataset": given["dataset"], STARTED_IN: given.get(STARTED_IN)}
+    room.fill(lambda: _save(folder, model, history, dataset, preprocessing, facts), again.removeprefix("to resume: "))
     _report(folder, model, history, dataset, user_data.preprocess(dataset.test[0], preprocessing), f"{short}, {name}", seconds)
-    return 0
+    return code
 
 
 def _complete(given: train_settings.Settings, recipe: Recipe, images: bool) -> None:
@@ -185,52 +200,6 @@ def _check(model: Module, dataset: Dataset, name: str) -> None:
         model_file.describe(model)
     except ValueError as error:
         raise UsageError(f"the network {name} cannot be saved: {error}") from error
-
-
-def _folder(args: argparse.Namespace, name: str) -> Path:
-    """Make the folder of the results before training, and check that it can be written."""
-    if args.resume is not None:
-        if args.out is not None and Path(args.out) != Path(args.resume):
-            raise UsageError(f"--out {args.out}: a run is resumed in its own folder, {args.resume}; omit --out")
-        return Path(args.resume)
-    if args.out is None:
-        folder = Path("runs") / name
-        number = 1
-        while folder.exists():
-            number += 1
-            folder = Path("runs") / f"{name}-{number}"
-    else:
-        folder = Path(args.out)
-        _clear_finished(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".writable"
-        archive.write_atomically(trial, lambda file: file.write(b""))
-        trial.unlink()
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"--out {folder}: is a file; expected a folder") from None
-    return folder
-
-
-def _clear_finished(folder: Path) -> None:
-    """Delete the checkpoints of a finished run in the folder: the new run overwrites it and must not resume from them.
-
-    Raises:
-        UsageError: the run in the folder has not finished.
-    """
-    if not (folder / train_settings.CONFIG).exists():
-        return
-    try:
-        finished = read_record(folder)["state"] == "finished"
-    except FileNotFoundError:
-        finished = False
-    if not finished:
-        raise UsageError(
-            f"--out {folder}: the run in this folder has not finished; resume it: xpnet train --resume "
-            f"{shlex.quote(str(folder))}, or choose another folder"
-        )
-    for checkpoint in (folder / CHECKPOINTS).glob("*.ckpt*"):
-        checkpoint.unlink()
 
 
 def _save(

@@ -6,16 +6,21 @@ import argparse
 import difflib
 import json
 import math
+import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xpnet import data
 from xpnet.cli.argument_types import MODEL_HELP, UsageError, device, fraction, integer, non_negative, one_of, positive, shape
+from xpnet.cli.places import STARTED_IN, absolute, locate
 from xpnet.runtime.messages import quoted
 
 CONFIG = "config.toml"
+_TEXTS = ("dataset", STARTED_IN)
+"""Keys of a file that have no flag."""
 _LARGEST_FILE, _MOST_DOTS = 1 << 16, 200
 
 Settings = dict[str, Any]
@@ -71,6 +76,7 @@ SETTINGS = (
     Setting("checkpoint_minutes", positive, "between checkpoints within an epoch; default: 10", "MINUTES", free=True),
     Setting("keep", integer(1), "number of checkpoints to keep; default: 3", "N", free=True),
 )
+_PATHS = ("dataset", "data", "model")
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
@@ -104,7 +110,7 @@ def read_file(path: str | Path) -> Settings:
     found: Settings = {}
     for key, value in content.items():
         name = key.replace("-", "_")
-        if name != "dataset" and name not in BY_NAME:
+        if name not in _TEXTS and name not in BY_NAME:
             close = difflib.get_close_matches(name, ["dataset", *BY_NAME], 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known are dataset, {', '.join(BY_NAME)}"
             raise UsageError(f"{path}: unknown setting {quoted(key)}{hint}")
@@ -113,9 +119,9 @@ def read_file(path: str | Path) -> Settings:
 
 
 def _value(path: str | Path, name: str, value: Any) -> Any:
-    if name == "dataset":
+    if name in _TEXTS:
         if not isinstance(value, str):
-            raise UsageError(f"{path}: dataset: expected text, got {quoted(value)}")
+            raise UsageError(f"{path}: {name}: expected text, got {quoted(value)}")
         return value
     setting = BY_NAME[name]
     if isinstance(value, list) and all(isinstance(v, int) for v in value):
@@ -139,13 +145,24 @@ def effective(args: argparse.Namespace) -> Settings:
         UsageError: there is no data set, or a setting that must not change differs from that of the resumed run.
     """
     given: Settings = read_file(args.config) if args.config else {}
-    given.update({s.name: value for s in SETTINGS if (value := getattr(args, s.name)) is not None})
+    typed = {s.name: value for s in SETTINGS if (value := getattr(args, s.name)) is not None}
     if args.dataset is not None:
-        given["dataset"] = args.dataset
+        typed["dataset"] = args.dataset
+    for name in _PATHS:
+        try:
+            str(typed.get(name, "")).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{typed[name]!r}: a path that is not UTF-8, which {CONFIG} cannot hold; rename it") from None
     if args.resume is None:
-        if "dataset" not in given:
+        if "dataset" not in typed and "dataset" not in given:
             raise UsageError("give a data set, such as: xpnet train digits; or --config FILE or --resume FOLDER")
-        return given
+        if given.get(STARTED_IN) != os.getcwd():  # of another run: its paths are kept, those typed here hold here
+            for name in _PATHS:
+                if name in given and name not in typed:
+                    given[name] = _absolute(name, given[name], given.get(STARTED_IN))
+        return {**given, **typed, STARTED_IN: os.getcwd()}
+    given |= typed
+    given.pop(STARTED_IN, None)
     path = Path(args.resume) / CONFIG
     if not path.is_file():
         raise UsageError(f"--resume {args.resume}: no run there; expected a folder with {CONFIG}")
@@ -154,6 +171,11 @@ def effective(args: argparse.Namespace) -> Settings:
         raise UsageError(
             f"{path}: damaged: it holds no dataset; write the settings of the run into it again, or start a new run"
         )
+    for name in _PATHS:
+        if name in given and _same_path(name, before, given[name]):
+            del given[name]  # the same, from another folder
+        elif name in given:
+            given[name] = _absolute(name, given[name], os.getcwd())
     for name, value in given.items():
         free = name in BY_NAME and BY_NAME[name].free
         if not free and before.get(name) != value:
@@ -163,6 +185,33 @@ def effective(args: argparse.Namespace) -> Settings:
                 f"its own settings: omit it, or start a new run"
             )
     return {**before, **given}
+
+
+def _absolute(name: str, value: str, started_in: Any) -> str:
+    """Return a setting that may be a path from the folder `started_in` as an absolute one; names of ours stay."""
+    if (name == "dataset" and value in data.names()) or (name == "model" and ".py:" not in value):
+        return value
+    return absolute(value, started_in)
+
+
+def _same_path(name: str, before: Settings, now: str) -> bool:
+    """Return whether a path in a run's configuration is one that is typed here."""
+    then, started_in = before.get(name), before.get(STARTED_IN)
+    if not isinstance(then, str) or not isinstance(started_in, str):
+        return False
+    return os.path.realpath(_absolute(name, then, started_in)) == os.path.realpath(_absolute(name, now, os.getcwd()))
+
+
+def located_data(settings: Settings) -> tuple[str, str | None]:
+    """Return the data set and the folder of its published files as they are to be found from this folder.
+
+    Raises:
+        UsageError: they are not where the run began with them, and not here either.
+    """
+    name, folder, started = settings["dataset"], settings.get("data"), settings.get(STARTED_IN)
+    if name not in data.names():
+        name = locate(name, started, "the data")
+    return name, None if folder is None else locate(folder, started, "the folder")
 
 
 def to_toml(settings: Settings) -> str:

@@ -1,7 +1,7 @@
 """A folder that one process at a time writes a run into.
 
-The lock is one of the operating system on a file in the folder, which ends with the process that holds it, however it ends: a file
-that is left over locks nothing. Where the file system has no locks (some network drives), there is none, and no error either.
+The lock is one of the operating system on a file in the folder. It ends with the process that holds it, however that ends: a
+file that is left over locks nothing. Where the file system has no locks (some network drives), there is none and no error.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def acquire(folder: str | os.PathLike[str]) -> None:
             file, count = _held[place]
             _held[place] = file, count + 1
             return
-        file = _open(place)
-        if file is None:
+        opened = _open(place)
+        if opened is None:
             return
-        os.ftruncate(file, 0)
-        os.lseek(file, 0, os.SEEK_SET)
+        os.ftruncate(opened, 0)
+        os.lseek(opened, 0, os.SEEK_SET)
         with contextlib.suppress(OSError):  # a full disk does not take the name, and the lock holds all the same
-            os.write(file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
-        _held[place] = file, 1
+            os.write(opened, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+        _held[place] = opened, 1
 
 
 def release(folder: str | os.PathLike[str]) -> None:

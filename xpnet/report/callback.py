@@ -107,6 +107,8 @@ class RunReport(Callback):
         """Measure the model, and write the whole report."""
         self._collect()
         self.spent, self._clock = self._elapsed(), 0.0  # measuring is not training
+        if trainer.history.interrupted:
+            self._write(trainer, "interrupted")  # whoever stopped the process may not wait until the model is measured
         try:
             self._measured = self._measure(trainer)
         except Exception as error:  # hours of training must not end in an error because of their report
