@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ LONG = ["--model", "mlp", "--schedule", "constant"]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
-def started(folder: Path, *more: str, **settings: object) -> subprocess.Popen[str]:
+def started(folder: Path, *more: str, **settings: Any) -> subprocess.Popen[str]:
     """Start a run that would take hours; return when it is in its second epoch."""
     words = ["train", "digits", *LONG, "--epochs", "100000", "--out", str(folder), *more]
     process: subprocess.Popen[str] = subprocess.Popen(
