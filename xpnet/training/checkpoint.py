@@ -18,7 +18,7 @@ from xpnet.layers.context import FLOATS
 from xpnet.layers.state import check_state
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
-from xpnet.runtime.messages import quoted
+from xpnet.runtime.messages import quoted, shorten
 from xpnet.training.callback import Callback
 from xpnet.training.callbacks import is_better, monitor_mode
 
@@ -115,6 +115,8 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
             vars(part).update(attributes)
         if isinstance(error, (MismatchError, KeyError, TypeError, AttributeError, IndexError, OverflowError)):
             raise _damaged(path, error) from error
+        if isinstance(error, ValueError):
+            raise ValueError(shorten(f"{path}: {error}")) from error
         raise
     trainer.model.load_rng_counters(document["counters"])
     parameters = trainer.model.parameters()
@@ -158,7 +160,10 @@ def _check_model(
 ) -> None:
     """Raise an ArchiveError where arrays cannot be those of a model, and a ValueError where they are another model's."""
     own, parameters = trainer.model.state(), trainer.model.parameters()
-    check_state(trainer.model, state)
+    try:
+        check_state(trainer.model, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if counters.keys() - dict(trainer.model.named_modules()).keys():
         raise ValueError(f"{path}: the run's model had other random layers: {quoted(sorted(counters), 200)}")
     for name, array in state.items():
