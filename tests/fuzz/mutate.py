@@ -18,7 +18,8 @@ from xpnet.io.archive import ARRAYS, DOCUMENT
 NUMBERS = (0, 1, -1, 2, 7, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**45, 2**63 - 1, 2**63, 10**30)
 VALUES: tuple[Any, ...] = (
     *NUMBERS, None, True, False, "", "x", "x" * 3000, "\x00", "\ud800", [], {}, [[]], [None], {"a": {}}, 0.5, -0.5, 1e308,
-    1e-320, float("nan"), float("inf"), "<script>alert(1)</script>", "../../etc/passwd", 10**400, {"array": "model.x"}, {"tuple": [1]},
+    1e-320, float("nan"), float("inf"), "<script>alert(1)</script>", "../../etc/passwd", 10**400, {"array": "model.x"},
+    {"tuple": [1]},
 )  # fmt: skip
 TEXTS = (
     b"", b"\x00", b"nan", b"inf", b"1e999", b"-", b",", b";", b"\n", b'"', b"\xff\xfe", b"{", b"[" * 50, b"9" * 400, b"True",

@@ -12,6 +12,7 @@ import numpy as np
 from xpnet import backend
 from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
+from xpnet.cli.hints import check_settings
 from xpnet.cli.model_argument import example_shape, find_network, saved_model
 from xpnet.data import Dataset
 from xpnet.data.preprocessing import Standardize, Transform
@@ -27,6 +28,7 @@ OVERFIT = 0.1
 def doctor(args: argparse.Namespace) -> int:
     """Print every problem found, one sentence each; return 1 if there are any."""
     backend.device(args.device)
+    check_settings(args.dataset, args.data, args.size, args.target, args.skip_bad)
     dataset = user_data.find_dataset(args.dataset, args.data, args.size, args.target, args.skip_bad)
     model, preprocessing, new = _model(args, dataset)
     x, y = _batch(dataset, preprocessing, args.batch_size, model.context.device)

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from xpnet.cli import train_settings
 from xpnet.cli.argument_types import MODEL_HELP, device, integer, shape
+from xpnet.cli.hints import unrecognized, with_choice
+from xpnet.runtime.messages import shorten
 
 DATA_HELP = (
     "iris, digits, mnist, fashion-mnist, cifar10 or cifar100; or a folder of images CLASS/NAME.png, or with train and test "
@@ -19,7 +21,17 @@ DATA_HELP = (
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with one line, without argparse's usage."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        text = shorten(" ".join(with_choice(message).split()))
+        self.exit(2, f"{self.prog}: {text} (see {self.prog} --help)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; for those that are not known, the error names the flags that were probably meant."""
+        found, extra = self.parse_known_args(args, namespace)
+        if extra:
+            group = next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
+            command = group.choices[found.command] if group is not None else self
+            command.error(unrecognized(extra, command))
+        return found
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ import numpy as np
 from xpnet import backend, data, ops
 from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
+from xpnet.cli.hints import check_settings
 from xpnet.cli.model_argument import example_shape, user_classes
 from xpnet.cli.places import STARTED_IN, locate
 from xpnet.data import DataError, images, read_image
@@ -36,6 +37,7 @@ def evaluate(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.model} does not say what it was trained on; give a data set: {', '.join(data.names())}")
     if args.dataset is None and name not in data.names():
         name = locate(name, saved.metadata.get(STARTED_IN), "the data")
+    check_settings(name, args.data, args.size, args.target, args.skip_bad)
     size, target = args.size or saved.metadata.get("size"), args.target or saved.metadata.get("target")
     dataset = user_data.find_dataset(name, args.data, size, target, args.skip_bad)
     expected = example_shape(saved)

@@ -17,6 +17,7 @@ import numpy as np
 from xpnet import backend, data, metrics, ops
 from xpnet.cli import train_settings, user_data
 from xpnet.cli.argument_types import UsageError
+from xpnet.cli.hints import check_settings
 from xpnet.cli.model_argument import find_network
 from xpnet.cli.places import STARTED_IN, locate_network
 from xpnet.cli.predict import accuracy_text
@@ -59,13 +60,13 @@ def train(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, given: train_settings.Settings, held: contextlib.ExitStack) -> int:
     backend.device(given.setdefault("device", "cpu"))
+    where, published = train_settings.located_data(given)
+    check_settings(where, published, given.get("size"), given.get("target"), given.get("skip_bad"))
     if given["dataset"] in data.names():
         # Check the rest before a download that may take minutes.
         given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
         find_network(locate_network(given["model"], given.get(STARTED_IN)))
-    dataset = user_data.find_dataset(
-        *train_settings.located_data(given), given.get("size"), given.get("target"), given.get("skip_bad", False)
-    )
+    dataset = user_data.find_dataset(where, published, given.get("size"), given.get("target"), given.get("skip_bad", False))
     images = len(dataset.input_shape) == 3
     _complete(given, RECIPES.get(dataset.name, IMAGES if images else FEATURES), images)
     name, make = find_network(locate_network(given["model"], given.get(STARTED_IN)))
