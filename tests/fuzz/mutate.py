@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -94,14 +95,14 @@ def of_document(document: Any, draw: random.Random) -> Any:
             other_home, other = draw.choice(places)
             home[key] = json.loads(json.dumps(other_home[other]))
         elif kind == 3:
-            for _ in range(draw.choice((1, 30, 400))):
+            for _ in range(draw.choice((1, 30, 200))):
                 home[key] = [home[key]]
         elif kind == 4 and isinstance(home[key], (int, float)) and not isinstance(home[key], bool):
             home[key] = draw.choice((-home[key], home[key] + 1, home[key] * 1000, draw.choice(NUMBERS)))
         elif kind == 5 and isinstance(home[key], list):
             home[key] = home[key] * draw.choice((0, 2, 100))
         else:
-            home[key] = draw.choice(VALUES)
+            home[key] = copy.deepcopy(draw.choice(VALUES))
     return made
 
 

@@ -90,8 +90,8 @@ def unknown_dataset(name: str) -> UsageError:
     place = "here" if str(here) == "." else f"in {here}"
     there = folders[:_SHOWN] + tables[:_SHOWN]
     return UsageError(
-        f"{quoted(name, 200)}: no such folder or file; expected a folder of images CLASS/NAME.png, a CSV file, or one of the data "
-        f"sets {', '.join(data.names())}"
+        f"{quoted(name, 200)}: no such folder or file; expected a folder of images CLASS/NAME.png, a CSV file, or one of the "
+        f"data sets {', '.join(data.names())}"
         + (f'; did you mean "{meant}"?' if meant else "")
         + (f"; {place} are {', '.join(there)}" if there else f"; {place} are no folders and no tables")
     )
