@@ -51,10 +51,9 @@ def _model(args: argparse.Namespace, dataset: Dataset) -> tuple[Module, Transfor
     """Return the network, its preprocessing, and whether it is new (untrained)."""
     saved = saved_model(args, args.device)
     if saved is not None:
-        if example_shape(saved) != dataset.input_shape:
-            raise UsageError(
-                f"{args.model} takes examples of shape {example_shape(saved)}; {dataset.name}: {dataset.input_shape}"
-            )
+        shape = example_shape(saved, args.model)
+        if shape != dataset.input_shape:
+            raise UsageError(f"{args.model} takes examples of shape {shape}; {dataset.name}: {dataset.input_shape}")
         return saved.model, saved.preprocessing, False
     _, make = find_network(args.model)
     model = make(dataset.input_shape, dataset.classes, args.seed, args.device)

@@ -53,7 +53,7 @@ def new_network(args: argparse.Namespace) -> NetworkFactory:
     return make
 
 
-def example_shape(saved: SavedModel) -> tuple[int, ...]:
+def example_shape(saved: SavedModel, path: str = "the model") -> tuple[int, ...]:
     """Return the shape of the examples that a model takes.
 
     Raises:
@@ -62,7 +62,7 @@ def example_shape(saved: SavedModel) -> tuple[int, ...]:
     known = saved.preprocessing.shape if saved.preprocessing is not None else None
     known = known or getattr(saved.model, "input_shape", None) or saved.model.built_for
     if known is None:
-        raise UsageError("the model does not say what shape it takes; save it with an input_shape or a preprocessing")
+        raise UsageError(f"{path} does not say what shape it takes; save it with an input_shape or a preprocessing")
     return tuple(known)
 
 

@@ -40,7 +40,7 @@ def evaluate(args: argparse.Namespace) -> int:
     check_settings(name, args.data, args.size, args.target, args.skip_bad)
     size, target = args.size or saved.metadata.get("size"), args.target or saved.metadata.get("target")
     dataset = user_data.find_dataset(name, args.data, size, target, args.skip_bad)
-    expected = example_shape(saved)
+    expected = example_shape(saved, args.model)
     if (expected, len(saved.class_names) or dataset.classes) != (dataset.input_shape, dataset.classes):
         raise UsageError(
             f"{args.model} takes examples of shape {expected} and knows {len(saved.class_names)} classes; {name} has "
@@ -61,7 +61,7 @@ def accuracy_text(correct: int, total: int) -> str:
 def predict(args: argparse.Namespace) -> int:
     """Print the source, the class and its probability for every example, one a line or as a CSV table."""
     saved = model_file.read(args.model, args.device, classes=user_classes(args.code))
-    shape = example_shape(saved)
+    shape = example_shape(saved, args.model)
     # Read all files before the first line is printed: an error should not hide among results.
     predictions = [row for path in _files(args.images) for row in _predictions(saved, path, shape, args.skip_bad)]
     if not predictions:
