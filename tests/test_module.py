@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import typing
 import inspect
+import typing
 from typing import Any, cast
 
 import numpy as np
@@ -675,6 +675,8 @@ def test_what_is_put_after_a_convolution_later_is_applied_before_the_pooling() -
     np.testing.assert_allclose(model(x).array, expected, rtol=1e-6, atol=1e-6)
     convolution.after = None
     assert np.max(np.abs(model.predict(x) - expected)) > 0.01
+
+
 @pytest.mark.parametrize(
     ("method", "function", "own"),
     [
