@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
 import inspect
 import sys
@@ -18,6 +19,7 @@ from xpnet.io import model_file
 from xpnet.io.model_file import SavedModel
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.messages import quoted
 
 NETWORKS: dict[str, Callable[..., Module]] = {"mlp": models.mlp, "cnn": models.cnn}
 _OFFERED = ("input_shape", "classes", "seed", "device")
@@ -78,7 +80,9 @@ def find_network(name: str) -> tuple[str, NetworkFactory]:
     if not colon or not path.endswith(".py"):
         if name.endswith(".py"):
             raise UsageError(f"--model {name}: add the function that builds the network, such as {name}:make")
-        raise UsageError(f"unknown network {name!r}: expected mlp, cnn or PATH.py:function")
+        meant = difflib.get_close_matches(name, NETWORKS, 1)
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        raise UsageError(f"unknown network {quoted(name)}: expected mlp, cnn or PATH.py:function{hint}")
     module = run_file(path)
     made = getattr(module, function, None)
     if not callable(made):

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,10 @@ def _save(
     # Metadata holds finite numbers only.
     metadata = {key: value for key, value in metadata.items() if not isinstance(value, float) or math.isfinite(value)}
     model_file.save(model, folder / MODEL, class_names=dataset.class_names, preprocessing=preprocessing, metadata=metadata)
-    archive.write_atomically(folder / HISTORY, lambda file: file.write(history.to_csv().encode()))
+    try:
+        archive.write_atomically(folder / HISTORY, lambda file: file.write(history.to_csv().encode()))
+    except OSError as error:  # the model is written; the history is in the report and the checkpoint, too
+        warnings.warn(f"{folder / HISTORY} could not be written ({error.strerror or error})", RuntimeWarning, stacklevel=2)
 
 
 def _report(folder: Path, model: Module, history: History, dataset: Dataset, x: Any, title: str, seconds: float) -> None:

@@ -7,12 +7,13 @@ never runs code from it.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from xpnet import backend
 from xpnet.backend import Device, to_numpy
@@ -148,6 +149,8 @@ def load(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[An
 def read(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> SavedModel:
     """Read everything in a model file; arguments and errors as in :func:`load`."""
     where = backend.device(device)
+    if not Path(path).is_file():
+        _refuse_missing(Path(path))
     try:
         document, arrays = archive.read(path)
     except archive.ArchiveError as error:
@@ -170,6 +173,17 @@ def read(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[An
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         raise ModelFileError(f"{path}: a damaged model file ({type(error).__name__}: {error})") from error
     return SavedModel(model.to(where) if where.kind != "cpu" else model, names, preprocessing, metadata)
+
+
+def _refuse_missing(path: Path) -> NoReturn:
+    """Raise the error for a path that is no file."""
+    if path.is_dir():
+        inside = next(iter(sorted(path.glob("*.xpnet"))), None)
+        hint = f"such as the one in it, {inside}" if inside is not None else 'as model.save("m.xpnet") and xpnet train write it'
+        raise IsADirectoryError(errno.EISDIR, f"is a folder; expected a model file, {hint}", str(path))
+    raise FileNotFoundError(
+        errno.ENOENT, 'No such file; expected a model file, as model.save("m.xpnet") and xpnet train write it', str(path)
+    )
 
 
 def _made(document: dict[str, Any], arrays: Mapping[str, Any], classes: Sequence[Any]) -> Module:
