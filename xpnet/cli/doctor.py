@@ -14,9 +14,11 @@ from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.hints import check_settings
 from xpnet.cli.model_argument import example_shape, find_network, saved_model
+from xpnet.cli.predict import known_inputs
 from xpnet.data import Dataset
 from xpnet.data.preprocessing import Standardize, Transform
 from xpnet.inspect import diagnose, outcome
+from xpnet.io.model_file import SavedModel
 from xpnet.layers.module import Module
 from xpnet.optim import AdamW
 from xpnet.training import Trainer, find_learning_rate, overfit_one_batch
@@ -32,8 +34,10 @@ def doctor(args: argparse.Namespace) -> int:
     """Print every problem found, one sentence each; return 1 if there are any."""
     backend.device(args.device)
     check_settings(args.dataset, args.data, args.size, args.target, args.skip_bad)
-    dataset = user_data.find_dataset(args.dataset, args.data, args.size, args.target, args.skip_bad)
-    model, preprocessing, new = _model(args, dataset)
+    saved = saved_model(args, args.device)
+    known = None if saved is None else known_inputs(saved, args.model)
+    dataset = user_data.find_dataset(args.dataset, args.data, args.size, args.target, args.skip_bad, known=known)
+    model, preprocessing, new = _model(args, saved, dataset)
     x, y = _batch(dataset, preprocessing, args.batch_size, model.context.device)
     findings = [finding for finding in diagnose(model, x, y) if new or finding.kind != "start"]
     found = [str(finding) for finding in findings]
@@ -47,9 +51,8 @@ def doctor(args: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def _model(args: argparse.Namespace, dataset: Dataset) -> tuple[Module, Transform | None, bool]:
+def _model(args: argparse.Namespace, saved: SavedModel | None, dataset: Dataset) -> tuple[Module, Transform | None, bool]:
     """Return the network, its preprocessing, and whether it is new (untrained)."""
-    saved = saved_model(args, args.device)
     if saved is not None:
         shape = example_shape(saved, args.model)
         if shape != dataset.input_shape:

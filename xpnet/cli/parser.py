@@ -14,7 +14,7 @@ from xpnet.runtime.messages import shorten
 
 DATA_HELP = (
     "iris, digits, mnist, fashion-mnist, cifar10 or cifar100; or a folder of images CLASS/NAME.png, or with train and test "
-    "folders of them; or a CSV file"
+    "folders of them; or a file .csv, .tsv, .csv.gz or .npz"
 )
 
 
@@ -102,8 +102,9 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     evaluate = command(
         "evaluate",
         "predict:evaluate",
-        "Evaluate a saved model on the test part of a data set.",
+        "Evaluate a saved model on the test part of the data it was trained on, or on all examples of other data.",
         "evaluate runs/digits-cnn/model.xpnet",
+        "evaluate runs/flowers-mlp/model.xpnet new.csv",
     )
     _saved(evaluate)
     evaluate.add_argument("dataset", metavar="DATASET", nargs="?", help="default: the one it was trained on")
@@ -124,8 +125,9 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
         "images",
         metavar="IMAGE",
         nargs="+",
-        help="image files (need pillow), folders of them, .npy files with one or more examples, .csv files with one per row",
+        help="image files (need pillow), folders of them, .npy or .npz files with examples, or .csv files with one in each row",
     )
+    train_settings.add_flags(predict, "target")
     predict.add_argument("--skip-bad", action="store_true", help="skip files that cannot be read")
     predict.add_argument("--out", metavar="FILE.csv", help="write a CSV table with all probabilities; - for standard output")
     _device(predict)

@@ -22,6 +22,10 @@ CONFIG = "config.toml"
 _TEXTS = ("dataset", STARTED_IN)
 """Keys of a file that have no flag."""
 _LARGEST_FILE, _MOST_DOTS = 1 << 16, 200
+INPUTS = "inputs"
+"""The table of a run's configuration file that says how its data were read: no setting, so that --config passes over it."""
+_MARK = f"\n[{INPUTS}]\n".encode()
+_LARGEST_RECORD = 1 << 24
 
 Settings = dict[str, Any]
 
@@ -72,7 +76,7 @@ SETTINGS = (
     Setting("data", str, "folder of the published files of the data set; default: $XPNET_DATA", "FOLDER", free=True),
     Setting("size", shape, "resize the images of your own folder", "H,W"),
     Setting("skip_bad", bool, "skip images of a folder that cannot be read, instead of ending", free=True),
-    Setting("target", str, "title of the column of classes in a CSV file; default: the last column", "COLUMN"),
+    Setting("target", str, "column of classes in a CSV file: its title or its number from 0; default: the last", "COLUMN"),
     Setting("checkpoint_minutes", positive, "between checkpoints within an epoch; default: 10", "MINUTES", free=True),
     Setting("keep", integer(1), "number of checkpoints to keep; default: 3", "N", free=True),
 )
@@ -97,7 +101,7 @@ def read_file(path: str | Path) -> Settings:
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
-        raw = file.read(_LARGEST_FILE + 1)
+        raw = file.read(_LARGEST_RECORD).partition(_MARK)[0]
     # The parser takes quadratic time for a long dotted key.
     if len(raw) > _LARGEST_FILE or max((line.count(b".") for line in raw.splitlines()), default=0) > _MOST_DOTS:
         raise UsageError(
@@ -212,6 +216,31 @@ def located_data(settings: Settings) -> tuple[str, str | None]:
     if name not in data.names():
         name = locate(name, started, "the data")
     return name, None if folder is None else locate(folder, started, "the folder")
+
+
+def recorded_inputs(folder: str | Path) -> dict[str, Any] | None:
+    """Return what the configuration file of a run says of its data, or None where it says nothing.
+
+    Raises:
+        UsageError: that is damaged.
+        OSError: the file cannot be read.
+    """
+    path = Path(folder) / CONFIG
+    with open(path, "rb") as file:
+        raw = file.read(_LARGEST_RECORD).partition(_MARK)[2]
+    if not raw:
+        return None
+    if any(b"." in line.partition(b"=")[0] for line in raw.splitlines()):
+        raise UsageError(f"{path}: its table [{INPUTS}] is damaged; start a new run")
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: its table [{INPUTS}] is damaged, not TOML: {error}; start a new run") from error
+
+
+def with_inputs(settings: Settings, inputs: Settings) -> str:
+    """Format settings with a table that :func:`recorded_inputs` returns."""
+    return to_toml(settings) + _MARK.decode() + to_toml(inputs)
 
 
 def to_toml(settings: Settings) -> str:

@@ -131,11 +131,11 @@ def _fractions(path: str | os.PathLike[str], image: Any, upright: Any) -> NumpyA
     if not white:
         # PNG and PNM files of 16 bits; where 32-bit integers hold 8 bits, white is 255.
         white = 65535.0 if image.format in ("PNG", "PPM") else 255.0
-    if not (0 <= least and most <= white):  # also NaN
+    if not (least >= 0 and most <= white):  # also NaN
         what = "floats" if image.mode == "F" else "integers"
         raise DataError(
-            f"{path}: holds {what} from {least:g} to {most:g}, and does not say what white is; expected 8 or 16 bits a pixel, or "
-            f"floats from 0 to 1: scale the values and save it again"
+            f"{path}: holds {what} from {least:g} to {most:g}, and does not say what white is; expected 8 or 16 bits a pixel, "
+            f"or floats from 0 to 1: scale the values and save it again"
         )
     values /= np.float32(white)
     if image.format == "TIFF" and white == 65535 and image.tag_v2.get(_WHITE_IS_ZERO) == 0:

@@ -133,16 +133,18 @@ class InputRecord:
         divisor, note = self._divisor(values, x.dtype.kind in "iu", place)
         if divisor != 1:
             values /= np.float32(divisor)
-        return values, note or self._far(values, place)
+        return values, note or self.far(values, place)
 
     def _divisor(self, x: NumpyArray, integers: bool, place: str) -> tuple[float, str]:
         least, most = float(x.min()), float(x.max())
         if self.scale == 1:
-            if integers and not self.whole and self.high is not None and most > _FAR * float(np.abs(self.high).max()):
-                raise DataError(
-                    f"{place}: holds whole numbers up to {most:g}; the model was trained on numbers from "
-                    f"{float(np.min(self.low)):g} to {float(self.high.max()):g}: scale them as the training data"  # type: ignore[arg-type]
-                )
+            if self.kind != "table" and integers and not self.whole and self.high is not None:
+                known = float(np.abs(self.high).max())
+                if most > _FAR * known:
+                    raise DataError(
+                        f"{place}: holds whole numbers up to {most:g}; the model was trained on numbers up to {known:g}: scale "
+                        f"them as the training data"
+                    )
             return 1.0, ""
         if self.kind == "table":
             # The numbers as published, or already divided: what is in the range of the training data.
@@ -152,8 +154,8 @@ class InputRecord:
         whole = integers or bool((x == np.rint(x)).all())
         if least < -0.05 * max(most, 1.0):
             raise DataError(
-                f"{place}: holds values from {least:g} to {most:g}; the model was trained on pixels from 0 to {self.scale:g}: give "
-                f"the pixels, without a preprocessing of your own"
+                f"{place}: holds values from {least:g} to {most:g}; the model was trained on pixels from 0 to {self.scale:g}: "
+                f"give the pixels, without a preprocessing of your own"
             )
         if most <= 1 or (most <= 1.05 and not whole):
             taken = integers and most == 1 and self.scale > 1
@@ -161,14 +163,14 @@ class InputRecord:
         if most <= self.scale:
             return self.scale, ""
         if most <= 255 and whole:
-            words = f"{place}: values up to {most:g} are divided by 255, as pixels of 8 bits; the training data had 0 to {self.scale:g}"
-            return 255.0, words
+            words = f"{place}: values up to {most:g} are divided by 255, as pixels of 8 bits"
+            return 255.0, f"{words}; the training data had 0 to {self.scale:g}"
         raise DataError(
-            f"{place}: holds values up to {most:g}; the model was trained on pixels from 0 to {self.scale:g}: scale them so that "
-            f"white is {self.scale:g}, or 1"
+            f"{place}: holds values up to {most:g}; the model was trained on pixels from 0 to {self.scale:g}: scale them so "
+            f"that white is {self.scale:g}, or 1"
         )
 
-    def _far(self, x: NumpyArray, place: str) -> str:
+    def far(self, x: NumpyArray, place: str) -> str:
         """Return a warning where values lie far outside the range of the training data, or ""."""
         if self.low is None or self.high is None or self.low.shape != x.shape[-1:]:
             return ""
@@ -240,7 +242,7 @@ def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | 
         target=str(settings.get("target", "")),
         target_column=target_column,
         resized=bool(settings.get("resized", False)),
-        background=background,  # type: ignore[arg-type]
+        background=background,
         low=found.get("low"),
         high=found.get("high"),
         trained_on=hashes,

@@ -42,8 +42,15 @@ def read_npy(path: str | os.PathLike[str]) -> NumpyArray:
         return read_open_npy(file, str(path), os.fstat(file.fileno()).st_size)
 
 
-def read_open_npy(file: BinaryIO, name: str, size: int) -> NumpyArray:
-    """Read a .npy file that is open at its beginning, of `size` bytes, as :func:`read_npy` does; `name` is for messages."""
+def read_open_npy(file: BinaryIO, name: str, size: int, kinds: str = _KINDS) -> NumpyArray:
+    """Read a .npy file that is open at its beginning, of `size` bytes, as :func:`read_npy` does.
+
+    Args:
+        file: the open file.
+        name: of the file, for messages.
+        size: in bytes.
+        kinds: the kinds of dtypes that are expected; with "U", text as well.
+    """
     start = file.read(6)
     if start[:4] in (b"PK\3\4", b"PK\5\6"):
         raise DataError(f"{name}: not a readable .npy file, but a zip archive such as .npz; write one array with numpy.save")
@@ -51,7 +58,7 @@ def read_open_npy(file: BinaryIO, name: str, size: int) -> NumpyArray:
         found = start.hex(" ") or "(none)"
         raise DataError(f"{name}: not a readable .npy file: it starts with the bytes {found}, expected 93 4e 55 4d 50 59")
     shape, fortran, dtype = _header(file, name)
-    if dtype.kind not in _KINDS:
+    if dtype.kind not in kinds:
         raise DataError(f"{name}: holds {shorten(str(dtype), 80)}, expected numbers")
     wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if wanted != there:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -90,7 +91,8 @@ class Table:
         for line, row in rows:
             if len(row) != self.width:
                 raise DataError(
-                    f"{self.path}: line {line} has {len(row)} columns, expected {self.width}, separated by {_name(self.separator)}"
+                    f"{self.path}: line {line} has {len(row)} columns, expected {self.width}, separated by "
+                    f"{_name(self.separator)}"
                 )
             yield line, row
 
@@ -104,7 +106,7 @@ class Table:
             raise DataError(f"{self.path}: holds titles and no rows")
         try:
             return self._read(numbers, texts)
-        except _DecimalComma:
+        except _DecimalCommaError:
             return replace(self, decimal=",")._read(numbers, texts)
 
     def _read(self, numbers: Sequence[int], texts: Sequence[int]) -> Columns:
@@ -156,19 +158,19 @@ class Table:
         cell = row[column].strip()
         where = f"{self.path}: line {line}, {self.title(column)}"
         if self.decimal == "." and self.separator != "," and _DECIMAL_COMMA.fullmatch(cell):
-            return _DecimalComma()
+            return _DecimalCommaError()
         if self.decimal == "," and _converts(cell, float):
             return DataError(f"{where}: got {quoted(cell)} in a file with decimal commas; expected numbers written in one way")
         if is_missing(cell):
             what = "the cell is empty" if not cell else f"got {quoted(cell)}"
             return DataError(f"{where}: expected numbers, {what}; fill such cells, or remove their rows")
         return DataError(
-            f"{where}: expected numbers, got {quoted(cell)}; encode text as numbers or leave the column out, and name the column "
-            f"of classes with --target"
+            f"{where}: expected numbers, got {quoted(cell)}; encode text as numbers or leave the column out, and name the "
+            f"column of classes with --target"
         )
 
 
-class _DecimalComma(Exception):
+class _DecimalCommaError(Exception):
     """A number with a decimal comma was met in a file that was taken to have points."""
 
 
@@ -244,10 +246,9 @@ def _encoding(path: Path, content: bytes) -> tuple[str, list[str]]:
         encoding = "utf-8-sig"
     except UnicodeDecodeError:
         text, encoding = content.decode("latin-1"), "latin-1"
-        try:
+        # Five bytes mean nothing in Windows-1252; Latin-1 takes them for control characters.
+        with contextlib.suppress(UnicodeDecodeError):
             text, encoding = content.decode("cp1252"), "cp1252"
-        except UnicodeDecodeError:
-            pass  # five bytes mean nothing in Windows-1252; Latin-1 takes them for control characters
     if re.search(r"[\0-\x08\x0e-\x1f\x7f]", text):
         raise DataError(f"{path}: not a text file: it holds control characters; expected a table such as CSV")
     return encoding, [] if encoding == "utf-8-sig" else [f"not UTF-8: read as {encoding.replace('cp', 'Windows-')}"]
@@ -352,7 +353,10 @@ def _are_titles(
         whole = all(cell.lstrip("+-").isdigit() for column in below for cell in column)
         return counting[0] == 0 and len(counting) > 2 and not whole
     words = [k for k, number in enumerate(numeric) if not number]
-    return all(head[k] not in below[k] for k in words)
+    if any(head[k] in below[k] for k in words):
+        return False
+    # Words that come once above others that come again; a class of one example in the first row is less likely.
+    return (counting[0] == 0 and len(counting) > 2) or all(len(set(below[k])) < len(below[k]) for k in words)
 
 
 _MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "?"})
