@@ -60,7 +60,7 @@ def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool 
         raise UsageError(f"{folder}: {known.place} takes {known.inputs.describe()}, not images")
     loose = [p.name for p in folder.iterdir() if p.is_file() and not is_hidden(p.name) and p.suffix.lower() in ENDINGS]
     if loose:
-        notes.append(f"left out {len(loose):,} images beside the folders, such as {quoted(loose[0])}")
+        notes.append(f"left out {len(loose):,} image{'s' * (len(loose) > 1)} beside the folders, such as {quoted(loose[0])}")
     left_out: Counter[str] = Counter()
     found: list[tuple[int | None, ImageFolder]] = []
     names: tuple[str, ...] = ()
@@ -106,7 +106,10 @@ def _parts(folder: Path) -> tuple[list[tuple[int | None, Path]], list[str]]:
     notes = []
     others = [p.name for p in inside if p not in named]
     if others:
-        notes.append(f"left out {len(others)} folders beside {named[0].name}/ that hold no classes: {quoted_list(others, 5)}")
+        plural = "s" * (len(others) > 1)
+        notes.append(
+            f"left out {len(others)} folder{plural} beside {named[0].name}/ without classes in them: {quoted_list(others, 5)}"
+        )
     by_part: dict[int, list[Path]] = {}
     for p in named:
         by_part.setdefault(roles[p], []).append(p)

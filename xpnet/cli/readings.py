@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from xpnet.runtime.messages import quoted
 TEST_FRACTION = 0.2
 """The test part of data without one: chosen by a hash of each example, so that no later run trains on it."""
 TEST_NOTE = f"about {TEST_FRACTION:.0%} of every class are the test part, chosen by a hash of each example"
+_FEW = 10
 VALIDATION_FRACTION = 0.1
 """The part of the training data held out for early stopping: the test part must not decide when a run ends."""
 
@@ -114,6 +116,8 @@ def own_dataset(reading: Reading, validation: bool = False) -> OwnDataset:
     untested = [name for k, name in enumerate(reading.class_names) if not (reading.y[test] == k).any()]
     if untested:
         notes.append(f"the test part has no example of {len(untested)} classes, such as {quoted(untested[0])}")
+    if len(test) < _FEW:
+        notes.append(f"the test part has {len(test)} examples: an accuracy on so few says little")
     doubled = int(np.isin(reading.contents[test], reading.contents[train]).sum())
     if doubled:
         notes.append(f"{doubled:,} of the {len(test):,} test examples are copies of training examples")
@@ -121,10 +125,13 @@ def own_dataset(reading: Reading, validation: bool = False) -> OwnDataset:
     x = reading.x[train]
     axes = tuple(range(x.ndim - 1))
     mean, std = x.mean(axis=axes, dtype=np.float64), x.std(axis=axes, dtype=np.float64)
+    tested = reading.x[test], reading.y[test]
+    watched = (reading.x[held], reading.y[held]) if len(held) else None
+    reading.x = reading.x[:0].copy()  # the parts are copies: the whole is not kept beside them
     return OwnDataset(
         reading.name,
         (x, reading.y[train]),
-        (reading.x[test], reading.y[test]),
+        tested,
         reading.class_names,
         tuple(float(v) for v in mean),
         tuple(float(v) for v in np.where(std > 1e-6 * np.abs(mean), std, 1.0)),
@@ -132,7 +139,7 @@ def own_dataset(reading: Reading, validation: bool = False) -> OwnDataset:
         licence="your own",
         scale=reading.inputs.scale,
         notes=TEST_NOTE if reading.parts is None else "",
-        validation=(reading.x[held], reading.y[held]) if len(held) else None,
+        validation=watched,
         reading=reading,
         inputs=reading.inputs.with_training_part(x, reading.contents[train]),
     )
@@ -144,12 +151,12 @@ def class_indices(labels: Sequence[str], known: Known, name: str) -> NumpyArray:
     Raises:
         DataError: a label is none of them.
     """
-    index = {label: k for k, label in enumerate(known.class_names)}
+    index = {normalized(label): k for k, label in enumerate(known.class_names)}
     numbers = {value: k for k, label in enumerate(known.class_names) if (value := as_number(label)) is not None}
     table: dict[str, int] = {}
     unknown = []
     for label in dict.fromkeys(labels):
-        k = index.get(label)
+        k = index.get(normalized(label))
         if k is None and (value := as_number(label)) is not None:
             k = numbers.get(value)
         if k is None:
@@ -162,6 +169,11 @@ def class_indices(labels: Sequence[str], known: Known, name: str) -> NumpyArray:
             f"{quoted_list(known.class_names)}"
         )
     return np.array([table[label] for label in labels], np.int64)
+
+
+def normalized(name: str) -> str:
+    """Return a name with accents composed: file systems and programs write the same name in two ways."""
+    return unicodedata.normalize("NFC", name)
 
 
 def quoted_list(names: Sequence[str], most: int = 10) -> str:

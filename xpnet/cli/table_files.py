@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.readings import Known, Reading, class_indices, quoted_list
+from xpnet.cli.readings import Known, Reading, class_indices, normalized, quoted_list
 from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
@@ -66,7 +66,7 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
         title = "" if table.titles is None else table.titles[chosen.target]
         inputs = InputRecord("table", x.shape[1:], columns=titles, target=title, target_column=chosen.target)
     else:
-        x, note = known.inputs.to_units(x, str(path))
+        x, note = known.inputs.to_units(x, str(path), text=True)
         notes += [note] if note else []
         inputs, names, y = known.inputs, known.class_names, class_indices(labels, known, str(path))
     contents = row_hashes(x)
@@ -84,7 +84,7 @@ def read_rows(path: Path, known: Known, target: str | None = None) -> tuple[Nump
     table = _open(path, known)
     chosen = choose(table, known, target)
     read = table.read(chosen.features)
-    x, note = known.inputs.to_units(read.numbers, str(path))
+    x, note = known.inputs.to_units(read.numbers, str(path), text=True)
     notes = [f"{path}: {said}" for said in (*table.notes, *chosen.notes)]
     return x.reshape(len(x), *known.inputs.shape), notes + ([note] if note else [])
 
@@ -131,7 +131,7 @@ def _by_place(table: Table, known: Known, target: str | None) -> Chosen:
         )
     if target is not None:
         column = find_column(table, target)
-    elif record.target_column is not None and _holds_classes(table, record.target_column, known):
+    elif record.target_column is not None and _count_classes(table, record.target_column, known):
         column = record.target_column
     else:
         column = _class_column(table, known)
@@ -145,7 +145,10 @@ def _class_column(table: Table, known: Known) -> int:
     if table.titles is not None:
         titled = [k for k, title in enumerate(table.titles) if title.lower() in _CLASS_TITLES]
         ends = titled if len(titled) == 1 else ends
-    found = [k for k in dict.fromkeys(ends) if _holds_classes(table, k, known)]
+    counts = {k: _count_classes(table, k, known) for k in dict.fromkeys(ends)}
+    found = [k for k, count in counts.items() if count]
+    if len(found) == 2 and min(counts.values()) == 1:  # a constant one, such as the pixels of a corner, is not the class
+        found = [k for k in found if counts[k] > 1]
     if len(found) != 1:
         what = "neither the first nor the last column holds" if not found else "the first and the last column hold"
         raise DataError(
@@ -155,15 +158,16 @@ def _class_column(table: Table, known: Known) -> int:
     return found[0]
 
 
-def _holds_classes(table: Table, column: int, known: Known) -> bool:
+def _count_classes(table: Table, column: int, known: Known) -> int:
+    """Return how many classes of a model a column holds; 0 where it holds anything else."""
     if column >= table.width:
-        return False
+        return 0
     labels = {label for label in table.read([], [column]).texts[0] if not is_missing(label)}
     try:
         class_indices(sorted(labels), known, str(table.path))
     except DataError:
-        return False
-    return bool(labels)
+        return 0
+    return len(labels)
 
 
 def _open(path: Path, known: Known | None) -> Table:
@@ -183,7 +187,7 @@ def _find_title(titles: Sequence[str], name: str) -> int | None:
     """Return the column with this title: the same, or else the only one that differs in case alone."""
     if name in titles:
         return titles.index(name)
-    alike = [k for k, title in enumerate(titles) if title.casefold() == name.casefold()]
+    alike = [k for k, title in enumerate(titles) if normalized(title).casefold() == normalized(name).casefold()]
     if len(alike) == 1:
         return alike[0]
     placed = [k for k, title in enumerate(titles) if not title and f"column {k}" == name]
@@ -263,8 +267,8 @@ def _labels(table: Table, column: int, cells: list[str], lines: NumpyArray) -> l
         shown = ", ".join(str(lines[k]) for k in missing[:5]) + (", ..." if len(missing) > 5 else "")
         what = "is empty" if not cells[missing[0]] else f"holds {quoted(cells[missing[0]])}"
         raise DataError(
-            f"{table.path}: line {lines[missing[0]]}: the class, {table.title(column)}, {what}; {len(missing):,} rows have no "
-            f"class (lines {shown}): fill the cells, or remove these rows"
+            f"{table.path}: line {lines[missing[0]]}: the class, {table.title(column)}, {what}; rows without a class: "
+            f"{len(missing):,} (lines {shown}); fill the cells, or remove these rows"
         )
     return cells
 

@@ -29,7 +29,7 @@ def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
     """
     found: list[Path] = []
     left_out: Counter[str] = Counter()
-    _walk(folder, (), found, left_out)
+    _walk(folder, tuple(map(str, Path(os.path.realpath(folder)).parents)), found, left_out)
     return sorted(found), left_out
 
 

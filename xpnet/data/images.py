@@ -45,7 +45,7 @@ def read_image(
     channels: int = 3,
     size: tuple[int, int] | None = None,
     fit: Literal["stretch", "crop"] = "stretch",
-    background: tuple[int, int, int] = WHITE,
+    background: tuple[int, int, int] | None = WHITE,
 ) -> NumpyArray:
     """Read an image file as uint8 (H, W, C), rotated according to its EXIF data.
 
@@ -56,7 +56,7 @@ def read_image(
         channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha).
         size: (H, W) to resize to (bilinear, antialiased); None: as it is.
         fit: "stretch" changes the aspect ratio, "crop" keeps it and cuts off both ends alike.
-        background: the colour (R, G, B) behind transparent pixels; with 4 channels they stay transparent.
+        background: the colour (R, G, B) behind transparent pixels, None to ignore transparency; with 4 channels it stays.
 
     Raises:
         DataError: missing, truncated or damaged, or not an image; or its values do not tell what white is (32-bit integers
@@ -81,7 +81,7 @@ def read_pixels(
     channels: int = 3,
     size: tuple[int, int] | None = None,
     fit: Literal["stretch", "crop"] = "stretch",
-    background: tuple[int, int, int] = WHITE,
+    background: tuple[int, int, int] | None = WHITE,
 ) -> Pixels:
     """Read an image file with the precision that it has; arguments and errors as in :func:`read_image`."""
     try:
@@ -100,7 +100,7 @@ def read_pixels(
         upright: Any = ImageOps.exif_transpose(image)
         if deep:
             upright = Image.fromarray(_fractions(path, image, upright))
-        elif channels != 4 and upright.has_transparency_data:
+        elif channels != 4 and background is not None and upright.has_transparency_data:
             upright = upright.convert("RGBA")
             transparent = upright.getextrema()[3][0] < 255
             below = Image.new("RGBA", upright.size, (*background, 255))
@@ -159,7 +159,7 @@ class ImageFolder:
         on_bad: "raise" stops at an image that cannot be read; "skip" leaves it out, with a warning.
         classes: names of the subfolders to use, in the order of their labels; None: all.
         scale: x = pixel / scale; None gives uint8.
-        background: the colour (R, G, B) behind transparent pixels.
+        background: the colour (R, G, B) behind transparent pixels; None to ignore transparency.
 
     Attributes:
         left_out: how many files and folders were passed over, by the reason.
@@ -178,7 +178,7 @@ class ImageFolder:
         on_bad: Literal["raise", "skip"] = "raise",
         classes: Sequence[str] | None = None,
         scale: float | None = 255.0,
-        background: tuple[int, int, int] = WHITE,
+        background: tuple[int, int, int] | None = WHITE,
     ):
         if on_bad not in ("raise", "skip"):
             raise ValueError(f'on_bad must be "raise" or "skip", got {on_bad!r}')

@@ -33,7 +33,7 @@ class InputRecord:
         target: of a table, the title of the column of classes; "" where the file had none.
         target_column: of a table, the place of that column among the file's, from 0; None where it had none.
         resized: images were resized to `shape`; otherwise all had this size.
-        background: the colour (R, G, B) that transparent images are composited on.
+        background: the colour (R, G, B) that transparent images are composited on; None: their transparency is ignored.
         low, high: the least and largest x in the training part, (C,) or (F,); None if unknown.
         trained_on: sorted hashes, uint64, of the examples in the training part, or of the part of them with the smallest
             hashes; None if unknown.
@@ -48,7 +48,7 @@ class InputRecord:
     target: str = ""
     target_column: int | None = None
     resized: bool = False
-    background: tuple[int, int, int] = WHITE
+    background: tuple[int, int, int] | None = WHITE
     low: NumpyArray | None = field(default=None, repr=False)
     high: NumpyArray | None = field(default=None, repr=False)
     trained_on: NumpyArray | None = field(default=None, repr=False)
@@ -62,7 +62,9 @@ class InputRecord:
             if self.target_column is not None:
                 found["target_column"] = self.target_column
         if self.kind == "images":
-            found["resized"], found["background"] = self.resized, list(self.background)
+            found["resized"] = self.resized
+            if self.background is not None:
+                found["background"] = list(self.background)
         return {**found, "trained_count": self.trained_count}
 
     def arrays(self) -> dict[str, NumpyArray]:
@@ -112,8 +114,13 @@ class InputRecord:
             known = hashes <= self.trained_on[-1]
         return np.isin(hashes, self.trained_on), known
 
-    def to_units(self, x: NumpyArray, place: str) -> tuple[NumpyArray, str]:
+    def to_units(self, x: NumpyArray, place: str, *, text: bool = False) -> tuple[NumpyArray, str]:
         """Convert the values in an array (N, *shape) to the units of the training data.
+
+        Args:
+            x: floats, integers or booleans.
+            place: the file, for messages.
+            text: the values were read from text, so that their dtype does not tell whether they are whole numbers.
 
         Returns:
             x, float32, and what should be said about the conversion, or "".
@@ -130,7 +137,10 @@ class InputRecord:
             )
         if x.dtype.kind == "b" or not values.size:
             return values, ""
-        divisor, note = self._divisor(values, x.dtype.kind in "iu", place)
+        if self.high is None:
+            divisor, note = self._usual_divisor(x, place, text), ""
+        else:
+            divisor, note = self._divisor(values, x.dtype.kind in "iu", place)
         if divisor != 1:
             values /= np.float32(divisor)
         return values, note or self.far(values, place)
@@ -138,7 +148,8 @@ class InputRecord:
     def _divisor(self, x: NumpyArray, integers: bool, place: str) -> tuple[float, str]:
         least, most = float(x.min()), float(x.max())
         if self.scale == 1:
-            if self.kind != "table" and integers and not self.whole and self.high is not None:
+            if self.kind != "table" and integers and not self.whole:
+                assert self.high is not None
                 known = float(np.abs(self.high).max())
                 if most > _FAR * known:
                     raise DataError(
@@ -148,7 +159,8 @@ class InputRecord:
             return 1.0, ""
         if self.kind == "table":
             # The numbers as published, or already divided: what is in the range of the training data.
-            if self.high is not None and most > 1.5 * float(self.high.max()) >= most / self.scale:
+            assert self.high is not None
+            if most > 1.5 * float(self.high.max()) >= most / self.scale:
                 return self.scale, f"{place}: values are divided by {self.scale:g}, as for training"
             return 1.0, ""
         whole = integers or bool((x == np.rint(x)).all())
@@ -169,6 +181,21 @@ class InputRecord:
             f"{place}: holds values up to {most:g}; the model was trained on pixels from 0 to {self.scale:g}: scale them so "
             f"that white is {self.scale:g}, or 1"
         )
+
+    def _usual_divisor(self, x: NumpyArray, place: str, text: bool) -> float:
+        """Return the divisor where nothing is known of the training data: pixels are whole numbers up to 255."""
+        most = float(x.max())
+        if self.kind != "images" or most < 0:
+            return 1.0
+        if text:
+            return self.scale if 1 < most <= 255 and bool((x == np.rint(x)).all()) else 1.0
+        if x.dtype.kind not in "iu":
+            return 1.0
+        if most <= 255:
+            return self.scale
+        if x.dtype == np.uint16:
+            return 65535.0
+        raise DataError(f"{place}: holds whole numbers up to {most:g}; expected pixels from 0 to 255, or floats from 0 to 1")
 
     def far(self, x: NumpyArray, place: str) -> str:
         """Return a warning where values lie far outside the range of the training data, or ""."""
@@ -203,7 +230,7 @@ def record_of(dataset: Dataset) -> InputRecord:
 
 def default_record(shape: tuple[int, ...]) -> InputRecord:
     """Return the record for a model file that holds none: images are pixels from 0 to 255, other numbers are kept."""
-    return InputRecord("images", shape, 255.0, whole=True) if len(shape) == 3 else InputRecord("table", shape)
+    return InputRecord("images", shape, 255.0, whole=True, background=None) if len(shape) == 3 else InputRecord("table", shape)
 
 
 def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | None = None) -> InputRecord:
@@ -214,7 +241,7 @@ def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | 
     """
     found = arrays or {}
     kind, shape, scale = settings["kind"], settings["shape"], settings.get("scale", 1.0)
-    target_column, background = settings.get("target_column"), tuple(settings.get("background", WHITE))
+    target_column, background = settings.get("target_column"), tuple(settings.get("background") or ())
     columns = settings.get("columns", [])
     whole_numbers = [*shape, *background, settings.get("trained_count", 0), target_column or 0]
     if (
@@ -224,7 +251,7 @@ def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | 
         or not 0 < scale < float("inf")
         or not isinstance(columns, list)
         or (columns and [len(columns)] != list(shape))
-        or len(background) != 3
+        or len(background) not in (0, 3)
     ):
         raise ValueError("the record of its inputs is damaged")
     for name in ("low", "high"):
@@ -242,7 +269,7 @@ def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | 
         target=str(settings.get("target", "")),
         target_column=target_column,
         resized=bool(settings.get("resized", False)),
-        background=background,
+        background=(background[0], background[1], background[2]) if background else None,
         low=found.get("low"),
         high=found.get("high"),
         trained_on=hashes,

@@ -328,9 +328,9 @@ def _are_titles(
     """Return whether the first line of a table holds titles."""
     if columns and set(columns) <= set(head):
         return True
-    if any(cell in labels for cell in head):
-        return False
     numeric = [_converts(cell, convert) for cell in head]
+    if any(cell in labels and not number for cell, number in zip(head, numeric)):
+        return False
     if not any(numeric):
         return True
     below = [[row[k].strip() for row in rows if k < len(row)] for k in range(len(head))]
