@@ -15,7 +15,7 @@ from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
 from xpnet.data.npy import read_npy, read_open_npy
 from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes, spread_repetitions
-from xpnet.data.tables import is_missing
+from xpnet.data.table_form import is_missing
 from xpnet.runtime.messages import quoted
 
 _PAIRS = (

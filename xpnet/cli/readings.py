@@ -13,7 +13,7 @@ from xpnet.data import DataError, Dataset
 from xpnet.data.dataset import NumpyArray, Pair
 from xpnet.data.inputs import InputRecord
 from xpnet.data.splits import TEST, TRAIN, VALIDATION, divide
-from xpnet.data.tables import as_number
+from xpnet.data.table_form import as_number
 from xpnet.runtime.messages import quoted
 
 TEST_FRACTION = 0.2

@@ -16,7 +16,8 @@ from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
 from xpnet.data.splits import row_hashes, spread_repetitions
-from xpnet.data.tables import Table, as_number, is_missing, open_table
+from xpnet.data.table_form import as_number, is_missing
+from xpnet.data.tables import Table, open_table
 from xpnet.runtime.messages import quoted
 
 _CLASS_TITLES = ("label", "labels", "class", "target", "y", "category", "species")

@@ -56,7 +56,7 @@ def describe_left_out(left_out: Counter[str]) -> str:
     """Return one phrase such as "left out 5 files: 3 no image (.txt), 2 hidden (._*)"; "" for none."""
     if not left_out:
         return ""
-    shown = left_out.most_common(6)
+    shown = left_out.most_common(8)
     more = sum(left_out.values()) - sum(count for _, count in shown)
     parts = [f"{count:,} {reason}" for reason, count in shown] + ([f"{more:,} others"] if more else [])
     total = sum(left_out.values())

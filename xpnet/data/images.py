@@ -100,11 +100,13 @@ def read_pixels(
         upright: Any = ImageOps.exif_transpose(image)
         if deep:
             upright = Image.fromarray(_fractions(path, image, upright))
-        elif channels != 4 and background is not None and upright.has_transparency_data:
+        elif channels != 4 and upright.has_transparency_data:
             upright = upright.convert("RGBA")
-            transparent = upright.getextrema()[3][0] < 255
-            below = Image.new("RGBA", upright.size, (*background, 255))
-            upright = Image.alpha_composite(below, upright).convert(modes[channels])
+            if background is not None:
+                transparent = upright.getextrema()[3][0] < 255
+                below = Image.new("RGBA", upright.size, (*background, 255))
+                upright = Image.alpha_composite(below, upright)
+            upright = upright.convert(modes[channels])
         else:
             upright = upright.convert(modes[channels])
     if size is not None:

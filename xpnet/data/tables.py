@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import gzip
 import io
 import itertools
-import re
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +15,26 @@ import numpy as np
 from xpnet.runtime.messages import quoted
 
 from .dataset import DataError, NumpyArray
+from .table_form import (
+    DECIMAL_COMMA,
+    SAMPLE,
+    are_titles,
+    comma_number,
+    converts,
+    declared_separator,
+    find_encoding,
+    find_separator,
+    has_decimal_commas,
+    is_missing,
+    plain_number,
+    separator_name,
+    split_rows,
+)
 
 ENDINGS = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz", ".tab.gz")
 
-_SEPARATORS = (",", ";", "\t", "|", " ")
-_SAMPLE = 200  # rows that separator, decimal mark and titles are judged by
 _CHUNK = 4096
 _LEAST_LIMIT, _MOST_EXPANSION = 1 << 26, 100  # text in a .gz file: no table is compressed better than this
-_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
 
 
 def is_table(path: str | Path) -> bool:
@@ -85,14 +93,14 @@ class Table:
         Raises:
             DataError: a row has more or fewer cells than the first one, or is not CSV.
         """
-        rows = _rows(self._content, self._encoding, self.separator, self.path, self._skipped)
+        rows = split_rows(self._content, self._encoding, self.separator, self.path, self._skipped)
         if self.titles is not None:
             next(rows)
         for line, row in rows:
             if len(row) != self.width:
                 raise DataError(
                     f"{self.path}: line {line} has {len(row)} columns, expected {self.width}, separated by "
-                    f"{_name(self.separator)}"
+                    f"{separator_name(self.separator)}"
                 )
             yield line, row
 
@@ -148,18 +156,18 @@ class Table:
 
     def _converter(self) -> Callable[[str], float]:
         if self.decimal == ",":
-            return _comma_number
+            return comma_number
         # Python reads 1_000 as a number, and no other program writes it as one.
-        return _plain_number if b"_" in self._content else float
+        return plain_number if b"_" in self._content else float
 
     def _wrong_cell(self, line: int, row: list[str], numbers: Sequence[int], convert: Callable[[str], float]) -> Exception:
         """Return the error for the first cell that is not a number."""
-        column = next(k for k in numbers if not _converts(row[k], convert))
+        column = next(k for k in numbers if not converts(row[k], convert))
         cell = row[column].strip()
         where = f"{self.path}: line {line}, {self.title(column)}"
-        if self.decimal == "." and self.separator != "," and _DECIMAL_COMMA.fullmatch(cell):
+        if self.decimal == "." and self.separator != "," and DECIMAL_COMMA.fullmatch(cell):
             return _DecimalCommaError()
-        if self.decimal == "," and _converts(cell, float):
+        if self.decimal == "," and converts(cell, float):
             return DataError(f"{where}: got {quoted(cell)} in a file with decimal commas; expected numbers written in one way")
         if is_missing(cell):
             what = "the cell is empty" if not cell else f"got {quoted(cell)}"
@@ -186,24 +194,24 @@ def open_table(path: Path, columns: Collection[str] = (), labels: Collection[str
         DataError: the file is missing, not text, or empty.
     """
     content = _content(path)
-    encoding, notes = _encoding(path, content)
-    skipped, separator = _declared_separator(content, encoding)
+    encoding, notes = find_encoding(path, content)
+    skipped, separator = declared_separator(content, encoding)
     if separator is None:
-        separator = _find_separator(path, content, encoding)
-    sample = [row for _, row in itertools.islice(_rows(content, encoding, separator, path, skipped), _SAMPLE)]
+        separator = find_separator(path, content, encoding)
+    sample = [row for _, row in itertools.islice(split_rows(content, encoding, separator, path, skipped), SAMPLE)]
     if not sample:
         raise DataError(f"{path}: holds no rows")
-    decimal = "," if separator != "," and _has_decimal_commas(sample) else "."
+    decimal = "," if separator != "," and has_decimal_commas(sample) else "."
     if separator not in (",", "\t") or (
         separator == "\t" and ".tsv" not in path.name.lower() and ".tab" not in path.name.lower()
     ):
-        notes.append(f"columns are separated by {_name(separator)}")
+        notes.append(f"columns are separated by {separator_name(separator)}")
     if decimal == ",":
         notes.append("numbers have decimal commas")
-    convert = _comma_number if decimal == "," else _plain_number
+    convert = comma_number if decimal == "," else plain_number
     head = [cell.strip() for cell in sample[0]]
     head[0] = head[0].removeprefix("#").strip()
-    titles = tuple(head) if _are_titles(head, sample[1:], convert, columns, labels) else None
+    titles = tuple(head) if are_titles(head, sample[1:], convert, columns, labels) else None
     return Table(path, titles, len(sample[0]), separator, decimal, tuple(notes), content, encoding, skipped)
 
 
@@ -223,182 +231,3 @@ def _content(path: Path) -> bytes:
     if len(text) > limit:
         raise DataError(f"{path}: expands to more than {limit >> 20} MB, which is no table; decompress it first if it is one")
     return text
-
-
-def _encoding(path: Path, content: bytes) -> tuple[str, list[str]]:
-    """Return the encoding of a text file: by its byte order mark, or else UTF-8, UTF-16 or Windows-1252."""
-    for mark, name in (
-        (b"\xff\xfe\0\0", "utf-32"),
-        (b"\0\0\xfe\xff", "utf-32"),
-        (b"\xff\xfe", "utf-16"),
-        (b"\xfe\xff", "utf-16"),
-    ):
-        if content.startswith(mark):
-            return _decodes(path, content, name), []
-    if content.startswith(b"PK\x03\x04"):
-        raise DataError(f"{path}: a zip or Excel file; export the table as CSV")
-    head = content[:4096]
-    if b"\0" in head:
-        odd, even = head[1::2].count(0), head[::2].count(0)
-        return _decodes(path, content, "utf-16-le" if odd > even else "utf-16-be"), []
-    try:
-        text = content.decode("utf-8-sig")
-        encoding = "utf-8-sig"
-    except UnicodeDecodeError:
-        text, encoding = content.decode("latin-1"), "latin-1"
-        # Five bytes mean nothing in Windows-1252; Latin-1 takes them for control characters.
-        with contextlib.suppress(UnicodeDecodeError):
-            text, encoding = content.decode("cp1252"), "cp1252"
-    if re.search(r"[\0-\x08\x0e-\x1f\x7f]", text):
-        raise DataError(f"{path}: not a text file: it holds control characters; expected a table such as CSV")
-    return encoding, [] if encoding == "utf-8-sig" else [f"not UTF-8: read as {encoding.replace('cp', 'Windows-')}"]
-
-
-def _decodes(path: Path, content: bytes, encoding: str) -> str:
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file: {error.reason} in {encoding.upper()}; save it as UTF-8") from None
-    if re.search(r"[\0-\x08\x0e-\x1f\x7f]", text):
-        raise DataError(f"{path}: not a text file: it holds control characters; expected a table such as CSV")
-    return encoding
-
-
-def _rows(content: bytes, encoding: str, separator: str, path: Path, skipped: int = 0) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that hold something, with the line that each begins on."""
-    file = io.TextIOWrapper(io.BytesIO(content), encoding, newline="")
-    lines: Iterator[str] = itertools.islice(file, skipped, None)
-    if separator == " ":
-        lines = (line.strip() + "\n" for line in lines)
-    reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator == " ")
-    line = skipped + 1
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield line, row
-            line = skipped + reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}: line {skipped + reader.line_num}: not CSV: {error}") from error
-
-
-def _declared_separator(content: bytes, encoding: str) -> tuple[int, str | None]:
-    """Return (1, separator) where the first line names it, as Excel writes it (sep=;)."""
-    first = next(iter(io.TextIOWrapper(io.BytesIO(content[:4096]), encoding, errors="replace", newline="")), "")
-    named = re.fullmatch(r'"?sep=(.)"?', first.rstrip("\r\n"), re.IGNORECASE)
-    return (1, named[1]) if named else (0, None)
-
-
-def _find_separator(path: Path, content: bytes, encoding: str) -> str:
-    """Return the separator that divides the rows into the most alike rows of numbers."""
-    best, chosen = 0.0, ","
-    for separator in _SEPARATORS:
-        try:
-            rows = [row for _, row in itertools.islice(_rows(content, encoding, separator, path), _SAMPLE)]
-        except DataError:
-            continue
-        if not rows:
-            continue
-        widths = [len(row) for row in rows]
-        width = max(set(widths), key=widths.count)
-        if width < 2:
-            continue
-        alike = widths.count(width) / len(rows)
-        convert = _any_number if separator != "," else _plain_number
-        cells = [cell for row in (rows[1:] or rows) for cell in row]
-        numbers = sum(_converts(cell, convert) or is_missing(cell.strip()) for cell in cells) / len(cells)
-        # A trace for alike rows of text alone: titles and nothing else.
-        score = alike * (numbers + 0.001)
-        if score > best + 1e-9:
-            best, chosen = score, separator
-    return chosen
-
-
-def _has_decimal_commas(rows: list[list[str]]) -> bool:
-    cells = [cell.strip() for row in rows for cell in row]
-    return any(_DECIMAL_COMMA.fullmatch(cell) or (_THOUSANDS.fullmatch(cell) and "," in cell) for cell in cells)
-
-
-def _are_titles(
-    head: list[str],
-    rows: list[list[str]],
-    convert: Callable[[str], float],
-    columns: Collection[str],
-    labels: Collection[str],
-) -> bool:
-    """Return whether the first line of a table holds titles."""
-    if columns and set(columns) <= set(head):
-        return True
-    numeric = [_converts(cell, convert) for cell in head]
-    if any(cell in labels and not number for cell, number in zip(head, numeric)):
-        return False
-    if not any(numeric):
-        return True
-    below = [[row[k].strip() for row in rows if k < len(row)] for k in range(len(head))]
-    for k, cell in enumerate(head):
-        if (
-            cell
-            and not numeric[k]
-            and below[k]
-            and all(_converts(other, convert) for other in below[k] if not is_missing(other))
-        ):
-            return any(not is_missing(other) for other in below[k])  # a word above numbers
-    numbered = [cell for cell, number in zip(head, numeric) if number]
-    if not all(cell.isdigit() for cell in numbered):
-        return False
-    counting = [int(cell) for cell in numbered]
-    if len(counting) < 2 or any(b - a != 1 for a, b in itertools.pairwise(counting)) or not rows:
-        return False
-    if len(counting) == len(head):
-        # 0,1,2,3: as pandas numbers columns, unless whole numbers below could continue it.
-        whole = all(cell.lstrip("+-").isdigit() for column in below for cell in column)
-        return counting[0] == 0 and len(counting) > 2 and not whole
-    words = [k for k, number in enumerate(numeric) if not number]
-    if any(head[k] in below[k] for k in words):
-        return False
-    # Words that come once above others that come again; a class of one example in the first row is less likely.
-    return (counting[0] == 0 and len(counting) > 2) or all(len(set(below[k])) < len(below[k]) for k in words)
-
-
-_MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "?"})
-
-
-def is_missing(cell: str) -> bool:
-    """Return whether a stripped cell says that its value is missing."""
-    return cell.lower() in _MISSING
-
-
-def _plain_number(cell: str) -> float:
-    if "_" in cell:
-        raise ValueError(cell)
-    return float(cell)
-
-
-def _comma_number(cell: str) -> float:
-    """Convert 1,5 and 1.234,5."""
-    if "." in cell and not _THOUSANDS.fullmatch(cell.strip()):
-        raise ValueError(cell)
-    return _plain_number(cell.replace(".", "").replace(",", "."))
-
-
-def _any_number(cell: str) -> float:
-    try:
-        return _plain_number(cell)
-    except ValueError:
-        return _comma_number(cell)
-
-
-def _converts(cell: str, convert: Callable[[str], float]) -> bool:
-    try:
-        convert(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def as_number(cell: str) -> float | None:
-    """Return the number in a cell, or None."""
-    return float(cell) if _converts(cell, _plain_number) else None
-
-
-def _name(separator: str) -> str:
-    return {",": "commas", ";": "semicolons", "\t": "tabs", " ": "spaces", "|": "'|'"}.get(separator, repr(separator))
