@@ -146,9 +146,10 @@ def test_a_part_of_many_hashes_is_kept_and_says_of_whom_it_knows(monkeypatch):
     assert seen.sum() == sure.sum() == 50
 
 
-DAMAGED = [
-    {"kind": "film"}, {"shape": [-1, 2]}, {"shape": ["a"]}, {"scale": 0}, {"scale": "1"}, {"scale": float("nan")}, {"columns": "ab"},
-    {"columns": ["a"], "shape": [3]}, {"background": [1, 2]}, {"background": [1, 2, "x"]}, {"trained_count": -1}, {"target_column": 1.5},
+DAMAGED: list[dict[str, object]] = [
+    {"kind": "film"}, {"shape": [-1, 2]}, {"shape": ["a"]}, {"scale": 0}, {"scale": "1"}, {"scale": float("nan")},
+    {"columns": "ab"}, {"columns": ["a"], "shape": [3]}, {"background": [1, 2]}, {"background": [1, 2, "x"]},
+    {"trained_count": -1}, {"target_column": 1.5},
 ]  # fmt: skip
 
 

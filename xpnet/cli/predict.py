@@ -28,7 +28,7 @@ from xpnet.data.dataset import NumpyArray
 from xpnet.data.image_files import ENDINGS, describe_left_out, image_files
 from xpnet.data.images import read_pixels
 from xpnet.data.inputs import default_record
-from xpnet.data.splits import TEST, TRAIN
+from xpnet.data.splits import TEST, TRAIN, VALIDATION
 from xpnet.io import archive, model_file
 from xpnet.io.model_file import SavedModel
 from xpnet.optim import SGD
@@ -116,7 +116,9 @@ def _examples_to_measure(reading: Reading, known: Known, same: bool) -> tuple[Nu
     elif same and seen.any():
         test = reading.divided() == TEST
         rows = np.flatnonzero(test & ~seen)
-        new = int(((reading.divided(validation=True) == TRAIN) & ~seen & sure).sum())
+        # Whether the run held out a validation part: none of its examples was trained on then.
+        held_out = not seen[reading.divided(validation=True) == VALIDATION].any()
+        new = int(((reading.divided(validation=held_out) == TRAIN) & ~seen & sure).sum())
         notes = [f"measured on the {len(rows):,} examples of the test part, which were not trained on"]
         if new:
             notes.append(

@@ -148,7 +148,9 @@ def _class_column(table: Table, known: Known) -> int:
         ends = titled if len(titled) == 1 else ends
     counts = {k: _count_classes(table, k, known) for k in dict.fromkeys(ends)}
     found = [k for k, count in counts.items() if count]
-    if len(found) == 2 and min(counts.values()) == 1:  # a constant one, such as the pixels of a corner, is not the class
+    if len(found) == 2 and min(counts.values()) == 1 < max(
+        counts.values()
+    ):  # a constant one, such as the pixels of a corner, is not the class
         found = [k for k in found if counts[k] > 1]
     if len(found) != 1:
         what = "neither the first nor the last column holds" if not found else "the first and the last column hold"
