@@ -249,7 +249,8 @@ def test_a_wrong_target(target, says, capsys):
 
 
 def test_a_target_by_number_in_a_file_without_titles(capsys):
-    table("t.csv", *points(30), titles=None)
+    x, y = points(30)
+    table("t.csv", x, y, None)
     code, _, err = say(capsys, "train", "t.csv", "--target", "4")
     assert code == 2
     assert "has 4 columns, numbered from 0 to 3" in err
@@ -395,7 +396,8 @@ def pictures(folder, names=("cat", "dog"), count=16, start=0, seed=0, side=8, gr
     [
         ("train", TRAIN), ("Training", TRAIN), ("train_set", TRAIN), ("trainset", TRAIN), ("seg_train", TRAIN),
         ("val", VALIDATION), ("valid", VALIDATION), ("Validation-Set", VALIDATION), ("dev", VALIDATION),
-        ("test", TEST), ("test1", TEST), ("Testing", TEST), ("test_images", TEST), ("cat", None), ("train_station", None), ("contest", None), ("train_test", None), ("12", None),
+        ("test", TEST), ("test1", TEST), ("Testing", TEST), ("test_images", TEST),
+        ("cat", None), ("train_station", None), ("contest", None), ("train_test", None), ("12", None),
     ],
 )  # fmt: skip
 def test_which_folders_are_parts(name, part):
