@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import data
+from xpnet.cli.argument_types import UsageError
 from xpnet.cli.array_files import read_npz
 from xpnet.cli.image_folders import read_folder
 from xpnet.cli.readings import Known, OwnDataset, Reading, own_dataset
@@ -70,6 +71,8 @@ def read_own(
     if tables.is_table(here):
         return read_table(here, target, known)
     if here.suffix.lower() == ".npz":
+        if target is not None:
+            raise UsageError(f"--target is for tables, and {name} is a file of arrays, whose labels are named y: omit it")
         return read_npz(here, known)
     if here.is_file():
         raise DataError(f"{name}: a file {here.suffix or 'without an ending'}, expected {FORMS}")
