@@ -688,3 +688,24 @@ def test_many_columns_and_classes_in_the_record(capsys):
     code, _, err = say(capsys, "train", "--resume", "run", "--epochs", "2")
     assert code == 0, err
     assert say(capsys, "train", "--config", "run/config.toml", "--out", "again")[0] == 0
+
+
+def test_a_class_called_inf_is_a_name():
+    x, y = points(60)
+    table("t.csv", x, y, names=("1", "inf", "2"))
+    assert from_csv(Path("t.csv")).class_names == ("1", "2", "inf")
+
+
+def test_damaged_arrays_are_one_error(capsys):
+    np.savez("x.npz", x=np.zeros((9, 2)), y=np.arange(9) % 2)
+    whole = Path("x.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(whole[: int(rng.integers(1, len(whole) + 1))])
+        damaged[int(rng.integers(len(damaged)))] ^= int(rng.integers(1, 256))
+        Path("y.npz").write_bytes(damaged)
+        try:
+            find_dataset("y.npz")
+        except DataError as error:
+            assert "y.npz" in str(error)
+            assert len(str(error)) < 2000

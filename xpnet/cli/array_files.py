@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,7 +17,7 @@ from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
 from xpnet.data.npy import read_npy, read_open_npy
 from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes, spread_repetitions
-from xpnet.data.table_form import is_missing
+from xpnet.data.table_form import as_number, is_missing
 from xpnet.runtime.messages import quoted
 
 _PAIRS = (
@@ -30,6 +32,11 @@ _PARTS = ((TRAIN, ("train",)), (VALIDATION, ("val", "valid", "validation")), (TE
 _NAMES = ("class_names", "target_names", "classes")
 _LARGEST, _MOST_EXPANSION = 1 << 28, 200
 _SCALES = (1.0, 16.0, 255.0, 65535.0)
+# What zipfile and its decompressors raise on damaged bytes; OSError for positions before the start of the file.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError, OSError, EOFError, ValueError, LookupError, RuntimeError,
+    NotImplementedError, OverflowError, MemoryError,
+)  # fmt: skip
 EXPECTED = "expected arrays x and y, or x_train, y_train, x_test and y_test"
 
 
@@ -107,10 +114,9 @@ def _reading(
 
 
 def _order(label: str) -> tuple[int, float, str]:
-    try:
-        return (0, float(label), label)
-    except ValueError:
-        return (1, 0.0, label)
+    """Order labels that are numbers by value, before those that are text."""
+    number = as_number(label)
+    return (1, 0.0, label) if number is None else (0, number, label)
 
 
 def _record(path: Path, x: NumpyArray) -> InputRecord:
@@ -199,7 +205,7 @@ def _names(path: Path) -> list[str]:
             return [info.filename.removesuffix(".npy") for info in archive.infolist() if info.filename.endswith(".npy")]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path}: not a readable .npz file: {error}") from error
 
 
@@ -213,5 +219,5 @@ def _member(path: Path, name: str, kinds: str = "fiub") -> NumpyArray:
                 return read_open_npy(cast(BinaryIO, file), f"{path}: {name}", info.file_size, kinds)
     except DataError:
         raise
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path}: {quoted(name)} cannot be read: {error}") from error

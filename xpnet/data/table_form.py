@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import itertools
+import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -192,8 +193,11 @@ def converts(cell: str, convert: Callable[[str], float]) -> bool:
 
 
 def as_number(cell: str) -> float | None:
-    """Return the number in a cell, or None."""
-    return float(cell) if converts(cell, plain_number) else None
+    """Return the finite number in a cell, or None."""
+    if not converts(cell, plain_number):
+        return None
+    value = float(cell)
+    return value if math.isfinite(value) else None
 
 
 def separator_name(separator: str) -> str:
