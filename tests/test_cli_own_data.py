@@ -700,6 +700,7 @@ def test_damaged_arrays_are_one_error(capsys):
     np.savez("x.npz", x=np.zeros((9, 2)), y=np.arange(9) % 2)
     whole = Path("x.npz").read_bytes()
     rng = np.random.default_rng(0)
+    said: list[str] = []
     for _ in range(200):
         damaged = bytearray(whole[: int(rng.integers(1, len(whole) + 1))])
         damaged[int(rng.integers(len(damaged)))] ^= int(rng.integers(1, 256))
@@ -707,5 +708,6 @@ def test_damaged_arrays_are_one_error(capsys):
         try:
             find_dataset("y.npz")
         except DataError as error:
-            assert "y.npz" in str(error)
-            assert len(str(error)) < 2000
+            said.append(str(error))
+    assert len(said) > 150
+    assert all("y.npz" in text and len(text) < 2000 for text in said)

@@ -330,6 +330,7 @@ class Module(ModuleTree):
         class_names: Sequence[str] = (),
         preprocessing: Any = None,
         metadata: Mapping[str, Any] | None = None,
+        inputs: Any = None,
     ) -> None:
         """Write the model (architecture, weights) to one file, atomically; :func:`xpnet.load` reads it.
 
@@ -338,12 +339,13 @@ class Module(ModuleTree):
             class_names: names of the outputs.
             preprocessing: a fitted transform of xpnet.data.preprocessing for the inputs.
             metadata: anything that JSON can represent, by name.
+            inputs: how the inputs were read from files, an :class:`xpnet.data.inputs.InputRecord`.
 
         Raises:
             ValueError: a layer is not built, or the model cannot be written; see :func:`xpnet.io.model_file.save`.
             OSError: the file cannot be written; what was there before is untouched.
         """
-        late("save")(self, path, class_names=class_names, preprocessing=preprocessing, metadata=metadata)
+        late("save")(self, path, class_names=class_names, preprocessing=preprocessing, metadata=metadata, inputs=inputs)
 
     def save_weights(self, path: Any) -> None:
         """Write parameters and buffers alone to a safetensors file; see :func:`xpnet.io.weights.save_weights`."""
