@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import typing
 from typing import Any, cast
 
@@ -674,3 +675,23 @@ def test_what_is_put_after_a_convolution_later_is_applied_before_the_pooling() -
     np.testing.assert_allclose(model(x).array, expected, rtol=1e-6, atol=1e-6)
     convolution.after = None
     assert np.max(np.abs(model.predict(x) - expected)) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("method", "function", "own"),
+    [
+        ("save", "save", set()),
+        ("save_weights", "save_weights", set()),
+        ("load_weights", "load_weights", set()),
+        ("summary", "summarize", {"show"}),
+    ],
+)
+def test_every_method_that_another_module_does_shows_its_real_arguments(method, function, own):
+    from xpnet.runtime.late import late
+
+    shown = inspect.signature(getattr(xn.Module, method)).parameters
+    real = inspect.signature(late(function)).parameters
+    assert {name: p.default for name, p in shown.items() if name not in {"self", *own}} == {
+        name: p.default for name, p in real.items() if name != "model"
+    }
+    assert not any(p.kind is p.VAR_KEYWORD for p in shown.values())

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -571,3 +572,52 @@ def test_writes_to_a_mapped_file_survive_the_release(tmp_path, monkeypatch):
 def test_states_are_plain_numbers():
     state = Batches(arrays(), 4).state()
     assert all(type(v) is int for v in state.values())
+
+
+_HANGS = """
+import os, signal, sys, threading, time
+import numpy as np
+import xpnet as xn
+
+class Data:
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        if i == 40:
+            time.sleep(3600)
+        return np.full((4,), i, np.float32), i % 3
+
+if __name__ == "__main__":
+    processes, presses = sys.argv[1] == "processes", int(sys.argv[2])
+    batches = xn.data.Batches(Data(), 8, workers=2, processes=processes, shuffle=False)
+    def press():
+        for _ in range(presses):
+            time.sleep(1.0)
+            os.kill(os.getpid(), signal.SIGINT)
+    seen = 0
+    for _ in batches:
+        seen += 1
+        if seen == 1:
+            threading.Thread(target=press, daemon=True).start()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("how", ["processes", "threads"])
+def test_an_interrupt_ends_workers_that_hang(tmp_path, how):
+    (tmp_path / "hangs.py").write_text(_HANGS)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "hangs.py"), how, "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        _, err = process.communicate(timeout=60)  # which also waits for workers: they hold the pipe
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert "KeyboardInterrupt" in err
+    assert process.returncode != 0

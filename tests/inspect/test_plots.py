@@ -6,6 +6,7 @@ import pytest
 
 import xpnet as xn
 from tests.optional import optional
+from xpnet.inspect import figures
 from xpnet.inspect.figures import save_figure
 
 HISTORY = {"loss": [2.0, 1.0, 0.05], "accuracy": [0.2, 0.5, 0.9], "val_loss": [1.5, 0.9, 0.1], "val_accuracy": [0.3, 0.6, 0.8]}
@@ -82,3 +83,48 @@ def test_settings_of_the_user_are_left_alone(plots):
     plots.learning_curves(HISTORY)
     assert dict(matplotlib.rcParams) == before
     assert xn.inspect is not None
+
+
+LONG = [f"Category {k}: a sensible description of some twenty or more characters" for k in range(5)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        LONG,
+        [f"a sensible description of some twenty or more characters, number {k}" for k in range(30)],
+        [f"a description of some twenty characters {k} and as many that are the same" for k in range(30)],
+        ["x" * 100 + str(k) + "y" * 100 for k in range(3)],
+        ["short", "also short"],
+    ],
+)
+def test_long_names_can_be_told_apart(names):
+    short = figures.short_names(names)
+    assert len(set(short)) == len(names)
+    assert max(map(len, short)) <= figures.LONGEST_NAME
+
+
+def test_a_name_keeps_its_beginning_and_its_end():
+    assert figures.short_names(["/data/photos/of/the/summer/cat-tabby", "/data/photos/of/the/summer/cat-black"])[0].endswith(
+        "cat-tabby"
+    )
+    assert figures.short_names(["k\udce4tze\n"]) == ["k\N{REPLACEMENT CHARACTER}tze\N{REPLACEMENT CHARACTER}"]
+
+
+@pytest.mark.parametrize("shape", [(4,), (8, 8, 1)])
+@pytest.mark.parametrize(
+    "names", [LONG, ["$a^", "$", "k\udce4tze", "\\frac{", "e"], [f"{'long name ' * 20}{k}" for k in range(5)]]
+)
+def test_any_names_fit_into_the_picture(tmp_path, recwarn, plots, shape, names):
+    rng = np.random.default_rng(0)
+    found = plots.worst_mistakes(rng.random((60, *shape)), rng.integers(0, 5, 60), rng.random((60, 5)))
+    figure = plots.confusion(rng.integers(0, 9, (5, 5)), names, found, f"{names[0]} {names[0]}, cnn")
+    figures.save_figure(figure, tmp_path / "c.png")
+    assert [str(w.message) for w in recwarn] == []
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    parts = figure.subfigs
+    for part in parts:
+        boxes = [ax.title.get_window_extent(renderer) for ax in part.axes if ax.title.get_text()]
+        assert all(not a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -352,3 +352,31 @@ def test_a_gpu_that_is_not_there_is_said_before_the_file_is_read(tmp_path):
             xn.load(tmp_path / "nothing", device="cuda")
     else:
         pytest.skip("there is a GPU")
+
+
+def test_how_the_inputs_were_read_comes_back(tmp_path):
+    from xpnet.data.inputs import InputRecord
+
+    x = np.random.default_rng(0).random((9, 4)).astype(np.float32)
+    record = InputRecord("table", (4,), columns=("a", "b", "c", "d"), target="y", target_column=2)
+    record = record.with_training_part(x, np.arange(9, dtype=np.uint64))
+    model = xn.Sequential([xn.Dense(3)], input_shape=(4,))
+    path = tmp_path / "m.xpnet"
+    model.save(path, inputs=record)
+    found = model_file.read(path).inputs
+    assert found is not None
+    assert found.settings() == record.settings()
+    for name, array in record.arrays().items():
+        np.testing.assert_array_equal(found.arrays()[name], array)
+    np.testing.assert_array_equal(xn.load(path).predict(x), model.predict(x))
+    model.save(path)
+    assert model_file.read(path).inputs is None
+
+
+@pytest.mark.parametrize("wrong", [{}, [], "table", {"kind": "film"}, {"kind": "table", "shape": 3}])
+def test_a_damaged_record_of_the_inputs_is_one_error(wrong, tmp_path):
+    model = xn.Sequential([xn.Dense(3)], input_shape=(4,))
+    document, arrays = model_file.describe(model)
+    archive.write(tmp_path / "m.xpnet", {**document, "inputs": wrong}, arrays)
+    with pytest.raises(model_file.ModelFileError, match=r"m\.xpnet"):
+        model_file.read(tmp_path / "m.xpnet")

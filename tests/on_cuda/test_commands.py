@@ -100,7 +100,9 @@ def test_profile_doctor_and_info(folder, capsys, tmp_path):
     assert "0 (Conv2D)" in said
     assert "one forward and backward pass on cuda" in said
     assert {"0", "1"} < {event["name"].split()[0] for event in json.loads((tmp_path / "step.json").read_text())["traceEvents"]}
-    assert main(["doctor", model, "digits", "--device", "cuda"]) == 0
+    assert main(["doctor", model, "digits", "--device", "cuda"]) == 1
+    assert "the network underfits" in " ".join(capsys.readouterr().out.lower().split())  # after two epochs
+    assert main(["doctor", "cnn", "digits", "--device", "cuda", "--quick"]) == 0
     assert "nothing looks wrong" in capsys.readouterr().out
     assert main(["info"]) == 0
     assert re.search(r"cuda +cuda:0 .*compute capability \d+\.\d", capsys.readouterr().out)

@@ -262,6 +262,25 @@ def test_tensorboard_is_closed_after_an_exception(tmp_path):
     assert board._writer.file_writer is None
 
 
+def test_a_resumed_run_takes_back_the_epochs_that_it_repeats(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    trainer = run(TensorBoard(tmp_path / "a"))
+    trainer.callbacks[:] = [TensorBoard(tmp_path / "b")]
+    trainer.fit(trainer.batches, epochs=1, verbose=False)
+    starts = []
+    for path in (min((tmp_path / "a").iterdir()), *(tmp_path / "b").iterdir()):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            if event.session_log.status == SessionLog.START:
+                starts.append((path.parent.name, event.step))
+    assert starts == [("b", 4)]  # what earlier files hold from there on is dropped
+
+
 def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
     from pathlib import Path
 

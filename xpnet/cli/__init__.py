@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from xpnet.backend import DeviceError
 from xpnet.cli.argument_types import UsageError
+from xpnet.cli.errors import explain, say
 from xpnet.cli.parser import make_parser
-from xpnet.data import DataError
-from xpnet.io.archive import ArchiveError
-from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.messages import shorten
 
 __all__ = ["UsageError", "main"]
 
@@ -25,34 +24,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if training diverged; 2 for wrong arguments, missing files and missing devices, after one line
-        on stderr that says what would be right; 130 after Ctrl-C; 141 if the output is no longer read.
+        on stderr that says what would be right; 70 for a bug in xpnet, after its traceback; 130 after Ctrl-C, 143 after
+        SIGTERM, 138 after SIGUSR1 (a training run has then written a checkpoint); 141 if the output is no longer read.
     """
     args = make_parser().parse_args(arguments)
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"xpnet {args.command}: {' '.join(str(message).split())}\n"
+
+    def one_line(message: Warning | str, *_: object, **__: object) -> str:
+        return f"xpnet {args.command}: {shorten(' '.join(str(message).split()))}\n"
+
+    warnings.formatwarning = one_line
     try:
-        return int(args.run(args) or 0)
-    except (UsageError, DataError, DeviceError, ArchiveError, ShapeError) as error:
-        return _fail(args.command, str(error), 2)
-    except ValueError as error:
-        if args.command != "examples":  # which raises them for wrong names and settings
-            raise
-        return _fail(args.command, str(error), 2)
-    except ArithmeticError as error:  # NotFiniteError: the loss diverged
-        return _fail(args.command, str(error), 1)
+        with _printable_output():
+            return int(args.run(args) or 0)
     except BrokenPipeError:
         # The reader has gone (`xpnet info | head`); keep Python from raising again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        return _fail(args.command, f"{place}{error.strerror or error}", 2)
+    except Exception as error:
+        message, code = explain(error)
+        say(args.command, message)
+        return code
     except KeyboardInterrupt:
-        return _fail(args.command, "interrupted", 130)
+        say(args.command, "interrupted")
+        return 130
     finally:
         warnings.formatwarning = before
 
 
-def _fail(command: str, message: str, code: int) -> int:
-    print(f"xpnet {command}: {' '.join(message.split())}", file=sys.stderr)
-    return code
+@contextlib.contextmanager
+def _printable_output() -> Iterator[None]:
+    """Let standard output show characters that its encoding lacks as escapes: names of files and classes may hold any."""
+    output = sys.stdout
+    errors = getattr(output, "errors", None)
+    if errors != "strict" or not hasattr(output, "reconfigure"):
+        yield
+        return
+    output.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        output.reconfigure(errors=errors)

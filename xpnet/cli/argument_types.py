@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
+from xpnet.runtime.messages import QuotingError, quoted
+
 MODEL_HELP = "mlp, cnn, or PATH.py:function, which takes any of input_shape, classes, seed and device"
 
 T = TypeVar("T")
 
 
-class UsageError(Exception):
+class UsageError(QuotingError):
     """Arguments that cannot be used; the message is one line that says what would be right."""
 
 
@@ -23,19 +25,20 @@ def _argument(convert: Callable[[str], T], allowed: Callable[[T], object], expec
     def read(text: str) -> T:
         try:
             value = convert(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
         else:
             if allowed(value):
                 return value
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {quoted(text)}")
 
     return read
 
 
-def integer(least: int) -> Callable[[str], int]:
-    """Return an argument type for whole numbers from `least`."""
-    return _argument(int, lambda value: value >= least, f"a whole number of at least {least}")
+def integer(least: int, most: int = 2**62) -> Callable[[str], int]:
+    """Return an argument type for whole numbers from `least` to `most`."""
+    expected = f"a whole number of at least {least}" + (f" and at most {most}" if most < 2**62 else "")
+    return _argument(int, lambda value: least <= value <= most, expected)
 
 
 def one_of(*names: str) -> Callable[[str], str]:

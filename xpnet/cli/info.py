@@ -9,9 +9,12 @@ import platform
 
 from xpnet import __version__, backend
 from xpnet.backend import DeviceError
+from xpnet.cli.argument_types import UsageError
 from xpnet.cli.model_argument import example_shape, new_network, saved_model
+from xpnet.cli.readings import quoted_list
 from xpnet.layers.context import meta_init
 from xpnet.ops.registry import load_accelerations, reference_is_forced, registry
+from xpnet.ops.shapes import ShapeError
 from xpnet.ops.updates.rule import rules
 
 _LIBRARIES = ("numpy", "array-api-compat", "safetensors", "scipy", "matplotlib", "pillow")
@@ -25,7 +28,15 @@ def summary(args: argparse.Namespace) -> int:
         if saved.metadata:
             values = ((key, f"{v:.4g}" if isinstance(v, float) else v) for key, v in saved.metadata.items())
             print(", ".join(f"{key} {value}" for key, value in values))
-        print(saved.model.summary(args.input or example_shape(saved), batch_size=args.batch_size, show=False))
+        if saved.inputs is not None:
+            print(f"inputs: {saved.inputs.describe()}")
+        if saved.class_names:
+            print(f"classes: {quoted_list(saved.class_names)}")
+        shape = args.input or example_shape(saved, args.model)
+        try:
+            print(saved.model.summary(shape, batch_size=args.batch_size, show=False))
+        except ShapeError as error:
+            raise UsageError(f"{args.model}, for examples of shape {shape}: {error}") from error
         return 0
     make = new_network(args)
     with meta_init():

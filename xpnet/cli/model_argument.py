@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
 import inspect
 import sys
@@ -18,9 +19,13 @@ from xpnet.io import model_file
 from xpnet.io.model_file import SavedModel
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.messages import quoted
 
 NETWORKS: dict[str, Callable[..., Module]] = {"mlp": models.mlp, "cnn": models.cnn}
 _OFFERED = ("input_shape", "classes", "seed", "device")
+
+user_files: set[str] = set()
+"""Files of the user's that were run: an error that passes through one is theirs to mend."""
 
 NetworkFactory = Callable[[Sequence[int], int, int, str], Module]
 
@@ -50,7 +55,7 @@ def new_network(args: argparse.Namespace) -> NetworkFactory:
     return make
 
 
-def example_shape(saved: SavedModel) -> tuple[int, ...]:
+def example_shape(saved: SavedModel, path: str = "the model") -> tuple[int, ...]:
     """Return the shape of the examples that a model takes.
 
     Raises:
@@ -59,7 +64,7 @@ def example_shape(saved: SavedModel) -> tuple[int, ...]:
     known = saved.preprocessing.shape if saved.preprocessing is not None else None
     known = known or getattr(saved.model, "input_shape", None) or saved.model.built_for
     if known is None:
-        raise UsageError("the model does not say what shape it takes; save it with an input_shape or a preprocessing")
+        raise UsageError(f"{path} does not say what shape it takes; save it with an input_shape or a preprocessing")
     return tuple(known)
 
 
@@ -75,7 +80,9 @@ def find_network(name: str) -> tuple[str, NetworkFactory]:
     if not colon or not path.endswith(".py"):
         if name.endswith(".py"):
             raise UsageError(f"--model {name}: add the function that builds the network, such as {name}:make")
-        raise UsageError(f"unknown network {name!r}: expected mlp, cnn or PATH.py:function")
+        meant = difflib.get_close_matches(name, NETWORKS, 1)
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        raise UsageError(f"unknown network {quoted(name)}: expected mlp, cnn or PATH.py:function{hint}")
     module = run_file(path)
     made = getattr(module, function, None)
     if not callable(made):
@@ -126,6 +133,7 @@ def run_file(path: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    user_files.add(str(file))
     before = sys.modules.get(name)
     folder = str(file.resolve().parent)
     sys.path.insert(0, folder)  # so that it can import files beside it

@@ -9,17 +9,29 @@ from typing import Any, NoReturn
 
 from xpnet.cli import train_settings
 from xpnet.cli.argument_types import MODEL_HELP, device, integer, shape
+from xpnet.cli.hints import unrecognized, with_choice
+from xpnet.runtime.messages import shorten
 
 DATA_HELP = (
     "iris, digits, mnist, fashion-mnist, cifar10 or cifar100; or a folder of images CLASS/NAME.png, or with train and test "
-    "folders of them; or a CSV file"
+    "folders of them; or a file .csv, .tsv, .csv.gz or .npz"
 )
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with one line, without argparse's usage."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        text = shorten(" ".join(with_choice(message).split()))
+        self.exit(2, f"{self.prog}: {text} (see {self.prog} --help)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; for those that are not known, the error names the flags that were probably meant."""
+        found, extra = self.parse_known_args(args, namespace)
+        if extra:
+            group = next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
+            command = group.choices[found.command] if group is not None else self
+            command.error(unrecognized(extra, command))
+        return found
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -90,8 +102,9 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     evaluate = command(
         "evaluate",
         "predict:evaluate",
-        "Evaluate a saved model on the test part of a data set.",
+        "Evaluate a saved model on the test part of the data it was trained on, or on all examples of other data.",
         "evaluate runs/digits-cnn/model.xpnet",
+        "evaluate runs/flowers-mlp/model.xpnet new.csv",
     )
     _saved(evaluate)
     evaluate.add_argument("dataset", metavar="DATASET", nargs="?", help="default: the one it was trained on")
@@ -112,8 +125,9 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
         "images",
         metavar="IMAGE",
         nargs="+",
-        help="image files (need pillow), folders of them, .npy files with one or more examples, .csv files with one per row",
+        help="image files (need pillow), folders of them, .npy or .npz files with examples, or .csv files with one in each row",
     )
+    train_settings.add_flags(predict, "target")
     predict.add_argument("--skip-bad", action="store_true", help="skip files that cannot be read")
     predict.add_argument("--out", metavar="FILE.csv", help="write a CSV table with all probabilities; - for standard output")
     _device(predict)

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,35 +17,129 @@ import numpy as np
 from xpnet import backend, data, ops
 from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
+from xpnet.cli.array_files import read_arrays
+from xpnet.cli.hints import check_settings
 from xpnet.cli.model_argument import example_shape, user_classes
-from xpnet.data import DataError, images, read_image
+from xpnet.cli.places import STARTED_IN, locate
+from xpnet.cli.readings import Known, Reading, own_dataset, quoted_list
+from xpnet.cli.table_files import read_rows
+from xpnet.data import DataError, Dataset, tables
+from xpnet.data.dataset import NumpyArray
+from xpnet.data.image_files import ENDINGS, describe_left_out, image_files
+from xpnet.data.images import read_pixels
+from xpnet.data.inputs import default_record
+from xpnet.data.splits import TEST, TRAIN, VALIDATION
 from xpnet.io import archive, model_file
 from xpnet.io.model_file import SavedModel
 from xpnet.optim import SGD
 from xpnet.training import Trainer
 
-NumpyArray = np.ndarray[Any, Any]
+MOST_NOTES = 10
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the loss and the accuracy on the test part of a data set."""
+    """Print the loss and the accuracy on the test part of a data set, or on all examples of data that are new to the model."""
     saved = model_file.read(args.model, args.device, classes=user_classes(args.code))
     name = args.dataset or saved.metadata.get("dataset")
     if not isinstance(name, str):
         raise UsageError(f"{args.model} does not say what it was trained on; give a data set: {', '.join(data.names())}")
-    size, target = args.size or saved.metadata.get("size"), args.target or saved.metadata.get("target")
-    dataset = user_data.find_dataset(name, args.data, size, target, args.skip_bad)
-    expected = example_shape(saved)
+    if args.dataset is None and name not in data.names():
+        name = locate(name, saved.metadata.get(STARTED_IN), "the data")
+    check_settings(name, args.data, args.size, args.target, args.skip_bad)
+    known = known_inputs(saved, args.model)
+    size, target = args.size, args.target
+    if known is None:
+        size, target = size or saved.metadata.get("size"), target or saved.metadata.get("target")
+    reading = user_data.read_own(name, size, target, args.skip_bad, known)
+    trainer = Trainer(saved.model, loss="softmax_cross_entropy", optimizer=SGD(0.0), metrics=["accuracy"])
+
+    def measure(x: Any, y: Any) -> dict[str, float]:
+        return trainer.evaluate((user_data.preprocess(x, saved.preprocessing), y), batch_size=args.batch_size)
+
+    if reading is None or known is None:
+        dataset = user_data.find_dataset(name, args.data) if reading is None else own_dataset(reading)
+        _check_fit(args.model, saved, dataset)
+        x, y = dataset.test
+        values = measure(x, y)
+        print(f"{name}: {accuracy_text(round(values['accuracy'] * len(y)), len(y))}, loss {values['loss']:.4g}")
+        return 0
+    rows, notes, fresh = _examples_to_measure(reading, known, _is_same(name, saved.metadata))
+    for note in (*reading.notes, *notes):
+        print(f"  {note}")
+    values = measure(reading.x[rows], reading.y[rows])
+    words = accuracy_text(round(values["accuracy"] * len(rows)), len(rows))
+    print(f"{name}: {words if fresh is None else words.removeprefix('test ')}, loss {values['loss']:.4g}")
+    if fresh is not None and len(fresh):
+        values = measure(reading.x[fresh], reading.y[fresh])
+        words = accuracy_text(round(values["accuracy"] * len(fresh)), len(fresh))
+        print(f"{name}, without the examples that were trained on: {words}, loss {values['loss']:.4g}")
+    return 0
+
+
+def _check_fit(path: str, saved: SavedModel, dataset: Dataset) -> None:
+    """Raise a UsageError unless the examples and classes of a data set are those of a model."""
+    expected, name = example_shape(saved, path), dataset.name
     if (expected, len(saved.class_names) or dataset.classes) != (dataset.input_shape, dataset.classes):
         raise UsageError(
-            f"{args.model} takes examples of shape {expected} and knows {len(saved.class_names)} classes; {name} has "
+            f"{path} takes examples of shape {expected} and knows {len(saved.class_names)} classes; {name} has "
             f"{dataset.input_shape} and {dataset.classes}"
         )
-    x, y = dataset.test
-    trainer = Trainer(saved.model, loss="softmax_cross_entropy", optimizer=SGD(0.0), metrics=["accuracy"])
-    values = trainer.evaluate((user_data.preprocess(x, saved.preprocessing), y), batch_size=args.batch_size)
-    print(f"{name}: {accuracy_text(round(values['accuracy'] * len(y)), len(y))}, loss {values['loss']:.4g}")
-    return 0
+    if saved.class_names and saved.class_names != dataset.class_names:
+        raise UsageError(
+            f"{path} knows the classes {quoted_list(saved.class_names)}; {name} has {quoted_list(dataset.class_names)}"
+        )
+
+
+def known_inputs(saved: SavedModel, path: str) -> Known | None:
+    """Return how the inputs of a saved model were read; None where the file does not say."""
+    return None if saved.inputs is None or not saved.class_names else Known(saved.inputs, saved.class_names, path)
+
+
+def _is_same(name: str, metadata: dict[str, Any]) -> bool:
+    """Return whether a path is that of the data a model was trained on."""
+    trained_on, started_in = metadata.get("dataset"), metadata.get(STARTED_IN) or "."
+    return isinstance(trained_on, str) and Path(name).resolve() == Path(started_in, trained_on).resolve()
+
+
+def _examples_to_measure(reading: Reading, known: Known, same: bool) -> tuple[NumpyArray, list[str], NumpyArray | None]:
+    """Choose the examples to evaluate a model on.
+
+    Returns:
+        their indices; what should be said; and where some of them were trained on the indices of the others, or else None.
+    """
+    record = known.inputs
+    seen, sure = record.seen(reading.contents)
+    least = "at least " if not sure.all() else ""
+    if reading.parts is not None:
+        rows = np.flatnonzero(reading.parts == TEST)
+        notes = [f"measured on the {len(rows):,} examples of the test part"]
+    elif same and seen.any():
+        test = reading.divided() == TEST
+        rows = np.flatnonzero(test & ~seen)
+        # Whether the run held out a validation part: none of its examples was trained on then.
+        held_out = not seen[reading.divided(validation=True) == VALIDATION].any()
+        new = int(((reading.divided(validation=held_out) == TRAIN) & ~seen & sure).sum())
+        notes = [f"measured on the {len(rows):,} examples of the test part, which were not trained on"]
+        if new:
+            notes.append(
+                f"the data have changed since the model was trained: {least}{new:,} examples of the training part are new"
+            )
+        if (test & seen).any():
+            notes.append(
+                f"left out {int((test & seen).sum()):,} examples of the test part that are copies of training examples"
+            )
+        if not len(rows):
+            raise DataError(f"{reading.name}: all examples of the test part were trained on")
+        return rows, notes, None
+    else:
+        rows = np.arange(len(reading.y))
+        notes = [f"measured on all {len(rows):,} examples: these are not the data that the model was trained on"]
+        if same:
+            notes = [f"measured on all {len(rows):,} examples: none of them is one that the model was trained on"]
+    trained = seen[rows]
+    if not trained.any():
+        return rows, notes, None
+    return rows, [*notes, f"{least}{int(trained.sum()):,} of these {len(rows):,} examples were trained on"], rows[~trained]
 
 
 def accuracy_text(correct: int, total: int) -> str:
@@ -55,13 +150,29 @@ def accuracy_text(correct: int, total: int) -> str:
 def predict(args: argparse.Namespace) -> int:
     """Print the source, the class and its probability for every example, one a line or as a CSV table."""
     saved = model_file.read(args.model, args.device, classes=user_classes(args.code))
-    shape = example_shape(saved)
+    inputs = saved.inputs or default_record(example_shape(saved, args.model))
+    known = Known(inputs, saved.class_names, args.model)
     # Read all files before the first line is printed: an error should not hide among results.
-    predictions = [row for path in _files(args.images) for row in _predictions(saved, path, shape, args.skip_bad)]
+    files, notes = _files(args.images)
+    predictions = []
+    for path in files:
+        try:
+            x, said = read(path, known, args.target)
+        except DataError as error:
+            if not args.skip_bad:
+                raise
+            warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=2)
+            continue
+        notes += said
+        predictions += _predictions(saved, path, x)
+    for note in notes[:MOST_NOTES]:
+        print(f"xpnet predict: {note}", file=sys.stderr)
+    if len(notes) > MOST_NOTES:
+        print(f"xpnet predict: and {len(notes) - MOST_NOTES:,} more of these", file=sys.stderr)
     if not predictions:
         raise UsageError("none of the files can be read")
-    known = saved.class_names
-    names = [known[k] if k < len(known) else str(k) for k in range(len(predictions[0][1]))]
+    named = saved.class_names
+    names = [named[k] if k < len(named) else str(k) for k in range(len(predictions[0][1]))]
     if args.out is not None:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
@@ -72,7 +183,9 @@ def predict(args: argparse.Namespace) -> int:
         if args.out == "-":
             print(text.getvalue(), end="")
         else:
-            archive.write_atomically(args.out, lambda file: file.write(text.getvalue().encode()))
+            archive.write_atomically(
+                args.out, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+            )  # as files are named
             print(f"{len(predictions):,} predictions in {args.out}")
         return 0
     for place, row in predictions:
@@ -82,78 +195,68 @@ def predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def _files(paths: Sequence[str]) -> list[str]:
-    """Replace folders by the images in them, at any depth, sorted by path."""
+def _files(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Replace folders by the images in them, at any depth, sorted by path; say which of their files were left out."""
     found: list[str] = []
+    notes = []
     for path in paths:
         if Path(path).is_dir():
-            inside = sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in images.ENDINGS and p.is_file())
+            inside, left_out = image_files(Path(path))
             if not inside:
-                raise UsageError(f"{path}: a folder without images; expected some of {', '.join(images.ENDINGS)}")
-            found += inside
+                raise UsageError(f"{path}: a folder without images; expected some of {', '.join(ENDINGS)}")
+            found += map(str, inside)
+            if left_out:
+                notes.append(f"{path}: {describe_left_out(left_out)}")
         else:
             found.append(path)
-    return found
+    return found, notes
 
 
-def _predictions(saved: SavedModel, path: str, shape: tuple[int, ...], skip_bad: bool) -> list[tuple[str, NumpyArray]]:
-    """Return (place, probabilities) of every example in a file; with `skip_bad`, warn if it cannot be read and return none."""
-    try:
-        x = read(path, shape)
-    except DataError as error:
-        if not skip_bad:
-            raise
-        warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=2)
-        return []
+def _predictions(saved: SavedModel, path: str, x: NumpyArray) -> list[tuple[str, NumpyArray]]:
+    """Return (place, probabilities) of every example in a file."""
     probabilities = backend.to_numpy(ops.softmax(saved.model.predict(user_data.preprocess(x, saved.preprocessing))))
     return [(path if len(x) == 1 else f"{path}[{i}]", row) for i, row in enumerate(probabilities)]
 
 
-def read(path: str, shape: tuple[int, ...]) -> Any:
-    """Read the examples in a file: float32 (N, *shape), in [0, 1] if they are pixels.
+def read(path: str, known: Known, target: str | None = None) -> tuple[NumpyArray, list[str]]:
+    """Read the examples in a file as those that a model was trained on: float32 (N, *shape), in its units.
 
-    An image is resized to the model's size. If the model takes images, integers in a .npy file are divided by the largest
-    value of their dtype, like pixels; other numbers are kept.
+    Returns:
+        the examples, and what should be said about them.
 
     Raises:
         UsageError, DataError: the file is missing or unreadable, or does not fit the model.
     """
-    if Path(path).suffix.lower() == ".csv":
-        return _rows(path, shape)
-    if Path(path).suffix.lower() != ".npy":
-        if len(shape) != 3:
-            raise UsageError(f"{path}: the model takes {shape[0]} features, not images; put them into a .csv or .npy file")
-        try:
-            pixels = read_image(path, channels=shape[2], size=(shape[0], shape[1]))
-        except ImportError as error:
-            raise UsageError(f"{path}: {error}") from error
-        return np.divide(pixels, np.float32(255), dtype=np.float32)[None]
+    place = Path(path)
+    if tables.is_table(place):
+        return read_rows(place, known, target)
+    if place.suffix.lower() in (".npy", ".npz"):
+        return read_arrays(place, known)
+    return _image(path, known)
+
+
+def _image(path: str, known: Known) -> tuple[NumpyArray, list[str]]:
+    """Read an image as one example (1, H, W, C), resized to the model's size."""
+    record, shape = known.inputs, known.inputs.shape
+    if len(shape) != 3:
+        takes = f"takes {math.prod(shape)} features, not images"
+        raise UsageError(f"{path}: the model {takes}; put them into a .csv, .npy or .npz file")
+    if record.low is not None and float(record.low.min()) < 0:
+        raise UsageError(
+            f"{path}: {known.place} was trained on arrays with negative values, not on pixels; give .npy or .npz files"
+        )
     try:
-        x = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a readable .npy file: {error}") from error
-    if x.dtype.kind not in "fiub":
-        raise DataError(f"{path}: holds {x.dtype}, expected numbers")
-    scale = np.iinfo(x.dtype).max if x.dtype.kind in "iu" and len(shape) == 3 else 1
-    found = x.shape
-    if len(shape) == 3 and shape[2] == 1 and found[-2:] == shape[:2]:
-        x = x[..., None]
-    if x.shape == shape:
-        x = x[None]
-    if x.shape[1:] != shape or not len(x):
-        raise DataError(f"{path}: holds an array of shape {found}, expected {shape} or (N, {', '.join(map(str, shape))})")
-    return (x / scale).astype(np.float32)
-
-
-def _rows(path: str, shape: tuple[int, ...]) -> NumpyArray:
-    """Read the examples in the rows of a CSV file; for a model of images, whole numbers up to 255 are pixels."""
-    titles, rows = user_data.read_csv(Path(path))
-    count = math.prod(shape)
-    if len(rows[0]) == count + 1:  # a training file, with the classes in its last column
-        rows = [row[:-1] for row in rows]
-    if len(rows[0]) != count:
-        raise DataError(f"{path}: has {len(rows[0])} columns, the model takes {count} numbers")
-    x = user_data.parse_numbers(Path(path), titles, rows)
-    if len(shape) == 3 and x.max() > 1 and (x == np.rint(x)).all() and x.max() <= 255:
-        x /= np.float32(255)
-    return x.reshape(len(x), *shape)
+        read = read_pixels(path, channels=shape[2], size=(shape[0], shape[1]), background=record.background)
+    except ImportError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise UsageError(f"{path}: images have 1, 3 or 4 channels; {known.place} takes {shape[2]}") from error
+    x = np.divide(read.values, np.float32(255), dtype=np.float32)[None]
+    notes = [note] if (note := record.far(x, path)) else []
+    if read.transparent:
+        notes.append(f"{path}: transparent pixels were composited on {record.background} (R, G, B)")
+    if read.frames:
+        notes.append(f"{path}: holds several images; the first one was read")
+    return x, notes

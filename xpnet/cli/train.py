@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import shlex
+import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,21 @@ import numpy as np
 from xpnet import backend, data, metrics, ops
 from xpnet.cli import train_settings, user_data
 from xpnet.cli.argument_types import UsageError
+from xpnet.cli.hints import check_settings
 from xpnet.cli.model_argument import find_network
+from xpnet.cli.places import STARTED_IN, locate_network
 from xpnet.cli.predict import accuracy_text
+from xpnet.cli.readings import VALIDATION_FRACTION, Known, OwnDataset, describe_change, facts
+from xpnet.cli.run_folder import CHECKPOINTS, Room, open_folder
 from xpnet.cli.training_recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
 from xpnet.data import Batches, Dataset
+from xpnet.data.inputs import record_from, record_of
 from xpnet.data.preprocessing import Standardize, Transform
+from xpnet.data.splits import VALIDATION
 from xpnet.io import archive, model_file
 from xpnet.layers.module import Module
 from xpnet.optim import AdamW
-from xpnet.report import RunReport, read_record
+from xpnet.report import RunReport
 from xpnet.runtime.determinism import deterministic, get_deterministic
 from xpnet.training import (
     Callback,
@@ -35,45 +44,68 @@ from xpnet.training import (
     History,
     Trainer,
 )
+from xpnet.training.interrupt import Terminated
 
 MODEL, HISTORY, CURVES, CONFUSION = "model.xpnet", "history.csv", "learning_curves.png", "confusion_matrix.png"
-CHECKPOINTS = "checkpoints"
-VALIDATION_FRACTION = 0.1
-"""The part of the training data held out for early stopping: the test part must not decide when a run ends."""
+TESTED_IN_CURVES = (
+    "the validation curves are measured on the test part, which decides nothing in this run; --patience N holds out other "
+    "examples for them"
+)
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a network, or resume a run; write model, checkpoints, history, report and pictures to a folder."""
+    """Train a network, or resume a run; write model, checkpoints, history, report and pictures to a folder.
+
+    Returns:
+        0; or, after the model so far was written, 130 for a run that Ctrl-C stopped, 143 for SIGTERM and 138 for SIGUSR1.
+    """
     given = train_settings.effective(args)
-    with deterministic(given.setdefault("deterministic", get_deterministic())):
-        return _train(args, given)
+    with deterministic(given.setdefault("deterministic", get_deterministic())), contextlib.ExitStack() as held:
+        return _train(args, given, held)
 
 
-def _train(args: argparse.Namespace, given: train_settings.Settings) -> int:
+def _train(args: argparse.Namespace, given: train_settings.Settings, held: contextlib.ExitStack) -> int:
     backend.device(given.setdefault("device", "cpu"))
+    where, published = train_settings.located_data(given)
+    check_settings(where, published, given.get("size"), given.get("target"), given.get("skip_bad"))
     if given["dataset"] in data.names():
         # Check the rest before a download that may take minutes.
         given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
-        find_network(given["model"])
+        find_network(locate_network(given["model"], given.get(STARTED_IN)))
+    before = train_settings.recorded_inputs(args.resume) if args.resume is not None else None
     dataset = user_data.find_dataset(
-        given["dataset"], given.get("data"), given.get("size"), given.get("target"), given.get("skip_bad", False)
+        where,
+        published,
+        given.get("size"),
+        given.get("target"),
+        given.get("skip_bad", False),
+        known=None if before is None else _known(before, args.resume),
+        validation="patience" in given,
     )
     images = len(dataset.input_shape) == 3
     _complete(given, RECIPES.get(dataset.name, IMAGES if images else FEATURES), images)
-    name, make = find_network(given["model"])
+    name, make = find_network(locate_network(given["model"], given.get(STARTED_IN)))
     model = make(dataset.input_shape, dataset.classes, given["seed"], given["device"])
     _check(model, dataset, name)
     short = Path(dataset.name).stem or "data"
-    folder = _folder(args, f"{short}-{name}")
-    archive.write_atomically(folder / train_settings.CONFIG, lambda file: file.write(train_settings.to_toml(given).encode()))
+    folder = open_folder(args, f"{short}-{name}", held)
+    room = Room(folder / MODEL, sum(array.nbytes for array in model_file.describe(model)[1].values()), held)
+    text = train_settings.to_toml(given)
+    if isinstance(dataset, OwnDataset):
+        text = train_settings.with_inputs(given, {**dataset.inputs.settings(), **facts(dataset.reading)})
+    archive.write_atomically(folder / train_settings.CONFIG, lambda file: file.write(text.encode("utf-8", "replace")))
 
     preprocessing = Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape)
-    batches, watched, optimizer = _prepare(given, dataset, model, preprocessing)
+    batches, watched, held_out, optimizer = _prepare(given, dataset, model, preprocessing)
     what = "images" if images else "examples"
     print(
         f"{dataset.name}: {batches.count:,} {what} to train on, {len(dataset.test[1]):,} to test, {dataset.classes} classes"
-        + (f"; {len(watched[1]):,} of the training part are held out for validation" if "patience" in given else "")
+        + (f"; {held_out}" if held_out else "")
     )
+    for note in _notes(dataset, before, args.resume):
+        print(f"  {note}")
+    if not held_out:
+        print(TESTED_IN_CURVES)
     print(model.summary(dataset.input_shape, batch_size=given["batch_size"], optimizer=optimizer, show=False))
     print(
         f"{given['epochs']} epoch{'s' * (given['epochs'] != 1)}, batches of {given['batch_size']}, "
@@ -88,7 +120,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings) -> int:
         metrics=["accuracy"],
         seed=given["seed"],
         accumulate=given.get("accumulate", 1),
-        callbacks=_callbacks(given, folder, dataset, watched),
+        callbacks=_callbacks(given, folder, dataset, watched, held_out),
     )
     began = time.perf_counter()
     resume = "auto" if args.resume is not None else None
@@ -99,25 +131,60 @@ def _train(args: argparse.Namespace, given: train_settings.Settings) -> int:
     except KeyboardInterrupt:
         print(f"stopped at once; {again} (from the last checkpoint)", file=sys.stderr)
         raise
+    except Terminated as end:
+        history, code, stopped = trainer.history, 128 + end.signal, signal.Signals(end.signal).name
+    else:
+        code, stopped = (130, "Ctrl-C") if history.interrupted else (0, "")
     seconds = time.perf_counter() - began
-    if history.interrupted:
-        print(f"stopped by Ctrl-C in epoch {trainer.epoch + 1}; the training so far is kept\n{again}")
-    facts = {"network": name, "seed": given["seed"], "epochs": trainer.epoch}
+    if stopped:
+        print(f"stopped by {stopped} in epoch {trainer.epoch + 1}; the training so far is kept\n{again}", flush=True)
+    about = {"network": name, "seed": given["seed"], "epochs": trainer.epoch}
     # What was measured of the weights that are saved: not always those of the last epoch.
     measured = history.of_the_model()
     if history.restored is not None:
-        facts["weights_of_epoch"] = history.restored + 1
+        about["weights_of_epoch"] = history.restored + 1
         print(
             f"the weights are those of epoch {history.restored + 1} of {history.epochs}, the best one: "
             f"val_loss {measured['val_loss']:.4g}"
         )
-    elif history.averaged:
+    elif history.averaged and code <= 130:  # whoever ends the process may not wait
         measured = {f"val_{key}": value for key, value in trainer.evaluate(watched).items()}
-    facts |= measured
-    facts |= {key: given[key] for key in ("size", "target") if given.get(key) is not None}
-    _save(folder, model, history, dataset, preprocessing, facts)
+    about |= measured
+    about |= {key: given[key] for key in ("size", "target") if given.get(key) is not None}
+    if given["dataset"] not in data.names():
+        about |= {"dataset": given["dataset"], STARTED_IN: given.get(STARTED_IN)}
+    room.fill(lambda: _save(folder, model, history, dataset, preprocessing, about), again.removeprefix("to resume: "))
     _report(folder, model, history, dataset, user_data.preprocess(dataset.test[0], preprocessing), f"{short}, {name}", seconds)
-    return 0
+    return code
+
+
+def _known(before: dict[str, Any], folder: str) -> Known:
+    """Return how the data of a run were read when it began: a resumed run reads them in the same way.
+
+    Raises:
+        UsageError: its configuration file is damaged.
+    """
+    try:
+        return Known(record_from(before), tuple(map(str, before["classes"])), f"the run in {folder}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{Path(folder) / train_settings.CONFIG}: its table [{train_settings.INPUTS}] is damaged; start a new run"
+        ) from error
+
+
+def _notes(dataset: Dataset, before: dict[str, Any] | None, resumed: str | None) -> list[str]:
+    """Return what should be said about the user's own data."""
+    if not isinstance(dataset, OwnDataset):
+        return []
+    notes = list(dataset.reading.notes)
+    if resumed is not None and before is None:
+        notes.append(
+            "the run began with an earlier version, which divided the data by their order: examples that were trained on may "
+            "be in the test part now"
+        )
+    if before is not None and (change := describe_change(before, dataset.reading)):
+        notes.append(f"the data have changed: {change}; no example has moved from the training to the test part")
+    return notes
 
 
 def _complete(given: train_settings.Settings, recipe: Recipe, images: bool) -> None:
@@ -139,13 +206,20 @@ def _complete(given: train_settings.Settings, recipe: Recipe, images: bool) -> N
 
 def _prepare(
     given: train_settings.Settings, dataset: Dataset, model: Module, preprocessing: Standardize
-) -> tuple[Batches, tuple[Any, Any], AdamW]:
-    """Return the training batches, the validation data and the optimizer."""
+) -> tuple[Batches, tuple[Any, Any], str, AdamW]:
+    """Return the training batches, the validation data, where these are held out a phrase that says so, and the optimizer."""
     device = model.context.device
     x, y = dataset.train
-    checked = dataset.test
-    if "patience" in given:
+    checked, held_out = dataset.test, ""
+    if isinstance(dataset, OwnDataset) and dataset.validation is not None:
+        checked = dataset.validation
+        given_part = dataset.reading.parts is not None and (dataset.reading.parts == VALIDATION).any()
+        held_out = "for validation" if given_part else "of the training part are held out for validation"
+    elif "patience" in given:
         (x, y), checked = data.split(x, y, fraction=VALIDATION_FRACTION, seed=given["seed"])
+        held_out = "of the training part are held out for validation"
+    if held_out:
+        held_out = f"{len(checked[1]):,} {held_out}"
     recipe = RECIPES.get(dataset.name, IMAGES)
     augmentation = recipe.augmentation or IMAGES.augmentation
     # The value of a black pixel, averaged over channels: augmentations fill with one number.
@@ -166,10 +240,12 @@ def _prepare(
     steps = given["epochs"] * -(-len(batches) // given.get("accumulate", 1))
     rate = given["learning_rate"]
     schedule = warm_cosine(rate, steps) if given["schedule"] == "cosine" else rate
-    return batches, watched, AdamW(schedule, weight_decay=given["weight_decay"])
+    return batches, watched, held_out, AdamW(schedule, weight_decay=given["weight_decay"])
 
 
-def _callbacks(given: train_settings.Settings, folder: Path, dataset: Dataset, watched: tuple[Any, Any]) -> list[Callback]:
+def _callbacks(
+    given: train_settings.Settings, folder: Path, dataset: Dataset, watched: tuple[Any, Any], held_out: str
+) -> list[Callback]:
     found: list[Callback] = [CSVLog(folder / HISTORY)]
     if "clip" in given:
         found.append(ClipGradients(norm=given["clip"]))
@@ -179,8 +255,9 @@ def _callbacks(given: train_settings.Settings, folder: Path, dataset: Dataset, w
         found.append(ExponentialMovingAverage(given["average"]))
     minutes = given.get("checkpoint_minutes", 10.0)
     found.append(Checkpoint(folder / CHECKPOINTS, every_minutes=minutes, keep=given.get("keep", 3)))
+    shown = {**given, "validation": held_out or "the test part"}
     found.append(
-        RunReport(folder, name=folder.resolve().name, configuration=given, class_names=dataset.class_names, data=watched)
+        RunReport(folder, name=folder.resolve().name, configuration=shown, class_names=dataset.class_names, data=watched)
     )
     return found
 
@@ -198,61 +275,26 @@ def _check(model: Module, dataset: Dataset, name: str) -> None:
         raise UsageError(f"the network {name} cannot be saved: {error}") from error
 
 
-def _folder(args: argparse.Namespace, name: str) -> Path:
-    """Make the folder of the results before training, and check that it can be written."""
-    if args.resume is not None:
-        if args.out is not None and Path(args.out) != Path(args.resume):
-            raise UsageError(f"--out {args.out}: a run is resumed in its own folder, {args.resume}; omit --out")
-        return Path(args.resume)
-    if args.out is None:
-        folder = Path("runs") / name
-        number = 1
-        while folder.exists():
-            number += 1
-            folder = Path("runs") / f"{name}-{number}"
-    else:
-        folder = Path(args.out)
-        _clear_finished(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".writable"
-        archive.write_atomically(trial, lambda file: file.write(b""))
-        trial.unlink()
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"--out {folder}: is a file; expected a folder") from None
-    return folder
-
-
-def _clear_finished(folder: Path) -> None:
-    """Delete the checkpoints of a finished run in the folder: the new run overwrites it and must not resume from them.
-
-    Raises:
-        UsageError: the run in the folder has not finished.
-    """
-    if not (folder / train_settings.CONFIG).exists():
-        return
-    try:
-        finished = read_record(folder)["state"] == "finished"
-    except FileNotFoundError:
-        finished = False
-    if not finished:
-        raise UsageError(
-            f"--out {folder}: the run in this folder has not finished; resume it: xpnet train --resume "
-            f"{shlex.quote(str(folder))}, or choose another folder"
-        )
-    for checkpoint in (folder / CHECKPOINTS).glob("*.ckpt*"):
-        checkpoint.unlink()
-
-
 def _save(
-    folder: Path, model: Module, history: History, dataset: Dataset, preprocessing: Transform, facts: dict[str, Any]
+    folder: Path, model: Module, history: History, dataset: Dataset, preprocessing: Transform, about: dict[str, Any]
 ) -> None:
     """Write the model, with what is known of it as metadata, and the history."""
-    metadata = {"dataset": dataset.name, **facts}
+    metadata = {"dataset": dataset.name, **about}
     # Metadata holds finite numbers only.
     metadata = {key: value for key, value in metadata.items() if not isinstance(value, float) or math.isfinite(value)}
-    model_file.save(model, folder / MODEL, class_names=dataset.class_names, preprocessing=preprocessing, metadata=metadata)
-    archive.write_atomically(folder / HISTORY, lambda file: file.write(history.to_csv().encode()))
+    inputs = dataset.inputs if isinstance(dataset, OwnDataset) else record_of(dataset)
+    model_file.save(
+        model,
+        folder / MODEL,
+        class_names=dataset.class_names,
+        preprocessing=preprocessing,
+        metadata=metadata,
+        inputs=inputs,
+    )
+    try:
+        archive.write_atomically(folder / HISTORY, lambda file: file.write(history.to_csv().encode()))
+    except OSError as error:  # the model is written; the history is in the report and the checkpoint, too
+        warnings.warn(f"{folder / HISTORY} could not be written ({error.strerror or error})", RuntimeWarning, stacklevel=2)
 
 
 def _report(folder: Path, model: Module, history: History, dataset: Dataset, x: Any, title: str, seconds: float) -> None:

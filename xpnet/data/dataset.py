@@ -7,11 +7,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from xpnet.runtime.messages import QuotingError
+
 NumpyArray: TypeAlias = np.ndarray[Any, Any]
 Pair: TypeAlias = tuple[NumpyArray, NumpyArray]
 
 
-class DataError(ValueError):
+class DataError(QuotingError, ValueError):
     """Data that are missing, damaged, or not as expected. The message names the file."""
 
 

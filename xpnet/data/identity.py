@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xpnet.backend import to_numpy
+from xpnet.runtime.messages import quoted
 
 from .arrays import Arrays, tree_leaves
 from .byte_images import ByteImages
@@ -55,7 +56,7 @@ def difference(known: Batches | dict[str, Any], batches: Batches) -> str | None:
 def _different(known: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
     for name, word in _WORDS.items():
         if name in known and name in ours and known[name] != ours[name]:
-            return "other content" if name == "content" else f"{word} was {known[name]!r}, is {ours[name]!r}"
+            return "other content" if name == "content" else f"{word} was {quoted(known[name])}, is {quoted(ours[name])}"
     return None
 
 

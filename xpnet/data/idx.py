@@ -23,6 +23,7 @@ import numpy as np
 from .dataset import DataError, NumpyArray
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+MOST_AXES = 32
 _BLOCK = 1 << 20
 
 
@@ -71,6 +72,8 @@ def _header(path: Path, file: BinaryIO, update: Callable[[bytes], None]) -> tupl
             f"{path}: not an IDX file: it starts with the bytes {start.hex(' ') or '(none)'}, expected 00 "
             f"00, a type (08, 09, 0b, 0c, 0d or 0e) and a number of axes"
         )
+    if start[3] > MOST_AXES:
+        raise DataError(f"{path}: its header says {start[3]} axes, expected up to {MOST_AXES}: damaged, or not an IDX file")
     lengths = file.read(4 * start[3])
     update(lengths)
     if len(lengths) < 4 * start[3]:
@@ -96,7 +99,14 @@ def _read_open(path: Path, file: BinaryIO, md5: str | None) -> NumpyArray:
     if md5 is not None and digest.hexdigest() != md5:
         found = digest.hexdigest()
         raise ChecksumError(f"{path}: not the published file: the md5 sum of its content is {found}, expected {md5}", found)
-    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    return _shaped(path, np.frombuffer(content, dtype), shape).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _shaped(path: Path, values: NumpyArray, shape: tuple[int, ...]) -> NumpyArray:
+    try:
+        return values.reshape(shape)
+    except ValueError as error:  # no values, along axes that are longer than an array's may be
+        raise DataError(f"{path}: its header says {' x '.join(map(str, shape))} values, which is too long") from error
 
 
 def _mapped(path: Path, packed: bool, md5: str | None) -> NumpyArray:
@@ -111,7 +121,7 @@ def _mapped(path: Path, packed: bool, md5: str | None) -> NumpyArray:
     if size != wanted:
         raise DataError(f"{path}: wrong size: its header says {wanted} bytes of values, the file holds {size}")
     if wanted == 0:
-        return np.empty(shape, dtype)
+        return _shaped(path, np.empty(0, dtype), shape)
     return np.memmap(path, dtype, "r", start, shape)
 
 
@@ -125,9 +135,9 @@ def write(path: str | os.PathLike[str], array: NumpyArray) -> None:
     path, array = Path(path), np.asarray(array)
     codes = {np.dtype(name).newbyteorder("="): code for code, name in TYPES.items()}
     code = codes.get(array.dtype.newbyteorder("="))
-    if code is None or not 1 <= array.ndim <= 255:
+    if code is None or not 1 <= array.ndim <= MOST_AXES:
         raise ValueError(
-            f"an IDX file cannot hold {array.ndim} axes of {array.dtype}: it takes 1 to 255 axes of uint8, "
+            f"an IDX file cannot hold {array.ndim} axes of {array.dtype}: it takes 1 to {MOST_AXES} axes of uint8, "
             f"int8, int16, int32, float32 or float64"
         )
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)

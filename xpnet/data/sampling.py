@@ -112,7 +112,10 @@ def split(
     n = len(x)
     if len(y) != n:
         raise ValueError(f"x has {n} examples and y has {len(y)}; they must be as many")
-    labels = _labels(y) if stratify else np.zeros(n, np.int64)
+    try:
+        labels = _labels(y) if stratify else np.zeros(n, np.int64)
+    except ValueError as error:
+        raise ValueError(f"split: stratify=True takes a part of every class: {error}; use stratify=False for targets") from None
     second = np.zeros(n, bool)
     for label in np.unique(labels).tolist():
         rows = np.flatnonzero(labels == label)

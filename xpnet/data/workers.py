@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
 import pickle
 import signal
+import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 from xpnet.backend import imported
@@ -20,6 +26,9 @@ from .arrays import tree_map
 from .dataset import DataError, WorkerError
 
 T = TypeVar("T")
+
+PATIENCE = 5.0
+"""Seconds that a worker process has for its last batch when the pool is closed."""
 
 
 def in_order(pool: Executor, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[T]:
@@ -75,12 +84,71 @@ def _on_gpu() -> bool:
 
 @contextmanager
 def threads(count: int) -> Iterator[Executor]:
-    """Open a pool of threads for a `with` block; pending work is cancelled at its end."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="xpnet-data")
+    """Open a pool of threads for a `with` block; pending work is cancelled at its end.
+
+    Work that is being done is waited for, unless the block ends by an interrupt: it may hang.
+    """
+    pool = DaemonThreads(count)
     try:
         yield pool
+    except (KeyboardInterrupt, SystemExit):
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class DaemonThreads(Executor):
+    """A pool of threads that do not keep the process alive: one that hangs must not hold up its end.
+
+    Those of the standard library are waited for when the interpreter exits, whatever they do.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._threads = [Thread(target=self._serve, name=f"xpnet-data_{i}", daemon=True) for i in range(count)]
+        self._open = True
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[..., T], /, *arguments: Any, **named: Any) -> Future[T]:
+        """Put work into the queue and return its future."""
+        if not self._open:
+            raise RuntimeError("the pool of threads is closed")
+        future: Future[T] = Future()
+        self._tasks.put((future, partial(work, *arguments, **named)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the threads end after the work in the queue, or with `cancel_futures` after what is being done.
+
+        After a call that did not wait, a later one does not either.
+        """
+        if not self._open:
+            return
+        self._open = False
+        while cancel_futures:
+            try:
+                task = self._tasks.get_nowait()
+            except Empty:
+                break
+            if task is not None:
+                task[0].cancel()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
+
+    def _serve(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, work = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            del future, work, task  # a batch lives no longer than its user keeps it
 
 
 class SerialExecutor(Executor):
@@ -123,14 +191,49 @@ class Processes:
                 f"the data or their transform cannot be sent to worker processes ({error}): use functions "
                 f"and classes that are defined at the top of a module, or threads (processes=False)"
             ) from None
-        # A fork of a process with threads, such as those of BLAS, can deadlock: spawn instead.
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(work,))
+        self._context = _Spawn()
+        self.pool = ProcessPoolExecutor(count, mp_context=self._context, initializer=_begin, initargs=(work,))
+        _at_exit(weakref.WeakMethod(self.close))
 
-    def in_order(self, tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
-        """Yield the results of the tasks in order; see :func:`in_order`."""
-        return in_order(self.pool, _run, tasks, ahead)
+    def in_order(self, tasks: Iterable[tuple[Any, ...]], ahead: int) -> Generator[Any]:
+        """Yield the results of the tasks in order; see :func:`in_order`. An interrupt kills the processes: one may hang."""
+        try:
+            yield from in_order(self.pool, _run, tasks, ahead)
+        except (KeyboardInterrupt, SystemExit):
+            self.close(patience=0.0)
+            raise
 
-    def close(self) -> None:
-        """Stop the processes."""
-        self.pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, patience: float = PATIENCE) -> None:
+        """Stop the processes, and kill those that have not ended after `patience` seconds."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + patience
+        for process in self._context.made:
+            process.join(max(0.0, end - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+        self.pool.shutdown(wait=True)
+
+
+class _Spawn(SpawnContext):
+    """Starts processes and keeps them. A fork of a process with threads, such as those of BLAS, can deadlock: spawn instead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[SpawnProcess] = []
+
+    def Process(self, *arguments: Any, **named: Any) -> SpawnProcess:  # type: ignore[override]
+        """Make a process."""
+        self.made.append(SpawnProcess(*arguments, **named))
+        return self.made[-1]
+
+
+def _at_exit(close: weakref.WeakMethod[Callable[..., None]]) -> None:
+    """Close a pool of processes at exit, before the standard library waits for them without a limit."""
+
+    def end() -> None:
+        if (found := close()) is not None:
+            found(patience=1.0)
+
+    # The one place before that wait; the last to be registered is called first.
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(end)

@@ -18,6 +18,7 @@ from xpnet.inspect.gradients import GradientError, check_gradients
 from xpnet.inspect.graph import draw_network
 from xpnet.inspect.images import draw_images, filters_image, first_filters, saliency, save_image, templates, tile
 from xpnet.inspect.monte_carlo import Samples, monte_carlo
+from xpnet.inspect.outcome import outcome
 from xpnet.inspect.profile import Profile, profile
 from xpnet.inspect.receptive import Field, receptive_fields
 from xpnet.inspect.timeline import Timeline
@@ -27,6 +28,6 @@ __all__ = [
     "DeadUnits", "Field", "Finding", "GradientError", "Gradients", "Histogram", "Profile", "Samples", "StepMemory",
     "Timeline", "activation_histograms", "activations", "check_gradients", "dead_relus", "diagnose", "draw_histograms",
     "draw_images", "draw_network", "filters_image", "first_filters", "first_not_finite", "gradient_histograms",
-    "histogram", "layer_gradients", "monte_carlo", "profile", "receptive_fields", "saliency", "save_image", "step_memory",
-    "templates", "tile",
+    "histogram", "layer_gradients", "monte_carlo", "outcome", "profile", "receptive_fields", "saliency", "save_image",
+    "step_memory", "templates", "tile",
 ]  # fmt: skip

@@ -34,7 +34,7 @@ class Finding:
 
     Attributes:
         kind: "inputs", "labels", "outputs", "start", "dead", "saturated", "vanishing", "exploding", "untrained" or
-            "not finite".
+            "not finite"; of :func:`xpnet.inspect.outcome` also "unequal", "never found" and "underfit".
         text: a sentence, with advice.
         path: the layer or parameter it is about, or "".
     """

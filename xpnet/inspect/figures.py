@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,33 @@ STYLE = {
     "figure.dpi": 150,
     "savefig.facecolor": "white",
 }
+
+
+LONGEST_NAME = 28
+"""Characters of a name of a class in a picture."""
+
+
+def short_names(names: Sequence[str], most: int = LONGEST_NAME) -> list[str]:
+    """Shorten names for a picture so that they can still be told apart: each keeps its beginning and its end, or where they
+    differ elsewhere, the part from there on.
+
+    What cannot be drawn (line breaks, bytes of file names that are no text) is replaced.
+    """
+    plain = ["".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(name)) for name in names]
+    if all(len(name) <= most for name in plain):
+        return plain
+    kept = most - 1
+    for head in (kept // 3, kept - kept // 3, 0, kept):
+        made = [n if len(n) <= most else f"{n[:head]}\N{HORIZONTAL ELLIPSIS}{n[len(n) - kept + head :]}" for n in plain]
+        if len(set(made)) == len(set(plain)):
+            return made
+    columns = zip(*(n for n in plain if len(n) > most))
+    alike = next((i for i, column in enumerate(columns) if len(set(column)) > 1), 0)
+    start = max(0, alike - 2)
+    made = [n if len(n) <= most else f"\N{HORIZONTAL ELLIPSIS}{n[start : start + most - 1]}" for n in plain]
+    if len(set(made)) == len(set(plain)):
+        return made
+    return [n if len(n) <= most else f"{n[: most - 6]}\N{HORIZONTAL ELLIPSIS}#{i}" for i, n in enumerate(plain)]
 
 
 class MissingMatplotlib(ImportError):  # noqa: N818 - an ImportError by its base

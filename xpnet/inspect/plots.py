@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpnet.inspect.figures import COLOURS, GRID, INK, PALE, new_figure, style
+from xpnet.inspect.figures import COLOURS, GRID, INK, PALE, new_figure, short_names, style
 from xpnet.runtime.deprecation import renamed_attribute
 
 Figure: TypeAlias = Any
@@ -93,8 +93,14 @@ def learning_curves(history: Mapping[str, Sequence[float]], title: str = "", che
                 ax.yaxis.set_minor_locator(NullLocator())
             _label_ends(ax, ends)
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+            _title(figure, title)
     return figure
+
+
+def _title(figure: Any, title: str) -> None:
+    """Put a title above a figure, shortened to its width; it is text, in which a $ does not begin a formula."""
+    [text] = short_names([title], int(9 * figure.get_figwidth()))
+    figure.suptitle(text, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
 
 
 def _spread(history: Mapping[str, Sequence[float]], name: str) -> float:
@@ -140,15 +146,18 @@ def confusion(matrix: NumpyArray, class_names: Sequence[str], mistakes: Sequence
         title: of the figure.
     """
     K = len(class_names)
+    class_names = short_names(class_names)
     with style():
         side = min(max(3.6, 0.46 * K + 1.6), 9.0)
         images = bool(mistakes) and mistakes[0].example.ndim == 3
         beside = 5.2 if images else (3.6 if mistakes else 0.0)
-        figure = new_figure(side + 0.6 + beside, side + 0.5)
+        # Names stand beside the rows, and below the columns at an angle.
+        room = 0.07 * max(0, max(map(len, class_names), default=0) - 8)
+        figure = new_figure(side + 0.6 + room + beside, side + 0.5 + 0.7 * room)
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+            _title(figure, title)
         if beside:
-            halves: Any = figure.subfigures(1, 2, width_ratios=[side + 0.6, beside])
+            halves: Any = figure.subfigures(1, 2, width_ratios=[side + 0.6 + room, beside])
             left, right = halves
             right.suptitle("the worst mistakes", fontsize=11, fontweight="bold", x=0.02, ha="left")
             (_image_grid if images else _written)(right, mistakes, class_names)
@@ -183,8 +192,10 @@ def _matrix(ax: Any, matrix: NumpyArray, class_names: Sequence[str]) -> None:
         ax.tick_params(which="both", length=0)
     step = max(1, -(-K // 25))
     long = max(len(name) for name in class_names) > 3
-    ax.set_xticks(range(0, K, step), class_names[::step], rotation=45 if long else 0, ha="right" if long else "center")
-    ax.set_yticks(range(0, K, step), class_names[::step])
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if long else {"rotation": 0, "ha": "center"}
+    # Names are text: a $ in them does not begin a formula.
+    ax.set_xticks(range(0, K, step), class_names[::step], parse_math=False, **turned)
+    ax.set_yticks(range(0, K, step), class_names[::step], parse_math=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.set_xlabel("predicted class")
@@ -205,8 +216,8 @@ def _image_grid(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[
             spine.set(visible=True, color=GRID, linewidth=1.2)
         image = np.clip(mistake.example, 0, 1)
         ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        title = f"{_confused(mistake, class_names)}\n{100 * mistake.probability:.0f} % sure"
-        ax.set_title(title, fontsize=8, fontweight="normal", loc="center", pad=4)
+        title = f"{_confused(mistake, class_names, 5.2 / columns)}\n{100 * mistake.probability:.0f} % sure"
+        ax.set_title(title, fontsize=8, fontweight="normal", loc="center", pad=4, parse_math=False)
 
 
 def _written(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str]) -> None:
@@ -214,11 +225,17 @@ def _written(figure: Any, mistakes: Sequence[Mistake], class_names: Sequence[str
     ax.axis("off")
     for i, mistake in enumerate(mistakes[:8]):
         y = 0.96 - i * 0.12
-        text = f"{_confused(mistake, class_names)} ({100 * mistake.probability:.0f} % sure)"
-        ax.text(0, y, text, fontsize=9, va="top")
+        truth, predicted = short_names([class_names[mistake.truth], class_names[mistake.predicted]], 13)
+        text = f"{truth}, taken for {predicted} ({100 * mistake.probability:.0f} % sure)"
+        ax.text(0, y, text, fontsize=9, va="top", parse_math=False)
         values = "  ".join(f"{v:.3g}" for v in np.ravel(mistake.example)[:8])
         ax.text(0, y - 0.05, f"no. {mistake.index}:  {values}", fontsize=8, va="top", color=PALE)
 
 
-def _confused(mistake: Mistake, class_names: Sequence[str]) -> str:
-    return f"{class_names[mistake.truth]}, taken for {class_names[mistake.predicted]}"
+def _confused(mistake: Mistake, class_names: Sequence[str], inches: float) -> str:
+    """Return the true and the predicted class on one line, or on two where one would not fit into that many inches."""
+    truth, predicted = class_names[mistake.truth], class_names[mistake.predicted]
+    if len(truth) + len(predicted) + 12 <= 16 * inches:
+        return f"{truth}, taken for {predicted}"
+    truth, predicted = short_names([truth, predicted], max(8, int(16 * inches) - 10))
+    return f"{truth},\ntaken for {predicted}"

@@ -20,13 +20,15 @@ from typing import IO, Any
 
 import numpy as np
 
+from xpnet.runtime.messages import QuotingError
+
 DOCUMENT = "document.json"
 ARRAYS = "arrays.safetensors"
 
 NumpyArrays = dict[str, "np.ndarray[Any, Any]"]
 
 
-class ArchiveError(ValueError):
+class ArchiveError(QuotingError, ValueError):
     """A file is truncated, damaged, or has another format."""
 
 
@@ -52,9 +54,11 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         os.umask(mask)
         os.chmod(name, 0o666 & ~mask)
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, name):
+            raise type(error)(error.errno, error.strerror, str(target)) from error  # a full disk names no file
         raise
     _sync_folder(target.parent)
 
@@ -116,7 +120,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
             arrays = load(archive.read(ARRAYS))
     except ArchiveError:
         raise
-    # What zipfile, json and safetensors raise on damaged bytes.
+    # What zipfile, json (RecursionError: nested too deeply) and safetensors raise on damaged bytes.
     except (
         zipfile.BadZipFile,
         struct.error,
@@ -125,7 +129,12 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
         SafetensorError,
         ValueError,
         KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
         OverflowError,
+        MemoryError,
+        OSError,
     ) as error:
         raise ArchiveError(f"{path}: truncated, damaged or not a file of xpnet ({error})") from error
     if not isinstance(document, dict):

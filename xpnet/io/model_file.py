@@ -1,18 +1,19 @@
 """Model files.
 
 A model file is one zip archive, stored without compression: ``document.json`` (the architecture, see
-:mod:`xpnet.io.architecture`, and metadata) and ``arrays.safetensors`` (parameters and buffers by path). Reading
-never runs code from it.
+:mod:`xpnet.io.architecture`, how the inputs were read, and metadata) and ``arrays.safetensors`` (parameters and buffers
+by path). Reading never runs code from it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from xpnet import backend
 from xpnet.backend import Device, to_numpy
@@ -22,11 +23,13 @@ from xpnet.layers.context import FLOATS, Context, float_name, meta_init, on_devi
 from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
+    from xpnet.data.inputs import InputRecord
     from xpnet.data.preprocessing import Transform
 
 FORMAT = "xpnet-model"
 VERSION = 1
 _PREPROCESSING = "preprocessing/"
+_INPUTS = "inputs/"
 _LARGEST_EXAMPLE = 2**28
 
 
@@ -43,12 +46,14 @@ class SavedModel:
         class_names: names of the outputs, or ().
         preprocessing: the transform of the model's inputs, or None.
         metadata: JSON values by name, as passed to `save`.
+        inputs: how the inputs were read from files, or None where the file does not say.
     """
 
     model: Module
     class_names: tuple[str, ...] = ()
     preprocessing: Transform | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    inputs: InputRecord | None = None
 
 
 def save(
@@ -58,6 +63,7 @@ def save(
     class_names: Sequence[str] = (),
     preprocessing: Transform | None = None,
     metadata: Mapping[str, Any] | None = None,
+    inputs: InputRecord | None = None,
 ) -> None:
     """Write a model to one file: architecture, parameters, buffers and random counters.
 
@@ -69,13 +75,15 @@ def save(
         class_names: names of the outputs.
         preprocessing: a fitted transform of xpnet.data.preprocessing for the inputs.
         metadata: anything that JSON can represent.
+        inputs: how the inputs were read from files (:class:`xpnet.data.inputs.InputRecord`); `xpnet predict` and `evaluate`
+            read theirs in the same way.
 
     Raises:
         ValueError: the model cannot be written (a lambda among its arguments, layers assigned after its constructor
             ran, ...); nothing was written.
         OSError: the file cannot be written; what was there before is untouched.
     """
-    document, arrays = describe(model, class_names=class_names, preprocessing=preprocessing, metadata=metadata)
+    document, arrays = describe(model, class_names=class_names, preprocessing=preprocessing, metadata=metadata, inputs=inputs)
     archive.write(path, document, arrays)
 
 
@@ -85,6 +93,7 @@ def describe(
     class_names: Sequence[str] = (),
     preprocessing: Transform | None = None,
     metadata: Mapping[str, Any] | None = None,
+    inputs: InputRecord | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what :func:`save` would write, as a document and arrays: a check whether a model can be saved.
 
@@ -114,6 +123,9 @@ def describe(
         state = preprocessing.state()
         document["preprocessing"] = {"kind": state["kind"], "settings": state["settings"]}
         arrays.update({_PREPROCESSING + name: array for name, array in state["arrays"].items()})
+    if inputs is not None:
+        document["inputs"] = inputs.settings()
+        arrays.update({_INPUTS + name: array for name, array in inputs.arrays().items()})
     try:
         document = json.loads(json.dumps(document, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -148,6 +160,8 @@ def load(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[An
 def read(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> SavedModel:
     """Read everything in a model file; arguments and errors as in :func:`load`."""
     where = backend.device(device)
+    if not Path(path).is_file():
+        _refuse_missing(Path(path))
     try:
         document, arrays = archive.read(path)
     except archive.ArchiveError as error:
@@ -165,11 +179,23 @@ def read(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[An
         preprocessing = _preprocessing(document, arrays)
         names = tuple(str(name) for name in document["class_names"])
         metadata = dict(document["metadata"])
+        inputs = _inputs(document, arrays)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         raise ModelFileError(f"{path}: a damaged model file ({type(error).__name__}: {error})") from error
-    return SavedModel(model.to(where) if where.kind != "cpu" else model, names, preprocessing, metadata)
+    return SavedModel(model.to(where) if where.kind != "cpu" else model, names, preprocessing, metadata, inputs)
+
+
+def _refuse_missing(path: Path) -> NoReturn:
+    """Raise the error for a path that is no file."""
+    if path.is_dir():
+        inside = next(iter(sorted(path.glob("*.xpnet"))), None)
+        hint = f"such as the one in it, {inside}" if inside is not None else 'as model.save("m.xpnet") and xpnet train write it'
+        raise IsADirectoryError(errno.EISDIR, f"is a folder; expected a model file, {hint}", str(path))
+    raise FileNotFoundError(
+        errno.ENOENT, 'No such file; expected a model file, as model.save("m.xpnet") and xpnet train write it', str(path)
+    )
 
 
 def _made(document: dict[str, Any], arrays: Mapping[str, Any], classes: Sequence[Any]) -> Module:
@@ -207,7 +233,7 @@ def _compare(model: Module, arrays: Mapping[str, Any]) -> None:
     found = {
         name: (tuple(a.shape), backend.dtype_name(a))
         for name, a in arrays.items()
-        if not name.startswith((ARGUMENT, _PREPROCESSING))
+        if not name.startswith((ARGUMENT, _PREPROCESSING, _INPUTS))
     }
     problems = [f"no array for {name}" for name in own if name not in found]
     problems += [f"an array {name} too many" for name in found if name not in own]
@@ -248,3 +274,11 @@ def _preprocessing(document: dict[str, Any], arrays: Mapping[str, Any]) -> Trans
 
     found = {name.removeprefix(_PREPROCESSING): a for name, a in arrays.items() if name.startswith(_PREPROCESSING)}
     return from_state({**document["preprocessing"], "arrays": found})
+
+
+def _inputs(document: dict[str, Any], arrays: Mapping[str, Any]) -> InputRecord | None:
+    if document.get("inputs") is None:
+        return None
+    from xpnet.data.inputs import record_from
+
+    return record_from(document["inputs"], {n.removeprefix(_INPUTS): a for n, a in arrays.items() if n.startswith(_INPUTS)})

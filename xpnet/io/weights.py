@@ -44,7 +44,7 @@ def load_weights(model: Module, path: str | Path, strict: bool = True) -> None:
     blob = Path(path).read_bytes()
     try:
         state = load(blob)
-    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise ArchiveError(f"{path}: truncated, damaged or not a safetensors file ({error})") from error
     try:
         model.load_state(state, strict)

@@ -6,8 +6,9 @@ that is called first is the root and gives every Module below it a path ("1.kern
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from typing import Any, Self
 
 from xpnet import backend, ops
@@ -322,9 +323,29 @@ class Module(ModuleTree):
         """Restore counters from :meth:`rng_counters`."""
         states.load_rng_counters(self, counters)
 
-    def save(self, path: Any, **extra: Any) -> None:
-        """Write the model (architecture, weights) to one file; see :func:`xpnet.io.model_file.save` and :func:`xpnet.load`."""
-        late("save")(self, path, **extra)
+    def save(
+        self,
+        path: str | PathLike[str],
+        *,
+        class_names: Sequence[str] = (),
+        preprocessing: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+        inputs: Any = None,
+    ) -> None:
+        """Write the model (architecture, weights) to one file, atomically; :func:`xpnet.load` reads it.
+
+        Args:
+            path: by convention it ends in ".xpnet".
+            class_names: names of the outputs.
+            preprocessing: a fitted transform of xpnet.data.preprocessing for the inputs.
+            metadata: anything that JSON can represent, by name.
+            inputs: how the inputs were read from files, an :class:`xpnet.data.inputs.InputRecord`.
+
+        Raises:
+            ValueError: a layer is not built, or the model cannot be written; see :func:`xpnet.io.model_file.save`.
+            OSError: the file cannot be written; what was there before is untouched.
+        """
+        late("save")(self, path, class_names=class_names, preprocessing=preprocessing, metadata=metadata, inputs=inputs)
 
     def save_weights(self, path: Any) -> None:
         """Write parameters and buffers alone to a safetensors file; see :func:`xpnet.io.weights.save_weights`."""
@@ -334,13 +355,28 @@ class Module(ModuleTree):
         """Read parameters and buffers from a safetensors file; see :func:`xpnet.io.weights.load_weights`."""
         late("load_weights")(self, path, strict)
 
-    def summary(self, input_shape: Any = None, *, batch_size: int = 1, show: bool = True, **settings: Any) -> Any:
+    def summary(
+        self,
+        input_shape: Any = None,
+        *,
+        batch_size: int = 1,
+        optimizer: Any = None,
+        loss: Any = None,
+        recompute: Any = False,
+        device: Any = None,
+        show: bool = True,
+    ) -> Any:
         """Return a table of the layers: output shapes, parameters, and the peak memory of a training step.
 
-        It is printed unless `show` is False. `settings` (optimizer, loss, recompute, device) are those of
-        :func:`xpnet.inspect.summary.summarize`.
+        Args:
+            input_shape: of one example; None takes the model's own.
+            batch_size, optimizer, loss, recompute, device: of the training step, as for
+                :func:`xpnet.inspect.summary.summarize`.
+            show: whether the table is printed.
         """
-        table = late("summarize")(self, input_shape, batch_size=batch_size, **settings)
+        table = late("summarize")(
+            self, input_shape, batch_size=batch_size, optimizer=optimizer, loss=loss, recompute=recompute, device=device
+        )
         if show:
             print(table)
         return table

@@ -9,6 +9,7 @@ from xpnet.backend import Array, namespace
 from xpnet.layers.context import on_device
 from xpnet.layers.execution import on_device_of
 from xpnet.layers.modes import thread_state
+from xpnet.runtime.messages import shorten
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -16,15 +17,7 @@ if TYPE_CHECKING:
 
 def load_state(model: Module, state: Mapping[str, Array], strict: bool) -> None:
     """Load parameters and buffers: see Module.load_state."""
-    if not isinstance(state, Mapping):
-        raise TypeError(
-            f"load_state: expected a mapping of names to arrays, as state() returns, got {type(state).__name__}; "
-            f"model.load_weights reads a file"
-        )
-    own = model.state()
-    problems = [f"{what} {', '.join(names)}" for what, names in _misfits(own, state, strict) if names]
-    if problems:
-        raise ValueError(f"these weights do not fit the model: {'; '.join(problems)}")
+    own = check_state(model, state, strict)
     parameters = model.parameters()
     owners = {
         f"{path}.{name}" if path else name: (module, name) for path, module in model.named_modules() for name in module._buffers
@@ -38,6 +31,24 @@ def load_state(model: Module, state: Mapping[str, Array], strict: bool) -> None:
                 parameters[name].array[...] = values
             else:
                 _fill(*owners[name], values)
+
+
+def check_state(model: Module, state: Mapping[str, Array], strict: bool = True) -> dict[str, Array]:
+    """Return the model's own state, after a check that `state` fits it.
+
+    Raises:
+        ValueError: missing, left-over or mis-shaped names.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"load_state: expected a mapping of names to arrays, as state() returns, got {type(state).__name__}; "
+            f"model.load_weights reads a file"
+        )
+    own = model.state()
+    problems = [f"{what} {', '.join(names)}" for what, names in _misfits(own, state, strict) if names]
+    if problems:
+        raise ValueError(shorten(f"these weights do not fit the model: {'; '.join(problems)}"))
+    return own
 
 
 def _fill(module: Module, name: str, values: Array) -> None:

@@ -57,6 +57,16 @@ def check_reduction(operation: str, reduction: str) -> None:
         raise ValueError(f'{operation}: reduction must be "mean", "sum" or "none", got {reduction!r}')
 
 
+def label_advice(low: int, high: int) -> str:
+    """Return what to do about labels from `low` to `high` that are not the classes of a model."""
+    if low < 0:
+        return (
+            f"labels that stand for no class, such as {low}, are left out by ignore_index={low}, where they are all that one "
+            f"number; otherwise number the classes from 0"
+        )
+    return f"give the last layer {high + 1} units or number the classes from 0"
+
+
 def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) -> bool:
     """Check that `labels` fit `logits`; return whether they are class indices (True) or probabilities (False).
 
@@ -78,7 +88,7 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
             if low < 0 or high >= K:
                 raise ValueError(
                     f"{operation}: labels run from {low} to {high}, but the logits {tuple(logits.shape)} have classes "
-                    f"0..{K - 1}; give the last layer {high + 1} units or number the classes from 0"
+                    f"0..{K - 1}; {label_advice(low, high)}"
                 )
         return True
     if tuple(labels.shape) != tuple(logits.shape):

@@ -15,6 +15,7 @@ import numpy as np
 import xpnet
 from xpnet.backend import Array, imported, namespace, to_numpy
 from xpnet.inspect.diagnose import diagnose
+from xpnet.inspect.outcome import outcome
 from xpnet.report import measure
 from xpnet.report.page import write_page
 from xpnet.report.record import NAME, Record, write_record
@@ -112,8 +113,10 @@ class RunReport(Callback):
         self._collect()
         self.spent, self._clock = self._elapsed(), 0.0  # measuring is not training
         if trainer.error is not None:
-            self._write(trainer, "failed")
+            self._write(trainer, "interrupted" if isinstance(trainer.error, (KeyboardInterrupt, SystemExit)) else "failed")
             return
+        if trainer.history.interrupted:
+            self._write(trainer, "interrupted")  # whoever stopped the process may not wait until the model is measured
         try:
             self._measured = self._measure(trainer)
         except Exception as error:  # hours of training must not end in an error because of their report
@@ -182,8 +185,18 @@ class RunReport(Callback):
             found["batch"] = len(x)
             # A loss far from that of guessing is a finding only before training.
             found["findings"] = [str(f) for f in diagnose(model, x, y, trainer.loss) if f.kind != "start"]
+        if found["predictions"]["kind"] == "classes" and "confusion" in found["predictions"]:
+            found["findings"] = found.get("findings", []) + self._outcome(trainer, found["predictions"]["confusion"], loss_name)
         found["memory"] = self._memory(trainer, found.get("layers", []))
         return found
+
+    def _outcome(self, trainer: Trainer, confusion: list[list[int]], loss_name: str) -> list[str]:
+        """Return what a trained classifier did not learn."""
+        losses = trainer.history.get("loss", [])
+        known = loss_name == "softmax_cross_entropy" and losses and not trainer.history.interrupted
+        counts = measure.class_counts(trainer.batches, len(confusion))
+        loss = losses[-1] if known else None
+        return [str(f) for f in outcome(confusion, class_names=self.class_names, counts=counts, loss=loss)]
 
     def _memory(self, trainer: Trainer, layers: list[dict[str, Any]]) -> dict[str, int | None]:
         weights = trainer.model.flat_parameters.values

@@ -10,7 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xpnet.report.text import THIN, escape, number
+from xpnet.report.text import THIN, Markup, html, join, number
+
+_SMALLEST = 1e-290
+"""Of a range: powers of ten below it are not numbers."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Series:
         x, y: its points; those that are None or not finite are left out.
         style: the CSS class of its colour, "s0" to "s9".
         faint: drawn thin and pale.
-        note: beside the name in the legend, HTML.
+        note: beside the name in the legend.
     """
 
     name: str
@@ -40,7 +43,7 @@ class Series:
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Return round numbers that divide the range from `low` to `high`."""
-    if not high > low:
+    if not high - low > _SMALLEST:
         return [low]
     raw = (high - low) / most
     unit = 10.0 ** math.floor(math.log10(raw))
@@ -75,7 +78,7 @@ def line_chart(
     zero: bool = False,
     percent: bool = False,
     start: float | None = None,
-) -> str:
+) -> Markup:
     """Draw lines over one x axis, with a legend above; return "" if there is nothing to draw.
 
     Args:
@@ -91,7 +94,7 @@ def line_chart(
     """
     drawn = [s for s in series if s.points]
     if not drawn:
-        return ""
+        return html("")
     every = [p for s in drawn for p in s.points]
     # Outliers at the start of the faint line by step would flatten the rest, so they may leave the picture.
     strong = [y for s in drawn if not s.faint for _, y in s.points] or [y for _, y in every]
@@ -119,15 +122,16 @@ def line_chart(
     marks = decades(low, high) if log else ticks(low, high, 4)
     rows = [(m, 100 * (1 - (m - low) / (high - low))) for m in marks]
     columns = [x for x in ticks(left, right, 6) if not whole or abs(x - round(x)) < 1e-6]
-    grid = "".join(f'<path class="grid" d="M0 {10 * top:.1f}H1000"/>' for _, top in rows)
-    lines = "".join(_line(s, place) for s in drawn)
-    labels = "".join(
-        f'<span class="y" style="top:{top:.2f}%">{_mark(10**m if log else m, percent)}</span>' for m, top in rows
-    ) + "".join(
-        f'<span class="x" style="left:{100 * (x - left) / (right - left):.2f}%">{_mark(x, False)}</span>' for x in columns
+    grid = join(html('<path class="grid" d="M0 {:.1f}H1000"/>', 10 * top) for _, top in rows)
+    lines = join(_line(s, place) for s in drawn)
+    labels = join(
+        html('<span class="y" style="top:{:.2f}%">{}</span>', top, _mark(10**m if log else m, percent)) for m, top in rows
+    ) + join(
+        html('<span class="x" style="left:{:.2f}%">{}</span>', 100 * (x - left) / (right - left), _mark(x, False))
+        for x in columns
     )
-    legend = "".join(
-        f'<li class="{s.style}{" faint" if s.faint else ""}"><i></i>{escape(s.name)} <b>{s.note}</b></li>' for s in drawn
+    legend = join(
+        html('<li class="{}{}"><i></i>{} <b>{}</b></li>', s.style, " faint" if s.faint else "", s.name, s.note) for s in drawn
     )
     data = {
         "x": [left, right],
@@ -141,65 +145,83 @@ def line_chart(
             if not s.faint
         ],
     }
-    return (
-        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><ul class="legend">{legend}</ul></figcaption>'
-        f'<div class="plot" style="height:{height}px" data-chart="{escape(json.dumps(data, separators=(",", ":")))}">'
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">{grid}{lines}</svg>'
-        f'{labels}<span class="unit">{escape(x_name)}</span></div></figure>'
+    return html(
+        '<figure class="chart"><figcaption><h3>{title}</h3><ul class="legend">{legend}</ul></figcaption>'
+        '<div class="plot" style="height:{height}px" data-chart="{data}">'
+        '<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" aria-label="{title}">{grid}{lines}</svg>'
+        '{labels}<span class="unit">{unit}</span></div></figure>',
+        title=title,
+        legend=legend,
+        height=height,
+        data=json.dumps(data, separators=(",", ":")),
+        grid=grid,
+        lines=lines,
+        labels=labels,
+        unit=x_name,
     )
 
 
-def _line(series: Series, place: Callable[[float, float], tuple[float, float]]) -> str:
+def _line(series: Series, place: Callable[[float, float], tuple[float, float]]) -> Markup:
     points = [place(x, y) for x, y in series.points]
     kind = f"{series.style} faint" if series.faint else series.style
     if len(points) == 1:  # a line of zero length with round ends is a dot
         x, y = points[0]
-        return f'<path class="dot {kind}" d="M{x:.1f} {y:.1f}h.01"/>'
+        return html('<path class="dot {}" d="M{:.1f} {:.1f}h.01"/>', kind, x, y)
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path class="line {kind}" d="M{path}"/>'
+    return html('<path class="line {}" d="M{}"/>', kind, path)
 
 
-def _mark(value: float, percent: bool) -> str:
+def _mark(value: float, percent: bool) -> Markup:
     if percent:
-        return f"{100 * value:.4g}{THIN}%"
+        return html("{:.4g}{}%", 100 * value, THIN)
     return number(round(value) if value == round(value) and abs(value) < 1e6 else float(value))
 
 
-def histogram(counts: Sequence[int], low: float, high: float, label: str) -> str:
+def histogram(counts: Sequence[int], low: float, high: float, label: str) -> Markup:
     """Draw a small histogram, with a thin line at 0."""
     top = max(counts) or 1
     n = len(counts)
     # Heights are square roots: a spike (the zeros of a ReLU) would hide everything else.
     heights = [math.sqrt(c / top) for c in counts]
     steps = "".join(f"V{32 - 32 * h:.2f}H{100 * (i + 1) / n:.2f}" for i, h in enumerate(heights))
-    zero = f'<path class="zero" d="M{100 * -low / (high - low):.2f} 0V32"/>' if low < 0 < high else ""
-    return (
-        f'<svg class="hist" viewBox="0 0 100 32" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
-        f'<path class="area" d="M0 32{steps}V32Z"/>{zero}</svg>'
+    zero = html('<path class="zero" d="M{:.2f} 0V32"/>', 100 * -low / (high - low)) if low < 0 < high else ""
+    return html(
+        '<svg class="hist" viewBox="0 0 100 32" preserveAspectRatio="none" role="img" aria-label="{}">'
+        '<path class="area" d="M0 32{}V32Z"/>{}</svg>',
+        label,
+        steps,
+        zero,
     )
 
 
-def scatter(title: str, points: Sequence[Sequence[float]], *, x_name: str, y_name: str, height: int = 300) -> str:
+def scatter(title: str, points: Sequence[Sequence[float]], *, x_name: str, y_name: str, height: int = 300) -> Markup:
     """Draw points, and the diagonal where both coordinates are equal."""
     values = [v for p in points for v in p if v is not None and math.isfinite(v)]
     if not values:
-        return ""
+        return html("")
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.5
     low, high = low - margin, high + margin
     scale = 1000 / (high - low)
-    dots = "".join(
-        f'<path class="dot s1 small" d="M{scale * (x - low):.1f} {1000 - scale * (y - low):.1f}h.01"/>'
+    dots = join(
+        html('<path class="dot s1 small" d="M{:.1f} {:.1f}h.01"/>', scale * (x - low), 1000 - scale * (y - low))
         for x, y in points
         if x is not None and y is not None
     )
     marks = [(m, 100 * (m - low) / (high - low)) for m in ticks(low, high, 4)]
-    grid = "".join(f'<path class="grid" d="M0 {1000 - 10 * at:.1f}H1000"/>' for _, at in marks)
-    labels = "".join(f'<span class="y" style="top:{100 - at:.2f}%">{_mark(m, False)}</span>' for m, at in marks)
-    labels += "".join(f'<span class="x" style="left:{at:.2f}%">{_mark(m, False)}</span>' for m, at in marks)
-    return (
-        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3></figcaption>'
-        f'<div class="plot" style="height:{height}px"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(y_name)} against {escape(x_name)}">{grid}<path class="diagonal" d="M0 1000L1000 0"/>{dots}</svg>'
-        f'{labels}<span class="unit">{escape(x_name)}</span></div></figure>'
+    grid = join(html('<path class="grid" d="M0 {:.1f}H1000"/>', 1000 - 10 * at) for _, at in marks)
+    labels = join(html('<span class="y" style="top:{:.2f}%">{}</span>', 100 - at, _mark(m, False)) for m, at in marks)
+    labels += join(html('<span class="x" style="left:{:.2f}%">{}</span>', at, _mark(m, False)) for m, at in marks)
+    return html(
+        '<figure class="chart"><figcaption><h3>{title}</h3></figcaption>'
+        '<div class="plot" style="height:{height}px"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
+        'aria-label="{y_name} against {x_name}">{grid}<path class="diagonal" d="M0 1000L1000 0"/>{dots}</svg>'
+        '{labels}<span class="unit">{x_name}</span></div></figure>',
+        title=title,
+        height=height,
+        x_name=x_name,
+        y_name=y_name,
+        grid=grid,
+        dots=dots,
+        labels=labels,
     )

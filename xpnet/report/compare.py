@@ -10,7 +10,7 @@ from xpnet.io.archive import write_atomically
 from xpnet.report.charts import Series, line_chart
 from xpnet.report.document import document, section, table
 from xpnet.report.record import Record, plain
-from xpnet.report.text import duration, escape, heading, name_of, number, percent, setting, size
+from xpnet.report.text import Markup, duration, heading, html, join, name_of, number, percent, setting, size
 
 COLOURS = 8
 
@@ -22,7 +22,7 @@ def write_comparison(records: Sequence[Record], path: str | Path) -> None:
         ValueError: no runs.
         OSError: the file cannot be written.
     """
-    text = comparison_page(records).encode()
+    text = comparison_page(records).encode("utf-8", "replace")
     write_atomically(path, lambda file: file.write(text))
 
 
@@ -37,9 +37,8 @@ def comparison_page(records: Sequence[Record]) -> str:
     runs = [plain(record) for record in records]
     names = _distinct([str(run.get("name", "run")) for run in runs])
     count = f"{len(runs)} runs" if len(runs) > 1 else "One run"
-    head = (
-        f'<header><p class="over">xpnet</p><h1>{count} side by side</h1>'
-        f'<p class="lead">{", ".join(escape(name) for name in names)}</p></header>\n'
+    head = html(
+        '<header><p class="over">xpnet</p><h1>{} side by side</h1><p class="lead">{}</p></header>\n', count, ", ".join(names)
     )
     body = [
         head,
@@ -47,7 +46,7 @@ def comparison_page(records: Sequence[Record]) -> str:
         section("Curves", _curves(runs, names)),
         section("What differs", _differences(runs, names)),
     ]
-    return document("Runs side by side \N{MIDDLE DOT} xpnet", "".join(body))
+    return document("Runs side by side \N{MIDDLE DOT} xpnet", join(body))
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -71,7 +70,7 @@ def _larger_is_better(runs: list[dict[str, Any]], measure: str) -> bool:
     return said[0] == "max" if said else "accuracy" in measure
 
 
-def _results(runs: list[dict[str, Any]], names: list[str]) -> str:
+def _results(runs: list[dict[str, Any]], names: list[str]) -> Markup:
     columns: dict[str, list[tuple[float | None, str]]] = {}
     histories, measures = _measures(runs)
     larger = {m for m in measures if _larger_is_better(runs, m)}
@@ -94,16 +93,16 @@ def _results(runs: list[dict[str, Any]], names: list[str]) -> str:
             winners[name] = max(values) if name in {f"best {name_of(m)}" for m in larger} else min(values)
     rows = []
     for i, name in enumerate(names):
-        cells_html = "".join(
-            f'<td class="{"best" if key in winners and cells[i][0] == winners[key] else ""}">{cells[i][1]}</td>'
+        shown = join(
+            html('<td class="{}">{}</td>', "best" if key in winners and cells[i][0] == winners[key] else "", cells[i][1])
             for key, cells in columns.items()
         )
-        rows.append(f'<tr><th scope="row" class="{_style(i)}"><i class="key"></i>{escape(name)}</th>{cells_html}</tr>')
-    head = "<th></th>" + "".join(f"<th>{escape(key)}</th>" for key in columns)
-    return table(head, "".join(rows), "plain numbers")
+        rows.append(html('<tr><th scope="row" class="{}"><i class="key"></i>{}</th>{}</tr>', _style(i), name, shown))
+    head = html("<th></th>") + join(html("<th>{}</th>", key) for key in columns)
+    return table(head, join(rows), "plain numbers")
 
 
-def _curves(runs: list[dict[str, Any]], names: list[str]) -> str:
+def _curves(runs: list[dict[str, Any]], names: list[str]) -> Markup:
     histories, measures = _measures(runs)
     # Validation comes first: runs are compared by it.
     measures.sort(key=lambda name: not name.startswith("val_"))
@@ -118,18 +117,18 @@ def _curves(runs: list[dict[str, Any]], names: list[str]) -> str:
         charts.append(line_chart(heading(m), lines(histories, m), height=250, log="loss" in m, percent=percents, start=0))
     for key, title in (("learning_rate", "Learning rate"), ("epoch_seconds", "Seconds per epoch")):
         charts.append(line_chart(title, lines(runs, key), height=150, zero=True, start=0))
-    return f'<div class="grid">{"".join(charts)}</div>' if any(charts) else ""
+    return html('<div class="grid">{}</div>', join(charts)) if any(charts) else html("")
 
 
-def _differences(runs: list[dict[str, Any]], names: list[str]) -> str:
+def _differences(runs: list[dict[str, Any]], names: list[str]) -> Markup:
     """Tabulate the settings that are not the same in all runs."""
     settings = [{**(run.get("configuration") or {}), **(run.get("environment") or {})} for run in runs]
     keys = [key for key in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(key)) for s in settings}) > 1]
     if not keys:
-        return '<p class="note">Nothing: all settings are the same.</p>' if len(runs) > 1 else ""
-    head = "".join(f'<th class="{_style(i)}"><i class="key"></i>{escape(name)}</th>' for i, name in enumerate(names))
-    rows = ""
-    for key in keys:
-        cells = "".join(f"<td>{setting(s.get(key))}</td>" for s in settings)
-        rows += f'<tr><th scope="row">{escape(key)}</th>{cells}</tr>'
-    return table(f"<th></th>{head}", rows, "plain differs")
+        return html('<p class="note">Nothing: all settings are the same.</p>') if len(runs) > 1 else html("")
+    head = join(html('<th class="{}"><i class="key"></i>{}</th>', _style(i), name) for i, name in enumerate(names))
+    rows = join(
+        html('<tr><th scope="row">{}</th>{}</tr>', key, join(html("<td>{}</td>", setting(s.get(key))) for s in settings))
+        for key in keys
+    )
+    return table(html("<th></th>{}", head), rows, "plain differs")

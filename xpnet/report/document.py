@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-import functools
-from importlib import resources
+import base64
+import hashlib
 
-from xpnet.report.text import escape
+from xpnet.report.text import Markup, html, part
+
+# With this policy a browser fetches nothing for the page, and runs no script but the page's own.
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
 
 
-@functools.cache
-def _part(name: str) -> str:
-    return resources.files("xpnet.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def document(title: str, body: str) -> str:
+def document(title: str, body: str) -> Markup:
     """Return a whole HTML document."""
-    # With this policy a browser fetches nothing for the page.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_part('style.css')}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n<script>\n{_part('script.js')}</script>\n</body>\n</html>\n"
-    )
+    script = html("\n{}", part("script.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return html(_PAGE, digest=digest, title=title, style=part("style.css"), body=body, script=script)
 
 
-def section(title: str, content: str, note: str = "", kind: str = "") -> str:
+def section(title: str, content: str, note: str = "", kind: str = "") -> Markup:
     """Return a section with a heading; "" if there is no content."""
     if not content:
-        return ""
-    below = f'<p class="note">{note}</p>' if note else ""
-    return f'<section class="{kind}"><h2>{escape(title)}</h2>{below}{content}</section>\n'
+        return html("")
+    below = html('<p class="note">{}</p>', note) if note else ""
+    return html('<section class="{}"><h2>{}</h2>{}{}</section>\n', kind, title, below, content)
 
 
-def table(head: str, body: str, kind: str = "plain") -> str:
+def table(head: str, body: str, kind: str = "plain") -> Markup:
     """Return a table that scrolls on its own if it is wider than the page; `head` holds the cells of one row, `body` rows."""
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return html(
+        '<div class="wide"><table class="{}"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>', kind, head, body
+    )

@@ -10,6 +10,7 @@ import numpy as np
 
 from xpnet.autograd.tape import no_grad
 from xpnet.backend import Array, to_numpy
+from xpnet.data.arrays import is_array
 from xpnet.layers.hooks import leaves
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -128,6 +129,19 @@ def _kind(y: NumpyArray, prediction: NumpyArray) -> str | None:
     elif y.size and y.size == len(prediction) and np.isin(y, (0, 1)).all() and prediction.size == len(prediction):
         return "classes"
     return "numbers" if y.shape == prediction.shape and y.dtype.kind in "fiu" else None
+
+
+def class_counts(batches: Batches | None, classes: int) -> NumpyArray | None:
+    """Return how many examples of each class there are to train on (K,); None where the labels are not at hand."""
+    source = None if batches is None else batches.source
+    tree, data = getattr(source, "tree", None), getattr(source, "data", None)
+    labels = tree[1] if isinstance(tree, tuple) and len(tree) == 2 else getattr(data, "labels", None)
+    if not is_array(labels):
+        return None
+    y = to_numpy(labels)
+    if y.ndim != 1 or y.dtype.kind not in "iu" or not y.size or y.min() < 0 or y.max() >= classes:
+        return None
+    return np.bincount(y, minlength=classes)
 
 
 def thumbnails(images: NumpyArray) -> list[str]:

@@ -10,7 +10,7 @@ from xpnet.report import sections
 from xpnet.report.charts import Series, line_chart
 from xpnet.report.document import document, section
 from xpnet.report.record import Record, plain
-from xpnet.report.text import DOT, duration, escape, heading, name_of, number, percent, size
+from xpnet.report.text import DOT, Markup, duration, heading, html, join, name_of, number, percent, size
 
 
 def write_page(record: Record, path: str | Path) -> None:
@@ -19,7 +19,7 @@ def write_page(record: Record, path: str | Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    text = run_page(record).encode()
+    text = run_page(record).encode("utf-8", "replace")  # a name may hold what UTF-8 does not
     write_atomically(path, lambda file: file.write(text))
 
 
@@ -30,13 +30,15 @@ def run_page(record: Record) -> str:
     names = r.get("classes") or []
     layers = r.get("layers") or []
     batch = r.get("batch")
-    on = f"{number(predictions.get('examples'))} {predictions.get('on', 'validation')} examples"
+    on = html("{} {} examples", number(predictions.get("examples")), predictions.get("on", "validation"))
     body = [
         _head(r),
         section("Curves", _curves(r)),
-        section("What it gets wrong", sections.confusion(predictions, names), f"On {on}. Rows: truth, columns: prediction.")
+        section(
+            "What it gets wrong", sections.confusion(predictions, names), html("On {}. Rows: truth, columns: prediction.", on)
+        )
         if predictions.get("kind") == "classes"
-        else section("Predictions", sections.regression(predictions), f"On {on}."),
+        else section("Predictions", sections.regression(predictions), html("On {}.", on)),
         section(
             "Worst mistakes",
             sections.mistakes(predictions, names),
@@ -48,15 +50,18 @@ def run_page(record: Record) -> str:
         section(
             "Layer by layer",
             sections.layers(layers),
-            f"On a batch of {number(batch)}: the output of each layer, the gradient of that output, the time, and the memory "
-            "kept for the backward pass. Histogram heights are square roots; the thin line is 0.",
+            html(
+                "On a batch of {}: the output of each layer, the gradient of that output, the time, and the memory "
+                "kept for the backward pass. Histogram heights are square roots; the thin line is 0.",
+                number(batch),
+            ),
         ),
         section("Memory", sections.memory(r.get("memory"))),
         section("Diagnosis", sections.findings(r.get("findings"))),
         section("Configuration", sections.configuration(r)),
         section("Every epoch", sections.epochs(r)),
     ]
-    return document(f"{r.get('name', 'run')}{DOT}xpnet", "".join(body))
+    return document(f"{r.get('name', 'run')}{DOT}xpnet", join(body))
 
 
 def best_epoch(history: dict[str, list[float | None]]) -> tuple[str, int] | None:
@@ -69,23 +74,24 @@ def best_epoch(history: dict[str, list[float | None]]) -> tuple[str, int] | None
     return None
 
 
-def _head(r: dict[str, Any]) -> str:
+def _head(r: dict[str, Any]) -> Markup:
     history = r.get("history") or {}
     configuration = r.get("configuration") or {}
     epochs = max((len(v) for v in history.values()), default=0)
     began = str(r.get("began", "")).replace("T", " ")[:16]
     sentence = [
-        f"{number(r.get('parameters'))} parameters",
+        html("{} parameters", number(r.get("parameters"))),
         f"{epochs} epoch{'' if epochs == 1 else 's'}",
-        escape(configuration.get("optimizer", "")),
-        escape((r.get("environment") or {}).get("device", "")),
+        str(configuration.get("optimizer", "")),
+        str((r.get("environment") or {}).get("device", "")),
     ]
     end, at_the_end = -1, "at the end"
     weights = r.get("weights") or {}
-    if weights.get("restored"):
-        end = weights["epoch"] - 1
-        at_the_end = f"in epoch {weights['epoch']}, whose weights the model has"
-        sentence.append(f"weights of epoch {weights['epoch']}")
+    restored = weights.get("epoch") if weights.get("restored") else None
+    if restored is not None:
+        end = restored - 1
+        at_the_end = f"in epoch {restored}, whose weights the model has"
+        sentence.append(f"weights of epoch {restored}")
     elif weights.get("averaged"):
         at_the_end = "in the last epoch, before the weights were averaged"
         sentence.append("averaged weights")
@@ -98,7 +104,7 @@ def _head(r: dict[str, Any]) -> str:
         facts.append((f"best {name_of(name)}", shown, f"in epoch {epoch + 1}"))
     for name in ("val_loss", "loss"):
         if history.get(name) and (best is None or best[0] != name or best[1] != epochs - 1):
-            facts.append((f"{name_of(name)}", number(history[name][end]), at_the_end))
+            facts.append((f"{name_of(name)}", number(next(iter(history[name][end:][:1]), None)), at_the_end))
             break
     facts.append(("time", duration(r.get("seconds")), _speed(r)))
     memory = r.get("memory") or {}
@@ -106,14 +112,15 @@ def _head(r: dict[str, Any]) -> str:
         facts.append(("memory on the device", size(memory["device"]), "at the end"))
     elif memory.get("peak"):
         facts.append(("memory", size(memory["peak"]), "peak of the process"))
-    cells = "".join(
-        f"<div><dt>{escape(label)}</dt><dd>{value}<small>{escape(below)}</small></dd></div>" for label, value, below in facts
-    )
-    state = r.get("state", "")
-    return (
-        f'<header><p class="over"><span class="state {escape(state)}">{escape(state)}</span> {escape(began)}</p>'
-        f'<h1>{escape(r.get("name", "run"))}</h1><p class="lead">{DOT.join(s for s in sentence if s)}</p>'
-        f'<dl class="facts">{cells}</dl></header>\n'
+    cells = join(html("<div><dt>{}</dt><dd>{}<small>{}</small></dd></div>", *fact) for fact in facts)
+    return html(
+        '<header><p class="over"><span class="state {state}">{state}</span> {began}</p>'
+        '<h1>{name}</h1><p class="lead">{sentence}</p><dl class="facts">{cells}</dl></header>\n',
+        state=r.get("state", ""),
+        began=began,
+        name=r.get("name", "run"),
+        sentence=join([s for s in sentence if s], DOT),
+        cells=cells,
     )
 
 
@@ -122,10 +129,10 @@ def _speed(r: dict[str, Any]) -> str:
     if not seconds or not examples:
         return ""
     middle = sorted(seconds)[len(seconds) // 2]
-    return f"{number(round(examples / middle))} examples per second" if middle else ""
+    return html("{} examples per second", number(round(examples / middle))) if middle else ""
 
 
-def _curves(r: dict[str, Any]) -> str:
+def _curves(r: dict[str, Any]) -> Markup:
     history: dict[str, list[float | None]] = r.get("history") or {}
     epochs = max((len(v) for v in history.values()), default=0)
     x = [i + 1.0 for i in range(epochs)]
@@ -136,7 +143,7 @@ def _curves(r: dict[str, Any]) -> str:
         series = []
         share = "accuracy" in name
         if name == "loss" and len(steps) > 2 and epochs:
-            per_epoch = (r.get("iteration") or steps[-1][0]) / max(epochs, 1)
+            per_epoch = (r.get("iteration") or steps[-1][0] or 1) / max(epochs, 1)
             series.append(Series("by step", [i / per_epoch for i, _ in steps], [v for _, v in steps], "s0", faint=True))
         series.append(Series("training", x, history[name], "s0", note=_last(history[name], share)))
         checked = history.get(f"val_{name}")
@@ -150,7 +157,7 @@ def _curves(r: dict[str, Any]) -> str:
     seconds = r.get("epoch_seconds") or []
     if epochs > 1:
         charts.append(line_chart("Seconds per epoch", [Series("with validation", x, seconds, "s3")], **low))
-    return f'<div class="grid">{"".join(charts)}</div>' if any(charts) else ""
+    return html('<div class="grid">{}</div>', join(charts)) if any(charts) else html("")
 
 
 def _last(values: list[float | None], share: bool) -> str:

@@ -233,7 +233,8 @@ class TensorBoard(Callback):
             from tensorboardX import SummaryWriter
         except ImportError:
             raise ImportError("the TensorBoard callback needs tensorboardX: pip install tensorboardX") from None
-        self._writer = SummaryWriter(str(self.folder))
+        # A resumed run repeats what came after its checkpoint: readers drop those steps of earlier files.
+        self._writer = SummaryWriter(str(self.folder), purge_step=trainer.epoch + 1 if trainer.epoch else None)
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Write every value as a scalar."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import warnings
@@ -10,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpnet.backend import to_numpy
-from xpnet.io import archive
+from xpnet.backend import dtype_name, to_numpy
+from xpnet.io import archive, lock
+from xpnet.io.schema import LARGEST, MismatchError, dict_of, fields, flag, integer, list_of, maybe, number, text
+from xpnet.layers.context import FLOATS
+from xpnet.layers.state import check_state
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
+from xpnet.runtime.messages import quoted, shorten
 from xpnet.training.callback import Callback
 from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_run
 from xpnet.training.run import claim
@@ -65,13 +70,22 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
 def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     """Restore a trainer (with its model, optimizer and callbacks) from a file of :func:`save_checkpoint`.
 
+    The trainer is changed wholly or, where an error is raised, not at all.
+
     Raises:
+        FileNotFoundError: there is no such file.
         ArchiveError: the file is truncated, damaged or not a checkpoint.
         ValueError: it belongs to another model, optimizer or list of callbacks.
     """
     document, arrays = archive.read(path)
     if document.get("format") != FORMAT:
-        raise archive.ArchiveError(f"{path}: not a checkpoint of xpnet: its format is {document.get('format')!r}")
+        raise archive.ArchiveError(f"{path}: not a checkpoint of xpnet: its format is {quoted(document.get('format'))}")
+    try:
+        _DOCUMENT(document, "its document")
+        parts = {name: _unpack(document[name], arrays) for name in ("model", "optimizer", "gradients")}
+        states = [_unpack(entry["state"], arrays) for entry in document["callbacks"]]
+    except (MismatchError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
     kinds, ours = (
         [_RENAMED.get(kind, kind) for kind in names]
         for names in ([entry["kind"] for entry in document["callbacks"]], [type(c).__name__ for c in trainer.callbacks])
@@ -88,22 +102,37 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-    trainer.model.load_state(_unpack(document["model"], arrays))
+    _check_model(trainer, path, parts["model"], parts["gradients"], document["counters"])
+    # What may find fault with its part comes first; what was loaded then is put back. The model, checked above, is last.
+    before = [(part, dict(vars(part))) for part in (*trainer.callbacks, trainer.optimizer, trainer.sums)]
+    try:
+        for callback, state in zip(trainer.callbacks, states):
+            _check_state(callback, state)
+            callback.load_state(state)
+        trainer.optimizer.load_state(parts["optimizer"])
+        trainer.sums.load_state(place["sums"])
+        trainer.model.load_state(parts["model"])
+    except Exception as error:
+        for part, attributes in before:
+            vars(part).clear()
+            vars(part).update(attributes)
+        if isinstance(error, (MismatchError, KeyError, TypeError, AttributeError, IndexError, OverflowError)):
+            raise _damaged(path, error) from error
+        if isinstance(error, ValueError):
+            raise ValueError(shorten(f"{path}: {error}")) from error
+        raise
     trainer.model.load_rng_counters(document["counters"])
-    trainer.optimizer.load_state(_unpack(document["optimizer"], arrays))
     parameters = trainer.model.parameters()
-    for name, gradient in _unpack(document["gradients"], arrays).items():
+    for name, gradient in parts["gradients"].items():
         parameters[name].set_gradient(gradient)
     trainer.history.clear()
-    trainer.history.update({name: list(values) for name, values in document["history"].items()})
+    trainer.history.update({name: [math.nan if v is None else float(v) for v in h] for name, h in document["history"].items()})
     trainer.epoch, trainer.batch = place["epoch"], place["batch"]
     trainer.iteration, trainer.first_epoch = place["iteration"], place["first_epoch"]
     # Earlier versions counted the batches of an accumulated update across epochs.
-    trainer.pending = int(place.get("pending", place["iteration"] % trainer.accumulate))
+    trainer.pending = place.get("pending", place["iteration"] % trainer.accumulate)
     trainer.epoch_data = place.get("data")
-    trainer.sums.load_state(place["sums"])
-    for callback, entry in zip(trainer.callbacks, document["callbacks"]):
-        callback.load_state(_unpack(entry["state"], arrays))
+    for callback in trainer.callbacks:
         claim(trainer, callback)
 
 
@@ -112,6 +141,81 @@ def _described(data: Any) -> Any:
     from xpnet.data.identity import describe
 
     return data if data is None or isinstance(data, dict) else describe(data)
+
+
+_DOCUMENT = fields(
+    {
+        "trainer": fields(
+            {
+                **dict.fromkeys(("epoch", "batch", "iteration", "first_epoch"), integer()),
+                "seed": integer(-LARGEST),
+                "sums": fields({"count": integer(), "totals": dict_of(number)}),
+            },
+            {"deterministic": flag, "pending": integer(), "data": maybe(fields({}))},
+        ),
+        "history": dict_of(list_of(maybe(number))),
+        "counters": dict_of(integer()),
+        "model": dict_of(fields({"array": text})),
+        "gradients": dict_of(fields({"array": text})),
+        "optimizer": fields(
+            {"iterations": integer(), "factor": number, "slots": dict_of(fields({"array": text}))}, {"skipped": integer()}
+        ),
+        "callbacks": list_of(fields({"kind": text, "state": fields({})})),
+    }
+)
+
+
+def _damaged(path: str | Path, error: Exception) -> archive.ArchiveError:
+    what = str(error) if isinstance(error, MismatchError) else f"{type(error).__name__}: {quoted(str(error), 200)}"
+    return archive.ArchiveError(f"{path}: a damaged checkpoint: {what}")
+
+
+def _check_model(
+    trainer: Trainer, path: str | Path, state: dict[str, Any], gradients: dict[str, Any], counters: dict[str, int]
+) -> None:
+    """Raise an ArchiveError where arrays cannot be those of a model, and a ValueError where they are another model's."""
+    own, parameters = trainer.model.state(), trainer.model.parameters()
+    try:
+        check_state(trainer.model, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if counters.keys() - dict(trainer.model.named_modules()).keys():
+        raise ValueError(f"{path}: the run's model had other random layers: {quoted(sorted(counters), 200)}")
+    for name, array in state.items():
+        if (array.dtype.kind in "biu") != (dtype_name(own[name]) not in FLOATS):
+            raise archive.ArchiveError(f"{path}: a damaged checkpoint: {name} is {array.dtype}")
+    for name, gradient in gradients.items():
+        if name not in parameters or gradient.shape != parameters[name].shape or gradient.dtype.kind in "biu":
+            raise archive.ArchiveError(f"{path}: a damaged checkpoint: a gradient {quoted(name)} that fits no parameter")
+
+
+def _check_state(callback: Callback, state: dict[str, Any]) -> None:
+    """Raise a MismatchError where the state of a callback has other parts than the callback's own, or parts of another kind.
+
+    A user's callback may keep what it likes: of its state only the names are compared.
+    """
+    kind = type(callback)
+    if not kind.__module__.startswith("xpnet."):
+        return
+    for name, value in callback.state().items():
+        where = f"its {kind.__name__}.{name}"
+        if name not in state:
+            raise MismatchError(where, None, "a value")
+        _alike(value, state[name], where)
+
+
+def _alike(own: Any, value: Any, where: str) -> None:
+    if isinstance(own, bool):
+        flag(value, where)
+    elif isinstance(own, (int, float)):
+        number(value, where)
+    elif isinstance(own, str):
+        text(value, where)
+    elif isinstance(own, (list, dict)) and value is not None:
+        if type(own) is not type(value):
+            raise MismatchError(where, value, f"a {type(own).__name__}")
+    elif isinstance(value, str):  # None so far: a number, an array, or some by name
+        raise MismatchError(where, value, "a number or arrays")
 
 
 def _pack(value: Any, arrays: dict[str, Any], name: str) -> Any:
@@ -130,7 +234,10 @@ def _unpack(value: Any, arrays: dict[str, Any]) -> Any:
     """Reverse _pack."""
     if isinstance(value, dict):
         if set(value) == {"array"}:
-            return arrays[value["array"]]
+            name = value["array"]
+            if not isinstance(name, str) or name not in arrays:
+                raise MismatchError("the reference to an array", name, "one that the file holds")
+            return arrays[name]
         return {key: _unpack(part, arrays) for key, part in value.items()}
     return [_unpack(part, arrays) for part in value] if isinstance(value, list) else value
 
@@ -146,7 +253,7 @@ class Checkpoint(Callback):
         mode: "min" or "max", which value is the best; None: as the metric says, see EarlyStopping.
 
     A checkpoint that cannot be written during the run (a full disk) is a warning, and the run continues: older ones are
-    untouched. A folder that cannot be written at the start is an error.
+    untouched. A folder that cannot be written at the start is an error, and so is one that another process trains into.
 
     Checkpoints in the folder that are ahead of the start of this run belong to another run, or to a part of this one that is
     repeated. They would be taken for the newest ones, so they are renamed to end in ".old", with a warning.
@@ -176,6 +283,7 @@ class Checkpoint(Callback):
         self.mode = self._given_mode or (None if best is None else known_mode(best))
         self.best_value: float | None = None
         self._saved = time.monotonic()
+        self._locked = False
 
     def check_run(self, trainer: Trainer) -> None:
         """Raise a ValueError if the value of the best epoch will not be recorded, or nothing says which way it is better."""
@@ -183,14 +291,27 @@ class Checkpoint(Callback):
             self.mode = mode_in_run(self, self.best, self._given_mode, trainer)
 
     def on_fit_begin(self, trainer: Trainer) -> None:
-        """Make the folder, and check that it can be written to."""
+        """Make the folder, lock it for this process, and check that it can be written to."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        archive.write_atomically(self.folder / ".writable", lambda file: file.write(b""))
-        (self.folder / ".writable").unlink()
-        for left in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            left.unlink()
-        self._set_aside(trainer)
+        if not self._locked:
+            lock.acquire(self.folder)
+            self._locked = True
+        try:
+            archive.write_atomically(self.folder / ".writable", lambda file: file.write(b""))
+            (self.folder / ".writable").unlink()
+            for left in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+                left.unlink()
+            self._set_aside(trainer)
+        except BaseException:
+            self.on_fit_end(trainer)  # a callback that did not begin gets no end
+            raise
         self._saved = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Unlock the folder."""
+        if self._locked:
+            lock.release(self.folder)
+            self._locked = False
 
     def _set_aside(self, trainer: Trainer) -> None:
         ahead = [path for path in newest_first(self.folder) if _steps(path) > trainer.iteration]
@@ -275,7 +396,8 @@ def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
     With "auto" a damaged file is skipped with a warning that names it; without any file the trainer stays as it is.
 
     Raises:
-        ValueError: "auto" without a Checkpoint callback, or checkpoints that are all damaged.
+        ValueError: "auto" without a Checkpoint callback.
+        ArchiveError: the checkpoints are all damaged.
     """
     if str(resume) != "auto":
         load_checkpoint(trainer, resume)
@@ -293,4 +415,7 @@ def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
         else:
             return
     if damaged:
-        raise ValueError(f"no usable checkpoint in {folders[0]}: {'; '.join(damaged)}")
+        raise archive.ArchiveError(
+            f"no usable checkpoint in {folders[0]}: all {len(damaged)} are damaged. Move them away to begin anew, or put back "
+            f"copies. {'; '.join(damaged)}"
+        )

@@ -32,6 +32,11 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 and whole, got {batch_size!r}")
     if isinstance(data, Batches):
+        if data.drop_last and data.count is not None and data.batch_size is not None and 0 < data.count < data.batch_size:
+            raise ValueError(
+                f"drop_last=True leaves no batch of {data.count} examples with batch_size={data.batch_size}; use smaller "
+                f"batches, or drop_last=False"
+            )
         return data
     device = model.context.device
     if isinstance(data, Dataset):

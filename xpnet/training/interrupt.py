@@ -1,4 +1,4 @@
-"""Ctrl-C during training."""
+"""Signals during training: Ctrl-C, and those by which a scheduler asks for an end (SIGTERM, SIGUSR1)."""
 
 from __future__ import annotations
 
@@ -7,29 +7,74 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
 
+ENDING = ("SIGTERM", "SIGUSR1")
+"""Sent by Slurm, Kubernetes, systemd and docker stop before they kill a process."""
+
+
+class Terminated(SystemExit):
+    """The process was asked to end: `fit` raises it after its last step and checkpoint.
+
+    As a SystemExit it ends the process, with the exit code of the signal: 128 + its number, 143 for SIGTERM.
+
+    Attributes:
+        signal: the number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = number
+
+
+class _Ask:
+    """The handler of a signal during `fit`."""
+
+    def __init__(self, trainer: Trainer, usual: Any) -> None:
+        self.trainer = trainer
+        self.usual = usual  # the handler before; that of a `fit` around this one, in whose callback this one runs, is told too
+        self.asked = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        again, self.asked = self.asked, number
+        self.trainer.stop = self.trainer.history.interrupted = True
+        if again and self.trainer.committing:  # for microseconds: the trainer raises it when the weights are whole
+            self.trainer.interrupt_waits = self._error(number)
+        elif isinstance(self.usual, _Ask):
+            self.usual(number, frame)
+        elif again:
+            raise self._error(number)
+
+    def _error(self, number: int) -> BaseException:
+        return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+
 
 @contextlib.contextmanager
 def interruptible(trainer: Trainer) -> Iterator[None]:
-    """Let the first Ctrl-C within the block stop the trainer after its batch, and the second one interrupt at once."""
+    """Let signals within the block stop the trainer after its batch.
+
+    The first Ctrl-C does, and the second one interrupts at once. SIGTERM and SIGUSR1 do too, and at the end of the block raise
+    :class:`Terminated`. A signal that the caller ignores, or handles in a way of its own, stays as it is.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only, and only it may set handlers
         return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if trainer.history.interrupted:
-            if trainer.committing:  # for microseconds: the trainer raises it when the weights are whole
-                trainer.interrupt_waits = True
-                return
-            raise KeyboardInterrupt
-        trainer.stop = trainer.history.interrupted = True
-
-    before = signal.signal(signal.SIGINT, ask)
+    known: list[tuple[int, Any]] = [(signal.SIGINT, signal.default_int_handler)]
+    known += [(getattr(signal, name), signal.SIG_DFL) for name in ENDING if hasattr(signal, name)]
+    handlers = {}
+    for number, default in known:
+        usual = signal.getsignal(number)
+        if usual is default or isinstance(usual, _Ask):
+            handlers[number] = _Ask(trainer, usual)
+            signal.signal(number, handlers[number])
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, ask in handlers.items():
+            signal.signal(number, ask.usual)
+    for number, ask in handlers.items():
+        if ask.asked and number != signal.SIGINT and not isinstance(ask.usual, _Ask):
+            raise Terminated(number)

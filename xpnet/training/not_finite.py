@@ -19,9 +19,14 @@ class NotFiniteError(ArithmeticError):
     """The loss became NaN or infinite; the message names the epoch, the batch and the first layer that is not finite."""
 
 
-def not_finite(trainer: Steps, x: Array, loss: float) -> NotFiniteError:
-    """Return the error for a loss on the batch `x`."""
+def not_finite(trainer: Steps, x: Array, loss: float, y: Any = None) -> NotFiniteError:
+    """Return the error for a loss on the batch `x` with the targets `y`, where these are known."""
     where = f"epoch {trainer.epoch + 1}, batch {trainer.batch + 1}"
+    if any(hasattr(part, "dtype") and not _finite(part) for part in (y if isinstance(y, tuple) else (y,))):
+        return NotFiniteError(
+            f"the loss became {loss} in {where}; the targets y of this batch hold values that are not finite: fill them in, or "
+            f"leave those examples out"
+        )
     return NotFiniteError(
         f"the loss became {loss} in {where}; {first_not_finite(trainer.model, x)}; "
         f"try a smaller learning rate, scaled inputs or gradient clipping"

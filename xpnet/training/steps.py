@@ -34,7 +34,7 @@ class Steps:
     iteration: int
     pending: int
     committing: bool
-    interrupt_waits: bool
+    interrupt_waits: BaseException | None
     step_state: StepState
     _batches_of_epoch: int | None
 
@@ -84,7 +84,7 @@ class Steps:
         if state.holds:
             state.clear()
         self.committing = False
-        if self.interrupt_waits:
+        if self.interrupt_waits is not None:
             self.committed()
         return loss, prediction
 
@@ -96,14 +96,14 @@ class Steps:
             self.optimizer.iterations, self.optimizer.skipped = iterations, skipped
         finally:
             self.step_state.clear()
-            self.committing = self.interrupt_waits = False
+            self.committing, self.interrupt_waits = False, None
 
     def committed(self) -> None:
-        """Let a Ctrl-C through that came while the weights were being changed."""
+        """Let an interrupt through that came while the weights were being changed."""
         self.committing = False
-        if self.interrupt_waits:
-            self.interrupt_waits = False
-            raise KeyboardInterrupt
+        waits, self.interrupt_waits = self.interrupt_waits, None
+        if waits is not None:
+            raise waits
 
     def _update_pending(self) -> None:
         """Update from the last batches of an epoch, fewer than `accumulate`: of a stream, whose end is not known before."""
@@ -144,7 +144,7 @@ class Steps:
         scale = self.optimizer.loss_scale
         # On a GPU this would wait for the device in every step: the loss is checked once an epoch there.
         if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(loss.array):
-            raise not_finite(self, x, float(loss.array))
+            raise not_finite(self, x, float(loss.array), y)
         if state.guards:
             state.backward = True
             for parameter in state.parameters:
@@ -169,7 +169,7 @@ class Steps:
         if step is None or loss is None:
             return None
         if not math.isfinite(loss):
-            raise not_finite(self, x, float(loss))
+            raise not_finite(self, x, float(loss), y)
         self.step_state.backward = True
         step.backward()
         return loss, step.logits.copy()

@@ -114,7 +114,7 @@ class Trainer(Steps):
         self.epoch_data: Any = None  # the Batches of the epoch that is going on, or how a checkpoint describes them
         self.run_id: Any = object()  # what callbacks note, to tell another run
         self.committing = False  # whether the weights are being changed: an interrupt waits
-        self.interrupt_waits = False
+        self.interrupt_waits: BaseException | None = None  # the interrupt
         self._batches_of_epoch: int | None = None
         self._device: Device | None = None  # of the last fit
         self.step_state = StepState()
@@ -222,7 +222,7 @@ class Trainer(Steps):
             for callback in self.callbacks:
                 callback.on_epoch_begin(self)
         progress.begin(self.epoch, self.batch, self.sums)
-        x = None
+        x = y = None
         for x, y in watched(feed.epoch(self.epoch, self.batch), self.model.context.device):
             self.last_loss = train(x, y)
             progress.advance()
@@ -237,7 +237,7 @@ class Trainer(Steps):
             self._update_pending()
         values = self.sums.means()
         if x is not None and not math.isfinite(values["loss"]):
-            error = not_finite(self, x, values["loss"])
+            error = not_finite(self, x, values["loss"], y)
             self.batch = 0  # such an epoch is not worth finishing
             raise error
         if self.checks is not None:

@@ -22,7 +22,7 @@ class ClassWeighted:
         weights: (K,), not negative; a mean of 1 over the examples, as from `class_weights`, keeps the scale of the loss.
 
     Raises:
-        ValueError: weights of another shape, or negative.
+        ValueError: weights of another shape, or negative; when it is called, not as many weights as classes.
     """
 
     def __init__(self, loss: str | Callable[..., Any], weights: Array) -> None:
@@ -35,6 +35,12 @@ class ClassWeighted:
 
     def __call__(self, prediction: Any, target: Array) -> Any:
         """Compute the weighted mean, a 0-d Tensor or array. prediction: (N, K); target: (N,) class indices."""
+        outputs = prediction.shape[-1] if len(prediction.shape) > 1 else 1
+        if len(self.weights) != max(outputs, 2):  # one output tells two classes apart
+            raise ValueError(
+                f"ClassWeighted: got {len(self.weights)} weights for predictions {tuple(prediction.shape)}, expected one for "
+                f"each of their {max(outputs, 2)} classes"
+            )
         terms = self.loss(prediction, target, reduction="none")
         device = device_of(target)
         if device not in self._placed:

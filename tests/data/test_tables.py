@@ -1,0 +1,206 @@
+"""Text tables in the forms that programs write them."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from xpnet.data import DataError
+from xpnet.data.tables import is_table, open_table
+
+ROWS = [(1.5, -2.25, "cat"), (0.125, 3.0, "dög"), (1e-3, 40.0, "cat"), (7.0, 8.5, "dög")]
+TITLES = ("width", "length", "kind")
+
+
+def text(separator=",", decimal=".", titles=TITLES, rows=ROWS):
+    lines = [separator.join(titles)] if titles else []
+    for *numbers, label in rows:
+        lines.append(separator.join([*(f"{v:.6f}".replace(".", decimal) for v in numbers), label]))
+    return "\n".join(lines) + "\n"
+
+
+def read(path, numbers=(0, 1), texts=(2,)):
+    table = open_table(path)
+    found = table.read(numbers, texts)
+    return table, found.numbers, found.texts[0] if texts else []
+
+
+FORMS = [
+    (separator, decimal, encoding, ending)
+    for separator, decimal in ((",", "."), (";", "."), (";", ","), ("\t", "."), ("\t", ","), ("|", "."), (" ", "."))
+    for encoding, ending in (
+        ("utf-8", ".csv"),
+        ("utf-8-sig", ".csv"),
+        ("utf-16", ".csv"),
+        ("latin-1", ".csv"),
+        ("utf-8", ".csv.gz"),
+    )
+]
+
+
+@pytest.mark.parametrize(("separator", "decimal", "encoding", "ending"), FORMS)
+@pytest.mark.parametrize("titles", [TITLES, None])
+def test_every_form_gives_the_same_numbers(separator, decimal, encoding, ending, titles, tmp_path):
+    path = tmp_path / f"t{ending}"
+    content = text(separator, decimal, titles).encode(encoding)
+    path.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+    table, numbers, labels = read(path)
+    assert table.titles == titles
+    np.testing.assert_array_equal(numbers, np.array([row[:2] for row in ROWS], np.float32))
+    assert labels == [row[2] for row in ROWS]
+
+
+def test_which_files_are_tables():
+    assert all(is_table(name) for name in ("a.csv", "a.TSV", "a.csv.gz", "b/c.tab"))
+    assert not any(is_table(name) for name in ("a.txt", "a.gz", "csv", "a.npz"))
+
+
+@pytest.mark.parametrize(
+    ("head", "titled"),
+    [
+        ("0,1,label", True),  # as pandas numbers columns
+        ("2019,2020,label", True),
+        ("5.1,3.5,cat", False),
+        ("5,6,cat", False),  # the class comes again
+        ("1,0,label", False),
+        ("a,1,label", True),  # a word above numbers
+        ("#a,b,label", True),
+    ],
+)
+def test_titles_that_are_numbers(head, titled, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(head + "\n" + "".join(f"{i * 0.5},{i % 3},{('cat', 'dog')[i % 2]}\n" for i in range(8)))
+    assert (open_table(path).titles is not None) is titled
+    assert len(read(path)[1]) == 8 + (not titled)
+
+
+@pytest.mark.parametrize(
+    ("head", "whole", "titled"), [("0,1,2,3", False, True), ("0,1,2,3", True, False), ("0.5,1,2,3", False, False)]
+)
+def test_titles_that_are_numbers_alone(head, whole, titled, tmp_path):
+    path = tmp_path / "t.csv"
+    step = 1 if whole else 0.25
+    path.write_text(head + "\n" + "".join(f"{i * step},{i + step},{i * 2},{i % 2}\n" for i in range(8)))
+    assert (open_table(path).titles is not None) is titled
+
+
+def test_what_is_known_of_the_data_decides(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("cat,a,b\n")
+    assert open_table(path).titles == ("cat", "a", "b")
+    assert open_table(path, labels=("cat",)).titles is None
+    path.write_text("7,8\n1,2\n")
+    assert open_table(path).titles is None
+    assert open_table(path, columns=("8", "7")).titles == ("7", "8")
+
+
+def test_a_separator_that_the_file_names_itself(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("sep=;\na;b\n1;2\n")
+    table, numbers, _ = read(path, texts=())
+    assert (table.separator, table.titles) == (";", ("a", "b"))
+    assert numbers.tolist() == [[1, 2]]
+    path.write_text("sep=;\na;b\n1;x\n")
+    with pytest.raises(DataError, match="line 3, column 'b'"):
+        read(path, texts=())
+
+
+def test_a_decimal_comma_far_down(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("".join(f"{i};{2 * i};x\n" for i in range(500)) + "1,5;2;x\n")
+    assert read(path)[1][-1].tolist() == [1.5, 2.0]
+    path.write_text("".join(f"{i}.5;{2 * i};x\n" for i in range(500)) + "1,5;2;x\n")
+    with pytest.raises(DataError, match=r"line 1, column 0.*got '0\.5' in a file with decimal commas"):
+        read(path)
+
+
+def test_thousands_with_points_before_decimal_commas(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a;b;c\n1.234,5;-2;x\n12.345.678,25;0,5;y\n")
+    np.testing.assert_array_equal(read(path)[1], np.array([[1234.5, -2], [12345678.25, 0.5]], np.float32))
+
+
+GOOD = "a,b,label\n" + "1,2,x\n" * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (GOOD + "3,oops,y\n", "line 5, column 'b': expected numbers, got 'oops'"),
+        (GOOD + "\n\n3,,y\n", "line 7, column 'b': expected numbers, the cell is empty"),
+        (GOOD + '1,2,"over\ntwo lines"\n3,oops,y\n', "line 7, column 'b': expected numbers, got 'oops'"),
+        (GOOD + "3,NaN,y\n", "line 5, column 'b' holds a number that is not finite; fill"),
+        (GOOD + "3,1e39,y\n", "line 5, column 'b' holds a number that is not finite in float32"),
+        (GOOD + "3,1_000,y\n", "line 5, column 'b': expected numbers, got '1_000'"),
+        (GOOD + "3,y\n", "line 5 has 2 columns, expected 3, separated by commas"),
+        ("", "holds no rows"),
+        ("a,b,label\n", "holds titles and no rows"),
+        ("1,2,x\n1,oops,x\n", "line 2, column 1: expected numbers, got 'oops'"),
+        (b"PK\x03\x04rest", "a zip or Excel file; export the table as CSV"),
+        (b"\x89PNG\r\n\x1a\n\x01\x02", "not a text file"),
+        (gzip.compress(GOOD.encode())[:-9], "a damaged .gz file"),
+        (gzip.compress(b"0" * (1 << 27)), "expands to more than 64 MB"),
+        (b"\xff\xfea", "not a text file: .* in UTF-16"),
+    ],
+)
+def test_what_is_wrong_and_in_which_line(content, says, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=says) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        open_table(tmp_path / "t.csv")
+
+
+def test_a_long_cell_is_quoted_in_part(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(GOOD + f"3,{'z' * 100_000},y\n")
+    with pytest.raises(DataError, match="line 5") as caught:
+        read(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_digits_that_float32_loses_are_counted(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n" + "".join(f"{1_700_000_000 + i},{i}\n" for i in range(100)))
+    rounding = open_table(path).read([0, 1]).rounding
+    assert rounding[0] == 64  # half of the distance between numbers of float32 there
+    assert rounding[1] == 0
+
+
+def test_the_time_grows_with_the_number_of_rows(tmp_path):
+    def seconds(count):
+        path = tmp_path / f"{count}.csv"
+        path.write_text("a,b,c\n" + "".join(f"{i},{i / 7:.4f},{i / 3:.5f}\n" for i in range(count)))
+        began = time.perf_counter()
+        read(path)
+        return time.perf_counter() - began
+
+    few, many = (min(seconds(count) for _ in range(3)) for count in (5_000, 40_000))
+    assert many < 40 * few  # eight times as many rows; quadratic would be 64
+
+
+def test_whole_numbers_in_other_scripts_and_signs(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c\n+1, 2 ,x\n-3,4e0,y\n")
+    assert read(path)[1].tolist() == [[1, 2], [-3, 4]]
+
+
+def test_all_separators_are_found_with_titles_that_hold_others(tmp_path):
+    path = tmp_path / "t.csv"
+    for separator, other in itertools.permutations((",", ";", "\t"), 2):
+        path.write_text(
+            f'"a{other}1"{separator}b{separator}c\n' + "".join(f"{i}{separator}{i}{separator}x\n" for i in range(5))
+        )
+        table, numbers, _ = read(path)
+        assert (table.separator, table.titles) == (separator, (f"a{other}1", "b", "c"))
+        assert numbers[:, 0].tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,263 @@
+"""Folders of images: which of them are classes, which are parts of the data, and their pixels in memory."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from xpnet.cli.argument_types import UsageError
+from xpnet.cli.readings import Known, Reading, class_indices, quoted_list
+from xpnet.data import DataError, ImageFolder
+from xpnet.data.dataset import NumpyArray
+from xpnet.data.image_files import ENDINGS, describe_left_out, image_files, is_hidden
+from xpnet.data.inputs import InputRecord
+from xpnet.data.splits import TEST, TRAIN, VALIDATION, hashes
+from xpnet.runtime.messages import quoted
+
+_ROLES = {
+    "train": TRAIN, "training": TRAIN, "test": TEST, "testing": TEST, "val": VALIDATION, "valid": VALIDATION,
+    "validation": VALIDATION, "validate": VALIDATION, "dev": VALIDATION, "eval": TEST, "evaluation": TEST,
+}  # fmt: skip
+_FILLERS = frozenset(
+    {"set", "data", "dataset", "images", "image", "imgs", "img", "split", "part", "folder", "seg", "my", "the"}
+)
+
+
+def role(name: str) -> int | None:
+    """Return the part of the data that a folder's name means, such as TEST for test, test1, Test_Set and seg_test."""
+    words = re.findall("[a-z]+", name.lower())
+    joined = [word.removesuffix("set") if word.removesuffix("set") in _ROLES else word for word in words]
+    found = {_ROLES[word] for word in joined if word in _ROLES}
+    if len(found) != 1 or any(word not in _ROLES and word not in _FILLERS for word in joined):
+        return None
+    return found.pop()
+
+
+def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool = False, known: Known | None = None) -> Reading:
+    """Read images from CLASS/NAME.png, or from train/CLASS/NAME.png, val/ and test/ likewise, into memory.
+
+    Args:
+        folder: the folder.
+        size: (H, W) to resize to; None: all images have one size, or that of `known`.
+        skip_bad: leave out images that cannot be read, with a warning for each.
+        known: how the inputs of a model or run were read, which these must fit.
+
+    Raises:
+        DataError: no images, or none of some class; images of several sizes without `size`; an image that cannot be read,
+            unless `skip_bad`; folders that are neither classes nor parts.
+        UsageError: a size that is not (H, W), or not that of `known`.
+    """
+    if size is not None and len(size) != 2:
+        raise UsageError(f"--size {','.join(map(str, size))}: expected H,W, such as 64,64")
+    parts, notes = _parts(folder)
+    if known is not None and len(known.inputs.shape) != 3:
+        raise UsageError(f"{folder}: {known.place} takes {known.inputs.describe()}, not images")
+    loose = [p.name for p in folder.iterdir() if p.is_file() and not is_hidden(p.name) and p.suffix.lower() in ENDINGS]
+    if loose:
+        notes.append(f"left out {len(loose):,} image{'s' * (len(loose) > 1)} beside the folders, such as {quoted(loose[0])}")
+    left_out: Counter[str] = Counter()
+    found: list[tuple[int | None, ImageFolder]] = []
+    names: tuple[str, ...] = ()
+    for part, place in parts:
+        images = ImageFolder(place)
+        if not found:
+            names = images.class_names
+        _check_classes(images, place, names, whole=not found or part == TRAIN)
+        left_out += images.left_out
+        found.append((part, images))
+    if known is not None and not known.class_names:
+        known = replace(known, class_names=names)
+    if phrase := describe_left_out(left_out):
+        notes.append(phrase)
+    reader = _Reader(size, skip_bad, known)
+    for part, images in found:
+        reader.add(folder, part, images)
+    return reader.finish(folder, names, [part for part, _ in found], notes)
+
+
+def _parts(folder: Path) -> tuple[list[tuple[int | None, Path]], list[str]]:
+    """Return the folders of classes with the part that each is, None for all, and what should be said about them."""
+    inside = sorted((p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)), key=lambda p: p.name)
+    roles = {p: r for p in inside if (r := role(p.name)) is not None}
+    classes = {p: _class_folders(p) for p in roles}
+    named = [p for p in roles if classes[p]]  # parts hold folders of classes
+    if not named:
+        flat = [p.name for p in roles if image_files(p)[0]]
+        if flat and (len({roles[p] for p in roles if p.name in flat}) > 1 or len(roles) == len(inside)):
+            raise DataError(
+                f"{folder}: {', '.join(flat)} hold images without class folders; expected {flat[0]}/CLASS/NAME.png: sort "
+                f"them into a folder for each class"
+            )
+        if len(inside) == 1 and len(_class_folders(inside[0])) > 1:  # the folder within the folder, as archives leave it
+            parts, notes = _parts(inside[0])
+            return parts, [f"the images are those in {inside[0].name}/", *notes]
+        if not inside and (found := image_files(folder)[0]):
+            raise DataError(
+                f"{folder}: holds {len(found):,} images and no folders of classes; expected CLASS/NAME{found[0].suffix}: sort "
+                f"them into a folder for each class"
+            )
+        return [(None, folder)], []
+    notes = []
+    others = [p.name for p in inside if p not in named]
+    if others:
+        plural = "s" * (len(others) > 1)
+        notes.append(
+            f"left out {len(others)} folder{plural} beside {named[0].name}/ without classes in them: {quoted_list(others, 5)}"
+        )
+    by_part: dict[int, list[Path]] = {}
+    for p in named:
+        by_part.setdefault(roles[p], []).append(p)
+    for p in named:
+        several = by_part[roles[p]]
+        if len(several) > 1:
+            raise DataError(
+                f"{folder}: {several[0].name}/ and {several[1].name}/ are the same part of the data; expected one of them"
+            )
+    if TRAIN not in by_part:
+        raise DataError(
+            f"{folder}: holds {', '.join(p.name for p in named)}, and no folder train; expected train/CLASS/NAME.png"
+        )
+    train, *rest = (by_part[part][0] for part in (TRAIN, VALIDATION, TEST) if part in by_part)
+    if not rest:
+        notes.append(f"the images are those in {train.name}/; there is no test folder with classes")
+        return [(None, _unwrapped(train))], notes
+    if len(rest) == 1:
+        if TEST not in by_part:
+            notes.append(f"{rest[0].name}/ is the test part: there is no test folder with classes")
+        return [(TRAIN, _unwrapped(train)), (TEST, _unwrapped(rest[0]))], notes
+    return [(part, _unwrapped(p)) for part, p in zip((TRAIN, VALIDATION, TEST), (train, *rest))], notes
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder that hold images."""
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
+    return [p for p in inside if image_files(p)[0]]
+
+
+def _unwrapped(folder: Path) -> Path:
+    """Return the folder of the classes of a part: archives may hold train/train/CLASS."""
+    inside = _class_folders(folder)
+    return inside[0] if len(inside) == 1 and len(_class_folders(inside[0])) > 1 else folder
+
+
+def _check_classes(images: ImageFolder, place: Path, names: tuple[str, ...], whole: bool) -> None:
+    unknown = [name for name in images.class_names if name not in names]
+    if unknown:
+        raise DataError(
+            f"{place}: the class folders {quoted_list(unknown, 5)} are not in the training part: {quoted_list(names, 5)}"
+        )
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    empty = [name for name, count in zip(images.class_names, counts) if not count]
+    if empty and whole:
+        raise DataError(
+            f"class folders beside that of {images.paths[0]} hold no images: {quoted_list(empty)}; add images, or remove "
+            f"folders that are not a class"
+        )
+
+
+class _Reader:
+    """Collects the pixels of images that must have one size."""
+
+    def __init__(self, size: Sequence[int] | None, skip_bad: bool, known: Known | None) -> None:
+        self.skip_bad, self.known = skip_bad, known
+        self.size = (size[0], size[1]) if size is not None else None
+        if known is not None:
+            H, W = known.inputs.shape[:2]
+            if self.size is not None and self.size != (H, W):
+                raise UsageError(f"--size {self.size[0]},{self.size[1]}: {known.place} takes {H},{W}")
+            self.size = (H, W)
+        self.channels = 3 if known is None else known.inputs.shape[2]
+        if self.channels not in (1, 3, 4):
+            raise UsageError(f"images have 1, 3 or 4 channels; {known.place if known else ''} takes {self.channels}")
+        self.first: tuple[Path, tuple[int, ...]] | None = None
+        self.grey = True
+        self.transparent = self.frames = self.deep = self.colour = 0
+        self.total = 0
+        self.pixels: list[NumpyArray] = []
+        self.labels: list[str] = []
+        self.parts: list[int] = []
+        self.names: list[bytes] = []
+        self.bytes: list[bytes] = []
+
+    def add(self, folder: Path, part: int | None, images: ImageFolder) -> None:
+        """Read all images of one part."""
+        images.size, images.channels = self.size, 4 if self.channels == 4 else 3
+        if self.known is not None:
+            images.background = self.known.inputs.background
+        for i, path in enumerate(images.paths):
+            self.total += 1
+            try:
+                read = images.read(i)
+            except DataError as error:
+                if not self.skip_bad:
+                    raise DataError(f"{error}; --skip-bad leaves such images out") from error
+                warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=3)
+                continue
+            values = read.values
+            if self.first is None:
+                self.first = path, values.shape
+            elif values.shape != self.first[1]:
+                H, W = self.first[1][:2]
+                raise DataError(
+                    f"{path} is {values.shape[0]} x {values.shape[1]} pixels, {self.first[0]} is {H} x {W}; give --size H,W to "
+                    f"resize all images"
+                )
+            grey = values.shape[2] == 3 and bool((values[..., :1] == values).all())
+            self.grey = self.grey and grey
+            self.colour += not grey
+            self.transparent += read.transparent
+            self.frames += read.frames
+            self.deep += values.dtype != np.uint8
+            self.pixels.append(values[..., :1].copy() if grey else values)
+            self.labels.append(images.class_names[images.labels[i]])
+            self.parts.append(TRAIN if part is None else part)
+            self.names.append(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape"))
+            self.bytes.append(hashes([path.read_bytes()]).tobytes())
+
+    def finish(self, folder: Path, names: tuple[str, ...], parts: Sequence[int | None], notes: list[str]) -> Reading:
+        """Return the reading of all images that were added."""
+        if self.first is None:
+            raise DataError(f"{folder}: none of the {self.total} images can be read")
+        if self.known is None:
+            self.channels = 1 if self.grey else 3
+        H, W = self.first[1][:2]
+        x = np.empty((len(self.pixels), H, W, self.channels), np.float32)
+        for row, values in zip(x, self.pixels):
+            row[...] = _to_grey(values) if self.channels == 1 and values.shape[2] == 3 else values
+        x /= np.float32(255)
+        class_names = names if self.known is None else self.known.class_names
+        known = self.known or Known(InputRecord("images", x.shape[1:]), names, "the training part")
+        inputs = InputRecord("images", x.shape[1:], 255.0, whole=True, resized=self.size is not None)
+        if self.known is not None:
+            inputs = self.known.inputs
+        if self.transparent:
+            notes.append(
+                f"{self.transparent:,} images with transparent pixels were composited on {inputs.background} (R, G, B)"
+            )
+        if self.frames:
+            notes.append(f"of {self.frames:,} files with several images the first one was read")
+        if self.deep:
+            notes.append(f"{self.deep:,} images have more than 8 bits a pixel; white is the largest value of their format")
+        if self.known is not None and self.channels == 1 and self.colour:
+            notes.append(f"{self.colour:,} colour images were converted to grey, as {self.known.place} takes it")
+        elif self.known is None and 0 < self.colour < len(self.pixels):
+            notes.append(f"{self.colour:,} of {len(self.pixels):,} images are in colour, so all are read in colour")
+        given = np.array(self.parts, np.int8) if parts != [None] else None
+        return Reading(
+            str(folder), x, class_indices(self.labels, known, str(folder)), class_names, inputs,
+            np.frombuffer(b"".join(self.bytes), np.uint64), hashes(self.names), given, notes,
+        )  # fmt: skip
+
+
+def _to_grey(values: NumpyArray) -> NumpyArray:
+    """Return the luma of RGB pixels (H, W, 3), as pillow computes it (ITU-R 601-2)."""
+    if values.dtype == np.uint8:
+        wide = values.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+        return ((wide + 0x8000) >> 16)[..., None]
+    return (values @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]

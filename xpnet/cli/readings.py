@@ -1,0 +1,206 @@
+"""The user's own data as they were read, and the data set made of them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xpnet.data import DataError, Dataset
+from xpnet.data.dataset import NumpyArray, Pair
+from xpnet.data.inputs import InputRecord
+from xpnet.data.splits import TEST, TRAIN, VALIDATION, divide
+from xpnet.data.table_form import as_number
+from xpnet.runtime.messages import quoted
+
+TEST_FRACTION = 0.2
+"""The test part of data without one: chosen by a hash of each example, so that no later run trains on it."""
+TEST_NOTE = f"about {TEST_FRACTION:.0%} of every class are the test part, chosen by a hash of each example"
+_FEW = 10
+VALIDATION_FRACTION = 0.1
+"""The part of the training data held out for early stopping: the test part must not decide when a run ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of the data from a model file, or from the beginning of a run that is resumed.
+
+    Attributes:
+        inputs: how they were read then.
+        class_names: the classes, in the order of the model's outputs.
+        place: the model file or run, for messages.
+    """
+
+    inputs: InputRecord
+    class_names: tuple[str, ...]
+    place: str
+
+
+@dataclass(eq=False)
+class Reading:
+    """Examples read from a folder or a file of the user's.
+
+    Attributes:
+        name: of the folder or file.
+        x: float32 (N, *shape), in the units that `inputs` says.
+        y: class indices (N,).
+        class_names: their names.
+        inputs: how they were read, without the training part's range.
+        contents: hashes of the content of the examples: what tells whether one was trained on.
+        places: hashes that decide on the part of an example.
+        parts: TRAIN, VALIDATION or TEST of every example, where the data are divided already; None where not.
+        notes: what should be said about the data.
+    """
+
+    name: str
+    x: NumpyArray
+    y: NumpyArray
+    class_names: tuple[str, ...]
+    inputs: InputRecord
+    contents: NumpyArray
+    places: NumpyArray
+    parts: NumpyArray | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def divided(self, validation: bool = False) -> NumpyArray:
+        """Return the part of every example; with `validation`, a tenth of the training part is held out if none is yet."""
+        fraction = VALIDATION_FRACTION if validation else 0.0
+        if self.parts is None:
+            return divide(self.places, self.y, test=TEST_FRACTION, validation=fraction)
+        parts = self.parts.copy()
+        if validation and not (parts == VALIDATION).any():
+            rows = np.flatnonzero(parts == TRAIN)
+            parts[rows] = divide(self.places[rows], self.y[rows], test=0.0, validation=fraction)
+        return parts
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OwnDataset(Dataset):
+    """A data set of the user's own.
+
+    Attributes:
+        validation: the pair of a validation part, or None.
+        reading: what was read.
+        inputs: how, with the training part's range and the hashes of its examples.
+    """
+
+    validation: Pair | None = field(default=None, repr=False)
+    reading: Reading = field(default=None, repr=False)  # type: ignore[assignment]
+    inputs: InputRecord = field(default=None, repr=False)  # type: ignore[assignment]
+
+
+def own_dataset(reading: Reading, validation: bool = False) -> OwnDataset:
+    """Divide a reading, and compute the moments of the training part.
+
+    Raises:
+        DataError: there are fewer than two classes, or too few examples to divide.
+    """
+    if len(reading.class_names) < 2:
+        raise DataError(
+            f"{reading.name}: all examples are of one class, {quoted(reading.class_names[0])}; expected two or more"
+        )
+    parts = reading.divided(validation)
+    train, test, held = (np.flatnonzero(parts == part) for part in (TRAIN, TEST, VALIDATION))
+    if not len(train) or not len(test):
+        raise DataError(
+            f"{reading.name}: {len(train)} examples to train on and {len(test)} to test are too few; every class needs two or "
+            f"more that differ"
+        )
+    absent = [name for k, name in enumerate(reading.class_names) if not (reading.y[train] == k).any()]
+    if absent:
+        raise DataError(f"{reading.name}: no example to train on of {len(absent)} classes, such as {quoted(absent[0])}")
+    notes = list(reading.notes)
+    untested = [name for k, name in enumerate(reading.class_names) if not (reading.y[test] == k).any()]
+    if untested:
+        notes.append(f"the test part has no example of {len(untested)} classes, such as {quoted(untested[0])}")
+    if len(test) < _FEW:
+        notes.append(f"the test part has {len(test)} examples: an accuracy on so few says little")
+    doubled = int(np.isin(reading.contents[test], reading.contents[train]).sum())
+    if doubled:
+        notes.append(f"{doubled:,} of the {len(test):,} test examples are copies of training examples")
+    reading.notes = notes
+    x = reading.x[train]
+    axes = tuple(range(x.ndim - 1))
+    mean, std = x.mean(axis=axes, dtype=np.float64), x.std(axis=axes, dtype=np.float64)
+    tested = reading.x[test], reading.y[test]
+    watched = (reading.x[held], reading.y[held]) if len(held) else None
+    reading.x = reading.x[:0].copy()  # the parts are copies: the whole is not kept beside them
+    return OwnDataset(
+        reading.name,
+        (x, reading.y[train]),
+        tested,
+        reading.class_names,
+        tuple(float(v) for v in mean),
+        tuple(float(v) for v in np.where(std > 1e-6 * np.abs(mean), std, 1.0)),
+        source="your own",
+        licence="your own",
+        scale=reading.inputs.scale,
+        notes=TEST_NOTE if reading.parts is None else "",
+        validation=watched,
+        reading=reading,
+        inputs=reading.inputs.with_training_part(x, reading.contents[train]),
+    )
+
+
+def class_indices(labels: Sequence[str], known: Known, name: str) -> NumpyArray:
+    """Return the index of each label among the classes of a model, by name; 1 and 1.0 are one name.
+
+    Raises:
+        DataError: a label is none of them.
+    """
+    index = {normalized(label): k for k, label in enumerate(known.class_names)}
+    numbers = {value: k for k, label in enumerate(known.class_names) if (value := as_number(label)) is not None}
+    table: dict[str, int] = {}
+    unknown = []
+    for label in dict.fromkeys(labels):
+        k = index.get(normalized(label))
+        if k is None and (value := as_number(label)) is not None:
+            k = numbers.get(value)
+        if k is None:
+            unknown.append(label)
+        else:
+            table[label] = k
+    if unknown:
+        raise DataError(
+            f"{name}: {known.place} does not know the class{'es' * (len(unknown) > 1)} {quoted_list(unknown)}; it knows "
+            f"{quoted_list(known.class_names)}"
+        )
+    return np.array([table[label] for label in labels], np.int64)
+
+
+def normalized(name: str) -> str:
+    """Return a name with accents composed: file systems and programs write the same name in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def quoted_list(names: Sequence[str], most: int = 10) -> str:
+    """Return names from a file as messages list them."""
+    shown = ", ".join(quoted(name) for name in names[:most])
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def describe_change(before: dict[str, Any], reading: Reading) -> str:
+    """Say what has changed in the data since `before`, a result of :func:`facts`; "" for nothing."""
+    now = facts(reading)
+    if before.get("examples") == now["examples"] and before.get("fingerprint") == now["fingerprint"]:
+        return ""
+    if before.get("examples") == now["examples"] and before.get("counts") == now["counts"]:
+        return f"as many examples as when the run began ({now['examples']:,}), but some have other contents"
+    old = dict(zip(before.get("classes", []), before.get("counts", []), strict=False))
+    changed = [f"{n} {old.get(n, 0):,} -> {c:,}" for n, c in zip(now["classes"], now["counts"]) if old.get(n, 0) != c]
+    more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+    return f"{now['examples']:,} examples, {before.get('examples', 0):,} when the run began ({', '.join(changed[:8])}{more})"
+
+
+def facts(reading: Reading) -> dict[str, Any]:
+    """Return the counts, class names and a fingerprint of the data, to be kept with a run."""
+    counts = np.bincount(reading.y, minlength=len(reading.class_names))
+    return {
+        "examples": len(reading.y),
+        "classes": list(reading.class_names),
+        "counts": counts.tolist(),
+        "fingerprint": f"{int(np.bitwise_xor.reduce(reading.contents)):016x}",
+    }

@@ -1,0 +1,133 @@
+"""The folder of a run: made and locked before training, with room for the model, so that nothing is lost at the end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from xpnet.cli import train_settings
+from xpnet.cli.argument_types import UsageError
+from xpnet.io import archive, lock
+from xpnet.report import read_record
+
+CHECKPOINTS = "checkpoints"
+_BLOCK = 1 << 20
+_MORE = 1 << 16
+"""Bytes of a model file beside its arrays: architecture, names of classes, metadata."""
+
+
+def open_folder(args: argparse.Namespace, name: str, held: contextlib.ExitStack) -> Path:
+    """Make the folder of the results, lock it until `held` ends, and check that it can be written.
+
+    Raises:
+        UsageError: it is a file, or holds a run that has not finished.
+        OSError: it cannot be written, or another process trains into it.
+    """
+    if args.resume is not None:
+        if args.out is not None and Path(args.out) != Path(args.resume):
+            raise UsageError(f"--out {args.out}: a run is resumed in its own folder, {args.resume}; omit --out")
+        _lock(Path(args.resume), held)
+        return Path(args.resume)
+    folder = Path("runs") / name if args.out is None else Path(args.out)
+    try:
+        if args.out is None:
+            folder = _next_free(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder, held)
+        _clear_finished(folder)
+        trial = folder / ".writable"
+        archive.write_atomically(trial, lambda file: file.write(b""))
+        trial.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"--out {folder}: is a file; expected a folder") from None
+    return folder
+
+
+def _next_free(folder: Path) -> Path:
+    """Make the folder, or the first of those with a number behind the name that does not exist."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    number, found = 1, folder
+    while True:
+        try:
+            found.mkdir()
+            return found
+        except FileExistsError:
+            number += 1
+            found = folder.with_name(f"{folder.name}-{number}")
+
+
+def _lock(folder: Path, held: contextlib.ExitStack) -> None:
+    lock.acquire(folder)
+    held.callback(lock.release, folder)
+
+
+def _clear_finished(folder: Path) -> None:
+    """Delete the checkpoints of a finished run in the folder: the new run overwrites it and must not resume from them.
+
+    Raises:
+        UsageError: the run in the folder has not finished.
+    """
+    if not (folder / train_settings.CONFIG).exists():
+        return
+    try:
+        finished = read_record(folder)["state"] == "finished"
+    except FileNotFoundError:
+        finished = False
+    if not finished:
+        raise UsageError(
+            f"--out {folder}: the run in this folder has not finished; resume it: xpnet train --resume "
+            f"{shlex.quote(str(folder))}, or choose another folder"
+        )
+    for checkpoint in (folder / CHECKPOINTS).glob("*.ckpt*"):
+        checkpoint.unlink()
+
+
+class Room:
+    """Room on the disk for a file that is written when training has ended: a placeholder of its size in the same folder.
+
+    Args:
+        path: of the file.
+        size: of its arrays, in bytes.
+        held: removes the placeholder at its end.
+
+    Raises:
+        UsageError: there is no room.
+    """
+
+    def __init__(self, path: Path, size: int, held: contextlib.ExitStack) -> None:
+        self.path = path
+        self._placeholder = path.with_name(f".{path.name}.room")
+        held.callback(self._placeholder.unlink, missing_ok=True)
+        size += _MORE
+        try:
+            with self._placeholder.open("wb", buffering=0) as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    for start in range(0, size, _BLOCK):
+                        file.write(bytes(min(_BLOCK, size - start)))
+        except OSError as error:
+            raise UsageError(
+                f"{path}: the model needs {size / 1e6:.1f} MB, for which there is no room ({error.strerror}). Training has not "
+                f"begun: make room, or give a new run another folder with --out"
+            ) from error
+
+    def fill(self, write: Callable[[], None], again: str) -> None:
+        """Write the file into its room.
+
+        Raises:
+            UsageError: it cannot be written; the message says how to write it later: `again`.
+        """
+        self._placeholder.unlink(missing_ok=True)
+        try:
+            write()
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: the trained model could not be written ({error.strerror or error}). Its last checkpoint is "
+                f"kept: make room, then {again}, which goes on from the checkpoint and writes the model"
+            ) from error

@@ -1,0 +1,328 @@
+"""Tables of numbers with a column of classes: CSV files and their relatives, matched by their titles."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from xpnet.cli.argument_types import UsageError
+from xpnet.cli.readings import Known, Reading, class_indices, normalized, quoted_list
+from xpnet.data import DataError
+from xpnet.data.dataset import NumpyArray
+from xpnet.data.inputs import InputRecord
+from xpnet.data.splits import row_hashes, spread_repetitions
+from xpnet.data.table_form import as_number, is_missing
+from xpnet.data.tables import Table, open_table
+from xpnet.runtime.messages import quoted
+
+_CLASS_TITLES = ("label", "labels", "class", "target", "y", "category", "species")
+_ROUNDING = 0.01
+
+
+@dataclass
+class Chosen:
+    """Which columns of a table are features, and which is the class.
+
+    Attributes:
+        features: their numbers, in the order of the model's inputs.
+        target: the column of classes; None where there is none.
+        notes: what should be said about the choice.
+    """
+
+    features: list[int]
+    target: int | None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_table(path: Path, target: str | None = None, known: Known | None = None) -> Reading:
+    """Read numbers and classes from the rows of a table.
+
+    Args:
+        path: a CSV file or one of its relatives.
+        target: the title, or the number from 0, of the column of classes; None: the last column, or that of `known`.
+        known: how the inputs of a model or run were read: columns are matched by their titles.
+
+    Raises:
+        DataError: the file is missing or empty, holds text where numbers should be, or lacks columns or classes; it names the
+            line.
+        UsageError: there is no such column.
+    """
+    table = _open(path, known)
+    chosen = _for_training(table, target) if known is None else choose(table, known, target)
+    if chosen.target is None:
+        raise DataError(f"{path}: has no column of classes: {_columns(table)}; name it with --target")
+    read = table.read(chosen.features, [chosen.target])
+    labels = _labels(table, chosen.target, read.texts[0], read.lines)
+    notes = [f"{path}: {note}" for note in (*table.notes, *chosen.notes)]
+    x = read.numbers
+    if known is None:
+        names, y = _classes(table, chosen.target, labels)
+        notes += [f"{path}: {note}" for note in (*_lost_digits(table, chosen, x, read.rounding), *_alike(names))]
+        titles = () if table.titles is None else tuple(_title(table, k) for k in chosen.features)
+        title = "" if table.titles is None else table.titles[chosen.target]
+        inputs = InputRecord("table", x.shape[1:], columns=titles, target=title, target_column=chosen.target)
+    else:
+        x, note = known.inputs.to_units(x, str(path), text=True)
+        notes += [note] if note else []
+        inputs, names, y = known.inputs, known.class_names, class_indices(labels, known, str(path))
+    contents = row_hashes(x)
+    return Reading(
+        str(path), x.reshape(len(x), *inputs.shape), y, names, inputs, contents, spread_repetitions(contents), None, notes
+    )
+
+
+def read_rows(path: Path, known: Known, target: str | None = None) -> tuple[NumpyArray, list[str]]:
+    """Read the examples in the rows of a table for a model: float32 (N, *shape), and what should be said about them.
+
+    Raises:
+        DataError, UsageError: as in :func:`read_table`; a column of classes may be there, and is passed over.
+    """
+    table = _open(path, known)
+    chosen = choose(table, known, target)
+    read = table.read(chosen.features)
+    x, note = known.inputs.to_units(read.numbers, str(path), text=True)
+    notes = [f"{path}: {said}" for said in (*table.notes, *chosen.notes)]
+    return x.reshape(len(x), *known.inputs.shape), notes + ([note] if note else [])
+
+
+def choose(table: Table, known: Known, target: str | None = None) -> Chosen:
+    """Choose the columns that a model takes: by their titles, or where file or model have none by their place.
+
+    Raises:
+        DataError: columns are missing, or it is in doubt which of them is the class.
+        UsageError: `target` is no column.
+    """
+    record, titles = known.inputs, table.titles
+    if not record.columns or titles is None:
+        return _by_place(table, known, target)
+    _check_titles(table)
+    features = [_find_title(titles, name) for name in record.columns]
+    missing = [name for name, k in zip(record.columns, features) if k is None]
+    if missing:
+        raise DataError(
+            f"{table.path}: has no column{'s' * (len(missing) > 1)} {quoted_list(missing)}; {known.place} takes the columns "
+            f"{quoted_list(record.columns)}, and the file has {quoted_list(titles)}"
+        )
+    wanted = [k for k in features if k is not None]
+    column = find_column(table, target) if target is not None else _find_title(titles, record.target) if record.target else None
+    others = [titles[k] for k in range(table.width) if k not in wanted and k != column and titles[k]]
+    notes = [f"columns that the model does not take were passed over: {quoted_list(others)}"] if others else []
+    if column in wanted:
+        raise UsageError(f"--target {target}: {known.place} takes this column as a feature")
+    return Chosen(wanted, column, notes)
+
+
+def _by_place(table: Table, known: Known, target: str | None) -> Chosen:
+    """Choose columns by their place: all, or all but that of the classes."""
+    record, count = known.inputs, math.prod(known.inputs.shape)
+    notes = []
+    if record.columns:
+        notes.append(f"has no titles: columns are taken in the order {quoted_list(record.columns)}")
+    if table.width == count and target is None:
+        return Chosen(list(range(count)), None, notes)
+    if table.width != count + 1:
+        raise DataError(
+            f"{table.path}: has {table.width} columns, the model takes {count} numbers, and one column may be the class; "
+            f"{known.place} takes {record.describe()}"
+        )
+    if target is not None:
+        column = find_column(table, target)
+    elif record.target_column is not None and _count_classes(table, record.target_column, known):
+        column = record.target_column
+    else:
+        column = _class_column(table, known)
+    notes.append(f"{table.title(column)} is taken for the class")
+    return Chosen([k for k in range(table.width) if k != column], column, notes)
+
+
+def _class_column(table: Table, known: Known) -> int:
+    """Return the first or the last column, whichever holds classes."""
+    ends = [0, table.width - 1]
+    if table.titles is not None:
+        titled = [k for k, title in enumerate(table.titles) if title.lower() in _CLASS_TITLES]
+        ends = titled if len(titled) == 1 else ends
+    counts = {k: _count_classes(table, k, known) for k in dict.fromkeys(ends)}
+    found = [k for k, count in counts.items() if count]
+    if len(found) == 2 and min(counts.values()) == 1 < max(
+        counts.values()
+    ):  # a constant one, such as the pixels of a corner, is not the class
+        found = [k for k in found if counts[k] > 1]
+    if len(found) != 1:
+        what = "neither the first nor the last column holds" if not found else "the first and the last column hold"
+        raise DataError(
+            f"{table.path}: has {table.width} columns, the model takes {table.width - 1} numbers, and {what} classes of "
+            f"{known.place} ({quoted_list(known.class_names)}); name the column of classes with --target, or remove it"
+        )
+    return found[0]
+
+
+def _count_classes(table: Table, column: int, known: Known) -> int:
+    """Return how many classes of a model a column holds; 0 where it holds anything else."""
+    if column >= table.width:
+        return 0
+    labels = {label for label in table.read([], [column]).texts[0] if not is_missing(label)}
+    try:
+        class_indices(sorted(labels), known, str(table.path))
+    except DataError:
+        return 0
+    return len(labels)
+
+
+def _open(path: Path, known: Known | None) -> Table:
+    if known is None:
+        return open_table(path)
+    return open_table(path, known.inputs.columns, known.class_names)
+
+
+def _check_titles(table: Table) -> None:
+    titles = [title for title in table.titles or () if title]
+    if len(set(titles)) < len(titles):
+        double = next(title for title in titles if titles.count(title) > 1)
+        raise DataError(f"{table.path}: two columns have the title {quoted(double)}; give each its own")
+
+
+def _find_title(titles: Sequence[str], name: str) -> int | None:
+    """Return the column with this title: the same, or else the only one that differs in case alone."""
+    if name in titles:
+        return titles.index(name)
+    alike = [k for k, title in enumerate(titles) if normalized(title).casefold() == normalized(name).casefold()]
+    if len(alike) == 1:
+        return alike[0]
+    placed = [k for k, title in enumerate(titles) if not title and f"column {k}" == name]
+    return placed[0] if placed else None
+
+
+def _title(table: Table, column: int) -> str:
+    assert table.titles is not None
+    return table.titles[column] or f"column {column}"
+
+
+def find_column(table: Table, target: str) -> int:
+    """Return the column with this title, or where the file has no titles, with this number from 0.
+
+    Raises:
+        UsageError: there is none.
+    """
+    titles = table.titles
+    if titles is not None and titles.count(target) == 1:
+        return titles.index(target)
+    if titles is not None and titles.count(target) > 1:
+        raise UsageError(f"--target {target}: {table.path} has {titles.count(target)} columns with this title")
+    if titles is None:
+        try:
+            number = int(target)
+        except ValueError:
+            raise UsageError(
+                f"--target {target}: {table.path} has columns without titles; expected a number from 0 to {table.width - 1}"
+            ) from None
+        if not -table.width <= number < table.width:
+            raise UsageError(f"--target {target}: {table.path} has {table.width} columns, numbered from 0 to {table.width - 1}")
+        return number % table.width
+    close = difflib.get_close_matches(target, titles, 1)
+    hint = f"; did you mean {quoted(close[0])}?" if close else ""
+    raise UsageError(f"--target {target}: {table.path} has the columns {quoted_list(titles, 20)}{hint}")
+
+
+def _columns(table: Table) -> str:
+    return f"it has {table.width} columns" + (f", {quoted_list(table.titles)}" if table.titles is not None else "")
+
+
+def _for_training(table: Table, target: str | None) -> Chosen:
+    """Choose the column of classes; all others are features, except for the row numbers that pandas writes."""
+    _check_titles(table)
+    if table.width < 2:
+        raise DataError(f"{table.path}: has one column; expected features and a column of classes, separated by commas")
+    column = table.width - 1 if target is None else find_column(table, target)
+    notes = []
+    titles = table.titles or ()
+    others = [titles[k] for k in range(len(titles)) if k != column and titles[k].lower() in _CLASS_TITLES]
+    if target is None and others and titles[column].lower() not in _CLASS_TITLES:
+        notes.append(
+            f"the last column, {quoted(titles[column])}, is the class; if it is {quoted(others[0])}, give --target {others[0]}"
+        )
+    features = [k for k in range(table.width) if k != column]
+    numbered = [k for k in features if titles and (not titles[k] or titles[k].startswith("Unnamed: ")) and _counts(table, k)]
+    if numbered and len(numbered) < len(features):
+        notes.append("a column without a title counts the rows, and was left out")
+        features = [k for k in features if k not in numbered]
+    return Chosen(features, column, notes)
+
+
+def _counts(table: Table, column: int) -> bool:
+    """Return whether a column holds 0, 1, 2, ... or 1, 2, 3, ..."""
+    cells = table.read([], [column]).texts[0]
+    return any(cells == [str(k) for k in range(start, start + len(cells))] for start in (0, 1))
+
+
+def _labels(table: Table, column: int, cells: list[str], lines: NumpyArray) -> list[str]:
+    """Return the cells of the column of classes.
+
+    Raises:
+        DataError: a cell is empty or NaN.
+    """
+    missing = [k for k, cell in enumerate(cells) if is_missing(cell)]
+    if missing:
+        shown = ", ".join(str(lines[k]) for k in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        what = "is empty" if not cells[missing[0]] else f"holds {quoted(cells[missing[0]])}"
+        raise DataError(
+            f"{table.path}: line {lines[missing[0]]}: the class, {table.title(column)}, {what}; rows without a class: "
+            f"{len(missing):,} (lines {shown}); fill the cells, or remove these rows"
+        )
+    return cells
+
+
+def _classes(table: Table, column: int, labels: list[str]) -> tuple[tuple[str, ...], NumpyArray]:
+    """Return the names of the classes in order, and the class indices; 1 and 1.0 are one class.
+
+    Raises:
+        DataError: there is one class only, or so many that the column holds measurements.
+    """
+    spelled: dict[float | str, str] = {}
+    keys: dict[str, float | str] = {}
+    for label in dict.fromkeys(labels):
+        number = as_number(label)
+        key: float | str = label if number is None else number
+        keys[label] = key
+        if key not in spelled or len(label) < len(spelled[key]):
+            spelled[key] = label
+    count = len(spelled)
+    where = f"{table.path}: {'the class column' if table.titles is None else f'the class, {table.title(column)},'}"
+    if count < 2:
+        raise DataError(f"{where} holds {quoted(labels[0])} only; if another column is the class, name it with --target")
+    measured = sum(isinstance(key, float) and key != round(key) for key in spelled)
+    if count > max(20, len(labels) // 3) or (measured > 20 and 2 * measured > count):
+        raise DataError(
+            f"{where} holds {count} values in {len(labels)} rows; are these classes? If another column is, name it with "
+            f"--target; a network for numbers (regression) is trained with xn.Trainer and a loss such as mean_squared_error"
+        )
+    order = sorted(spelled, key=lambda key: (0, key, "") if isinstance(key, float) else (1, 0.0, key))
+    index = {key: k for k, key in enumerate(order)}
+    y = np.array([index[keys[label]] for label in labels], np.int64)
+    return tuple(spelled[key] for key in order), y
+
+
+def _lost_digits(table: Table, chosen: Chosen, x: NumpyArray, rounding: NumpyArray) -> list[str]:
+    """Say which features differ in digits that float32 does not keep, such as times in milliseconds."""
+    lost = [k for k in range(x.shape[1]) if rounding[k] > _ROUNDING * float(x[:, k].std(dtype=np.float64))]
+    if not lost:
+        return []
+    return [
+        f"{table.title(chosen.features[k])}: its values, around {float(x[0, k]):.4g}, differ in digits that float32 does not "
+        f"keep; subtract an offset first"
+        for k in lost[:3]
+    ]
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """Say which classes differ in upper and lower case alone."""
+    first: dict[str, str] = {}
+    return [
+        f"the classes {quoted(first[name.casefold()])} and {quoted(name)} differ in upper and lower case alone"
+        for name in names
+        if first.setdefault(name.casefold(), name) != name
+    ][:3]

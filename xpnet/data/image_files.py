@@ -1,0 +1,63 @@
+"""Which files of a folder are images."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+ENDINGS = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm",
+    ".pnm",
+)  # fmt: skip
+
+_SYSTEM = frozenset(
+    {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder belongs to a system or an editor: .ipynb_checkpoints, __MACOSX, ._photo.jpg."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Find the images in a folder at any depth, also behind symbolic links.
+
+    Returns:
+        the images, sorted by path, and how many other files were left out, by the reason.
+    """
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
+    _walk(folder, tuple(map(str, Path(os.path.realpath(folder)).parents)), found, left_out)
+    return sorted(found), left_out
+
+
+def _walk(folder: Path, above: tuple[str, ...], found: list[Path], left_out: Counter[str]) -> None:
+    real = os.path.realpath(folder)
+    if real in above:
+        left_out["a link to a folder above it"] += 1
+        return
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        path = folder / entry.name
+        if is_hidden(entry.name):
+            left_out[f"hidden ({'._*' if entry.name.startswith('._') else entry.name})"] += 1
+        elif entry.is_dir():
+            _walk(path, (*above, real), found, left_out)
+        elif not entry.is_file():
+            left_out["broken link" if entry.is_symlink() else "not a file"] += 1
+        elif path.suffix.lower() in ENDINGS:
+            found.append(path)
+        else:
+            left_out[f"no image ({path.suffix.lower()[:20] or 'no ending'})"] += 1
+
+
+def describe_left_out(left_out: Counter[str]) -> str:
+    """Return one phrase such as "left out 5 files: 3 no image (.txt), 2 hidden (._*)"; "" for none."""
+    if not left_out:
+        return ""
+    shown = left_out.most_common(8)
+    more = sum(left_out.values()) - sum(count for _, count in shown)
+    parts = [f"{count:,} {reason}" for reason, count in shown] + ([f"{more:,} others"] if more else [])
+    total = sum(left_out.values())
+    return f"left out {total:,} file{'s' * (total != 1)}: {', '.join(parts)}"

@@ -1,0 +1,233 @@
+"""Text tables: CSV and its relatives, plain or as .gz, with the separator, decimal mark and encoding that the file has."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from xpnet.runtime.messages import quoted
+
+from .dataset import DataError, NumpyArray
+from .table_form import (
+    DECIMAL_COMMA,
+    SAMPLE,
+    are_titles,
+    comma_number,
+    converts,
+    declared_separator,
+    find_encoding,
+    find_separator,
+    has_decimal_commas,
+    is_missing,
+    plain_number,
+    separator_name,
+    split_rows,
+)
+
+ENDINGS = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz", ".tab.gz")
+
+_CHUNK = 4096
+_LEAST_LIMIT, _MOST_EXPANSION = 1 << 26, 100  # text in a .gz file: no table is compressed better than this
+
+
+def is_table(path: str | Path) -> bool:
+    """Return whether a file is a text table, by its name."""
+    return str(path).lower().endswith(ENDINGS)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was read of a table.
+
+    Attributes:
+        numbers: float32 (N, F).
+        texts: for each of the columns read as text, its N cells, stripped.
+        lines: (N,) int64, the line of the file on which each row begins, from 1.
+        rounding: (F,) float64, the largest error that float32 made in each column.
+    """
+
+    numbers: NumpyArray
+    texts: list[list[str]]
+    lines: NumpyArray
+    rounding: NumpyArray
+
+
+@dataclass(frozen=True)
+class Table:
+    """A text table that has been opened: its form is known, its rows are read with :meth:`read`.
+
+    Attributes:
+        path: the file.
+        titles: of its columns, stripped; None where the first line holds data.
+        width: the number of columns.
+        separator: between cells.
+        decimal: "." or ",".
+        notes: what was found out about the file and should be said.
+    """
+
+    path: Path
+    titles: tuple[str, ...] | None
+    width: int
+    separator: str
+    decimal: str
+    notes: tuple[str, ...]
+    _content: bytes
+    _encoding: str
+    _skipped: int
+
+    def title(self, column: int) -> str:
+        """Return how messages name a column: by its title, or else by its number, from 0."""
+        name = self.titles[column] if self.titles is not None and column < len(self.titles) else ""
+        return f"column {quoted(name)}" if name else f"column {column}"
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the line on which each row begins and its cells, without the titles.
+
+        Raises:
+            DataError: a row has more or fewer cells than the first one, or is not CSV.
+        """
+        rows = split_rows(self._content, self._encoding, self.separator, self.path, self._skipped)
+        if self.titles is not None:
+            next(rows)
+        for line, row in rows:
+            if len(row) != self.width:
+                raise DataError(
+                    f"{self.path}: line {line} has {len(row)} columns, expected {self.width}, separated by "
+                    f"{separator_name(self.separator)}"
+                )
+            yield line, row
+
+    def read(self, numbers: Sequence[int], texts: Sequence[int] = ()) -> Columns:
+        """Read some columns as numbers and some as text.
+
+        Raises:
+            DataError: a cell is not a finite number; the message names its line and column. Or there are no rows.
+        """
+        if not any(True for _ in itertools.islice(self.rows(), 1)):
+            raise DataError(f"{self.path}: holds titles and no rows")
+        try:
+            return self._read(numbers, texts)
+        except _DecimalCommaError:
+            return replace(self, decimal=",")._read(numbers, texts)
+
+    def _read(self, numbers: Sequence[int], texts: Sequence[int]) -> Columns:
+        convert = self._converter()
+        chunks: list[NumpyArray] = []
+        cells: list[list[str]] = [[] for _ in texts]
+        lines: list[int] = []
+        rounding = np.zeros(len(numbers))
+        waiting: list[list[float]] = []
+
+        def flush() -> None:
+            wide = np.array(waiting, np.float64).reshape(len(waiting), len(numbers))
+            with np.errstate(over="ignore", invalid="ignore"):
+                narrow = wide.astype(np.float32)
+                if not np.isfinite(narrow).all():
+                    row, column = np.argwhere(~np.isfinite(narrow))[0].tolist()
+                    raise DataError(
+                        f"{self.path}: line {lines[len(lines) - len(waiting) + row]}, {self.title(numbers[column])} holds a "
+                        f"number that is not finite{' in float32' if np.isfinite(wide[row, column]) else ''}; fill such cells, "
+                        f"or remove their rows"
+                    )
+                if len(wide) and len(numbers):
+                    np.maximum(rounding, np.abs(wide - narrow).max(axis=0), out=rounding)
+            chunks.append(narrow)
+            waiting.clear()
+
+        for line, row in self.rows():
+            lines.append(line)
+            try:
+                waiting.append([convert(row[k]) for k in numbers])
+            except ValueError:
+                raise self._wrong_cell(line, row, numbers, convert) from None
+            for column, found in zip(texts, cells):
+                found.append(row[column].strip())
+            if len(waiting) == _CHUNK:
+                flush()
+        flush()
+        return Columns(np.concatenate(chunks), cells, np.array(lines, np.int64), rounding)
+
+    def _converter(self) -> Callable[[str], float]:
+        if self.decimal == ",":
+            return comma_number
+        # Python reads 1_000 as a number, and no other program writes it as one.
+        return plain_number if b"_" in self._content else float
+
+    def _wrong_cell(self, line: int, row: list[str], numbers: Sequence[int], convert: Callable[[str], float]) -> Exception:
+        """Return the error for the first cell that is not a number."""
+        column = next(k for k in numbers if not converts(row[k], convert))
+        cell = row[column].strip()
+        where = f"{self.path}: line {line}, {self.title(column)}"
+        if self.decimal == "." and self.separator != "," and DECIMAL_COMMA.fullmatch(cell):
+            return _DecimalCommaError()
+        if self.decimal == "," and converts(cell, float):
+            return DataError(f"{where}: got {quoted(cell)} in a file with decimal commas; expected numbers written in one way")
+        if is_missing(cell):
+            what = "the cell is empty" if not cell else f"got {quoted(cell)}"
+            return DataError(f"{where}: expected numbers, {what}; fill such cells, or remove their rows")
+        return DataError(
+            f"{where}: expected numbers, got {quoted(cell)}; encode text as numbers or leave the column out, and name the "
+            f"column of classes with --target"
+        )
+
+
+class _DecimalCommaError(Exception):
+    """A number with a decimal comma was met in a file that was taken to have points."""
+
+
+def open_table(path: Path, columns: Collection[str] = (), labels: Collection[str] = ()) -> Table:
+    """Find out the form of a text table: encoding, separator, decimal mark, and whether its first line holds titles.
+
+    Args:
+        path: the file, plain or compressed by gzip.
+        columns: titles that the file may have: they decide where it is in doubt whether the first line holds titles.
+        labels: words that are data: a first line that holds one is not taken for titles.
+
+    Raises:
+        DataError: the file is missing, not text, or empty.
+    """
+    content = _content(path)
+    encoding, notes = find_encoding(path, content)
+    skipped, separator = declared_separator(content, encoding)
+    if separator is None:
+        separator = find_separator(path, content, encoding)
+    sample = [row for _, row in itertools.islice(split_rows(content, encoding, separator, path, skipped), SAMPLE)]
+    if not sample:
+        raise DataError(f"{path}: holds no rows")
+    decimal = "," if separator != "," and has_decimal_commas(sample) else "."
+    if separator not in (",", "\t") or (
+        separator == "\t" and ".tsv" not in path.name.lower() and ".tab" not in path.name.lower()
+    ):
+        notes.append(f"columns are separated by {separator_name(separator)}")
+    if decimal == ",":
+        notes.append("numbers have decimal commas")
+    convert = comma_number if decimal == "," else plain_number
+    head = [cell.strip() for cell in sample[0]]
+    head[0] = head[0].removeprefix("#").strip()
+    titles = tuple(head) if are_titles(head, sample[1:], convert, columns, labels) else None
+    return Table(path, titles, len(sample[0]), separator, decimal, tuple(notes), content, encoding, skipped)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    if content[:2] != b"\x1f\x8b":
+        return content
+    limit = max(_LEAST_LIMIT, _MOST_EXPANSION * len(content))
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            text = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: a damaged .gz file: {error}") from error
+    if len(text) > limit:
+        raise DataError(f"{path}: expands to more than {limit >> 20} MB, which is no table; decompress it first if it is one")
+    return text
