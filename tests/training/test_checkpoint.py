@@ -230,3 +230,20 @@ def test_a_callback_may_have_been_saved_under_its_old_name(tmp_path):
     save_checkpoint(runs.trainer(None, old()), tmp_path / "file")
     load_checkpoint(runs.trainer(None, xn.training.LambdaCallback()), tmp_path / "file")
     load_checkpoint(runs.trainer(None, old()), tmp_path / "file")
+
+
+def test_a_run_that_does_not_begin_leaves_its_folder_unlocked(tmp_path, monkeypatch):
+    """Other processes may use it: nobody tells a callback of an end that raised at its beginning."""
+    from xpnet.io import lock
+
+    def full(path, write):
+        raise OSError(28, "No space left on device", str(path))
+
+    run = runs.trainer(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("xpnet.io.archive.write_atomically", full)
+        with pytest.raises(OSError, match="No space left"):
+            runs.fit(run)
+    assert not lock._held
+    runs.fit(run)
+    assert not lock._held

@@ -12,6 +12,7 @@ import xpnet as xn
 from xpnet import ops
 from xpnet.backend import Array
 from xpnet.ops import op
+from xpnet.training.interrupt import Terminated
 
 X = np.random.default_rng(0).normal(size=(38, 6)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 1)
@@ -328,22 +329,24 @@ def test_a_single_step_is_whole_as_well():
 
 
 class Pressed(xn.optim.SGD):
-    """A user's optimizer, in whose update Ctrl-C is pressed twice."""
+    """A user's optimizer, in whose update a signal comes twice, such as of Ctrl-C."""
 
     pressed = False
+    number = signal.SIGINT
 
     def update(self, w, g, learning_rate):
         super().update(w[:10], g[:10], learning_rate)
         if self.pressed:
             type(self).pressed = False
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
+            signal.raise_signal(self.number)
         super().update(w[10:], g[10:], learning_rate)
 
 
 @pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="raises a signal")
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 @pytest.mark.parametrize(("own", "done"), [(True, 0), (False, 1)], ids=["undone", "waits"])
-def test_a_second_ctrl_c_within_an_update(own, done):
+def test_a_second_signal_within_an_update(own, done, number, error):
     """It undoes the step where the weights were copied before, and waits for the end of the update otherwise."""
 
     def fit(press):
@@ -352,16 +355,16 @@ def test_a_second_ctrl_c_within_an_update(own, done):
         def rate(step):
             if left_to_press[0] and not own:
                 left_to_press[0] = False
-                signal.raise_signal(signal.SIGINT)
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
+                signal.raise_signal(number)
             return 0.1
 
-        Pressed.pressed = press and own
+        Pressed.pressed, Pressed.number = press and own, number
         layers, settings = NETS["planned"]()
         trainer, batches = small(Trouble(), layers, **settings)
         trainer.optimizer = Pressed(0.1) if own else xn.optim.SGD(rate)
         if press:
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(error):
                 trainer.fit(batches, epochs=2, verbose=False)
             assert trainer.iteration == trainer.batch == trainer.optimizer.iterations == done
         trainer.fit(batches, epochs=2 - trainer.epoch, verbose=False)
@@ -429,3 +432,40 @@ def test_another_model_in_the_same_trainer_is_undone_as_well():
     with pytest.raises(RuntimeError, match="trouble"):
         trainer.step(X[:8], Y[:8])
     assert left(trainer) == before
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("number", [1, 2, 4])
+@pytest.mark.parametrize("place", ["method", "callback"])
+def test_an_update_of_ones_own_that_raises_after_the_weights_were_changed(place, number, device):
+    """A loop that overrides `update`, and a callback whose method was set on the instance."""
+
+    def trained(trouble: Trouble) -> Any:
+        class Own(xn.Trainer):
+            def update(self) -> None:
+                if place == "method":
+                    self.optimizer.step(self.model)
+                    trouble("update")
+                else:
+                    super().update()
+
+        def double(trainer: Any) -> None:
+            trainer.model.flat_parameters.collect()
+            trainer.model.flat_parameters.gradients[...] *= 2
+            trouble("update")
+
+        callback: Any = xn.Callback()
+        if place == "callback":
+            callback.on_before_optimizer_step = double
+        model = xn.Sequential([xn.Dense(8, "tanh"), xn.Dropout(0.3), xn.Dense(3)], input_shape=(6,), seed=2, device=device)
+        kind = Own if place == "method" else xn.Trainer
+        run = kind(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.05), callbacks=[callback])
+        data = xn.to_device(X, device), xn.to_device(Y, device)
+        if trouble.place:
+            with pytest.raises(RuntimeError, match="trouble"):
+                run.fit(data, epochs=EPOCHS, batch_size=8, verbose=False)
+        run.fit(data, epochs=EPOCHS - run.epoch, batch_size=8, verbose=False)
+        arrays = [*model.state().values(), *run.optimizer.slots.values()]
+        return [xn.to_numpy(a).tobytes() for a in arrays], model.rng_counters(), run.optimizer.iterations, dict(run.history)
+
+    assert trained(Trouble("update", number)) == trained(Trouble())
