@@ -78,7 +78,7 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
             if low < 0 or high >= K:
                 raise ValueError(
                     f"{operation}: labels run from {low} to {high}, but the logits {tuple(logits.shape)} have classes "
-                    f"0..{K - 1}; give the last layer {high + 1} units or number the classes from 0"
+                    f"0..{K - 1}; {_remedy(low, high, K)}"
                 )
         return True
     if tuple(labels.shape) != tuple(logits.shape):
@@ -87,6 +87,22 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
             f"{tuple(logits.shape[:-1])} or probabilities of shape {tuple(logits.shape)}"
         )
     return False
+
+
+def _remedy(low: int, high: int, K: int) -> str:
+    """Return what to do about class indices low..high where there are K classes."""
+    if low < 0:
+        return (
+            "there is no class below 0: number the classes from 0, and take out examples without a label (or those marked "
+            "by a number such as -100 or -1) before they get here"
+        )
+    return f"give the last layer {high + 1} units or number the classes from 0"
+
+
+def mean_of_nothing(xp: Namespace, loss: Array) -> Array:
+    """Return NaN: a mean over no terms is not defined."""
+    undefined: Array = xp.full_like(loss, math.nan)
+    return undefined
 
 
 def nan_outside(xp: Namespace, values: Array, indices: Array, count: int) -> Array:
@@ -108,7 +124,7 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     Args:
         logits: (..., K), floating.
         labels: class indices, integers (...), or probabilities, floating (..., K). They have no gradient.
-        reduction: "mean" or "sum" over all rows (0-d result), or "none" (shape (...)).
+        reduction: "mean" (NaN where there is no row) or "sum" over all rows (0-d result), or "none" (shape (...)).
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
@@ -128,8 +144,9 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
         target = xp.astype(xp.astype(labels, xp.int64, copy=False)[..., None] == classes, logits.dtype)
     else:
         target = xp.astype(labels, logits.dtype, copy=False)
-    # A class of probability 0 costs nothing, even where its logit is -inf.
-    terms = xp.where(target > 0, -target * log_p, xp.zeros_like(log_p))
+    # A class of probability 0 costs nothing, even where its logit is -inf. Any other number counts as it is: a policy gradient
+    # has negative ones, and NaN stays NaN.
+    terms = xp.where(target == 0, xp.zeros_like(log_p), -target * log_p)
     losses = total(xp, terms, (terms.ndim - 1,))
     if indices:
         losses = nan_outside(xp, losses, labels, logits.shape[-1])
@@ -139,8 +156,10 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     if reduction == "none":
         return losses, saved
     loss = total(xp, losses)
+    if reduction == "sum":
+        return loss, saved
     rows = math.prod(logits.shape[:-1])
-    return (loss / rows if reduction == "mean" and rows else loss), saved
+    return (loss / rows if rows else mean_of_nothing(xp, loss)), saved
 
 
 @softmax_cross_entropy.backward

@@ -182,7 +182,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_epoch_begin(self)
         progress.begin(self.epoch, self.batch, self.sums)
-        x = None
+        x = y = None
         for x, y in watched(feed.epoch(self.epoch, self.batch), self.model.context.device):
             self.last_loss = train(x, y)
             self.batch += 1
@@ -197,7 +197,7 @@ class Trainer:
             raise ValueError(no_batches(f"epoch {self.epoch + 1}"))
         values = self.sums.means()
         if x is not None and not math.isfinite(values["loss"]):
-            raise not_finite(self, x, values["loss"])
+            raise not_finite(self, x, values["loss"], y)
         if self.checks is not None:
             values.update({f"val_{name}": value for name, value in self._evaluate(self.checks).items()})
         for callback in self.callbacks:
@@ -255,7 +255,7 @@ class Trainer:
         scale = self.optimizer.loss_scale
         # On a GPU this would wait for the device in every step: the loss is checked once an epoch there.
         if scale is None and self.model.context.device.kind == "cpu" and not math.isfinite(loss.array):
-            raise not_finite(self, x, float(loss.array))
+            raise not_finite(self, x, float(loss.array), y)
         if scale is not None:
             scale.backward(loss, 1 / self.accumulate)
         elif self.accumulate == 1:
@@ -274,7 +274,7 @@ class Trainer:
         if step is None or loss is None:
             return None
         if not math.isfinite(loss):
-            raise not_finite(self, x, float(loss))
+            raise not_finite(self, x, float(loss), y)
         step.backward()
         return loss, step.logits.copy()
 
