@@ -101,7 +101,7 @@ class BatchNorm(_Normalization):
         """Normalise x (N, ..., C); in training also update the running statistics."""
         x = self.as_float(x)
         scale, offset = self._affine(x)
-        if not self.training:
+        if not self.training or not self.__dict__["_trainable"]:
             return ops.batch_norm_inference(
                 x, scale, offset, mean=self.running_mean, variance=self.running_variance, epsilon=self.epsilon
             )
