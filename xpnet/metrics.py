@@ -65,8 +65,8 @@ def accuracy(prediction: Array, target: Array) -> Array:
     else:
         rows = tuple(prediction.shape[:-1])
         raise ShapeError(
-            f"accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit: expected class indices "
-            f"{rows}, or probabilities {tuple(prediction.shape)}"
+            f"accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit: expected class "
+            f"indices {rows}, or probabilities {tuple(prediction.shape)}"
         )
     return _mean("accuracy", xp, xp.argmax(prediction, axis=-1) == right, target)
 
@@ -113,8 +113,8 @@ def confusion_matrix(prediction: Array, target: Array, classes: int | None = Non
     N = int(prediction.shape[0]) if prediction.ndim else 0
     if prediction.ndim not in (1, 2) or tuple(target.shape) != (N,):
         raise ShapeError(
-            f"confusion_matrix: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit: expected scores "
-            f"(N, K) or class indices (N,), and a target of class indices (N,)"
+            f"confusion_matrix: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit: expected "
+            f"scores (N, K) or class indices (N,), and a target of class indices (N,)"
         )
     predicted = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
     if classes is None and prediction.ndim == 2:

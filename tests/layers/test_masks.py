@@ -8,7 +8,11 @@ import pytest
 import xpnet as xn
 
 KINDS = [xn.RNN, xn.LSTM, xn.GRU]
-MAKERS = [*KINDS, lambda units, **k: xn.Bidirectional(xn.LSTM(units, **k)), lambda units, **k: xn.Bidirectional(xn.RNN(units, **k))]
+MAKERS = [
+    *KINDS,
+    lambda units, **k: xn.Bidirectional(xn.LSTM(units, **k)),
+    lambda units, **k: xn.Bidirectional(xn.RNN(units, **k)),
+]
 N, T, C = 4, 5, 3
 LENGTHS = np.array([5, 2, 0, 3])
 INSIDE = np.arange(T) < LENGTHS[:, None]

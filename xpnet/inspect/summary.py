@@ -341,7 +341,9 @@ class _Walk:
         if rest:
             weights = sum(p.size for p in rest if p.decay)
             frozen = sum(p.size for p in rest if not p.requires_grad)
-            yield Row(path or "(own)", type(module).__name__, self.shape, weights, sum(p.size for p in rest) - weights, 0, 0, frozen)
+            yield Row(
+                path or "(own)", type(module).__name__, self.shape, weights, sum(p.size for p in rest) - weights, 0, 0, frozen
+            )
 
 
 def _shapes_of(result: Any) -> tuple[Shape, ...]:

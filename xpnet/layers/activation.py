@@ -10,6 +10,8 @@ from xpnet.layers.context import Shape
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.registry import Op
+from xpnet.ops.shapes import is_whole
+from xpnet.runtime.settings import check_numbers
 
 _OPERATIONS = (
     ops.step, ops.relu, ops.leaky_relu, ops.elu, ops.selu, ops.gelu, ops.silu, ops.sigmoid, ops.hard_sigmoid, ops.tanh,
@@ -135,6 +137,7 @@ class LeakyReLU(_Elementwise):
     plannable = True
 
     def __init__(self, slope: float = 0.01) -> None:
+        check_numbers("LeakyReLU", "(-inf, inf)", slope=slope)
         self.slope = slope
 
     def forward(self, x: Any) -> Any:
@@ -148,6 +151,7 @@ class ELU(_Elementwise):
     plannable = True
 
     def __init__(self, alpha: float = 1.0) -> None:
+        check_numbers("ELU", "[0, inf)", alpha=alpha)
         self.alpha = alpha
 
     def forward(self, x: Any) -> Any:
@@ -174,6 +178,8 @@ class Softmax(_Elementwise):
     plannable = True
 
     def __init__(self, axis: int = -1) -> None:
+        if not is_whole(axis):
+            raise TypeError(f"Softmax: axis must be an integer, got {axis!r}")
         self.axis = axis
 
     def forward(self, x: Any) -> Any:

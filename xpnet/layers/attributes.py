@@ -42,7 +42,9 @@ def refuse(module: Any, name: str) -> None:
 @cache
 def constructor_names(kind: type) -> frozenset[str]:
     """Return the names of all arguments that the constructors of a class and of its bases take."""
-    found = (inspect.signature(vars(c)["__init__"]).parameters for c in kind.__mro__ if c is not object and "__init__" in vars(c))
+    found = (
+        inspect.signature(vars(c)["__init__"]).parameters for c in kind.__mro__ if c is not object and "__init__" in vars(c)
+    )
     return frozenset(name for parameters in found for name in parameters) - {"self", "args", "keywords", "kwargs"}
 
 
@@ -74,8 +76,8 @@ class Reset:
             module.__dict__[self.name] = self.old
             where = f"layer {module.path!r} ({type(module).__name__})" if module.path else type(module).__name__
             raise AttributeError(
-                f"{where}: {self.name} cannot become {new!r}: its parameters were made with {self.name} = {self.old!r}; make a new "
-                f"layer"
+                f"{where}: {self.name} cannot become {new!r}: its parameters were made with {self.name} = {self.old!r}; make a "
+                f"new layer"
             )
         for name, spec in after.items():
             parameter = module._parameters.get(name)

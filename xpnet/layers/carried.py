@@ -18,7 +18,8 @@ class CarriedRows:
     batch's rows would enter the next batch.
 
     Args:
-        model: a Module; layers with a true attribute `stateful` keep their states in `carried`, None or a tuple of arrays (N, ...).
+        model: a Module; layers with a true attribute `stateful` keep their states in `carried`: None or a tuple of arrays
+            (N, ...).
         count: the rows of the whole prediction.
 
     Raises:
@@ -34,9 +35,8 @@ class CarriedRows:
         for layer, states in zip(self.layers, self.before):
             if states is not None and states[0].shape[0] != count:
                 raise ShapeError(
-                    f"predict: layer {layer.path!r} ({type(layer).__name__}) carries the state of {states[0].shape[0]} sequences "
-                    f"and got {count}: pieces must come with the same rows; call xpnet.reset_states(model) where new sequences "
-                    f"begin"
+                    f"predict: {_name(layer)} carries the state of {states[0].shape[0]} sequences and got {count}: pieces must "
+                    f"come with the same rows; call xpnet.reset_states(model) where new sequences begin"
                 )
 
     def __enter__(self) -> CarriedRows:
@@ -53,8 +53,8 @@ class CarriedRows:
             rows = layer.carried[0].shape[0]
             if rows != min(stop, self.count) - start:
                 raise ShapeError(
-                    f"predict: layer {layer.path!r} ({type(layer).__name__}) is stateful and ran over {rows} sequences in a batch "
-                    f"of {min(stop, self.count) - start} examples; predict all of them at once, with batch_size={self.count}"
+                    f"predict: {_name(layer)} is stateful and ran over {rows} sequences in a batch of "
+                    f"{min(stop, self.count) - start} examples; predict all of them at once, with batch_size={self.count}"
                 )
             found.append(layer.carried)
 
@@ -67,3 +67,7 @@ class CarriedRows:
                 layer.carried = parts[0]
             else:
                 layer.carried = tuple(namespace(*part).concat(list(part), axis=0) for part in zip(*parts))
+
+
+def _name(layer: Any) -> str:
+    return f"layer {layer.path!r} ({type(layer).__name__})"

@@ -14,6 +14,7 @@ from xpnet.layers.dense import Initial
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.shapes import ShapeError, is_whole
+from xpnet.runtime.settings import check_numbers
 
 
 class Recurrent(Module):
@@ -83,7 +84,8 @@ class Recurrent(Module):
     def _read_forwards(self) -> None:
         if self.stateful and self.reverse:
             raise ValueError(
-                f"{type(self).__name__}: a stateful layer reads forwards: what comes after a piece of a sequence is not known yet"
+                f"{type(self).__name__}: a stateful layer reads forwards: what comes after a piece of a sequence is not known "
+                f"yet"
             )
 
     @property
@@ -274,6 +276,7 @@ class LSTM(Recurrent):
 
     def __init__(self, units: int, *, forget_bias: float = 1.0, **keywords: Any) -> None:
         super().__init__(units, **keywords)
+        check_numbers("LSTM", "(-inf, inf)", forget_bias=forget_bias)
         self.forget_bias = float(forget_bias)
 
     def _bias_values(self) -> Any:
@@ -357,8 +360,8 @@ class Bidirectional(Module):
         b = self.backwards(x, lengths, mask=mask)
         if a.shape != b.shape:
             raise ShapeError(
-                f"Bidirectional: the outputs have shapes {tuple(a.shape)} and {tuple(b.shape)}; set the same return_sequences in both "
-                f"layers, forwards and backwards"
+                f"Bidirectional: the outputs have shapes {tuple(a.shape)} and {tuple(b.shape)}; set the same return_sequences "
+                f"in both layers, forwards and backwards"
             )
         if self.merge == "concat":
             return ops.concat([a, b], axis=-1)

@@ -38,8 +38,8 @@ def not_empty(name: str, terms: Any) -> None:
     """Raise a ValueError where there is nothing to take the mean of."""
     if not math.prod(terms.shape):
         raise ValueError(
-            f"{name}: the mean of an empty batch is not defined (there are no terms, shape {tuple(terms.shape)}); leave the batch "
-            f'out, or use reduction="sum"'
+            f"{name}: the mean of an empty batch is not defined (there are no terms, shape {tuple(terms.shape)}); leave the "
+            f'batch out, or use reduction="sum"'
         )
 
 

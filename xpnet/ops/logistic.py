@@ -20,7 +20,8 @@ def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     Args:
         logits: any shape, floating.
         labels: the same shape: 0 or 1 of any dtype, or probabilities. They have no gradient.
-        reduction: "mean" (NaN where there is none) or "sum" over all elements (0-d result), or "none" (the shape of the logits).
+        reduction: "mean" (NaN where there is none) or "sum" over all elements (0-d result), or "none" (the shape of the
+            logits).
 
     Raises:
         ShapeError: shapes that differ, or logits that are not floating.

@@ -24,6 +24,12 @@ def _words(interval: str) -> str:
     return f"{'above' if without_low else 'at least'} {low:g} and finite"
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, (str, bytes)):  # float() would read it
+        raise TypeError
+    return float(value)
+
+
 def check_numbers(who: str, interval: str, **values: Any) -> None:
     """Raise an error unless every value is a number within an interval, such as "[0, 1)" or "(0, inf)". NaN is in none.
 
@@ -34,7 +40,7 @@ def check_numbers(who: str, interval: str, **values: Any) -> None:
     without_low, low, high, without_high = _parsed(interval)
     for name, value in values.items():
         try:
-            number = float(value)
+            number = _number(value)
         except (TypeError, ValueError):
             raise TypeError(f"{who}: {name} must be a number {_words(interval)}, got {value!r}") from None
         inside = (low < number if without_low else low <= number) and (number < high if without_high else number <= high)
@@ -51,7 +57,7 @@ def check_whole(who: str, least: int, **values: Any) -> None:
     """
     for name, value in values.items():
         try:
-            whole = float(value).is_integer()
+            whole = _number(value).is_integer()
         except (TypeError, ValueError):
             raise TypeError(f"{who}: {name} must be at least {least} and whole, got {value!r}") from None
         if not whole or value < least:

@@ -93,6 +93,6 @@ class ClassWeighted:
     def _expect(self, classes: int, prediction: tuple[int, ...]) -> None:
         if len(self.weights) != classes:
             raise ShapeError(
-                f"ClassWeighted: got {len(self.weights)} weights, but the prediction {prediction} has {classes} classes; give one "
-                f"weight for each class"
+                f"ClassWeighted: got {len(self.weights)} weights, but the prediction {prediction} has {classes} classes; give "
+                f"one weight for each class"
             )
