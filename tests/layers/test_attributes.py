@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,8 @@ def test_it_survives_a_file_and_a_copy(tmp_path):
     model = xn.Sequential([xn.Dense(5), xn.BatchNorm(), xn.Dense(3)], input_shape=(6,))
     model[0].trainable = model[1].trainable = False
     model.save(tmp_path / "m.xpnet")
-    for other in (xn.load(tmp_path / "m.xpnet"), copy.deepcopy(model)):
+    others: list[Any] = [xn.load(tmp_path / "m.xpnet"), copy.deepcopy(model)]
+    for other in others:
         assert [layer.trainable for layer in other.layers] == [False, False, True]
         before = arrays(other)
         fitted(other)
@@ -245,9 +247,9 @@ def test_weight_decay_that_is_set_late_counts(make, path):
     fresh.load_state(model.state())
     reference = make()
     reference.bind(fresh)
+    flats: list[Any] = [trainers[0].optimizer._flat, reference._flat]
     for p, q in zip(model.parameters().values(), fresh.parameters().values()):
-        where, to = (o.slices[[id(k) for k in o.parameters].index(id(k_))]
-                     for o, k_ in ((trainers[0].optimizer._flat, p), (reference._flat, q)))  # fmt: skip
+        where, to = (flat.slices[[id(k) for k in flat.parameters].index(id(own))] for flat, own in zip(flats, (p, q)))
         for name, slot in trainers[0].optimizer.slots.items():
             reference.slots[name][to] = slot[where]
     reference.iterations = 1
@@ -270,8 +272,9 @@ def test_what_a_penalty_and_a_constraint_are(value):
 def test_copies_of_a_trained_model_are_on_their_own():
     model = dense()
     fitted(model)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model.parameters()["0.kernel"]))):
-        kernel = other[0].kernel if isinstance(other, xn.Module) else other
+    copied = pickle.loads(pickle.dumps(model.parameters()["0.kernel"]))
+    np.testing.assert_array_equal(copied.array, model[0].kernel.array)
+    for kernel in (copy.deepcopy(model)[0].kernel, copied):
         kernel.regularizer = L1(0.1)
         assert not model.flat_parameters.regularized
 

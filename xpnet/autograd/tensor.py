@@ -371,8 +371,8 @@ class Parameter(Tensor):
 
     def __getstate__(self) -> Any:
         """Return what a copy holds: it is in no flat storage."""
-        table, slots = object.__getstate__(self)  # type: ignore[misc]
-        return table, {**slots, "flat": None}
+        state: Any = super().__getstate__()
+        return state[0], {**state[1], "flat": None}
 
     def _sorted_again(self) -> None:
         flat = None if self.flat is None else self.flat()

@@ -97,7 +97,7 @@ class Reset:
 def is_settled(module: Module, name: str) -> bool:
     """Return whether the parameters of a built layer may have been made from this attribute."""
     table = module.__dict__
-    if table.get("built_for") is None or name not in table or name not in constructor_names(type(module)):
+    if table.get("built_for") is None or name not in table or name not in constructor_names(module.__class__):
         return False
     return name not in module._parameters and name not in module._children
 

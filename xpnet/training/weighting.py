@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class ClassWeighted:
             else:
                 inside = (target >= 0) & (target < len(self.weights))
                 admitted("ClassWeighted", target, inside, inside, f"class indices 0..{len(self.weights) - 1}")
-            return cast(Array, weights[target])
+            return weights[target]
         if shape == terms:
             self._expect(2, prediction)
             y = target if is_floating(target) else xp.astype(target, weights.dtype)
