@@ -304,3 +304,40 @@ def test_what_the_parameters_were_made_from_stays(make, shape, name, value):
         setattr(layer, name, value)
     assert getattr(layer, name) == old
     setattr(layer, name, old)  # the same again is no change
+
+
+# -- what was set after the constructor ran --
+
+LATE = [
+    (lambda: xn.Dropout(0.1), (3,), "rate", 0.5),
+    (lambda: xn.BatchNorm(), (3,), "momentum", 0.5),
+    (lambda: xn.LeakyReLU(), (3,), "slope", 0.3),
+    (lambda: xn.Dense(3), (3,), "kernel_regularizer", L2(0.1)),
+    (lambda: xn.Dense(3), (3,), "activation", "tanh"),
+    (lambda: xn.Dense(3, "relu"), (3,), "activation", None),
+    (lambda: xn.Conv2D(2, 3), (8, 8, 3), "activation", "relu"),
+    (lambda: xn.Conv2D(2, 3), (8, 8, 3), "activation", xn.ops.softplus),
+    (lambda: xn.Conv2D(2, 3), (8, 8, 3), "padding", "same"),
+    (lambda: xn.MaxPool2D(2), (8, 8, 3), "stride", (1, 1)),
+    (lambda: xn.LSTM(3), (5, 3), "mask_value", 0.0),
+    (lambda: xn.LSTM(3), (5, 3), "return_sequences", True),
+    (lambda: xn.LSTM(3), (5, 3), "bias_regularizer", L1(0.1)),
+    (lambda: xn.Bidirectional(xn.GRU(3)), (5, 3), "merge", "sum"),
+    (lambda: xn.Softmax(), (3, 4), "axis", 1),
+]
+
+
+@pytest.mark.parametrize(("make", "shape", "name", "value"), LATE)
+def test_what_is_set_late_counts_and_is_in_the_file(make, shape, name, value, tmp_path):
+    layer = make()
+    model = xn.Sequential([layer], input_shape=shape)
+    x = RNG.standard_normal((4, *shape)).astype(np.float32)
+    before = model.predict(x)
+    setattr(layer, name, value)
+    after = model.predict(x)
+    if name not in ("rate", "momentum", "mask_value", "kernel_regularizer", "bias_regularizer"):
+        assert before.shape != after.shape or not np.array_equal(before, after)
+    model.save(tmp_path / "m.xpnet")
+    other: Any = xn.load(tmp_path / "m.xpnet")
+    assert getattr(other[0], name) == value
+    np.testing.assert_array_equal(other.predict(x), after)

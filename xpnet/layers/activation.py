@@ -44,6 +44,23 @@ def split(activation: str | Callable[..., Any] | None) -> tuple[str | None, Call
     return None, function
 
 
+class Activated(Module):
+    """Base class of the layers that end in an activation, part of their operation where that can be fused."""
+
+    _functions = ("after",)
+    fused: str | None
+    after: Callable[..., Any] | None
+
+    @property
+    def activation(self) -> str | Callable[..., Any] | None:
+        """The activation, a name or a function of one Tensor, or None; another one counts from the next call on."""
+        return self.fused if self.after is None else self.after
+
+    @activation.setter
+    def activation(self, value: str | Callable[..., Any] | None) -> None:
+        self.fused, self.after = split(value)
+
+
 class _Elementwise(Module):
     """A layer that applies one operation."""
 

@@ -97,9 +97,42 @@ class Reset:
 def is_settled(module: Module, name: str) -> bool:
     """Return whether the parameters of a built layer may have been made from this attribute."""
     table = module.__dict__
-    if table.get("built_for") is None or name not in table or name not in constructor_names(module.__class__):
+    if table.get("built_for") is None or name not in table or name not in constructor_names(type(module)):  # type: ignore[arg-type]
         return False
     return name not in module._parameters and name not in module._children
+
+
+def current_arguments(module: Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments that make a layer like this one: those of its constructor, and what was set since (for a file)."""
+    kind: Any = type(module)
+    args, keywords = module._arguments
+    bound = inspect.signature(kind).bind(*args, **keywords)
+    bound.apply_defaults()
+    given = {**bound.arguments, **bound.arguments.get("keywords", {})}
+    made = None if module._children else kind(*args, **keywords)  # its layers are in this one
+    late = {}
+    for name in constructor_names(kind):
+        if made is not None and hasattr(made, name) and hasattr(module, name):
+            before, now = getattr(made, name), getattr(module, name)
+        elif made is None and name in given and name in module.__dict__ and name not in module._children:
+            before, now = given[name], module.__dict__[name]
+        else:
+            continue
+        if not _equal(before, now):
+            late[name] = now
+    if not late:
+        return args, keywords
+    named = inspect.signature(kind).bind(*args, **keywords).arguments
+    return (), {**{name: value for name, value in named.items() if name != "keywords"}, **named.get("keywords", {}), **late}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except (ValueError, TypeError):  # of arrays
+        return False
 
 
 # -- trainable --

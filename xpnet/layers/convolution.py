@@ -10,7 +10,6 @@ from xpnet.autograd.tensor import Parameter
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial, default_kernel, kernel_and_bias
-from xpnet.layers.module import Module
 from xpnet.ops.convolution import transposed_size
 from xpnet.ops.geometry import Padding, Size, pair, windows
 from xpnet.ops.shapes import ShapeError, is_whole
@@ -31,7 +30,7 @@ def image_shape(name: str, input_shape: Shape) -> Shape:
     return input_shape
 
 
-class Convolution(Module):
+class Convolution(activations.Activated):
     """Base class of the convolutional layers: filters over groups of channels, a bias, an activation.
 
     Args:
@@ -42,7 +41,6 @@ class Convolution(Module):
     """
 
     shares_work = True
-    _functions = ("after",)
     kernel: Parameter
     bias: Parameter
 
@@ -64,7 +62,7 @@ class Convolution(Module):
         self.filters = int(filters)
         self.groups = int(groups)
         self.use_bias = use_bias
-        self.fused, self.after = activations.split(activation)
+        self.activation = activation
         self.kernel_initializer = kernel_initializer or default_kernel(activation)
         self.bias_initializer = bias_initializer
         self.kernel_regularizer = kernel_regularizer
