@@ -169,8 +169,17 @@ def test_a_class_of_ones_own_may_use_them():
 
     net = Named("encoder")
     assert net.name == "encoder"
-    with pytest.raises(AttributeError, match="trainable = False"):
-        net.requires_grad = False
+    net.name = "decoder"
+    for name in ("requires_grad", "device"):
+        with pytest.raises(AttributeError, match=f"Named: setting '{name}' would do nothing"):
+            setattr(net, name, "cuda")
+
+    class Plain(xn.Dense):
+        pass
+
+    plain = Plain(3)
+    with pytest.raises(AttributeError, match="Plain: setting 'dtype'"):
+        plain.dtype = "float64"
 
 
 # -- penalties and constraints --

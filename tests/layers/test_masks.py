@@ -141,6 +141,19 @@ def test_a_stateful_layer_keeps_its_state_where_a_prediction_fails():
     assert model[0].carried is before
 
 
+def test_an_evaluation_does_not_touch_the_state_of_a_run():
+    x, y = RNG.standard_normal((12, 3, C)).astype(np.float32), RNG.integers(0, 2, 12)
+    model = xn.Sequential([xn.GRU(4, stateful=True), xn.Dense(2)], input_shape=(3, C))
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))
+    first = trainer.evaluate((x[:4], y[:4]), batch_size=4)
+    assert model[0].carried is None
+    trainer.fit((x, y), epochs=1, batch_size=6, validation=(x[:4], y[:4]), verbose=False)
+    state = model[0].carried[0].copy()
+    assert state.shape == (6, 4)
+    assert trainer.evaluate((x[:4], y[:4]), batch_size=4) == trainer.evaluate((x[:4], y[:4]), batch_size=4) != first
+    np.testing.assert_array_equal(model[0].carried[0], state)
+
+
 def test_a_layer_that_becomes_stateful_later():
     layer = xn.Sequential([xn.GRU(4)], input_shape=(3, C))[0]
     assert layer.capturable

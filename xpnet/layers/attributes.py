@@ -8,6 +8,7 @@ of a layer are refused, as setting them would do nothing.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
@@ -31,12 +32,24 @@ REFUSED = {
 
 
 def refuse(module: Any, name: str) -> None:
-    """Raise an AttributeError for a name of REFUSED, unless a class of the user's gives it a meaning of its own."""
+    """Raise an AttributeError for a name of REFUSED, unless a class of the user's gives it a meaning of its own.
+
+    It does where it defines the name, or sets it in a method.
+    """
     kind = type(module)
-    if not kind.__module__.startswith("xpnet.") and (name != "requires_grad" or hasattr(kind, name)):
+    if not kind.__module__.startswith("xpnet.") and (
+        name in module.__dict__ or hasattr(kind, name) or _within_method_of(module)
+    ):
         return
     where = f"layer {module.path!r} ({kind.__name__})" if module.path else kind.__name__
     raise AttributeError(f"{where}: setting {name!r} would do nothing; {REFUSED[name]}")
+
+
+def _within_method_of(module: Any) -> bool:
+    """Return whether the attribute is being set by a function whose first argument is the Module."""
+    frame = sys._getframe(3)  # of the assignment: above are __setattr__ and refuse
+    names = frame.f_code.co_varnames
+    return bool(frame.f_code.co_argcount) and frame.f_locals.get(names[0]) is module
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import namespace
+from xpnet.layers.modes import stateful_layers
 from xpnet.ops.shapes import ShapeError
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ class CarriedRows:
     """
 
     def __init__(self, model: Module, count: int) -> None:
-        found = [m for m in model.modules() if getattr(m, "stateful", False) and hasattr(m, "carried")]
-        self.layers: list[Any] = found
+        self.layers = stateful_layers(model)
         self.count = count
         self.before = [layer.carried for layer in self.layers]
         self.after: list[list[Any]] = [[] for _ in self.layers]

@@ -28,7 +28,8 @@ class Recurrent(Module):
         reverse: read the sequence from its end; each output is at the position of its input.
         stateful: start each call with the final state of the last one, detached: called on consecutive pieces of long
             sequences this is truncated backpropagation through time. See reset_state. In `predict` row n goes on from row n
-            of the last prediction, whatever the batch size.
+            of the last prediction, whatever the batch size. `Trainer.fit` goes on from batch to batch, which then are pieces
+            of the same sequences; so does `Trainer.evaluate` and the validation, from 0 on, and leaves the state as it was.
         mask_value: a step whose C inputs all equal this number (or are all NaN, for mask_value=nan) is padding: it is
             skipped, and its output is 0. With mask_value=0.0 stacked layers skip the same steps.
         use_bias: whether biases are added.
