@@ -248,8 +248,8 @@ class Module(ModuleTree):
         """Whether any of its parameters is trained.
 
         Setting it to False freezes all parameters of this Module and below it, also those that are not made yet, and True
-        unfreezes them. `parameter.requires_grad` is the same for one Parameter. A frozen BatchNorm normalises with its running
-        statistics and leaves them as they are, also in training mode.
+        unfreezes them; a layer that is assigned afterwards is trained. `parameter.requires_grad` is the same for one Parameter.
+        A frozen BatchNorm normalises with its running statistics and leaves them as they are, also in training mode.
         """
         return attributes.trainable(self)
 

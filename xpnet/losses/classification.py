@@ -29,7 +29,7 @@ def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean"
 
     Source: CS231n, "Linear classification"; Szegedy et al., 2016 (label smoothing).
     """
-    if reduction == "mean" and 0 in labels.shape:
+    if reduction == "mean" and 0 in getattr(labels, "shape", ()):
         not_empty("softmax_cross_entropy", labels)
     hard = ops.softmax_cross_entropy(logits, labels, reduction=reduction)
     if not label_smoothing:

@@ -23,7 +23,7 @@ class NotFiniteError(ArithmeticError):
 def not_finite(trainer: Trainer, x: Array, loss: float, y: Any = None) -> NotFiniteError:
     """Return the error for a loss on the batch `x` with the targets `y`."""
     where = f"epoch {trainer.epoch + 1}, batch {trainer.batch + 1}"
-    if bad := _not_finite_targets(y):
+    if bad := not_finite_targets(y):
         return NotFiniteError(
             f"the loss became {loss} in {where}: {bad}; take these examples out (keep = numpy.isfinite(y)), or fill in their "
             f"values"
@@ -34,7 +34,7 @@ def not_finite(trainer: Trainer, x: Array, loss: float, y: Any = None) -> NotFin
     )
 
 
-def _not_finite_targets(y: Any) -> str:
+def not_finite_targets(y: Any) -> str:
     """Return a clause about targets that are not finite, or "" where there are none."""
     for part in y if isinstance(y, tuple) else (y,):
         if hasattr(part, "dtype") and not _finite(part):
