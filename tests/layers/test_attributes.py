@@ -288,6 +288,38 @@ def test_copies_of_a_trained_model_are_on_their_own():
         assert not model.flat_parameters.regularized
 
 
+def run_with_changes(device):
+    """The states of a model after each of several changes in the middle of training."""
+    model = xn.Sequential([xn.Dense(5, "relu"), xn.Dense(3)], input_shape=(6,), device=device)
+    trainer = xn.Trainer(
+        model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1, momentum=0.9, weight_decay=0.01), metrics=["accuracy"]
+    )
+    kernel, bias = model[0].kernel, model[0].bias
+    changes = [
+        lambda: None,
+        lambda: setattr(model[0], "kernel_regularizer", L2(0.01)),
+        lambda: setattr(kernel, "regularizer", None),
+        lambda: setattr(kernel, "constraint", MaxNorm(0.5)),
+        lambda: setattr(model[0], "trainable", False),
+        lambda: setattr(model, "trainable", True),
+        lambda: setattr(bias, "decay", True),
+        lambda: setattr(model[0], "activation", "tanh"),
+    ]
+    found = []
+    for change in changes:
+        change()
+        trainer.fit((X, Y), epochs=trainer.epoch + 2, batch_size=10, verbose=False)
+        found.append({name: np.array(xn.to_numpy(array)) for name, array in model.state().items()})
+    return found
+
+
+@pytest.mark.cuda
+def test_recorded_steps_follow_every_change(gpu):
+    for here, there in zip(run_with_changes("cpu"), run_with_changes("cuda"), strict=True):
+        for name in here:
+            np.testing.assert_allclose(here[name], there[name], rtol=1e-4, atol=1e-5)
+
+
 # -- what the parameters were made from --
 
 
