@@ -141,6 +141,19 @@ def test_a_stateful_layer_keeps_its_state_where_a_prediction_fails():
     assert model[0].carried is before
 
 
+def test_a_stateful_layer_that_is_not_called():
+    class Net(xn.Module):
+        def __init__(self):
+            self.used, self.unused = xn.Dense(2), xn.GRU(3, stateful=True)
+
+        def forward(self, x):
+            return self.used(x)
+
+    net = Net()
+    assert net.predict(np.ones((5, 3), np.float32), batch_size=2).shape == (5, 2)
+    assert net.unused.carried is None
+
+
 def test_an_evaluation_does_not_touch_the_state_of_a_run():
     x, y = RNG.standard_normal((12, 3, C)).astype(np.float32), RNG.integers(0, 2, 12)
     model = xn.Sequential([xn.GRU(4, stateful=True), xn.Dense(2)], input_shape=(3, C))
