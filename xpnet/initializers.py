@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import random
+from xpnet.runtime.settings import check_numbers, check_whole
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -40,6 +41,9 @@ class Constant(Initializer):
 
     value: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_numbers(type(self).__name__, "(-inf, inf)", value=self.value)
+
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
         """See Initializer."""
         return np.full(shape, self.value)
@@ -63,6 +67,9 @@ class Normal(Initializer):
 
     std: float = 0.01
 
+    def __post_init__(self) -> None:
+        check_numbers("Normal", "[0, inf)", std=self.std)
+
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
         """See Initializer."""
         return random.generator(key).standard_normal(shape) * self.std
@@ -74,6 +81,11 @@ class Uniform(Initializer):
 
     low: float = -0.05
     high: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_numbers("Uniform", "(-inf, inf)", low=self.low, high=self.high)
+        if self.low > self.high:
+            raise ValueError(f"Uniform: low must not be above high, got {self.low} and {self.high}")
 
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
         """See Initializer."""
@@ -87,6 +99,14 @@ class Scaled(Initializer):
     gain: float = 1.0
     mode: str = "in"
     distribution: str = "normal"
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_numbers(name, "[0, inf)", gain=self.gain)
+        if self.mode not in ("in", "out", "average"):
+            raise ValueError(f'{name}: mode must be "in", "out" or "average", got {self.mode!r}')
+        if self.distribution not in ("normal", "uniform"):
+            raise ValueError(f'{name}: distribution must be "normal" or "uniform", got {self.distribution!r}')
 
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
         """See Initializer."""
@@ -126,6 +146,10 @@ class Sparse(Initializer):
     connections: int = 15
     std: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_whole("Sparse", 1, connections=self.connections)
+        check_numbers("Sparse", "[0, inf)", std=self.std)
+
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
         """See Initializer."""
         inputs, outputs = math.prod(shape[:-1]), shape[-1]
@@ -142,6 +166,9 @@ class Orthogonal(Initializer):
     """A matrix with orthonormal columns or rows (whichever are fewer), times `gain`. Source: Saxe et al., 2013."""
 
     gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers("Orthogonal", "(-inf, inf)", gain=self.gain)
 
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
         """See Initializer."""
@@ -160,6 +187,9 @@ class Blocks(Initializer):
     inner: Initializer
     count: int
 
+    def __post_init__(self) -> None:
+        check_whole("Blocks", 1, count=self.count)
+
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
         """See Initializer."""
         width = shape[-1] // self.count
@@ -175,6 +205,10 @@ class Shifted(Initializer):
     begin: int
     end: int
     shift: float
+
+    def __post_init__(self) -> None:
+        check_whole("Shifted", 0, begin=self.begin, end=self.end)
+        check_numbers("Shifted", "(-inf, inf)", shift=self.shift)
 
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
         """See Initializer."""

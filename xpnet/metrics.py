@@ -1,17 +1,22 @@
 """Metrics: functions of a prediction and a target. Each is the mean over a batch, a 0-d array on its device.
 
+As in the losses, a target never broadcasts against a prediction, a NaN in the target is one in the result, and the mean of an
+empty batch is an error.
+
 A metric says itself which of its values are better: ``accuracy.better`` is "max". Callbacks that look for the best
 epoch ask it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
 
 from xpnet import ops
-from xpnet.backend import Array, as_array, namespace
+from xpnet.backend import Array, as_array, is_asynchronous, is_floating, namespace
+from xpnet.losses.base import not_empty, same_shape
 from xpnet.ops.shapes import ShapeError, expect_real
 
 Metric = Callable[[Any, Any], Any]
@@ -47,9 +52,32 @@ def mode_of(metric: Any) -> str | None:
     return mode if mode in ("min", "max") else None
 
 
+def _numbers(name: str, prediction: Array, target: Array) -> Any:
+    """Return the namespace of both arrays; raise a TypeError unless they hold real numbers, which have an order."""
+    expect_real(name, prediction=prediction, target=target)
+    return namespace(prediction, target)
+
+
+def _mean(name: str, xp: Any, values: Array, target: Array) -> Array:
+    """Return the mean of the values (as the target's NaN where that has one), float64.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if 0 in values.shape:
+        not_empty(name, values)
+    values = xp.astype(values, xp.float64)
+    if is_floating(target):  # a comparison with NaN is False, which would count as a mistake
+        missing = xp.isnan(target)
+        if missing.ndim > values.ndim:
+            missing = xp.any(missing, axis=-1)
+        values = xp.where(missing, xp.full_like(values, math.nan), values)
+    return as_array(xp, xp.mean(values))
+
+
 @better("max")
 def accuracy(prediction: Array, target: Array) -> Array:
-    """Compute the share of rows whose largest prediction is at the right class.
+    """Compute the share of rows whose largest prediction is at the right class; NaN where the target holds NaN.
 
     Args:
         prediction: (..., K), logits or probabilities.
@@ -57,39 +85,52 @@ def accuracy(prediction: Array, target: Array) -> Array:
 
     Raises:
         ShapeError: shapes that do not fit, or K = 1 (for that see binary_accuracy).
+        ValueError: there are no rows.
     """
-    expect_real("accuracy", prediction=prediction, target=target)
-    xp = namespace(prediction, target)
+    xp = _numbers("accuracy", prediction, target)
     if prediction.ndim < 2 or prediction.shape[-1] == 1:
         raise ShapeError(
             f"accuracy: the prediction has shape {tuple(prediction.shape)}, expected (N, K) with K >= 2 classes; "
             f'for one output unit use "binary_accuracy"'
         )
-    if target.ndim == prediction.ndim:
-        target = xp.argmax(target, axis=-1)
-    if tuple(target.shape) != tuple(prediction.shape[:-1]):
-        raise ShapeError(f"accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit")
-    hits = xp.argmax(prediction, axis=-1) == target
-    return as_array(xp, xp.mean(xp.astype(hits, xp.float64)))
+    if tuple(target.shape) == tuple(prediction.shape):
+        right = xp.argmax(target, axis=-1)
+    elif tuple(target.shape) == tuple(prediction.shape[:-1]):
+        right = target
+    else:
+        rows = tuple(prediction.shape[:-1])
+        raise ShapeError(
+            f"accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit: expected class "
+            f"indices {rows}, or probabilities {tuple(prediction.shape)}"
+        )
+    return _mean("accuracy", xp, xp.argmax(prediction, axis=-1) == right, target)
 
 
 @better("max")
 def binary_accuracy(prediction: Array, target: Array) -> Array:
-    """Compute the share of elements where prediction > 0 (a logit) agrees with target > 0.5. Shapes are equal."""
-    expect_real("binary_accuracy", prediction=prediction, target=target)
-    xp = namespace(prediction, target)
-    if tuple(prediction.shape) != tuple(target.shape):
-        raise ShapeError(
-            f"binary_accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
-        )
-    return as_array(xp, xp.mean(xp.astype((prediction > 0) == (target > 0.5), xp.float64)))
+    """Compute the share of elements where prediction > 0 (a logit) agrees with target > 0.5; NaN where the target holds NaN.
+
+    Raises:
+        ShapeError: shapes that differ.
+        ValueError: there are no elements.
+    """
+    xp = _numbers("binary_accuracy", prediction, target)
+    same_shape("binary_accuracy", prediction, target)
+    return _mean("binary_accuracy", xp, (prediction > 0) == (target > 0.5), target)
 
 
 @better("min")
 def mean_absolute_error(prediction: Array, target: Array) -> Array:
-    """Compute the mean of |prediction - target|."""
-    expect_real("mean_absolute_error", prediction=prediction, target=target)
-    xp = namespace(prediction, target)
+    """Compute the mean of |prediction - target|.
+
+    Raises:
+        ShapeError: shapes that differ.
+        ValueError: there are no elements.
+    """
+    xp = _numbers("mean_absolute_error", prediction, target)
+    same_shape("mean_absolute_error", prediction, target)
+    if 0 in prediction.shape:
+        not_empty("mean_absolute_error", prediction)
     return as_array(xp, ops.mean(ops.abs(ops.subtract(prediction, target))))
 
 
@@ -100,15 +141,30 @@ def confusion_matrix(prediction: Array, target: Array, classes: int | None = Non
         prediction: (N, K) scores, or (N,) class indices.
         target: (N,) class indices.
         classes: K; by default the number of scores, or one more than the largest class index, which waits for a GPU.
+
+    Raises:
+        ShapeError: shapes that do not fit.
+        ValueError: a class index outside 0..K-1. On a GPU, where that would wait for the device, it is not counted.
     """
-    expect_real("confusion_matrix", prediction=prediction, target=target)
-    xp = namespace(prediction, target)
+    xp = _numbers("confusion_matrix", prediction, target)
+    N = int(prediction.shape[0]) if prediction.ndim else 0
+    if prediction.ndim not in (1, 2) or tuple(target.shape) != (N,):
+        raise ShapeError(
+            f"confusion_matrix: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit: expected "
+            f"scores (N, K) or class indices (N,), and a target of class indices (N,)"
+        )
     predicted = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
     if classes is None and prediction.ndim == 2:
         classes = int(prediction.shape[1])
     elif classes is None:
-        classes = 1 + max(int(xp.max(predicted)), int(xp.max(target))) if predicted.shape[0] else 0
+        classes = 1 + max(int(xp.max(predicted)), int(xp.max(target))) if N else 0
     numbers = xp.arange(classes, device=prediction.device)
+    for what, indices in (("prediction", predicted), ("target", target)):
+        if N and not is_asynchronous(xp) and not bool(xp.all(xp.any(indices[:, None] == numbers, axis=1))):
+            raise ValueError(
+                f"confusion_matrix: the {what} runs from {xp.min(indices)} to {xp.max(indices)}, expected class indices "
+                f"0..{classes - 1}: whole numbers"
+            )
     rows = xp.astype(target[:, None] == numbers, xp.float64)
     columns = xp.astype(predicted[:, None] == numbers, xp.float64)
     return cast(Array, xp.astype(xp.matmul(xp.matrix_transpose(rows), columns), xp.int64))

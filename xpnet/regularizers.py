@@ -8,6 +8,7 @@ from typing import Any
 from xpnet import ops
 from xpnet.backend import Array, namespace
 from xpnet.ops.sums import total
+from xpnet.runtime.settings import check_numbers
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,9 @@ class L2:
     """1/2 * strength * sum(w**2), whose gradient is strength * w. Source: CS231n, "Neural networks part 2"."""
 
     strength: float
+
+    def __post_init__(self) -> None:
+        check_numbers(type(self).__name__, "[0, inf)", strength=self.strength)
 
     def __call__(self, w: Any) -> Any:
         """Return the penalty of w, 0-d."""
@@ -27,6 +31,9 @@ class L1:
 
     strength: float
 
+    def __post_init__(self) -> None:
+        check_numbers(type(self).__name__, "[0, inf)", strength=self.strength)
+
     def __call__(self, w: Any) -> Any:
         """Return the penalty of w, 0-d."""
         return ops.sum(ops.abs(w)) * self.strength
@@ -38,6 +45,9 @@ class ElasticNet:
 
     l1: float
     l2: float
+
+    def __post_init__(self) -> None:
+        check_numbers("ElasticNet", "[0, inf)", l1=self.l1, l2=self.l2)
 
     def __call__(self, w: Any) -> Any:
         """Return the penalty of w, 0-d."""
@@ -52,6 +62,9 @@ class MaxNorm:
     """
 
     limit: float
+
+    def __post_init__(self) -> None:
+        check_numbers("MaxNorm", "(0, inf)", limit=self.limit)
 
     def project(self, w: Array) -> None:
         """Scale w (..., units) in place."""

@@ -124,8 +124,8 @@ cross_entropy(const T* x, const L* labels, acc_t<T>* losses, T* gradient, i64 ro
       each_column<LANES, ITEMS>(row.K, [&](int i, int column) {
         A t = widen(labels[start + column]);
         weight += t;
-        // A class of probability 0 adds nothing, even where its logit is -inf.
-        loss += t > 0 ? t * (log_total - (row.get(i, column) - top)) : static_cast<A>(0);
+        // A class of probability 0 adds nothing, even where its logit is -inf; NaN adds NaN.
+        loss += t == 0 ? static_cast<A>(0) : t * (log_total - (row.get(i, column) - top));
       });
       loss = Rows<LANES>::sum(loss), weight = Rows<LANES>::sum(weight);
       if (r.active() && Rows<LANES>::lane() == 0) losses[r.row()] = loss;

@@ -105,3 +105,10 @@ def test_values_that_are_not_finite_are_traced_to_their_layer():
     found = diagnose(net, X, Y)
     assert kinds(found) == ["not finite"]
     assert "'1.bias'" in str(found[0])
+
+
+def test_targets_that_are_not_finite():
+    y = RNG.normal(size=(200, 4)).astype(np.float32)
+    y[3, 1] = np.nan
+    found = {finding.kind: finding.text for finding in diagnose(model(), X, y, loss="mse")}
+    assert "the targets hold values that are not finite: 1 of 800" in found["not finite"]

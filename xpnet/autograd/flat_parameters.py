@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from typing import Any
+from weakref import ref
 
 from xpnet import ops
 from xpnet.autograd.tensor import Parameter
@@ -46,9 +47,11 @@ class FlatParameters:
             raise ValueError(f"the parameters of one model must share dtype and device, got {listed}")
         self.slices: list[slice] = []
         self.decayed = size = 0
-        self.regularized = [p for p in self.parameters if p.regularizer is not None]
-        self.constrained = [p for p in self.parameters if p.constraint is not None]
+        self._decays = [p.decay for p in self.parameters]
+        self.sort_again()
+        mine = ref(self)
         for p in self.parameters:
+            p.flat = mine
             count = math.prod(p.array.shape)
             self.slices.append(slice(size, size + count))
             size += -(-count // ALIGNMENT) * ALIGNMENT
@@ -76,9 +79,15 @@ class FlatParameters:
                 p.buffer[...] = p.grad
                 p.grad = p.buffer
 
+    def sort_again(self) -> None:
+        """List the parameters that have a penalty or a constraint now; one of them was set."""
+        self.regularized = [p for p in self.parameters if p.regularizer is not None]
+        self.constrained = [p for p in self.parameters if p.constraint is not None]
+        self._in_order = [p.decay for p in self.parameters] == self._decays
+
     def intact(self) -> bool:
-        """Return whether every Parameter is still trainable and still a view of this storage."""
-        return all(p.array is view and p.requires_grad for p, view in self._views)
+        """Return whether every Parameter is still trainable and still a view of this storage, those that decay first."""
+        return self._in_order and all(p.array is view and p.requires_grad for p, view in self._views)
 
     def holds(self, parameters: Iterable[Parameter]) -> bool:
         """Return whether this is the intact storage of exactly these Parameters."""

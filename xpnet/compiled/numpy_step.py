@@ -171,6 +171,8 @@ class Step:
         for p, array, buffer in self.arrays:
             if p.array is not array or p.buffer is not buffer or p.grad is not None or not p.requires_grad:
                 return False
+            if p._regularizer is not None:
+                return False
         return True
 
     def forward(self, x: Floats, labels: Any) -> Floats | None:

@@ -68,7 +68,7 @@ def hidden_30(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = "
 
 
 def hidden_100(data: Dataset, *, seed: int = 0, epochs: int = 30, device: str = "cpu") -> Accuracies:
-    """Train [784, 100, 10]: 96.59 %."""
+    """Train [784, 100, 10]: 96.59 %. Some seeds, 1 and 3 for example, may leave a class unlearnt and end near 88 %."""
     return sigmoid_units(data, [100], seed=seed, epochs=epochs, device=device)
 
 
@@ -201,7 +201,8 @@ RECIPES: dict[str, tuple[Callable[..., Accuracies], float | None]] = {
 """Every recipe, and the best test accuracy that the text gives for it, in percent."""
 
 SPREAD = {name: 1.0 if name.startswith("hidden") else 0.3 for name in RECIPES}
-"""How far a run may be below the text's number: about the spread between seeds."""
+"""How far a run may be below the text's number: about the spread between seeds that learn every class. Two of nine seeds of
+`hidden_100` do not, also in plain NumPy, and miss this limit."""
 
 QUICK = "hidden_30"
 LEAST_SIZE = 16  # needed by two 5x5 convolutions with pooling

@@ -19,7 +19,7 @@ from xpnet.layers.hooks import unchanged, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
-from xpnet.training.not_finite import first_not_finite
+from xpnet.training.not_finite import first_not_finite, not_finite_targets
 
 DEAD = 0.5
 """A layer is reported when more than this share of its units is dead or saturated."""
@@ -89,7 +89,8 @@ def diagnose(
                 return [*findings, Finding("labels", f"the labels do not match the model's output: {error}")]
         findings += _labels(prediction.array, y)
         if not math.isfinite(float(value.array)):
-            return [*findings, Finding("not finite", f"the loss is {float(value.array)}; {first_not_finite(model, x)}")]
+            cause = not_finite_targets(y) or first_not_finite(model, x)
+            return [*findings, Finding("not finite", f"the loss is {float(value.array)}; {cause}")]
         findings += _outputs(prediction.array, outputs[-1][0] if outputs else None, function)
         findings += _start(prediction.array, float(value.array), function)
         for layer, array in outputs:

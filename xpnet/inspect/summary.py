@@ -33,6 +33,7 @@ class Row:
         weights, biases: how many; parameters without weight decay count as biases. 0 where a shared layer is used again.
         values: activations of one example that the layer allocates in prediction; 0 where it returns a view.
         kept: the same in training.
+        frozen: how many of the weights and biases are not trained.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Row:
     biases: int
     values: int
     kept: int
+    frozen: int = 0
 
     @property
     def parameters(self) -> int:
@@ -92,6 +94,11 @@ class Summary:
         return sum(row.parameters for row in self.rows)
 
     @property
+    def frozen(self) -> int:
+        """The parameters that are not trained."""
+        return sum(row.frozen for row in self.rows)
+
+    @property
     def values(self) -> int:
         """The activations of one example in prediction, its input among them."""
         return self._input_values() + sum(row.values for row in self.rows)
@@ -106,8 +113,8 @@ class Summary:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Of the optimizer's state."""
-        return self.slots * self.parameter_bytes
+        """Of the optimizer's state, which there is of trained parameters alone."""
+        return self.slots * (self.parameters - self.frozen) * max(_ITEM_SIZES[self.dtype], 4)
 
     @property
     def forward_bytes(self) -> int:
@@ -132,7 +139,8 @@ class Summary:
         ]
         for row in self.rows:
             counts = (f"{n:,}" if n else "-" for n in (row.values, row.parameters))
-            lines.append((row.path, row.kind, _shown(row.output_shape), *counts))
+            kind = row.kind if not row.frozen else f"{row.kind}, {'partly ' * (row.frozen < row.parameters)}frozen"
+            lines.append((row.path, kind, _shown(row.output_shape), *counts))
         lines.append(("total", "", "", f"{self.values:,}", f"{self.parameters:,}"))
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         text = [
@@ -151,6 +159,7 @@ class Summary:
                 *text[1:-1],
                 rule,
                 text[-1],
+                *([f"{self.parameters - self.frozen:,} trained, {self.frozen:,} frozen"] if self.frozen else ()),
                 rule,
                 f"memory for batches of {self.batch_size}",
                 f"  prediction  {_bytes(self.prediction_total):>10}   parameters {p}, activations {_bytes(self.forward_bytes)}",
@@ -288,6 +297,7 @@ class _Walk:
             sum(p.size for p in found if not p.decay),
             0 if view or isinstance(module, Dropout) else n,
             0 if view else n * arrays,
+            sum(p.size for p in found if not p.requires_grad),
         )
 
     def traced(self, module: Module, shapes: tuple[Shape, ...], path: str) -> Iterator[Row]:
@@ -330,7 +340,10 @@ class _Walk:
         self.shape = self._several[0]
         if rest:
             weights = sum(p.size for p in rest if p.decay)
-            yield Row(path or "(own)", type(module).__name__, self.shape, weights, sum(p.size for p in rest) - weights, 0, 0)
+            frozen = sum(p.size for p in rest if not p.requires_grad)
+            yield Row(
+                path or "(own)", type(module).__name__, self.shape, weights, sum(p.size for p in rest) - weights, 0, 0, frozen
+            )
 
 
 def _shapes_of(result: Any) -> tuple[Shape, ...]:

@@ -26,6 +26,7 @@ import numpy as np
 
 from xpnet import initializers, layers, regularizers
 from xpnet.backend import to_numpy
+from xpnet.layers.attributes import current_arguments
 from xpnet.layers.module import Module
 from xpnet.layers.sequential import Sequential
 from xpnet.ops.registry import Op, registry
@@ -78,6 +79,8 @@ class Encoder:
         if "device" in keywords:
             keywords = {**keywords, "device": "cpu"}  # a file may be read on a machine without that GPU
         name = kind.__name__ if LAYERS.get(kind.__name__) is kind else None
+        if name and not isinstance(module, Sequential):
+            args, keywords = current_arguments(module)
         if name is None:
             self._user(kind, where)
         made = {

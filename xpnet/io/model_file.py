@@ -113,6 +113,7 @@ def describe(
         # Parents come before the layers that they create.
         "built_for": {name: list(m.built_for) for name, m in model.named_modules() if m.built_for is not None},
         "frozen": [name for name, p in model.parameters().items() if not p.requires_grad],
+        "untrainable": [name for name, m in model.named_modules() if not m.__dict__["_trainable"]],
         "counters": model.rng_counters(),
         "class_names": [str(name) for name in class_names],
         "metadata": dict(metadata or {}),
@@ -260,7 +261,9 @@ def _fill(model: Module, document: dict[str, Any], arrays: Mapping[str, Any]) ->
     for name, parameter in model.parameters().items():
         parameter.array = on_device(arrays[name], model.context)
         parameter.requires_grad = name not in frozen
+    untrainable = set(document.get("untrainable", ()))  # files of earlier versions say only which Parameters are frozen
     for path, module in model.named_modules():
+        module.__dict__["_trainable"] = path not in untrainable
         for name in module._buffers:
             setattr(module, name, on_device(arrays[f"{path}.{name}" if path else name], model.context))
     model.load_rng_counters({str(path): int(count) for path, count in document["counters"].items()})

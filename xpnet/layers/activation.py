@@ -10,6 +10,8 @@ from xpnet.layers.context import Shape
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.registry import Op
+from xpnet.ops.shapes import is_whole
+from xpnet.runtime.settings import check_numbers
 
 _OPERATIONS = (
     ops.step, ops.relu, ops.leaky_relu, ops.elu, ops.selu, ops.gelu, ops.silu, ops.sigmoid, ops.hard_sigmoid, ops.tanh,
@@ -40,6 +42,23 @@ def split(activation: str | Callable[..., Any] | None) -> tuple[str | None, Call
     if name in ACTIVATIONS_FROM_OUTPUT and function is NAMES[name]:
         return name, None
     return None, function
+
+
+class Activated(Module):
+    """Base class of the layers that end in an activation, part of their operation where that can be fused."""
+
+    _functions = ("after",)
+    fused: str | None
+    after: Callable[..., Any] | None
+
+    @property
+    def activation(self) -> str | Callable[..., Any] | None:
+        """The activation, a name or a function of one Tensor, or None; another one counts from the next call on."""
+        return self.fused if self.after is None else self.after
+
+    @activation.setter
+    def activation(self, value: str | Callable[..., Any] | None) -> None:
+        self.fused, self.after = split(value)
 
 
 class _Elementwise(Module):
@@ -135,6 +154,7 @@ class LeakyReLU(_Elementwise):
     plannable = True
 
     def __init__(self, slope: float = 0.01) -> None:
+        check_numbers("LeakyReLU", "(-inf, inf)", slope=slope)
         self.slope = slope
 
     def forward(self, x: Any) -> Any:
@@ -148,6 +168,7 @@ class ELU(_Elementwise):
     plannable = True
 
     def __init__(self, alpha: float = 1.0) -> None:
+        check_numbers("ELU", "[0, inf)", alpha=alpha)
         self.alpha = alpha
 
     def forward(self, x: Any) -> Any:
@@ -174,6 +195,8 @@ class Softmax(_Elementwise):
     plannable = True
 
     def __init__(self, axis: int = -1) -> None:
+        if not is_whole(axis):
+            raise TypeError(f"Softmax: axis must be an integer, got {axis!r}")
         self.axis = axis
 
     def forward(self, x: Any) -> Any:

@@ -10,10 +10,10 @@ from xpnet.autograd.tensor import Parameter
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial, default_kernel, kernel_and_bias
-from xpnet.layers.module import Module
 from xpnet.ops.convolution import transposed_size
 from xpnet.ops.geometry import Padding, Size, pair, windows
 from xpnet.ops.shapes import ShapeError, is_whole
+from xpnet.runtime.settings import check_whole
 
 
 def image_shape(name: str, input_shape: Shape) -> Shape:
@@ -30,7 +30,7 @@ def image_shape(name: str, input_shape: Shape) -> Shape:
     return input_shape
 
 
-class Convolution(Module):
+class Convolution(activations.Activated):
     """Base class of the convolutional layers: filters over groups of channels, a bias, an activation.
 
     Args:
@@ -41,7 +41,6 @@ class Convolution(Module):
     """
 
     shares_work = True
-    _functions = ("after",)
     kernel: Parameter
     bias: Parameter
 
@@ -58,12 +57,12 @@ class Convolution(Module):
         bias_regularizer: Any = None,
         kernel_constraint: Any = None,
     ) -> None:
-        if not is_whole(filters) or filters < 1 or groups < 1 or filters % groups:
+        if not is_whole(filters) or filters < 1 or not is_whole(groups) or groups < 1 or filters % groups:
             raise ValueError(f"{type(self).__name__}: filters={filters!r} must be a positive multiple of groups={groups}")
         self.filters = int(filters)
-        self.groups = groups
+        self.groups = int(groups)
         self.use_bias = use_bias
-        self.fused, self.after = activations.split(activation)
+        self.activation = activation
         self.kernel_initializer = kernel_initializer or default_kernel(activation)
         self.bias_initializer = bias_initializer
         self.kernel_regularizer = kernel_regularizer
@@ -203,6 +202,7 @@ class Conv2DTranspose(Convolution):
         self.stride = pair(stride, "stride")
         self.padding = padding
         self.output_padding = pair(output_padding, "output_padding")
+        check_whole("Conv2DTranspose", 0, **{f"output_padding[{i}]": size for i, size in enumerate(self.output_padding)})
         self.dilation = pair(dilation, "dilation")
         windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
 

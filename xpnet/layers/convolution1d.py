@@ -10,6 +10,7 @@ from xpnet.layers.context import Shape, Spec
 from xpnet.layers.convolution import Convolution
 from xpnet.ops.geometry import conv_output_size, same_padding
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.settings import check_whole
 
 
 class Conv1D(Convolution):
@@ -43,6 +44,7 @@ class Conv1D(Convolution):
         super().__init__(filters, **keywords)
         if isinstance(padding, str) and padding not in ("valid", "same", "causal"):
             raise ValueError(f'Conv1D: padding must be an int, (before, after), "valid", "same" or "causal", got {padding!r}')
+        check_whole("Conv1D", 1, window=window, stride=stride, dilation=dilation)
         self.window = int(window)
         self.stride = int(stride)
         self.padding = padding

@@ -9,7 +9,6 @@ from xpnet import ops
 from xpnet.autograd.tensor import Parameter
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
-from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError, is_whole
 
 Initial = Any
@@ -30,7 +29,7 @@ def kernel_and_bias(layer: Any, shape: Shape) -> dict[str, Spec]:
     return specs
 
 
-class Dense(Module):
+class Dense(activations.Activated):
     """Fully connected layer: activation(x @ kernel + bias).
 
     Args:
@@ -47,7 +46,6 @@ class Dense(Module):
     """
 
     plannable = True
-    _functions = ("after",)
     kernel: Parameter
     bias: Parameter
 
@@ -67,7 +65,7 @@ class Dense(Module):
             raise ValueError(f"Dense: units must be at least 1 and whole, got {units!r}")
         self.units = int(units)
         self.use_bias = use_bias
-        self.fused, self.after = activations.split(activation)
+        self.activation = activation
         self.kernel_initializer = kernel_initializer or default_kernel(activation)
         self.bias_initializer = bias_initializer
         self.kernel_regularizer = kernel_regularizer

@@ -7,6 +7,7 @@ from typing import Any
 from xpnet import ops, random
 from xpnet.layers.context import Shape
 from xpnet.layers.module import Module
+from xpnet.runtime.settings import check_numbers
 
 
 class Dropout(Module):
@@ -24,8 +25,7 @@ class Dropout(Module):
     plannable = True
 
     def __init__(self, rate: float, *, inverted: bool = True, spatial: bool = False) -> None:
-        if not 0 <= rate <= 1:
-            raise ValueError(f"Dropout: rate must be in [0, 1], got {rate}")
+        check_numbers("Dropout", "[0, 1]", rate=rate)
         self.rate = float(rate)
         self.inverted = inverted
         self.spatial = spatial

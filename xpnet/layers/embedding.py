@@ -10,6 +10,8 @@ from xpnet.backend import namespace
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial
 from xpnet.layers.module import Module
+from xpnet.ops.shapes import is_whole
+from xpnet.runtime.settings import check_whole
 
 
 class Embedding(Module):
@@ -38,9 +40,8 @@ class Embedding(Module):
         initializer: Initial = "uniform",
         regularizer: Any = None,
     ) -> None:
-        if symbols < 1 or units < 1:
-            raise ValueError(f"Embedding: symbols and units must be at least 1, got {symbols} and {units}")
-        if padding is not None and not 0 <= padding < symbols:
+        check_whole("Embedding", 1, symbols=symbols, units=units)
+        if padding is not None and not (is_whole(padding) and 0 <= padding < symbols):
             raise ValueError(f"Embedding: padding must be one of the symbols 0..{symbols - 1}, got {padding}")
         self.symbols = int(symbols)
         self.units = int(units)

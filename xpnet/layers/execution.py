@@ -14,6 +14,7 @@ from xpnet import backend, ops
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Device, DeviceError
+from xpnet.layers.carried import CarriedRows
 from xpnet.layers.context import Context, Shape
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.tree import ModuleTree
@@ -87,13 +88,15 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
     xp, home, device = backend.namespace(*parts), backend.device_of(first), model.context.device
     away = isinstance(home, Device) and home != device
     outputs = []
-    with no_grad(), eval_mode(model), on_device_of(model, "predict"):
+    with no_grad(), eval_mode(model), on_device_of(model, "predict"), CarriedRows(model, len(first)) as carried:
         for start in range(0, max(len(first), 1), batch_size):
+            carried.begin(start, start + batch_size)
             batch = parts if whole else tuple(part[start : start + batch_size] for part in parts)
             if away:
                 batch = tuple(backend.to_device(part, device) for part in batch)
             y = None if several else executor.predict(model, batch[0], False)
             outputs.append(_returned(model(*batch) if y is None else y, home if away else None))
+            carried.end(start, start + batch_size)
     if len(outputs) == 1:
         return outputs[0]
     with home if isinstance(home, Device) and home.kind == "cuda" else contextlib.nullcontext():

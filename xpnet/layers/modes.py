@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -47,3 +49,22 @@ class eval_mode:  # noqa: N801 - used like no_grad
                 blocks[module] = left
             else:
                 del modes[module], blocks[module]
+
+
+def stateful_layers(model: Module) -> list[Any]:
+    """Return the layers that carry a state from call to call, in their attribute `carried`."""
+    return [m for m in model.modules() if getattr(m, "stateful", False) and hasattr(m, "carried")]
+
+
+@contextlib.contextmanager
+def states_of_its_own(model: Module) -> Iterator[None]:
+    """Let stateful layers begin at 0 within the block; after it they carry what they carried before."""
+    layers = stateful_layers(model)
+    before = [layer.carried for layer in layers]
+    for layer in layers:
+        layer.carried = None
+    try:
+        yield
+    finally:
+        for layer, states in zip(layers, before):
+            layer.carried = states

@@ -16,7 +16,7 @@ from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.tape import mode, once
 from xpnet.autograd.tensor import Parameter, Tensor
 from xpnet.backend import Array, Device, DeviceError
-from xpnet.layers import mixed
+from xpnet.layers import attributes, mixed
 from xpnet.layers import state as states
 from xpnet.layers.context import Context, Shape, Spec, float_name, new_buffer
 from xpnet.layers.execution import Executor, output_shape_by_running, predict, prepare_input
@@ -77,7 +77,7 @@ class Module(ModuleTree):
         self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))
 
     def count_parameters(self) -> int:
-        """Return the number of trainable values.
+        """Return the number of values in all parameters, frozen ones among them.
 
         Raises:
             ValueError: some layer has not seen the shape of its input yet.
@@ -243,6 +243,37 @@ class Module(ModuleTree):
         located = type(error)(f"{where}: {error}")
         located.located = True  # type: ignore[attr-defined]
         return located
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any of its parameters is trained.
+
+        Setting it to False freezes all parameters of this Module and below it, also those that are not made yet, and True
+        unfreezes them; a layer that is assigned afterwards is trained. `parameter.requires_grad` is the same for one Parameter.
+        A frozen BatchNorm normalises with its running statistics and leaves them as they are, also in training mode.
+        """
+        return attributes.trainable(self)
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        attributes.set_trainable(self, value)
+
+    def freeze(self, where: str | None = None) -> Self:
+        """Freeze this Module, or the layers and Parameters below it whose path fits a pattern; returns self.
+
+        Args:
+            where: such as "0", "body.*" or "*.bias" (as in fnmatch; a layer stands for all below it). None: everything.
+
+        Raises:
+            ValueError: no path fits.
+        """
+        attributes.select(self, where, False)
+        return self
+
+    def unfreeze(self, where: str | None = None) -> Self:
+        """Train parameters again: the opposite of :meth:`freeze`, with the same arguments."""
+        attributes.select(self, where, True)
+        return self
 
     @property
     def training(self) -> bool:

@@ -11,6 +11,7 @@ from xpnet.autograd.tensor import Parameter, bare
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.settings import check_numbers, check_whole
 
 
 class _Normalization(Module):
@@ -20,8 +21,7 @@ class _Normalization(Module):
     offset: Parameter
 
     def __init__(self, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True) -> None:
-        if not epsilon > 0:
-            raise ValueError(f"{type(self).__name__}: epsilon must be above 0, got {epsilon}")
+        check_numbers(type(self).__name__, "(0, inf)", epsilon=epsilon)
         self.epsilon = float(epsilon)
         self.use_scale = use_scale
         self.use_offset = use_offset
@@ -80,8 +80,7 @@ class BatchNorm(_Normalization):
         self, momentum: float = 0.9, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True
     ) -> None:
         super().__init__(epsilon, use_scale=use_scale, use_offset=use_offset)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"BatchNorm: momentum must be in [0, 1], got {momentum}")
+        check_numbers("BatchNorm", "[0, 1]", momentum=momentum)
         self.momentum = float(momentum)
 
     def build(self, input_shape: Shape) -> None:
@@ -101,7 +100,7 @@ class BatchNorm(_Normalization):
         """Normalise x (N, ..., C); in training also update the running statistics."""
         x = self.as_float(x)
         scale, offset = self._affine(x)
-        if not self.training:
+        if not self.training or not self.__dict__["_trainable"]:
             return ops.batch_norm_inference(
                 x, scale, offset, mean=self.running_mean, variance=self.running_variance, epsilon=self.epsilon
             )
@@ -137,9 +136,8 @@ class LayerNorm(_Normalization):
 
     def __init__(self, axes: int = 1, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True) -> None:
         super().__init__(epsilon, use_scale=use_scale, use_offset=use_offset)
-        if axes < 1:
-            raise ValueError(f"LayerNorm: axes must be at least 1, got {axes}")
-        self.axes = axes
+        check_whole("LayerNorm", 1, axes=axes)
+        self.axes = int(axes)
 
     def _vector_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) < self.axes:
@@ -168,9 +166,8 @@ class GroupNorm(_Normalization):
 
     def __init__(self, groups: int, epsilon: float = 1e-5, *, use_scale: bool = True, use_offset: bool = True) -> None:
         super().__init__(epsilon, use_scale=use_scale, use_offset=use_offset)
-        if groups < 1:
-            raise ValueError(f"GroupNorm: groups must be at least 1, got {groups}")
-        self.groups = groups
+        check_whole("GroupNorm", 1, groups=groups)
+        self.groups = int(groups)
 
     def _vector_shape(self, input_shape: Shape) -> Shape:
         shape = super()._vector_shape(input_shape)
@@ -218,8 +215,11 @@ class LocalResponseNorm(Module):
     plannable = True
 
     def __init__(self, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> None:
-        if size < 1 or size % 2 == 0:
+        check_whole("LocalResponseNorm", 1, size=size)
+        if size % 2 == 0:
             raise ValueError(f"LocalResponseNorm: size must be odd, got {size}")
+        check_numbers("LocalResponseNorm", "(0, inf)", k=k)
+        check_numbers("LocalResponseNorm", "[0, inf)", alpha=alpha, beta=beta)
         self.size, self.k, self.alpha, self.beta = size, k, alpha, beta
 
     def output_shape(self, input_shape: Shape) -> Shape:

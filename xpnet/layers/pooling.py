@@ -9,6 +9,7 @@ from xpnet.layers.context import Shape
 from xpnet.layers.convolution import image_shape
 from xpnet.layers.module import Module
 from xpnet.ops.geometry import Padding, Size, pair, windows
+from xpnet.runtime.settings import check_numbers
 
 
 class _Pool(Module):
@@ -18,6 +19,9 @@ class _Pool(Module):
         self.window = pair(window, "window")
         self.stride = self.window if stride is None else pair(stride, "stride")
         self.padding = padding
+        for axis in windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding):  # malformed values raise here
+            if max(axis.before, axis.after) >= axis.window:
+                raise ValueError(f"{type(self).__name__}: padding {padding} must be smaller than the window {window}")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Map (H, W, C) to (OH, OW, C)."""
@@ -77,6 +81,7 @@ class LpPool2D(_Pool):
 
     def __init__(self, window: Size, stride: Size | None = None, padding: Padding = 0, *, p: float = 2.0) -> None:
         super().__init__(window, stride, padding)
+        check_numbers("LpPool2D", "[1, inf)", p=p)
         self.p = p
 
     def forward(self, x: Any) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from xpnet import initializers, ops
 from xpnet.autograd.tape import once
 from xpnet.autograd.tensor import Parameter, bare
-from xpnet.backend import Array, namespace, to_device
+from xpnet.backend import Array, dtype_name, is_asynchronous, kind_of, namespace, to_device
 from xpnet.layers.context import Context, Shape, Spec
 from xpnet.layers.dense import Initial
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.shapes import ShapeError, is_whole
+from xpnet.runtime.settings import check_numbers
 
 
 class Recurrent(Module):
@@ -25,9 +27,11 @@ class Recurrent(Module):
         return_state: return (output, state) instead of the output alone, to be used as `state` of another call.
         reverse: read the sequence from its end; each output is at the position of its input.
         stateful: start each call with the final state of the last one, detached: called on consecutive pieces of long
-            sequences this is truncated backpropagation through time. See reset_state.
-        mask_value: a step whose C inputs all equal this number is padding: it is skipped, and its output is 0. With
-            mask_value=0.0 stacked layers skip the same steps.
+            sequences this is truncated backpropagation through time. See reset_state. In `predict` row n goes on from row n
+            of the last prediction, whatever the batch size. `Trainer.fit` goes on from batch to batch, which then are pieces
+            of the same sequences; so does `Trainer.evaluate` and the validation, from 0 on, and leaves the state as it was.
+        mask_value: a step whose C inputs all equal this number (or are all NaN, for mask_value=nan) is padding: it is
+            skipped, and its output is 0. With mask_value=0.0 stacked layers skip the same steps.
         use_bias: whether biases are added.
         kernel_initializer, recurrent_initializer, bias_initializer: for each gate separately; by default Glorot's, orthogonal
             and 0.
@@ -62,17 +66,13 @@ class Recurrent(Module):
         name = type(self).__name__
         if not is_whole(units) or units < 1:
             raise ValueError(f"{name}: units must be at least 1 and whole, got {units!r}")
-        if stateful and reverse:
-            raise ValueError(
-                f"{name}: a stateful layer reads forwards: what comes after a piece of a sequence is not known yet"
-            )
         self.units = int(units)
         self.return_sequences = return_sequences
         self.return_state = return_state
         self.reverse = reverse
         self.stateful = stateful
-        self.capturable = not stateful  # the state carried over is another array after every call
-        self.mask_value = mask_value
+        self._read_forwards()
+        self.mask_value = None if mask_value is None else float(mask_value)
         self.use_bias = use_bias
         self.kernel_initializer = initializers.Blocks(initializers.get(kernel_initializer), self.gates)
         self.recurrent_initializer = initializers.Blocks(initializers.get(recurrent_initializer), self.gates)
@@ -81,6 +81,18 @@ class Recurrent(Module):
         self.recurrent_regularizer = recurrent_regularizer
         self.bias_regularizer = bias_regularizer
         self.carried = None
+
+    def _read_forwards(self) -> None:
+        if self.stateful and self.reverse:
+            raise ValueError(
+                f"{type(self).__name__}: a stateful layer reads forwards: what comes after a piece of a sequence is not known "
+                f"yet"
+            )
+
+    @property
+    def capturable(self) -> bool:  # type: ignore[override]
+        """Whether a training step may be captured: not of a stateful layer, whose state is another array after every call."""
+        return not self.stateful
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """Return the specs of kernel (C, G*H), recurrent_kernel (H, G*H) and bias (G*H,), for G gates."""
@@ -117,20 +129,26 @@ class Recurrent(Module):
 
         Args:
             x: (N, T, C).
-            lengths: integers (N,): sequence n has its elements at the first lengths[n] places. None: all T.
+            lengths: integers (N,) in 0..T: sequence n has its elements at the first lengths[n] places. None: all T.
             mask: booleans (N, T), False at padding, where it is not only at the end.
             state: the initial state: (N, H), or ((N, H), (N, H)) for an LSTM's h and c. None: 0, or in a stateful layer the
                 last call's.
 
         Returns:
             (N, T, H) or (N, H); with return_state a pair of that and the last state.
+
+        Raises:
+            ShapeError: shapes that do not fit.
+            TypeError: lengths that are not integers.
+            ValueError: a length outside 0..T (on a GPU the sequence's output is NaN instead).
         """
         x = self.as_float(x)
-        mask = self._mask(x, lengths, mask)
+        x, mask = self._masked(x, lengths, mask)
         states = self._first_states(x, state)
         bias = self.bias if self.use_bias else None
         outputs = self._run(x, bias, states, mask)
         if self.stateful:
+            self._read_forwards()  # it may have been set later
             once(lambda: self._carry(outputs[1:]))
         y = outputs[0] if self.return_sequences else outputs[1]
         if not self.return_state:
@@ -143,28 +161,52 @@ class Recurrent(Module):
     def _run(self, x: Any, bias: Any, states: tuple[Any, ...], mask: Any) -> Any:
         return type(self).operation(x, self.kernel, self.recurrent_kernel, bias, *states, mask, reverse=self.reverse)
 
-    def _mask(self, x: Any, lengths: Any, mask: Any) -> Any:
-        """Return the mask (N, T) that `lengths`, `mask` and mask_value make together, or None."""
+    def _masked(self, x: Any, lengths: Any, mask: Any) -> tuple[Any, Any]:
+        """Return x, and the mask (N, T) that `lengths`, `mask` and mask_value make together, or None."""
         array = bare(x)
         if array.ndim != 3:
-            return mask  # the operation explains what is wrong
+            return x, mask  # the operation explains what is wrong
         xp = namespace(array)
         parts = [] if mask is None else [xp.astype(xp.asarray(bare(mask)), xp.bool)]
+        value = self.mask_value
+        if value is not None:
+            there = ~xp.isnan(array) if math.isnan(value) else array != value
+            parts.append(xp.any(there, axis=2))
+        outside = None
         if lengths is not None:
-            ends = bare(lengths)
-            ends = ends if hasattr(ends, "dtype") else to_device(ends, self.context.device)
-            if tuple(ends.shape) != (array.shape[0],):
-                raise ShapeError(
-                    f"{type(self).__name__}: lengths has shape {tuple(ends.shape)}, expected ({array.shape[0]},): "
-                    f"one length for each of the sequences {tuple(array.shape)}"
-                )
+            ends, outside = self._ends(xp, array, lengths)
             parts.append(xp.arange(array.shape[1], dtype=ends.dtype, device=array.device)[None, :] < ends[:, None])
-        if self.mask_value is not None:
-            parts.append(xp.any(array != self.mask_value, axis=2))
         whole = None
         for part in parts:
             whole = part if whole is None else whole & part
-        return whole
+        if outside is not None:
+            whole = whole | outside[:, None]
+            x = ops.where(outside[:, None, None], math.nan, x)
+        return x, whole
+
+    def _ends(self, xp: Any, x: Array, lengths: Any) -> tuple[Array, Array | None]:
+        """Return the lengths as an array; on a GPU also which are outside 0..T, as an error would wait for the device."""
+        name, (N, T, _) = type(self).__name__, x.shape
+        ends = bare(lengths)
+        ends = ends if hasattr(ends, "dtype") else to_device(ends, self.context.device)
+        if tuple(ends.shape) != (N,):
+            raise ShapeError(
+                f"{name}: lengths has shape {tuple(ends.shape)}, expected ({N},): one length for each of the sequences "
+                f"{tuple(x.shape)}"
+            )
+        if N == 0:
+            return xp.zeros((0,), dtype=xp.int64, device=x.device), None
+        if kind_of(ends.dtype) != "integer":
+            raise TypeError(
+                f"{name}: lengths has dtype {dtype_name(ends)}, expected integers: the number of steps of each sequence"
+            )
+        ends = xp.astype(ends, xp.int64, copy=False)  # T need not fit their dtype, which may be uint8
+        if is_asynchronous(xp):
+            return ends, (ends < 0) | (ends > T)
+        low, high = int(xp.min(ends)), int(xp.max(ends))
+        if low < 0 or high > T:
+            raise ValueError(f"{name}: lengths run from {low} to {high}, expected 0..{T} for sequences of {T} steps")
+        return ends, None
 
     def _first_states(self, x: Any, state: Any) -> tuple[Any, ...]:
         if state is None and self.stateful:
@@ -235,6 +277,7 @@ class LSTM(Recurrent):
 
     def __init__(self, units: int, *, forget_bias: float = 1.0, **keywords: Any) -> None:
         super().__init__(units, **keywords)
+        check_numbers("LSTM", "(-inf, inf)", forget_bias=forget_bias)
         self.forget_bias = float(forget_bias)
 
     def _bias_values(self) -> Any:
@@ -268,6 +311,7 @@ class GRU(Recurrent):
         return ops.gru(x, self.kernel, self.recurrent_kernel, bias, second, *states, mask, reverse=self.reverse)
 
 
+SETTABLE = ("return_sequences", "mask_value", "activation")
 MERGES = ("concat", "sum", "mean", "multiply")
 
 
@@ -295,6 +339,9 @@ class Bidirectional(Module):
         self.merge = merge
         self.forwards = layer
         self.backwards: Recurrent = type(layer)(*args, **{**keywords, "reverse": True})
+        for name in SETTABLE:  # they may have been set since
+            if hasattr(layer, name):
+                setattr(self.backwards, name, getattr(layer, name))
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Map (T, C) to (..., 2H) or (..., H)."""
@@ -312,6 +359,11 @@ class Bidirectional(Module):
         """Run both and merge their outputs; arguments as in Recurrent.forward."""
         a = self.forwards(x, lengths, mask=mask)
         b = self.backwards(x, lengths, mask=mask)
+        if a.shape != b.shape:
+            raise ShapeError(
+                f"Bidirectional: the outputs have shapes {tuple(a.shape)} and {tuple(b.shape)}; set the same return_sequences "
+                f"in both layers, forwards and backwards"
+            )
         if self.merge == "concat":
             return ops.concat([a, b], axis=-1)
         if self.merge == "multiply":

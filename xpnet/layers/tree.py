@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from xpnet import backend
 from xpnet.autograd.tensor import Parameter
 from xpnet.backend import Array
+from xpnet.layers.attributes import REFUSED, Reset, is_settled, refuse
 from xpnet.layers.context import Context, on_device
 from xpnet.layers.version import Version
 from xpnet.runtime.deprecation import renamed_attribute
@@ -61,7 +62,7 @@ class ModuleTree:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
         self = super().__new__(cls)
         table = self.__dict__
-        table.update(path=None, context=Context(), _half=False, _children={}, _parameters={}, _buffers={})
+        table.update(path=None, context=Context(), _half=False, _children={}, _parameters={}, _buffers={}, _trainable=True)
         table.update(_tree_version=Version(), _known_modules=(), _known_version=-1)
         table["_arguments"] = (args, keywords)  # what the model file writes down
         return self
@@ -84,11 +85,16 @@ class ModuleTree:
             if name != "training":  # the mode makes no plan stale
                 self._tree_version.changed()
             return
+        if name in REFUSED:
+            refuse(self, name)
+        reset = Reset(cast("Module", self), name) if is_settled(cast("Module", self), name) else None
         others = {path: c for path, c in self._children.items() if path != name and not path.startswith(name + ".")}
         new: dict[str, Any] = {}
         was_parameter = self._parameters.pop(name, None) is not None
         if isinstance(value, Parameter):
             self._parameters[name] = value
+            if not self.__dict__["_trainable"]:
+                value.requires_grad = False
         elif isinstance(value, ModuleTree):
             new = {name: value}
         elif isinstance(value, (list, tuple)) and any(isinstance(v, ModuleTree) for v in value):
@@ -98,6 +104,8 @@ class ModuleTree:
         elif name in self._buffers:
             self._buffers[name] = value
         self.__dict__[name] = value
+        if reset is not None:
+            reset.apply(value)
         if new or len(others) < len(self._children):
             self._set_children({**others, **new}, new)
         elif was_parameter or isinstance(value, Parameter):

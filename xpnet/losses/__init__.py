@@ -2,7 +2,8 @@
 
 Every loss is called with the prediction, the target and ``reduction``: "mean" or "sum" over all its terms (a 0-d result),
 or "none". Tensors in, a Tensor out; native arrays in, a native array out. There is one term for each element in the
-regression losses and in `sigmoid_cross_entropy`, and one for each example in all others. The loss of an empty batch is 0.
+regression losses and in `sigmoid_cross_entropy`, and one for each example in all others. The mean of an empty batch is an
+error. A NaN in the target is one in the loss.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Helpers shared by all losses."""
+"""How a target has to fit a prediction, and the reduction of terms: shared by all losses and metrics.
+
+A target never broadcasts against a prediction: `same_shape` and `matching` are for targets with a number for each element,
+`xpnet.ops.softmax.check_labels` for classes, and `admitted` for targets of which only some values mean anything.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tensor import Tensor, bare
-from xpnet.backend import Array, dtype_name, is_floating, kind_of, namespace
+from xpnet.backend import Array, dtype_name, is_asynchronous, is_floating, kind_of, namespace
 from xpnet.ops.shapes import ShapeError
 from xpnet.ops.softmax import check_reduction
 
@@ -16,11 +20,27 @@ Loss = Callable[..., Any]
 
 
 def reduce(name: str, terms: Any, reduction: str) -> Any:
-    """Sum or average `terms`, or return them as they are. The mean of no terms is 0, for empty batches."""
+    """Sum or average `terms`, or return them as they are.
+
+    Raises:
+        ValueError: an unknown reduction, or the mean of no terms.
+    """
     check_reduction(name, reduction)
     if reduction == "none":
         return terms
-    return ops.mean(terms) if reduction == "mean" and math.prod(terms.shape) else ops.sum(terms)
+    if reduction == "sum":
+        return ops.sum(terms)
+    not_empty(name, terms)
+    return ops.mean(terms)
+
+
+def not_empty(name: str, terms: Any) -> None:
+    """Raise a ValueError where there is nothing to take the mean of."""
+    if not math.prod(terms.shape):
+        raise ValueError(
+            f"{name}: the mean of an empty batch is not defined (there are no terms, shape {tuple(terms.shape)}); leave the "
+            f'batch out, or use reduction="sum"'
+        )
 
 
 def same_shape(name: str, prediction: Any, target: Any) -> None:
@@ -47,6 +67,29 @@ def matching(name: str, prediction: Any, target: Any) -> Any:
     if array.dtype == other.dtype or isinstance(target, Tensor) or not is_floating(other):
         return target
     return namespace(array).astype(array, other.dtype)
+
+
+def admitted(name: str, target: Array, valid: Array, missing: Array, expected: str) -> Array | None:
+    """Return None where all targets are valid, or else a mask of those that are: the loss of the others is NaN.
+
+    Args:
+        name: of the loss.
+        target: the target, for the message.
+        valid: booleans, one for each term of the loss.
+        missing: booleans of the same shape: the target holds NaN there, which is no mistake in the call.
+        expected: what a target may be.
+
+    Raises:
+        ValueError: a target that is neither; on a GPU, where that would wait for the device, its loss is NaN instead.
+    """
+    xp = namespace(target)
+    if is_asynchronous(xp):
+        return valid
+    if bool(xp.all(valid)):
+        return None
+    if not bool(xp.all(valid | missing)):
+        raise ValueError(f"{name}: the target {tuple(target.shape)} must hold {expected}")
+    return valid
 
 
 def float_dtype(array: Array) -> Any:

@@ -8,8 +8,9 @@ from typing import Any, cast
 from xpnet import ops
 from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, is_asynchronous, namespace
-from xpnet.losses.base import float_dtype, matching, reduce
+from xpnet.losses.base import admitted, float_dtype, matching, not_empty, reduce, same_shape
 from xpnet.ops.softmax import check_labels
+from xpnet.runtime.settings import check_numbers
 
 
 def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean", label_smoothing: float = 0.0) -> Any:
@@ -17,7 +18,8 @@ def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean"
 
     Args:
         logits: (..., K), before the softmax.
-        labels: class indices, integers (...), or probabilities (..., K).
+        labels: class indices, integers (...), or probabilities (..., K). These may be any weights, also negative ones: those
+            of a policy gradient are the advantages.
         reduction: over the rows.
         label_smoothing: the share of each label's probability that is spread evenly over all K classes.
 
@@ -27,9 +29,12 @@ def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean"
 
     Source: CS231n, "Linear classification"; Szegedy et al., 2016 (label smoothing).
     """
+    if reduction == "mean" and 0 in getattr(labels, "shape", ()):
+        not_empty("softmax_cross_entropy", labels)
     hard = ops.softmax_cross_entropy(logits, labels, reduction=reduction)
     if not label_smoothing:
         return hard
+    check_numbers("softmax_cross_entropy", "[0, 1]", label_smoothing=label_smoothing)
     # Cross entropy is linear in the labels: the smoothed loss is a mixture of those of hard and of uniform labels.
     even = ops.multiply(-1.0, ops.mean(ops.log_softmax(logits), axis=-1))
     share = float(label_smoothing)
@@ -50,7 +55,7 @@ def negative_log_likelihood(log_probabilities: Any, labels: Array, *, reduction:
     """
     weights = _rows("negative_log_likelihood", log_probabilities, labels)
     # A label of probability 0 contributes nothing, even where the logarithm is -inf.
-    terms = ops.where(weights > 0, ops.multiply(log_probabilities, weights), 0.0)
+    terms = ops.where(weights == 0, 0.0, ops.multiply(log_probabilities, weights))
     rows = _or_nan(ops.negative(ops.sum(terms, axis=-1)), log_probabilities, labels)
     return reduce("negative_log_likelihood", rows, reduction)
 
@@ -75,11 +80,27 @@ def _or_nan(losses: Any, scores: Any, labels: Array) -> Any:
     return ops.where((labels >= 0) & (labels < array.shape[-1]), losses, math.nan)
 
 
-def _margins(name: str, scores: Any, labels: Array, margin: float) -> Any:
-    """Compute max(0, s_j - s_y + margin) for every class j but the right one y, where it is 0: (..., K)."""
-    right = _rows(name, scores, labels) > 0.5
+def _svm(name: str, scores: Any, labels: Array, margin: float, squared: bool, reduction: str) -> Any:
+    """Sum max(0, s_j - s_y + margin), or its square, over every class j but the right one y, and reduce over the rows."""
+    check_numbers(name, "[0, inf)", margin=margin)
+    rows = _rows(name, scores, labels)
+    xp = namespace(rows)
+    right, given = rows == 1, bare(labels)
+    valid = None
+    if not xp.isdtype(given.dtype, "integral"):
+        only_one = xp.sum(xp.astype(right, xp.int64), axis=-1) == 1
+        valid = admitted(
+            name,
+            given,
+            only_one & xp.all(right | (rows == 0), axis=-1),
+            xp.any(xp.isnan(rows), axis=-1),
+            "class indices, or one-hot rows with a single 1 among zeros; for probabilities use softmax_cross_entropy",
+        )
     own = ops.sum(ops.where(right, scores, 0.0), axis=-1, keepdims=True)
-    return ops.where(right, 0.0, ops.relu(ops.add(ops.subtract(scores, own), float(margin))))
+    terms = ops.where(right, 0.0, ops.relu(ops.add(ops.subtract(scores, own), float(margin))))
+    losses = ops.sum(ops.square(terms) if squared else terms, axis=-1)
+    losses = _or_nan(losses, scores, labels) if valid is None else ops.where(valid, losses, math.nan)
+    return reduce(name, losses, reduction)
 
 
 def hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "mean") -> Any:
@@ -93,12 +114,12 @@ def hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
-        ValueError: a class index outside 0..K-1 (on a GPU the loss is NaN instead), or an unknown reduction.
+        ValueError: a class index outside 0..K-1, or rows that are not one-hot (on a GPU the loss is NaN instead); an unknown
+            reduction.
 
     Source: Weston and Watkins, 1999; CS231n, "Linear classification". (PyTorch's multi_margin_loss divides by K.)
     """
-    rows = _or_nan(ops.sum(_margins("hinge", scores, labels, margin), axis=-1), scores, labels)
-    return reduce("hinge", rows, reduction)
+    return _svm("hinge", scores, labels, margin, False, reduction)
 
 
 def squared_hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction: str = "mean") -> Any:
@@ -106,8 +127,7 @@ def squared_hinge(scores: Any, labels: Array, *, margin: float = 1.0, reduction:
 
     Source: CS231n, "Linear classification" (L2-SVM).
     """
-    terms = ops.square(_margins("squared_hinge", scores, labels, margin))
-    return reduce("squared_hinge", _or_nan(ops.sum(terms, axis=-1), scores, labels), reduction)
+    return _svm("squared_hinge", scores, labels, margin, True, reduction)
 
 
 def sigmoid_cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
@@ -117,13 +137,15 @@ def sigmoid_cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") 
 
     Args:
         logits: any shape, before the sigmoid; large logits are computed without overflow.
-        labels: the same shape: 0 or 1 of any dtype, or probabilities.
+        labels: the same shape: 0 or 1 of any dtype, or probabilities. The loss is linear in them, also outside 0..1.
         reduction: over the elements; `attribute_logistic` sums over the attributes of each example instead.
 
     Raises:
         ShapeError: shapes that differ.
         ValueError: an unknown reduction.
     """
+    if reduction == "mean" and 0 in logits.shape:
+        not_empty("sigmoid_cross_entropy", logits)
     return ops.sigmoid_cross_entropy(logits, matching("sigmoid_cross_entropy", logits, labels), reduction=reduction)
 
 
@@ -140,6 +162,7 @@ def attribute_logistic(logits: Any, labels: Any, *, reduction: str = "mean") -> 
 
     Source: CS231n, "Neural networks part 2", attribute classification; Nielsen, equation (63).
     """
+    same_shape("attribute_logistic", logits, labels)
     terms = sigmoid_cross_entropy(logits, labels, reduction="none")
     return reduce("attribute_logistic", ops.sum(terms, axis=-1), reduction)
 
@@ -155,11 +178,18 @@ def attribute_hinge(scores: Any, labels: Any, *, margin: float = 1.0, reduction:
 
     Raises:
         ShapeError: shapes that differ.
+        ValueError: labels other than 1, 0 and -1 (on a GPU the loss is NaN instead), or an unknown reduction.
 
     Source: CS231n, "Neural networks part 2", attribute classification.
     """
+    check_numbers("attribute_hinge", "[0, inf)", margin=margin)
     labels = bare(matching("attribute_hinge", scores, labels))
     xp = namespace(labels)
-    sign = 2 * xp.astype(labels > 0, float_dtype(bare(scores))) - 1
+    y = xp.astype(labels, float_dtype(bare(scores)), copy=False)
+    expected = "1 (present), 0 or -1 (absent)"
+    valid = admitted("attribute_hinge", labels, (y == 1) | (y == 0) | (y == -1), xp.isnan(y), expected)
+    sign = 2 * xp.astype(y > 0, y.dtype) - 1
     terms = ops.relu(ops.subtract(float(margin), ops.multiply(scores, sign)))
+    if valid is not None:
+        terms = ops.where(valid, terms, math.nan)
     return reduce("attribute_hinge", ops.sum(terms, axis=-1), reduction)

@@ -9,6 +9,7 @@ from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, dtype_name, kind_of, namespace
 from xpnet.losses.base import reduce
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.settings import check_numbers
 
 
 def _parts(name: str, embeddings: Any, count: int) -> list[Any]:
@@ -40,6 +41,7 @@ def contrastive(embeddings: Any, same: Array, *, margin: float = 1.0, reduction:
 
     Source: Hadsell et al., "Dimensionality reduction by learning an invariant mapping", 2006.
     """
+    check_numbers("contrastive", "[0, inf)", margin=margin)
     a, b = _parts("contrastive", embeddings, 2)
     same = bare(same)
     if tuple(same.shape) != (embeddings.shape[0],):
@@ -66,6 +68,7 @@ def triplet(embeddings: Any, target: Any = None, *, margin: float = 1.0, squared
 
     Source: Schroff et al., "FaceNet", 2015.
     """
+    check_numbers("triplet", "[0, inf)", margin=margin)
     anchor, positive, negative = _parts("triplet", embeddings, 3)
     near, far = _distance(anchor, positive), _distance(anchor, negative)
     if squared:

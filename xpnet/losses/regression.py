@@ -7,6 +7,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.losses.base import matching, reduce
+from xpnet.runtime.settings import check_numbers
 
 
 def mean_squared_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
@@ -55,8 +56,7 @@ def huber(prediction: Any, target: Any, *, delta: float = 1.0, reduction: str = 
 
     Source: Huber, "Robust estimation of a location parameter", 1964.
     """
-    if not delta > 0:
-        raise ValueError(f"huber: delta must be above 0, got {delta}")
+    check_numbers("huber", "(0, inf)", delta=delta)
     target = matching("huber", prediction, target)
     distance = ops.abs(ops.subtract(prediction, target))
     near = ops.minimum(distance, float(delta))

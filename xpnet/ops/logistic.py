@@ -9,7 +9,7 @@ from xpnet.backend import Array, Namespace, dtype_name, kind_of
 from xpnet.ops.activations import _sigmoid
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, is_float
-from xpnet.ops.softmax import check_reduction
+from xpnet.ops.softmax import check_reduction, mean_of_nothing
 from xpnet.ops.sums import total
 
 
@@ -20,7 +20,8 @@ def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     Args:
         logits: any shape, floating.
         labels: the same shape: 0 or 1 of any dtype, or probabilities. They have no gradient.
-        reduction: "mean" or "sum" over all elements (0-d result), or "none" (the shape of the logits).
+        reduction: "mean" (NaN where there is none) or "sum" over all elements (0-d result), or "none" (the shape of the
+            logits).
 
     Raises:
         ShapeError: shapes that differ, or logits that are not floating.
@@ -39,14 +40,16 @@ def sigmoid_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     y = xp.astype(labels, logits.dtype, copy=False)
     # log(1 + exp(-|x|)) is the same for both labels; a logit on the wrong side of 0 adds |x|. Nothing is subtracted from a
     # large number, so that a tiny loss keeps its digits.
-    zero = xp.zeros_like(logits)
-    wrong = xp.where(logits < 0, -logits * y, zero) + xp.where(logits > 0, logits * (1 - y), zero)
+    wrong = xp.where(logits < 0, -logits * y, logits * (1 - y))
     losses = wrong + xp.log1p(xp.exp(-xp.abs(logits)))
     saved = (logits, y) if save else None
     if reduction == "none":
         return losses, saved
     loss = total(xp, losses)
-    return (loss / max(math.prod(logits.shape), 1) if reduction == "mean" else loss), saved
+    if reduction == "sum":
+        return loss, saved
+    count = math.prod(logits.shape)
+    return (loss / count if count else mean_of_nothing(xp, loss)), saved
 
 
 @sigmoid_cross_entropy.backward

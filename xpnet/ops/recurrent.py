@@ -6,7 +6,8 @@ of both kernels, of the bias and of the inputs. Only what depends on the previou
 Shapes: x (N, T, C), states (N, H). With G gates the kernel is (C, G*H), the recurrent kernel (H, G*H) and a bias (G*H,);
 each gate is a block of H columns. The blocks are in PyTorch's order: LSTM input, forget, cell, output; GRU reset, update, new.
 
-A mask (N, T) is False where a sequence has no element: there the output is 0 and the state is unchanged. With `reverse` the
+A mask (N, T) is False where a sequence has no element: there the output is 0 and the state is unchanged. What the inputs hold
+there, NaN too, reaches neither a value nor a gradient. With `reverse` the
 sequence is processed from its end; the outputs keep the order of the inputs.
 
 Source: Rumelhart et al., 1986; Hochreiter and Schmidhuber, "Long short-term memory", 1997, with the forget gate of Gers et
@@ -70,6 +71,13 @@ def _columns_of(xp: Namespace, mask: Array | None, T: int) -> list[Array] | None
         return None
     inside = xp.astype(mask, xp.bool)
     return [inside[:, t : t + 1] for t in range(T)]
+
+
+def _without_masked(xp: Namespace, x: Array, mask: Array | None) -> Array:
+    """Return x (N, T, C) with 0 where the mask is False: a NaN there times a gradient of 0 would still be NaN."""
+    if mask is None:
+        return x
+    return cast(Array, xp.where(xp.astype(mask, xp.bool)[:, :, None], x, xp.zeros_like(x)))
 
 
 def _sequence(xp: Namespace, values: list[Array], mask: Array | None) -> Array:
@@ -148,6 +156,7 @@ def rnn(
     """
     _check("rnn", 1, x, kernel, recurrent_kernel, mask, bias=bias, h=h)
     T, inside = x.shape[1], _columns_of(xp, mask, x.shape[1])
+    x = _without_masked(xp, x, mask)
     steps = _steps(xp, x, kernel, bias)
     h = zeros_like_shape(xp, steps, (x.shape[0], kernel.shape[1])) if h is None else h
     before: list[Any] = [None] * T
@@ -211,6 +220,7 @@ def lstm(
     _check("lstm", 4, x, kernel, recurrent_kernel, mask, bias=bias, h=h, c=c)
     N, T, H = x.shape[0], x.shape[1], recurrent_kernel.shape[0]
     inside = _columns_of(xp, mask, T)
+    x = _without_masked(xp, x, mask)
     # sigmoid(z) = tanh(z / 2) / 2 + 1/2, so one tanh computes all gates; the kernels are halved, which is exact.
     half = _blocks(xp, x, H, (0.5, 0.5, 1.0, 0.5))
     rest = 1 - half
@@ -300,6 +310,7 @@ def gru(
     _check("gru", 3, x, kernel, recurrent_kernel, mask, bias=bias, recurrent_bias=recurrent_bias, h=h)
     N, T, H = x.shape[0], x.shape[1], recurrent_kernel.shape[0]
     inside = _columns_of(xp, mask, T)
+    x = _without_masked(xp, x, mask)
     steps = _steps(xp, x, kernel, bias)
     h = zeros_like_shape(xp, steps, (N, H)) if h is None else h
     empty: list[Any] = [None] * T

@@ -57,16 +57,6 @@ def check_reduction(operation: str, reduction: str) -> None:
         raise ValueError(f'{operation}: reduction must be "mean", "sum" or "none", got {reduction!r}')
 
 
-def label_advice(low: int, high: int) -> str:
-    """Return what to do about labels from `low` to `high` that are not the classes of a model."""
-    if low < 0:
-        return (
-            f"labels that stand for no class, such as {low}, are left out by ignore_index={low}, where they are all that one "
-            f"number; otherwise number the classes from 0"
-        )
-    return f"give the last layer {high + 1} units or number the classes from 0"
-
-
 def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) -> bool:
     """Check that `labels` fit `logits`; return whether they are class indices (True) or probabilities (False).
 
@@ -88,7 +78,7 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
             if low < 0 or high >= K:
                 raise ValueError(
                     f"{operation}: labels run from {low} to {high}, but the logits {tuple(logits.shape)} have classes "
-                    f"0..{K - 1}; {label_advice(low, high)}"
+                    f"0..{K - 1}; {_remedy(low, high)}"
                 )
         return True
     if tuple(labels.shape) != tuple(logits.shape):
@@ -97,6 +87,22 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
             f"{tuple(logits.shape[:-1])} or probabilities of shape {tuple(logits.shape)}"
         )
     return False
+
+
+def _remedy(low: int, high: int) -> str:
+    """Return what to do about class indices low..high that are not those of a model."""
+    if low < 0:
+        return (
+            "there is no class below 0: number the classes from 0, and take out examples without a label (or those marked "
+            "by a number such as -100 or -1) before they get here"
+        )
+    return f"give the last layer {high + 1} units or number the classes from 0"
+
+
+def mean_of_nothing(xp: Namespace, loss: Array) -> Array:
+    """Return NaN: a mean over no terms is not defined."""
+    undefined: Array = xp.full_like(loss, math.nan)
+    return undefined
 
 
 def nan_outside(xp: Namespace, values: Array, indices: Array, count: int) -> Array:
@@ -118,7 +124,7 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     Args:
         logits: (..., K), floating.
         labels: class indices, integers (...), or probabilities, floating (..., K). They have no gradient.
-        reduction: "mean" or "sum" over all rows (0-d result), or "none" (shape (...)).
+        reduction: "mean" (NaN where there is no row) or "sum" over all rows (0-d result), or "none" (shape (...)).
 
     Raises:
         ShapeError: shapes or dtypes that do not fit.
@@ -138,8 +144,9 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
         target = xp.astype(xp.astype(labels, xp.int64, copy=False)[..., None] == classes, logits.dtype)
     else:
         target = xp.astype(labels, logits.dtype, copy=False)
-    # A class of probability 0 costs nothing, even where its logit is -inf.
-    terms = xp.where(target > 0, -target * log_p, xp.zeros_like(log_p))
+    # A class of probability 0 costs nothing, even where its logit is -inf. Any other number counts as it is: a policy gradient
+    # has negative ones, and NaN stays NaN.
+    terms = xp.where(target == 0, xp.zeros_like(log_p), -target * log_p)
     losses = total(xp, terms, (terms.ndim - 1,))
     if indices:
         losses = nan_outside(xp, losses, labels, logits.shape[-1])
@@ -149,8 +156,10 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     if reduction == "none":
         return losses, saved
     loss = total(xp, losses)
+    if reduction == "sum":
+        return loss, saved
     rows = math.prod(logits.shape[:-1])
-    return (loss / rows if reduction == "mean" and rows else loss), saved
+    return (loss / rows if rows else mean_of_nothing(xp, loss)), saved
 
 
 @softmax_cross_entropy.backward

@@ -10,6 +10,7 @@ from xpnet.backend import Array
 from xpnet.ops.updates import adaptive
 from xpnet.ops.updates import rule as rules
 from xpnet.optim.optimizer import Optimizer, Schedule
+from xpnet.runtime.settings import check_numbers
 
 
 class Adam(Optimizer):
@@ -40,6 +41,7 @@ class Adam(Optimizer):
         super().__init__(learning_rate, weight_decay=weight_decay)
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
             raise ValueError(f"{type(self).__name__}: beta1 and beta2 must be in [0, 1), got {beta1} and {beta2}")
+        check_numbers(type(self).__name__, "[0, inf)", epsilon=epsilon)
         self.amsgrad = amsgrad
         self.slot_names = ("mean", "square", "largest") if amsgrad else ("mean", "square")
         if amsgrad:
@@ -119,6 +121,7 @@ class Nadam(Adam):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
+        check_numbers("Nadam", "[0, inf)", momentum_decay=momentum_decay)
         self.momentum_decay = momentum_decay
         self._product = (0, 1.0)  # of the momentum over the steps up to one of them
 

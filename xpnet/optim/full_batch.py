@@ -14,6 +14,7 @@ from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer, Target
+from xpnet.runtime.settings import check_numbers, check_whole
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class FullBatch(Optimizer):
 
     def __init__(self, max_iterations: int = 100, tolerance: float = 1e-5, *, weight_decay: float = 0.0) -> None:
         super().__init__(1.0, weight_decay=weight_decay)
-        if max_iterations < 1:
-            raise ValueError(f"{type(self).__name__}: max_iterations must be at least 1, got {max_iterations}")
+        check_whole(type(self).__name__, 1, max_iterations=max_iterations)
+        check_numbers(type(self).__name__, "[0, inf)", tolerance=tolerance)
         self.max_iterations = max_iterations
         self.tolerance = tolerance
 
@@ -175,8 +176,7 @@ class LBFGS(FullBatch):
         self, max_iterations: int = 100, tolerance: float = 1e-5, history: int = 10, *, weight_decay: float = 0.0
     ) -> None:
         super().__init__(max_iterations, tolerance, weight_decay=weight_decay)
-        if history < 1:
-            raise ValueError(f"LBFGS: history must be at least 1, got {history}")
+        check_whole("LBFGS", 1, history=history)
         self.history = history
 
     def options(self) -> dict[str, Any]:

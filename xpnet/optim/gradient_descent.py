@@ -7,6 +7,7 @@ from typing import Any
 from xpnet.backend import Array
 from xpnet.ops.updates import rule as rules
 from xpnet.optim.optimizer import Optimizer, Schedule
+from xpnet.runtime.settings import check_numbers
 
 
 class SGD(Optimizer):
@@ -37,8 +38,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"SGD: momentum must be in [0, 1), got {momentum}")
+        check_numbers("SGD", "[0, 1)", momentum=momentum)
         if nesterov and not momentum:
             raise ValueError("SGD: nesterov=True needs a momentum above 0, such as 0.9")
         if form not in ("velocity", "inertia"):

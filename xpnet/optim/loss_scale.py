@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 from weakref import ref
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array, device_of, namespace, quiet, to_numpy
 from xpnet.ops.updates.half import adjust, unscale
+from xpnet.runtime.settings import check_numbers, check_whole
 
 
 class LossScale:
@@ -36,12 +36,9 @@ class LossScale:
     def __init__(
         self, initial: float = 2.0**16, *, growth_interval: int = 2000, growth: float = 2.0, smallest: float = 1.0
     ) -> None:
-        if not (0 < initial < math.inf and 0 < smallest < math.inf):
-            raise ValueError(f"LossScale: initial and smallest must be above 0 and finite, got {initial} and {smallest}")
-        if growth_interval < 1 or not 1 < growth < math.inf:
-            raise ValueError(
-                f"LossScale: growth_interval must be at least 1 and growth above 1, got {growth_interval} and {growth}"
-            )
+        check_numbers("LossScale", "(0, inf)", initial=initial, smallest=smallest)
+        check_whole("LossScale", 1, growth_interval=growth_interval)
+        check_numbers("LossScale", "(1, inf)", growth=growth)
         self.initial = float(initial)
         self.growth_interval = int(growth_interval)
         self.growth = float(growth)

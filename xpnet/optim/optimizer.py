@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
 from xpnet.layers.module import Module
 from xpnet.ops.updates.rule import Rule
 from xpnet.optim.loss_scale import LossScale
+from xpnet.runtime.settings import check_numbers
 
 Schedule = Callable[[int], float]
 Target = Module | dict[str, Parameter] | Iterable[Parameter]
@@ -38,10 +40,9 @@ class Optimizer:
 
     def __init__(self, learning_rate: float | Schedule, *, weight_decay: float = 0.0) -> None:
         name = type(self).__name__
-        if not callable(learning_rate) and not learning_rate >= 0:
-            raise ValueError(f"{name}: learning_rate must be at least 0, got {learning_rate}")
-        if not weight_decay >= 0:
-            raise ValueError(f"{name}: weight_decay must be at least 0, got {weight_decay}")
+        if not callable(learning_rate):
+            check_numbers(name, "[0, inf)", learning_rate=learning_rate)
+        check_numbers(name, "[0, inf)", weight_decay=weight_decay)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.iterations = 0
@@ -56,9 +57,16 @@ class Optimizer:
 
     @property
     def current_learning_rate(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step.
+
+        Raises:
+            ValueError: it was set to, or a schedule returns, something that is negative or not finite.
+        """
         rate = self.learning_rate
-        return self.factor * float(rate(self.iterations + self.skipped) if callable(rate) else rate)
+        found = self.factor * (float(rate(self.iterations + self.skipped)) if callable(rate) else rate)
+        if not 0 <= found < math.inf:
+            check_numbers(type(self).__name__, "[0, inf)", **{f"the learning rate of step {self.iterations}": found})
+        return found
 
     def bind(self, target: Target) -> FlatParameters:
         """Return the flat parameters of a model, or of Parameters, and fit the optimizer's state to them.

@@ -8,6 +8,7 @@ from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
 from xpnet.ops.updates import full_batch
 from xpnet.optim.optimizer import Optimizer, Schedule
+from xpnet.runtime.settings import check_numbers
 
 
 class Rprop(Optimizer):
@@ -39,7 +40,8 @@ class Rprop(Optimizer):
         if callable(learning_rate):
             raise ValueError("Rprop: the learning rate is the first step size, a number; the sizes then adapt")
         super().__init__(learning_rate, weight_decay=weight_decay)
-        if not (0 < shrink < 1 < grow and 0 < smallest <= largest):
+        check_numbers("Rprop", "(0, inf)", grow=grow, shrink=shrink, smallest=smallest, largest=largest)
+        if not (shrink < 1 < grow and smallest <= largest):
             raise ValueError(
                 f"Rprop: expected 0 < shrink < 1 < grow and 0 < smallest <= largest, "
                 f"got {shrink}, {grow}, {smallest}, {largest}"
@@ -80,8 +82,7 @@ class Quickprop(Optimizer):
 
     def __init__(self, learning_rate: float | Schedule = 0.01, growth: float = 1.75, *, weight_decay: float = 0.0) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay)
-        if not growth > 0:
-            raise ValueError(f"Quickprop: growth must be above 0, got {growth}")
+        check_numbers("Quickprop", "(0, inf)", growth=growth)
         self.growth = growth
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:

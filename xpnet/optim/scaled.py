@@ -8,6 +8,7 @@ from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
 from xpnet.ops.updates import adaptive
 from xpnet.optim.optimizer import Optimizer, Schedule
+from xpnet.runtime.settings import check_numbers
 
 
 class Adagrad(Optimizer):
@@ -33,6 +34,7 @@ class Adagrad(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay)
+        check_numbers("Adagrad", "[0, inf)", epsilon=epsilon, initial=initial)
         self.epsilon = epsilon
         self.initial = initial
 
@@ -72,6 +74,7 @@ class RMSprop(Optimizer):
         super().__init__(learning_rate, weight_decay=weight_decay)
         if not (0 <= decay < 1 and 0 <= momentum < 1):
             raise ValueError(f"RMSprop: decay and momentum must be in [0, 1), got {decay} and {momentum}")
+        check_numbers("RMSprop", "[0, inf)", epsilon=epsilon)
         self.rate_decay = decay
         self.epsilon = epsilon
         self.centered = centered

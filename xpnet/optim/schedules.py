@@ -10,11 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-
-def _positive(name: str, **values: float) -> None:
-    for key, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}: {key} must be above 0, got {value}")
+from xpnet.runtime.settings import check_numbers, check_whole
 
 
 @dataclass(frozen=True)
@@ -22,6 +18,9 @@ class Constant:
     """The same rate at every step."""
 
     rate: float
+
+    def __post_init__(self) -> None:
+        check_numbers("Constant", "[0, inf)", rate=self.rate)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -37,7 +36,9 @@ class Step:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _positive("Step", every=self.every)
+        check_numbers("Step", "[0, inf)", rate=self.rate, factor=self.factor)
+        check_numbers("Step", "(0, inf)", every=self.every)
+        check_whole("Step", 1, every=self.every)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -53,7 +54,8 @@ class Exponential:
     every: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("Exponential", every=self.every, factor=self.factor)
+        check_numbers("Exponential", "[0, inf)", rate=self.rate)
+        check_numbers("Exponential", "(0, inf)", every=self.every, factor=self.factor)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -66,6 +68,9 @@ class InverseTime:
 
     rate: float
     decay: float
+
+    def __post_init__(self) -> None:
+        check_numbers("InverseTime", "[0, inf)", rate=self.rate, decay=self.decay)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -84,7 +89,8 @@ class Cosine:
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive("Cosine", steps=self.steps)
+        check_numbers("Cosine", "[0, inf)", rate=self.rate, end=self.end)
+        check_numbers("Cosine", "(0, inf)", steps=self.steps)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -108,6 +114,8 @@ class Piecewise:
             raise ValueError(
                 f"Piecewise: expected growing boundaries and one rate more than those, got {self.boundaries} and {self.rates}"
             )
+        check_whole("Piecewise", 0, **{f"boundaries[{i}]": step for i, step in enumerate(self.boundaries)})
+        check_numbers("Piecewise", "[0, inf)", **{f"rates[{i}]": rate for i, rate in enumerate(self.rates)})
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -131,7 +139,8 @@ class WarmUp:
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive("WarmUp", steps=self.steps)
+        check_numbers("WarmUp", "(0, inf)", steps=self.steps)
+        check_numbers("WarmUp", "[0, inf)", start=self.start, **({} if callable(self.after) else {"after": self.after}))
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -163,7 +172,8 @@ class OneCycle:
     final_divide: float = 1e4
 
     def __post_init__(self) -> None:
-        _positive("OneCycle", steps=self.steps, divide=self.divide, final_divide=self.final_divide)
+        check_numbers("OneCycle", "[0, inf)", rate=self.rate)
+        check_numbers("OneCycle", "(0, inf)", steps=self.steps, divide=self.divide, final_divide=self.final_divide)
         if not 0 < self.up < 1 or self.up * self.steps <= 1:
             raise ValueError(f"OneCycle: up={self.up} of {self.steps} steps must be more than one step, and not all")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from xpnet.autograd.tape import no_grad
-from xpnet.autograd.tensor import Tensor
+from xpnet.autograd.tensor import Tensor, bare
 from xpnet.backend import Array, is_floating, namespace
 from xpnet.layers.execution import runs_on_its_device
 from xpnet.layers.hooks import wrapped
@@ -16,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss became NaN or infinite; the message names the epoch, the batch and the first layer that is not finite."""
+    """The loss became NaN or infinite; the message names the epoch, the batch and what is the first that is not finite."""
 
 
 def not_finite(trainer: Steps, x: Array, loss: float, y: Any = None) -> NotFiniteError:
-    """Return the error for a loss on the batch `x` with the targets `y`, where these are known."""
+    """Return the error for a loss on the batch `x` with the targets `y`."""
     where = f"epoch {trainer.epoch + 1}, batch {trainer.batch + 1}"
-    if any(hasattr(part, "dtype") and not _finite(part) for part in (y if isinstance(y, tuple) else (y,))):
+    if bad := not_finite_targets(y):
         return NotFiniteError(
-            f"the loss became {loss} in {where}; the targets y of this batch hold values that are not finite: fill them in, or "
-            f"leave those examples out"
+            f"the loss became {loss} in {where}: {bad}; take these examples out (keep = numpy.isfinite(y)), or fill in their "
+            f"values"
         )
     return NotFiniteError(
         f"the loss became {loss} in {where}; {first_not_finite(trainer.model, x)}; "
@@ -33,7 +34,18 @@ def not_finite(trainer: Steps, x: Array, loss: float, y: Any = None) -> NotFinit
     )
 
 
-def _finite(array: Array) -> bool:
+def not_finite_targets(y: Any) -> str:
+    """Return a clause about targets that are not finite, or "" where there are none."""
+    for part in y if isinstance(y, tuple) else (y,):
+        if hasattr(part, "dtype") and not _finite(part):
+            xp = namespace(part)
+            count = int(xp.sum(xp.astype(~xp.isfinite(part), xp.int64)))
+            return f"the targets hold values that are not finite: {count} of {math.prod(part.shape)} in this batch"
+    return ""
+
+
+def _finite(array: Any) -> bool:
+    array = bare(array)
     xp = namespace(array)
     return not is_floating(array) or bool(xp.all(xp.isfinite(array)))
 

@@ -12,7 +12,7 @@ from xpnet import losses
 from xpnet.autograd.tape import no_grad
 from xpnet.backend import Array, Device, working_on
 from xpnet.layers.execution import executor_of
-from xpnet.layers.modes import eval_mode
+from xpnet.layers.modes import eval_mode, states_of_its_own
 from xpnet.layers.module import Module
 from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
@@ -268,7 +268,8 @@ class Trainer(Steps):
         sums = Sums()
         device = self.model.context.device
         place = contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "evaluate")
-        with place, no_grad(), eval_mode(self.model), device_feed(batches, device) as feed:
+        states = states_of_its_own(self.model)
+        with place, no_grad(), eval_mode(self.model), states, device_feed(batches, device) as feed:
             for x, y in feed.epoch(0):
                 prediction = output_of(self.model, x)
                 sums.add(x, {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)})

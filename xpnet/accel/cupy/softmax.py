@@ -10,7 +10,7 @@ from xpnet.accel.cupy.launch import grid_size, launch
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import accumulator, c_name, contiguous, supported
 from xpnet.backend import is_floating, kind_of
-from xpnet.ops.softmax import check_reduction, log_softmax, softmax, softmax_cross_entropy
+from xpnet.ops.softmax import check_reduction, log_softmax, mean_of_nothing, softmax, softmax_cross_entropy
 
 Array = Any
 
@@ -102,7 +102,8 @@ def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: 
     )  # fmt: skip
     if reduction != "none":
         losses = xp.sum(losses, dtype=losses.dtype)
-        losses = losses / rows if reduction == "mean" and rows else losses
+        if reduction == "mean":
+            losses = losses / rows if rows else mean_of_nothing(xp, losses)
     return losses.astype(logits.dtype, copy=False), gradient
 
 

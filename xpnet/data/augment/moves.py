@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from xpnet.backend import Array, Namespace, dtype_name
+from xpnet.runtime.settings import check_numbers, check_whole
 
 from ..arrays import like
 from .base import Augmentation, images, require
@@ -56,6 +57,8 @@ class Shift(Augmentation):
 
     def __post_init__(self) -> None:
         require(self.pixels >= 0, f"pixels must not be negative, got {self.pixels}")
+        check_whole("Shift", 0, pixels=self.pixels)
+        check_numbers("Shift", "(-inf, inf)", fill=self.fill)
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draw two integers for each image."""
@@ -101,6 +104,13 @@ class Crop(Augmentation):
 
     def __post_init__(self) -> None:
         require(self.padding >= 0, f"padding must not be negative, got {self.padding}")
+        check_whole("Crop", 0, padding=self.padding)
+        check_numbers("Crop", "(-inf, inf)", fill=self.fill)
+        if self.size is not None:
+            require(
+                hasattr(self.size, "__len__") and len(self.size) == 2, f"Crop: size must be (height, width), got {self.size}"
+            )
+            check_whole("Crop", 1, height=self.size[0], width=self.size[1])
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draw two integers for each image: the corner of the patch."""
@@ -129,6 +139,8 @@ class Cutout(Augmentation):
 
     def __post_init__(self) -> None:
         require(self.size > 0, f"size must be positive, got {self.size}")
+        check_whole("Cutout", 1, size=self.size)
+        check_numbers("Cutout", "(-inf, inf)", fill=self.fill)
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draw two integers for each image."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from xpnet.backend import Array, Namespace, describe, dtype_name, namespace
+from xpnet.runtime.settings import check_numbers, check_whole
 
 from ..arrays import like
 from ..preprocessing import one_hot
@@ -32,6 +33,9 @@ class Mixup(Augmentation):
 
     def __post_init__(self) -> None:
         require(self.alpha > 0, f"alpha must be positive, got {self.alpha}")
+        check_numbers("Mixup", "(0, inf)", alpha=self.alpha)
+        if self.classes is not None:
+            check_whole("Mixup", 1, classes=self.classes)
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draw one number for each example, and a permutation of the batch."""
@@ -59,6 +63,9 @@ class Rescale(Augmentation):
 
     divisor: float = 255.0
 
+    def __post_init__(self) -> None:
+        check_numbers("Rescale", "(0, inf)", divisor=self.divisor)
+
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Return the result; no random numbers are drawn."""
         return xp.astype(x, xp.float32) / self.divisor, y
@@ -74,6 +81,8 @@ class Normalise(Augmentation):
     def __post_init__(self) -> None:
         require(len(self.mean) == len(self.std), f"{len(self.mean)} means and {len(self.std)} deviations")
         require(min(self.std) > 0, f"deviations must be positive, got {self.std}")
+        check_numbers("Normalise", "(-inf, inf)", **{f"mean[{i}]": value for i, value in enumerate(self.mean)})
+        check_numbers("Normalise", "(0, inf)", **{f"std[{i}]": value for i, value in enumerate(self.std)})
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Return the result; no random numbers are drawn."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from xpnet.backend import Array, Namespace, dtype_name, namespace
+from xpnet.runtime.settings import check_numbers
 
 from ..arrays import like
 from ..dataset import NumpyArray
@@ -62,6 +63,10 @@ class Rotation(Augmentation):
     degrees: float
     fill: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_numbers("Rotation", "[0, inf)", degrees=self.degrees)
+        check_numbers("Rotation", "(-inf, inf)", fill=self.fill)
+
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draw one angle for each image."""
         N, H, W, _ = images(self, x)
@@ -88,6 +93,9 @@ class Elastic(Augmentation):
 
     def __post_init__(self) -> None:
         require(self.sigma > 0, f"sigma must be positive, got {self.sigma}")
+        check_numbers("Elastic", "(0, inf)", sigma=self.sigma)
+        check_numbers("Elastic", "[0, inf)", alpha=self.alpha)
+        check_numbers("Elastic", "(-inf, inf)", fill=self.fill)
 
     def apply(self, xp: Namespace, x: Array, y: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draw two numbers for each pixel."""

@@ -8,6 +8,8 @@ from typing import Literal, cast
 import numpy as np
 
 from xpnet.backend import Array, Namespace
+from xpnet.ops.shapes import is_whole
+from xpnet.runtime.settings import check_numbers
 
 from ..dataset import NumpyArray
 from .base import Transform, chunks, mean_of
@@ -58,6 +60,8 @@ class PCA(Transform):
 
     def __init__(self, components: int | None = None):
         super().__init__()
+        if components is not None and not (is_whole(components) and components >= 1):
+            raise ValueError(f"{self._name}: {components} components, expected a whole number, at least 1")
         self.components = components
 
     @property
@@ -97,6 +101,7 @@ class Whiten(PCA):
             raise ValueError(f'kind must be "pca" or "zca", got {kind!r}')
         if not epsilon >= 0:
             raise ValueError(f"epsilon must not be negative, got {epsilon}")
+        check_numbers("Whiten", "[0, inf)", epsilon=epsilon)
         self.kind, self.epsilon = kind, float(epsilon)
 
     def _fit(self, x: Array) -> dict[str, NumpyArray]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from xpnet.backend import Array, Namespace
+from xpnet.runtime.settings import check_numbers
 
 from ..dataset import NumpyArray
 from .base import Per, Transform, axes_of, chunks, mean_of
@@ -104,6 +105,7 @@ class MinMax(_Per):
 
     def __init__(self, low: float = 0.0, high: float = 1.0, per: Per = "channel"):
         super().__init__(per)
+        check_numbers("MinMax", "(-inf, inf)", low=low, high=high)
         if not low < high:
             raise ValueError(f"low must be less than high, got {low} and {high}")
         self.low, self.high = float(low), float(high)
@@ -133,6 +135,7 @@ class Scale(Transform):
         super().__init__()
         if divisor == 0:
             raise ValueError("divisor must not be 0")
+        check_numbers("Scale", "(0, inf)", divisor=divisor)
         self.divisor = float(divisor)
 
     def _apply(self, xp: Namespace, x: Array) -> Array:

@@ -1,0 +1,64 @@
+"""Checks of numeric settings: of layers, losses, optimizers, schedules and augmentations."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+
+@lru_cache(maxsize=64)
+def _parsed(interval: str) -> tuple[bool, float, float, bool]:
+    """Return whether the lower end is excluded, both ends, and whether the upper end is excluded."""
+    low, high = interval[1:-1].split(",")
+    return interval[0] == "(", float(low), float(high), interval[-1] == ")"
+
+
+def _words(interval: str) -> str:
+    """Return an interval in words, where that is shorter than its brackets."""
+    without_low, low, high, _ = _parsed(interval)
+    if high < math.inf:
+        return f"in {interval}"
+    if low == -math.inf:
+        return "finite"
+    return f"{'above' if without_low else 'at least'} {low:g} and finite"
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (str, bytes)):  # float() would read it
+        raise TypeError
+    return float(value)
+
+
+def check_numbers(who: str, interval: str, **values: Any) -> None:
+    """Raise an error unless every value is a number within an interval, such as "[0, 1)" or "(0, inf)". NaN is in none.
+
+    Raises:
+        TypeError: something that is no number.
+        ValueError: a number outside the interval.
+    """
+    without_low, low, high, without_high = _parsed(interval)
+    for name, value in values.items():
+        try:
+            number = _number(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{who}: {name} must be a number {_words(interval)}, got {value!r}") from None
+        inside = (low < number if without_low else low <= number) and (number < high if without_high else number <= high)
+        if not inside:
+            raise ValueError(f"{who}: {name} must be {_words(interval)}, got {value}")
+
+
+def check_whole(who: str, least: int, **values: Any) -> None:
+    """Raise an error unless every value is a whole number, at least `least`.
+
+    Raises:
+        TypeError: something that is no number.
+        ValueError: a fraction, or a number below `least`.
+    """
+    for name, value in values.items():
+        try:
+            whole = _number(value).is_integer()
+        except (TypeError, ValueError):
+            raise TypeError(f"{who}: {name} must be at least {least} and whole, got {value!r}") from None
+        if not whole or value < least:
+            raise ValueError(f"{who}: {name} must be at least {least} and whole, got {value}")
