@@ -11,6 +11,7 @@ import numpy as np
 
 from xpnet.accel.numpy import depthwise, im2col, winograd
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, GradientTiles, ImageTiles, OutputTiles, StridedOutputTiles, TileFootprint
+from xpnet.accel.numpy.finite import QUIET, all_finite
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry, geometry_of_shapes
@@ -111,22 +112,25 @@ def forward(
     return y, (x, kernel, y if activation else None) if save else None
 
 
-def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles) -> None:
-    """Convolve without groups, with the algorithm that is expected to be faster."""
+def convolve(
+    x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles, checked: bool = False
+) -> None:
+    """Convolve without groups, with the algorithm that is expected to be faster; `checked`: the kernel is known to be finite."""
     C, O = kernel.shape[2:]
     positions = x.shape[0] * w.size[0] * w.size[1]
     m = winograd_tile(w, w.size, C, O) if positions >= MIN_WINOGRAD_OUTPUTS else 0
-    if not m or (w.dilation != (1, 1) and (x.whole_images or target.whole_images)):
+    impossible = not m or (w.dilation != (1, 1) and (x.whole_images or target.whole_images))
+    if impossible or not (checked or all_finite(kernel)):
         im2col.convolve(x, kernel, bias, w, target)
         return
     t = winograd.transforms(m, w.window[0], x.dtype)
     U = winograd.transform_kernel(kernel, t)
     if w.dilation == (1, 1):
-        winograd.convolve(x, U, t, bias, w.pads, target)
+        winograd.convolve(x, kernel, U, t, bias, w.pads, target)
         return
     for rows, across, out_rows, out_across, pads in _phases(w):
         part = StridedOutputTiles(target.y[:, out_rows, out_across], target.activation)
-        winograd.convolve(x.at(rows, across), U, t, bias, pads, part)
+        winograd.convolve(x.at(rows, across), kernel, U, t, bias, pads, part)
 
 
 def is_pointwise(g: Geometry, x: Floats) -> bool:
@@ -189,19 +193,21 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, shape: tuple[int,
     if not m or (w.dilation != (1, 1) and dy.whole_images):
         return im2col.kernel_gradient(x, dy, w, shape)
     t = winograd.transforms(m, w.window[0], x.dtype)
-    if w.dilation == (1, 1):
-        return winograd.kernel_gradient(x, dy, t, w.pads)
-    dkernel, dbias = np.zeros(shape, x.dtype), np.zeros(shape[3], x.dtype)
-    for rows, across, out_rows, out_across, pads in _phases(w):
-        part = winograd.kernel_gradient(x.at(rows, across), dy.at(out_rows, out_across), t, pads)
-        dkernel += part[0]
-        dbias += part[1]
-    return dkernel, dbias
+    with np.errstate(**QUIET):
+        if w.dilation == (1, 1):
+            dkernel, dbias = winograd.kernel_gradient(x, dy, t, w.pads)
+        else:
+            dkernel, dbias = np.zeros(shape, x.dtype), np.zeros(shape[3], x.dtype)
+            for rows, across, out_rows, out_across, pads in _phases(w):
+                part = winograd.kernel_gradient(x.at(rows, across), dy.at(out_rows, out_across), t, pads)
+                dkernel += part[0]
+                dbias += part[1]
+    return (dkernel, dbias) if all_finite(dkernel) else im2col.kernel_gradient(x, dy, w, shape, single=True)
 
 
 def data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
     """Compute dx (N, H, W, C) of a convolution without groups."""
-    if w.stride != (1, 1):
+    if w.stride != (1, 1) or not all_finite(kernel):
         im2col.strided_data_gradient(dy, kernel, w, dx)
         return
     # dx is a convolution of dy with the kernel flipped along both axes, C and O exchanged.
@@ -210,7 +216,7 @@ def data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> Non
     pads, size = (top, left), (dx.shape[1], dx.shape[2])
     back = Windows(w.window, (1, 1), w.dilation, pads, size)
     if dx.flags.c_contiguous:
-        convolve(dy, flipped, None, back, OutputTiles(dx))
+        convolve(dy, flipped, None, back, OutputTiles(dx), checked=True)
     else:
         im2col.convolve(dy, flipped, None, back, OutputTiles(dx))
 

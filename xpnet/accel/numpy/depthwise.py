@@ -14,6 +14,7 @@ import numpy as np
 
 from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles
+from xpnet.accel.numpy.finite import all_finite
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import Floats, workspace
 from xpnet.runtime.threads import chunk_count, parallel
@@ -119,7 +120,9 @@ def gradients(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows, need
     """Return dx, dkernel and dbias, None where `needs` is False."""
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if dx is not None:
-        (_strided_data_gradient if w.stride != (1, 1) else _flipped_data_gradient)(dy, kernel, w, dx)
+        # The flipped convolution also adds the kernel times the zeros around dy, which is 0 if the kernel is finite.
+        flipped = w.stride == (1, 1) and all_finite(kernel)
+        (_flipped_data_gradient if flipped else _strided_data_gradient)(dy, kernel, w, dx)
     if not (needs[1] or needs[2]):
         return dx, None, None
     dkernel, dbias = _kernel_gradient(x, kernel, dy, w)

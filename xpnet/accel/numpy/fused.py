@@ -66,6 +66,8 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, window: 
     mask = MaxMask.empty(N, p, O) if save else None
     target = PooledOutputTiles((N, g.h.out, g.w.out, O), y, mask, activation, p)
     convolve(ImageTiles(x), kernel, bias, windows_of(g), target)
+    if save and activation in ("sigmoid", "tanh") and np.isnan(np.maximum.reduce(y, axis=None)):
+        return NotImplemented  # backward, the derivative at a NaN is NaN, also where the pooling did not choose it
     return y, (x, kernel, y, mask) if save else None
 
 
