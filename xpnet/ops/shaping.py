@@ -199,10 +199,10 @@ def scatter_rows(xp: Namespace, rows: Array, index: Array, *, size: int) -> Any:
         parts = [scatter_rows.run(xp, (part, index), {"size": size}, False)[0] for part in (xp.real(rows), xp.imag(rows))]
         return xp.astype(parts[0], rows.dtype) + 1j * xp.astype(parts[1], rows.dtype), index
     sums = _sums_by_index(xp, xp.where(finite, rows, xp.zeros_like(rows)), index, size)
-    for value in (math.inf, -math.inf, math.nan):
-        held = xp.isnan(rows) if math.isnan(value) else rows == value
-        met = _sums_by_index(xp, xp.astype(held, rows.dtype), index, size) > 0
-        sums = sums + xp.where(met, xp.full_like(sums, value), xp.zeros_like(sums))
+    held = xp.isnan(rows), rows == math.inf, rows == -math.inf
+    nan, high, low = (_sums_by_index(xp, xp.astype(one, rows.dtype), index, size) > 0 for one in held)
+    sums = xp.where(high, xp.full_like(sums, math.inf), xp.where(low, xp.full_like(sums, -math.inf), sums))
+    sums = xp.where(nan | (high & low), xp.full_like(sums, math.nan), sums)
     return sums, index
 
 

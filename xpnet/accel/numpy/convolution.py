@@ -115,7 +115,7 @@ def forward(
 def convolve(
     x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles, checked: bool = False
 ) -> None:
-    """Convolve without groups, with the algorithm that is expected to be faster; `checked`: the kernel is known to be finite."""
+    """Convolve without groups, with the algorithm that is expected to be faster; `checked`: the kernel is finite."""
     C, O = kernel.shape[2:]
     positions = x.shape[0] * w.size[0] * w.size[1]
     m = winograd_tile(w, w.size, C, O) if positions >= MIN_WINOGRAD_OUTPUTS else 0

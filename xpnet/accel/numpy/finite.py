@@ -15,7 +15,10 @@ import numpy as np
 from xpnet.accel.numpy.workspace import Floats
 
 QUIET: Final[Any] = {"over": "ignore", "invalid": "ignore"}
-"""Settings of numpy.errstate for what is computed again if it overflows or is not finite: then that warns."""
+"""Settings of numpy.errstate for what is computed again if it overflows or is not finite."""
+
+AGAIN: Final[Any] = {"invalid": "ignore"}
+"""Those for computing it again: an overflow warns, an infinity or NaN that was there before does not."""
 
 _BLOCK = 1 << 21
 """Bytes of windows that are copied at a time."""
@@ -43,10 +46,11 @@ def convolve_directly(
     windows = np.ndarray((n, OH, OW, KH, KW, C), P.dtype, P, 0, strides)
     matrix = kernel.reshape(K, O)
     lines = max(1, _BLOCK // (OW * K * P.itemsize))
-    for i in range(n):
-        for r0 in range(0, OH, lines):
-            rows = windows[i, r0 : r0 + lines]
-            part = out[i, r0 : r0 + lines]
-            np.copyto(part, (rows.reshape(-1, K) @ matrix).reshape(part.shape))
-            if bias is not None:
-                np.add(part, bias, out=part)
+    with np.errstate(**AGAIN):
+        for i in range(n):
+            for r0 in range(0, OH, lines):
+                rows = windows[i, r0 : r0 + lines]
+                part = out[i, r0 : r0 + lines]
+                np.copyto(part, (rows.reshape(-1, K) @ matrix).reshape(part.shape))
+                if bias is not None:
+                    np.add(part, bias, out=part)

@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate
-from xpnet.accel.numpy.finite import QUIET, all_finite, convolve_directly
+from xpnet.accel.numpy.finite import AGAIN, QUIET, all_finite, convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
@@ -191,7 +191,8 @@ def kernel_gradient(
     """
     plan = plan_chunks(x.shape, w, kernel_shape[3], x.dtype.itemsize, dy.whole_images, single)
     if plan.t == 1:
-        return _kernel_gradient(x, dy, w, kernel_shape, plan)
+        with np.errstate(**(AGAIN if single else {})):
+            return _kernel_gradient(x, dy, w, kernel_shape, plan)
     with np.errstate(**QUIET):
         gradients = _kernel_gradient(x, dy, w, kernel_shape, plan)
     return gradients if all_finite(gradients[0]) else kernel_gradient(x, dy, w, kernel_shape, single=True)

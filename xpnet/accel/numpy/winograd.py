@@ -13,9 +13,12 @@ The data gradient is such a convolution with the kernel flipped along both axes 
 gradient is the adjoint: dU = V^T (A dy A^T) at each of the a*a positions, dk = G^T dU G.
 
 Rounding: float32 results of F(4x4, 3x3) and F(2x2, 5x5) differ from the exact ones by up to about 1e-5 of the largest
-output, 1.6e-5 with 256 channels (by im2col: below 1e-6); those of F(2x2, 3x3) and F(3x3, 3x3) by about half of that. An
-infinity or NaN in the input spoils all outputs of its tile, and the gradient of the kernel: where the first output of a tile is
-not finite, those of the chunk are computed again by the sums over their windows. ``XPNET_WINOGRAD=0`` or ``use_winograd(False)`` turns Winograd off.
+output, 1.6e-5 with 256 channels (by im2col: below 1e-6); those of F(2x2, 3x3) and F(3x3, 3x3) by about half of that.
+``XPNET_WINOGRAD=0`` or ``use_winograd(False)`` turns Winograd off.
+
+An infinity or NaN in the input spoils all outputs of its tile, and the gradient of the kernel. Where the first output of a tile
+is not finite, the outputs of its chunk are computed again by the sums over their windows, and gradients that are not finite by
+im2col; kernels that are not finite are left to im2col.
 
 Source: S. Winograd, "Arithmetic complexity of computations" (1980); A. Lavin and S. Gray, "Fast algorithms for
 convolutional neural networks" (2015), sections 4 and 5.
