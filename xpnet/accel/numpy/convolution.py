@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import prod
+from math import isfinite, prod
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from xpnet.accel.numpy import depthwise, im2col, winograd
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, GradientTiles, ImageTiles, OutputTiles, StridedOutputTiles, TileFootprint
-from xpnet.accel.numpy.finite import QUIET, all_finite
+from xpnet.accel.numpy.finite import QUIET
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry, geometry_of_shapes
@@ -166,7 +166,8 @@ def backward(
     dy = dy.astype(x.dtype, copy=False)
     C, O = kernel.shape[2:]
     if groups > 1 and C == 1:
-        return depthwise.gradients(ImageTiles(x), kernel, GradientTiles(dy, y, activation), w, needs)
+        flipped = w.stride == (1, 1) and all_finite(kernel)
+        return depthwise.gradients(ImageTiles(x), kernel, GradientTiles(dy, y, activation), w, needs, flipped)
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if groups == 1:
         source = GradientTiles(dy, y, activation)
@@ -185,6 +186,14 @@ def backward(
             shape = (*kernel.shape[:3], O // groups)
             dkernel[..., outs], dbias[outs] = im2col.kernel_gradient(ImageTiles(x[..., ins]), source, w, shape)
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None
+
+
+def all_finite(x: Floats) -> bool:
+    """Return whether no element of x is infinite or NaN; fast for a small contiguous array."""
+    flat = x.reshape(-1)
+    with np.errstate(**QUIET):
+        squares = flat.dot(flat)  # one call of BLAS, without a temporary array
+    return isfinite(squares) or bool(np.isfinite(flat).all())
 
 
 def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, shape: tuple[int, ...]) -> tuple[Floats, Floats]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles
-from xpnet.accel.numpy.finite import all_finite
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import Floats, workspace
 from xpnet.runtime.threads import chunk_count, parallel
@@ -116,12 +115,16 @@ class _MultiplierSumTiles(OutputTiles):
         np.add.reduce(result.reshape(*part.shape, self.multiplier), axis=4, out=part)
 
 
-def gradients(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows, needs: tuple[bool, bool, bool]) -> Any:
-    """Return dx, dkernel and dbias, None where `needs` is False."""
+def gradients(
+    x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows, needs: tuple[bool, bool, bool], flipped: bool
+) -> Any:
+    """Return dx, dkernel and dbias, None where `needs` is False.
+
+    If `flipped`, for a stride of 1, dx is a convolution with the flipped kernel. That also adds the kernel times the zeros
+    around dy, which is 0 only if the kernel is finite.
+    """
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if dx is not None:
-        # The flipped convolution also adds the kernel times the zeros around dy, which is 0 if the kernel is finite.
-        flipped = w.stride == (1, 1) and all_finite(kernel)
         (_flipped_data_gradient if flipped else _strided_data_gradient)(dy, kernel, w, dx)
     if not (needs[1] or needs[2]):
         return dx, None, None

@@ -7,7 +7,6 @@ them again by the sum over each window, here: finite data pay for a look.
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import Any, Final
 
 import numpy as np
@@ -22,14 +21,6 @@ AGAIN: Final[Any] = {"invalid": "ignore"}
 
 _BLOCK = 1 << 21
 """Bytes of windows that are copied at a time."""
-
-
-def all_finite(x: Floats) -> bool:
-    """Return whether no element of x is infinite or NaN; fast for a small contiguous array."""
-    flat = x.reshape(-1)
-    with np.errstate(**QUIET):
-        squares = flat.dot(flat)  # one call of BLAS, without a temporary array
-    return isfinite(squares) or bool(np.isfinite(flat).all())
 
 
 def convolve_directly(

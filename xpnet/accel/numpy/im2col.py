@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate
-from xpnet.accel.numpy.finite import AGAIN, QUIET, all_finite, convolve_directly
+from xpnet.accel.numpy.finite import AGAIN, QUIET, convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
@@ -189,20 +189,10 @@ def kernel_gradient(
 
     If `single`, every row of the matrix is one window: infinities and NaNs reach the elements of the kernel that meet them.
     """
-    plan = plan_chunks(x.shape, w, kernel_shape[3], x.dtype.itemsize, dy.whole_images, single)
-    if plan.t == 1:
-        with np.errstate(**(AGAIN if single else {})):
-            return _kernel_gradient(x, dy, w, kernel_shape, plan)
-    with np.errstate(**QUIET):
-        gradients = _kernel_gradient(x, dy, w, kernel_shape, plan)
-    return gradients if all_finite(gradients[0]) else kernel_gradient(x, dy, w, kernel_shape, single=True)
-
-
-def _kernel_gradient(
-    x: ImageTiles, dy: ImageTiles, w: Windows, kernel_shape: tuple[int, ...], plan: Chunking
-) -> tuple[Floats, Floats]:
     KH, KW, C, O = kernel_shape
-    dtype, t = x.dtype, plan.t
+    dtype = x.dtype
+    plan = plan_chunks(x.shape, w, O, dtype.itemsize, dy.whole_images, single)
+    t = plan.t
     # Split-K: each part sums a fixed share of the chunks, so the result is reproducible bit for bit.
     parts = min(chunk_count(), len(plan.chunks))
     totals = np.empty((parts, plan.K + 1, t * O), dtype)
@@ -232,18 +222,22 @@ def _kernel_gradient(
                 np.add(totals[p], step, out=totals[p])
 
     each = (4 + x.calls + dy.calls) * -(-len(plan.chunks) // parts)
-    parallel(share, parts, plan.seconds, each)
-    total = totals[0]
-    for other in totals[1:]:
-        total += other
-    if t == 1:
-        return total[: plan.K].reshape(KH, KW, C, O), total[plan.K].copy()
-    body = total[: plan.K].reshape(KH, plan.length, C, t, O)
-    dkernel = np.zeros((KH, KW, C, O), dtype)
-    for j in range(t):
-        start = j * w.stride[1]
-        dkernel += body[:, start : start + KW, :, j]
-    return dkernel, total[plan.K].reshape(t, O).sum(axis=0)
+    with np.errstate(**(QUIET if t > 1 else AGAIN if single else {})):
+        parallel(share, parts, plan.seconds, each)
+        total = totals[0]
+        for other in totals[1:]:
+            total += other
+        if t == 1:
+            return total[: plan.K].reshape(KH, KW, C, O), total[plan.K].copy()
+        body = total[: plan.K].reshape(KH, plan.length, C, t, O)
+        dkernel = np.zeros((KH, KW, C, O), dtype)
+        for j in range(t):
+            start = j * w.stride[1]
+            dkernel += body[:, start : start + KW, :, j]
+        flat = dkernel.reshape(-1)
+        if isfinite(flat.dot(flat)) or np.isfinite(flat).all():
+            return dkernel, total[plan.K].reshape(t, O).sum(axis=0)
+    return kernel_gradient(x, dy, w, kernel_shape, single=True)
 
 
 def strided_data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
