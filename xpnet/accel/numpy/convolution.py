@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import isfinite, prod
+from math import isnan, prod
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from xpnet.accel.numpy import depthwise, im2col, winograd
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, GradientTiles, ImageTiles, OutputTiles, StridedOutputTiles, TileFootprint
-from xpnet.accel.numpy.finite import QUIET
+from xpnet.accel.numpy.finite import QUIET, SERIAL_DOT
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry, geometry_of_shapes
@@ -101,14 +101,16 @@ def forward(
     y = np.empty((x.shape[0], *w.size, O), dtype)
     if groups > 1 and C == 1:
         depthwise.convolve(ImageTiles(x), kernel, bias, w, OutputTiles(y, activation))
-    elif groups > 1:
-        for ins, outs in _group_slices(groups, C, O // groups):
-            part = None if bias is None else bias[outs]
-            im2col.convolve(ImageTiles(x[..., ins]), kernel[..., outs], part, w, OutputTiles(y[..., outs], activation))
-    elif is_pointwise(g, x):
+    elif groups == 1 and is_pointwise(g, x):
         im2col.pointwise(x.reshape(-1, C), kernel.reshape(C, O), bias, y.reshape(-1, O), activation)
     else:
-        convolve(ImageTiles(x), kernel, bias, w, OutputTiles(y, activation))
+        with np.errstate(**QUIET):
+            if groups == 1:
+                convolve(ImageTiles(x), kernel, bias, w, OutputTiles(y, activation))
+            else:
+                for ins, outs in _group_slices(groups, C, O // groups):
+                    part = None if bias is None else bias[outs]
+                    im2col.convolve(ImageTiles(x[..., ins]), kernel[..., outs], part, w, OutputTiles(y[..., outs], activation))
     return y, (x, kernel, y if activation else None) if save else None
 
 
@@ -164,10 +166,24 @@ def backward(
     g = geometry_of(x, kernel, None, stride, padding, dilation, groups)
     w = windows_of(g)
     dy = dy.astype(x.dtype, copy=False)
+    with np.errstate(**QUIET):
+        if groups > 1 and kernel.shape[2] == 1:
+            flipped = w.stride == (1, 1) and all_finite(kernel)
+            return depthwise.gradients(ImageTiles(x), kernel, GradientTiles(dy, y, activation), w, needs, flipped)
+        return _gradients(x, kernel, dy, y, activation, w, groups, needs)
+
+
+def _gradients(
+    x: Floats,
+    kernel: Floats,
+    dy: Floats,
+    y: Floats | None,
+    activation: str | None,
+    w: Windows,
+    groups: int,
+    needs: tuple[bool, bool, bool],
+) -> Any:
     C, O = kernel.shape[2:]
-    if groups > 1 and C == 1:
-        flipped = w.stride == (1, 1) and all_finite(kernel)
-        return depthwise.gradients(ImageTiles(x), kernel, GradientTiles(dy, y, activation), w, needs, flipped)
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if groups == 1:
         source = GradientTiles(dy, y, activation)
@@ -189,11 +205,10 @@ def backward(
 
 
 def all_finite(x: Floats) -> bool:
-    """Return whether no element of x is infinite or NaN; fast for a small contiguous array."""
-    flat = x.reshape(-1)
-    with np.errstate(**QUIET):
-        squares = flat.dot(flat)  # one call of BLAS, without a temporary array
-    return isfinite(squares) or bool(np.isfinite(flat).all())
+    """Return whether no element of x is infinite or NaN."""
+    if x.size > SERIAL_DOT:
+        return bool(np.isfinite(x).all())
+    return not isnan(x.reshape(-1).dot(np.zeros(x.size, x.dtype)))
 
 
 def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
@@ -202,7 +217,7 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, shape: tuple[int,
     if not m or (w.dilation != (1, 1) and dy.whole_images):
         return im2col.kernel_gradient(x, dy, w, shape)
     t = winograd.transforms(m, w.window[0], x.dtype)
-    with np.errstate(**QUIET):
+    with np.errstate(over="ignore"):
         if w.dilation == (1, 1):
             dkernel, dbias = winograd.kernel_gradient(x, dy, t, w.pads)
         else:

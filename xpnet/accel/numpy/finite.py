@@ -2,7 +2,8 @@
 
 Fast algorithms multiply elements of a window's neighbourhood by 0, and count on 0 * x = 0. For an infinity or NaN that is a
 NaN, so it shows in all the outputs that were computed together. They look at a few of these, and if one is not finite compute
-them again by the sum over each window, here: finite data pay for a look.
+them again by the sum over each window, here: finite data pay for a look. It is a product with zeros in BLAS, which is 0 or NaN;
+the operations run within ``numpy.errstate(**QUIET)``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import numpy as np
 
 from xpnet.accel.numpy.workspace import Floats
 
-QUIET: Final[Any] = {"over": "ignore", "invalid": "ignore"}
-"""Settings of numpy.errstate for what is computed again if it overflows or is not finite."""
+QUIET: Final[Any] = {"invalid": "ignore"}
+"""Settings of numpy.errstate for operations that look: what warns may be computed again, and then is no news."""
 
-AGAIN: Final[Any] = {"invalid": "ignore"}
-"""Those for computing it again: an overflow warns, an infinity or NaN that was there before does not."""
+SERIAL_DOT = 8192
+"""Elements up to which BLAS makes such a product without waking other threads."""
 
 _BLOCK = 1 << 21
 """Bytes of windows that are copied at a time."""
@@ -37,11 +38,10 @@ def convolve_directly(
     windows = np.ndarray((n, OH, OW, KH, KW, C), P.dtype, P, 0, strides)
     matrix = kernel.reshape(K, O)
     lines = max(1, _BLOCK // (OW * K * P.itemsize))
-    with np.errstate(**AGAIN):
-        for i in range(n):
-            for r0 in range(0, OH, lines):
-                rows = windows[i, r0 : r0 + lines]
-                part = out[i, r0 : r0 + lines]
-                np.copyto(part, (rows.reshape(-1, K) @ matrix).reshape(part.shape))
-                if bias is not None:
-                    np.add(part, bias, out=part)
+    for i in range(n):
+        for r0 in range(0, OH, lines):
+            rows = windows[i, r0 : r0 + lines]
+            part = out[i, r0 : r0 + lines]
+            np.copyto(part, (rows.reshape(-1, K) @ matrix).reshape(part.shape))
+            if bias is not None:
+                np.add(part, bias, out=part)

@@ -15,7 +15,8 @@ first columns show it, and then the outputs of the chunk are computed again, win
 
 from __future__ import annotations
 
-from math import isfinite
+from functools import lru_cache
+from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate
-from xpnet.accel.numpy.finite import AGAIN, QUIET, convolve_directly
+from xpnet.accel.numpy.finite import SERIAL_DOT, convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
@@ -49,6 +50,7 @@ class Chunking(NamedTuple):
     seconds: float  # estimate for one thread
 
 
+@lru_cache(maxsize=4096)
 def _outputs_per_row(w: Windows, C: int, O: int) -> int:
     """Return the t with the lowest estimated cost of products and copies an output."""
     (KH, KW), sw, OW = w.window, w.stride[1], w.size[1]
@@ -158,15 +160,9 @@ def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, tar
             cols[..., plan.K] = 1
         if out is None:
             out, tile = result, result.reshape(n, r, plan.Q * plan.t, O)[:, :, :OW]
-        if plan.t == 1:
-            np.matmul(cols.reshape(M, -1), B, out=out)
-        else:
-            with np.errstate(**QUIET):
-                np.matmul(cols.reshape(M, -1), B, out=out)
-                first = out[:, 0]
-                finite = isfinite(first.dot(first)) or np.isfinite(first).all()
-            if not finite:
-                convolve_directly(P, kernel, bias, w.stride, w.dilation, tile)
+        np.matmul(cols.reshape(M, -1), B, out=out)
+        if plan.t > 1 and isnan(out[:, 0].dot(np.zeros(M, dtype))):
+            convolve_directly(P, kernel, bias, w.stride, w.dilation, tile)
         target.store_tile(where, tile)
 
     parallel(chunk, len(plan.chunks), plan.seconds, 4 + x.calls + target.calls)
@@ -222,22 +218,21 @@ def kernel_gradient(
                 np.add(totals[p], step, out=totals[p])
 
     each = (4 + x.calls + dy.calls) * -(-len(plan.chunks) // parts)
-    with np.errstate(**(QUIET if t > 1 else AGAIN if single else {})):
-        parallel(share, parts, plan.seconds, each)
-        total = totals[0]
-        for other in totals[1:]:
-            total += other
-        if t == 1:
-            return total[: plan.K].reshape(KH, KW, C, O), total[plan.K].copy()
-        body = total[: plan.K].reshape(KH, plan.length, C, t, O)
-        dkernel = np.zeros((KH, KW, C, O), dtype)
-        for j in range(t):
-            start = j * w.stride[1]
-            dkernel += body[:, start : start + KW, :, j]
-        flat = dkernel.reshape(-1)
-        if isfinite(flat.dot(flat)) or np.isfinite(flat).all():
-            return dkernel, total[plan.K].reshape(t, O).sum(axis=0)
-    return kernel_gradient(x, dy, w, kernel_shape, single=True)
+    parallel(share, parts, plan.seconds, each)
+    total = totals[0]
+    for other in totals[1:]:
+        total += other
+    if t == 1:
+        return total[: plan.K].reshape(KH, KW, C, O), total[plan.K].copy()
+    body = total[: plan.K].reshape(KH, plan.length, C, t, O)
+    dkernel = np.zeros((KH, KW, C, O), dtype)
+    for j in range(t):
+        start = j * w.stride[1]
+        dkernel += body[:, start : start + KW, :, j]
+    small = dkernel.size <= SERIAL_DOT
+    if isnan(dkernel.reshape(-1).dot(np.zeros(dkernel.size, dtype))) if small else not np.isfinite(dkernel).all():
+        return kernel_gradient(x, dy, w, kernel_shape, single=True)
+    return dkernel, total[plan.K].reshape(t, O).sum(axis=0)
 
 
 def strided_data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:

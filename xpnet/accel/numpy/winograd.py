@@ -35,7 +35,7 @@ import numpy as np
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint
-from xpnet.accel.numpy.finite import QUIET, convolve_directly
+from xpnet.accel.numpy.finite import convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
@@ -209,7 +209,7 @@ def convolve(
         )
         x.load_tile(P, (n0, n1), m * s0 - pads[0], -pads[1])
         where = n0, n1, m * s0, min(m * s1, OH)
-        with np.errstate(**QUIET):
+        with np.errstate(over="ignore"):
             # B^T along the height, then along the width
             b0, b1, _, b3 = P.strides
             np.matmul(t.BT, np.ndarray((n, s, a, wide * C), P.dtype, P, 0, (b0, m * b1, b1, b3)), out=D)
