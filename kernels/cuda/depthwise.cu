@@ -3,6 +3,8 @@
 //
 //   x, dx (N, H, W, C)      y, dy (N, OH, OW, C)      kernel (KH, KW, C)
 //
+// The padding is a part of the windows: its zeros are multiplied, as by the other algorithms, where 0 times an infinity is NaN.
+//
 // Launch: fprop and dgrad in a grid-stride loop of 256 threads over fewer than 2^31 vectors of the result; wgrad as
 // column_reduction.cuh says, with blockIdx.z as the element of the window.
 #include "column_reduction.cuh"
@@ -22,12 +24,11 @@ depthwise_fprop(const T* x, const T* kernel, T* y, i64 vectors, int H, int W, in
 #pragma unroll 1
     for (int kh = 0; kh < KH; ++kh) {
       const int h = h0 + kh * dilation_h;
-      if (h < 0 || h >= H) continue;
 #pragma unroll 2
       for (int kw = 0; kw < KW; ++kw) {
         const int w = w0 + kw * dilation_w;
-        if (w < 0 || w >= W) continue;
-        Vector<T, V> v = load<V>(x + ((static_cast<i64>(n) * H + h) * W + w) * channels + c * V);
+        Vector<T, V> v = {};
+        if (h >= 0 && h < H && w >= 0 && w < W) v = load<V>(x + ((static_cast<i64>(n) * H + h) * W + w) * channels + c * V);
         Vector<T, V> k = load<V>(kernel + static_cast<i64>(kh * KW + kw) * channels + c * V);
 #pragma unroll
         for (int j = 0; j < V; ++j) sum[j] += widen(v.at[j]) * widen(k.at[j]);
@@ -99,8 +100,8 @@ depthwise_wgrad(const T* x, const T* dy, acc_t<T>* partial, i64 rows, i64 part_r
       const u32 n = by_oh.divmod(rest, oh);
       const int h = static_cast<int>(oh) * stride_h - top + static_cast<int>(kh) * dilation_h;
       const int w = static_cast<int>(ow) * stride_w - left + static_cast<int>(kw) * dilation_w;
-      if (h < 0 || h >= H || w < 0 || w >= W) continue;
-      Vector<T, V> v = load<V>(x + ((static_cast<i64>(n) * H + h) * W + w) * channels + c);
+      Vector<T, V> v = {};
+      if (h >= 0 && h < H && w >= 0 && w < W) v = load<V>(x + ((static_cast<i64>(n) * H + h) * W + w) * channels + c);
       Vector<T, V> g = load<V>(dy + r * channels + c);
 #pragma unroll
       for (int j = 0; j < V; ++j) sum[j] += widen(v.at[j]) * widen(g.at[j]);

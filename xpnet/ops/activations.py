@@ -129,7 +129,8 @@ def _(xp: Namespace, dy: Array, x: Array) -> Any:
 def hard_sigmoid(xp: Namespace, x: Array) -> Any:
     """Clip x/6 + 1/2 to [0, 1], as PyTorch and Keras 3 do. Source: Howard et al., "MobileNetV3", 2019."""
     inside = (x > -3) & (x < 3)
-    return xp.where(inside, x / 6 + 0.5, xp.astype(x >= 3, x.dtype)), inside
+    outside = xp.astype(x >= 3, x.dtype)
+    return xp.where((x <= -3) | (x >= 3), outside, x / 6 + 0.5), inside  # a nan is neither, and must stay one
 
 
 @hard_sigmoid.backward

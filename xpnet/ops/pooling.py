@@ -191,7 +191,7 @@ def lp_pool2d(
     cols = xp.abs(gather_windows(xp, x, g))
     # Divided by the largest element first, so that the powers neither overflow nor underflow.
     largest = xp.max(cols, axis=(3, 4), keepdims=True)
-    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
+    largest = xp.where((largest > 0) & (largest < math.inf), largest, xp.ones_like(largest))
     y = total(xp, (cols / largest) ** p, (3, 4)) ** (1 / p) * largest[:, :, :, 0, 0, :]
     return y, (x, y)
 

@@ -181,7 +181,7 @@ def scatter_rows(xp: Namespace, rows: Array, index: Array, *, size: int) -> Any:
     """Add rows (M, D) by index (M,) into an array (size, D): out[index[m]] += rows[m], from 0. Others count nowhere.
 
     The reference is a product with the one-hot matrix of the index, a block of rows at a time: pure Array API and
-    deterministic.
+    deterministic. Infinities and NaNs, which that would multiply by 0, are counted instead, and added to their rows only.
 
     Raises:
         ShapeError: the rows are not a matrix, or there is not one integer for each.
@@ -192,14 +192,30 @@ def scatter_rows(xp: Namespace, rows: Array, index: Array, *, size: int) -> Any:
             f"expected rows (M, D) and integers (M,)"
         )
     index = xp.astype(index, xp.int64, copy=False)  # the number of rows need not fit a smaller dtype
+    finite = xp.isfinite(rows)
+    if bool(xp.all(finite)):
+        return _sums_by_index(xp, rows, index, size), index
+    if xp.isdtype(rows.dtype, "complex floating"):
+        parts = [scatter_rows.run(xp, (part, index), {"size": size}, False)[0] for part in (xp.real(rows), xp.imag(rows))]
+        return xp.astype(parts[0], rows.dtype) + 1j * xp.astype(parts[1], rows.dtype), index
+    sums = _sums_by_index(xp, xp.where(finite, rows, xp.zeros_like(rows)), index, size)
+    held = xp.isnan(rows), rows == math.inf, rows == -math.inf
+    nan, high, low = (_sums_by_index(xp, xp.astype(one, rows.dtype), index, size) > 0 for one in held)
+    sums = xp.where(high, xp.full_like(sums, math.inf), xp.where(low, xp.full_like(sums, -math.inf), sums))
+    sums = xp.where(nan | (high & low), xp.full_like(sums, math.nan), sums)
+    return sums, index
+
+
+def _sums_by_index(xp: Namespace, rows: Array, index: Array, size: int) -> Array:
+    """Return the product of the one-hot matrix of the index with the rows."""
     many = max(1, (1 << 22) // max(1, index.shape[0]))
     blocks: list[Array] = []
     for start in range(0, size, many):
         target = xp.arange(start, min(start + many, size), dtype=index.dtype, device=index.device)
         blocks.append(xp.matmul(xp.astype(target[:, None] == index[None, :], rows.dtype), rows))
     if not blocks:
-        return zeros_like_shape(xp, rows, (0, rows.shape[1])), index
-    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0), index
+        return zeros_like_shape(xp, rows, (0, rows.shape[1]))
+    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
 
 
 @scatter_rows.backward

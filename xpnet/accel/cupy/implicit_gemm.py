@@ -84,6 +84,7 @@ def dgrad(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 1) -> Ar
     """Compute the gradient of x: every pixel gathers dz from the windows that cover it.
 
     Pixels that are equal modulo the stride are covered by the same taps (strided dgrad): one GEMM for each such class.
+    Positions beyond dz are multiplied as zeros: where the kernel holds an infinity or NaN, so do the pixels at the border.
 
     Args:
         dz: (N, OH, OW, O), the gradient before the activation, C-contiguous.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import prod
+from math import isnan, prod
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from xpnet.accel.numpy import depthwise, im2col, winograd
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, GradientTiles, ImageTiles, OutputTiles, StridedOutputTiles, TileFootprint
+from xpnet.accel.numpy.finite import QUIET, SERIAL_DOT
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.convolution import conv2d, conv_geometry, geometry_of_shapes
@@ -100,33 +101,38 @@ def forward(
     y = np.empty((x.shape[0], *w.size, O), dtype)
     if groups > 1 and C == 1:
         depthwise.convolve(ImageTiles(x), kernel, bias, w, OutputTiles(y, activation))
-    elif groups > 1:
-        for ins, outs in _group_slices(groups, C, O // groups):
-            part = None if bias is None else bias[outs]
-            im2col.convolve(ImageTiles(x[..., ins]), kernel[..., outs], part, w, OutputTiles(y[..., outs], activation))
-    elif is_pointwise(g, x):
+    elif groups == 1 and is_pointwise(g, x):
         im2col.pointwise(x.reshape(-1, C), kernel.reshape(C, O), bias, y.reshape(-1, O), activation)
     else:
-        convolve(ImageTiles(x), kernel, bias, w, OutputTiles(y, activation))
+        with np.errstate(**QUIET):
+            if groups == 1:
+                convolve(ImageTiles(x), kernel, bias, w, OutputTiles(y, activation))
+            else:
+                for ins, outs in _group_slices(groups, C, O // groups):
+                    part = None if bias is None else bias[outs]
+                    im2col.convolve(ImageTiles(x[..., ins]), kernel[..., outs], part, w, OutputTiles(y[..., outs], activation))
     return y, (x, kernel, y if activation else None) if save else None
 
 
-def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles) -> None:
-    """Convolve without groups, with the algorithm that is expected to be faster."""
+def convolve(
+    x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, target: OutputTiles, checked: bool = False
+) -> None:
+    """Convolve without groups, with the algorithm that is expected to be faster; `checked`: the kernel is finite."""
     C, O = kernel.shape[2:]
     positions = x.shape[0] * w.size[0] * w.size[1]
     m = winograd_tile(w, w.size, C, O) if positions >= MIN_WINOGRAD_OUTPUTS else 0
-    if not m or (w.dilation != (1, 1) and (x.whole_images or target.whole_images)):
+    impossible = not m or (w.dilation != (1, 1) and (x.whole_images or target.whole_images))
+    if impossible or not (checked or all_finite(kernel)):
         im2col.convolve(x, kernel, bias, w, target)
         return
     t = winograd.transforms(m, w.window[0], x.dtype)
     U = winograd.transform_kernel(kernel, t)
     if w.dilation == (1, 1):
-        winograd.convolve(x, U, t, bias, w.pads, target)
+        winograd.convolve(x, kernel, U, t, bias, w.pads, target)
         return
     for rows, across, out_rows, out_across, pads in _phases(w):
         part = StridedOutputTiles(target.y[:, out_rows, out_across], target.activation)
-        winograd.convolve(x.at(rows, across), U, t, bias, pads, part)
+        winograd.convolve(x.at(rows, across), kernel, U, t, bias, pads, part)
 
 
 def is_pointwise(g: Geometry, x: Floats) -> bool:
@@ -160,9 +166,24 @@ def backward(
     g = geometry_of(x, kernel, None, stride, padding, dilation, groups)
     w = windows_of(g)
     dy = dy.astype(x.dtype, copy=False)
+    with np.errstate(**QUIET):
+        if groups > 1 and kernel.shape[2] == 1:
+            flipped = w.stride == (1, 1) and all_finite(kernel)
+            return depthwise.gradients(ImageTiles(x), kernel, GradientTiles(dy, y, activation), w, needs, flipped)
+        return _gradients(x, kernel, dy, y, activation, w, groups, needs)
+
+
+def _gradients(
+    x: Floats,
+    kernel: Floats,
+    dy: Floats,
+    y: Floats | None,
+    activation: str | None,
+    w: Windows,
+    groups: int,
+    needs: tuple[bool, bool, bool],
+) -> Any:
     C, O = kernel.shape[2:]
-    if groups > 1 and C == 1:
-        return depthwise.gradients(ImageTiles(x), kernel, GradientTiles(dy, y, activation), w, needs)
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if groups == 1:
         source = GradientTiles(dy, y, activation)
@@ -183,25 +204,34 @@ def backward(
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None
 
 
+def all_finite(x: Floats) -> bool:
+    """Return whether no element of x is infinite or NaN."""
+    if x.size > SERIAL_DOT:
+        return bool(np.isfinite(x).all())
+    return not isnan(x.reshape(-1).dot(np.zeros(x.size, x.dtype)))
+
+
 def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
     """Return the gradients of kernel and bias of a convolution without groups."""
     m = winograd_tile(w, w.size, shape[2], shape[3])
     if not m or (w.dilation != (1, 1) and dy.whole_images):
         return im2col.kernel_gradient(x, dy, w, shape)
     t = winograd.transforms(m, w.window[0], x.dtype)
-    if w.dilation == (1, 1):
-        return winograd.kernel_gradient(x, dy, t, w.pads)
-    dkernel, dbias = np.zeros(shape, x.dtype), np.zeros(shape[3], x.dtype)
-    for rows, across, out_rows, out_across, pads in _phases(w):
-        part = winograd.kernel_gradient(x.at(rows, across), dy.at(out_rows, out_across), t, pads)
-        dkernel += part[0]
-        dbias += part[1]
-    return dkernel, dbias
+    with np.errstate(over="ignore"):
+        if w.dilation == (1, 1):
+            dkernel, dbias = winograd.kernel_gradient(x, dy, t, w.pads)
+        else:
+            dkernel, dbias = np.zeros(shape, x.dtype), np.zeros(shape[3], x.dtype)
+            for rows, across, out_rows, out_across, pads in _phases(w):
+                part = winograd.kernel_gradient(x.at(rows, across), dy.at(out_rows, out_across), t, pads)
+                dkernel += part[0]
+                dbias += part[1]
+    return (dkernel, dbias) if all_finite(dkernel) else im2col.kernel_gradient(x, dy, w, shape, single=True)
 
 
 def data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
     """Compute dx (N, H, W, C) of a convolution without groups."""
-    if w.stride != (1, 1):
+    if w.stride != (1, 1) or not all_finite(kernel):
         im2col.strided_data_gradient(dy, kernel, w, dx)
         return
     # dx is a convolution of dy with the kernel flipped along both axes, C and O exchanged.
@@ -210,7 +240,7 @@ def data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> Non
     pads, size = (top, left), (dx.shape[1], dx.shape[2])
     back = Windows(w.window, (1, 1), w.dilation, pads, size)
     if dx.flags.c_contiguous:
-        convolve(dy, flipped, None, back, OutputTiles(dx))
+        convolve(dy, flipped, None, back, OutputTiles(dx), checked=True)
     else:
         im2col.convolve(dy, flipped, None, back, OutputTiles(dx))
 

@@ -115,11 +115,17 @@ class _MultiplierSumTiles(OutputTiles):
         np.add.reduce(result.reshape(*part.shape, self.multiplier), axis=4, out=part)
 
 
-def gradients(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows, needs: tuple[bool, bool, bool]) -> Any:
-    """Return dx, dkernel and dbias, None where `needs` is False."""
+def gradients(
+    x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Windows, needs: tuple[bool, bool, bool], flipped: bool
+) -> Any:
+    """Return dx, dkernel and dbias, None where `needs` is False.
+
+    If `flipped`, for a stride of 1, dx is a convolution with the flipped kernel. That also adds the kernel times the zeros
+    around dy, which is 0 only if the kernel is finite.
+    """
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     if dx is not None:
-        (_strided_data_gradient if w.stride != (1, 1) else _flipped_data_gradient)(dy, kernel, w, dx)
+        (_flipped_data_gradient if flipped else _strided_data_gradient)(dy, kernel, w, dx)
     if not (needs[1] or needs[2]):
         return dx, None, None
     dkernel, dbias = _kernel_gradient(x, kernel, dy, w)

@@ -16,6 +16,7 @@ import numpy as np
 from xpnet.accel.numpy import convolution
 from xpnet.accel.numpy.convolution import convolve, data_gradient, kernel_gradient, windows_of
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, ImageTiles, TileFootprint
+from xpnet.accel.numpy.finite import QUIET
 from xpnet.accel.numpy.max_pooling import MaxMask
 from xpnet.accel.numpy.pooled_tiles import PooledOutputTiles, PooledTileFootprint, UnpooledTiles, images_per_chunk
 from xpnet.accel.numpy.workspace import FLOATS, WORKSPACE_LIMIT, Floats
@@ -65,7 +66,10 @@ def forward(xp: Any, x: Floats, kernel: Floats, bias: Floats | None, *, window: 
     y = np.empty((N, p.h.out, p.w.out, O), dtype)
     mask = MaxMask.empty(N, p, O) if save else None
     target = PooledOutputTiles((N, g.h.out, g.w.out, O), y, mask, activation, p)
-    convolve(ImageTiles(x), kernel, bias, windows_of(g), target)
+    with np.errstate(**QUIET):
+        convolve(ImageTiles(x), kernel, bias, windows_of(g), target)
+    if save and activation in ("sigmoid", "tanh") and np.isnan(np.maximum.reduce(y, axis=None)):
+        return NotImplemented  # backward, the derivative at a NaN is NaN, also where the pooling did not choose it
     return y, (x, kernel, y, mask) if save else None
 
 
@@ -79,11 +83,12 @@ def backward(xp: Any, dy: Floats, saved: Any, *, window: Any, needs: tuple[bool,
     twice = needs[0] and (needs[1] or needs[2])
     source = pooled.materialize() if twice and prod(pooled.shape) * x.itemsize <= MATERIALIZE_LIMIT else pooled
     dx = dkernel = dbias = None
-    if needs[0]:
-        dx = np.empty(x.shape, x.dtype)
-        data_gradient(source, kernel, w, dx)
-    if needs[1] or needs[2]:
-        dkernel, dbias = kernel_gradient(ImageTiles(x), source, w, kernel.shape)
+    with np.errstate(**QUIET):
+        if needs[0]:
+            dx = np.empty(x.shape, x.dtype)
+            data_gradient(source, kernel, w, dx)
+        if needs[1] or needs[2]:
+            dkernel, dbias = kernel_gradient(ImageTiles(x), source, w, kernel.shape)
     return dx, dkernel if needs[1] else None, dbias if needs[2] else None
 
 

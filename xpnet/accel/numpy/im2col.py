@@ -8,10 +8,15 @@ With few channels a window is a short row, and copying dominates. Then one row o
 (KH, (t-1)*stride + KW, C) inputs, multiplied by a block-Toeplitz kernel of t*O columns, which holds the kernel of each
 output at its offset among zeros. That multiplies more and copies much less. The bias is one more row of the kernel, times
 a column of ones, so its gradient is one more row of the kernel's gradient.
+
+A zero of the block-Toeplitz kernel times an infinity or NaN is a NaN: one in the input spoils all t outputs of its rows. Their
+first columns show it, and then the outputs of the chunk are computed again, window by window, as are gradients of kernels.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +24,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate
+from xpnet.accel.numpy.finite import SERIAL_DOT, convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
@@ -44,6 +50,7 @@ class Chunking(NamedTuple):
     seconds: float  # estimate for one thread
 
 
+@lru_cache(maxsize=4096)
 def _outputs_per_row(w: Windows, C: int, O: int) -> int:
     """Return the t with the lowest estimated cost of products and copies an output."""
     (KH, KW), sw, OW = w.window, w.stride[1], w.size[1]
@@ -67,11 +74,13 @@ _CHUNK = 1 << 21
 """Bytes of the matrix in a chunk: few enough for the caches, enough to outweigh Python's overhead between the calls."""
 
 
-def plan_chunks(shape: tuple[int, ...], w: Windows, O: int, itemsize: int, whole: bool = False) -> Chunking:
-    """Return the chunks of a convolution of images of `shape`; of whole images only if `whole`."""
+def plan_chunks(
+    shape: tuple[int, ...], w: Windows, O: int, itemsize: int, whole: bool = False, single: bool = False
+) -> Chunking:
+    """Return the chunks of a convolution of images of `shape`: whole images only if `whole`, a row an output if `single`."""
     N, _, _, C = shape
     (KH, KW), (OH, OW) = w.window, w.size
-    t = _outputs_per_row(w, C, O)
+    t = 1 if single else _outputs_per_row(w, C, O)
     length = (t - 1) * w.stride[1] + KW if w.dilation[1] == 1 else KW
     Q = -(-OW // t)
     K = KH * length * C
@@ -149,12 +158,12 @@ def convolve(x: ImageTiles, kernel: Floats, bias: Floats | None, w: Windows, tar
         _im2col(x, w, plan, where, P, cols)
         if bias is not None:
             cols[..., plan.K] = 1
-        if out is not None:
-            np.matmul(cols.reshape(M, -1), B, out=out)
-            target.store_tile(where, tile)
-        else:
-            np.matmul(cols.reshape(M, -1), B, out=result)
-            target.store_tile(where, result.reshape(n, r, plan.Q * plan.t, O)[:, :, :OW])
+        if out is None:
+            out, tile = result, result.reshape(n, r, plan.Q * plan.t, O)[:, :, :OW]
+        np.matmul(cols.reshape(M, -1), B, out=out)
+        if plan.t > 1 and isnan(out[:, 0].dot(np.zeros(M, dtype))):
+            convolve_directly(P, kernel, bias, w.stride, w.dilation, tile)
+        target.store_tile(where, tile)
 
     parallel(chunk, len(plan.chunks), plan.seconds, 4 + x.calls + target.calls)
 
@@ -169,11 +178,16 @@ def _as_matrix(part: Floats, t: int) -> Floats | None:
     return None
 
 
-def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, kernel_shape: tuple[int, ...]) -> tuple[Floats, Floats]:
-    """Return the gradients of kernel (KH, KW, C, O) and bias (O,) from x (N, H, W, C) and dy (N, OH, OW, O)."""
+def kernel_gradient(
+    x: ImageTiles, dy: ImageTiles, w: Windows, kernel_shape: tuple[int, ...], single: bool = False
+) -> tuple[Floats, Floats]:
+    """Return the gradients of kernel (KH, KW, C, O) and bias (O,) from x (N, H, W, C) and dy (N, OH, OW, O).
+
+    If `single`, every row of the matrix is one window: infinities and NaNs reach the elements of the kernel that meet them.
+    """
     KH, KW, C, O = kernel_shape
     dtype = x.dtype
-    plan = plan_chunks(x.shape, w, O, dtype.itemsize, dy.whole_images)
+    plan = plan_chunks(x.shape, w, O, dtype.itemsize, dy.whole_images, single)
     t = plan.t
     # Split-K: each part sums a fixed share of the chunks, so the result is reproducible bit for bit.
     parts = min(chunk_count(), len(plan.chunks))
@@ -215,13 +229,17 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, w: Windows, kernel_shape: tup
     for j in range(t):
         start = j * w.stride[1]
         dkernel += body[:, start : start + KW, :, j]
+    small = dkernel.size <= SERIAL_DOT
+    if isnan(dkernel.reshape(-1).dot(np.zeros(dkernel.size, dtype))) if small else not np.isfinite(dkernel).all():
+        return kernel_gradient(x, dy, w, kernel_shape, single=True)
     return dkernel, total[plan.K].reshape(t, O).sum(axis=0)
 
 
 def strided_data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
     """Compute dx for strides above 1: add every dy (N, OH, OW, O) times the kernel to its window in dx.
 
-    With stride 1 a convolution with the flipped kernel is faster.
+    With stride 1 a convolution with the flipped kernel is faster, as long as the kernel is finite: it also adds the kernel
+    times the zeros around dy.
     """
     N, OH, OW, O = dy.shape
     H, W, C = dx.shape[1:]

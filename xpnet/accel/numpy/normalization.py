@@ -108,8 +108,8 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
     mean, variance = mean64.astype(dtype), variance64.astype(dtype)
     inverse = (1 / np.sqrt(variance64 + epsilon)).astype(dtype)
     factor = inverse if scale is None else inverse * scale
-    centre = _cancels(mean64, variance64)
-    # y = (x - mean) * factor + offset, or x * factor + shift where that loses no digits.
+    # y = (x - mean) * factor + offset, or x * factor + shift where that loses no digits, nor gives inf - inf.
+    centre = _cancels(mean64, variance64) or not np.isfinite(factor).all()
     shift = mean64 * 0 if centre else -mean64 * factor
     shift = (shift if offset is None else shift + offset).astype(dtype)
     long_mean, long_factor, long_shift = rows.repeat(mean), rows.repeat(factor), rows.repeat(shift)

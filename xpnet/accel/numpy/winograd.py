@@ -13,8 +13,12 @@ The data gradient is such a convolution with the kernel flipped along both axes 
 gradient is the adjoint: dU = V^T (A dy A^T) at each of the a*a positions, dk = G^T dU G.
 
 Rounding: float32 results of F(4x4, 3x3) and F(2x2, 5x5) differ from the exact ones by up to about 1e-5 of the largest
-output, 1.6e-5 with 256 channels (by im2col: below 1e-6); those of F(2x2, 3x3) and F(3x3, 3x3) by about half of that. An
-infinity or NaN in the input spoils its whole tile. ``XPNET_WINOGRAD=0`` or ``use_winograd(False)`` turns Winograd off.
+output, 1.6e-5 with 256 channels (by im2col: below 1e-6); those of F(2x2, 3x3) and F(3x3, 3x3) by about half of that.
+``XPNET_WINOGRAD=0`` or ``use_winograd(False)`` turns Winograd off.
+
+An infinity or NaN in the input spoils all outputs of its tile, and the gradient of the kernel. Where the first output of a tile
+is not finite, the outputs of its chunk are computed again by the sums over their windows, and gradients that are not finite by
+im2col; kernels that are not finite are left to im2col.
 
 Source: S. Winograd, "Arithmetic complexity of computations" (1980); A. Lavin and S. Gray, "Fast algorithms for
 convolutional neural networks" (2015), sections 4 and 5.
@@ -24,12 +28,14 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint
+from xpnet.accel.numpy.finite import convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
@@ -157,11 +163,20 @@ def _convolution_tiling(
     return _tiling(N, OH, OW, m, max(1, min(wanted, WORKSPACE_LIMIT // each)), pooled, _seconds(t, 1, C, O, pooled))
 
 
-def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads: tuple[int, int], target: OutputTiles) -> None:
+def convolve(
+    x: ImageTiles,
+    kernel: Floats,
+    U: Floats,
+    t: Transforms,
+    bias: Floats | None,
+    pads: tuple[int, int],
+    target: OutputTiles,
+) -> None:
     """Convolve x (N, H, W, C), padded with zeros, with a transformed kernel, stride 1.
 
     Args:
         x: the input.
+        kernel: (r, r, C, O), all finite.
         U: (a, a, C, O) from `transform_kernel`, with the same transforms.
         t: transforms.
         bias: (O,) or None.
@@ -193,27 +208,32 @@ def convolve(x: ImageTiles, U: Floats, t: Transforms, bias: Floats | None, pads:
             (n, s, terms, m * tw * O),
         )
         x.load_tile(P, (n0, n1), m * s0 - pads[0], -pads[1])
-        # B^T along the height, then along the width
-        b0, b1, _, b3 = P.strides
-        np.matmul(t.BT, np.ndarray((n, s, a, wide * C), P.dtype, P, 0, (b0, m * b1, b1, b3)), out=D)
-        b0, b1, b2, b3 = D.strides
-        tiles = np.ndarray((a, n, s, tw, a, C), D.dtype, D, 0, (b2, b0, b1, m * C * b3, C * b3, b3))
-        np.matmul(t.BT, tiles, out=V.reshape(a, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
-        np.matmul(V, U, out=M)
-        # A^T along the width, then along the height, with the bias as one more term
-        tiles = Z.reshape(n, s, terms, tw, m, O)[:, :, :a].transpose(2, 0, 1, 3, 4, 5)
-        np.matmul(t.AT, M.reshape(a, a, n, s, tw, O).transpose(0, 2, 3, 4, 1, 5), out=tiles)
-        if bias_row is not None:
-            Z[:, :, a] = bias_row
         where = n0, n1, m * s0, min(m * s1, OH)
-        out = target.output_tile(where)
-        whole = out.shape[1] // m
-        Z = Z[..., : OW * O]
-        if whole:
-            np.matmul(A1, Z[:, :whole], out=out[:, : m * whole].reshape(n, whole, m, OW * O))
-        if whole < s:
-            rest = out.shape[1] - m * whole
-            np.matmul(A1[:rest], Z[:, whole], out=out[:, m * whole :].reshape(n, rest, OW * O))
+        with np.errstate(over="ignore"):
+            # B^T along the height, then along the width
+            b0, b1, _, b3 = P.strides
+            np.matmul(t.BT, np.ndarray((n, s, a, wide * C), P.dtype, P, 0, (b0, m * b1, b1, b3)), out=D)
+            b0, b1, b2, b3 = D.strides
+            tiles = np.ndarray((a, n, s, tw, a, C), D.dtype, D, 0, (b2, b0, b1, m * C * b3, C * b3, b3))
+            np.matmul(t.BT, tiles, out=V.reshape(a, a, n, s, tw, C).transpose(0, 2, 3, 4, 1, 5))
+            np.matmul(V, U, out=M)
+            # A^T along the width, then along the height, with the bias as one more term
+            tiles = Z.reshape(n, s, terms, tw, m, O)[:, :, :a].transpose(2, 0, 1, 3, 4, 5)
+            np.matmul(t.AT, M.reshape(a, a, n, s, tw, O).transpose(0, 2, 3, 4, 1, 5), out=tiles)
+            if bias_row is not None:
+                Z[:, :, a] = bias_row
+            out = target.output_tile(where)
+            whole = out.shape[1] // m
+            Z = Z[..., : OW * O]
+            if whole:
+                np.matmul(A1, Z[:, :whole], out=out[:, : m * whole].reshape(n, whole, m, OW * O))
+            if whole < s:
+                rest = out.shape[1] - m * whole
+                np.matmul(A1[:rest], Z[:, whole], out=out[:, m * whole :].reshape(n, rest, OW * O))
+            # One output of a tile and one channel are enough: whatever is not finite reaches them all.
+            finite = isfinite(np.add.reduce(out[:, ::m, ::m, 0], axis=None))
+        if not finite:
+            convolve_directly(P, kernel, bias, (1, 1), (1, 1), out)
         target.store_tile(where, out)
 
     parallel(chunk, len(tiling.chunks), _seconds(t, N * tiling.th * tw, C, O, pooled), 8 + x.calls + target.calls)
