@@ -86,7 +86,9 @@ _CUB = (
     "device_scan",
     "device_segmented_reduce",
 )
-_LOCKSTEP = "its kernels rely on the lanes of a warp running in lockstep, which CUDA has not promised since compute capability 7.0"
+_LOCKSTEP = (
+    "its kernels rely on the lanes of a warp running in lockstep, which CUDA has not promised since compute capability 7.0"
+)
 _REFUSED = {
     "cupy.random._generator_api": {"init_curand": ("cupy.random.default_rng", _GPU_CODE)},
     "cupy.cuda.cub": dict.fromkeys(_CUB, ("CUB", _GPU_CODE)),
@@ -121,10 +123,11 @@ _RUNS_OTHERS = ("jit", "profiler", "optimizing")
 
 
 def _asked_by_cupy() -> bool:
-    """Return whether a module of CuPy, not of its user, asks for what is compiled now: the innermost function in Python says so."""
+    """Return whether a module of CuPy, not its user, asks for what is compiled now: the innermost function in Python is its."""
     folders = {str(build.cupy_folder()), str(build.cupy_folder().parent / "cupyx")}
+    here = (__file__, os.path.join("cupy", "cuda", "compiler.py"))
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.endswith((__file__, os.path.join("cupy", "cuda", "compiler.py"))):
+    while frame.f_back is not None and frame.f_code.co_filename.endswith(here):
         frame = frame.f_back
     path = frame.f_code.co_filename
     own = [path[len(folder) + 1 :] for folder in folders if path.startswith(folder + os.sep)]
@@ -132,7 +135,7 @@ def _asked_by_cupy() -> bool:
 
 
 def _let_own_kernels_leave() -> None:
-    """Let threads that have left count as arrived at the barriers of CuPy's own kernels: some rely on that, as hardware does so."""
+    """Let threads that have left count as arrived at barriers of CuPy's own kernels: some rely on it, as hardware does so."""
     compiler: Any = importlib.import_module("cupy.cuda.compiler")
     original = compiler._compile_with_cache_cuda
 

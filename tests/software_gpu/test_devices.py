@@ -111,7 +111,8 @@ def case(copy, across, then=None):
             return float(z.get(stream=other)[0])
     return run
 CASES = [
-    case(lambda y, x: runtime.memcpyPeer(y, 1, x, 0, 8 * size), 0), case(lambda y, x: runtime.memcpyPeer(y, 1, x, 0, 8 * size), 1),
+    case(lambda y, x: runtime.memcpyPeer(y, 1, x, 0, 8 * size), 0),
+    case(lambda y, x: runtime.memcpyPeer(y, 1, x, 0, 8 * size), 1),
     case(lambda y, x: runtime.memcpyPeerAsync(y, 1, x, 0, 8 * size, 0), 0),
     case(lambda y, x: runtime.memcpyPeerAsync(y, 1, x, 0, 8 * size, 0), 1),
     case(lambda y, x: runtime.memcpyAsync(y, x, 8 * size, 4, 0), 1), case(lambda y, x: runtime.memcpy(y, x, 8 * size, 3), 0),
@@ -121,7 +122,7 @@ CASES = [
 
 def test_a_copy_between_devices_in_the_null_stream_is_in_order_with_all_that_both_have():
     lines = program(TWO + PEERS + """
-for schedule in ("eager", "lazy", "lazy-forwards", "others-first", "early-copies", "early-kernels", *(f"random:{i}" for i in range(12))):
+for schedule in (*software.SCHEDULES[:-1], *(f"random:{i}" for i in range(12))):
     with software.schedule(schedule):
         print(schedule, *(run() for run in CASES))
 """, COUNT="2")  # fmt: skip

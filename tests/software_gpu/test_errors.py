@@ -184,7 +184,9 @@ device.install()
 """
 
 
-@pytest.mark.parametrize("first", ["import cupy; cupy.arange(3)", "import cupy; device.install()", "device.install(); import cupy"])
+@pytest.mark.parametrize(
+    "first", ["import cupy; cupy.arange(3)", "import cupy; device.install()", "device.install(); import cupy"]
+)
 def test_the_module_of_the_device_is_one_in_a_program_that_was_given_the_device(first):
     done = _python(DEVICE.format(first), "-m", "tests.software_gpu")
     assert (done.returncode, done.stdout) == (0, "True 10\n"), done.stderr

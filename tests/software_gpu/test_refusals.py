@@ -160,7 +160,7 @@ def test_what_cannot_run_says_so_by_name(name: str) -> None:
 
 
 def _refusal(name: str) -> str:
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         CASES[name][0]()
     return str(caught.value)
 

@@ -15,7 +15,7 @@ from tests.software_gpu import device
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("software_gpu")]
 
 SIZE = 64
-OUT_OF_ORDER = ("lazy", "lazy-forwards", "others-first", "early-copies", "early-kernels", *(f"random:{seed}" for seed in range(8)))
+OUT_OF_ORDER = (*device.SCHEDULES[1:-1], *(f"random:{seed}" for seed in range(8)))
 EVERY = ("eager", *OUT_OF_ORDER)
 
 
