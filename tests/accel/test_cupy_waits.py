@@ -19,7 +19,7 @@ from tests.software_gpu import device
 from xpnet.accel.cupy.gemm import gemm
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu-waits.md"
-SCHEDULES = ("lazy", "early-copies", "early-kernels", "random:1", "random:2", "random:3")
+SCHEDULES = ("lazy", "others-first", "early-copies", "early-kernels", "random:1", "random:2", "random:3")
 PROGRAMS = sorted({wait.program for wait in WAITS}, key=lambda program: program.__name__)
 
 

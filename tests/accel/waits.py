@@ -191,8 +191,9 @@ error. All programs also run under all schedules. A new call of this kind fails 
 `tests/accel/waits.py`; `python -m tests.accel.waits > docs/gpu-waits.md` writes this page.
 
 A schedule says when work runs, as far as streams, events and the host leave that open: *eager* at once, *lazy* when something
-waits for it, *early-copies* like lazy, but copies to and from the host as soon as they may, *early-kernels* the converse,
-*random:SEED* by turns. `SOFTWARE_GPU_SCHEDULE=lazy python -m pytest -m cuda --software-gpu` runs any test under one.
+waits for it, *others-first* like lazy, but what other streams may do before what is awaited, *early-copies* like lazy, but
+copies to and from the host as soon as they may, *early-kernels* the converse, *random:SEED* by turns.
+`SOFTWARE_GPU_SCHEDULE=lazy python -m pytest -m cuda --software-gpu` runs any test under one.
 
 | where | call | what it orders | shown by | schedule |
 |---|---|---|---|---|

@@ -10,7 +10,7 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -18,20 +18,23 @@ from typing import Any, NoReturn
 
 from . import build
 
-SCHEDULES = ("eager", "lazy", "lazy-forwards", "early-copies", "early-kernels", "random:SEED")
+SCHEDULES = ("eager", "lazy", "lazy-forwards", "others-first", "early-copies", "early-kernels", "random:SEED")
 """When submitted work runs, as streams and events allow: csrc/device/schedule.cpp. $SOFTWARE_GPU_SCHEDULE names one."""
 
 _ERRORS = {
-    "cupy_backends.cuda.libs.cublas": "CUBLASError",
-    "cupy_backends.cuda.libs.curand": "CURANDError",
-    "cupy_backends.cuda.libs.cusolver": "CUSOLVERError",
-    "cupy_backends.cuda.libs.cusparse": "CuSparseError",
-    "cupy.cuda.cufft": "CuFFTError",
+    "cupy_backends.cuda.libs.cublas": ("CUBLASError", "cublas"),
+    "cupy_backends.cuda.libs.curand": ("CURANDError", "curand"),
+    "cupy_backends.cuda.libs.cusolver": ("CUSOLVERError", "cusolver"),
+    "cupy_backends.cuda.libs.cusparse": ("CuSparseError", "cusparse"),
+    "cupy.cuda.cufft": ("CuFFTError", "cufft"),
 }
+"""Modules with a library of CUDA's: (the exception of its statuses, the prefix of its functions)."""
 
-CACHES: list[str] = []
+# In a program that PYTHONPATH has given the device, site/sitecustomize.py has loaded this file already, under another name.
+_first: Any = sys.modules.get("_software_gpu.device") if __name__ != "_software_gpu.device" else None
+CACHES: list[str] = _first.CACHES if _first else []
 """Environment variables that say where the tested packages cache code for a GPU: a conftest.py adds to them."""
-LIBRARIES: dict[str, ctypes.CDLL] = {}
+LIBRARIES: dict[str, ctypes.CDLL] = _first.LIBRARIES if _first else {}
 _trampolines: list[mmap.mmap] = []  # code that patched functions jump to; must outlive them
 _names: list[ctypes.Array[ctypes.c_char]] = []
 
@@ -73,38 +76,78 @@ def _patch(module: ModuleType) -> int:
     return done
 
 
+_GPU_CODE = "that is machine code for GPUs in CuPy's wheel"
+_CUB = (
+    "cub_reduction",
+    "cub_scan",
+    "cub_histogram",
+    "device_histogram",
+    "device_reduce",
+    "device_scan",
+    "device_segmented_reduce",
+)
+_LOCKSTEP = (
+    "its kernels rely on the lanes of a warp running in lockstep, which CUDA has not promised since compute capability 7.0"
+)
 _REFUSED = {
-    "cupy.random._generator_api": (("init_curand",), "cupy.random.default_rng"),
-    "cupy.cuda.cub": (
-        (
-            "cub_reduction",
-            "cub_scan",
-            "cub_histogram",
-            "device_histogram",
-            "device_reduce",
-            "device_scan",
-            "device_segmented_reduce",
-        ),
-        "CUB",
-    ),
-    "cupy.cuda.compiler": (("_jitify_prep",), "Jitify"),
+    "cupy.random._generator_api": {"init_curand": ("cupy.random.default_rng", _GPU_CODE)},
+    "cupy.cuda.cub": dict.fromkeys(_CUB, ("CUB", _GPU_CODE)),
+    "cupy.cuda.thrust": {name: (f"Thrust ({name})", _GPU_CODE) for name in ("sort", "lexsort", "argsort")},
+    "cupy.cuda.compiler": {"_jitify_prep": ("Jitify", _GPU_CODE)},
+    "cupy._core._routines_sorting": {
+        "_partition_kernel": ("cupy.partition (partition_kernel, partition_merge_kernel)", _LOCKSTEP),
+        "_argpartition_kernel": ("cupy.argpartition (argpartition_kernel, argpartition_merge_kernel)", _LOCKSTEP),
+    },
 }
-"""What CuPy does without looking at errors, or with a second runtime inside: (names in a module, what a user calls it)."""
+"""What CuPy does without looking at errors, with a second runtime inside, or with kernels that this device would run wrong:
+modules, the names in them, and (what a user calls it, why it is not there)."""
 
 
-def _refuse(module: str, names: Sequence[str], what: str) -> None:
+def _refuse(module: str, names: dict[str, tuple[str, str]]) -> None:
     """Let functions of CuPy raise."""
 
-    def refused(*_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError(f"the software GPU has no {what}: that is machine code for GPUs in CuPy's wheel")
+    def refusing(what: str, why: str) -> Callable[..., NoReturn]:
+        def refused(*_: Any, **__: Any) -> NoReturn:
+            raise NotImplementedError(f"the software GPU has no {what}: {why}")
+
+        return refused
 
     found: Any = importlib.import_module(module)
-    for name in names:
+    for name, reason in names.items():
         if hasattr(found, name):
-            setattr(found, name, refused)
+            setattr(found, name, refusing(*reason))
 
 
-def _name_missing(library: str, error: str) -> None:
+_RUNS_OTHERS = ("jit", "profiler", "optimizing")
+"""The parts of cupyx that compile the code of their caller."""
+
+
+def _asked_by_cupy() -> bool:
+    """Return whether a module of CuPy, not its user, asks for what is compiled now: the innermost function in Python is its."""
+    folders = {str(build.cupy_folder()), str(build.cupy_folder().parent / "cupyx")}
+    here = (__file__, os.path.join("cupy", "cuda", "compiler.py"))
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.endswith(here):
+        frame = frame.f_back
+    path = frame.f_code.co_filename
+    own = [path[len(folder) + 1 :] for folder in folders if path.startswith(folder + os.sep)]
+    return bool(own) and own[0].split(os.sep)[0] not in _RUNS_OTHERS
+
+
+def _let_own_kernels_leave() -> None:
+    """Let threads that have left count as arrived at barriers of CuPy's own kernels: some rely on it, as hardware does so."""
+    compiler: Any = importlib.import_module("cupy.cuda.compiler")
+    original = compiler._compile_with_cache_cuda
+
+    def compile_with_cache(source: str, options: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+        if "__syncthreads" in source and " cupy_" not in source and _asked_by_cupy():  # the device knows the prefix itself
+            options = (*options, "-DSOFTWARE_GPU_LEAVING_ARRIVES")
+        return original(source, options, *args, **kwargs)
+
+    compiler._compile_with_cache_cuda = compile_with_cache
+
+
+def _name_missing(library: str, error: str, prefix: str) -> None:
     """Let the exceptions of a library's status say which function is not there, as the status cannot."""
     kind: Any = getattr(importlib.import_module(library), error)
     original = kind.__init__
@@ -114,7 +157,7 @@ def _name_missing(library: str, error: str) -> None:
     def named(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         missing = take().decode()
-        if missing:
+        if missing.startswith(prefix):
             self.args = (f"{self}: the software GPU has no {missing}", *self.args[1:])
 
     kind.__init__ = named
@@ -148,7 +191,7 @@ class _BeforeCuPy(importlib.abc.MetaPathFinder):
         return None
 
 
-_finder = _BeforeCuPy()
+_finder: _BeforeCuPy = _first._finder if _first else _BeforeCuPy()
 
 
 def install(caches: Sequence[str] = ()) -> Path:
@@ -177,14 +220,27 @@ def install(caches: Sequence[str] = ()) -> Path:
     return folder
 
 
+def _driver() -> Any:
+    """Return the device's driver; load it where that waits for the first import of CuPy."""
+    if not LIBRARIES and _finder in sys.meta_path:
+        importlib.import_module("cupy")
+    if not LIBRARIES:
+        raise RuntimeError(
+            "the software GPU is not in use: call install() before anything imports CuPy, "
+            "run pytest with --software-gpu, or the program with python -m and this package's name"
+        )
+    return LIBRARIES["libcuda.so.1"]
+
+
 @contextlib.contextmanager
 def schedule(name: str) -> Iterator[None]:
     """Run the work of a `with` block by another one of SCHEDULES; wait for all work before and after it.
 
     Raises:
         ValueError: there is no such schedule.
+        RuntimeError: the device is not in use.
     """
-    device: Any = LIBRARIES["libcuda.so.1"]
+    device = _driver()
     if not device.software_gpu_set_schedule(name.encode()):
         raise ValueError(f"the schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
     try:
@@ -194,8 +250,8 @@ def schedule(name: str) -> Iterator[None]:
 
 
 def pending() -> int:
-    """Return how many operations have been submitted and have not run yet."""
-    count = LIBRARIES["libcuda.so.1"].software_gpu_pending
+    """Return how many operations have been submitted and have not run yet. RuntimeError: the device is not in use."""
+    count = _driver().software_gpu_pending
     count.restype = ctypes.c_ulonglong
     return int(count())
 
@@ -212,7 +268,8 @@ def _load() -> None:
         raise RuntimeError("this CuPy wheel is stripped: the CUDA runtime inside cannot be found")
     for name in ("cupy.cuda.cub", "cupy.cuda.thrust", "cupy.random._generator_api"):  # each has a runtime of its own inside
         _patch(importlib.import_module(name))
-    for library, error in _ERRORS.items():  # the exceptions of their statuses
-        _name_missing(library, error)
-    for module, (names, what) in _REFUSED.items():
-        _refuse(module, names, what)
+    for library, (error, prefix) in _ERRORS.items():
+        _name_missing(library, error, prefix)
+    for module, names in _REFUSED.items():
+        _refuse(module, names)
+    _let_own_kernels_leave()

@@ -88,6 +88,61 @@ error(runtime.memcpyPeer, z.data.ptr, 1, x.data.ptr, 5, 32)
     assert lines[3].startswith("101 cudaErrorInvalidDevice: ")
 
 
+PEERS = """
+from tests.software_gpu import device as software
+size = 64
+def case(copy, across, then=None):
+    def run():
+        with cupy.cuda.Device(0):
+            x = cupy.full(size, 1.0); side = cupy.cuda.Stream(non_blocking=True)
+        with cupy.cuda.Device(1):
+            y, z = cupy.zeros(size), cupy.zeros(size); other = cupy.cuda.Stream(non_blocking=True)
+        for d in (0, 1):
+            on(d, runtime.deviceSynchronize)
+        with cupy.cuda.Device(0), side:
+            x += 1
+        with cupy.cuda.Device(1), other:
+            y += 5  # before the copy, on the device that it writes
+        on(across, lambda: copy(y.data.ptr, x.data.ptr))
+        with cupy.cuda.Device(0), side:
+            x += 50  # after it, on the device that it reads
+        with cupy.cuda.Device(1), other:
+            cupy.add(y, 1, out=z)
+            return float(z.get(stream=other)[0])
+    return run
+CASES = [
+    case(lambda y, x: runtime.memcpyPeer(y, 1, x, 0, 8 * size), 0),
+    case(lambda y, x: runtime.memcpyPeer(y, 1, x, 0, 8 * size), 1),
+    case(lambda y, x: runtime.memcpyPeerAsync(y, 1, x, 0, 8 * size, 0), 0),
+    case(lambda y, x: runtime.memcpyPeerAsync(y, 1, x, 0, 8 * size, 0), 1),
+    case(lambda y, x: runtime.memcpyAsync(y, x, 8 * size, 4, 0), 1), case(lambda y, x: runtime.memcpy(y, x, 8 * size, 3), 0),
+]
+"""
+
+
+def test_a_copy_between_devices_in_the_null_stream_is_in_order_with_all_that_both_have():
+    lines = program(TWO + PEERS + """
+for schedule in (*software.SCHEDULES[:-1], *(f"random:{i}" for i in range(12))):
+    with software.schedule(schedule):
+        print(schedule, *(run() for run in CASES))
+""", COUNT="2")  # fmt: skip
+    assert len(lines) == 18
+    assert [line.split()[1:] for line in lines] == [["3.0"] * 6] * 18
+
+
+def test_a_copy_between_devices_in_another_stream_is_not():
+    lines = program(TWO + PEERS + """
+stream = on(1, lambda: cupy.cuda.Stream(non_blocking=True))
+run = case(lambda y, x: runtime.memcpyPeerAsync(y, 1, x, 0, 8 * size, stream.ptr), 1)
+found = set()
+for i in range(12):
+    with software.schedule(f"random:{i}"):
+        found.add(run())
+print(len(found - {3.0}) > 0)
+""", COUNT="2")  # fmt: skip
+    assert lines == ["True"]
+
+
 def test_streams_events_and_functions_belong_to_a_device():
     lines = program(TWO + """
 x = cupy.zeros(8, np.int32)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from tests.software_gpu import build
-from tests.software_gpu.rules import program, refuses
+from tests.software_gpu.rules import ROOT, program, refuses
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("software_gpu")]
 
@@ -128,3 +131,74 @@ if os.fork() == 0:
 print(os.WTERMSIG(os.wait()[1]) == signal.SIGSEGV)
 """)
     assert lines == ["True"]
+
+
+FORKED = """
+import os
+def child(*calls):
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        for call in calls:
+            error(call)
+        sys.stdout.flush()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+import sys
+"""
+
+
+def test_a_process_that_is_forked_from_one_that_used_the_device_cannot_use_it():
+    lines = program(FORKED + """
+x = cupy.arange(3)
+double = lambda: x * 2
+get = lambda: runtime.memcpy(np.zeros(3).ctypes.data, x.data.ptr, 24, 2)
+child(lambda: runtime.malloc(8), runtime.getDeviceCount, runtime.getDevice, lambda: runtime.setDevice(0), double, get,
+      runtime.deviceSynchronize, cupy.cuda.Stream)
+print(int(double().sum()))
+""")  # fmt: skip
+    said = "3 cudaErrorInitializationError: initialization error: the process was forked from one that had used CUDA"
+    assert [line.startswith(said) for line in lines[:8]] == [True] * 8
+    assert lines[8:] == ["0", "6"]
+
+
+def test_a_process_that_is_forked_before_the_device_is_used_can_use_it():
+    lines = program(FORKED + "child(lambda: print(int(cupy.arange(3).sum())))")
+    assert lines == ["3", "no error", "0"]
+
+
+def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("SOFTWARE_GPU", "PYTHONPATH")}
+    return subprocess.run(
+        [sys.executable, *arguments, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+DEVICE = """
+import tests.software_gpu.device as device
+{}
+with device.schedule("lazy"):
+    x = cupy.arange(4) + 1
+    print(device.pending() > 0, int(x.sum()))
+device.install()
+"""
+
+
+@pytest.mark.parametrize(
+    "first", ["import cupy; cupy.arange(3)", "import cupy; device.install()", "device.install(); import cupy"]
+)
+def test_the_module_of_the_device_is_one_in_a_program_that_was_given_the_device(first):
+    done = _python(DEVICE.format(first), "-m", "tests.software_gpu")
+    assert (done.returncode, done.stdout) == (0, "True 10\n"), done.stderr
+
+
+def test_what_asks_for_the_device_loads_it_where_it_is_installed():
+    done = _python("from tests.software_gpu import device; device.install(); print(device.pending()); import cupy")
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+@pytest.mark.parametrize("call", ["device.pending()", "device.schedule('lazy').__enter__()"])
+def test_asking_a_device_that_is_not_in_use_says_so(call):
+    done = _python(f"from tests.software_gpu import device; {call}")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("RuntimeError: the software GPU is not in use: ")

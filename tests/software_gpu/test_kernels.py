@@ -63,7 +63,9 @@ def test_division_of_integers_never_traps(dtype):
     assert np.array_equal((cupy.asarray(a) % cupy.asarray(b)).get(), remainder)
 
 
-@pytest.mark.parametrize("kind", ["short", "unsigned short", "int", "unsigned", "long long", "unsigned long long"])
+@pytest.mark.parametrize(
+    "kind", ["signed char", "unsigned char", "short", "unsigned short", "int", "unsigned", "long long", "unsigned long long"]
+)
 def test_kernels_divide_by_zero_and_by_minus_one(kind):
     """With the divisor in a register and in memory, in all forms of addresses that g++ makes."""
     import cupy
@@ -76,9 +78,9 @@ def test_kernels_divide_by_zero_and_by_minus_one(kind):
         q[4 * n + i] = a[i] / shared[i & 3]; q[5 * n + i] = a[i] / b[i * stride]; q[6 * n + i] = a[i] / local[0];
       }}
     }}"""
-    names = {"short": "int16", "unsigned short": "uint16", "int": "int32", "unsigned": "uint32", "long long": "int64"}
-    dtype = np.dtype(names.get(kind, "uint64"))
-    signed = dtype.kind == "i"
+    sizes = {"char": 1, "short": 2, "int": 4, "unsigned": 4, "long": 8}
+    signed = not kind.startswith("unsigned")
+    dtype = np.dtype(f"{'i' if signed else 'u'}{sizes[kind.removeprefix('unsigned ').removeprefix('signed ').split()[0]]}")
     a = np.array([np.iinfo(dtype).min if signed else 9, 9, 7, 0], dtype)
     b = np.array([-1 if signed else 1, 0, 2, 0], dtype)
     q = cupy.zeros((7, 4), dtype)
@@ -87,6 +89,40 @@ def test_kernels_divide_by_zero_and_by_minus_one(kind):
     quotient, remainder = [a[0], ones, 3, ones], [0, 9, 1, 0]
     for row, found in enumerate(q.get()):
         assert found.tolist() == [int(v) for v in (remainder if row in (1, 3) else quotient)], row
+
+
+DIVISIONS = {  # x86's instructions, by the form of their operand
+    "ch": "divb %%ch", "cl": "divb %%cl", "r9b": "divb %%r9b", "sil": "divb %%sil", "memory": "divb (%%rbx)",
+    "signed": "idivb 3(%%rbx)", "far": "divb 4096(%%rbx)", "sib": "divb 1(%%rbx,%%r9,2)", "r12": "divb (%%r12)",
+    "r13": "divb (%%r13)", "absolute": "divb zeros(%%rip)", "32 bits": "divb (%%ebx)", "segment": "ds divb (%%rbx)",
+    "thread": "divb %%fs:(%%r8)", "16": "divw %%cx", "16 memory": "divw 2(%%rbx)", "32": "divl %%r9d",
+    "32 short": "divl 2(%%ebx)", "64": "divq %%r9", "64 signed": "idivq (%%r12,%%r9,8)", "64 thread": "divq %%fs:(%%r8)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", DIVISIONS)
+def test_every_form_of_a_division_by_zero_is_finished(form):
+    """The registers hold zero or the address of zeros; below 4 GiB, so that addresses of 32 bits lead there too."""
+    bits = {"b": 8, "w": 16, "l": 32, "q": 64}[DIVISIONS[form].split("div")[1][0]]
+    x = run(
+        f"""static char* const low = (char*)mmap(nullptr, 8192, 3, 0x62, -1, 0);
+        long before; asm volatile("movq %%fs:0, %0" : "=r"(before));
+        unsigned long a = 0x1122334455660000 + (sizeof(char) == {bits} / 8 ? 7 : 0x2b07), d = 0;
+        register long zero asm("r9") = 0;
+        register char* base asm("rbx") = low; register char* base12 asm("r12") = low; register char* base13 asm("r13") = low;
+        register long thread asm("r8") = (long)low - before;
+        asm volatile("xorl %%ecx, %%ecx; xorl %%esi, %%esi; {DIVISIONS[form]}"
+          : "+a"(a), "+d"(d) : "r"(zero), "r"(base), "r"(base12), "r"(base13), "r"(thread) : "rcx", "rsi", "cc", "memory");
+        unsigned long want, rest;
+        if ({bits} == 8) want = 0x11223344556607ff, rest = 0;
+        else if ({bits} == 16) want = 0x112233445566ffff, rest = 0x2b07;
+        else if ({bits} == 32) want = 0xffffffff, rest = 0x55662b07;
+        else want = ~0ul, rest = 0x1122334455662b07;
+        x[t] = a == want && d == rest;""",
+        8,
+        before='#include <sys/mman.h>\nextern "C" { __attribute__((used)) char zeros[64]; }\n',
+    )
+    assert x.all()
 
 
 @pytest.mark.parametrize(
@@ -195,6 +231,14 @@ CASES = {
     "x[t] = fabsf(__sinf(1) - sinf(1)) < 1e-6f && fabsf(__cosf(1) - cosf(1)) < 1e-6f && fabsf(__exp10f(2) - 100) < 1e-3f;": 1,
     "x[t] = __log2f(8) + __log10f(100.0f);": 5,
     "x[t] = __popc(__match_any_sync(~0u, t % 4)) + __reduce_add_sync(~0u, 2) + __reduce_max_sync(~0u, lane);": 103,
+    "x[t] = umin(3u, 5u) + umax(7u, 1u) + llmin(-4ll, 2) + ullmax(1, 2);": 8,
+    "float s, c; sincospif(0.5f, &s, &c); double e, f; sincospi(1, &e, &f); x[t] = s + c * 1e-9f - f + (fabs(e) < 1e-9);": 3,
+    "int v = 3; atomicAdd_block(&v, 4); atomicMax_system(&v, 20); int w = atomicCAS_system(&v, 20, 1); x[t] = v + w;": 21,
+    "__builtin_assume(t < 1024); const double M_PI = 3, M_PI_2 = 4; float M_E = 5; x[t] = M_PI + M_PI_2 + M_E;": 12,
+    "x[t] = fabs(erfcinv(erfc(0.3)) - 0.3) < 1e-15 && fabs(erfinv(erf(1e-9)) / 1e-9 - 1) < 1e-15 && isinf(erfcinv(0.0));": 1,
+    "x[t] = fabs(normcdfinv(0.975) - 1.959963984540054) < 1e-14 && isnan(normcdfinv(1.5)) && normcdfinvf(0.5f) == 0;": 1,
+    "x[t] = fabs(erfcx(10.0) / 0.05614099274382259 - 1) < 1e-14 && fabs(erfcxf(1) - 0.4275836f) < 1e-7f;": 1,
+    "x[t] = fabs(erfcx(-2.0) / 108.9409043899780 - 1) < 1e-13 && fabs(erfcx(4.9999999) / erfcx(5.0) - 1) < 1e-7;": 1,
     "x[t] = __funnelshift_l(0x80000000u, 1u, 1) + __hadd(3, 6) + __mul24(3, 4);": 19,
 }
 
@@ -223,3 +267,84 @@ def test_arithmetic_of_half():
     right = [a + b, a - b, a * b, a / b, (a + b) * c, fused, a * np.float16(2), np.where(a > b, -a, np.maximum(a, c))]
     for row, (found, wanted) in enumerate(zip(out.get(), right, strict=True)):
         assert np.array_equal(found, wanted), row
+
+
+def test_conversions_of_bfloat16():
+    x = run(
+        "__nv_bfloat16 v = __float2bfloat16(1.00390625f), w = __float2bfloat16_rn(2.5f);"
+        "x[t] = __bfloat162float(v) + __bfloat162float(w);",
+        before="#include <cuda_bf16.h>\n",
+    )
+    assert np.array_equal(x, np.full(64, 3.5))  # to even
+
+
+@pytest.mark.parametrize("header", ["", "#include <time.h>\n", "#include <ctime>\n#include <complex>\n"])
+def test_a_clock_beside_the_headers_of_the_c_library(header):
+    x = run("clock_t a = clock(); long long b = clock64(); x[t] = clock() >= a && a != 0 && clock64() >= b;", before=header)
+    assert x.all()
+
+
+@pytest.mark.parametrize("name", ["round", "index", "select", "random", "remove", "free", "min", "gamma", "y1", "exp", "clock"])
+def test_kernels_and_variables_may_have_names_of_the_c_library(name):
+    import cupy
+
+    code = f'extern "C" __global__ void {name}(float* out) {{ out[threadIdx.x] = threadIdx.x + sqrtf(9); }}'
+    module = cupy.RawModule(code=code)
+    out = cupy.zeros(3, np.float32)
+    module.get_function(name)((1,), (3,), (out,))
+    assert out.get().tolist() == [3, 4, 5]
+    module = cupy.RawModule(
+        code=f'__constant__ float {name}[2]; extern "C" __global__ void k(float* out) {{ out[0] = {name}[1]; }}'
+    )
+    cupy.ndarray(2, np.float32, module.get_global(name))[:] = cupy.asarray([1, 2], np.float32)
+    module.get_function("k")((1,), (1,), (out,))
+    assert out.get().tolist() == [2, 4, 5]
+
+
+LEAVING = 'extern "C" __global__ void k(int* x, int n) { if (threadIdx.x >= n) return; __syncthreads(); x[threadIdx.x] = 1; }'
+
+
+def test_threads_that_have_left_are_missed_at_a_barrier_unless_the_kernel_is_cupys_or_asks_for_them():
+    lines = program(f"""
+x = cupy.zeros(64, np.int32)
+kernel = cupy.RawKernel({LEAVING!r}, "k", options=("-DSOFTWARE_GPU_LEAVING_ARRIVES",))
+kernel((1,), (64,), (x, 40))
+print(int(x.sum()))
+import cupyx.profiler
+kernel = cupy.RawKernel({LEAVING!r}, "k")
+def launch(): kernel((1,), (64,), (x, 40))
+error(lambda: (cupyx.profiler.benchmark(launch, n_repeat=1, n_warmup=0), runtime.deviceSynchronize()))
+""")
+    assert lines[0] == "40"
+    assert "a barrier that threads which have left will never reach" in lines[1]
+
+
+@pytest.mark.filterwarnings("ignore:cupyx.jit.rawkernel is experimental")
+@pytest.mark.parametrize("name", ["lfilter", "sosfilt"])
+def test_cupys_own_kernels_may_rely_on_threads_that_have_left(name):
+    import cupy
+    from cupyx.scipy import signal
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(3000)
+    b, a = [0.2, 0.3, 0.2], [1.0, -0.5, 0.25]
+    y = np.zeros_like(x)
+    for i in range(len(x)):
+        y[i] = sum(b[j] * x[i - j] for j in range(3) if i >= j) - sum(a[j] * y[i - j] for j in (1, 2) if i >= j)
+    if name == "sosfilt":
+        found = signal.sosfilt(cupy.asarray([[*b, *a]]), cupy.asarray(x))
+    else:
+        found = signal.lfilter(cupy.asarray(b), cupy.asarray(a), cupy.asarray(x))
+    assert np.allclose(found.get(), y)
+
+
+def test_special_functions_of_cupy_that_include_complex():
+    import cupy
+    from cupyx.scipy import special
+
+    x = cupy.asarray([1.0, 2.5])
+    assert np.allclose(special.digamma(x).get(), [-0.5772156649015329, 0.7031566406452432])
+    assert np.allclose(special.polygamma(cupy.asarray(1), x).get(), [1.6449340668482264, 0.4903577561002347])
+    assert np.allclose(special.sici(x)[0].get(), [0.946083070367183, 1.778520173443827])
+    assert np.allclose(special.ellipkinc(x, cupy.asarray(0.5)).get(), [1.0832167728451687, 3.0444084774872615])
+    assert np.allclose(special.erfcinv(cupy.asarray([0.5])).get(), [0.4769362762044699])

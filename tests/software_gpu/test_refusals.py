@@ -13,7 +13,8 @@ import pytest
 cp = pytest.importorskip("cupy")
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("software_gpu")]
 
-SORTING = r"failed.*cudaErrorNotSupported.*cuda\w+"
+SORTING = r"the software GPU has no Thrust \((lex|arg)?sort\)"
+LOCKSTEP = r"the software GPU has no cupy.(arg)?partition \((arg)?partition_kernel, .*lockstep"
 CUBLAS, CUSOLVER, CUFFT, CURAND, CUSPARSE = (
     f"the software GPU has no {library}[A-Za-z0-9_]+" for library in ("cublas", "cusolver", "cufft", "curand", "cusparse")
 )
@@ -80,6 +81,12 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "lexsort": (lambda: cp.lexsort(cp.stack([_vector(), _vector()])), SORTING),
     "partition": (lambda: cp.partition(_vector(), 3), SORTING),
     "argpartition": (lambda: cp.argpartition(_vector(), 3), SORTING),
+    # kernels that rely on the lockstep of warps
+    "partition 600": (lambda: cp.partition(cp.arange(600.0), 3), f"{SORTING}|{LOCKSTEP}"),
+    "partition 100000": (lambda: cp.partition(cp.arange(100000), 300), LOCKSTEP),
+    "partition in place": (lambda: cp.arange(100000).partition(3), LOCKSTEP),
+    "argpartition 600": (lambda: cp.argpartition(cp.arange(600.0), 3), LOCKSTEP),
+    "argpartition 100000": (lambda: cp.argpartition(cp.arange(100000), 300), LOCKSTEP),
     "unique": (lambda: cp.unique(_vector()), SORTING),
     "median": (lambda: cp.median(_vector()), SORTING),
     "percentile": (lambda: cp.percentile(_vector(), 30), SORTING),
@@ -132,8 +139,8 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown option": (lambda: cp.RawKernel(PLAIN, "f", options=("--no-such-option",)).compile(), "--no-such-option"),
     "a header that is not there": (lambda: _kernel("#include <cooperative_groups.h>\n" + PLAIN), r"cooperative_groups\.h"),
     "a function that is not there": (
-        lambda: _kernel('extern "C" __global__ void f(float* x) { *x = erfinvf(*x); }'),
-        "erfinvf.*was not declared",
+        lambda: _kernel('extern "C" __global__ void f(float* x) { *x = cyl_bessel_i0f(*x); }'),
+        "cyl_bessel_i0f.*was not declared",
     ),
     "inline PTX": (
         lambda: _kernel('extern "C" __global__ void f(int* x) { asm("mov.u32 %0, %%laneid;" : "=r"(*x)); }'),
@@ -150,6 +157,28 @@ def test_what_cannot_run_says_so_by_name(name: str) -> None:
         call()
     # The refusal leaves nothing behind.
     assert int(cp.arange(5).sum()) == 10
+
+
+def _refusal(name: str) -> str:
+    with pytest.raises(Exception) as caught:
+        CASES[name][0]()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sort", "inv", "texture", "fft"])
+def test_a_refusal_says_what_was_called_not_what_was_called_before(name: str) -> None:
+    first = _refusal(name)
+    for before in ("memAdvise", "inv of a batch", "random.seed", "csr_matrix", "linking", "qr", "sort"):
+        _refusal(before)
+        assert _refusal(name) == first
+    p = cp.cuda.runtime.malloc(64)
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match=r"invalid argument: cudaFree of an address 8 bytes into"):
+        cp.cuda.runtime.free(p + 8)
+    assert "invalid argument: cudaFree" in str(cp.cuda.runtime.CUDARuntimeError(1))
+    cp.cuda.runtime.free(p)
+    cp.cuda.runtime.memGetInfo()
+    for status in (1, 801):  # no call of this thread has failed since
+        assert str(cp.cuda.runtime.CUDARuntimeError(status)).count(":") == 1
 
 
 @pytest.mark.parametrize(

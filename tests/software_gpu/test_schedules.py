@@ -15,7 +15,7 @@ from tests.software_gpu import device
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("software_gpu")]
 
 SIZE = 64
-OUT_OF_ORDER = ("lazy", "lazy-forwards", "early-copies", "early-kernels", *(f"random:{seed}" for seed in range(8)))
+OUT_OF_ORDER = (*device.SCHEDULES[1:-1], *(f"random:{seed}" for seed in range(8)))
 EVERY = ("eager", *OUT_OF_ORDER)
 
 
@@ -370,6 +370,129 @@ def test_branches_of_a_graph_wait_where_it_says_so(cupy, schedule):
         assert branches(Program(cupy), True) == 2
         if schedule in ("eager", "lazy"):
             assert branches(Program(cupy), False) == (2 if schedule == "eager" else 1)
+
+
+def second_branch(p: Program, wait: bool) -> float:
+    """A node reads what another branch of its graph writes, and comes after a third node only."""
+    a, b = p.cupy.zeros(SIZE), p.cupy.zeros(SIZE)
+    p.cupy.cuda.runtime.deviceSynchronize()
+    p.first.begin_capture()
+    p.second.wait_event(p.first.record())
+    p.add(p.second, a)
+    p.add(p.first, p.x, to=b)
+    if wait:
+        p.second.wait_event(p.first.record())
+    p.add(p.second, b, to=p.y)
+    p.first.wait_event(p.second.record())
+    graph = p.first.end_capture()
+    graph.launch(p.first)
+    return float(p.y.get(stream=p.first)[0])  # 2
+
+
+def twice(p: Program, stream: Any, source: Any, scratch: Any, to: Any) -> None:
+    """Enqueue two kernels that use a scratch array: `to` = `source` + 2."""
+    p.add(stream, source, to=scratch)
+    p.add(stream, scratch, to=to)
+
+
+def recorded(p: Program, stream: Any, *arrays: Any) -> Any:
+    stream.begin_capture()
+    twice(p, stream, *arrays)
+    return stream.end_capture()
+
+
+def two_graphs(p: Program, wait: bool) -> float:
+    """Two graphs share a scratch array and run on two streams."""
+    scratch, a, b = (p.cupy.full(SIZE, v) for v in (0.0, 10.0, 20.0))
+    p.cupy.cuda.runtime.deviceSynchronize()
+    graphs = recorded(p, p.first, a, scratch, p.x), recorded(p, p.second, b, scratch, p.y)
+    graphs[0].launch(p.first)
+    if wait:
+        p.second.wait_event(p.first.record())
+    graphs[1].launch(p.second)
+    y = float(p.y.get(stream=p.second)[0])
+    return y + float(p.x.get(stream=p.first)[0]) - 32  # 22 + 12
+
+
+def graph_and_stream(p: Program, wait: bool) -> float:
+    """A kernel of another stream overwrites what a graph uses."""
+    scratch, a = (p.cupy.full(SIZE, v) for v in (0.0, 10.0))
+    p.cupy.cuda.runtime.deviceSynchronize()
+    recorded(p, p.first, a, scratch, p.x).launch(p.first)
+    if wait:
+        p.second.wait_event(p.first.record())
+    p.add(p.second, p.y, to=scratch)
+    return float(p.x.get(stream=p.first)[0]) - 10  # 2
+
+
+def graph_within_a_graph(p: Program, wait: bool) -> float:
+    """A kernel on a branch beside a graph that is launched within a graph."""
+    scratch, a = (p.cupy.full(SIZE, v) for v in (0.0, 10.0))
+    p.cupy.cuda.runtime.deviceSynchronize()
+    inner = recorded(p, p.first, a, scratch, p.x)
+    p.first.begin_capture()
+    fork = p.first.record()
+    inner.launch(p.first)
+    p.second.wait_event(p.first.record() if wait else fork)
+    p.add(p.second, p.y, to=scratch)
+    p.first.wait_event(p.second.record())
+    graph = p.first.end_capture()
+    graph.launch(p.first)
+    return float(p.x.get(stream=p.first)[0]) - 10  # 2
+
+
+GRAPHS = {f.__name__: f for f in (second_branch, two_graphs, graph_and_stream, graph_within_a_graph)}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_nodes_of_a_graph_run_in_every_order_that_their_edges_allow(cupy, name):
+    shown = set()
+    for schedule in (*EVERY, *(f"random:{seed}" for seed in range(8, 40))):
+        with device.schedule(schedule):
+            assert GRAPHS[name](Program(cupy), True) == 2, schedule
+            if GRAPHS[name](Program(cupy), False) != 2:
+                shown.add(schedule)
+    assert "eager" not in shown
+    assert len(shown) >= 3
+    if name == "second_branch":
+        assert "lazy" in shown
+
+
+@pytest.mark.parametrize("schedule", EVERY)
+def test_what_follows_a_graph_in_its_stream_comes_after_all_of_its_nodes(cupy, schedule):
+    with device.schedule(schedule):
+        p = Program(cupy)
+        p.first.begin_capture()
+        p.second.wait_event(p.first.record())
+        p.add(p.second, to=p.y)  # y = x + 1
+        p.add(p.second, p.y)
+        p.first.wait_event(p.second.record())
+        graph = p.first.end_capture()
+        p.upload(p.first)  # x = 7
+        for _ in range(3):
+            graph.launch(p.first)  # y = 9
+            p.add(p.first, p.y, to=p.x)  # x = 10, 13, 16
+        p.download(p.first)
+        p.first.synchronize()
+        assert p.back[0] == 16
+
+
+@pytest.mark.parametrize("reader_first", [False, True])
+def test_a_wait_that_is_missing_between_kernels_shows_in_one_of_two_schedules(cupy, reader_first):
+    """Where the host awaits two streams in turn, which one it awaits first is the difference between them."""
+
+    def found(schedule: str) -> float:
+        with device.schedule(schedule):
+            p = Program(cupy)
+            p.add(p.first)  # x = 1
+            p.add(p.second, to=p.y)  # y = 2
+            for stream in (p.second, p.first) if reader_first else (p.first, p.second):
+                stream.synchronize()
+            return float(p.y.get()[0])
+
+    assert found("eager") == 2
+    assert found("lazy") == (1 if reader_first else 2)
+    assert found("others-first") == (2 if reader_first else 1)
 
 
 @pytest.mark.parametrize("producer", ["first", "second"])

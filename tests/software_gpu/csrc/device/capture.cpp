@@ -1,34 +1,34 @@
 // Recording streams into graphs, and running these.
 #include "device.hpp"
 
+#include <algorithm>
+
 namespace software_gpu {
 
-struct Nodes {  // also of launches that have not run yet
-  std::vector<Work> work;      // in the order of recording
-  std::vector<size_t> latest;  // another order that the edges allow: of the nodes that may run, always the last one
-};
 struct Exec {
-  std::shared_ptr<Nodes> nodes;
-  Point last{nullptr, 0};  // its last launch, which the next one waits for
+  std::shared_ptr<const Nodes> nodes;  // also of launches that have not run yet
+  Graph graph;                         // for a launch that is recorded
+  Point last{nullptr, 0};              // its last launch, which the next one waits for
 };
-static std::vector<size_t> latest_first(const Graph& graph) {
-  const size_t n = graph.work.size();
-  std::vector<size_t> missing(n), order;
-  std::vector<std::vector<size_t>> next(n);
-  std::set<size_t> ready;
+Nodes::Nodes(const Graph& graph) : work(graph.work), kinds(graph.kinds), after(graph.work.size()) {
+  const size_t n = work.size(), none = ~size_t(0);
+  std::vector<size_t> chain_of(n), number(n);
+  std::vector<std::vector<size_t>> made;
   for (size_t i = 0; i < n; ++i) {
-    missing[i] = graph.after[i].size();
-    for (size_t before : graph.after[i]) next[before].push_back(i);
-    if (!missing[i]) ready.insert(i);
+    size_t chain = none;
+    for (size_t before : graph.after[i])  // the last one recorded of those that end a chain
+      if (made[chain_of[before]].back() == before) chain = chain_of[before];
+    if (chain == none) chain = made.size(), made.emplace_back();
+    made[chain].push_back(i);
+    chain_of[i] = chain, number[i] = made[chain].size();
   }
-  while (!ready.empty()) {
-    const size_t i = *ready.rbegin();
-    ready.erase(i);
-    order.push_back(i);
-    for (size_t later : next[i])
-      if (!--missing[later]) ready.insert(later);
-  }
-  return order;
+  std::vector<size_t> order(made.size()), place(made.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return made[a].back() < made[b].back(); });
+  for (size_t i = 0; i < order.size(); ++i) place[order[i]] = i, chains.push_back(made[order[i]]);
+  for (size_t i = 0; i < n; ++i)
+    for (size_t before : graph.after[i])
+      if (chain_of[before] != chain_of[i]) after[i].push_back({place[chain_of[before]], number[before]});
 }
 static std::set<Graph*> graphs;
 static std::set<Exec*> execs;
@@ -58,12 +58,30 @@ cudaError_t capture_refuses(const char* call) {
   }
   return cudaSuccess;
 }
-cudaError_t record(Stream* s, Work work) {
+cudaError_t record(Stream* s, Work work, Kind kind) {
   Capture& c = *s->capture;
   if (c.invalid) return fail(cudaErrorStreamCaptureInvalidated);
   c.graph.work.push_back(std::move(work));
+  c.graph.kinds.push_back(kind);
   c.graph.after.push_back(std::move(s->tail));
   s->tail = {c.graph.work.size() - 1};
+  return cudaSuccess;
+}
+// Put a graph's nodes into the one that a stream records.
+static cudaError_t record_nodes(Stream* s, const Graph& graph) {
+  Capture& c = *s->capture;
+  if (c.invalid) return fail(cudaErrorStreamCaptureInvalidated);
+  const size_t first = c.graph.work.size();
+  std::set<size_t> ends = graph.work.empty() ? s->tail : std::set<size_t>();
+  for (size_t i = 0; i < graph.work.size(); ++i) {
+    std::set<size_t> after = graph.after[i].empty() ? s->tail : std::set<size_t>();
+    for (size_t before : graph.after[i]) after.insert(first + before), ends.erase(first + before);
+    c.graph.work.push_back(graph.work[i]);
+    c.graph.kinds.push_back(graph.kinds[i]);
+    c.graph.after.push_back(std::move(after));
+    ends.insert(first + i);
+  }
+  s->tail = std::move(ends);
   return cudaSuccess;
 }
 // Whether every node comes before the end of the stream that began the capture.
@@ -139,7 +157,7 @@ API cudaError_t cudaGraphInstantiate(cudaGraphExec_t* x, cudaGraph_t gr, unsigne
   Guard g(lock);
   if (cudaError_t e = refused()) return e;
   if (!graphs.count((Graph*)gr)) return fail(cudaErrorInvalidValue, "no such graph; was it destroyed?");
-  Exec* made = new Exec{std::make_shared<Nodes>(Nodes{((Graph*)gr)->work, latest_first(*(Graph*)gr)})};
+  Exec* made = new Exec{std::make_shared<Nodes>(*(Graph*)gr), *(Graph*)gr};
   execs.insert(made);
   *x = (cudaGraphExec_t)made;
   return cudaSuccess;
@@ -167,14 +185,9 @@ API cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t st) {
   if (!s) return fail(cudaErrorInvalidResourceHandle, "no such stream");
   if (!execs.count((Exec*)x)) return fail(cudaErrorInvalidValue, "no such graph; was it destroyed?");
   Exec* exec = (Exec*)x;
-  std::shared_ptr<Nodes> nodes = exec->nodes;
-  const bool recorded = s->capture != nullptr;
-  if (!recorded && exec->last.stream) s->pending.push_back(exec->last);
-  cudaError_t e = submit(s, [nodes] {
-    const bool other = out_of_order();
-    for (size_t i = 0; i < nodes->work.size(); ++i)
-      if (!sticky) nodes->work[other ? nodes->latest[i] : i]();
-  });
-  if (!recorded && !e) exec->last = {s, s->submitted};
+  if (cudaError_t e = refused()) return e;
+  if (s->capture) return record_nodes(s, exec->graph);
+  cudaError_t e = submit_nodes(s, exec->nodes, exec->last);
+  if (!e) exec->last = {s, s->submitted};
   return e;
 }

@@ -38,7 +38,9 @@ static cudaError_t check(const Rows& r, cudaMemcpyKind kind, const Where& to, co
 
 // Put a copy into a stream. Memory of the host that is not pinned is read before the call returns, and written when it
 // returns; pinned memory is read and written when the copy runs. `waits`: the call returns when the copy is done, but for one
-// within the device.
+// within the device. A copy between two devices in a legacy stream, as all of cudaMemcpyPeer's, comes after all that both have
+// (and the current device, if it `waits`), and before all that they get from then on: "CUDA C++ Programming Guide",
+// peer-to-peer memory copy.
 static cudaError_t copy(const Rows& r, cudaMemcpyKind kind, Stream* s, bool waits) {
   if (cudaError_t e = refused()) return e;
   if (!s) return fail(cudaErrorInvalidResourceHandle, "no such stream; was it destroyed?");
@@ -57,6 +59,8 @@ static cudaError_t copy(const Rows& r, cudaMemcpyKind kind, Stream* s, bool wait
     perform([&] { move({staged->data(), r.from, r.from_pitch, r.from_pitch, r.width, r.height}); });
     return submit(s, [r, staged] { move({r.to, staged->data(), r.to_pitch, r.from_pitch, r.width, r.height}); }, how);
   }
+  if (s->legacy && !from_host && !to_host && from.device != to.device)
+    return submit_across(s, [r] { move(r); }, {from.device, to.device, waits ? s->device : to.device});
   cudaError_t e = submit(s, [r] { move(r); }, how);
   if (e || s->capture || how == Kind::kernel || !(waits || to_pageable)) return e;
   drain(s);

@@ -67,10 +67,14 @@ extern std::string problem;  // its description
 cudaError_t fail(cudaError_t e, const std::string& why = "");
 // Make `e` the sticky error.
 void fault(cudaError_t e, const std::string& description);
-// Refuse a call after a fault, or within a host function.
+// Refuse a call after a fault, within a host function, or in a process that was forked from one that used the device.
 cudaError_t refused();
+// The same for what needs no device yet: refuse it only in such a process.
+cudaError_t forked();
 // An error of the driver's: it is not the runtime's last error, unless it is the sticky one.
 CUresult driver_error(cudaError_t e, const std::string& why = "");
+// Refuse a call of the driver's after a fault, or in such a process.
+CUresult driver_refused();
 
 // ---- properties.cpp ----
 
@@ -130,7 +134,8 @@ struct Point {  // in a stream: the end of its operation of that number, counted
   Stream* stream;
   unsigned long long number;
 };
-enum class Kind { kernel, copy, mark };  // mark: an event. Graphs, host functions and copies within the device are kernels
+enum class Kind { kernel, copy, mark };  // mark: an event, the begin or the end of a graph. Host functions and copies within
+                                         // the device are kernels
 struct Op {
   Work work;
   std::vector<Point> after;
@@ -175,6 +180,11 @@ Stream* find(cudaStream_t handle);
 
 // Put work at the end of a stream, or into the graph that it records.
 cudaError_t submit(Stream* stream, Work work, Kind kind = Kind::kernel);
+// Likewise; it waits for all that these devices' streams have, and whatever they get from now on waits for it.
+cudaError_t submit_across(Stream* stream, Work work, const std::set<int>& devices);
+// Put the nodes of a graph into a stream, after `last` too; each may run as soon as its own edges allow.
+struct Nodes;
+cudaError_t submit_nodes(Stream* stream, const std::shared_ptr<const Nodes>& nodes, Point last);
 // Run what a stream has up to an operation's number; everything that it has; everything that all have.
 void run(Stream* stream, unsigned long long upto);
 void drain(Stream* stream);
@@ -185,8 +195,6 @@ void drain_device(int device);
 void synchronise(Stream* stream);
 // Return whether a stream's synchronisation would wait for nothing. As for `done`.
 bool idle(Stream* stream);
-// Whether the nodes of a graph run in another order than they were recorded in.
-bool out_of_order();
 // Milliseconds of a clock.
 double now();
 // Return whether a stream has run up to an operation's number. Does not run it, unless asked very often.
@@ -196,7 +204,20 @@ bool done(Stream* stream, unsigned long long upto);
 
 struct Graph {
   std::vector<Work> work;
+  std::vector<Kind> kinds;
   std::vector<std::set<size_t>> after;  // for each: the nodes that it comes right after
+};
+// A graph's nodes as they are launched, in chains: each node of one comes right after the one before it. So a chain is a queue
+// that forbids no order which the edges allow.
+struct Nodes {
+  struct Place {
+    size_t chain, number;  // counted from 1
+  };
+  std::vector<Work> work;  // in the order of recording
+  std::vector<Kind> kinds;
+  std::vector<std::vector<size_t>> chains;   // by their last nodes' order of recording
+  std::vector<std::vector<Place>> after;     // for each node: those of other chains that it comes right after
+  explicit Nodes(const Graph& graph);
 };
 struct Capture {
   Graph graph;
@@ -214,7 +235,7 @@ cudaError_t invalidate(Capture& capture, cudaError_t e, const std::string& why);
 // Refuse a call that is unsafe while some stream records, and invalidate that capture.
 cudaError_t capture_refuses(const char* call);
 // Put work into the graph that a stream records.
-cudaError_t record(Stream* stream, Work work);
+cudaError_t record(Stream* stream, Work work, Kind kind);
 
 // ---- modules.cpp ----
 

@@ -1,6 +1,10 @@
 // Settings, the last error and the sticky one, names of errors.
 #include "device.hpp"
 
+#include <pthread.h>
+
+#include <new>
+
 namespace software_gpu {
 
 void Lock::lock() {
@@ -42,10 +46,16 @@ thread_local cudaError_t last_error = cudaSuccess;
 cudaError_t sticky = cudaSuccess;
 std::string problem;
 
-// The reason of this thread's last failure, for the description of that error.
+// The reason of this thread's last failure, for the description of that error; that of its last error.
 static thread_local cudaError_t explained = cudaSuccess;
-static thread_local std::string explanation;
-static thread_local std::string unsupported;  // the function that was called last and is not there
+static thread_local std::string explanation, last_explanation;
+
+// A process that is forked from one that has used CUDA cannot use it.
+static std::atomic<bool> used{false}, child{false};
+static const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+  child = child || used;
+  new (&lock) Lock;  // a thread that is not here may hold it
+});
 
 static cudaError_t explain(cudaError_t e, const std::string& why) {
   if (debug && e != cudaErrorNotReady) fprintf(stderr, "[software GPU] error %d%s%s\n", e, why.empty() ? "" : ": ", why.c_str());
@@ -54,7 +64,7 @@ static cudaError_t explain(cudaError_t e, const std::string& why) {
   return e;
 }
 cudaError_t fail(cudaError_t e, const std::string& why) {
-  if (e != cudaErrorNotReady) last_error = e;
+  if (e != cudaErrorNotReady) last_error = e, last_explanation = why;
   return explain(e, why);
 }
 CUresult driver_error(cudaError_t e, const std::string& why) {
@@ -67,7 +77,20 @@ void fault(cudaError_t e, const std::string& description) {
   problem = description;
   fprintf(stderr, "[software GPU] %s\n", description.c_str());
 }
+cudaError_t forked() {
+  used = true;
+  explained = cudaSuccess;  // what a call says is about that call
+  return child ? fail(cudaErrorInitializationError, "the process was forked from one that had used CUDA: start it anew (spawn)")
+               : cudaSuccess;
+}
+CUresult driver_refused() {
+  used = true;
+  explained = cudaSuccess;
+  if (child) return driver_error(cudaErrorInitializationError, "the process was forked from one that had used CUDA");
+  return sticky ? driver_error(sticky) : CUDA_SUCCESS;
+}
 cudaError_t refused() {
+  if (cudaError_t e = forked()) return e;
   if (sticky != cudaSuccess) return fail(sticky);
   return within_host_function ? fail(cudaErrorNotPermitted, "a host function calls CUDA") : cudaSuccess;
 }
@@ -143,8 +166,6 @@ static const char* text(int e) {
     out += ": " + problem;
   else if (e == explained && !explanation.empty())
     out += ": " + explanation;
-  else if (e == cudaErrorNotSupported && !unsupported.empty())
-    out += ": " + unsupported;
   return out.c_str();
 }
 
@@ -155,7 +176,6 @@ using namespace software_gpu;
 // Every function of the runtime that is not there ends here. It is the last error too: CUB and Thrust ask for that only.
 API int software_gpu_unsupported(const char* name) {
   fprintf(stderr, "[software GPU] %s is not there\n", name);
-  unsupported = name;
   return fail(cudaErrorNotSupported, name);
 }
 
@@ -177,8 +197,11 @@ API CUresult cuGetErrorString(CUresult e, const char** s) {
 
 // A fault stays the last error.
 API cudaError_t cudaGetLastError() {
-  cudaError_t e = sticky ? sticky : last_error;
+  cudaError_t e = cudaPeekAtLastError();
   last_error = cudaSuccess;
   return e;
 }
-API cudaError_t cudaPeekAtLastError() { return sticky ? sticky : last_error; }
+API cudaError_t cudaPeekAtLastError() {
+  if (last_error) explained = last_error, explanation = last_explanation;
+  return sticky ? sticky : last_error;
+}

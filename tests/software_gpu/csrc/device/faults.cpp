@@ -31,23 +31,31 @@ static std::string asserted;  // the text of an assertion that failed
 // ---- division ----
 
 // A GPU's division of integers never traps; x86's does by zero, and for the least number by -1. Finish such a division: decode
-// `div` or `idiv` (F7 /6, F7 /7) with its operand, set the quotient and the remainder, and step over the instruction.
+// `div` or `idiv` (F6 /6, F6 /7, F7 /6, F7 /7) with its operand, set the quotient and the remainder, and step over it.
 static bool finish_division(ucontext_t* context) {
   greg_t* r = context->uc_mcontext.gregs;
   static const int registers[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                     REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
   auto p = (const unsigned char*)r[REG_RIP];
-  const bool narrow = *p == 0x66;
-  p += narrow;
+  bool narrow = false, short_address = false, thread_local_memory = false;
+  for (;; ++p) {  // prefixes
+    if (*p == 0x66) narrow = true;
+    else if (*p == 0x67) short_address = true;
+    else if (*p == 0x64) thread_local_memory = true;
+    else if (*p == 0x65) return false;  // its base is the system's
+    else if (*p != 0x26 && *p != 0x2e && *p != 0x36 && *p != 0x3e && *p != 0xf2 && *p != 0xf3) break;
+  }
   const unsigned rex = (*p & 0xf0) == 0x40 ? *p++ : 0;
-  if (*p++ != 0xf7) return false;
+  const unsigned code = *p++;
+  if (code != 0xf6 && code != 0xf7) return false;
   const unsigned mode = *p >> 6, kind = *p >> 3 & 7, rm = *p & 7;
   ++p;
   if (kind != 6 && kind != 7) return false;
-  const int bits = rex & 8 ? 64 : narrow ? 16 : 32;
+  const int bits = code == 0xf6 ? 8 : rex & 8 ? 64 : narrow ? 16 : 32;
   uint64_t divisor = 0;
   if (mode == 3) {
-    divisor = r[registers[rm | (rex & 1) << 3]];
+    const bool high = bits == 8 && !rex && rm >= 4;  // ah, ch, dh, bh
+    divisor = high ? (uint64_t)r[registers[rm - 4]] >> 8 : (uint64_t)r[registers[rm | (rex & 1) << 3]];
   } else {
     int64_t at = 0;
     bool relative = false, wide = mode == 2;  // a displacement of 32 bits
@@ -72,13 +80,19 @@ static bool finish_division(ucontext_t* context) {
       at += (int8_t)*p++;
     }
     if (relative) at += (int64_t)p;
+    if (short_address) at &= 0xffffffff;
+    if (thread_local_memory) at += (int64_t)__builtin_thread_pointer();
     memcpy(&divisor, (const void*)at, bits / 8);
   }
   const uint64_t mask = bits == 64 ? ~0ull : (1ull << bits) - 1, dividend = r[REG_RAX] & mask;
   const bool by_zero = !(divisor & mask);
   const uint64_t quotient = by_zero ? mask : dividend, remainder = by_zero ? dividend : 0;
   auto set = [&](int which, uint64_t v) { r[which] = bits == 16 ? (greg_t)((r[which] & ~0xffffull) | v) : (greg_t)v; };
-  set(REG_RAX, quotient), set(REG_RDX, remainder);
+  if (bits == 8) {  // ax holds both
+    r[REG_RAX] = (greg_t)((r[REG_RAX] & ~0xffffull) | remainder << 8 | quotient);
+  } else {
+    set(REG_RAX, quotient), set(REG_RDX, remainder);
+  }
   r[REG_RIP] = (greg_t)p;
   return true;
 }

@@ -70,7 +70,7 @@ using namespace software_gpu;
 API CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                             unsigned shared, CUstream st, void** args, void** extra) {
   Guard g(lock);
-  if (sticky) return driver_error(sticky);
+  if (CUresult e = driver_refused()) return e;
   Function* f = find(handle);
   Stream* s = find((cudaStream_t)st);
   if (!f) return driver_error(cudaErrorInvalidResourceHandle, "no such function; was its module unloaded?");

@@ -89,6 +89,8 @@ std::string describe_memory(const void* at) {
            ", which was freed";
   auto before = at_or_before(space.live, p);
   auto after = space.live.upper_bound((char*)p);
+  if (before != space.live.end() && p < before->first + before->second.size)
+    return std::to_string(p - before->first) + " bytes into " + describe_allocation(before->first, before->second.size);
   const char* end = before == space.live.end() ? nullptr : before->first + before->second.size;
   if (end && (after == space.live.end() || p - end <= after->first - p))
     return std::to_string(p - end) + " bytes past the end of " + describe_allocation(before->first, before->second.size);

@@ -68,7 +68,7 @@ using namespace software_gpu;
 
 API CUresult cuModuleLoadData(CUmodule* m, const void* image) {
   Guard g(lock);
-  if (sticky) return driver_error(sticky);
+  if (CUresult e = driver_refused()) return e;
   const char* p = (const char*)image;
   if (memcmp(p, "//CUDASIM\n", 10)) return driver_error(cudaErrorInvalidKernelImage, "not compiled for the software GPU");
   size_t left = strtoull(p + 10, nullptr, 10);

@@ -18,7 +18,10 @@ static std::set<std::pair<int, int>> peers;
 
 bool peer_access(int from, int to) { return from == to || peers.count({from, to}); }
 
-static cudaError_t no_device(int d) { return d < 0 || d >= device_count ? fail(cudaErrorInvalidDevice) : cudaSuccess; }
+static cudaError_t no_device(int d) {
+  if (cudaError_t e = forked()) return e;
+  return d < 0 || d >= device_count ? fail(cudaErrorInvalidDevice) : cudaSuccess;
+}
 
 }  // namespace software_gpu
 
@@ -33,10 +36,12 @@ API cudaError_t cudaRuntimeGetVersion(int* v) {
   return cudaSuccess;
 }
 API cudaError_t cudaGetDevice(int* d) {
+  if (cudaError_t e = forked()) return e;
   *d = current_device;
   return cudaSuccess;
 }
 API cudaError_t cudaGetDeviceCount(int* n) {
+  if (cudaError_t e = forked()) return e;
   *n = device_count;
   return device_count ? cudaSuccess : fail(cudaErrorNoDevice);
 }
@@ -130,7 +135,7 @@ API cudaError_t cudaDeviceSetLimit(cudaLimit, size_t) { return cudaSuccess; }
 API cudaError_t cudaProfilerStart() { return cudaSuccess; }
 API cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
-API CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
+API CUresult cuInit(unsigned) { return driver_refused(); }
 API CUresult cuDriverGetVersion(int* v) {
   *v = CUDART_VERSION;
   return CUDA_SUCCESS;

@@ -3,6 +3,8 @@
 //   eager          at once
 //   lazy           when something waits for it: shows work that relies on other work without waiting for it
 //   lazy-forwards  likewise; where something waits for all streams, the ones that were made first run first, not last
+//   others-first   likewise; where one stream is awaited, all that others may do runs first: shows work of another stream that is
+//                  not waited for, where the host awaits the streams in the order in which it gave them work
 //   early-copies   copies to and from the host and memsets as soon as their stream and its events allow, everything else when
 //                  something waits for it: shows a copy that overwrites what is still read, or reads what is not yet written
 //   early-kernels  the converse
@@ -14,10 +16,11 @@
 #include <algorithm>
 #include <chrono>
 #include <random>
+#include <utility>
 
 namespace software_gpu {
 
-enum class Mode { eager, lazy, lazy_forwards, early_copies, early_kernels, random };
+enum class Mode { eager, lazy, lazy_forwards, others_first, early_copies, early_kernels, random };
 static Mode mode = Mode::eager;
 static std::mt19937 turns;
 static Stream* working = nullptr;  // the stream whose operation runs
@@ -103,6 +106,16 @@ static bool any_step() {
   step(ready[turns() % ready.size()]);
   return true;
 }
+// Run one operation that may run now, of any other stream; return whether there was one.
+static bool other_step(const Stream* than) {
+  std::vector<Stream*> all = in_order();
+  for (size_t i = all.size(); i-- > 0;)
+    if (all[i] != than && runnable(all[i])) {
+      step(all[i]);
+      return true;
+    }
+  return false;
+}
 // Run what the schedule lets run ahead.
 static void go_ahead() {
   if (mode == Mode::random) {
@@ -127,8 +140,10 @@ void run(Stream* s, unsigned long long upto) {
   last_call = now();
   if (reached(s, upto)) return;
   wait_for_host_function();
-  while (s->executed < upto)
-    if (mode != Mode::random || !any_step()) step(s);
+  while (s->executed < upto) {
+    const bool another = mode == Mode::random ? any_step() : mode == Mode::others_first && other_step(s);
+    if (!another) step(s);
+  }
 }
 void drain(Stream* s) {
   run(s, s->submitted);
@@ -183,32 +198,41 @@ bool idle(Stream* s) {
   else if (patience_ends(s)) synchronise(s);
   return false;
 }
-bool out_of_order() { return mode == Mode::random ? turns() % 2 : mode != Mode::eager; }
+// For each device: its last operation that all others wait for.
+static std::map<int, Point> fences;
 
-cudaError_t submit(Stream* s, Work work, Kind kind) {
-  last_call = now();
-  if (cudaError_t e = refused()) return e;
-  if (s->capture) return record(s, std::move(work));
-  if (s->legacy && any_blocking_capture(s->device)) {
-    for (Stream* x : streams)
-      if (x->capture && x->blocking && x->device == s->device) x->capture->invalid = true;
-    return fail(cudaErrorStreamCaptureImplicit, "work in the legacy stream");
-  }
-  Op op{std::move(work), std::move(s->pending), kind};
+// What a stream's next operation has to wait for.
+static std::vector<Point> before_next(Stream* s) {
+  std::vector<Point> after = std::move(s->pending);
   s->pending.clear();
+  if (fences.count(s->device)) after.push_back(fences[s->device]);
   if (s->legacy) {
     for (Stream* x : in_order())
       if (x != s && x->blocking && x->device == s->device) {
-        op.after.push_back({x, x->submitted});
-        op.after.insert(op.after.end(), x->pending.begin(), x->pending.end());
+        after.push_back({x, x->submitted});
+        after.insert(after.end(), x->pending.begin(), x->pending.end());
       }
   } else if (s->blocking) {
     Stream* first = legacy_stream(s->device);
-    op.after.push_back({first, first->submitted});
-    op.after.insert(op.after.end(), first->pending.begin(), first->pending.end());
+    after.push_back({first, first->submitted});
+    after.insert(after.end(), first->pending.begin(), first->pending.end());
   }
-  s->queue.push_back(std::move(op));
+  return after;
+}
+static void enqueue(Stream* s, Work work, std::vector<Point> after, Kind kind) {
+  s->queue.push_back({std::move(work), std::move(after), kind});
   ++s->submitted;
+}
+static cudaError_t refuses(Stream* s) {
+  last_call = now();
+  if (cudaError_t e = refused()) return e;
+  if (s->capture || !s->legacy || !any_blocking_capture(s->device)) return cudaSuccess;
+  for (Stream* x : streams)
+    if (x->capture && x->blocking && x->device == s->device) x->capture->invalid = true;
+  return fail(cudaErrorStreamCaptureImplicit, "work in the legacy stream");
+}
+// The end of a submission.
+static cudaError_t submitted(Stream* s) {
   if (mode != Mode::eager || host_function_elsewhere()) watch();
   // A submission never waits for a host function: that one may need what this thread holds.
   if (host_function_elsewhere()) return cudaSuccess;
@@ -217,6 +241,77 @@ cudaError_t submit(Stream* s, Work work, Kind kind) {
   else
     go_ahead();
   return sticky != cudaSuccess ? fail(sticky) : cudaSuccess;
+}
+
+cudaError_t submit(Stream* s, Work work, Kind kind) {
+  if (cudaError_t e = refuses(s)) return e;
+  if (s->capture) return record(s, std::move(work), kind);
+  enqueue(s, std::move(work), before_next(s), kind);
+  return submitted(s);
+}
+cudaError_t submit_across(Stream* s, Work work, const std::set<int>& devices) {
+  if (cudaError_t e = refuses(s)) return e;
+  if (s->capture) return record(s, std::move(work), Kind::kernel);
+  std::vector<Point> after = before_next(s);
+  for (Stream* x : in_order())
+    if (x != s && devices.count(x->device)) {
+      after.push_back({x, x->submitted});
+      after.insert(after.end(), x->pending.begin(), x->pending.end());
+    }
+  enqueue(s, std::move(work), std::move(after), Kind::kernel);
+  for (int device : devices)
+    if (fences.count(device)) s->queue.back().after.push_back(fences[device]);
+  for (int device : devices) fences[device] = {s, s->submitted};
+  return submitted(s);
+}
+
+// Streams for the chains of graphs: no program knows them. They are used again once their work has run, and never deleted.
+static Stream* chain_stream(int device, std::set<Stream*>& taken) {
+  static std::vector<Stream*> made;
+  for (Stream* s : made)
+    if (s->device == device && s->queue.empty() && s != working && taken.insert(s).second) return s;
+  made.push_back(new Stream{false, device, 0, 0});
+  taken.insert(made.back());
+  return made.back();
+}
+// A graph of one chain goes into the stream itself. Others' chains go into streams of their own, between two marks in it.
+cudaError_t submit_nodes(Stream* s, const std::shared_ptr<const Nodes>& nodes, Point last) {
+  if (cudaError_t e = refuses(s)) return e;
+  std::vector<Point> after = before_next(s);
+  if (last.stream && !reached(last.stream, last.number)) after.push_back(last);
+  auto one = [&](size_t i) { return [nodes, i] { nodes->work[i](); }; };
+  if (mode == Mode::eager) {  // at once, in the order of recording
+    enqueue(s, [nodes] {
+      for (const Work& work : nodes->work)
+        if (!sticky) work();
+    }, std::move(after), Kind::kernel);
+  } else if (nodes->chains.size() == 1) {
+    for (size_t i : nodes->chains[0]) enqueue(s, one(i), std::exchange(after, {}), nodes->kinds[i]);
+  } else {
+    enqueue(s, [] {}, std::move(after), Kind::mark);
+    const Point begin{s, s->submitted};
+    std::set<Stream*> taken;
+    std::vector<Stream*> chains;
+    std::vector<unsigned long long> base;
+    for (size_t c = 0; c < nodes->chains.size(); ++c) {
+      chains.push_back(chain_stream(s->device, taken));
+      base.push_back(chains[c]->submitted);
+    }
+    std::vector<Point> end;
+    for (size_t c = 0; c < chains.size(); ++c) {
+      for (size_t i : nodes->chains[c]) {
+        std::vector<Point> edges;
+        if (i == nodes->chains[c][0]) edges.push_back(begin);
+        for (const Nodes::Place& p : nodes->after[i]) edges.push_back({chains[p.chain], base[p.chain] + p.number});
+        enqueue(chains[c], one(i), std::move(edges), nodes->kinds[i]);
+      }
+      end.push_back({chains[c], chains[c]->submitted});
+      if (std::find(leftover.begin(), leftover.end(), chains[c]) == leftover.end()) leftover.push_back(chains[c]);
+    }
+    if (mode != Mode::lazy_forwards) std::reverse(end.begin(), end.end());
+    enqueue(s, [] {}, std::move(end), Kind::mark);
+  }
+  return submitted(s);
 }
 
 }  // namespace software_gpu
@@ -240,6 +335,7 @@ API int software_gpu_set_schedule(const char* name) {
   static const std::map<std::string, Mode> modes{{"eager", Mode::eager},
                                                  {"lazy", Mode::lazy},
                                                  {"lazy-forwards", Mode::lazy_forwards},
+                                                 {"others-first", Mode::others_first},
                                                  {"early-copies", Mode::early_copies},
                                                  {"early-kernels", Mode::early_kernels},
                                                  {"random", Mode::random}};

@@ -84,7 +84,7 @@ static int next_thread = 0;  // the first one of the block that has not begun
 static bool touched_barrier = false;
 static int block_votes = 0, block_voters = 0;  // of the block's last barrier: operands that are not zero; threads
 // Whether threads that have left count as arrived at a block's barrier. Hardware does so, and CuPy's own kernels rely on it;
-// CUDA's manual does not allow it, so other kernels fail.
+// CUDA's manual does not allow it, so other kernels fail, unless they are compiled with -DSOFTWARE_GPU_LEAVING_ARRIVES.
 static bool leaving_is_arriving = false;
 static char message[256];
 

@@ -90,6 +90,26 @@ SOFTWARE_GPU_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 SOFTWARE_GPU_ATOMIC(atomicExch, float, v)
 SOFTWARE_GPU_ATOMIC(atomicInc, unsigned, old >= v ? 0 : old + 1)
 SOFTWARE_GPU_ATOMIC(atomicDec, unsigned, old == 0 || old > v ? v : old - 1)
+#define SOFTWARE_GPU_SCOPES(NAME)                       \
+  template <typename T, typename... V>                  \
+  inline auto NAME##_block(T* p, V... v) {              \
+    return NAME(p, v...);                               \
+  }                                                     \
+  template <typename T, typename... V>                  \
+  inline auto NAME##_system(T* p, V... v) {             \
+    return NAME(p, v...);                               \
+  }
+SOFTWARE_GPU_SCOPES(atomicAdd)
+SOFTWARE_GPU_SCOPES(atomicSub)
+SOFTWARE_GPU_SCOPES(atomicExch)
+SOFTWARE_GPU_SCOPES(atomicMin)
+SOFTWARE_GPU_SCOPES(atomicMax)
+SOFTWARE_GPU_SCOPES(atomicInc)
+SOFTWARE_GPU_SCOPES(atomicDec)
+SOFTWARE_GPU_SCOPES(atomicCAS)
+SOFTWARE_GPU_SCOPES(atomicAnd)
+SOFTWARE_GPU_SCOPES(atomicOr)
+SOFTWARE_GPU_SCOPES(atomicXor)
 
 // ---- memory and time ----
 
@@ -113,7 +133,9 @@ SOFTWARE_GPU_STORE(__stcg)
 SOFTWARE_GPU_STORE(__stwb)
 SOFTWARE_GPU_STORE(__stwt)
 inline long long clock64() { return (long long)__builtin_ia32_rdtsc(); }
-#define clock() ((int)clock64())
+// Instead of the C library's, as <time.h> declares it: each kernel's library has its own.
+typedef long clock_t;
+extern "C" __attribute__((visibility("hidden"))) clock_t clock() noexcept { return (clock_t)clock64(); }
 inline void __nanosleep(unsigned) {}
 
 // ---- integers ----
@@ -147,6 +169,13 @@ inline int __hadd(int a, int b) { return (int)(((long long)a + b) >> 1); }
 inline int __rhadd(int a, int b) { return (int)(((long long)a + b + 1) >> 1); }
 inline long long __mul64hi(long long a, long long b) { return (long long)(((__int128)a * b) >> 64); }
 
+inline unsigned umin(unsigned a, unsigned b) { return a < b ? a : b; }
+inline unsigned umax(unsigned a, unsigned b) { return a < b ? b : a; }
+inline long long llmin(long long a, long long b) { return a < b ? a : b; }
+inline long long llmax(long long a, long long b) { return a < b ? b : a; }
+inline unsigned long long ullmin(unsigned long long a, unsigned long long b) { return a < b ? a : b; }
+inline unsigned long long ullmax(unsigned long long a, unsigned long long b) { return a < b ? b : a; }
+
 // The smaller and the larger of two numbers of different types, in the type that both are converted to.
 template <typename A, typename B, typename = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B> && !std::is_same_v<A, B>>>
 inline std::common_type_t<A, B> min(A a, B b) {
@@ -172,7 +201,47 @@ inline float __log10f(float v) { return log10f(v); }
 inline float __exp10f(float v) { return powf(10.0f, v); }
 inline float sinpif(float v) { return (float)::sin(v * 3.14159265358979323846); }
 inline float cospif(float v) { return (float)::cos(v * 3.14159265358979323846); }
+inline void sincospi(double v, double* s, double* c) { *s = sinpi(v), *c = cospi(v); }
+inline void sincospif(float v, float* s, float* c) { *s = sinpif(v), *c = cospif(v); }
 inline float normcdff(float v) { return (float)normcdf((double)v); }
+
+// The inverse of erfc: a rational approximation (Abramowitz and Stegun, 26.2.22), and Halley's method.
+inline double erfinv(double v);
+inline double erfcinv(double y) {
+  if (!(y >= 0 && y <= 2)) return NAN;
+  if (y == 0 || y == 2) return y ? -HUGE_VAL : HUGE_VAL;
+  if (y > 0.5 && y < 1.5) return erfinv(1 - y);
+  const double half = y < 1 ? y : 2 - y, t = ::sqrt(-2 * ::log(half / 2));
+  double x = -0.70711 * ((2.30753 + t * 0.27061) / (1 + t * (0.99229 + t * 0.04481)) - t);
+  for (int i = 0; i < 3; ++i) {
+    const double error = ::erfc(x) - half;
+    x += error / (1.12837916709551257 * ::exp(-x * x) - x * error);
+  }
+  return y < 1 ? x : -x;
+}
+// Of a small number by erf, as 1 - v would lose its digits.
+inline double erfinv(double v) {
+  if (!(::fabs(v) < 0.5)) return v < 0 ? -erfcinv(1 + v) : erfcinv(1 - v);
+  double x = v * 0.886226925452758;
+  for (int i = 0; i < 4; ++i) {
+    const double error = v - ::erf(x);
+    x += error / (1.12837916709551257 * ::exp(-x * x) + x * error);
+  }
+  return x;
+}
+inline double normcdfinv(double p) { return -1.41421356237309505 * erfcinv(2 * p); }
+// exp(v * v) * erfc(v): the rounding of the square is made good; from 5 on a continued fraction.
+inline double erfcx(double v) {
+  const double square = v * v;
+  if (v < 5) return ::exp(square) * (1 + ::fma(v, v, -square)) * ::erfc(v);
+  double below = v;
+  for (int i = 60; i > 0; --i) below = v + 0.5 * i / below;
+  return 0.564189583547756287 / below;
+}
+inline float erfcinvf(float y) { return (float)erfcinv((double)y); }
+inline float erfinvf(float v) { return (float)erfinv((double)v); }
+inline float normcdfinvf(float p) { return (float)normcdfinv((double)p); }
+inline float erfcxf(float v) { return (float)erfcx((double)v); }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float v) { return sqrtf(v); }

@@ -10,6 +10,22 @@
 #include <string_view>
 #include "cuda_emulator.hpp"
 #include "assert.h"
+// NVRTC has none of these, so programs may name their own so.
+#undef M_E
+#undef M_LOG2E
+#undef M_LOG10E
+#undef M_LN2
+#undef M_LN10
+#undef M_PI
+#undef M_PI_2
+#undef M_PI_4
+#undef M_1_PI
+#undef M_2_PI
+#undef M_2_SQRTPI
+#undef M_SQRT2
+#undef M_SQRT1_2
+#define __builtin_assume(...) ((void)0)
+#define __assume(...) ((void)0)
 [[noreturn]] inline void __trap() { __builtin_trap(); }
 #define __noinline__ __attribute__((noinline))
 #define __align__(n) __attribute__((aligned(n)))
@@ -47,11 +63,11 @@ struct Flush {  // while it lives, subnormal numbers are zero, read and written
   ~Flush() { _mm_setcsr(before); }
 };
 
-template <bool flush, typename T>
+template <bool flush, bool leaving, typename T>
 const char* run(const char* symbol, T* what, const unsigned* grid, const unsigned* block, void** arguments) {
   if constexpr (std::is_function_v<T>) {
     Flush flushed(flush && !wide(what));
-    emulator::leaving_is_arriving = !strncmp(symbol, "cupy", 4);
+    emulator::leaving_is_arriving = leaving || !strncmp(symbol, "cupy", 4);
     return emulator::launch(what, grid, block, arguments);
   } else {
     return "it is a variable, not a kernel";
@@ -83,8 +99,8 @@ void* variable(T* what, size_t* bytes) {
   SOFTWARE_GPU_EXPORT const char* software_gpu_run_##SYMBOL(const unsigned* software_gpu_grid,                        \
                                                             const unsigned* software_gpu_block, unsigned,             \
                                                             void** software_gpu_list) {                               \
-    return software_gpu::run<software_gpu_flush>(#SYMBOL, &__VA_ARGS__, software_gpu_grid, software_gpu_block,        \
-                                                 software_gpu_list);                                                  \
+    return software_gpu::run<software_gpu_flush, software_gpu_leaving>(#SYMBOL, &__VA_ARGS__, software_gpu_grid,      \
+                                                                       software_gpu_block, software_gpu_list);        \
   }                                                                                                                   \
   SOFTWARE_GPU_EXPORT int software_gpu_arguments_##SYMBOL(const software_gpu::Argument** software_gpu_list) {         \
     return software_gpu::arguments(&__VA_ARGS__, software_gpu_list);                                                  \

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <regex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -209,6 +210,22 @@ std::string stripped(const std::string& expression) {  // "&kernel" and "(kernel
   return at == std::string::npos ? "" : expression.substr(at);
 }
 
+// A kernel or a variable may have the name of a function of the C library, which NVRTC does not declare (`round`, `gamma`).
+// Return macros that rename those which g++ complains about, in lines of their own.
+std::string renames(const Symbols& symbols, const std::string& log) {
+  std::string complaints, out;
+  std::stringstream lines(log);
+  for (std::string line; std::getline(lines, line);)
+    if (line.find("error: ") != std::string::npos) complaints += line + "\n";
+  auto rename = [&](const std::string& name) {
+    if (std::regex_search(complaints, std::regex("\\b" + name + "\\b|no matching function for call to .run<")))
+      out += "#define " + name + " software_gpu_own_" + name + "\n";
+  };
+  for (const std::string& name : symbols.kernels) rename(name);
+  for (const std::string& name : symbols.variables) rename(name);
+  return out;
+}
+
 int compile(Program& p, const Options& o) {
   Folder folder;
   if (!folder.made) return kInternal;
@@ -260,9 +277,12 @@ int compile(Program& p, const Options& o) {
     return found == bounds.end() ? "0" : found->second;
   };
 
-  std::string text = "#include \"kernel_prelude.hpp\"\n" + before + "#line 1 \"" + escaped(p.name) + "\"\n" +
+  const std::string prelude = "#include \"kernel_prelude.hpp\"\n";
+  std::string text = before + "#line 1 \"" + escaped(p.name) + "\"\n" +
                      with_dynamic_memory(p.source) + "\n#line 1 \"<the name expressions>\"\n";
   text += std::string("static constexpr bool software_gpu_flush = ") + (o.flush ? "true" : "false") + ";\n";
+  text += "#ifdef SOFTWARE_GPU_LEAVING_ARRIVES\nstatic constexpr bool software_gpu_leaving = true;\n"
+          "#else\nstatic constexpr bool software_gpu_leaving = false;\n#endif\n";
   for (const std::string& kernel : symbols.kernels) text += "SOFTWARE_GPU_KERNEL(" + kernel + ", " + bound(kernel) + ", " + kernel + ")\n";
   for (const std::string& variable : symbols.variables) text += "SOFTWARE_GPU_VARIABLE(" + variable + ", " + variable + ")\n";
   for (size_t i = 0; i < p.expressions.size(); ++i) {
@@ -270,11 +290,16 @@ int compile(Program& p, const Options& o) {
     text += "SOFTWARE_GPU_NAMED(" + symbol + ", " + bound(expression) + ", " + expression + ")\n";
     p.lowered[p.expressions[i]] = symbol;
   }
-  write(unit, text);
+  write(unit, prelude + text);
 
   std::vector<std::string> arguments = common;
   arguments.insert(arguments.end(), {"-shared", unit, "-o", made});
   int status = compiler(arguments, log);
+  if (std::string renamed = status > 0 ? renames(symbols, read(log)) : ""; !renamed.empty()) {
+    write(unit, prelude + renamed + text);
+    const std::string second = (dir / "second log").string();
+    if (compiler(arguments, second) == 0) status = 0, log = second;
+  }
   p.log = status == -1 ? "the software GPU compiles kernels with g++, which does not start: is it installed?\n" : read(log);
   if (status) {
     if (const char* keep = getenv("SOFTWARE_GPU_KEEP"); keep && atoi(keep)) {
