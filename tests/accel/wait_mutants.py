@@ -15,7 +15,6 @@ CALLS = {
     "wait_event", "record", "synchronize", "copies_wait", "computations_wait", "finish", "get_current_stream",
     "cublasSetStream_v2", "set_stream",
 }  # fmt: skip
-OTHERS = {"self.trainer.optimizer.bind"}  # calls that are here for the stream they are made on
 BLOCKS = {"self._stream", "cupy.cuda.using_allocator(self._pool.malloc)"}
 
 
@@ -64,7 +63,7 @@ class _Finder(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> Any:
         hit = False
-        if isinstance(node.func, ast.Attribute) and (node.func.attr in CALLS or ast.unparse(node.func) in OTHERS):
+        if isinstance(node.func, ast.Attribute) and node.func.attr in CALLS:
             hit = self._is_target(node.func.attr)
         self.generic_visit(node)
         return ast.parse(self.instead, mode="eval").body if hit else node

@@ -448,3 +448,29 @@ def freed_parameters() -> Any:
             return arrays
 
     return _learnt((X, Y), callbacks=(Others(),))
+
+
+def freed_state() -> Any:
+    """Training that freezes a layer, while another thread uses the memory that the optimizer's state had."""
+    cupy = _cupy()
+
+    class Freeze(Callback):
+        def on_epoch_begin(self, trainer: Any) -> None:
+            trainer.model.layers[1].kernel.requires_grad = False
+
+        def on_step_end(self, trainer: Any) -> None:
+            if trainer.iteration == 2:  # the first step with the new state is under way
+                self.kept = _in_thread(self._fill)
+
+        def _fill(self) -> Any:
+            arrays = [cupy.full(n, 100, np.float32) for n in (640, 672, 704, 608) for _ in range(4)]
+            cupy.cuda.get_current_stream().synchronize()
+            return arrays
+
+    layers = [xn.Flatten(), xn.Dense(16, activation="relu"), xn.Dense(4)]
+    model = xn.Sequential(layers, input_shape=X.shape[1:], device="cuda", seed=1)
+    optimizer = xn.optim.Adam(0.01)
+    trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, seed=3, callbacks=[Freeze()])
+    trainer.step(xn.to_device(X[:16], "cuda"), xn.to_device(Y[:16], "cuda"))  # makes the state, on the legacy stream
+    history = trainer.fit((X, Y), epochs=1, batch_size=16, verbose=False)
+    return [np.array(history["loss"]), *(xn.to_numpy(slot) for slot in optimizer.slots.values())]

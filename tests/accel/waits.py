@@ -98,6 +98,12 @@ WAITS: list[Wait] = [
         ("Handover._taken", "wait_event", 1, "a thread's memory is used again after it was read", "lazy", run.handed_memory),
     ),
     *_rows(
+        "xpnet/autograd/flat_parameters.py",
+        ("FlatParameters.__init__", "synchronize", 0,
+         "arrays that are freed when parameters become flat were read, whichever stream's memory they are", "lazy",
+         run.freed_parameters),
+    ),
+    *_rows(
         "xpnet/backend.py",
         ("Device.synchronize", "synchronize", 0, "the host waits for the current stream", "lazy", run.device_synchronize),
         ("Device.synchronize", "get_current_stream", 0, "the host waits for the current stream", "lazy",
@@ -107,12 +113,6 @@ WAITS: list[Wait] = [
         "xpnet/cli/bench.py",
         ("_median", "synchronize", 0, "the time of a call does not include the warm-up", "lazy", run.benchmark),
         ("_median", "synchronize", 1, "the time of a call includes its work on the GPU", "lazy", run.benchmark),
-    ),
-    *_rows(
-        "xpnet/compiled/captured_steps.py",
-        ("CapturedSteps.__enter__", "bind", 0,
-         "arrays that are freed when parameters become flat were read by the stream whose memory they are", "lazy",
-         run.freed_parameters),
     ),
     *_rows(
         "xpnet/compiled/cuda_graph.py",
@@ -148,6 +148,12 @@ WAITS: list[Wait] = [
         ("_Clock.between", "synchronize", 0, "the time is read when the layer is over", "lazy", run.profile),
     ),
     *_rows(
+        "xpnet/optim/optimizer.py",
+        ("Optimizer.bind", "synchronize", 0,
+         "an optimizer's state that is freed when a layer is frozen was read, whichever stream's memory it is", "lazy",
+         run.freed_state),
+    ),
+    *_rows(
         "xpnet/training/callbacks.py",
         ("Timing.on_epoch_end", "synchronize", 0, "the time of an epoch includes its work on the GPU", "lazy", run.timing),
     ),
@@ -171,6 +177,7 @@ NOT_HERE: dict[Place, str] = {
     **dict.fromkeys(
         [
             Place("xpnet/compiled/graph.py", "Captured._record", "record"),
+            Place("xpnet/cli/image_folders.py", "read_folder", "finish"),
             Place("xpnet/report/callback.py", "RunReport._write", "record"),
             Place("xpnet/report/measure.py", "summarize_predictions", "record"),
             Place("xpnet/training/trainer.py", "Trainer._epoch", "record"),

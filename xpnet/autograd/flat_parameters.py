@@ -13,7 +13,7 @@ from weakref import ref
 
 from xpnet import ops
 from xpnet.autograd.tensor import Parameter
-from xpnet.backend import Array, describe, device_of, namespace
+from xpnet.backend import Array, Device, describe, device_of, namespace
 from xpnet.ops.updates.half import rounded
 
 ALIGNMENT = 16
@@ -68,6 +68,7 @@ class FlatParameters:
         xp = namespace(first)
         self.values = xp.zeros(size, dtype=first.dtype, device=first.device)
         self.gradients = xp.zeros(size, dtype=first.dtype, device=first.device)
+        replaced = [p.array for p in self.parameters]
         for p, where in zip(self.parameters, self.slices):
             shape = tuple(p.array.shape)
             view = xp.reshape(self.values[where], shape)
@@ -78,6 +79,12 @@ class FlatParameters:
             if p.grad is not None:
                 p.buffer[...] = p.grad
                 p.grad = p.buffer
+        # The replaced arrays are freed now. Where they were made on another stream than that of the copies, another thread
+        # may get their memory there at once.
+        place = device_of(first)
+        if isinstance(place, Device):
+            place.synchronize()
+        del replaced, first
 
     def sort_again(self) -> None:
         """List the parameters that have a penalty or a constraint now; one of them was set."""

@@ -51,10 +51,6 @@ class CapturedSteps:
         self.updates = self._records_updates()
 
     def __enter__(self) -> CapturedSteps:
-        if self._is_built():
-            # On the stream that made the parameters: their first arrays are freed here, and another thread may use that
-            # memory on the same stream while the graphs' stream still reads it.
-            self.trainer.optimizer.bind(self.trainer.model)
         with contextlib.ExitStack() as context:  # which ends the block again where the device has no memory for it
             context.enter_context(self.graphs.stream())
             context.callback(self._leave)
@@ -190,11 +186,16 @@ class CapturedSteps:
             return leaves, {"form": form}
         return (leaves, {}) if self.feed is None else (list(self.feed.inputs), {"size": len(x)})
 
+    def _gradients_left(self) -> bool:
+        """Return whether the user's code has left gradients, to which those of this step are added: no recording does that."""
+        known = self.trainer.model.parameters().values() if self._kept is None else self._kept.trained
+        return any(parameter.grad is not None for parameter in known)
+
     def _run_once(self, *inputs: Any, **fixed: Any) -> tuple[Array, list[Any], int]:
-        """Do the work of a step launch by launch, for a batch that holds something else than arrays."""
-        if not self._warned:
+        """Do the work of a step launch by launch, with a warning where it holds something else than arrays."""
+        part = next((part for part in inputs if not is_numeric(part)), None)
+        if part is not None and not self._warned:
             self._warned = True
-            part = next(part for part in inputs if not is_numeric(part))
             kind = f"an array of {part.dtype}" if hasattr(part, "dtype") else type(part).__name__
             warnings.warn(
                 f"the training step runs launch by launch for batches that hold other things than arrays of numbers: "
@@ -226,7 +227,7 @@ class CapturedSteps:
                 return loss
         self._iterations, skipped, has_clock = optimizer.iterations, optimizer.skipped, optimizer.clock is not None
         totals = list(trainer.sums.totals)
-        run = self._run if all(map(is_numeric, inputs)) else self._run_once
+        run = self._run if all(map(is_numeric, inputs)) and not self._gradients_left() else self._run_once
         trainer.committing = True  # a Ctrl-C waits for the end of the step, which is a replay
         try:
             if self.updates and has_clock:

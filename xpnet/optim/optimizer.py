@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.tensor import Parameter
-from xpnet.backend import Array, device_of, namespace, to_device, to_numpy
+from xpnet.backend import Array, Device, device_of, namespace, to_device, to_numpy
 from xpnet.layers.module import Module
 from xpnet.ops.updates.rule import Rule
 from xpnet.optim.loss_scale import LossScale
@@ -84,6 +84,7 @@ class Optimizer:
             if flat.values is not None:
                 xp = namespace(flat.values)
                 frozen = before is not None and _changed(before, flat, target)
+                replaced = list(self.slots.values()) if frozen else []
                 for name in self.slot_names:
                     slot = self.slots.get(name)
                     if slot is None or (before is not None and not self.used):
@@ -98,6 +99,9 @@ class Optimizer:
                         )
                     else:
                         self.slots[name] = to_device(slot, device_of(flat.values))
+                place = device_of(flat.values)
+                if replaced and isinstance(place, Device):
+                    place.synchronize()  # the current stream may not be the one whose memory is freed here
             self._flat = flat
         return flat
 
