@@ -319,12 +319,15 @@ class Op:
             if implementation is self.reference or (dtype is not None and not implementation.takes_half and _is_half(dtype)):
                 implementation = next(self._fallbacks(implementation, xp, inputs))
         elif self.several and implementation is self.reference:  # the accelerated ones look for themselves
-            for other in inputs:
+            for other in inputs[1:]:
                 if getattr(other, "dtype", dtype) is not dtype:
                     implementation = self.suited(self, xp, inputs)
                     break
         try:
-            result = implementation.compute(xp, inputs, settings, save)
+            if implementation.wants_save:  # `compute`, without the call
+                result = implementation.forward(xp, *inputs, save=save, **settings)
+            else:
+                result = implementation.forward(xp, *inputs, **settings)
             if result is NotImplemented:
                 others = self._fallbacks(implementation, xp, inputs)
                 for implementation in others:
@@ -347,10 +350,12 @@ class Op:
             explain_library(self, xp, error, inputs)
             raise
         output, saved = result
-        first = output
-        if type(output) is tuple:
+        kind = type(output)
+        if kind is tuple:
             first = output[0]
-        elif type(output) not in array_types:
+        elif kind in array_types:
+            first = output
+        else:
             output = first = as_array(xp, output)
         if first.dtype is not dtype and (dtype is FLOAT32 or dtype is FLOAT64):
             # Something that is no array has widened the result.
