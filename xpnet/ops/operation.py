@@ -161,7 +161,7 @@ class Op:
         self.__wrapped__ = function
         self.reference = Implementation(function)
         self.accelerated: dict[str, Implementation] = {}
-        self._chosen: dict[Namespace, Implementation | None] = {}
+        self._chosen: dict[Namespace, Implementation] = {}
         self._plain_forms: set[tuple[Any, ...]] = set()
         self.differentiable = False
 
@@ -245,8 +245,8 @@ class Op:
         except KeyError:
             name = name_of(xp)
             load_accelerations(name)
-            chosen = self._chosen[xp] = self.accelerated.get(name)
-        return self.reference if chosen is None or _reference_only else chosen
+            chosen = self._chosen[xp] = self.accelerated.get(name, self.reference)
+        return self.reference if _reference_only else chosen
 
     def bind(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Split a call's arguments into the array inputs and the full settings; raise TypeErrors like Python's."""
@@ -319,10 +319,14 @@ class Op:
             if implementation is self.reference or (dtype is not None and not implementation.takes_half and _is_half(dtype)):
                 implementation = next(self._fallbacks(implementation, xp, inputs))
         elif self.several and implementation is self.reference:  # the accelerated ones look for themselves
-            for other in inputs[1:]:
-                if getattr(other, "dtype", dtype) is not dtype:
+            if len(inputs) == 2:  # beside the addition of two small arrays a loop counts
+                if getattr(inputs[1], "dtype", dtype) is not dtype:
                     implementation = self.suited(self, xp, inputs)
-                    break
+            else:
+                for other in inputs:
+                    if getattr(other, "dtype", dtype) is not dtype:
+                        implementation = self.suited(self, xp, inputs)
+                        break
         try:
             if implementation.wants_save:  # `compute`, without the call
                 result = implementation.forward(xp, *inputs, save=save, **settings)

@@ -30,6 +30,9 @@ _MEDIUM = 4096
 """Rows up to which two sums of at most twice the square root are enough."""
 
 
+_add_reduce: Any = np.add.reduce
+
+
 def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: bool = False, dtype: Any = None) -> Array:
     """Return the sum over `axes` (none negative; None for all) of floating or complex x, in `dtype`, by default that of x."""
     dtype = x.dtype if dtype is None else dtype
@@ -55,15 +58,16 @@ def far_from_zero(xp: Namespace, mean: Array, variance: Array) -> bool:
 
     On a GPU it is not asked, as reading the answer would wait for the device.
     """
-    if xp is np:
-        return np.count_nonzero(mean * mean > 4096 * variance) > 0  # in half the time of any()
-    return not is_asynchronous(xp) and bool(xp.any(mean * mean > 4096 * variance))
+    if is_asynchronous(xp):
+        return False
+    far: Any = mean * mean > 4096 * variance
+    return bool(np.count_nonzero(far) if xp is np else xp.any(far))  # NumPy counts in half the time of any()
 
 
 def _sum(xp: Namespace, x: Array, axes: int | tuple[int, ...], dtype: Any, keepdims: bool = False) -> Array:
     """Return the library's own sum; np.sum takes as long to reach the ufunc as that to add a thousand numbers."""
     if xp is np:
-        return cast(Array, np.add.reduce(cast(Any, x), axis=axes, dtype=dtype, keepdims=keepdims))
+        return cast(Array, _add_reduce(x, axis=axes, dtype=dtype, keepdims=keepdims))
     return cast(Array, xp.sum(x, axis=axes, keepdims=keepdims, dtype=dtype))
 
 
@@ -73,7 +77,9 @@ def _shaped(xp: Namespace, x: Array, shape: tuple[int, ...]) -> Array:
 
 
 @lru_cache(maxsize=4096)
-def _plan(shape: tuple[int, ...], chosen: tuple[int, ...], keepdims: bool) -> tuple[list[tuple[int, int, int]], tuple[int, ...]]:
+def _plan(
+    shape: tuple[int, ...], chosen: tuple[int, ...], keepdims: bool
+) -> tuple[list[tuple[int, int, int]], tuple[int, ...]]:
     """Return the shapes (outer, n, inner) whose middle axes are summed one after the other, and the shape of the result.
 
     They go from the last axis to the first, neighbouring axes at once.
