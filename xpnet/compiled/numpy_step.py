@@ -88,6 +88,7 @@ class Step:
         self.places = np.empty(batch, np.intp)
         self.outputs = [np.empty((batch, layer.kernel.array.shape[1]), dtype) for layer in chain]
         self.logits = self.outputs[-1]
+        self.offsets = row_offsets(*self.logits.shape)
         self._forward_calls()
         self.losses, self.gradient = self._loss_calls()
         self._backward_calls()
@@ -180,7 +181,7 @@ class Step:
         if not valid_class_indices(self.logits, labels):
             return None
         self.input.x = x if x.ndim == 2 else x.reshape(self.count, self.features)
-        np.add(row_offsets(*self.logits.shape), labels, out=self.places, casting="unsafe")
+        np.add(self.offsets, labels, out=self.places, casting="unsafe")
         for call in self.forwards:
             call()
         return np.asarray(np.add.reduce(self.losses) / self.count)

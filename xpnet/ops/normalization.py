@@ -16,25 +16,32 @@ from xpnet.ops.shapes import ShapeError, expect_rank, normalize_axes
 from xpnet.ops.sums import far_from_zero, total
 
 
-def _mean(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
-    return total(xp, x, axes, keepdims=True) / max(math.prod(x.shape[a] for a in axes), 1)
+def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """Return the number of elements over axes, the divisor of a mean; 1 for none."""
+    count = 1
+    for a in axes:
+        count *= shape[a]
+    return count or 1
 
 
 def _normalize(xp: Namespace, x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array, Array]:
     """Return xhat, 1/sqrt(variance + epsilon), mean and variance, the last three with the axes kept as 1."""
-    mean = _mean(xp, x, axes)
+    count = _count(x.shape, axes)
+    mean = total(xp, x, axes, True) / count
     centred = x - mean
-    variance = _mean(xp, centred * centred, axes)
+    variance = total(xp, centred * centred, axes, True) / count
     if far_from_zero(xp, mean, variance):  # where the deviation is small, the mean was rounded too early
-        rest = _mean(xp, centred, axes)
+        rest = total(xp, centred, axes, True) / count
         mean, centred = mean + rest, centred - rest
-        variance = _mean(xp, centred * centred, axes)
+        variance = total(xp, centred * centred, axes, True) / count
     inverse = 1 / xp.sqrt(variance + epsilon)
     return centred * inverse, inverse, mean, variance
 
 
 def _normalize_backward(xp: Namespace, dxhat: Array, xhat: Array, inverse: Array, axes: tuple[int, ...]) -> Array:
-    return (dxhat - _mean(xp, dxhat, axes) - xhat * _mean(xp, dxhat * xhat, axes)) * inverse
+    count = _count(xhat.shape, axes)
+    mean = total(xp, dxhat, axes, True) / count
+    return (dxhat - mean - xhat * (total(xp, dxhat * xhat, axes, True) / count)) * inverse
 
 
 def _affine(y: Array, scale: Array | None, offset: Array | None) -> Array:

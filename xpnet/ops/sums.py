@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
 
+import numpy as np
+
 from xpnet.backend import Array, Namespace, is_asynchronous
 
 SHORT = 128
@@ -28,6 +30,9 @@ _MEDIUM = 4096
 """Rows up to which two sums of at most twice the square root are enough."""
 
 
+_add_reduce: Any = np.add.reduce
+
+
 def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: bool = False, dtype: Any = None) -> Array:
     """Return the sum over `axes` (none negative; None for all) of floating or complex x, in `dtype`, by default that of x."""
     dtype = x.dtype if dtype is None else dtype
@@ -37,23 +42,15 @@ def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: 
     for a in chosen:
         count *= shape[a]
     if count <= SHORT or (count <= _SHORT_ON_GPU and is_asynchronous(xp)):
-        return cast(Array, xp.sum(x, axis=chosen, keepdims=keepdims, dtype=dtype))
-    kept = tuple(1 if i in chosen else n for i, n in enumerate(shape))
-    if 0 not in shape:
-        x = _ordered(xp, x)
-        # From the last axis to the first, neighbouring axes at once.
-        end = len(shape)
-        while end:
-            start = end - 1
-            while start and (start - 1 in chosen) == (end - 1 in chosen):
-                start -= 1
-            if end - 1 in chosen:
-                inner = math.prod(kept[end:])
-                x = _middle(xp, xp.reshape(x, (math.prod(shape[:start]), math.prod(shape[start:end]), inner)), dtype)
-            end = start
+        return _sum(xp, x, chosen, dtype, keepdims)
+    steps, result = _plan(shape, chosen, keepdims)
+    if 0 in shape:
+        x = _sum(xp, x, chosen, dtype)
     else:
-        x = xp.sum(x, axis=chosen, dtype=dtype)
-    return cast(Array, xp.reshape(x, kept if keepdims else tuple(n for i, n in enumerate(shape) if i not in chosen)))
+        x = _ordered(xp, x)
+        for step in steps:
+            x = _middle(xp, _shaped(xp, x, step), dtype)
+    return x if x.shape == result else _shaped(xp, x, result)
 
 
 def far_from_zero(xp: Namespace, mean: Array, variance: Array) -> bool:
@@ -61,7 +58,43 @@ def far_from_zero(xp: Namespace, mean: Array, variance: Array) -> bool:
 
     On a GPU it is not asked, as reading the answer would wait for the device.
     """
-    return not is_asynchronous(xp) and bool(xp.any(mean * mean > 4096 * variance))
+    if is_asynchronous(xp):
+        return False
+    far: Any = mean * mean > 4096 * variance
+    return bool(np.count_nonzero(far) if xp is np else xp.any(far))  # NumPy counts in half the time of any()
+
+
+def _sum(xp: Namespace, x: Array, axes: int | tuple[int, ...], dtype: Any, keepdims: bool = False) -> Array:
+    """Return the library's own sum; np.sum takes as long to reach the ufunc as that to add a thousand numbers."""
+    if xp is np:
+        return cast(Array, _add_reduce(x, axis=axes, dtype=dtype, keepdims=keepdims))
+    return cast(Array, xp.sum(x, axis=axes, keepdims=keepdims, dtype=dtype))
+
+
+def _shaped(xp: Namespace, x: Array, shape: tuple[int, ...]) -> Array:
+    """Return x in another shape; for NumPy with the method, in a quarter of the time of the function."""
+    return cast(Array, cast(Any, x).reshape(shape) if xp is np else xp.reshape(x, shape))
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    shape: tuple[int, ...], chosen: tuple[int, ...], keepdims: bool
+) -> tuple[list[tuple[int, int, int]], tuple[int, ...]]:
+    """Return the shapes (outer, n, inner) whose middle axes are summed one after the other, and the shape of the result.
+
+    They go from the last axis to the first, neighbouring axes at once.
+    """
+    kept = tuple(1 if i in chosen else n for i, n in enumerate(shape))
+    steps = []
+    end = len(shape)
+    while end:
+        start = end - 1
+        while start and (start - 1 in chosen) == (end - 1 in chosen):
+            start -= 1
+        if end - 1 in chosen:
+            steps.append((math.prod(shape[:start]), math.prod(shape[start:end]), math.prod(kept[end:])))
+        end = start
+    return steps, kept if keepdims else tuple(n for i, n in enumerate(shape) if i not in chosen)
 
 
 def _ordered(xp: Namespace, x: Array) -> Array:
@@ -76,14 +109,14 @@ def _middle(xp: Namespace, x: Array, dtype: Any) -> Array:
     """Sum (outer, n, inner) over its middle axis: (outer, inner)."""
     outer, n, inner = x.shape
     if inner == 1:  # neighbours in memory
-        return cast(Array, xp.sum(xp.reshape(x, (outer, n)), axis=1, dtype=dtype))
+        return _sum(xp, _shaped(xp, x, (outer, n)), 1, dtype)
     if n <= SHORT:
-        return cast(Array, xp.sum(x, axis=1, dtype=dtype))
+        return _sum(xp, x, 1, dtype)
     merged = _merged(n, inner)
     whole = n - n % merged
     main = x if whole == n else x[:, :whole, :]
-    wide = _rows(xp, xp.reshape(main, (outer, whole // merged, merged * inner)), dtype)
-    y = _rows(xp, xp.reshape(wide, (outer, merged, inner)), dtype)
+    wide = _rows(xp, _shaped(xp, main, (outer, whole // merged, merged * inner)), dtype)
+    y = _rows(xp, _shaped(xp, wide, (outer, merged, inner)), dtype)
     return y if whole == n else y + _rows(xp, x[:, whole:, :], dtype)
 
 
@@ -101,8 +134,8 @@ def _rows(xp: Namespace, x: Array, dtype: Any) -> Array:
         count = n // _BLOCK
         whole = count * _BLOCK
         main = x if whole == n else x[:, :whole, :]
-        sums = xp.sum(xp.reshape(main, (outer, count, _BLOCK, inner)), axis=2, dtype=dtype)
+        sums = _sum(xp, _shaped(xp, main, (outer, count, _BLOCK, inner)), 2, dtype)
         if whole < n:
-            sums = xp.concat((sums, xp.sum(x[:, whole:, :], axis=1, keepdims=True, dtype=dtype)), axis=1)
+            sums = xp.concat((sums, _sum(xp, x[:, whole:, :], 1, dtype, True)), axis=1)
         x, n = sums, sums.shape[1]
-    return cast(Array, xp.sum(x, axis=1, dtype=dtype))
+    return _sum(xp, x, 1, dtype)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from xpnet.backend import Array, namespace
 
 
@@ -95,7 +97,10 @@ class Sums:
                 total = self.totals[name] = xp.asarray(start, dtype=xp.float64, device=value.device)
             else:
                 xp = self._namespaces[name]
-                term = xp.astype(value, xp.float64) * examples
+                if xp is np and not value.ndim:
+                    term = float(value) * examples
+                else:
+                    term = xp.astype(value, xp.float64) * examples
             terms.append((total, term))
         return examples, terms
 

@@ -71,10 +71,11 @@ class Steps:
                 self._update(pending)
                 pending = 0
             self.committing = True
-            for total, term in terms:
-                total += term
-            self.sums.count += count
-            self.batch += within_epoch
+            if within_epoch:
+                for total, term in terms:
+                    total += term
+                self.sums.count += count
+                self.batch += 1
             self.iteration += 1
             self.pending = pending
         except BaseException:

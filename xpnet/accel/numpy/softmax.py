@@ -74,6 +74,9 @@ def backward(xp: Any, dy: Floats, y: Floats, *, axis: int) -> Any:
     return dx.reshape(y.shape)
 
 
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+
+
 def valid_class_indices(logits: Floats, labels: Any) -> bool:
     """Return whether `labels` are class indices that fit the logits; for others the reference raises the error."""
     kind = labels.dtype.kind
@@ -81,7 +84,7 @@ def valid_class_indices(logits: Floats, labels: Any) -> bool:
         return False
     if kind == "i":
         # As unsigned integers negative ones are larger than any class: one comparison finds both mistakes.
-        labels = labels.view(f"u{labels.dtype.itemsize}")
+        labels = labels.view(_UNSIGNED[labels.itemsize])
     return bool(np.maximum.reduce(labels, axis=None) < logits.shape[-1])
 
 
