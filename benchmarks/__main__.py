@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         save(result, arguments.out, stem_of(result))
         return 0
     precisions = precisions_of(arguments, made)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if arguments.command == "gate":
             return gate.run(options_of(arguments, precisions[0]), quick=arguments.quick, update=arguments.update)
@@ -111,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     except Unsupported as reason:
         print(f"{OURS} cannot run here: {reason}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     if arguments.device == "cuda" and not (arguments.no_records or arguments.quick or arguments.cases or arguments.resume):
         run_records(precisions, arguments.out, deadline)
     return 0

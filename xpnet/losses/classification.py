@@ -9,6 +9,7 @@ from xpnet import ops
 from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, is_asynchronous, namespace
 from xpnet.losses.base import admitted, float_dtype, matching, not_empty, reduce, same_shape
+from xpnet.ops.shapes import expect_real
 from xpnet.ops.softmax import check_labels
 from xpnet.runtime.settings import check_numbers
 
@@ -83,9 +84,11 @@ def _or_nan(losses: Any, scores: Any, labels: Array) -> Any:
 def _svm(name: str, scores: Any, labels: Array, margin: float, squared: bool, reduction: str) -> Any:
     """Sum max(0, s_j - s_y + margin), or its square, over every class j but the right one y, and reduce over the rows."""
     check_numbers(name, "[0, inf)", margin=margin)
+    given = bare(labels)
+    expect_real(name, scores=bare(scores), labels=given)
     rows = _rows(name, scores, labels)
     xp = namespace(rows)
-    right, given = rows == 1, bare(labels)
+    right = rows == 1
     valid = None
     if not xp.isdtype(given.dtype, "integral"):
         only_one = xp.sum(xp.astype(right, xp.int64), axis=-1) == 1

@@ -63,7 +63,7 @@ class Optimizer:
             ValueError: it was set to, or a schedule returns, something that is negative or not finite.
         """
         rate = self.learning_rate
-        found = self.factor * (float(rate(self.iterations + self.skipped)) if callable(rate) else rate)
+        found = self.factor * float(rate(self.iterations + self.skipped) if callable(rate) else rate)
         if not 0 <= found < math.inf:
             check_numbers(type(self).__name__, "[0, inf)", **{f"the learning rate of step {self.iterations}": found})
         return found
