@@ -45,7 +45,9 @@ class Stub(NamedTuple):
     def definition(self, name: str) -> str:
         """Return a function in C++ that reports that it is missing."""
         weak = 'extern "C" __attribute__((weak))'
-        if name.endswith(("GetErrorString", "GetErrorName")):
+        if name.endswith("GetErrorName"):
+            return f'{weak} const char* {name}() {{ return "{self.prefix.upper()}_STATUS_NOT_SUPPORTED"; }}\n'
+        if name.endswith("GetErrorString"):
             return f'{weak} const char* {name}() {{ return "{self.prefix}: not supported"; }}\n'
         return f'{weak} int {name}() {{ software_gpu_missing("{name}"); return {self.unsupported}; }}\n'
 

@@ -256,7 +256,23 @@ def pending() -> int:
     return int(count())
 
 
+_NUMBERS = {
+    "COUNT": (0, 64, "a number of devices"),
+    "MIB": (1, 1 << 20, "a number of MiB"),
+    "ARCH": (50, 129, "a compute capability without its point"),
+}
+"""The settings $SOFTWARE_GPU_... that are numbers: (least, most, what it is)."""
+
+
+def _check_settings() -> None:
+    for name, (least, most, what) in _NUMBERS.items():
+        text = os.environ.get(f"SOFTWARE_GPU_{name}") or str(most)
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise ValueError(f"SOFTWARE_GPU_{name} must be {what}, {least} to {most}, got {text!r}")
+
+
 def _load() -> None:
+    _check_settings()
     folder = build.ensure()
     # In this order: the others need libcuda. CuPy's own dlopen finds each by its SONAME, as it is loaded already.
     for name in ("libcuda.so.1", f"libnvrtc.so.{build.cuda_major()}", *(stub.name for stub in build.stubs())):

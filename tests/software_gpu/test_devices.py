@@ -52,6 +52,42 @@ error(lambda: (write((1,), (1,), (x, 3)), runtime.deviceSynchronize()))
     assert lines[6] == "700 CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered: " + said
 
 
+def test_managed_memory_is_every_devices():
+    lines = program(TWO + """
+x = cupy.ndarray(8, np.int32, cupy.cuda.malloc_managed(32))
+x[...] = 0
+runtime.deviceSynchronize()
+def other():
+    write((1,), (1,), (x, 3))
+    runtime.deviceSynchronize()
+on(1, other)
+print(x.get().tolist())
+print(runtime.getDeviceProperties(1)["managedMemory"], cupy.cuda.Device(1).attributes["ManagedMemory"])
+""", COUNT="2")  # fmt: skip
+    assert lines == ["[0, 0, 0, 7, 0, 0, 0, 0]", "1 1"]
+
+
+def test_limits_are_kept():
+    lines = program("""
+print(runtime.deviceGetLimit(0))
+runtime.deviceSetLimit(0, 16384)
+print(runtime.deviceGetLimit(0), runtime.deviceGetLimit(2))
+error(runtime.deviceSetLimit, 0, 1 << 20)
+error(runtime.deviceGetLimit, 77)
+print(runtime.deviceGetLimit(0))
+""")
+    assert lines[:2] == ["1024", f"16384 {8 << 20}"]
+    assert lines[2].startswith("1 cudaErrorInvalidValue: ")
+    assert lines[3].startswith("215 cudaErrorUnsupportedLimit: ")
+    assert lines[4] == "16384"
+
+
+@pytest.mark.parametrize(("name", "value"), [("MIB", "x"), ("MIB", "0"), ("ARCH", "banana"), ("ARCH", "8.0"), ("COUNT", "-1")])
+def test_a_setting_that_is_no_number_is_an_error_that_names_it(name, value):
+    with pytest.raises(AssertionError, match=rf"ValueError: SOFTWARE_GPU_{name} must be .*, got '{value}'"):
+        program("", **{name: value})
+
+
 def test_the_array_of_another_device_within_a_structure_is_seen_too():
     lines = program(TWO + """
 peek = cupy.RawKernel('''struct A { const int* data; long long size; };

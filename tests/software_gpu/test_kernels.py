@@ -162,6 +162,13 @@ def test_exceptions_do_not_compile():
         cupy.RawKernel('extern "C" __global__ void k() { throw 1; }', "k").compile()
 
 
+@pytest.mark.parametrize(("waits", "sets"), [(63, 5), (5, 63), (0, 1)])
+def test_a_thread_that_sleeps_lets_the_others_of_its_block_go_on(waits, sets):
+    x = run(f"""__shared__ volatile int flag; if (t == 0) flag = 0; __syncthreads();
+        if (t == {waits}) {{ while (flag == 0) __nanosleep(10); x[t] = flag; }} else if (t == {sets}) flag = 5;""")
+    assert x[waits] == 5
+
+
 def test_only_some_warps_shuffle():
     x = run("double v = t; if (t >= 32) v = __shfl_xor_sync(0xffffffffu, v, 1); x[t] = v;")
     assert np.array_equal(x, np.r_[np.arange(32), np.arange(32, 64) ^ 1])
@@ -238,6 +245,12 @@ CASES = {
     "x[t] = fabs(erfcinv(erfc(0.3)) - 0.3) < 1e-15 && fabs(erfinv(erf(1e-9)) / 1e-9 - 1) < 1e-15 && isinf(erfcinv(0.0));": 1,
     "x[t] = fabs(normcdfinv(0.975) - 1.959963984540054) < 1e-14 && isnan(normcdfinv(1.5)) && normcdfinvf(0.5f) == 0;": 1,
     "x[t] = fabs(erfcx(10.0) / 0.05614099274382259 - 1) < 1e-14 && fabs(erfcxf(1) - 0.4275836f) < 1e-7f;": 1,
+    "x[t] = isinf(erfcx(-HUGE_VAL)) && erfcx(-1e200) == HUGE_VAL && erfcx(-30.0) == HUGE_VAL && erfcx(HUGE_VAL) == 0;": 1,
+    "x[t] = erfcx(-26.0) < HUGE_VAL && erfcx(NAN) != erfcx(NAN);": 1,
+    "x[t] = sinpi(1e15 + 0.5) == 1 && sinpi(1e300) == 0 && cospi(1e300) == 1 && cospi(1e15 + 0.5) == 0;": 1,
+    "x[t] = fabs(sinpi(1e10 + 0.25) - sqrt(0.5)) < 1e-15 && sinpi(-0.5) == -1 && sinpif(8388607.0f) == 0;": 1,
+    "x[t] = fabs(sinpi(1.0 / 3) - sin(3.14159265358979323846 / 3)) < 1e-15 && cospi(1) == -1 && sinpi(1.5) == -1;": 1,
+    "x[t] = signbit(sinpi(-0.0)) && !signbit(sinpi(1)) && isnan(sinpi(HUGE_VAL)) && cospi(0.75) < 0 && sinpi(-0.75) < 0;": 1,
     "x[t] = fabs(erfcx(-2.0) / 108.9409043899780 - 1) < 1e-13 && fabs(erfcx(4.9999999) / erfcx(5.0) - 1) < 1e-7;": 1,
     "x[t] = __funnelshift_l(0x80000000u, 1u, 1) + __hadd(3, 6) + __mul24(3, 4);": 19,
 }

@@ -104,6 +104,25 @@ def test_shared_memory_that_a_kernel_declares_counts(module, x):
         fixed((1,), (8,), (x,), shared_mem=most + 1)
 
 
+@pytest.mark.parametrize("scope", ["function", "file", "template"])
+def test_dynamic_shared_memory_is_no_static_one(x, scope):
+    import cupy
+
+    declared = "extern __shared__ int room[];"
+    body = "room[threadIdx.x] = 5; __syncthreads(); x[0] = room[3];"
+    if scope == "template":
+        source = f"template <typename T> __global__ void k(T* x) {{ extern __shared__ T room[]; {body} }}"
+        kernel = cupy.RawModule(code=source, name_expressions=["k<int>"]).get_function("k<int>")
+    else:
+        inside, before = (declared, "") if scope == "function" else ("", declared)
+        kernel = cupy.RawKernel(f'{before} extern "C" __global__ void k(int* x) {{ {inside} {body} }}', "k")
+    assert kernel.shared_size_bytes == 0
+    kernel((1,), (32,), (x,), shared_mem=48 * 1024)
+    assert int(x[0]) == 5
+    kernel.max_dynamic_shared_size_bytes = 163 * 1024
+    kernel((1,), (32,), (x,), shared_mem=163 * 1024)
+
+
 def test_a_kernel_that_declares_more_than_48_kib_of_shared_memory_is_refused():
     import cupy
 

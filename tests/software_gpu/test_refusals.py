@@ -165,6 +165,12 @@ def _refusal(name: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_refusal_does_not_repeat_itself(name: str) -> None:
+    parts = _refusal(name).split(": ")
+    assert len(parts) == len(set(parts))
+
+
 @pytest.mark.parametrize("name", ["sort", "inv", "texture", "fft"])
 def test_a_refusal_says_what_was_called_not_what_was_called_before(name: str) -> None:
     first = _refusal(name)

@@ -330,6 +330,44 @@ def test_the_host_may_wait_for_a_host_function_or_for_memory(cupy):
         assert p.back[0] == 7
 
 
+def test_the_host_may_wait_for_memory_and_go_on_giving_the_device_work(cupy):
+    with device.schedule("lazy"):
+        p = Program(cupy)
+        p.upload(p.first)
+        p.download(p.first)
+        until = time.monotonic() + 60
+        while p.back[0] != 7 and time.monotonic() < until:
+            p.add(p.second, p.y)
+            time.sleep(0.001)
+        assert p.back[0] == 7
+
+
+@pytest.mark.parametrize("schedule", EVERY)
+def test_copies_within_the_host_are_done_when_the_call_returns(cupy, schedule):
+    runtime = cupy.cuda.runtime
+    with device.schedule(schedule):
+        p = Program(cupy)
+        for source in (np.full(SIZE, 3.0), pinned(cupy, 4.0)):
+            for kind in (runtime.memcpyHostToHost, runtime.memcpyDefault):
+                p.back[...] = -1
+                runtime.memcpyAsync(p.back.ctypes.data, source.ctypes.data, source.nbytes, kind, p.first.ptr)
+                assert p.back[0] == source[0]
+
+
+def test_a_missing_wait_for_the_second_of_two_shows_where_the_first_is_awaited(cupy):
+    with device.schedule("others-first"):
+        p = Program(cupy)
+        third = cupy.cuda.Stream(non_blocking=True)
+        p.add(p.first)
+        p.second.wait_event(p.first.record())
+        p.add(p.second)
+        third.wait_event(p.first.record())  # not for the second one's
+        p.add(third, to=p.y)
+        for stream in (p.first, p.second, third):
+            stream.synchronize()
+        assert p.y.get()[0] == 2  # 3 with the right wait
+
+
 @pytest.mark.parametrize("schedule", EVERY)
 def test_launches_of_a_graph_are_in_order_on_any_stream(cupy, schedule):
     with device.schedule(schedule):

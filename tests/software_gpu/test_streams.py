@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.software_gpu import device
 from tests.software_gpu.rules import program, refuses
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("software_gpu")]
@@ -231,6 +232,62 @@ worker.join()
 """)
     assert lines[0].startswith("700 ")
     assert "write: illegal access" in lines[0]
+
+
+@pytest.mark.parametrize("schedule", [*device.SCHEDULES[:-1], "random:0"])
+def test_a_submission_never_waits_for_a_host_function(schedule):
+    import cupy
+
+    x, y = cupy.zeros(8), cupy.zeros(8)
+    x += 1
+    cupy.cuda.runtime.deviceSynchronize()
+    with device.schedule(schedule):
+        stream, other = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+        lock, seen = threading.Lock(), []
+
+        def back(_: object) -> None:
+            with lock:
+                seen.append(float(y.data.mem.size))
+
+        def work() -> None:
+            with lock:
+                stream.launch_host_func(back, None)
+                with stream:
+                    y[...] = x
+                    x[...] = 5
+                event = stream.record()
+                assert not event.done
+                with other:
+                    cupy.add(x, 1, out=x)  # another stream goes on meanwhile
+                other.synchronize()
+            stream.synchronize()
+            assert event.done
+
+        finishes(work)
+        assert len(seen) == 1
+        assert float(y[0]) == 2
+        assert float(x[0]) == 5
+
+
+@pytest.mark.parametrize("schedule", ["eager", "lazy"])
+def test_the_device_waits_for_a_host_function_of_a_destroyed_stream(schedule):
+    import cupy
+
+    with device.schedule(schedule):
+        stream, seen = cupy.cuda.Stream(non_blocking=True), []
+        entered = threading.Event()
+
+        def slow(_: object) -> None:
+            entered.set()
+            time.sleep(0.3)
+            seen.append(1)
+
+        stream.launch_host_func(slow, None)
+        while not entered.is_set():
+            assert not stream.done
+        del stream
+        cupy.cuda.runtime.deviceSynchronize()
+        assert seen == [1]
 
 
 def test_a_fault_in_one_thread_is_every_threads():

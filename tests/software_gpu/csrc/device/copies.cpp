@@ -38,7 +38,7 @@ static cudaError_t check(const Rows& r, cudaMemcpyKind kind, const Where& to, co
 
 // Put a copy into a stream. Memory of the host that is not pinned is read before the call returns, and written when it
 // returns; pinned memory is read and written when the copy runs. `waits`: the call returns when the copy is done, but for one
-// within the device. A copy between two devices in a legacy stream, as all of cudaMemcpyPeer's, comes after all that both have
+// within the device; so it does for every copy within the host. A copy between two devices in a legacy stream, as all of cudaMemcpyPeer's, comes after all that both have
 // (and the current device, if it `waits`), and before all that they get from then on: "CUDA C++ Programming Guide",
 // peer-to-peer memory copy.
 static cudaError_t copy(const Rows& r, cudaMemcpyKind kind, Stream* s, bool waits) {
@@ -62,7 +62,7 @@ static cudaError_t copy(const Rows& r, cudaMemcpyKind kind, Stream* s, bool wait
   if (s->legacy && !from_host && !to_host && from.device != to.device)
     return submit_across(s, [r] { move(r); }, {from.device, to.device, waits ? s->device : to.device});
   cudaError_t e = submit(s, [r] { move(r); }, how);
-  if (e || s->capture || how == Kind::kernel || !(waits || to_pageable)) return e;
+  if (e || s->capture || how == Kind::kernel || !(waits || to_pageable || (from_host && to_host))) return e;
   drain(s);
   check_canaries();
   return sticky ? fail(sticky) : cudaSuccess;
@@ -117,8 +117,8 @@ static cudaError_t check_peers(void* d, int to, const void* s, int from, size_t 
   if (to < 0 || to >= device_count || from < 0 || from >= device_count) return fail(cudaErrorInvalidDevice);
   if (!n) return cudaSuccess;
   Where there = where(d, n), here = where(s, n);
-  if (there.place != Place::kDevice || there.device != to) return fail(cudaErrorInvalidValue, "the destination is not on that device");
-  if (here.place != Place::kDevice || here.device != from) return fail(cudaErrorInvalidValue, "the source is not on that device");
+  if (there.place != Place::kDevice || (there.device != to && !there.managed)) return fail(cudaErrorInvalidValue, "the destination is not on that device");
+  if (here.place != Place::kDevice || (here.device != from && !here.managed)) return fail(cudaErrorInvalidValue, "the source is not on that device");
   return cudaSuccess;
 }
 API cudaError_t cudaMemcpyPeerAsync(void* d, int to, const void* s, int from, size_t n, cudaStream_t st) {

@@ -7,6 +7,7 @@
 // faults.cpp      running work such that an illegal access within it is an error, not the end of the process
 // streams.cpp     streams and events
 // schedule.cpp    when submitted work runs
+// host.cpp        host functions
 // capture.cpp     recording streams into graphs, and running these
 // modules.cpp     modules and functions
 // launch.cpp      launches: their limits, and what a kernel may be given
@@ -34,8 +35,8 @@
 
 namespace software_gpu {
 
-// One lock for all state. A thread may take it again, and leaves it altogether while it runs a host function: that one
-// may wait for another lock (Python's) whose owner waits for this one.
+// One lock for all state. A thread may take it again, and leaves it altogether while it waits for a host function: that one
+// may need another lock (Python's) whose owner waits for this one. No host function is called with it.
 class Lock {
  public:
   void lock();
@@ -115,12 +116,6 @@ extern Running running;
 
 // Run work on this thread; an illegal access within it is a fault of the device.
 void perform(const Work& work);
-// Run a host function with the lock left: no other thread runs work meanwhile, all others may submit.
-void call_host(const std::function<void()>& function);
-extern thread_local bool within_host_function;
-// Whether another thread runs a host function; wait until none does.
-bool host_function_elsewhere();
-void wait_for_host_function();
 // The dynamic shared memory of the next kernel; afterwards, whether it stayed within.
 void set_shared(size_t bytes);
 bool shared_overrun();
@@ -134,12 +129,13 @@ struct Point {  // in a stream: the end of its operation of that number, counted
   Stream* stream;
   unsigned long long number;
 };
-enum class Kind { kernel, copy, mark };  // mark: an event, the begin or the end of a graph. Host functions and copies within
-                                         // the device are kernels
+enum class Kind { kernel, copy, mark, host };  // mark: an event, the begin or the end of a graph; host: a host function.
+                                               // Copies within the device are kernels
 struct Op {
   Work work;
   std::vector<Point> after;
   Kind kind;
+  unsigned long long tick;  // of the watch, when it was submitted
 };
 struct Stream {
   bool blocking;  // waits for the legacy stream, and that one for it
@@ -149,6 +145,7 @@ struct Stream {
   bool legacy = false;
   std::deque<Op> queue;
   unsigned long long submitted = 0, executed = 0;
+  bool calling = false;  // its operation after the executed ones is a host function that has begun
   std::vector<Point> pending;  // what the next operation has to wait for
   std::shared_ptr<Capture> capture;
   std::set<size_t> tail;  // in a capture: the graph's nodes that the next one comes after
@@ -185,8 +182,9 @@ cudaError_t submit_across(Stream* stream, Work work, const std::set<int>& device
 // Put the nodes of a graph into a stream, after `last` too; each may run as soon as its own edges allow.
 struct Nodes;
 cudaError_t submit_nodes(Stream* stream, const std::shared_ptr<const Nodes>& nodes, Point last);
-// Run what a stream has up to an operation's number; everything that it has; everything that all have.
-void run(Stream* stream, unsigned long long upto);
+// Run what a stream has up to an operation's number; everything that it has; everything that all have. Unless it `waits` for
+// host functions, run what may run without their end, and return whether that was all.
+bool run(Stream* stream, unsigned long long upto, bool waits = true);
 void drain(Stream* stream);
 void drain_all();
 // Run everything that a device's streams have.
@@ -199,6 +197,17 @@ bool idle(Stream* stream);
 double now();
 // Return whether a stream has run up to an operation's number. Does not run it, unless asked very often.
 bool done(Stream* stream, unsigned long long upto);
+
+// A host function of a stream has ended: go on.
+void host_function_ended(Stream* stream);
+
+// ---- host.cpp ----
+
+extern thread_local bool within_host_function;
+// Have a host function called by another thread, without the lock; the caller goes on. Then `host_function_ended` is called.
+void call_host(Stream* stream, Work function);
+// Wait for the end of a stream's host function that has begun.
+void wait_for_host_function(const Stream* stream);
 
 // ---- capture.cpp ----
 

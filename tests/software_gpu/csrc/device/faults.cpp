@@ -1,4 +1,4 @@
-// Running work such that an illegal access within it is an error of the device, not the end of the process; host functions;
+// Running work such that an illegal access within it is an error of the device, not the end of the process;
 // and the memory that all kernels share: stacks of threads, and dynamic shared memory.
 #include "device.hpp"
 
@@ -12,7 +12,6 @@
 namespace software_gpu {
 
 Running running{"nothing", nullptr, nullptr, 0};
-thread_local bool within_host_function = false;
 
 // ---- illegal accesses ----
 
@@ -181,53 +180,24 @@ void perform(const Work& work) {
   }
 }
 
-// ---- host functions ----
-
-static std::mutex host_mutex;
-static std::condition_variable host_ended;
-static bool host_runs = false;
-
-void call_host(const std::function<void()>& function) {
-  stop_catching();
-  sigjmp_buf* mine = landing;  // other threads stage copies meanwhile, each with its own
-  {
-    std::lock_guard<std::mutex> guard(host_mutex);
-    host_runs = true;
-  }
-  within_host_function = true;
-  unsigned depth = lock.leave();
-  function();
-  lock.enter(depth);
-  within_host_function = false;
-  {
-    std::lock_guard<std::mutex> guard(host_mutex);
-    host_runs = false;
-  }
-  host_ended.notify_all();
-  landing = mine;
-  start_catching();
-}
-bool host_function_elsewhere() {
-  if (within_host_function) return false;
-  std::lock_guard<std::mutex> guard(host_mutex);
-  return host_runs;
-}
-void wait_for_host_function() {
-  while (host_function_elsewhere()) {
-    unsigned depth = lock.leave();
-    {
-      std::unique_lock<std::mutex> guard(host_mutex);
-      host_ended.wait(guard, [] { return !host_runs; });
-    }
-    lock.enter(depth);
-  }
-}
-
 // ---- stacks and shared memory ----
 
 static const size_t kPage = 4096, kMostShared = 256 << 10;
-static char *stacks = nullptr, *shared = nullptr;
+static char* stacks = nullptr;
 static size_t stack_count = 0, stack_size = 0, shared_bytes = 0, shared_open = 0;
+
+}  // namespace software_gpu
+
+// What kernels know by this name. No page of it is accessible but those of a launch.
+extern "C" {
+__attribute__((visibility("default"))) alignas(4096) char software_gpu_dynamic[(256 << 10) + 4096];
+}
+
+namespace software_gpu {
+
+static char* const shared = software_gpu_dynamic;
+static_assert(sizeof software_gpu_dynamic == kMostShared + kPage);
+static const int closed = mprotect(software_gpu_dynamic, sizeof software_gpu_dynamic, PROT_NONE);
 
 static char* reserve(size_t bytes) {
   void* p = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -258,7 +228,7 @@ static std::string describe_own(const char* p) {
   if (stacks && p >= stacks && p < stacks + stack_count * stack_size)
     return "below the stack of a thread of the block: its local memory is more than " + std::to_string((stack_size - kPage) >> 10) +
            " KiB (on a GPU 512 KiB are the most)";
-  if (shared && p >= shared && p < shared + kMostShared + kPage)
+  if (p >= shared && p < shared + kMostShared + kPage)
     return std::to_string(p - shared - shared_bytes) + " bytes past the end of the " + std::to_string(shared_bytes) +
            " bytes of dynamic shared memory of the launch";
   return "";
@@ -286,9 +256,4 @@ API char* software_gpu_stacks(size_t count, size_t size) {
 API void software_gpu_assert(const char* text) {
   asserted = text;
   __builtin_trap();
-}
-API char* software_gpu_shared() {
-  Guard g(lock);
-  if (!shared) shared = reserve(kMostShared + kPage);
-  return shared;
 }

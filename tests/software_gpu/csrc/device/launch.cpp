@@ -41,7 +41,7 @@ static std::string foreign(const Launch& launch) {
     int device = address_space(p);
     char text[40];
     snprintf(text, sizeof text, "argument %zu is %p, ", i, p);
-    if (device >= 0 && !peer_access(f.device, device))
+    if (device >= 0 && !peer_access(f.device, device) && !where(p, 1).managed)
       return text + std::string("memory of device ") + std::to_string(device) + ", which device " + std::to_string(f.device) +
              " has no access to";
     if (device < 0 && f.arguments[i].pointer && p && where(p, 1).place == Place::kPageable)

@@ -68,7 +68,8 @@ API cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int d) {
     case cudaDevAttrMaxBlockDimY: *v = 1024; break;
     case cudaDevAttrMaxBlockDimZ: *v = 64; break;
     case cudaDevAttrMemoryPoolsSupported: *v = 0; break;
-    case cudaDevAttrUnifiedAddressing: *v = 1; break;
+    case cudaDevAttrUnifiedAddressing:
+    case cudaDevAttrManagedMemory: *v = 1; break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *v = 2048; break;
     case cudaDevAttrClockRate: *v = 1000000; break;
     case cudaDevAttrMemoryClockRate: *v = 1000000; break;
@@ -100,7 +101,7 @@ API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {
   p->memoryClockRate = 1000000;
 #endif
   p->memoryBusWidth = 256;
-  p->unifiedAddressing = 1;
+  p->unifiedAddressing = p->managedMemory = 1;
   p->sharedMemPerBlockOptin = most_shared();
   return cudaSuccess;
 }
@@ -127,11 +128,32 @@ API cudaError_t cudaDeviceDisablePeerAccess(int to) {
   if (cudaError_t e = no_device(to)) return e;
   return peers.erase({current_device, to}) ? cudaSuccess : fail(cudaErrorPeerAccessNotEnabled);
 }
-API cudaError_t cudaDeviceGetLimit(size_t* v, cudaLimit) {
-  *v = 8 << 20;
+// What is set is kept, and changes nothing: a thread's stack always has its 1 MiB, kernels print and allocate without bounds.
+static std::map<int, size_t>& limits() {
+  static std::map<int, std::map<int, size_t>> all;
+  auto made = all.try_emplace(current_device);
+  if (made.second)
+    made.first->second = {{cudaLimitStackSize, 1024}, {cudaLimitPrintfFifoSize, 1 << 20}, {cudaLimitMallocHeapSize, 8 << 20}};
+  return made.first->second;
+}
+API cudaError_t cudaDeviceGetLimit(size_t* v, cudaLimit which) {
+  Guard g(lock);
+  if (cudaError_t e = refused()) return e;
+  auto found = limits().find(which);
+  if (found == limits().end()) return fail(cudaErrorUnsupportedLimit);
+  *v = found->second;
   return cudaSuccess;
 }
-API cudaError_t cudaDeviceSetLimit(cudaLimit, size_t) { return cudaSuccess; }
+API cudaError_t cudaDeviceSetLimit(cudaLimit which, size_t v) {
+  Guard g(lock);
+  if (cudaError_t e = refused()) return e;
+  auto found = limits().find(which);
+  if (found == limits().end()) return fail(cudaErrorUnsupportedLimit);
+  if (which == cudaLimitStackSize && v > 512 << 10)
+    return fail(cudaErrorInvalidValue, std::to_string(v) + " bytes of stack for a thread, 512 KiB are the most");
+  found->second = v;
+  return cudaSuccess;
+}
 API cudaError_t cudaProfilerStart() { return cudaSuccess; }
 API cudaError_t cudaProfilerStop() { return cudaSuccess; }
 

@@ -23,18 +23,26 @@ namespace software_gpu {
 enum class Mode { eager, lazy, lazy_forwards, others_first, early_copies, early_kernels, random };
 static Mode mode = Mode::eager;
 static std::mt19937 turns;
-static Stream* working = nullptr;  // the stream whose operation runs
 
 // So many questions whether work is done are answered with no before it is run, but none so many milliseconds after the first.
 static const int PATIENCE = 100;
 static const double PATIENCE_MS = 300;
 // After so many milliseconds in which the host submits and awaits nothing, everything runs: it may wait for a host function,
-// or for memory that a kernel writes. Long enough for a busy machine, so that a wait that is missing still shows.
+// or for memory that a kernel writes. Long enough for a busy machine, so that a wait that is missing still shows. It may submit
+// other work while it does so: an operation runs after so many ticks of the watch, too. These are 50 ms apart or more, and
+// none comes while the host compiles, or the device is at work.
 static const double IDLE_MS = 1000;
+static const unsigned long long OLD_TICKS = 80;
+static unsigned long long ticks = 0;
 static std::atomic<double> last_call{0};
 static std::atomic<int> busy{0};
 
 static std::vector<Stream*> in_order();
+static bool step(Stream* s, bool waits);
+// Run everything that may run without the end of a host function.
+static void advance_all() {
+  for (Stream* s : in_order()) run(s, s->submitted, false);
+}
 static std::atomic<bool> ending{false};
 static pid_t watched;  // the process that has the thread
 
@@ -43,18 +51,22 @@ static void at_exit() {
   if (getpid() != watched) return;
   Guard g(lock);  // once it is free, the thread runs nothing, and will not
 }
-static void watch_idle_host() {
+static void watch_host() {
   for (;;) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    if (busy || now() - last_call < IDLE_MS) continue;
+    if (busy) continue;
     Guard g(lock);
     if (ending) return;
-    if (now() - last_call < IDLE_MS || host_function_elsewhere()) continue;
-    for (Stream* s : in_order())
-      if (s->executed < s->submitted) {
-        drain_all();
-        break;
-      }
+    ++ticks;
+    const double before = last_call;
+    if (now() - before >= IDLE_MS) {
+      advance_all();
+    } else {
+      for (Stream* s : in_order())
+        while (!s->queue.empty() && ticks - s->queue.front().tick > OLD_TICKS && step(s, false)) {
+        }
+    }
+    last_call = before;  // the host has not called
   }
 }
 static void watch() {
@@ -63,35 +75,47 @@ static void watch() {
   started = true;
   watched = getpid();
   atexit(at_exit);
-  std::thread(watch_idle_host).detach();
+  std::thread(watch_host).detach();
 }
 
 static bool runnable(const Stream* s) {
-  if (s->queue.empty()) return false;
+  if (s->queue.empty() || s->calling) return false;
   for (const Point& p : s->queue.front().after)
     if (p.stream->executed < p.number) return false;
   return true;
 }
-// Whether a stream's operation has ended. One whose host function still runs counts as executed already.
-static bool reached(const Stream* s, unsigned long long upto) {
-  return s->executed - (s == working && host_function_elsewhere()) >= upto;
-}
-static void step(Stream* s) {
-  wait_for_host_function();
-  if (s->queue.empty()) return;  // another thread was faster
+// Run a stream's next operation, and before it what that comes after. A host function begins, and ends some time later: here
+// it is awaited only where another operation has to come after it, and not unless the caller `waits`. Return whether
+// something was done.
+static bool step(Stream* s, bool waits) {
+  if (s->calling) {
+    if (waits) wait_for_host_function(s);
+    return waits;
+  }
+  if (s->queue.empty()) return true;  // another thread was faster
+  const unsigned long long number = s->executed;
+  while (!runnable(s)) {
+    const std::vector<Point>& after = s->queue.front().after;
+    const Point next = *std::find_if(after.begin(), after.end(), [](const Point& p) { return p.stream->executed < p.number; });
+    if (!run(next.stream, next.number, waits)) return false;
+    if (s->executed != number || s->calling) return true;  // another thread was faster
+  }
   Op op = std::move(s->queue.front());
   s->queue.pop_front();
-  for (Point& p : op.after) run(p.stream, p.number);
-  ++s->executed;  // a point on this very operation must not be waited for twice
   s->asked = 0;
-  Stream* outer = working;
-  working = s;
+  if (op.kind == Kind::host && !sticky) {
+    watch();
+    s->calling = true;
+    call_host(s, std::move(op.work));
+    return true;
+  }
+  ++s->executed;
   if (sticky == cudaSuccess) perform(op.work);
-  working = outer;
+  return true;
 }
 // Every stream, in the order in which they were made; of the destroyed ones those whose work has not run.
 static std::vector<Stream*> in_order() {
-  for (auto i = leftover.begin(); i != leftover.end();) i = (*i)->queue.empty() ? leftover.erase(i) : std::next(i);
+  for (auto i = leftover.begin(); i != leftover.end();) i = (*i)->executed == (*i)->submitted ? leftover.erase(i) : std::next(i);
   std::vector<Stream*> all(streams.begin(), streams.end());
   all.insert(all.end(), leftover.begin(), leftover.end());
   std::sort(all.begin(), all.end(), [](const Stream* a, const Stream* b) { return a->serial < b->serial; });
@@ -103,17 +127,19 @@ static bool any_step() {
   for (Stream* s : in_order())
     if (runnable(s)) ready.push_back(s);
   if (ready.empty()) return false;
-  step(ready[turns() % ready.size()]);
-  return true;
+  return step(ready[turns() % ready.size()], false);
 }
-// Run one operation that may run now, of any other stream; return whether there was one.
+// Run one operation that may run now, of any other stream; return whether there was one. Marks come before: an event that is
+// recorded lets others go on, and then it is the choice between them that shows what is missing.
 static bool other_step(const Stream* than) {
   std::vector<Stream*> all = in_order();
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (Stream* s : all)
+      while (runnable(s) && s->queue.front().kind == Kind::mark) moved = step(s, false);
+  }
   for (size_t i = all.size(); i-- > 0;)
-    if (all[i] != than && runnable(all[i])) {
-      step(all[i]);
-      return true;
-    }
+    if (all[i] != than && runnable(all[i])) return step(all[i], false);
   return false;
 }
 // Run what the schedule lets run ahead.
@@ -124,31 +150,38 @@ static void go_ahead() {
     return;
   }
   if (mode != Mode::early_copies && mode != Mode::early_kernels) return;
-  const Kind early = mode == Mode::early_copies ? Kind::copy : Kind::kernel;
+  auto early = [](Kind kind) { return kind == Kind::mark || (mode == Mode::early_copies) == (kind == Kind::copy); };
   std::vector<Stream*> all = in_order();
   for (bool moved = true; moved;) {
     moved = false;
     for (Stream* s : all)
-      while (runnable(s) && (s->queue.front().kind == early || s->queue.front().kind == Kind::mark)) {
-        step(s);
-        moved = true;
-      }
+      while (runnable(s) && early(s->queue.front().kind)) moved = step(s, false);
   }
 }
 
-void run(Stream* s, unsigned long long upto) {
+bool run(Stream* s, unsigned long long upto, bool waits) {
   last_call = now();
-  if (reached(s, upto)) return;
-  wait_for_host_function();
   while (s->executed < upto) {
     const bool another = mode == Mode::random ? any_step() : mode == Mode::others_first && other_step(s);
-    if (!another) step(s);
+    if (!another && s->executed < upto && !step(s, waits)) return false;
   }
+  return true;
+}
+void host_function_ended(Stream* s) {
+  if (ending) return;
+  ++s->executed;
+  s->calling = false;
+  s->asked = 0;
+  if (mode == Mode::eager)
+    advance_all();
+  else if (mode != Mode::random)
+    go_ahead();
 }
 void drain(Stream* s) {
   run(s, s->submitted);
-  for (Point& p : s->pending) run(p.stream, p.number);
-  s->pending.clear();
+  for (const Point& p : std::vector<Point>(s->pending)) run(p.stream, p.number);  // another thread may add to them meanwhile
+  auto& left = s->pending;
+  left.erase(std::remove_if(left.begin(), left.end(), [](const Point& p) { return p.stream->executed >= p.number; }), left.end());
 }
 // What a stream's synchronisation waits for.
 static std::vector<Point> awaited(Stream* s) {
@@ -183,19 +216,21 @@ void drain_device(int device) {
     if (all[i]->device == device) drain(all[i]);
 }
 bool done(Stream* s, unsigned long long upto) {
-  if (reached(s, upto)) return true;
-  if (host_function_elsewhere()) return false;
+  if (s->executed >= upto) return true;
   if (mode == Mode::random) go_ahead();
-  else if (patience_ends(s)) run(s, upto);
+  else if (patience_ends(s)) run(s, upto, false);
   return false;
 }
 bool idle(Stream* s) {
+  const std::vector<Point> points = awaited(s);
   bool all = true;
-  for (const Point& p : awaited(s)) all = all && reached(p.stream, p.number);
+  for (const Point& p : points) all = all && p.stream->executed >= p.number;
   if (all) return true;
-  if (host_function_elsewhere()) return false;
-  if (mode == Mode::random) go_ahead();
-  else if (patience_ends(s)) synchronise(s);
+  if (mode == Mode::random) {
+    go_ahead();
+  } else if (patience_ends(s)) {
+    for (const Point& p : points) run(p.stream, p.number, false);
+  }
   return false;
 }
 // For each device: its last operation that all others wait for.
@@ -220,7 +255,7 @@ static std::vector<Point> before_next(Stream* s) {
   return after;
 }
 static void enqueue(Stream* s, Work work, std::vector<Point> after, Kind kind) {
-  s->queue.push_back({std::move(work), std::move(after), kind});
+  s->queue.push_back({std::move(work), std::move(after), kind, ticks});
   ++s->submitted;
 }
 static cudaError_t refuses(Stream* s) {
@@ -231,15 +266,14 @@ static cudaError_t refuses(Stream* s) {
     if (x->capture && x->blocking && x->device == s->device) x->capture->invalid = true;
   return fail(cudaErrorStreamCaptureImplicit, "work in the legacy stream");
 }
-// The end of a submission.
+// The end of a submission. It never waits for a host function: that one may need what this thread holds.
 static cudaError_t submitted(Stream* s) {
-  if (mode != Mode::eager || host_function_elsewhere()) watch();
-  // A submission never waits for a host function: that one may need what this thread holds.
-  if (host_function_elsewhere()) return cudaSuccess;
-  if (mode == Mode::eager)
-    drain(s);
-  else
+  if (mode == Mode::eager) {
+    run(s, s->submitted, false);
+  } else {
+    watch();
     go_ahead();
+  }
   return sticky != cudaSuccess ? fail(sticky) : cudaSuccess;
 }
 
@@ -269,7 +303,7 @@ cudaError_t submit_across(Stream* s, Work work, const std::set<int>& devices) {
 static Stream* chain_stream(int device, std::set<Stream*>& taken) {
   static std::vector<Stream*> made;
   for (Stream* s : made)
-    if (s->device == device && s->queue.empty() && s != working && taken.insert(s).second) return s;
+    if (s->device == device && s->executed == s->submitted && taken.insert(s).second) return s;
   made.push_back(new Stream{false, device, 0, 0});
   taken.insert(made.back());
   return made.back();
@@ -278,13 +312,11 @@ static Stream* chain_stream(int device, std::set<Stream*>& taken) {
 cudaError_t submit_nodes(Stream* s, const std::shared_ptr<const Nodes>& nodes, Point last) {
   if (cudaError_t e = refuses(s)) return e;
   std::vector<Point> after = before_next(s);
-  if (last.stream && !reached(last.stream, last.number)) after.push_back(last);
+  if (last.stream && last.stream->executed < last.number) after.push_back(last);
   auto one = [&](size_t i) { return [nodes, i] { nodes->work[i](); }; };
   if (mode == Mode::eager) {  // at once, in the order of recording
-    enqueue(s, [nodes] {
-      for (const Work& work : nodes->work)
-        if (!sticky) work();
-    }, std::move(after), Kind::kernel);
+    for (size_t i = 0; i < nodes->work.size(); ++i) enqueue(s, one(i), std::exchange(after, {}), nodes->kinds[i]);
+    if (nodes->work.empty()) enqueue(s, [] {}, std::move(after), Kind::mark);
   } else if (nodes->chains.size() == 1) {
     for (size_t i : nodes->chains[0]) enqueue(s, one(i), std::exchange(after, {}), nodes->kinds[i]);
   } else {

@@ -154,14 +154,14 @@ API cudaError_t cudaLaunchHostFunc(cudaStream_t st, cudaHostFn_t f, void* data) 
   Guard g(lock);
   Stream* s = find(st);
   if (!s) return no_stream();
-  return submit(s, [=] { call_host([=] { f(data); }); });
+  return submit(s, [=] { f(data); }, Kind::host);
 }
 API cudaError_t cudaStreamAddCallback(cudaStream_t st, cudaStreamCallback_t f, void* data, unsigned) {
   Guard g(lock);
   Stream* s = find(st);
   if (!s) return no_stream();
   if (s->capture) return invalidate(*s->capture, cudaErrorStreamCaptureUnsupported, "cudaStreamAddCallback");
-  return submit(s, [=] { call_host([=] { f(st, cudaSuccess, data); }); });
+  return submit(s, [=] { f(st, cudaSuccess, data); }, Kind::host);
 }
 API cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
   Guard g(lock);

@@ -110,6 +110,14 @@ inline void wait(Waiting how, unsigned mask = 0xffffffffu, int from = -1) {
   switch_stack(&me.context, scheduler);
 }
 
+// Let the other threads of the block go on, without a barrier.
+inline void yield() {
+  touched_barrier = true;
+  Fibre& me = fibres[current];
+  me.state = kRunning, me.waited = true;
+  switch_stack(&me.context, scheduler);
+}
+
 // What a fresh stack runs: one thread after another, as plain calls. The first one that meets a barrier keeps the stack, and
 // the threads behind it begin on another one.
 inline void entry() {
@@ -208,7 +216,7 @@ inline void run_block() {
   for (bool backwards = true;; backwards = !backwards) {  // both directions, to expose a missing barrier
     bool progress = false;
     int done = 0;
-    for (int t = 0; t < threads; ++t) done += fibres[t].state == kDone;
+    for (int t = 0; t < threads; ++t) done += fibres[t].state == kDone, progress |= fibres[t].state == kRunning;
     if (done == threads) return;
     for (int w = 0; w < threads; w += kWarp) progress |= release_warp(w);
     progress |= release_block();

@@ -136,7 +136,7 @@ inline long long clock64() { return (long long)__builtin_ia32_rdtsc(); }
 // Instead of the C library's, as <time.h> declares it: each kernel's library has its own.
 typedef long clock_t;
 extern "C" __attribute__((visibility("hidden"))) clock_t clock() noexcept { return (clock_t)clock64(); }
-inline void __nanosleep(unsigned) {}
+inline void __nanosleep(unsigned) { emulator::yield(); }
 
 // ---- integers ----
 
@@ -199,9 +199,8 @@ inline void __sincosf(float v, float* s, float* c) { *s = sinf(v), *c = cosf(v);
 inline float __log2f(float v) { return log2f(v); }
 inline float __log10f(float v) { return log10f(v); }
 inline float __exp10f(float v) { return powf(10.0f, v); }
-inline float sinpif(float v) { return (float)::sin(v * 3.14159265358979323846); }
-inline float cospif(float v) { return (float)::cos(v * 3.14159265358979323846); }
-inline void sincospi(double v, double* s, double* c) { *s = sinpi(v), *c = cospi(v); }
+inline float sinpif(float v) { return (float)sinpi((double)v); }
+inline float cospif(float v) { return (float)cospi((double)v); }
 inline void sincospif(float v, float* s, float* c) { *s = sinpif(v), *c = cospif(v); }
 inline float normcdff(float v) { return (float)normcdf((double)v); }
 
@@ -233,6 +232,7 @@ inline double normcdfinv(double p) { return -1.41421356237309505 * erfcinv(2 * p
 // exp(v * v) * erfc(v): the rounding of the square is made good; from 5 on a continued fraction.
 inline double erfcx(double v) {
   const double square = v * v;
+  if (v < -27) return HUGE_VAL;
   if (v < 5) return ::exp(square) * (1 + ::fma(v, v, -square)) * ::erfc(v);
   double below = v;
   for (int i = 60; i > 0; --i) below = v + 0.5 * i / below;

@@ -34,9 +34,10 @@
 #define __grid_constant__
 #define __inline__ inline
 #define warpSize 32
-// Dynamic shared memory: one for all kernels of the process. What lies beyond the size of a launch is not accessible.
-extern "C" char* software_gpu_shared();
-static char* const software_gpu_dynamic = software_gpu_shared();
+// Dynamic shared memory: one for all kernels of the process. What lies beyond the size of a launch is not accessible. An array,
+// not a pointer: so what a kernel declares is initialised with a constant, and is no uninitialised static variable, which would
+// count as static shared memory.
+extern "C" char software_gpu_dynamic[];
 
 namespace software_gpu {
 struct Argument {  // what a launch has to know of an argument
@@ -191,8 +192,25 @@ inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline float exp10f(float v) { return powf(10.0f, v); }
 inline double exp10(double v) { return ::pow(10.0, v); }
-inline double cospi(double v) { return ::cos(v * 3.14159265358979323846); }
-inline double sinpi(double v) { return ::sin(v * 3.14159265358979323846); }
+// Reduced exactly: large numbers have their digits, and whole and half ones give whole numbers.
+inline void sincospi(double v, double* s, double* c) {
+  const double a = ::fabs(::fmod(v, 2.0));
+  const int quarter = (int)::rint(2 * a);
+  const double t = (a - 0.5 * quarter) * 3.14159265358979323846, sine = ::sin(t), cosine = ::cos(t);
+  const double y = quarter & 1 ? cosine : sine, x = quarter & 1 ? 0 - sine : cosine;
+  *s = ::copysign(1.0, v) * (quarter & 2 ? 0 - y : y);
+  *c = quarter & 2 ? 0 - x : x;
+}
+inline double cospi(double v) {
+  double s, c;
+  sincospi(v, &s, &c);
+  return c;
+}
+inline double sinpi(double v) {
+  double s, c;
+  sincospi(v, &s, &c);
+  return s;
+}
 inline double normcdf(double v) { return 0.5 * ::erfc(-v * 0.70710678118654752440); }
 inline unsigned __brev(unsigned v) {
   unsigned r = 0;
