@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,10 @@ else:
     # The same examples on every run, whatever the machine's speed.
     hypothesis.settings.register_profile("xpnet", derandomize=True, deadline=None, database=None, max_examples=40)
     hypothesis.settings.load_profile("xpnet")
+
+# A shell starts jobs in the background with SIGINT ignored; tests of Ctrl-C, and the processes that they start, need it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Where the data sets are is looked up before any test changes the environment.
 _DATA = os.environ.get("XPNET_DATA")
