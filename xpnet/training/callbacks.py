@@ -72,7 +72,7 @@ class ExponentialMovingAverage(Callback):
         self.keep = keep
         self.average: Any = None  # an array
         self._flat: FlatParameters | None = None
-        self._updates = 0
+        self._updates = 0, 0  # of the optimizer: made and skipped
         self._done: Any = None  # the updates that were not skipped, counted on the device
         self._raw: Any = None  # the weights of a run that was cut short within an epoch
 
@@ -83,7 +83,7 @@ class ExponentialMovingAverage(Callback):
         xp = namespace(values)
         known = self._flat is None or [*map(id, self._flat.parameters)] == [*map(id, flat.parameters)]
         self._flat = flat
-        self._updates = trainer.optimizer.iterations
+        self._updates = trainer.optimizer.iterations, trainer.optimizer.skipped
         self._done = None
         if self.average is None or not known:
             self.average = xp.asarray(values, copy=True)
@@ -95,16 +95,17 @@ class ExponentialMovingAverage(Callback):
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Update the average, if the batch ended in an update of the weights."""
-        updates = trainer.optimizer.iterations
-        if updates == self._updates:
+        optimizer = trainer.optimizer
+        before, self._updates = self._updates, (optimizer.iterations, optimizer.skipped)
+        # A clock on the device knows what was skipped; when it is read, the host counts those updates as skipped.
+        if (optimizer.iterations == before[0]) if optimizer.clock is None else (sum(self._updates) == sum(before)):
             return
-        self._updates = updates
         values = trainer.model.flat_parameters.values
         # Computed first: an interrupt must not leave the average half-way.
         moved = (1 - self.decay) * values
         moved += self.decay * self.average
-        clock = trainer.optimizer.clock
-        if clock is not None and trainer.optimizer.loss_scale is not None:  # the host does not know what was skipped
+        clock = optimizer.clock
+        if clock is not None and optimizer.loss_scale is not None:  # the host does not know what was skipped
             xp = namespace(values)
             if self._done is not None:
                 moved = xp.where(clock.steps == self._done, self.average, moved)
