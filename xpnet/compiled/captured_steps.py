@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
 from xpnet.backend import Array
-from xpnet.compiled.dependencies import Loop, StepDependencies, not_counting, owners_in_step, update_is_declared
+from xpnet.compiled.dependencies import Loop, StepDependencies, not_counting, owner_of, owners_in_step, update_is_declared
 from xpnet.compiled.device_counter import DeviceCounters
 from xpnet.compiled.graph import Captured, Graphs, called
 from xpnet.compiled.trees import Branch, flatten, is_numeric, unflatten
+from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
     from xpnet.data.device_feed import DeviceFeed
@@ -40,7 +41,14 @@ class CapturedSteps:
         # Weakly: with a reference to itself the model, which the trainer holds, would wait for the garbage collector.
         work, attempt, watched = (called(WeakMethod(method)) for method in (self._work, self._attempt, self._recorded))
         self._captured = Captured(
-            work, graphs, "the training step", trainer.model, kind="step", watched=watched, direct=attempt
+            work,
+            graphs,
+            "the training step",
+            trainer.model,
+            kind="step",
+            watched=watched,
+            direct=attempt,
+            tables=called(WeakMethod(self._tables)),
         )
         self._counters = DeviceCounters(graphs.xp)
         self._kept: StepDependencies | None = None
@@ -60,6 +68,14 @@ class CapturedSteps:
 
     def _records_updates(self) -> bool:
         return self._declared and not self.trainer.watches_gradients
+
+    def _tables(self) -> list[dict[str, Any]]:
+        """Return the attributes of the loss and the metrics, which may keep Tensors such as the terms of a loss."""
+        trainer = self.trainer
+        owners = {id(owner): owner for owner in map(owner_of, (trainer.loss, *trainer.metrics.values()))}
+        for other in trainer, trainer.optimizer:
+            owners.pop(id(other), None)
+        return [vars(o) for o in owners.values() if hasattr(o, "__dict__") and not isinstance(o, Module)]
 
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -129,6 +145,8 @@ class CapturedSteps:
         """Do the work of a step: by a replay, if nothing that it depends on has changed."""
         trainer = self.trainer
         done: tuple[Array, list[Any], int] = self._captured(*inputs, **fixed)
+        if self._captured.replayed and self._captured.assigned and self._kept is not None:
+            self._kept = StepDependencies(trainer, self.updates)  # the loss's kept Tensors are those of another recording
         if self._kept is None or not self._captured.replayed:  # what ran may have changed the model, as its first step does
             self._counters.follow(trainer.model.modules())  # layers may have been made, or moved, by their first call
             self._kept = None if self._captured.failed else StepDependencies(trainer, self.updates)

@@ -43,6 +43,7 @@ class Recording(NamedTuple):
     inputs: tuple[Array, ...]
     replay: Callable[[], None]
     result: Any
+    assigned: list[tuple[dict[str, Any], str, Any]]  # what the function assigned: the attributes of an object, name, value
 
 
 class Captured:
@@ -62,9 +63,12 @@ class Captured:
         watched: returns a context in which the function is recorded; it may raise, and it is not recorded then. Whatever else
             refuses the recording raises within it, too.
         direct: called instead of `function` where it is run as usual.
+        tables: returns the attributes of objects that the function may assign arrays to. A replay assigns those that were
+            assigned when it was recorded, which it overwrites.
 
     Attributes:
         replayed: whether the last call was a replay only, which does nothing on the host.
+        assigned: whether it assigned attributes.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Captured:
         kind: str = "",
         watched: Callable[[], AbstractContextManager[Any]] = nullcontext,
         direct: Callable[..., Any] | None = None,
+        tables: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self.function = function
         self.direct = direct or function
@@ -85,7 +90,8 @@ class Captured:
         self.model = None if model is None else ref(model)  # which may hold this
         self.kind = kind
         self.watched = watched
-        self.failed = self.replayed = False
+        self.tables = tables
+        self.failed = self.replayed = self.assigned = False
         self._seen: set[Any] = set()
         self._recordings: dict[Any, Recording] = {}
 
@@ -109,6 +115,10 @@ class Captured:
                 for buffer, array in zip(recording.inputs, inputs):
                     buffer[...] = array
                 recording.replay()
+                self.assigned = False
+                for table, name, value in recording.assigned:
+                    if table.get(name) is not value:  # that of a recording for another shape
+                        table[name], self.assigned = value, True
                 return recording.result
             if key not in self._seen:
                 result = direct(*inputs)
@@ -129,13 +139,17 @@ class Captured:
 
     def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Recording | None:
         buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
+        tables = [(table, dict(table)) for table in self.tables()]
         try:
             replay, result = self.graphs.record(lambda: self._checked(function, buffers))
         except Exception as error:  # each library refuses host access in its own way
             self.failed = True
             warnings.warn(self._explained(error), RuntimeWarning, stacklevel=4)
             return None
-        return Recording(buffers, replay, result)
+        assigned = [
+            (t, name, v) for t, before in tables for name, v in t.items() if name not in before or before[name] is not v
+        ]
+        return Recording(buffers, replay, result, assigned)
 
     def _checked(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Any:
         """Run the function; raise an error where it assigned to attributes of the model, which then has the old ones."""
