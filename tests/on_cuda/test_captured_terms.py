@@ -48,5 +48,5 @@ def test_what_a_loss_keeps_is_that_of_the_batch(size, recordings):
         )
         run.fit((X, Y), epochs=6, batch_size=size, verbose=False)
         seen.append(logs.seen)
-    np.testing.assert_array_equal(*seen)
+    np.testing.assert_array_equal(seen[0], seen[1])
     assert recordings == [2 if len(X) % size else 1]

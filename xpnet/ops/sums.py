@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
 
-import numpy as np
-
 from xpnet.backend import Array, Namespace, is_asynchronous
+from xpnet.runtime.shortcuts import is_any, plain_sum, reshaped
 
 SHORT = 128
 """Elements that may be added one after the other: NumPy's own pairwise sums end at blocks of that many."""
@@ -30,9 +29,6 @@ _MEDIUM = 4096
 """Rows up to which two sums of at most twice the square root are enough."""
 
 
-_add_reduce: Any = np.add.reduce
-
-
 def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: bool = False, dtype: Any = None) -> Array:
     """Return the sum over `axes` (none negative; None for all) of floating or complex x, in `dtype`, by default that of x."""
     dtype = x.dtype if dtype is None else dtype
@@ -42,15 +38,15 @@ def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: 
     for a in chosen:
         count *= shape[a]
     if count <= SHORT or (count <= _SHORT_ON_GPU and is_asynchronous(xp)):
-        return _sum(xp, x, chosen, dtype, keepdims)
+        return plain_sum(xp, x, chosen, dtype, keepdims)
     steps, result = _plan(shape, chosen, keepdims)
     if 0 in shape:
-        x = _sum(xp, x, chosen, dtype)
+        x = plain_sum(xp, x, chosen, dtype)
     else:
         x = _ordered(xp, x)
         for step in steps:
-            x = _middle(xp, _shaped(xp, x, step), dtype)
-    return x if x.shape == result else _shaped(xp, x, result)
+            x = _middle(xp, reshaped(xp, x, step), dtype)
+    return x if x.shape == result else reshaped(xp, x, result)
 
 
 def far_from_zero(xp: Namespace, mean: Array, variance: Array) -> bool:
@@ -61,19 +57,7 @@ def far_from_zero(xp: Namespace, mean: Array, variance: Array) -> bool:
     if is_asynchronous(xp):
         return False
     far: Any = mean * mean > 4096 * variance
-    return bool(np.count_nonzero(far) if xp is np else xp.any(far))  # NumPy counts in half the time of any()
-
-
-def _sum(xp: Namespace, x: Array, axes: int | tuple[int, ...], dtype: Any, keepdims: bool = False) -> Array:
-    """Return the library's own sum; np.sum takes as long to reach the ufunc as that to add a thousand numbers."""
-    if xp is np:
-        return cast(Array, _add_reduce(x, axis=axes, dtype=dtype, keepdims=keepdims))
-    return cast(Array, xp.sum(x, axis=axes, keepdims=keepdims, dtype=dtype))
-
-
-def _shaped(xp: Namespace, x: Array, shape: tuple[int, ...]) -> Array:
-    """Return x in another shape; for NumPy with the method, in a quarter of the time of the function."""
-    return cast(Array, cast(Any, x).reshape(shape) if xp is np else xp.reshape(x, shape))
+    return is_any(xp, far)
 
 
 @lru_cache(maxsize=4096)
@@ -109,14 +93,14 @@ def _middle(xp: Namespace, x: Array, dtype: Any) -> Array:
     """Sum (outer, n, inner) over its middle axis: (outer, inner)."""
     outer, n, inner = x.shape
     if inner == 1:  # neighbours in memory
-        return _sum(xp, _shaped(xp, x, (outer, n)), 1, dtype)
+        return plain_sum(xp, reshaped(xp, x, (outer, n)), 1, dtype)
     if n <= SHORT:
-        return _sum(xp, x, 1, dtype)
+        return plain_sum(xp, x, 1, dtype)
     merged = _merged(n, inner)
     whole = n - n % merged
     main = x if whole == n else x[:, :whole, :]
-    wide = _rows(xp, _shaped(xp, main, (outer, whole // merged, merged * inner)), dtype)
-    y = _rows(xp, _shaped(xp, wide, (outer, merged, inner)), dtype)
+    wide = _rows(xp, reshaped(xp, main, (outer, whole // merged, merged * inner)), dtype)
+    y = _rows(xp, reshaped(xp, wide, (outer, merged, inner)), dtype)
     return y if whole == n else y + _rows(xp, x[:, whole:, :], dtype)
 
 
@@ -134,8 +118,8 @@ def _rows(xp: Namespace, x: Array, dtype: Any) -> Array:
         count = n // _BLOCK
         whole = count * _BLOCK
         main = x if whole == n else x[:, :whole, :]
-        sums = _sum(xp, _shaped(xp, main, (outer, count, _BLOCK, inner)), 2, dtype)
+        sums = plain_sum(xp, reshaped(xp, main, (outer, count, _BLOCK, inner)), 2, dtype)
         if whole < n:
-            sums = xp.concat((sums, _sum(xp, x[:, whole:, :], 1, dtype, True)), axis=1)
+            sums = xp.concat((sums, plain_sum(xp, x[:, whole:, :], 1, dtype, True)), axis=1)
         x, n = sums, sums.shape[1]
-    return _sum(xp, x, 1, dtype)
+    return plain_sum(xp, x, 1, dtype)
