@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.command_line import say
 from tests.optional import optional
 from xpnet.cli import info, main
 from xpnet.cli.training_recipes import RECIPES, warm_cosine
@@ -80,17 +80,6 @@ def found_in(pattern: str, text: str) -> re.Match[str]:
     match = re.search(pattern, text)
     assert match is not None, text
     return match
-
-
-def say(capsys, *words):
-    """Run a command; return the exit code and what it printed."""
-    code: Any
-    try:
-        code = main([str(w) for w in words])
-    except SystemExit as error:  # argparse
-        code = error.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_a_run_leaves_everything(trained):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.test_cli_runs import COMMAND, ENVIRONMENT, say, weights
+from tests.command_line import say
+from tests.test_cli_runs import COMMAND, ENVIRONMENT, weights
 from xpnet.cli import main, run_folder
 from xpnet.io import archive, lock
 from xpnet.report import read_record

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.test_cli_runs import COMMAND, ENVIRONMENT, say
+from tests.command_line import say
+from tests.test_cli_runs import COMMAND, ENVIRONMENT
 from xpnet.cli import info, main, train_settings, user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.training import Trainer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.test_cli_runs import say
+from tests.command_line import say
 from xpnet.io import model_file
 from xpnet.report import read_record
 

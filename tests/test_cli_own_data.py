@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.command_line import say
 from xpnet.cli import main
 from xpnet.cli.image_folders import role
 from xpnet.cli.user_data import find_dataset, from_csv, from_folder
@@ -27,17 +28,6 @@ NAMES = ("cat", "dog", "eel")
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def say(capsys, *words):
-    """Run a command; return the exit code and what it printed."""
-    code: Any
-    try:
-        code = main([str(w) for w in words])
-    except SystemExit as error:  # argparse
-        code = error.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def train(capsys, *words, out="run", epochs=15):

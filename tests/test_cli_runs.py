@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.command_line import say
 from xpnet.cli import main, train_settings, user_data
 from xpnet.data import DataError
 from xpnet.report import read_record
@@ -32,17 +33,6 @@ def found_in(pattern: str, text: str) -> re.Match[str]:
     match = re.search(pattern, text)
     assert match is not None, text
     return match
-
-
-def say(capsys, *words):
-    """Run a command; return the exit code and what it printed."""
-    code: Any
-    try:
-        code = main([str(w) for w in words])
-    except SystemExit as error:  # argparse
-        code = error.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture(scope="module")

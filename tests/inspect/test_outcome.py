@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.test_cli_runs import say
+from tests.command_line import say
 from xpnet.report import RunReport, read_record
 
 
