@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -126,6 +127,44 @@ def test_the_moving_average_is_the_recursion_and_the_model_gets_it():
     for w in weights:
         start = 0.8 * start + 0.2 * w
     np.testing.assert_allclose(trainer.model.flat_parameters.values, start, atol=1e-6)
+
+
+def test_the_moving_average_follows_parameters_that_are_frozen_and_unfrozen_within_a_run():
+    """Three layers of equal size, frozen in turn: each has the recursion over the steps in which it was trained."""
+    model = xn.Sequential([xn.Dense(3), xn.Dense(3), xn.Dense(3)], input_shape=(3,), seed=1, dtype="float64")
+    frozen: Iterator[tuple[int, ...]] = iter([(1,), (0, 2), (), (2,), (1, 2), (0,), (0,)])
+    expected: dict[str, np.ndarray] = {}
+
+    def freeze(t: xn.Trainer) -> None:
+        now = {name: np.array(xn.to_numpy(p.array)) for name, p in model.parameters().items() if p.requires_grad}
+        for name in [*expected]:
+            if name not in now:
+                del expected[name]
+        for name, value in now.items():
+            expected[name] = 0.75 * expected[name] + 0.25 * value if name in expected else value
+        held = next(frozen)
+        for k, layer in enumerate(model.layers):
+            layer.trainable = k not in held
+
+    expected.update({name: np.array(xn.to_numpy(p.array)) for name, p in model.parameters().items()})
+    average = ExponentialMovingAverage(0.75)
+    trainer = xn.Trainer(
+        model,
+        loss="mean_squared_error",
+        optimizer=xn.optim.Adam(0.1),
+        callbacks=[average, LambdaCallback(step_end=freeze)],
+    )
+    x = np.random.default_rng(0).normal(size=(14, 3))
+    trainer.fit((x, -x), batch_size=2, epochs=1, verbose=False)
+    for name, p in model.parameters().items():
+        if p.requires_grad:
+            np.testing.assert_allclose(xn.to_numpy(p.array), expected[name], rtol=1e-12, err_msg=name)
+    assert [*expected] == ["1.kernel", "1.bias", "2.kernel", "2.bias"]
+
+    model.unfreeze()
+    average.load_state(average.state())  # as from a file: nobody knows which values they are
+    with pytest.raises(ValueError, match=r"average of \d+ values.*frozen when the average was saved"):
+        trainer.fit((x, -x), batch_size=2, epochs=1, verbose=False)
 
 
 def test_averaged_weights_for_a_while():

@@ -13,7 +13,7 @@ from weakref import ref
 
 from xpnet import ops
 from xpnet.autograd.tensor import Parameter
-from xpnet.backend import Array, Device, describe, device_of, namespace
+from xpnet.backend import Array, Device, describe, device_of, namespace, to_device
 from xpnet.ops.updates.half import rounded
 
 ALIGNMENT = 16
@@ -102,6 +102,19 @@ class FlatParameters:
     def holds(self, parameters: Iterable[Parameter]) -> bool:
         """Return whether this is the intact storage of exactly these Parameters."""
         return {id(p) for p in parameters} == self._ids and self.intact()
+
+    def carry_over(self, state: Array, before: FlatParameters, fresh: Array) -> Array:
+        """Return the state of these parameters after some were frozen or unfrozen.
+
+        Args:
+            state: one value for each element of `before`, the storage until then.
+            fresh: one for each element of this storage; those of the parameters that stayed are overwritten.
+        """
+        places = {id(p): where for p, where in zip(before.parameters, before.slices)}
+        for parameter, where in zip(self.parameters, self.slices):
+            if id(parameter) in places:
+                fresh[where] = to_device(state[places[id(parameter)]], device_of(fresh))
+        return fresh
 
     def half_copies(self, dtype: str) -> dict[int, Array]:
         """Return every parameter's values in another dtype, by the Parameter's id: views of one array, cast in one launch."""

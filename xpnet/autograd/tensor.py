@@ -136,7 +136,8 @@ class Tensor(Recordable):
         if self.node is None:
             if not self.requires_grad:
                 raise RuntimeError(
-                    "backward(): nothing was recorded; no input had requires_grad=True, or this ran under no_grad()"
+                    "backward(): nothing was recorded: no input had requires_grad=True (is every parameter frozen?), or "
+                    "this ran under no_grad()"
                 )
             self._accumulate(gradient)
             return

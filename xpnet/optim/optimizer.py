@@ -90,7 +90,7 @@ class Optimizer:
                     if slot is None or (before is not None and not self.used):
                         self.slots[name] = self.initial_slot(name, xp, flat)
                     elif before is not None and frozen:
-                        self.slots[name] = self._moved(slot, before, self.initial_slot(name, xp, flat), flat)
+                        self.slots[name] = flat.carry_over(slot, before, self.initial_slot(name, xp, flat))
                     elif slot.shape != flat.values.shape or (before is not None and before.slices != flat.slices):
                         raise ValueError(
                             f"this {type(self).__name__} holds state for {slot.shape[0]} values, the model has "
@@ -127,14 +127,6 @@ class Optimizer:
                 f"this {type(self).__name__} has made {self.iterations} steps with another model, whose state it holds "
                 f"(moments, the step of its schedule); make a new optimizer for a new model"
             )
-
-    def _moved(self, slot: Array, before: FlatParameters, fresh: Array, flat: FlatParameters) -> Array:
-        """Return the state after parameters were frozen or unfrozen: those that stayed keep theirs, others start anew."""
-        places = {id(p): where for p, where in zip(before.parameters, before.slices)}
-        for parameter, where in zip(flat.parameters, flat.slices):
-            if id(parameter) in places:
-                fresh[where] = to_device(slot[places[id(parameter)]], device_of(fresh))
-        return fresh
 
     def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
         """Return a state array before the first step: zeros."""

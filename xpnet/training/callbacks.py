@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ class ClipGradients(Callback):
 class ExponentialMovingAverage(Callback):
     """An exponential moving average of the weights: after each update average = decay * average + (1 - decay) * weights.
 
-    An update that a loss scale skips does not move it.
+    An update that a loss scale skips does not move it. Parameters that are frozen keep their weights; the average of those that
+    are unfrozen within a run starts with their weights after the next update.
 
     Args:
         decay: in [0, 1).
@@ -71,26 +73,39 @@ class ExponentialMovingAverage(Callback):
         self.decay = decay
         self.keep = keep
         self.average: Any = None  # an array
-        self._flat: FlatParameters | None = None
+        self._flat: FlatParameters | None = None  # whose elements the average has
         self._updates = 0, 0  # of the optimizer: made and skipped
         self._done: Any = None  # the updates that were not skipped, counted on the device
         self._raw: Any = None  # the weights of a run that was cut short within an epoch
 
-    def on_fit_begin(self, trainer: Trainer) -> None:
-        """Start with the present weights, or with the average so far unless parameters were frozen or unfrozen since."""
+    def _follow(self, trainer: Trainer) -> Any:
+        """Return the model's weights, with the average in their order: parameters may have been frozen or unfrozen."""
         flat = trainer.model.flat_parameters
-        values = flat.values
-        xp = namespace(values)
-        known = self._flat is None or [*map(id, self._flat.parameters)] == [*map(id, flat.parameters)]
-        self._flat = flat
+        if flat is self._flat or flat.values is None:
+            return flat.values
+        before, self._flat = self._flat, flat
+        copy = partial(namespace(flat.values).asarray, flat.values, copy=True)
+        if self.average is None:
+            self.average = copy()
+        elif before is not None:
+            self.average = flat.carry_over(self.average, before, copy())
+            self._raw = None if self._raw is None else flat.carry_over(self._raw, before, copy())
+        elif self.average.shape == flat.values.shape:
+            self.average = to_device(self.average, device_of(flat.values))
+        else:
+            raise ValueError(
+                f"this ExponentialMovingAverage has an average of {self.average.shape[0]} values, the model has "
+                f"{flat.values.shape[0]}: freeze the parameters that were frozen when the average was saved"
+            )
+        return flat.values
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        """Start with the present weights, or with the average so far."""
+        values = self._follow(trainer)
         self._updates = trainer.optimizer.iterations, trainer.optimizer.skipped
         self._done = None
-        if self.average is None or not known:
-            self.average = xp.asarray(values, copy=True)
-        else:
-            self.average = to_device(self.average, device_of(values))
-            if self._raw is not None and trainer.batch and bool(xp.all(values == self.average)):
-                values[...] = to_device(self._raw, device_of(values))  # the epoch goes on
+        if self._raw is not None and trainer.batch and bool(namespace(values).all(values == self.average)):
+            values[...] = self._raw  # the epoch goes on
         self._raw = None
 
     def on_step_end(self, trainer: Trainer) -> None:
@@ -100,7 +115,7 @@ class ExponentialMovingAverage(Callback):
         # A clock on the device knows what was skipped; when it is read, the host counts those updates as skipped.
         if (optimizer.iterations == before[0]) if optimizer.clock is None else (sum(self._updates) == sum(before)):
             return
-        values = trainer.model.flat_parameters.values
+        values = self._follow(trainer)
         # Computed first: an interrupt must not leave the average half-way.
         moved = (1 - self.decay) * values
         moved += self.decay * self.average
@@ -119,7 +134,7 @@ class ExponentialMovingAverage(Callback):
     @contextlib.contextmanager
     def averaged(self, trainer: Trainer) -> Iterator[None]:
         """Give the model the average weights within the block."""
-        values = trainer.model.flat_parameters.values
+        values = self._follow(trainer)
         before = namespace(values).asarray(values, copy=True)
         values[...] = self.average
         try:
@@ -131,7 +146,7 @@ class ExponentialMovingAverage(Callback):
         """Give the model the average weights."""
         self.on_step_end(trainer)  # an exception may have come between an update and its end
         if self.keep and self.average is not None:
-            values = trainer.model.flat_parameters.values
+            values = self._follow(trainer)
             if trainer.batch:
                 self._raw = namespace(values).asarray(values, copy=True)
             values[...] = self.average
@@ -143,7 +158,7 @@ class ExponentialMovingAverage(Callback):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state`."""
-        self.average, self._raw = state["average"], None
+        self.average, self._flat, self._raw = state["average"], None, None
 
     def reset_state(self) -> None:
         """Forget the average."""
