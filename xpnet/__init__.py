@@ -9,7 +9,8 @@ from xpnet import backend, initializers, losses, metrics, ops, optim, random, re
 from xpnet.autograd.checkpointing import recompute
 from xpnet.autograd.functional import value_and_grad
 from xpnet.autograd.tape import no_grad
-from xpnet.autograd.tensor import Parameter, Tensor
+from xpnet.autograd.parameter import Parameter
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import DeviceError, device, to_device, to_numpy
 from xpnet.layers import (
     ELU, GELU, GRU, LSTM, RNN, SELU, Activation, AveragePool2D, BatchNorm, Bidirectional, Conv1D, Conv2D, Conv2DTranspose,

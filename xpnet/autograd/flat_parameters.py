@@ -12,7 +12,7 @@ from typing import Any
 from weakref import ref
 
 from xpnet import ops
-from xpnet.autograd.tensor import Parameter
+from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array, Device, describe, device_of, namespace, to_device
 from xpnet.ops.updates.half import rounded
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from xpnet.autograd.tensor import Parameter
+from xpnet.autograd.parameter import Parameter
 from xpnet.compiled.plain import same
 from xpnet.layers.module import Module
 from xpnet.layers.tree import DERIVED_ATTRIBUTES, INTERNAL_ATTRIBUTES

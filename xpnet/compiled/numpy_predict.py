@@ -22,7 +22,8 @@ import numpy as np
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.workspace import FLOATS, Floats, packed_dtype
-from xpnet.autograd.tensor import Parameter, Tensor
+from xpnet.autograd.parameter import Parameter
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import without_scalars
 from xpnet.compiled.derived import Derived
 from xpnet.layers.module import Module

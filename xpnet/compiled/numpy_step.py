@@ -22,7 +22,7 @@ from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate, activation_gradien
 from xpnet.accel.numpy.linear import SERIAL_PRODUCT
 from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
 from xpnet.accel.numpy.workspace import Floats
-from xpnet.autograd.tensor import Parameter
+from xpnet.autograd.parameter import Parameter
 from xpnet.compiled.derived import Classes, patched, user_classes
 from xpnet.compiled.numpy_predict import MAX_ELEMENTS
 from xpnet.layers.execution import computes_as

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from xpnet import backend, initializers, random
-from xpnet.autograd.tensor import Parameter
+from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array, Device
 from xpnet.ops.shapes import ShapeError
 

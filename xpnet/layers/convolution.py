@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpnet import ops
-from xpnet.autograd.tensor import Parameter
+from xpnet.autograd.parameter import Parameter
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial, default_kernel, kernel_and_bias

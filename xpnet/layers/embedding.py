@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from xpnet import ops
-from xpnet.autograd.tensor import Parameter, Tensor
+from xpnet.autograd.parameter import Parameter
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import namespace
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial

@@ -11,10 +11,11 @@ Source: Micikevicius et al., "Mixed precision training", 2018.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xpnet import backend, ops
+from xpnet.autograd.parameter import Parameter
 from xpnet.autograd.tape import mode
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
@@ -39,7 +40,11 @@ class HalfCopies:
         self.copies = copies
         self.others = others
 
-    def of(self, parameter: Any, array: Array) -> Array:
+    def arrays(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        """Return the arrays of an operation's inputs, with the copies in the place of those of Parameters."""
+        return [self.of(v, a) if isinstance(v, Parameter) else a for v, a in zip(inputs, arrays)]
+
+    def of(self, parameter: Parameter, array: Array) -> Array:
         """Return the array to use for a Parameter with this array."""
         found = self.copies.get(id(parameter))
         if found is None and self.others:

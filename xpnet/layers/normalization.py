@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from xpnet import ops
+from xpnet.autograd.parameter import Parameter
 from xpnet.autograd.tape import once
-from xpnet.autograd.tensor import Parameter, bare
+from xpnet.autograd.tensor import bare
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from xpnet import initializers, ops
+from xpnet.autograd.parameter import Parameter
 from xpnet.autograd.tape import once
-from xpnet.autograd.tensor import Parameter, bare
+from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, dtype_name, is_asynchronous, kind_of, namespace, to_device
 from xpnet.layers.context import Context, Shape, Spec
 from xpnet.layers.dense import Initial

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from xpnet import backend
-from xpnet.autograd.tensor import Parameter
+from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array
 from xpnet.layers.attributes import REFUSED, Reset, is_settled, refuse
 from xpnet.layers.context import Context, on_device

@@ -19,7 +19,8 @@ import functools
 from typing import Any
 
 from xpnet.backend import Array, Namespace, dtype_name, kind_of
-from xpnet.ops.operation import Implementation, Op
+from xpnet.ops.implementation import Implementation
+from xpnet.ops.operation import Op
 from xpnet.runtime.dtypes import native
 
 KEEP = "keep"

@@ -6,7 +6,8 @@ import functools
 from typing import Any
 
 from xpnet.backend import Array, Namespace, dtype_name, dtype_named, half_dtypes, is_floating, kind_of, name_of, quiet
-from xpnet.ops.operation import Implementation, Op, register
+from xpnet.ops.implementation import Implementation
+from xpnet.ops.operation import Op, register
 
 
 @register

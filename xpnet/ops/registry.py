@@ -7,9 +7,9 @@ from typing import Any, Literal, overload
 
 from xpnet.ops.conversion import suited
 from xpnet.ops.half import in_float32, in_float32_on_cpu, statistics_in_float32
+from xpnet.ops.implementation import Implementation
 from xpnet.ops.operation import (
     HalfPolicy,
-    Implementation,
     Op,
     Recordable,
     as_is,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from xpnet.autograd.flat_parameters import FlatParameters
-from xpnet.autograd.tensor import Parameter
+from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array, Device, device_of, namespace, to_device, to_numpy
 from xpnet.layers.module import Module
 from xpnet.ops.updates.rule import Rule

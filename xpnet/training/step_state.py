@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from xpnet.autograd.flat_parameters import FlatParameters
-from xpnet.autograd.tensor import Parameter
+from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array, namespace
 from xpnet.layers.module import Module
 from xpnet.layers.version import Version
