@@ -147,7 +147,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
             f"the weights are those of epoch {history.restored + 1} of {history.epochs}, the best one: "
             f"val_loss {measured['val_loss']:.4g}"
         )
-    elif history.averaged and code <= 130:  # whoever ends the process may not wait
+    elif not measured and code <= 130:  # whoever ends the process may not wait
         measured = {f"val_{key}": value for key, value in trainer.evaluate(watched).items()}
     about |= measured
     about |= {key: given[key] for key in ("size", "target") if given.get(key) is not None}
@@ -250,7 +250,7 @@ def _callbacks(
     if "clip" in given:
         found.append(ClipGradients(norm=given["clip"]))
     if "patience" in given:
-        found.append(EarlyStopping("val_loss", given["patience"]))
+        found.append(EarlyStopping("val_loss", given["patience"], restore_best="average" not in given))
     if "average" in given:
         found.append(ExponentialMovingAverage(given["average"]))
     minutes = given.get("checkpoint_minutes", 10.0)

@@ -68,7 +68,12 @@ SETTINGS = (
     Setting("accumulate", integer(1), "accumulate the gradients of N batches for each update; default: 1", "N"),
     Setting("clip", positive, "clip the global norm of the gradients to NORM", "NORM"),
     Setting("average", fraction, "end with an exponential moving average of the weights; such as 0.999", "DECAY"),
-    Setting("patience", integer(0), "early stopping after N epochs without a lower loss; restores the best weights", "N"),
+    Setting(
+        "patience",
+        integer(0),
+        "early stopping after N epochs without a lower loss; restores the best weights (not with --average)",
+        "N",
+    ),
     Setting("balance", bool, "sample the examples of all classes equally often"),
     Setting("workers", integer(0, 256), "threads that prefetch batches; default: 0", "N", free=True),
     Setting("seed", integer(0), "seed of initial weights, shuffling, dropout and augmentation; default: 0", "N"),

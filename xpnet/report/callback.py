@@ -36,7 +36,7 @@ MOST_STEPS = 2000  # points of the loss curve by step; when there are more, ever
 class RunReport(Callback):
     """Write ``run.json`` and ``report.html`` to a folder: curves while training, and at the end also measurements of the model.
 
-    Put it last among the callbacks, so that it sees the final weights. A page that cannot be written (a full disk), or a model
+    A page that cannot be written (a full disk), or a model
     that cannot be measured, causes a warning: the run is worth more than its report.
 
     Args:
@@ -249,9 +249,9 @@ class RunReport(Callback):
 
 def weights_of(history: History) -> dict[str, Any]:
     """Return the epoch (from 1) whose weights the model has after a run, and whether these are an average over the run."""
-    epoch = history.epochs if history.restored is None else history.restored + 1
+    epoch = history.epoch_of_the_model
     return {
-        "epoch": None if history.averaged else epoch,
+        "epoch": None if epoch is None else epoch + 1,
         "restored": history.restored is not None,
         "averaged": history.averaged,
     }

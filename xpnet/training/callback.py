@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
 
 if TYPE_CHECKING:
+    from xpnet.training.final_weights import FinalWeights
     from xpnet.training.trainer import Trainer
 
 
@@ -52,8 +53,18 @@ class Callback:
     def on_checkpoint(self, trainer: Trainer, epoch_ended: bool) -> None:
         """Run after everything else of a step or an epoch, when the trainer's state is complete and can be saved."""
 
+    def final_weights(self, trainer: Trainer) -> FinalWeights | None:
+        """Return what the model should get at the end of the run instead of the weights of its last step; None for nothing.
+
+        Asked before `on_fit_end` of any callback.
+        """
+        return None
+
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Run after the last epoch, also after Ctrl-C and after an exception, which is in `trainer.error` then."""
+        """Run after the last epoch, also after Ctrl-C and after an exception, which is in `trainer.error` then.
+
+        The model has the weights that it keeps.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs: a dict of numbers, strings, lists and NumPy arrays."""

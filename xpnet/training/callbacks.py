@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import device_of, namespace, to_device, to_numpy
 from xpnet.training.callback import Callback
+from xpnet.training.final_weights import FinalWeights
 from xpnet.training.monitors import EarlyStopping as EarlyStopping
 from xpnet.training.monitors import Monitor as Monitor
 from xpnet.training.monitors import ReduceOnPlateau as ReduceOnPlateau
@@ -76,7 +77,6 @@ class ExponentialMovingAverage(Callback):
         self._flat: FlatParameters | None = None  # whose elements the average has
         self._updates = 0, 0  # of the optimizer: made and skipped
         self._done: Any = None  # the updates that were not skipped, counted on the device
-        self._raw: Any = None  # the weights of a run that was cut short within an epoch
 
     def _follow(self, trainer: Trainer) -> Any:
         """Return the model's weights, with the average in their order: parameters may have been frozen or unfrozen."""
@@ -89,7 +89,6 @@ class ExponentialMovingAverage(Callback):
             self.average = copy()
         elif before is not None:
             self.average = flat.carry_over(self.average, before, copy())
-            self._raw = None if self._raw is None else flat.carry_over(self._raw, before, copy())
         elif self.average.shape == flat.values.shape:
             self.average = to_device(self.average, device_of(flat.values))
         else:
@@ -101,22 +100,20 @@ class ExponentialMovingAverage(Callback):
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Start with the present weights, or with the average so far."""
-        values = self._follow(trainer)
+        self._follow(trainer)
         self._updates = trainer.optimizer.iterations, trainer.optimizer.skipped
         self._done = None
-        if self._raw is not None and trainer.batch and bool(namespace(values).all(values == self.average)):
-            values[...] = self._raw  # the epoch goes on
-        self._raw = None
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Update the average, if the batch ended in an update of the weights."""
         optimizer = trainer.optimizer
-        before, self._updates = self._updates, (optimizer.iterations, optimizer.skipped)
+        before, now = self._updates, (optimizer.iterations, optimizer.skipped)
         # A clock on the device knows what was skipped; when it is read, the host counts those updates as skipped.
-        if (optimizer.iterations == before[0]) if optimizer.clock is None else (sum(self._updates) == sum(before)):
+        if (now[0] == before[0]) if optimizer.clock is None else (sum(now) == sum(before)):
+            self._updates = now
             return
         values = self._follow(trainer)
-        # Computed first: an interrupt must not leave the average half-way.
+        # Computed first: an exception must not leave the average half-way, nor an update uncounted.
         moved = (1 - self.decay) * values
         moved += self.decay * self.average
         clock = optimizer.clock
@@ -125,7 +122,7 @@ class ExponentialMovingAverage(Callback):
             if self._done is not None:
                 moved = xp.where(clock.steps == self._done, self.average, moved)
             self._done = xp.asarray(clock.steps, copy=True)
-        self.average = moved
+        self.average, self._updates = moved, now
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Update the average after the last batches of an epoch, fewer than `accumulate`, of a stream."""
@@ -142,15 +139,13 @@ class ExponentialMovingAverage(Callback):
         finally:
             values[...] = before
 
-    def on_fit_end(self, trainer: Trainer) -> None:
-        """Give the model the average weights."""
+    def final_weights(self, trainer: Trainer) -> FinalWeights | None:
+        """Return the average weights."""
         self.on_step_end(trainer)  # an exception may have come between an update and its end
-        if self.keep and self.average is not None:
-            values = self._follow(trainer)
-            if trainer.batch:
-                self._raw = namespace(values).asarray(values, copy=True)
-            values[...] = self.average
-            trainer.history.restored, trainer.history.averaged = None, True
+        if not self.keep or self.average is None:
+            return None
+        values = self._follow(trainer)
+        return FinalWeights(partial(values.__setitem__, ..., self.average))
 
     def state(self) -> dict[str, Any]:
         """Return the average."""
@@ -158,11 +153,11 @@ class ExponentialMovingAverage(Callback):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state`."""
-        self.average, self._flat, self._raw = state["average"], None, None
+        self.average, self._flat = state["average"], None
 
     def reset_state(self) -> None:
         """Forget the average."""
-        self.average = self._flat = self._raw = None
+        self.average = self._flat = None
 
 
 class Timing(Callback):

@@ -20,6 +20,7 @@ from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.messages import quoted, shorten
 from xpnet.training.callback import Callback
+from xpnet.training.final_weights import raw_state
 from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_run
 from xpnet.training.run import claim
 
@@ -55,7 +56,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
         },
         "history": dict(trainer.history),
         "counters": trainer.model.rng_counters(),
-        "model": _pack(trainer.model.state(), arrays, "model"),
+        "model": _pack(raw_state(trainer), arrays, "model"),
         "optimizer": _pack(trainer.optimizer.state(), arrays, "optimizer"),
         # Pending gradients, with gradient accumulation.
         "gradients": _pack({name: p.grad for name, p in parameters.items() if p.grad is not None}, arrays, "gradients"),
@@ -132,6 +133,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     # Earlier versions counted the batches of an accumulated update across epochs.
     trainer.pending = place.get("pending", place["iteration"] % trainer.accumulate)
     trainer.epoch_data = place.get("data")
+    trainer.set_aside = None
     for callback in trainer.callbacks:
         claim(trainer, callback)
 

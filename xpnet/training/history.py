@@ -20,11 +20,14 @@ class History(dict[str, list[float]]):
         interrupted: whether the run was stopped by Ctrl-C.
         restored: the epoch (from 0) whose weights EarlyStopping gave back to the model at the end; None: it did not.
         averaged: whether the model got the average of an ExponentialMovingAverage at the end, which no epoch has measured.
+        measured: whether the last epoch was measured with the weights at the end: not where the run was cut short within the
+            next one.
     """
 
     interrupted = False
     restored: int | None = None
     averaged = False
+    measured = True
 
     def record(self, values: dict[str, float]) -> None:
         """Add one epoch. A value that only some epochs have is nan in the others, so that all lists have one length."""
@@ -38,12 +41,20 @@ class History(dict[str, list[float]]):
     def of_the_model(self) -> dict[str, float]:
         """Return what was measured with the weights that the model has after `fit`.
 
-        These are the values of the restored epoch, or else of the last one; none where the weights are an average.
+        These are the values of the restored epoch, or else of the last one; none where the weights are an average, or were
+        trained further since.
         """
-        if self.averaged or not self.epochs:
+        epoch = self.epoch_of_the_model
+        if epoch is None:
             return {}
-        epoch = self.epochs - 1 if self.restored is None else self.restored
         return {name: values[epoch] for name, values in self.items() if epoch < len(values)}
+
+    @property
+    def epoch_of_the_model(self) -> int | None:
+        """The epoch (from 0) that was measured with the weights that the model has after `fit`; None: there is none."""
+        if self.restored is not None:
+            return self.restored
+        return None if self.averaged or not self.measured or not self.epochs else self.epochs - 1
 
     @property
     def epochs(self) -> int:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from xpnet import losses, metrics
-from xpnet.backend import to_numpy
-from xpnet.layers.module import Module
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.training.callback import Callback
+from xpnet.training.final_weights import FinalWeights, copied_state
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
@@ -168,7 +166,8 @@ class EarlyStopping(Monitor):
     """Early stopping: end the run when a value has not improved for `patience` epochs, and restore the best weights.
 
     Where the best weights come back, ``trainer.history.restored`` is their epoch. They also come back when the loss became NaN
-    or infinite.
+    or infinite, and go before the average of an ExponentialMovingAverage. Watch a value of the validation: the loss and the
+    metrics of training are measured before each update, those of the last batches with almost the weights that are kept.
 
     Args:
         monitor, patience, min_delta, mode: as in Monitor.
@@ -192,35 +191,26 @@ class EarlyStopping(Monitor):
         self.best_state: dict[str, Any] | None = None
         self.best_epoch: int | None = None
         self._stopped = False  # a run that had been stopped is not continued by loading its last checkpoint
-        self._later: dict[str, Any] | None = None  # the weights of a run that was cut short within an epoch
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Stop at once if the resumed run had been stopped."""
         trainer.stop = trainer.stop or self._stopped
         self._stopped = False
-        if self._later is not None and self.best_state is not None and trainer.batch:
-            now = _copied(trainer.model)
-            if all(name in now and np.array_equal(now[name], values) for name, values in self.best_state.items()):
-                trainer.model.load_state(self._later)  # the epoch goes on
-        self._later = None
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Keep the best weights; stop when patience runs out."""
         if self.improved(values):
             self.best_epoch = trainer.epoch
             if self.restore_best:
-                self.best_state = _copied(trainer.model)
+                self.best_state = copied_state(trainer.model)
         elif self.waited > self.patience:
             trainer.stop = True
 
-    def on_fit_end(self, trainer: Trainer) -> None:
-        """Restore the best weights."""
-        # Of a run that diverged also where the epoch before was the best one: it has spoilt the weights since.
-        if self.restore_best and self.best_state is not None and (self.waited or trainer.diverged):
-            if trainer.batch and not trainer.diverged:
-                self._later = _copied(trainer.model)
-            trainer.model.load_state(self.best_state)
-            trainer.history.restored, trainer.history.averaged = self.best_epoch, False
+    def final_weights(self, trainer: Trainer) -> FinalWeights | None:
+        """Return the best weights."""
+        if not self.restore_best or self.best_state is None:
+            return None
+        return FinalWeights(partial(trainer.model.load_state, self.best_state), self.best_epoch)
 
     def state(self) -> dict[str, Any]:
         """Return also the best weights."""
@@ -230,18 +220,13 @@ class EarlyStopping(Monitor):
         """Restore a state from :meth:`state`."""
         super().load_state(state)
         self.best_epoch, self.best_state = state["best_epoch"], state["best_state"]
-        self._later = None
         self._stopped = self.waited > self.patience
 
     def reset_state(self) -> None:
         """Forget the best value and the best weights."""
         super().reset_state()
-        self.best_epoch = self.best_state = self._later = None
+        self.best_epoch = self.best_state = None
         self._stopped = False
-
-
-def _copied(model: Module) -> dict[str, Any]:
-    return {name: to_numpy(array).copy() for name, array in model.state().items()}
 
 
 class ReduceOnPlateau(Monitor):

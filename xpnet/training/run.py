@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from xpnet.training.callback import Callback, tell
+from xpnet.training.final_weights import leave_weights, take_back
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -34,9 +35,13 @@ def begin_callbacks(trainer: Trainer, began: list[Callback]) -> None:
 
 
 def end_callbacks(trainer: Trainer, began: list[Callback], error: BaseException) -> None:
-    """Call `on_fit_end` after an exception, which `trainer.error` is meanwhile."""
+    """Leave the model its final weights and call `on_fit_end` after an exception, which `trainer.error` is meanwhile."""
     trainer.error = error
     try:
+        try:
+            leave_weights(trainer, began)
+        except Exception as later:
+            error.add_note(f"then final_weights of a callback raised {type(later).__name__}: {later}")
         tell(trainer, began, "on_fit_end")
     except Exception as later:
         error.add_note(f"then on_fit_end of a callback raised {type(later).__name__}: {later}")
@@ -45,7 +50,7 @@ def end_callbacks(trainer: Trainer, began: list[Callback], error: BaseException)
 
 
 def continue_epoch(trainer: Trainer, batches: Batches, resumed: bool) -> None:
-    """Keep the place in an epoch that was cut short, if the data are the same; begin a new epoch otherwise.
+    """Keep the place in an epoch that was cut short, and its weights, if the data are the same; begin a new epoch otherwise.
 
     resumed: the place is from a checkpoint; a warning says that it does not fit.
     """
@@ -53,6 +58,7 @@ def continue_epoch(trainer: Trainer, batches: Batches, resumed: bool) -> None:
 
     what = None if trainer.epoch_data is None else difference(trainer.epoch_data, batches)
     if what is None:
+        take_back(trainer)
         return
     if resumed:
         warnings.warn(

@@ -21,6 +21,7 @@ from xpnet.training.arguments import named_metrics, require_parts
 from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, segments_of
 from xpnet.training.data_adapter import as_batches, no_batches
+from xpnet.training.final_weights import SetAside, leave_weights
 from xpnet.training.history import History, Sums
 from xpnet.training.interrupt import interruptible
 from xpnet.training.not_finite import NotFiniteError, not_finite
@@ -118,6 +119,7 @@ class Trainer(Steps):
         self._batches_of_epoch: int | None = None
         self._device: Device | None = None  # of the last fit
         self.step_state = StepState()
+        self.set_aside: SetAside | None = None  # the weights with which a run that was cut short goes on
         self._trained: Module | None = None  # by the last fit
 
     def fit(
@@ -168,6 +170,7 @@ class Trainer(Steps):
         self.batches = batches
         self.stop = self.history.interrupted = self.history.averaged = False
         self.history.restored = None
+        self.history.measured = True
         self.first_epoch = self.epoch
         device = self.model.context.device
         if device is not self._device:
@@ -186,8 +189,9 @@ class Trainer(Steps):
 
             with device:
                 resume_trainer(self, resume)
-        if self.batch:
+        if self.batch or self.set_aside:
             continue_epoch(self, batches, resumed=resume is not None)
+            self.set_aside = None
         for callback in self.callbacks:
             callback.check_run(self)
         last = self.first_epoch + epochs
@@ -207,6 +211,7 @@ class Trainer(Steps):
                     begin_callbacks(self, began)
                 while self.epoch < last and not self.stop:
                     self._epoch(feed, progress, train)
+                leave_weights(self, began)
             except BaseException as error:
                 end_callbacks(self, began, error)
                 raise
@@ -245,11 +250,11 @@ class Trainer(Steps):
         try:
             if self.callbacks:
                 tell(self, self.callbacks, "on_epoch_end", values)
-        finally:  # the epoch is over, whatever a callback says
+        finally:  # the epoch is over, whatever a callback says, and whether or not it can be printed
             self.history.record(values)
-            progress.end(self.epoch, values)
             self.epoch += 1
             self.batch = 0
+            progress.end(self.epoch - 1, values)
         if self.callbacks:
             tell(self, self.callbacks, "on_checkpoint", epoch_ended=True)
 
