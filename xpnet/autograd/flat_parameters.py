@@ -16,6 +16,8 @@ from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array, Device, describe, device_of, namespace, to_device
 from xpnet.ops.updates.half import rounded
 
+Layout = list[list[Any]]  # [path, start, stop] of every parameter
+
 ALIGNMENT = 16
 """Every parameter starts at a multiple of this many elements, aligned for vector loads. Gaps hold zeros."""
 
@@ -103,17 +105,37 @@ class FlatParameters:
         """Return whether this is the intact storage of exactly these Parameters."""
         return {id(p) for p in parameters} == self._ids and self.intact()
 
-    def carry_over(self, state: Array, before: FlatParameters, fresh: Array) -> Array:
+    def layout(self) -> Layout | None:
+        """Return the path and the place of every parameter, as files hold them; None where they are no model's."""
+        places = {p.path: [p.path, where.start, where.stop] for p, where in zip(self.parameters, self.slices)}
+        return None if "" in places or len(places) < len(self.parameters) else [*places.values()]
+
+    def carry_over(self, state: Array, before: FlatParameters | Layout, fresh: Array) -> Array:
         """Return the state of these parameters after some were frozen or unfrozen.
 
         Args:
             state: one value for each element of `before`, the storage until then.
+            before: the storage; or its layout, of a file: parameters are the same if they have the same path.
             fresh: one for each element of this storage; those of the parameters that stayed are overwritten.
+
+        Raises:
+            ValueError: a parameter had another size.
         """
-        places = {id(p): where for p, where in zip(before.parameters, before.slices)}
+        if isinstance(before, FlatParameters):
+            places: dict[Any, slice] = {id(p): where for p, where in zip(before.parameters, before.slices)}
+        else:
+            places = {path: slice(start, stop) for path, start, stop in before}
         for parameter, where in zip(self.parameters, self.slices):
-            if id(parameter) in places:
-                fresh[where] = to_device(state[places[id(parameter)]], device_of(fresh))
+            place = places.get(id(parameter), places.get(parameter.path))
+            if place is None:
+                continue
+            values = state[place]
+            if values.shape != fresh[where].shape:
+                raise ValueError(
+                    f"{parameter.path}: the state holds {values.shape[0]} values of this parameter, which has "
+                    f"{where.stop - where.start}: it is another model's"
+                )
+            fresh[where] = to_device(values, device_of(fresh))
         return fresh
 
     def half_copies(self, dtype: str) -> dict[int, Array]:

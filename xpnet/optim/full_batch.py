@@ -95,7 +95,11 @@ class FullBatch(Optimizer):
         Raises:
             ImportError: SciPy is not installed.
             ValueError: data of unequal length or without examples, or parameters with a constraint (no projection here).
+
+        After an exception the model is as before.
         """
+        if batch_size is not None:
+            check_whole(f"{type(self).__name__}.minimize", 1, batch_size=batch_size)
         try:
             from scipy.optimize import minimize
         except ImportError:
@@ -129,10 +133,17 @@ class FullBatch(Optimizer):
             if callback is not None:
                 callback(last[0])
 
+        before = {name: backend.to_numpy(array).copy() for name, array in model.state().items()}
         begin = backend.to_numpy(flat.values).astype(np.float64)
-        result = minimize(evaluate, begin, jac=True, method=self.method, options=self.options(), callback=after)
-        flat.values[...] = backend.to_device(result.x.astype(backend.dtype_name(flat.values)), device)
-        flat.zero_grad()
+        try:
+            result = minimize(evaluate, begin, jac=True, method=self.method, options=self.options(), callback=after)
+            flat.values[...] = backend.to_device(result.x.astype(backend.dtype_name(flat.values)), device)
+        except BaseException:
+            model.load_state(before)
+            model.load_rng_counters(counters)
+            raise
+        finally:
+            flat.zero_grad()
         self.iterations += int(result.nit)
         return Minimum(float(result.fun), int(result.nit), int(result.nfev), bool(result.success), str(result.message))
 

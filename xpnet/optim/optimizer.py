@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from xpnet.autograd.flat_parameters import FlatParameters
+from xpnet.autograd.flat_parameters import FlatParameters, Layout
 from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array, Device, device_of, namespace, to_device, to_numpy
 from xpnet.layers.module import Module
@@ -51,6 +51,7 @@ class Optimizer:
         self.factor = 1.0  # what callbacks have multiplied the learning rate by
         self.slots: dict[str, Array] = {}
         self._flat: FlatParameters | None = None
+        self._layout: Layout | None = None  # of the slots, where they are from a file
         self.clock: Any = None
         self._on_clock: tuple[float, int, bool] | None = None  # its learning rate and step, and whether for the step to come
         self.fused_decay: dict[str, Any] = {}  # settings for a rule that applies weight decay in its own pass
@@ -82,23 +83,11 @@ class Optimizer:
             self.require_own(target)
             before = self._flat
             if flat.values is not None:
-                xp = namespace(flat.values)
                 frozen = before is not None and _changed(before, flat, target)
                 replaced = list(self.slots.values()) if frozen else []
-                for name in self.slot_names:
-                    slot = self.slots.get(name)
-                    if slot is None or (before is not None and not self.used):
-                        self.slots[name] = self.initial_slot(name, xp, flat)
-                    elif before is not None and frozen:
-                        self.slots[name] = flat.carry_over(slot, before, self.initial_slot(name, xp, flat))
-                    elif slot.shape != flat.values.shape or (before is not None and before.slices != flat.slices):
-                        raise ValueError(
-                            f"this {type(self).__name__} holds state for {slot.shape[0]} values, the model has "
-                            f"{flat.values.shape[0]}; make a new optimizer for a new model, or freeze the "
-                            f"parameters that were frozen when the state was saved"
-                        )
-                    else:
-                        self.slots[name] = to_device(slot, device_of(flat.values))
+                if before is not None and not self.used:
+                    self.slots = {}
+                self._lay_out(flat, before if frozen else self._layout)
                 place = device_of(flat.values)
                 if replaced and isinstance(place, Device):
                     place.synchronize()  # the current stream may not be the one whose memory is freed here
@@ -127,6 +116,29 @@ class Optimizer:
                 f"this {type(self).__name__} has made {self.iterations} steps with another model, whose state it holds "
                 f"(moments, the step of its schedule); make a new optimizer for a new model"
             )
+
+    def _lay_out(self, flat: FlatParameters, before: FlatParameters | Layout | None) -> None:
+        """Give the state the order of flat parameters.
+
+        before: the order that it has, of parameters of which some may be frozen now; None: the same.
+        """
+        xp = namespace(flat.values)
+        if before == flat.layout():
+            before = None
+        for name in self.slot_names:
+            slot = self.slots.get(name)
+            if slot is None:
+                self.slots[name] = self.initial_slot(name, xp, flat)
+            elif before is not None:
+                self.slots[name] = flat.carry_over(slot, before, self.initial_slot(name, xp, flat))
+            elif slot.shape != flat.values.shape:
+                raise ValueError(
+                    f"this {type(self).__name__} holds state for {slot.shape[0]} values, the model has {flat.values.shape[0]}; "
+                    f"make a new optimizer for a new model, or freeze the parameters that were frozen when the state was saved"
+                )
+            else:
+                self.slots[name] = to_device(slot, device_of(flat.values))
+        self._layout = None
 
     def initial_slot(self, name: str, xp: Any, flat: FlatParameters) -> Array:
         """Return a state array before the first step: zeros."""
@@ -195,6 +207,9 @@ class Optimizer:
         self.read_clock()
         slots = {name: to_numpy(a).copy() for name, a in self.slots.items()}
         state = {"iterations": self.iterations, "factor": self.factor, "slots": slots}
+        layout = self._layout if self._flat is None else self._flat.layout()
+        if layout is not None:
+            state["parameters"] = layout
         if self.loss_scale is not None:
             state |= {"skipped": self.skipped, "loss_scale": self.loss_scale.state()}
         return state
@@ -241,8 +256,10 @@ class Optimizer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state`.
 
+        An optimizer that has been used goes on belonging to its model.
+
         Raises:
-            ValueError: the state of another kind of optimizer.
+            ValueError: the state of another kind of optimizer, or of another model.
         """
         if set(state["slots"]) - set(self.slot_names):
             raise ValueError(
@@ -256,7 +273,9 @@ class Optimizer:
         self._on_clock = None
         self.factor = float(state["factor"])
         self.slots = dict(state["slots"])
-        self._flat = None
+        self._layout = state.get("parameters")
+        if self._flat is not None and self._flat.values is not None:
+            self._lay_out(self._flat, self._layout)
 
 
 def _changed(before: FlatParameters, flat: FlatParameters, target: Target) -> bool:

@@ -20,7 +20,7 @@ from xpnet.training.monitors import Monitor as Monitor
 from xpnet.training.monitors import ReduceOnPlateau as ReduceOnPlateau
 
 if TYPE_CHECKING:
-    from xpnet.autograd.flat_parameters import FlatParameters
+    from xpnet.autograd.flat_parameters import FlatParameters, Layout
     from xpnet.training.trainer import Trainer
 
 
@@ -75,6 +75,7 @@ class ExponentialMovingAverage(Callback):
         self.keep = keep
         self.average: Any = None  # an array
         self._flat: FlatParameters | None = None  # whose elements the average has
+        self._layout: Layout | None = None  # their order, of an average from a file
         self._updates = 0, 0  # of the optimizer: made and skipped
         self._done: Any = None  # the updates that were not skipped, counted on the device
 
@@ -87,8 +88,8 @@ class ExponentialMovingAverage(Callback):
         copy = partial(namespace(flat.values).asarray, flat.values, copy=True)
         if self.average is None:
             self.average = copy()
-        elif before is not None:
-            self.average = flat.carry_over(self.average, before, copy())
+        elif before is not None or self._layout is not None:
+            self.average = flat.carry_over(self.average, before or self._layout or [], copy())
         elif self.average.shape == flat.values.shape:
             self.average = to_device(self.average, device_of(flat.values))
         else:
@@ -148,16 +149,22 @@ class ExponentialMovingAverage(Callback):
         return FinalWeights(partial(values.__setitem__, ..., self.average))
 
     def state(self) -> dict[str, Any]:
-        """Return the average."""
-        return {"average": None if self.average is None else to_numpy(self.average).copy()}
+        """Return the average, and whose values it holds."""
+        if self.average is None:
+            return {"average": None}
+        layout = self._layout if self._flat is None else self._flat.layout()
+        return {"average": {"values": to_numpy(self.average).copy(), "parameters": layout}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state from :meth:`state`."""
-        self.average, self._flat = state["average"], None
+        found = state["average"]
+        if not isinstance(found, dict):  # of an earlier version
+            found = {"values": found, "parameters": None}
+        self.average, self._layout, self._flat = found["values"], found["parameters"], None
 
     def reset_state(self) -> None:
         """Forget the average."""
-        self.average = self._flat = None
+        self.average = self._flat = self._layout = None
 
 
 class Timing(Callback):

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpnet.backend import dtype_name, to_numpy
+from xpnet.backend import dtype_name, to_device, to_numpy
 from xpnet.io import archive, lock
 from xpnet.io.schema import LARGEST, MismatchError, dict_of, fields, flag, integer, list_of, maybe, number, text
 from xpnet.layers.context import FLOATS
+from xpnet.layers.modes import stateful_layers
 from xpnet.layers.state import check_state
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
@@ -25,6 +26,7 @@ from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_r
 from xpnet.training.run import claim
 
 if TYPE_CHECKING:
+    from xpnet.layers.module import Module
     from xpnet.training.trainer import Trainer
 
 FORMAT = "xpnet-checkpoint-1"
@@ -56,6 +58,8 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
         },
         "history": dict(trainer.history),
         "counters": trainer.model.rng_counters(),
+        "off": {a: [name for name, p in parameters.items() if not getattr(p, a)] for a in ("requires_grad", "decay")},
+        "carried": _pack({m.path: m.carried for m in stateful_layers(trainer.model)}, arrays, "carried"),
         "model": _pack(raw_state(trainer), arrays, "model"),
         "optimizer": _pack(trainer.optimizer.state(), arrays, "optimizer"),
         # Pending gradients, with gradient accumulation.
@@ -84,6 +88,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     try:
         _DOCUMENT(document, "its document")
         parts = {name: _unpack(document[name], arrays) for name in ("model", "optimizer", "gradients")}
+        carried = _unpack(document.get("carried", {}), arrays)
         states = [_unpack(entry["state"], arrays) for entry in document["callbacks"]]
     except (MismatchError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
@@ -113,6 +118,8 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
         trainer.optimizer.load_state(parts["optimizer"])
         trainer.sums.load_state(place["sums"])
         trainer.model.load_state(parts["model"])
+        if trainer.optimizer.slots:
+            trainer.optimizer.bind(trainer.model)  # whose it is from now on
     except Exception as error:
         for part, attributes in before:
             vars(part).clear()
@@ -122,7 +129,13 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
         if isinstance(error, ValueError):
             raise ValueError(shorten(f"{path}: {error}")) from error
         raise
+    if place["batch"] and "off" in document:
+        _set_as_saved(trainer.model, document["off"], path)
     trainer.model.load_rng_counters(document["counters"])
+    device = trainer.model.context.device
+    for layer in stateful_layers(trainer.model):
+        found = carried.get(layer.path)
+        layer.carried = None if found is None else tuple(to_device(array, device) for array in found)
     parameters = trainer.model.parameters()
     for name, gradient in parts["gradients"].items():
         parameters[name].set_gradient(gradient)
@@ -138,11 +151,38 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
         claim(trainer, callback)
 
 
+def _set_as_saved(model: Module, off: dict[str, list[str]], path: str | Path) -> None:
+    """Freeze what was frozen, and exempt from decay what was exempt, when a run was saved within an epoch.
+
+    A callback may have done it at the beginning of that epoch.
+    """
+    changed = []
+    for attribute, names in off.items():
+        for name, parameter in model.parameters().items():
+            if getattr(parameter, attribute) == (name in names):
+                setattr(parameter, attribute, name not in names)
+                changed.append(f"{name}.{attribute} = {name not in names}")
+    if changed:
+        warnings.warn(
+            f"{path}: the rest of the epoch goes on as it was saved, with "
+            f"{', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
 def _described(data: Any) -> Any:
     """Return the description of the data of an epoch, for JSON."""
     from xpnet.data.identity import describe
 
     return data if data is None or isinstance(data, dict) else describe(data)
+
+
+def _path_or_place(value: Any, where: str) -> None:
+    if isinstance(value, str):
+        text(value, where)
+    else:
+        integer()(value, where)
 
 
 _DOCUMENT = fields(
@@ -160,10 +200,15 @@ _DOCUMENT = fields(
         "model": dict_of(fields({"array": text})),
         "gradients": dict_of(fields({"array": text})),
         "optimizer": fields(
-            {"iterations": integer(), "factor": number, "slots": dict_of(fields({"array": text}))}, {"skipped": integer()}
+            {"iterations": integer(), "factor": number, "slots": dict_of(fields({"array": text}))},
+            {"skipped": integer(), "parameters": list_of(list_of(_path_or_place, 3))},
         ),
         "callbacks": list_of(fields({"kind": text, "state": fields({})})),
-    }
+    },
+    {
+        "off": fields({"requires_grad": list_of(text), "decay": list_of(text)}),
+        "carried": dict_of(maybe(list_of(fields({"array": text})))),
+    },
 )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnet.backend import to_numpy
+from xpnet.layers.modes import states_of_its_own
 from xpnet.runtime.deprecation import renamed_attribute, warn_renamed
 from xpnet.training.data_adapter import as_batches
 from xpnet.training.not_finite import NotFiniteError
@@ -32,7 +33,8 @@ def _restored(trainer: Trainer) -> Iterator[None]:
     model.zero_grad()
     trainer.pending = 0
     try:
-        yield
+        with states_of_its_own(model):
+            yield
     finally:
         model.load_state(arrays)
         model.load_rng_counters(counters)

@@ -211,7 +211,8 @@ class Trainer(Steps):
                     begin_callbacks(self, began)
                 while self.epoch < last and not self.stop:
                     self._epoch(feed, progress, train)
-                leave_weights(self, began)
+                if began:
+                    leave_weights(self, began)
             except BaseException as error:
                 end_callbacks(self, began, error)
                 raise
