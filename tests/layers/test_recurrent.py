@@ -237,3 +237,13 @@ def test_an_lstm_remembers_the_first_symbol():
 def test_mistakes(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("beside", ["nothing", "lengths", "mask_value"])
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 1), (), (3, 5, 1)])
+def test_a_mask_is_not_broadcast(shape, beside):
+    x = np.ones((3, 5, 2), np.float32)
+    layer = xn.LSTM(4, mask_value=0.0 if beside == "mask_value" else None)
+    lengths = np.array([5, 3, 1]) if beside == "lengths" else None
+    with pytest.raises(ValueError, match=r"mask has shape .* expected \(3, 5\)"):
+        layer(x, lengths, mask=np.ones(shape, bool))

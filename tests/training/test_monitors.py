@@ -289,3 +289,26 @@ def test_weights_that_came_back_early_do_not_disturb_an_epoch_that_goes_on():
 
     assert run(12) == run(-2)
     assert run(13) == run(-1)
+
+
+def test_a_value_that_a_later_callback_adds_is_refused_before_the_first_epoch():
+    stopping = xn.training.EarlyStopping("learning_rate", mode="max")
+    reducing = xn.training.ReduceOnPlateau("loss")
+    x, y = np.zeros((4, 2), np.float32), np.zeros(4, np.int64)
+
+    def run(*callbacks: xn.Callback) -> xn.History:
+        model = xn.Sequential([xn.Dense(2)], input_shape=(2,))
+        optimizer = xn.optim.SGD(0.1)
+        trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, callbacks=callbacks)
+        return trainer.fit((x, y), verbose=False)
+
+    with pytest.raises(ValueError, match="ReduceOnPlateau adds it: put that callback before EarlyStopping"):
+        run(stopping, reducing)
+    assert run(reducing, stopping)["learning_rate"] == [0.1]
+
+
+def test_the_same_callback_twice_is_refused():
+    model = xn.Sequential([xn.Dense(2)], input_shape=(2,))
+    stopping = xn.training.EarlyStopping()
+    with pytest.raises(ValueError, match="the same EarlyStopping is among the callbacks twice"):
+        xn.Trainer(model, loss="mean_squared_error", optimizer=xn.optim.SGD(0.1), callbacks=[stopping, stopping])

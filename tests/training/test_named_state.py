@@ -135,7 +135,7 @@ def test_the_state_that_a_stateful_layer_carries_is_in_the_checkpoint(layer, sto
     find_learning_rate(part, (sequences, targets), steps=10, batch_size=4)  # leaves the carried state as it is
     resumed = make(0)
     resumed.fit((sequences, targets), epochs=2, resume=tmp_path / "c", **settings)
-    part.callbacks[0].iteration = 0  # type: ignore[attr-defined]
+    part.callbacks[0].iteration = 0
     part.fit((sequences, targets), epochs=2, **settings)
     for trainer in (resumed, part):
         for name, values in state_of(whole).items():
@@ -160,5 +160,38 @@ def test_a_minimiser_that_is_interrupted_leaves_the_model_as_it_was(error):
     for name, values in before.items():
         np.testing.assert_array_equal(state_of(trainer)[name], values)
     assert all(p.grad is None for p in trainer.model.parameters().values())
-    with pytest.raises(ValueError, match="LBFGS.minimize: batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="minimize: batch_size must be at least 1"):
         xn.optim.LBFGS(3).minimize(trainer.model, "softmax_cross_entropy", (X, Y), batch_size=-1)
+
+
+@pytest.mark.parametrize("form", ["arrays", "sequence", "stream"])
+def test_a_model_that_waits_for_its_first_batch_resumes(form, tmp_path):
+    def make() -> xn.Trainer:
+        model = xn.Sequential([xn.Dense(4, "tanh"), xn.BatchNorm(), xn.Dense(3)], seed=1)
+        return xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.05))
+
+    batches = [(X[k : k + 8], Y[k : k + 8]) for k in range(0, 40, 8)]
+    data: Any = {"arrays": (X, Y), "sequence": xn.data.Batches([*zip(X, Y)], 8), "stream": batches}[form]
+    whole, part, resumed = make(), make(), make()
+    whole.fit(data, epochs=3, **FIT)
+    part.fit(data, epochs=1, **FIT)
+    save_checkpoint(part, tmp_path / "c")
+    if form == "stream":
+        with pytest.raises(ValueError, match="do not know the shape of their input yet; give the model an input_shape"):
+            resumed.fit(data, epochs=3, resume=tmp_path / "c", **FIT)
+        return
+    resumed.fit(data, epochs=3, resume=tmp_path / "c", **FIT)
+    for name, values in state_of(whole).items():
+        np.testing.assert_array_equal(state_of(resumed)[name], values, err_msg=name)
+
+
+def test_checks_before_a_run_take_a_model_that_waits_for_its_first_batch():
+    for check in (
+        lambda t: find_learning_rate(t, (X, Y), steps=10),
+        lambda t: overfit_one_batch(t, X[:8], Y[:8], steps=3),
+    ):
+        model = xn.Sequential([xn.Dense(4, "tanh"), xn.Dense(3)], seed=1)
+        check(xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.05)))
+        fresh = xn.Sequential([xn.Dense(4, "tanh"), xn.Dense(3)], input_shape=(5,), seed=1)
+        for name, array in fresh.state().items():
+            np.testing.assert_array_equal(model.state()[name], array)

@@ -168,7 +168,15 @@ class Recurrent(Module):
         if array.ndim != 3:
             return x, mask  # the operation explains what is wrong
         xp = namespace(array)
-        parts = [] if mask is None else [xp.astype(xp.asarray(bare(mask)), xp.bool)]
+        parts = []
+        if mask is not None:
+            given = xp.asarray(bare(mask))
+            if tuple(given.shape) != tuple(array.shape[:2]):
+                raise ShapeError(
+                    f"{type(self).__name__}: mask has shape {tuple(given.shape)}, expected {tuple(array.shape[:2])}: a value "
+                    f"for each step of the sequences {tuple(array.shape)}"
+                )
+            parts.append(xp.astype(given, xp.bool))
         value = self.mask_value
         if value is not None:
             there = ~xp.isnan(array) if math.isnan(value) else array != value

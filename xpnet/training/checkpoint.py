@@ -225,6 +225,7 @@ def _check_model(
     try:
         check_state(trainer.model, state)
     except ValueError as error:
+        trainer.model._require_built(f"{path}")
         raise ValueError(f"{path}: {error}") from None
     if counters.keys() - dict(trainer.model.named_modules()).keys():
         raise ValueError(f"{path}: the run's model had other random layers: {quoted(sorted(counters), 200)}")

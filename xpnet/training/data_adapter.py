@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from xpnet.autograd.tape import no_grad
+from xpnet.backend import to_device
+from xpnet.layers.modes import eval_mode, states_of_its_own
 from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
@@ -81,3 +84,19 @@ def no_batches(where: str) -> str:
         f"the data gave no batch in {where}; a generator can be run through only once: pass a function that returns one, a "
         f"list of batches, or arrays (x, y)"
     )
+
+
+def build(model: Module, batches: Batches) -> None:
+    """Let layers that wait for the shape of their input make their parameters, before these are looked at or loaded.
+
+    A stream is left alone: its first batch could be lost.
+    """
+    from xpnet.data.arrays import tree_map
+    from xpnet.data.sources import Stream
+
+    if isinstance(batches.source, Stream) or all(m.built or not m._waits() for m in model.modules()):
+        return
+    device = model.context.device
+    x = tree_map(lambda leaf: to_device(leaf, device), next(iter(batches.epoch(0)))[0])
+    with no_grad(), eval_mode(model), states_of_its_own(model):
+        model(*x) if isinstance(x, tuple) else model(x)

@@ -45,13 +45,18 @@ def known_mode(name: str, trainer: Trainer | None = None) -> str | None:
     return mode
 
 
-def recorded_names(trainer: Trainer) -> tuple[list[str], bool]:
-    """Return the names that the history of a run will have, and whether a callback of the user may add others."""
+def recorded_names(trainer: Trainer, owner: Callback) -> tuple[list[str], bool]:
+    """Return the names that an epoch's values have when a callback sees them, and whether one of the user's may add others.
+
+    `Checkpoint` sees what all callbacks have added, a `Monitor` what those before it have.
+    """
     names = ["loss", *trainer.metrics]
     if trainer.checks is not None:
         names += [f"val_{name}" for name in names]
     others = False
     for callback in trainer.callbacks:
+        if callback is owner and isinstance(owner, Monitor):
+            break
         adds = _added_by(callback)
         if adds is None:
             others = True
@@ -76,13 +81,16 @@ def mode_in_run(owner: Callback, name: str, mode: str | None, trainer: Trainer) 
     Raises:
         ValueError: the run will not record the value, or nothing says which way it is better.
     """
-    names, others = recorded_names(trainer)
+    names, others = recorded_names(trainer, owner)
     kind = type(owner).__name__
     if name not in names and not others:
         close = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {close[0]!r}?" if close else "watch one of these"
         if name.startswith("val_") and name.removeprefix("val_") in names:
             hint = "give `fit` validation data, or watch one of these"
+        later = [type(c).__name__ for c in trainer.callbacks if name in (_added_by(c) or ())]
+        if later:
+            hint = f"{later[0]} adds it: put that callback before {kind}"
         raise ValueError(f"{kind} watches {name!r}, but an epoch of this run has {', '.join(names)}; {hint}")
     found = mode or known_mode(name, trainer)
     if found is None and name not in names:

@@ -13,7 +13,7 @@ import numpy as np
 from xpnet.backend import to_numpy
 from xpnet.layers.modes import states_of_its_own
 from xpnet.runtime.deprecation import renamed_attribute, warn_renamed
-from xpnet.training.data_adapter import as_batches
+from xpnet.training.data_adapter import as_batches, build
 from xpnet.training.not_finite import NotFiniteError
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def find_learning_rate(
     elif not 0 < lowest < highest or steps < 10:
         raise ValueError(f"find_learning_rate: expected 0 < lowest < highest and steps >= 10, got {lowest}, {highest}, {steps}")
     batches = as_batches(data, trainer.model, batch_size, True, trainer.seed)
+    build(trainer.model, batches)
     smooth: list[float] = []
     mean = 0.0
 
@@ -177,5 +178,6 @@ def overfit_one_batch(trainer: Trainer, x: Any, y: Any, *, steps: int = 200) -> 
 
     Source: CS231n, "Neural networks part 3", sanity checks.
     """
+    build(trainer.model, as_batches((x, y), trainer.model, len(y), False, trainer.seed))
     with _restored(trainer):
         return [float(trainer.step(x, y)) for _ in range(steps)]

@@ -252,7 +252,9 @@ def output_of(model: Module, x: Any) -> Any:
 
 
 def native(output: Any) -> Any:
-    """Return the native array of a Tensor, or of each in a tuple of outputs."""
+    """Return the native array of a Tensor, or of each in a tuple or dict of outputs."""
+    if isinstance(output, dict):
+        return {name: native(part) for name, part in output.items()}
     if isinstance(output, (tuple, list)):
         return tuple(native(part) for part in output)
     return output.array if isinstance(output, Tensor) else output

@@ -20,7 +20,7 @@ from xpnet.runtime.events import watched
 from xpnet.training.arguments import named_metrics, require_parts
 from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, segments_of
-from xpnet.training.data_adapter import as_batches, no_batches
+from xpnet.training.data_adapter import as_batches, build, no_batches
 from xpnet.training.final_weights import SetAside, leave_weights
 from xpnet.training.history import History, Sums
 from xpnet.training.interrupt import interruptible
@@ -188,6 +188,7 @@ class Trainer(Steps):
             from xpnet.training.checkpoint import resume_trainer
 
             with device:
+                build(self.model, batches)
                 resume_trainer(self, resume)
         if self.batch or self.set_aside:
             continue_epoch(self, batches, resumed=resume is not None)
