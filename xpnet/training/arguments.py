@@ -53,7 +53,8 @@ def require_parts(model: Any, optimizer: Any, callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {callback!r}")
-    double = next((c for c in callbacks if sum(other is c for other in callbacks) > 1), None)
+    keeping = [c for c in callbacks if type(c).state is not Callback.state]  # it would count every epoch twice
+    double = next((c for c in keeping if sum(other is c for other in keeping) > 1), None)
     if double is not None:
         raise ValueError(
             f"Trainer: the same {type(double).__name__} is among the callbacks twice; give it once, or a second one"
