@@ -27,7 +27,9 @@ from xpnet.runtime.array import Array as Array
 from xpnet.runtime.dtypes import HALF_NAMES as HALF_NAMES
 from xpnet.runtime.dtypes import half_dtypes as half_dtypes
 from xpnet.runtime.dtypes import kind_of as kind_of
+from xpnet.runtime.given import plain
 from xpnet.runtime.late import late
+from xpnet.runtime.messages import quoted
 
 Namespace: TypeAlias = Any
 
@@ -239,9 +241,9 @@ def device(name: str | Device) -> Device:
     """
     if isinstance(name, Device):
         return name
-    kind, _, index = str(name).partition(":")
+    kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise ValueError(f'unknown device {name!r}: expected "cpu", "cuda" or "cuda:N"')
+        raise ValueError(f'unknown device {quoted(name)}: expected "cpu", "cuda" or "cuda:N"')
     found = Device(kind, int(index or 0))
     if kind == "cuda":
         _check_cuda(found.index)
@@ -361,7 +363,7 @@ def to_numpy(array: Any) -> np.ndarray[Any, Any]:
         return cast("np.ndarray[Any, Any]", array.detach().cpu().numpy())
     if module == "array_api_strict":
         return np.asarray(array._array)
-    return np.asarray(array)
+    return np.asarray(plain(array))
 
 
 def imported(library: str) -> ModuleType | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import random
+from xpnet.runtime.messages import quoted
 from xpnet.runtime.settings import check_numbers, check_whole
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
@@ -240,10 +241,10 @@ def get(initializer: str | float | Initializer) -> Initializer:
     """
     if isinstance(initializer, str):
         if initializer not in NAMES:
-            raise ValueError(f"unknown initializer {initializer!r}: expected one of {', '.join(NAMES)}")
+            raise ValueError(f"unknown initializer {quoted(initializer)}: expected one of {', '.join(NAMES)}")
         return NAMES[initializer]
     if isinstance(initializer, (int, float)):
         return Constant(float(initializer))
     if not callable(initializer):
-        raise ValueError(f"an initializer is a name, a number or a callable (shape, key) -> values, got {initializer!r}")
+        raise ValueError(f"an initializer is a name, a number or a callable (shape, key) -> values, got {quoted(initializer)}")
     return initializer

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xpnet.backend import Array, Namespace
+from xpnet.runtime.messages import quoted
 
 LANES = 4
 """16-bit lanes in one 64-bit word: a mask uses one lane for each element."""
@@ -34,7 +36,10 @@ def key(seed: int, *path: str | int) -> Key:
         path: names that identify the use, such as a parameter's path.
     """
     digest = hashlib.blake2b("\0".join(map(str, path)).encode(), digest_size=8).digest()
-    return Key(int(seed) % 2**64, int.from_bytes(digest, "little"))
+    try:
+        return Key(index(seed) % 2**64, int.from_bytes(digest, "little"))
+    except TypeError:
+        raise TypeError(f"seed must be a whole number, got {quoted(seed)}") from None
 
 
 def philox(key: Key, step: int = 0) -> np.random.Philox:

@@ -7,6 +7,7 @@ from typing import Any
 from xpnet import ops
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, device_of, dtype_name, half_dtypes, to_device
+from xpnet.runtime.messages import quoted
 
 
 class Parameter(Tensor):
@@ -57,7 +58,7 @@ class Parameter(Tensor):
         if value is not None and not callable(value):
             raise TypeError(
                 f"{self.path or 'Parameter'}: regularizer must be None or a function of the Parameter, such as "
-                f"xpnet.regularizers.L2(1e-4), got {value!r}"
+                f"xpnet.regularizers.L2(1e-4), got {quoted(value)}"
             )
         self._regularizer = value
         self._sorted_again()
@@ -72,7 +73,7 @@ class Parameter(Tensor):
         if value is not None and not callable(getattr(value, "project", None)):
             raise TypeError(
                 f"{self.path or 'Parameter'}: constraint must be None or have a method project(array), such as "
-                f"xpnet.regularizers.MaxNorm(3), got {value!r}"
+                f"xpnet.regularizers.MaxNorm(3), got {quoted(value)}"
             )
         self._constraint = value
         self._sorted_again()

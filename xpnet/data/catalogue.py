@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from xpnet.runtime.messages import quoted
+
 from . import published, small
 from .dataset import DataError, Dataset
 
@@ -47,4 +49,4 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> Dataset:
 
     close = difflib.get_close_matches(str(name).lower().replace("_", "-"), names(), 1)
     hint = f'; did you mean "{close[0]}"?' if close else ""
-    raise DataError(f"unknown data set {name!r}: expected one of {', '.join(names())}{hint}")
+    raise DataError(f"unknown data set {quoted(name)}: expected one of {', '.join(names())}{hint}")

@@ -11,6 +11,7 @@ from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.registry import Op
 from xpnet.ops.shapes import is_whole
+from xpnet.runtime.messages import quoted
 from xpnet.runtime.settings import check_numbers
 
 _OPERATIONS = (
@@ -31,7 +32,7 @@ def get(activation: str | Callable[..., Any] | None) -> Callable[..., Any] | Non
     if callable(activation):
         return activation
     if activation not in NAMES:
-        raise ValueError(f"unknown activation {activation!r}: expected None, a function or one of {', '.join(NAMES)}")
+        raise ValueError(f"unknown activation {quoted(activation)}: expected None, a function or one of {', '.join(NAMES)}")
     return NAMES[activation]
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet.autograd.parameter import Parameter
 from xpnet.layers.context import Spec
+from xpnet.runtime.messages import quoted
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -160,7 +161,7 @@ def trainable(module: Module) -> bool:
 def set_trainable(module: Module, value: Any) -> None:
     """Freeze or unfreeze a Module: its parameters and those of all Modules below it, also those that are made later."""
     if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):
-        raise TypeError(f"{type(module).__name__}: trainable must be True or False, got {value!r}")
+        raise TypeError(f"{type(module).__name__}: trainable must be True or False, got {quoted(value)}")
     for part in module.modules():
         part.__dict__["_trainable"] = bool(value)
         part._tree_version.changed()

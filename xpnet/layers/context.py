@@ -14,6 +14,7 @@ from xpnet import backend, initializers, random
 from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array, Device
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.messages import quoted
 
 Shape = tuple[int, ...]
 _meta_init: ContextVar[bool] = ContextVar("meta_init", default=False)
@@ -72,7 +73,7 @@ def float_name(dtype: Any, who: str) -> str:
     """Return the name of a floating-point dtype, given by name or as a dtype of an array library (numpy.float64)."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype)).rsplit(".", 1)[-1]
     if name not in FLOATS:
-        raise ValueError(f"{who}: dtype must be one of {', '.join(FLOATS)}, got {dtype!r}")
+        raise ValueError(f"{who}: dtype must be one of {', '.join(FLOATS)}, got {quoted(dtype)}")
     backend.dtype_named(backend.CPU.xp, name)  # raises where bfloat16 is not available
     return name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 from xpnet import ops
@@ -63,7 +64,7 @@ class Conv1D(Convolution):
             ends = (self.padding, self.padding)
         else:
             before, after = self.padding
-            ends = (int(before), int(after))
+            ends = (index(before), index(after))
         return ends, conv_output_size(L, self.window, self.stride, ends, dilation=self.dilation)
 
     def _sequence_shape(self, input_shape: Shape) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from xpnet.autograd.parameter import Parameter
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
 from xpnet.ops.shapes import ShapeError, is_whole
+from xpnet.runtime.messages import quoted
 
 Initial = Any
 
@@ -62,7 +63,7 @@ class Dense(activations.Activated):
         kernel_constraint: Any = None,
     ) -> None:
         if not is_whole(units) or units < 1:
-            raise ValueError(f"Dense: units must be at least 1 and whole, got {units!r}")
+            raise ValueError(f"Dense: units must be at least 1 and whole, got {quoted(units)}")
         self.units = int(units)
         self.use_bias = use_bias
         self.activation = activation

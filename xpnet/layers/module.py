@@ -26,6 +26,7 @@ from xpnet.layers.tree import ModuleTree
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
 from xpnet.runtime.late import late
+from xpnet.runtime.settings import whole
 from xpnet.runtime.threads import preference
 
 _RENAMED = {
@@ -75,7 +76,8 @@ class Module(ModuleTree):
         adopt_renamed_methods(cls, _RENAMED)
 
     def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
-        self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))
+        who = type(self).__name__
+        self.context = Context(whole(who, "seed", seed), backend.device(device), float_name(dtype, who))
 
     def count_parameters(self) -> int:
         """Return the number of values in all parameters, frozen ones among them.

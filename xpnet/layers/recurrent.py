@@ -15,6 +15,7 @@ from xpnet.layers.dense import Initial
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.shapes import ShapeError, is_whole
+from xpnet.runtime.messages import quoted
 from xpnet.runtime.settings import check_numbers
 
 
@@ -66,7 +67,7 @@ class Recurrent(Module):
     ) -> None:
         name = type(self).__name__
         if not is_whole(units) or units < 1:
-            raise ValueError(f"{name}: units must be at least 1 and whole, got {units!r}")
+            raise ValueError(f"{name}: units must be at least 1 and whole, got {quoted(units)}")
         self.units = int(units)
         self.return_sequences = return_sequences
         self.return_state = return_state

@@ -12,6 +12,8 @@ from xpnet.layers.convolution import Conv2D
 from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
+from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import sizes
 
 
 class Sequential(Module):
@@ -45,19 +47,19 @@ class Sequential(Module):
     ) -> None:
         super().__init__(device=device, dtype=dtype, seed=seed)
         if isinstance(layers, Module) or not all(callable(layer) for layer in layers):
-            raise TypeError(f"Sequential takes a list of layers, got {layers!r}")
+            raise TypeError(f"Sequential takes a list of layers, got {quoted(layers)}")
         classes = [layer.__name__ for layer in layers if isinstance(layer, type)]
         if classes:
             raise TypeError(f"Sequential takes layers, got the class {classes[0]}: write {classes[0]}(...)")
         if input_shape is not None and not hasattr(input_shape, "__iter__"):
-            raise ValueError(f"Sequential: input_shape must be a tuple such as ({input_shape},), got {input_shape!r}")
+            raise ValueError(f"Sequential: input_shape must be a tuple such as ({input_shape},), got {quoted(input_shape)}")
         if input_shape is not None and None in tuple(input_shape):
             raise ValueError(
                 f"Sequential: input_shape must hold sizes, got {tuple(input_shape)}; where one varies give any that occurs ("
                 f"the layers that can take others will), or leave input_shape out"
             )
         self.layers = tuple(layers)
-        self.input_shape = None if input_shape is None else tuple(int(n) for n in input_shape)
+        self.input_shape = None if input_shape is None else sizes("Sequential", "input_shape", input_shape)
         self._attach("", self.context)
         if self.input_shape is not None:
             self.materialize(self.input_shape)

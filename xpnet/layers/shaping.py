@@ -10,6 +10,7 @@ from xpnet import ops
 from xpnet.layers.context import Shape, elements
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.settings import sizes
 
 
 class Flatten(Module):
@@ -37,7 +38,7 @@ class Reshape(Module):
     plannable = True
 
     def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(int(n) for n in shape)
+        self.shape = sizes("Reshape", "shape", shape)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Map (...) to shape."""

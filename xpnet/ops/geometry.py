@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import index
 from typing import Any, NamedTuple
 
 from xpnet.ops.shapes import ShapeError, is_whole
+from xpnet.runtime.messages import quoted
 
 Size = int | Sequence[int]
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
@@ -73,7 +75,7 @@ def conv_output_size(
     Source: CS231n, "Convolutional Networks", spatial arrangement.
     """
     ends: Any = padding
-    before, after = (int(ends), int(ends)) if is_whole(ends) else (int(ends[0]), int(ends[1]))
+    before, after = (index(ends), index(ends)) if is_whole(ends) else map(index, ends)
     for name, value, least in (
         ("size", size, 0),
         ("window", window, 1),
@@ -115,9 +117,9 @@ def pair(value: Size, name: str) -> tuple[int, int]:
         return int(value), int(value)  # type: ignore[arg-type]
     try:
         h, w = value  # type: ignore[misc]
-        return int(h), int(w)
+        return index(h), index(w)
     except (TypeError, ValueError):
-        raise ShapeError(f"{name} must be an int or a pair (height, width), got {value!r}") from None
+        raise ShapeError(f"{name} must be an int or a pair (height, width), got {quoted(value)}") from None
 
 
 def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -138,11 +140,11 @@ def _paddings(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
         if is_whole(h) and is_whole(w):
             return (int(h), int(h)), (int(w), int(w))
         (top, bottom), (left, right) = h, w
-        return (int(top), int(bottom)), (int(left), int(right))
+        return (index(top), index(bottom)), (index(left), index(right))
     except (TypeError, ValueError):
         raise ShapeError(
             f'padding must be an int, a pair (height, width), pairs ((top, bottom), (left, right)), "valid" or "same", '
-            f"got {padding!r}"
+            f"got {quoted(padding)}"
         ) from None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 from xpnet.backend import Array, Namespace, dtype_name, half_dtypes, is_floating, kind_of
 from xpnet.ops.sums import total
+from xpnet.runtime.messages import quoted
 
 
 class ShapeError(ValueError):
@@ -28,11 +30,31 @@ def expect_axes(operation: str, name: str, shape: tuple[int, ...], letters: str)
         )
 
 
+NOT_REAL = ("complex", "other")
+"""The kinds of dtypes that hold no real numbers: see `not_real`."""
+
+
 def expect_real(operation: str, **arrays: Array) -> None:
     """Raise a TypeError unless all arrays, given by name, hold real numbers, which have an order."""
     for name, array in arrays.items():
-        if kind_of(array.dtype) in ("complex", "other"):
-            raise TypeError(f"{operation}: the {name} has dtype {dtype_name(array)}, expected real numbers")
+        if kind_of(array.dtype) in NOT_REAL:
+            raise not_real(operation, name, array)
+
+
+def not_real(operation: str, name: str, array: Array, expected: str = "real numbers") -> TypeError:
+    """Return the error for an array that holds complex numbers, text, dates or objects, with what to do about it."""
+    kind, dtype = getattr(array.dtype, "kind", "?"), dtype_name(array)
+    if kind_of(array.dtype) == "complex":
+        advice = f"use {name}.real"
+    elif kind in "mM":
+        advice = "make numbers of dates, for example (t - t[0]) / numpy.timedelta64(1, 'D')"
+    elif kind == "V":
+        advice = f"take one of its fields, such as {name}[name]"
+    else:
+        advice = f"numbers: {name}.astype(float), once nothing is missing"
+        if name == "target" and kind in "OSTU":
+            advice = f"class names: names, {name} = numpy.unique({name}, return_inverse=True); {advice}"
+    return TypeError(f"{operation}: the {name} has dtype {dtype}, expected {expected}; {advice}")
 
 
 def is_whole(value: Any) -> bool:
@@ -45,7 +67,10 @@ def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ..
     if axis is None:
         return tuple(range(ndim))
     given: Any = axis
-    axes = (int(given),) if is_whole(given) else tuple(int(a) for a in given)
+    try:
+        axes = (index(given),) if is_whole(given) else tuple(map(index, given))
+    except TypeError:
+        raise TypeError(f"axis must be a whole number or several, got {quoted(axis)}") from None
     for a in axes:
         if not -ndim <= a < ndim:
             raise ShapeError(f"axis {a} does not exist in an array of {ndim} axes")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 from xpnet.backend import Array, Namespace, dtype_name, kind_of
 from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast, zeros_like_shape
+from xpnet.runtime.messages import quoted
 
 
 @op(half=as_is, integers="keep", linear=True)
 def reshape(xp: Namespace, x: Array, shape: Sequence[int]) -> Any:
     """Return the elements, in C order, in another shape; one size may be -1."""
     given: Any = shape
-    target = tuple([int(n) for n in (given if isinstance(given, tuple) else (given,) if is_whole(given) else given)])
+    try:
+        target = tuple([index(n) for n in (given if isinstance(given, tuple) else (given,) if is_whole(given) else given)])
+    except TypeError:
+        raise TypeError(f"reshape: shape must hold whole numbers, got {quoted(shape)}") from None
     total = math.prod(x.shape)
     if target.count(-1) == 1:
         rest = math.prod(n for n in target if n != -1)
@@ -122,7 +127,7 @@ def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: fl
     if kind in ("integer", "boolean") and value != 0 and not _holds(xp, x, kind, value):
         raise TypeError(f"pad: the value {value} does not fit x of dtype {dtype_name(x)}; convert x to float32")
     given: Any = widths
-    pairs = [] if is_whole(given) else [(int(a), int(b)) for a, b in given]
+    pairs = [] if is_whole(given) else [(index(a), index(b)) for a, b in given]
     if len(pairs) != x.ndim or any(a < 0 or b < 0 for a, b in pairs):
         raise ShapeError(
             f"pad: widths {widths} for shape {tuple(x.shape)}; expected {x.ndim} pairs (before, after) of 0 or more"

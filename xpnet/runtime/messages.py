@@ -16,11 +16,18 @@ def shorten(text: str, most: int = MOST) -> str:
 
 
 def quoted(value: object, most: int = 80) -> str:
-    """Return the representation of a value from a file, shortened, for an error message."""
+    """Return the representation of a value from a file or of an argument, shortened, for an error message.
+
+    An array or a table is its type, shape and dtype.
+    """
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and not isinstance(value, type):
+        numbers = f" {dtype}" if dtype is not None else ""
+        return shorten(f"{type(value).__name__} {tuple(shape) if isinstance(shape, (tuple, list)) else shape}{numbers}", most)
     if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write out integers of thousands of digits
         return f"an integer of {value.bit_length():,} bits"
     try:
-        return shorten(repr(value), most)
+        return shorten(" ".join(repr(value).split()), most)
     except (ValueError, RecursionError):  # it holds such an integer, or is nested too deeply
         return f"a {type(value).__name__}"
 

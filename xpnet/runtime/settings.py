@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from operator import index
 from typing import Any
+
+from xpnet.runtime.messages import quoted
 
 
 @lru_cache(maxsize=64)
@@ -42,7 +45,7 @@ def check_numbers(who: str, interval: str, **values: Any) -> None:
         try:
             number = _number(value)
         except (TypeError, ValueError):
-            raise TypeError(f"{who}: {name} must be a number {_words(interval)}, got {value!r}") from None
+            raise TypeError(f"{who}: {name} must be a number {_words(interval)}, got {quoted(value)}") from None
         inside = (low < number if without_low else low <= number) and (number < high if without_high else number <= high)
         if not inside:
             raise ValueError(f"{who}: {name} must be {_words(interval)}, got {value}")
@@ -59,6 +62,30 @@ def check_whole(who: str, least: int, **values: Any) -> None:
         try:
             whole = _number(value).is_integer()
         except (TypeError, ValueError):
-            raise TypeError(f"{who}: {name} must be at least {least} and whole, got {value!r}") from None
+            raise TypeError(f"{who}: {name} must be at least {least} and whole, got {quoted(value)}") from None
         if not whole or value < least:
             raise ValueError(f"{who}: {name} must be at least {least} and whole, got {value}")
+
+
+def whole(who: str, name: str, value: Any) -> int:
+    """Return a whole number, such as a seed, as an int.
+
+    Raises:
+        TypeError: a fraction, text, or anything else that is no integer.
+    """
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{who}: {name} must be a whole number, got {quoted(value)}") from None
+
+
+def sizes(who: str, name: str, value: Any) -> tuple[int, ...]:
+    """Return sizes, such as an input's shape, as a tuple of ints.
+
+    Raises:
+        TypeError: text, or sizes that are no integers.
+    """
+    try:
+        return tuple(map(index, value))
+    except TypeError:
+        raise TypeError(f"{who}: {name} must be a tuple of whole numbers such as (28, 28, 1), got {quoted(value)}") from None

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from xpnet.runtime.messages import quoted
+
 Body = Callable[[int], None]
 
 
@@ -85,7 +87,7 @@ def set_num_threads(count: int) -> None:
     """
     global _threads
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"the number of threads must be a positive integer, got {count!r}")
+        raise ValueError(f"the number of threads must be a positive integer, got {quoted(count)}")
     _threads = min(count, _cores())
     _blas.set_default(_threads)
 

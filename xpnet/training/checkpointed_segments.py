@@ -11,6 +11,7 @@ from typing import TypeAlias
 from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.sequential import Sequential
+from xpnet.runtime.messages import quoted
 
 Recompute: TypeAlias = bool | Sequence[str | int] | Callable[[str, Module], bool]
 Segments: TypeAlias = dict[Module, tuple[range, ...]]
@@ -39,7 +40,7 @@ def segments_of(model: Module, recompute: Recompute) -> Segments:
         chosen = [path for path, module in places.items() if path and recompute(path, module)]
     else:
         if isinstance(recompute, str) or not hasattr(recompute, "__iter__"):
-            raise ValueError(f"Trainer: recompute must be True, a list of layers or a function, got {recompute!r}")
+            raise ValueError(f"Trainer: recompute must be True, a list of layers or a function, got {quoted(recompute)}")
         chosen = [str(name) for name in recompute]
     unknown = [path for path in chosen if not path or path not in places]
     if unknown:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet import losses, metrics
 from xpnet.runtime.deprecation import renamed_arguments
+from xpnet.runtime.messages import quoted
 from xpnet.training.callback import Callback
 from xpnet.training.final_weights import FinalWeights, copied_state
 
@@ -24,7 +25,7 @@ def given_mode(owner: Callback, mode: Any) -> str | None:
     """
     mode = {True: "max", False: "min"}.get(mode, mode)  # of the old argument `largest`
     if mode not in ("min", "max", None):
-        raise ValueError(f'{type(owner).__name__}: mode must be "min", "max" or None, got {mode!r}')
+        raise ValueError(f'{type(owner).__name__}: mode must be "min", "max" or None, got {quoted(mode)}')
     return mode  # type: ignore[no-any-return]
 
 

@@ -22,6 +22,7 @@ from xpnet.layers.context import Context, Shape, meta_init
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 from xpnet.optim import Adam, Optimizer
+from xpnet.runtime.messages import quoted
 
 POOL_UNIT = 512
 """CuPy's memory pool allocates multiples of this many bytes."""
@@ -96,7 +97,7 @@ def step_memory(
     place = model.context.device if device is None else device
     kind = place.kind if isinstance(place, Device) else str(place).partition(":")[0]
     if kind not in ("cpu", "cuda"):
-        raise ValueError(f'step_memory: device must be "cpu" or "cuda", got {device!r}')
+        raise ValueError(f'step_memory: device must be "cpu" or "cuda", got {quoted(device)}')
     use_footprints("numpy" if kind == "cpu" else "cupy")
     fake: tuple[Device, type[FakeArray]] = (FAKE_CPU, FakeNumpyArray) if kind == "cpu" else (FAKE_CUDA, FakeCupyArray)
     optimizer = Adam() if optimizer is None else optimizer
