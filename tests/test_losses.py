@@ -70,7 +70,7 @@ def test_every_loss_is_compared():
 @pytest.mark.torch
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@given(N=st.integers(1, 5), K=st.integers(1, 5), seed=st.integers(0, 999))
+@given(N=st.integers(1, 5), K=st.integers(2, 5), seed=st.integers(0, 999))
 @settings(max_examples=15, deadline=None)
 def test_equals_pytorch(name, reduction, N, K, seed):
     torch = pytest.importorskip("torch")

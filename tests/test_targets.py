@@ -204,6 +204,120 @@ def test_nan_in_the_target_is_nan_in_a_metric(name):
     assert np.isfinite(metric(p, np.nan_to_num(y)))
 
 
+def in_order(name):
+    """A prediction and a target that every loss and metric takes, float32; for confusion_matrix class indices."""
+    if name == "confusion_matrix":
+        return np.eye(K, dtype=np.float32), np.arange(K)
+    if name in METRICS:
+        return np.eye(K, dtype=np.float32), np.eye(K, dtype=np.float32)
+    if name == "triplet":
+        return np.zeros((N, 3, K), np.float32), np.zeros(N, np.float32)
+    p, y = example(name)
+    return p.astype(np.float32), y.astype(np.float32)
+
+
+EVERY = {**{f.__name__: f for f in losses.NAMES.values()}, **{f"metric {n}": getattr(metrics, n) for n in METRICS}}
+EVERY["metric confusion_matrix"] = metrics.confusion_matrix
+NOT_NUMBERS = {
+    "datetime64": (np.datetime64("2020-01-01"), "numpy.timedelta64"),
+    "timedelta64": (np.timedelta64(3, "D"), "numpy.timedelta64"),
+    "object": (None, "numbers: .*astype.float., once nothing is missing"),
+    "<U": ("1.5", "astype.float."),
+    "S": (b"1", "astype.float."),
+    "V4": (np.void(b"1234"), "expected"),
+    "complex": (1j, "real"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_NUMBERS)
+@pytest.mark.parametrize("entry", EVERY)
+def test_every_loss_and_metric_refuses_what_is_no_number(entry, kind):
+    name = entry.removeprefix("metric ")
+    p, y = in_order(name)
+    value, advice = NOT_NUMBERS[kind]
+    of_prediction = np.full(p.shape, value)
+    with pytest.raises(TypeError, match=f"{name}: .* dtype .*{kind}"):
+        EVERY[entry](of_prediction, y)
+    if entry in losses.NAMES:
+        with pytest.raises(TypeError, match=kind):
+            EVERY[entry](xn.Tensor(of_prediction), y)
+    if name == "triplet":
+        return  # which takes no target
+    with pytest.raises(TypeError, match=f"{name}: the target has dtype .*{kind}.*{advice}"):
+        EVERY[entry](p, np.full(y.shape, value))
+    with pytest.raises(TypeError, match=f"{name}: .*{kind}"):
+        EVERY[entry](of_prediction, np.full(y.shape, value))
+
+
+@pytest.mark.parametrize("entry", sorted(set(EVERY) - {"triplet"}))
+def test_every_loss_and_metric_refuses_a_list_and_names_it(entry):
+    name = entry.removeprefix("metric ")
+    p, y = in_order(name)
+    for target in (y.tolist(), (y, y), {"y": y}, None, 1.0):
+        with pytest.raises(TypeError, match=f"{name}: the target is a {type(target).__name__}, expected one array"):
+            EVERY[entry](p, target)
+
+
+def test_text_is_turned_into_class_indices():
+    with pytest.raises(TypeError, match=r"class names: names, target = numpy\.unique\(target, return_inverse=True\)"):
+        losses.softmax_cross_entropy(np.zeros((3, 2)), np.array(["a", "b", "a"]))
+
+
+def nan_row(name):
+    """Predictions of which one row is NaN, and targets that call it right where NaN passes for a class."""
+    p, y = in_order(name)
+    p[0] = np.nan
+    return p, np.zeros_like(y)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_of_a_prediction_that_is_nan_is_nan(name):
+    p, y = nan_row(name)
+    assert np.isnan(metrics.get(name)[1](p, y))
+
+
+def test_nan_is_no_class():
+    p, y = nan_row("confusion_matrix")
+    with pytest.raises(ValueError, match="the scores of 1 of 4 examples are NaN"):
+        metrics.confusion_matrix(p, y)
+
+
+@pytest.mark.cuda
+def test_nan_is_no_class_on_a_gpu(gpu):
+    import cupy as cp
+
+    p, y = (cp.asarray(a) for a in nan_row("confusion_matrix"))
+    assert xn.to_numpy(metrics.confusion_matrix(p, y)).sum() == K - 1
+    for name in METRICS:
+        p, y = (cp.asarray(a) for a in nan_row(name))
+        assert np.isnan(xn.to_numpy(metrics.get(name)[1](p, y)))
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "negative_log_likelihood", "hinge", "squared_hinge"])
+@pytest.mark.parametrize("target", [np.zeros(4, int), np.ones((4, 1), np.float32), np.ones((4, 1), bool)])
+def test_one_class_is_refused(name, target):
+    with pytest.raises(xn.ShapeError, match=f"{name}: .* has one class.* use sigmoid_cross_entropy"):
+        losses.get(name)(np.zeros((4, 1), np.float32), target)
+    trainer = xn.Trainer(xn.Sequential([xn.Dense(1)], input_shape=(3,)), loss=name, optimizer=xn.optim.SGD(0.1))
+    with pytest.raises(xn.ShapeError, match="has one class"):
+        trainer.fit((np.zeros((4, 3), np.float32), target), verbose=False)
+
+
+@pytest.mark.cuda
+def test_one_class_is_refused_on_a_gpu(gpu):
+    import cupy as cp
+
+    with pytest.raises(xn.ShapeError, match="has one class"):
+        losses.softmax_cross_entropy(cp.zeros((4, 1), cp.float32), cp.zeros(4, cp.int64))
+
+
+@pytest.mark.parametrize("target", [[0, 1, 2], [-1, 1, 1], [0.3, 1, 0]])
+def test_binary_accuracy_takes_zeros_and_ones(target):
+    with pytest.raises(ValueError, match=r'binary_accuracy: the target runs from .* expected 0 and 1.*"mean_absolute_error"'):
+        metrics.binary_accuracy(np.ones(3), np.array(target))
+    assert metrics.binary_accuracy(np.ones(3), np.array([True, True, False])) == pytest.approx(2 / 3)
+
+
 def test_class_indices_as_floats_in_accuracy():
     assert metrics.accuracy(np.eye(3), np.array([0.0, 1.0, 0.0])) == pytest.approx(2 / 3)
     assert math.isnan(float(metrics.accuracy(np.eye(3), np.array([0.0, 1.0, np.nan]))))

@@ -1,6 +1,6 @@
 """Metrics: functions of a prediction and a target. Each is the mean over a batch, a 0-d array on its device.
 
-As in the losses, a target never broadcasts against a prediction, a NaN in the target is one in the result, and the mean of an
+As in the losses, a target never broadcasts against a prediction, a NaN in either is one in the result, and the mean of an
 empty batch is an error.
 
 A metric says itself which of its values are better: ``accuracy.better`` is "max". Callbacks that look for the best
@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from xpnet import ops
-from xpnet.backend import Array, as_array, is_asynchronous, is_floating, namespace
-from xpnet.losses.base import not_empty, same_shape
+from xpnet.backend import Array, array_types, as_array, is_asynchronous, is_floating, namespace
+from xpnet.losses.base import as_target, not_empty, same_shape
 from xpnet.ops.shapes import ShapeError, expect_real
+from xpnet.runtime.messages import quoted
 
 Metric = Callable[[Any, Any], Any]
 M = TypeVar("M", bound=Callable[..., Any])
@@ -52,14 +53,18 @@ def mode_of(metric: Any) -> str | None:
     return mode if mode in ("min", "max") else None
 
 
-def _numbers(name: str, prediction: Array, target: Array) -> Any:
-    """Return the namespace of both arrays; raise a TypeError unless they hold real numbers, which have an order."""
+def _numbers(name: str, prediction: Array, target: Array) -> tuple[Any, Array, Array]:
+    """Return the namespace of both, and both as arrays; a TypeError unless they hold real numbers, which have an order."""
+    if type(prediction) not in array_types:
+        prediction = as_target(name, prediction, "prediction")
+    if type(target) not in array_types:
+        target = as_target(name, target)
     expect_real(name, prediction=prediction, target=target)
-    return namespace(prediction, target)
+    return namespace(prediction, target), prediction, target
 
 
-def _mean(name: str, xp: Any, values: Array, target: Array) -> Array:
-    """Return the mean of the values (as the target's NaN where that has one), float64.
+def _mean(name: str, xp: Any, values: Array, *given: Array) -> Array:
+    """Return the mean of the values, float64; NaN where one of `given`, the prediction or the target, is NaN.
 
     Raises:
         ValueError: there are none.
@@ -67,17 +72,16 @@ def _mean(name: str, xp: Any, values: Array, target: Array) -> Array:
     if 0 in values.shape:
         not_empty(name, values)
     values = xp.astype(values, xp.float64)
-    if is_floating(target):  # a comparison with NaN is False, which would count as a mistake
-        missing = xp.isnan(target)
-        if missing.ndim > values.ndim:
-            missing = xp.any(missing, axis=-1)
-        values = xp.where(missing, xp.full_like(values, math.nan), values)
+    for array in given:  # NaN is neither above 0 nor below, nor the largest of a row: a comparison would take it for a class
+        if is_floating(array) and (is_asynchronous(xp) or math.isnan(xp.max(array))):  # which is NaN if one is
+            largest = xp.max(array, axis=-1) if array.ndim > values.ndim else array
+            values = xp.where(xp.isnan(largest), xp.full_like(values, math.nan), values)
     return as_array(xp, xp.mean(values))
 
 
 @better("max")
 def accuracy(prediction: Array, target: Array) -> Array:
-    """Compute the share of rows whose largest prediction is at the right class; NaN where the target holds NaN.
+    """Compute the share of rows whose largest prediction is at the right class; NaN where prediction or target hold NaN.
 
     Args:
         prediction: (..., K), logits or probabilities.
@@ -87,11 +91,11 @@ def accuracy(prediction: Array, target: Array) -> Array:
         ShapeError: shapes that do not fit, or K = 1 (for that see binary_accuracy).
         ValueError: there are no rows.
     """
-    xp = _numbers("accuracy", prediction, target)
+    xp, prediction, target = _numbers("accuracy", prediction, target)
     if prediction.ndim < 2 or prediction.shape[-1] == 1:
         raise ShapeError(
-            f"accuracy: the prediction has shape {tuple(prediction.shape)}, expected (N, K) with K >= 2 classes; "
-            f'for one output unit use "binary_accuracy"'
+            f"accuracy: the prediction has shape {tuple(prediction.shape)}, expected (N, K) with K >= 2 classes; for one "
+            f'output unit and targets 0 and 1 use "binary_accuracy", for targets that are quantities "mean_absolute_error"'
         )
     if tuple(target.shape) == tuple(prediction.shape):
         right = xp.argmax(target, axis=-1)
@@ -103,20 +107,31 @@ def accuracy(prediction: Array, target: Array) -> Array:
             f"accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit: expected class "
             f"indices {rows}, or probabilities {tuple(prediction.shape)}"
         )
-    return _mean("accuracy", xp, xp.argmax(prediction, axis=-1) == right, target)
+    return _mean("accuracy", xp, xp.argmax(prediction, axis=-1) == right, prediction, target)
 
 
 @better("max")
 def binary_accuracy(prediction: Array, target: Array) -> Array:
-    """Compute the share of elements where prediction > 0 (a logit) agrees with target > 0.5; NaN where the target holds NaN.
+    """Compute the share of elements where prediction > 0 (a logit) agrees with the target; NaN where either holds NaN.
+
+    Args:
+        prediction: logits, any shape.
+        target: 0 or 1 of any dtype, in the same shape.
 
     Raises:
         ShapeError: shapes that differ.
-        ValueError: there are no elements.
+        ValueError: there are no elements; a target other than 0 and 1 (on a GPU, where that would wait for the device, what is
+            above 0.5 counts as 1).
     """
-    xp = _numbers("binary_accuracy", prediction, target)
+    xp, prediction, target = _numbers("binary_accuracy", prediction, target)
     same_shape("binary_accuracy", prediction, target)
-    return _mean("binary_accuracy", xp, (prediction > 0) == (target > 0.5), target)
+    true = target > 0.5
+    if not is_asynchronous(xp) and not bool(xp.all((target == true) | (target != target))):  # the latter is NaN
+        raise ValueError(
+            f"binary_accuracy: the target runs from {xp.min(target)} to {xp.max(target)}, expected 0 and 1; give target > 0.5 "
+            f'for probabilities, and use "mean_absolute_error" for quantities'
+        )
+    return _mean("binary_accuracy", xp, (prediction > 0) == true, prediction, target)
 
 
 @better("min")
@@ -127,7 +142,7 @@ def mean_absolute_error(prediction: Array, target: Array) -> Array:
         ShapeError: shapes that differ.
         ValueError: there are no elements.
     """
-    xp = _numbers("mean_absolute_error", prediction, target)
+    xp, prediction, target = _numbers("mean_absolute_error", prediction, target)
     same_shape("mean_absolute_error", prediction, target)
     if 0 in prediction.shape:
         not_empty("mean_absolute_error", prediction)
@@ -144,16 +159,26 @@ def confusion_matrix(prediction: Array, target: Array, classes: int | None = Non
 
     Raises:
         ShapeError: shapes that do not fit.
-        ValueError: a class index outside 0..K-1. On a GPU, where that would wait for the device, it is not counted.
+        ValueError: a class index outside 0..K-1, or scores that are NaN. On a GPU, where that would wait for the device, such
+            an example is not counted.
     """
-    xp = _numbers("confusion_matrix", prediction, target)
+    xp, prediction, target = _numbers("confusion_matrix", prediction, target)
     N = int(prediction.shape[0]) if prediction.ndim else 0
     if prediction.ndim not in (1, 2) or tuple(target.shape) != (N,):
         raise ShapeError(
             f"confusion_matrix: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit: expected "
             f"scores (N, K) or class indices (N,), and a target of class indices (N,)"
         )
-    predicted = xp.argmax(prediction, axis=-1) if prediction.ndim == 2 else prediction
+    predicted = prediction
+    if prediction.ndim == 2:
+        predicted = xp.argmax(prediction, axis=-1)
+        if N and is_floating(prediction):
+            missing = xp.isnan(xp.max(prediction, axis=-1))
+            if is_asynchronous(xp):
+                predicted = xp.where(missing, -1, predicted)
+            elif bool(xp.any(missing)):
+                count = int(xp.sum(xp.astype(missing, xp.int64)))
+                raise ValueError(f"confusion_matrix: the scores of {count} of {N} examples are NaN, which is no class")
     if classes is None and prediction.ndim == 2:
         classes = int(prediction.shape[1])
     elif classes is None:
@@ -186,6 +211,6 @@ def get(metric: str | Metric) -> tuple[str, Metric]:
     """
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
-    if metric not in NAMES:
-        raise ValueError(f"unknown metric {metric!r}: expected a function or one of {', '.join(NAMES)}")
+    if not isinstance(metric, str) or metric not in NAMES:
+        raise ValueError(f"unknown metric {quoted(metric)}: expected a function or one of {', '.join(NAMES)}")
     return metric, NAMES[metric]

@@ -20,6 +20,7 @@ from xpnet.losses.classification import (
 )
 from xpnet.losses.distances import contrastive, triplet
 from xpnet.losses.regression import half_squared_error, huber, mean_absolute_error, mean_squared_error, quadratic_cost
+from xpnet.runtime.messages import quoted
 
 NAMES: dict[str, Loss] = {
     "softmax_cross_entropy": softmax_cross_entropy,
@@ -50,8 +51,8 @@ def get(loss: str | Loss) -> Loss:
     """
     if callable(loss):
         return loss
-    if loss not in NAMES:
-        raise ValueError(f"unknown loss {loss!r}: expected a function or one of {', '.join(NAMES)}")
+    if not isinstance(loss, str) or loss not in NAMES:
+        raise ValueError(f"unknown loss {quoted(loss)}: expected a function or one of {', '.join(NAMES)}")
     return NAMES[loss]
 
 

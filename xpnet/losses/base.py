@@ -12,9 +12,10 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tensor import Tensor, bare
-from xpnet.backend import Array, dtype_name, is_asynchronous, is_floating, kind_of, namespace
-from xpnet.ops.shapes import ShapeError
+from xpnet.backend import Array, array_types, is_asynchronous, is_floating, kind_of, namespace
+from xpnet.ops.shapes import NOT_REAL, ShapeError, not_real
 from xpnet.ops.softmax import check_reduction
+from xpnet.runtime.given import plain
 
 Loss = Callable[..., Any]
 
@@ -55,16 +56,41 @@ def same_shape(name: str, prediction: Any, target: Any) -> None:
         raise ShapeError(f"{name}: the prediction has shape {shape}, the target {other}; they must be equal: {hint}")
 
 
+def as_target(name: str, target: Any, what: str = "target") -> Any:
+    """Return a target, or `what`, of no known library as an array: a series or a table of pandas and the like, by position.
+
+    Raises:
+        TypeError: a list, a tuple, a dict or a number.
+    """
+    found = plain(target, f"{name}: the {what}")
+    if not hasattr(found, "dtype"):
+        raise TypeError(
+            f"{name}: the {what} is a {type(target).__name__}, expected one array; convert a list with numpy.asarray; for "
+            f"several outputs write a function (prediction, target) of your own"
+        )
+    return found
+
+
 def matching(name: str, prediction: Any, target: Any) -> Any:
     """Return the target in the prediction's dtype (an integer target must not widen the loss), after checking its shape.
 
     That of an integer prediction is left as it is: the loss is then computed in floats, which hold both.
+
+    Raises:
+        ShapeError: shapes that differ.
+        TypeError: either holds no real numbers.
     """
+    if type(target) not in array_types:
+        target = as_target(name, target)
     same_shape(name, prediction, target)
     array, other = bare(target), bare(prediction)
-    if kind_of(array.dtype) == "complex":
-        raise TypeError(f"{name}: the target has dtype {dtype_name(array)}, expected real numbers; use target.real")
-    if array.dtype == other.dtype or isinstance(target, Tensor) or not is_floating(other):
+    if kind_of(array.dtype) in NOT_REAL:
+        raise not_real(name, "target", array)
+    if array.dtype == other.dtype:
+        return target
+    if kind_of(other.dtype) in NOT_REAL:
+        raise not_real(name, "prediction", other)
+    if isinstance(target, Tensor) or not is_floating(other):
         return target
     return namespace(array).astype(array, other.dtype)
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from xpnet import ops
 from xpnet.autograd.tensor import bare
-from xpnet.backend import Array, is_asynchronous, namespace
-from xpnet.losses.base import admitted, float_dtype, matching, not_empty, reduce, same_shape
+from xpnet.backend import Array, array_types, is_asynchronous, namespace
+from xpnet.losses.base import admitted, as_target, float_dtype, matching, not_empty, reduce
 from xpnet.ops.shapes import expect_real
 from xpnet.ops.softmax import check_labels
 from xpnet.runtime.settings import check_numbers
@@ -30,7 +30,9 @@ def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean"
 
     Source: CS231n, "Linear classification"; Szegedy et al., 2016 (label smoothing).
     """
-    if reduction == "mean" and 0 in getattr(labels, "shape", ()):
+    if type(labels) not in array_types:
+        labels = as_target("softmax_cross_entropy", labels)
+    if reduction == "mean" and 0 in labels.shape:
         not_empty("softmax_cross_entropy", labels)
     hard = ops.softmax_cross_entropy(logits, labels, reduction=reduction)
     if not label_smoothing:
@@ -54,6 +56,8 @@ def negative_log_likelihood(log_probabilities: Any, labels: Array, *, reduction:
         ShapeError: shapes or dtypes that do not fit.
         ValueError: a class index outside 0..K-1 (on a GPU the loss is NaN instead), or an unknown reduction.
     """
+    if type(labels) not in array_types:
+        labels = as_target("negative_log_likelihood", labels)
     weights = _rows("negative_log_likelihood", log_probabilities, labels)
     # A label of probability 0 contributes nothing, even where the logarithm is -inf.
     terms = ops.where(weights == 0, 0.0, ops.multiply(log_probabilities, weights))
@@ -64,6 +68,7 @@ def negative_log_likelihood(log_probabilities: Any, labels: Array, *, reduction:
 def _rows(name: str, scores: Any, labels: Array) -> Array:
     """Return the labels as one-hot rows or probabilities, (..., K), in the dtype of the scores."""
     labels, array = bare(labels), bare(scores)
+    expect_real(name, prediction=array)
     xp = namespace(array)
     if check_labels(name, xp, array, labels):
         # In int64: K class indices need not fit the dtype of the labels, which may be uint8.
@@ -84,8 +89,10 @@ def _or_nan(losses: Any, scores: Any, labels: Array) -> Any:
 def _svm(name: str, scores: Any, labels: Array, margin: float, squared: bool, reduction: str) -> Any:
     """Sum max(0, s_j - s_y + margin), or its square, over every class j but the right one y, and reduce over the rows."""
     check_numbers(name, "[0, inf)", margin=margin)
+    if type(labels) not in array_types:
+        labels = as_target(name, labels)
     given = bare(labels)
-    expect_real(name, scores=bare(scores), labels=given)
+    expect_real(name, prediction=bare(scores), target=given)
     rows = _rows(name, scores, labels)
     xp = namespace(rows)
     right = rows == 1
@@ -165,7 +172,7 @@ def attribute_logistic(logits: Any, labels: Any, *, reduction: str = "mean") -> 
 
     Source: CS231n, "Neural networks part 2", attribute classification; Nielsen, equation (63).
     """
-    same_shape("attribute_logistic", logits, labels)
+    labels = matching("attribute_logistic", logits, labels)
     terms = sigmoid_cross_entropy(logits, labels, reduction="none")
     return reduce("attribute_logistic", ops.sum(terms, axis=-1), reduction)
 

@@ -6,14 +6,15 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tensor import bare
-from xpnet.backend import Array, dtype_name, kind_of, namespace
-from xpnet.losses.base import reduce
-from xpnet.ops.shapes import ShapeError
+from xpnet.backend import Array, array_types, kind_of, namespace
+from xpnet.losses.base import as_target, reduce
+from xpnet.ops.shapes import NOT_REAL, ShapeError, expect_real, not_real
 from xpnet.runtime.settings import check_numbers
 
 
 def _parts(name: str, embeddings: Any, count: int) -> list[Any]:
     """Split the prediction into its `count` embeddings (N, D)."""
+    expect_real(name, prediction=bare(embeddings))
     if embeddings.ndim != 3 or embeddings.shape[1] != count:
         raise ShapeError(
             f"{name}: the prediction has shape {tuple(embeddings.shape)}, expected (N, {count}, D): the embeddings of each "
@@ -43,12 +44,12 @@ def contrastive(embeddings: Any, same: Array, *, margin: float = 1.0, reduction:
     """
     check_numbers("contrastive", "[0, inf)", margin=margin)
     a, b = _parts("contrastive", embeddings, 2)
-    same = bare(same)
+    same = bare(same if type(same) in array_types else as_target("contrastive", same))
     if tuple(same.shape) != (embeddings.shape[0],):
         raise ShapeError(f"contrastive: `same` has shape {tuple(same.shape)}, expected ({embeddings.shape[0]},)")
     xp = namespace(same)
-    if kind_of(same.dtype) == "complex":
-        raise TypeError(f"contrastive: `same` has dtype {dtype_name(same)}, expected 0 and 1 or booleans")
+    if kind_of(same.dtype) in NOT_REAL:
+        raise not_real("contrastive", "target", same, "0 and 1 or booleans")
     d = _distance(a, b)
     weight = xp.astype(same, bare(d).dtype)
     near = ops.multiply(ops.square(d), weight)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.backend import Array, Namespace, dtype_name, is_asynchronous, kind_of
+from xpnet.backend import Array, Namespace, is_asynchronous, kind_of
 from xpnet.ops.registry import op
-from xpnet.ops.shapes import ShapeError, is_float
+from xpnet.ops.shapes import NOT_REAL, ShapeError, is_float, not_real
 from xpnet.ops.sums import total
 
 
@@ -65,8 +65,13 @@ def check_labels(operation: str, xp: Namespace, logits: Array, labels: Array) ->
         ValueError: a class index outside 0..K-1; not for arrays on a GPU, see `nan_outside`.
     """
     K = logits.shape[-1]
-    if kind_of(labels.dtype) in ("complex", "other"):
-        raise TypeError(f"{operation}: labels have dtype {dtype_name(labels)}, expected class indices or probabilities")
+    if kind_of(labels.dtype) in NOT_REAL:
+        raise not_real(operation, "target", labels, "class indices or probabilities")
+    if K == 1:
+        raise ShapeError(
+            f"{operation}: the prediction {tuple(logits.shape)} has one class, to which every example belongs, so the loss is "
+            f"always 0; for two classes with one output unit use sigmoid_cross_entropy with targets 0 and 1"
+        )
     if xp.isdtype(labels.dtype, "integral"):
         if tuple(labels.shape) != tuple(logits.shape[:-1]):
             raise ShapeError(

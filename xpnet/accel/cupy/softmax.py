@@ -79,8 +79,8 @@ def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: 
     A class index outside 0..K-1 gives NaN instead of an error: checking the labels would synchronise with the device.
     """
     check_reduction("softmax_cross_entropy", reduction)
-    if not supported(logits) or logits.ndim == 0 or logits.shape[-1] == 0:
-        return NotImplemented
+    if not supported(logits) or logits.ndim == 0 or logits.shape[-1] < 2:
+        return NotImplemented  # of one class the reference raises
     K = logits.shape[-1]
     if not is_floating(labels) and xp.isdtype(labels.dtype, "integral"):
         if tuple(labels.shape) != tuple(logits.shape[:-1]):

@@ -79,13 +79,13 @@ _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 def valid_class_indices(logits: Floats, labels: Any) -> bool:
     """Return whether `labels` are class indices that fit the logits; for others the reference raises the error."""
-    kind = labels.dtype.kind
-    if kind not in "iu" or labels.shape != logits.shape[:-1] or not labels.dtype.isnative:
+    kind, K = labels.dtype.kind, logits.shape[-1]
+    if kind not in "iu" or K == 1 or labels.shape != logits.shape[:-1] or not labels.dtype.isnative:
         return False
     if kind == "i":
         # As unsigned integers negative ones are larger than any class: one comparison finds both mistakes.
         labels = labels.view(_UNSIGNED[labels.itemsize])
-    return bool(np.maximum.reduce(labels, axis=None) < logits.shape[-1])
+    return bool(np.maximum.reduce(labels, axis=None) < K)
 
 
 @softmax_cross_entropy.accelerate("numpy")
