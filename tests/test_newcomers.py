@@ -236,6 +236,14 @@ def test_layers_that_would_not_be_trained_are_an_error(rng):
     assert list(model.parameters()) == ["steps.0.kernel", "steps.0.bias", "steps.2.kernel", "steps.2.bias"]
 
 
+def named(name):
+    def metric(prediction, target):
+        return 0.0
+
+    metric.__name__ = name
+    return metric
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -269,12 +277,40 @@ def test_layers_that_would_not_be_trained_are_an_error(rng):
         (lambda x: trainer(small()).fit((x, [0] * 10)), ValueError, r"ndarray \(10, 5\), list"),
         (lambda x: trainer(small(), loss=lambda p, y: p - 1).step(x, x), ValueError, r"<lambda> returned shape \(10, 3\)"),
         (lambda x: trainer(small(), loss=lambda p, y: 1.0).step(x, x), TypeError, "<lambda> returned float"),
+        (lambda x: trainer(small(), loss=lambda p, y: 1.0).evaluate((x, x)), TypeError, "<lambda> returned float"),
+        (lambda x: trainer(small(), metrics=[named("loss")]), ValueError, "a metric is called 'loss'"),
+        (lambda x: trainer(small(), metrics=[named("val_a")]), ValueError, "a metric is called 'val_a'"),
+        (lambda x: trainer(small(), metrics=[named("a"), named("a")]), ValueError, "two metrics have one name"),
+        (lambda x: xn.ops.mean(x, axis="0"), TypeError, "axis must be a whole number or several, got '0'"),
+        (lambda x: xn.ops.mean(x, axis=(0.5,)), TypeError, r"axis must be .* got \(0.5,\)"),
+        (lambda x: xn.ops.reshape(x, "55"), TypeError, "reshape: shape must hold whole numbers, got '55'"),
+        (lambda x: xn.ops.max_pool2d(np.ones((1, 4, 4, 1)), "22"), ValueError, "window must be .* got '22'"),
+        (lambda x: xn.ops.max_pool2d(np.ones((1, 4, 4, 1)), (2.5, 2)), ValueError, "window must be .* got"),
+        (lambda x: small(input_shape="12"), TypeError, "Sequential: input_shape must be a tuple of whole .* got '12'"),
+        (lambda x: small(input_shape=(4.7,)), TypeError, r"input_shape must be .* got \(4.7,\)"),
+        (lambda x: xn.Reshape((2.5, 2)), TypeError, r"Reshape: shape must be .* got \(2.5, 2\)"),  # type: ignore[arg-type]
+        (lambda x: small(seed=1.5), TypeError, "Sequential: seed must be a whole number, got 1.5"),
+        (lambda x: trainer(small(), seed="1"), TypeError, "Trainer: seed must be a whole number, got '1'"),
+        (lambda x: xn.data.Batches(x, seed=1.5), ValueError, "Batches: seed must be an integer, got 1.5"),  # type: ignore[arg-type]
+        (lambda x: xn.random.key(1.5), TypeError, "seed must be a whole number, got 1.5"),  # type: ignore[arg-type]
+        (lambda x: trainer(small(), accumulate=1.5), ValueError, "accumulate must be at least 1 and whole"),
     ],
 )
 def test_a_mistake_is_one_clear_line(rng, call, error, words):
     with pytest.raises(error, match=words) as caught:
         call(examples(rng)[0])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, "0.5", 1j, {"a": 1.0}, [0.5]])
+@pytest.mark.parametrize("act", ["fit", "evaluate"])
+def test_what_a_metric_returns_is_a_number(rng, value, act):
+    def own(prediction, target):
+        return value
+
+    run = trainer(small(), metrics=[own])
+    with pytest.raises(TypeError, match=r"the metric own returned .* expected a number"):
+        getattr(run, act)(examples(rng))
 
 
 def test_a_metric_may_give_a_python_number_or_a_tensor(rng):

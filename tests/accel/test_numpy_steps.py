@@ -184,7 +184,7 @@ def test_errors_are_as_ever():
         made.step(x, y + 4)
     with pytest.raises(ValueError, match="labels run from"):
         made.step(x, y - 4)
-    with pytest.raises(xn.training.NotFiniteError, match="values that are not finite"):
+    with pytest.raises(xn.training.NotFiniteError, match="the inputs hold NaN"):
         made.step(x * np.float32(np.nan), y)
     for name, array in weights(made).items():
         np.testing.assert_array_equal(array, before[name])

@@ -12,7 +12,9 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, Namespace, describe, name_of, namespace
+from xpnet.runtime.given import plain
 
 from .dataset import NumpyArray
 
@@ -29,6 +31,19 @@ _LONG_ROW = 1 << 14  # bytes from which copying row by row is cheaper than a sec
 def is_array(value: object) -> bool:
     """Return whether `value` is indexed like an array: of an array library, or a data set in an HDF5 file."""
     return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__getitem__")
+
+
+def adopted_tree(tree: Any, who: str = "") -> Any:
+    """Return a tree with the tables and labelled arrays among its leaves as NumPy arrays, by position, Tensors as their arrays.
+
+    Raises:
+        TypeError: as `plain`.
+    """
+    if type(tree) is np.ndarray:
+        return tree
+    if isinstance(tree, (tuple, Mapping)):
+        return tree_map(lambda leaf: adopted_tree(leaf, who), tree)
+    return plain(bare(tree), who)
 
 
 def tree_leaves(tree: Any) -> list[Any]:
@@ -173,7 +188,7 @@ def _reader(array: Array) -> _Reader:
 
 def gather(array: Array, indices: NumpyArray) -> Any:
     """Gather the examples at `indices` (int64, on the host) of an array of any library."""
-    return _reader(array).take(Order(indices), 0, len(indices))
+    return _reader(adopted_tree(array)).take(Order(indices), 0, len(indices))
 
 
 def _file_memory(array: NumpyArray) -> mmap.mmap | None:
@@ -203,6 +218,7 @@ class Arrays:
     """Examples in arrays with a common first axis: a tree of them."""
 
     def __init__(self, tree: Any):
+        tree = adopted_tree(tree)
         sizes, parts = [], tree_leaves(tree)
         for part in parts:
             if not is_array(part) or len(part.shape) == 0:

@@ -18,6 +18,7 @@ import numpy as np
 
 from xpnet.backend import Array, Device, device_of, dtype_name, namespace, to_device
 from xpnet.ops.registry import reference_is_forced
+from xpnet.runtime.given import as_pair
 
 from .arrays import Arrays, is_array
 from .augment.program import AugmentProgram, augment_program
@@ -166,9 +167,9 @@ class PlainFeed:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """See DeviceFeed."""
-        for x, y in self.batches.epoch(epoch, start):
-            self.inputs = x, y
-            yield x, y
+        for batch in self.batches.epoch(epoch, start):
+            self.inputs = pair = as_pair(batch)
+            yield pair
 
     def prepare(self, *inputs: Array, size: int) -> Pair:
         """See DeviceFeed."""
@@ -249,8 +250,7 @@ class PrefetchFeed(PlainFeed):
         if self.builder is not None:
             self.builder.begin(epoch, start)
         for batch in self.batches.prefetched(epoch, start, self.prefetcher.run, self.raw):
-            x, y = batch
-            self.inputs = x, y
+            self.inputs = x, y = as_pair(batch)
             yield (x if self.builder is None else self.builder.x[: len(x)]), y
 
     def prepare(self, *inputs: Array, size: int) -> Pair:

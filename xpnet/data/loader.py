@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from xpnet import backend
 from xpnet.backend import Array, Device
 from xpnet.runtime.deprecation import renamed_arguments
+from xpnet.runtime.messages import quoted
 
 from . import sampling
-from .arrays import Arrays, Order, tree_map
+from .arrays import Arrays, Order, is_array, tree_map
 from .augment import Augmentation
 from .dataset import NumpyArray, WorkerError
 from .sources import Examples, SkipExample, Stream, source_of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _Made: TypeAlias = tuple[Any, list[SkipExample]]
 _Finish: TypeAlias = Callable[[Any, int, int], Any]
 _END = object()
+_TWO_ARRAYS = "; give arrays as one argument: Batches((x, y), batch_size)"
 
 
 def _examples_work(source: Examples, finish: _Finish, indices: NumpyArray, epoch: int, number: int) -> _Made:
@@ -46,6 +48,8 @@ def _finish(
 ) -> Any:
     if transform is not None:
         batch = transform(batch)
+        if batch is None:
+            raise TypeError("Batches: transform returned None, expected the batch to use: does it end with return?")
     return batch if augment is None else _augmented(augment, seed, batch, epoch, number)
 
 
@@ -72,7 +76,8 @@ class Batches:
 
             * arrays with the examples along the first axis: one, or a tuple or dict of them, of NumPy, CuPy
               or another library; also memory-mapped files larger than memory, and data sets of h5py or Zarr.
-              A batch has the same form, in the same library;
+              A batch has the same form, in the same library. Tables and series (of pandas and others) become NumPy arrays,
+              in the order of their rows;
             * a sequence of examples, with ``len(data)`` and ``data[i]``: a list, an :class:`ImageFolder`, your own class.
               An example is an array, a number, or a tuple or dict of them;
             * a stream of examples: an iterable, or a function without arguments (or with one called `epoch`) that returns
@@ -121,6 +126,11 @@ class Batches:
         prefetch: int = 2,
         buffer: int = 0,
     ):
+        if augment is not None and (isinstance(augment, type) or not callable(augment)):
+            raise TypeError(
+                f"Batches: augment must be an augmentation such as xn.data.augment.Flip(), or Compose(...) of several, got "
+                f"{quoted(augment)}"
+            )
         self.source = source_of(data, buffer)
         self.given: Any = data
         self.digest: tuple[str | None] | None = None
@@ -132,7 +142,7 @@ class Batches:
         stream = isinstance(self.source, Stream)
         if batch_size is None and not stream:
             raise ValueError("batch_size=None is for a stream that gives batches; give a number")
-        _check(batch_size=(batch_size, 1), workers=(workers, 0), prefetch=(prefetch, 1), buffer=(buffer, 0))
+        _check(batch_size=(batch_size, 1), seed=(seed, None), workers=(workers, 0), prefetch=(prefetch, 1), buffer=(buffer, 0))
         if samples_per_epoch is not None:
             _check(samples_per_epoch=(samples_per_epoch, 1))
         self.batch_size, self.seed, self.drop_last = batch_size, int(seed), drop_last
@@ -356,7 +366,8 @@ class Batches:
                 warnings.warn(f"left out {skip.name}: {skip.reason}", RuntimeWarning, stacklevel=4)
 
 
-def _check(**values: tuple[int | None, int]) -> None:
+def _check(**values: tuple[int | None, int | None]) -> None:
     for name, (value, least) in values.items():
-        if value is not None and (not isinstance(value, numbers.Integral) or value < least):
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if value is not None and (not isinstance(value, numbers.Integral) or (least is not None and value < least)):
+            expected = "an integer" if least is None else f"an integer of at least {least}"
+            raise ValueError(f"Batches: {name} must be {expected}, got {quoted(value)}{_TWO_ARRAYS if is_array(value) else ''}")

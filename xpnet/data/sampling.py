@@ -9,7 +9,7 @@ import numpy as np
 from xpnet import random
 from xpnet.backend import Array, to_numpy
 
-from .arrays import gather
+from .arrays import adopted_tree, gather, is_array
 from .dataset import NumpyArray
 
 
@@ -109,6 +109,10 @@ def split(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    x, y = adopted_tree(x, "split: x"), adopted_tree(y, "split: y")
+    for name, part in (("x", x), ("y", y)):
+        if not is_array(part):
+            raise TypeError(f"split: {name} is a {type(part).__name__}, expected an array; convert a list with numpy.asarray")
     n = len(x)
     if len(y) != n:
         raise ValueError(f"x has {n} examples and y has {len(y)}; they must be as many")
@@ -128,5 +132,9 @@ def split(
 def _labels(y: Array) -> np.ndarray[Any, np.dtype[np.int64]]:
     labels = to_numpy(y)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels < 0).any():
-        raise ValueError(f"expected integer labels of shape (N,), none negative; got shape {labels.shape} of {labels.dtype}")
+        text = labels.dtype.kind in "OSTU"
+        raise ValueError(
+            f"expected integer labels of shape (N,), none negative; got shape {labels.shape} of {labels.dtype}"
+            f"{'; for class names use names, y = numpy.unique(y, return_inverse=True)' if text else ''}"
+        )
     return labels.astype(np.int64, copy=False)

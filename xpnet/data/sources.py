@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from typing import Any, cast
 
 import numpy as np
 
 from xpnet import random
 from xpnet.backend import Array, namespace
+from xpnet.runtime.messages import quoted
 
-from .arrays import Arrays, is_array, tree_map
+from .arrays import Arrays, adopted_tree, is_array, tree_map
 from .dataset import DataError, Dataset, NumpyArray
 
 
@@ -147,8 +149,12 @@ def source_of(data: Any, buffer: int) -> Arrays | Examples | Stream:
     """Return the source for `data`."""
     if isinstance(data, Dataset):
         raise TypeError("got a Dataset; give one of its parts: dataset.train or dataset.test")
+    if not isinstance(data, (tuple, Mapping)):
+        data = adopted_tree(data, "Batches")
     if is_array(data) or isinstance(data, (tuple, Mapping)):
         return Arrays(data)
+    if isinstance(data, (str, bytes, PathLike)):
+        raise TypeError(f"data is {quoted(data)}, expected arrays; a file name is read by numpy.load, xn.data.ImageFolder, ...")
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return Examples(data)
     if callable(data) or hasattr(data, "__iter__"):

@@ -19,6 +19,7 @@ from xpnet.layers.hooks import unchanged, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.given import plain
 from xpnet.training.not_finite import first_not_finite, not_finite_targets
 
 DEAD = 0.5
@@ -67,6 +68,7 @@ def diagnose(
 
     Source: CS231n, "Neural networks part 3", babysitting the learning process.
     """
+    x, y = plain(x, "diagnose: x"), plain(y, "diagnose: y")
     findings = list(_inputs(x))
     function = losses.get(loss)
     outputs: list[tuple[Module, Any]] = []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABCMeta
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from inspect import signature
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -20,6 +21,7 @@ from xpnet.layers.modes import eval_mode
 from xpnet.layers.tree import ModuleTree
 from xpnet.ops.registry import Op
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.given import plain
 from xpnet.runtime.late import late
 
 if TYPE_CHECKING:
@@ -64,17 +66,12 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
         raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
     several = isinstance(x, tuple)
     parts = x if several else (x,)
-    if several or isinstance(x, Tensor):
-        parts = tuple([part.array if isinstance(part, Tensor) else part for part in parts])
+    if several or type(x) not in backend.array_types:
+        parts = tuple([part.array if isinstance(part, Tensor) else plain(part, "predict: x") for part in parts])
     if not parts:
         raise TypeError("predict: expected at least one array, got an empty tuple")
     first = parts[0]
-    expected = getattr(model, "input_shape", None)
-    if expected is not None and not several and getattr(first, "ndim", None) == len(expected):
-        raise ShapeError(
-            f"predict: x has shape {tuple(first.shape)}, expected (N, {', '.join(map(str, expected))}), the examples along the "
-            f"first axis; for one example use x[None]"
-        )
+    expect_examples("predict", model, parts if several else first)
     executor = executor_of(model)
     try:
         whole = len(first) <= batch_size
@@ -101,6 +98,44 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
         return outputs[0]
     with home if isinstance(home, Device) and home.kind == "cuda" else contextlib.nullcontext():
         return _joined(xp, outputs)
+
+
+def expect_examples(who: str, model: Module, x: Any) -> None:
+    """Raise an error unless `x` may be a batch for a model: an array of examples, or a tuple of one array for each input.
+
+    Raises:
+        TypeError: a tuple or a dict for a model that does not take it.
+        ShapeError: one example, where the model's input shape is known.
+    """
+    name = type(model).__name__
+    if type(x) is tuple:
+        if all(hasattr(part, "shape") for part in x) and not _takes(type(model).forward, 1 + len(x)):
+            raise TypeError(
+                f"{who}: x is a tuple of {len(x)}, which is one array for each input of the model, but {name}.forward does not "
+                f"take {len(x)}; give one array, or a model with forward(self, a, b)"
+            )
+        return
+    expected = getattr(model, "input_shape", None)
+    if expected is None:
+        return
+    if isinstance(x, Mapping):
+        raise TypeError(f"{who}: x is a {type(x).__name__} with {', '.join(map(repr, x))}, but {name} takes one array: x[name]")
+    shape = getattr(x, "shape", None)
+    if shape is not None and len(shape) == len(expected):
+        raise ShapeError(
+            f"{who}: x has shape {tuple(shape)}, expected (N, {', '.join(map(str, expected))}), the examples along the "
+            f"first axis; for one example use x[None]"
+        )
+
+
+@cache
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Return whether a function can be called with `count` positional arguments."""
+    try:
+        signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _joined(xp: Any, outputs: list[Any]) -> Any:
@@ -157,7 +192,9 @@ def prepare_input(x: Any, context: Context) -> Any:
         DeviceError: it is on another device than the model.
     """
     if not hasattr(x, "dtype"):
-        return x
+        x = plain(x, "model(x)")
+        if not hasattr(x, "dtype"):
+            return x
     if backend.dtype_name(x) == context.dtype and context.device.kind == "cpu":
         return x
     xp = backend.namespace(x)

@@ -8,8 +8,9 @@ from typing import Any
 from xpnet import metrics
 from xpnet.autograd.tensor import Tensor
 from xpnet.layers.module import Module
+from xpnet.runtime.given import listed
+from xpnet.runtime.messages import quoted
 from xpnet.training.callback import Callback
-from xpnet.training.data_adapter import kinds
 
 Metric = str | Callable[[Any, Any], Any]
 
@@ -21,6 +22,12 @@ def named_metrics(given: str | Sequence[Metric]) -> dict[str, Callable[[Any, Any
         ValueError: two of them have the same name.
     """
     named = [metrics.get(m) for m in ([given] if isinstance(given, str) else given)]
+    for name, _ in named:
+        if name == "loss" or name.startswith("val_"):
+            raise ValueError(
+                f"Trainer: a metric is called {name!r}, but the history has the loss and what validation measures under such "
+                f"names; give the function another one"
+            )
     if len(dict(named)) < len(named):
         raise ValueError(
             f"Trainer: two metrics have one name, got {', '.join(name for name, _ in named)}; a function's name is what "
@@ -34,7 +41,7 @@ def refuse_loss(function: Any, loss: Any) -> None:
     name = getattr(function, "__name__", type(function).__name__)
     if not isinstance(loss, Tensor):
         raise TypeError(
-            f"the loss function {name} returned {kinds([loss])}, expected a Tensor: compute it from the prediction with "
+            f"the loss function {name} returned {listed([loss])}, expected a Tensor: compute it from the prediction with "
             f"xn.ops or the operators of Tensor, so that it has a gradient"
         )
     if loss.array.ndim:
@@ -44,15 +51,24 @@ def refuse_loss(function: Any, loss: Any) -> None:
         )
 
 
+def refuse_metric(name: str, value: Any) -> None:
+    """Raise an error for what a metric returned, which is no single number."""
+    if getattr(value, "ndim", 0):
+        raise ValueError(
+            f"the metric {name} returned shape {tuple(value.shape)}, expected a single number: its mean over the batch"
+        )
+    raise TypeError(f"the metric {name} returned {quoted(value)}, expected a number: its mean over the batch")
+
+
 def require_parts(model: Any, optimizer: Any, callbacks: Sequence[Any]) -> None:
     """Raise a TypeError that says which argument of a Trainer is not what it must be."""
     if not isinstance(model, Module):
-        raise TypeError(f"Trainer: model must be a Module such as xn.Sequential([...]), got {model!r}")
+        raise TypeError(f"Trainer: model must be a Module such as xn.Sequential([...]), got {quoted(model)}")
     if not hasattr(optimizer, "step") or isinstance(optimizer, type):
-        raise TypeError(f"Trainer: optimizer must be an object such as xn.optim.Adam(0.001), got {optimizer!r}")
+        raise TypeError(f"Trainer: optimizer must be an object such as xn.optim.Adam(0.001), got {quoted(optimizer)}")
     for callback in callbacks:
         if not isinstance(callback, Callback):
-            raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {callback!r}")
+            raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {quoted(callback)}")
     keeping = [c for c in callbacks if type(c).state is not Callback.state]  # it would count every epoch twice
     double = next((c for c in keeping if sum(other is c for other in keeping) > 1), None)
     if double is not None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from numbers import Integral
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from xpnet.autograd.tape import no_grad
 from xpnet.backend import to_device
+from xpnet.layers.execution import expect_examples
 from xpnet.layers.modes import eval_mode, states_of_its_own
 from xpnet.layers.module import Module
+from xpnet.runtime.given import as_pair, listed
+from xpnet.runtime.messages import quoted
 
 if TYPE_CHECKING:
     from xpnet.data import Batches
@@ -17,65 +21,106 @@ if TYPE_CHECKING:
 Data = Any
 
 
-def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: int) -> Batches:
+def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: int, who: str = "fit") -> Batches:
     """Return `data` as Batches on the model's device.
 
     Args:
         data: a pair (x, y) of arrays, Batches, a sequence of examples, an iterable of batches (x, y), or a function that
-            returns one.
-        model: determines the device.
+            returns one. Tables and labelled arrays (of pandas and others) count as arrays, by position.
+        model: determines the device, and what an example may be.
         batch_size, shuffle, seed: of the Batches to make.
+        who: what takes the data, for messages.
 
     Raises:
-        ValueError: `data` is neither a pair (x, y) of equal, positive length, nor Batches, nor an iterable of batches.
+        ValueError: `data` is neither a pair (x, y) of equal, positive length, nor Batches, nor an iterable of batches; or x is
+            one example, without an axis of examples.
+        TypeError: something that cannot be converted; x is a tuple or a dict, and the model takes one array.
     """
     from xpnet.data import Batches, Dataset  # importing xpnet does not import the data
-    from xpnet.data.arrays import tree_leaves
+    from xpnet.data.arrays import Arrays, adopted_tree, tree_leaves
 
     if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1 and whole, got {batch_size!r}")
+        raise ValueError(f"batch_size must be at least 1 and whole, got {quoted(batch_size)}")
     if isinstance(data, Batches):
         if data.drop_last and data.count is not None and data.batch_size is not None and 0 < data.count < data.batch_size:
             raise ValueError(
                 f"drop_last=True leaves no batch of {data.count} examples with batch_size={data.batch_size}; use smaller "
                 f"batches, or drop_last=False"
             )
+        if isinstance(data.source, Arrays) and data.transform is None:
+            expect_examples(who, model, as_pair(data.source.tree)[0])
         return data
     device = model.context.device
     if isinstance(data, Dataset):
         raise ValueError("data must be (x, y), got a Dataset; give one of its parts: dataset.train or dataset.test")
+    if isinstance(data, (str, bytes, PathLike, Mapping)):
+        raise ValueError(f"{who}: data must be (x, y), got {_named(data)}")
+    if not isinstance(data, (tuple, list)):
+        data = adopted_tree(data, who)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "__iter__"):
         return Batches(data, batch_size, shuffle=shuffle, seed=seed, device=device)  # such as an ImageFolder
     if not isinstance(data, (tuple, list)) or (isinstance(data, list) and data and isinstance(data[0], (tuple, list))):
         if not (hasattr(data, "__iter__") or callable(data)) or hasattr(data, "shape"):
-            raise ValueError(f"data must be (x, y), Batches or an iterable of batches (x, y), got {type(data).__name__}")
-        made = Batches(lambda: _pairs(data() if callable(data) else data), None, seed=seed, device=device)
+            raise ValueError(f"{who}: data must be (x, y), Batches or an iterable of batches (x, y), got {quoted(data)}")
+        made = Batches(lambda: _pairs(data() if callable(data) else data, model, who), None, seed=seed, device=device)
         made.given = data
         return made
-    parts = tree_leaves(tuple(data))
-    if len(data) != 2 or not all(hasattr(part, "shape") and len(part.shape) for part in parts):
-        raise ValueError(
-            f"data must be a pair (x, y) of two arrays with an axis of examples first, got ({kinds(data)}); convert lists "
-            f"with numpy.asarray"
-        )
+    tree = adopted_tree(tuple(data), who)
+    parts = tree_leaves(tree)
+    for part in parts if len(tree) == 2 else [None]:
+        if not hasattr(part, "shape") or not len(part.shape):
+            raise ValueError(
+                f"{who}: data must be a pair (x, y) of two arrays with an axis of examples first, got ({listed(data)}); "
+                f"convert lists with numpy.asarray"
+            )
     n, m = len(parts[0]), len(parts[-1])
     if n != m or n == 0:
-        raise ValueError(f"x holds {n} examples and y {m}; they must be equal and at least 1")
-    return Batches(tuple(data), batch_size, shuffle=shuffle, seed=seed, device=device)
+        two = all(isinstance(part, tuple) and len(part) == 2 for part in tree)
+        hint = ": are these two parts, as from data.split? give fit the first, and the second as validation" if two else ""
+        raise ValueError(f"{who}: x holds {n} examples and y {m}; they must be equal and at least 1{hint}")
+    expect_examples(who, model, tree[0])
+    return Batches(tree, batch_size, shuffle=shuffle, seed=seed, device=device)
 
 
-def _pairs(batches: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the batches of a stream, each as a tuple (x, y): a DataLoader of PyTorch gives lists."""
+def _named(data: Any) -> str:
+    """Return what came instead of a pair, and what to do."""
+    if isinstance(data, Mapping):
+        names = [str(name) for name in data]
+        x, y = ("data", "target") if {"data", "target"} <= set(names) else [*names, "x", "y"][:2]
+        return f"a {type(data).__name__} with {', '.join(names[:8])}; give a tuple, such as (data[{x!r}], data[{y!r}])"
+    return f"{quoted(data)}; read a file first, for example with numpy.load, or a folder of images with xn.data.ImageFolder"
+
+
+def _pairs(batches: Any, model: Module, who: str) -> Iterator[tuple[Any, Any]]:
+    """Yield the batches of a stream, each as a tuple (x, y): a DataLoader of PyTorch gives lists.
+
+    Raises:
+        ValueError: one is no pair; the first one holds single examples, as those of zip(x, y) do.
+    """
+    from xpnet.data.arrays import adopted_tree
+
+    first = True
     for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            what = f"({kinds(batch)})" if isinstance(batch, (tuple, list)) else kinds([batch])
-            raise ValueError(f"each batch of the data must be a pair (x, y), got {what}")
-        yield batch[0], batch[1]
+        x, y = adopted_tree(as_pair(batch), who)
+        if first:
+            _expect_batch(x, y, model, who)
+            first = False
+        yield x, y
 
 
-def kinds(parts: Sequence[Any]) -> str:
-    """Return the types and shapes of some values, for a message."""
-    return ", ".join(f"{type(p).__name__}{f' {tuple(p.shape)}' if hasattr(p, 'shape') else ''}" for p in parts[:4])
+def _expect_batch(x: Any, y: Any, model: Module, who: str) -> None:
+    """Raise an error unless x and y have a common axis of examples."""
+    from xpnet.data.arrays import tree_leaves
+
+    given, target = tree_leaves(x)[0], tree_leaves(y)[0]
+    counts = [len(part) if hasattr(part, "__len__") and getattr(part, "shape", True) else 0 for part in (given, target)]
+    if target is not None and (not all(counts) or counts[0] != counts[1]):
+        raise ValueError(
+            f"{who}: the first batch is ({listed((x, y))}), expected x (N, ...) and y (N, ...) with the same N, at least 1; "
+            f"single examples, as from zip(x, y), are no batches: give the arrays themselves, (x, y), or "
+            f"Batches(list_of_examples, batch_size)"
+        )
+    expect_examples(who, model, x)
 
 
 def no_batches(where: str) -> str:
@@ -97,6 +142,6 @@ def build(model: Module, batches: Batches) -> None:
     if isinstance(batches.source, Stream) or all(m.built or not m._waits() for m in model.modules()):
         return
     device = model.context.device
-    x = tree_map(lambda leaf: to_device(leaf, device), next(iter(batches.epoch(0)))[0])
+    x = tree_map(lambda leaf: to_device(leaf, device), as_pair(next(iter(batches.epoch(0))))[0])
     with no_grad(), eval_mode(model), states_of_its_own(model):
         model(*x) if isinstance(x, tuple) else model(x)

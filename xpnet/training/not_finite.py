@@ -28,6 +28,10 @@ def not_finite(trainer: Steps, x: Array, loss: float, y: Any = None) -> NotFinit
             f"the loss became {loss} in {where}: {bad}; take these examples out (keep = numpy.isfinite(y)), or fill in their "
             f"values"
         )
+    if bad := _not_finite_inputs(x):
+        return NotFiniteError(
+            f"the loss became {loss} in {where}: {bad}; take such examples out, or fill in their values (numpy.nan_to_num)"
+        )
     return NotFiniteError(
         f"the loss became {loss} in {where}; {first_not_finite(trainer.model, x)}; "
         f"try a smaller learning rate, scaled inputs or gradient clipping"
@@ -42,6 +46,27 @@ def not_finite_targets(y: Any) -> str:
             count = int(xp.sum(xp.astype(~xp.isfinite(part), xp.int64)))
             return f"the targets hold values that are not finite: {count} of {math.prod(part.shape)} in this batch"
     return ""
+
+
+def _not_finite_inputs(x: Any) -> str:
+    """Return a clause about inputs that are not finite, or "" where there are none."""
+    for part in _leaves(x):
+        if hasattr(part, "dtype") and part.ndim and not _finite(part):
+            xp = namespace(part)
+            bad = ~xp.isfinite(part)
+            rows = xp.astype(xp.any(xp.reshape(bad, (part.shape[0], -1)), axis=1), xp.int64)
+            kind = "NaN" if bool(xp.any(xp.isnan(part))) else "infinity"
+            return (
+                f"the inputs hold {kind}: {int(xp.sum(rows))} of {part.shape[0]} examples in this batch, the first at index "
+                f"{int(xp.argmax(rows))} of it"
+            )
+    return ""
+
+
+def _leaves(x: Any) -> list[Any]:
+    """Return the arrays of a batch's inputs."""
+    parts = x.values() if isinstance(x, dict) else x if isinstance(x, tuple) else None
+    return [bare(x)] if parts is None else [leaf for part in parts for leaf in _leaves(part)]
 
 
 def _finite(array: Any) -> bool:
@@ -61,8 +86,8 @@ def first_not_finite(model: Module, x: Array) -> str:
     The input, the parameters and then every layer's output are checked, in the order of computation.
     """
     inputs = x if isinstance(x, tuple) else (x,)
-    if not all(_finite(part) for part in inputs if hasattr(part, "dtype")):
-        return "the batch itself holds values that are not finite"
+    if bad := _not_finite_inputs(x):
+        return bad
     for path, parameter in model.parameters().items():
         if not _finite(parameter.array):
             labels = "" if model.context.device.kind == "cpu" else " (on a GPU labels and indices out of range do that, too)"

@@ -13,6 +13,7 @@ import numpy as np
 from xpnet.backend import to_numpy
 from xpnet.layers.modes import states_of_its_own
 from xpnet.runtime.deprecation import renamed_attribute, warn_renamed
+from xpnet.runtime.given import as_pair
 from xpnet.training.data_adapter import as_batches, build
 from xpnet.training.not_finite import NotFiniteError
 
@@ -156,7 +157,7 @@ def _losses(
     source = (batch for epoch in range(len(rates)) for batch in batches.epoch(epoch))
     # Rates that are far too large are tried on purpose: no warnings of their overflows.
     with _restored(trainer), np.errstate(over="ignore", invalid="ignore"):
-        for rate, (x, y) in zip(rates, source):
+        for rate, (x, y) in zip(rates, map(as_pair, source)):
             trainer.optimizer.learning_rate = rate
             try:
                 loss = float(trainer.step(x, y))
@@ -178,6 +179,8 @@ def overfit_one_batch(trainer: Trainer, x: Any, y: Any, *, steps: int = 200) -> 
 
     Source: CS231n, "Neural networks part 3", sanity checks.
     """
-    build(trainer.model, as_batches((x, y), trainer.model, len(y), False, trainer.seed))
+    batches = as_batches((x, y), trainer.model, 32, False, trainer.seed, "overfit_one_batch")
+    build(trainer.model, batches)
+    x, y = batches.given
     with _restored(trainer):
         return [float(trainer.step(x, y)) for _ in range(steps)]

@@ -10,7 +10,7 @@ from xpnet.backend import Array, working_on
 from xpnet.layers.execution import executor_of
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
-from xpnet.training.arguments import refuse_loss
+from xpnet.training.arguments import refuse_loss, refuse_metric
 from xpnet.training.callback import Callback
 from xpnet.training.checkpointed_segments import Segments, recomputed
 from xpnet.training.history import Sums
@@ -234,10 +234,8 @@ class Steps:
         """Return every metric of one batch."""
         values = {name: native(metric(prediction, y)) for name, metric in self.metrics.items()}
         for name, value in values.items():
-            if getattr(value, "ndim", 0):
-                raise ValueError(
-                    f"the metric {name} returned shape {tuple(value.shape)}, expected a single number: its mean over the batch"
-                )
+            if getattr(value, "ndim", 0) or (not hasattr(value, "dtype") and type(value) not in (float, int, bool)):
+                refuse_metric(name, value)
         return values
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
@@ -17,7 +17,10 @@ from xpnet.layers.module import Module
 from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
-from xpnet.training.arguments import named_metrics, require_parts
+from xpnet.runtime.given import as_pair
+from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import check_whole, whole
+from xpnet.training.arguments import named_metrics, refuse_loss, require_parts
 from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, segments_of
 from xpnet.training.data_adapter import as_batches, build, no_batches
@@ -86,8 +89,7 @@ class Trainer(Steps):
         recompute: Recompute = False,
     ) -> None:
         require_parts(model, optimizer, callbacks)
-        if accumulate < 1:
-            raise ValueError(f"Trainer: accumulate must be at least 1, got {accumulate}")
+        check_whole("Trainer", 1, accumulate=accumulate)
         self.model = model
         self.loss = losses.get(loss)
         self.optimizer = optimizer
@@ -96,7 +98,7 @@ class Trainer(Steps):
             optimizer.loss_scale.belong_to(optimizer)
         self.metrics = named_metrics(metrics)
         self.callbacks = list(callbacks)
-        self.seed = seed
+        self.seed = whole("Trainer", "seed", seed)
         self.accumulate = accumulate
         self.capture = capture
         self.segments = segments_of(model, recompute)
@@ -125,7 +127,7 @@ class Trainer(Steps):
     def fit(
         self,
         data: Data,
-        *,
+        *more: Never,
         validation: Data | None = None,
         epochs: int = 1,
         batch_size: int = 32,
@@ -136,9 +138,9 @@ class Trainer(Steps):
         """Train for some epochs.
 
         Args:
-            data: (x, y), arrays of N examples each; a Batches; an ImageFolder; or an iterable of batches (x, y) that can be
-                run through repeatedly (a list, a function that returns an iterator, a DataLoader of PyTorch). For a model of
-                several inputs x is a tuple of arrays.
+            data: (x, y), arrays of N examples each, or tables and series of pandas and the like, by position; a Batches; an
+                ImageFolder; or an iterable of batches (x, y) that can be run through repeatedly (a list, a function that
+                returns an iterator, a DataLoader of PyTorch). For a model of several inputs x is a tuple of arrays.
             validation: the like; measured after every epoch.
             epochs: how often to go through the data.
             batch_size: examples a batch; the last one may be smaller.
@@ -163,10 +165,14 @@ class Trainer(Steps):
         from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
 
         if not isinstance(epochs, Integral) or epochs < 0:
-            raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
+            raise ValueError(f"epochs must be an integer of at least 0, got {quoted(epochs)}")
+        if more:
+            raise TypeError("fit takes the data as one argument: fit((x, y), epochs=...)")
         batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
         count = None if batches.count is None else len(batches)
-        self.checks = None if validation is None else as_batches(validation, self.model, batch_size, False, self.seed)
+        self.checks = None
+        if validation is not None:
+            self.checks = as_batches(validation, self.model, batch_size, False, self.seed, "validation")
         self.batches = batches
         self.stop = self.history.interrupted = self.history.averaged = False
         self.history.restored = None
@@ -230,7 +236,8 @@ class Trainer(Steps):
                 callback.on_epoch_begin(self)
         progress.begin(self.epoch, self.batch, self.sums)
         x = y = None
-        for x, y in watched(feed.epoch(self.epoch, self.batch), self.model.context.device):
+        for batch in watched(feed.epoch(self.epoch, self.batch), self.model.context.device):
+            x, y = batch if type(batch) is tuple and len(batch) == 2 else as_pair(batch)
             self.last_loss = train(x, y)
             progress.advance()
             if self.callbacks:
@@ -265,9 +272,11 @@ class Trainer(Steps):
         """Whether the run ends because its loss became NaN or infinite: in `on_fit_end`."""
         return isinstance(self.error, NotFiniteError)
 
-    def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
+    def evaluate(self, data: Data, *more: Never, batch_size: int = 256) -> dict[str, float]:
         """Return the loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
-        return self._evaluate(as_batches(data, self.model, batch_size, False, self.seed))
+        if more:
+            raise TypeError("evaluate takes the data as one argument: evaluate((x, y))")
+        return self._evaluate(as_batches(data, self.model, batch_size, False, self.seed, "evaluate"))
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:
         from xpnet.data.device_feed import device_feed
@@ -277,9 +286,13 @@ class Trainer(Steps):
         place = contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "evaluate")
         states = states_of_its_own(self.model)
         with place, no_grad(), eval_mode(self.model), states, device_feed(batches, device) as feed:
-            for x, y in feed.epoch(0):
+            for batch in feed.epoch(0):
+                x, y = as_pair(batch)
                 prediction = output_of(self.model, x)
-                sums.add(x, {"loss": native(self.loss(prediction, y)), **self.measure(native(prediction), y)})
+                loss = self.loss(prediction, y)
+                if getattr(native(loss), "ndim", 1):
+                    refuse_loss(self.loss, loss)
+                sums.add(x, {"loss": native(loss), **self.measure(native(prediction), y)})
         if not sums.count:
             raise ValueError(no_batches("the evaluation"))
         return sums.means()

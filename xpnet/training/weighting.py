@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, device_of, is_floating, kind_of, namespace, to_device, to_numpy
 from xpnet.losses.base import admitted, not_empty
 from xpnet.ops.shapes import ShapeError
+from xpnet.runtime.messages import quoted
 
 
 class ClassWeighted:
@@ -32,10 +33,16 @@ class ClassWeighted:
     """
 
     def __init__(self, loss: str | Callable[..., Any], weights: Array) -> None:
+        if not (isinstance(loss, str) or callable(loss)):
+            raise TypeError(f"ClassWeighted: loss must be a name or a function, got {quoted(loss)}: loss first, then weights")
         self.loss = losses.get(loss)
+        if isinstance(weights, (str, Mapping)):
+            raise TypeError(f"ClassWeighted: weights must be an array (K,), in the order of the classes, got {quoted(weights)}")
         self.weights = np.asarray(to_numpy(weights), dtype=np.float32)
         if self.weights.ndim != 1 or not (self.weights >= 0).all() or not np.isfinite(self.weights).all():
-            raise ValueError(f"ClassWeighted: expected weights (K,), finite and not negative, got {self.weights}")
+            raise ValueError(
+                f"ClassWeighted: expected weights (K,), finite and not negative, got {quoted(self.weights.tolist())}"
+            )
         self.__name__ = f"class_weighted_{getattr(self.loss, '__name__', 'loss')}"
         self._placed: dict[Any, Array] = {}
 

@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from xpnet.backend import Array, Namespace, describe, dtype_name, namespace, to_numpy
+from xpnet.runtime.messages import quoted
 
-from ..arrays import like
+from ..arrays import adopted_tree, like
 from ..dataset import NumpyArray
 
 Per: TypeAlias = Literal["channel", "feature", "all"]
@@ -46,7 +47,8 @@ class Transform(ABC):
             raise ValueError(
                 f"{self._name} is fitted already; make a new one (fitting again would change what earlier data became)"
             )
-        if len(x.shape) < 2 or x.shape[0] < 1:
+        x = adopted_tree(x, self._name)
+        if not hasattr(x, "shape") or len(x.shape) < 2 or x.shape[0] < 1:
             raise ValueError(f"{self._name}.fit needs examples (N, ...) with N at least 1, got {describe(x)}")
         arrays = self._fit(x)
         for name, array in arrays.items():
@@ -58,6 +60,7 @@ class Transform(ABC):
 
     def __call__(self, x: Array) -> Any:
         """Return the transformed examples, in the library and floating dtype of x, float32 for integers."""
+        x = adopted_tree(x, self._name)
         xp = namespace(x)
         if self.needs_fit:
             expected = self._fitted()
@@ -69,6 +72,7 @@ class Transform(ABC):
         """Return the examples that this transform would turn into `z`, as far as it is invertible."""
         if self.needs_fit:
             self._fitted()
+        z = adopted_tree(z, self._name)
         xp = namespace(z)
         return self._undo(xp, _as_floating(xp, z))
 
@@ -116,7 +120,7 @@ def axes_of(per: Per, x: Array) -> tuple[int, ...]:
     """Return the axes that a statistic is computed over."""
     over = {"feature": (0,), "channel": tuple(range(len(x.shape) - 1)), "all": tuple(range(len(x.shape)))}
     if per not in over:
-        raise ValueError(f'per must be "channel", "feature" or "all", got {per!r}')
+        raise ValueError(f'per must be "channel", "feature" or "all", got {quoted(per)}')
     return over[per]
 
 

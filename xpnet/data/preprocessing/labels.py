@@ -9,6 +9,8 @@ import array_api_compat
 
 from xpnet.backend import Array, describe, name_of, namespace
 
+from ..arrays import adopted_tree
+
 
 def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:
     """Convert integer labels (N, ...) to probabilities (N, ..., classes): 1 at the label, 0 elsewhere.
@@ -17,6 +19,7 @@ def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:
         ValueError: y is not integer, or a label is not in 0 to classes - 1 (not checked on a GPU, where that would
             synchronise).
     """
+    y = adopted_tree(y, "one_hot")
     xp = namespace(y)
     if not xp.isdtype(y.dtype, "integral"):
         raise ValueError(f"one_hot expects integer labels, got {describe(y)}")
