@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from xpnet import ops
-from xpnet.backend import Array, array_types, as_array, is_asynchronous, is_floating, namespace
+from xpnet.backend import Array, array_types, as_array, is_asynchronous, is_floating, kind_of, namespace
 from xpnet.losses.base import as_target, not_empty, same_shape
 from xpnet.ops.shapes import ShapeError, expect_real
 from xpnet.runtime.messages import quoted
@@ -126,7 +126,8 @@ def binary_accuracy(prediction: Array, target: Array) -> Array:
     xp, prediction, target = _numbers("binary_accuracy", prediction, target)
     same_shape("binary_accuracy", prediction, target)
     true = target > 0.5
-    if not is_asynchronous(xp) and not bool(xp.all((target == true) | (target != target))):  # the latter is NaN
+    known = is_asynchronous(xp) or kind_of(target.dtype) == "boolean" or bool(xp.all(target == true))
+    if not known and not bool(xp.all((target == true) | (target != target))):  # the latter is NaN
         raise ValueError(
             f"binary_accuracy: the target runs from {xp.min(target)} to {xp.max(target)}, expected 0 and 1; give target > 0.5 "
             f'for probabilities, and use "mean_absolute_error" for quantities'

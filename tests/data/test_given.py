@@ -142,6 +142,13 @@ def test_a_model_is_called_on_a_table(form):
     np.testing.assert_array_equal(model()(FORMS[form][0]).array, model()(X).array)
 
 
+def test_examples_that_are_rows_of_a_table_are_stacked():
+    examples = [(Labelled(X[i]), int(Y[i])) for i in range(N)]
+    x, y = next(iter(Batches(examples, N, shuffle=False)))
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y, Y)
+
+
 def test_a_table_of_booleans_beside_numbers_is_one_of_numbers():
     mixed = Table({"a": X[:, 0], "b": X[:, 1] > 0.5, "c": Y})
     np.testing.assert_array_equal(next(iter(Batches(mixed, N, shuffle=False))), np.stack([X[:, 0], X[:, 1] > 0.5, Y], axis=1))

@@ -10,6 +10,7 @@ import numpy as np
 
 from xpnet import random
 from xpnet.backend import Array, namespace
+from xpnet.runtime.given import plain
 from xpnet.runtime.messages import quoted
 
 from .arrays import Arrays, adopted_tree, is_array, tree_map
@@ -53,6 +54,8 @@ def _form(example: Any) -> tuple[Any, ...]:
 
 
 def _stack(parts: tuple[Any, ...], where: str, names: list[str]) -> Array:
+    if hasattr(parts[0], "to_numpy"):  # a row of a table
+        parts = tuple(map(plain, parts))
     first = parts[0]
     shape = tuple(getattr(first, "shape", np.shape(first)))
     for name, part in zip(names, parts, strict=True):
