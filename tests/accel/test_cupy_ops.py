@@ -196,7 +196,7 @@ def test_softmax_over_another_axis_is_left_to_the_reference(gpu):
     assert gpu.launches == []
 
 
-@pytest.mark.parametrize("shape", ROWS)
+@pytest.mark.parametrize("shape", [shape for shape in ROWS if shape[-1] > 1])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_softmax_cross_entropy(gpu, shape, reduction):
     logits = normal(*shape) * 4

@@ -132,7 +132,7 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
         reduction: "mean" (NaN where there is no row) or "sum" over all rows (0-d result), or "none" (shape (...)).
 
     Raises:
-        ShapeError: shapes or dtypes that do not fit.
+        ShapeError: shapes or dtypes that do not fit, or K = 1: the loss of the only class is always 0.
         ValueError: a class index outside 0..K-1 (on a GPU the loss is NaN instead), or an unknown reduction.
 
     Source: CS231n, "Linear classification", softmax classifier.
