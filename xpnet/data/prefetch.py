@@ -102,7 +102,8 @@ class Prefetcher:
 
     Args:
         transfers: the device's streams.
-        thread: prepare batches and fill slots in a background thread; else in the caller's thread, also ahead.
+        thread: prepare batches and fill slots in a background thread, ahead; else in the caller's thread, each batch when it
+            is asked for. Copies overlap with computation either way, as launches return before they have run.
         slots: batches in flight, including the one in use.
     """
 
@@ -141,11 +142,11 @@ class Prefetcher:
             made.close()
 
     def _ahead(self, made: Iterator[tuple[Any, Any]]) -> Generator[Any]:
-        """Yield filled slots in turn, up to `slots` - 1 of them ahead of the one in use.
+        """Yield filled slots in turn; with a thread, up to `slots` - 1 of them are filled ahead of the one in use.
 
         The host may refill a slot: its last batch, `slots` batches ago, was released when the next one was requested.
         """
-        from .workers import SerialExecutor, in_order, threads
+        from .workers import in_order, threads
 
         turns = itertools.cycle(self._slots)
 
@@ -159,8 +160,12 @@ class Prefetcher:
             slot = next(turns)
             return slot, self._stage(slot, batch), others
 
-        with threads(1) if self.thread else SerialExecutor() as pool:
-            beside = functools.partial(self.transfers.beside, work) if self.thread else work
+        if not self.thread:
+            while (item := work()) is not _END:
+                yield item
+            return
+        with threads(1) as pool:
+            beside = functools.partial(self.transfers.beside, work)
             for item in in_order(pool, beside, itertools.repeat(()), len(self._slots) - 1):
                 if item is _END:
                     return
