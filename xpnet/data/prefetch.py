@@ -8,7 +8,8 @@ a slot, the copy stream transfers it, the compute stream uses it; each waits onl
     use slot k       after its copy                              (the compute stream waits)
 
 An array that is on the device already is copied, too: it belongs to the stream of the thread that made it, which the copy
-waits for, and which waits for the copy before it uses the array's memory again.
+waits for. Its memory is used again after the copy: that stream is the one that then uses the batch, or with a thread the copy
+stream itself.
 """
 
 from __future__ import annotations
@@ -206,8 +207,6 @@ class Prefetcher:
             if source.nbytes:
                 transfers.copy(target, source)
         slot.copied = transfers.copied()
-        if there:
-            transfers.computations_wait(slot.copied)
         if line is not None:
             line.add("loading", "fill", started, line.now())
             line.add("copies", "copy", begun, slot.copied, transfers.seconds)
