@@ -52,7 +52,7 @@ def _is_users(kind: type) -> bool:
 def _is_patched(value: Any) -> bool:
     """Return whether what a class of the package holds under a name is a function from elsewhere."""
     function = _function(value)
-    return function is None or not function.__module__.startswith("xpnet.")
+    return function is None or not (function.__module__ or "").startswith("xpnet.")
 
 
 def _function(value: Any) -> FunctionType | None:
