@@ -137,8 +137,6 @@ WAITS: list[Wait] = [
         ("Prefetcher._stage", "copies_wait", 0, "no copy overwrites a batch that is still used", "early-copies", run.training),
         ("Prefetcher._stage", "copies_wait", 1, "a batch made on the GPU is copied after it was computed", "lazy",
          run.training_on_batches_made_there),
-        ("Prefetcher._stage", "computations_wait", 0, "the memory of a batch made on the GPU is used again after its copy",
-         "lazy", run.training_on_batches_made_there),
         ("Prefetcher.close", "finish", 0, "buffers are freed after copies and computations", "early-copies",
          run.buffers_used_again),
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,3 +186,85 @@ def test_folders_are_the_same_by_their_files(tmp_path):
     assert identity.difference(identity.describe(first), folder("b", ["cat/1.png", "cat/2.png", "dog/1.png"])) is None
     assert identity.difference(first, folder("c", ["cat/1.png", "cat/3.png", "dog/1.png"])) == "other content"
     assert identity.difference(first, folder("d", ["cat/1.png", "dog/2.png", "dog/1.png"])) == "other content"
+
+
+class Scales:
+    """A transform with a setting, and a counter."""
+
+    def __init__(self, factor):
+        self.factor, self.calls = factor, 0
+
+    def __call__(self, batch):
+        self.calls += 1
+        return batch[0] * np.float32(self.factor), batch[1]
+
+
+def scaled(batch, factor):
+    return batch[0] * np.float32(factor), batch[1]
+
+
+def pairs():
+    return zip(X, Y)
+
+
+IMAGES = np.zeros((40, 4, 4, 1), np.uint8)
+
+
+def of_images(**settings):
+    return xn.data.Batches((xn.data.ByteImages(IMAGES, **settings), Y), 8)
+
+
+augment = xn.data.augment
+CHANGES: dict[str, Any] = {
+    "buffer": [lambda buffer=buffer: xn.data.Batches(pairs, 8, buffer=buffer) for buffer in (0, 4, 30)],
+    "the transform": [
+        *(lambda factor=factor: xn.data.Batches((X, Y), 8, transform=Scales(factor)) for factor in (1, 2)),
+        *(lambda factor=factor: xn.data.Batches((X, Y), 8, transform=partial(scaled, factor=factor)) for factor in (1, 2)),
+        *(lambda factor=factor: xn.data.Batches((X, Y), 8, transform=Scales(factor).__call__) for factor in (1, 2)),
+        lambda: xn.data.Batches((X, Y), 8, transform=partial(partial(scaled), factor=np.ones(1))),
+    ],
+    "the augmentation": [
+        lambda stages=stages: xn.data.Batches((IMAGES, Y), 8, augment=augment.Compose(*stages))
+        for stages in (
+            [augment.Flip()], [augment.Flip(0.25)], [augment.Flip(), augment.Crop(1)], [augment.Flip(), augment.Crop(2)],
+            [augment.Normalise((0.0,), (1.0,))], [augment.Normalise((0.0,), (2.0,))],
+        )
+    ],
+    "the values of bytes": [
+        lambda settings=settings: of_images(**settings)
+        for settings in ({}, {"scale": 0.5}, {"mean": (0.5,), "std": (1.0,)}, {"mean": (0.5,), "std": (0.5,)})
+    ],
+    "the class of Batches": [
+        lambda kind=kind: kind((X, Y), 8) for kind in (xn.data.Batches, type("Own", (xn.data.Batches,), {}))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_settings_of_what_makes_batches_are_part_of_the_data(what):
+    from xpnet.data import identity
+
+    for i, first in enumerate(CHANGES[what]):
+        for j, second in enumerate(CHANGES[what]):
+            for known in (first(), json.loads(json.dumps(identity.describe(first())))):
+                difference = identity.difference(known, second())
+                assert difference is None if i == j else str(difference).startswith(f"{what} was ")
+
+
+def test_a_counter_of_a_transform_is_no_setting():
+    from xpnet.data import identity
+
+    data = xn.data.Batches((X, Y), 8, transform=Scales(2))
+    known = identity.describe(data)
+    list(data)
+    assert data.transform.calls == 5  # type: ignore[union-attr]
+    assert identity.difference(known, data) is None
+
+
+def test_an_epoch_does_not_go_on_with_another_shuffle_buffer():
+    run = trainer(stop_at=2)
+    run.fit(xn.data.Batches(pairs, 8, buffer=20), epochs=1, verbose=False)
+    assert run.batch == 2
+    run.callbacks.clear()
+    run.fit(xn.data.Batches(pairs, 8, buffer=5), epochs=1, verbose=False)
+    assert run.iteration == 2 + 5

@@ -15,12 +15,15 @@ import numpy as np
 from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, Namespace, describe, name_of, namespace
 from xpnet.runtime.given import plain
+from xpnet.runtime.overrides import is_own
 
 from .dataset import NumpyArray
 
 # Touched pages of a mapped file stay in this process's memory; they are released after this many bytes.
 _RELEASE_AFTER = 1 << 26
 _FAULT_AROUND = 1 << 16  # what the kernel maps at least around a touched page
+
+_LIBRARIES = ("numpy", "cupy", "torch", "jax", "jaxlib", "array_api_strict", "h5py", "zarr")
 
 _LONG_ROW = 1 << 14  # bytes from which copying row by row is cheaper than a second copy of the batch
 
@@ -44,6 +47,12 @@ def adopted_tree(tree: Any, who: str = "") -> Any:
     if isinstance(tree, (tuple, Mapping)):
         return tree_map(lambda leaf: adopted_tree(leaf, who), tree)
     return plain(bare(tree), who)
+
+
+def reads_plainly(array: Any) -> bool:
+    """Return whether reading examples runs no code of a user's: of an array library's own class, or the package's."""
+    library = type(array).__module__.partition(".")[0]
+    return library in _LIBRARIES or (library == "xpnet" and is_own(array))
 
 
 def tree_leaves(tree: Any) -> list[Any]:

@@ -9,6 +9,9 @@ import numpy as np
 
 from xpnet import backend
 from xpnet.backend import Array, Device, name_of, namespace
+from xpnet.runtime.overrides import is_own
+
+from .dataset import NumpyArray
 
 if TYPE_CHECKING:
     from .augment import Augmentation
@@ -54,12 +57,32 @@ class ByteImages:
                 raise ValueError(f"ByteImages: {name} has {len(values)} numbers, the images {images.shape[-1]} channels")
         self.device = backend.device(device)
         self.images = backend.to_device(images, self.device)
-        self.scale = scale
-        self.mean = None if mean is None else np.asarray(mean, dtype)
-        self.std = None if std is None else np.asarray(std, dtype)
-        self.dtype = np.dtype(dtype)
+        self._scale, self._dtype = scale, np.dtype(dtype)
+        self._mean, self._std = _fixed(mean, dtype), _fixed(std, dtype)
         self._moments: tuple[Array, Array] | None = None  # mean and std on the images' device, made when first needed
         self._table: Array | None = None
+
+    # Fixed, as tables of them may be on a device already.
+
+    @property
+    def scale(self) -> float:
+        """The factor of each byte."""
+        return self._scale
+
+    @property
+    def mean(self) -> NumpyArray | None:
+        """What is subtracted, (C,)."""
+        return self._mean
+
+    @property
+    def std(self) -> NumpyArray | None:
+        """What is divided by, (C,)."""
+        return self._std
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the batches."""
+        return self._dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,14 +129,27 @@ class ByteImages:
         return self._table
 
 
+def _fixed(values: Sequence[float] | None, dtype: str) -> NumpyArray | None:
+    """Return a copy that cannot be written to."""
+    if values is None:
+        return None
+    copy = np.array(values, dtype)
+    copy.flags.writeable = False
+    return copy
+
+
 def gathered(data: ByteImages, index: Array, kernel: bool) -> Array:
     """Gather the images at `index` (int64, on their device) in floating point, by the CUDA kernel or by array code."""
     xp = namespace(data.images)
-    table = data.table() if kernel else None
+    table = data.table() if kernel and is_own(data, "numbers", "augment_program", "table") else None
     if table is None:
         return data.numbers(xp.take(data.images, index, axis=0))
     from xpnet.accel.cupy.batches import gather
 
     out: Array = xp.empty((index.shape[0], *data.shape[1:]), dtype=getattr(xp, data.dtype.name))
-    gather(data.images, index, out, table=table)
+    images: Any = data.images
+    if images.flags.c_contiguous:
+        gather(images, index, out, table=table)
+    else:
+        gather(xp.take(images, index, axis=0), None, out, table=table)
     return out

@@ -6,6 +6,9 @@ On a GPU a recorded step repeats the same launches on the same memory, so its ba
     ResidentFeed   the data are on the device: selecting, gathering, augmenting and converting are part of the recorded step
     PrefetchFeed   batches are copied to the device while earlier ones are used (`xpnet.data.prefetch`), bytes as bytes
     PlainFeed      batches as the loader gives them
+
+What makes batches and is a user's own (streams, transforms, sequences of examples, subclasses) runs when it does on the CPU:
+batch k + 1 is asked for after step k and its callbacks, unless there are workers. Only plain arrays are read ahead.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import numpy as np
 from xpnet.backend import Array, Device, device_of, dtype_name, namespace, to_device
 from xpnet.ops.registry import reference_is_forced
 from xpnet.runtime.given import as_pair
+from xpnet.runtime.overrides import is_own
 
-from .arrays import Arrays, is_array
+from .arrays import Arrays, is_array, reads_plainly, tree_leaves
 from .augment.program import AugmentProgram, augment_program
 from .byte_images import ByteImages
 from .loader import Batches
@@ -95,11 +99,13 @@ def choose_feed(batches: Batches, device: Device, transfers: Callable[[], Transf
 
     `transfers` is called if batches have to be copied.
     """
+    if not is_own(batches) or not is_own(batches.source):
+        return PlainFeed(batches)  # which calls what a subclass overrides
     pair = batches.source.tree if isinstance(batches.source, Arrays) else None
     if type(pair) is not tuple or len(pair) != 2 or not all(isinstance(p, ByteImages) or is_array(p) for p in pair):
         pair = None
     program = None
-    if recorded and pair is not None and batches.transform is None and not reference_is_forced():
+    if recorded and pair is not None and _are_plain(batches) and not reference_is_forced():
         program = _program(batches, pair[0])
     if pair is not None and _device_of(pair[0]) == device:
         labels = _labels(batches, pair, device)
@@ -186,14 +192,18 @@ class ResidentFeed(PlainFeed):
     Args:
         batches: data in batches.
         program: from the data to a batch.
-        data, labels: (M, ...) on the device.
+        data: (M, ...) on the device.
+        labels: (M, ...) on the device or on the host.
     """
 
     def __init__(self, batches: Batches, program: AugmentProgram, data: Array, labels: Any) -> None:
         super().__init__(batches)
         self.xp = xp = namespace(data)
+        self.device: Any = device_of(data)
         size = _largest(batches)
-        self.data, self.labels = xp.ascontiguousarray(data), xp.ascontiguousarray(labels)
+        # What the kernels cannot read where it is has a copy, which every epoch makes anew: the data may have changed.
+        self._copies: list[tuple[Array, Any]] = []
+        self.data, self.labels = self._readable(data), self._readable(labels)
         self.builder = BatchBuilder(program, xp, size)
         self.y = xp.empty((size, *labels.shape[1:]), dtype=labels.dtype)
         self.order = xp.zeros(batches.count or 1, dtype=xp.int64)
@@ -204,8 +214,19 @@ class ResidentFeed(PlainFeed):
         self.words = self.labels.reshape(len(labels), -1).view(xp.uint32) if short else None
         self._views: dict[int, Pair] = {}  # by batch size: making a view is the largest part of the host's work
 
+    def _readable(self, array: Any) -> Any:
+        """Return an array itself where it is contiguous on the device, else memory that its copies go to."""
+        there: Any = to_device(array, self.device)
+        if there is array and array.flags.c_contiguous:
+            return array
+        copy = self.xp.empty(there.shape, dtype=there.dtype)
+        self._copies.append((copy, array))
+        return copy
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
         """See DeviceFeed."""
+        for copy, array in self._copies:  # in the order of the stream that the steps run on
+            copy[...] = to_device(array, self.device)
         self.order[...] = self.xp.asarray(self.batches.order(epoch))
         self.position[...] = start * (self.batches.batch_size or 1)
         self.builder.begin(epoch, start)
@@ -241,8 +262,8 @@ class PrefetchFeed(PlainFeed):
     ) -> None:
         super().__init__(batches)
         self.raw = raw
-        # Without workers, the user's own code runs in the main thread.
-        self.prefetcher = Prefetcher(transfers, thread=batches.workers > 0 or isinstance(batches.source, Arrays))
+        # Without workers, the user's own code runs in the main thread, and when it does on the CPU.
+        self.prefetcher = Prefetcher(transfers, thread=batches.workers > 0 or _are_plain(batches))
         self.builder = None if program is None else BatchBuilder(program, transfers.xp, _largest(batches))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
@@ -272,6 +293,12 @@ def _array(x: Any) -> Any:
     return x.images if isinstance(x, ByteImages) else x
 
 
+def _are_plain(batches: Batches) -> bool:
+    """Return whether batches are slices of arrays, and none of the user's code makes them."""
+    source = batches.source
+    return isinstance(source, Arrays) and batches.transform is None and all(map(reads_plainly, tree_leaves(source.tree)))
+
+
 def _device_of(x: Any) -> Any:
     """Return the device of an array or of ByteImages, None for data in a file."""
     try:
@@ -297,10 +324,10 @@ def _program(batches: Batches, x: Any) -> AugmentProgram | None:
 
 
 def _labels(batches: Batches, pair: tuple[Any, Any], device: Device) -> Any:
-    """Return the labels on the data's device; None where they are not arrays, or too large to be moved unasked."""
+    """Return the labels; None where they are not arrays, or on another device and too large to be moved unasked."""
     x, y = _array(pair[0]), pair[1]
     if isinstance(y, ByteImages) or _device_of(y) is None:
         return None
     if _device_of(y) == device:
         return y
-    return to_device(y, device) if batches.device == device and y.nbytes <= x.nbytes else None
+    return y if batches.device == device and y.nbytes <= x.nbytes else None

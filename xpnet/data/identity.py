@@ -1,13 +1,17 @@
 """Whether two Batches hold the same data in the same batches: an epoch that was cut short can be continued on such only.
 
 Arrays are the same if they are the same memory, or have the same content; large ones are compared in some of their rows. Other
-data are compared by what names them: the files of a folder, or else their kind and number.
+data are compared by what names them: the files of a folder, or else their kind and number. Transforms and augmentations are
+compared by their names and settings: arguments of a partial, and what a class keeps of the parameters of its constructor.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 from collections.abc import Mapping
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -27,8 +31,9 @@ _ROWS = 256
 
 _WORDS = {
     "kind": "the kind of data", "count": "examples", "batch_size": "batch_size", "seed": "seed", "shuffle": "shuffle",
-    "drop_last": "drop_last", "weights": "weights", "transform": "the transform", "augment": "the augmentation",
-    "shapes": "shapes", "content": "content",
+    "drop_last": "drop_last", "buffer": "buffer", "weights": "weights", "transform": "the transform",
+    "augment": "the augmentation", "transform_settings": "the transform", "augment_settings": "the augmentation",
+    "class": "the class of Batches", "values": "the values of bytes", "shapes": "shapes", "content": "content",
 }  # fmt: skip
 
 
@@ -72,11 +77,20 @@ def _form(batches: Batches) -> dict[str, Any]:
         "seed": batches.seed,
         "shuffle": batches.shuffle,
         "drop_last": batches.drop_last,
+        "buffer": source.buffer if isinstance(source, Stream) else 0,
         "weights": None if weights is None else hashlib.blake2b(weights.tobytes(), digest_size=16).hexdigest(),
         "transform": _name(batches.transform),
         "augment": _name(batches.augment),
+        "transform_settings": _settings(batches.transform),
+        "augment_settings": _settings(batches.augment),
+        "class": _name(type(batches)),
+        "values": [_values(part) for part in _parts(batches) if isinstance(part, ByteImages)],
         "shapes": [[str(leaf.dtype), *(int(n) for n in leaf.shape)] for leaf in _leaves(batches)],
     }
+
+
+def _parts(batches: Batches) -> list[Any]:
+    return tree_leaves(batches.source.tree) if isinstance(batches.source, Arrays) else []
 
 
 def _leaf(part: Any) -> Any:
@@ -84,7 +98,7 @@ def _leaf(part: Any) -> Any:
 
 
 def _leaves(batches: Batches) -> list[Any]:
-    return [_leaf(part) for part in tree_leaves(batches.source.tree)] if isinstance(batches.source, Arrays) else []
+    return [_leaf(part) for part in _parts(batches)]
 
 
 def _name(function: Any) -> str | None:
@@ -95,6 +109,39 @@ def _name(function: Any) -> str | None:
         return None
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _values(images: ByteImages) -> str:
+    """Return a description of what ByteImages make of their bytes."""
+    return f"{_name(type(images))}({', '.join(map(_settings, (images.scale, images.mean, images.std, images.dtype)))})"
+
+
+def _settings(thing: Any, depth: int = 4) -> str:
+    """Return a description of the settings of a transform, an augmentation, or a part of one.
+
+    A function has none, except where it is a partial or a method. Of an object these are what it keeps of the parameters of its
+    constructor, under their names: a counter is no setting.
+    """
+    if thing is None or isinstance(thing, (bool, int, float, str, bytes, np.generic, np.dtype)):
+        return repr(thing)
+    if isinstance(thing, np.ndarray):
+        found = hashlib.blake2b(digest_size=16)
+        _add(found, thing)
+        return f"{thing.dtype} {thing.shape} {found.hexdigest()}"
+    given: dict[Any, Any] = {}
+    if depth and isinstance(thing, (tuple, list, functools.partial)):
+        given = dict(enumerate(thing.args if isinstance(thing, functools.partial) else thing))
+    if depth and isinstance(thing, (Mapping, functools.partial)):
+        given |= thing if isinstance(thing, Mapping) else thing.keywords
+    elif depth and isinstance(thing, MethodType):
+        given = {"self": thing.__self__}
+    elif depth and hasattr(thing, "__dict__") and not isinstance(thing, (type, FunctionType)):
+        constructor: Any = type(thing).__init__
+        names = inspect.signature(constructor).parameters if isinstance(constructor, FunctionType) else ()
+        given |= {name: value for name, value in vars(thing).items() if name in names}
+    named = ("" if isinstance(name, int) else f"{name}=" for name in given)
+    listed = ", ".join(f"{name}{_settings(value, depth - 1)}" for name, value in zip(named, given.values()))
+    return f"{'' if isinstance(thing, (tuple, list)) else _name(thing)}({listed})"
 
 
 def _same_objects(a: Batches, b: Batches) -> bool:

@@ -21,7 +21,7 @@ from . import sampling
 from .arrays import Arrays, Order, is_array, tree_map
 from .augment import Augmentation
 from .dataset import NumpyArray, WorkerError
-from .sources import Examples, SkipExample, Stream, source_of
+from .sources import Examples, SkipExample, Stream, not_an_end, source_of
 
 if TYPE_CHECKING:
     from .workers import Processes
@@ -47,7 +47,10 @@ def _finish(
     transform: Callable[[Any], Any] | None, augment: Augmentation | None, seed: int, batch: Any, epoch: int, number: int
 ) -> Any:
     if transform is not None:
-        batch = transform(batch)
+        try:
+            batch = transform(batch)
+        except StopIteration as error:
+            raise not_an_end(transform) from error
         if batch is None:
             raise TypeError("Batches: transform returned None, expected the batch to use: does it end with return?")
     return batch if augment is None else _augmented(augment, seed, batch, epoch, number)
@@ -55,6 +58,13 @@ def _finish(
 
 def _augmented(augment: Augmentation, seed: int, batch: Any, epoch: int, number: int) -> Any:
     step = (epoch << 32) + number
+    try:
+        return _augmented_batch(augment, batch, seed, step)
+    except StopIteration as error:
+        raise not_an_end(augment) from error
+
+
+def _augmented_batch(augment: Augmentation, batch: Any, seed: int, step: int) -> Any:
     if isinstance(batch, tuple) and len(batch) == 2:
         return augment(*batch, seed=seed, step=step)
     if isinstance(batch, (tuple, Mapping)):
@@ -93,7 +103,9 @@ class Batches:
             (seed, epoch, batch). It runs in the workers, or, with `device` on a GPU, there (in `Trainer.fit` as part of
             the recorded step, where possible).
         device: where each batch is moved to ("cuda"); None: it stays where it is.
-        workers: how many threads (or processes) prepare batches ahead of time; 0: none.
+        workers: how many threads (or processes) prepare batches ahead of time. 0: none, and code of yours that makes batches
+            (a stream, a sequence of examples, a transform) runs in the loop's thread, when a batch is asked for: after the
+            step on the one before, and its callbacks. Only plain arrays are read ahead, on a GPU.
         processes: worker processes instead of threads: for sequences of examples whose decoding holds Python's lock.
         prefetch: how many batches each worker is ahead.
         buffer: for a stream: the size of the shuffle buffer.
@@ -309,7 +321,8 @@ class Batches:
         else:
             raise TypeError("a stream has no indices")
         if self.workers == 0:
-            yield from itertools.starmap(work, tasks)
+            for task in tasks:
+                yield work(*task)
             return
         # Imported late: process pools load much of the standard library.
         from .workers import in_threads

@@ -8,7 +8,8 @@ a slot, the copy stream transfers it, the compute stream uses it; each waits onl
     use slot k       after its copy                              (the compute stream waits)
 
 An array that is on the device already is copied, too: it belongs to the stream of the thread that made it, which the copy
-waits for, and which waits for the copy before it uses the array's memory again.
+waits for. Its memory is used again after the copy: that stream is the one that then uses the batch, or with a thread the copy
+stream itself.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class Prefetcher:
 
     Args:
         transfers: the device's streams.
-        thread: prepare batches and fill slots in a background thread; else in the caller's thread, also ahead.
+        thread: prepare batches and fill slots in a background thread, ahead; else in the caller's thread, each batch when it
+            is asked for. Copies overlap with computation either way, as launches return before they have run.
         slots: batches in flight, including the one in use.
     """
 
@@ -141,11 +143,11 @@ class Prefetcher:
             made.close()
 
     def _ahead(self, made: Iterator[tuple[Any, Any]]) -> Generator[Any]:
-        """Yield filled slots in turn, up to `slots` - 1 of them ahead of the one in use.
+        """Yield filled slots in turn; with a thread, up to `slots` - 1 of them are filled ahead of the one in use.
 
         The host may refill a slot: its last batch, `slots` batches ago, was released when the next one was requested.
         """
-        from .workers import SerialExecutor, in_order, threads
+        from .workers import in_order, threads
 
         turns = itertools.cycle(self._slots)
 
@@ -159,8 +161,12 @@ class Prefetcher:
             slot = next(turns)
             return slot, self._stage(slot, batch), others
 
-        with threads(1) if self.thread else SerialExecutor() as pool:
-            beside = functools.partial(self.transfers.beside, work) if self.thread else work
+        if not self.thread:
+            while (item := work()) is not _END:
+                yield item
+            return
+        with threads(1) as pool:
+            beside = functools.partial(self.transfers.beside, work)
             for item in in_order(pool, beside, itertools.repeat(()), len(self._slots) - 1):
                 if item is _END:
                     return
@@ -201,8 +207,6 @@ class Prefetcher:
             if source.nbytes:
                 transfers.copy(target, source)
         slot.copied = transfers.copied()
-        if there:
-            transfers.computations_wait(slot.copied)
         if line is not None:
             line.add("loading", "fill", started, line.now())
             line.add("copies", "copy", begun, slot.copied, transfers.seconds)

@@ -30,6 +30,15 @@ class SkipExample(Exception):  # noqa: N818 - a request, not an error
         self.name, self.reason = name, reason
 
 
+def not_an_end(who: Any) -> RuntimeError:
+    """Return the error for a StopIteration of a user's code that makes an example or a batch: the epoch would end there."""
+    name = getattr(who, "__qualname__", type(who).__qualname__)
+    return RuntimeError(
+        f"{name} raised StopIteration while it made a batch; only a stream ends so. Is a generator used up that it reads with "
+        f"next()? It may raise another exception, or xn.data.SkipExample in data[i] to leave an example out"
+    )
+
+
 def collate(examples: list[Any], where: str, names: Sequence[object] = ()) -> Any:
     """Stack single examples of the same form into one batch, along a new first axis.
 
@@ -89,6 +98,8 @@ class Examples:
                 names.append(f"example {i}" if files is None else files[i])
             except SkipExample as skip:
                 skipped.append(skip)
+            except StopIteration as error:
+                raise not_an_end(type(self.data).__getitem__) from error
         return (collate(found, type(self.data).__name__, names) if found else None), skipped
 
 

@@ -151,19 +151,6 @@ class DaemonThreads(Executor):
             del future, work, task  # a batch lives no longer than its user keeps it
 
 
-class SerialExecutor(Executor):
-    """Runs work at once in the calling thread; an exception is kept in the future, as in a pool."""
-
-    def submit(self, work: Callable[..., T], /, *arguments: Any, **named: Any) -> Future[T]:
-        """Run the work and return its future."""
-        future: Future[T] = Future()
-        try:
-            future.set_result(work(*arguments, **named))
-        except Exception as error:  # an interrupt is not deferred
-            future.set_exception(error)
-        return future
-
-
 _work: Callable[..., Any] | None = None
 
 

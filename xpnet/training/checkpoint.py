@@ -23,6 +23,7 @@ from xpnet.runtime.messages import quoted, shorten
 from xpnet.training.callback import Callback
 from xpnet.training.final_weights import raw_state
 from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_run
+from xpnet.training.not_finite import lost_epoch, lost_weights
 from xpnet.training.run import claim
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
 
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
+        NotFiniteError: a loss of this epoch or a trainable parameter is not finite: a run could not go on from there.
     """
+    sums = trainer.sums.state()
+    loss = sums["totals"].get("loss", 0.0) / max(sums["count"], 1)
+    if not math.isfinite(loss):
+        raise lost_epoch(trainer, loss)
     arrays: dict[str, Any] = {}
     parameters = trainer.model.parameters()
     document = {
@@ -54,7 +60,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
             "first_epoch": trainer.first_epoch,
             "seed": trainer.seed,
             "deterministic": get_deterministic(),
-            "sums": trainer.sums.state(),
+            "sums": sums,
         },
         "history": dict(trainer.history),
         "counters": trainer.model.rng_counters(),
@@ -69,6 +75,8 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
             for i, callback in enumerate(trainer.callbacks)
         ],
     }
+    if not all(np.isfinite(arrays[f"model.{name}"]).all() for name, p in parameters.items() if p.requires_grad):
+        raise lost_weights(trainer)
     archive.write(path, document, arrays)
 
 
@@ -300,8 +308,10 @@ class Checkpoint(Callback):
         best: a name in the history, such as "val_accuracy": the epoch with its best value is kept as best.ckpt.
         mode: "min" or "max", which value is the best; None: as the metric says, see EarlyStopping.
 
-    A checkpoint that cannot be written during the run (a full disk) is a warning, and the run continues: older ones are
-    untouched. A folder that cannot be written at the start is an error, and so is one that another process trains into.
+    Where a loss of the epoch or a parameter is not finite, no checkpoint is written and the run ends with a NotFiniteError: it
+    could not go on from there. One that cannot be written during the run (a full disk) is a warning, and the run continues:
+    older ones are untouched. A folder that cannot be written at the start is an error, and so is one that another process
+    trains into.
 
     Checkpoints in the folder that are ahead of the start of this run belong to another run, or to a part of this one that is
     repeated. They would be taken for the newest ones, so they are renamed to end in ".old", with a warning.

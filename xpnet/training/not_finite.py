@@ -14,6 +14,11 @@ from xpnet.layers.module import Module
 
 if TYPE_CHECKING:
     from xpnet.training.steps import Steps
+    from xpnet.training.trainer import Trainer
+
+_ADVICE = "try a smaller learning rate, scaled inputs or gradient clipping"
+_SEARCHED = 1 << 32  # bytes of data that are looked through for the cause
+_CHUNK = 1 << 24
 
 
 class NotFiniteError(ArithmeticError):
@@ -32,10 +37,49 @@ def not_finite(trainer: Steps, x: Array, loss: float, y: Any = None) -> NotFinit
         return NotFiniteError(
             f"the loss became {loss} in {where}: {bad}; take such examples out, or fill in their values (numpy.nan_to_num)"
         )
-    return NotFiniteError(
-        f"the loss became {loss} in {where}; {first_not_finite(trainer.model, x)}; "
-        f"try a smaller learning rate, scaled inputs or gradient clipping"
-    )
+    return NotFiniteError(f"the loss became {loss} in {where}; {first_not_finite(trainer.model, x)}; {_ADVICE}")
+
+
+def lost_epoch(trainer: Trainer, loss: float, x: Any = None, y: Any = None) -> NotFiniteError:
+    """Give up an epoch in which a loss was not finite, and return the error: no step has looked, to wait for no GPU.
+
+    x, y: the last batch, if it is at hand.
+    """
+    where = f"epoch {trainer.epoch + 1}, within its first {trainer.batch} batches"
+    trainer.batch = 0
+    cause = not_finite_targets(y) or examples_not_finite(trainer.batches)
+    if cause:
+        cause = f"{cause}; take these examples out, or fill in their values"
+    else:
+        found = parameter_not_finite(trainer.model) if x is None else first_not_finite(trainer.model, x)
+        cause = f"{found}; {_ADVICE}" if found else _ADVICE
+    return NotFiniteError(f"the loss became {loss} in {where}; {cause}")
+
+
+def lost_weights(trainer: Trainer) -> NotFiniteError:
+    """Return the error for parameters that are not finite where a checkpoint would hold them."""
+    where = f"epoch {trainer.epoch + 1}, batch {trainer.batch}" if trainer.batch else f"epoch {trainer.epoch}"
+    return NotFiniteError(f"after {where} {parameter_not_finite(trainer.model)}; {_ADVICE}")
+
+
+def examples_not_finite(batches: Any) -> str:
+    """Return a clause about arrays of examples that are not finite, or "" where there are none or nobody can tell."""
+    from xpnet.data.arrays import Arrays, reads_plainly, tree_leaves
+
+    if batches is None or not isinstance(batches.source, Arrays):
+        return ""
+    leaves = [leaf for leaf in tree_leaves(batches.source.tree) if reads_plainly(leaf) and hasattr(leaf, "nbytes")]
+    if sum(leaf.nbytes for leaf in leaves) > _SEARCHED:
+        return ""
+    for leaf in leaves:
+        rows = max(1, _CHUNK * len(leaf) // max(leaf.nbytes, 1))
+        for start in range(0, len(leaf), rows) if is_floating(leaf) else ():
+            part = leaf[start : start + rows]
+            xp = namespace(part)
+            bad = xp.any(xp.reshape(~xp.isfinite(part), (len(part), -1)), axis=1)
+            if bool(xp.any(bad)):
+                return f"the data hold values that are not finite, the first in example {start + int(xp.argmax(bad))}"
+    return ""
 
 
 def not_finite_targets(y: Any) -> str:
@@ -80,18 +124,24 @@ def _native(x: Any) -> Any:
 
 
 @runs_on_its_device
+def parameter_not_finite(model: Module) -> str:
+    """Return a clause that names the first parameter that is not finite, or ""."""
+    for path, parameter in model.parameters().items():
+        if not _finite(parameter.array):
+            labels = "" if model.context.device.kind == "cpu" else " (on a GPU labels and indices out of range do that, too)"
+            return f"the parameter {path!r} is not finite{labels}"
+    return ""
+
+
+@runs_on_its_device
 def first_not_finite(model: Module, x: Array) -> str:
     """Return a clause that names the first thing in `model` that is not finite for the batch `x`.
 
     The input, the parameters and then every layer's output are checked, in the order of computation.
     """
     inputs = x if isinstance(x, tuple) else (x,)
-    if bad := _not_finite_inputs(x):
+    if bad := _not_finite_inputs(x) or parameter_not_finite(model):
         return bad
-    for path, parameter in model.parameters().items():
-        if not _finite(parameter.array):
-            labels = "" if model.context.device.kind == "cpu" else " (on a GPU labels and indices out of range do that, too)"
-            return f"the parameter {path!r} is not finite{labels}"
     found: list[str] = []
 
     def look(layer: Module, forward: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

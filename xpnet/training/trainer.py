@@ -19,6 +19,7 @@ from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
 from xpnet.runtime.given import as_pair
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.overrides import is_own
 from xpnet.runtime.settings import check_whole, whole
 from xpnet.training.arguments import named_metrics, refuse_loss, require_parts
 from xpnet.training.callback import Callback, tell
@@ -27,7 +28,7 @@ from xpnet.training.data_adapter import as_batches, build, no_batches
 from xpnet.training.final_weights import SetAside, leave_weights
 from xpnet.training.history import History, Sums
 from xpnet.training.interrupt import interruptible
-from xpnet.training.not_finite import NotFiniteError, not_finite
+from xpnet.training.not_finite import NotFiniteError, lost_epoch
 from xpnet.training.progress import Progress
 from xpnet.training.run import begin_callbacks, continue_epoch, end_callbacks, take_callbacks
 from xpnet.training.step_state import StepState
@@ -236,6 +237,7 @@ class Trainer(Steps):
                 callback.on_epoch_begin(self)
         progress.begin(self.epoch, self.batch, self.sums)
         x = y = None
+        cut = False
         for batch in watched(feed.epoch(self.epoch, self.batch), self.model.context.device):
             x, y = batch if type(batch) is tuple and len(batch) == 2 else as_pair(batch)
             self.last_loss = train(x, y)
@@ -244,16 +246,17 @@ class Trainer(Steps):
                 tell(self, self.callbacks, "on_step_end")
                 tell(self, self.callbacks, "on_checkpoint", epoch_ended=False)
             if self.stop:
-                return  # an epoch that was cut short is not recorded; the next fit or a checkpoint continues it
+                cut = True
+                break
         if self.batch == 0:
             raise ValueError(no_batches(f"epoch {self.epoch + 1}"))
-        if self.pending:
+        if self.pending and not cut:
             self._update_pending()
         values = self.sums.means()
-        if x is not None and not math.isfinite(values["loss"]):
-            error = not_finite(self, x, values["loss"], y)
-            self.batch = 0  # such an epoch is not worth finishing
-            raise error
+        if not math.isfinite(values["loss"]):
+            raise lost_epoch(self, values["loss"], x, y)
+        if cut:
+            return  # such an epoch is not recorded; the next fit or a checkpoint continues it
         if self.checks is not None:
             values.update({f"val_{name}": value for name, value in self._evaluate(self.checks).items()})
         try:
@@ -300,10 +303,9 @@ class Trainer(Steps):
 
 def captured_steps(trainer: Trainer) -> Any:
     """Return the steps of a Trainer as CUDA graphs (a context), or None where they run launch by launch."""
-    if trainer.accumulate > 1 or not trainer.capture:
+    if trainer.accumulate > 1 or not trainer.capture or trainer.model.context.device.kind == "cpu":
         return None
-    own = (getattr(getattr(trainer, name), "__func__", None) is not getattr(Trainer, name) for name in ("_train", "_step"))
-    if any(own):  # a loop of a subclass
+    if not is_own(trainer, "_train", "_step", "_update"):  # a loop of a subclass
         return None
     executor = trainer.model._model_executor or executor_of(trainer.model)
     return executor.capture(trainer)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import random
+from xpnet.runtime.overrides import is_own
 
 from ..dataset import NumpyArray
 from .base import Augmentation, Compose
@@ -59,8 +60,8 @@ def augment_program(
 ) -> AugmentProgram | None:
     """Return the program of an augmentation, or None if a stage cannot be expressed in one.
 
-    Such stages are Mixup, Rotation, Elastic and user-defined classes; Rescale and Normalise in half precision, and bytes that
-    stay bytes.
+    Such stages are Mixup, Rotation, Elastic, user-defined classes and those with a replaced method; Rescale and Normalise
+    in half precision, and bytes that stay bytes.
 
     Args:
         augment: any; None changes nothing.
@@ -74,6 +75,8 @@ def augment_program(
         ValueError, TypeError: the augmentation does not fit such examples.
     """
     channels = shape[-1] if shape else 1
+    if not _are_own(augment):
+        return None
     flat = list(_flat(augment, seed, ()))
     different = channels if not alike or any(type(stage) is Normalise for stage, _ in flat) else 1
     bytes_ = dtype == "uint8"
@@ -114,6 +117,11 @@ def augment_program(
         np.ascontiguousarray(samples.reshape(256, different)) if bytes_ else None,
         np.stack(pairs) if pairs else None,
     )
+
+
+def _are_own(stage: Augmentation | None) -> bool:
+    """Return whether no method of a stage is replaced."""
+    return stage is None or (is_own(stage) and all(map(_are_own, getattr(stage, "stages", ()))))
 
 
 def _flat(stage: Augmentation | None, seed: int, place: tuple[int, ...]) -> Iterator[tuple[Augmentation, random.Key]]:
