@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,3 +54,29 @@ def require_parts(model: Any, optimizer: Any, callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {callback!r}")
+        refuse_hooks(callback)
+
+
+_HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+_FOREIGN = {
+    "on_train_begin": "on_fit_begin", "on_train_start": "on_fit_begin", "on_fit_start": "on_fit_begin",
+    "on_train_end": "on_fit_end", "on_epoch_start": "on_epoch_begin", "on_train_epoch_start": "on_epoch_begin",
+    "on_train_epoch_end": "on_epoch_end", "on_validation_end": "on_epoch_end", "on_test_end": "on_epoch_end",
+    "on_batch_end": "on_step_end", "on_train_batch_end": "on_step_end", "on_after_backward": "on_before_optimizer_step",
+    "on_save_checkpoint": "on_checkpoint",
+}  # fmt: skip
+"""What hooks of other libraries are called here."""
+
+
+def refuse_hooks(callback: Callback) -> None:
+    """Raise a TypeError for a callback with a method that looks like one of `Callback` and would never be called."""
+    kind = type(callback)
+    for name in dir(kind):
+        if name.startswith("on_") and name not in _HOOKS and callable(getattr(kind, name)):
+            near = _FOREIGN.get(name) or next(iter(difflib.get_close_matches(name, _HOOKS, 1)), None)
+            hint = "" if near is None else f"; did you mean {near}?"
+            raise TypeError(
+                f"{kind.__name__}: {name} would never be called: a Callback has {', '.join(_HOOKS)}{hint} (a method of another "
+                f"use gets another name)"
+            )

@@ -38,7 +38,10 @@ def first_loss(steps: Steps, prediction: Any, y: Any) -> Any:
     """
     model = steps.model
     refuse_output(model, prediction, [steps.loss, *steps.metrics.values()])
-    fault = strays(model, prediction) or untrainable(model)
+    fault = strays(model, prediction)
+    if fault is None:
+        model._require_built("fit")
+        fault = untrainable(model)
     if fault is not None:
         raise ValueError(fault)
     _refuse_sigmoid(steps.metrics, prediction)

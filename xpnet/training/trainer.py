@@ -17,6 +17,7 @@ from xpnet.layers.module import Module
 from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
+from xpnet.runtime.refused import refused_attribute
 from xpnet.training.arguments import named_metrics, require_parts
 from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, segments_of
@@ -69,6 +70,11 @@ class Trainer(Steps):
         last_loss: of the last batch of `fit`: a 0-d array on the device, which the next batch may overwrite.
         batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
+
+    stop_training = refused_attribute("use trainer.stop = True")
+    should_stop = refused_attribute("use trainer.stop = True")
+    lr = refused_attribute("use trainer.optimizer.learning_rate")
+    learning_rate = refused_attribute("use trainer.optimizer.learning_rate")
 
     def __init__(
         self,
