@@ -75,13 +75,16 @@ class Recurrent(Module):
         self._read_forwards()
         self.mask_value = None if mask_value is None else float(mask_value)
         self.use_bias = use_bias
-        self.kernel_initializer = initializers.Blocks(initializers.get(kernel_initializer), self.gates)
-        self.recurrent_initializer = initializers.Blocks(initializers.get(recurrent_initializer), self.gates)
+        self.kernel_initializer = self._of_each_gate("kernel_initializer", kernel_initializer)
+        self.recurrent_initializer = self._of_each_gate("recurrent_initializer", recurrent_initializer)
         self.bias_initializer = bias_initializer
         self.kernel_regularizer = kernel_regularizer
         self.recurrent_regularizer = recurrent_regularizer
         self.bias_regularizer = bias_regularizer
         self.carried = None
+
+    def _of_each_gate(self, name: str, initializer: Initial) -> Initial:
+        return initializers.Blocks(initializers.get(initializer, f"{type(self).__name__}: {name}"), self.gates)
 
     def _read_forwards(self) -> None:
         if self.stateful and self.reverse:

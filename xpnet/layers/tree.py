@@ -10,6 +10,7 @@ from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array
 from xpnet.layers.attributes import REFUSED, Reset, is_settled
 from xpnet.layers.context import Context, on_device
+from xpnet.layers.given import check_arguments, check_setting
 from xpnet.layers.holding import named, refuse_unseen, refuse_value
 from xpnet.layers.version import Version
 from xpnet.runtime.deprecation import renamed_attribute
@@ -62,6 +63,8 @@ class ModuleTree:
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
+        if args or keywords:  # a copy is made without them
+            check_arguments(cls, args, keywords)
         self = super().__new__(cls)
         table = self.__dict__
         table.update(path=None, context=Context(), _half=False, _children={}, _parameters={}, _buffers={}, _trainable=True)
@@ -90,6 +93,7 @@ class ModuleTree:
         if name in REFUSED:
             refuse(self, name, REFUSED[name], named(self), 1)
         refuse_value(self, name, value)
+        check_setting(self, name, value)
         reset = Reset(cast("Module", self), name) if is_settled(cast("Module", self), name) else None
         others = self._children_beside(name)
         new: dict[str, Any] = {}

@@ -115,9 +115,11 @@ def pair(value: Size, name: str) -> tuple[int, int]:
         return int(value), int(value)  # type: ignore[arg-type]
     try:
         h, w = value  # type: ignore[misc]
-        return int(h), int(w)
+        if is_whole(h) and is_whole(w):
+            return int(h), int(w)
     except (TypeError, ValueError):
-        raise ShapeError(f"{name} must be an int or a pair (height, width), got {value!r}") from None
+        pass
+    raise ShapeError(f"{name} must be an int or a pair (height, width), got {value!r}")
 
 
 def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
