@@ -384,3 +384,20 @@ def test_a_damaged_record_of_the_inputs_is_one_error(wrong, tmp_path):
     archive.write(tmp_path / "m.xpnet", {**document, "inputs": wrong}, arrays)
     with pytest.raises(model_file.ModelFileError, match=r"m\.xpnet"):
         model_file.read(tmp_path / "m.xpnet")
+
+
+def test_files_that_are_no_model_files_say_how_they_are_read(tmp_path):
+    model = xn.Sequential([xn.Dense(3)], input_shape=(2,))
+    model.save(tmp_path / "m.xpnet")
+    model.save_weights(tmp_path / "m.safetensors")
+    with pytest.raises(xn.ModelFileError, match=r"holds weights alone.*model\.load_weights"):
+        xn.load(tmp_path / "m.safetensors")
+    with pytest.raises(archive.ArchiveError, match=r"an archive such as a whole model.*xn\.load"):
+        model.load_weights(tmp_path / "m.xpnet")
+
+
+@pytest.mark.parametrize("classes", [xn.Dense, "Dense", ["Dense"]])
+def test_classes_that_are_no_list_of_classes_are_refused(tmp_path, classes):
+    xn.Sequential([xn.Dense(3)], input_shape=(2,)).save(tmp_path / "m.xpnet")
+    with pytest.raises(TypeError, match="classes: expected"):
+        xn.load(tmp_path / "m.xpnet", classes=classes)

@@ -15,6 +15,7 @@ from xpnet.layers.dense import Initial
 from xpnet.layers.module import Module
 from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.shapes import ShapeError, is_whole
+from xpnet.runtime.messages import quoted
 from xpnet.runtime.settings import check_numbers
 
 
@@ -251,8 +252,9 @@ class RNN(Recurrent):
 
     def __init__(self, units: int, activation: str | None = "tanh", **keywords: Any) -> None:
         super().__init__(units, **keywords)
-        if activation is not None and activation not in ACTIVATIONS_FROM_OUTPUT:
-            raise ValueError(f"RNN: activation must be None or one of {', '.join(ACTIVATIONS_FROM_OUTPUT)}, got {activation!r}")
+        if activation is not None and (not isinstance(activation, str) or activation not in ACTIVATIONS_FROM_OUTPUT):
+            names = ", ".join(ACTIVATIONS_FROM_OUTPUT)
+            raise ValueError(f"RNN: activation must be None or one of {names}, got {quoted(activation)}")
         self.activation = activation
 
     def _run(self, x: Any, bias: Any, states: tuple[Any, ...], mask: Any) -> Any:

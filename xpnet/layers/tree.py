@@ -40,7 +40,8 @@ def _has_setter(cls: type, name: str) -> bool:
 class ModuleTree:
     """The part of a Module that holds Modules, Parameters and buffers.
 
-    Whatever is assigned to an attribute is registered under its name; a list of Modules becomes a tuple.
+    Whatever is assigned to an attribute is registered under its name; a list of Modules becomes a tuple. What may not be
+    assigned is in xpnet.layers.holding.
 
     Attributes:
         path: the place in the tree: "" for the root, "2.body.0" and the like below it, None before the first run.

@@ -20,6 +20,7 @@ from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.messages import quoted, shorten
 from xpnet.training.callback import Callback
+from xpnet.training.description import describe, differences
 from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_run
 from xpnet.training.run import claim
 
@@ -53,6 +54,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
             "deterministic": get_deterministic(),
             "sums": trainer.sums.state(),
         },
+        "description": describe(trainer),
         "history": dict(trainer.history),
         "counters": trainer.model.rng_counters(),
         "model": _pack(trainer.model.state(), arrays, "model"),
@@ -103,6 +105,11 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
             stacklevel=3,
         )
     _check_model(trainer, path, parts["model"], parts["gradients"], document["counters"])
+    others = differences(document["description"], describe(trainer)) if "description" in document else []
+    if others:
+        warnings.warn(
+            shorten(f"{path}: the run goes on otherwise than it was: {'; '.join(others)}"), RuntimeWarning, stacklevel=3
+        )
     # What may find fault with its part comes first; what was loaded then is put back. The model, checked above, is last.
     before = [(part, dict(vars(part))) for part in (*trainer.callbacks, trainer.optimizer, trainer.sums)]
     try:
@@ -161,7 +168,8 @@ _DOCUMENT = fields(
             {"iterations": integer(), "factor": number, "slots": dict_of(fields({"array": text}))}, {"skipped": integer()}
         ),
         "callbacks": list_of(fields({"kind": text, "state": fields({})})),
-    }
+    },
+    {"description": fields({"loss": text, "layers": dict_of(dict_of(text))})},
 )
 
 
