@@ -311,3 +311,26 @@ def test_a_model_that_is_only_evaluated_may_have_no_parameters():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer(xn.Sequential([xn.ReLU()])).evaluate((X, Y))
+
+
+@pytest.mark.cuda
+def test_steps_on_a_gpu_are_looked_at_and_stay_recorded():
+    x, y = xn.to_device(X, "cuda"), xn.to_device(Y, "cuda")
+
+    def chained(*layers):
+        return xn.Sequential([xn.Dense(4, "relu"), *layers], input_shape=(4,), device="cuda")
+
+    outside = xn.Sequential([xn.Dense(3)], input_shape=(4,), device="cuda")
+    for model, says in (
+        (chained(lambda h: outside(h)), "not the model's"),
+        (chained(xn.Dense(3)).freeze(), "frozen"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            trainer(model).fit((x, y), batch_size=16, verbose=False)
+    with pytest.warns(RuntimeWarning, match="applies softmax itself") as said:
+        trainer(chained(xn.Dense(3), xn.Softmax())).fit((x, y), epochs=3, batch_size=16, verbose=False)
+    assert len(said) == 1
+    lost = chained(lambda h: xn.Tensor(getattr(h, "array", h)), xn.Dense(3))
+    with pytest.warns(RuntimeWarning, match=r"not trained in this step: 0\.kernel") as said:
+        trainer(lost).fit((x, y), epochs=3, batch_size=16, verbose=False)
+    assert len(said) == 1
