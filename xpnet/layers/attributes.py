@@ -26,6 +26,7 @@ REFUSED = {
     "dtype": "the whole model has one: xn.Sequential(..., dtype=...), or dtype= of your Module's constructor",
     "device": "use model.to(device)",
     "seed": "the whole model has one: xn.Sequential(..., seed=...), or seed= of your Module's constructor",
+    "weight": "the weights of most layers are layer.kernel; layer.parameters() names them",
     "stop_training": "use trainer.stop = True",
     "activity_regularizer": "add a penalty on activations to the loss function",
 }

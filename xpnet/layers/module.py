@@ -229,7 +229,7 @@ class Module(ModuleTree):
             raise self._located(error) from None
         except (AttributeError, TypeError) as error:
             if inputs and inputs[0] is None and not getattr(error, "located", False):
-                text = "its input is None: the layer or function before it returned nothing; does it end in `return`?"
+                text = "its input is None; does the layer or function before it end in `return`?"
                 raise self._located(TypeError(text)) from error
             raise
 

@@ -77,7 +77,7 @@ def refuse_output(model: Module, prediction: Any, functions: Iterable[Any] = ())
 def _ours(function: Any) -> str | None:
     """Return the name of a loss or metric of this package; each takes one output."""
     function = _inner(function)
-    known = getattr(function, "__module__", "").startswith(("xpnet.losses", "xpnet.metrics"))
+    known = str(getattr(function, "__module__", None)).startswith(("xpnet.losses", "xpnet.metrics"))
     return f"xn.{'.'.join(function.__module__.split('.')[1:2])}.{function.__name__}" if known else None
 
 
