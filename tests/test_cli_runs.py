@@ -456,6 +456,25 @@ def test_the_doctor_finds_what_is_wrong(tmp_path, capsys):
     assert "batch normalisation" in " ".join(out.split())  # what to do
 
 
+def test_the_doctor_finds_layers_that_the_model_does_not_know(tmp_path, capsys):
+    (tmp_path / "nets.py").write_text(
+        "import xpnet as xn\n"
+        "class Lost(xn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        layer = xn.Dense(classes)\n"
+        "        self.run = lambda x: layer(x)\n"
+        "    def forward(self, x):\n"
+        "        return self.run(x)\n"
+        "def net(classes):\n"
+        "    return Lost(classes)\n"
+    )
+    code, out, _ = say(capsys, "doctor", f"{tmp_path}/nets.py:net", "iris")
+    assert code == 1
+    said = " ".join(out.split())
+    assert said.count("*") == 1
+    assert "Lost: forward uses Parameters that are not the model's" in said
+
+
 def test_profile(trained, tmp_path, capsys):
     code, out, _ = say(capsys, "profile", trained / "model.xpnet", "--steps", "2", "--trace", tmp_path / "t.json")
     assert code == 0

@@ -111,6 +111,10 @@ def test_an_attribute_that_is_replaced_is_forgotten():
     block.first = xn.Dense(4)
     block(X)
     assert len(block.parameters()) == 7
+    with pytest.raises(TypeError, match="scale is a Parameter"):
+        block.scale = 2.0  # type: ignore[assignment]
+    assert len(block.parameters()) == 7
+    del block.scale
     block.scale = 2.0  # type: ignore[assignment]
     assert "scale" not in block.parameters()
     assert (block(X).array != 0).any()

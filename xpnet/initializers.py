@@ -15,7 +15,7 @@ import numpy as np
 
 from xpnet import random
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.settings import check_numbers, check_whole
+from xpnet.runtime.settings import check_function, check_numbers, check_whole
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -233,18 +233,26 @@ NAMES: dict[str, Initializer] = {
 }
 
 
-def get(initializer: str | float | Initializer) -> Initializer:
+def get(initializer: str | float | Initializer, who: str = "initializer") -> Initializer:
     """Return an initializer by name, a constant by its number, or the initializer itself.
+
+    Args:
+        initializer: any of them.
+        who: what it is for, in the errors.
 
     Raises:
         ValueError: no such name.
+        TypeError: a class, or a function of another library.
     """
     if isinstance(initializer, str):
         if initializer not in NAMES:
-            raise ValueError(f"unknown initializer {quoted(initializer)}: expected one of {', '.join(NAMES)}")
+            raise ValueError(f"{who}: unknown initializer {quoted(initializer)}: expected one of {', '.join(NAMES)}")
         return NAMES[initializer]
     if isinstance(initializer, (int, float)):
         return Constant(float(initializer))
+    check_function(who, initializer, "a name, a number, or a function (shape, key) -> values such as xpnet.initializers.He()")
     if not callable(initializer):
-        raise ValueError(f"an initializer is a name, a number or a callable (shape, key) -> values, got {quoted(initializer)}")
+        raise ValueError(
+            f"{who}: an initializer is a name, a number or a callable (shape, key) -> values, got {quoted(initializer)}"
+        )
     return initializer

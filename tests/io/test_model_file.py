@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,10 @@ def test_what_cannot_be_written_says_so_and_leaves_the_old_file(tmp_path):
     for model, message in [
         (xn.Sequential([lambda x: x], input_shape=(2,)), "a lambda cannot be written"),
         (Local(), "inside a function"),
-        (xn.Sequential([xn.Dense(2, kernel_initializer=object)], seed=0), "cannot be written|input_shape"),
+        (
+            xn.Sequential([xn.Dense(2, kernel_initializer=partial(np.full, fill_value=0.0))], seed=0),
+            "cannot be written|input_shape",
+        ),
         (xn.Sequential([xn.Reshape(range(2, 3))], input_shape=(2,)), "range cannot be written"),
         (changed, "would not come back"),
     ]:
@@ -380,3 +384,20 @@ def test_a_damaged_record_of_the_inputs_is_one_error(wrong, tmp_path):
     archive.write(tmp_path / "m.xpnet", {**document, "inputs": wrong}, arrays)
     with pytest.raises(model_file.ModelFileError, match=r"m\.xpnet"):
         model_file.read(tmp_path / "m.xpnet")
+
+
+def test_files_that_are_no_model_files_say_how_they_are_read(tmp_path):
+    model = xn.Sequential([xn.Dense(3)], input_shape=(2,))
+    model.save(tmp_path / "m.xpnet")
+    model.save_weights(tmp_path / "m.safetensors")
+    with pytest.raises(xn.ModelFileError, match=r"holds weights alone.*model\.load_weights"):
+        xn.load(tmp_path / "m.safetensors")
+    with pytest.raises(archive.ArchiveError, match=r"an archive such as a whole model.*xn\.load"):
+        model.load_weights(tmp_path / "m.xpnet")
+
+
+@pytest.mark.parametrize("classes", [xn.Dense, "Dense", ["Dense"]])
+def test_classes_that_are_no_list_of_classes_are_refused(tmp_path, classes):
+    xn.Sequential([xn.Dense(3)], input_shape=(2,)).save(tmp_path / "m.xpnet")
+    with pytest.raises(TypeError, match="classes: expected"):
+        xn.load(tmp_path / "m.xpnet", classes=classes)

@@ -212,7 +212,7 @@ def test_a_penalty_that_is_set_late_counts(through, trained):
         model[0].kernel_regularizer = None
     else:
         model[0].kernel.regularizer = None
-    assert trainer._penalty() is None
+    assert model.flat_parameters.penalty() is None
     plain = dense()
     plain.load_state(model.state())
     reference = xn.Trainer(plain, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1))

@@ -24,6 +24,7 @@ from xpnet.training import (
     TensorBoard,
     Timing,
 )
+from xpnet.training.arguments import refuse_hooks
 
 
 def run(*callbacks, optimizer=None, epochs=3, validation=False, **keywords):
@@ -366,3 +367,37 @@ def test_hooks_under_their_old_names_are_called_for_now():
         run(Newer(value=1e-3), epochs=1)
     assert [c for c in calls if not isinstance(c, float)] == [False, "new"] * 5 + [True, "new"]
     assert [c for c in calls if isinstance(c, float)] == [np.float32(1e-3)] * 5
+
+
+# -- hooks that nothing calls --
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("on_batch_end", "on_step_end"),
+        ("on_train_begin", "on_fit_begin"),
+        ("on_train_end", "on_fit_end"),
+        ("on_epoch_ends", "on_epoch_end"),
+        ("on_after_backward", "on_before_optimizer_step"),
+        ("on_message", None),
+    ],
+)
+def test_a_hook_that_would_never_be_called_is_refused(name, meant):
+    kind = type("Mine", (xn.Callback,), {name: lambda self, *args: None})
+    says = f"^Mine: {name} would never be called: .*" + ("" if meant is None else rf"did you mean {meant}\?")
+    with pytest.raises(TypeError, match=says):
+        run(kind())
+    trainer = run()
+    trainer.callbacks.append(kind())
+    with pytest.raises(TypeError, match=says):
+        trainer.fit((np.ones((8, 5), np.float32), np.zeros(8, int)), epochs=4, verbose=False)
+
+
+def test_every_callback_of_the_package_has_hooks_that_are_called():
+    kinds = [xn.Callback]
+    for kind in kinds:
+        kinds += [below for below in kind.__subclasses__() if below.__module__.startswith("xpnet.")]
+    assert len(kinds) > 8
+    for kind in kinds:
+        refuse_hooks(object.__new__(kind))

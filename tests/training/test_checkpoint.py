@@ -247,3 +247,43 @@ def test_a_run_that_does_not_begin_leaves_its_folder_unlocked(tmp_path, monkeypa
     assert not lock._held
     runs.fit(run)
     assert not lock._held
+
+
+# -- another loss, other settings --
+
+
+def described(tmp_path, activation: object = "relu", loss: object = "softmax_cross_entropy", **keywords):
+    model = xn.Sequential([xn.Dense(4, activation, **keywords), xn.Dropout(0.25), xn.Dense(3)], input_shape=(5,))  # type: ignore[arg-type]
+    return xn.Trainer(model, loss=loss, optimizer=xn.optim.SGD(0.1), callbacks=[Checkpoint(tmp_path)])  # type: ignore[arg-type]
+
+
+def test_going_on_with_another_loss_or_layer_is_a_warning(tmp_path):
+    data = np.ones((8, 5), np.float32), np.arange(8) % 3
+    described(tmp_path).fit(data, verbose=False)
+    described(tmp_path).fit(data, epochs=2, verbose=False, resume="auto")
+    with pytest.warns(RuntimeWarning, match=r"the loss was softmax_cross_entropy, is hinge") as said:
+        described(tmp_path, loss="hinge").fit(data, epochs=3, verbose=False, resume="auto")
+    assert len(said) == 1
+    with pytest.warns(RuntimeWarning, match=r"activation of layer '0' \(Dense\) was 'relu', is 'tanh'"):
+        described(tmp_path, "tanh", "hinge").fit(data, epochs=4, verbose=False, resume="auto")
+    other = described(tmp_path, "tanh", "hinge", kernel_regularizer=xn.regularizers.L2(0.5))
+    with pytest.warns(RuntimeWarning, match=r"kernel_regularizer of layer '0' \(Dense\) was None, is L2\(strength=0\.5\)"):
+        other.fit(data, epochs=5, verbose=False, resume="auto")
+
+
+def test_what_has_no_description_is_not_compared(tmp_path):
+    data = np.ones((8, 5), np.float32), np.arange(8) % 3
+    ways = [lambda x: x * 2.0, lambda x: x * 3.0]
+    losses = [lambda p, t: xn.losses.hinge(p, t), lambda p, t: xn.losses.softmax_cross_entropy(p, t)]
+    for i, (way, loss) in enumerate(zip(ways, losses)):
+        described(tmp_path, way, loss).fit(data, epochs=i + 1, verbose=False, resume="auto")
+
+
+def test_a_checkpoint_without_a_description_is_read(tmp_path):
+    trainer = described(tmp_path)
+    trainer.fit((np.ones((8, 5), np.float32), np.arange(8) % 3), verbose=False)
+    save_checkpoint(trainer, tmp_path / "a")
+    document, arrays = archive.read(tmp_path / "a")
+    del document["description"]
+    archive.write(tmp_path / "b", document, arrays)
+    load_checkpoint(described(tmp_path, "tanh", "hinge"), tmp_path / "b")

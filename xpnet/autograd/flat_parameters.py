@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 from weakref import ref
 
 from xpnet import ops
 from xpnet.autograd.parameter import Parameter
+from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device, describe, device_of, namespace, to_device
 from xpnet.ops.updates.half import rounded
 
@@ -94,6 +95,20 @@ class FlatParameters:
         self.constrained = [p for p in self.parameters if p.constraint is not None]
         self._in_order = [p.decay for p in self.parameters] == self._decays
 
+    def penalty(self) -> Tensor | None:
+        """Return the sum of all weight penalties, or None where no parameter has one.
+
+        Raises:
+            TypeError: a regularizer returned something that has no gradient.
+        """
+        total = None
+        for parameter in self.regularized:
+            term = parameter.regularizer(parameter)
+            if type(term) is not Tensor or term.array.ndim or not term.requires_grad:
+                _refuse_penalty(parameter, term)
+            total = term if total is None else total + term
+        return total
+
     def intact(self) -> bool:
         """Return whether every Parameter is still trainable and still a view of this storage, those that decay first."""
         for p, view in self._views:  # in every step: a loop takes half the time of all()
@@ -164,6 +179,18 @@ class FlatParameters:
         """Clear all gradients."""
         for p in self.parameters:
             p.grad = None
+
+
+def _refuse_penalty(parameter: Parameter, term: Any) -> NoReturn:
+    """Raise the error for what a regularizer returned instead of a number on the tape."""
+    kind = getattr(parameter.regularizer, "__name__", type(parameter.regularizer).__name__)
+    got = type(term).__name__
+    if isinstance(term, Tensor):
+        got = f"a Tensor of shape {term.shape}" if term.array.ndim else "a Tensor without a gradient"
+    raise TypeError(
+        f"the regularizer {kind} of the parameter {parameter.path!r} returned {got}, expected a Tensor of shape () that "
+        f"depends on the parameter: compute it with xn.ops, such as 0.01 * xn.ops.sum(xn.ops.square(w)), not from w.array"
+    )
 
 
 def _unique(parameters: Iterable[Parameter]) -> list[Parameter]:

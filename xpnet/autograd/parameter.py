@@ -8,6 +8,25 @@ from xpnet import ops
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, device_of, dtype_name, half_dtypes, to_device
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import check_function
+
+
+def check_regularizer(who: str, value: Any) -> None:
+    """Raise a TypeError unless a value can be a penalty."""
+    check_function(who, value, "a function of the Parameter, such as xpnet.regularizers.L2(1e-4)")
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"{who} must be None or a function of the Parameter, such as xpnet.regularizers.L2(1e-4), got {quoted(value)}"
+        )
+
+
+def check_constraint(who: str, value: Any) -> None:
+    """Raise a TypeError unless a value can be a projection."""
+    check_function(who, value, "an object such as xpnet.regularizers.MaxNorm(3)")
+    if value is not None and not callable(getattr(value, "project", None)):
+        raise TypeError(
+            f"{who} must be None or have a method project(array), such as xpnet.regularizers.MaxNorm(3), got {quoted(value)}"
+        )
 
 
 class Parameter(Tensor):
@@ -55,11 +74,7 @@ class Parameter(Tensor):
 
     @regularizer.setter
     def regularizer(self, value: Any) -> None:
-        if value is not None and not callable(value):
-            raise TypeError(
-                f"{self.path or 'Parameter'}: regularizer must be None or a function of the Parameter, such as "
-                f"xpnet.regularizers.L2(1e-4), got {quoted(value)}"
-            )
+        check_regularizer(f"{self.path or 'Parameter'}: regularizer", value)
         self._regularizer = value
         self._sorted_again()
 
@@ -70,11 +85,7 @@ class Parameter(Tensor):
 
     @constraint.setter
     def constraint(self, value: Any) -> None:
-        if value is not None and not callable(getattr(value, "project", None)):
-            raise TypeError(
-                f"{self.path or 'Parameter'}: constraint must be None or have a method project(array), such as "
-                f"xpnet.regularizers.MaxNorm(3), got {quoted(value)}"
-            )
+        check_constraint(f"{self.path or 'Parameter'}: constraint", value)
         self._constraint = value
         self._sorted_again()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from xpnet.backend import Array, array_types, as_array, is_floating
@@ -154,6 +154,26 @@ def reachable(source: Node | Output, since: int = 0) -> list[Node]:
                 seen.add(node)
                 stack.append(node)
     return sorted(seen, key=lambda node: node.order, reverse=True)
+
+
+def leaves(nodes: Iterable[Node]) -> dict[int, Any]:
+    """Return the leaf Tensors that some nodes would hand a gradient to, by their id."""
+    sources = (source for node in nodes for source in node.inputs if source is not None)
+    return {id(source): source for source in sources if type(source) not in (Node, Output)}
+
+
+def ending(source: Any) -> str:
+    """Return the name of the operation, or of the activation that is part of it, which gave a result its values; or "".
+
+    Reshaping and casting change none.
+    """
+    node = made_by(source)
+    while node is not None and node.settings is not None and node.op.__name__ in ("reshape", "cast"):
+        node = made_by(node.inputs[0])
+    if node is None or node.settings is None:
+        return ""
+    name: str = node.settings.get("activation") or node.op.__name__
+    return name
 
 
 def store(source: Node | Output, gradient: Array) -> None:

@@ -41,7 +41,7 @@ def doctor(args: argparse.Namespace) -> int:
     x, y = _batch(dataset, preprocessing, args.batch_size, model.context.device)
     findings = [finding for finding in diagnose(model, x, y) if new or finding.kind != "start"]
     found = [str(finding) for finding in findings]
-    if new and not args.quick and not any(finding.kind in ("labels", "not finite") for finding in findings):
+    if new and not args.quick and not any(finding.kind in ("labels", "not finite", "nothing to train") for finding in findings):
         found += _trial_training(model, x, y)
     found += _outcome(model, preprocessing, dataset, new)
     for text in found:

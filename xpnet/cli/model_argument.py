@@ -16,6 +16,7 @@ from typing import Any
 from xpnet import models
 from xpnet.cli.argument_types import UsageError
 from xpnet.io import model_file
+from xpnet.io.architecture import MissingCodeError
 from xpnet.io.model_file import SavedModel
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
@@ -37,10 +38,26 @@ def saved_model(args: argparse.Namespace, device: str = "cpu") -> SavedModel | N
         UsageError: MODEL is neither.
     """
     if Path(args.model).is_file() and not args.model.endswith(".py"):
-        return model_file.read(args.model, device, classes=user_classes(args.code))
+        return read_saved(args.model, device, args.code)
     if args.model not in NETWORKS and ".py" not in args.model:
         raise UsageError(f"{args.model}: no such file or network; expected a model file, mlp, cnn or PATH.py:function")
     return None
+
+
+def read_saved(path: str, device: str, code: str | None) -> SavedModel:
+    """Read a model file; `code` is the Python file (--code) with the classes and functions of the user's in it.
+
+    Raises:
+        UsageError: it needs some that are not there.
+    """
+    try:
+        return model_file.read(path, device, classes=user_classes(code))
+    except model_file.ModelFileError as error:
+        if not isinstance(error.__cause__, MissingCodeError):
+            raise
+        what = str(error.__cause__).partition(": pass")[0]
+        where = "name with --code PATH.py the file that defines it" if code is None else f"{code} does not define it"
+        raise UsageError(f"{path}: {what}; {where}") from None
 
 
 def new_network(args: argparse.Namespace) -> NetworkFactory:

@@ -122,8 +122,9 @@ class CapturedSteps:
     def _start_clock(self) -> None:
         """Put the learning rate and the optimizer's step on the device; the parameters exist."""
         optimizer = self.trainer.optimizer
-        if self.updates:
-            optimizer.clock = self._make_clock(optimizer.bind(self.trainer.model).values)
+        values = optimizer.bind(self.trainer.model).values if self.updates else None
+        if values is not None:  # otherwise nothing is trained, which the first step refuses
+            optimizer.clock = self._make_clock(values)
 
     def __exit__(self, *exception: object) -> None:
         self._context.close()

@@ -20,6 +20,7 @@ from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.given import plain
+from xpnet.training.first_look import no_logarithms, not_logits, probabilities, refuse_output, strays, untrainable
 from xpnet.training.not_finite import first_not_finite, not_finite_targets
 
 DEAD = 0.5
@@ -34,8 +35,8 @@ class Finding:
     """One problem.
 
     Attributes:
-        kind: "inputs", "labels", "outputs", "start", "dead", "saturated", "vanishing", "exploding", "untrained" or
-            "not finite"; of :func:`xpnet.inspect.outcome` also "unequal", "never found" and "underfit".
+        kind: "inputs", "labels", "outputs", "start", "dead", "saturated", "vanishing", "exploding", "untrained", "nothing to
+            train" or "not finite"; of :func:`xpnet.inspect.outcome` also "unequal", "never found" and "underfit".
         text: a sentence, with advice.
         path: the layer or parameter it is about, or "".
     """
@@ -57,7 +58,8 @@ def diagnose(
     Checked are: the scale of the inputs; labels that do not match the outputs; probabilities where the loss expects logits;
     values that are not finite; the softmax cross entropy against ln K, that of guessing; units that are dead (a ReLU that is
     0 for the whole batch) or saturated (a sigmoid or tanh within 0.01 of its limits); gradients that vanish or explode from
-    layer to layer, or that are far larger than the weights in all of them; parameters that no gradient reaches.
+    layer to layer, or that are far larger than the weights in all of them; parameters that no gradient reaches, and Parameters
+    that are not the model's.
 
     The model is not changed.
 
@@ -85,6 +87,10 @@ def diagnose(
         model.zero_grad()
         with wrapped(model, observe):
             prediction = model(x)
+            refuse_output(model, prediction, [function])
+            fault = strays(model, prediction) or untrainable(model)
+            if fault is not None:
+                return [*findings, Finding("nothing to train", fault)]
             try:
                 value = function(prediction, y)
             except (ShapeError, ValueError) as error:
@@ -93,7 +99,7 @@ def diagnose(
         if not math.isfinite(float(value.array)):
             cause = not_finite_targets(y) or first_not_finite(model, x)
             return [*findings, Finding("not finite", f"the loss is {float(value.array)}; {cause}")]
-        findings += _outputs(prediction.array, outputs[-1][0] if outputs else None, function)
+        findings += _outputs(prediction, value, function)
         findings += _start(prediction.array, float(value.array), function)
         for layer, array in outputs:
             findings += _units(layer, array)
@@ -136,23 +142,15 @@ def _labels(prediction: Array, y: Array) -> Iterator[Finding]:
         yield Finding("labels", text)
 
 
-def _outputs(prediction: Array, last: Module | None, function: Callable[..., Any]) -> Iterator[Finding]:
-    """Check for probabilities where the loss expects logits: training works, but slowly and badly."""
-    if function is losses.softmax_cross_entropy and prediction.ndim >= 2 and prediction.shape[-1] > 1:
-        values = to_numpy(prediction).astype(np.float64)
-        if not values.size or (values < 0).any() or np.abs(values.sum(axis=-1) - 1).max() > 1e-2:
-            return
-        wrong = "softmax"
-    elif function is losses.sigmoid_cross_entropy and last is not None and activation_name(last) == "sigmoid":
-        wrong = "sigmoid"
-    else:
-        return
-    name = getattr(function, "__name__", "the loss")
-    text = (
-        f"the outputs are probabilities already, but {name} takes logits and applies {wrong} itself; leave the {wrong} at the "
-        f"end of the network away, and apply xpnet.ops.{wrong} to predictions"
-    )
-    yield Finding("outputs", text)
+def _outputs(prediction: Any, loss: Any, function: Callable[..., Any]) -> Iterator[Finding]:
+    """Check for probabilities where the loss expects logits, also where no operation says so, and the other way round."""
+    text = probabilities(loss) or no_logarithms(function, prediction)
+    if text is None and function is losses.softmax_cross_entropy and prediction.ndim >= 2 and prediction.shape[-1] > 1:
+        values = to_numpy(prediction.array).astype(np.float64)
+        if values.size and not (values < 0).any() and np.abs(values.sum(axis=-1) - 1).max() <= 1e-2:
+            text = not_logits("softmax_cross_entropy", "softmax")
+    if text is not None:
+        yield Finding("outputs", text)
 
 
 def _start(prediction: Array, loss: float, function: Callable[..., Any]) -> Iterator[Finding]:

@@ -137,6 +137,24 @@ class Encoder:
         )
 
 
+class MissingCodeError(ValueError):
+    """A model consists of a class or function of the user's that was not passed."""
+
+
+def checked_classes(classes: Sequence[Any]) -> Sequence[Any]:
+    """Return the user's classes and functions.
+
+    Raises:
+        TypeError: it is no list of them.
+    """
+    if not isinstance(classes, (list, tuple)):
+        raise TypeError(f"classes: expected a list of classes and functions, such as [MyLayer], got {classes!r}")
+    for made in classes:
+        if not callable(made) or not hasattr(made, "__name__"):
+            raise TypeError(f"classes: expected classes and functions, got {made!r}")
+    return classes
+
+
 class Decoder:
     """Decoder of one model from the output of an Encoder.
 
@@ -148,9 +166,7 @@ class Decoder:
     def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]], classes: Sequence[Any] = ()) -> None:
         self._arrays = arrays
         self._classes: dict[str, Callable[..., Any]] = {}
-        for made in classes:
-            if not callable(made) or not hasattr(made, "__name__"):
-                raise TypeError(f"classes: expected classes and functions, got {made!r}")
+        for made in checked_classes(classes):
             self._classes[made.__name__] = made
         self._seen: list[Module] = []
         self._sizes: list[int] = []  # how many Modules each of them contains, shared ones counted each time
@@ -203,7 +219,7 @@ class Decoder:
 
     def _named(self, name: str, what: str) -> Callable[..., Any]:
         if name not in self._classes:
-            raise ValueError(f"it needs the {what} {name}, which is not part of xpnet: pass classes=[{name}, ...]")
+            raise MissingCodeError(f"it needs the {what} {name}, which is not part of xpnet: pass classes=[{name}, ...]")
         return self._classes[name]
 
     def _shared(self, value: dict[str, Any]) -> Module:

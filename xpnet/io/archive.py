@@ -106,7 +106,13 @@ def read(path: str | Path) -> tuple[dict[str, Any], NumpyArrays]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    content = io.BytesIO(Path(path).read_bytes())
+    blob = Path(path).read_bytes()
+    if blob[8:10] == b'{"' and int.from_bytes(blob[:8], "little") <= len(blob) - 8:
+        raise ArchiveError(
+            f"{path}: holds weights alone (safetensors); make the model as it was made before they were saved, and use "
+            f"model.load_weights(path)"
+        )
+    content = io.BytesIO(blob)
     try:
         with zipfile.ZipFile(content) as archive:
             names = archive.namelist()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from xpnet import backend
 from xpnet.backend import Device, to_numpy
 from xpnet.io import archive
-from xpnet.io.architecture import ARGUMENT, Decoder, Encoder
+from xpnet.io.architecture import ARGUMENT, Decoder, Encoder, checked_classes
 from xpnet.layers.context import FLOATS, Context, float_name, meta_init, on_device
 from xpnet.layers.module import Module
 
@@ -161,6 +161,7 @@ def load(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[An
 def read(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> SavedModel:
     """Read everything in a model file; arguments and errors as in :func:`load`."""
     where = backend.device(device)
+    checked_classes(classes)
     if not Path(path).is_file():
         _refuse_missing(Path(path))
     try:

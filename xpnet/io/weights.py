@@ -42,6 +42,10 @@ def load_weights(model: Module, path: str | Path, strict: bool = True) -> None:
 
     model._require_built("load_weights")
     blob = Path(path).read_bytes()
+    if blob[:2] == b"PK":
+        raise ArchiveError(
+            f"{path}: not a safetensors file, but an archive such as a whole model; read that with xn.load(path)"
+        )
     try:
         state = load(blob)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:

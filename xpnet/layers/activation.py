@@ -12,7 +12,7 @@ from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.registry import Op
 from xpnet.ops.shapes import is_whole
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.settings import check_numbers
+from xpnet.runtime.settings import check_function, check_numbers
 
 _OPERATIONS = (
     ops.step, ops.relu, ops.leaky_relu, ops.elu, ops.selu, ops.gelu, ops.silu, ops.sigmoid, ops.hard_sigmoid, ops.tanh,
@@ -20,25 +20,36 @@ _OPERATIONS = (
 )  # fmt: skip
 NAMES: dict[str, Callable[..., Any]] = {operation.__name__: operation for operation in _OPERATIONS}
 
+_EXPECTED = f"a function of a Tensor or one of {', '.join(NAMES)}"
 
-def get(activation: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
+
+def get(activation: str | Callable[..., Any] | None, who: str = "") -> Callable[..., Any] | None:
     """Return an activation by name, or the function itself; None for None and "linear".
+
+    Args:
+        activation: either of them.
+        who: the layer that it is for, in the errors.
 
     Raises:
         ValueError: no such name.
+        TypeError: a class, or a function of another library.
     """
-    if activation is None or activation == "linear":
+    if activation is None or (isinstance(activation, str) and activation == "linear"):
         return None
+    before = who and f"{who}: "
+    check_function(f"{before}activation", activation, _EXPECTED)
     if callable(activation):
         return activation
-    if activation not in NAMES:
-        raise ValueError(f"unknown activation {quoted(activation)}: expected None, a function or one of {', '.join(NAMES)}")
+    if not isinstance(activation, str) or activation not in NAMES:
+        raise ValueError(
+            f"{before}unknown activation {quoted(activation)}: expected None, a function or one of {', '.join(NAMES)}"
+        )
     return NAMES[activation]
 
 
-def split(activation: str | Callable[..., Any] | None) -> tuple[str | None, Callable[..., Any] | None]:
+def split(activation: str | Callable[..., Any] | None, who: str = "") -> tuple[str | None, Callable[..., Any] | None]:
     """Return (fused, after): the name of an activation that the operation before can fuse, or a function to call after it."""
-    function = get(activation)
+    function = get(activation, who)
     name = getattr(function, "__name__", None)
     if name in ACTIVATIONS_FROM_OUTPUT and function is NAMES[name]:
         return name, None
@@ -59,7 +70,7 @@ class Activated(Module):
 
     @activation.setter
     def activation(self, value: str | Callable[..., Any] | None) -> None:
-        self.fused, self.after = split(value)
+        self.fused, self.after = split(value, type(self).__name__)
 
 
 class _Elementwise(Module):
@@ -85,7 +96,7 @@ class Activation(_Elementwise):
     _functions = ("function",)
 
     def __init__(self, activation: str | Callable[..., Any]) -> None:
-        self.function = get(activation)
+        self.function = get(activation, type(self).__name__)
 
     def forward(self, x: Any) -> Any:
         """Apply the function to x."""

@@ -8,7 +8,6 @@ of a layer are refused, as setting them would do nothing.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet.autograd.parameter import Parameter
 from xpnet.layers.context import Spec
+from xpnet.layers.holding import named
 from xpnet.runtime.messages import quoted
 
 if TYPE_CHECKING:
@@ -27,30 +27,11 @@ REFUSED = {
     "dtype": "the whole model has one: xn.Sequential(..., dtype=...), or dtype= of your Module's constructor",
     "device": "use model.to(device)",
     "seed": "the whole model has one: xn.Sequential(..., seed=...), or seed= of your Module's constructor",
+    "weight": "the weights of most layers are layer.kernel; layer.parameters() names them",
+    "stop_training": "use trainer.stop = True",
     "activity_regularizer": "add a penalty on activations to the loss function",
 }
 """Attributes that mean something in other libraries, and what to use here."""
-
-
-def refuse(module: Any, name: str) -> None:
-    """Raise an AttributeError for a name of REFUSED, unless a class of the user's gives it a meaning of its own.
-
-    It does where it defines the name, or sets it in a method.
-    """
-    kind = type(module)
-    if not kind.__module__.startswith("xpnet.") and (
-        name in module.__dict__ or hasattr(kind, name) or _within_method_of(module)
-    ):
-        return
-    where = f"layer {module.path!r} ({kind.__name__})" if module.path else kind.__name__
-    raise AttributeError(f"{where}: setting {name!r} would do nothing; {REFUSED[name]}")
-
-
-def _within_method_of(module: Any) -> bool:
-    """Return whether the attribute is being set by a function whose first argument is the Module."""
-    frame = sys._getframe(3)  # of the assignment: above are __setattr__ and refuse
-    names = frame.f_code.co_varnames
-    return bool(frame.f_code.co_argcount) and frame.f_locals.get(names[0]) is module
 
 
 @cache
@@ -88,10 +69,9 @@ class Reset:
             same, after = False, {}
         if not same:
             module.__dict__[self.name] = self.old
-            where = f"layer {module.path!r} ({type(module).__name__})" if module.path else type(module).__name__
             raise AttributeError(
-                f"{where}: {self.name} cannot become {new!r}: its parameters were made with {self.name} = {self.old!r}; make a "
-                f"new layer"
+                f"{named(module)}: {self.name} cannot become {new!r}: its parameters were made with {self.name} = "
+                f"{self.old!r}; make a new layer"
             )
         for name, spec in after.items():
             parameter = module._parameters.get(name)

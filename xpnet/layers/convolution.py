@@ -10,6 +10,7 @@ from xpnet.autograd.parameter import Parameter
 from xpnet.layers import activation as activations
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.dense import Initial, default_kernel, kernel_and_bias
+from xpnet.layers.given import naming
 from xpnet.ops.convolution import transposed_size
 from xpnet.ops.geometry import Padding, Size, pair, windows
 from xpnet.ops.shapes import ShapeError, is_whole
@@ -63,7 +64,7 @@ class Convolution(activations.Activated):
         self.groups = int(groups)
         self.use_bias = use_bias
         self.activation = activation
-        self.kernel_initializer = kernel_initializer or default_kernel(activation)
+        self.kernel_initializer = default_kernel(activation) if kernel_initializer is None else kernel_initializer
         self.bias_initializer = bias_initializer
         self.kernel_regularizer = kernel_regularizer
         self.bias_regularizer = bias_regularizer
@@ -130,11 +131,12 @@ class Conv2D(Convolution):
             bias_regularizer=bias_regularizer,
             kernel_constraint=kernel_constraint,
         )
-        self.window = pair(window, "window")
-        self.stride = pair(stride, "stride")
-        self.padding = padding
-        self.dilation = pair(dilation, "dilation")
-        windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
+        with naming(self):
+            self.window = pair(window, "window")
+            self.stride = pair(stride, "stride")
+            self.padding = padding
+            self.dilation = pair(dilation, "dilation")
+            windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """Return the specs of the kernel and the bias."""
@@ -198,13 +200,14 @@ class Conv2DTranspose(Convolution):
         **keywords: Any,
     ) -> None:
         super().__init__(filters, **keywords)
-        self.window = pair(window, "window")
-        self.stride = pair(stride, "stride")
-        self.padding = padding
-        self.output_padding = pair(output_padding, "output_padding")
-        check_whole("Conv2DTranspose", 0, **{f"output_padding[{i}]": size for i, size in enumerate(self.output_padding)})
-        self.dilation = pair(dilation, "dilation")
-        windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
+        with naming(self):
+            self.window = pair(window, "window")
+            self.stride = pair(stride, "stride")
+            self.padding = padding
+            self.output_padding = pair(output_padding, "output_padding")
+            check_whole("Conv2DTranspose", 0, **{f"output_padding[{i}]": size for i, size in enumerate(self.output_padding)})
+            self.dilation = pair(dilation, "dilation")
+            windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding, self.dilation)  # malformed values raise here
 
     def parameter_specs(self, input_shape: Shape) -> dict[str, Spec]:
         """Return the specs of the kernel and the bias."""

@@ -9,8 +9,9 @@ from typing import Any
 from xpnet import ops
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.convolution import Convolution
+from xpnet.layers.given import naming
 from xpnet.ops.geometry import conv_output_size, same_padding
-from xpnet.ops.shapes import ShapeError
+from xpnet.ops.shapes import ShapeError, is_whole
 from xpnet.runtime.settings import check_whole
 
 
@@ -45,12 +46,16 @@ class Conv1D(Convolution):
         super().__init__(filters, **keywords)
         if isinstance(padding, str) and padding not in ("valid", "same", "causal"):
             raise ValueError(f'Conv1D: padding must be an int, (before, after), "valid", "same" or "causal", got {padding!r}')
+        ends = padding if isinstance(padding, (tuple, list)) else (0, 0) if isinstance(padding, str) else (padding, padding)
+        if len(ends) != 2 or not all(map(is_whole, ends)):
+            raise ValueError(f'Conv1D: padding must be an int, (before, after), "valid", "same" or "causal", got {padding!r}')
         check_whole("Conv1D", 1, window=window, stride=stride, dilation=dilation)
         self.window = int(window)
         self.stride = int(stride)
         self.padding = padding
         self.dilation = int(dilation)
-        self._ends(1 << 20)  # malformed values raise here
+        with naming(self):
+            self._ends(1 << 20)  # malformed values raise here
 
     def _ends(self, L: int) -> tuple[tuple[int, int], int]:
         """Return the padding at both ends, and the number of outputs."""

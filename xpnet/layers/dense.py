@@ -67,7 +67,7 @@ class Dense(activations.Activated):
         self.units = int(units)
         self.use_bias = use_bias
         self.activation = activation
-        self.kernel_initializer = kernel_initializer or default_kernel(activation)
+        self.kernel_initializer = default_kernel(activation) if kernel_initializer is None else kernel_initializer
         self.bias_initializer = bias_initializer
         self.kernel_regularizer = kernel_regularizer
         self.bias_regularizer = bias_regularizer

@@ -217,7 +217,19 @@ def output_shape_by_running(model: Module, input_shape: Shape) -> Shape:
         # Of several outputs the first is what a next layer would take.
         while isinstance(y, (tuple, list, dict)):
             y = next(iter(y.values())) if isinstance(y, dict) else y[0]
-        return tuple(y.shape[1:])
+        return shape_of_examples(y, f"{type(model).__name__}: forward")
+
+
+def shape_of_examples(output: Any, who: str) -> Shape:
+    """Return the shape of an output without the batch axis, of what `who` returned.
+
+    Raises:
+        TypeError: it has none.
+    """
+    if not hasattr(output, "shape"):
+        hint = "; does it end in `return`?" if output is None else ", expected a Tensor"
+        raise TypeError(f"{who} returned {type(output).__name__}{hint}")
+    return tuple(output.shape[1:])
 
 
 _NOT_COMPUTING = frozenset(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from xpnet import backend, ops
 from xpnet.autograd.flat_parameters import FlatParameters
@@ -21,6 +21,7 @@ from xpnet.layers import attributes, mixed
 from xpnet.layers import state as states
 from xpnet.layers.context import Context, Shape, Spec, float_name, new_buffer
 from xpnet.layers.execution import Executor, output_shape_by_running, predict, prepare_input
+from xpnet.layers.holding import is_not_built, named
 from xpnet.layers.modes import thread_state
 from xpnet.layers.tree import ModuleTree
 from xpnet.ops.shapes import ShapeError
@@ -75,6 +76,17 @@ class Module(ModuleTree):
         super().__init_subclass__(**keywords)
         adopt_renamed_methods(cls, _RENAMED)
 
+    if not TYPE_CHECKING:  # a type checker would take every attribute for known
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise the error for an attribute that is not there, which may be a Parameter that is not made yet."""
+            if is_not_built(self, name):
+                raise AttributeError(
+                    f"{named(self)} has no {name} yet: its Parameters are made by the first call, or by input_shape=(...) of "
+                    f"the Sequential that it is in"
+                )
+            return object.__getattribute__(self, name)  # the error again, of a property too
+
     def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
         who = type(self).__name__
         self.context = Context(whole(who, "seed", seed), backend.device(device), float_name(dtype, who))
@@ -91,10 +103,13 @@ class Module(ModuleTree):
     def _require_built(self, what: str) -> None:
         waiting = [path or type(m).__name__ for path, m in self.named_modules() if not m.built and m._waits()]
         if waiting:
-            raise ValueError(
-                f"{what}: the layers {', '.join(waiting)} do not know the shape of their input yet; give the model an "
-                f"input_shape, or call it once on a batch"
-            )
+            known = f"{what}: the layers {', '.join(waiting)} do not know the shape of their input yet"
+            if self.built and self.path == "" and not self._waits():  # it was called
+                raise ValueError(
+                    f"{known}, because forward has not used them; use them, remove them, or say it: "
+                    f"layer.materialize(shape of one example)"
+                )
+            raise ValueError(f"{known}; give the model an input_shape, or call it once on a batch")
 
     def _waits(self) -> bool:
         """Return whether this Module itself creates parameters at its first input."""
@@ -214,6 +229,11 @@ class Module(ModuleTree):
             return forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
+        except (AttributeError, TypeError) as error:
+            if inputs and inputs[0] is None and not getattr(error, "located", False):
+                text = "its input is None; does the layer or function before it end in `return`?"
+                raise self._located(TypeError(text)) from error
+            raise
 
     def _build_for(self, inputs: tuple[Any, ...]) -> None:
         self.built = True

@@ -7,6 +7,7 @@ from typing import Any
 from xpnet import ops
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import image_shape
+from xpnet.layers.given import naming
 from xpnet.layers.module import Module
 from xpnet.ops.geometry import Padding, Size, pair, windows
 from xpnet.runtime.settings import check_numbers
@@ -16,10 +17,12 @@ class _Pool(Module):
     """Base class of the poolings: a window that slides over images."""
 
     def __init__(self, window: Size, stride: Size | None = None, padding: Padding = 0) -> None:
-        self.window = pair(window, "window")
-        self.stride = self.window if stride is None else pair(stride, "stride")
-        self.padding = padding
-        for axis in windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding):  # malformed values raise here
+        with naming(self):
+            self.window = pair(window, "window")
+            self.stride = self.window if stride is None else pair(stride, "stride")
+            self.padding = padding
+            sliding = windows((1, 1 << 20, 1 << 20, 1), self.window, self.stride, padding)  # malformed values raise here
+        for axis in sliding:
             if max(axis.before, axis.after) >= axis.window:
                 raise ValueError(f"{type(self).__name__}: padding {padding} must be smaller than the window {window}")
 

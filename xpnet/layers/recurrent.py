@@ -76,13 +76,16 @@ class Recurrent(Module):
         self._read_forwards()
         self.mask_value = None if mask_value is None else float(mask_value)
         self.use_bias = use_bias
-        self.kernel_initializer = initializers.Blocks(initializers.get(kernel_initializer), self.gates)
-        self.recurrent_initializer = initializers.Blocks(initializers.get(recurrent_initializer), self.gates)
+        self.kernel_initializer = self._of_each_gate("kernel_initializer", kernel_initializer)
+        self.recurrent_initializer = self._of_each_gate("recurrent_initializer", recurrent_initializer)
         self.bias_initializer = bias_initializer
         self.kernel_regularizer = kernel_regularizer
         self.recurrent_regularizer = recurrent_regularizer
         self.bias_regularizer = bias_regularizer
         self.carried = None
+
+    def _of_each_gate(self, name: str, initializer: Initial) -> Initial:
+        return initializers.Blocks(initializers.get(initializer, f"{type(self).__name__}: {name}"), self.gates)
 
     def _read_forwards(self) -> None:
         if self.stateful and self.reverse:
@@ -257,8 +260,9 @@ class RNN(Recurrent):
 
     def __init__(self, units: int, activation: str | None = "tanh", **keywords: Any) -> None:
         super().__init__(units, **keywords)
-        if activation is not None and activation not in ACTIVATIONS_FROM_OUTPUT:
-            raise ValueError(f"RNN: activation must be None or one of {', '.join(ACTIVATIONS_FROM_OUTPUT)}, got {activation!r}")
+        if activation is not None and (not isinstance(activation, str) or activation not in ACTIVATIONS_FROM_OUTPUT):
+            names = ", ".join(ACTIVATIONS_FROM_OUTPUT)
+            raise ValueError(f"RNN: activation must be None or one of {names}, got {quoted(activation)}")
         self.activation = activation
 
     def _run(self, x: Any, bias: Any, states: tuple[Any, ...], mask: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from xpnet.autograd.checkpointing import recompute
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
+from xpnet.layers.execution import shape_of_examples
 from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
@@ -151,7 +152,8 @@ def _pooled(layers: Sequence[Any]) -> frozenset[int]:
 def _shape_through(function: Any, shape: Shape, model: Module) -> Shape:
     """Return the output's shape of a plain function of arrays, found by running it on one example of zeros."""
     xp = model.context.device.xp
-    return tuple(function(xp.zeros((1, *shape), dtype=model._dtype())).shape[1:])
+    name = getattr(function, "__name__", type(function).__name__)
+    return shape_of_examples(function(xp.zeros((1, *shape), dtype=model._dtype())), f"Sequential: the function {name}")
 
 
 class Residual(Module):

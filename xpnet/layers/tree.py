@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from xpnet import backend
 from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array
-from xpnet.layers.attributes import REFUSED, Reset, is_settled, refuse
+from xpnet.layers.attributes import REFUSED, Reset, is_settled
 from xpnet.layers.context import Context, on_device
+from xpnet.layers.given import check_arguments, check_setting
+from xpnet.layers.holding import named, refuse_unseen, refuse_value
 from xpnet.layers.version import Version
 from xpnet.runtime.deprecation import renamed_attribute
+from xpnet.runtime.refused import refuse
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -37,7 +40,8 @@ def _has_setter(cls: type, name: str) -> bool:
 class ModuleTree:
     """The part of a Module that holds Modules, Parameters and buffers.
 
-    Whatever is assigned to an attribute is registered under its name; a list of Modules becomes a tuple.
+    Whatever is assigned to an attribute is registered under its name; a list of Modules becomes a tuple. What may not be
+    assigned is in xpnet.layers.holding.
 
     Attributes:
         path: the place in the tree: "" for the root, "2.body.0" and the like below it, None before the first run.
@@ -60,6 +64,8 @@ class ModuleTree:
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
+        if args or keywords:  # a copy is made without them
+            check_arguments(cls, args, keywords)
         self = super().__new__(cls)
         table = self.__dict__
         table.update(path=None, context=Context(), _half=False, _children={}, _parameters={}, _buffers={}, _trainable=True)
@@ -86,9 +92,11 @@ class ModuleTree:
                 self._tree_version.changed()
             return
         if name in REFUSED:
-            refuse(self, name)
+            refuse(self, name, REFUSED[name], named(self), 1)
+        refuse_value(self, name, value)
+        check_setting(self, name, value)
         reset = Reset(cast("Module", self), name) if is_settled(cast("Module", self), name) else None
-        others = {path: c for path, c in self._children.items() if path != name and not path.startswith(name + ".")}
+        others = self._children_beside(name)
         new: dict[str, Any] = {}
         was_parameter = self._parameters.pop(name, None) is not None
         if isinstance(value, Parameter):
@@ -115,7 +123,16 @@ class ModuleTree:
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
-        self._tree_version.changed()
+        self._buffers.pop(name, None)
+        was_parameter = self._parameters.pop(name, None) is not None
+        others = self._children_beside(name)
+        if len(others) < len(self._children):
+            self._set_children(others, {})
+        self._tree_version.changed(structure=was_parameter)
+
+    def _children_beside(self, name: str) -> dict[str, Module]:
+        """Return the direct children but those of one attribute."""
+        return {path: c for path, c in self._children.items() if path != name and not path.startswith(name + ".")}
 
     def _set_children(self, children: dict[str, Module], new: dict[str, Module]) -> None:
         """Replace the direct children, of which `new` were assigned now."""
@@ -167,7 +184,7 @@ class ModuleTree:
 
     def _attach(self, path: str, context: Context) -> None:
         """Set path and context of this Module and all below it."""
-        self._require_seen(path)
+        refuse_unseen(self, path)
         moved = context.device != self.context.device or context.dtype != self.context.dtype
         self.__dict__.update(path=path, context=context, _half=context.dtype in backend.HALF_NAMES)
         if moved:
@@ -177,20 +194,6 @@ class ModuleTree:
             parameter.path = f"{path}.{name}" if path else name
         for name, child in self._children.items():
             child._attach(f"{path}.{name}" if path else name, context)
-
-    def _require_seen(self, path: str) -> None:
-        """Raise a TypeError where a list or dict holds a layer that was not assigned with it: it would never be trained."""
-        for name, value in self.__dict__.items():
-            if name[0] == "_" or not isinstance(value, (list, dict)):
-                continue
-            parts = value.values() if isinstance(value, dict) else value
-            if any(isinstance(part, (ModuleTree, Parameter)) for part in parts):
-                where = f"layer {path!r} ({type(self).__name__})" if path else type(self).__name__
-                raise TypeError(
-                    f"{where}: the {type(value).__name__} in self.{name} holds layers or Parameters that were put in unseen, "
-                    f"and they would not be trained; assign a finished list of layers (self.{name} = [...]), or each to an "
-                    f"attribute (setattr(self, name, layer))"
-                )
 
     def _place(self, context: Context) -> None:
         """Move this Module's own arrays to the context's device and dtype."""

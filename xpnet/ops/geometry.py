@@ -117,9 +117,11 @@ def pair(value: Size, name: str) -> tuple[int, int]:
         return int(value), int(value)  # type: ignore[arg-type]
     try:
         h, w = value  # type: ignore[misc]
-        return index(h), index(w)
+        if is_whole(h) and is_whole(w):
+            return int(h), int(w)
     except (TypeError, ValueError):
-        raise ShapeError(f"{name} must be an int or a pair (height, width), got {quoted(value)}") from None
+        pass
+    raise ShapeError(f"{name} must be an int or a pair (height, width), got {quoted(value)}")
 
 
 def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -225,6 +225,9 @@ class Op:
                 f"{self.__name__}() got an unexpected argument {unknown[0]!r}; it takes "
                 f"{', '.join(self.input_names + self.setting_names)}"
             )
+        for name, value in zip(self.input_names[: self.required], args):
+            if value is None:
+                raise TypeError(f"{self.__name__}() got None for {name}; did what computes it return nothing?")
         missing = [n for n in self.setting_names if n not in settings]
         missing += [n for n, value in zip(self.input_names[: self.required], inputs) if value is None]
         raise TypeError(f"{self.__name__}() needs {', '.join(missing)}")

@@ -10,7 +10,6 @@ import numpy as np
 
 from xpnet import backend, losses
 from xpnet.autograd.flat_parameters import FlatParameters
-from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer, Target
@@ -156,10 +155,7 @@ class FullBatch(Optimizer):
             share = loss(model(x[part]), y[part]) * (len(x[part]) / len(x))
             share.backward()
             total += float(share.array)
-        penalty: Tensor | None = None
-        for parameter in flat.regularized:
-            term = parameter.regularizer(parameter)
-            penalty = term if penalty is None else penalty + term
+        penalty = flat.penalty()
         if penalty is not None:
             penalty.backward()
             total += float(penalty.array)

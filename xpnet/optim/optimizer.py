@@ -12,6 +12,7 @@ from xpnet.backend import Array, Device, device_of, namespace, to_device, to_num
 from xpnet.layers.module import Module
 from xpnet.ops.updates.rule import Rule
 from xpnet.optim.loss_scale import LossScale
+from xpnet.runtime.refused import refused_attribute
 from xpnet.runtime.settings import check_numbers
 
 Schedule = Callable[[int], float]
@@ -36,6 +37,10 @@ class Optimizer:
 
     slot_names: tuple[str, ...] = ()
     decoupled = False  # whether weight decay shrinks the weights directly instead of adding to the gradient
+    lr = refused_attribute("use optimizer.learning_rate")
+    param_groups = refused_attribute("a model has one learning rate; freeze parameters with model.freeze(path)")
+    clipnorm = refused_attribute("use the callback xn.training.ClipGradients(norm=...)")
+    clipvalue = refused_attribute("use the callback xn.training.ClipGradients(value=...)")
     capturable = False  # whether `update` takes a clock instead of the learning rate
 
     def __init__(self, learning_rate: float | Schedule, *, weight_decay: float = 0.0) -> None:

@@ -89,3 +89,26 @@ def sizes(who: str, name: str, value: Any) -> tuple[int, ...]:
         return tuple(map(index, value))
     except TypeError:
         raise TypeError(f"{who}: {name} must be a tuple of whole numbers such as (28, 28, 1), got {quoted(value)}") from None
+
+
+_LIBRARIES = frozenset({"numpy", "cupy", "scipy", "torch", "tensorflow", "keras", "jax", "jaxlib", "math"})
+
+
+def check_function(who: str, value: Any, remedy: str) -> None:
+    """Raise a TypeError for a class instead of an object, and for a function of a library that does not know Tensors.
+
+    Args:
+        who: what takes the function: "Dense: activation".
+        value: what it was given; anything else passes.
+        remedy: what to give instead, for the message.
+    """
+    if value is None or isinstance(value, str):
+        return
+    if isinstance(value, type):
+        raise TypeError(f"{who} got the class {value.__name__}; write {value.__name__}(...), or give {remedy}")
+    owner = getattr(value, "__self__", None)  # of a bound method; a class or a module for functions written in C
+    places = (value, type(value), owner, type(owner))
+    roots = {str(getattr(place, "__module__", None)).partition(".")[0] for place in places}
+    if callable(value) and roots & _LIBRARIES:
+        name = getattr(value, "__name__", type(value).__name__)
+        raise TypeError(f"{who} got {name} of {min(roots & _LIBRARIES)}, which cannot be used here; give {remedy}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,9 +70,35 @@ def require_parts(model: Any, optimizer: Any, callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {quoted(callback)}")
+        refuse_hooks(callback)
     keeping = [c for c in callbacks if type(c).state is not Callback.state]  # it would count every epoch twice
     double = next((c for c in keeping if sum(other is c for other in keeping) > 1), None)
     if double is not None:
         raise ValueError(
             f"Trainer: the same {type(double).__name__} is among the callbacks twice; give it once, or a second one"
         )
+
+
+_HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+_FOREIGN = {
+    "on_train_begin": "on_fit_begin", "on_train_start": "on_fit_begin", "on_fit_start": "on_fit_begin",
+    "on_train_end": "on_fit_end", "on_epoch_start": "on_epoch_begin", "on_train_epoch_start": "on_epoch_begin",
+    "on_train_epoch_end": "on_epoch_end", "on_validation_end": "on_epoch_end", "on_test_end": "on_epoch_end",
+    "on_batch_end": "on_step_end", "on_train_batch_end": "on_step_end", "on_after_backward": "on_before_optimizer_step",
+    "on_save_checkpoint": "on_checkpoint",
+}  # fmt: skip
+"""What hooks of other libraries are called here."""
+
+
+def refuse_hooks(callback: Callback) -> None:
+    """Raise a TypeError for a callback with a method that looks like one of `Callback` and would never be called."""
+    kind = type(callback)
+    for name in dir(kind):
+        if name.startswith("on_") and name not in _HOOKS and callable(getattr(kind, name)):
+            near = _FOREIGN.get(name) or next(iter(difflib.get_close_matches(name, _HOOKS, 1, cutoff=0.8)), None)
+            if near is None:
+                continue  # a method for another use
+            raise TypeError(
+                f"{kind.__name__}: {name} would never be called: did you mean {near}? A Callback has {', '.join(_HOOKS)}"
+            )

@@ -21,6 +21,7 @@ from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.messages import quoted, shorten
 from xpnet.training.callback import Callback
+from xpnet.training.description import describe, differences
 from xpnet.training.final_weights import raw_state
 from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_run
 from xpnet.training.not_finite import lost_epoch, lost_weights
@@ -62,6 +63,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
             "deterministic": get_deterministic(),
             "sums": sums,
         },
+        "description": describe(trainer),
         "history": dict(trainer.history),
         "counters": trainer.model.rng_counters(),
         "off": {a: [name for name, p in parameters.items() if not getattr(p, a)] for a in ("requires_grad", "decay")},
@@ -117,6 +119,11 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
             stacklevel=3,
         )
     _check_model(trainer, path, parts["model"], parts["gradients"], document["counters"])
+    others = differences(document["description"], describe(trainer)) if "description" in document else []
+    if others:
+        warnings.warn(
+            shorten(f"{path}: the run goes on otherwise than it was: {'; '.join(others)}"), RuntimeWarning, stacklevel=3
+        )
     # What may find fault with its part comes first; what was loaded then is put back. The model, checked above, is last.
     before = [(part, dict(vars(part))) for part in (*trainer.callbacks, trainer.optimizer, trainer.sums)]
     try:
@@ -216,6 +223,7 @@ _DOCUMENT = fields(
     {
         "off": fields({"requires_grad": list_of(text), "decay": list_of(text)}),
         "carried": dict_of(maybe(list_of(fields({"array": text})))),
+        "description": fields({"loss": text, "layers": dict_of(dict_of(text))}),
     },
 )
 

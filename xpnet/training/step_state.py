@@ -34,6 +34,7 @@ class StepState:
         tables: the attributes of every Module.
         parameters: of the model.
         stateful: the Modules with buffers or a state that is carried from call to call.
+        unseen: whether the tape of the next step is to be looked at (see xpnet.training.first_look).
         unbuilt: the Modules that create parameters and buffers when they see the first batch.
         keeps: whether there is any of them.
         careful: whether the user's own code updates the weights.
@@ -47,6 +48,8 @@ class StepState:
         self.version: Version | None = None
         self.changes = -1
         self.optimizer: Optimizer | None = None
+        self.unseen = True
+        self._seen: tuple[Version | None, int] = None, -1
         self.tables: list[dict[str, Any]] = []
         self.parameters: list[Parameter] = []
         self.stateful: list[Module] = []
@@ -69,6 +72,7 @@ class StepState:
         """
         modules = model.modules()
         self.version, self.changes, self.optimizer = model._tree_version, model._tree_version.changes, optimizer
+        self.unseen = self._seen != (self.version, self.version.structure)
         self.tables = [module.__dict__ for module in modules]
         self.stateful = [module for module in modules if module._buffers or "carried" in module.__dict__]
         self.unbuilt = [module for module in modules if not module.built and module._waits()]
@@ -77,6 +81,10 @@ class StepState:
         constraints = [p.constraint for p in self.parameters if p.constraint is not None]
         careful = careful or any(of_a_user(c, "project") for c in constraints)
         self.careful = careful or of_a_user(optimizer, "step", "update", "decay")
+
+    def seen(self, model: Module) -> None:
+        """Note that the tape of a step of this model, as it is now, was looked at."""
+        self.unseen, self._seen = False, (model._tree_version, model._tree_version.structure)
 
     def keep(self, counters: bool = True) -> None:
         """Keep the buffers, the carried states, and the counters that are on the device, before the forward pass."""

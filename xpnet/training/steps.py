@@ -13,6 +13,7 @@ from xpnet.optim.optimizer import Optimizer
 from xpnet.training.arguments import refuse_loss, refuse_metric
 from xpnet.training.callback import Callback
 from xpnet.training.checkpointed_segments import Segments, recomputed
+from xpnet.training.first_look import first_loss
 from xpnet.training.history import Sums
 from xpnet.training.not_finite import not_finite
 from xpnet.training.step_state import StepState, counter_of, of_a_user
@@ -136,10 +137,10 @@ class Steps:
                 prediction = output_of(self.model, x)
         else:
             prediction = self.model(*x) if type(x) is tuple else self.model(x)
-        loss = self.loss(prediction, y)
+        loss = first_loss(self, prediction, y) if state.unseen else self.loss(prediction, y)
         if type(loss) is not Tensor or loss.array.ndim:
             refuse_loss(self.loss, loss)
-        penalty = self._penalty()
+        penalty = self.model.flat_parameters.penalty()
         if penalty is not None:
             loss = loss + penalty
         scale = self.optimizer.loss_scale
@@ -174,14 +175,6 @@ class Steps:
         self.step_state.backward = True
         step.backward()
         return loss, step.logits.copy()
-
-    def _penalty(self) -> Tensor | None:
-        """Return the sum of all weight penalties, or None where no parameter has one."""
-        total = None
-        for parameter in self.model.flat_parameters.regularized:
-            term = parameter.regularizer(parameter)
-            total = term if total is None else total + term
-        return total
 
     def _update(self, batches: int) -> None:
         """Update from the gradients of `batches` batches, which may be fewer than `accumulate`."""

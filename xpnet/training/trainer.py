@@ -20,6 +20,7 @@ from xpnet.runtime.events import watched
 from xpnet.runtime.given import as_pair
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.overrides import is_own
+from xpnet.runtime.refused import refused_attribute
 from xpnet.runtime.settings import check_whole, whole
 from xpnet.training.arguments import named_metrics, refuse_loss, require_parts
 from xpnet.training.callback import Callback, tell
@@ -74,6 +75,11 @@ class Trainer(Steps):
         last_loss: of the last batch of `fit`: a 0-d array on the device, which the next batch may overwrite.
         batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
+
+    stop_training = refused_attribute("use trainer.stop = True")
+    should_stop = refused_attribute("use trainer.stop = True")
+    lr = refused_attribute("use trainer.optimizer.learning_rate")
+    learning_rate = refused_attribute("use trainer.optimizer.learning_rate")
 
     def __init__(
         self,

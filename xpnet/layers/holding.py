@@ -1,0 +1,90 @@
+"""What an attribute of a Module may hold: nothing that looks as if it were trained, and is not."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from typing import TYPE_CHECKING, Any
+
+from xpnet.autograd.parameter import Parameter
+from xpnet.autograd.tensor import Tensor
+from xpnet.runtime.messages import quoted
+
+if TYPE_CHECKING:
+    from xpnet.layers.tree import ModuleTree
+
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_TABLES = frozenset({"_arguments", "_children", "_parameters", "_buffers", "_known_modules"})
+
+
+def named(module: Any, path: str | None = None) -> str:
+    """Return what a Module, at its path or that which it is about to get, is called in an error."""
+    kind, path = type(module).__name__, path or module.path
+    return f"layer {path!r} ({kind})" if path else kind
+
+
+def is_not_built(module: Any, name: str) -> bool:
+    """Return whether a class declares a Parameter of this name (``kernel: Parameter``), and the layer is not built."""
+    if module.__dict__.get("built", True):
+        return False
+    return any(vars(kind).get("__annotations__", {}).get(name) in ("Parameter", Parameter) for kind in type(module).__mro__)
+
+
+def _is_module(value: Any) -> bool:
+    return hasattr(value, "_tree_version")
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and value.node is None
+
+
+def _kind(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return quoted(value) if shape is None else f"{type(value).__name__} {tuple(shape)}"
+
+
+def refuse_value(module: ModuleTree, name: str, value: Any) -> None:
+    """Raise a TypeError for a Tensor with a gradient that is no Parameter, and for another value where a Parameter is."""
+    if isinstance(value, Parameter) or value is None or _is_module(value):
+        return
+    if _is_leaf(value):
+        raise TypeError(
+            f"{named(module)}: self.{name} is a Tensor with requires_grad=True, which would not be trained; make it a "
+            f"Parameter: self.{name} = xn.Parameter(array)"
+        )
+    if name in module._parameters:
+        raise TypeError(
+            f"{named(module)}: {name} is a Parameter, and what replaces it would not be trained: got {_kind(value)}; write "
+            f"the values into it (layer.{name}.array[...] = values), assign xn.Parameter(values), or delete it first "
+            f"(del layer.{name})"
+        )
+
+
+def refuse_unseen(module: ModuleTree, path: str) -> None:
+    """Raise a TypeError where a list, tuple, dict or set, or one in it, holds a layer that was not assigned with it."""
+    for name, value in module.__dict__.items():
+        if name in _TABLES or not isinstance(value, _CONTAINERS):
+            continue
+        known = {id(part) for part in (*module._children.values(), *module._parameters.values())}
+        if any(True for _ in _unseen(value, known)):
+            known |= {id(part) for part in (*module.modules(), *module.parameters().values())}
+            if any(True for _ in _unseen(value, known)):
+                raise TypeError(
+                    f"{named(module, path)}: the {type(value).__name__} in self.{name} holds layers or Parameters that were "
+                    f"put in unseen, and would not be trained; assign a finished flat list of layers (self.{name} = [...], "
+                    f"where xn.Sequential(...) is one layer), or each to an attribute (setattr(self, name, layer))"
+                )
+
+
+def _unseen(value: Any, known: Container[int]) -> Iterator[Any]:
+    """Yield the layers and the leaves with a gradient in a container, and in those in it, but those of known id."""
+    waiting, seen = [value], set()
+    while waiting:
+        parts = waiting.pop()
+        if id(parts) in seen:
+            continue
+        seen.add(id(parts))
+        for part in parts.values() if isinstance(parts, dict) else parts:
+            if isinstance(part, _CONTAINERS):
+                waiting.append(part)
+            elif (_is_module(part) or _is_leaf(part)) and id(part) not in known:
+                yield part
