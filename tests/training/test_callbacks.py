@@ -380,18 +380,18 @@ def test_hooks_under_their_old_names_are_called_for_now():
         ("on_train_end", "on_fit_end"),
         ("on_epoch_ends", "on_epoch_end"),
         ("on_after_backward", "on_before_optimizer_step"),
-        ("on_message", None),
     ],
 )
 def test_a_hook_that_would_never_be_called_is_refused(name, meant):
     kind = type("Mine", (xn.Callback,), {name: lambda self, *args: None})
-    says = f"^Mine: {name} would never be called: .*" + ("" if meant is None else rf"did you mean {meant}\?")
+    says = rf"^Mine: {name} would never be called: did you mean {meant}\?"
     with pytest.raises(TypeError, match=says):
         run(kind())
     trainer = run()
     trainer.callbacks.append(kind())
     with pytest.raises(TypeError, match=says):
         trainer.fit((np.ones((8, 5), np.float32), np.zeros(8, int)), epochs=4, verbose=False)
+    run(type("Mine", (xn.Callback,), {"on_message": lambda self: None})())  # a method for another use
 
 
 def test_every_callback_of_the_package_has_hooks_that_are_called():
