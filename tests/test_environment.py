@@ -17,7 +17,7 @@ TEXTS = {"XPNET_CACHE", "XPNET_DATA", "XPNET_DATA_MIRROR"}
 
 
 def test_every_variable_that_the_package_reads_is_in_the_table():
-    used = {}
+    used: dict[str, Path] = {}
     for path in SOURCES.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"environ(\.get)?\W+XPNET_|getenv\W+XPNET_", text), path

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from xpnet import random
-from xpnet.runtime.settings import check_numbers, check_whole
+from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import Checked, check_numbers, check_whole
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -27,7 +28,7 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return receptive * shape[-2], receptive * shape[-1]
 
 
-class Initializer:
+class Initializer(Checked):
     """Base class: ``initializer(shape, key) -> values``. Subclasses are frozen dataclasses of their settings."""
 
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
@@ -245,5 +246,8 @@ def get(initializer: str | float | Initializer) -> Initializer:
     if isinstance(initializer, (int, float)):
         return Constant(float(initializer))
     if not callable(initializer):
-        raise ValueError(f"an initializer is a name, a number or a callable (shape, key) -> values, got {initializer!r}")
+        raise ValueError(
+            f"an initializer is a name, a number or a callable (shape, key) -> values, got {quoted(initializer)}; for given "
+            f"values write lambda shape, key: values"
+        )
     return initializer

@@ -18,6 +18,7 @@ from xpnet import ops
 from xpnet.backend import Array, as_array, is_asynchronous, is_floating, namespace
 from xpnet.losses.base import not_empty, same_shape
 from xpnet.ops.shapes import ShapeError, expect_real
+from xpnet.runtime.messages import quoted
 
 Metric = Callable[[Any, Any], Any]
 M = TypeVar("M", bound=Callable[..., Any])
@@ -183,7 +184,10 @@ def get(metric: str | Metric) -> tuple[str, Metric]:
 
     Raises:
         ValueError: no such name.
+        TypeError: neither a name nor a function.
     """
+    if not isinstance(metric, str) and (not callable(metric) or isinstance(metric, type)):
+        raise TypeError(f"a metric is a name or a function (prediction, target) -> mean over the batch, got {quoted(metric)}")
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
     if metric not in NAMES:

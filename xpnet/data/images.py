@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from xpnet.runtime.settings import Checked
+
 from .dataset import DataError, NumpyArray
 from .image_files import ENDINGS, image_files, is_hidden
 from .image_safety import decoding
@@ -145,7 +147,7 @@ def _fractions(path: str | os.PathLike[str], image: Any, upright: Any) -> NumpyA
     return values
 
 
-class ImageFolder:
+class ImageFolder(Checked):
     """The images in `path/CLASS/NAME.png` (or .jpg, ...) with class indices: a sequence of examples for `Batches`.
 
     Example i is `(x, y)`: x float32 (H, W, C) in [0, 1], y the class index. Classes are the subfolders in the order of

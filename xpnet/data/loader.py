@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from xpnet import backend
 from xpnet.backend import Array, Device
 from xpnet.runtime.deprecation import renamed_arguments
+from xpnet.runtime.settings import Checked
 
 from . import sampling
 from .arrays import Arrays, Order, tree_map
@@ -61,7 +62,7 @@ def _augmented(augment: Augmentation, seed: int, batch: Any, epoch: int, number:
     return augment(batch, seed=seed, step=step)
 
 
-class Batches:
+class Batches(Checked):
     """Mini-batches of a data set, epoch by epoch.
 
     ``for x, y in batches: ...`` is one epoch; the next such loop is the next one. ``batches.epoch(e)`` is epoch e. Which

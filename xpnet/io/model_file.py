@@ -21,6 +21,7 @@ from xpnet.io import archive
 from xpnet.io.architecture import ARGUMENT, Decoder, Encoder
 from xpnet.layers.context import FLOATS, Context, float_name, meta_init, on_device
 from xpnet.layers.module import Module
+from xpnet.runtime.settings import checked
 
 if TYPE_CHECKING:
     from xpnet.data.inputs import InputRecord
@@ -142,6 +143,7 @@ def describe(
     return document, arrays
 
 
+@checked
 def load(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> Module:
     """Read a model from a file of `model.save`, in evaluation mode.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from xpnet import backend, ops
 from xpnet.autograd.flat_parameters import FlatParameters
@@ -20,13 +20,18 @@ from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import attributes, mixed
 from xpnet.layers import state as states
 from xpnet.layers.context import Context, Shape, Spec, float_name, new_buffer
-from xpnet.layers.execution import Executor, output_shape_by_running, predict, prepare_input
+from xpnet.layers.execution import Executor, output_shape_by_running, predict, prepare_input, require_arrays
 from xpnet.layers.modes import thread_state
 from xpnet.layers.tree import ModuleTree
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
 from xpnet.runtime.late import late
+from xpnet.runtime.peers import missing_attribute
+from xpnet.runtime.settings import checked
 from xpnet.runtime.threads import preference
+
+if TYPE_CHECKING:
+    from xpnet.optim.optimizer import Optimizer
 
 _RENAMED = {
     "specs": "parameter_specs", "arena": "flat_parameters", "draw": "next_random_step", "counters": "rng_counters",
@@ -63,6 +68,9 @@ class Module(ModuleTree):
     _flat_storage_version: int  # of the tree's structure
     _model_executor: Executor | None  # see executor_of
 
+    if not TYPE_CHECKING:  # mypy would know every attribute
+        __getattr__ = missing_attribute
+
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
         self = super().__new__(cls, *args, **keywords)
@@ -74,7 +82,7 @@ class Module(ModuleTree):
         super().__init_subclass__(**keywords)
         adopt_renamed_methods(cls, _RENAMED)
 
-    def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
+    def __init__(self, *, device: str | Device = "cpu", dtype: Any = "float32", seed: int = 0) -> None:
         self.context = Context(int(seed), backend.device(device), float_name(dtype, type(self).__name__))
 
     def count_parameters(self) -> int:
@@ -212,6 +220,10 @@ class Module(ModuleTree):
             return forward(*inputs, **keywords)
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
+        except AttributeError:  # of an input that has no dtype or shape
+            if not path:
+                require_arrays(self, inputs)
+            raise
 
     def _build_for(self, inputs: tuple[Any, ...]) -> None:
         self.built = True
@@ -355,6 +367,7 @@ class Module(ModuleTree):
         """Restore counters from :meth:`rng_counters`."""
         states.load_rng_counters(self, counters)
 
+    @checked
     def save(
         self,
         path: str | PathLike[str],
@@ -387,12 +400,13 @@ class Module(ModuleTree):
         """Read parameters and buffers from a safetensors file; see :func:`xpnet.io.weights.load_weights`."""
         late("load_weights")(self, path, strict)
 
+    @checked
     def summary(
         self,
-        input_shape: Any = None,
+        input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
         *,
         batch_size: int = 1,
-        optimizer: Any = None,
+        optimizer: Optimizer | None = None,
         loss: Any = None,
         recompute: Any = False,
         device: Any = None,

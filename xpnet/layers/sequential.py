@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xpnet.autograd.checkpointing import recompute
+from xpnet.backend import Device
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.hooks import recomputing
@@ -39,8 +40,8 @@ class Sequential(Module):
         layers: Sequence[Any],
         *,
         input_shape: Sequence[int] | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
+        device: str | Device = "cpu",
+        dtype: Any = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(device=device, dtype=dtype, seed=seed)

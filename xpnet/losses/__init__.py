@@ -20,6 +20,7 @@ from xpnet.losses.classification import (
 )
 from xpnet.losses.distances import contrastive, triplet
 from xpnet.losses.regression import half_squared_error, huber, mean_absolute_error, mean_squared_error, quadratic_cost
+from xpnet.runtime.messages import quoted
 
 NAMES: dict[str, Loss] = {
     "softmax_cross_entropy": softmax_cross_entropy,
@@ -47,9 +48,12 @@ def get(loss: str | Loss) -> Loss:
 
     Raises:
         ValueError: no such name.
+        TypeError: neither a name nor a function.
     """
-    if callable(loss):
+    if callable(loss) and not isinstance(loss, type):
         return loss
+    if not isinstance(loss, str):
+        raise TypeError(f"a loss is a name or a function (prediction, target) -> Tensor, got {quoted(loss)}")
     if loss not in NAMES:
         raise ValueError(f"unknown loss {loss!r}: expected a function or one of {', '.join(NAMES)}")
     return NAMES[loss]

@@ -19,6 +19,7 @@ from xpnet.layers.state import check_state
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.messages import quoted, shorten
+from xpnet.runtime.settings import checked
 from xpnet.training.callback import Callback
 from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_run
 from xpnet.training.run import claim
@@ -31,6 +32,7 @@ _NAME = re.compile(r"step-(\d{10,})\.ckpt")
 _RENAMED = {"Call": "LambdaCallback"}  # callbacks in files of earlier versions
 
 
+@checked
 def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
     """Write the complete state of a training run to a file, atomically: weights, running statistics, random counters,
     optimizer, position in the data, history and the state of every callback.
@@ -67,6 +69,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
     archive.write(path, document, arrays)
 
 
+@checked
 def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     """Restore a trainer (with its model, optimizer and callbacks) from a file of :func:`save_checkpoint`.
 

@@ -27,7 +27,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
         ValueError: `data` is neither a pair (x, y) of equal, positive length, nor Batches, nor an iterable of batches.
     """
     from xpnet.data import Batches, Dataset  # importing xpnet does not import the data
-    from xpnet.data.arrays import tree_leaves
+    from xpnet.data.arrays import have_examples, tree_leaves
 
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 and whole, got {batch_size!r}")
@@ -50,7 +50,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
         made.given = data
         return made
     parts = tree_leaves(tuple(data))
-    if len(data) != 2 or not all(hasattr(part, "shape") and len(part.shape) for part in parts):
+    if len(data) != 2 or not have_examples(parts):
         raise ValueError(
             f"data must be a pair (x, y) of two arrays with an axis of examples first, got ({kinds(data)}); convert lists "
             f"with numpy.asarray"

@@ -6,11 +6,12 @@ import csv
 import io
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xpnet.backend import Array, namespace
+from xpnet.runtime.peers import missing_attribute
 
 
 class History(dict[str, list[float]]):
@@ -22,6 +23,8 @@ class History(dict[str, list[float]]):
         averaged: whether the model got the average of an ExponentialMovingAverage at the end, which no epoch has measured.
     """
 
+    if not TYPE_CHECKING:  # mypy would know every attribute
+        __getattr__ = missing_attribute
     interrupted = False
     restored: int | None = None
     averaged = False

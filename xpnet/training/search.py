@@ -12,6 +12,7 @@ import numpy as np
 
 from xpnet.backend import to_numpy
 from xpnet.runtime.deprecation import renamed_attribute, warn_renamed
+from xpnet.runtime.settings import checked
 from xpnet.training.data_adapter import as_batches
 from xpnet.training.not_finite import NotFiniteError
 
@@ -80,6 +81,7 @@ def search_decades(
     return find_learning_rate(trainer, data, rates=rates, steps=steps, batch_size=batch_size)
 
 
+@checked
 def find_learning_rate(
     trainer: Trainer,
     data: Any,
@@ -165,6 +167,7 @@ def _losses(
     return found
 
 
+@checked
 def overfit_one_batch(trainer: Trainer, x: Any, y: Any, *, steps: int = 200) -> list[float]:
     """Train on one batch again and again: a sound model overfits it, so the losses must come near 0.
 

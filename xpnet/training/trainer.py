@@ -17,6 +17,8 @@ from xpnet.layers.module import Module
 from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
+from xpnet.runtime.peers import missing_attribute
+from xpnet.runtime.settings import Converted, checked
 from xpnet.training.arguments import named_metrics, require_parts
 from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, segments_of
@@ -70,13 +72,18 @@ class Trainer(Steps):
         batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
 
+    loss = Converted(losses.get)
+    metrics = Converted(named_metrics)
+    if not TYPE_CHECKING:  # mypy would know every attribute
+        __getattr__ = missing_attribute
+
     def __init__(
         self,
         model: Module,
         *,
         loss: str | Callable[[Any, Any], Any],
         optimizer: Optimizer,
-        metrics: Sequence[str | Callable[[Any, Any], Any]] = (),
+        metrics: str | Sequence[str | Callable[[Any, Any], Any]] = (),
         callbacks: Sequence[Callback] = (),
         seed: int = 0,
         accumulate: int = 1,
@@ -88,12 +95,12 @@ class Trainer(Steps):
         if accumulate < 1:
             raise ValueError(f"Trainer: accumulate must be at least 1, got {accumulate}")
         self.model = model
-        self.loss = losses.get(loss)
+        self.loss = loss
         self.optimizer = optimizer
         if loss_scale is not None or (model.context.dtype == "float16" and optimizer.loss_scale is None):
             optimizer.loss_scale = loss_scale or LossScale()
             optimizer.loss_scale.belong_to(optimizer)
-        self.metrics = named_metrics(metrics)
+        self.metrics = metrics
         self.callbacks = list(callbacks)
         self.seed = seed
         self.accumulate = accumulate
@@ -120,6 +127,7 @@ class Trainer(Steps):
         self.step_state = StepState()
         self._trained: Module | None = None  # by the last fit
 
+    @checked
     def fit(
         self,
         data: Data,
@@ -197,9 +205,9 @@ class Trainer(Steps):
         with (
             contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "fit"),
             interruptible(self),
-            Progress(last, count, verbose) as progress,
             captured or contextlib.nullcontext(),
             device_feed(batches, device, captured) as feed,
+            Progress(last, count, verbose) as progress,
         ):
             began: list[Callback] = []
             try:
@@ -258,6 +266,7 @@ class Trainer(Steps):
         """Whether the run ends because its loss became NaN or infinite: in `on_fit_end`."""
         return isinstance(self.error, NotFiniteError)
 
+    @checked
     def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
         """Return the loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
         return self._evaluate(as_batches(data, self.model, batch_size, False, self.seed))
