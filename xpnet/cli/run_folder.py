@@ -13,8 +13,8 @@ from xpnet.cli import train_settings
 from xpnet.cli.argument_types import UsageError
 from xpnet.io import archive, lock
 from xpnet.report import read_record
+from xpnet.training.checkpoint import CHECKPOINTS
 
-CHECKPOINTS = "checkpoints"
 _BLOCK = 1 << 20
 _MORE = 1 << 16
 """Bytes of a model file beside its arrays: architecture, names of classes, metadata."""

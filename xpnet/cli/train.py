@@ -23,7 +23,7 @@ from xpnet.cli.model_argument import find_network
 from xpnet.cli.places import STARTED_IN, locate_network
 from xpnet.cli.predict import accuracy_text
 from xpnet.cli.readings import VALIDATION_FRACTION, Known, OwnDataset, describe_change, facts
-from xpnet.cli.run_folder import CHECKPOINTS, Room, open_folder
+from xpnet.cli.run_folder import Room, open_folder
 from xpnet.cli.training_recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
 from xpnet.data import Batches, Dataset
 from xpnet.data.inputs import record_from, record_of
@@ -44,6 +44,7 @@ from xpnet.training import (
     History,
     Trainer,
 )
+from xpnet.training.checkpoint import CHECKPOINTS
 from xpnet.training.interrupt import Terminated
 
 MODEL, HISTORY, CURVES, CONFUSION = "model.xpnet", "history.csv", "learning_curves.png", "confusion_matrix.png"

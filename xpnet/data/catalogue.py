@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from xpnet.runtime.settings import checked
+
 from . import published, small
 from .dataset import DataError, Dataset
 
@@ -17,6 +19,7 @@ def names() -> tuple[str, ...]:
     return (*_SHIPPED, *_PUBLISHED)
 
 
+@checked
 def load(name: str, path: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a data set, split into a training and a test part.
 

@@ -63,6 +63,7 @@ _LAYERS = "layers are found in xpnet itself, such as xn.Dense"
 _SHAPE = "use xn.Sequential([...], input_shape=...)"
 _TRAIN = "training is a Trainer's: xn.Trainer(model, loss=..., optimizer=..., metrics=[...]).fit((x, y))"
 _CLEARED = "optimizer.step(model) clears the gradients itself; model.zero_grad() drops them"
+_PARTS = "its parts are dataset.train and dataset.test, pairs (x, y); xn.data.split divides one of them"
 _MOVE = "use xn.to_device(tensor.array, device); a model moves with model.to(device)"
 
 ATTRIBUTES: dict[str, dict[str, str]] = {
@@ -94,7 +95,8 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         "count_params": "count_parameters", "register_buffer": "add_buffer", "register_parameter": "add_parameter",
         "requires_grad_": "freeze", "cuda": 'to("cuda")', "cpu": 'to("cpu")', "children": "modules",
         "float": "the dtype is chosen when a model is made: dtype=", "half": "the dtype is chosen when a model is made: dtype=",
-        "double": "the dtype is chosen when a model is made: dtype=", "weight": "kernel",
+        "double": "the dtype is chosen when a model is made: dtype=",
+        "weight": "a layer's weights are its kernel: layer.kernel",
         "add": "layers are one list: xn.Sequential([...])", "append": "layers are one list: xn.Sequential([...])",
         "get_layer": "use model.layers[i], or the attribute that the layer was assigned to",
         "apply": "use model.modules()", "to_json": "save",
@@ -116,6 +118,9 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         "zero_grad": _CLEARED, "param_groups": "learning_rate", "lr": "learning_rate", "state_dict": "state",
         "load_state_dict": "load_state", "minimize": "compute the loss, call loss.backward(), then step(model)",
         "apply_gradients": "step", "add_param_group": "step(model) takes the model, or a list of Parameters",
+    },
+    "Dataset": {
+        "data": _PARTS, "target": _PARTS, "validation": _PARTS, "target_names": "class_names",
     },
     "History": {"history": 'it is the dict itself: history["loss"]', "epoch": "epochs"},
 }  # fmt: skip

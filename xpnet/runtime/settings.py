@@ -249,14 +249,18 @@ class Checked:
 
 def check_constructor(cls: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
     """Check the arguments of a class of this package; see :func:`check_call`."""
-    if cls.__init__.__module__.startswith("xpnet."):
-        own, *more = _constructors(cls)
+    own, *more = _constructors(cls)
+    if own.__module__.startswith("xpnet."):
         check_call(cls.__name__, own, (None, *arguments), keywords, tuple(more))
 
 
 @cache
 def _constructors(cls: type) -> tuple[Callable[..., Any], ...]:
-    return tuple(vars(c)["__init__"] for c in cls.__mro__ if c is not object and "__init__" in vars(c))
+    return tuple(vars(c)["__init__"] for c in cls.__mro__ if c is not object and "__init__" in vars(c)) or (_nothing,)
+
+
+def _nothing(self: Any) -> None:
+    """Stand for the constructor of a class that has none."""
 
 
 class Converted:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xpnet import metrics
 from xpnet.autograd.tensor import Tensor
 from xpnet.layers.module import Module
+from xpnet.optim.optimizer import Optimizer
+from xpnet.runtime.messages import quoted
 from xpnet.training.callback import Callback
 from xpnet.training.data_adapter import kinds
 
 Metric = str | Callable[[Any, Any], Any]
 
 
-def named_metrics(given: str | Sequence[Metric]) -> dict[str, Callable[[Any, Any], Any]]:
+def named_metrics(
+    given: str | Sequence[Metric] | Mapping[str, Callable[[Any, Any], Any]],
+) -> dict[str, Callable[[Any, Any], Any]]:
     """Return the metric functions by name.
 
     Raises:
         ValueError: two of them have the same name.
     """
+    if isinstance(given, Mapping):  # as an attribute is
+        return dict(given)
     named = [metrics.get(m) for m in ([given] if isinstance(given, str) else given)]
     if len(dict(named)) < len(named):
         raise ValueError(
@@ -44,12 +50,25 @@ def refuse_loss(function: Any, loss: Any) -> None:
         )
 
 
-def require_parts(model: Any, optimizer: Any, callbacks: Sequence[Any]) -> None:
-    """Raise a TypeError that says which argument of a Trainer is not what it must be."""
+def required_model(model: Any) -> Module:
+    """Return a Trainer's model; raise a TypeError if it is none."""
     if not isinstance(model, Module):
-        raise TypeError(f"Trainer: model must be a Module such as xn.Sequential([...]), got {model!r}")
-    if not hasattr(optimizer, "step") or isinstance(optimizer, type):
-        raise TypeError(f"Trainer: optimizer must be an object such as xn.optim.Adam(0.001), got {optimizer!r}")
-    for callback in callbacks:
+        raise TypeError(f"Trainer: model must be a Module such as xn.Sequential([...]), got {quoted(model)}")
+    return model
+
+
+def required_optimizer(optimizer: Any) -> Any:
+    """Return a Trainer's optimizer; raise a TypeError if it is none, such as one of another library."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"Trainer: optimizer must be an object such as xn.optim.Adam(0.001), got {quoted(optimizer)}")
+    return optimizer
+
+
+def required_callbacks(callbacks: Any) -> list[Callback]:
+    """Return a Trainer's callbacks as a list; raise a TypeError if one of them is none."""
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
         if not isinstance(callback, Callback):
-            raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {callback!r}")
+            raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {quoted(callback)}")
+    if isinstance(callbacks, Callback):
+        raise TypeError(f"Trainer: callbacks must be a list, got one: write [{type(callbacks).__name__}(...)]")
+    return list(callbacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import time
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
 
 FORMAT = "xpnet-checkpoint-1"
+CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints within that of a run."""
 _NAME = re.compile(r"step-(\d{10,})\.ckpt")
 _RENAMED = {"Call": "LambdaCallback"}  # callbacks in files of earlier versions
 
@@ -295,7 +298,10 @@ class Checkpoint(Callback):
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Make the folder, lock it for this process, and check that it can be written to."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise type(error)(error.errno, "Checkpoint needs a folder, and a file is in its place", str(self.folder)) from None
         if not self._locked:
             lock.acquire(self.folder)
             self._locked = True
@@ -394,22 +400,32 @@ def _steps(path: Path) -> int:
 
 
 def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
-    """Restore a trainer from a checkpoint: a path, or "auto" for the newest usable one of its Checkpoint callback.
+    """Restore a trainer from a checkpoint: a file, or the newest usable one in a folder, of checkpoints or of a run.
 
-    With "auto" a damaged file is skipped with a warning that names it; without any file the trainer stays as it is.
+    "auto" is the folder of its Checkpoint callback; without any file there the trainer stays as it is. In a folder a damaged
+    file is skipped with a warning that names it.
 
     Raises:
         ValueError: "auto" without a Checkpoint callback.
+        FileNotFoundError: no such file, or a folder without checkpoints.
         ArchiveError: the checkpoints are all damaged.
     """
     if str(resume) != "auto":
-        load_checkpoint(trainer, resume)
-        return
-    folders = [callback.folder for callback in trainer.callbacks if isinstance(callback, Checkpoint)]
-    if not folders:
-        raise ValueError('resume="auto" needs a Checkpoint(folder) among the callbacks, or give the path of a checkpoint')
+        folder = Path(resume)
+        if not folder.is_dir():
+            load_checkpoint(trainer, resume)
+            return
+        found = newest_first(folder) or newest_first(folder / CHECKPOINTS)
+        if not found:
+            raise FileNotFoundError(errno.ENOENT, "no checkpoints step-*.ckpt in this folder", str(resume))
+    else:
+        folders = [callback.folder for callback in trainer.callbacks if isinstance(callback, Checkpoint)]
+        if not folders:
+            raise ValueError('resume="auto" needs a Checkpoint(folder) among the callbacks, or give the path of a checkpoint')
+        folder = folders[0]
+        found = newest_first(folder)
     damaged: list[str] = []
-    for path in newest_first(folders[0]):
+    for path in found:
         try:
             load_checkpoint(trainer, path)
         except archive.ArchiveError as error:
@@ -419,6 +435,6 @@ def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
             return
     if damaged:
         raise archive.ArchiveError(
-            f"no usable checkpoint in {folders[0]}: all {len(damaged)} are damaged. Move them away to begin anew, or put back "
+            f"no usable checkpoint in {folder}: all {len(damaged)} are damaged. Move them away to begin anew, or put back "
             f"copies. {'; '.join(damaged)}"
         )

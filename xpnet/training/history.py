@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnet.backend import Array, namespace
+from xpnet.runtime.messages import quoted
 from xpnet.runtime.peers import missing_attribute
 
 
@@ -32,7 +33,7 @@ class History(dict[str, list[float]]):
     def record(self, values: dict[str, float]) -> None:
         """Add one epoch. A value that only some epochs have is nan in the others, so that all lists have one length."""
         before = self.epochs
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = as_numbers(values)
         for name, value in numbers.items():
             self.setdefault(name, [math.nan] * before).append(value)
         for name in self.keys() - numbers.keys():
@@ -63,6 +64,23 @@ class History(dict[str, list[float]]):
             row += [repr(values[i]) if i < len(values) else "" for values in self.values()]
             writer.writerow(row)
         return text.getvalue()
+
+
+def as_numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Return the values of an epoch as floats.
+
+    Raises:
+        TypeError: one of them is no number.
+    """
+    numbers = {}
+    for name, value in values.items():
+        try:
+            numbers[name] = float("" if isinstance(value, str) else value)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"the value {name!r} of an epoch must be a number, got {quoted(value)}, which a callback has put into `values`"
+            ) from None
+    return numbers
 
 
 class Sums:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.events import watched
 from xpnet.runtime.peers import missing_attribute
 from xpnet.runtime.settings import Converted, checked
-from xpnet.training.arguments import named_metrics, require_parts
+from xpnet.training.arguments import named_metrics, required_callbacks, required_model, required_optimizer
 from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, segments_of
 from xpnet.training.data_adapter import as_batches, no_batches
@@ -72,8 +73,12 @@ class Trainer(Steps):
         batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
 
+    # Also what is set later is converted, or refused.
+    model = Converted(required_model)
     loss = Converted(losses.get)
+    optimizer = Converted(required_optimizer)
     metrics = Converted(named_metrics)
+    callbacks = Converted(required_callbacks)
     if not TYPE_CHECKING:  # mypy would know every attribute
         __getattr__ = missing_attribute
 
@@ -91,7 +96,6 @@ class Trainer(Steps):
         loss_scale: LossScale | None = None,
         recompute: Recompute = False,
     ) -> None:
-        require_parts(model, optimizer, callbacks)
         if accumulate < 1:
             raise ValueError(f"Trainer: accumulate must be at least 1, got {accumulate}")
         self.model = model
@@ -101,7 +105,7 @@ class Trainer(Steps):
             optimizer.loss_scale = loss_scale or LossScale()
             optimizer.loss_scale.belong_to(optimizer)
         self.metrics = metrics
-        self.callbacks = list(callbacks)
+        self.callbacks = callbacks
         self.seed = seed
         self.accumulate = accumulate
         self.capture = capture
@@ -137,7 +141,7 @@ class Trainer(Steps):
         batch_size: int = 32,
         shuffle: bool = True,
         verbose: bool | None = None,
-        resume: Any = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> History:
         """Train for some epochs.
 
@@ -151,7 +155,8 @@ class Trainer(Steps):
             shuffle: draw a new order for every epoch, a function of the seed and the epoch's number.
             verbose: None shows a progress bar on a terminal and one line an epoch elsewhere; False shows nothing.
             resume: "auto" goes on from the newest checkpoint of the Checkpoint callback, if there is one; a path goes on
-                from that file. `epochs` then counts from where the interrupted `fit` began.
+                from that file, or from the newest one in that folder (of checkpoints, or of a
+                run). `epochs` then counts from where the interrupted `fit` began.
 
         An epoch that was cut short (by `stop`, Ctrl-C or an exception) is continued by the next `fit` on the same data with the
         same batch size; on others a new epoch begins. An exception leaves weights, optimizer, gradients, random counters and
