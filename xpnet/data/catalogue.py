@@ -19,6 +19,11 @@ def names() -> tuple[str, ...]:
     return (*_SHIPPED, *_PUBLISHED)
 
 
+def shipped() -> tuple[str, ...]:
+    """Return the names of the data sets in the package, which need no files."""
+    return tuple(_SHIPPED)
+
+
 @checked
 def load(name: str, path: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a data set, split into a training and a test part.

@@ -101,7 +101,8 @@ def _what(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]]
     archive = f"; or the archive {choices[1][0]}" if len(choices) > 1 else " (each as it is or as .gz)"
     return (
         f"Expected these files{archive}: {plain}. Put them in a folder FOLDER or FOLDER/{subfolders[0]}, and give it as "
-        f'xpnet.data.load("{name}", path="FOLDER") or in the environment variable XPNET_DATA.'
+        f'xpnet.data.load("{name}", path="FOLDER"), on the command line as --data FOLDER, or in the environment '
+        f"variable XPNET_DATA."
     )
 
 
