@@ -178,6 +178,8 @@ def test_the_error_of_a_property_is_its_own():
         (lambda: OWNERS["Trainer"].fit(F, G), r"fit\(\(x, y\), epochs=5\)"),
         (lambda: OWNERS["Trainer"].fit(x=F, y=G), r"fit\(\(x, y\)\)"),
         (lambda: OWNERS["Trainer"].evaluate(F, G), r"evaluate\(\(x, y\)\)"),
+        (lambda: xn.Dense(3, kernel_initializer=np.ones((4, 3))), "kernel_initializer must be an initializer"),
+        (lambda: xn.Residual(3), "Residual: body must be a Module .* or a list of layers"),  # type: ignore[arg-type]
         (lambda: xn.Conv2D(filter=4, window=3), "did you mean filters"),  # type: ignore[call-arg]
         (lambda: xn.Conv1D(4, 3, strides=2), "it is called stride here"),
         (lambda: xn.LSTM(hidden_size=3), "LSTM got .* it is called units here"),  # type: ignore[call-arg]

@@ -13,6 +13,7 @@ from xpnet.layers.convolution import Conv2D
 from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
+from xpnet.runtime.settings import check_whole
 
 
 class Sequential(Module):
@@ -57,6 +58,8 @@ class Sequential(Module):
                 f"Sequential: input_shape must hold sizes, got {tuple(input_shape)}; where one varies give any that occurs ("
                 f"the layers that can take others will), or leave input_shape out"
             )
+        if input_shape is not None:
+            check_whole("Sequential", 0, **{f"input_shape[{i}]": n for i, n in enumerate(input_shape)})
         self.layers = tuple(layers)
         self.input_shape = None if input_shape is None else tuple(int(n) for n in input_shape)
         self._attach("", self.context)
@@ -165,7 +168,7 @@ class Residual(Module):
 
     plannable = True
 
-    def __init__(self, body: Any, shortcut: Module | None = None) -> None:
+    def __init__(self, body: Module | Sequence[Any], shortcut: Module | None = None) -> None:
         self.body = body if isinstance(body, Module) else Sequential(body)
         self.shortcut = shortcut
 

@@ -105,6 +105,11 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 
 
+def _is_sizes(value: Any) -> bool:
+    """Return whether a value is a list whose elements are whole numbers; None among them gets an error of its own."""
+    return _is_list(value) and not (isinstance(value, (list, tuple)) and any(v is not None and not _is_whole(v) for v in value))
+
+
 def _instance(name: str) -> Callable[[Any], bool]:
     """Return whether a value's class has a name: this floor cannot import the classes of those above."""
     return lambda value: any(kind.__name__ == name and kind.__module__.startswith("xpnet.") for kind in type(value).__mro__)
@@ -120,7 +125,12 @@ _KINDS = {
     "str": _Kind(lambda value: isinstance(value, str), "a string"),
     **dict.fromkeys(("Path", "PathLike[str]", "os.PathLike[str]"), _PATH),
     "Schedule": _Kind(callable, "a schedule"),
-    "Sequence[int]": _Kind(_is_list, "a tuple of whole numbers, such as (5,) or (28, 28, 1)"),
+    "Initial": _Kind(
+        lambda value: value is None or isinstance(value, str) or callable(value) or _is_number(value),
+        "an initializer: its name, a number, or a function (shape, key) -> values",
+    ),
+    "Sequence[Any]": _Kind(_is_list, "a list of layers"),
+    "Sequence[int]": _Kind(_is_sizes, "a tuple of whole numbers, such as (5,) or (28, 28, 1)"),
     "Sequence[Sequence[int]]": _Kind(_is_list, "a tuple of such tuples"),
     "Sequence[float]": _Kind(_is_list, "a list of numbers"),
     "Sequence[str]": _Kind(_is_list, "a list of strings"),
