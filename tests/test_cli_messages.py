@@ -212,6 +212,6 @@ def test_output_that_is_no_text_stream_is_left_alone(monkeypatch):
 def test_a_model_that_is_no_file_says_what_was_expected(capsys, tmp_path):
     assert "expected a model file" in wrong(capsys, "predict", tmp_path / "m.xpnet", "x.npy")
     assert "is a folder; expected a model file, as" in wrong(capsys, "evaluate", tmp_path, "iris")
-    xn.Sequential([xn.Dense(2)], input_shape=(3,), seed=1).save(tmp_path / "model.xpnet")
-    assert f"such as the one in it, {tmp_path / 'model.xpnet'}" in wrong(capsys, "evaluate", tmp_path, "iris")
+    xn.Sequential([xn.Dense(2)], input_shape=(3,), seed=1).save(tmp_path / "m.xpnet")
+    assert f"such as the one in it, {tmp_path / 'm.xpnet'}" in wrong(capsys, "evaluate", tmp_path, "iris")
     assert "did you mean cnn?" in wrong(capsys, "train", "iris", "--model", "cnnn")

@@ -76,7 +76,7 @@ def test_flags_override_the_file(tmp_path, capsys):
         ("epoch = 3", "unknown setting 'epoch'; did you mean 'epochs'?"),
         ("epochs = 0", "epochs: expected a whole number of at least 1, got '0'"),
         ("augment = 1", "augment: expected true or false, got 1"),
-        ("epochs = true", "epochs: expected a value, got True"),
+        ("epochs = true", "epochs: expected a whole number of at least 1, got 'true'"),
         ('schedule = "linear"', "schedule: expected cosine or constant, got 'linear'"),
         ("average = 1.5", "average: expected a number from 0 to below 1"),
         ("dataset = 3", "dataset: expected text, got 3"),

@@ -3,6 +3,7 @@
 # fmt: off
 # isort: off
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from xpnet import backend, initializers, losses, metrics, ops, optim, random, regularizers
@@ -21,6 +22,7 @@ from xpnet.layers import (
 from xpnet.ops import ShapeError, conv_output_size
 from xpnet.runtime.deprecation import moved_modules
 from xpnet.runtime.determinism import deterministic, get_deterministic, set_deterministic
+from xpnet.runtime.peers import missing_name
 from xpnet.runtime.threads import get_num_threads, set_num_threads
 from xpnet.training import Callback, History, NotFiniteError, Trainer
 # isort: on
@@ -58,7 +60,7 @@ def __getattr__(name: str) -> Any:
     if name in _MOVED:
         return importlib.import_module(f"xpnet.{name}")
     if name not in _LATER:
-        raise AttributeError(f"module 'xpnet' has no attribute {name!r}")
+        raise missing_name(name, sys.modules[__name__])
     where = _LATER[name]
     found = getattr(importlib.import_module(where), name) if where else importlib.import_module(f"xpnet.{name}")
     globals()[name] = found

@@ -15,7 +15,7 @@ import numpy as np
 
 from xpnet import random
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.settings import check_function, check_numbers, check_whole
+from xpnet.runtime.settings import Checked, check_function, check_numbers, check_whole
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -28,7 +28,7 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return receptive * shape[-2], receptive * shape[-1]
 
 
-class Initializer:
+class Initializer(Checked):
     """Base class: ``initializer(shape, key) -> values``. Subclasses are frozen dataclasses of their settings."""
 
     def __call__(self, shape: tuple[int, ...], key: random.Key) -> Values:
@@ -253,6 +253,7 @@ def get(initializer: str | float | Initializer, who: str = "initializer") -> Ini
     check_function(who, initializer, "a name, a number, or a function (shape, key) -> values such as xpnet.initializers.He()")
     if not callable(initializer):
         raise ValueError(
-            f"{who}: an initializer is a name, a number or a callable (shape, key) -> values, got {quoted(initializer)}"
+            f"{who}: an initializer is a name, a number or a callable (shape, key) -> values, got {quoted(initializer)}; for "
+            f"given values write lambda shape, key: values"
         )
     return initializer

@@ -209,7 +209,10 @@ def get(metric: str | Metric) -> tuple[str, Metric]:
 
     Raises:
         ValueError: no such name.
+        TypeError: neither a name nor a function.
     """
+    if not isinstance(metric, str) and (not callable(metric) or isinstance(metric, type)):
+        raise TypeError(f"a metric is a name or a function (prediction, target) -> mean over the batch, got {quoted(metric)}")
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
     if not isinstance(metric, str) or metric not in NAMES:

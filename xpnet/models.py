@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xpnet.layers import Conv2D, Dense, Dropout, Flatten, MaxPool2D, Module, Sequential
+from xpnet.runtime.settings import checked
 
 SMALL_IMAGE = 16
 """Images with fewer rows or columns are padded, so that convolutions do not shrink them."""
 
 
+@checked
 def mlp(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "cpu") -> Sequential:
     """Build a multilayer perceptron: two fully connected hidden layers with ReLU.
 
@@ -27,6 +29,7 @@ def mlp(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "
     return Sequential(layers, input_shape=input_shape, seed=seed, device=device)
 
 
+@checked
 def cnn(input_shape: Sequence[int], classes: int, seed: int = 0, device: str = "cpu") -> Sequential:
     """Build a small convolutional network: two stages of 3x3 convolution and 2x2 pooling, dropout, and a classifier.
 

@@ -8,11 +8,11 @@ from typing import Any
 from xpnet import ops
 from xpnet.backend import Array, namespace
 from xpnet.ops.sums import total
-from xpnet.runtime.settings import check_numbers
+from xpnet.runtime.settings import Checked, check_numbers
 
 
 @dataclass(frozen=True)
-class L2:
+class L2(Checked):
     """1/2 * strength * sum(w**2), whose gradient is strength * w. Source: CS231n, "Neural networks part 2"."""
 
     strength: float
@@ -26,7 +26,7 @@ class L2:
 
 
 @dataclass(frozen=True)
-class L1:
+class L1(Checked):
     """strength * sum(|w|): drives weights to exactly 0."""
 
     strength: float
@@ -40,7 +40,7 @@ class L1:
 
 
 @dataclass(frozen=True)
-class ElasticNet:
+class ElasticNet(Checked):
     """l1 * sum(|w|) + 1/2 * l2 * sum(w**2). Source: Zou and Hastie, 2005."""
 
     l1: float
@@ -55,7 +55,7 @@ class ElasticNet:
 
 
 @dataclass(frozen=True)
-class MaxNorm:
+class MaxNorm(Checked):
     """A projection, not a penalty: after each update the weights into one unit are scaled down to length `limit` or less.
 
     Source: Srebro et al., 2004; CS231n, "Neural networks part 2".

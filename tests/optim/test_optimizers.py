@@ -258,7 +258,6 @@ def test_gaps_of_the_flat_parameters_stay_zero(name):
         (lambda: xn.optim.SGD(0.1, 0.9, True, form="inertia"), 'form="velocity"'),
         (lambda: xn.optim.RMSprop(0.1, 1.0), "decay and momentum must be in"),
         (lambda: xn.optim.Rprop(0.1, grow=0.9), "0 < shrink < 1 < grow"),
-        (lambda: xn.optim.Rprop(xn.optim.schedules.Constant(0.1)), "first step size, a number"),  # type: ignore[arg-type]
         (lambda: xn.optim.Quickprop(0.1, 0.0), "growth must be above 0"),
         (lambda: xn.optim.Adamax(0.1, 1.0), "Adamax: beta1 and beta2"),
         (lambda: xn.optim.LBFGS(0), "max_iterations must be at least 1"),

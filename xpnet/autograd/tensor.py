@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xpnet import ops
 from xpnet.autograd.tape import Node, Output, mode, outline, reachable, run_backward, store
@@ -19,6 +19,7 @@ from xpnet.backend import (
 )
 from xpnet.ops.conversion import gradient_as
 from xpnet.ops.registry import Op, Recordable
+from xpnet.runtime.peers import missing_attribute
 
 
 class Tensor(Recordable):
@@ -38,6 +39,9 @@ class Tensor(Recordable):
     # NumPy must leave `ndarray + Tensor` to the Tensor.
     __array_ufunc__ = None
     __array_priority__ = 1000
+
+    if not TYPE_CHECKING:  # mypy would know every attribute
+        __getattr__ = missing_attribute
 
     def __init__(self, array: Any, requires_grad: bool = False) -> None:
         if isinstance(array, Tensor):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from xpnet import data
 from xpnet.cli.argument_types import UsageError
+from xpnet.data.catalogue import shipped
 from xpnet.runtime.messages import quoted
 
 _OTHER_NAMES = {
@@ -46,6 +47,8 @@ def unrecognized(extra: Sequence[str], parser: argparse.ArgumentParser) -> str:
     flags = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
     hints = []
     for word in extra:
+        if word.lower() in ("yes", "no", "true", "false", "on", "off"):
+            hints.append("a switch takes no value: --NAME turns it on, --no-NAME off")
         if not word.startswith("-") or _is_number(word):
             continue
         name = word.partition("=")[0].replace("_", "-")
@@ -106,6 +109,8 @@ def check_settings(name: str, path: str | None, size: Sequence[int] | None, targ
     published = name in data.names()
     if not published and not Path(name).exists():
         raise unknown_dataset(name)
+    if path and published and name in shipped():
+        raise UsageError(f"--data is for data sets of published files, and {name} is part of xpnet: omit it")
     folder = not published and Path(name).is_dir()
     what = "a published data set" if published else "a folder of images" if folder else "a table"
     for given, flag, meant, fits in (

@@ -18,6 +18,7 @@ from xpnet.data.dataset import NumpyArray
 from xpnet.data.image_files import ENDINGS, describe_left_out, image_files, is_hidden
 from xpnet.data.inputs import InputRecord
 from xpnet.data.splits import TEST, TRAIN, VALIDATION, hashes
+from xpnet.runtime.machine import memory
 from xpnet.runtime.messages import quoted
 
 _ROLES = {
@@ -75,10 +76,23 @@ def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool 
         known = replace(known, class_names=names)
     if phrase := describe_left_out(left_out):
         notes.append(phrase)
+    if size is not None:
+        _check_memory(size, sum(len(images.paths) for _, images in found))
     reader = _Reader(size, skip_bad, known)
     for part, images in found:
         reader.add(folder, part, images)
     return reader.finish(folder, names, [part for part, _ in found], notes)
+
+
+def _check_memory(size: Sequence[int], count: int) -> None:
+    """Raise a UsageError if images of a size would not fit into the memory of this machine: before the first one is read."""
+    needed = size[0] * size[1] * 3 * count * 4  # float32, in colour
+    there = memory()
+    if there is not None and needed > there:
+        raise UsageError(
+            f"--size {size[0]},{size[1]}: {count:,} images of this size need {needed / 1e9:,.1f} GB, and this machine has "
+            f"{there / 1e9:,.1f} GB; give a smaller size"
+        )
 
 
 def _parts(folder: Path) -> tuple[list[tuple[int | None, Path]], list[str]]:
@@ -177,7 +191,7 @@ class _Reader:
             raise UsageError(f"images have 1, 3 or 4 channels; {known.place if known else ''} takes {self.channels}")
         self.first: tuple[Path, tuple[int, ...]] | None = None
         self.grey = True
-        self.transparent = self.frames = self.deep = self.colour = 0
+        self.transparent = self.frames = self.deep = self.colour = self.resized = 0
         self.total = 0
         self.pixels: list[NumpyArray] = []
         self.labels: list[str] = []
@@ -213,6 +227,7 @@ class _Reader:
             self.colour += not grey
             self.transparent += read.transparent
             self.frames += read.frames
+            self.resized += read.size != values.shape[:2]
             self.deep += values.dtype != np.uint8
             self.pixels.append(values[..., :1].copy() if grey else values)
             self.labels.append(images.class_names[images.labels[i]])
@@ -244,6 +259,11 @@ class _Reader:
             notes.append(f"of {self.frames:,} files with several images the first one was read")
         if self.deep:
             notes.append(f"{self.deep:,} images have more than 8 bits a pixel; white is the largest value of their format")
+        if self.known is not None and not inputs.resized and self.resized:
+            notes.append(
+                f"{self.resized:,} of {len(self.pixels):,} images were resized to {H} x {W}; those of {self.known.place} had "
+                f"this size: train with --size {H},{W} on images of several sizes"
+            )
         if self.known is not None and self.channels == 1 and self.colour:
             notes.append(f"{self.colour:,} colour images were converted to grey, as {self.known.place} takes it")
         elif self.known is None and 0 < self.colour < len(self.pixels):

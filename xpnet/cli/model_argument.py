@@ -16,12 +16,14 @@ from typing import Any
 from xpnet import models
 from xpnet.cli.argument_types import UsageError
 from xpnet.io import model_file
-from xpnet.io.architecture import MissingCodeError
-from xpnet.io.model_file import SavedModel
+from xpnet.io.architecture import MissingClassError
+from xpnet.io.model_file import ModelFileError, SavedModel
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.messages import quoted
 
+MODEL = "model.xpnet"
+"""The model in the folder of a run."""
 NETWORKS: dict[str, Callable[..., Module]] = {"mlp": models.mlp, "cnn": models.cnn}
 _OFFERED = ("input_shape", "classes", "seed", "device")
 
@@ -37,27 +39,39 @@ def saved_model(args: argparse.Namespace, device: str = "cpu") -> SavedModel | N
     Raises:
         UsageError: MODEL is neither.
     """
-    if Path(args.model).is_file() and not args.model.endswith(".py"):
-        return read_saved(args.model, device, args.code)
+    inside = in_run_folder(args.model)
+    if Path(inside).is_file() and not inside.endswith(".py"):
+        args.model = inside
+        return read_model(args, device)
     if args.model not in NETWORKS and ".py" not in args.model:
         raise UsageError(f"{args.model}: no such file or network; expected a model file, mlp, cnn or PATH.py:function")
     return None
 
 
-def read_saved(path: str, device: str, code: str | None) -> SavedModel:
-    """Read a model file; `code` is the Python file (--code) with the classes and functions of the user's in it.
+def in_run_folder(path: str) -> str:
+    """Return the model in the folder of a run; any other path as it is."""
+    inside = Path(path) / MODEL
+    return str(inside) if inside.is_file() else path
+
+
+def read_model(args: argparse.Namespace, device: str) -> SavedModel:
+    """Read the saved model that MODEL names: a file, or the folder of a run.
 
     Raises:
-        UsageError: it needs some that are not there.
+        UsageError: it needs classes of the user's that --code does not define.
     """
+    args.model = in_run_folder(args.model)
     try:
-        return model_file.read(path, device, classes=user_classes(code))
-    except model_file.ModelFileError as error:
-        if not isinstance(error.__cause__, MissingCodeError):
+        return model_file.read(args.model, device, classes=user_classes(args.code))
+    except ModelFileError as error:
+        missing = error.__cause__
+        if not isinstance(missing, MissingClassError):
             raise
-        what = str(error.__cause__).partition(": pass")[0]
-        where = "name with --code PATH.py the file that defines it" if code is None else f"{code} does not define it"
-        raise UsageError(f"{path}: {what}; {where}") from None
+        given = f", which {args.code} does not define" if args.code else ""
+        raise UsageError(
+            f"{args.model}: it needs the {missing.what} {missing.name} of your own{given}: name the file that defines it "
+            f"with --code FILE.py"
+        ) from error
 
 
 def new_network(args: argparse.Namespace) -> NetworkFactory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -26,11 +27,18 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; for those that are not known, the error names the flags that were probably meant."""
+        words = sys.argv[1:] if args is None else list(args)
+        if words and words[0].startswith("-") and words[0].partition("=")[0] not in self._option_string_actions:
+            self.error(unrecognized(words[:1], self))
         found, extra = self.parse_known_args(args, namespace)
         if extra:
             group = next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
-            command = group.choices[found.command] if group is not None else self
-            command.error(unrecognized(extra, command))
+            command: argparse.ArgumentParser = group.choices[found.command] if group is not None else self
+            several = next((a for a in command._actions if a.nargs in ("+", "*") and not a.option_strings), None)
+            if several is None or any(word.startswith("-") for word in extra):
+                command.error(unrecognized(extra, command))
+            # argparse takes positional arguments up to the next flag; these came behind it.
+            setattr(found, several.dest, [*getattr(found, several.dest), *extra])
         return found
 
 

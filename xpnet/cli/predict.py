@@ -19,7 +19,7 @@ from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.array_files import read_arrays
 from xpnet.cli.hints import check_settings
-from xpnet.cli.model_argument import example_shape, read_saved
+from xpnet.cli.model_argument import example_shape, read_model
 from xpnet.cli.places import STARTED_IN, locate
 from xpnet.cli.readings import Known, Reading, own_dataset, quoted_list
 from xpnet.cli.table_files import read_rows
@@ -39,7 +39,7 @@ MOST_NOTES = 10
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the loss and the accuracy on the test part of a data set, or on all examples of data that are new to the model."""
-    saved = read_saved(args.model, args.device, args.code)
+    saved = read_model(args, args.device)
     name = args.dataset or saved.metadata.get("dataset")
     if not isinstance(name, str):
         raise UsageError(f"{args.model} does not say what it was trained on; give a data set: {', '.join(data.names())}")
@@ -149,7 +149,7 @@ def accuracy_text(correct: int, total: int) -> str:
 
 def predict(args: argparse.Namespace) -> int:
     """Print the source, the class and its probability for every example, one a line or as a CSV table."""
-    saved = read_saved(args.model, args.device, args.code)
+    saved = read_model(args, args.device)
     inputs = saved.inputs or default_record(example_shape(saved, args.model))
     known = Known(inputs, saved.class_names, args.model)
     # Read all files before the first line is printed: an error should not hide among results.
@@ -255,6 +255,9 @@ def _image(path: str, known: Known) -> tuple[NumpyArray, list[str]]:
         raise UsageError(f"{path}: images have 1, 3 or 4 channels; {known.place} takes {shape[2]}") from error
     x = np.divide(read.values, np.float32(255), dtype=np.float32)[None]
     notes = [note] if (note := record.far(x, path)) else []
+    if read.size != shape[:2] and not record.resized:
+        (H, W), (height, width) = shape[:2], read.size
+        notes.append(f"{path}: {height} x {width} pixels, resized to {H} x {W}; the images of {known.place} had this size")
     if read.transparent:
         notes.append(f"{path}: transparent pixels were composited on {record.background} (R, G, B)")
     if read.frames:

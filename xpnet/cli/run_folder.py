@@ -13,18 +13,25 @@ from xpnet.cli import train_settings
 from xpnet.cli.argument_types import UsageError
 from xpnet.io import archive, lock
 from xpnet.report import read_record
+from xpnet.runtime.messages import quoted
+from xpnet.training.checkpoint import CHECKPOINTS
 
-CHECKPOINTS = "checkpoints"
 _BLOCK = 1 << 20
 _MORE = 1 << 16
 """Bytes of a model file beside its arrays: architecture, names of classes, metadata."""
 
 
-def open_folder(args: argparse.Namespace, name: str, held: contextlib.ExitStack) -> Path:
+def open_folder(args: argparse.Namespace, name: str, dataset: str, held: contextlib.ExitStack) -> Path:
     """Make the folder of the results, lock it until `held` ends, and check that it can be written.
 
+    Args:
+        args: of the command: --out and --resume.
+        name: of a new folder.
+        dataset: as given. A finished run on the same data is replaced, which is said.
+        held: see above.
+
     Raises:
-        UsageError: it is a file, or holds a run that has not finished.
+        UsageError: it is a file, or holds a run that has not finished, or one on other data.
         OSError: it cannot be written, or another process trains into it.
     """
     if args.resume is not None:
@@ -39,7 +46,7 @@ def open_folder(args: argparse.Namespace, name: str, held: contextlib.ExitStack)
         else:
             folder.mkdir(parents=True, exist_ok=True)
         _lock(folder, held)
-        _clear_finished(folder)
+        _clear_finished(folder, dataset)
         trial = folder / ".writable"
         archive.write_atomically(trial, lambda file: file.write(b""))
         trial.unlink()
@@ -66,11 +73,11 @@ def _lock(folder: Path, held: contextlib.ExitStack) -> None:
     held.callback(lock.release, folder)
 
 
-def _clear_finished(folder: Path) -> None:
+def _clear_finished(folder: Path, dataset: str) -> None:
     """Delete the checkpoints of a finished run in the folder: the new run overwrites it and must not resume from them.
 
     Raises:
-        UsageError: the run in the folder has not finished.
+        UsageError: the run in the folder has not finished, or is one on other data.
     """
     if not (folder / train_settings.CONFIG).exists():
         return
@@ -83,6 +90,13 @@ def _clear_finished(folder: Path) -> None:
             f"--out {folder}: the run in this folder has not finished; resume it: xpnet train --resume "
             f"{shlex.quote(str(folder))}, or choose another folder"
         )
+    before = train_settings.read_file(folder / train_settings.CONFIG)
+    if not train_settings.is_same_path("dataset", before, dataset):
+        raise UsageError(
+            f"--out {folder}: holds the model of a run on {quoted(before.get('dataset'))}, which this one would replace: "
+            f"choose another folder with --out, or go on with that run: --resume {shlex.quote(str(folder))}"
+        )
+    print(f"{folder} holds a finished run on the same data, which is replaced")
     for checkpoint in (folder / CHECKPOINTS).glob("*.ckpt*"):
         checkpoint.unlink()
 

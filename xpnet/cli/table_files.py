@@ -203,7 +203,7 @@ def _title(table: Table, column: int) -> str:
 
 
 def find_column(table: Table, target: str) -> int:
-    """Return the column with this title, or where the file has no titles, with this number from 0.
+    """Return the column with this title, or where none has it, with this number from 0.
 
     Raises:
         UsageError: there is none.
@@ -213,16 +213,18 @@ def find_column(table: Table, target: str) -> int:
         return titles.index(target)
     if titles is not None and titles.count(target) > 1:
         raise UsageError(f"--target {target}: {table.path} has {titles.count(target)} columns with this title")
-    if titles is None:
-        try:
-            number = int(target)
-        except ValueError:
+    try:
+        number = int(target)
+    except ValueError:
+        if titles is None:
             raise UsageError(
                 f"--target {target}: {table.path} has columns without titles; expected a number from 0 to {table.width - 1}"
             ) from None
-        if not -table.width <= number < table.width:
+    else:
+        if -table.width <= number < table.width:
+            return number % table.width
+        if titles is None:
             raise UsageError(f"--target {target}: {table.path} has {table.width} columns, numbered from 0 to {table.width - 1}")
-        return number % table.width
     close = difflib.get_close_matches(target, titles, 1)
     hint = f"; did you mean {quoted(close[0])}?" if close else ""
     raise UsageError(f"--target {target}: {table.path} has the columns {quoted_list(titles, 20)}{hint}")

@@ -19,11 +19,11 @@ from xpnet import backend, data, metrics, ops
 from xpnet.cli import train_settings, user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.hints import check_settings
-from xpnet.cli.model_argument import find_network
+from xpnet.cli.model_argument import MODEL, find_network
 from xpnet.cli.places import STARTED_IN, locate_network
 from xpnet.cli.predict import accuracy_text
 from xpnet.cli.readings import VALIDATION_FRACTION, Known, OwnDataset, describe_change, facts
-from xpnet.cli.run_folder import CHECKPOINTS, Room, open_folder
+from xpnet.cli.run_folder import Room, open_folder
 from xpnet.cli.training_recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
 from xpnet.data import Batches, Dataset
 from xpnet.data.inputs import record_from, record_of
@@ -44,9 +44,10 @@ from xpnet.training import (
     History,
     Trainer,
 )
+from xpnet.training.checkpoint import CHECKPOINTS
 from xpnet.training.interrupt import Terminated
 
-MODEL, HISTORY, CURVES, CONFUSION = "model.xpnet", "history.csv", "learning_curves.png", "confusion_matrix.png"
+HISTORY, CURVES, CONFUSION = "history.csv", "learning_curves.png", "confusion_matrix.png"
 TESTED_IN_CURVES = (
     "the validation curves are measured on the test part, which decides nothing in this run; --patience N holds out other "
     "examples for them"
@@ -88,7 +89,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
     model = make(dataset.input_shape, dataset.classes, given["seed"], given["device"])
     _check(model, dataset, name)
     short = Path(dataset.name).stem or "data"
-    folder = open_folder(args, f"{short}-{name}", held)
+    folder = open_folder(args, f"{short}-{name}", given["dataset"], held)
     room = Room(folder / MODEL, sum(array.nbytes for array in model_file.describe(model)[1].values()), held)
     text = train_settings.to_toml(given)
     if isinstance(dataset, OwnDataset):

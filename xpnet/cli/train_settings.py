@@ -135,12 +135,16 @@ def _value(path: str | Path, name: str, value: Any) -> Any:
     setting = BY_NAME[name]
     if isinstance(value, list) and all(isinstance(v, int) for v in value):
         value = ",".join(map(str, value))
-    if (setting.read is bool) != isinstance(value, bool) or not isinstance(value, (bool, int, float, str)):
+    if isinstance(value, bool):
+        if setting.read is bool:
+            return value
+        value = "true" if value else "false"
+        if setting.read is str:
+            raise UsageError(f"{path}: {name}: expected text in quotes, got {value}")
+    elif setting.read is bool or not isinstance(value, (int, float, str)):
         raise UsageError(
             f"{path}: {name}: expected {'true or false' if setting.read is bool else 'a value'}, got {quoted(value)}"
         )
-    if setting.read is bool:
-        return value
     try:
         return setting.read(str(value) if not isinstance(value, int) or abs(value) < 2**63 else quoted(value))
     except argparse.ArgumentTypeError as error:
@@ -181,7 +185,7 @@ def effective(args: argparse.Namespace) -> Settings:
             f"{path}: damaged: it holds no dataset; write the settings of the run into it again, or start a new run"
         )
     for name in _PATHS:
-        if name in given and _same_path(name, before, given[name]):
+        if name in given and is_same_path(name, before, given[name]):
             del given[name]  # the same, from another folder
         elif name in given:
             given[name] = _absolute(name, given[name], os.getcwd())
@@ -203,9 +207,11 @@ def _absolute(name: str, value: str, started_in: Any) -> str:
     return absolute(value, started_in)
 
 
-def _same_path(name: str, before: Settings, now: str) -> bool:
+def is_same_path(name: str, before: Settings, now: str) -> bool:
     """Return whether a path in a run's configuration is one that is typed here."""
     then, started_in = before.get(name), before.get(STARTED_IN)
+    if then == now and (now in data.names() or not isinstance(started_in, str)):
+        return True
     if not isinstance(then, str) or not isinstance(started_in, str):
         return False
     return os.path.realpath(_absolute(name, then, started_in)) == os.path.realpath(_absolute(name, now, os.getcwd()))

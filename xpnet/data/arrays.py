@@ -64,6 +64,11 @@ def tree_leaves(tree: Any) -> list[Any]:
     return [tree]
 
 
+def have_examples(leaves: list[Any]) -> bool:
+    """Return whether all are arrays with at least one axis, whose first is that of the examples."""
+    return all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves)
+
+
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Replace every leaf of a tree by `function(leaf, ...)`; `others` are trees of the same form."""
     if type(tree) is tuple and not others:  # the usual case, on the hot path

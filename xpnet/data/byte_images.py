@@ -10,6 +10,7 @@ import numpy as np
 from xpnet import backend
 from xpnet.backend import Array, Device, name_of, namespace
 from xpnet.runtime.overrides import is_own
+from xpnet.runtime.settings import Checked
 
 from .dataset import NumpyArray
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .augment.program import AugmentProgram
 
 
-class ByteImages:
+class ByteImages(Checked):
     """Images kept as bytes, in main memory or on a GPU: a quarter of the memory of float32.
 
     A batch is (bytes * scale - mean) / std. On a GPU each byte is looked up in a table of these values, so the bits are those

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import checked
 
 from . import published, small
 from .dataset import DataError, Dataset
@@ -19,6 +20,12 @@ def names() -> tuple[str, ...]:
     return (*_SHIPPED, *_PUBLISHED)
 
 
+def shipped() -> tuple[str, ...]:
+    """Return the names of the data sets in the package, which need no files."""
+    return tuple(_SHIPPED)
+
+
+@checked
 def load(name: str, path: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a data set, split into a training and a test part.
 

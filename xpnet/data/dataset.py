@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from xpnet.runtime.messages import QuotingError
+from xpnet.runtime.peers import missing_attribute
 
 NumpyArray: TypeAlias = np.ndarray[Any, Any]
 Pair: TypeAlias = tuple[NumpyArray, NumpyArray]
@@ -49,6 +50,8 @@ class Dataset:
     licence: str
     scale: float = 1.0
     notes: str = ""
+    if not TYPE_CHECKING:  # mypy would know every attribute
+        __getattr__ = missing_attribute
 
     @property
     def classes(self) -> int:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xpnet.runtime.environment import setting
+
 from .dataset import DataError
 
 
@@ -30,7 +32,7 @@ class Remote:
 
 def cache_folder() -> Path:
     """Return the folder of downloads: $XPNET_CACHE, or `xpnet` in the user's cache folder."""
-    if chosen := os.environ.get("XPNET_CACHE"):
+    if chosen := setting("XPNET_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "xpnet" / "Cache"
@@ -69,7 +71,7 @@ def locate(
         path: the user's folder; if given, the files have to be there.
 
     Raises:
-        DataError: `path` is not a folder, or does not hold the files.
+        DataError: `path` or $XPNET_DATA is not a folder, or `path` does not hold the files.
     """
     if path is not None:
         folder = Path(path).expanduser()
@@ -88,7 +90,9 @@ def locate(
 
 def _folders() -> list[Path]:
     """Return the folders to search where the user gave none."""
-    chosen = os.environ.get("XPNET_DATA")
+    chosen = setting("XPNET_DATA")
+    if chosen and not Path(chosen).expanduser().is_dir():
+        raise DataError(f"the environment variable XPNET_DATA is {chosen!r}, which is no folder: change it, or unset it")
     return [*([Path(chosen).expanduser()] if chosen else []), cache_folder()]
 
 
@@ -97,7 +101,8 @@ def _what(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[str]]
     archive = f"; or the archive {choices[1][0]}" if len(choices) > 1 else " (each as it is or as .gz)"
     return (
         f"Expected these files{archive}: {plain}. Put them in a folder FOLDER or FOLDER/{subfolders[0]}, and give it as "
-        f'xpnet.data.load("{name}", path="FOLDER") or in the environment variable XPNET_DATA.'
+        f'xpnet.data.load("{name}", path="FOLDER"), on the command line as --data FOLDER, or in the environment '
+        f"variable XPNET_DATA."
     )
 
 
@@ -110,13 +115,13 @@ def download(name: str, subfolders: Sequence[str], choices: Sequence[Sequence[st
     """
     wanted = _what(name, subfolders, choices)
     absent = f"{name}: not found in {' or '.join(map(str, _folders()))}"
-    if os.environ.get("XPNET_OFFLINE", "0") not in ("", "0"):
+    if setting("XPNET_OFFLINE"):
         raise DataError(f"{absent}, and XPNET_OFFLINE forbids the download. {wanted}")
     try:
         import pooch
     except ImportError:
         raise DataError(f"{absent}, and a download needs pooch (pip install pooch). {wanted}") from None
-    mirror = os.environ.get("XPNET_DATA_MIRROR", "").rstrip("/")
+    mirror = (setting("XPNET_DATA_MIRROR") or "").rstrip("/")
     folder = cache_folder() / subfolders[0]
     pooch.get_logger().setLevel("WARNING")
     paths = []

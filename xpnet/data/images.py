@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from xpnet.runtime.settings import Checked
+
 from .dataset import DataError, NumpyArray
 from .image_files import ENDINGS, image_files, is_hidden
 from .image_safety import decoding
@@ -32,11 +34,13 @@ class Pixels:
         values: (H, W, C), uint8, or where the file has more than 8 bits a pixel float32 with white at 255.
         transparent: it was composited on a background.
         frames: the file holds more than this first image.
+        size: (H, W) before it was resized.
     """
 
     values: NumpyArray
     transparent: bool = False
     frames: bool = False
+    size: tuple[int, int] = (0, 0)
 
 
 def read_image(
@@ -109,6 +113,7 @@ def read_pixels(
             upright = upright.convert(modes[channels])
         else:
             upright = upright.convert(modes[channels])
+    before = (upright.size[1], upright.size[0])
     if size is not None:
         target = (size[1], size[0])
         if fit == "crop":
@@ -117,12 +122,12 @@ def read_pixels(
             upright = upright.resize(target, Image.Resampling.BILINEAR)
     values = np.asarray(upright)
     if not deep:
-        return Pixels(values[..., None] if channels == 1 else values, transparent, frames)
+        return Pixels(values[..., None] if channels == 1 else values, transparent, frames, before)
     grey = np.multiply(values, np.float32(255))[..., None]
     made = np.repeat(grey, channels, axis=2)
     if channels == 4:
         made[..., 3] = 255
-    return Pixels(made, transparent, frames)
+    return Pixels(made, transparent, frames, before)
 
 
 def _fractions(path: str | os.PathLike[str], image: Any, upright: Any) -> NumpyArray:
@@ -145,7 +150,7 @@ def _fractions(path: str | os.PathLike[str], image: Any, upright: Any) -> NumpyA
     return values
 
 
-class ImageFolder:
+class ImageFolder(Checked):
     """The images in `path/CLASS/NAME.png` (or .jpg, ...) with class indices: a sequence of examples for `Batches`.
 
     Example i is `(x, y)`: x float32 (H, W, C) in [0, 1], y the class index. Classes are the subfolders in the order of

@@ -16,6 +16,7 @@ from xpnet import backend
 from xpnet.backend import Array, Device
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import Checked
 
 from . import sampling
 from .arrays import Arrays, Order, is_array, tree_map
@@ -75,7 +76,7 @@ def _augmented_batch(augment: Augmentation, batch: Any, seed: int, step: int) ->
     return augment(batch, seed=seed, step=step)
 
 
-class Batches:
+class Batches(Checked):
     """Mini-batches of a data set, epoch by epoch.
 
     ``for x, y in batches: ...`` is one epoch; the next such loop is the next one. ``batches.epoch(e)`` is epoch e. Which

@@ -8,6 +8,7 @@ import numpy as np
 
 from xpnet import random
 from xpnet.backend import Array, to_numpy
+from xpnet.runtime.settings import checked
 
 from .arrays import adopted_tree, gather, is_array
 from .dataset import NumpyArray
@@ -54,6 +55,7 @@ def check_weights(weights: Array, n: int) -> NumpyArray:
     return found
 
 
+@checked
 def class_weights(y: Array, classes: int | None = None) -> NumpyArray:
     """Return weights that give every class the same total: N / (present classes * count of the class), 0 if absent.
 
@@ -92,6 +94,7 @@ def example_weights(y: Array, weights: Array | None = None) -> NumpyArray:
     return picked
 
 
+@checked
 def split(
     x: Array, y: Array, *, fraction: float = 0.2, seed: int = 0, stratify: bool = True
 ) -> tuple[tuple[Any, Any], tuple[Any, Any]]:

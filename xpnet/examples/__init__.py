@@ -11,6 +11,7 @@ import inspect
 from typing import Any
 
 from xpnet.examples._report import Folder, Report, Row
+from xpnet.runtime.settings import check_kind
 
 NAMES = (
     "perceptrons",
@@ -58,11 +59,14 @@ def run(name: str, out: Folder = None, **settings: Any) -> Report:
 
     Raises:
         ValueError: no such example or setting.
+        TypeError: a setting of another kind than the example takes.
     """
     module = _module(name)
-    allowed = [p for p in inspect.signature(module.run).parameters if p != "out"]
+    allowed = {name: p for name, p in inspect.signature(module.run).parameters.items() if name != "out"}
     if unknown := sorted(set(settings) - set(allowed)):
         raise ValueError(f"the example {name} has no setting {', '.join(unknown)}; it takes {', '.join(allowed) or 'none'}")
+    for setting, value in settings.items():
+        check_kind(f"the example {name}", setting, value, str(allowed[setting].annotation))
     report: Report = module.run(out, **settings)
     return report
 

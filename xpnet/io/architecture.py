@@ -45,6 +45,14 @@ _MOST_MODULES = 100_000
 ARGUMENT = "argument."
 
 
+class MissingClassError(ValueError):
+    """A file needs a class or function of the user's that was not given."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"it needs the {what} {name}, which is not part of xpnet: pass classes=[{name}, ...]")
+        self.name, self.what = name, what
+
+
 class Encoder:
     """Encoder of one model.
 
@@ -137,10 +145,6 @@ class Encoder:
         )
 
 
-class MissingCodeError(ValueError):
-    """A model consists of a class or function of the user's that was not passed."""
-
-
 def checked_classes(classes: Sequence[Any]) -> Sequence[Any]:
     """Return the user's classes and functions.
 
@@ -219,7 +223,7 @@ class Decoder:
 
     def _named(self, name: str, what: str) -> Callable[..., Any]:
         if name not in self._classes:
-            raise MissingCodeError(f"it needs the {what} {name}, which is not part of xpnet: pass classes=[{name}, ...]")
+            raise MissingClassError(name, what)
         return self._classes[name]
 
     def _shared(self, value: dict[str, Any]) -> Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +21,7 @@ from xpnet.io import archive
 from xpnet.io.architecture import ARGUMENT, Decoder, Encoder, checked_classes
 from xpnet.layers.context import FLOATS, Context, float_name, meta_init, on_device
 from xpnet.layers.module import Module
+from xpnet.runtime.settings import checked
 
 if TYPE_CHECKING:
     from xpnet.data.inputs import InputRecord
@@ -142,7 +143,8 @@ def describe(
     return document, arrays
 
 
-def load(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Any] = ()) -> Module:
+@checked
+def load(path: str | Path, device: str | Device = "cpu", *, classes: Sequence[Callable[..., Any]] = ()) -> Module:
     """Read a model from a file of `model.save`, in evaluation mode.
 
     Args:

@@ -209,6 +209,16 @@ def prepare_input(x: Any, context: Context) -> Any:
     return x
 
 
+def require_arrays(model: Module, inputs: tuple[Any, ...]) -> None:
+    """Raise a TypeError for inputs of a model, if they are no arrays: where its forward pass found that they have no dtype."""
+    if not all(hasattr(x, "dtype") for x in inputs):
+        listed = ", ".join(map(backend.describe, inputs))
+        raise TypeError(
+            f"{type(model).__name__}: expected arrays of examples along their first axis, got {listed}; convert lists with "
+            f"numpy.asarray"
+        )
+
+
 def output_shape_by_running(model: Module, input_shape: Shape) -> Shape:
     """Return the shape of a model's output without the batch axis, found with one example of zeros."""
     device = model.context.device

@@ -20,15 +20,19 @@ from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import attributes, mixed
 from xpnet.layers import state as states
 from xpnet.layers.context import Context, Shape, Spec, float_name, new_buffer
-from xpnet.layers.execution import Executor, output_shape_by_running, predict, prepare_input
+from xpnet.layers.execution import Executor, output_shape_by_running, predict, prepare_input, require_arrays
 from xpnet.layers.holding import is_not_built, named
 from xpnet.layers.modes import thread_state
 from xpnet.layers.tree import ModuleTree
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
 from xpnet.runtime.late import late
-from xpnet.runtime.settings import whole
+from xpnet.runtime.peers import missing_attribute
+from xpnet.runtime.settings import checked, whole
 from xpnet.runtime.threads import preference
+
+if TYPE_CHECKING:
+    from xpnet.optim.optimizer import Optimizer
 
 _RENAMED = {
     "specs": "parameter_specs", "arena": "flat_parameters", "draw": "next_random_step", "counters": "rng_counters",
@@ -65,6 +69,9 @@ class Module(ModuleTree):
     _flat_storage_version: int  # of the tree's structure
     _model_executor: Executor | None  # see executor_of
 
+    if not TYPE_CHECKING:  # mypy would know every attribute
+        __getattr__ = missing_attribute
+
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
         self = super().__new__(cls, *args, **keywords)
@@ -79,15 +86,15 @@ class Module(ModuleTree):
     if not TYPE_CHECKING:  # a type checker would take every attribute for known
 
         def __getattr__(self, name: str) -> Any:
-            """Raise the error for an attribute that is not there, which may be a Parameter that is not made yet."""
+            """Raise the error for an attribute that is not there: a Parameter not made yet, or a name of another library."""
             if is_not_built(self, name):
                 raise AttributeError(
                     f"{named(self)} has no {name} yet: its Parameters are made by the first call, or by input_shape=(...) of "
                     f"the Sequential that it is in"
                 )
-            return object.__getattribute__(self, name)  # the error again, of a property too
+            return missing_attribute(self, name)
 
-    def __init__(self, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> None:
+    def __init__(self, *, device: str | Device = "cpu", dtype: Any = "float32", seed: int = 0) -> None:
         who = type(self).__name__
         self.context = Context(whole(who, "seed", seed), backend.device(device), float_name(dtype, who))
 
@@ -230,6 +237,8 @@ class Module(ModuleTree):
         except (ShapeError, DeviceError) as error:
             raise self._located(error) from None
         except (AttributeError, TypeError) as error:
+            if not path:  # of an input that has no dtype or shape
+                require_arrays(self, inputs)
             if inputs and inputs[0] is None and not getattr(error, "located", False):
                 text = "its input is None; does the layer or function before it end in `return`?"
                 raise self._located(TypeError(text)) from error
@@ -377,6 +386,7 @@ class Module(ModuleTree):
         """Restore counters from :meth:`rng_counters`."""
         states.load_rng_counters(self, counters)
 
+    @checked
     def save(
         self,
         path: str | PathLike[str],
@@ -409,12 +419,13 @@ class Module(ModuleTree):
         """Read parameters and buffers from a safetensors file; see :func:`xpnet.io.weights.load_weights`."""
         late("load_weights")(self, path, strict)
 
+    @checked
     def summary(
         self,
-        input_shape: Any = None,
+        input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
         *,
         batch_size: int = 1,
-        optimizer: Any = None,
+        optimizer: Optimizer | None = None,
         loss: Any = None,
         recompute: Any = False,
         device: Any = None,

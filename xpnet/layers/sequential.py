@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xpnet.autograd.checkpointing import recompute
+from xpnet.backend import Device
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.execution import shape_of_examples
@@ -14,7 +15,7 @@ from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.settings import sizes
+from xpnet.runtime.settings import check_whole, sizes
 
 
 class Sequential(Module):
@@ -42,8 +43,8 @@ class Sequential(Module):
         layers: Sequence[Any],
         *,
         input_shape: Sequence[int] | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
+        device: str | Device = "cpu",
+        dtype: Any = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(device=device, dtype=dtype, seed=seed)
@@ -59,6 +60,8 @@ class Sequential(Module):
                 f"Sequential: input_shape must hold sizes, got {tuple(input_shape)}; where one varies give any that occurs ("
                 f"the layers that can take others will), or leave input_shape out"
             )
+        if input_shape is not None:
+            check_whole("Sequential", 0, **{f"input_shape[{i}]": n for i, n in enumerate(input_shape)})
         self.layers = tuple(layers)
         self.input_shape = None if input_shape is None else sizes("Sequential", "input_shape", input_shape)
         self._attach("", self.context)
@@ -168,7 +171,7 @@ class Residual(Module):
 
     plannable = True
 
-    def __init__(self, body: Any, shortcut: Module | None = None) -> None:
+    def __init__(self, body: Module | Sequence[Any], shortcut: Module | None = None) -> None:
         self.body = body if isinstance(body, Module) else Sequential(body)
         self.shortcut = shortcut
 

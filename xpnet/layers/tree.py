@@ -10,11 +10,12 @@ from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array
 from xpnet.layers.attributes import REFUSED, Reset, is_settled
 from xpnet.layers.context import Context, on_device
-from xpnet.layers.given import check_arguments, check_setting
+from xpnet.layers.given import check_setting
 from xpnet.layers.holding import named, refuse_unseen, refuse_value
 from xpnet.layers.version import Version
 from xpnet.runtime.deprecation import renamed_attribute
 from xpnet.runtime.refused import refuse
+from xpnet.runtime.settings import check_constructor
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -64,8 +65,8 @@ class ModuleTree:
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
-        if args or keywords:  # a copy is made without them
-            check_arguments(cls, args, keywords)
+        if args or keywords:  # copy.copy gives none
+            check_constructor(cls, args, keywords)
         self = super().__new__(cls)
         table = self.__dict__
         table.update(path=None, context=Context(), _half=False, _children={}, _parameters={}, _buffers={}, _trainable=True)

@@ -48,10 +48,13 @@ def get(loss: str | Loss) -> Loss:
 
     Raises:
         ValueError: no such name.
+        TypeError: neither a name nor a function.
     """
-    if callable(loss):
+    if callable(loss) and not isinstance(loss, type):
         return loss
-    if not isinstance(loss, str) or loss not in NAMES:
+    if not isinstance(loss, str):
+        raise TypeError(f"a loss is a name or a function (prediction, target) -> Tensor, got {quoted(loss)}")
+    if loss not in NAMES:
         raise ValueError(f"unknown loss {quoted(loss)}: expected a function or one of {', '.join(NAMES)}")
     return NAMES[loss]
 

@@ -29,7 +29,6 @@ import importlib
 import importlib.util
 import inspect
 import itertools
-import os
 import re
 import types
 import typing
@@ -52,6 +51,7 @@ from xpnet.ops.errors import NAMED, explain_inputs, explain_library, explain_mem
 from xpnet.ops.implementation import Implementation
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.dtypes import FLOAT32, FLOAT64
+from xpnet.runtime.environment import setting
 
 Gradients = Sequence[Array | None]
 
@@ -394,7 +394,7 @@ def register(operation: Op) -> Op:
     return operation
 
 
-_reference_only = os.environ.get("XPNET_REFERENCE", "") not in ("", "0")
+_reference_only: bool = setting("XPNET_REFERENCE")
 _loaded: set[str] = set()
 
 customized: list[Op] = []

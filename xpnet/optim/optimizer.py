@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from xpnet.autograd.flat_parameters import FlatParameters, Layout
 from xpnet.autograd.parameter import Parameter
@@ -12,14 +12,16 @@ from xpnet.backend import Array, Device, device_of, namespace, to_device, to_num
 from xpnet.layers.module import Module
 from xpnet.ops.updates.rule import Rule
 from xpnet.optim.loss_scale import LossScale
+from xpnet.runtime.messages import quoted
+from xpnet.runtime.peers import missing_attribute
 from xpnet.runtime.refused import refused_attribute
-from xpnet.runtime.settings import check_numbers
+from xpnet.runtime.settings import Checked, check_numbers
 
 Schedule = Callable[[int], float]
 Target = Module | dict[str, Parameter] | Iterable[Parameter]
 
 
-class Optimizer:
+class Optimizer(Checked):
     """Base class: :meth:`step` updates a model from the gradients that `backward` left, and clears them.
 
     Subclasses name their state arrays in `slot_names` and write :meth:`update`.
@@ -38,10 +40,15 @@ class Optimizer:
     slot_names: tuple[str, ...] = ()
     decoupled = False  # whether weight decay shrinks the weights directly instead of adding to the gradient
     lr = refused_attribute("use optimizer.learning_rate")
-    param_groups = refused_attribute("a model has one learning rate; freeze parameters with model.freeze(path)")
+    param_groups = refused_attribute(
+        "there is one learning rate, optimizer.learning_rate; freeze parameters with model.freeze(path)"
+    )
     clipnorm = refused_attribute("use the callback xn.training.ClipGradients(norm=...)")
     clipvalue = refused_attribute("use the callback xn.training.ClipGradients(value=...)")
     capturable = False  # whether `update` takes a clock instead of the learning rate
+
+    if not TYPE_CHECKING:  # mypy would know every attribute
+        __getattr__ = missing_attribute
 
     def __init__(self, learning_rate: float | Schedule, *, weight_decay: float = 0.0) -> None:
         name = type(self).__name__
@@ -67,10 +74,17 @@ class Optimizer:
 
         Raises:
             ValueError: it was set to, or a schedule returns, something that is negative or not finite.
+            TypeError: something that is no number.
         """
-        rate = self.learning_rate
-        found = self.factor * float(rate(self.iterations + self.skipped) if callable(rate) else rate)
+        rate: Any = self.learning_rate
+        if callable(rate):
+            rate = rate(self.iterations + self.skipped)
+        try:
+            found: float = self.factor * float(rate)
+        except (TypeError, ValueError):
+            found = math.nan
         if not 0 <= found < math.inf:
+            check_numbers(type(self).__name__, "[0, inf)", **{f"the learning rate of step {self.iterations}": rate})
             check_numbers(type(self).__name__, "[0, inf)", **{f"the learning rate of step {self.iterations}": found})
         return found
 
@@ -294,7 +308,10 @@ def _flat_parameters(target: Any, current: FlatParameters | None) -> FlatParamet
     """Return the flat parameters of a Module; of Parameters the current ones if they hold exactly these, or new ones."""
     if isinstance(target, Module):
         return target.flat_parameters
-    parameters = list(target.values() if isinstance(target, dict) else target)
+    given = target.values() if isinstance(target, dict) else target if isinstance(target, Iterable) else [None]
+    parameters: list[Any] = list(given)
     if current is not None and current.holds(parameters):
         return current
+    if not all(isinstance(parameter, Parameter) for parameter in parameters):
+        raise TypeError(f"an optimizer's step takes the model, or a dict or list of its Parameters, got {quoted(target)}")
     return FlatParameters(parameters)

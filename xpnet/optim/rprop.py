@@ -37,8 +37,6 @@ class Rprop(Optimizer):
         *,
         weight_decay: float = 0.0,
     ) -> None:
-        if callable(learning_rate):
-            raise ValueError("Rprop: the learning rate is the first step size, a number; the sizes then adapt")
         super().__init__(learning_rate, weight_decay=weight_decay)
         check_numbers("Rprop", "(0, inf)", grow=grow, shrink=shrink, smallest=smallest, largest=largest)
         if not (shrink < 1 < grow and smallest <= largest):

@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xpnet.runtime.settings import check_numbers, check_whole
+from xpnet.runtime.settings import Checked, check_numbers, check_whole
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Checked):
     """The same rate at every step."""
 
     rate: float
@@ -28,7 +28,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Checked):
     """rate * factor ** (step // every): step decay."""
 
     rate: float
@@ -46,7 +46,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(Checked):
     """rate * factor ** (step / every): exponential decay."""
 
     rate: float
@@ -63,7 +63,7 @@ class Exponential:
 
 
 @dataclass(frozen=True)
-class InverseTime:
+class InverseTime(Checked):
     """rate / (1 + decay * step), the 1/t decay."""
 
     rate: float
@@ -78,14 +78,14 @@ class InverseTime:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Checked):
     """From `rate` down to `end` along half a cosine in `steps` steps; `end` afterwards.
 
     Source: Loshchilov and Hutter, "SGDR", 2017 (without restarts).
     """
 
     rate: float
-    steps: int
+    steps: float
     end: float = 0.0
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ def _half_cosine(begin: float, end: float, part: float) -> float:
 
 
 @dataclass(frozen=True)
-class Piecewise:
+class Piecewise(Checked):
     """rates[i] from step boundaries[i - 1] on: one rate more than there are boundaries."""
 
     boundaries: Sequence[int]
@@ -123,7 +123,7 @@ class Piecewise:
 
 
 @dataclass(frozen=True)
-class WarmUp:
+class WarmUp(Checked):
     """Linear warm-up: in `steps` steps from `start` to the first rate of another schedule, which follows.
 
     Args:
@@ -153,7 +153,7 @@ class WarmUp:
 
 
 @dataclass(frozen=True)
-class OneCycle:
+class OneCycle(Checked):
     """Up from rate/divide to `rate` along half a cosine, then down to rate/divide/final_divide along another.
 
     Args:
@@ -166,7 +166,7 @@ class OneCycle:
     """
 
     rate: float
-    steps: int
+    steps: float
     up: float = 0.3
     divide: float = 25.0
     final_divide: float = 1e4

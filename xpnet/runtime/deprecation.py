@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from xpnet.runtime.peers import attribute_hint
+
 SINCE, REMOVED_IN = "0.1.0", "0.2.0"
 
 _PASSED_OVER = ("xpnet", "abc", "importlib")
@@ -68,6 +70,10 @@ class _MovedModule(types.ModuleType):
         self._moved_to(name)
         return value
 
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        hint = attribute_hint("xpnet", self.__name__.rpartition(".")[2])
+        raise TypeError(f"{self.__name__} is the old name of the module {self.__dict__['_new']}{hint}")
+
     def __dir__(self) -> list[str]:
         return dir(self._moved_to())
 
@@ -112,6 +118,7 @@ def renamed_arguments(**names: str) -> Callable[[F], F]:
                 keywords[new] = keywords.pop(old)
             return function(*arguments, **keywords)
 
+        renamed.old_arguments = names  # type: ignore[attr-defined]
         return renamed  # type: ignore[return-value]
 
     return decorate

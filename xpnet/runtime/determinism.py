@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from xpnet.runtime import threads
+from xpnet.runtime.environment import setting
 
 _lock = threading.Lock()
 _on = False
@@ -63,5 +64,5 @@ def deterministic(on: bool = True) -> Iterator[None]:
         set_deterministic(before)
 
 
-if os.environ.get("XPNET_DETERMINISTIC", "") not in ("", "0"):
+if setting("XPNET_DETERMINISTIC"):
     set_deterministic(True)

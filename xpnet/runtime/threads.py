@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from xpnet.runtime.environment import setting
 from xpnet.runtime.messages import quoted
 
 Body = Callable[[int], None]
@@ -35,16 +36,16 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _from_variable(name: str) -> int | None:
-    """Return the number of threads in an environment variable, if it holds one."""
+def _of_others(name: str) -> int | None:
+    """Return the number of threads in a variable of another library, if it holds one; what else it holds is theirs to judge."""
     # OMP_NUM_THREADS may be a list, one number per nesting level; the first one counts here.
     text = os.environ.get(name, "").partition(",")[0].strip()
-    return min(int(text), _cores()) if text.isdigit() and int(text) > 0 else None
+    return int(text) if text.isdigit() and int(text) > 0 else None
 
 
 def _from_environment() -> int:
-    names = ("XPNET_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return next((count for name in names if (count := _from_variable(name))), _cores())
+    count = setting("XPNET_NUM_THREADS") or _of_others("OMP_NUM_THREADS") or _of_others("OPENBLAS_NUM_THREADS")
+    return min(count or _cores(), _cores())
 
 
 _threads = _from_environment()
@@ -346,7 +347,7 @@ def _after_fork() -> None:
     _blas.after_fork()
 
 
-if _from_variable("XPNET_NUM_THREADS"):  # BLAS reads the others itself
+if setting("XPNET_NUM_THREADS"):  # BLAS reads the others itself
     _blas.set_default(_threads)
 
 if hasattr(os, "register_at_fork"):

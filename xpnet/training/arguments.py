@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xpnet import metrics
 from xpnet.autograd.tensor import Tensor
 from xpnet.layers.module import Module
+from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.given import listed
 from xpnet.runtime.messages import quoted
 from xpnet.training.callback import Callback
@@ -16,12 +17,16 @@ from xpnet.training.callback import Callback
 Metric = str | Callable[[Any, Any], Any]
 
 
-def named_metrics(given: str | Sequence[Metric]) -> dict[str, Callable[[Any, Any], Any]]:
+def named_metrics(
+    given: str | Sequence[Metric] | Mapping[str, Callable[[Any, Any], Any]],
+) -> dict[str, Callable[[Any, Any], Any]]:
     """Return the metric functions by name.
 
     Raises:
         ValueError: two of them have the same name.
     """
+    if isinstance(given, Mapping):  # as an attribute is
+        return dict(given)
     named = [metrics.get(m) for m in ([given] if isinstance(given, str) else given)]
     for name, _ in named:
         if name == "loss" or name.startswith("val_"):
@@ -61,24 +66,6 @@ def refuse_metric(name: str, value: Any) -> None:
     raise TypeError(f"the metric {name} returned {quoted(value)}, expected a number: its mean over the batch")
 
 
-def require_parts(model: Any, optimizer: Any, callbacks: Sequence[Any]) -> None:
-    """Raise a TypeError that says which argument of a Trainer is not what it must be."""
-    if not isinstance(model, Module):
-        raise TypeError(f"Trainer: model must be a Module such as xn.Sequential([...]), got {quoted(model)}")
-    if not hasattr(optimizer, "step") or isinstance(optimizer, type):
-        raise TypeError(f"Trainer: optimizer must be an object such as xn.optim.Adam(0.001), got {quoted(optimizer)}")
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {quoted(callback)}")
-        refuse_hooks(callback)
-    keeping = [c for c in callbacks if type(c).state is not Callback.state]  # it would count every epoch twice
-    double = next((c for c in keeping if sum(other is c for other in keeping) > 1), None)
-    if double is not None:
-        raise ValueError(
-            f"Trainer: the same {type(double).__name__} is among the callbacks twice; give it once, or a second one"
-        )
-
-
 _HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 _FOREIGN = {
@@ -102,3 +89,34 @@ def refuse_hooks(callback: Callback) -> None:
             raise TypeError(
                 f"{kind.__name__}: {name} would never be called: did you mean {near}? A Callback has {', '.join(_HOOKS)}"
             )
+
+
+def required_model(model: Any) -> Module:
+    """Return a Trainer's model; raise a TypeError if it is none."""
+    if not isinstance(model, Module):
+        raise TypeError(f"Trainer: model must be a Module such as xn.Sequential([...]), got {quoted(model)}")
+    return model
+
+
+def required_optimizer(optimizer: Any) -> Any:
+    """Return a Trainer's optimizer; raise a TypeError if it is none, such as one of another library."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"Trainer: optimizer must be an object such as xn.optim.Adam(0.001), got {quoted(optimizer)}")
+    return optimizer
+
+
+def required_callbacks(callbacks: Any) -> list[Callback]:
+    """Return a Trainer's callbacks as a list; raise a TypeError if one of them is none."""
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {quoted(callback)}")
+        refuse_hooks(callback)
+    if isinstance(callbacks, Callback):
+        raise TypeError(f"Trainer: callbacks must be a list, got one: write [{type(callbacks).__name__}(...)]")
+    keeping = [c for c in callbacks if type(c).state is not Callback.state]  # it would count every epoch twice
+    double = next((c for c in keeping if sum(other is c for other in keeping) > 1), None)
+    if double is not None:
+        raise ValueError(
+            f"Trainer: the same {type(double).__name__} is among the callbacks twice; give it once, or a second one"
+        )
+    return list(callbacks)

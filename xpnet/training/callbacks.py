@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet.backend import device_of, namespace, to_device, to_numpy
 from xpnet.training.callback import Callback
 from xpnet.training.final_weights import FinalWeights
+from xpnet.training.history import as_numbers
 from xpnet.training.monitors import EarlyStopping as EarlyStopping
 from xpnet.training.monitors import Monitor as Monitor
 from xpnet.training.monitors import ReduceOnPlateau as ReduceOnPlateau
@@ -193,12 +194,13 @@ class JSONLog(Callback):
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Start a new file; in a resumed run drop only the lines of epochs that are repeated."""
         lines = self.path.read_text().splitlines(keepends=True) if trainer.epoch and self.path.exists() else []
-        self.path.write_text("".join(line for line in lines if _epoch_of(line) <= trainer.epoch))
+        with _warn_unless_written(self.path):
+            self.path.write_text("".join(line for line in lines if _epoch_of(line) <= trainer.epoch))
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Append a line."""
         # JSON has no nan and no infinity.
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in as_numbers(values).items()}
         with _warn_unless_written(self.path), self.path.open("a") as file:
             file.write(json.dumps({"epoch": trainer.epoch + 1, "iteration": trainer.iteration, **finite}) + "\n")
 

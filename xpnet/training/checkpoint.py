@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import time
@@ -20,6 +21,7 @@ from xpnet.layers.state import check_state
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.messages import quoted, shorten
+from xpnet.runtime.settings import checked
 from xpnet.training.callback import Callback
 from xpnet.training.description import describe, differences
 from xpnet.training.final_weights import raw_state
@@ -32,10 +34,13 @@ if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
 
 FORMAT = "xpnet-checkpoint-1"
+CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints within that of a run."""
 _NAME = re.compile(r"step-(\d{10,})\.ckpt")
 _RENAMED = {"Call": "LambdaCallback"}  # callbacks in files of earlier versions
 
 
+@checked
 def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
     """Write the complete state of a training run to a file, atomically: weights, running statistics, random counters,
     optimizer, position in the data, history and the state of every callback.
@@ -82,6 +87,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
     archive.write(path, document, arrays)
 
 
+@checked
 def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     """Restore a trainer (with its model, optimizer and callbacks) from a file of :func:`save_checkpoint`.
 
@@ -358,7 +364,10 @@ class Checkpoint(Callback):
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Make the folder, lock it for this process, and check that it can be written to."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise type(error)(error.errno, "Checkpoint needs a folder, and a file is in its place", str(self.folder)) from None
         if not self._locked:
             lock.acquire(self.folder)
             self._locked = True
@@ -457,22 +466,32 @@ def _steps(path: Path) -> int:
 
 
 def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
-    """Restore a trainer from a checkpoint: a path, or "auto" for the newest usable one of its Checkpoint callback.
+    """Restore a trainer from a checkpoint: a file, or the newest usable one in a folder, of checkpoints or of a run.
 
-    With "auto" a damaged file is skipped with a warning that names it; without any file the trainer stays as it is.
+    "auto" is the folder of its Checkpoint callback; without any file there the trainer stays as it is. In a folder a damaged
+    file is skipped with a warning that names it.
 
     Raises:
         ValueError: "auto" without a Checkpoint callback.
+        FileNotFoundError: no such file, or a folder without checkpoints.
         ArchiveError: the checkpoints are all damaged.
     """
     if str(resume) != "auto":
-        load_checkpoint(trainer, resume)
-        return
-    folders = [callback.folder for callback in trainer.callbacks if isinstance(callback, Checkpoint)]
-    if not folders:
-        raise ValueError('resume="auto" needs a Checkpoint(folder) among the callbacks, or give the path of a checkpoint')
+        folder = Path(resume)
+        if not folder.is_dir():
+            load_checkpoint(trainer, resume)
+            return
+        found = newest_first(folder) or newest_first(folder / CHECKPOINTS)
+        if not found:
+            raise FileNotFoundError(errno.ENOENT, "no checkpoints step-*.ckpt in this folder", str(resume))
+    else:
+        folders = [callback.folder for callback in trainer.callbacks if isinstance(callback, Checkpoint)]
+        if not folders:
+            raise ValueError('resume="auto" needs a Checkpoint(folder) among the callbacks, or give the path of a checkpoint')
+        folder = folders[0]
+        found = newest_first(folder)
     damaged: list[str] = []
-    for path in newest_first(folders[0]):
+    for path in found:
         try:
             load_checkpoint(trainer, path)
         except archive.ArchiveError as error:
@@ -482,6 +501,6 @@ def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
             return
     if damaged:
         raise archive.ArchiveError(
-            f"no usable checkpoint in {folders[0]}: all {len(damaged)} are damaged. Move them away to begin anew, or put back "
+            f"no usable checkpoint in {folder}: all {len(damaged)} are damaged. Move them away to begin anew, or put back "
             f"copies. {'; '.join(damaged)}"
         )

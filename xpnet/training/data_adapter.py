@@ -37,7 +37,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
         TypeError: something that cannot be converted; x is a tuple or a dict, and the model takes one array.
     """
     from xpnet.data import Batches, Dataset  # importing xpnet does not import the data
-    from xpnet.data.arrays import Arrays, adopted_tree, tree_leaves
+    from xpnet.data.arrays import Arrays, adopted_tree, have_examples, tree_leaves
 
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 and whole, got {quoted(batch_size)}")
@@ -67,12 +67,11 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
         return made
     tree = adopted_tree(tuple(data), who)
     parts = tree_leaves(tree)
-    for part in parts if len(tree) == 2 else [None]:
-        if not hasattr(part, "shape") or not len(part.shape):
-            raise ValueError(
-                f"{who}: data must be a pair (x, y) of two arrays with an axis of examples first, got ({listed(data)}); "
-                f"convert lists with numpy.asarray"
-            )
+    if len(tree) != 2 or not have_examples(parts):
+        raise ValueError(
+            f"{who}: data must be a pair (x, y) of two arrays with an axis of examples first, got ({listed(data)}); "
+            f"convert lists with numpy.asarray"
+        )
     n, m = len(parts[0]), len(parts[-1])
     if n != m or n == 0:
         two = all(isinstance(part, tuple) and len(part) == 2 for part in tree)

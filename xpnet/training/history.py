@@ -6,11 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xpnet.backend import Array, namespace
+from xpnet.runtime.messages import quoted
+from xpnet.runtime.peers import missing_attribute
 
 
 class History(dict[str, list[float]]):
@@ -24,6 +26,8 @@ class History(dict[str, list[float]]):
             next one.
     """
 
+    if not TYPE_CHECKING:  # mypy would know every attribute
+        __getattr__ = missing_attribute
     interrupted = False
     restored: int | None = None
     averaged = False
@@ -32,7 +36,7 @@ class History(dict[str, list[float]]):
     def record(self, values: dict[str, float]) -> None:
         """Add one epoch. A value that only some epochs have is nan in the others, so that all lists have one length."""
         before = self.epochs
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = as_numbers(values)
         for name, value in numbers.items():
             self.setdefault(name, [math.nan] * before).append(value)
         for name in self.keys() - numbers.keys():
@@ -71,6 +75,23 @@ class History(dict[str, list[float]]):
             row += [repr(values[i]) if i < len(values) else "" for values in self.values()]
             writer.writerow(row)
         return text.getvalue()
+
+
+def as_numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Return the values of an epoch as floats.
+
+    Raises:
+        TypeError: one of them is no number.
+    """
+    numbers = {}
+    for name, value in values.items():
+        try:
+            numbers[name] = float("" if isinstance(value, str) else value)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"the value {name!r} of an epoch must be a number, got {quoted(value)}, which a callback has put into `values`"
+            ) from None
+    return numbers
 
 
 class Sums:

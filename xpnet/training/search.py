@@ -14,6 +14,7 @@ from xpnet.backend import to_numpy
 from xpnet.layers.modes import states_of_its_own
 from xpnet.runtime.deprecation import renamed_attribute, warn_renamed
 from xpnet.runtime.given import as_pair
+from xpnet.runtime.settings import checked
 from xpnet.training.data_adapter import as_batches, build
 from xpnet.training.not_finite import NotFiniteError
 
@@ -83,6 +84,7 @@ def search_decades(
     return find_learning_rate(trainer, data, rates=rates, steps=steps, batch_size=batch_size)
 
 
+@checked
 def find_learning_rate(
     trainer: Trainer,
     data: Any,
@@ -169,6 +171,7 @@ def _losses(
     return found
 
 
+@checked
 def overfit_one_batch(trainer: Trainer, x: Any, y: Any, *, steps: int = 200) -> list[float]:
     """Train on one batch again and again: a sound model overfits it, so the losses must come near 0.
 

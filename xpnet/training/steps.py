@@ -10,6 +10,7 @@ from xpnet.backend import Array, working_on
 from xpnet.layers.execution import executor_of
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
+from xpnet.runtime.settings import Checked
 from xpnet.training.arguments import refuse_loss, refuse_metric
 from xpnet.training.callback import Callback
 from xpnet.training.checkpointed_segments import Segments, recomputed
@@ -19,7 +20,7 @@ from xpnet.training.not_finite import not_finite
 from xpnet.training.step_state import StepState, counter_of, of_a_user
 
 
-class Steps:
+class Steps(Checked):
     """The part of a Trainer that does one step; see there for its attributes."""
 
     model: Module

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Any
 
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
@@ -20,9 +21,10 @@ from xpnet.runtime.events import watched
 from xpnet.runtime.given import as_pair
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.overrides import is_own
+from xpnet.runtime.peers import missing_attribute
 from xpnet.runtime.refused import refused_attribute
-from xpnet.runtime.settings import check_whole, whole
-from xpnet.training.arguments import named_metrics, refuse_loss, require_parts
+from xpnet.runtime.settings import Converted, check_whole, checked
+from xpnet.training.arguments import named_metrics, refuse_loss, required_callbacks, required_model, required_optimizer
 from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, segments_of
 from xpnet.training.data_adapter import as_batches, build, no_batches
@@ -80,6 +82,14 @@ class Trainer(Steps):
     should_stop = refused_attribute("use trainer.stop = True")
     lr = refused_attribute("use trainer.optimizer.learning_rate")
     learning_rate = refused_attribute("use trainer.optimizer.learning_rate")
+    # Also what is set later is converted, or refused.
+    model = Converted(required_model)
+    loss = Converted(losses.get)
+    optimizer = Converted(required_optimizer)
+    metrics = Converted(named_metrics)
+    callbacks = Converted(required_callbacks)
+    if not TYPE_CHECKING:  # mypy would know every attribute
+        __getattr__ = missing_attribute
 
     def __init__(
         self,
@@ -87,7 +97,7 @@ class Trainer(Steps):
         *,
         loss: str | Callable[[Any, Any], Any],
         optimizer: Optimizer,
-        metrics: Sequence[str | Callable[[Any, Any], Any]] = (),
+        metrics: str | Sequence[str | Callable[[Any, Any], Any]] = (),
         callbacks: Sequence[Callback] = (),
         seed: int = 0,
         accumulate: int = 1,
@@ -95,17 +105,16 @@ class Trainer(Steps):
         loss_scale: LossScale | None = None,
         recompute: Recompute = False,
     ) -> None:
-        require_parts(model, optimizer, callbacks)
         check_whole("Trainer", 1, accumulate=accumulate)
         self.model = model
-        self.loss = losses.get(loss)
+        self.loss = loss
         self.optimizer = optimizer
         if loss_scale is not None or (model.context.dtype == "float16" and optimizer.loss_scale is None):
             optimizer.loss_scale = loss_scale or LossScale()
             optimizer.loss_scale.belong_to(optimizer)
-        self.metrics = named_metrics(metrics)
-        self.callbacks = list(callbacks)
-        self.seed = whole("Trainer", "seed", seed)
+        self.metrics = metrics
+        self.callbacks = callbacks
+        self.seed = seed
         self.accumulate = accumulate
         self.capture = capture
         self.segments = segments_of(model, recompute)
@@ -131,16 +140,17 @@ class Trainer(Steps):
         self.set_aside: SetAside | None = None  # the weights with which a run that was cut short goes on
         self._trained: Module | None = None  # by the last fit
 
+    @checked
     def fit(
         self,
         data: Data,
-        *more: Never,
+        *,
         validation: Data | None = None,
         epochs: int = 1,
         batch_size: int = 32,
         shuffle: bool = True,
         verbose: bool | None = None,
-        resume: Any = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> History:
         """Train for some epochs.
 
@@ -154,7 +164,8 @@ class Trainer(Steps):
             shuffle: draw a new order for every epoch, a function of the seed and the epoch's number.
             verbose: None shows a progress bar on a terminal and one line an epoch elsewhere; False shows nothing.
             resume: "auto" goes on from the newest checkpoint of the Checkpoint callback, if there is one; a path goes on
-                from that file. `epochs` then counts from where the interrupted `fit` began.
+                from that file, or from the newest one in that folder (of checkpoints, or of a
+                run). `epochs` then counts from where the interrupted `fit` began.
 
         An epoch that was cut short (by `stop`, Ctrl-C or an exception) is continued by the next `fit` on the same data with the
         same batch size; on others a new epoch begins. An exception leaves weights, optimizer, gradients, random counters and
@@ -173,8 +184,6 @@ class Trainer(Steps):
 
         if not isinstance(epochs, Integral) or epochs < 0:
             raise ValueError(f"epochs must be an integer of at least 0, got {quoted(epochs)}")
-        if more:
-            raise TypeError("fit takes the data as one argument: fit((x, y), epochs=...)")
         batches = as_batches(data, self.model, batch_size, shuffle, self.seed)
         count = None if batches.count is None else len(batches)
         self.checks = None
@@ -215,9 +224,9 @@ class Trainer(Steps):
         with (
             contextlib.nullcontext() if device.kind == "cpu" else working_on(device, "fit"),
             interruptible(self),
-            Progress(last, count, verbose) as progress,
             captured or contextlib.nullcontext(),
             device_feed(batches, device, captured) as feed,
+            Progress(last, count, verbose) as progress,
         ):
             began: list[Callback] = []
             try:
@@ -281,10 +290,9 @@ class Trainer(Steps):
         """Whether the run ends because its loss became NaN or infinite: in `on_fit_end`."""
         return isinstance(self.error, NotFiniteError)
 
-    def evaluate(self, data: Data, *more: Never, batch_size: int = 256) -> dict[str, float]:
+    @checked
+    def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
         """Return the loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
-        if more:
-            raise TypeError("evaluate takes the data as one argument: evaluate((x, y))")
         return self._evaluate(as_batches(data, self.model, batch_size, False, self.seed, "evaluate"))
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:

@@ -14,9 +14,10 @@ from xpnet.backend import Array, device_of, is_floating, kind_of, namespace, to_
 from xpnet.losses.base import admitted, not_empty
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import Checked
 
 
-class ClassWeighted:
+class ClassWeighted(Checked):
     """A loss whose terms are multiplied by the weight of their class: mean of weights[y] * loss(prediction, y).
 
     ``Trainer(model, loss=ClassWeighted("softmax_cross_entropy", xn.data.class_weights(y)), ...)`` gives rare classes the weight

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,10 +27,10 @@ from xpnet.accel.cupy.source import dtype_of, read_headers, read_source
 from xpnet.backend import DeviceError
 from xpnet.ops.geometry import Geometry
 from xpnet.runtime.determinism import get_deterministic
+from xpnet.runtime.environment import setting
 from xpnet.runtime.precision import get_matmul_precision
 
 Array = Any
-SETTINGS = ("auto", "im2col", "implicit", "cudnn")
 PASSES = ("fprop", "dgrad", "wgrad")
 """The forward pass, the data gradient and the weight gradient, as in cuDNN and CUTLASS."""
 
@@ -70,23 +69,21 @@ def convolution_key(pass_name: str, x: Array, kernel: Array, g: Geometry) -> Con
 
 def _setting() -> str:
     """Return the value of $XPNET_CONVOLUTION, "im2col" for "auto" in deterministic mode."""
-    setting = os.environ.get("XPNET_CONVOLUTION") or "auto"
-    if setting not in SETTINGS:
-        raise ValueError(f"XPNET_CONVOLUTION must be one of {', '.join(SETTINGS)}, got {setting!r}")
-    return "im2col" if setting == "auto" and get_deterministic() else setting
+    chosen: str = setting("XPNET_CONVOLUTION")
+    return "im2col" if chosen == "auto" and get_deterministic() else chosen
 
 
 def enabled(name: str) -> bool:
     """Return whether $XPNET_CONVOLUTION allows the candidate of this name.
 
     Raises:
-        ValueError: the variable is none of SETTINGS.
+        ValueError: the variable is none of its settings.
         DeviceError: it is "cudnn", and cuDNN is not installed.
     """
-    setting = _setting()
-    if setting == "cudnn" and runtime().cudnn is None and runtime().can_measure():
+    chosen = _setting()
+    if chosen == "cudnn" and runtime().cudnn is None and runtime().can_measure():
         raise DeviceError(f"XPNET_CONVOLUTION is cudnn, which is not installed or does not load: {HOW_TO_INSTALL}")
-    return setting in ("auto", name)
+    return chosen in ("auto", name)
 
 
 def choose(candidates: Mapping[str, Callable[[], Array]], key: Callable[[], ConvolutionKey]) -> str:
@@ -98,10 +95,10 @@ def choose(candidates: Mapping[str, Callable[[], Array]], key: Callable[[], Conv
         key: returns what the choice depends on.
     """
     default, *others = candidates
-    setting = _setting()
-    if not others or setting == "im2col":
+    chosen = _setting()
+    if not others or chosen == "im2col":
         return default
-    if setting != "auto":
+    if chosen != "auto":
         return others[-1]
     this = key()
     known = _cache.entries().get(this)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xpnet.accel.cupy.source import Instance, read_headers, read_source
+from xpnet.runtime.environment import setting
 
 OPTIONS = ("--std=c++17", "--restrict", "--extra-device-vectorization")
 
@@ -84,7 +85,7 @@ def target(architecture: int, supported: Sequence[int]) -> tuple[str, int]:
 
 def cache_folder() -> Path:
     """Return the folder of compiled kernels: in $XPNET_CACHE, else in the user's cache folder of the platform."""
-    chosen = os.environ.get("XPNET_CACHE")
+    chosen = setting("XPNET_CACHE")
     if chosen:
         return Path(chosen) / "kernels"
     if sys.platform == "win32":

@@ -13,6 +13,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from xpnet.runtime.environment import setting
+
 KEPT = 512 << 20
 """Bytes of freed memory to keep."""
 
@@ -22,7 +24,7 @@ _LARGEST = 32 << 20
 
 def keep_freed_memory() -> bool:
     """Set the thresholds, and return whether that was possible and wanted."""
-    if os.environ.get("XPNET_KEEP_MEMORY", "1") in ("", "0"):
+    if not setting("XPNET_KEEP_MEMORY"):
         return False
     # The user's own malloc settings take precedence.
     if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):

@@ -26,7 +26,6 @@ convolutional neural networks" (2015), sections 4 and 5.
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from math import isfinite
 from typing import Any, NamedTuple
@@ -37,9 +36,10 @@ from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint
 from xpnet.accel.numpy.finite import convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, workspace
+from xpnet.runtime.environment import setting
 from xpnet.runtime.threads import chunk_count, parallel
 
-enabled = os.environ.get("XPNET_WINOGRAD", "1") not in ("0", "")
+enabled: bool = setting("XPNET_WINOGRAD")
 
 POINTS = (0, 1, -1, 2, -2)
 """Interpolation points, besides infinity: small numbers, for small rounding errors."""

@@ -10,9 +10,10 @@ import numpy as np
 
 from xpnet import random
 from xpnet.backend import Array, Namespace, describe, dtype_name, namespace
+from xpnet.runtime.settings import Checked
 
 
-class Augmentation(ABC):
+class Augmentation(Checked, ABC):
     """A random change to a batch. Subclasses define :meth:`apply`."""
 
     def __call__(self, x: Array, y: Array | None = None, *, seed: int = 0, step: int = 0) -> Any:

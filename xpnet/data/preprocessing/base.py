@@ -11,6 +11,7 @@ import numpy as np
 
 from xpnet.backend import Array, Namespace, describe, dtype_name, namespace, to_numpy
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import Checked
 
 from ..arrays import adopted_tree, like
 from ..dataset import NumpyArray
@@ -19,7 +20,7 @@ Per: TypeAlias = Literal["channel", "feature", "all"]
 _CHUNK_BYTES = 1 << 25
 
 
-class Transform(ABC):
+class Transform(Checked, ABC):
     """A transform of examples. Subclasses define `_fit`, `_apply` and `_undo`."""
 
     needs_fit = True

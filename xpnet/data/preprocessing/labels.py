@@ -8,10 +8,12 @@ from typing import cast
 import array_api_compat
 
 from xpnet.backend import Array, describe, name_of, namespace
+from xpnet.runtime.settings import checked
 
 from ..arrays import adopted_tree
 
 
+@checked
 def one_hot(y: Array, classes: int, *, dtype: str = "float32") -> Array:
     """Convert integer labels (N, ...) to probabilities (N, ..., classes): 1 at the label, 0 elsewhere.
 
