@@ -76,7 +76,7 @@ def test_every_layer_names_itself_for_an_argument_that_it_does_not_take(kind):
     with pytest.raises(TypeError, match=rf"^{kind.__name__} got an unexpected keyword argument 'colour': it takes "):
         kind(*args, **keywords, colour=1)
     below = type("Below", (kind,), {})
-    with pytest.raises(TypeError, match=r"^Below: unknown argument"):
+    with pytest.raises(TypeError, match=r"^Below got an unexpected keyword argument"):
         below(*args, **keywords, colour=1)
 
 

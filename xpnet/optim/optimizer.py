@@ -40,9 +40,7 @@ class Optimizer(Checked):
     slot_names: tuple[str, ...] = ()
     decoupled = False  # whether weight decay shrinks the weights directly instead of adding to the gradient
     lr = refused_attribute("use optimizer.learning_rate")
-    param_groups = refused_attribute(
-        "there is one learning rate, optimizer.learning_rate; freeze parameters with model.freeze(path)"
-    )
+    param_groups = refused_attribute("there is one group: use optimizer.learning_rate, and model.freeze(path)")
     clipnorm = refused_attribute("use the callback xn.training.ClipGradients(norm=...)")
     clipvalue = refused_attribute("use the callback xn.training.ClipGradients(value=...)")
     capturable = False  # whether `update` takes a clock instead of the learning rate
