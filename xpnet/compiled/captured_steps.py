@@ -91,7 +91,7 @@ class CapturedSteps:
         """Forget the gradients and the step of an optimizer that did not happen."""
         optimizer = self.trainer.optimizer
         self.trainer.model.zero_grad()
-        optimizer.iterations = self._iterations
+        optimizer._iterations = self._iterations
         optimizer.clock_ticked()
 
     def _follow(self) -> None:
@@ -243,7 +243,7 @@ class CapturedSteps:
                 self._keep()
                 loss: Array = trainer._train(*self._batch(tuple(inputs), **fixed))
                 return loss
-        self._iterations, skipped, has_clock = optimizer.iterations, optimizer.skipped, optimizer.clock is not None
+        self._iterations, skipped, has_clock = optimizer._iterations, optimizer._skipped, optimizer.clock is not None
         totals = list(trainer.sums.totals)
         run = self._run if all(map(is_numeric, inputs)) and not self._gradients_left() else self._run_once
         trainer.committing = True  # a Ctrl-C waits for the end of the step, which is a replay
@@ -254,7 +254,7 @@ class CapturedSteps:
                 self._keep()
             loss, reached, count = run(*inputs, **fixed)
             if self.updates:
-                optimizer.iterations = self._iterations + 1
+                optimizer._iterations = self._iterations + 1
                 optimizer.clock_ticked()
             else:
                 for parameter in reached:  # a replay does not set them

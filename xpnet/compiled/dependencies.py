@@ -152,7 +152,7 @@ def not_counting(owners: Iterable[tuple[Any, frozenset[str]]]) -> Iterator[None]
 
 # Attributes of an optimizer that change in every step, or are arrays on the device; those of its loss scale.
 _OF_THE_STEP = frozenset(
-    {"learning_rate", "factor", "iterations", "skipped", "slots", "clock", "fused_decay", "_flat", "_on_clock"}
+    {"learning_rate", "factor", "_iterations", "_skipped", "_skips", "slots", "clock", "fused_decay", "_flat", "_on_clock"}
 )
 _OF_THE_SCALE = frozenset({"_start", "_unscaled"})
 

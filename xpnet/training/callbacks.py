@@ -102,7 +102,7 @@ class ExponentialMovingAverage(Callback):
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Start with the present weights, or with the average so far."""
         values = self._follow(trainer)
-        self._updates = trainer.optimizer.iterations, trainer.optimizer.skipped
+        self._updates = trainer.optimizer._iterations, trainer.optimizer._skipped
         self._done = None
         if self._raw is not None and trainer.batch and bool(namespace(values).all(values == self.average)):
             values[...] = self._raw  # the epoch goes on
@@ -111,9 +111,9 @@ class ExponentialMovingAverage(Callback):
     def on_step_end(self, trainer: Trainer) -> None:
         """Update the average, if the batch ended in an update of the weights."""
         optimizer = trainer.optimizer
-        before, self._updates = self._updates, (optimizer.iterations, optimizer.skipped)
+        before, self._updates = self._updates, (optimizer._iterations, optimizer._skipped)
         # A clock on the device knows what was skipped; when it is read, the host counts those updates as skipped.
-        if (optimizer.iterations == before[0]) if optimizer.clock is None else (sum(self._updates) == sum(before)):
+        if (optimizer._iterations == before[0]) if optimizer.clock is None else (sum(self._updates) == sum(before)):
             return
         values = self._follow(trainer)
         # Computed first: an interrupt must not leave the average half-way.
