@@ -33,6 +33,7 @@ class FlatParameters:
         decayed: the index that separates weights, which decay, from biases and scales.
         regularized: the parameters with a penalty.
         constrained: the parameters that are projected after each update.
+        in_order: whether those that decay still come first, and no others.
 
     Raises:
         ValueError: dtypes or devices differ.
@@ -90,14 +91,14 @@ class FlatParameters:
         """List the parameters that have a penalty or a constraint now; one of them was set."""
         self.regularized = [p for p in self.parameters if p.regularizer is not None]
         self.constrained = [p for p in self.parameters if p.constraint is not None]
-        self._in_order = [p.decay for p in self.parameters] == self._decays
+        self.in_order = [p.decay for p in self.parameters] == self._decays
 
     def intact(self) -> bool:
         """Return whether every Parameter is still trainable and still a view of this storage, those that decay first."""
         for p, view in self._views:  # in every step: a loop takes half the time of all()
             if p.array is not view or not p.requires_grad:
                 return False
-        return self._in_order
+        return self.in_order
 
     def holds(self, parameters: Iterable[Parameter]) -> bool:
         """Return whether this is the intact storage of exactly these Parameters."""

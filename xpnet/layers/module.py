@@ -196,7 +196,7 @@ class Module(ModuleTree):
                 forward = partial(_call_hook, hook, self, forward)
         try:
             if path:
-                if table["_half"] and mode.half_copies is None:  # a part that is called on its own
+                if table["_half"] and not mixed.computing_half():  # a part that is called on its own
                     return mixed.call(self, forward, inputs, keywords)
                 return forward(*inputs, **keywords)
             if table["_known_version"] != table["_tree_version"].structure:

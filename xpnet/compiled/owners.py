@@ -1,0 +1,304 @@
+"""The objects that code of the user's in a recorded function keeps things in: one list, whatever is asked about them.
+
+A loss, a metric, a penalty, a constraint, a subclass of Trainer, a layer; the objects of bound methods, what any of these hold
+(in attributes, lists and dicts, the variables that a function closes over), and their classes. Before a recording their values
+are noted; after it what has changed is known, and put back where the recording is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, MemberDescriptorType, MethodType
+from typing import Any, NoReturn
+from weakref import ref
+
+from xpnet.autograd.parameter import Parameter
+from xpnet.autograd.tensor import Tensor
+from xpnet.compiled.plain import is_plain, same
+from xpnet.layers.module import Module
+from xpnet.layers.tree import OWN_ATTRIBUTES
+
+MISSING = object()
+_NOTHING: frozenset[str] = frozenset()
+_LIBRARIES = sys.stdlib_module_names | {"builtins", "xpnet", "numpy", "cupy", "cupyx", "array_api_compat"}
+
+
+def of_a_user(thing: Any) -> bool:
+    """Return whether a class or a function is defined outside this package, Python's library and the array libraries."""
+    return str(getattr(thing, "__module__", None) or "builtins").partition(".")[0] not in _LIBRARIES
+
+
+def owner_of(function: Any) -> Any:
+    """Return the object whose attributes a function reads: that of a bound method, also in a partial; else itself."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function.__self__ if isinstance(function, MethodType) else function
+
+
+class Owner:
+    """An object, a class, a Module or a function, and how its attributes are read and written past its own code.
+
+    Those of a function are also the variables that it closes over.
+
+    Args:
+        thing: the object.
+        exempt: names of attributes that may change.
+    """
+
+    __slots__ = ("cells", "exempt", "slots", "thing")
+
+    def __init__(self, thing: Any, exempt: frozenset[str] = _NOTHING) -> None:
+        self.thing = thing
+        self.exempt = exempt | OWN_ATTRIBUTES if isinstance(thing, Module) else exempt
+        self.cells: dict[str, Any] = {}
+        self.slots: dict[str, Any] = {}
+        if isinstance(thing, FunctionType):
+            if thing.__closure__ and of_a_user(thing):
+                cells = zip(thing.__code__.co_freevars, thing.__closure__)
+                self.cells = {name: cell for name, cell in cells if name != "__class__"}  # that of super()
+        elif not isinstance(thing, (type, Module)):
+            self.slots = {
+                name: member
+                for kind in reversed(type(thing).__mro__)
+                if kind.__module__ != "builtins"
+                for name, member in vars(kind).items()
+                if isinstance(member, MemberDescriptorType)
+            }
+
+    @property
+    def table(self) -> Any:
+        """The attributes that are in a dict; a view of it where this is a class."""
+        return getattr(self.thing, "__dict__", {})
+
+    def beside(self) -> dict[str, Any]:
+        """Return the values that are in slots and closed over."""
+        found = {name: member.__get__(self.thing) for name, member in self.slots.items() if hasattr(self.thing, name)}
+        for name, cell in self.cells.items():
+            try:
+                found[name] = cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+        return found
+
+    def read(self) -> dict[str, Any]:
+        """Return the attributes as they are now."""
+        found = {name: value for name, value in self.table.items() if name not in self.exempt}
+        if isinstance(self.thing, type):
+            found = {name: value for name, value in found.items() if not (name[:2] == "__" == name[-2:])}
+        elif isinstance(self.thing, Module):  # what is registered in the tree is none of its values
+            found = {name: value for name, value in found.items() if not isinstance(value, (Module, Parameter))}
+        return {**found, **self.beside()} if self.slots or self.cells else found
+
+    def get(self, name: str) -> Any:
+        """Return one attribute, or MISSING."""
+        return self.read().get(name, MISSING) if name in self.slots or name in self.cells else self.table.get(name, MISSING)
+
+    def write(self, name: str, value: Any) -> None:
+        """Assign an attribute; MISSING deletes it."""
+        thing = self.thing
+        if name in self.cells:
+            if value is MISSING:
+                del self.cells[name].cell_contents
+            else:
+                self.cells[name].cell_contents = value
+        elif name in self.slots:
+            member = self.slots[name]
+            member.__delete__(thing) if value is MISSING else member.__set__(thing, value)
+        elif isinstance(thing, type):
+            delattr(thing, name) if value is MISSING else setattr(thing, name, value)
+        elif value is MISSING:
+            self.table.pop(name, None)
+        else:
+            self.table[name] = value
+            if isinstance(thing, Module) and name in thing._buffers:
+                thing._buffers[name] = value
+
+
+def reached(
+    roots: Iterable[Any], exempt: Callable[[Any], frozenset[str]] = lambda thing: _NOTHING, inside: Iterable[Module] = ()
+) -> list[Owner]:
+    """Return the owners among some objects, those that they hold, and their classes.
+
+    Args:
+        roots: Modules, functions and other objects.
+        exempt: the names of an object's attributes that may change.
+        inside: Modules that are watched elsewhere; what they hold is not.
+    """
+    known = {id(module) for module in inside}
+    found: dict[int, Owner] = {}
+    waiting: list[tuple[Any, bool]] = [(module, True) for module in inside] + [(root, True) for root in roots]
+    seen: set[int] = set()
+    while waiting:
+        thing, is_root = waiting.pop()
+        if isinstance(thing, functools.partial):
+            waiting += [(thing.func, is_root), *((part, False) for part in (*thing.args, *thing.keywords.values()))]
+            continue
+        if isinstance(thing, MethodType):
+            waiting += [(thing.__func__, False), (thing.__self__, is_root)]
+            continue
+        if id(thing) in seen or not _keeps(thing, is_root):
+            continue
+        seen.add(id(thing))
+        own = Owner(thing, exempt(thing))
+        if isinstance(thing, FunctionType) and not is_root and not own.cells and not own.table:
+            continue  # a method, as most
+        if id(thing) not in known:
+            found[id(thing)] = own
+        if isinstance(thing, Module):
+            waiting += [(module, False) for module in thing._children.values()]
+            waiting += [(hook, False) for hook in thing._forward_hooks]
+        if not isinstance(thing, (type, FunctionType)):
+            waiting += [(kind, False) for kind in type(thing).__mro__]
+        for value in own.read().values():
+            waiting += [(part, False) for part in _parts(value)]
+    return list(found.values())
+
+
+def _keeps(thing: Any, is_root: bool) -> bool:
+    """Return whether something is an object that code of the user's may keep things in."""
+    if isinstance(thing, Module):
+        return True
+    if isinstance(thing, Tensor) or hasattr(type(thing), "dtype"):
+        return False
+    if isinstance(thing, (type, FunctionType)):
+        return of_a_user(thing) or is_root
+    return is_root or any(map(of_a_user, type(thing).__mro__))
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Return what a value holds that is no object of its own: the members of a list, tuple, set or dict."""
+    if isinstance(value, (classmethod, staticmethod)):
+        return (value.__func__,)
+    if isinstance(value, property):
+        return (value.fget, value.fset)
+    if isinstance(value, dict):
+        return tuple(value.values())
+    return tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+
+
+# -- what stands for a value while a function is recorded --
+
+
+class StaleValueError(Exception):
+    """A recorded function used a value that its replays would not have.
+
+    Attributes:
+        owner: the object that holds it.
+        name: of the attribute.
+        why: what the value is.
+    """
+
+    def __init__(self, owner: Any, name: str, why: str) -> None:
+        super().__init__(f"{name} was used, {why}")
+        self.owner = owner
+        self.name = name
+        self.why = why
+
+
+class Stale:
+    """Stands for a value that a replay would not have: every use of it raises a StaleValueError."""
+
+    __slots__ = ("__weakref__", "_used")
+
+    def __init__(self, used: Callable[[], NoReturn]) -> None:
+        object.__setattr__(self, "_used", used)
+
+    def __getattribute__(self, name: str) -> Any:
+        object.__getattribute__(self, "_used")()
+
+
+def _use(self: Any, *args: Any, **keywords: Any) -> NoReturn:
+    object.__getattribute__(self, "_used")()
+    raise AssertionError("unreachable")
+
+
+_BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
+_USES = [f"{kind}{name}" for name in _BINARY for kind in ("", "r", "i") if (kind, name) != ("i", "divmod")]
+_USES += "lt le eq ne gt ge hash bool int float complex index round trunc floor ceil neg pos abs invert len iter next".split()
+_USES += "reversed contains getitem setitem delitem call repr str format bytes enter exit setattr delattr dir reduce_ex".split()
+_USES += "array array_interface cuda_array_interface dlpack array_namespace".split()
+for _name in _USES:
+    setattr(Stale, f"__{_name}__", _use)
+
+
+@contextmanager
+def hidden(places: Iterable[tuple[Owner, str]], why: str) -> Iterator[None]:
+    """Let nobody use some attributes within the block; those that it does not assign get their values back.
+
+    Args:
+        places: objects and names.
+        why: what their values are, for the error.
+
+    Raises:
+        StaleValueError: at the use, and again at the end of the block where the use was caught, or where one of these values
+            was put elsewhere.
+    """
+    used: list[tuple[Owner, str]] = []
+
+    def stale(owner: Owner, name: str) -> Stale:
+        def use() -> NoReturn:
+            used.append((owner, name))
+            raise StaleValueError(owner.thing, name, why)
+
+        return Stale(use)
+
+    # Weakly: a stand-in that is alive after the block was put elsewhere.
+    held = []
+    for owner, name in places:
+        held.append((owner, name, owner.get(name), ref(stands := stale(owner, name))))
+        owner.write(name, stands)
+        del stands
+    try:
+        yield
+    except Exception as error:
+        _put_back(held)
+        if used and not isinstance(error, StaleValueError):
+            raise StaleValueError(used[0][0].thing, used[0][1], why) from error
+        raise
+    except BaseException:
+        _put_back(held)
+        raise
+    _put_back(held)
+    used += [(owner, name) for owner, name, _, stands in held if stands() is not None]
+    if used:
+        raise StaleValueError(used[0][0].thing, used[0][1], why)
+
+
+def _put_back(held: Iterable[tuple[Owner, str, Any, ref[Stale]]]) -> None:
+    """Give the attributes that hold their stand-ins their values back."""
+    for owner, name, value, stands in held:
+        now = stands()
+        if now is not None and owner.get(name) is now:
+            owner.write(name, value)
+
+
+# -- what has changed --
+
+
+class Before:
+    """The values of owners as they are now, to be compared with those after a function."""
+
+    def __init__(self, owners: Iterable[Owner]) -> None:
+        self.values = [(owner, owner.read()) for owner in owners]
+
+    def changed(self) -> Iterator[tuple[Owner, str, Any, Any]]:
+        """Yield each attribute that has another value now: owner, name, and the values before and now."""
+        for owner, before in self.values:
+            now = owner.read()
+            for name in {**before, **now}:
+                was, found = before.get(name, MISSING), now.get(name, MISSING)
+                if was is not found and not same(was, found):
+                    yield owner, name, was, found
+
+    def restore(self) -> None:
+        """Give all attributes their values back."""
+        for owner, name, was, _ in list(self.changed()):
+            owner.write(name, was)
+
+
+def is_kept(value: Any) -> bool:
+    """Return whether a value that a recorded function assigns may be assigned by its replays: they compute what it holds."""
+    return value is not MISSING and not is_plain(value)
