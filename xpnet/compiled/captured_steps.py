@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from contextlib import nullcontext
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
@@ -17,6 +17,7 @@ from xpnet.compiled.graph import Captured, Graphs, Place, RecordAgainError, call
 from xpnet.compiled.owners import Owner, StaleValueError, hidden
 from xpnet.compiled.trees import Branch, flatten, is_numeric, unflatten
 from xpnet.layers.modes import thread_state
+from xpnet.optim.loss_scale import LossScale
 
 if TYPE_CHECKING:
     from xpnet.data.device_feed import DeviceFeed
@@ -79,7 +80,8 @@ class CapturedSteps:
         return self._declared and not self.trainer.watches_gradients
 
     def _owners(self) -> list[Owner]:
-        return owners_in_step(self.trainer, self.updates)
+        owners = owners_in_step(self.trainer, self.updates)
+        return [owner for owner in owners if not isinstance(owner.thing, LossScale)]  # which makes its arrays at first use
 
     def _on_host(self) -> list[Place]:
         """Return the numbers of the loop that change from step to step on the host: code that uses one is not recorded."""

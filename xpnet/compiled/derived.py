@@ -110,7 +110,11 @@ def _restore(before: list[tuple[Module, dict[str, Any]]]) -> tuple[Module, str] 
     found = None
     for module, attributes in before:
         table = module.__dict__
-        names = [n for n in {**attributes, **table} if n not in OWN_ATTRIBUTES and table.get(n, table) is not attributes.get(n, table)]
+        names = [
+            n
+            for n in {**attributes, **table}
+            if n not in OWN_ATTRIBUTES and table.get(n, table) is not attributes.get(n, table)
+        ]
         for name in names:
             found = found or (module, name)
             if isinstance(attributes.get(name), (Module, Parameter)) or isinstance(table.get(name), (Module, Parameter)):

@@ -21,7 +21,7 @@ from weakref import WeakMethod, ref
 from xpnet.backend import Array
 from xpnet.compiled.derived import Derived, HostNumberError, ModelChangedError, package_settings, unchanging
 from xpnet.compiled.operands import OtherGradientError, Outside, noted
-from xpnet.compiled.owners import Before, Owner, StaleValueError, hidden, is_kept, reached
+from xpnet.compiled.owners import Before, Owner, StaleValueError, hidden, is_kept, of_a_user, reached
 from xpnet.layers.execution import map_output
 from xpnet.layers.modes import thread_state
 from xpnet.layers.module import Module
@@ -177,9 +177,10 @@ class Captured:
             recording, thread_state.recording = thread_state.recording, self.kind
             try:
                 # The innermost puts back first what it has changed itself.
-                with self.watched(), _counting_nothing(before), unchanging(model) if model else nullcontext():
-                    with noted(outside), hidden(left, "which the call before has left"):
-                        return function(*buffers)
+                whole = unchanging(model) if model else nullcontext()
+                stale = hidden(left, "which the call before has left")
+                with self.watched(), counting_nothing(before), whole, noted(outside), stale:
+                    return function(*buffers)
             finally:
                 thread_state.recording = recording
 
@@ -216,9 +217,11 @@ class Captured:
                 f"random numbers {why}, and every replay would draw the same"
             )
         if isinstance(error, StaleValueError):
+            owner, name = error.owner, error.name
+            name = _attribute(owner, name if of_a_user(type(owner)) else name.lstrip("_"))
             return (
                 f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
-                f"{_called(error.owner)} uses {_attribute(error.owner, error.name.lstrip('_'))}, {error.why}, "
+                f"{_called(owner)} uses {name}, {error.why}, "
                 f"and a replay would use that of the recording; keep it in an array that is changed in place "
                 f"(values[...] = new), or use Trainer(capture=False)"
             )
@@ -256,7 +259,7 @@ def _run(before: Before, first: bool) -> Run:
 
 
 @contextmanager
-def _counting_nothing(before: Before) -> Iterator[None]:
+def counting_nothing(before: Before) -> Iterator[None]:
     """Raise a ModelChangedError after a block that gave an attribute another number or name, or deleted one.
 
     All attributes get their values back then, and where the block raised.

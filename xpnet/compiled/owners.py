@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from types import FunctionType, MemberDescriptorType, MethodType
+from contextlib import AbstractContextManager, contextmanager
+from types import FunctionType, GeneratorType, MemberDescriptorType, MethodType
 from typing import Any, NoReturn
 from weakref import ref
 
@@ -31,15 +31,8 @@ def of_a_user(thing: Any) -> bool:
     return str(getattr(thing, "__module__", None) or "builtins").partition(".")[0] not in _LIBRARIES
 
 
-def owner_of(function: Any) -> Any:
-    """Return the object whose attributes a function reads: that of a bound method, also in a partial; else itself."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function.__self__ if isinstance(function, MethodType) else function
-
-
 class Owner:
-    """An object, a class, a Module or a function, and how its attributes are read and written past its own code.
+    """An object, a class, a Module, a Tensor or a function, and how its attributes are read and written past its own code.
 
     Those of a function are also the variables that it closes over.
 
@@ -59,6 +52,8 @@ class Owner:
             if thing.__closure__ and of_a_user(thing):
                 cells = zip(thing.__code__.co_freevars, thing.__closure__)
                 self.cells = {name: cell for name, cell in cells if name != "__class__"}  # that of super()
+        elif isinstance(thing, Tensor):  # the rest of it belongs to the tape
+            self.slots = {name: vars(Tensor)[name] for name in ("array", "requires_grad")}
         elif not isinstance(thing, (type, Module)):
             self.slots = {
                 name: member
@@ -161,7 +156,9 @@ def _keeps(thing: Any, is_root: bool) -> bool:
     """Return whether something is an object that code of the user's may keep things in."""
     if isinstance(thing, Module):
         return True
-    if isinstance(thing, Tensor) or hasattr(type(thing), "dtype"):
+    if isinstance(thing, Tensor):
+        return thing.node is None
+    if hasattr(type(thing), "dtype"):
         return False
     if isinstance(thing, (type, FunctionType)):
         return of_a_user(thing) or is_root
@@ -215,13 +212,12 @@ def _use(self: Any, *args: Any, **keywords: Any) -> NoReturn:
     raise AssertionError("unreachable")
 
 
-_BINARY = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
-_USES = [f"{kind}{name}" for name in _BINARY for kind in ("", "r", "i") if (kind, name) != ("i", "divmod")]
-_USES += "lt le eq ne gt ge hash bool int float complex index round trunc floor ceil neg pos abs invert len iter next".split()
-_USES += "reversed contains getitem setitem delitem call repr str format bytes enter exit setattr delattr dir reduce_ex".split()
-_USES += "array array_interface cuda_array_interface dlpack array_namespace".split()
-for _name in _USES:
-    setattr(Stale, f"__{_name}__", _use)
+# Operators and the like are looked up in the class: all that numbers, sequences, tables, Tensors, functions and iterators have.
+_KEPT = {"__new__", "__init__", "__del__", "__class__", "__getattribute__", "__init_subclass__", "__subclasshook__"}
+for _kind in (int, float, complex, str, bytes, list, dict, set, Tensor, FunctionType, GeneratorType, AbstractContextManager):
+    for _name in dir(_kind):
+        if _name[:2] == "__" == _name[-2:] and _name not in _KEPT and callable(getattr(_kind, _name, None)):
+            setattr(Stale, _name, _use)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Self
 from xpnet import backend, ops
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.parameter import Parameter
-from xpnet.autograd.tape import mode, once
+from xpnet.autograd.tape import once
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import attributes, mixed
