@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import warnings
 from typing import Any
@@ -132,6 +133,31 @@ class OfATensor:
         return loss * (1 / self.mean.array)
 
 
+class InADict:
+    def __init__(self):
+        self.state: Any = {"mean": None}
+
+    def __call__(self, prediction, target):
+        loss = cross_entropy(prediction, target)
+        mean = self.state["mean"]
+        self.state["mean"] = loss.array if mean is None else 0.9 * mean + 0.1 * loss.array
+        return loss * (1 / self.state["mean"])
+
+
+class Window:
+    """Divides by the oldest of the last losses."""
+
+    def __init__(self, kind, device):
+        self.last = kind([on(device, np.float32(1)), on(device, np.float32(1))])
+
+    def __call__(self, prediction, target):
+        loss = cross_entropy(prediction, target)
+        oldest = self.last[0]
+        del self.last[0]
+        self.last.append(loss.array)
+        return loss * (1 / oldest)
+
+
 class Shifted:
     """Uses the value before last, which it moves to another attribute first."""
 
@@ -180,6 +206,9 @@ READS: dict[str, tuple[Any, str]] = {
     "of the class": (lambda device: of_the_class(), r"OfTheClass uses OfTheClass\.mean"),
     "of a partial": (lambda device: functools.partial(Scaled()), r"Scaled uses self\.mean"),
     "of a Tensor": (OfATensor, r"Tensor uses self\.array"),
+    "in a dict": (lambda device: InADict(), r"InADict uses self\.state\['mean'\]"),
+    "in a list": (lambda device: Window(list, device), r"Window uses self\.last\[0\]"),
+    "in a deque": (lambda device: Window(collections.deque, device), r"Window uses self\.last\[0\]"),
     "closed over": (lambda device: closed_over(), "loss uses mean"),
     "moved": (lambda device: Shifted(), r"Shifted uses self\.last"),
     "in a try": (lambda device: Caught(), r"Caught uses self\.mean"),
@@ -308,6 +337,24 @@ def warm_closure():
     return loss
 
 
+def warm_list():
+    calls = [0]
+
+    def loss(prediction, target):
+        calls[0] += 1
+        return cross_entropy(prediction, target) * min(1.0, calls[0] / 15)
+
+    return loss
+
+
+def warm_default():
+    def loss(prediction, target, state={"calls": 0}):  # noqa: B006
+        state["calls"] += 1
+        return cross_entropy(prediction, target) * min(1.0, state["calls"] / 15)
+
+    return loss
+
+
 class Counter:
     calls = 0
 
@@ -354,6 +401,8 @@ COUNTS: dict[str, tuple[Any, str]] = {
     "a Module": (lambda device: {"loss": Warm(device=device)}, r"Warm assigns self\.calls"),
     "a class": (lambda device: {"loss": warm_class()}, r"WarmClass assigns WarmClass\.calls"),
     "a function": (lambda device: {"loss": warm_closure()}, "loss assigns calls"),
+    "a list": (lambda device: {"loss": warm_list()}, r"loss assigns calls\[0\]"),
+    "a default argument": (lambda device: {"loss": warm_default()}, r"loss assigns state\['calls'\]"),
     "what it holds": (lambda device: {"loss": Counting()}, r"Counter assigns self\.calls"),
     "a state": (lambda device: {"loss": Critic(device)}, r"layer '0' \(LSTM\) uses self\.carried"),
     "a layer's class": (warm_layer, r"WarmLayer assigns WarmLayer\.calls"),
@@ -436,9 +485,24 @@ def kept_by_function():
     return loss
 
 
+class KeptInADict:
+    def __init__(self):
+        self.terms: Any = {}
+
+    @property
+    def aux(self):
+        return self.terms["aux"]
+
+    def __call__(self, prediction, target):
+        self.terms.clear()
+        self.terms["aux"] = xn.ops.mean(prediction * prediction)
+        return cross_entropy(prediction, target)
+
+
 KEEPERS: dict[str, Any] = {
     "a Module": lambda device: {"loss": Kept(device=device)},
     "slots": lambda device: {"loss": KeptInSlots()},
+    "a dict": lambda device: {"loss": KeptInADict()},
     "a function": lambda device: {"loss": kept_by_function()},
     "a trainer": lambda device: {"kind": KeptByTrainer},
     "a penalty": lambda device: {"model": with_kernel(device, regularizer=KeptPenalty())},
@@ -462,6 +526,49 @@ def test_what_is_kept_is_that_of_the_batch(keeper, recordings):
         return seen
 
     assert_alike(values, recordings, 2)
+
+
+# -- what others change between two steps --
+
+
+class Weighted:
+    def __init__(self, factors):
+        self.factors = factors
+
+    def __call__(self, prediction, target):
+        factors = self.factors.values() if isinstance(self.factors, dict) else self.factors
+        return cross_entropy(prediction, target) * float(sum(factors))
+
+
+def closing_over(factors):
+    return lambda prediction, target: cross_entropy(prediction, target) * float(sum(factors))
+
+
+@pytest.mark.parametrize("make", [Weighted, lambda factors: Weighted({**dict(enumerate(factors))}), closing_over])
+def test_lists_and_dicts_that_a_callback_changes(make, recordings):
+    def values(device, capture):
+        def act(trainer):
+            if trainer.iteration == 6:
+                held = factors if not isinstance(loss, Weighted) else loss.factors
+                held[1] = 0.5
+
+        factors = [1.0, 2.0]
+        loss = make(factors)
+        return fit(device, capture, loss=loss, act=act)[1]
+
+    assert_alike(values, recordings, 2)
+
+
+def test_a_log_that_a_loss_writes_is_no_reason_not_to_record(recordings):
+    def values(device, capture):
+        def loss(prediction, target):
+            sizes.append(len(target))
+            return cross_entropy(prediction, target)
+
+        sizes: list[int] = []
+        return fit(device, capture, loss=loss)[1]
+
+    assert_alike(values, recordings, 1)
 
 
 # -- numbers of the host --

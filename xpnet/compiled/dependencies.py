@@ -38,7 +38,7 @@ class Attributes:
         """Return whether the attributes are the same."""
         owner = self.owner
         table = owner.table
-        if len(table) != self.count:
+        if len(table) != self.count and not owner.entries:
             return False
         for name, value in self.values:
             now = table.get(name, MISSING)

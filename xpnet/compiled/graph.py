@@ -272,7 +272,7 @@ def counting_nothing(before: Before) -> Iterator[None]:
     for owner, name, _, now in before.changed():
         if not is_kept(now):
             before.restore()
-            raise ModelChangedError(owner.thing, name)
+            raise ModelChangedError(*owner.called(name))
 
 
 def called(method: WeakMethod[Callable[..., Any]]) -> Callable[..., Any]:

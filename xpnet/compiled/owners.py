@@ -1,14 +1,15 @@
 """The objects that code of the user's in a recorded function keeps things in: one list, whatever is asked about them.
 
-A loss, a metric, a penalty, a constraint, a subclass of Trainer, a layer; the objects of bound methods, what any of these hold
-(in attributes, lists and dicts, the variables that a function closes over), and their classes. Before a recording their values
-are noted; after it what has changed is known, and put back where the recording is refused.
+A loss, a metric, a penalty, a constraint, a subclass of Trainer, a layer; the objects of bound methods; what any of these hold
+in attributes, lists, dicts, default arguments and the variables that a function closes over; and their classes. Before a
+recording their values are noted; after it what has changed is known, and put back where the recording is refused.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType, GeneratorType, MemberDescriptorType, MethodType
@@ -22,6 +23,9 @@ from xpnet.layers.module import Module
 from xpnet.layers.tree import OWN_ATTRIBUTES
 
 MISSING = object()
+MOST_ENTRIES = 64
+"""A list or dict with more is taken for data."""
+_CONTAINERS = (list, deque, dict)
 _NOTHING: frozenset[str] = frozenset()
 _LIBRARIES = sys.stdlib_module_names | {"builtins", "xpnet", "numpy", "cupy", "cupyx", "array_api_compat"}
 
@@ -34,17 +38,21 @@ def of_a_user(thing: Any) -> bool:
 class Owner:
     """An object, a class, a Module, a Tensor or a function, and how its attributes are read and written past its own code.
 
-    Those of a function are also the variables that it closes over.
+    Those of a function are also the variables that it closes over, those of a list or dict its entries. What is added to a list
+    or dict is taken for a log that others read, and not looked at.
 
     Args:
         thing: the object.
         exempt: names of attributes that may change.
+        place: of a list or dict, the object that holds it, and the name.
     """
 
-    __slots__ = ("cells", "exempt", "slots", "thing")
+    __slots__ = ("cells", "entries", "exempt", "place", "slots", "thing")
 
-    def __init__(self, thing: Any, exempt: frozenset[str] = _NOTHING) -> None:
+    def __init__(self, thing: Any, exempt: frozenset[str] = _NOTHING, place: tuple[Any, str] | None = None) -> None:
         self.thing = thing
+        self.place = place if isinstance(thing, _CONTAINERS) else None
+        self.entries = isinstance(thing, _CONTAINERS)
         self.exempt = exempt | OWN_ATTRIBUTES if isinstance(thing, Module) else exempt
         self.cells: dict[str, Any] = {}
         self.slots: dict[str, Any] = {}
@@ -54,7 +62,7 @@ class Owner:
                 self.cells = {name: cell for name, cell in cells if name != "__class__"}  # that of super()
         elif isinstance(thing, Tensor):  # the rest of it belongs to the tape
             self.slots = {name: vars(Tensor)[name] for name in ("array", "requires_grad")}
-        elif not isinstance(thing, (type, Module)):
+        elif not self.entries and not isinstance(thing, (type, Module)):
             self.slots = {
                 name: member
                 for kind in reversed(type(thing).__mro__)
@@ -65,8 +73,14 @@ class Owner:
 
     @property
     def table(self) -> Any:
-        """The attributes that are in a dict; a view of it where this is a class."""
+        """The attributes that are in a dict; a view of it where this is a class, and a copy where it is a list."""
+        if self.entries:
+            return self.thing if isinstance(self.thing, dict) else dict(enumerate(self.thing))
         return getattr(self.thing, "__dict__", {})
+
+    def called(self, name: Any) -> tuple[Any, str]:
+        """Return the object that an attribute belongs to as a user sees it, and the attribute's name."""
+        return (self.thing, name) if self.place is None else (self.place[0], f"{self.place[1]}[{name!r}]")
 
     def beside(self) -> dict[str, Any]:
         """Return the values that are in slots and closed over."""
@@ -87,11 +101,11 @@ class Owner:
             found = {name: value for name, value in found.items() if not isinstance(value, (Module, Parameter))}
         return {**found, **self.beside()} if self.slots or self.cells else found
 
-    def get(self, name: str) -> Any:
+    def get(self, name: Any) -> Any:
         """Return one attribute, or MISSING."""
         return self.read().get(name, MISSING) if name in self.slots or name in self.cells else self.table.get(name, MISSING)
 
-    def write(self, name: str, value: Any) -> None:
+    def write(self, name: Any, value: Any) -> None:
         """Assign an attribute; MISSING deletes it."""
         thing = self.thing
         if name in self.cells:
@@ -102,6 +116,11 @@ class Owner:
         elif name in self.slots:
             member = self.slots[name]
             member.__delete__(thing) if value is MISSING else member.__set__(thing, value)
+        elif self.entries and not isinstance(thing, dict):
+            if name < len(thing):
+                thing[name] = value
+            else:  # it was taken out
+                thing.append(value)
         elif isinstance(thing, type):
             delattr(thing, name) if value is MISSING else setattr(thing, name, value)
         elif value is MISSING:
@@ -124,56 +143,73 @@ def reached(
     """
     known = {id(module) for module in inside}
     found: dict[int, Owner] = {}
-    waiting: list[tuple[Any, bool]] = [(module, True) for module in inside] + [(root, True) for root in roots]
+    waiting: list[tuple[Any, bool, Any]] = [(thing, True, None) for thing in (*inside, *roots)]
     seen: set[int] = set()
     while waiting:
-        thing, is_root = waiting.pop()
-        if isinstance(thing, functools.partial):
-            waiting += [(thing.func, is_root), *((part, False) for part in (*thing.args, *thing.keywords.values()))]
-            continue
+        thing, is_root, place = waiting.pop()
         if isinstance(thing, MethodType):
-            waiting += [(thing.__func__, False), (thing.__self__, is_root)]
+            waiting += [(thing.__func__, False, None), (thing.__self__, is_root, None)]
             continue
-        if id(thing) in seen or not _keeps(thing, is_root):
+        if isinstance(thing, functools.partial):
+            waiting.append((thing.func, is_root, None))
+            waiting += [(part, False, (thing, "args")) for part in (*thing.args, *thing.keywords.values())]
+            continue
+        if id(thing) in seen or not _keeps(thing, is_root, place):
             continue
         seen.add(id(thing))
-        own = Owner(thing, exempt(thing))
-        if isinstance(thing, FunctionType) and not is_root and not own.cells and not own.table:
-            continue  # a method, as most
-        if id(thing) not in known:
-            found[id(thing)] = own
-        if isinstance(thing, Module):
-            waiting += [(module, False) for module in thing._children.values()]
-            waiting += [(hook, False) for hook in thing._forward_hooks]
-        if not isinstance(thing, (type, FunctionType)):
-            waiting += [(kind, False) for kind in type(thing).__mro__]
-        for value in own.read().values():
-            waiting += [(part, False) for part in _parts(value)]
+        own = Owner(thing, exempt(thing), place)
+        if id(thing) not in known and (is_root or not isinstance(thing, FunctionType) or own.cells or own.table):
+            found[id(thing)] = own  # not the methods of a class, which have nothing
+        users = own.entries or _is_users(thing)
+        for name, value in {**own.read(), **_held(thing)}.items():
+            waiting += [(part, False, None) for part in _parts(value)]
+            waiting.append((value, False, own.called(name) if users else None))
     return list(found.values())
 
 
-def _keeps(thing: Any, is_root: bool) -> bool:
-    """Return whether something is an object that code of the user's may keep things in."""
+def _is_users(thing: Any) -> bool:
+    """Return whether code of the user's defines a function, a class, or a part of an object."""
+    return of_a_user(thing) if isinstance(thing, (type, FunctionType)) else any(map(of_a_user, type(thing).__mro__))
+
+
+def _keeps(thing: Any, is_root: bool, place: Any) -> bool:
+    """Return whether something is an object that code of the user's may keep things in.
+
+    place: where a list or dict is, if it belongs to the user.
+    """
+    if isinstance(thing, _CONTAINERS):
+        return place is not None and len(thing) <= MOST_ENTRIES
     if isinstance(thing, Module):
         return True
     if isinstance(thing, Tensor):
         return thing.node is None
     if hasattr(type(thing), "dtype"):
         return False
-    if isinstance(thing, (type, FunctionType)):
-        return of_a_user(thing) or is_root
-    return is_root or any(map(of_a_user, type(thing).__mro__))
+    return is_root or _is_users(thing)
+
+
+def _held(thing: Any) -> dict[str, Any]:
+    """Return what an object holds that is none of its attributes: classes, layers, hooks, default arguments."""
+    if isinstance(thing, type):
+        return {}
+    if isinstance(thing, FunctionType):
+        names, defaults = thing.__code__.co_varnames[: thing.__code__.co_argcount], thing.__defaults__ or ()
+        return {**dict(zip(names[len(names) - len(defaults) :], defaults)), **(thing.__kwdefaults__ or {})}
+    held: dict[str, Any] = {"__class__": type(thing).__mro__}
+    if isinstance(thing, Module):
+        held |= {"_children": tuple(thing._children.values()), "_forward_hooks": thing._forward_hooks}
+    return held
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """Return what a value holds that is no object of its own: the members of a list, tuple, set or dict."""
+    """Return what a value holds that is no object with attributes: the members of a list, tuple, set or dict."""
     if isinstance(value, (classmethod, staticmethod)):
         return (value.__func__,)
     if isinstance(value, property):
         return (value.fget, value.fset)
     if isinstance(value, dict):
         return tuple(value.values())
-    return tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+    return tuple(value) if isinstance(value, (list, deque, tuple, set, frozenset)) else ()
 
 
 # -- what stands for a value while a function is recorded --
@@ -237,7 +273,7 @@ def hidden(places: Iterable[tuple[Owner, str]], why: str) -> Iterator[None]:
     def stale(owner: Owner, name: str) -> Stale:
         def use() -> NoReturn:
             used.append((owner, name))
-            raise StaleValueError(owner.thing, name, why)
+            raise StaleValueError(*owner.called(name), why)
 
         return Stale(use)
 
@@ -252,7 +288,7 @@ def hidden(places: Iterable[tuple[Owner, str]], why: str) -> Iterator[None]:
     except Exception as error:
         _put_back(held)
         if used and not isinstance(error, StaleValueError):
-            raise StaleValueError(used[0][0].thing, used[0][1], why) from error
+            raise StaleValueError(*used[0][0].called(used[0][1]), why) from error
         raise
     except BaseException:
         _put_back(held)
@@ -260,7 +296,7 @@ def hidden(places: Iterable[tuple[Owner, str]], why: str) -> Iterator[None]:
     _put_back(held)
     used += [(owner, name) for owner, name, _, stands in held if stands() is not None]
     if used:
-        raise StaleValueError(used[0][0].thing, used[0][1], why)
+        raise StaleValueError(*used[0][0].called(used[0][1]), why)
 
 
 def _put_back(held: Iterable[tuple[Owner, str, Any, ref[Stale]]]) -> None:
@@ -284,7 +320,7 @@ class Before:
         """Yield each attribute that has another value now: owner, name, and the values before and now."""
         for owner, before in self.values:
             now = owner.read()
-            for name in {**before, **now}:
+            for name in before if owner.entries else {**before, **now}:
                 was, found = before.get(name, MISSING), now.get(name, MISSING)
                 if was is not found and not same(was, found):
                     yield owner, name, was, found
