@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakMethod, ref
 
 from xpnet.backend import Array
-from xpnet.compiled.derived import Derived, HostNumberError, ModelChangedError, package_settings, unchanging
+from xpnet.compiled.dependencies import Surroundings
+from xpnet.compiled.derived import Derived, HostNumberError, ModelChangedError, unchanging
 from xpnet.compiled.operands import OtherGradientError, Outside, noted
 from xpnet.compiled.owners import Before, Owner, StaleValueError, hidden, is_kept, of_a_user, reached
 from xpnet.layers.execution import map_output
@@ -313,8 +314,8 @@ def _layer_of(error: BaseException) -> str | None:
 class CapturedModel(Derived):
     """A model's forward pass on native arrays, replayed; its outputs are copies that belong to the caller.
 
-    It is recorded again when the model has changed (an attribute of a layer, a hook, the place of a weight or buffer) or a
-    setting of the package. A model that draws random numbers runs launch by launch.
+    It is recorded again when the model has changed (an attribute of a layer, a hook, the place of a weight or buffer), what its
+    layers hold, or a setting of the package. A model that draws random numbers runs launch by launch.
 
     Args:
         model: on the device of the graphs; called in evaluation mode and under no_grad.
@@ -325,8 +326,7 @@ class CapturedModel(Derived):
         # Weakly: the model's executor holds this, and a dropped model is not to wait for the garbage collector.
         self.model = ref(model)
         self.graphs = graphs
-        self._remembers = False
-        self.settings = package_settings()
+        self.around: Surroundings | None = None  # as of the time when the model was remembered
         forward, owners = called(WeakMethod(self._forward)), called(WeakMethod(self._owners))
         self._captured = Captured(forward, graphs, "prediction", model, kind="prediction", owners=owners)
         self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
@@ -349,12 +349,12 @@ class CapturedModel(Derived):
             return self._predict(x)
 
     def _predict(self, x: Array) -> Any:
-        if not self._remembers or not self.holds() or package_settings() != self.settings:
+        if self.around is None or not self.holds() or not self.around.hold():
             self._captured.forget()
-            self._remembers = False
+            self.around = None
         y = self._captured(x)
-        if not self._remembers or not self._captured.replayed:  # the first run may have created the parameters
-            self.remember(self._model())
-            self.settings = package_settings()
-            self._remembers = True
+        if self.around is None or not self._captured.replayed:  # the first run may have created the parameters
+            model = self._model()
+            self.remember(model)
+            self.around = Surroundings(self._owners(), model)
         return map_output(lambda array: self.graphs.xp.asarray(array, copy=True), y)
