@@ -32,7 +32,18 @@ class AfterWarmUp(xn.Trainer):
         return {**super().measure(prediction, y), "best": (prediction * 0).mean() + best}
 
 
-@pytest.mark.parametrize("kind", [Annealed, AfterWarmUp])
+class Tighter(xn.Trainer):
+    """Is a constraint of its own."""
+
+    def __init__(self, model, **settings):
+        super().__init__(model, **settings)
+        model.layers[0].kernel.constraint = self
+
+    def project(self, w):
+        w *= 1 / (1 + self.epoch)
+
+
+@pytest.mark.parametrize("kind", [Annealed, AfterWarmUp, Tighter])
 def test_what_uses_the_epoch_is_recorded_in_every_epoch(kind, recordings):
     """The first epoch finds out, and runs one step more launch by launch."""
     assert_alike(lambda device, capture: fit(device, capture, kind=kind)[1], recordings, 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
@@ -83,16 +83,20 @@ class CapturedSteps:
         owners = owners_in_step(self.trainer, self.updates)
         return [owner for owner in owners if not isinstance(owner.thing, LossScale)]  # which makes its arrays at first use
 
-    def _on_host(self) -> list[Place]:
-        """Return the numbers of the loop that change from step to step on the host: code that uses one is not recorded."""
-        trainer, optimizer = self.trainer, self.trainer.optimizer
-        epoch = () if self._by_epoch else _OF_AN_EPOCH
-        loop, sums = Owner(trainer), Owner(trainer.sums)
-        return [
-            *((loop, name) for name in (*_OF_A_STEP, *epoch)),
-            *((Owner(optimizer), name) for name in ("learning_rate", "factor", "_iterations", "_skipped")),
-            (sums, "count"),
-        ]
+    def _hidden(self, places: Callable[[], list[Place]]) -> AbstractContextManager[None]:
+        """Return a context in which code that uses one of these numbers of the host is not recorded."""
+        return hidden(places(), "which changes on the host") if thread_state.recording else nullcontext()
+
+    def _of_the_loop(self) -> list[Place]:
+        """Return the numbers of the loop that change from step to step, and from epoch to epoch."""
+        loop = Owner(self.trainer)
+        found = [(loop, name) for name in (_OF_A_STEP if self._by_epoch else (*_OF_A_STEP, *_OF_AN_EPOCH))]
+        return [*found, (Owner(self.trainer.sums), "count")]
+
+    def _of_the_optimizer(self) -> list[Place]:
+        """Return the numbers of the optimizer that do: its own update has them on the device."""
+        optimizer = Owner(self.trainer.optimizer)
+        return [(optimizer, name) for name in ("learning_rate", "factor", "_iterations", "_skipped")]
 
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -192,9 +196,12 @@ class CapturedSteps:
 
     def _work(self, *inputs: Any, **fixed: Any) -> tuple[Array, list[Any], int]:
         """Run what is recorded; return the loss, the parameters that got a gradient, and the number of examples."""
+        with self._hidden(self._of_the_loop):
+            return self._step(*self._batch(inputs, **fixed))
+
+    def _step(self, x: Any, y: Any) -> tuple[Array, list[Any], int]:
         trainer, optimizer = self.trainer, self.trainer.optimizer
-        x, y = self._batch(inputs, **fixed)
-        with hidden(self._on_host(), "which changes on the host") if thread_state.recording else nullcontext():
+        with self._hidden(self._of_the_optimizer):
             loss, prediction = trainer.forward_backward(x, y)
             # A metric that raises does so before the weights are changed.
             count, terms = trainer.measured(x, y, loss, prediction)
