@@ -29,6 +29,10 @@ class CountedGraphs:
         stream: AbstractContextManager[None] = self.graphs.stream()
         return stream
 
+    def made(self, array: Any) -> bool:
+        made: bool = self.graphs.made(array)
+        return made
+
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         replay, result = self.graphs.record(function)
         self.recorded += 1

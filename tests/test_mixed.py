@@ -99,7 +99,7 @@ def test_who_has_which_dtype(name):
     assert {b.dtype.name for b in model.buffers().values()} == {"float32"}
     assert model.flat_parameters.values.dtype == model.flat_parameters.gradients.dtype == np.float32
     assert model.predict(X, batch_size=7).dtype == np.float32
-    assert mode.half_copies is None
+    assert mode.operands is None
 
 
 @pytest.mark.parametrize("name", HALVES)
@@ -184,9 +184,7 @@ def test_a_model_within_a_model_keeps_its_own_dtype():
             self.own = xn.Dense(3)
 
         def forward(self, x):
-            seen.append(
-                (mode.half_copies, stranger[0](ops.cast(x, "float32")).dtype)
-            )  # a root of its own: no layer of this one
+            seen.append((mode.operands, stranger[0](ops.cast(x, "float32")).dtype))  # a root of its own: no layer of this one
             return self.own(x)
 
     seen: list[Any] = []
@@ -198,12 +196,12 @@ def test_a_model_within_a_model_keeps_its_own_dtype():
     with xn.no_grad():
         outer(np.full((1, 4), 0.1, np.float32))
         np.testing.assert_array_equal(stranger[0](np.full((1, 4), 0.1, np.float32)).array, expected.array)
-    assert mode.half_copies is None
+    assert mode.operands is None
 
 
 def test_a_penalty_sees_the_float32_parameters():
     def penalty(w):
-        seen.append(w.array if mode.half_copies is None else None)
+        seen.append(w.array if mode.operands is None else None)
         return ops.sum(ops.multiply(w, w))
 
     seen: list[Any] = []

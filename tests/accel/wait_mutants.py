@@ -15,7 +15,7 @@ CALLS = {
     "wait_event", "record", "synchronize", "copies_wait", "computations_wait", "finish", "get_current_stream",
     "cublasSetStream_v2", "set_stream",
 }  # fmt: skip
-BLOCKS = {"self._stream", "cupy.cuda.using_allocator(self._pool.malloc)"}
+BLOCKS = {"self._stream", "cupy.cuda.using_allocator(self._allocate)"}
 
 
 class Place(NamedTuple):

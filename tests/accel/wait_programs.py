@@ -412,9 +412,18 @@ def prediction_on_two_streams() -> Any:
 
 
 def memory_of_a_graph() -> Any:
-    """Arrays of others, beside a graph that is replayed."""
+    """Arrays of others, beside a graph that is replayed; a recording keeps what its operations take, but not their parts."""
     cupy = _cupy()
-    model = _model()
+
+    class Parts(xn.Module):
+        def forward(self, x: Any) -> Any:
+            y = getattr(x, "array", x)
+            for _ in range(4):
+                y = y * 2 + 1
+            return xn.Tensor(y)
+
+    model = xn.Sequential([xn.Dense(8), Parts()], input_shape=(16,), device="cuda", seed=1)
+    cupy.cuda.runtime.deviceSynchronize()  # it was made on the legacy stream
     executor = _executor(model)
     with _stream():
         x = _values(2).reshape(16, 16)

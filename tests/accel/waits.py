@@ -127,7 +127,7 @@ WAITS: list[Wait] = [
          run.prediction_on_two_streams, UNRECORDED),
         ("CudaGraphs.stream", "wait_event", 2, "a graph's results are used after it ran", "lazy", run.prediction),
         ("CudaGraphs.stream", "record", 2, "a graph's results are used after it ran", "lazy", run.prediction, UNRECORDED),
-        ("CudaGraphs.record", "with cupy.cuda.using_allocator(self._pool.malloc)", 0,
+        ("CudaGraphs.record", "with cupy.cuda.using_allocator(self._allocate)", 0,
          "nobody else gets the memory that a graph uses", "eager", run.memory_of_a_graph),
     ),
     *_rows(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.graphs import scheduled
+
 
 @pytest.fixture
 def recordings(monkeypatch):
@@ -19,3 +21,10 @@ def recordings(monkeypatch):
 
     monkeypatch.setattr(CudaGraphs, "record", counting)
     return count
+
+
+@pytest.fixture(params=["eager", "lazy"])
+def schedule(request):
+    """When the software device runs submitted work."""
+    with scheduled(request.param):
+        yield

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from xpnet.compiled.dependencies import Attributes, Surroundings, not_counting, owner_of
+from xpnet.compiled.dependencies import Attributes, Surroundings
 from xpnet.compiled.derived import ModelChangedError
+from xpnet.compiled.graph import counting_nothing
+from xpnet.compiled.owners import Before, Owner, StaleValueError, hidden, reached
 from xpnet.compiled.plain import is_plain, same
 from xpnet.compiled.trees import flatten, is_numeric, unflatten
 
@@ -61,7 +63,7 @@ def test_values_that_are_not(a, b):
     assert same(a, a)
 
 
-class Owner:
+class Holder:
     """With attributes in a __dict__."""
 
     def __init__(self) -> None:
@@ -71,7 +73,7 @@ class Owner:
         return x
 
 
-class Slotted(Owner):
+class Slotted(Holder):
     """And in slots, of a base class as well."""
 
     __slots__ = ("a", "b")
@@ -80,37 +82,102 @@ class Slotted(Owner):
 def test_attributes_are_watched_but_for_the_exempt_ones():
     owner: Any = Slotted()
     owner.a = 1
-    attributes = Attributes(owner, frozenset({"free"}))
+    attributes = Attributes(Owner(owner, frozenset({"free"})))
     assert attributes.hold()
     owner.free = 3
     owner.number = np.float64(1.5)
     assert attributes.hold()
     for name, value in [("number", 1.5), ("function", abs), ("a", 2), ("b", 1), ("new", 1)]:
         changed = copy.copy(owner)
-        attributes = Attributes(changed, frozenset({"free"}))
+        attributes = Attributes(Owner(changed, frozenset({"free"})))
         setattr(changed, name, value)
         assert not attributes.hold(), name
     deleted = copy.copy(owner)
-    attributes = Attributes(deleted)
+    attributes = Attributes(Owner(deleted))
     del deleted.number
     assert not attributes.hold()
 
 
-def test_the_owner_of_a_function():
-    owner = Owner()
-    assert owner_of(owner) is owner
-    assert owner_of(owner.method) is owner
-    assert owner_of(functools.partial(functools.partial(owner.method, 1))) is owner
-    assert owner_of(len) is len  # of the module builtins, whose attributes are none of its
-    loss = xn.losses.softmax_cross_entropy
-    assert owner_of(functools.partial(loss, label_smoothing=0.1)) is loss
+def test_what_code_of_a_users_reaches():
+    owner: Any = Holder()
+    inner, kept = Holder(), Holder()
+    owner.free = {"inner": inner}
+
+    def loss(prediction: Any) -> Any:
+        return kept
+
+    def things(*roots: Any) -> set[Any]:
+        return {found.thing for found in reached(roots) if not isinstance(found.thing, (type, dict))}
+
+    assert things(owner) == things(owner.method) == {owner, inner}
+    assert things(functools.partial(functools.partial(owner.method, 1), kept)) == {owner, inner, kept}
+    assert things(loss) == {loss, kept}
+    package = xn.losses.softmax_cross_entropy
+    assert things(functools.partial(package, label_smoothing=0.1)) == {package}
+    slotted: Any = Slotted()
+    slotted.a = inner
+    assert things(slotted) == {slotted, inner}
+    assert {Holder, Slotted} <= {found.thing for found in reached([slotted])}
+    model = xn.Sequential([xn.Dense(2), xn.ReLU()])
+    model.owner = owner
+    assert things(model) == {*model.modules(), owner, inner}
+    found = [found.thing for found in reached((), inside=model.modules())]
+    assert sorted(map(id, found)) == sorted(map(id, [owner, inner, Holder, owner.free]))
+
+
+USES: Any = [
+    lambda v: v + 1, lambda v: 1 + v, lambda v: np.float32(1) * v, lambda v: np.zeros(2) * v, lambda v: v[0], lambda v: v.shape,
+    lambda v: -v, bool, float, len, iter, str, repr, hash, lambda v: v == 1, lambda v: v > 1, lambda v: v(), lambda v: f"{v}",
+    lambda v: setattr(v, "a", 1), lambda v: isinstance(v, int), lambda v: hasattr(v, "shape"),
+    lambda v: xn.Tensor(np.zeros(2)) * v,
+    lambda v: v.__setitem__(0, 1), copy.copy, lambda v: v @ v, lambda v: v | {}, next, xn.Tensor, xn.ops.exp, np.asarray,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("use", USES)
+def test_every_use_of_a_stale_value_is_refused(use):
+    owner: Any = Holder()
+    place = Owner(owner), "number"
+
+    def uses() -> None:
+        with hidden([place], "of yesterday"):
+            assert owner.number is not None
+            use(owner.number)
+
+    def catches() -> None:
+        with hidden([place], ""):
+            try:
+                use(owner.number)
+            except Exception:
+                owner.number = 3.0
+
+    with pytest.raises(StaleValueError) as raised:
+        uses()
+    assert (raised.value.owner, raised.value.name, raised.value.why) == (owner, "number", "of yesterday")
+    with pytest.raises(StaleValueError):
+        catches()
+    assert owner.number == 3.0
+
+
+def test_a_stale_value_that_is_put_elsewhere_is_refused_and_one_that_is_replaced_is_not():
+    owner: Any = Holder()
+    place = Owner(owner), "number"
+    with pytest.raises(StaleValueError), hidden([place], ""):
+        owner.free, owner.number = owner.number, 2
+    assert owner.number == 2
+    with hidden([place], ""):
+        owner.number = 4
+    assert owner.number == 4
+    with hidden([place], ""):
+        pass
+    assert owner.number == 4
 
 
 def test_a_plain_attribute_that_is_assigned_is_named_and_gets_its_value_back():
-    owner: Any = Owner()
+    owner: Any = Holder()
 
     def work(error: type[Exception] | None = None) -> None:
-        with not_counting([(owner, frozenset())]):
+        with counting_nothing(Before([Owner(owner)])):
             owner.number += 1
             owner.function = abs
             if error:
@@ -119,19 +186,19 @@ def test_a_plain_attribute_that_is_assigned_is_named_and_gets_its_value_back():
     with pytest.raises(ModelChangedError, match=r"self\.number was assigned") as raised:
         work()
     assert raised.value.layer is owner
-    assert (owner.number, owner.function) == (1.5, abs)
+    assert (owner.number, owner.function) == (1.5, len)
     with pytest.raises(KeyError):
         work(KeyError)
     assert owner.number == 1.5
-    with not_counting([(owner, frozenset({"number"}))]):
+    with counting_nothing(Before([Owner(owner, frozenset({"number"}))])):
         owner.number += 1
     assert owner.number == 2.5
 
 
 def test_a_class_of_the_users_that_changes():
-    kind: Any = type("Kind", (Owner,), {"setting": 1})
+    kind: Any = type("Kind", (Holder,), {"setting": 1})
     model = xn.Sequential([xn.Dense(2)], input_shape=(3,))
-    around = Surroundings([(kind(), frozenset())], model)
+    around = Surroundings(reached([kind()]), model)
     assert around.hold()
     kind.setting = 1
     assert around.hold()

@@ -79,7 +79,7 @@ class _Saved(NamedTuple):
     sources: tuple[Any, ...]
     done: list[Any]
     own_threads: bool
-    half_copies: Any  # the 16-bit copies used instead of parameters, if any
+    operands: Any  # what its operations asked for the arrays of their inputs, if anything
 
 
 @contextlib.contextmanager
@@ -113,7 +113,7 @@ def _first_run(function: Callable[..., Any], args: tuple[Any, ...], keywords: di
         return given
 
     kept = map_structure(keep, args), map_structure(keep, keywords)
-    saved = _Saved(function, kept, tuple(sources), done, own_threads_preferred(), mode.half_copies)
+    saved = _Saved(function, kept, tuple(sources), done, own_threads_preferred(), mode.operands)
     xp = _namespace(found[0])
     node = Node(_SEGMENT, _NO_IMPLEMENTATION, xp, saved.sources, (), saved, None)
     outlines = node.outputs = tuple(outline(xp, tensor.array) for tensor in found)
@@ -177,12 +177,12 @@ class _Segment:
         own = own_threads_preferred()
         prefer_own_threads(saved.own_threads)
         again = iter(saved.done)
-        half_copies, mode.half_copies = mode.half_copies, saved.half_copies
+        operands, mode.operands = mode.operands, saved.operands
         try:
             with _run(True, None, again):
                 result = saved.function(*args, **keywords)
         finally:
-            mode.half_copies = half_copies
+            mode.operands = operands
             prefer_own_threads(own)
         found: list[Tensor] = []
         map_structure(lambda part: found.append(part) if isinstance(part, Tensor) else None, result)

@@ -36,6 +36,7 @@ class FlatParameters:
         decayed: the index that separates weights, which decay, from biases and scales.
         regularized: the parameters with a penalty.
         constrained: the parameters that are projected after each update.
+        in_order: whether those that decay still come first, and no others.
 
     Raises:
         ValueError: dtypes or devices differ.
@@ -93,7 +94,7 @@ class FlatParameters:
         """List the parameters that have a penalty or a constraint now; one of them was set."""
         self.regularized = [p for p in self.parameters if p.regularizer is not None]
         self.constrained = [p for p in self.parameters if p.constraint is not None]
-        self._in_order = [p.decay for p in self.parameters] == self._decays
+        self.in_order = [p.decay for p in self.parameters] == self._decays
 
     def penalty(self) -> Tensor | None:
         """Return the sum of all weight penalties, or None where no parameter has one.
@@ -114,7 +115,7 @@ class FlatParameters:
         for p, view in self._views:  # in every step: a loop takes half the time of all()
             if p.array is not view or not p.requires_grad:
                 return False
-        return self._in_order
+        return self.in_order
 
     def holds(self, parameters: Iterable[Parameter]) -> bool:
         """Return whether this is the intact storage of exactly these Parameters."""

@@ -18,7 +18,9 @@ from xpnet.ops.registry import Implementation
 
 class _Mode(threading.local):
     recording = True
-    half_copies: Any = None  # 16-bit copies that are used instead of parameters: xpnet.layers.mixed.HalfCopies
+    # What an operation asks for the arrays of its inputs: the 16-bit copies that stand for parameters
+    # (xpnet.layers.mixed.HalfCopies), or a recording that notes them (xpnet.compiled.operands.Operands).
+    operands: Any = None
     # Of the segment that runs now (see xpnet.recompute): the results of `once`, and in its second run those still unused.
     done: list[Any] | None = None
     again: Iterator[Any] | None = None

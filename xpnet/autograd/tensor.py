@@ -70,8 +70,8 @@ class Tensor(Recordable):
                 arrays.append(value)
             needs.append(False)
             sources.append(None)
-        if mode.half_copies is not None:
-            arrays = mode.half_copies.arrays(inputs, arrays)
+        if mode.operands is not None:
+            arrays = mode.operands.arrays(inputs, arrays)
         kinds = tuple(map(type, arrays))
         xp = namespaces.get(kinds)
         if xp is None:

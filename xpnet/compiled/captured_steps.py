@@ -5,18 +5,27 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
 from xpnet.backend import Array
-from xpnet.compiled.dependencies import Loop, StepDependencies, not_counting, owner_of, owners_in_step, update_is_declared
+from xpnet.compiled.dependencies import Loop, StepDependencies, owners_in_step, update_is_declared
+from xpnet.compiled.derived import HostNumberError
 from xpnet.compiled.device_counter import DeviceCounters
-from xpnet.compiled.graph import Captured, Graphs, called
+from xpnet.compiled.graph import Captured, Graphs, Place, RecordAgainError, called
+from xpnet.compiled.owners import Owner, StaleValueError, hidden
 from xpnet.compiled.trees import Branch, flatten, is_numeric, unflatten
-from xpnet.layers.module import Module
+from xpnet.layers.modes import thread_state
+from xpnet.optim.loss_scale import LossScale
 
 if TYPE_CHECKING:
     from xpnet.data.device_feed import DeviceFeed
+
+
+# What changes on the host, of a Trainer: from step to step, and from epoch to epoch.
+_OF_A_STEP = ("iteration", "batch", "pending", "last_loss")
+_OF_AN_EPOCH = ("epoch", "history")
 
 
 class CapturedSteps:
@@ -48,7 +57,7 @@ class CapturedSteps:
             kind="step",
             watched=watched,
             direct=attempt,
-            tables=called(WeakMethod(self._tables)),
+            owners=called(WeakMethod(self._owners)),
         )
         self._counters = DeviceCounters(graphs.xp)
         self._kept: StepDependencies | None = None
@@ -56,6 +65,7 @@ class CapturedSteps:
         self._declared = update_is_declared(trainer.optimizer)
         self._iterations = 0  # of the optimizer, before the step
         self._warned = False
+        self._by_epoch = False  # whether the user's code uses the number of the epoch
         self.updates = self._records_updates()
 
     def __enter__(self) -> CapturedSteps:
@@ -69,20 +79,36 @@ class CapturedSteps:
     def _records_updates(self) -> bool:
         return self._declared and not self.trainer.watches_gradients
 
-    def _tables(self) -> list[dict[str, Any]]:
-        """Return the attributes of the loss and the metrics, which may keep Tensors such as the terms of a loss."""
-        trainer = self.trainer
-        owners = {id(owner): owner for owner in map(owner_of, (trainer.loss, *trainer.metrics.values()))}
-        for other in trainer, trainer.optimizer:
-            owners.pop(id(other), None)
-        return [vars(o) for o in owners.values() if hasattr(o, "__dict__") and not isinstance(o, Module)]
+    def _owners(self) -> list[Owner]:
+        owners = owners_in_step(self.trainer, self.updates)
+        return [owner for owner in owners if not isinstance(owner.thing, LossScale)]  # which makes its arrays at first use
+
+    def _hidden(self, places: Callable[[], list[Place]]) -> AbstractContextManager[None]:
+        """Return a context in which code that uses one of these numbers of the host is not recorded."""
+        return hidden(places(), "which changes on the host") if thread_state.recording else nullcontext()
+
+    def _of_the_loop(self) -> list[Place]:
+        """Return the numbers of the loop that change from step to step, and from epoch to epoch."""
+        loop = Owner(self.trainer)
+        found = [(loop, name) for name in (_OF_A_STEP if self._by_epoch else (*_OF_A_STEP, *_OF_AN_EPOCH))]
+        return [*found, (Owner(self.trainer.sums), "count")]
+
+    def _of_the_optimizer(self) -> list[Place]:
+        """Return the numbers of the optimizer that do: its own update has them on the device."""
+        optimizer = Owner(self.trainer.optimizer)
+        return [(optimizer, name) for name in ("learning_rate", "factor", "_iterations", "_skipped")]
 
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[None]:
         """Forget on the host what a recording has done that is refused: nothing of it was executed."""
         try:
-            with not_counting(owners_in_step(self.trainer, self.updates)):
-                yield
+            yield
+        except StaleValueError as error:
+            self._forget_work()
+            if error.owner is self.trainer and error.name in _OF_AN_EPOCH:
+                self._by_epoch = True
+                raise RecordAgainError from error
+            raise
         except BaseException:
             self._forget_work()
             raise
@@ -91,19 +117,24 @@ class CapturedSteps:
         """Forget the gradients and the step of an optimizer that did not happen."""
         optimizer = self.trainer.optimizer
         self.trainer.model.zero_grad()
-        optimizer.iterations = self._iterations
+        optimizer._iterations = self._iterations
         optimizer.clock_ticked()
 
     def _follow(self) -> None:
-        """Forget the recordings if a replay would not do what the step does now."""
+        """Set the clock, and forget the recordings if a replay would not do what the step does now."""
+        if self.updates and self.trainer.optimizer.clock is not None:
+            self.trainer.optimizer.set_clock()  # a schedule may set other things, too
         if self._kept is not None and not self._captured.failed and not self._kept.holds_for(self.trainer):
             self._forget()
             self._counters.follow(self.trainer.model.modules())
+            self._follow_optimizer()
+
+    def _follow_optimizer(self) -> None:
+        """Forget the recordings for another optimizer, or other callbacks."""
         if self._kept is None:
             self._declared = update_is_declared(self.trainer.optimizer)
         if self._optimizer is self.trainer.optimizer and self.updates is self._records_updates():
             return
-        # Another optimizer, or other callbacks.
         self._take_clock()
         self._declared = update_is_declared(self.trainer.optimizer)
         self._optimizer, self.updates = self.trainer.optimizer, self._records_updates()
@@ -147,11 +178,14 @@ class CapturedSteps:
         trainer = self.trainer
         done: tuple[Array, list[Any], int] = self._captured(*inputs, **fixed)
         if self._captured.replayed and self._captured.assigned and self._kept is not None:
-            self._kept = StepDependencies(trainer, self.updates)  # the loss's kept Tensors are those of another recording
+            self._kept = self._dependencies()  # what the loss keeps is that of another recording
         if self._kept is None or not self._captured.replayed:  # what ran may have changed the model, as its first step does
             self._counters.follow(trainer.model.modules())  # layers may have been made, or moved, by their first call
-            self._kept = None if self._captured.failed else StepDependencies(trainer, self.updates)
+            self._kept = None if self._captured.failed else self._dependencies()
         return done
+
+    def _dependencies(self) -> StepDependencies:
+        return StepDependencies(self.trainer, self.updates, self._by_epoch)
 
     def _batch(self, inputs: tuple[Any, ...], size: int | None = None, form: Branch | None = None) -> tuple[Any, Any]:
         """Return the batch (x, y) of the arguments of `_work`."""
@@ -163,11 +197,17 @@ class CapturedSteps:
 
     def _work(self, *inputs: Any, **fixed: Any) -> tuple[Array, list[Any], int]:
         """Run what is recorded; return the loss, the parameters that got a gradient, and the number of examples."""
+        with self._hidden(self._of_the_loop):
+            return self._step(*self._batch(inputs, **fixed))
+
+    def _step(self, x: Any, y: Any) -> tuple[Array, list[Any], int]:
         trainer, optimizer = self.trainer, self.trainer.optimizer
-        x, y = self._batch(inputs, **fixed)
-        loss, prediction = trainer.forward_backward(x, y)
-        # A metric that raises does so before the weights are changed.
-        count, terms = trainer.measured(x, y, loss, prediction)
+        with self._hidden(self._of_the_optimizer):
+            loss, prediction = trainer.forward_backward(x, y)
+            # A metric that raises does so before the weights are changed.
+            count, terms = trainer.measured(x, y, loss, prediction)
+        if thread_state.recording:
+            self._require_device(loss, terms)
         reached = [p for p in trainer.model.flat_parameters.parameters if p.grad is not None]
         if self.updates:
             if optimizer.clock is None:
@@ -176,6 +216,13 @@ class CapturedSteps:
         for total, term in terms:
             total += term
         return loss, reached, count
+
+    def _require_device(self, loss: Array, terms: list[tuple[Any, Any]]) -> None:
+        """Raise an error for a metric that is computed on the host."""
+        on_host = [total for total, _ in terms if type(total) is not type(loss)]
+        for name, total in self.trainer.sums.totals.items():
+            if any(total is other for other in on_host):
+                raise HostNumberError(f"the metric {name} returned an array on the host")
 
     def _attempt(self, *inputs: Any, **fixed: Any) -> tuple[Array, list[Any], int]:
         """Run the work launch by launch; the user's code, which is called here, may raise."""
@@ -233,7 +280,7 @@ class CapturedSteps:
         trainer, optimizer, state = self.trainer, self.trainer.optimizer, self.trainer.step_state
         if not trainer.model.training:
             trainer.model.train()
-        self._follow()
+        self._follow_optimizer()
         version = trainer.model._tree_version
         if state.version is not version or state.changes != version.changes or state.optimizer is not optimizer:
             trainer.follow_model()
@@ -244,18 +291,18 @@ class CapturedSteps:
                 self._keep()
                 loss: Array = trainer._train(*self._batch(tuple(inputs), **fixed))
                 return loss
-        self._iterations, skipped, has_clock = optimizer.iterations, optimizer.skipped, optimizer.clock is not None
+        self._iterations, skipped, has_clock = optimizer._iterations, optimizer._skipped, optimizer.clock is not None
         totals = list(trainer.sums.totals)
-        run = self._run if all(map(is_numeric, inputs)) and not self._gradients_left() else self._run_once
         trainer.committing = True  # a Ctrl-C waits for the end of the step, which is a replay
         try:
-            if self.updates and has_clock:
-                optimizer.set_clock()
+            self._follow()
+            self._iterations, skipped, has_clock = optimizer._iterations, optimizer._skipped, optimizer.clock is not None
+            run = self._run if all(map(is_numeric, inputs)) and not self._gradients_left() else self._run_once
             if not self.updates and trainer.runs_user_code:  # between a replay of the gradients and the update
                 self._keep()
             loss, reached, count = run(*inputs, **fixed)
             if self.updates:
-                optimizer.iterations = self._iterations + 1
+                optimizer._iterations = self._iterations + 1
                 optimizer.clock_ticked()
             else:
                 for parameter in reached:  # a replay does not set them

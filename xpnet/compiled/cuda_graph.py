@@ -49,6 +49,7 @@ class CudaGraphs:
         self._device = cupy.cuda.Device(device.index)
         self._pool = cupy.cuda.MemoryPool()
         self._failed = False
+        self._made: set[int] = set()  # the addresses of the memory that the last recording got
         weakref.finalize(self, _retire, device.index, self._pool).atexit = False
         self._outer: Any = None  # the stream of the last block, which may still read what a replay wrote
 
@@ -73,6 +74,15 @@ class CudaGraphs:
             finally:
                 outer.wait_event(self._stream.record())
 
+    def made(self, array: Any) -> bool:
+        """Return whether an array is in memory of the recording that goes on, or in none of a device."""
+        return not isinstance(array, cupy.ndarray) or array.data.mem.ptr in self._made
+
+    def _allocate(self, size: int) -> Any:
+        memory = self._pool.malloc(size)
+        self._made.add(memory.mem.ptr)
+        return memory
+
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """Run `function` on the stream without executing its launches.
 
@@ -84,7 +94,8 @@ class CudaGraphs:
         """
         # The graph has memory of its own: free what the run before the recording left in the default pool.
         cupy.get_default_memory_pool().free_all_blocks()
-        with cupy.cuda.using_allocator(self._pool.malloc):
+        self._made.clear()
+        with cupy.cuda.using_allocator(self._allocate):
             self._stream.begin_capture()
             try:
                 result = function()

@@ -7,103 +7,68 @@ settings of the package.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from operator import is_
-from types import MethodType
 from typing import Any, Protocol
 
-from xpnet.compiled.derived import Derived, ModelChangedError, classes_of, package_settings, patched
-from xpnet.compiled.plain import is_plain, same
+from xpnet.compiled.derived import Derived, package_settings, patched
+from xpnet.compiled.owners import MISSING, Owner, reached
+from xpnet.compiled.plain import same
 from xpnet.layers.execution import keeps_computation
 from xpnet.layers.modes import thread_state
 from xpnet.layers.module import Module
+from xpnet.optim.loss_scale import LossScale
 from xpnet.optim.optimizer import Optimizer
 
-_MISSING = object()
 _NOTHING: frozenset[str] = frozenset()
 
 
-def owner_of(function: Any) -> Any:
-    """Return the object whose attributes a function reads: that of a bound method, also in a partial; else itself."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function.__self__ if isinstance(function, MethodType) else function
-
-
-def slot_names(owner: Any) -> tuple[str, ...]:
-    """Return the names of an object's attributes that have a slot in its class."""
-    found = (vars(c).get("__slots__", ()) for c in type(owner).__mro__)
-    names = [name for slots in found for name in ((slots,) if isinstance(slots, str) else slots)]
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
-
-
 class Attributes:
-    """The attributes of an object as they are now: plain values by value, all others by identity.
+    """The attributes of an owner as they are now: plain values by value, all others by identity."""
 
-    Args:
-        owner: any object.
-        exempt: the names of attributes that may change.
-    """
+    __slots__ = ("beside", "count", "owner", "values")
 
-    __slots__ = ("count", "exempt", "owner", "slots", "values")
-
-    def __init__(self, owner: Any, exempt: frozenset[str] = _NOTHING) -> None:
-        table = getattr(owner, "__dict__", {})
+    def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        self.exempt = exempt
-        self.count = len(table)
-        self.values = [item for item in table.items() if item[0] not in exempt]
-        self.slots = [(name, getattr(owner, name, _MISSING)) for name in slot_names(owner)]
+        self.count = len(owner.table)
+        self.values = [item for item in owner.table.items() if item[0] not in owner.exempt]
+        self.beside = owner.beside()
 
     def hold(self) -> bool:
         """Return whether the attributes are the same."""
-        if self.count or self.values:
-            table = self.owner.__dict__
-            if len(table) != self.count:
-                return False
-            for name, value in self.values:
-                now = table.get(name, _MISSING)
-                if now is not value and not same(now, value):
-                    return False
-        elif getattr(self.owner, "__dict__", None):
+        owner = self.owner
+        table = owner.table
+        if len(table) != self.count and not owner.entries:
             return False
-        return all(same(getattr(self.owner, name, _MISSING), value) for name, value in self.slots)
-
-    def modules(self) -> list[Module]:
-        """Return the Modules among the values."""
-        return [value for _, value in (*self.values, *self.slots) if isinstance(value, Module)]
-
-    def restore(self) -> str | None:
-        """Give plain attributes their values back; return the name of one that had another, or None."""
-        found = None
-        for name, value in [*self.values, *self.slots]:
-            now = getattr(self.owner, name, _MISSING)
-            if is_plain(value) and is_plain(now) and not same(now, value):
-                found = name
-                setattr(self.owner, name, value)
-        return found
+        for name, value in self.values:
+            now = table.get(name, MISSING)
+            if now is not value and not same(now, value):
+                return False
+        if not owner.slots and not owner.cells:
+            return True
+        found = owner.beside()
+        return found.keys() == self.beside.keys() and all(same(found[name], value) for name, value in self.beside.items())
 
 
 class Surroundings:
     """The objects besides the model that a recorded function reads, as they are now.
 
     Args:
-        owners: each with the names of its attributes that may change. A Module is watched as a whole.
+        owners: see xpnet.compiled.owners.reached; a Module is watched with all below it.
         model: the model itself, which is watched elsewhere.
     """
 
-    def __init__(self, owners: Iterable[tuple[Any, frozenset[str]]], model: Module) -> None:
+    def __init__(self, owners: Iterable[Owner], model: Module) -> None:
         owners = list(owners)
         self.settings = package_settings()
-        self.attributes = [Attributes(owner, exempt) for owner, exempt in owners if not isinstance(owner, Module)]
-        self.classes = classes_of([a.owner for a in self.attributes])
+        self.attributes = [Attributes(owner) for owner in owners if not isinstance(owner.thing, (Module, type))]
         inside = set(map(id, model.modules()))
-        found = [owner for owner, _ in owners if isinstance(owner, Module)]
-        found += [module for attributes in self.attributes for module in attributes.modules()]
-        others = {id(module): module for module in found if id(module) not in inside}
-        self.models = [OtherModel(module) for module in others.values()]
+        known = {kind for module in model.modules() for kind in type(module).__mro__}
+        classes = [owner.thing for owner in owners if isinstance(owner.thing, type) and owner.thing not in known]
+        self.classes = [(kind, dict(vars(kind)), kind.__bases__) for kind in classes]
+        others = {id(o.thing): o.thing for o in owners if isinstance(o.thing, Module) and id(o.thing) not in inside}
+        below = {id(part) for other in others.values() for part in other._children.values()}
+        self.models = [OtherModel(module) for key, module in others.items() if key not in below]
 
     def hold(self) -> bool:
         """Return whether they are unchanged."""
@@ -130,29 +95,11 @@ class OtherModel(Derived):
         return super().holds() and [module.training for module in self.modules] == self.modes
 
 
-@contextmanager
-def not_counting(owners: Iterable[tuple[Any, frozenset[str]]]) -> Iterator[None]:
-    """Raise a ModelChangedError after a block that gave a plain attribute of an object another value: no replay would.
-
-    Such attributes get their values back.
-    """
-    before = [Attributes(owner, exempt) for owner, exempt in owners if not isinstance(owner, Module)]
-    try:
-        yield
-    except BaseException:
-        for attributes in before:
-            attributes.restore()
-        raise
-    changed = [(attributes.owner, name) for attributes in before if (name := attributes.restore()) is not None]
-    if changed:
-        raise ModelChangedError(*changed[0])
-
-
 # -- training steps --
 
 # Attributes of an optimizer that change in every step, or are arrays on the device; those of its loss scale.
 _OF_THE_STEP = frozenset(
-    {"learning_rate", "factor", "iterations", "skipped", "slots", "clock", "fused_decay", "_flat", "_on_clock"}
+    {"learning_rate", "factor", "_iterations", "_skipped", "_skips", "slots", "clock", "fused_decay", "_flat", "_on_clock"}
 )
 _OF_THE_SCALE = frozenset({"_start", "_unscaled"})
 
@@ -165,6 +112,7 @@ class Loop(Protocol):
 
     model: Module
     optimizer: Optimizer
+    epoch: int
     iteration: int
     sums: Any
     watches_gradients: bool
@@ -209,27 +157,37 @@ def _own_loop(trainer: Any) -> bool:
     return any(m is not None and not (getattr(m, "__module__", None) or "").startswith("xpnet.") for m in methods)
 
 
-def _of_the_loop(trainer: Any) -> frozenset[str]:
-    """Return the names of the attributes that belong to the loop itself: those that the package's constructor sets."""
-    base = next(c for c in type(trainer).__mro__ if c.__module__.startswith("xpnet."))
-    constructor: Any = vars(base)["__init__"]
-    return frozenset(constructor.__code__.co_names)
+def _may_change(trainer: Loop) -> Callable[[Any], frozenset[str]]:
+    """Return a function from an owner in a step to the names of its attributes that may change.
+
+    Of a loop they are those that belong to it: the package's constructor sets them.
+    """
+    loop = next(c for c in type(trainer).__mro__ if c.__module__.startswith("xpnet."))
+    constructor: Any = vars(loop)["__init__"]
+    of_the_loop = frozenset(constructor.__code__.co_names)
+
+    def exempt(thing: Any) -> frozenset[str]:
+        if isinstance(thing, Optimizer):
+            return _OF_THE_STEP
+        if isinstance(thing, LossScale):
+            return _OF_THE_SCALE
+        return of_the_loop if isinstance(thing, loop) else _NOTHING
+
+    return exempt
 
 
-def owners_in_step(trainer: Loop, updates: bool) -> list[tuple[Any, frozenset[str]]]:
-    """Return the objects that a recorded step reads, and the names of their attributes that may change."""
-    optimizer = trainer.optimizer
-    found = [(owner_of(function), _NOTHING) for function in (trainer.loss, *trainer.metrics.values())]
+def owners_in_step(trainer: Loop, updates: bool) -> list[Owner]:
+    """Return the objects that code in a recorded step keeps things in."""
+    roots = [trainer.loss, *trainer.metrics.values()]
     for parameter in trainer.model.parameters().values():
-        found += [(part, _NOTHING) for part in (parameter.regularizer, parameter.constraint) if part is not None]
+        roots += [part for part in (parameter.regularizer, parameter.constraint) if part is not None]
     if updates:
-        found.append((optimizer, _OF_THE_STEP))
-    if optimizer.loss_scale is not None:
-        found.append((optimizer.loss_scale, _OF_THE_SCALE))
+        roots.append(trainer.optimizer)
+    if trainer.optimizer.loss_scale is not None:
+        roots.append(trainer.optimizer.loss_scale)
     if _own_loop(trainer):
-        found.append((trainer, _of_the_loop(trainer)))
-    changing = {id(trainer): _of_the_loop(trainer), id(optimizer): _OF_THE_STEP}  # also where the loss is a method of theirs
-    return list({id(owner): (owner, changing.get(id(owner), exempt)) for owner, exempt in found}.values())
+        roots.append(trainer)
+    return reached(roots, _may_change(trainer), trainer.model.modules())
 
 
 class StepDependencies(Derived):
@@ -238,17 +196,20 @@ class StepDependencies(Derived):
     Args:
         trainer: the loop.
         updates: whether the update is recorded, too.
+        by_epoch: whether they depend on the number of the epoch.
     """
 
-    def __init__(self, trainer: Loop, updates: bool) -> None:
+    def __init__(self, trainer: Loop, updates: bool, by_epoch: bool) -> None:
+        self.flat = trainer.model.flat_parameters
         self.remember(trainer.model)
         self.updates = updates
+        self.by_epoch = by_epoch
         self.modules = trainer.model.modules()
         self.own_modes = [module.__dict__ for module in self.modules]
         self.trained = [parameter for parameter, _ in self.parameters]
         self.objects = self._objects(trainer)
         self.surroundings = Surroundings(owners_in_step(trainer, updates), trainer.model)
-        self.key = self._key()
+        self.key = self._key(trainer)
 
     def _objects(self, trainer: Loop) -> list[Any]:
         """Return what is compared by identity; it is kept, so that no other object can take its place in memory."""
@@ -261,19 +222,20 @@ class StepDependencies(Derived):
         found += [p.constraint for p in self.trained]
         return found
 
-    def _key(self) -> Any:
+    def _key(self, trainer: Loop) -> Any:
         """Return what is compared by value."""
         return (
             # A block of eval_mode has precedence, in this thread.
             [m.training for m in self.modules] if thread_state.modes else [table["training"] for table in self.own_modes],
             [parameter.requires_grad for parameter in self.trained],
+            trainer.epoch if self.by_epoch else None,
         )
 
     def holds_for(self, trainer: Loop) -> bool:
         """Return whether a replay still does what the step would do."""
-        if not self.holds() or not self.surroundings.hold():
+        if not self.flat.in_order or not self.holds() or not self.surroundings.hold():
             return False
         objects = self._objects(trainer)
         if len(objects) != len(self.objects) or not all(map(is_, objects, self.objects)):
             return False
-        return bool(self._key() == self.key)
+        return bool(self._key(trainer) == self.key)

@@ -9,7 +9,7 @@ from typing import Any
 from xpnet.autograd.parameter import Parameter
 from xpnet.compiled.plain import same
 from xpnet.layers.module import Module
-from xpnet.layers.tree import DERIVED_ATTRIBUTES, INTERNAL_ATTRIBUTES
+from xpnet.layers.tree import OWN_ATTRIBUTES
 from xpnet.ops.registry import customized, reference_is_forced
 from xpnet.runtime.determinism import get_deterministic
 from xpnet.runtime.precision import get_matmul_precision
@@ -84,7 +84,8 @@ class ModelChangedError(Exception):
         self.name = name
 
 
-_OWN = INTERNAL_ATTRIBUTES | DERIVED_ATTRIBUTES | {"_children", "_parameters", "_buffers", "_half", "_own_threads"}
+class HostNumberError(Exception):
+    """A recorded function computed a number on the host, which its replays would repeat."""
 
 
 @contextmanager
@@ -109,7 +110,11 @@ def _restore(before: list[tuple[Module, dict[str, Any]]]) -> tuple[Module, str] 
     found = None
     for module, attributes in before:
         table = module.__dict__
-        names = [n for n in {**attributes, **table} if n not in _OWN and table.get(n, table) is not attributes.get(n, table)]
+        names = [
+            n
+            for n in {**attributes, **table}
+            if n not in OWN_ATTRIBUTES and table.get(n, table) is not attributes.get(n, table)
+        ]
         for name in names:
             found = found or (module, name)
             if isinstance(attributes.get(name), (Module, Parameter)) or isinstance(table.get(name), (Module, Parameter)):

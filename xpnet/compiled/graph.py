@@ -12,13 +12,17 @@ import functools
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakMethod, ref
 
 from xpnet.backend import Array
-from xpnet.compiled.derived import Derived, ModelChangedError, package_settings, unchanging
+from xpnet.compiled.dependencies import Surroundings
+from xpnet.compiled.derived import Derived, HostNumberError, ModelChangedError, unchanging
+from xpnet.compiled.operands import OtherGradientError, Outside, noted
+from xpnet.compiled.owners import Before, Owner, StaleValueError, hidden, is_kept, of_a_user, reached
 from xpnet.layers.execution import map_output
 from xpnet.layers.modes import thread_state
 from xpnet.layers.module import Module
@@ -36,6 +40,16 @@ class Graphs(Protocol):
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """Record `function`; return a function that replays it, and its result."""
 
+    def made(self, array: Any) -> bool:
+        """Return whether an array is in memory of the recording that goes on, or in none of a device."""
+
+
+Place = tuple[Owner, str]  # an attribute of an object
+
+
+class RecordAgainError(Exception):
+    """A recording was refused, but another one, at the next call, may not be."""
+
 
 class Recording(NamedTuple):
     """A function recorded for one form of its inputs."""
@@ -43,7 +57,15 @@ class Recording(NamedTuple):
     inputs: tuple[Array, ...]
     replay: Callable[[], None]
     result: Any
-    assigned: list[tuple[dict[str, Any], str, Any]]  # what the function assigned: the attributes of an object, name, value
+    assigned: list[tuple[Owner, str, Any]]  # what the function left in attributes
+    outside: Outside  # what it reads that it was not given
+
+
+class Run(NamedTuple):
+    """What is known of a function that has run as usual."""
+
+    left: list[Place]  # the attributes that it assigned other things than numbers and names to
+    again: bool  # whether it is run as usual once more, to see which of these it assigns every time
 
 
 class Captured:
@@ -63,8 +85,9 @@ class Captured:
         watched: returns a context in which the function is recorded; it may raise, and it is not recorded then. Whatever else
             refuses the recording raises within it, too.
         direct: called instead of `function` where it is run as usual.
-        tables: returns the attributes of objects that the function may assign arrays to. A replay assigns those that were
-            assigned when it was recorded, which it overwrites.
+        owners: returns the objects that code of the user's in the function may keep things in. What it leaves in their
+            attributes, a replay leaves there, too, with the values of its own; but a function that uses what the call before
+            has left is not recorded, nor is one that assigns other numbers or names.
 
     Attributes:
         replayed: whether the last call was a replay only, which does nothing on the host.
@@ -78,10 +101,10 @@ class Captured:
         name: str = "the function",
         model: Module | None = None,
         *,
-        kind: str = "",
+        kind: str = "function",
         watched: Callable[[], AbstractContextManager[Any]] = nullcontext,
         direct: Callable[..., Any] | None = None,
-        tables: Callable[[], list[dict[str, Any]]] = list,
+        owners: Callable[[], list[Owner]] = list,
     ) -> None:
         self.function = function
         self.direct = direct or function
@@ -90,9 +113,9 @@ class Captured:
         self.model = None if model is None else ref(model)  # which may hold this
         self.kind = kind
         self.watched = watched
-        self.tables = tables
+        self.owners = owners
         self.failed = self.replayed = self.assigned = False
-        self._seen: set[Any] = set()
+        self._runs: dict[Any, Run] = {}
         self._recordings: dict[Any, Recording] = {}
 
     def __call__(self, *inputs: Array, **fixed: Any) -> Any:
@@ -103,6 +126,8 @@ class Captured:
             fixed: numbers and names, passed on; each value is recorded separately, as each shape is.
         """
         function = functools.partial(self.function, **fixed) if fixed else self.function
+        if thread_state.recording:  # a part of what is being recorded
+            return function(*inputs)
         direct = functools.partial(self.direct, **fixed) if fixed else self.direct
         key = (tuple((tuple(a.shape), str(a.dtype)) for a in inputs), tuple(fixed.items()))
         with self.graphs.stream():
@@ -110,21 +135,27 @@ class Captured:
             if self.failed:
                 return direct(*inputs)
             recording = self._recordings.get(key)
+            if recording is not None and not recording.outside.in_place():
+                del self._recordings[key], self._runs[key]
+                recording = None
             if recording is not None:
                 self.replayed = True
                 for buffer, array in zip(recording.inputs, inputs):
                     buffer[...] = array
                 recording.replay()
                 self.assigned = False
-                for table, name, value in recording.assigned:
-                    if table.get(name) is not value:  # that of a recording for another shape
-                        table[name], self.assigned = value, True
+                for owner, name, value in recording.assigned:
+                    if owner.get(name) is not value:  # that of a recording for another shape
+                        owner.write(name, value)
+                        self.assigned = True
                 return recording.result
-            if key not in self._seen:
+            run = self._runs.get(key)
+            if run is None or run.again:
+                before = Before(self.owners())
                 result = direct(*inputs)
-                self._seen.add(key)
+                self._runs[key] = _run(before, first=run is None)
                 return result
-            recording = self._record(function, inputs)
+            recording = self._record(function, inputs, run.left)
             if recording is not None:
                 self._recordings[key] = recording
                 recording.replay()  # recording executes nothing
@@ -134,34 +165,36 @@ class Captured:
 
     def forget(self) -> None:
         """Drop all recordings: the arrays that they use have been replaced."""
-        self._seen.clear()
+        self._runs.clear()
         self._recordings.clear()
 
-    def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Recording | None:
+    def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...], left: list[Place]) -> Recording | None:
+        model = None if self.model is None else self.model()
         buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
-        tables = [(table, dict(table)) for table in self.tables()]
+        outside = Outside({id(p) for p in model.parameters().values()} if model else (), self.graphs.made)
+        before = Before(self.owners())
+
+        def work() -> Any:
+            recording, thread_state.recording = thread_state.recording, self.kind
+            try:
+                # The innermost puts back first what it has changed itself.
+                whole = unchanging(model) if model else nullcontext()
+                stale = hidden(left, "which the call before has left")
+                with self.watched(), counting_nothing(before), whole, noted(outside), stale:
+                    return function(*buffers)
+            finally:
+                thread_state.recording = recording
+
         try:
-            replay, result = self.graphs.record(lambda: self._checked(function, buffers))
+            replay, result = self.graphs.record(work)
+        except RecordAgainError:
+            return None
         except Exception as error:  # each library refuses host access in its own way
             self.failed = True
             warnings.warn(self._explained(error), RuntimeWarning, stacklevel=4)
             return None
-        assigned = [
-            (t, name, v) for t, before in tables for name, v in t.items() if name not in before or before[name] is not v
-        ]
-        return Recording(buffers, replay, result, assigned)
-
-    def _checked(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Any:
-        """Run the function; raise an error where it assigned to attributes of the model, which then has the old ones."""
-        model = None if self.model is None else self.model()
-        if model is None:
-            return function(*inputs)
-        thread_state.recording = self.kind
-        try:
-            with self.watched(), unchanging(model):
-                return function(*inputs)
-        finally:
-            thread_state.recording = ""
+        assigned = [(owner, name, now) for owner, name, _, now in before.changed()]
+        return Recording(buffers, replay, result, assigned, outside)
 
     def _explained(self, error: Exception) -> str:
         """Return the warning for an error while recording."""
@@ -171,7 +204,7 @@ class Captured:
                 f"in memory of its own ({error})"
             )
         if isinstance(error, ModelChangedError):
-            is_layer, name = isinstance(error.layer, Module), f"self.{error.name}"
+            is_layer, name = isinstance(error.layer, Module), _attribute(error.layer, error.name)
             return (
                 f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
                 f"{_called(error.layer)} assigns {name} in its {'forward pass' if is_layer else 'call'}, which a replay "
@@ -184,6 +217,26 @@ class Captured:
                 f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: {_called(error.layer)} draws "
                 f"random numbers {why}, and every replay would draw the same"
             )
+        if isinstance(error, StaleValueError):
+            owner, name = error.owner, error.name
+            name = _attribute(owner, name if of_a_user(type(owner)) else name.lstrip("_"))
+            return (
+                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
+                f"{_called(owner)} uses {name}, {error.why}, "
+                f"and a replay would use that of the recording; keep it in an array that is changed in place "
+                f"(values[...] = new), or use Trainer(capture=False)"
+            )
+        if isinstance(error, OtherGradientError):
+            return (
+                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: it leaves a gradient in "
+                f"{error.leaf!r}, which is no parameter of the trained model, and a replay does not; if you do not want "
+                f"the gradient, freeze it (freeze(), requires_grad = False) or use it under no_grad"
+            )
+        if isinstance(error, HostNumberError):
+            return (
+                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: {error}, which a replay would "
+                f"repeat; compute it from the prediction with xn.ops, or report it in a callback"
+            )
         layer = _layer_of(error)
         return (
             f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
@@ -191,6 +244,36 @@ class Captured:
             f"did what is not possible while recording ({type(error).__name__}: {error}); it must not read values "
             f"from the device, nor use cuBLAS or random numbers through CuPy"
         )
+
+
+def _run(before: Before, first: bool) -> Run:
+    """Return what is known after a run as usual.
+
+    What was not there before, such as a table that is made at first use, may be there for good.
+    """
+    left, again = [], False
+    for owner, name, was, now in before.changed():
+        if is_kept(now):
+            left.append((owner, name))
+            again = again or not is_kept(was)
+    return Run(left, again and first)
+
+
+@contextmanager
+def counting_nothing(before: Before) -> Iterator[None]:
+    """Raise a ModelChangedError after a block that gave an attribute another number or name, or deleted one.
+
+    All attributes get their values back then, and where the block raised.
+    """
+    try:
+        yield
+    except BaseException:
+        before.restore()
+        raise
+    for owner, name, _, now in before.changed():
+        if not is_kept(now):
+            before.restore()
+            raise ModelChangedError(*owner.called(name))
 
 
 def called(method: WeakMethod[Callable[..., Any]]) -> Callable[..., Any]:
@@ -207,8 +290,15 @@ def called(method: WeakMethod[Callable[..., Any]]) -> Callable[..., Any]:
 
 def _called(owner: Any) -> str:
     """Return path and class of a Module, or the class of another object."""
+    if isinstance(owner, (type, FunctionType)):
+        return owner.__name__
     path, kind = getattr(owner, "path", None), type(owner).__name__
     return f"layer {path!r} ({kind})" if path and isinstance(owner, Module) else kind
+
+
+def _attribute(owner: Any, name: str) -> str:
+    """Return how code writes an attribute of an object or a class, or a variable of a function."""
+    return name if isinstance(owner, FunctionType) else f"{owner.__name__ if isinstance(owner, type) else 'self'}.{name}"
 
 
 def _layer_of(error: BaseException) -> str | None:
@@ -224,8 +314,8 @@ def _layer_of(error: BaseException) -> str | None:
 class CapturedModel(Derived):
     """A model's forward pass on native arrays, replayed; its outputs are copies that belong to the caller.
 
-    It is recorded again when the model has changed (an attribute of a layer, a hook, the place of a weight or buffer) or a
-    setting of the package. A model that draws random numbers runs launch by launch.
+    It is recorded again when the model has changed (an attribute of a layer, a hook, the place of a weight or buffer), what its
+    layers hold, or a setting of the package. A model that draws random numbers runs launch by launch.
 
     Args:
         model: on the device of the graphs; called in evaluation mode and under no_grad.
@@ -236,13 +326,16 @@ class CapturedModel(Derived):
         # Weakly: the model's executor holds this, and a dropped model is not to wait for the garbage collector.
         self.model = ref(model)
         self.graphs = graphs
-        self._remembers = False
-        self.settings = package_settings()
-        self._captured = Captured(called(WeakMethod(self._forward)), graphs, "prediction", model, kind="prediction")
+        self.around: Surroundings | None = None  # as of the time when the model was remembered
+        forward, owners = called(WeakMethod(self._forward)), called(WeakMethod(self._owners))
+        self._captured = Captured(forward, graphs, "prediction", model, kind="prediction", owners=owners)
         self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
 
     def _forward(self, x: Array) -> Any:
         return map_output(lambda array: array, self._model()(x))
+
+    def _owners(self) -> list[Owner]:
+        return reached((), inside=self._model().modules())
 
     def _model(self) -> Module:
         model = self.model()
@@ -256,12 +349,12 @@ class CapturedModel(Derived):
             return self._predict(x)
 
     def _predict(self, x: Array) -> Any:
-        if not self._remembers or not self.holds() or package_settings() != self.settings:
+        if self.around is None or not self.holds() or not self.around.hold():
             self._captured.forget()
-            self._remembers = False
+            self.around = None
         y = self._captured(x)
-        if not self._remembers or not self._captured.replayed:  # the first run may have created the parameters
-            self.remember(self._model())
-            self.settings = package_settings()
-            self._remembers = True
+        if self.around is None or not self._captured.replayed:  # the first run may have created the parameters
+            model = self._model()
+            self.remember(model)
+            self.around = Surroundings(self._owners(), model)
         return map_output(lambda array: self.graphs.xp.asarray(array, copy=True), y)

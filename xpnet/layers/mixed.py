@@ -40,6 +40,10 @@ class HalfCopies:
         self.copies = copies
         self.others = others
 
+    def around(self, copies: HalfCopies) -> HalfCopies:
+        """Return what a model that runs within this one uses: its own copies."""
+        return copies
+
     def arrays(self, inputs: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         """Return the arrays of an operation's inputs, with the copies in the place of those of Parameters."""
         return [self.of(v, a) if isinstance(v, Parameter) else a for v, a in zip(inputs, arrays)]
@@ -63,15 +67,21 @@ def half_copies(module: Module) -> HalfCopies:
     return HalfCopies(dtype, {**copies, **frozen} if frozen else copies, others=False)
 
 
+def computing_half() -> bool:
+    """Return whether operations use 16-bit copies of parameters now."""
+    return mode.operands is not None and mode.operands.dtype is not None
+
+
 def call(module: Module, forward: Callable[..., Any], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """Run the forward pass of a root, or of a part called on its own, with 16-bit copies; outputs are float32."""
-    before = mode.half_copies
+    before = mode.operands
     inputs = tuple([_entering(x, module.context) for x in inputs])
-    mode.half_copies = half_copies(module)
+    copies = half_copies(module)
+    mode.operands = copies if before is None else before.around(copies)
     try:
         output = forward(*inputs, **keywords)
     finally:
-        mode.half_copies = before
+        mode.operands = before
     return _leaving(output)
 
 

@@ -17,7 +17,7 @@ class _ThreadState(threading.local):
     def __init__(self) -> None:
         self.modes: dict[Module, bool] = {}
         self.blocks: dict[Module, int] = {}
-        self.recording = ""  # what of this thread is being recorded as a CUDA graph: "", "step" or "prediction"
+        self.recording = ""  # what of this thread is being recorded as a CUDA graph: "", "step", "prediction" or "function"
 
 
 thread_state = _ThreadState()

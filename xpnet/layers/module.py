@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from xpnet import backend, ops
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.autograd.parameter import Parameter
-from xpnet.autograd.tape import mode, once
+from xpnet.autograd.tape import once
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device, DeviceError
 from xpnet.layers import attributes, mixed
@@ -220,7 +220,7 @@ class Module(ModuleTree):
                 forward = partial(_call_hook, hook, self, forward)
         try:
             if path:
-                if table["_half"] and mode.half_copies is None:  # a part that is called on its own
+                if table["_half"] and not mixed.computing_half():  # a part that is called on its own
                     return mixed.call(self, forward, inputs, keywords)
                 return forward(*inputs, **keywords)
             if table["_known_version"] != table["_tree_version"].structure:

@@ -95,7 +95,7 @@ def next_step(module: Module) -> Any:
         RepeatedNumbersError: a recording of a step, while the counter is on the host, or of a prediction.
     """
     recorded = thread_state.recording
-    if recorded and (module.device_counter is None or recorded == "prediction"):
+    if recorded == "prediction" or (recorded == "step" and module.device_counter is None):
         raise RepeatedNumbersError(module, recorded)
     if module.device_counter is not None:
         return module.device_counter.take()

@@ -28,6 +28,8 @@ DERIVED_ATTRIBUTES = frozenset(
         "_forward_hooks",
     }
 )  # fmt: skip
+OWN_ATTRIBUTES = INTERNAL_ATTRIBUTES | DERIVED_ATTRIBUTES | {"_children", "_parameters", "_buffers", "_half", "_own_threads"}
+"""Attributes that no layer's own code assigns."""
 
 
 def _has_setter(cls: type, name: str) -> bool:

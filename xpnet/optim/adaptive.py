@@ -65,7 +65,7 @@ class Adam(Optimizer):
             beta1=self.beta1,
             beta2=self.beta2,
             epsilon=self.epsilon,
-            step=self.iterations,
+            step=self._iterations,
             **settings,
             **self.fused_decay,
         )

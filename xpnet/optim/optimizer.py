@@ -55,8 +55,9 @@ class Optimizer(Checked):
         check_numbers(name, "[0, inf)", weight_decay=weight_decay)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.iterations = 0
-        self.skipped = 0
+        self._iterations = 0
+        self._skipped = 0
+        self._skips = False  # whether the device may have skipped updates that the host has counted
         self.loss_scale: LossScale | None = None
         self.factor = 1.0  # what callbacks have multiplied the learning rate by
         self.slots: dict[str, Array] = {}
@@ -65,6 +66,32 @@ class Optimizer(Checked):
         self.clock: Any = None
         self._on_clock: tuple[float, int, bool] | None = None  # its learning rate and step, and whether for the step to come
         self.fused_decay: dict[str, Any] = {}  # settings for a rule that applies weight decay in its own pass
+
+    @property
+    def iterations(self) -> int:
+        """The updates so far. Where the device decides which are skipped, reading it waits for the device."""
+        if self.clock is not None:
+            self.read_clock()
+        return self._iterations
+
+    @iterations.setter
+    def iterations(self, value: int) -> None:
+        if self.clock is not None:
+            self.read_clock()  # what was skipped until now stays skipped
+        self._iterations = value
+
+    @property
+    def skipped(self) -> int:
+        """The skipped updates so far, as `iterations`."""
+        if self.clock is not None:
+            self.read_clock()
+        return self._skipped
+
+    @skipped.setter
+    def skipped(self, value: int) -> None:
+        if self.clock is not None:
+            self.read_clock()
+        self._skipped = value
 
     @property
     def current_learning_rate(self) -> float:
@@ -76,14 +103,14 @@ class Optimizer(Checked):
         """
         rate: Any = self.learning_rate
         if callable(rate):
-            rate = rate(self.iterations + self.skipped)
+            rate = rate(self._iterations + self._skipped)
         try:
             found: float = self.factor * float(rate)
         except (TypeError, ValueError):
             found = math.nan
         if not 0 <= found < math.inf:
-            check_numbers(type(self).__name__, "[0, inf)", **{f"the learning rate of step {self.iterations}": rate})
-            check_numbers(type(self).__name__, "[0, inf)", **{f"the learning rate of step {self.iterations}": found})
+            check_numbers(type(self).__name__, "[0, inf)", **{f"the learning rate of step {self._iterations}": rate})
+            check_numbers(type(self).__name__, "[0, inf)", **{f"the learning rate of step {self._iterations}": found})
         return found
 
     def bind(self, target: Target) -> FlatParameters:
@@ -114,7 +141,7 @@ class Optimizer(Checked):
     @property
     def used(self) -> bool:
         """Whether a second model would inherit anything: steps, or a learning rate that callbacks have reduced."""
-        return bool(self.iterations or self.skipped or self.factor != 1.0)
+        return bool(self._iterations or self._skipped or self.factor != 1.0)
 
     def require_own(self, target: Target) -> None:
         """Raise a ValueError if the optimizer has the state of another model: its moments, step number and schedule.
@@ -176,12 +203,13 @@ class Optimizer(Checked):
             scale.unscale(flat)
             if self.clock is not None:
                 learning_rate = self.clock.skipping(scale.overflow)
+                self._skips = True
             elif bool(scale.overflow):
-                self.skipped += 1
+                self._skipped += 1
                 scale.adjust()
                 flat.zero_grad()
                 return
-        self.iterations += 1
+        self._iterations += 1
         self.fused_decay = {}
         if self.weight_decay:
             rule = self.rule
@@ -233,29 +261,27 @@ class Optimizer(Checked):
 
     def read_clock(self) -> None:
         """Read from the device how many steps were skipped (waits for it)."""
-        if self.clock is not None and self.loss_scale is not None and self._on_clock is not None:
-            self.set_clock()
+        # Within a step, and where the host's number is not on the clock yet, there is nothing to read.
+        if self._skips and self.clock is not None and self._on_clock is not None and self._on_clock[1] == self._iterations:
             done = int(self.clock.steps)
-            self.skipped += self.iterations - done
-            self.iterations = done
-            self.clock_ticked()
+            self._skipped += self._iterations - done
+            self._iterations = done
+            self._on_clock = self._on_clock[0], done, self._on_clock[2]
 
     def set_clock(self) -> None:
         """Write to the clock, before a step, what the host says and the clock does not: a learning rate or a step's number."""
         rate, steps, _ = self._on_clock or (None, None, False)
-        if self.iterations != steps:  # set by load_state or by a callback
-            if steps is not None and self.loss_scale is not None:
-                self.skipped += steps - int(self.clock.steps)
-            self.clock.steps[...] = self.iterations
+        if self._iterations != steps:  # set by load_state or by a callback
+            self.clock.steps[...] = self._iterations
         current = self.current_learning_rate
         if current != rate:
             self.clock.rate[...] = current
-        self._on_clock = current, self.iterations, True
+        self._on_clock = current, self._iterations, True
 
     def clock_ticked(self) -> None:
         """Note that the clock is at `iterations`, which it counts itself in every step."""
         if self._on_clock is not None:
-            self._on_clock = self._on_clock[0], self.iterations, False
+            self._on_clock = self._on_clock[0], self._iterations, False
 
     def _clock_of_step(self) -> Any:
         """Return the clock for a step; within a recording it has been set before."""
@@ -283,8 +309,8 @@ class Optimizer(Checked):
                 f"{type(self).__name__} keeps {', '.join(self.slot_names) or 'nothing'}; "
                 f"the state holds {', '.join(sorted(state['slots']))}: it is another optimizer's"
             )
-        self.iterations = int(state["iterations"])
-        self.skipped = int(state.get("skipped", 0))
+        self._iterations = int(state["iterations"])
+        self._skipped = int(state.get("skipped", 0))
         if self.loss_scale is not None and "loss_scale" in state:
             self.loss_scale.load_state(state["loss_scale"])
         self._on_clock = None

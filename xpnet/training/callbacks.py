@@ -103,13 +103,13 @@ class ExponentialMovingAverage(Callback):
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Start with the present weights, or with the average so far."""
         self._follow(trainer)
-        self._updates = trainer.optimizer.iterations, trainer.optimizer.skipped
+        self._updates = trainer.optimizer._iterations, trainer.optimizer._skipped
         self._done = None
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Update the average, if the batch ended in an update of the weights."""
         optimizer = trainer.optimizer
-        before, now = self._updates, (optimizer.iterations, optimizer.skipped)
+        before, now = self._updates, (optimizer._iterations, optimizer._skipped)
         # A clock on the device knows what was skipped; when it is read, the host counts those updates as skipped.
         if (now[0] == before[0]) if optimizer.clock is None else (sum(now) == sum(before)):
             self._updates = now

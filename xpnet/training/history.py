@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnet.backend import Array, namespace
+from xpnet.compiled.derived import HostNumberError
+from xpnet.layers.modes import thread_state
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.peers import missing_attribute
 
@@ -119,6 +121,8 @@ class Sums:
         for name, value in values.items():
             total = self.totals.get(name)
             if not hasattr(value, "dtype"):  # a user's metric may return a Python number
+                if thread_state.recording:
+                    raise HostNumberError(f"the metric {name} returned the Python number {value!r}")
                 loss = values["loss"]
                 value = namespace(loss).asarray(value, dtype=namespace(loss).float64, device=loss.device)
             if total is None:

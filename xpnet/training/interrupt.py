@@ -35,12 +35,13 @@ class _Ask:
 
     def __init__(self, trainer: Trainer, usual: Any) -> None:
         self.trainer = trainer
+        self.history = trainer.history  # which nobody may use while a step is recorded
         self.usual = usual  # the handler before; that of a `fit` around this one, in whose callback this one runs, is told too
         self.asked = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, number
-        self.trainer.stop = self.trainer.history.interrupted = True
+        self.trainer.stop = self.history.interrupted = True
         if again and self.trainer.committing:  # for microseconds: the trainer raises it when the weights are whole
             self.trainer.interrupt_waits = self._error(number)
         elif isinstance(self.usual, _Ask):

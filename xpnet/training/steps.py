@@ -63,7 +63,7 @@ class Steps(Checked):
         version = model._tree_version
         if state.version is not version or state.changes != version.changes or state.optimizer is not optimizer:
             self.follow_model()
-        iterations, skipped = optimizer.iterations, optimizer.skipped
+        iterations, skipped = optimizer._iterations, optimizer._skipped
         state.counters, state.guards = None, True
         try:
             loss, prediction = self.forward_backward(x, y)
@@ -96,7 +96,7 @@ class Steps(Checked):
         self.committing = True
         try:
             self.step_state.restore(self.model, self.optimizer)
-            self.optimizer.iterations, self.optimizer.skipped = iterations, skipped
+            self.optimizer._iterations, self.optimizer._skipped = iterations, skipped
         finally:
             self.step_state.clear()
             self.committing, self.interrupt_waits = False, None
@@ -111,7 +111,7 @@ class Steps(Checked):
     def _update_pending(self) -> None:
         """Update from the last batches of an epoch, fewer than `accumulate`: of a stream, whose end is not known before."""
         optimizer, state = self.optimizer, self.step_state
-        iterations, skipped = optimizer.iterations, optimizer.skipped
+        iterations, skipped = optimizer._iterations, optimizer._skipped
         state.counters, state.backward, state.guards = None, True, True
         state.keep_gradients(self.model.flat_parameters)
         try:

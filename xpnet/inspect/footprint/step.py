@@ -126,7 +126,7 @@ def _measured(
     gradients = 0 if flat.values is None else log.rounded(flat.values.nbytes)
     parameters = log.now - log.kept - gradients
     fresh = copy.copy(optimizer)
-    fresh.slots, fresh._flat, fresh.iterations, fresh.clock = {}, None, 0, None
+    fresh.slots, fresh._flat, fresh._iterations, fresh.clock = {}, None, 0, None
     fresh.bind(twin)
     state = log.now - log.kept - parameters - gradients
     inputs = tuple(kind.new((batch_size, *shape), twin.context.dtype) for shape in shapes)
