@@ -16,8 +16,10 @@ import pytest
 import xpnet as xn
 from tests.command_line import say
 from xpnet.cli import main
+from xpnet.cli.array_files import read_arrays
 from xpnet.cli.image_folders import role
-from xpnet.cli.user_data import find_dataset, from_csv, from_folder
+from xpnet.cli.readings import Known
+from xpnet.cli.user_data import find_dataset, from_csv, from_folder, read_own
 from xpnet.data import DataError
 from xpnet.data.splits import TEST, TRAIN, VALIDATION
 from xpnet.io import model_file
@@ -352,6 +354,46 @@ def test_arrays_that_cannot_be_used(arrays, says, capsys):
     assert code == 2
     assert says in err
     assert err.count("\n") == 1
+
+
+STORED = [
+    (top, dtype, axes)
+    for top in (1, 16, 255, 4095, 65535, 100_000)
+    for dtype in ("uint8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64", ">u2", ">f4")
+    for axes in (2, 3, 4)
+    if top <= (np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else float(np.finfo(dtype).max))
+]
+
+
+@pytest.mark.parametrize(("top", "dtype", "axes"), STORED)
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_training_data_are_read_in_one_way(top, dtype, axes, whole):
+    """At first, by a resumed run (without the range of the training part), and by the model."""
+    rng = np.random.default_rng(0)
+    values = rng.random((40, *(6, 5, 3)[: axes - 1])) * top
+    values[:20, 0] = top
+    np.savez("x.npz", x=(np.rint(values) if whole else values).astype(dtype), y=np.arange(40) % 2)
+    first: Any = read_own("x.npz")
+    for record in (first.inputs, first.inputs.with_training_part(first.x)):
+        again: Any = read_own("x.npz", known=Known(record, first.class_names, "m"))
+        assert again.inputs is record
+        np.testing.assert_array_equal(again.x, first.x)
+        np.testing.assert_array_equal(again.contents, first.contents)
+        one, _ = read_arrays(Path("x.npz"), Known(record, first.class_names, "m"))
+        np.testing.assert_array_equal(one, first.x)
+    if axes > 2 and first.inputs.scale > 1:
+        assert first.x.max() <= 1
+
+
+def test_image_files_are_refused_where_the_arrays_did_not_say_what_white_is(capsys):
+    rng = np.random.default_rng(0)
+    np.savez("x.npz", x=rng.random((60, 8, 8)) * 254.5, y=np.arange(60) % 2)
+    train(capsys, "x.npz", epochs=1)
+    pictures("d", grey=True, count=2)
+    for words in (("predict", "run/model.xpnet", "d/cat/000.png"), ("evaluate", "run/model.xpnet", "d")):
+        code, out, err = say(capsys, *words)
+        assert (code, out) == (2, "")
+        assert "was trained on arrays with values up to 254" in err
 
 
 def test_arrays_that_are_divided_already(capsys):

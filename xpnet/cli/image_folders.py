@@ -58,6 +58,8 @@ def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool 
     parts, notes = _parts(folder)
     if known is not None and len(known.inputs.shape) != 3:
         raise UsageError(f"{folder}: {known.place} takes {known.inputs.describe()}, not images")
+    if known is not None and (why := known.inputs.without_white()):
+        raise UsageError(f"{folder}: {known.place} {why}; give a .npz file with such values")
     loose = [p.name for p in folder.iterdir() if p.is_file() and not is_hidden(p.name) and p.suffix.lower() in ENDINGS]
     if loose:
         notes.append(f"left out {len(loose):,} image{'s' * (len(loose) > 1)} beside the folders, such as {quoted(loose[0])}")
@@ -236,6 +238,7 @@ class _Reader:
         inputs = InputRecord("images", x.shape[1:], 255.0, whole=True, resized=self.size is not None)
         if self.known is not None:
             inputs = self.known.inputs
+            notes += [note] if (note := inputs.far(x, str(folder), sure=True)) else []
         if self.transparent:
             notes.append(
                 f"{self.transparent:,} images with transparent pixels were composited on {inputs.background} (R, G, B)"

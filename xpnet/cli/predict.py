@@ -241,10 +241,8 @@ def _image(path: str, known: Known) -> tuple[NumpyArray, list[str]]:
     if len(shape) != 3:
         takes = f"takes {math.prod(shape)} features, not images"
         raise UsageError(f"{path}: the model {takes}; put them into a .csv, .npy or .npz file")
-    if record.low is not None and float(record.low.min()) < 0:
-        raise UsageError(
-            f"{path}: {known.place} was trained on arrays with negative values, not on pixels; give .npy or .npz files"
-        )
+    if why := record.without_white():
+        raise UsageError(f"{path}: {known.place} {why}; give .npy or .npz files with such values")
     try:
         read = read_pixels(path, channels=shape[2], size=(shape[0], shape[1]), background=record.background)
     except ImportError as error:
@@ -254,7 +252,7 @@ def _image(path: str, known: Known) -> tuple[NumpyArray, list[str]]:
             raise
         raise UsageError(f"{path}: images have 1, 3 or 4 channels; {known.place} takes {shape[2]}") from error
     x = np.divide(read.values, np.float32(255), dtype=np.float32)[None]
-    notes = [note] if (note := record.far(x, path)) else []
+    notes = [note] if (note := record.far(x, path, sure=True)) else []
     if read.transparent:
         notes.append(f"{path}: transparent pixels were composited on {record.background} (R, G, B)")
     if read.frames:

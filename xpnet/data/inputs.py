@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ WHITE = (255, 255, 255)
 _FAR = 2.0
 """Values so many times beyond the range of the training data are worth a warning."""
 _DARK = 0.2
+_ABOUT_WHITE = 1.05
+"""Floats from resized images go a little beyond 1."""
 _MOST_TRAINED_ON = 1 << 17
 
 
@@ -38,6 +40,7 @@ class InputRecord:
         trained_on: sorted hashes, uint64, of the examples in the training part, or of the part of them with the smallest
             hashes; None if unknown.
         trained_count: how many examples the training part has.
+        assumed: nothing is known of the training data; it is never written.
     """
 
     kind: str
@@ -53,6 +56,7 @@ class InputRecord:
     high: NumpyArray | None = field(default=None, repr=False)
     trained_on: NumpyArray | None = field(default=None, repr=False)
     trained_count: int = 0
+    assumed: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON and TOML can hold it."""
@@ -91,15 +95,8 @@ class InputRecord:
         """Return the record with the range of the training part (N, ...) and the hashes of its examples."""
         axes = tuple(range(x.ndim - 1))
         kept = None if hashes is None else np.unique(hashes)[:_MOST_TRAINED_ON]
-        return InputRecord(
-            **{
-                **{name: getattr(self, name) for name in self.__dataclass_fields__},
-                "low": x.min(axis=axes).astype(np.float32),
-                "high": x.max(axis=axes).astype(np.float32),
-                "trained_on": kept,
-                "trained_count": len(x),
-            }
-        )
+        low, high = x.min(axis=axes).astype(np.float32), x.max(axis=axes).astype(np.float32)
+        return replace(self, low=low, high=high, trained_on=kept, trained_count=len(x))
 
     def seen(self, hashes: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
         """Tell which examples were trained on.
@@ -137,21 +134,22 @@ class InputRecord:
             )
         if x.dtype.kind == "b" or not values.size:
             return values, ""
-        if self.high is None:
+        if self.assumed:
             divisor, note = self._usual_divisor(x, place, text), ""
         else:
-            divisor, note = self._divisor(values, x.dtype.kind in "iu", place)
+            divisor, note = self._divisor(values, x.dtype, place)
         if divisor != 1:
             values /= np.float32(divisor)
         return values, note or self.far(values, place)
 
-    def _divisor(self, x: NumpyArray, integers: bool, place: str) -> tuple[float, str]:
+    def _divisor(self, x: NumpyArray, dtype: np.dtype[Any], place: str) -> tuple[float, str]:
+        """Return what the values are divided by, and what should be said about it; of the training data it is the scale."""
         least, most = float(x.min()), float(x.max())
+        integers = dtype.kind in "iu"
+        known = None if self.high is None else float(np.abs(self.high).max())
         if self.scale == 1:
-            if self.kind != "table" and integers and not self.whole:
-                assert self.high is not None
-                known = float(np.abs(self.high).max())
-                if most > _FAR * known:
+            if self.kind != "table" and integers and not self.whole and known is not None:
+                if most > (1.0 if self.kind == "images" and known <= _ABOUT_WHITE else _FAR * known):
                     raise DataError(
                         f"{place}: holds whole numbers up to {most:g}; the model was trained on numbers up to {known:g}: scale "
                         f"them as the training data"
@@ -159,8 +157,7 @@ class InputRecord:
             return 1.0, ""
         if self.kind == "table":
             # The numbers as published, or already divided: what is in the range of the training data.
-            assert self.high is not None
-            if most > 1.5 * float(self.high.max()) >= most / self.scale:
+            if known is not None and most > 1.5 * known >= most / self.scale:
                 return self.scale, f"{place}: values are divided by {self.scale:g}, as for training"
             return 1.0, ""
         whole = integers or bool((x == np.rint(x)).all())
@@ -169,10 +166,10 @@ class InputRecord:
                 f"{place}: holds values from {least:g} to {most:g}; the model was trained on pixels from 0 to {self.scale:g}: "
                 f"give the pixels, without a preprocessing of your own"
             )
-        if most <= 1 or (most <= 1.05 and not whole):
+        if most <= 1 or (most <= _ABOUT_WHITE and not whole):
             taken = integers and most == 1 and self.scale > 1
             return 1.0, f"{place}: whole numbers 0 and 1 are taken as black and white" if taken else ""
-        if most <= self.scale:
+        if most <= self.scale and not (integers and dtype.itemsize == 1 and self.scale > 255):
             return self.scale, ""
         if most <= 255 and whole:
             words = f"{place}: values up to {most:g} are divided by 255, as pixels of 8 bits"
@@ -197,8 +194,18 @@ class InputRecord:
             return 65535.0
         raise DataError(f"{place}: holds whole numbers up to {most:g}; expected pixels from 0 to 255, or floats from 0 to 1")
 
-    def far(self, x: NumpyArray, place: str) -> str:
-        """Return a warning where values lie far outside the range of the training data, or ""."""
+    def without_white(self) -> str:
+        """Return why the pixels of an image file have no place in the units of the training data, or "" where they have."""
+        if self.low is None or self.high is None:
+            return ""
+        if float(self.low.min()) < 0:
+            return "was trained on arrays with negative values, not on pixels"
+        if self.scale == 1 and float(self.high.max()) > _ABOUT_WHITE:
+            return f"was trained on arrays with values up to {float(self.high.max()):g}, which do not say what white is"
+        return ""
+
+    def far(self, x: NumpyArray, place: str, *, sure: bool = False) -> str:
+        """Return a warning where values lie far outside the range of the training data, or ""; `sure`: white is known."""
         if self.low is None or self.high is None or self.low.shape != x.shape[-1:]:
             return ""
         if self.kind == "table":
@@ -215,7 +222,7 @@ class InputRecord:
                 f"{self.high[k]:.4g}; are they in other units?"
             )
         most, known = float(x.max()), float(self.high.max())
-        dark = len(x) > 1 and float(self.low.min()) >= 0 and most < _DARK * known
+        dark = not sure and float(self.low.min()) >= 0 and 0 < most < _DARK * known
         if not dark and (known <= 0 or most <= _FAR * known):
             return ""
         return f"{place}: the largest value is {most:.3g}, in training {known:.3g}, both scaled; have the values another scale?"
@@ -230,7 +237,9 @@ def record_of(dataset: Dataset) -> InputRecord:
 
 def default_record(shape: tuple[int, ...]) -> InputRecord:
     """Return the record for a model file that holds none: images are pixels from 0 to 255, other numbers are kept."""
-    return InputRecord("images", shape, 255.0, whole=True, background=None) if len(shape) == 3 else InputRecord("table", shape)
+    if len(shape) == 3:
+        return InputRecord("images", shape, 255.0, whole=True, background=None, assumed=True)
+    return InputRecord("table", shape, assumed=True)
 
 
 def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | None = None) -> InputRecord:
