@@ -11,12 +11,12 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from xpnet.cli.readings import Known, Reading, class_indices
+from xpnet.cli.readings import Known, Reading, class_indices, placed
 from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
 from xpnet.data.npy import read_npy, read_open_npy
-from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes, spread_repetitions
+from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes
 from xpnet.data.table_form import as_number, is_missing
 from xpnet.runtime.messages import quoted
 
@@ -98,6 +98,7 @@ def _reading(
     path: Path, x: NumpyArray, labels: list[str], given: tuple[str, ...] | None, parts: NumpyArray | None, known: Known | None
 ) -> Reading:
     notes = []
+    before = known
     if known is None:
         inputs = _record(path, x)
         names = tuple(sorted(set(labels), key=_order)) if given is None else given
@@ -107,10 +108,9 @@ def _reading(
     x, note = known.inputs.to_units(x, str(path))
     notes += [note] if note else []
     contents = row_hashes(x)
+    places, inputs = placed(contents, known.inputs, before)
     y = class_indices(labels, known, str(path))
-    return Reading(
-        str(path), x, y, known.class_names, known.inputs, contents, spread_repetitions(contents), parts, notes
-    )  # fmt: skip
+    return Reading(str(path), x, y, known.class_names, inputs, contents, places, parts, notes)
 
 
 def _order(label: str) -> tuple[int, float, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.readings import Known, Reading, class_indices, quoted_list
+from xpnet.cli.readings import Known, Reading, class_indices, normalized, quoted_list
 from xpnet.data import DataError, ImageFolder
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.image_files import ENDINGS, describe_left_out, image_files, is_hidden
@@ -219,7 +219,7 @@ class _Reader:
             self.pixels.append(values[..., :1].copy() if grey else values)
             self.labels.append(images.class_names[images.labels[i]])
             self.parts.append(TRAIN if part is None else part)
-            self.names.append(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape"))
+            self.names.append(normalized(path.relative_to(folder).as_posix()).encode("utf-8", "surrogateescape"))
             self.bytes.append(hashes([path.read_bytes()]).tobytes())
 
     def finish(self, folder: Path, names: tuple[str, ...], parts: Sequence[int | None], notes: list[str]) -> Reading:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.readings import Known, Reading, class_indices, normalized, quoted_list
+from xpnet.cli.readings import Known, Reading, class_indices, normalized, placed, quoted_list
 from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
-from xpnet.data.splits import row_hashes, spread_repetitions
+from xpnet.data.splits import row_hashes
 from xpnet.data.table_form import as_number, is_missing
 from xpnet.data.tables import Table, open_table
 from xpnet.runtime.messages import quoted
@@ -71,9 +71,8 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
         notes += [note] if note else []
         inputs, names, y = known.inputs, known.class_names, class_indices(labels, known, str(path))
     contents = row_hashes(x)
-    return Reading(
-        str(path), x.reshape(len(x), *inputs.shape), y, names, inputs, contents, spread_repetitions(contents), None, notes
-    )
+    places, inputs = placed(contents, inputs, known)
+    return Reading(str(path), x.reshape(len(x), *inputs.shape), y, names, inputs, contents, places, None, notes)
 
 
 def read_rows(path: Path, known: Known, target: str | None = None) -> tuple[NumpyArray, list[str]]:

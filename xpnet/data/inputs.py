@@ -34,6 +34,7 @@ class InputRecord:
         columns: of a table, their titles in the order of the features; () where the file had none.
         target: of a table, the title of the column of classes; "" where the file had none.
         target_column: of a table, the place of that column among the file's, from 0; None where it had none.
+        spread: few rows differ, and their repetitions were divided as examples of their own.
         resized: images were resized to `shape`; otherwise all had this size.
         background: the colour (R, G, B) that transparent images are composited on; None: their transparency is ignored.
         low, high: the least and largest x in the training part, (C,) or (F,); None if unknown.
@@ -50,6 +51,7 @@ class InputRecord:
     columns: tuple[str, ...] = ()
     target: str = ""
     target_column: int | None = None
+    spread: bool = False
     resized: bool = False
     background: tuple[int, int, int] | None = WHITE
     low: NumpyArray | None = field(default=None, repr=False)
@@ -65,6 +67,8 @@ class InputRecord:
             found["columns"], found["target"] = list(self.columns), self.target
             if self.target_column is not None:
                 found["target_column"] = self.target_column
+        if self.spread:
+            found["spread"] = True
         if self.kind == "images":
             found["resized"] = self.resized
             if self.background is not None:
@@ -92,10 +96,14 @@ class InputRecord:
         return words + (f", transparency on {self.background}" if self.kind == "images" and self.background else "")
 
     def with_training_part(self, x: NumpyArray, hashes: NumpyArray | None = None) -> InputRecord:
-        """Return the record with the range of the training part (N, ...) and the hashes of its examples."""
+        """Return the record with the range of the training part (N, ...) and the hashes of its examples added."""
         axes = tuple(range(x.ndim - 1))
-        kept = None if hashes is None else np.unique(hashes)[:_MOST_TRAINED_ON]
         low, high = x.min(axis=axes).astype(np.float32), x.max(axis=axes).astype(np.float32)
+        if self.low is not None and self.high is not None:
+            low, high = np.minimum(low, self.low), np.maximum(high, self.high)
+        if hashes is not None and self.trained_on is not None:
+            hashes = np.append(hashes, self.trained_on)
+        kept = None if hashes is None else np.unique(hashes)[:_MOST_TRAINED_ON]
         return replace(self, low=low, high=high, trained_on=kept, trained_count=len(x))
 
     def seen(self, hashes: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
@@ -148,12 +156,13 @@ class InputRecord:
         integers = dtype.kind in "iu"
         known = None if self.high is None else float(np.abs(self.high).max())
         if self.scale == 1:
-            if self.kind != "table" and integers and not self.whole and known is not None:
-                if most > (1.0 if self.kind == "images" and known <= _ABOUT_WHITE else _FAR * known):
-                    raise DataError(
-                        f"{place}: holds whole numbers up to {most:g}; the model was trained on numbers up to {known:g}: scale "
-                        f"them as the training data"
-                    )
+            if self.kind == "table" or not integers or self.whole or known is None:
+                return 1.0, ""
+            if most > (1.0 if self.kind == "images" and known <= _ABOUT_WHITE else _FAR * known):
+                raise DataError(
+                    f"{place}: holds whole numbers up to {most:g}; the model was trained on numbers up to {known:g}: scale "
+                    f"them as the training data"
+                )
             return 1.0, ""
         if self.kind == "table":
             # The numbers as published, or already divided: what is in the range of the training data.
@@ -277,6 +286,7 @@ def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | 
         columns=tuple(map(str, columns)),
         target=str(settings.get("target", "")),
         target_column=target_column,
+        spread=bool(settings.get("spread", False)),
         resized=bool(settings.get("resized", False)),
         background=(background[0], background[1], background[2]) if background else None,
         low=found.get("low"),
