@@ -137,7 +137,7 @@ def test_without_a_record_values_are_read_as_before():
     "record",
     [
         images(16.0),
-        InputRecord("table", (2,), columns=("a", "b ü"), target="c", target_column=1),
+        InputRecord("table", (2,), columns=("a", "b ü"), target="c", target_column=1, separator=";", decimal=",", spread=True),
         InputRecord("array", (3,), whole=True),
         InputRecord("images", (2, 2, 3), 255.0, resized=True, background=None),
     ],

@@ -58,14 +58,17 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
         raise DataError(f"{path}: has no column of classes: {_columns(table)}; name it with --target")
     read = table.read(chosen.features, [chosen.target])
     labels = _labels(table, chosen.target, read.texts[0], read.lines)
-    notes = [f"{path}: {note}" for note in (*table.notes, *chosen.notes)]
+    notes = [f"{path}: {note}" for note in (*table.notes, *chosen.notes, *read.notes)]
     x = read.numbers
     if known is None:
         names, y = _classes(table, chosen.target, labels)
         notes += [f"{path}: {note}" for note in (*_lost_digits(table, chosen, x, read.rounding), *_alike(names))]
         titles = () if table.titles is None else tuple(_title(table, k) for k in chosen.features)
         title = "" if table.titles is None else table.titles[chosen.target]
-        inputs = InputRecord("table", x.shape[1:], columns=titles, target=title, target_column=chosen.target)
+        inputs = InputRecord(
+            "table", x.shape[1:], columns=titles, target=title, target_column=chosen.target, separator=table.separator,
+            decimal=read.decimal,
+        )  # fmt: skip
     else:
         x, note = known.inputs.to_units(x, str(path), text=True)
         notes += [note] if note else []
@@ -85,7 +88,7 @@ def read_rows(path: Path, known: Known, target: str | None = None) -> tuple[Nump
     chosen = choose(table, known, target)
     read = table.read(chosen.features)
     x, note = known.inputs.to_units(read.numbers, str(path), text=True)
-    notes = [f"{path}: {said}" for said in (*table.notes, *chosen.notes)]
+    notes = [f"{path}: {said}" for said in (*table.notes, *chosen.notes, *read.notes)]
     return x.reshape(len(x), *known.inputs.shape), notes + ([note] if note else [])
 
 
@@ -175,7 +178,7 @@ def _count_classes(table: Table, column: int, known: Known) -> int:
 def _open(path: Path, known: Known | None) -> Table:
     if known is None:
         return open_table(path)
-    return open_table(path, known.inputs.columns, known.class_names)
+    return open_table(path, known.inputs, known.class_names)
 
 
 def _check_titles(table: Table) -> None:

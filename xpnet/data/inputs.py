@@ -34,6 +34,7 @@ class InputRecord:
         columns: of a table, their titles in the order of the features; () where the file had none.
         target: of a table, the title of the column of classes; "" where the file had none.
         target_column: of a table, the place of that column among the file's, from 0; None where it had none.
+        separator, decimal: of a table, what is between its cells and its decimal mark; "" where that is unknown.
         spread: few rows differ, and their repetitions were divided as examples of their own.
         resized: images were resized to `shape`; otherwise all had this size.
         background: the colour (R, G, B) that transparent images are composited on; None: their transparency is ignored.
@@ -51,6 +52,8 @@ class InputRecord:
     columns: tuple[str, ...] = ()
     target: str = ""
     target_column: int | None = None
+    separator: str = ""
+    decimal: str = ""
     spread: bool = False
     resized: bool = False
     background: tuple[int, int, int] | None = WHITE
@@ -60,6 +63,12 @@ class InputRecord:
     trained_count: int = 0
     assumed: bool = False
 
+    @property
+    def titled(self) -> bool | None:
+        """Whether the training data had titles; None where that is unknown."""
+        known = self.kind == "table" and (self.columns or self.target_column is not None)
+        return bool(self.columns) if known else None
+
     def settings(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON and TOML can hold it."""
         found: dict[str, Any] = {"kind": self.kind, "shape": list(self.shape), "scale": self.scale, "whole": self.whole}
@@ -67,6 +76,7 @@ class InputRecord:
             found["columns"], found["target"] = list(self.columns), self.target
             if self.target_column is not None:
                 found["target_column"] = self.target_column
+            found["separator"], found["decimal"] = self.separator, self.decimal
         if self.spread:
             found["spread"] = True
         if self.kind == "images":
@@ -286,6 +296,8 @@ def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | 
         columns=tuple(map(str, columns)),
         target=str(settings.get("target", "")),
         target_column=target_column,
+        separator=str(settings.get("separator", ""))[:1],
+        decimal=str(settings.get("decimal", ""))[:1],
         spread=bool(settings.get("spread", False)),
         resized=bool(settings.get("resized", False)),
         background=(background[0], background[1], background[2]) if background else None,
