@@ -445,6 +445,12 @@ def test_which_folders_are_parts(name, part):
         (("Training", "test1"), 32, 32, 0),
         (("train_set", "valid_set", "test_set"), 32, 32, 32),
         (("seg_train/seg_train", "seg_test/seg_test"), 32, 32, 0),
+        (("alphabet_train", "alphabet_test"), 32, 32, 0),
+        (("MyPhotos_train", "MyPhotos_test"), 32, 32, 0),
+        (("photosTrain", "photosVal", "photosTest"), 32, 32, 32),
+        (("x_train", "x_test"), 32, 32, 0),
+        (("train_small", "test_small"), 32, 32, 0),
+        (("train", "test_small"), 32, 32, 0),
     ],
 )
 def test_folders_that_are_divided(parts, train_on, test_on, watched):
@@ -477,6 +483,23 @@ def test_train_and_test_are_no_classes(capsys):
     assert from_folder(Path("vehicles")).class_names == ("bus", "train")
 
 
+def test_folders_within_classes_are_said(capsys):
+    for name in ("set_1", "set_2"):
+        pictures(f"d/{name}", count=8)
+    assert "the classes are 'set_1', 'set_2', each with its images in 'cat', 'dog'; if these" in train(capsys, "d", epochs=1)
+    pictures("trains", ("steam_train", "test_car"))
+    assert from_folder(Path("trains")).class_names == ("steam_train", "test_car")
+
+
+def test_a_model_is_evaluated_on_a_test_folder_alone(capsys):
+    pictures("d")
+    train(capsys, "d", epochs=2)
+    pictures("e/test", seed=4)
+    out = say(capsys, "evaluate", "run/model.xpnet", "e")[1]
+    assert accuracy(out)[1] == 32
+    assert "measured on the 32 examples of the test part" in out
+
+
 def flat(*places):
     pictures("source")
     for place in places:
@@ -498,6 +521,11 @@ def flat(*places):
             "the class folders 'cow' are not in the training part",
         ),
         (lambda: Path("d").mkdir(), "holds no images"),
+        (
+            lambda: [pictures(f"d/{name}", ("train", "test")) for name in NAMES],
+            "the classes hold parts of the data, such as cat/train/ and cat/test/; expected train/CLASS/NAME.png",
+        ),
+        (lambda: [pictures(f"d/{name}") for name in ("train", "test", "train_small")], "are the same part of the data"),
     ],
 )
 def test_folders_that_cannot_be_used(make, says, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ RNG = np.random.default_rng(0)
 GRADES = RNG.integers(1, 6, (60, 12)).tolist()
 SPECTRA = [[f"{v:.4f}" for v in row] for row in RNG.normal(size=(60, 8)).tolist()]
 WORDS = [("low", "mid", "high")[k % 3] for k in range(60)]
-NUMBERS_AS_TITLES = {
+NUMBERS_AS_TITLES: dict[str, tuple[list[str], Any, Any]] = {
     "wave lengths": ([*map(str, range(850, 866, 2)), "label"], SPECTRA, WORDS),
     "falling wave numbers": ([*map(str, range(4000, 3968, -4)), "label"], SPECTRA, WORDS),
     "doses": (["0.1", "0.5", "1", "2.5", "5", "10", "20", "50", "diagnosis"], SPECTRA, WORDS),
