@@ -226,7 +226,51 @@ def test_row_numbers_are_no_feature():
 def test_one_and_one_point_nought_are_one_class():
     x, y = points(60)
     table("t.csv", x, y, names=("1", "1.0", "2"))
-    assert from_csv(Path("t.csv")).class_names == ("1", "2")
+    dataset = from_csv(Path("t.csv"))
+    assert dataset.class_names == ("1", "2")
+    assert "t.csv: the classes '1', '1.0' are one: they are the same number" in dataset.reading.notes
+    table("t.csv", x, y, names=("007", "1E2", "7"))
+    dataset = from_csv(Path("t.csv"))
+    assert dataset.class_names == ("7", "1E2")
+    assert any("'007', '7' are one" in note for note in dataset.reading.notes)
+
+
+IRIS = xn.data.load("iris")
+IRIS_TITLES = {
+    "scikit-learn": ("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)", "target"),
+    "seaborn": ("sepal_length", "sepal_width", "petal_length", "petal_width", "species"),
+    "R": ("Sepal.Length", "Sepal.Width", "Petal.Length", "Petal.Width", "Species"),
+    "Kaggle": ("SepalLengthCm", "SepalWidthCm", "PetalLengthCm", "PetalWidthCm", "Species"),
+}
+
+
+@pytest.mark.parametrize("source", IRIS_TITLES)
+def test_iris_of_others_is_matched_by_its_titles(source, capsys):
+    train(capsys, "iris", epochs=1)
+    measured = accuracy(say(capsys, "evaluate", "run/model.xpnet")[1])
+    titles = np.array(IRIS_TITLES[source])
+    x, y = np.concatenate([IRIS.train[0], IRIS.test[0]]), np.concatenate([IRIS.train[1], IRIS.test[1]])
+    found = []
+    for order in ([0, 1, 2, 3, 4], [3, 2, 1, 0, 4], [4, 2, 0, 3, 1]):
+        rows = [[*(f"{10 * v:.1f}" for v in row), IRIS.class_names[k]] for row, k in zip(x, y)]
+        with open("i.csv", "w") as file:
+            csv.writer(file).writerows([titles[order], *(np.array(row)[order] for row in rows)])
+        more = ["--target", "target"] if source == "scikit-learn" else []
+        code, out, err = say(capsys, "evaluate", "run/model.xpnet", "i.csv", *more)
+        assert code == 0, err
+        assert "of these 150 examples were trained on" in out
+        found.append(re.findall(r"accuracy .*", out))
+    assert found[0] == found[1] == found[2]
+    Path("i.csv").write_text("sepal length (mm),sepal width,petal length,petal width\n51,35,14,2\n")
+    assert "has no column 'sepal length (cm)'" in say(capsys, "predict", "run/model.xpnet", "i.csv")[2]
+    assert measured[1] == 30
+
+
+def test_a_model_of_columns_without_titles_says_that_it_takes_them_in_their_order(capsys):
+    table("t.csv", *points(90), None)
+    train(capsys, "t.csv", epochs=1)
+    table("new.csv", NEW, LABELS, "c,b,a,label")
+    assert "columns are taken in their order, whatever their titles" in say(capsys, "predict", "run/model.xpnet", "new.csv")[2]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
     x = read.numbers
     if known is None:
         names, y = _classes(table, chosen.target, labels)
+        notes += _merged(path, labels)
         notes += [f"{path}: {note}" for note in (*_lost_digits(table, chosen, x, read.rounding), *_alike(names))]
         titles = () if table.titles is None else tuple(_title(table, k) for k in chosen.features)
         title = "" if table.titles is None else table.titles[chosen.target]
@@ -111,6 +113,8 @@ def choose(table: Table, known: Known, target: str | None = None) -> Chosen:
             f"{quoted_list(record.columns)}, and the file has {quoted_list(titles)}"
         )
     wanted = [k for k in features if k is not None]
+    if len(set(wanted)) < len(wanted):
+        raise DataError(f"{table.path}: the titles {quoted_list(titles)} do not tell {quoted_list(record.columns)} apart")
     column = find_column(table, target) if target is not None else _find_title(titles, record.target) if record.target else None
     others = [titles[k] for k in range(table.width) if k not in wanted and k != column and titles[k]]
     notes = [f"columns that the model does not take were passed over: {quoted_list(others)}"] if others else []
@@ -125,6 +129,8 @@ def _by_place(table: Table, known: Known, target: str | None) -> Chosen:
     notes = []
     if record.columns:
         notes.append(f"has no titles: columns are taken in the order {quoted_list(record.columns)}")
+    elif record.kind == "table" and table.titles is not None:
+        notes.append(f"columns are taken in their order, whatever their titles: the data of {known.place} had none")
     if table.width == count and target is None:
         return Chosen(list(range(count)), None, notes)
     if table.width != count + 1:
@@ -189,14 +195,27 @@ def _check_titles(table: Table) -> None:
 
 
 def _find_title(titles: Sequence[str], name: str) -> int | None:
-    """Return the column with this title: the same, or else the only one that differs in case alone."""
+    """Return the column with this title: the same, or else the only one that differs in case, or in case and signs, alone.
+
+    A unit in brackets may be missing in the file: sepal_length is "sepal length (cm)", and "sepal length (mm)" is not.
+    """
     if name in titles:
         return titles.index(name)
-    alike = [k for k, title in enumerate(titles) if normalized(title).casefold() == normalized(name).casefold()]
-    if len(alike) == 1:
-        return alike[0]
+    for simple in (_folded, _letters):
+        wanted = {simple(name), simple(re.sub(r"\(.*?\)$", "", name))} - {""}
+        alike = [k for k, title in enumerate(titles) if simple(title) in wanted]
+        if len(alike) == 1:
+            return alike[0]
     placed = [k for k, title in enumerate(titles) if not title and f"column {k}" == name]
     return placed[0] if placed else None
+
+
+def _folded(title: str) -> str:
+    return normalized(title).casefold()
+
+
+def _letters(title: str) -> str:
+    return "".join(c for c in _folded(title) if c.isalnum())
 
 
 def _title(table: Table, column: int) -> str:
@@ -306,6 +325,16 @@ def _classes(table: Table, column: int, labels: list[str]) -> tuple[tuple[str, .
     index = {key: k for k, key in enumerate(order)}
     y = np.array([index[keys[label]] for label in labels], np.int64)
     return tuple(spelled[key] for key in order), y
+
+
+def _merged(path: Path, labels: Sequence[str]) -> list[str]:
+    """Say which labels are one class, because they are the same number."""
+    spelled: dict[float, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        if (number := as_number(label)) is not None:
+            spelled.setdefault(number, []).append(label)
+    several = [names for names in spelled.values() if len(names) > 1]
+    return [f"{path}: the classes {quoted_list(names)} are one: they are the same number" for names in several[:3]]
 
 
 def _lost_digits(table: Table, chosen: Chosen, x: NumpyArray, rounding: NumpyArray) -> list[str]:

@@ -37,6 +37,8 @@ class Dataset:
         licence: the authors' terms of use.
         scale: x = published value / scale.
         notes: further facts, for example about the split.
+        columns: of a table, the titles of its features; () where they have none.
+        target: the title of its classes.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Dataset:
     licence: str
     scale: float = 1.0
     notes: str = ""
+    columns: tuple[str, ...] = ()
+    target: str = ""
 
     @property
     def classes(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .dataset import DataError, Dataset, NumpyArray
+from .splits import row_hashes
 
 KINDS = ("images", "table", "array")
 WHITE = (255, 255, 255)
@@ -249,9 +250,12 @@ class InputRecord:
 
 def record_of(dataset: Dataset) -> InputRecord:
     """Return the record of a data set, read from its published files."""
-    shape = dataset.input_shape
+    shape, x = dataset.input_shape, dataset.train[0]
     kind = "images" if len(shape) == 3 else "table"
-    return InputRecord(kind, shape, dataset.scale, whole=kind == "images").with_training_part(dataset.train[0])
+    record = InputRecord(
+        kind, shape, dataset.scale, whole=kind == "images", columns=dataset.columns, target=dataset.target
+    )  # fmt: skip
+    return record.with_training_part(x, row_hashes(x))
 
 
 def default_record(shape: tuple[int, ...]) -> InputRecord:
