@@ -267,7 +267,8 @@ def test_iris_of_others_is_matched_by_its_titles(source, capsys):
 
 
 def test_a_model_of_columns_without_titles_says_that_it_takes_them_in_their_order(capsys):
-    table("t.csv", *points(90), None)
+    x, y = points(90)
+    table("t.csv", x, y, None)
     train(capsys, "t.csv", epochs=1)
     table("new.csv", NEW, LABELS, "c,b,a,label")
     assert "columns are taken in their order, whatever their titles" in say(capsys, "predict", "run/model.xpnet", "new.csv")[2]
