@@ -223,6 +223,45 @@ def test_row_numbers_are_no_feature():
     assert any("counts the rows" in note for note in dataset.reading.notes)
 
 
+def test_a_titled_column_that_counts_the_rows_is_said():
+    x, y = points(60)
+    table("t.csv", np.column_stack([np.arange(60), x]), y, "id,a,b,c,label")
+    assert "t.csv: column 'id' counts the rows, and is a feature; if it is no measurement, remove it" in (
+        from_csv(Path("t.csv")).reading.notes
+    )
+
+
+def test_a_folder_with_the_name_of_a_published_set_has_its_own_settings(capsys):
+    pictures("iris", count=10)
+    train(capsys, "./iris", epochs=1)
+    pictures("photos", count=10)
+    train(capsys, "photos", epochs=1, out="other")
+    first, second = (tomllib.loads(Path(run, "config.toml").read_text()) for run in ("run", "other"))
+    for key in ("batch_size", "learning_rate", "weight_decay", "augment"):
+        assert first[key] == second[key]
+
+
+def test_labels_of_bytes_and_of_objects(capsys):
+    x, y = points(60)
+    np.savez("x.npz", x=x, y=np.array(NAMES)[y].astype("S"))
+    reading: Any = read_own("x.npz")
+    assert reading.class_names == NAMES
+    np.savez("x.npz", x=x, y=np.array(NAMES, object)[y])
+    code, _, err = say(capsys, "train", "x.npz")
+    assert code == 2
+    assert "holds object, expected numbers or text; save labels as text, such as y.astype(str)" in err
+
+
+def test_a_file_that_cannot_be_read_among_others_names_skip_bad(capsys):
+    pictures("d")
+    train(capsys, "d", epochs=1)
+    Path("d/cat/bad.png").write_bytes(b"x")
+    code, out, err = say(capsys, "predict", "run/model.xpnet", "d")
+    assert (code, out) == (2, "")
+    assert "bad.png" in err
+    assert "--skip-bad leaves such files out" in err
+
+
 def test_one_and_one_point_nought_are_one_class():
     x, y = points(60)
     table("t.csv", x, y, names=("1", "1.0", "2"))

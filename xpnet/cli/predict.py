@@ -161,7 +161,9 @@ def predict(args: argparse.Namespace) -> int:
             x, said = read(path, known, args.target)
         except DataError as error:
             if not args.skip_bad:
-                raise
+                if len(files) == 1:
+                    raise
+                raise DataError(f"{error}; --skip-bad leaves such files out") from error
             warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=2)
             continue
         notes += said

@@ -64,7 +64,7 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
     if known is None:
         names, y = _classes(table, chosen.target, labels)
         notes += _merged(path, labels)
-        notes += [f"{path}: {note}" for note in (*_lost_digits(table, chosen, x, read.rounding), *_alike(names))]
+        notes += [f"{path}: {note}" for note in (*_odd_features(table, chosen, x, read.rounding), *_alike(names))]
         titles = () if table.titles is None else tuple(_title(table, k) for k in chosen.features)
         title = "" if table.titles is None else table.titles[chosen.target]
         inputs = InputRecord(
@@ -337,12 +337,16 @@ def _merged(path: Path, labels: Sequence[str]) -> list[str]:
     return [f"{path}: the classes {quoted_list(names)} are one: they are the same number" for names in several[:3]]
 
 
-def _lost_digits(table: Table, chosen: Chosen, x: NumpyArray, rounding: NumpyArray) -> list[str]:
-    """Say which features differ in digits that float32 does not keep, such as times in milliseconds."""
+def _odd_features(table: Table, chosen: Chosen, x: NumpyArray, rounding: NumpyArray) -> list[str]:
+    """Say which features count the rows, and which differ in digits that float32 does not keep, such as milliseconds."""
+    rows = np.arange(len(x))
+    count = [k for k in range(x.shape[1]) if len(x) > 20 and x[0, k] in (0, 1) and np.array_equal(x[:, k], rows + x[0, k])]
+    notes = [
+        f"{table.title(chosen.features[k])} counts the rows, and is a feature; if it is no measurement, remove it"
+        for k in count[:3]
+    ]
     lost = [k for k in range(x.shape[1]) if rounding[k] > _ROUNDING * float(x[:, k].std(dtype=np.float64))]
-    if not lost:
-        return []
-    return [
+    return notes + [
         f"{table.title(chosen.features[k])}: its values, around {float(x[0, k]):.4g}, differ in digits that float32 does not "
         f"keep; subtract an offset first"
         for k in lost[:3]

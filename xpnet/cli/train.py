@@ -74,7 +74,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         find_network(locate_network(given["model"], given.get(STARTED_IN)))
     before = known = None
     if args.resume is not None:
-        if _has_finished(Path(args.resume), given):
+        if args.out is None and _has_finished(Path(args.resume), given):
             return 0
         before = train_settings.recorded_inputs(args.resume)
         known = None if before is None else _known(before, args.resume)
@@ -88,7 +88,10 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         validation="patience" in given,
     )
     images = len(dataset.input_shape) == 3
-    _complete(given, RECIPES.get(dataset.name, IMAGES if images else FEATURES), images)
+    usual = IMAGES if images else FEATURES
+    # A folder of the user's may have the name of a published set.
+    recipe = usual if isinstance(dataset, OwnDataset) else RECIPES.get(dataset.name, usual)
+    _complete(given, recipe, images)
     name, make = find_network(locate_network(given["model"], given.get(STARTED_IN)))
     model = make(dataset.input_shape, dataset.classes, given["seed"], given["device"])
     _check(model, dataset, name)
@@ -103,7 +106,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
     archive.write_atomically(folder / train_settings.CONFIG, lambda file: file.write(text.encode("utf-8", "replace")))
 
     preprocessing = Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape)
-    batches, watched, held_out, optimizer = _prepare(given, dataset, model, preprocessing)
+    batches, watched, held_out, optimizer = _prepare(given, dataset, model, preprocessing, recipe)
     what = "images" if images else "examples"
     print(
         f"{dataset.name}: {batches.count:,} {what} to train on, {len(dataset.test[1]):,} to test, {dataset.classes} classes"
@@ -146,7 +149,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
     seconds = time.perf_counter() - began
     if stopped:
         print(f"stopped by {stopped} in epoch {trainer.epoch + 1}; the training so far is kept\n{again}", flush=True)
-    if trainer.iteration == start.iteration and (folder / MODEL).exists() and args.resume is not None:
+    if trainer.iteration == start.iteration and args.resume is not None and _holds(folder, trainer.epoch):
         print(f"nothing was trained: {folder / MODEL} stays as it is")
         return code
     about = {"network": name, "seed": given["seed"], "epochs": trainer.epoch}
@@ -182,13 +185,22 @@ def _has_finished(folder: Path, given: train_settings.Settings) -> bool:
     """Say whether a run has nothing left to train: its files stay as they are then, whatever has become of the data."""
     epochs = train_settings.read_file(folder / train_settings.CONFIG).get("epochs", 0)
     try:
-        finished = read_record(folder)["state"] == "finished"
+        record = read_record(folder)
     except (FileNotFoundError, archive.ArchiveError):
         return False
-    if not finished or given.get("epochs", 0) > epochs or not (folder / MODEL).exists():
+    if record["state"] != "finished" or given.get("epochs", 0) > epochs or not _holds(folder, len(record["learning_rate"])):
         return False
     print(f"{folder}: the run has finished, with --epochs {epochs}: nothing was trained or written")
     return True
+
+
+def _holds(folder: Path, epochs: int) -> bool:
+    """Return whether the model in a folder is that of this epoch, and not an older one."""
+    try:
+        document, _ = archive.read(folder / MODEL)
+    except (FileNotFoundError, archive.ArchiveError):
+        return False
+    return bool(document.get("metadata", {}).get("epochs") == epochs)
 
 
 def _known(before: dict[str, Any], folder: str) -> Known:
@@ -242,7 +254,7 @@ def _complete(given: train_settings.Settings, recipe: Recipe, images: bool) -> N
 
 
 def _prepare(
-    given: train_settings.Settings, dataset: Dataset, model: Module, preprocessing: Standardize
+    given: train_settings.Settings, dataset: Dataset, model: Module, preprocessing: Standardize, recipe: Recipe
 ) -> tuple[Batches, tuple[Any, Any], str, AdamW]:
     """Return the training batches, the validation data, where these are held out a phrase that says so, and the optimizer."""
     device = model.context.device
@@ -257,7 +269,6 @@ def _prepare(
         held_out = "of the training part are held out for validation"
     if held_out:
         held_out = f"{len(checked[1]):,} {held_out}"
-    recipe = RECIPES.get(dataset.name, IMAGES)
     augmentation = recipe.augmentation or IMAGES.augmentation
     # The value of a black pixel, averaged over channels: augmentations fill with one number.
     black = float(preprocessing(np.zeros((1, *dataset.input_shape), np.float32)).mean())
