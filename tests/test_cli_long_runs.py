@@ -99,11 +99,11 @@ def small(step_end, *callbacks: xn.Callback) -> xn.Trainer:
 @posix
 @pytest.mark.parametrize("times", [1, 2])  # to the process, and to its group
 def test_sigterm_in_a_script_is_a_systemexit_after_the_checkpoint(times, tmp_path):
-    def end(trainer):
+    def send(trainer):
         for _ in range(times * (trainer.iteration == 3)):
             signal.raise_signal(signal.SIGTERM)
 
-    trainer = small(end, xn.training.Checkpoint(tmp_path))
+    trainer = small(send, xn.training.Checkpoint(tmp_path))
     with pytest.raises(SystemExit) as end:
         trainer.fit(DATA, epochs=9, verbose=False)
     assert end.value.code == 143
