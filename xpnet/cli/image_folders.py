@@ -174,7 +174,7 @@ def _folders_in_classes(folder: Path, classes: Sequence[Path]) -> list[str]:
             f"{folder}: the classes hold parts of the data, such as {names}; expected {parts[TRAIN]}/CLASS/NAME.png"
         )
     shared = [name for name, count in inner.items() if count > 1]
-    if len(shared) < 2:
+    if len(shared) < 2 and not (shared and parts):
         return []
     return [
         f"the classes are {quoted_list([p.name for p in classes], 5)}, each with its images in {quoted_list(shared, 5)}; if "

@@ -128,6 +128,9 @@ def _examples_to_measure(reading: Reading, known: Known, same: bool) -> tuple[Nu
             notes.append(
                 f"left out {int((test & seen).sum()):,} examples of the test part that are copies of training examples"
             )
+        copies = int(np.isin(reading.contents[rows], reading.contents[seen]).sum())
+        if copies:  # rows of which few differ: repetitions are examples of their own
+            notes.append(f"{copies:,} of them are copies of training examples")
         if not len(rows):
             rows = np.flatnonzero(test)
             notes = [f"measured on the {len(rows):,} examples of the test part, all of them copies of training examples"]

@@ -159,7 +159,7 @@ class InputRecord:
             divisor, note = self._divisor(values, x.dtype, place)
         if divisor != 1:
             values /= np.float32(divisor)
-        return values, note or self.far(values, place)
+        return values, "; ".join(filter(None, (note, self.far(values, place))))
 
     def _divisor(self, x: NumpyArray, dtype: np.dtype[Any], place: str) -> tuple[float, str]:
         """Return what the values are divided by, and what should be said about it; of the training data it is the scale."""
