@@ -128,6 +128,32 @@ def test_what_was_trained_on_is_never_tested_on(make, write, patience, capsys):
     assert copied or "which were not trained on" in out
 
 
+def divided(x, y, tested):
+    np.savez("t.npz", x_train=x[~tested], y_train=y[~tested], x_test=x[tested], y_test=y[tested])
+
+
+@pytest.mark.parametrize("patience", [True, False])
+def test_parts_that_are_given_are_as_they_are_given(patience, capsys):
+    """A row that was moved from the training to the test part is said; what is held out for early stopping stays."""
+    x, y = points(120, 0, 1)
+    tested = np.arange(120) % 4 == 0
+    divided(x, y, tested)
+    options = ["--patience", "9"] if patience else []
+    train(capsys, "t.npz", "--epochs", "1", *options)
+    before: Any = find_dataset("t.npz", validation=patience)
+    more, labels = points(60, 0, 2)
+    divided(np.append(x, more, axis=0), np.append(y, labels), np.append(tested, np.arange(60) % 4 == 0))
+    after: Any = read_again("t.npz", patience)
+    assert len(after.test[1]) == 45
+    assert after.trained_before == 0
+    if patience:
+        np.testing.assert_array_equal(after.validation[0], before.validation[0])
+    moved = int(np.flatnonzero((before.train[0][0] == x.astype(np.float32)).all(axis=1))[0])
+    tested[moved] = True
+    divided(x, y, tested)
+    assert read_again("t.npz", patience).trained_before == 1
+
+
 def test_a_file_with_another_name_is_known_by_its_content(capsys):
     place = pictures(*points(80, 0, 1))
     train(capsys, place, "--epochs", "1")

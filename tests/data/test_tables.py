@@ -209,7 +209,7 @@ def test_comments_at_the_top(tmp_path):
         table, numbers, _ = read(path)
         assert table.titles == ("a", "b", "label")
         assert len(numbers) == 3
-        assert "comments at the top were passed over" in table.notes[0]
+        assert "of comments at the top" in table.notes[0]
     path.write_text("# two\n#a,b,label\n1,2,x\n")  # as numpy.savetxt writes them
     assert read(path)[0].titles == ("a", "b", "label")
 

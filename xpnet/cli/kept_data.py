@@ -10,7 +10,7 @@ import numpy as np
 
 from xpnet.cli.argument_types import UsageError
 from xpnet.data.dataset import NumpyArray
-from xpnet.data.splits import TRAIN, VALIDATION
+from xpnet.data.splits import TEST, TRAIN, VALIDATION
 from xpnet.io import archive
 
 NAME = "data.kept"
@@ -34,19 +34,22 @@ class Kept:
     std: tuple[float, ...]
     record: Mapping[str, NumpyArray]
 
-    def divide(self, places: NumpyArray, trained: NumpyArray, parts: NumpyArray, given: bool) -> NumpyArray:
+    def divide(self, places: NumpyArray, trained: NumpyArray, parts: NumpyArray, given: NumpyArray | None) -> NumpyArray:
         """Return the parts of examples: those that the run knows stay where they were.
 
         Args:
             places: of the examples, (N,).
             trained: whether they were trained on, under whatever name.
             parts: as new data would be divided.
-            given: folders or arrays say the part, and only what was held out of the training part is the run's own.
+            given: the parts that folders or arrays say, of which a run can hold out some of the training part; None: none do.
         """
+        if given is not None and (given == VALIDATION).any():
+            return parts
         at = np.minimum(np.searchsorted(self.places, places), len(self.places) - 1)
         known, before = self.places[at] == places, self.parts[at]
-        if given:
-            return np.where(known & (parts == TRAIN) & (before == VALIDATION), before, parts)
+        if given is not None:
+            known &= (given == TRAIN) & (before != TEST)
+            trained = np.zeros(len(places), bool)
         # What is new is not held out for validation: the losses of all epochs are measured on the same examples.
         watched = bool((known & (before == VALIDATION)).any())
         new = np.where(trained | (watched & (parts == VALIDATION)), TRAIN, parts)

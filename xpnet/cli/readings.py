@@ -79,7 +79,7 @@ class Reading:
         parts = self._divided(validation)
         if kept is None:
             return parts
-        return kept.divide(self.places, self.inputs.seen(self.identities)[0], parts, self.parts is not None)
+        return kept.divide(self.places, self.inputs.seen(self.identities)[0], parts, self.parts)
 
     def _divided(self, validation: bool) -> NumpyArray:
         fraction = VALIDATION_FRACTION if validation else 0.0

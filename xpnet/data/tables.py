@@ -215,7 +215,7 @@ def open_table(path: Path, record: InputRecord | None = None, labels: Collection
     if not sample:
         raise DataError(f"{path}: holds no rows")
     if comments and skipped:
-        notes.append(f"{skipped} lines of comments at the top were passed over")
+        notes.append(f"passed over {skipped} line{'s' * (skipped > 1)} of comments at the top")
     if separator not in (",", "\t") or (
         separator == "\t" and ".tsv" not in path.name.lower() and ".tab" not in path.name.lower()
     ):
