@@ -152,6 +152,9 @@ def test_parts_that_are_given_are_as_they_are_given(patience, capsys):
     tested[moved] = True
     divided(x, y, tested)
     assert read_again("t.npz", patience).trained_before == 1
+    out = resumed(capsys, 2)
+    assert "examples, 120 when the run began" in out or "another class or part" in out
+    assert "1 test examples were trained on, or are copies" in out
 
 
 def test_a_file_with_another_name_is_known_by_its_content(capsys):
@@ -208,7 +211,7 @@ def test_every_change_of_the_data_is_said(capsys):
         change()
         table(x, y)
         out = resumed(capsys, epochs)
-        assert "80), but some have other contents or another class" in out
+        assert "80), but some have other contents, or another class or part" in out
     assert "have changed" not in resumed(capsys, 9)
 
 

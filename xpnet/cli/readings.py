@@ -229,7 +229,8 @@ def describe_change(before: dict[str, Any], reading: Reading) -> str:
     if same and (mark == now["fingerprint"] or len(mark) != len(now["fingerprint"])):  # earlier versions had another one
         return ""
     if same:
-        return f"as many examples as when the run began ({now['examples']:,}), but some have other contents or another class"
+        count = f"as many examples as when the run began ({now['examples']:,})"
+        return f"{count}, but some have other contents, or another class or part"
     old = dict(zip(before.get("classes", []), before.get("counts", []), strict=False))
     changed = [f"{n} {old.get(n, 0):,} -> {c:,}" for n, c in zip(now["classes"], now["counts"]) if old.get(n, 0) != c]
     more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
@@ -238,12 +239,13 @@ def describe_change(before: dict[str, Any], reading: Reading) -> str:
 
 def facts(reading: Reading) -> dict[str, Any]:
     """Return the counts, class names and a fingerprint of the data, to be kept with a run."""
-    order = np.lexsort((reading.y, reading.contents))
-    pairs = np.stack([reading.contents[order], reading.y[order].astype(np.uint64)], axis=1)
+    parts = np.zeros(len(reading.y), np.int8) if reading.parts is None else reading.parts
+    order = np.lexsort((parts, reading.y, reading.contents))
+    each = np.stack([column[order].astype("<u8") for column in (reading.contents, reading.y, parts)])
     counts = np.bincount(reading.y, minlength=len(reading.class_names))
     return {
         "examples": len(reading.y),
         "classes": list(reading.class_names),
         "counts": counts.tolist(),
-        "fingerprint": hashlib.blake2b(pairs.astype("<u8").tobytes(), digest_size=16).hexdigest(),
+        "fingerprint": hashlib.blake2b(each.tobytes(), digest_size=16).hexdigest(),
     }
