@@ -272,6 +272,9 @@ def test_one_and_one_point_nought_are_one_class():
     dataset = from_csv(Path("t.csv"))
     assert dataset.class_names == ("7", "1E2")
     assert any("'007', '7' are one" in note for note in dataset.reading.notes)
+    table("t.csv", x, y, names=("007", "07", "7"))
+    with pytest.raises(DataError, match="holds '007', '07', '7' only, which are one number; if"):
+        from_csv(Path("t.csv"))
 
 
 IRIS = xn.data.load("iris")

@@ -314,7 +314,10 @@ def _classes(table: Table, column: int, labels: list[str]) -> tuple[tuple[str, .
     count = len(spelled)
     where = f"{table.path}: {'the class column' if table.titles is None else f'the class, {table.title(column)},'}"
     if count < 2:
-        raise DataError(f"{where} holds {quoted(labels[0])} only; if another column is the class, name it with --target")
+        only = "only" if len(keys) < 2 else "only, which are one number"
+        raise DataError(
+            f"{where} holds {quoted_list(list(keys), 3)} {only}; if another column is the class, name it with --target"
+        )
     measured = sum(isinstance(key, float) and key != round(key) for key in spelled)
     if count > max(20, len(labels) // 3) or (measured > 20 and 2 * measured > count):
         raise DataError(
