@@ -16,7 +16,7 @@ import xpnet as xn
 from tests.command_line import say
 from tests.test_cli_runs import COMMAND, ENVIRONMENT, weights
 from xpnet.cli import main, run_folder
-from xpnet.io import archive, lock
+from xpnet.io import archive, lock, model_file
 from xpnet.report import read_record
 
 LONG = ["--model", "mlp", "--schedule", "constant"]
@@ -97,10 +97,13 @@ def small(step_end, *callbacks: xn.Callback) -> xn.Trainer:
 
 
 @posix
-def test_sigterm_in_a_script_is_a_systemexit_after_the_checkpoint(tmp_path):
-    trainer = small(
-        lambda t: signal.raise_signal(signal.SIGTERM) if t.iteration == 3 else None, xn.training.Checkpoint(tmp_path)
-    )
+@pytest.mark.parametrize("times", [1, 2])  # to the process, and to its group
+def test_sigterm_in_a_script_is_a_systemexit_after_the_checkpoint(times, tmp_path):
+    def send(trainer):
+        for _ in range(times * (trainer.iteration == 3)):
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer = small(send, xn.training.Checkpoint(tmp_path))
     with pytest.raises(SystemExit) as end:
         trainer.fit(DATA, epochs=9, verbose=False)
     assert end.value.code == 143
@@ -185,6 +188,11 @@ def test_a_model_that_cannot_be_written_at_the_end_is_not_lost(tmp_path, capsys,
     assert "epoch" not in err  # nothing is trained again
     say(capsys, "train", "iris", "--epochs", "2", "--out", tmp_path / "whole")
     assert weights(folder) == weights(tmp_path / "whole")
+    monkeypatch.setattr(archive, "write_atomically", full)
+    assert say(capsys, "train", "--resume", folder, "--epochs", "3")[0] == 2
+    monkeypatch.undo()
+    assert say(capsys, "train", "--resume", folder)[0] == 0  # the model there is an older one
+    assert model_file.read(folder / "model.xpnet").metadata["epochs"] == 3
 
 
 def table(path: Path) -> None:

@@ -16,8 +16,10 @@ import pytest
 import xpnet as xn
 from tests.command_line import say
 from xpnet.cli import main
+from xpnet.cli.array_files import read_arrays
 from xpnet.cli.image_folders import role
-from xpnet.cli.user_data import find_dataset, from_csv, from_folder
+from xpnet.cli.readings import Known
+from xpnet.cli.user_data import find_dataset, from_csv, from_folder, read_own
 from xpnet.data import DataError
 from xpnet.data.splits import TEST, TRAIN, VALIDATION
 from xpnet.io import model_file
@@ -221,10 +223,97 @@ def test_row_numbers_are_no_feature():
     assert any("counts the rows" in note for note in dataset.reading.notes)
 
 
+def test_a_titled_column_that_counts_the_rows_is_said():
+    x, y = points(60)
+    table("t.csv", np.column_stack([np.arange(60), x]), y, "id,a,b,c,label")
+    assert "t.csv: column 'id' counts the rows, and is a feature; if it is no measurement, remove it" in (
+        from_csv(Path("t.csv")).reading.notes
+    )
+
+
+def test_a_folder_with_the_name_of_a_published_set_has_its_own_settings(capsys):
+    pictures("iris", count=10)
+    train(capsys, "./iris", epochs=1)
+    pictures("photos", count=10)
+    train(capsys, "photos", epochs=1, out="other")
+    first, second = (tomllib.loads(Path(run, "config.toml").read_text()) for run in ("run", "other"))
+    for key in ("batch_size", "learning_rate", "weight_decay", "augment"):
+        assert first[key] == second[key]
+
+
+def test_labels_of_bytes_and_of_objects(capsys):
+    x, y = points(60)
+    np.savez("x.npz", x=x, y=np.array(NAMES)[y].astype("S"))
+    reading: Any = read_own("x.npz")
+    assert reading.class_names == NAMES
+    np.savez("x.npz", x=x, y=np.array(NAMES, object)[y])
+    code, _, err = say(capsys, "train", "x.npz")
+    assert code == 2
+    assert "holds object, expected numbers or text; save labels as text, such as y.astype(str)" in err
+
+
+def test_a_file_that_cannot_be_read_among_others_names_skip_bad(capsys):
+    pictures("d")
+    train(capsys, "d", epochs=1)
+    Path("d/cat/bad.png").write_bytes(b"x")
+    code, out, err = say(capsys, "predict", "run/model.xpnet", "d")
+    assert (code, out) == (2, "")
+    assert "bad.png" in err
+    assert "--skip-bad leaves such files out" in err
+
+
 def test_one_and_one_point_nought_are_one_class():
     x, y = points(60)
     table("t.csv", x, y, names=("1", "1.0", "2"))
-    assert from_csv(Path("t.csv")).class_names == ("1", "2")
+    dataset = from_csv(Path("t.csv"))
+    assert dataset.class_names == ("1", "2")
+    assert "t.csv: the classes '1', '1.0' are one: they are the same number" in dataset.reading.notes
+    table("t.csv", x, y, names=("007", "1E2", "7"))
+    dataset = from_csv(Path("t.csv"))
+    assert dataset.class_names == ("7", "1E2")
+    assert any("'007', '7' are one" in note for note in dataset.reading.notes)
+    table("t.csv", x, y, names=("007", "07", "7"))
+    with pytest.raises(DataError, match="holds '007', '07', '7' only, which are one number; if"):
+        from_csv(Path("t.csv"))
+
+
+IRIS = xn.data.load("iris")
+IRIS_TITLES = {
+    "scikit-learn": ("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)", "target"),
+    "seaborn": ("sepal_length", "sepal_width", "petal_length", "petal_width", "species"),
+    "R": ("Sepal.Length", "Sepal.Width", "Petal.Length", "Petal.Width", "Species"),
+    "Kaggle": ("SepalLengthCm", "SepalWidthCm", "PetalLengthCm", "PetalWidthCm", "Species"),
+}
+
+
+@pytest.mark.parametrize("source", IRIS_TITLES)
+def test_iris_of_others_is_matched_by_its_titles(source, capsys):
+    train(capsys, "iris", epochs=1)
+    measured = accuracy(say(capsys, "evaluate", "run/model.xpnet")[1])
+    titles = np.array(IRIS_TITLES[source])
+    x, y = np.concatenate([IRIS.train[0], IRIS.test[0]]), np.concatenate([IRIS.train[1], IRIS.test[1]])
+    found = []
+    for order in ([0, 1, 2, 3, 4], [3, 2, 1, 0, 4], [4, 2, 0, 3, 1]):
+        rows = [[*(f"{10 * v:.1f}" for v in row), IRIS.class_names[k]] for row, k in zip(x, y)]
+        with open("i.csv", "w") as file:
+            csv.writer(file).writerows([titles[order], *(np.array(row)[order] for row in rows)])
+        more = ["--target", "target"] if source == "scikit-learn" else []
+        code, out, err = say(capsys, "evaluate", "run/model.xpnet", "i.csv", *more)
+        assert code == 0, err
+        assert "of these 150 examples were trained on" in out
+        found.append(re.findall(r"accuracy .*", out))
+    assert found[0] == found[1] == found[2]
+    Path("i.csv").write_text("sepal length (mm),sepal width,petal length,petal width\n51,35,14,2\n")
+    assert "has no column 'sepal length (cm)'" in say(capsys, "predict", "run/model.xpnet", "i.csv")[2]
+    assert measured[1] == 30
+
+
+def test_a_model_of_columns_without_titles_says_that_it_takes_them_in_their_order(capsys):
+    x, y = points(90)
+    table("t.csv", x, y, None)
+    train(capsys, "t.csv", epochs=1)
+    table("new.csv", NEW, LABELS, "c,b,a,label")
+    assert "columns are taken in their order, whatever their titles" in say(capsys, "predict", "run/model.xpnet", "new.csv")[2]
 
 
 @pytest.mark.parametrize(
@@ -354,6 +443,46 @@ def test_arrays_that_cannot_be_used(arrays, says, capsys):
     assert err.count("\n") == 1
 
 
+STORED = [
+    (top, dtype, axes)
+    for top in (1, 16, 255, 4095, 65535, 100_000)
+    for dtype in ("uint8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64", ">u2", ">f4")
+    for axes in (2, 3, 4)
+    if top <= (np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else float(np.finfo(dtype).max))
+]
+
+
+@pytest.mark.parametrize(("top", "dtype", "axes"), STORED)
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_training_data_are_read_in_one_way(top, dtype, axes, whole):
+    """At first, by a resumed run (without the range of the training part), and by the model."""
+    rng = np.random.default_rng(0)
+    values = rng.random((40, *(6, 5, 3)[: axes - 1])) * top
+    values[:20, 0] = top
+    np.savez("x.npz", x=(np.rint(values) if whole else values).astype(dtype), y=np.arange(40) % 2)
+    first: Any = read_own("x.npz")
+    for record in (first.inputs, first.inputs.with_training_part(first.x)):
+        again: Any = read_own("x.npz", known=Known(record, first.class_names, "m"))
+        assert again.inputs is record
+        np.testing.assert_array_equal(again.x, first.x)
+        np.testing.assert_array_equal(again.contents, first.contents)
+        one, _ = read_arrays(Path("x.npz"), Known(record, first.class_names, "m"))
+        np.testing.assert_array_equal(one, first.x)
+    if axes > 2 and first.inputs.scale > 1:
+        assert first.x.max() <= 1
+
+
+def test_image_files_are_refused_where_the_arrays_did_not_say_what_white_is(capsys):
+    rng = np.random.default_rng(0)
+    np.savez("x.npz", x=rng.random((60, 8, 8)) * 254.5, y=np.arange(60) % 2)
+    train(capsys, "x.npz", epochs=1)
+    pictures("d", grey=True, count=2)
+    for words in (("predict", "run/model.xpnet", "d/cat/000.png"), ("evaluate", "run/model.xpnet", "d")):
+        code, out, err = say(capsys, *words)
+        assert (code, out) == (2, "")
+        assert "was trained on arrays with values up to 254" in err
+
+
 def test_arrays_that_are_divided_already(capsys):
     x, y = points(120)
     np.savez("x.npz", x_train=x[:60], y_train=y[:60], x_val=x[60:90], y_val=y[60:90], x_test=x[90:], y_test=y[90:])
@@ -403,6 +532,12 @@ def test_which_folders_are_parts(name, part):
         (("Training", "test1"), 32, 32, 0),
         (("train_set", "valid_set", "test_set"), 32, 32, 32),
         (("seg_train/seg_train", "seg_test/seg_test"), 32, 32, 0),
+        (("alphabet_train", "alphabet_test"), 32, 32, 0),
+        (("MyPhotos_train", "MyPhotos_test"), 32, 32, 0),
+        (("photosTrain", "photosVal", "photosTest"), 32, 32, 32),
+        (("x_train", "x_test"), 32, 32, 0),
+        (("train_small", "test_small"), 32, 32, 0),
+        (("train", "test_small"), 32, 32, 0),
     ],
 )
 def test_folders_that_are_divided(parts, train_on, test_on, watched):
@@ -435,6 +570,23 @@ def test_train_and_test_are_no_classes(capsys):
     assert from_folder(Path("vehicles")).class_names == ("bus", "train")
 
 
+def test_folders_within_classes_are_said(capsys):
+    for name in ("set_1", "set_2"):
+        pictures(f"d/{name}", count=8)
+    assert "the classes are 'set_1', 'set_2', each with its images in 'cat', 'dog'; if these" in train(capsys, "d", epochs=1)
+    pictures("trains", ("steam_train", "test_car"))
+    assert from_folder(Path("trains")).class_names == ("steam_train", "test_car")
+
+
+def test_a_model_is_evaluated_on_a_test_folder_alone(capsys):
+    pictures("d")
+    train(capsys, "d", epochs=2)
+    pictures("e/test", seed=4)
+    out = say(capsys, "evaluate", "run/model.xpnet", "e")[1]
+    assert accuracy(out)[1] == 32
+    assert "measured on the 32 examples of the test part" in out
+
+
 def flat(*places):
     pictures("source")
     for place in places:
@@ -456,6 +608,11 @@ def flat(*places):
             "the class folders 'cow' are not in the training part",
         ),
         (lambda: Path("d").mkdir(), "holds no images"),
+        (
+            lambda: [pictures(f"d/{name}", ("train", "test")) for name in NAMES],
+            "the classes hold parts of the data, such as cat/train/ and cat/test/; expected train/CLASS/NAME.png",
+        ),
+        (lambda: [pictures(f"d/{name}") for name in ("train", "test", "train_small")], "are the same part of the data"),
     ],
 )
 def test_folders_that_cannot_be_used(make, says, capsys):
@@ -502,6 +659,10 @@ def test_linked_folders_are_followed():
 def test_names_with_accents_are_one_name_however_they_are_composed(capsys):
     pictures("d", ("cat", "caf\u00e9"))
     pictures("e", ("cat", "cafe\u0301"), seed=4)
+    first, second = read_own("d"), read_own("e")
+    assert first is not None
+    assert second is not None
+    assert sorted(first.places.tolist()) == sorted(second.places.tolist())  # so parts are the same on every system
     train(capsys, "d", epochs=2)
     assert accuracy(say(capsys, "evaluate", "run/model.xpnet", "e")[1])[1] == 32
 

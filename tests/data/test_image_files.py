@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -55,6 +57,36 @@ def test_links_are_followed_and_never_in_a_circle(tmp_path):
         "c.png", "linked/a.png", "linked/again/b.png", "linked/inner/b.png",
     ]  # fmt: skip
     assert left_out == {"a link to a folder above it": 3, "broken link": 1}
+
+
+def sixteen_bits(path, values, transparent):
+    """Write a grey PNG file of 16 bits with a transparent value, which pillow does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
+    clear = chunk(b"tRNS", struct.pack(">H", transparent))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("size", [None, (8, 8), (9, 12)])
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_sixteen_bits_may_be_transparent_too(size, fit, tmp_path):
+    values = np.full((4, 4), 25700, np.uint16)
+    values[:2] = 1234
+    path = tmp_path / "a.png"
+    sixteen_bits(path, values, 1234)
+    for channels in (1, 3):
+        read = read_pixels(path, channels=channels, size=size, fit=fit, background=(255, 255, 255))
+        assert read.transparent
+        assert (read.values[0, 0].tolist(), read.values[-1, 0, 0]) == ([255.0] * channels, pytest.approx(100))
+        plain = read_pixels(path, channels=channels, size=size, fit=fit, background=None)
+        assert (plain.transparent, plain.values[0, 0, 0]) == (False, pytest.approx(1234 / 257))
+    alpha = read_pixels(path, channels=4, size=size, fit=fit).values[..., 3]
+    assert (alpha[0, 0], alpha[-1, 0]) == (0, 255)
 
 
 def test_an_image_folder_passes_over_what_is_hidden(tmp_path):

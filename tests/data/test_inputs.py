@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -62,13 +63,33 @@ def test_pixels_of_another_scale_are_refused(scale, values, says):
         images(scale).to_units(values, "f")
 
 
+def test_pixels_of_eight_bits_have_their_white_in_a_model_of_sixteen_bits():
+    x, note = images(65535.0).to_units(np.rint(SHADES[:1] * 255).astype(np.uint8), "f")
+    assert "as pixels of 8 bits; the training data had 0 to 65535" in note
+    np.testing.assert_allclose(x, SHADES[:1], atol=0.003)
+
+
+def test_image_files_are_for_models_that_know_what_white_is():
+    for record, why in (
+        (images(16.0), ""),
+        (InputRecord("images", (4, 4, 1)).with_training_part(SHADES), ""),
+        (InputRecord("images", (4, 4, 1)).with_training_part(SHADES * 254.7), "up to 254.7, which do not say what white is"),
+        (InputRecord("images", (4, 4, 1)).with_training_part(SHADES * 2 - 1), "negative values, not on pixels"),
+        (default_record((4, 4, 1)), ""),
+    ):
+        assert why in record.without_white() if why else record.without_white() == ""
+
+
 def test_values_that_are_all_dark_or_too_bright_are_told():
-    _, note = images(255.0).to_units(np.rint(SHADES * 16).astype(np.uint8), "f")
-    assert "the largest value is 0.0627, in training 1" in note
+    for scale, count in itertools.product((255.0, 65535.0), (1, 6)):
+        dark = np.rint(SHADES[:count] * scale / 16).astype(np.int64)
+        x, note = images(scale).to_units(dark, "f")
+        assert "the largest value is 0.0625, in training 1" in note.replace("0.0627", "0.0625")
+        assert images(scale).far(x, "f", sure=True) == ""  # of an image file white is known: it is a dark photo
     dim = InputRecord("images", (4, 4, 1), 65535.0, whole=True).with_training_part(SHADES / 16)
     assert "another scale" in dim.far(SHADES, "f")
     assert dim.far(SHADES[:1] / 16, "f") == ""
-    assert images(255.0).far(np.zeros((1, 4, 4, 1), np.float32), "f") == ""  # one dark photo is a dark photo
+    assert images(255.0).far(np.zeros((1, 4, 4, 1), np.float32), "f") == ""  # black is black
 
 
 def test_floats_are_kept_where_the_training_data_were_floats():
@@ -116,7 +137,7 @@ def test_without_a_record_values_are_read_as_before():
     "record",
     [
         images(16.0),
-        InputRecord("table", (2,), columns=("a", "b ü"), target="c", target_column=1),
+        InputRecord("table", (2,), columns=("a", "b ü"), target="c", target_column=1, separator=";", decimal=",", spread=True),
         InputRecord("array", (3,), whole=True),
         InputRecord("images", (2, 2, 3), 255.0, resized=True, background=None),
     ],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import itertools
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
 from xpnet.data import DataError
+from xpnet.data.inputs import InputRecord
 from xpnet.data.tables import is_table, open_table
 
 ROWS = [(1.5, -2.25, "cat"), (0.125, 3.0, "dög"), (1e-3, 40.0, "cat"), (7.0, 8.5, "dög")]
@@ -79,13 +81,137 @@ def test_titles_that_are_numbers(head, titled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("head", "whole", "titled"), [("0,1,2,3", False, True), ("0,1,2,3", True, False), ("0.5,1,2,3", False, False)]
+    ("head", "whole", "titled"), [("0,1,2,3", False, True), ("0,1,2,3", True, True), ("0.5,1,2,3", False, False)]
 )
 def test_titles_that_are_numbers_alone(head, whole, titled, tmp_path):
     path = tmp_path / "t.csv"
     step = 1 if whole else 0.25
     path.write_text(head + "\n" + "".join(f"{i * step},{i + step},{i * 2},{i % 2}\n" for i in range(8)))
     assert (open_table(path).titles is not None) is titled
+
+
+RNG = np.random.default_rng(0)
+GRADES = RNG.integers(1, 6, (60, 12)).tolist()
+SPECTRA = [[f"{v:.4f}" for v in row] for row in RNG.normal(size=(60, 8)).tolist()]
+WORDS = [("low", "mid", "high")[k % 3] for k in range(60)]
+NUMBERS_AS_TITLES: dict[str, tuple[list[str], Any, Any]] = {
+    "wave lengths": ([*map(str, range(850, 866, 2)), "label"], SPECTRA, WORDS),
+    "falling wave numbers": ([*map(str, range(4000, 3968, -4)), "label"], SPECTRA, WORDS),
+    "doses": (["0.1", "0.5", "1", "2.5", "5", "10", "20", "50", "diagnosis"], SPECTRA, WORDS),
+    "years": (["2000", "2004", "2008", "2012", "2016", "2018", "2020", "2024", "class"], SPECTRA, WORDS),
+    "one year": (["2020", "outcome"], [row[:1] for row in GRADES], WORDS),
+    "pandas, above whole numbers": ([*map(str, range(13))], GRADES, [k % 2 for k in range(60)]),
+    "pandas, above fractions": ([*map(str, range(9))], SPECTRA, [k % 2 for k in range(60)]),
+    "from 1": ([*map(str, range(1, 14))], GRADES, [k % 2 for k in range(60)]),
+    "from 1, with a word": ([*map(str, range(1, 13)), "outcome"], GRADES, WORDS),
+    "gaps": ([*map(str, [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 14]), "outcome"], GRADES, WORDS),
+}
+
+
+def lines(head, x, y, mark=".", separator=","):
+    rows = [head] if head else []
+    return "".join(
+        separator.join(str(c).replace(".", mark) for c in row) + "\n" for row in [*rows, *([*r, k] for r, k in zip(x, y))]
+    )
+
+
+@pytest.mark.parametrize("case", NUMBERS_AS_TITLES)
+def test_titles_that_are_numbers_are_told_from_data(case, tmp_path):
+    head, x, y = NUMBERS_AS_TITLES[case]
+    path = tmp_path / "t.csv"
+    path.write_text(lines(head, x, y))
+    table = open_table(path)
+    assert table.titles == tuple(head)
+    assert case == "pandas, above fractions" or "is taken for titles; if it holds data" in table.notes[0]
+    path.write_text(lines(None, x, y))
+    assert open_table(path).titles is None
+    # With the model that was trained on it: the same titles are titles, and rows without them are rows.
+    record = InputRecord("table", (len(head) - 1,), columns=tuple(head[:-1]), target=head[-1], target_column=len(head) - 1)
+    assert open_table(path, record, {str(k) for k in y}).titles is None
+    path.write_text(lines(head[:-1], [r[:-1] for r in x], [r[-1] for r in x]))
+    assert open_table(path, record, {str(k) for k in y}).titles == tuple(head[:-1])
+
+
+@pytest.mark.parametrize("cell", ["NA", "?", "", "nan", "<0.1", "n/a", "-"])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_first_row_with_a_value_that_is_none_is_no_title(cell, known, labelled, tmp_path):
+    rows = [[cell, *SPECTRA[0][1:]], *SPECTRA[1:]]
+    path = tmp_path / "t.csv"
+    path.write_text(lines(None, rows, WORDS) if labelled else lines(None, [r[:-1] for r in rows], [r[-1] for r in rows]))
+    record = InputRecord("table", (8,), target_column=8, separator=",", decimal=".") if known else None
+    table = open_table(path, record, WORDS if known else ())
+    assert table.titles is None
+    with pytest.raises(DataError, match="line 1, column 0"):
+        table.read([0, 1])
+
+
+def test_a_model_of_rows_without_titles_takes_numbers_for_data(tmp_path):
+    head, x, _ = NUMBERS_AS_TITLES["wave lengths"]
+    path = tmp_path / "t.csv"
+    path.write_text(lines(head[:-2], [r[:-1] for r in x], [r[-1] for r in x]).replace("\n", ",1\n", 1))
+    record = InputRecord("table", (8,), target_column=8, separator=",", decimal=".")
+    assert open_table(path, record, WORDS).titles is None
+    path.write_text(lines(list("abcdefgh"), [r[:-1] for r in x], [r[-1] for r in x]))
+    assert open_table(path, record, WORDS).titles == tuple("abcdefgh")
+
+
+def test_what_decimals_are_follows_the_training_data(tmp_path):
+    path = tmp_path / "t.csv"
+
+    def opened(text, decimal, separator=";"):
+        path.write_text(text)
+        table = open_table(path, InputRecord("table", (2,), target_column=2, separator=separator, decimal=decimal))
+        return table.read([0, 1]).numbers.tolist(), " ".join(table.notes)
+
+    found, said = opened("185;4.911\n163;3.311\n", ",")
+    assert found == [[185, 4911], [163, 3311]]
+    assert "4.911 is read as 4911" in said
+    found, said = opened("185;0.911\n163;3.311\n", ",")  # a group of thousands does not begin with 0
+    assert found[0] == [185, pytest.approx(0.911)]
+    assert "decimal points, and in the training data commas" in said
+    assert opened("185;4.911\n", ".") == ([[185, pytest.approx(4.911)]], "columns are separated by semicolons")
+    assert "4.911 is read with a decimal point" in opened("185;4.911\n", "")[1]
+    found, said = opened("185\t4,911\n", "", "\t")
+    assert found == [[185, pytest.approx(4.911)]]
+    assert "4,911 is read as 4.911, not as thousands" in said
+    with pytest.raises(DataError, match="holds numbers such as 4,911, and the training data have decimal points"):
+        opened("185\t4,911\n", ".", "\t")
+    path.write_text("a;b;c\n1,5;0.382;x\n2,5;0.5;y\n")
+    with pytest.raises(DataError, match=r"got '0\.382' in a file with decimal commas"):
+        read(path)
+
+
+def test_a_decimal_comma_far_down_is_said(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("".join(f"4.{100 + i};{2 * i};x\n" for i in range(500)) + "1,5;2;x\n")
+    found = open_table(path).read([0, 1])
+    assert (found.decimal, found.numbers[0, 0]) == (",", 4100)
+    assert "decimal commas" in found.notes[0]
+
+
+@pytest.mark.parametrize("titles", [["a", "class"], None])
+def test_one_column_of_decimal_commas(titles, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(lines(titles, [[f"{160 + i / 8:.1f}"] for i in range(60)], WORDS, ",", ";"))
+    table = open_table(path)
+    assert (table.separator, table.decimal, table.width) == (";", ",", 2)
+    path.write_text("160,5\n161,5\n")  # without the class
+    table = open_table(path, InputRecord("table", (1,), target_column=1, separator=";", decimal=","))
+    assert (table.separator, table.width) == (";", 1)
+    assert table.read([0]).numbers.tolist() == [[160.5], [161.5]]
+
+
+def test_comments_at_the_top(tmp_path):
+    path = tmp_path / "t.csv"
+    for comments in ("# measured on Monday\n# by hand\n", "# measured on Monday\n", "# by hand, on Monday, at noon, twice\n"):
+        path.write_text(comments + GOOD)
+        table, numbers, _ = read(path)
+        assert table.titles == ("a", "b", "label")
+        assert len(numbers) == 3
+        assert "of comments at the top" in table.notes[0]
+    path.write_text("# two\n#a,b,label\n1,2,x\n")  # as numpy.savetxt writes them
+    assert read(path)[0].titles == ("a", "b", "label")
 
 
 def test_what_is_known_of_the_data_decides(tmp_path):
@@ -95,7 +221,7 @@ def test_what_is_known_of_the_data_decides(tmp_path):
     assert open_table(path, labels=("cat",)).titles is None
     path.write_text("7,8\n1,2\n")
     assert open_table(path).titles is None
-    assert open_table(path, columns=("8", "7")).titles == ("7", "8")
+    assert open_table(path, InputRecord("table", (2,), columns=("8", "7"))).titles == ("7", "8")
 
 
 def test_a_separator_that_the_file_names_itself(tmp_path):
@@ -144,6 +270,7 @@ GOOD = "a,b,label\n" + "1,2,x\n" * 3
         (b"\x89PNG\r\n\x1a\n\x01\x02", "not a text file"),
         (gzip.compress(GOOD.encode(), mtime=0)[:-9], "a damaged .gz file"),
         (gzip.compress(b"0" * (1 << 27), mtime=0), "expands to more than 64 MB"),
+        (GOOD.encode() + b"3,\0,y\n", "holds the character NUL, first at byte 30"),
         (b"\xff\xfea", "not a text file: .* in UTF-16"),
     ],
 )

@@ -347,8 +347,9 @@ class Pressed(xn.optim.SGD):
 @pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="raises a signal")
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 @pytest.mark.parametrize(("own", "done"), [(True, 0), (False, 1)], ids=["undone", "waits"])
-def test_a_second_signal_within_an_update(own, done, number, error):
+def test_a_second_signal_within_an_update(own, done, number, error, monkeypatch):
     """It undoes the step where the weights were copied before, and waits for the end of the update otherwise."""
+    monkeypatch.setattr("xpnet.training.interrupt._AT_ONCE", -1.0)  # as if it came later
 
     def fit(press):
         left_to_press = [press]

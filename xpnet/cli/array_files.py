@@ -11,12 +11,12 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from xpnet.cli.readings import Known, Reading, class_indices
+from xpnet.cli.readings import Known, Reading, class_indices, placed
 from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
 from xpnet.data.npy import read_npy, read_open_npy
-from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes, spread_repetitions
+from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes
 from xpnet.data.table_form import as_number, is_missing
 from xpnet.runtime.messages import quoted
 
@@ -71,7 +71,7 @@ def read_npz(path: Path, known: Known | None = None) -> Reading:
             break
     if not groups:
         raise DataError(f"{path}: holds the arrays {', '.join(map(quoted, names[:20])) or '(none)'}; {EXPECTED}")
-    pairs = [(part, _member(path, a), _member(path, b, "fiubU")) for part, a, b in groups]
+    pairs = [(part, _member(path, a), _member(path, b, "fiubUS")) for part, a, b in groups]
     arrays = [_examples(path, x, y) for _, x, y in pairs]
     shapes = {x.shape[1:] for x, _ in arrays}
     if len(shapes) > 1:
@@ -84,7 +84,7 @@ def read_npz(path: Path, known: Known | None = None) -> Reading:
     if groups[0][0] is not None:
         parts = np.concatenate([np.full(len(y), part, np.int8) for (part, _, _), (_, y) in zip(groups, arrays)])
     given = next((tuple(map(str, _member(path, lower[name], "U").ravel())) for name in _NAMES if name in lower), None)
-    if given is not None and all(y.dtype.kind != "U" for _, _, y in pairs):  # the labels are indices of these names
+    if given is not None and all(y.dtype.kind not in "US" for _, _, y in pairs):  # the labels are indices of these names
         high = [label for label in labels if not 0 <= int(label) < len(given)]
         if high:
             raise DataError(
@@ -98,6 +98,7 @@ def _reading(
     path: Path, x: NumpyArray, labels: list[str], given: tuple[str, ...] | None, parts: NumpyArray | None, known: Known | None
 ) -> Reading:
     notes = []
+    before = known
     if known is None:
         inputs = _record(path, x)
         names = tuple(sorted(set(labels), key=_order)) if given is None else given
@@ -107,10 +108,9 @@ def _reading(
     x, note = known.inputs.to_units(x, str(path))
     notes += [note] if note else []
     contents = row_hashes(x)
+    places, inputs = placed(contents, known.inputs, before)
     y = class_indices(labels, known, str(path))
-    return Reading(
-        str(path), x, y, known.class_names, known.inputs, contents, spread_repetitions(contents), parts, notes
-    )  # fmt: skip
+    return Reading(str(path), x, y, known.class_names, inputs, contents, places, parts, notes)
 
 
 def _order(label: str) -> tuple[int, float, str]:
@@ -147,6 +147,8 @@ def _examples(path: Path, x: NumpyArray, y: NumpyArray) -> tuple[NumpyArray, lis
             f"{path}: holds examples of shape {x.shape} and labels of shape {y.shape}; expected (N, F), (N, H, W) or "
             f"(N, H, W, C), and (N,)"
         )
+    if y.dtype.kind == "S":
+        y = np.array([label.decode("utf-8", "replace") for label in y.tolist()])
     if y.dtype.kind == "f":
         if not (np.isfinite(y).all() and (y == np.rint(y)).all()):
             raise DataError(f"{path}: its labels are fractions or not finite; expected whole numbers or text")
@@ -210,6 +212,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _member(path: Path, name: str, kinds: str = "fiub") -> NumpyArray:
+    what = "; save labels as text, such as y.astype(str)" if "U" in kinds else ""
     try:
         with zipfile.ZipFile(path) as archive:
             info = archive.getinfo(f"{name}.npy")
@@ -217,7 +220,9 @@ def _member(path: Path, name: str, kinds: str = "fiub") -> NumpyArray:
                 raise DataError(f"{path}: {quoted(name)} expands to {info.file_size >> 20:,} MB; write it with numpy.savez")
             with archive.open(info) as file:
                 return read_open_npy(cast(BinaryIO, file), f"{path}: {name}", info.file_size, kinds)
-    except DataError:
-        raise
+    except DataError as error:
+        if not what or "expected numbers" not in str(error):
+            raise
+        raise DataError(f"{error} or text{what}") from error
     except _DAMAGE as error:
         raise DataError(f"{path}: {quoted(name)} cannot be read: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.readings import Known, Reading, class_indices, quoted_list
+from xpnet.cli.readings import Known, Reading, class_indices, normalized, quoted_list
 from xpnet.data import DataError, ImageFolder
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.image_files import ENDINGS, describe_left_out, image_files, is_hidden
@@ -40,6 +41,13 @@ def role(name: str) -> int | None:
     return found.pop()
 
 
+def _possible_role(name: str) -> int | None:
+    """Return the part that a folder's name may mean beside others of the same classes: alphabet_train, MyPhotosTest, x_val."""
+    words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
+    found = {r for word in words if (r := role(word)) is not None}
+    return found.pop() if len(found) == 1 else None
+
+
 def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool = False, known: Known | None = None) -> Reading:
     """Read images from CLASS/NAME.png, or from train/CLASS/NAME.png, val/ and test/ likewise, into memory.
 
@@ -56,9 +64,11 @@ def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool 
     """
     if size is not None and len(size) != 2:
         raise UsageError(f"--size {','.join(map(str, size))}: expected H,W, such as 64,64")
-    parts, notes = _parts(folder)
+    parts, notes = _parts(folder, known is not None)
     if known is not None and len(known.inputs.shape) != 3:
         raise UsageError(f"{folder}: {known.place} takes {known.inputs.describe()}, not images")
+    if known is not None and (why := known.inputs.without_white()):
+        raise UsageError(f"{folder}: {known.place} {why}; give a .npz file with such values")
     loose = [p.name for p in folder.iterdir() if p.is_file() and not is_hidden(p.name) and p.suffix.lower() in ENDINGS]
     if loose:
         notes.append(f"left out {len(loose):,} image{'s' * (len(loose) > 1)} beside the folders, such as {quoted(loose[0])}")
@@ -95,10 +105,24 @@ def _check_memory(size: Sequence[int], count: int) -> None:
         )
 
 
-def _parts(folder: Path) -> tuple[list[tuple[int | None, Path]], list[str]]:
-    """Return the folders of classes with the part that each is, None for all, and what should be said about them."""
+def _roles(inside: Sequence[Path]) -> dict[Path, int]:
+    """Return which folders are parts: by name, and where the name says more as well, by classes that others have, too."""
+    found = {p: r for p in inside if (r := role(p.name)) is not None}
+    possible = {p: r for p in inside if p not in found and (r := _possible_role(p.name)) is not None}
+    names = {p: {q.name for q in _class_folders(p)} for p in (*found, *possible)} if possible else {}
+    for p, part in possible.items():
+        if any(names[p] & names[q] and other != part for q, other in (found | possible).items()):
+            found[p] = part
+    return {p: found[p] for p in inside if p in found}
+
+
+def _parts(folder: Path, known: bool) -> tuple[list[tuple[int | None, Path]], list[str]]:
+    """Return the folders of classes with the part that each is, None for all, and what should be said about them.
+
+    Where the classes are `known`, a training part need not be there.
+    """
     inside = sorted((p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)), key=lambda p: p.name)
-    roles = {p: r for p in inside if (r := role(p.name)) is not None}
+    roles = _roles(inside)
     classes = {p: _class_folders(p) for p in roles}
     named = [p for p in roles if classes[p]]  # parts hold folders of classes
     if not named:
@@ -109,14 +133,14 @@ def _parts(folder: Path) -> tuple[list[tuple[int | None, Path]], list[str]]:
                 f"them into a folder for each class"
             )
         if len(inside) == 1 and len(_class_folders(inside[0])) > 1:  # the folder within the folder, as archives leave it
-            parts, notes = _parts(inside[0])
+            parts, notes = _parts(inside[0], known)
             return parts, [f"the images are those in {inside[0].name}/", *notes]
         if not inside and (found := image_files(folder)[0]):
             raise DataError(
                 f"{folder}: holds {len(found):,} images and no folders of classes; expected CLASS/NAME{found[0].suffix}: sort "
                 f"them into a folder for each class"
             )
-        return [(None, folder)], []
+        return [(None, folder)], _folders_in_classes(folder, inside)
     notes = []
     others = [p.name for p in inside if p not in named]
     if others:
@@ -133,6 +157,8 @@ def _parts(folder: Path) -> tuple[list[tuple[int | None, Path]], list[str]]:
             raise DataError(
                 f"{folder}: {several[0].name}/ and {several[1].name}/ are the same part of the data; expected one of them"
             )
+    if TRAIN not in by_part and known:
+        return [(TEST, _unwrapped(by_part.get(TEST, named)[0]))], notes
     if TRAIN not in by_part:
         raise DataError(
             f"{folder}: holds {', '.join(p.name for p in named)}, and no folder train; expected train/CLASS/NAME.png"
@@ -148,9 +174,32 @@ def _parts(folder: Path) -> tuple[list[tuple[int | None, Path]], list[str]]:
     return [(part, _unwrapped(p)) for part, p in zip((TRAIN, VALIDATION, TEST), (train, *rest))], notes
 
 
+def _folders_in_classes(folder: Path, classes: Sequence[Path]) -> list[str]:
+    """Say which folders within the classes are not told apart.
+
+    Raises:
+        DataError: they are parts of the data.
+    """
+    inner = Counter(q.name for p in classes for q in _class_folders(p))
+    parts = {r: name for name in inner if (r := role(name)) is not None}
+    if TRAIN in parts and len(parts) > 1:
+        names = " and ".join(f"{classes[0].name}/{name}/" for _, name in sorted(parts.items()))
+        raise DataError(
+            f"{folder}: the classes hold parts of the data, such as {names}; expected {parts[TRAIN]}/CLASS/NAME.png"
+        )
+    shared = [name for name, count in inner.items() if count > 1]
+    if len(shared) < 2 and not (shared and parts):
+        return []
+    return [
+        f"the classes are {quoted_list([p.name for p in classes], 5)}, each with its images in {quoted_list(shared, 5)}; if "
+        f"these are the classes, give one of the folders, or name them train and test"
+    ]
+
+
 def _class_folders(folder: Path) -> list[Path]:
     """Return the folders in a folder that hold images."""
-    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
+    with os.scandir(folder) as entries:
+        inside = sorted(folder / entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
     return [p for p in inside if image_files(p)[0]]
 
 
@@ -232,7 +281,7 @@ class _Reader:
             self.pixels.append(values[..., :1].copy() if grey else values)
             self.labels.append(images.class_names[images.labels[i]])
             self.parts.append(TRAIN if part is None else part)
-            self.names.append(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape"))
+            self.names.append(normalized(path.relative_to(folder).as_posix()).encode("utf-8", "surrogateescape"))
             self.bytes.append(hashes([path.read_bytes()]).tobytes())
 
     def finish(self, folder: Path, names: tuple[str, ...], parts: Sequence[int | None], notes: list[str]) -> Reading:
@@ -251,6 +300,7 @@ class _Reader:
         inputs = InputRecord("images", x.shape[1:], 255.0, whole=True, resized=self.size is not None)
         if self.known is not None:
             inputs = self.known.inputs
+            notes += [note] if (note := inputs.far(x, str(folder), sure=True)) else []
         if self.transparent:
             notes.append(
                 f"{self.transparent:,} images with transparent pixels were composited on {inputs.background} (R, G, B)"

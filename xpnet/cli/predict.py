@@ -108,7 +108,7 @@ def _examples_to_measure(reading: Reading, known: Known, same: bool) -> tuple[Nu
         their indices; what should be said; and where some of them were trained on the indices of the others, or else None.
     """
     record = known.inputs
-    seen, sure = record.seen(reading.contents)
+    seen, sure = record.seen(reading.identities)
     least = "at least " if not sure.all() else ""
     if reading.parts is not None:
         rows = np.flatnonzero(reading.parts == TEST)
@@ -128,8 +128,12 @@ def _examples_to_measure(reading: Reading, known: Known, same: bool) -> tuple[Nu
             notes.append(
                 f"left out {int((test & seen).sum()):,} examples of the test part that are copies of training examples"
             )
+        copies = int(np.isin(reading.contents[rows], reading.contents[seen]).sum())
+        if copies:  # rows of which few differ: repetitions are examples of their own
+            notes.append(f"{copies:,} of them are copies of training examples")
         if not len(rows):
-            raise DataError(f"{reading.name}: all examples of the test part were trained on")
+            rows = np.flatnonzero(test)
+            notes = [f"measured on the {len(rows):,} examples of the test part, all of them copies of training examples"]
         return rows, notes, None
     else:
         rows = np.arange(len(reading.y))
@@ -160,7 +164,9 @@ def predict(args: argparse.Namespace) -> int:
             x, said = read(path, known, args.target)
         except DataError as error:
             if not args.skip_bad:
-                raise
+                if len(files) == 1:
+                    raise
+                raise DataError(f"{error}; --skip-bad leaves such files out") from error
             warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=2)
             continue
         notes += said
@@ -241,10 +247,8 @@ def _image(path: str, known: Known) -> tuple[NumpyArray, list[str]]:
     if len(shape) != 3:
         takes = f"takes {math.prod(shape)} features, not images"
         raise UsageError(f"{path}: the model {takes}; put them into a .csv, .npy or .npz file")
-    if record.low is not None and float(record.low.min()) < 0:
-        raise UsageError(
-            f"{path}: {known.place} was trained on arrays with negative values, not on pixels; give .npy or .npz files"
-        )
+    if why := record.without_white():
+        raise UsageError(f"{path}: {known.place} {why}; give .npy or .npz files with such values")
     try:
         read = read_pixels(path, channels=shape[2], size=(shape[0], shape[1]), background=record.background)
     except ImportError as error:
@@ -254,7 +258,7 @@ def _image(path: str, known: Known) -> tuple[NumpyArray, list[str]]:
             raise
         raise UsageError(f"{path}: images have 1, 3 or 4 channels; {known.place} takes {shape[2]}") from error
     x = np.divide(read.values, np.float32(255), dtype=np.float32)[None]
-    notes = [note] if (note := record.far(x, path)) else []
+    notes = [note] if (note := record.far(x, path, sure=True)) else []
     if read.size != shape[:2] and not record.resized:
         (H, W), (height, width) = shape[:2], read.size
         notes.append(f"{path}: {height} x {width} pixels, resized to {H} x {W}; the images of {known.place} had this size")

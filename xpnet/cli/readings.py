@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from xpnet.cli.kept_data import Kept
 from xpnet.data import DataError, Dataset
 from xpnet.data.dataset import NumpyArray, Pair
 from xpnet.data.inputs import InputRecord
-from xpnet.data.splits import TEST, TRAIN, VALIDATION, divide
+from xpnet.data.splits import TEST, TRAIN, VALIDATION, divide, few_differ, spread_repetitions
 from xpnet.data.table_form import as_number
 from xpnet.runtime.messages import quoted
 
@@ -32,11 +34,13 @@ class Known:
         inputs: how they were read then.
         class_names: the classes, in the order of the model's outputs.
         place: the model file or run, for messages.
+        kept: what the run kept of its data.
     """
 
     inputs: InputRecord
     class_names: tuple[str, ...]
     place: str
+    kept: Kept | None = None
 
 
 @dataclass(eq=False)
@@ -65,8 +69,19 @@ class Reading:
     parts: NumpyArray | None = None
     notes: list[str] = field(default_factory=list)
 
-    def divided(self, validation: bool = False) -> NumpyArray:
+    @property
+    def identities(self) -> NumpyArray:
+        """Hashes that tell whether an example was trained on: of its content, where few differ of its repetition as well."""
+        return self.places if self.inputs.spread else self.contents
+
+    def divided(self, validation: bool = False, kept: Kept | None = None) -> NumpyArray:
         """Return the part of every example; with `validation`, a tenth of the training part is held out if none is yet."""
+        parts = self._divided(validation)
+        if kept is None:
+            return parts
+        return kept.divide(self.places, self.inputs.seen(self.identities)[0], parts, self.parts)
+
+    def _divided(self, validation: bool) -> NumpyArray:
         fraction = VALIDATION_FRACTION if validation else 0.0
         if self.parts is None:
             return divide(self.places, self.y, test=TEST_FRACTION, validation=fraction)
@@ -85,15 +100,19 @@ class OwnDataset(Dataset):
         validation: the pair of a validation part, or None.
         reading: what was read.
         inputs: how, with the training part's range and the hashes of its examples.
+        parts: TRAIN, VALIDATION or TEST of every example that was read.
+        trained_before: how many examples of the test part a resumed run trained on; None where that is not known.
     """
 
     validation: Pair | None = field(default=None, repr=False)
     reading: Reading = field(default=None, repr=False)  # type: ignore[assignment]
     inputs: InputRecord = field(default=None, repr=False)  # type: ignore[assignment]
+    parts: NumpyArray = field(default=None, repr=False)  # type: ignore[arg-type]
+    trained_before: int | None = None
 
 
-def own_dataset(reading: Reading, validation: bool = False) -> OwnDataset:
-    """Divide a reading, and compute the moments of the training part.
+def own_dataset(reading: Reading, validation: bool = False, kept: Kept | None = None) -> OwnDataset:
+    """Divide a reading, and compute the moments of the training part; a resumed run has both from its beginning.
 
     Raises:
         DataError: there are fewer than two classes, or too few examples to divide.
@@ -102,12 +121,16 @@ def own_dataset(reading: Reading, validation: bool = False) -> OwnDataset:
         raise DataError(
             f"{reading.name}: all examples are of one class, {quoted(reading.class_names[0])}; expected two or more"
         )
-    parts = reading.divided(validation)
+    parts = reading.divided(validation, kept)
     train, test, held = (np.flatnonzero(parts == part) for part in (TRAIN, TEST, VALIDATION))
     if not len(train) or not len(test):
         raise DataError(
             f"{reading.name}: {len(train)} examples to train on and {len(test)} to test are too few; every class needs two or "
             f"more that differ"
+        )
+    if validation and not len(held):
+        raise DataError(
+            f"{reading.name}: {len(train)} examples to train on are too few for early stopping on some of them; omit --patience"
         )
     absent = [name for k, name in enumerate(reading.class_names) if not (reading.y[train] == k).any()]
     if absent:
@@ -124,7 +147,11 @@ def own_dataset(reading: Reading, validation: bool = False) -> OwnDataset:
     reading.notes = notes
     x = reading.x[train]
     axes = tuple(range(x.ndim - 1))
-    mean, std = x.mean(axis=axes, dtype=np.float64), x.std(axis=axes, dtype=np.float64)
+    if kept is None:
+        mean, std = x.mean(axis=axes, dtype=np.float64), x.std(axis=axes, dtype=np.float64)
+        std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
+    else:
+        mean, std = np.array(kept.mean), np.array(kept.std)
     tested = reading.x[test], reading.y[test]
     watched = (reading.x[held], reading.y[held]) if len(held) else None
     reading.x = reading.x[:0].copy()  # the parts are copies: the whole is not kept beside them
@@ -134,15 +161,27 @@ def own_dataset(reading: Reading, validation: bool = False) -> OwnDataset:
         tested,
         reading.class_names,
         tuple(float(v) for v in mean),
-        tuple(float(v) for v in np.where(std > 1e-6 * np.abs(mean), std, 1.0)),
+        tuple(float(v) for v in std),
         source="your own",
         licence="your own",
         scale=reading.inputs.scale,
         notes=TEST_NOTE if reading.parts is None else "",
         validation=watched,
         reading=reading,
-        inputs=reading.inputs.with_training_part(x, reading.contents[train]),
+        inputs=reading.inputs.with_training_part(x, reading.identities[train]),
+        parts=parts,
+        trained_before=None if kept is None else int(reading.inputs.seen(reading.identities[test])[0].sum()),
     )
+
+
+def placed(contents: NumpyArray, inputs: InputRecord, known: Known | None) -> tuple[NumpyArray, InputRecord]:
+    """Return what decides on the parts of the rows of a table or array, and the record that says whether repetitions count.
+
+    Whether they do is found out once: a table that grows, or one row of it, is read as at first.
+    """
+    if known is None and few_differ(contents):
+        inputs = replace(inputs, spread=True)
+    return (spread_repetitions(contents) if inputs.spread else contents), inputs
 
 
 def class_indices(labels: Sequence[str], known: Known, name: str) -> NumpyArray:
@@ -185,10 +224,13 @@ def quoted_list(names: Sequence[str], most: int = 10) -> str:
 def describe_change(before: dict[str, Any], reading: Reading) -> str:
     """Say what has changed in the data since `before`, a result of :func:`facts`; "" for nothing."""
     now = facts(reading)
-    if before.get("examples") == now["examples"] and before.get("fingerprint") == now["fingerprint"]:
+    same = before.get("examples") == now["examples"] and before.get("counts") == now["counts"]
+    mark = str(before.get("fingerprint"))
+    if same and (mark == now["fingerprint"] or len(mark) != len(now["fingerprint"])):  # earlier versions had another one
         return ""
-    if before.get("examples") == now["examples"] and before.get("counts") == now["counts"]:
-        return f"as many examples as when the run began ({now['examples']:,}), but some have other contents"
+    if same:
+        count = f"as many examples as when the run began ({now['examples']:,})"
+        return f"{count}, but some have other contents, or another class or part"
     old = dict(zip(before.get("classes", []), before.get("counts", []), strict=False))
     changed = [f"{n} {old.get(n, 0):,} -> {c:,}" for n, c in zip(now["classes"], now["counts"]) if old.get(n, 0) != c]
     more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
@@ -197,10 +239,13 @@ def describe_change(before: dict[str, Any], reading: Reading) -> str:
 
 def facts(reading: Reading) -> dict[str, Any]:
     """Return the counts, class names and a fingerprint of the data, to be kept with a run."""
+    parts = np.zeros(len(reading.y), np.int8) if reading.parts is None else reading.parts
+    order = np.lexsort((parts, reading.y, reading.contents))
+    each = np.stack([column[order].astype("<u8") for column in (reading.contents, reading.y, parts)])
     counts = np.bincount(reading.y, minlength=len(reading.class_names))
     return {
         "examples": len(reading.y),
         "classes": list(reading.class_names),
         "counts": counts.tolist(),
-        "fingerprint": f"{int(np.bitwise_xor.reduce(reading.contents)):016x}",
+        "fingerprint": hashlib.blake2b(each.tobytes(), digest_size=16).hexdigest(),
     }

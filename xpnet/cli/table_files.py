@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.readings import Known, Reading, class_indices, normalized, quoted_list
+from xpnet.cli.readings import Known, Reading, class_indices, normalized, placed, quoted_list
 from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
-from xpnet.data.splits import row_hashes, spread_repetitions
+from xpnet.data.splits import row_hashes
 from xpnet.data.table_form import as_number, is_missing
 from xpnet.data.tables import Table, open_table
 from xpnet.runtime.messages import quoted
@@ -58,22 +59,25 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
         raise DataError(f"{path}: has no column of classes: {_columns(table)}; name it with --target")
     read = table.read(chosen.features, [chosen.target])
     labels = _labels(table, chosen.target, read.texts[0], read.lines)
-    notes = [f"{path}: {note}" for note in (*table.notes, *chosen.notes)]
+    notes = [f"{path}: {note}" for note in (*table.notes, *chosen.notes, *read.notes)]
     x = read.numbers
     if known is None:
         names, y = _classes(table, chosen.target, labels)
-        notes += [f"{path}: {note}" for note in (*_lost_digits(table, chosen, x, read.rounding), *_alike(names))]
+        notes += _merged(path, labels)
+        notes += [f"{path}: {note}" for note in (*_odd_features(table, chosen, x, read.rounding), *_alike(names))]
         titles = () if table.titles is None else tuple(_title(table, k) for k in chosen.features)
         title = "" if table.titles is None else table.titles[chosen.target]
-        inputs = InputRecord("table", x.shape[1:], columns=titles, target=title, target_column=chosen.target)
+        inputs = InputRecord(
+            "table", x.shape[1:], columns=titles, target=title, target_column=chosen.target, separator=table.separator,
+            decimal=read.decimal,
+        )  # fmt: skip
     else:
         x, note = known.inputs.to_units(x, str(path), text=True)
         notes += [note] if note else []
         inputs, names, y = known.inputs, known.class_names, class_indices(labels, known, str(path))
     contents = row_hashes(x)
-    return Reading(
-        str(path), x.reshape(len(x), *inputs.shape), y, names, inputs, contents, spread_repetitions(contents), None, notes
-    )
+    places, inputs = placed(contents, inputs, known)
+    return Reading(str(path), x.reshape(len(x), *inputs.shape), y, names, inputs, contents, places, None, notes)
 
 
 def read_rows(path: Path, known: Known, target: str | None = None) -> tuple[NumpyArray, list[str]]:
@@ -86,7 +90,7 @@ def read_rows(path: Path, known: Known, target: str | None = None) -> tuple[Nump
     chosen = choose(table, known, target)
     read = table.read(chosen.features)
     x, note = known.inputs.to_units(read.numbers, str(path), text=True)
-    notes = [f"{path}: {said}" for said in (*table.notes, *chosen.notes)]
+    notes = [f"{path}: {said}" for said in (*table.notes, *chosen.notes, *read.notes)]
     return x.reshape(len(x), *known.inputs.shape), notes + ([note] if note else [])
 
 
@@ -109,6 +113,8 @@ def choose(table: Table, known: Known, target: str | None = None) -> Chosen:
             f"{quoted_list(record.columns)}, and the file has {quoted_list(titles)}"
         )
     wanted = [k for k in features if k is not None]
+    if len(set(wanted)) < len(wanted):
+        raise DataError(f"{table.path}: the titles {quoted_list(titles)} do not tell {quoted_list(record.columns)} apart")
     column = find_column(table, target) if target is not None else _find_title(titles, record.target) if record.target else None
     others = [titles[k] for k in range(table.width) if k not in wanted and k != column and titles[k]]
     notes = [f"columns that the model does not take were passed over: {quoted_list(others)}"] if others else []
@@ -123,6 +129,8 @@ def _by_place(table: Table, known: Known, target: str | None) -> Chosen:
     notes = []
     if record.columns:
         notes.append(f"has no titles: columns are taken in the order {quoted_list(record.columns)}")
+    elif record.kind == "table" and table.titles is not None:
+        notes.append(f"columns are taken in their order, whatever their titles: the data of {known.place} had none")
     if table.width == count and target is None:
         return Chosen(list(range(count)), None, notes)
     if table.width != count + 1:
@@ -176,7 +184,7 @@ def _count_classes(table: Table, column: int, known: Known) -> int:
 def _open(path: Path, known: Known | None) -> Table:
     if known is None:
         return open_table(path)
-    return open_table(path, known.inputs.columns, known.class_names)
+    return open_table(path, known.inputs, known.class_names)
 
 
 def _check_titles(table: Table) -> None:
@@ -187,14 +195,27 @@ def _check_titles(table: Table) -> None:
 
 
 def _find_title(titles: Sequence[str], name: str) -> int | None:
-    """Return the column with this title: the same, or else the only one that differs in case alone."""
+    """Return the column with this title: the same, or else the only one that differs in case, or in case and signs, alone.
+
+    A unit in brackets may be missing in the file: sepal_length is "sepal length (cm)", and "sepal length (mm)" is not.
+    """
     if name in titles:
         return titles.index(name)
-    alike = [k for k, title in enumerate(titles) if normalized(title).casefold() == normalized(name).casefold()]
-    if len(alike) == 1:
-        return alike[0]
+    for simple in (_folded, _letters):
+        wanted = {simple(name), simple(re.sub(r"\(.*?\)$", "", name))} - {""}
+        alike = [k for k, title in enumerate(titles) if simple(title) in wanted]
+        if len(alike) == 1:
+            return alike[0]
     placed = [k for k, title in enumerate(titles) if not title and f"column {k}" == name]
     return placed[0] if placed else None
+
+
+def _folded(title: str) -> str:
+    return normalized(title).casefold()
+
+
+def _letters(title: str) -> str:
+    return "".join(c for c in _folded(title) if c.isalnum())
 
 
 def _title(table: Table, column: int) -> str:
@@ -295,7 +316,10 @@ def _classes(table: Table, column: int, labels: list[str]) -> tuple[tuple[str, .
     count = len(spelled)
     where = f"{table.path}: {'the class column' if table.titles is None else f'the class, {table.title(column)},'}"
     if count < 2:
-        raise DataError(f"{where} holds {quoted(labels[0])} only; if another column is the class, name it with --target")
+        only = "only" if len(keys) < 2 else "only, which are one number"
+        raise DataError(
+            f"{where} holds {quoted_list(list(keys), 3)} {only}; if another column is the class, name it with --target"
+        )
     measured = sum(isinstance(key, float) and key != round(key) for key in spelled)
     if count > max(20, len(labels) // 3) or (measured > 20 and 2 * measured > count):
         raise DataError(
@@ -308,12 +332,26 @@ def _classes(table: Table, column: int, labels: list[str]) -> tuple[tuple[str, .
     return tuple(spelled[key] for key in order), y
 
 
-def _lost_digits(table: Table, chosen: Chosen, x: NumpyArray, rounding: NumpyArray) -> list[str]:
-    """Say which features differ in digits that float32 does not keep, such as times in milliseconds."""
+def _merged(path: Path, labels: Sequence[str]) -> list[str]:
+    """Say which labels are one class, because they are the same number."""
+    spelled: dict[float, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        if (number := as_number(label)) is not None:
+            spelled.setdefault(number, []).append(label)
+    several = [names for names in spelled.values() if len(names) > 1]
+    return [f"{path}: the classes {quoted_list(names)} are one: they are the same number" for names in several[:3]]
+
+
+def _odd_features(table: Table, chosen: Chosen, x: NumpyArray, rounding: NumpyArray) -> list[str]:
+    """Say which features count the rows, and which differ in digits that float32 does not keep, such as milliseconds."""
+    rows = np.arange(len(x))
+    count = [k for k in range(x.shape[1]) if len(x) > 20 and x[0, k] in (0, 1) and np.array_equal(x[:, k], rows + x[0, k])]
+    notes = [
+        f"{table.title(chosen.features[k])} counts the rows, and is a feature; if it is no measurement, remove it"
+        for k in count[:3]
+    ]
     lost = [k for k in range(x.shape[1]) if rounding[k] > _ROUNDING * float(x[:, k].std(dtype=np.float64))]
-    if not lost:
-        return []
-    return [
+    return notes + [
         f"{table.title(chosen.features[k])}: its values, around {float(x[0, k]):.4g}, differ in digits that float32 does not "
         f"keep; subtract an offset first"
         for k in lost[:3]

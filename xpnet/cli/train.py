@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, data, metrics, ops
-from xpnet.cli import train_settings, user_data
+from xpnet.cli import kept_data, train_settings, user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.hints import check_settings
 from xpnet.cli.model_argument import MODEL, find_network
@@ -32,7 +32,7 @@ from xpnet.data.splits import VALIDATION
 from xpnet.io import archive, model_file
 from xpnet.layers.module import Module
 from xpnet.optim import AdamW
-from xpnet.report import RunReport
+from xpnet.report import RunReport, read_record
 from xpnet.runtime.determinism import deterministic, get_deterministic
 from xpnet.training import (
     Callback,
@@ -73,18 +73,26 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         # Check the rest before a download that may take minutes.
         given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
         find_network(locate_network(given["model"], given.get(STARTED_IN)))
-    before = train_settings.recorded_inputs(args.resume) if args.resume is not None else None
+    before = known = None
+    if args.resume is not None:
+        if args.out is None and _has_finished(Path(args.resume), given):
+            return 0
+        before = train_settings.recorded_inputs(args.resume)
+        known = None if before is None else _known(before, args.resume)
     dataset = user_data.find_dataset(
         where,
         published,
         given.get("size"),
         given.get("target"),
         given.get("skip_bad", False),
-        known=None if before is None else _known(before, args.resume),
+        known=known,
         validation="patience" in given,
     )
     images = len(dataset.input_shape) == 3
-    _complete(given, RECIPES.get(dataset.name, IMAGES if images else FEATURES), images)
+    usual = IMAGES if images else FEATURES
+    # A folder of the user's may have the name of a published set.
+    recipe = usual if isinstance(dataset, OwnDataset) else RECIPES.get(dataset.name, usual)
+    _complete(given, recipe, images)
     name, make = find_network(locate_network(given["model"], given.get(STARTED_IN)))
     model = make(dataset.input_shape, dataset.classes, given["seed"], given["device"])
     _check(model, dataset, name)
@@ -94,10 +102,12 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
     text = train_settings.to_toml(given)
     if isinstance(dataset, OwnDataset):
         text = train_settings.with_inputs(given, {**dataset.inputs.settings(), **facts(dataset.reading)})
+        moments, earlier = (dataset.mean, dataset.std), None if known is None else known.kept
+        kept_data.keep(folder, dataset.reading.places, dataset.parts, moments, dataset.inputs.arrays(), earlier)
     archive.write_atomically(folder / train_settings.CONFIG, lambda file: file.write(text.encode("utf-8", "replace")))
 
     preprocessing = Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape)
-    batches, watched, held_out, optimizer = _prepare(given, dataset, model, preprocessing)
+    batches, watched, held_out, optimizer = _prepare(given, dataset, model, preprocessing, recipe)
     what = "images" if images else "examples"
     print(
         f"{dataset.name}: {batches.count:,} {what} to train on, {len(dataset.test[1]):,} to test, {dataset.classes} classes"
@@ -114,6 +124,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         f"results in {folder}",
         flush=True,
     )
+    start = _Start()
     trainer = Trainer(
         model,
         loss="softmax_cross_entropy",
@@ -121,7 +132,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         metrics=["accuracy"],
         seed=given["seed"],
         accumulate=given.get("accumulate", 1),
-        callbacks=_callbacks(given, folder, dataset, watched, held_out),
+        callbacks=[start, *_callbacks(given, folder, dataset, watched, held_out)],
     )
     began = time.perf_counter()
     resume = "auto" if args.resume is not None else None
@@ -139,6 +150,9 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
     seconds = time.perf_counter() - began
     if stopped:
         print(f"stopped by {stopped} in epoch {trainer.epoch + 1}; the training so far is kept\n{again}", flush=True)
+    if trainer.iteration == start.iteration and args.resume is not None and _holds(folder, trainer.epoch):
+        print(f"nothing was trained: {folder / MODEL} stays as it is")
+        return code
     about = {"network": name, "seed": given["seed"], "epochs": trainer.epoch}
     # What was measured of the weights that are saved: not always those of the last epoch.
     measured = history.of_the_model()
@@ -159,14 +173,47 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
     return code
 
 
+class _Start(Callback):
+    """Notes the step that a run begins or goes on with."""
+
+    iteration = -1
+
+    def check_run(self, trainer: Trainer) -> None:
+        self.iteration = trainer.iteration
+
+
+def _has_finished(folder: Path, given: train_settings.Settings) -> bool:
+    """Say whether a run has nothing left to train: its files stay as they are then, whatever has become of the data."""
+    epochs = train_settings.read_file(folder / train_settings.CONFIG).get("epochs", 0)
+    try:
+        record = read_record(folder)
+    except (FileNotFoundError, archive.ArchiveError):
+        return False
+    if record["state"] != "finished" or given.get("epochs", 0) > epochs or not _holds(folder, len(record["learning_rate"])):
+        return False
+    print(f"{folder}: the run has finished, with --epochs {epochs}: nothing was trained or written")
+    return True
+
+
+def _holds(folder: Path, epochs: int) -> bool:
+    """Return whether the model in a folder is that of this epoch, and not an older one."""
+    try:
+        document, _ = archive.read(folder / MODEL)
+    except (FileNotFoundError, archive.ArchiveError):
+        return False
+    return bool(document.get("metadata", {}).get("epochs") == epochs)
+
+
 def _known(before: dict[str, Any], folder: str) -> Known:
     """Return how the data of a run were read when it began: a resumed run reads them in the same way.
 
     Raises:
         UsageError: its configuration file is damaged.
     """
+    kept = kept_data.kept(Path(folder))
     try:
-        return Known(record_from(before), tuple(map(str, before["classes"])), f"the run in {folder}")
+        record = record_from(before, {} if kept is None else kept.record)
+        return Known(record, tuple(map(str, before["classes"])), f"the run in {folder}", kept)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{Path(folder) / train_settings.CONFIG}: its table [{train_settings.INPUTS}] is damaged; start a new run"
@@ -178,13 +225,15 @@ def _notes(dataset: Dataset, before: dict[str, Any] | None, resumed: str | None)
     if not isinstance(dataset, OwnDataset):
         return []
     notes = list(dataset.reading.notes)
-    if resumed is not None and before is None:
+    if resumed is not None and dataset.trained_before is None:
         notes.append(
-            "the run began with an earlier version, which divided the data by their order: examples that were trained on may "
-            "be in the test part now"
+            "the run began with an earlier version, which did not keep how it divided the data: examples that were trained on "
+            "may be in the test part now"
         )
     if before is not None and (change := describe_change(before, dataset.reading)):
-        notes.append(f"the data have changed: {change}; no example has moved from the training to the test part")
+        moved = dataset.trained_before
+        tested = f"{moved:,} test examples were trained on, or are copies" if moved else "no test example was trained on"
+        notes.append(f"the data have changed: {change}" + ("" if moved is None else f"; {tested}"))
     return notes
 
 
@@ -206,7 +255,7 @@ def _complete(given: train_settings.Settings, recipe: Recipe, images: bool) -> N
 
 
 def _prepare(
-    given: train_settings.Settings, dataset: Dataset, model: Module, preprocessing: Standardize
+    given: train_settings.Settings, dataset: Dataset, model: Module, preprocessing: Standardize, recipe: Recipe
 ) -> tuple[Batches, tuple[Any, Any], str, AdamW]:
     """Return the training batches, the validation data, where these are held out a phrase that says so, and the optimizer."""
     device = model.context.device
@@ -221,7 +270,6 @@ def _prepare(
         held_out = "of the training part are held out for validation"
     if held_out:
         held_out = f"{len(checked[1]):,} {held_out}"
-    recipe = RECIPES.get(dataset.name, IMAGES)
     augmentation = recipe.augmentation or IMAGES.augmentation
     # The value of a black pixel, averaged over channels: augmentations fill with one number.
     black = float(preprocessing(np.zeros((1, *dataset.input_shape), np.float32)).mean())

@@ -51,7 +51,7 @@ def find_dataset(
     """
     reading = read_own(name, size, target, skip_bad, known)
     if reading is not None:
-        return own_dataset(reading, validation)
+        return own_dataset(reading, validation, None if known is None else known.kept)
     return data.load(name, path)
 
 

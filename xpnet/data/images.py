@@ -102,8 +102,14 @@ def read_pixels(
         frames = bool(getattr(image, "is_animated", False))
         deep = image.mode in _DEEP
         upright: Any = ImageOps.exif_transpose(image)
+        clear = None
         if deep:
+            clear = _clear(image, upright)
             upright = Image.fromarray(_fractions(path, image, upright))
+            if background is not None and clear is not None and channels != 4:
+                transparent = bool(clear.any())
+                behind = np.array(Image.new("RGB", (1, 1), background).convert("L"), np.float32) / np.float32(255)
+                upright = Image.fromarray(np.where(clear, behind, np.asarray(upright)))
         elif channels != 4 and upright.has_transparency_data:
             upright = upright.convert("RGBA")
             if background is not None:
@@ -114,20 +120,29 @@ def read_pixels(
         else:
             upright = upright.convert(modes[channels])
     before = (upright.size[1], upright.size[0])
-    if size is not None:
-        target = (size[1], size[0])
+
+    def resized(picture: Any) -> NumpyArray:
+        target = picture.size if size is None else (size[1], size[0])
+        if picture.size == target:
+            return np.asarray(picture)
         if fit == "crop":
-            upright = ImageOps.fit(upright, target, Image.Resampling.BILINEAR)
-        elif upright.size != target:
-            upright = upright.resize(target, Image.Resampling.BILINEAR)
-    values = np.asarray(upright)
+            return np.asarray(ImageOps.fit(picture, target, Image.Resampling.BILINEAR))
+        return np.asarray(picture.resize(target, Image.Resampling.BILINEAR))
+
+    values = resized(upright)
     if not deep:
         return Pixels(values[..., None] if channels == 1 else values, transparent, frames, before)
     grey = np.multiply(values, np.float32(255))[..., None]
     made = np.repeat(grey, channels, axis=2)
     if channels == 4:
-        made[..., 3] = 255
+        made[..., 3] = 255 if clear is None else 255 * resized(Image.fromarray((~clear).astype(np.float32)))
     return Pixels(made, transparent, frames, before)
+
+
+def _clear(image: Any, upright: Any) -> NumpyArray | None:
+    """Return which pixels of a grey image with 16 bits are transparent, (H, W), or None: its PNG file may name one value."""
+    value = image.info.get("transparency")
+    return np.asarray(upright) == value if isinstance(value, int) else None
 
 
 def _fractions(path: str | os.PathLike[str], image: Any, upright: Any) -> NumpyArray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from .dataset import DataError, Dataset, NumpyArray
+from .splits import row_hashes
 
 KINDS = ("images", "table", "array")
 WHITE = (255, 255, 255)
@@ -17,6 +18,8 @@ WHITE = (255, 255, 255)
 _FAR = 2.0
 """Values so many times beyond the range of the training data are worth a warning."""
 _DARK = 0.2
+_ABOUT_WHITE = 1.05
+"""Floats from resized images go a little beyond 1."""
 _MOST_TRAINED_ON = 1 << 17
 
 
@@ -32,12 +35,15 @@ class InputRecord:
         columns: of a table, their titles in the order of the features; () where the file had none.
         target: of a table, the title of the column of classes; "" where the file had none.
         target_column: of a table, the place of that column among the file's, from 0; None where it had none.
+        separator, decimal: of a table, what is between its cells and its decimal mark; "" where that is unknown.
+        spread: few rows differ, and their repetitions were divided as examples of their own.
         resized: images were resized to `shape`; otherwise all had this size.
         background: the colour (R, G, B) that transparent images are composited on; None: their transparency is ignored.
         low, high: the least and largest x in the training part, (C,) or (F,); None if unknown.
         trained_on: sorted hashes, uint64, of the examples in the training part, or of the part of them with the smallest
             hashes; None if unknown.
         trained_count: how many examples the training part has.
+        assumed: nothing is known of the training data; it is never written.
     """
 
     kind: str
@@ -47,12 +53,22 @@ class InputRecord:
     columns: tuple[str, ...] = ()
     target: str = ""
     target_column: int | None = None
+    separator: str = ""
+    decimal: str = ""
+    spread: bool = False
     resized: bool = False
     background: tuple[int, int, int] | None = WHITE
     low: NumpyArray | None = field(default=None, repr=False)
     high: NumpyArray | None = field(default=None, repr=False)
     trained_on: NumpyArray | None = field(default=None, repr=False)
     trained_count: int = 0
+    assumed: bool = False
+
+    @property
+    def titled(self) -> bool | None:
+        """Whether the training data had titles; None where that is unknown."""
+        known = self.kind == "table" and (self.columns or self.target_column is not None)
+        return bool(self.columns) if known else None
 
     def settings(self) -> dict[str, Any]:
         """Return everything but the arrays, as JSON and TOML can hold it."""
@@ -61,6 +77,9 @@ class InputRecord:
             found["columns"], found["target"] = list(self.columns), self.target
             if self.target_column is not None:
                 found["target_column"] = self.target_column
+            found["separator"], found["decimal"] = self.separator, self.decimal
+        if self.spread:
+            found["spread"] = True
         if self.kind == "images":
             found["resized"] = self.resized
             if self.background is not None:
@@ -88,18 +107,15 @@ class InputRecord:
         return words + (f", transparency on {self.background}" if self.kind == "images" and self.background else "")
 
     def with_training_part(self, x: NumpyArray, hashes: NumpyArray | None = None) -> InputRecord:
-        """Return the record with the range of the training part (N, ...) and the hashes of its examples."""
+        """Return the record with the range of the training part (N, ...) and the hashes of its examples added."""
         axes = tuple(range(x.ndim - 1))
+        low, high = x.min(axis=axes).astype(np.float32), x.max(axis=axes).astype(np.float32)
+        if self.low is not None and self.high is not None:
+            low, high = np.minimum(low, self.low), np.maximum(high, self.high)
+        if hashes is not None and self.trained_on is not None:
+            hashes = np.append(hashes, self.trained_on)
         kept = None if hashes is None else np.unique(hashes)[:_MOST_TRAINED_ON]
-        return InputRecord(
-            **{
-                **{name: getattr(self, name) for name in self.__dataclass_fields__},
-                "low": x.min(axis=axes).astype(np.float32),
-                "high": x.max(axis=axes).astype(np.float32),
-                "trained_on": kept,
-                "trained_count": len(x),
-            }
-        )
+        return replace(self, low=low, high=high, trained_on=kept, trained_count=len(x))
 
     def seen(self, hashes: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
         """Tell which examples were trained on.
@@ -137,30 +153,31 @@ class InputRecord:
             )
         if x.dtype.kind == "b" or not values.size:
             return values, ""
-        if self.high is None:
+        if self.assumed:
             divisor, note = self._usual_divisor(x, place, text), ""
         else:
-            divisor, note = self._divisor(values, x.dtype.kind in "iu", place)
+            divisor, note = self._divisor(values, x.dtype, place)
         if divisor != 1:
             values /= np.float32(divisor)
-        return values, note or self.far(values, place)
+        return values, "; ".join(filter(None, (note, self.far(values, place))))
 
-    def _divisor(self, x: NumpyArray, integers: bool, place: str) -> tuple[float, str]:
+    def _divisor(self, x: NumpyArray, dtype: np.dtype[Any], place: str) -> tuple[float, str]:
+        """Return what the values are divided by, and what should be said about it; of the training data it is the scale."""
         least, most = float(x.min()), float(x.max())
+        integers = dtype.kind in "iu"
+        known = None if self.high is None else float(np.abs(self.high).max())
         if self.scale == 1:
-            if self.kind != "table" and integers and not self.whole:
-                assert self.high is not None
-                known = float(np.abs(self.high).max())
-                if most > _FAR * known:
-                    raise DataError(
-                        f"{place}: holds whole numbers up to {most:g}; the model was trained on numbers up to {known:g}: scale "
-                        f"them as the training data"
-                    )
+            if self.kind == "table" or not integers or self.whole or known is None:
+                return 1.0, ""
+            if most > (1.0 if self.kind == "images" and known <= _ABOUT_WHITE else _FAR * known):
+                raise DataError(
+                    f"{place}: holds whole numbers up to {most:g}; the model was trained on numbers up to {known:g}: scale "
+                    f"them as the training data"
+                )
             return 1.0, ""
         if self.kind == "table":
             # The numbers as published, or already divided: what is in the range of the training data.
-            assert self.high is not None
-            if most > 1.5 * float(self.high.max()) >= most / self.scale:
+            if known is not None and most > 1.5 * known >= most / self.scale:
                 return self.scale, f"{place}: values are divided by {self.scale:g}, as for training"
             return 1.0, ""
         whole = integers or bool((x == np.rint(x)).all())
@@ -169,10 +186,10 @@ class InputRecord:
                 f"{place}: holds values from {least:g} to {most:g}; the model was trained on pixels from 0 to {self.scale:g}: "
                 f"give the pixels, without a preprocessing of your own"
             )
-        if most <= 1 or (most <= 1.05 and not whole):
+        if most <= 1 or (most <= _ABOUT_WHITE and not whole):
             taken = integers and most == 1 and self.scale > 1
             return 1.0, f"{place}: whole numbers 0 and 1 are taken as black and white" if taken else ""
-        if most <= self.scale:
+        if most <= self.scale and not (integers and dtype.itemsize == 1 and self.scale > 255):
             return self.scale, ""
         if most <= 255 and whole:
             words = f"{place}: values up to {most:g} are divided by 255, as pixels of 8 bits"
@@ -197,8 +214,18 @@ class InputRecord:
             return 65535.0
         raise DataError(f"{place}: holds whole numbers up to {most:g}; expected pixels from 0 to 255, or floats from 0 to 1")
 
-    def far(self, x: NumpyArray, place: str) -> str:
-        """Return a warning where values lie far outside the range of the training data, or ""."""
+    def without_white(self) -> str:
+        """Return why the pixels of an image file have no place in the units of the training data, or "" where they have."""
+        if self.low is None or self.high is None:
+            return ""
+        if float(self.low.min()) < 0:
+            return "was trained on arrays with negative values, not on pixels"
+        if self.scale == 1 and float(self.high.max()) > _ABOUT_WHITE:
+            return f"was trained on arrays with values up to {float(self.high.max()):g}, which do not say what white is"
+        return ""
+
+    def far(self, x: NumpyArray, place: str, *, sure: bool = False) -> str:
+        """Return a warning where values lie far outside the range of the training data, or ""; `sure`: white is known."""
         if self.low is None or self.high is None or self.low.shape != x.shape[-1:]:
             return ""
         if self.kind == "table":
@@ -215,7 +242,7 @@ class InputRecord:
                 f"{self.high[k]:.4g}; are they in other units?"
             )
         most, known = float(x.max()), float(self.high.max())
-        dark = len(x) > 1 and float(self.low.min()) >= 0 and most < _DARK * known
+        dark = not sure and float(self.low.min()) >= 0 and 0 < most < _DARK * known
         if not dark and (known <= 0 or most <= _FAR * known):
             return ""
         return f"{place}: the largest value is {most:.3g}, in training {known:.3g}, both scaled; have the values another scale?"
@@ -223,14 +250,19 @@ class InputRecord:
 
 def record_of(dataset: Dataset) -> InputRecord:
     """Return the record of a data set, read from its published files."""
-    shape = dataset.input_shape
+    shape, x = dataset.input_shape, dataset.train[0]
     kind = "images" if len(shape) == 3 else "table"
-    return InputRecord(kind, shape, dataset.scale, whole=kind == "images").with_training_part(dataset.train[0])
+    record = InputRecord(
+        kind, shape, dataset.scale, whole=kind == "images", columns=dataset.columns, target=dataset.target
+    )  # fmt: skip
+    return record.with_training_part(x, row_hashes(x))
 
 
 def default_record(shape: tuple[int, ...]) -> InputRecord:
     """Return the record for a model file that holds none: images are pixels from 0 to 255, other numbers are kept."""
-    return InputRecord("images", shape, 255.0, whole=True, background=None) if len(shape) == 3 else InputRecord("table", shape)
+    if len(shape) == 3:
+        return InputRecord("images", shape, 255.0, whole=True, background=None, assumed=True)
+    return InputRecord("table", shape, assumed=True)
 
 
 def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | None = None) -> InputRecord:
@@ -268,6 +300,9 @@ def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | 
         columns=tuple(map(str, columns)),
         target=str(settings.get("target", "")),
         target_column=target_column,
+        separator=str(settings.get("separator", ""))[:1],
+        decimal=str(settings.get("decimal", ""))[:1],
+        spread=bool(settings.get("spread", False)),
         resized=bool(settings.get("resized", False)),
         background=(background[0], background[1], background[2]) if background else None,
         low=found.get("low"),

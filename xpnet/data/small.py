@@ -32,7 +32,7 @@ def iris() -> Dataset:
     names = ("setosa", "versicolor", "virginica")
     scale = 10.0
     # A fixed unit instead of the range of the data: nothing is fitted.
-    x = (np.array([row[:4] for row in rows], np.float64) / scale).astype(np.float32)
+    x = np.array([row[:4] for row in rows], np.float32) / np.float32(scale)  # as numbers of a user's file are divided
     y = np.array([names.index(row[4]) for row in rows], np.int64)
     test = np.array([row[5] == "1" for row in rows])
     return _split(
@@ -44,6 +44,8 @@ def iris() -> Dataset:
         source="R. A. Fisher (1936); UCI Machine Learning Repository, https://doi.org/10.24432/C56C76",
         scale=scale,
         notes="sepal length and width, petal length and width, in cm / 10; fixed stratified split, 1/5 test",
+        columns=("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"),
+        target="species",
     )
 
 

@@ -1,4 +1,4 @@
-"""Parts of a data set that stay what they are when it grows: an example's part is a function of a hash of it."""
+"""Parts of a data set: an example's part follows from a hash of it, and in small classes from those of its neighbours."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ def row_hashes(x: NumpyArray) -> NumpyArray:
     return hashes(row.tobytes() for row in rows)
 
 
+def few_differ(found: NumpyArray) -> bool:
+    """Return whether a table is one of repeated cases: its repetitions are then examples of their own."""
+    return len(np.unique(found)) < _FEW
+
+
 def spread_repetitions(found: NumpyArray) -> NumpyArray:
-    """Return the hashes that a table is divided by: of its content, but of content and repetition where few rows differ."""
-    if len(np.unique(found)) >= _FEW:
-        return found
+    """Return hashes of content and repetition: equal examples are numbered, and the first keeps its hash."""
     before: Counter[int] = Counter()
     spread = found.copy()
     for i, value in enumerate(found.tolist()):
@@ -44,8 +47,8 @@ def spread_repetitions(found: NumpyArray) -> NumpyArray:
 def divide(found: NumpyArray, labels: NumpyArray, *, test: float, validation: float = 0.0) -> NumpyArray:
     """Divide examples by their hashes; those with equal ones stay together.
 
-    The test part are the hashes in the lowest fraction `test` of all, so that more data do not move an example from the
-    training into the test part. Every class with two examples that differ gets at least one in training and one in testing.
+    The test part are the hashes in the lowest fraction `test` of all, so that hardly an example moves when the data grow. Every
+    class with two examples that differ gets at least one in training and, unless another class holds the same, one in testing.
 
     Args:
         found: hashes, uint64 (N,).
@@ -74,4 +77,7 @@ def divide(found: NumpyArray, labels: NumpyArray, *, test: float, validation: fl
             if validation and not (own == VALIDATION).any() and len(trained) > 1:
                 own[place[rows] == trained[0]] = VALIDATION
         parts[rows] = own
-    return parts
+    unique, group = np.unique(found, return_inverse=True)
+    least = np.full(len(unique), TEST, np.int8)
+    np.minimum.at(least, group, parts)  # equal examples of several classes stay together, too
+    return least[group]

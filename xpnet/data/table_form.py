@@ -1,4 +1,4 @@
-"""The form of a text table: its encoding, separator and decimal mark, and whether its first line holds titles."""
+"""The form of a text table: its encoding, separator and decimal mark."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .dataset import DataError
@@ -16,7 +16,8 @@ from .dataset import DataError
 _SEPARATORS = (",", ";", "\t", "|", " ")
 SAMPLE = 200  # rows that separator, decimal mark and titles are judged by
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d+)?")
+_ENGLISH_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 
 def find_encoding(path: Path, content: bytes) -> tuple[str, list[str]]:
@@ -34,6 +35,10 @@ def find_encoding(path: Path, content: bytes) -> tuple[str, list[str]]:
     head = content[:4096]
     if b"\0" in head:
         odd, even = head[1::2].count(0), head[::2].count(0)
+        if 8 * max(odd, even) < len(head):
+            raise DataError(
+                f"{path}: not a text file, or a damaged one: it holds the character NUL, first at byte {head.index(0)}"
+            )
         return _decodes(path, content, "utf-16-le" if odd > even else "utf-16-be"), []
     try:
         text = content.decode("utf-8-sig")
@@ -82,76 +87,86 @@ def declared_separator(content: bytes, encoding: str) -> tuple[int, str | None]:
     return (1, named[1]) if named else (0, None)
 
 
-def find_separator(path: Path, content: bytes, encoding: str) -> str:
-    """Return the separator that divides the rows into the most alike rows of numbers."""
-    best, chosen = 0.0, ","
-    for separator in _SEPARATORS:
+def count_comments(content: bytes, encoding: str) -> int:
+    """Return how many lines at the beginning start with #."""
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace", newline="")
+    return sum(1 for _ in itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def find_separator(path: Path, content: bytes, encoding: str, skipped: int = 0, known: str = "", least: int = 2) -> str:
+    """Return the separator that divides the rows into the most alike rows of numbers.
+
+    Args:
+        path: the file, for messages.
+        content: of the file.
+        encoding: of the content.
+        skipped: lines at its beginning that are passed over.
+        known: the separator of the training data, which decides between equals.
+        least: the smallest number of columns that it may have; others have two.
+    """
+    best, chosen = 0.0, known or ","
+    for separator in sorted(_SEPARATORS, key=lambda s: s != known):
         try:
-            rows = [row for _, row in itertools.islice(split_rows(content, encoding, separator, path), SAMPLE)]
+            rows = [row for _, row in itertools.islice(split_rows(content, encoding, separator, path, skipped), SAMPLE)]
         except DataError:
             continue
         if not rows:
             continue
         widths = [len(row) for row in rows]
         width = max(set(widths), key=widths.count)
-        if width < 2:
+        if width < (least if separator == known else 2):
             continue
         alike = widths.count(width) / len(rows)
         convert = _any_number if separator != "," else plain_number
         cells = [cell for row in (rows[1:] or rows) for cell in row]
         numbers = sum(converts(cell, convert) or is_missing(cell.strip()) for cell in cells) / len(cells)
+        # In 167,3;low the comma is no separator: another one is left in a cell.
+        torn = sum(any(other in cell for other in ";\t|") and not converts(cell, convert) for cell in cells) / len(cells)
         # A trace for alike rows of text alone: titles and nothing else.
-        score = alike * (numbers + 0.001)
+        score = alike * (numbers + 0.001) - 0.0001 * torn
         if score > best + 1e-9:
             best, chosen = score, separator
     return chosen
 
 
-def has_decimal_commas(rows: list[list[str]]) -> bool:
-    """Return whether a cell is a number with a decimal comma."""
+def find_decimal(path: Path, rows: list[list[str]], separator: str, known: str) -> tuple[str, list[str]]:
+    """Return the decimal mark of a table, and what should be said about it.
+
+    Args:
+        path: the file, for messages.
+        rows: of the table.
+        separator: between its cells.
+        known: the mark in the training data, "" if unknown: it decides what 4.911 is.
+
+    Raises:
+        DataError: numbers have commas, in a file for a model that was trained on decimal points, and may be thousands.
+    """
     cells = [cell.strip() for row in rows for cell in row]
-    return any(DECIMAL_COMMA.fullmatch(cell) or (_THOUSANDS.fullmatch(cell) and "," in cell) for cell in cells)
-
-
-def are_titles(
-    head: list[str],
-    rows: list[list[str]],
-    convert: Callable[[str], float],
-    columns: Collection[str],
-    labels: Collection[str],
-) -> bool:
-    """Return whether the first line of a table holds titles."""
-    if columns and set(columns) <= set(head):
-        return True
-    numeric = [converts(cell, convert) for cell in head]
-    if any(cell in labels and not number for cell, number in zip(head, numeric)):
-        return False
-    if not any(numeric):
-        return True
-    below = [[row[k].strip() for row in rows if k < len(row)] for k in range(len(head))]
-    for k, cell in enumerate(head):
-        if (
-            cell
-            and not numeric[k]
-            and below[k]
-            and all(converts(other, convert) for other in below[k] if not is_missing(other))
-        ):
-            return any(not is_missing(other) for other in below[k])  # a word above numbers
-    numbered = [cell for cell, number in zip(head, numeric) if number]
-    if not all(cell.isdigit() for cell in numbered):
-        return False
-    counting = [int(cell) for cell in numbered]
-    if len(counting) < 2 or any(b - a != 1 for a, b in itertools.pairwise(counting)) or not rows:
-        return False
-    if len(counting) == len(head):
-        # 0,1,2,3: as pandas numbers columns, unless whole numbers below could continue it.
-        whole = all(cell.lstrip("+-").isdigit() for column in below for cell in column)
-        return counting[0] == 0 and len(counting) > 2 and not whole
-    words = [k for k, number in enumerate(numeric) if not number]
-    if any(head[k] in below[k] for k in words):
-        return False
-    # Words that come once above others that come again; a class of one example in the first row is less likely.
-    return (counting[0] == 0 and len(counting) > 2) or all(len(set(below[k])) < len(below[k]) for k in words)
+    commas = [cell for cell in cells if DECIMAL_COMMA.fullmatch(cell) or (_THOUSANDS.fullmatch(cell) and "," in cell)]
+    if separator != "," and commas:
+        thousands = all(_ENGLISH_THOUSANDS.fullmatch(cell) for cell in commas)
+        if thousands and known == ".":
+            raise DataError(
+                f"{path}: holds numbers such as {commas[0]}, and the training data have decimal points: write thousands "
+                f"without commas, and decimals with points"
+            )
+        doubt = f": {commas[0]} is read as {commas[0].replace(',', '.')}, not as thousands" if thousands else ""
+        return ",", [f"numbers have decimal commas{doubt}"]
+    points = [cell for cell in cells if "." in cell and converts(cell, plain_number)]
+    thousands = bool(points) and all(_THOUSANDS.fullmatch(cell) for cell in points)
+    if separator != "," and known == ",":
+        if not points:
+            return ",", []
+        if thousands:
+            whole = points[0].replace(".", "")
+            return ",", [
+                f"{points[0]} is read as {whole}, with points between thousands: the training data have decimal commas"
+            ]
+    if points and known == ",":
+        return ".", ["numbers have decimal points, and in the training data commas"]
+    if thousands and separator == ";" and not known:
+        return ".", [f"{points[0]} is read with a decimal point; if points are between thousands, remove them"]
+    return ".", []
 
 
 _MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "?"})

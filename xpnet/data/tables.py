@@ -15,21 +15,23 @@ import numpy as np
 from xpnet.runtime.messages import quoted
 
 from .dataset import DataError, NumpyArray
+from .inputs import InputRecord
 from .table_form import (
     DECIMAL_COMMA,
     SAMPLE,
-    are_titles,
     comma_number,
     converts,
+    count_comments,
     declared_separator,
+    find_decimal,
     find_encoding,
     find_separator,
-    has_decimal_commas,
     is_missing,
     plain_number,
     separator_name,
     split_rows,
 )
+from .titles import first_line_is_titles
 
 ENDINGS = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz", ".tab.gz")
 
@@ -51,12 +53,16 @@ class Columns:
         texts: for each of the columns read as text, its N cells, stripped.
         lines: (N,) int64, the line of the file on which each row begins, from 1.
         rounding: (F,) float64, the largest error that float32 made in each column.
+        decimal: "." or ",": far down in the file, one may be found where another was expected.
+        notes: what was found out in reading, and should be said.
     """
 
     numbers: NumpyArray
     texts: list[list[str]]
     lines: NumpyArray
     rounding: NumpyArray
+    decimal: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,8 @@ class Table:
         try:
             return self._read(numbers, texts)
         except _DecimalCommaError:
-            return replace(self, decimal=",")._read(numbers, texts)
+            read = replace(self, decimal=",")._read(numbers, texts)
+            return replace(read, notes=("numbers have decimal commas, though not in the first lines",))
 
     def _read(self, numbers: Sequence[int], texts: Sequence[int]) -> Columns:
         convert = self._converter()
@@ -152,7 +159,7 @@ class Table:
             if len(waiting) == _CHUNK:
                 flush()
         flush()
-        return Columns(np.concatenate(chunks), cells, np.array(lines, np.int64), rounding)
+        return Columns(np.concatenate(chunks), cells, np.array(lines, np.int64), rounding, self.decimal)
 
     def _converter(self) -> Callable[[str], float]:
         if self.decimal == ",":
@@ -182,36 +189,45 @@ class _DecimalCommaError(Exception):
     """A number with a decimal comma was met in a file that was taken to have points."""
 
 
-def open_table(path: Path, columns: Collection[str] = (), labels: Collection[str] = ()) -> Table:
+def open_table(path: Path, record: InputRecord | None = None, labels: Collection[str] = ()) -> Table:
     """Find out the form of a text table: encoding, separator, decimal mark, and whether its first line holds titles.
 
     Args:
         path: the file, plain or compressed by gzip.
-        columns: titles that the file may have: they decide where it is in doubt whether the first line holds titles.
+        record: how the training data of a model were read: where a form is in doubt, the file has theirs.
         labels: words that are data: a first line that holds one is not taken for titles.
 
     Raises:
-        DataError: the file is missing, not text, or empty.
+        DataError: the file is missing, not text, or empty; or it is in doubt what its numbers are.
     """
+    record = record or InputRecord("table", (), assumed=True)
     content = _content(path)
     encoding, notes = find_encoding(path, content)
     skipped, separator = declared_separator(content, encoding)
+    comments = 0 if skipped else count_comments(content, encoding)
+    skipped += max(comments - 1, 0)  # the last one may hold titles
     if separator is None:
-        separator = find_separator(path, content, encoding)
+        separator = find_separator(path, content, encoding, skipped, record.separator, 1 if record.shape == (1,) else 2)
     sample = [row for _, row in itertools.islice(split_rows(content, encoding, separator, path, skipped), SAMPLE)]
+    if comments and len(sample) > 1 and len(sample[0]) != len(sample[1]):
+        del sample[0]
+        skipped += 1
     if not sample:
         raise DataError(f"{path}: holds no rows")
-    decimal = "," if separator != "," and has_decimal_commas(sample) else "."
+    if comments and skipped:
+        notes.append(f"passed over {skipped} line{'s' * (skipped > 1)} of comments at the top")
     if separator not in (",", "\t") or (
         separator == "\t" and ".tsv" not in path.name.lower() and ".tab" not in path.name.lower()
     ):
         notes.append(f"columns are separated by {separator_name(separator)}")
-    if decimal == ",":
-        notes.append("numbers have decimal commas")
+    decimal, said = find_decimal(path, sample, separator, record.decimal)
+    notes += said
     convert = comma_number if decimal == "," else plain_number
     head = [cell.strip() for cell in sample[0]]
     head[0] = head[0].removeprefix("#").strip()
-    titles = tuple(head) if are_titles(head, sample[1:], convert, columns, labels) else None
+    are_titles, doubt = first_line_is_titles(head, sample[1:], convert, record.columns, labels, record.titled)
+    notes += [doubt] if doubt else []
+    titles = tuple(head) if are_titles else None
     return Table(path, titles, len(sample[0]), separator, decimal, tuple(notes), content, encoding, skipped)
 
 

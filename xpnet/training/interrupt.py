@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 ENDING = ("SIGTERM", "SIGUSR1")
 """Sent by Slurm, Kubernetes, systemd and docker stop before they kill a process."""
+
+
+_AT_ONCE = 1.0
+"""Seconds in which a signal that comes again is the same request: schedulers send it to a process and to its group."""
 
 
 class Terminated(SystemExit):
@@ -38,9 +43,13 @@ class _Ask:
         self.history = trainer.history  # which nobody may use while a step is recorded
         self.usual = usual  # the handler before; that of a `fit` around this one, in whose callback this one runs, is told too
         self.asked = 0
+        self.since = 0.0  # the time when it was asked first
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        again, self.asked = self.asked, number
+        now = time.monotonic()
+        again = self.asked and (number == signal.SIGINT or now > self.since + _AT_ONCE)
+        self.since = self.since if self.asked else now
+        self.asked = number
         self.trainer.stop = self.history.interrupted = True
         if again and self.trainer.committing:  # for microseconds: the trainer raises it when the weights are whole
             self.trainer.interrupt_waits = self._error(number)
@@ -57,8 +66,9 @@ class _Ask:
 def interruptible(trainer: Trainer) -> Iterator[None]:
     """Let signals within the block stop the trainer after its batch.
 
-    The first Ctrl-C does, and the second one interrupts at once. SIGTERM and SIGUSR1 do too, and at the end of the block raise
-    :class:`Terminated`. A signal that the caller ignores, or handles in a way of its own, stays as it is.
+    The first Ctrl-C does, and the second one interrupts at once. SIGTERM and SIGUSR1 do too, if the second comes a second
+    later, and at the end of the block raise :class:`Terminated`. A signal that the caller ignores, or handles in a way of its
+    own, stays as it is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only, and only it may set handlers
