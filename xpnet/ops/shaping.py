@@ -9,6 +9,7 @@ from typing import Any
 from xpnet.backend import Array, Namespace, dtype_name, kind_of
 from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast, zeros_like_shape
+from xpnet.ops.sums import row_product
 
 
 @op(half=as_is, integers="keep", linear=True)
@@ -164,10 +165,13 @@ def _(xp: Namespace, dy: Array, like: Any, *, index: Any) -> Any:
     """Add each element of dy to the element of x that it was read from."""
     parts = index if isinstance(index, tuple) else (index,)
     shape, dtype, device = like
-    dx = xp.zeros(shape, dtype=dtype, device=device)
-    if _basic(parts) and hasattr(dx, "__setitem__"):
+    dx: Any = xp.zeros(shape, dtype=dtype, device=device)
+    if _basic(parts):
         place = _full(tuple(p for p in parts if p is not None))  # x has no axis for a new axis of dy
-        dx[place] = xp.reshape(dy, dx[place].shape)
+        part = xp.reshape(dy, dx[place].shape)
+        if hasattr(dx, "at"):  # JAX's arrays are not written to
+            return dx.at[place].set(part)
+        dx[place] = part
         return dx
     # Element numbers, indexed the same way, give the source of each element; an array index may select one twice.
     size = math.prod(shape)
@@ -212,7 +216,7 @@ def _sums_by_index(xp: Namespace, rows: Array, index: Array, size: int) -> Array
     blocks: list[Array] = []
     for start in range(0, size, many):
         target = xp.arange(start, min(start + many, size), dtype=index.dtype, device=index.device)
-        blocks.append(xp.matmul(xp.astype(target[:, None] == index[None, :], rows.dtype), rows))
+        blocks.append(row_product(xp, xp.astype(index[:, None] == target[None, :], rows.dtype), rows))
     if not blocks:
         return zeros_like_shape(xp, rows, (0, rows.shape[1]))
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
