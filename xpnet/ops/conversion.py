@@ -103,6 +103,9 @@ def _targets(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> list[Any]
         "float" in present and len({inputs[i].dtype for i, kind in enumerate(kinds) if kind == "float"}) > 1
     ):
         common = xp.float64 if _has_float64(inputs, kinds) else xp.float32
+        if "float" not in present and "half" in present:
+            halves = {inputs[i].dtype for i, kind in enumerate(kinds) if kind == "half"}
+            common = halves.pop() if len(halves) == 1 else common  # integers do not widen the result
     else:
         common = None
     targets: list[Any] = []

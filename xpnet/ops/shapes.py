@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 from xpnet.backend import Array, Namespace, dtype_name, half_dtypes, is_floating, kind_of
@@ -45,7 +46,7 @@ def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ..
     if axis is None:
         return tuple(range(ndim))
     given: Any = axis
-    axes = (int(given),) if is_whole(given) else tuple(int(a) for a in given)
+    axes = (int(given),) if is_whole(given) else tuple(map(index, given))
     for a in axes:
         if not -ndim <= a < ndim:
             raise ShapeError(f"axis {a} does not exist in an array of {ndim} axes")

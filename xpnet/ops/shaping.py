@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Array, Namespace, dtype_name, kind_of
+from xpnet.backend import Array, Namespace, dtype_name, kind_of, refuse_subclass
 from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast, zeros_like_shape
 from xpnet.ops.sums import row_product
@@ -49,7 +49,7 @@ def _(xp: Namespace, dy: Array, order: Any, *, axes: Any) -> Any:
 @op(half=as_is, integers="keep", linear=True)
 def concat(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
     """Join arrays along an existing axis: ``concat([a, b], axis=-1)``."""
-    axis = normalize_axes(axis, arrays[0].ndim)[0]
+    axis = normalize_axes((axis,), arrays[0].ndim)[0]
     for other in arrays[1:]:
         if other.ndim != arrays[0].ndim or any(
             a != b for i, (a, b) in enumerate(zip(arrays[0].shape, other.shape)) if i != axis
@@ -117,11 +117,12 @@ def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: fl
 
     Raises:
         ShapeError: not one pair an axis, or a negative width.
-        TypeError: x holds integers or booleans, and the value is none of them.
+        TypeError: x holds integers or booleans, and the value is none of them, or the value is complex, and x is not.
     """
     kind = kind_of(x.dtype)
-    if kind in ("integer", "boolean") and value != 0 and not _holds(xp, x, kind, value):
-        raise TypeError(f"pad: the value {value} does not fit x of dtype {dtype_name(x)}; convert x to float32")
+    lost = isinstance(value, complex) and kind != "complex"
+    if lost or (kind in ("integer", "boolean") and value != 0 and not _holds(xp, x, kind, value)):
+        raise TypeError(f"pad: the value {value} does not fit x of dtype {dtype_name(x)}; convert x first")
     given: Any = widths
     pairs = [] if is_whole(given) else [(int(a), int(b)) for a, b in given]
     if len(pairs) != x.ndim or any(a < 0 or b < 0 for a, b in pairs):
@@ -157,7 +158,11 @@ def _basic(parts: tuple[Any, ...]) -> bool:
 def _full(index: Any) -> Any:
     """Return a basic index with an explicit ... for the remaining axes, as the Array API requires."""
     parts = index if isinstance(index, tuple) else (index,)
-    return (*parts, ...) if _basic(parts) and Ellipsis not in parts else index
+    if _basic(parts):
+        return index if Ellipsis in parts else (*parts, ...)
+    for part in parts:
+        refuse_subclass(part)
+    return index
 
 
 @getitem.backward

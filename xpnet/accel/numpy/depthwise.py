@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, image_row_chunks
-from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles
+from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles, sum_rows
 from xpnet.accel.numpy.im2col import Windows
-from xpnet.accel.numpy.sums import sum_rows
 from xpnet.accel.numpy.workspace import Floats, workspace
 from xpnet.ops.sums import total
 from xpnet.runtime.threads import chunk_count, parallel

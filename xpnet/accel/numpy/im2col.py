@@ -23,9 +23,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
-from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate
+from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate, sum_rows
 from xpnet.accel.numpy.finite import SERIAL_DOT, convolve_directly
-from xpnet.accel.numpy.sums import sum_rows
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 

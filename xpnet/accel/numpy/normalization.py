@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.chunks import ELEMENTWISE_CHUNK, PASS_SECONDS, balanced_chunk_size
-from xpnet.accel.numpy.sums import sum_products, sum_rows
+from xpnet.accel.numpy.epilogue import sum_products, sum_rows
 from xpnet.accel.numpy.workspace import FLOATS, Floats, workspace
 from xpnet.ops.normalization import batch_norm_with_statistics
 from xpnet.runtime.threads import parallel

@@ -34,9 +34,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
-from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint
+from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, sum_rows
 from xpnet.accel.numpy.finite import convolve_directly
-from xpnet.accel.numpy.sums import sum_rows
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, workspace
 from xpnet.runtime.threads import chunk_count, parallel
 
