@@ -19,19 +19,26 @@ from xpnet.ops.softmax import check_reduction
 Loss = Callable[..., Any]
 
 
-def reduce(name: str, terms: Any, reduction: str) -> Any:
-    """Sum or average `terms`, or return them as they are.
+def widened(*values: Any) -> tuple[Any, ...]:
+    """Return 16-bit floats as float32, whose squares and sums are not infinite; anything else as it is."""
+    return tuple([ops.cast(value, "float32") if kind_of(bare(value).dtype) == "half" else value for value in values])
+
+
+def reduce(name: str, terms: Any, reduction: str, like: Any = None) -> Any:
+    """Sum or average `terms`, or return them as they are; in the dtype of `like` if those are 16-bit floats.
 
     Raises:
         ValueError: an unknown reduction, or the mean of no terms.
     """
     check_reduction(name, reduction)
-    if reduction == "none":
-        return terms
-    if reduction == "sum":
-        return ops.sum(terms)
-    not_empty(name, terms)
-    return ops.mean(terms)
+    if reduction == "mean":
+        not_empty(name, terms)
+        terms = ops.mean(terms)
+    elif reduction == "sum":
+        terms = ops.sum(terms)
+    if like is not None and kind_of(bare(like).dtype) == "half":
+        return ops.cast(terms, dtype_name(bare(like)))
+    return terms
 
 
 def not_empty(name: str, terms: Any) -> None:

@@ -33,7 +33,8 @@ def explain_inputs(operation: Any, xp: Namespace, error: Exception, inputs: tupl
     if "axis" in settings and not _is_axis(axis, _several(operation)):
         expected = "an int, several of them or None" if _several(operation) else "an int"
         raise TypeError(f"{name}: axis must be {expected}, got {axis!r}") from None
-    namespace(*inputs, *[value for value in settings.values() if hasattr(value, "dtype")])  # raises for two libraries
+    constants = [value for value in settings.values() if hasattr(value, "ndim") and not isinstance(value, type)]
+    namespace(*inputs, *constants)  # raises for two libraries
     kinds = [dtype_name(a) for a in arrays]
     if {"float16", "bfloat16"} <= set(kinds):
         raise TypeError(f"{name}: got arrays of float16 and of bfloat16; convert one of them, with xpnet.ops.cast") from error

@@ -122,7 +122,9 @@ def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: fl
     kind = kind_of(x.dtype)
     lost = isinstance(value, complex) and kind != "complex"
     if lost or (kind in ("integer", "boolean") and value != 0 and not _holds(xp, x, kind, value)):
-        raise TypeError(f"pad: the value {value} does not fit x of dtype {dtype_name(x)}; convert x first")
+        raise TypeError(
+            f"pad: the value {value} does not fit x of dtype {dtype_name(x)}; convert x to {'complex64' if lost else 'float32'}"
+        )
     given: Any = widths
     pairs = [] if is_whole(given) else [(int(a), int(b)) for a, b in given]
     if len(pairs) != x.ndim or any(a < 0 or b < 0 for a, b in pairs):

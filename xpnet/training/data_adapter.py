@@ -55,7 +55,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
             f"data must be a pair (x, y) of two arrays with an axis of examples first, got ({kinds(data)}); convert lists "
             f"with numpy.asarray"
         )
-    n, m = len(parts[0]), len(parts[-1])
+    n, m = parts[0].shape[0], parts[-1].shape[0]
     if n != m or n == 0:
         raise ValueError(f"x holds {n} examples and y {m}; they must be equal and at least 1")
     return Batches(tuple(data), batch_size, shuffle=shuffle, seed=seed, device=device)
