@@ -104,7 +104,7 @@ class Tensor(Recordable):
         """Return the array that the first gradient would be copied into, if there is one."""
         return None
 
-    def backward(self, gradient: Array | None = None) -> None:
+    def backward(self, gradient: Any = None) -> None:
         """Compute the gradient of this Tensor with respect to every leaf it depends on, and add it to the leaf's `grad`.
 
         What the forward pass saved is freed on the way, so backward cannot run twice through one graph.
