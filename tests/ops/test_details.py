@@ -257,6 +257,15 @@ def test_the_gradient_of_an_extreme_goes_to_its_nan():
         assert x.grad[1].sum() == 1
 
 
+def test_the_gradient_of_the_larger_goes_to_its_nan():
+    for operation in (ops.maximum, ops.minimum):
+        x: Any = xn.Tensor(np.array([np.nan, 1.0, 2.0], np.float32), requires_grad=True)
+        y: Any = xn.Tensor(np.array([1.0, np.nan, 2.0], np.float32), requires_grad=True)
+        operation(x, y).sum().backward()
+        assert x.grad.tolist() == [1, 0, 0.5]
+        assert y.grad.tolist() == [0, 1, 0.5]
+
+
 @pytest.mark.parametrize("operation", [ops.elu, ops.selu])
 def test_exponential_units_far_below_zero_have_a_gradient(operation: Any):
     x = np.array([-30.0, -17.0, -5.0, -0.1], np.float32)

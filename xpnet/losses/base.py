@@ -20,8 +20,10 @@ Loss = Callable[..., Any]
 
 
 def widened(*values: Any) -> tuple[Any, ...]:
-    """Return 16-bit floats as float32, whose squares and sums are not infinite; anything else as it is."""
-    return tuple([ops.cast(value, "float32") if kind_of(bare(value).dtype) == "half" else value for value in values])
+    """Return the values, in float32 if the first holds 16-bit floats, whose squares and sums would be infinite."""
+    if kind_of(bare(values[0]).dtype) != "half":
+        return values
+    return tuple([ops.cast(value, "float32") for value in values])
 
 
 def reduce(name: str, terms: Any, reduction: str, like: Any = None) -> Any:
