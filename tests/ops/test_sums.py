@@ -341,3 +341,17 @@ def test_a_normalised_image_far_from_zero():
     wide = image.astype(np.float64)
     expected = (wide - wide.mean((1, 2), keepdims=True)) / np.sqrt(wide.var((1, 2), keepdims=True) + 1e-5)
     np.testing.assert_allclose(ops.group_norm(image, groups=3), expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("units", [1, 7])
+def test_a_planned_step_of_a_large_batch(units: int):
+    """All examples are equal: the gradients of the step are those of one."""
+    moved = []
+    for rows in (1, 8000):
+        model = xn.Sequential([xn.Dense(units, activation="tanh"), xn.Dense(3)], input_shape=(2,), seed=1)
+        before = {path: p.array.copy() for path, p in model.parameters().items()}
+        run = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(1000.0))
+        x = np.full((rows, 2), 0.7, np.float32)
+        run.fit((x, np.zeros(rows, np.int64)), epochs=1, batch_size=rows, verbose=False)
+        moved.append(np.concatenate([(p.array - before[path]).reshape(-1) for path, p in model.parameters().items()]))
+    np.testing.assert_allclose(moved[1], moved[0], rtol=5e-6, atol=1e-4)

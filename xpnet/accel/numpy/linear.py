@@ -23,7 +23,7 @@ _PARALLEL_PRODUCT = 3 << 20
 """Multiply-adds from which waking another thread pays."""
 
 
-_PLAIN_SUMS = 256
+PLAIN_SUMS = 256
 """Rows that are added one after the other for the gradient of a bias: a batch has no more as a rule."""
 
 
@@ -60,7 +60,7 @@ def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats
 
 def column_sums(x: Floats, out: Floats | None = None) -> Floats:
     """Return the sums over the rows of x (rows, columns), written to `out` if that is given."""
-    if len(x) <= _PLAIN_SUMS:
+    if len(x) <= PLAIN_SUMS:
         sums: Floats = np.add.reduce(x, axis=0, out=out)
         return sums
     made: Floats = total(np, x, (0,))  # type: ignore[assignment]
