@@ -99,6 +99,15 @@ def convolution(C: int, O: int, size: int, groups: int = 1, pool: bool = False) 
     return check
 
 
+def to_one() -> Pairs:
+    """Return what a convolution with one output adds: a product with a vector."""
+    x, kernel, bias = np.ones((1, 600, 600, 40), np.float32), tensor(np.zeros((1, 1, 40, 1))), tensor([0])
+    y = ops.conv2d(x, kernel, bias)
+    dy = np.full(y.shape, 0.1, np.float32)
+    y.backward(dy)
+    return [(bias.grad, exact(dy, (0, 1, 2))), (kernel.grad, np.full((1, 1, 40, 1), exact(dy, None)))]
+
+
 def depthwise(N: int, size: int) -> Callable[[], Pairs]:
     """Return a check of a convolution whose products are sums, too."""
 
@@ -183,17 +192,17 @@ def recurrent(name: str, gates: int) -> Callable[[], Pairs]:
     def check() -> Pairs:
         rows = 100_000
         x, kernel, recurrent = (
-            np.zeros((rows, 1, 1), np.float32),
+            np.ones((rows, 1, 1), np.float32),
             np.zeros((1, gates), np.float32),
             np.zeros((1, gates), np.float32),
         )
         found = []
         for n in (rows, 1):
-            bias = tensor(np.full(gates, 0.3))
-            outputs = registry[name](x[:n], kernel, recurrent, bias)
+            weights, bias = tensor(kernel), tensor(np.full(gates, 0.3))
+            outputs = registry[name](x[:n], weights, recurrent, bias)
             outputs[0].backward(np.full((n, 1, 1), 0.1, np.float32))
-            found.append(bias.grad)
-        return [(found[0], found[1].astype(np.float64) * rows)]
+            found.append((bias.grad, weights.grad))
+        return [(many, one.astype(np.float64) * rows) for many, one in zip(*found)]
 
     return check
 
@@ -237,6 +246,7 @@ CHECKS: dict[str, Callable[[], Pairs]] = {
     "conv2d": convolution(1, 2, 1000),
     "conv2d of many channels": convolution(32, 32, 300),
     "conv2d of groups": convolution(2, 4, 700, groups=2),
+    "conv2d of pixels to one number": to_one,
     "conv2d of large depthwise images": depthwise(1, 1000),
     "conv2d of many depthwise images": depthwise(60_000, 4),
     "conv2d_max_pool2d": convolution(1, 2, 1000, pool=True),
@@ -349,9 +359,9 @@ def test_a_planned_step_of_a_large_batch(units: int):
     moved = []
     for rows in (1, 8000):
         model = xn.Sequential([xn.Dense(units, activation="tanh"), xn.Dense(3)], input_shape=(2,), seed=1)
-        before = {path: p.array.copy() for path, p in model.parameters().items()}
+        before = {path: np.array(p.array) for path, p in model.parameters().items()}
         run = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(1000.0))
         x = np.full((rows, 2), 0.7, np.float32)
         run.fit((x, np.zeros(rows, np.int64)), epochs=1, batch_size=rows, verbose=False)
-        moved.append(np.concatenate([(p.array - before[path]).reshape(-1) for path, p in model.parameters().items()]))
+        moved.append(np.concatenate([np.ravel(np.asarray(p.array) - before[path]) for path, p in model.parameters().items()]))
     np.testing.assert_allclose(moved[1], moved[0], rtol=5e-6, atol=1e-4)

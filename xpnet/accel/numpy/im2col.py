@@ -26,6 +26,7 @@ from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row
 from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate, sum_rows
 from xpnet.accel.numpy.finite import SERIAL_DOT, convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
+from xpnet.ops.sums import row_product
 from xpnet.runtime.threads import chunk_count, parallel
 
 
@@ -209,12 +210,14 @@ def kernel_gradient(
             )
             _im2col(x, w, plan, where, P, cols)
             dy.load_tile(dz, (n0, n1), r0, 0)
-            columns, gradient = cols.reshape(M, plan.K).T, dz.reshape(M, t * O)
+            columns, gradient = cols.reshape(M, plan.K), dz.reshape(M, t * O)
             dbiases[p] += sum_rows(gradient)
-            if number == first:
-                np.matmul(columns, gradient, out=totals[p])
+            product = totals[p] if number == first else step
+            if plan.K > 1 and t * O > 1:
+                np.matmul(columns.T, gradient, out=product)
             else:
-                np.matmul(columns, gradient, out=step)
+                product[...] = row_product(np, columns, gradient)
+            if number > first:
                 np.add(totals[p], step, out=totals[p])
 
     each = (4 + x.calls + dy.calls) * -(-len(plan.chunks) // parts)

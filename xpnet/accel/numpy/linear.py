@@ -67,7 +67,7 @@ def column_sums(x: Floats, out: Floats | None = None) -> Floats:
     return _written(made, out)
 
 
-def _kernel_gradient(rows: Floats, dy: Floats, own: bool, out: Floats | None) -> Floats:
+def kernel_gradient(rows: Floats, dy: Floats, own: bool, out: Floats | None = None) -> Floats:
     """Return rows (M, K) transposed @ dy (M, O), written to `out` if that is given."""
     if len(rows) <= LONG or (rows.shape[1] > 1 and dy.shape[1] > 1):
         return matmul(rows.T, dy, own, out)
@@ -132,7 +132,7 @@ def backward(
             dx = dx.reshape(x.shape)
     return (
         dx,
-        _kernel_gradient(rows, dy, own, into[1]) if needs[1] else None,
+        kernel_gradient(rows, dy, own, into[1]) if needs[1] else None,
         column_sums(dy, into[2]) if needs[2] else None,
     )
 
