@@ -199,7 +199,7 @@ def test_user_networks(nets, tmp_path, capsys):
     assert say(capsys, "evaluate", tmp_path / "plain" / "model.xpnet")[0] == 0
     code, _, err = say(capsys, "evaluate", tmp_path / "own" / "model.xpnet")
     assert code == 2
-    assert "needs the class Scaled, which is not part of xpnet; name with --code PATH.py" in err
+    assert "needs the class Scaled of your own: name the file that defines it with --code FILE.py" in err
     assert say(capsys, "evaluate", tmp_path / "own" / "model.xpnet", "--code", nets)[0] == 0
     assert "nets" not in sys.modules
 

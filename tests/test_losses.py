@@ -254,3 +254,21 @@ def test_a_siamese_pair_shares_its_weights():
 def test_mistakes(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("loss", "prediction", "target", "expected"), [
+    (losses.half_squared_error, [[300.0, 0.0]], [[0.0, 0.0]], 22500.0),
+    (losses.quadratic_cost, [[300.0, 0.0]], [[0.0, 0.0]], 45000.0),
+    (losses.mean_squared_error, [[300.0, 0.0]], [[0.0, 0.0]], 45000.0),
+    (losses.huber, [[300.0, 0.0]], [[0.0, 0.0]], 149.75),
+    (losses.triplet, [[[0.0] * 4, [200.0] * 4, [150.0] * 4]], None, 101.0),
+    (losses.contrastive, [[[0.0] * 4, [100.0] * 4]], [1], 20000.0),
+])  # fmt: skip
+def test_16_bit_losses_are_finite_where_the_result_is(loss: Any, prediction: Any, target: Any, expected: float):
+    x: Any = xn.Tensor(np.array(prediction, np.float16), requires_grad=True)
+    y = loss(x, None if target is None else np.array(target, np.float16))
+    y.backward()
+    assert y.array.dtype == np.float16
+    np.testing.assert_allclose(float(y), expected, rtol=1e-3)
+    assert x.grad.dtype == np.float16
+    assert np.isfinite(x.grad).all()

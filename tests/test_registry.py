@@ -376,18 +376,55 @@ def test_needs_tells_backward_which_gradients_count():
         np.testing.assert_array_equal(a.grad, 3 + 3 + 2)
 
 
-def test_an_operation_without_backward_records_nothing():
+def test_an_operation_without_backward_has_no_gradient_that_could_be_forgotten():
     with operation(scaled) as double:
-        y = double(xn.Tensor(np.ones(2), requires_grad=True))
-        assert isinstance(y, xn.Tensor)
-        assert not y.requires_grad
+        x = xn.Tensor(np.ones(2), requires_grad=True)
+        with pytest.raises(TypeError, match=r"scaled has no gradient: .* @scaled.backward.* x.detach"):
+            (double(x) + x).sum().backward()
+        assert not double(x.detach()).requires_grad
+        with xn.no_grad():
+            assert not double(x).requires_grad
 
 
-def test_a_backward_that_forgets_a_gradient_is_named():
-    with operation(scaled, lambda xp, dy, saved, *, by: None) as double:
+@pytest.mark.parametrize(("gives", "says"), [
+    (None, "gave None for x"), ((1, 2), "gave 2 gradients, expected 1, one for each array input"),
+    (np.ones(3), r"a gradient of shape \(3,\) for x, which has shape \(2,\)"), ("text", "gave 'text' for x"),
+])  # fmt: skip
+def test_a_backward_from_outside_that_gives_no_gradient_is_named(gives: Any, says: str):
+    with operation(scaled, lambda xp, dy, saved, *, by: gives) as double:
         y = double(xn.Tensor(np.ones(2), requires_grad=True)).sum()
-        with pytest.raises(RuntimeError, match="scaled gave no gradient"):
+        with pytest.raises((TypeError, ValueError), match=f"^scaled: the backward function .*{says}"):
             y.backward()
+
+
+@pytest.mark.parametrize("returns", [
+    lambda x: x, lambda x: [x, None], lambda x: (x, x, x), lambda x: None, lambda x: (None, x), lambda x: ([x], x),
+    lambda x: ((x, None), x),
+])  # fmt: skip
+def test_a_forward_from_outside_that_forgets_what_backward_needs_is_named(returns: Any):
+    def forgetful(xp: Any, x: Array) -> Any:
+        return returns(x)
+
+    with (
+        operation(forgetful) as forgets,
+        pytest.raises(TypeError, match=r"^forgetful: the forward function returned .* return y, x"),
+    ):
+        forgets(np.ones((2, 2)))
+
+
+def test_wrong_declarations_are_refused():
+    def odd(xp: Any, x: Array, *, by: float = 1.0) -> Any:
+        return x, None
+
+    with pytest.raises(ValueError, match="odd: integers='sometimes', expected one of 'promote', 'keep', 'refuse'"):
+        op(integers="sometimes")(odd)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="odd: indices names 'labels', which is no array input; those are x"):
+        op(indices=("labels",))(odd)
+    for thing in (int, print, 3):
+        with pytest.raises(TypeError, match=r"op: got .*, expected a function"):
+            op(thing)  # type: ignore[arg-type]
+    with operation(odd) as declared, pytest.raises(TypeError, match=r"odd: its backward .* does not take the setting 'by'"):
+        declared.backward(lambda xp, dy, saved: dy)
 
 
 def test_the_environment_turns_accelerations_off():

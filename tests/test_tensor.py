@@ -14,6 +14,7 @@ import pytest
 
 import xpnet as xn
 from xpnet import ops
+from xpnet.backend import DeviceError
 
 
 def tensor(*shape, seed=0, positive=False):
@@ -539,3 +540,48 @@ def test_a_backward_pass_adds_to_a_gradient_that_was_assigned():
     flat.collect()
     np.testing.assert_array_equal(kernel.grad, once + 7)
     np.testing.assert_array_equal(flat.gradients[flat.slices[0]].reshape(3, 2), once + 7)
+
+
+@pytest.mark.parametrize("gradient", [[1.0, 2.0], (1, 2), xn.Tensor(np.array([1.0, 2.0])), np.array([1.0, 2.0], ">f8")])
+def test_backward_takes_what_can_be_an_array(gradient: Any):
+    x: Any = xn.Tensor(np.ones(2, np.float32), requires_grad=True)
+    (x * 3).backward(gradient)
+    assert x.grad.dtype == np.float32
+    assert x.grad.tolist() == [3.0, 6.0]
+    x.zero_grad()
+    x.sum().backward(2.0)
+    assert x.grad.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("gradient", "error", "says"), [
+    (np.ma.masked_array([1.0, 2.0], [False, True]), TypeError, "masked array"),
+    ([np.ma.masked_array([1.0, 2.0], [False, True])], TypeError, "masked array"),
+    ("text", TypeError, r"backward: got a str, expected a gradient of shape \(2,\)"),
+    ([[1.0], [1.0, 2.0]], TypeError, "backward: got a list, expected"), (1.0, ValueError, r"shape \(\) is not the Tensor's"),
+    (np.array(["a", "b"]), TypeError, "dtype <U1, expected numbers"),
+])  # fmt: skip
+def test_backward_refuses_what_cannot(gradient: Any, error: Any, says: str):
+    x = xn.Tensor(np.ones(2, np.float32), requires_grad=True)
+    y: Any
+    for y in (x, x * 3, ops.relu(x)):
+        with pytest.raises(error, match=says):
+            y.backward(gradient)
+    with pytest.raises(TypeError, match="masked array"):  # now as before
+        xn.Tensor(np.ma.masked_array([1.0], [True]))
+
+
+def test_backward_names_both_libraries():
+    torch = pytest.importorskip("torch")
+    x = xn.Tensor(np.ones(2, np.float32), requires_grad=True)
+    with pytest.raises(DeviceError, match=r"two libraries in one call: numpy array .* and torch array"):
+        (x * 2).backward(torch.ones(2))
+
+
+def test_lists_of_masked_arrays_are_refused():
+    masked = np.ma.masked_array([1.0, 2.0], [False, True])
+    for make in (xn.Tensor, xn.to_numpy, lambda a: xn.to_device(a, "cpu")):
+        for value in ([masked, masked], [[np.zeros(2)], [masked]], (1.0, np.ma.masked)):
+            with pytest.raises(TypeError, match="masked array"):
+                make(value)
+    with pytest.raises(TypeError, match="masked array"):
+        xn.Tensor(np.ones(3))[np.ma.masked_array([0, 1], [False, True])]

@@ -19,6 +19,7 @@ import numpy as np
 
 from xpnet.runtime.adoption import NUMPY_SCALARS as NUMPY_SCALARS
 from xpnet.runtime.adoption import SCALARS
+from xpnet.runtime.adoption import UNUSUAL_NUMBERS as UNUSUAL_NUMBERS
 from xpnet.runtime.adoption import adopted as adopted
 from xpnet.runtime.adoption import plain_settings as plain_settings
 from xpnet.runtime.adoption import refuse_subclass as refuse_subclass
@@ -174,6 +175,7 @@ def as_array(xp: Namespace, value: Array) -> Array:
     """Return `value` as an array: NumPy's reductions return scalars where the standard says arrays."""
     if xp is np and not isinstance(value, np.ndarray):
         return np.asarray(value)
+    refuse_subclass(value)
     array_types.add(type(value))
     return value
 
@@ -363,7 +365,7 @@ def to_numpy(array: Any) -> np.ndarray[Any, Any]:
         return cast("np.ndarray[Any, Any]", array.detach().cpu().numpy())
     if module == "array_api_strict":
         return np.asarray(array._array)
-    return np.asarray(plain(array))
+    return np.asarray(adopted(plain(array)))
 
 
 def imported(library: str) -> ModuleType | None:

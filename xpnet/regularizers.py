@@ -22,7 +22,7 @@ class L2(Checked):
 
     def __call__(self, w: Any) -> Any:
         """Return the penalty of w, 0-d."""
-        return ops.sum(ops.square(w)) * (0.5 * self.strength)
+        return ops.sum(ops.square(w)) * (0.5 * float(self.strength))
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class L1(Checked):
 
     def __call__(self, w: Any) -> Any:
         """Return the penalty of w, 0-d."""
-        return ops.sum(ops.abs(w)) * self.strength
+        return ops.sum(ops.abs(w)) * float(self.strength)
 
 
 @dataclass(frozen=True)

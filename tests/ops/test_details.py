@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import xpnet as xn
 from tests.op_contract import close
 from xpnet import losses, ops
+from xpnet.ops.shapes import ShapeError
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -224,3 +226,51 @@ def test_step_has_no_gradient():
     y = ops.step(x)
     assert not y.requires_grad
     np.testing.assert_array_equal(y.array, [1, 0])
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda x: ops.sum(x, axis=1.0), "sum: axis must be an int, several of them or None, got 1.0"),
+    (lambda x: ops.max(x, axis=(0, "a")), "max: axis must be an int, several of them or None"),
+    (lambda x: ops.softmax(x, axis=None), "softmax: axis must be an int, got None"),
+    (lambda x: ops.log_softmax(x, axis=(0, 1)), r"log_softmax: axis must be an int, got \(0, 1\)"),
+    (lambda x: ops.concat([x, x], axis=None), "concat: axis must be an int, got None"),
+    (lambda x: ops.stack([x, x], axis=1.5), "stack: axis must be an int, got 1.5"),
+    (lambda x: ops.layer_norm(x, axis=1.5), "layer_norm: axis must be an int, several"),
+    (lambda x: ops.sum(np.array(["a", "b"])), "sum: got an array of dtype <U1, expected numbers"),
+])  # fmt: skip
+def test_what_is_no_axis_is_named(call: Any, says: str):
+    with pytest.raises(TypeError, match=says):
+        call(np.ones((2, 3), np.float32))
+
+
+def test_a_softmax_needs_an_axis():
+    for operation in (ops.softmax, ops.log_softmax):
+        with pytest.raises(ShapeError, match="axis -1 does not exist in an array of 0 axes"):
+            operation(np.array(1.0))
+
+
+def test_the_gradient_of_an_extreme_goes_to_its_nan():
+    for operation in (ops.max, ops.min):
+        x: Any = xn.Tensor(np.array([[1.0, np.nan, 3.0], [1.0, 2.0, 2.0]], np.float32), requires_grad=True)
+        operation(x, axis=1).backward(np.ones(2, np.float32))
+        assert x.grad[0].tolist() == [0, 1, 0]
+        assert x.grad[1].sum() == 1
+
+
+def test_the_gradient_of_the_larger_goes_to_its_nan():
+    for operation in (ops.maximum, ops.minimum):
+        x: Any = xn.Tensor(np.array([np.nan, 1.0, 2.0], np.float32), requires_grad=True)
+        y: Any = xn.Tensor(np.array([1.0, np.nan, 2.0], np.float32), requires_grad=True)
+        operation(x, y).sum().backward()
+        assert x.grad.tolist() == [1, 0, 0.5]
+        assert y.grad.tolist() == [0, 1, 0.5]
+
+
+@pytest.mark.parametrize("operation", [ops.elu, ops.selu])
+def test_exponential_units_far_below_zero_have_a_gradient(operation: Any):
+    x = np.array([-30.0, -17.0, -5.0, -0.1], np.float32)
+    narrow: Any = xn.Tensor(x, requires_grad=True)
+    wide: Any = xn.Tensor(x.astype(np.float64), requires_grad=True)
+    for t in (narrow, wide):
+        operation(t).sum().backward()
+    np.testing.assert_allclose(narrow.grad, wide.grad, rtol=1e-6)

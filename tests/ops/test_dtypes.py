@@ -265,14 +265,47 @@ def test_numpy_scalars_do_not_widen(case: Case):
     """As an input or a setting a NumPy scalar is a number, like Python's own."""
     arrays, options = case.arrays(dtype="float32"), case.options(dtype="float32")
     scalars = {name: scalar(value) for name, value in options.items()}
+    without_axes = {name: np.array(value) if type(value) is float else value for name, value in options.items()}
     for implementation in op_contract.implementations(case):
         if not implementation.startswith("cupy"):
             with running(implementation):
                 expected = outputs_of(case.call(arrays, options))
-                found = outputs_of(case.call([scalar(a) for a in arrays], scalars))
-                for one, other in zip(found, expected, strict=True):
-                    assert one.dtype == other.dtype
-                    op_contract.close(one, other, 1e-6)
+                for numbers in scalars, without_axes:
+                    found = outputs_of(case.call([scalar(a) for a in arrays], numbers))
+                    for one, other in zip(found, expected, strict=True):
+                        assert one.dtype == other.dtype
+                        op_contract.close(one, other, 1e-6)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in op_cases.CASES])
+def test_settings_that_are_no_real_numbers_are_refused(case: Case):
+    """An array in the place of a number is named, and a complex number, which widened the result."""
+    operation = registry.get(case.name)
+    arrays, options = case.arrays(dtype="float32"), case.options(dtype="float32")
+    for name in operation.declared_numbers if operation else ():
+        if type(options.get(name)) is float:
+            for wrong in (np.array([0.5]), np.array([0.5, 0.5]), 1j, np.complex64(1j)):
+                with pytest.raises(TypeError, match=f"{case.name}: .*(a number|a real number|does not fit)"):
+                    case.call(arrays, {**options, name: wrong})
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("integers", ["uint8", "int64", "bool"])
+def test_integers_do_not_widen_16_bit_floats(half: str, integers: str):
+    if half == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    x = ops.cast(np.array([[1.5, -2.0]], np.float32), half)
+    n = np.array([[1], [0]]).astype(integers)
+    for function in (ops.add, ops.multiply, ops.subtract, ops.maximum, lambda a, b: ops.where(np.array([True, False]), a, b)):
+        t = xn.Tensor(x, requires_grad=True)
+        for y in (function(t, n), function(n, t)):
+            assert y.array.dtype.name == half
+            y.backward(ops.cast(np.ones((2, 2), np.float32), half))
+            assert t.grad is not None
+            assert t.grad.dtype.name == half
+        np.testing.assert_allclose(
+            np.asarray(function(x, n), np.float32), np.asarray(function(np.asarray(x, np.float32), n), np.float32)
+        )
 
 
 WITH_NUMBERS = [
@@ -326,6 +359,7 @@ def test_numpy_scalars_as_settings_train_as_numbers_do(make: Any, device: str):
         return [(a.dtype.name, a.tobytes()) for a in map(xn.to_numpy, arrays)]
 
     assert trained(np.float64) == trained(float)
+    assert trained(np.array) == trained(float)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -439,9 +473,28 @@ def test_masked_arrays_are_refused_wherever_they_come_in():
         lambda: ops.batch_norm(x, mean=vector, variance=x[0]),
         lambda: ops.batch_norm(x, mean=x[0], variance=vector),
         lambda: (xn.Tensor(x, requires_grad=True) * 2).backward(masked),
+        lambda: trainer.fit(Sequence(masked, y), epochs=1, batch_size=4, verbose=False),
+        lambda: trainer.fit(Sequence(x, labels), epochs=1, batch_size=4, verbose=False),
+        lambda: trainer.fit((x, y), validation=Sequence(masked, y), epochs=1, verbose=False),
+        lambda: list(xn.data.Batches([(masked[i], int(y[i])) for i in range(8)], 4)),
+        lambda: list(xn.data.Batches(Sequence(masked, y), 4, workers=1)),
+        lambda: list(xn.data.Batches(lambda: ((masked[i], int(y[i])) for i in range(8)), 4)),
     ):
         with pytest.raises(TypeError, match=r"got a masked array .*, whose mask would be lost: fill it first"):
             take()
+
+
+class Sequence:
+    """A data set of a user's own."""
+
+    def __init__(self, x: Any, y: Any) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.x[i], self.y[i]
 
 
 class Lazy:

@@ -105,6 +105,22 @@ def test_a_norm_limits_all_gradients_together():
     assert (before > 0.1).any()
 
 
+def test_the_norm_of_large_gradients_is_no_infinity():
+    """The squares of 4e20 are not float32: all gradients became 0."""
+    seen: list[np.ndarray] = []
+
+    class Large(xn.training.Callback):
+        def on_before_optimizer_step(self, trainer):
+            trainer.model.flat_parameters.collect()
+            trainer.model.flat_parameters.gradients[...] = np.float32(4e20)
+
+    look: Any = LambdaCallback()
+    look.on_before_optimizer_step = lambda t: seen.append(t.model.flat_parameters.gradients.copy())
+    run(Large(), ClipGradients(norm=0.1), look, epochs=1)
+    for gradients in seen:
+        np.testing.assert_allclose(gradients, 0.1 / np.sqrt(gradients.size), rtol=1e-5)
+
+
 def test_a_value_limits_each_element():
     seen = []
     look: Any = LambdaCallback()

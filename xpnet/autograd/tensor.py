@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from xpnet import ops
 from xpnet.autograd.tape import Node, Output, mode, outline, reachable, run_backward, store
 from xpnet.backend import (
-    NUMPY_SCALARS,
     Array,
     adopted,
     array_types,
+    as_array,
+    is_floating,
+    kind_of,
     namespace,
     namespaces,
-    plain_settings,
     without_scalars,
 )
 from xpnet.ops.conversion import gradient_as
@@ -77,15 +78,12 @@ class Tensor(Recordable):
         if xp is None:
             arrays = list(without_scalars(arrays))  # their types are never in the table
             xp = namespaces[tuple(map(type, arrays))] = namespace(*arrays)
-        track = op.differentiable and True in needs
+        track = op.recorded and True in needs
         if track and not mode.recording:
             track, mode.touched = False, True
-        if track and op.numbers:
-            for name in op.numbers:
-                if type(settings[name]) in NUMPY_SCALARS:
-                    settings = plain_settings(settings)  # they would widen what is saved, and the gradient
-                    break
         output, saved, implementation = op.run(xp, tuple(arrays), settings, track)
+        if track and not op.differentiable and type(output) is not tuple:
+            track = is_floating(output)
         node = Node(op, implementation, xp, sources, tuple(needs), saved, settings) if track else None
         if type(output) is tuple:
             if node is not None:
@@ -110,16 +108,18 @@ class Tensor(Recordable):
         """Return the array that the first gradient would be copied into, if there is one."""
         return None
 
-    def backward(self, gradient: Array | None = None) -> None:
+    def backward(self, gradient: Any = None) -> None:
         """Compute the gradient of this Tensor with respect to every leaf it depends on, and add it to the leaf's `grad`.
 
         What the forward pass saved is freed on the way, so backward cannot run twice through one graph.
 
         Args:
             gradient: the gradient of the final result with respect to this Tensor, same shape, rounded to its dtype; may be
-                left out for a Tensor with one element, where it is 1.
+                left out for a Tensor with one element, where it is 1. A Tensor, a number or a list will do.
 
         Raises:
+            TypeError: the gradient is no array of numbers.
+            DeviceError: it is an array of another library.
             ValueError: this Tensor has more than one element and no gradient was given, or shapes differ.
             RuntimeError: nothing was recorded, or `backward` ran through this graph before.
         """
@@ -131,6 +131,7 @@ class Tensor(Recordable):
                 )
             gradient = _one(self.array)
         else:
+            gradient = _adopted_gradient(self.array, gradient)
             if tuple(gradient.shape) != tuple(self.array.shape):
                 raise ValueError(f"the gradient's shape {tuple(gradient.shape)} is not the Tensor's {tuple(self.array.shape)}")
             if gradient.dtype != self.array.dtype:
@@ -309,6 +310,24 @@ class Tensor(Recordable):
     def T(self) -> Tensor:
         """The axes reversed."""
         return ops.transpose(self)  # type: ignore[no-any-return]
+
+
+def _adopted_gradient(array: Array, gradient: Any) -> Array:
+    """Return what was given to `backward` as an array of the library of `array`."""
+    gradient = bare(gradient)
+    if not hasattr(gradient, "dtype"):
+        try:
+            adopted(gradient)  # refuses masks
+            return namespace(array).asarray(gradient, dtype=array.dtype, device=array.device)  # type: ignore[no-any-return]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TypeError(
+                f"backward: got a {type(gradient).__name__}, expected a gradient of shape {tuple(array.shape)}: {error}"
+            ) from None
+    if type(gradient) not in array_types:
+        gradient = adopted(gradient)
+    if kind_of(gradient.dtype) == "other":
+        raise TypeError(f"backward: the gradient has dtype {gradient.dtype}, expected numbers")
+    return as_array(namespace(array, gradient), gradient)
 
 
 _ones: dict[tuple[type, Any], Array] = {}

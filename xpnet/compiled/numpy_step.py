@@ -19,7 +19,7 @@ import numpy as np
 
 from xpnet import layers
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate, activation_gradient, integer_dtype
-from xpnet.accel.numpy.linear import SERIAL_PRODUCT
+from xpnet.accel.numpy.linear import PLAIN_SUMS, SERIAL_PRODUCT, column_sums
 from xpnet.accel.numpy.softmax import SMALL, row_offsets, valid_class_indices
 from xpnet.accel.numpy.workspace import Floats
 from xpnet.autograd.parameter import Parameter
@@ -31,6 +31,7 @@ from xpnet.layers.version import Version
 from xpnet.ops import dense, relu, softmax_cross_entropy
 from xpnet.ops.registry import customized, reference_is_forced
 from xpnet.ops.shapes import ShapeError
+from xpnet.ops.sums import LONG
 
 Call = Callable[[], Any]
 
@@ -154,7 +155,9 @@ class Step:
             else:
                 calls.append(partial(self.input.gradient, dy, kernel.buffer))
             if bias is not None:
-                calls.append(partial(np.add.reduce, dy, axis=0, out=bias.buffer))
+                buffer: Any = bias.buffer
+                few = len(dy) <= PLAIN_SUMS
+                calls.append(partial(np.add.reduce, dy, axis=0, out=buffer) if few else partial(column_sums, dy, buffer))
             if dx is not None:
                 dy = dx
 
@@ -244,6 +247,8 @@ def plan_step(model: Module, x: Floats) -> Step | None:
     shared = len({id(p) for p in parameters}) < len(parameters)
     if shared or not fits or flat.regularized or {id(p) for p in parameters} != {id(p) for p in flat.parameters}:
         return None
+    if batch > LONG and any(1 in size for size in sizes):
+        return None  # products with a vector, which `dense` sums in blocks
     if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > MAX_ELEMENTS:
         return None
     return Step(chain, batch, x.dtype, model._tree_version, user_classes(model))

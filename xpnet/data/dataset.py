@@ -38,8 +38,8 @@ class Dataset:
         licence: the authors' terms of use.
         scale: x = published value / scale.
         notes: further facts, for example about the split.
-        columns: of a table, the titles of its features; () where they have none.
-        target: the title of its classes.
+        titles: of a table, the titles of its features; () where they have none.
+        class_title: the title of its classes.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Dataset:
     licence: str
     scale: float = 1.0
     notes: str = ""
-    columns: tuple[str, ...] = ()
-    target: str = ""
+    titles: tuple[str, ...] = ()
+    class_title: str = ""
     if not TYPE_CHECKING:  # mypy would know every attribute
         __getattr__ = missing_attribute
 

@@ -253,7 +253,7 @@ def record_of(dataset: Dataset) -> InputRecord:
     shape, x = dataset.input_shape, dataset.train[0]
     kind = "images" if len(shape) == 3 else "table"
     record = InputRecord(
-        kind, shape, dataset.scale, whole=kind == "images", columns=dataset.columns, target=dataset.target
+        kind, shape, dataset.scale, whole=kind == "images", columns=dataset.titles, target=dataset.class_title
     )  # fmt: skip
     return record.with_training_part(x, row_hashes(x))
 

@@ -44,8 +44,8 @@ def iris() -> Dataset:
         source="R. A. Fisher (1936); UCI Machine Learning Repository, https://doi.org/10.24432/C56C76",
         scale=scale,
         notes="sepal length and width, petal length and width, in cm / 10; fixed stratified split, 1/5 test",
-        columns=("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"),
-        target="species",
+        titles=("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"),
+        class_title="species",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from xpnet import random
-from xpnet.backend import Array, namespace
+from xpnet.backend import Array, adopted, namespace
 from xpnet.runtime.given import plain
 from xpnet.runtime.messages import quoted
 
@@ -76,7 +76,7 @@ def _stack(parts: tuple[Any, ...], where: str, names: list[str]) -> Array:
             )
     if is_array(first) and not isinstance(first, (np.ndarray, np.generic)):
         return cast(Array, namespace(*parts).stack(parts, axis=0))
-    stacked = np.stack([np.asarray(part) for part in parts])
+    stacked = np.stack([np.asarray(adopted(part)) for part in parts])
     # NumPy makes Python's floats float64; here they have no dtype of their own and become float32.
     python = isinstance(first, float) and not isinstance(first, np.generic)
     return stacked.astype(np.float32) if python else stacked

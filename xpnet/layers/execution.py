@@ -76,6 +76,8 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
     try:
         whole = len(first) <= batch_size
     except TypeError:
+        if getattr(first, "ndim", 0):  # of array-api-strict, which has no length
+            return _on_device(model, parts, several, batch_size)
         listed = ", ".join(map(backend.describe, parts))
         raise TypeError(
             f"predict: expected an array of examples along its first axis (a tuple of them for several inputs), got {listed}"
@@ -83,7 +85,9 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
     if whole and not several and (y := executor.predict(model, first, True)) is not None:
         return y
     xp, home, device = backend.namespace(*parts), backend.device_of(first), model.context.device
-    away = isinstance(home, Device) and home != device
+    if isinstance(home, str):
+        return _on_device(model, parts, several, batch_size)
+    away = home != device
     outputs = []
     with no_grad(), eval_mode(model), on_device_of(model, "predict"), CarriedRows(model, len(first)) as carried:
         for start in range(0, max(len(first), 1), batch_size):
@@ -96,8 +100,14 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
             carried.end(start, start + batch_size)
     if len(outputs) == 1:
         return outputs[0]
-    with home if isinstance(home, Device) and home.kind == "cuda" else contextlib.nullcontext():
+    with home if home.kind == "cuda" else contextlib.nullcontext():
         return _joined(xp, outputs)
+
+
+def _on_device(model: Module, parts: tuple[Any, ...], several: bool, batch_size: int) -> Any:
+    """Predict from arrays of another library, on the model's device as in training."""
+    moved = tuple(backend.to_device(part, model.context.device) for part in parts)
+    return predict(model, moved if several else moved[0], batch_size)
 
 
 def expect_examples(who: str, model: Module, x: Any) -> None:

@@ -352,7 +352,8 @@ class Module(ModuleTree):
             batch_size: examples in a batch.
 
         Returns:
-            (N, ...), a native array where x was; a tuple of them for a model of several outputs.
+            (N, ...), a native array where x was; a tuple of them for a model of several outputs. For x of another library than
+            NumPy and CuPy it is one of the model's device.
         """
         return predict(self, x, batch_size)
 

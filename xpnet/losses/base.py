@@ -12,7 +12,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tensor import Tensor, bare
-from xpnet.backend import Array, array_types, is_asynchronous, is_floating, kind_of, namespace
+from xpnet.backend import Array, array_types, dtype_name, is_asynchronous, is_floating, kind_of, namespace
 from xpnet.ops.shapes import NOT_REAL, ShapeError, not_real
 from xpnet.ops.softmax import check_reduction
 from xpnet.runtime.given import plain
@@ -20,19 +20,28 @@ from xpnet.runtime.given import plain
 Loss = Callable[..., Any]
 
 
-def reduce(name: str, terms: Any, reduction: str) -> Any:
-    """Sum or average `terms`, or return them as they are.
+def widened(*values: Any) -> tuple[Any, ...]:
+    """Return the values, in float32 if the first holds 16-bit floats, whose squares and sums would be infinite."""
+    if kind_of(bare(values[0]).dtype) != "half":
+        return values
+    return tuple([ops.cast(value, "float32") for value in values])
+
+
+def reduce(name: str, terms: Any, reduction: str, like: Any = None) -> Any:
+    """Sum or average `terms`, or return them as they are; in the dtype of `like` if those are 16-bit floats.
 
     Raises:
         ValueError: an unknown reduction, or the mean of no terms.
     """
     check_reduction(name, reduction)
-    if reduction == "none":
-        return terms
-    if reduction == "sum":
-        return ops.sum(terms)
-    not_empty(name, terms)
-    return ops.mean(terms)
+    if reduction == "mean":
+        not_empty(name, terms)
+        terms = ops.mean(terms)
+    elif reduction == "sum":
+        terms = ops.sum(terms)
+    if like is not None and kind_of(bare(like).dtype) == "half":
+        return ops.cast(terms, dtype_name(bare(like)))
+    return terms
 
 
 def not_empty(name: str, terms: Any) -> None:

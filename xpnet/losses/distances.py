@@ -7,7 +7,7 @@ from typing import Any
 from xpnet import ops
 from xpnet.autograd.tensor import bare
 from xpnet.backend import Array, array_types, kind_of, namespace
-from xpnet.losses.base import as_target, reduce
+from xpnet.losses.base import as_target, reduce, widened
 from xpnet.ops.shapes import NOT_REAL, ShapeError, expect_real, not_real
 from xpnet.runtime.settings import check_numbers
 
@@ -43,7 +43,7 @@ def contrastive(embeddings: Any, same: Array, *, margin: float = 1.0, reduction:
     Source: Hadsell et al., "Dimensionality reduction by learning an invariant mapping", 2006.
     """
     check_numbers("contrastive", "[0, inf)", margin=margin)
-    a, b = _parts("contrastive", embeddings, 2)
+    a, b = widened(*_parts("contrastive", embeddings, 2))
     same = bare(same if type(same) in array_types else as_target("contrastive", same))
     if tuple(same.shape) != (embeddings.shape[0],):
         raise ShapeError(f"contrastive: `same` has shape {tuple(same.shape)}, expected ({embeddings.shape[0]},)")
@@ -54,7 +54,7 @@ def contrastive(embeddings: Any, same: Array, *, margin: float = 1.0, reduction:
     weight = xp.astype(same, bare(d).dtype)
     near = ops.multiply(ops.square(d), weight)
     far = ops.multiply(ops.square(ops.relu(ops.subtract(float(margin), d))), 1 - weight)
-    return reduce("contrastive", ops.multiply(ops.add(near, far), 0.5), reduction)
+    return reduce("contrastive", ops.multiply(ops.add(near, far), 0.5), reduction, embeddings)
 
 
 def triplet(embeddings: Any, target: Any = None, *, margin: float = 1.0, squared: bool = False, reduction: str = "mean") -> Any:
@@ -70,8 +70,8 @@ def triplet(embeddings: Any, target: Any = None, *, margin: float = 1.0, squared
     Source: Schroff et al., "FaceNet", 2015.
     """
     check_numbers("triplet", "[0, inf)", margin=margin)
-    anchor, positive, negative = _parts("triplet", embeddings, 3)
+    anchor, positive, negative = widened(*_parts("triplet", embeddings, 3))
     near, far = _distance(anchor, positive), _distance(anchor, negative)
     if squared:
         near, far = ops.square(near), ops.square(far)
-    return reduce("triplet", ops.relu(ops.add(ops.subtract(near, far), float(margin))), reduction)
+    return reduce("triplet", ops.relu(ops.add(ops.subtract(near, far), float(margin))), reduction, embeddings)

@@ -6,20 +6,20 @@ import math
 from typing import Any
 
 from xpnet import ops
-from xpnet.losses.base import matching, reduce
+from xpnet.losses.base import matching, reduce, widened
 from xpnet.runtime.settings import check_numbers
 
 
 def mean_squared_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
     """Compute (prediction - target)**2 for each element; the shapes are equal."""
-    target = matching("mean_squared_error", prediction, target)
-    return reduce("mean_squared_error", ops.square(ops.subtract(prediction, target)), reduction)
+    given, prediction, target = prediction, *widened(prediction, matching("mean_squared_error", prediction, target))
+    return reduce("mean_squared_error", ops.square(ops.subtract(prediction, target)), reduction, given)
 
 
 def half_squared_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
     """Compute 1/2 (prediction - target)**2 for each element; with reduction="sum" the textbook's E = 1/2 sum (t - o)**2."""
-    target = matching("half_squared_error", prediction, target)
-    return reduce("half_squared_error", ops.multiply(ops.square(ops.subtract(prediction, target)), 0.5), reduction)
+    given, prediction, target = prediction, *widened(prediction, matching("half_squared_error", prediction, target))
+    return reduce("half_squared_error", ops.multiply(ops.square(ops.subtract(prediction, target)), 0.5), reduction, given)
 
 
 def quadratic_cost(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
@@ -33,17 +33,17 @@ def quadratic_cost(prediction: Any, target: Any, *, reduction: str = "mean") -> 
 
     Source: Nielsen, "Neural networks and deep learning", equation (6).
     """
-    target = matching("quadratic_cost", prediction, target)
+    given, prediction, target = prediction, *widened(prediction, matching("quadratic_cost", prediction, target))
     shape = tuple(prediction.shape)
     squares = ops.square(ops.subtract(prediction, target))
     rows = ops.reshape(squares, (shape[0], math.prod(shape[1:]))) if len(shape) != 1 else ops.reshape(squares, (shape[0], 1))
-    return reduce("quadratic_cost", ops.multiply(ops.sum(rows, axis=1), 0.5), reduction)
+    return reduce("quadratic_cost", ops.multiply(ops.sum(rows, axis=1), 0.5), reduction, given)
 
 
 def mean_absolute_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
     """Compute |prediction - target| for each element (L1); the gradient where they are equal is 0."""
-    target = matching("mean_absolute_error", prediction, target)
-    return reduce("mean_absolute_error", ops.abs(ops.subtract(prediction, target)), reduction)
+    given, prediction, target = prediction, *widened(prediction, matching("mean_absolute_error", prediction, target))
+    return reduce("mean_absolute_error", ops.abs(ops.subtract(prediction, target)), reduction, given)
 
 
 def huber(prediction: Any, target: Any, *, delta: float = 1.0, reduction: str = "mean") -> Any:
@@ -57,9 +57,9 @@ def huber(prediction: Any, target: Any, *, delta: float = 1.0, reduction: str = 
     Source: Huber, "Robust estimation of a location parameter", 1964.
     """
     check_numbers("huber", "(0, inf)", delta=delta)
-    target = matching("huber", prediction, target)
+    given, prediction, target = prediction, *widened(prediction, matching("huber", prediction, target))
     distance = ops.abs(ops.subtract(prediction, target))
     near = ops.minimum(distance, float(delta))
     beyond = ops.subtract(distance, near)
     terms = ops.add(ops.multiply(ops.square(near), 0.5), ops.multiply(beyond, float(delta)))
-    return reduce("huber", terms, reduction)
+    return reduce("huber", terms, reduction, given)

@@ -48,13 +48,14 @@ def elu(xp: Namespace, x: Array, *, alpha: float = 1.0) -> Any:
     """Compute x where x > 0, else alpha * (exp(x) - 1). Source: Clevert et al., 2015."""
     positive = x > 0
     y = xp.where(positive, x, alpha * xp.expm1(xp.where(positive, xp.zeros_like(x), x)))
-    return y, (positive, y)
+    return y, x
 
 
 @elu.backward
-def _(xp: Namespace, dy: Array, saved: Any, *, alpha: float) -> Any:
-    positive, y = saved
-    return xp.where(positive, dy, dy * (y + alpha))
+def _(xp: Namespace, dy: Array, x: Array, *, alpha: float) -> Any:
+    # Not from y: far below 0 it is rounded to -alpha.
+    positive = x > 0
+    return xp.where(positive, dy, dy * (alpha * xp.exp(xp.where(positive, xp.zeros_like(x), x))))
 
 
 @op
@@ -62,13 +63,14 @@ def selu(xp: Namespace, x: Array) -> Any:
     """Compute scale * elu(x, alpha), with the constants that keep mean 0 and variance 1. Source: Klambauer et al., 2017."""
     positive = x > 0
     y = SELU_SCALE * xp.where(positive, x, SELU_ALPHA * xp.expm1(xp.where(positive, xp.zeros_like(x), x)))
-    return y, (positive, y)
+    return y, x
 
 
 @selu.backward
-def _(xp: Namespace, dy: Array, saved: Any) -> Any:
-    positive, y = saved
-    return xp.where(positive, SELU_SCALE * dy, dy * (y + SELU_SCALE * SELU_ALPHA))
+def _(xp: Namespace, dy: Array, x: Array) -> Any:
+    positive = x > 0
+    slope = (SELU_SCALE * SELU_ALPHA) * xp.exp(xp.where(positive, xp.zeros_like(x), x))
+    return xp.where(positive, SELU_SCALE * dy, dy * slope)
 
 
 def _sigmoid(xp: Namespace, x: Array) -> Array:

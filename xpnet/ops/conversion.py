@@ -7,7 +7,9 @@ An operation declares it once, ``@op(integers=..., linear=..., indices=...)``, a
   TypeError;
 * complex numbers are taken by the operations that are `linear` alone. Their gradients follow the conjugate convention: the
   backward pass is the adjoint, <A x, y> = <x, A^H y>, and that of a real input is the real part;
-* floats of two widths are computed in the wider one, and each gradient has the dtype of its input;
+* floats of two widths are computed in the wider one, and each gradient has the dtype of its input. Integers and booleans do not
+  widen 16-bit floats. Numbers, NumPy's scalars among them, widen nothing; an array without axes is an array, whose dtype
+  counts, and a number only where it is a setting;
 * bytes in the other order are put right first.
 
 `indices` names the inputs whose integers are places, labels or masks: they are left alone.
@@ -103,6 +105,9 @@ def _targets(operation: Op, xp: Namespace, inputs: tuple[Any, ...]) -> list[Any]
         "float" in present and len({inputs[i].dtype for i, kind in enumerate(kinds) if kind == "float"}) > 1
     ):
         common = xp.float64 if _has_float64(inputs, kinds) else xp.float32
+        if "float" not in present and "half" in present:
+            halves = {inputs[i].dtype for i, kind in enumerate(kinds) if kind == "half"}
+            common = halves.pop() if len(halves) == 1 else common  # integers do not widen the result
     else:
         common = None
     targets: list[Any] = []

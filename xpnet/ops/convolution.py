@@ -18,7 +18,7 @@ from xpnet.ops.linear import matmul
 from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, conjugate, expect_axes, expect_rank, is_whole
 from xpnet.ops.shaping import concat, pad, pad_array, reshape, transpose
-from xpnet.ops.sums import total
+from xpnet.ops.sums import row_product, total
 
 
 def gather_windows(xp: Namespace, x: Array, g: Geometry, value: float = 0.0) -> Array:
@@ -255,7 +255,7 @@ def _(
         dx = col2im.run(xp, (cols,), {"input_shape": tuple(x.shape), **g.settings}, False)[0]
     if needs[1]:
         # The columns are computed again: kept from forward they would be KH*KW times the size of x.
-        dk = xp.matmul(xp.matrix_transpose(_columns(xp, x, g, groups)), grouped)  # (G, KH*KW*C/G, O/G)
+        dk = row_product(xp, _columns(xp, x, g, groups), grouped)  # (G, KH*KW*C/G, O/G)
         dkernel = xp.reshape(xp.permute_dims(dk, (1, 0, 2)), kernel.shape)
     return dx, dkernel, total(xp, rows, (0,)) if needs[2] else None
 

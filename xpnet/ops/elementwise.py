@@ -133,13 +133,13 @@ def _chosen(xp: Namespace, dz: Array, x: Array, y: Array, larger: Array, needs: 
 @maximum.backward
 def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     x, y = saved
-    return _chosen(xp, dz, x, y, x > y, needs)
+    return _chosen(xp, dz, x, y, (x > y) | (x != x), needs)  # a NaN is the maximum
 
 
 @minimum.backward
 def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
     x, y = saved
-    return _chosen(xp, dz, x, y, x < y, needs)
+    return _chosen(xp, dz, x, y, (x < y) | (x != x), needs)
 
 
 @op(linear=True)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from xpnet.backend import Namespace, dtype_name, name_of, raise_explained
-from xpnet.ops.shapes import ShapeError
+from xpnet.backend import Namespace, dtype_name, kind_of, name_of, namespace, raise_explained
+from xpnet.ops.shapes import ShapeError, is_whole
 
 NAMED = re.compile(r"\w+: ")  # a message that begins with an operation's name
 
@@ -30,9 +30,31 @@ def explain_inputs(operation: Any, xp: Namespace, error: Exception, inputs: tupl
     axis = settings.get("axis")
     if isinstance(axis, int) and shapes and not -len(shapes[0]) <= axis < len(shapes[0]):
         raise ShapeError(f"{name}: axis {axis} does not exist in an array of shape {shapes[0]}") from None
+    if "axis" in settings and not _is_axis(axis, _several(operation)):
+        expected = "an int, several of them or None" if _several(operation) else "an int"
+        raise TypeError(f"{name}: axis must be {expected}, got {axis!r}") from None
+    constants = [value for value in settings.values() if hasattr(value, "ndim") and not isinstance(value, type)]
+    namespace(*inputs, *constants)  # raises for two libraries
     kinds = [dtype_name(a) for a in arrays]
+    if {"float16", "bfloat16"} <= set(kinds):
+        raise TypeError(f"{name}: got arrays of float16 and of bfloat16; convert one of them, with xpnet.ops.cast") from error
+    other = next((kind for array, kind in zip(arrays, kinds) if kind_of(array.dtype) == "other"), None)
+    if other is not None:
+        raise TypeError(f"{name}: got an array of dtype {other}, expected numbers; convert it, as with x.astype") from error
     if not (operation.integers == "keep" and operation.linear) and kinds and "float" not in kinds[0]:
         raise TypeError(f"{name}: x has dtype {kinds[0]}, expected floating point; convert it to float32 ({error})") from error
+
+
+def _several(operation: Any) -> bool:
+    """Return whether an operation takes several axes."""
+    annotation = str(operation.__signature__.parameters["axis"].annotation)
+    return "Axes" in annotation or "Sequence" in annotation
+
+
+def _is_axis(axis: Any, several: bool) -> bool:
+    if several and not is_whole(axis):
+        return axis is None or (isinstance(axis, (list, tuple)) and all(map(is_whole, axis)))
+    return is_whole(axis)
 
 
 def explain_library(operation: Any, xp: Namespace, error: Exception, inputs: tuple[Any, ...]) -> None:

@@ -8,7 +8,7 @@ from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, conjugate, unbroadcast
-from xpnet.ops.sums import total
+from xpnet.ops.sums import row_product, total
 
 
 @op(linear=True)
@@ -42,7 +42,7 @@ def _(xp: Namespace, dz: Array, saved: Any, *, needs: tuple[bool, ...]) -> Any:
         dx = xp.matmul(dz, xp.matrix_transpose(columns))
         dx = xp.reshape(unbroadcast(xp, dx, tuple(rows.shape)), x.shape)
     if needs[1]:
-        dy = xp.matmul(xp.matrix_transpose(rows), dz)
+        dy = row_product(xp, rows, dz)
         dy = xp.reshape(unbroadcast(xp, dy, tuple(columns.shape)), y.shape)
     return dx, dy
 
@@ -108,6 +108,6 @@ def _(xp: Namespace, dy: Array, saved: Any, *, activation: str | None, needs: tu
     rows = xp.reshape(x, (count, kernel.shape[0]))
     return (
         xp.reshape(xp.matmul(dy, xp.matrix_transpose(kernel)), x.shape) if needs[0] else None,
-        xp.matmul(xp.matrix_transpose(rows), dy) if needs[1] else None,
+        row_product(xp, rows, dy) if needs[1] else None,
         total(xp, dy, (0,)) if needs[2] else None,
     )

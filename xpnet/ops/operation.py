@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from xpnet.backend import (
+    UNUSUAL_NUMBERS,
     Array,
     Namespace,
     array_types,
@@ -47,6 +48,7 @@ from xpnet.backend import (
     plain_settings,
     without_scalars,
 )
+from xpnet.ops.checks import check_backward, check_gradients, checked_result, plain_numbers
 from xpnet.ops.errors import NAMED, explain_inputs, explain_library, explain_memory
 from xpnet.ops.implementation import Implementation
 from xpnet.ops.shapes import ShapeError
@@ -108,6 +110,7 @@ class Op:
         self._chosen: dict[Namespace, Implementation] = {}
         self._plain_forms: set[tuple[Any, ...]] = set()
         self.differentiable = False
+        self.recorded = not self.reference.ours  # also without a gradient: one that is asked for is an error, not 0
 
         parameters = [p for p in list(inspect.signature(function).parameters.values())[1:] if p.name != "save"]
         # An array that must be given by keyword (running statistics) is a setting: it has no gradient.
@@ -125,6 +128,7 @@ class Op:
         self.required = sum(p.default is inspect.Parameter.empty for p in arrays)
         self.setting_names = tuple(p.name for p in rest)
         self.numbers = tuple(p.name for p in rest if _is_number(p.annotation))  # the settings that are computed with
+        self.declared_numbers = tuple(p.name for p in rest if p.name in self.numbers and p.annotation is not p.empty)
         self._positional = tuple(p.name for p in rest if self.variadic or p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self._defaults = {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty}
         self.__signature__ = inspect.Signature(parameters)
@@ -138,7 +142,8 @@ class Op:
 
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the backward function of the reference implementation (a decorator)."""
-        self.differentiable = True
+        check_backward(self, function)
+        self.differentiable = self.recorded = True
         for implementation in itertools.chain.from_iterable(map(self.implementations, self.accelerated)):
             if implementation.backward_function is self.reference.backward_function:
                 raise TypeError(f"{self.__name__}: register backward before accelerating")
@@ -242,6 +247,11 @@ class Op:
             # The next call with all arrays by position and these keywords needs no binding.
             if not self.variadic and len(args) == len(self.input_names):
                 self._plain_forms.add(form)
+        if self.numbers and settings is not self._defaults:
+            for name in self.numbers:
+                if type(settings[name]) in UNUSUAL_NUMBERS:
+                    settings = plain_numbers(self, settings)
+                    break
         for value in inputs:
             if isinstance(value, Recordable):
                 return value._record(self, inputs, settings)
@@ -300,7 +310,7 @@ class Op:
         except AttributeError as error:
             explain_library(self, xp, error, inputs)
             raise
-        output, saved = result
+        output, saved = result if implementation.ours else checked_result(self, result, inputs)
         kind = type(output)
         if kind is tuple:
             first = output[0]
@@ -342,7 +352,12 @@ class Op:
         """Run backward on native arrays; return a gradient per array input, None where `needs` is False or none exists."""
         function = implementation.backward_function
         if function is None:
-            raise TypeError(f"{self.__name__} has no gradient")
+            raise TypeError(
+                f"{self.__name__} has no gradient: register its backward function with @{self.__name__}.backward, or call it "
+                f"with x.detach() or under no_grad()"
+            )
+        if not implementation.ours:
+            saved, shapes = saved
         try:
             if implementation.wants_into:
                 result = function(xp, dy, saved, needs=needs, into=into or (None,) * len(needs), **settings)
@@ -353,7 +368,13 @@ class Op:
         except MemoryError as error:
             explain_memory(xp, error, f"the backward pass of {self.__name__}", (dy,))
             raise
-        return result if type(result) in (tuple, list) else (result,)
+        except (AttributeError, NotImplementedError) as error:
+            explain_library(self, xp, error, dy if type(dy) is tuple else (dy,))
+            raise
+        gradients = result if type(result) in (tuple, list) else (result,)
+        if not implementation.ours:
+            check_gradients(self, gradients, shapes, needs)
+        return gradients
 
 
 def _is_array(annotation: Any) -> bool:

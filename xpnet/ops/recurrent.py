@@ -22,7 +22,7 @@ from xpnet.backend import Array, Namespace
 from xpnet.ops.activations import activate, activation_gradient
 from xpnet.ops.registry import op
 from xpnet.ops.shapes import ShapeError, zeros_like_shape
-from xpnet.ops.sums import total
+from xpnet.ops.sums import row_product, total
 
 
 def _check(
@@ -103,11 +103,11 @@ def _kernel_gradients(
         dx = xp.permute_dims(xp.reshape(xp.matmul(rows, xp.matrix_transpose(kernel)), (T, N, C)), (1, 0, 2))
     if needs[1]:
         inputs = xp.reshape(xp.permute_dims(x, (1, 0, 2)), (T * N, C))
-        dkernel = xp.matmul(xp.matrix_transpose(inputs), rows)
+        dkernel = row_product(xp, inputs, rows)
     if needs[2]:
         states = xp.reshape(before, (T * N, before.shape[2]))
         inner = rows if drecurrent is None else xp.reshape(drecurrent, rows.shape)
-        dweights = xp.matmul(xp.matrix_transpose(states), inner)
+        dweights = row_product(xp, states, inner)
     if needs[3]:
         dbias = total(xp, rows, (0,))
     return dx, dkernel, dweights, dbias

@@ -111,13 +111,13 @@ def _shaped(xp: Namespace, kept: Array, shape: Sequence[int], axis: Axes, keepdi
 
 @op(integers="keep")
 def max(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
-    """Return the maximum over `axis`; equal maxima share the gradient."""
+    """Return the maximum over `axis`; equal maxima share the gradient. A NaN is larger than any number."""
     return _extreme(xp, xp.max, x, axis, keepdims)
 
 
 @op(integers="keep")
 def min(xp: Namespace, x: Array, axis: Axes = None, keepdims: bool = False) -> Any:
-    """Return the minimum over `axis`; equal minima share the gradient."""
+    """Return the minimum over `axis`; equal minima share the gradient. A NaN is smaller than any number."""
     return _extreme(xp, xp.min, x, axis, keepdims)
 
 
@@ -129,7 +129,7 @@ def _extreme(xp: Namespace, function: Any, x: Array, axis: Axes, keepdims: bool)
 
 def _extreme_backward(xp: Namespace, dy: Array, saved: Any, *, axis: Axes, keepdims: bool) -> Any:
     x, kept = saved
-    hit = xp.astype(x == kept, dy.dtype)
+    hit = xp.astype((x == kept) | (x != x), dy.dtype)  # of several NaNs all are the extreme
     axes = normalize_axes(axis, x.ndim)
     share = hit / total(xp, hit, axes, keepdims=True)
     return xp.reshape(dy, kept.shape) * share

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
+from xpnet.ops.checks import check_declaration, check_indices
 from xpnet.ops.conversion import suited
 from xpnet.ops.half import in_float32, in_float32_on_cpu, statistics_in_float32
 from xpnet.ops.implementation import Implementation
@@ -61,11 +62,15 @@ def op(
         indices: the names of the inputs whose integers are places, labels or masks, which are left alone.
 
     Raises:
-        TypeError: an operation of this name exists, or the array inputs are not annotated Array.
+        TypeError: an operation of this name exists, the array inputs are not annotated Array, or it is no function.
+        ValueError: `integers` or `indices` that do not exist.
     """
 
     def make(function: Callable[..., Any]) -> Op:
-        return register(Op(function, half, broadcasts, integers=integers, linear=linear, indices=indices, suited=suited))
+        check_declaration(function, integers)
+        made = Op(function, half, broadcasts, integers=integers, linear=linear, indices=indices, suited=suited)
+        check_indices(made)
+        return register(made)
 
     return make if function is None else make(function)
 

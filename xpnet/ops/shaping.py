@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from operator import index
 from typing import Any
 
-from xpnet.backend import Array, Namespace, dtype_name, kind_of
+from xpnet.backend import Array, Namespace, dtype_name, kind_of, refuse_subclass
 from xpnet.ops.registry import as_is, op
 from xpnet.ops.shapes import ShapeError, is_whole, normalize_axes, unbroadcast, zeros_like_shape
+from xpnet.ops.sums import row_product
 from xpnet.runtime.messages import quoted
 
 
@@ -53,7 +54,7 @@ def _(xp: Namespace, dy: Array, order: Any, *, axes: Any) -> Any:
 @op(half=as_is, integers="keep", linear=True)
 def concat(xp: Namespace, *arrays: Array, axis: int = 0) -> Any:
     """Join arrays along an existing axis: ``concat([a, b], axis=-1)``."""
-    axis = normalize_axes(axis, arrays[0].ndim)[0]
+    axis = normalize_axes((axis,), arrays[0].ndim)[0]
     for other in arrays[1:]:
         if other.ndim != arrays[0].ndim or any(
             a != b for i, (a, b) in enumerate(zip(arrays[0].shape, other.shape)) if i != axis
@@ -121,11 +122,14 @@ def pad(xp: Namespace, x: Array, widths: Sequence[tuple[int, int]], *, value: fl
 
     Raises:
         ShapeError: not one pair an axis, or a negative width.
-        TypeError: x holds integers or booleans, and the value is none of them.
+        TypeError: x holds integers or booleans, and the value is none of them, or the value is complex, and x is not.
     """
     kind = kind_of(x.dtype)
-    if kind in ("integer", "boolean") and value != 0 and not _holds(xp, x, kind, value):
-        raise TypeError(f"pad: the value {value} does not fit x of dtype {dtype_name(x)}; convert x to float32")
+    lost = isinstance(value, complex) and kind != "complex"
+    if lost or (kind in ("integer", "boolean") and value != 0 and not _holds(xp, x, kind, value)):
+        raise TypeError(
+            f"pad: the value {value} does not fit x of dtype {dtype_name(x)}; convert x to {'complex64' if lost else 'float32'}"
+        )
     given: Any = widths
     pairs = [] if is_whole(given) else [(index(a), index(b)) for a, b in given]
     if len(pairs) != x.ndim or any(a < 0 or b < 0 for a, b in pairs):
@@ -161,7 +165,11 @@ def _basic(parts: tuple[Any, ...]) -> bool:
 def _full(index: Any) -> Any:
     """Return a basic index with an explicit ... for the remaining axes, as the Array API requires."""
     parts = index if isinstance(index, tuple) else (index,)
-    return (*parts, ...) if _basic(parts) and Ellipsis not in parts else index
+    if _basic(parts):
+        return index if Ellipsis in parts else (*parts, ...)
+    for part in parts:
+        refuse_subclass(part)
+    return index
 
 
 @getitem.backward
@@ -169,10 +177,13 @@ def _(xp: Namespace, dy: Array, like: Any, *, index: Any) -> Any:
     """Add each element of dy to the element of x that it was read from."""
     parts = index if isinstance(index, tuple) else (index,)
     shape, dtype, device = like
-    dx = xp.zeros(shape, dtype=dtype, device=device)
-    if _basic(parts) and hasattr(dx, "__setitem__"):
+    dx: Any = xp.zeros(shape, dtype=dtype, device=device)
+    if _basic(parts):
         place = _full(tuple(p for p in parts if p is not None))  # x has no axis for a new axis of dy
-        dx[place] = xp.reshape(dy, dx[place].shape)
+        part = xp.reshape(dy, dx[place].shape)
+        if hasattr(dx, "at"):  # JAX's arrays are not written to
+            return dx.at[place].set(part)
+        dx[place] = part
         return dx
     # Element numbers, indexed the same way, give the source of each element; an array index may select one twice.
     size = math.prod(shape)
@@ -217,7 +228,7 @@ def _sums_by_index(xp: Namespace, rows: Array, index: Array, size: int) -> Array
     blocks: list[Array] = []
     for start in range(0, size, many):
         target = xp.arange(start, min(start + many, size), dtype=index.dtype, device=index.device)
-        blocks.append(xp.matmul(xp.astype(target[:, None] == index[None, :], rows.dtype), rows))
+        blocks.append(row_product(xp, xp.astype(index[:, None] == target[None, :], rows.dtype), rows))
     if not blocks:
         return zeros_like_shape(xp, rows, (0, rows.shape[1]))
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)

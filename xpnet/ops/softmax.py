@@ -7,12 +7,12 @@ from typing import Any
 
 from xpnet.backend import Array, Namespace, is_asynchronous, kind_of
 from xpnet.ops.registry import op
-from xpnet.ops.shapes import NOT_REAL, ShapeError, is_float, not_real
+from xpnet.ops.shapes import NOT_REAL, ShapeError, is_float, normalize_axes, not_real
 from xpnet.ops.sums import total
 
 
 def _sum(xp: Namespace, x: Array, axis: int) -> Array:
-    return total(xp, x, (axis % x.ndim,), keepdims=True)
+    return total(xp, x, normalize_axes((axis,), x.ndim), keepdims=True)
 
 
 def _shifted_exp(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array, Array]:

@@ -21,6 +21,9 @@ SHORT = 128
 _SHORT_ON_GPU = 1 << 16
 """The same for CuPy, where the threads of a block share the elements of a sum."""
 
+LONG = 1024
+"""Rows whose products with a vector may be added one after the other."""
+
 _BLOCK = 16
 _WIDE = 512
 """Rows of fewer elements are merged: adding rows of two elements costs as much as adding rows of hundreds."""
@@ -49,6 +52,24 @@ def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: 
     return x if x.shape == result else reshaped(xp, x, result)
 
 
+def row_product(xp: Namespace, x: Array, y: Array) -> Array:
+    """Return the sum over rows of x (..., M, K) times y (..., M, O): (..., K, O), the other axes broadcast.
+
+    BLAS adds the rows of a product with a vector one after the other; where they are many, blocks of them are multiplied.
+    """
+    *outer, M, K = x.shape
+    O = y.shape[-1]
+    if M <= LONG or (K > 1 and O > 1) or y.shape[:-2] != x.shape[:-2] or is_asynchronous(xp):
+        return cast(Array, xp.matmul(xp.matrix_transpose(x), y))
+    whole = M - M % SHORT
+    parts = [xp.reshape(a[..., :whole, :], (*outer, whole // SHORT, SHORT, n)) for a, n in ((x, K), (y, O))]
+    blocks = xp.matmul(xp.matrix_transpose(parts[0]), parts[1])
+    if whole < M:
+        rest = xp.matmul(xp.matrix_transpose(x[..., whole:, :]), y[..., whole:, :])
+        blocks = xp.concat((blocks, rest[..., None, :, :]), axis=-3)
+    return total(xp, blocks, (len(outer),))
+
+
 def far_from_zero(xp: Namespace, mean: Array, variance: Array) -> bool:
     """Return whether a mean is so far from 0 that its last digit counts beside the deviation from it.
 
@@ -56,7 +77,7 @@ def far_from_zero(xp: Namespace, mean: Array, variance: Array) -> bool:
     """
     if is_asynchronous(xp):
         return False
-    far: Any = mean * mean > 4096 * variance
+    far: Any = mean * mean > 64 * variance
     return is_any(xp, far)
 
 

@@ -15,6 +15,9 @@ SCALARS = (bool, int, float, complex)
 NUMPY_SCALARS = frozenset(kind for kind in np.sctypeDict.values() if kind is not np.object_)
 """The types of NumPy's scalars."""
 
+UNUSUAL_NUMBERS = frozenset({*NUMPY_SCALARS, np.ndarray, complex})
+"""The types of a number among an operation's settings that is to be looked at."""
+
 
 def refuse_subclass(array: Any) -> None:
     """Raise a TypeError for a NumPy array that would lose its mask, or whose `*` is a matrix product."""
@@ -27,6 +30,16 @@ def refuse_subclass(array: Any) -> None:
         raise TypeError(f"got a numpy.matrix {array.shape}, whose * is a matrix product; use numpy.asarray(x)")
 
 
+def _refuse_within(value: Any) -> None:
+    """Do what `refuse_subclass` does for the arrays in lists, however deep."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            if isinstance(part, (list, tuple)):
+                _refuse_within(part)
+            elif isinstance(part, np.ma.MaskedArray):
+                refuse_subclass(part)
+
+
 def adopted(value: Any) -> Array:
     """Return an array of any library as it is, and anything else, such as a number or a list, as a NumPy array.
 
@@ -34,6 +47,7 @@ def adopted(value: Any) -> Array:
         TypeError: it has a mask, or is a matrix.
     """
     if isinstance(value, np.generic) or not hasattr(value, "dtype"):
+        _refuse_within(value)
         return cast(Array, np.asarray(value))
     if isinstance(value, np.ndarray):
         refuse_subclass(value)
@@ -52,6 +66,10 @@ def without_scalars(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def plain_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with NumPy's scalars as Python numbers; the same dict if there are none."""
-    scalars = {name: value.item() for name, value in settings.items() if isinstance(value, np.generic)}
-    return {**settings, **scalars} if scalars else settings
+    """Return settings with NumPy's scalars and arrays without axes as Python numbers; the same dict if there are none."""
+    numbers = {
+        name: value.item()
+        for name, value in settings.items()
+        if isinstance(value, np.generic) or (type(value) is np.ndarray and not value.ndim)
+    }
+    return {**settings, **numbers} if numbers else settings

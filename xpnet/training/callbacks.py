@@ -48,10 +48,12 @@ class ClipGradients(Callback):
         g = flat.gradients
         xp = namespace(g)
         if self.norm is not None:
-            length = xp.sqrt(xp.sum(g * g, dtype=g.dtype))
-            # Computed on the device: reading the number would wait for it.
+            # Computed on the device: reading the number would wait for it. Squares of large gradients would be infinite.
             limit = xp.asarray(self.norm, dtype=g.dtype, device=g.device)
-            g *= limit / xp.maximum(length, limit)
+            unit = xp.maximum(xp.maximum(xp.max(g), -xp.min(g)), limit)
+            scaled = g / unit
+            length = xp.sqrt(xp.sum(scaled * scaled, dtype=g.dtype))
+            g *= (limit / unit) / xp.maximum(length, limit / unit)
         else:
             bound = xp.asarray(self.value, dtype=g.dtype, device=g.device)
             g[...] = xp.minimum(xp.maximum(g, -bound), bound)

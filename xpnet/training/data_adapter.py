@@ -72,7 +72,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
             f"{who}: data must be a pair (x, y) of two arrays with an axis of examples first, got ({listed(data)}); "
             f"convert lists with numpy.asarray"
         )
-    n, m = len(parts[0]), len(parts[-1])
+    n, m = parts[0].shape[0], parts[-1].shape[0]
     if n != m or n == 0:
         two = all(isinstance(part, tuple) and len(part) == 2 for part in tree)
         hint = ": are these two parts, as from data.split? give fit the first, and the second as validation" if two else ""

@@ -3,6 +3,7 @@
 from xpnet.accel.numpy import average_pooling as average_pooling
 from xpnet.accel.numpy import convolution as convolution
 from xpnet.accel.numpy import elementwise as elementwise
+from xpnet.accel.numpy import embedding as embedding
 from xpnet.accel.numpy import fused as fused
 from xpnet.accel.numpy import linear as linear
 from xpnet.accel.numpy import max_pooling as max_pooling

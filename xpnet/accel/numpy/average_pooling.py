@@ -38,6 +38,12 @@ def forward(xp: Any, x: Floats, *, window: Any, stride: Any, padding: Any, count
     return y, x.shape
 
 
+def _column_sums(tile: PoolTile) -> tuple[int, ...]:
+    """Return the shape of the sums over the rows of large windows that overlap, which shorten the sums over all elements."""
+    h, w = tile.g
+    return tile.across if h.window * w.window > SHORT and not disjoint_windows(tile.g) else (0,)
+
+
 @forward.backward(owns_result=True)
 def backward(xp: Any, dy: Floats, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
     """Give every element of a window an equal share."""
@@ -46,8 +52,17 @@ def backward(xp: Any, dy: Floats, shape: Any, *, window: Any, stride: Any, paddi
     disjoint = disjoint_windows(g)
 
     def fill(tile: PoolTile, part: Any, P: Floats) -> None:
-        (shares,) = workspace(dy.dtype, tile.out, slot="unpool")
+        shares, columns = workspace(dy.dtype, tile.out, _column_sums(tile), slot="unpool")
         np.multiply(dy[part], share[part[1]], out=shares)
+        if columns.size:
+            P[...] = columns[...] = 0
+            for kh in range(g.h.window):
+                place = tile.at_row(columns, kh)
+                np.add(place, shares, out=place)
+            for kw in range(g.w.window):
+                place = tile.at_column(P, kw)
+                np.add(place, columns, out=place)
+            return
         if not disjoint:
             P[...] = 0
         for kh in range(g.h.window):
@@ -78,5 +93,5 @@ def _footprint(xp: Any, x: Any, *, window: Any, stride: Any, padding: Any, count
 def _(xp: Any, dy: Any, shape: Any, *, window: Any, stride: Any, padding: Any, count_include_pad: bool) -> Any:
     g = windows(shape, window, window if stride is None else stride, padding)
     dx, tile, count = pooling_tiles.gradient_footprint(xp, shape, g, dy.dtype)
-    xp.workspace(dy.dtype, count, tile.out, slot="unpool")
+    xp.workspace(dy.dtype, count, tile.out, _column_sums(tile), slot="unpool")
     return dx

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.chunks import PASS_SECONDS, Chunk, image_row_chunks
-from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles
+from xpnet.accel.numpy.epilogue import GradientTiles, ImageTiles, OutputTiles, sum_rows
 from xpnet.accel.numpy.im2col import Windows
 from xpnet.accel.numpy.workspace import Floats, workspace
+from xpnet.ops.sums import total
 from xpnet.runtime.threads import chunk_count, parallel
 
 _CHUNK = 1 << 20
 """Bytes of output in a chunk."""
+
+_ROWS = 128
+"""Rows of outputs whose products are added one after the other for the gradient of the kernel."""
 
 
 class _Shifts:
@@ -50,10 +54,15 @@ class _Shifts:
         """Compute out (n, r, *row) = the sum over the window of the shifted images times the kernel."""
         np.einsum("nrhwj,hwj->nrj" if self.long else "nrhwjo,hwo->nrjo", views, self.weights, out=out)
 
-    def correlate(self, views: Floats, dz: Floats) -> Floats:
-        """Return the sum over n and r of the shifted images times dz (n, r, *row): (KH, KW, *row)."""
-        found: Floats = np.einsum("nrhwj,nrj->hwj" if self.long else "nrhwjo,nrjo->hwjo", views, dz)
-        return found
+    def correlate(self, views: Floats, dz: Floats, sums: Floats) -> None:
+        """Add to sums (KH, KW, *row) the sum over n and r of the shifted images times dz (n, r, *row)."""
+        N, R = dz.shape[:2]
+        rows = -(-R // -(-R // _ROWS))  # nearly equal parts
+        images = -(-N // max(1, N * rows // _ROWS))
+        for r in range(0, R, rows):
+            for n in range(0, N, images):
+                part = slice(n, n + images), slice(r, r + rows)
+                sums += np.einsum("nrhwj,nrj->hwj" if self.long else "nrhwjo,nrjo->hwjo", views[part], dz[part])
 
 
 def _load_tile(P: Floats, x: ImageTiles, images: tuple[int, int], top: int, left: int) -> None:
@@ -147,8 +156,9 @@ def _kernel_gradient(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Window
     chunks = _chunks(x.shape[0], w, O, dtype.itemsize)
     # Split-K: each part sums a fixed share of the chunks, so the result is reproducible bit for bit.
     parts = min(chunk_count(), len(chunks))
-    dkernels = np.zeros((parts, *w.window, *shifts.row), dtype)
-    dbiases = np.zeros((parts, *shifts.row), dtype)
+    few = len(chunks) <= 16 and x.shape[0] * w.size[0] <= 16 * _ROWS  # sums that are added one after the other
+    dkernels = np.zeros((parts, *w.window, *shifts.row), dtype if few else np.float64)
+    dbiases = np.zeros((parts, w.size[1] * O), np.float64)
 
     def share(p: int) -> None:
         for n0, n1, r0, r1 in chunks[p * len(chunks) // parts : (p + 1) * len(chunks) // parts]:
@@ -156,12 +166,13 @@ def _kernel_gradient(x: ImageTiles, kernel: Floats, dy: GradientTiles, w: Window
             P, dz = workspace(dtype, shifts.padded_shape(n, r), (n, r, w.size[1], O))
             _load_tile(P, x, (n0, n1), r0 * w.stride[0] - w.pads[0], -w.pads[1])
             dy.load_tile(dz, (n0, n1), r0, 0)
-            dbiases[p] += (np.ones(n * r, dtype) @ dz.reshape(n * r, -1)).reshape(shifts.row)
-            dkernels[p] += shifts.correlate(shifts.views(P, r), dz.reshape(n, r, *shifts.row))
+            dbiases[p] += sum_rows(dz.reshape(n * r, -1))
+            shifts.correlate(shifts.views(P, r), dz.reshape(n, r, *shifts.row), dkernels[p])
 
     parallel(share, parts, _seconds(w, x.shape[0] * O), 8 * -(-len(chunks) // parts))
-    dkernel = dkernels.sum(axis=0).reshape(*w.window, w.size[1], O).sum(axis=2).reshape(kernel.shape)
-    return dkernel, dbiases.sum(axis=0).reshape(-1, O).sum(axis=0)
+    dkernel: Any = total(np, dkernels.reshape(parts, *w.window, w.size[1], O), (0, 3))
+    dbias = dbiases.reshape(-1, O).sum(axis=0)
+    return dkernel.reshape(kernel.shape).astype(dtype, copy=False), dbias.astype(dtype)
 
 
 def _strided_data_gradient(dy: GradientTiles, kernel: Floats, w: Windows, dx: Floats) -> None:

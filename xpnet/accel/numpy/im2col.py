@@ -7,7 +7,7 @@ weight gradient needs it.
 With few channels a window is a short row, and copying dominates. Then one row of the matrix covers t neighbouring outputs:
 (KH, (t-1)*stride + KW, C) inputs, multiplied by a block-Toeplitz kernel of t*O columns, which holds the kernel of each
 output at its offset among zeros. That multiplies more and copies much less. The bias is one more row of the kernel, times
-a column of ones, so its gradient is one more row of the kernel's gradient.
+a column of ones.
 
 A zero of the block-Toeplitz kernel times an infinity or NaN is a NaN: one in the input spoils all t outputs of its rows. Their
 first columns show it, and then the outputs of the chunk are computed again, window by window, as are gradients of kernels.
@@ -23,9 +23,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
-from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate
+from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, activate, sum_rows
 from xpnet.accel.numpy.finite import SERIAL_DOT, convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, packed_dtype, workspace
+from xpnet.ops.sums import row_product
 from xpnet.runtime.threads import chunk_count, parallel
 
 
@@ -191,10 +192,10 @@ def kernel_gradient(
     t = plan.t
     # Split-K: each part sums a fixed share of the chunks, so the result is reproducible bit for bit.
     parts = min(chunk_count(), len(plan.chunks))
-    totals = np.empty((parts, plan.K + 1, t * O), dtype)
+    totals = np.empty((parts, plan.K, t * O), dtype)
+    dbiases = np.zeros((parts, t * O), np.float64)
 
     def share(p: int) -> None:
-        step: Floats | None = None
         first, last = p * len(plan.chunks) // parts, (p + 1) * len(plan.chunks) // parts
         for number in range(first, last):
             n0, n1, r0, r1 = where = plan.chunks[number]
@@ -203,18 +204,20 @@ def kernel_gradient(
             P, cols, dz, step = workspace(
                 dtype,
                 _padded_shape(w, plan, n, r, C),
-                (n, r, plan.Q, plan.K + 1),
+                (n, r, plan.Q, plan.K),
                 (n, r, plan.Q * t, O),
-                (plan.K + 1, t * O),
+                (plan.K, t * O),
             )
             _im2col(x, w, plan, where, P, cols)
-            cols[..., plan.K] = 1
             dy.load_tile(dz, (n0, n1), r0, 0)
-            columns = cols.reshape(M, plan.K + 1).T
-            if number == first:
-                np.matmul(columns, dz.reshape(M, t * O), out=totals[p])
+            columns, gradient = cols.reshape(M, plan.K), dz.reshape(M, t * O)
+            dbiases[p] += sum_rows(gradient)
+            product = totals[p] if number == first else step
+            if plan.K > 1 and t * O > 1:
+                np.matmul(columns.T, gradient, out=product)
             else:
-                np.matmul(columns, dz.reshape(M, t * O), out=step)
+                product[...] = row_product(np, columns, gradient)
+            if number > first:
                 np.add(totals[p], step, out=totals[p])
 
     each = (4 + x.calls + dy.calls) * -(-len(plan.chunks) // parts)
@@ -222,9 +225,10 @@ def kernel_gradient(
     total = totals[0]
     for other in totals[1:]:
         total += other
+    dbias = np.add.reduce(dbiases.reshape(-1, O), axis=0).astype(dtype)
     if t == 1:
-        return total[: plan.K].reshape(KH, KW, C, O), total[plan.K].copy()
-    body = total[: plan.K].reshape(KH, plan.length, C, t, O)
+        return total.reshape(KH, KW, C, O), dbias
+    body = total.reshape(KH, plan.length, C, t, O)
     dkernel = np.zeros((KH, KW, C, O), dtype)
     for j in range(t):
         start = j * w.stride[1]
@@ -232,7 +236,7 @@ def kernel_gradient(
     small = dkernel.size <= SERIAL_DOT
     if isnan(dkernel.reshape(-1).dot(np.zeros(dkernel.size, dtype))) if small else not np.isfinite(dkernel).all():
         return kernel_gradient(x, dy, w, kernel_shape, single=True)
-    return dkernel, total[plan.K].reshape(t, O).sum(axis=0)
+    return dkernel, dbias
 
 
 def strided_data_gradient(dy: ImageTiles, kernel: Floats, w: Windows, dx: Floats) -> None:
@@ -325,9 +329,9 @@ def kernel_gradient_footprint(xp: Any, shape: tuple[int, ...], O: int, w: Window
     plan = plan_chunks(shape, w, O, dtype.itemsize, source.whole_images)
     n0, n1, r0, r1 = plan.chunks[0]
     n, r, parts = n1 - n0, r1 - r0, min(chunk_count(), len(plan.chunks))
-    sums = xp.empty((parts, plan.K + 1, plan.t * O), dtype=dtype)
+    sums = xp.empty((parts, plan.K, plan.t * O), dtype=dtype)
     padded = _padded_shape(w, plan, n, r, shape[3])
-    xp.workspace(dtype, parts, padded, (n, r, plan.Q, plan.K + 1), (n, r, plan.Q * plan.t, O), (plan.K + 1, plan.t * O))
+    xp.workspace(dtype, parts, padded, (n, r, plan.Q, plan.K), (n, r, plan.Q * plan.t, O), (plan.K, plan.t * O))
     source.load(n, parts)
     return sums
 

@@ -13,7 +13,7 @@ import numpy as np
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate, activation_gradient
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.linear import dense
-from xpnet.ops.sums import total
+from xpnet.ops.sums import LONG, row_product, total
 from xpnet.runtime.threads import chunk_count, one_blas_thread, own_threads_preferred, parallel
 
 SERIAL_PRODUCT = 1 << 18
@@ -23,7 +23,7 @@ _PARALLEL_PRODUCT = 3 << 20
 """Multiply-adds from which waking another thread pays."""
 
 
-_PLAIN_SUMS = 256
+PLAIN_SUMS = 256
 """Rows that are added one after the other for the gradient of a bias: a batch has no more as a rule."""
 
 
@@ -60,10 +60,22 @@ def matmul(a: Floats, b: Floats, own: bool, out: Floats | None = None) -> Floats
 
 def column_sums(x: Floats, out: Floats | None = None) -> Floats:
     """Return the sums over the rows of x (rows, columns), written to `out` if that is given."""
-    if len(x) <= _PLAIN_SUMS:
+    if len(x) <= PLAIN_SUMS:
         sums: Floats = np.add.reduce(x, axis=0, out=out)
         return sums
     made: Floats = total(np, x, (0,))  # type: ignore[assignment]
+    return _written(made, out)
+
+
+def kernel_gradient(rows: Floats, dy: Floats, own: bool, out: Floats | None = None) -> Floats:
+    """Return rows (M, K) transposed @ dy (M, O), written to `out` if that is given."""
+    if len(rows) <= LONG or (rows.shape[1] > 1 and dy.shape[1] > 1):
+        return matmul(rows.T, dy, own, out)
+    made: Floats = row_product(np, rows, dy)  # type: ignore[assignment]
+    return _written(made, out)
+
+
+def _written(made: Floats, out: Floats | None) -> Floats:
     if out is None:
         return made
     np.copyto(out, made)
@@ -120,7 +132,7 @@ def backward(
             dx = dx.reshape(x.shape)
     return (
         dx,
-        matmul(rows.T, dy, own, into[1]) if needs[1] else None,
+        kernel_gradient(rows, dy, own, into[1]) if needs[1] else None,
         column_sums(dy, into[2]) if needs[2] else None,
     )
 

@@ -1,8 +1,9 @@
 """Batch normalisation for NumPy: two passes over the data forward and two backward, in chunks on all threads.
 
-Nothing the size of x is saved but x itself: forward is x * factor + shift with one factor and shift a channel, backward
-is dy * factor + (x - mean) * slope + shift. Several rows of few channels are merged into one, so that NumPy's loops
-run over a thousand elements instead of sixty. Sums over rows are products with a row of ones.
+Nothing the size of x is saved but x itself: forward is (x - centre) * factor + shift with one factor and shift a channel,
+backward is dy * factor + (x - centre) * slope + shift. The centre is 0, or where that would lose digits the mean, rounded; what
+the rounding took away is part of the shift. Several rows of few channels are merged into one, so that NumPy's loops run over
+a thousand elements instead of sixty.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.chunks import ELEMENTWISE_CHUNK, PASS_SECONDS, balanced_chunk_size
+from xpnet.accel.numpy.epilogue import sum_products, sum_rows
 from xpnet.accel.numpy.workspace import FLOATS, Floats, workspace
 from xpnet.ops.normalization import batch_norm_with_statistics
 from xpnet.runtime.threads import parallel
@@ -36,14 +38,9 @@ class _Rows:
         """Return a vector (C,) repeated to the length of a row."""
         return np.tile(vector, self.k) if self.k > 1 else vector
 
-    def sums(self, x: Floats) -> Floats:
-        """Return the sum of each channel over rows x (height, k * C)."""
-        total: Floats = np.add.reduce((np.ones(len(x), x.dtype) @ x).reshape(self.k, self.C), axis=0)
-        return total
-
-    def products(self, x: Floats, y: Floats) -> Floats:
-        """Return the sum of x * y of each channel over rows (height, k * C)."""
-        total: Floats = np.add.reduce(np.einsum("ij,ij->j", x, y).reshape(self.k, self.C), axis=0)
+    def channels(self, sums: Floats) -> Floats:
+        """Return the sum of each channel from those of the columns."""
+        total: Floats = np.add.reduce(sums.reshape(self.k, self.C), axis=0)
         return total
 
 
@@ -57,36 +54,37 @@ def _cancels(mean: Floats, variance: Floats) -> bool:
     return bool((mean * mean > 64 * variance).any())
 
 
-def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats]:
-    """Return mean and biased variance of each channel, float64 (C,).
+def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats, Floats | None]:
+    """Return mean and biased variance of each channel, float64 (C,), and the centre, None for 0.
 
-    One pass sums x and x * x, in the dtype of x within a chunk and in float64 over the chunks; where that has lost digits, a
-    second pass sums squares about the mean of each chunk.
+    One pass sums x and x * x, as exactly as pairwise within a chunk and in float64 over the chunks; where squares that large
+    would lose digits, a second one does so for the differences from the mean.
     """
-    C = rows.C
-    first, second = np.empty((2, rows.chunks, C), np.float64)
-    sizes = np.array([len(flat[rows.part(i)]) * rows.k for i in range(rows.chunks)], np.float64)[:, None]
+    sums = np.empty((2, rows.chunks, rows.C), np.float64)
+    count = flat.size // rows.C
 
-    def plain(number: int) -> None:
+    def add(number: int) -> None:
         part = flat[rows.part(number)]
-        first[number] = rows.sums(part)
-        second[number] = rows.products(part, part)
+        if long_centre is not None:
+            (difference,) = workspace(part.dtype, part.shape)
+            part = np.subtract(part, long_centre, out=difference)
+        sums[0, number] = rows.channels(sum_rows(part))
+        sums[1, number] = rows.channels(sum_products(part, part))
 
-    def centred(number: int) -> None:
-        part = flat[rows.part(number)]
-        (difference,) = workspace(part.dtype, part.shape)
-        np.subtract(part, rows.repeat((first[number] / sizes[number]).astype(part.dtype)), out=difference)
-        second[number] = rows.products(difference, difference)
+    def moments() -> tuple[Floats, Floats]:
+        first, second = sums.sum(axis=1) / count
+        return first, np.maximum(second - first * first, 0)
 
-    parallel(plain, rows.chunks, 3 * PASS_SECONDS * flat.size, 3)
-    count = sizes.sum()
-    mean = first.sum(axis=0) / count
-    variance = np.maximum(second.sum(axis=0) / count - mean * mean, 0)
-    if _cancels(mean, variance):
-        # Means and sums of squares of the chunks combined: Chan, Golub and LeVeque (1983).
-        parallel(centred, rows.chunks, 4 * PASS_SECONDS * flat.size, 4)
-        variance = (second.sum(axis=0) + (sizes * (first / sizes - mean) ** 2).sum(axis=0)) / count
-    return mean, variance
+    long_centre: Floats | None = None
+    parallel(add, rows.chunks, 3 * PASS_SECONDS * flat.size, 3)
+    mean, variance = moments()
+    if not _cancels(mean, variance):
+        return mean, variance, None
+    centre = mean.astype(flat.dtype)
+    long_centre = rows.repeat(centre)
+    parallel(add, rows.chunks, 4 * PASS_SECONDS * flat.size, 4)
+    rest, variance = moments()
+    return centre + rest, variance, centre
 
 
 @batch_norm_with_statistics.accelerate("numpy")
@@ -104,70 +102,71 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
     count = x.size // C
     rows = _Rows(x.shape, C, count)
     flat = np.ascontiguousarray(x).reshape(rows.shape)
-    mean64, variance64 = _statistics(flat, rows)
+    mean64, variance64, centre = _statistics(flat, rows)
     mean, variance = mean64.astype(dtype), variance64.astype(dtype)
     inverse = (1 / np.sqrt(variance64 + epsilon)).astype(dtype)
     factor = inverse if scale is None else inverse * scale
-    # y = (x - mean) * factor + offset, or x * factor + shift where that loses no digits, nor gives inf - inf.
-    centre = _cancels(mean64, variance64) or not np.isfinite(factor).all()
-    shift = mean64 * 0 if centre else -mean64 * factor
+    if centre is None and not np.isfinite(factor).all():
+        centre = mean  # x * factor + shift could be inf - inf
+    rest = mean64 if centre is None else mean64 - centre
+    shift = -rest * np.where(rest == 0, 0, factor)  # an infinite one, too
     shift = (shift if offset is None else shift + offset).astype(dtype)
-    long_mean, long_factor, long_shift = rows.repeat(mean), rows.repeat(factor), rows.repeat(shift)
+    long_centre = None if centre is None else rows.repeat(centre)
+    long_factor, long_shift = rows.repeat(factor), rows.repeat(shift)
     y = np.empty(rows.shape, dtype)
 
     def output(number: int) -> None:
         part = rows.part(number)
         source, out = flat[part], y[part]
-        if centre:
-            source = np.subtract(source, long_mean, out=out)
+        if long_centre is not None:
+            source = np.subtract(source, long_centre, out=out)
         np.multiply(source, long_factor, out=out)
         np.add(out, long_shift, out=out)
 
     parallel(output, rows.chunks, 4 * PASS_SECONDS * x.size, 2)
-    return (y.reshape(x.shape), mean, variance), (x, mean, inverse, scale, centre)
+    return (y.reshape(x.shape), mean, variance), (x, centre, rest, inverse, scale)
 
 
 @forward.backward(owns_result=True)
 def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, bool, bool]) -> Any:
-    """Compute the sums of dy and dy * (x - mean) in one pass, dx in another."""
+    """Compute the sums of dy and dy * (x - centre) in one pass, dx in another."""
     dy, dmean, dvariance = dys
-    x, mean, inverse, scale, centre = saved
+    x, centre, rest, inverse, scale = saved
     dtype = x.dtype
     C = x.shape[-1]
     count = x.size // C
     rows = _Rows(x.shape, C, count)
     flat = np.ascontiguousarray(x).reshape(rows.shape)
     dflat = np.ascontiguousarray(dy, dtype).reshape(rows.shape)
-    long_mean = rows.repeat(mean)
+    long_centre = None if centre is None else rows.repeat(centre)
     sums = np.empty((2, rows.chunks, C), np.float64)
 
     def total(number: int) -> None:
         part = rows.part(number)
         source = flat[part]
-        if centre:
+        if long_centre is not None:
             (centred,) = workspace(dtype, source.shape)
-            source = np.subtract(source, long_mean, out=centred)
-        sums[0, number] = rows.sums(dflat[part])
-        sums[1, number] = rows.products(source, dflat[part])
+            source = np.subtract(source, long_centre, out=centred)
+        sums[0, number] = rows.channels(sum_rows(dflat[part]))
+        sums[1, number] = rows.channels(sum_products(source, dflat[part]))
 
     parallel(total, rows.chunks, 4 * PASS_SECONDS * x.size, 3)
     doffset, dcentred = sums.sum(axis=1)
-    if not centre:
-        dcentred -= mean * doffset
+    dcentred -= rest * doffset
     dscale = dcentred * inverse
     dx = None
     if needs[0]:
         # dx = factor * (dy - mean(dy) - xhat * mean(dy * xhat)) + (dmean + 2 * dvariance * (x - mean)) / count
         factor = inverse.astype(np.float64) if scale is None else inverse.astype(np.float64) * scale
         slope = (2 * dvariance - factor * dscale * inverse) / count
-        shift = (dmean - factor * doffset) / count - (0 if centre else mean * slope)
+        shift = (dmean - factor * doffset) / count - rest * slope
         long_factor, long_slope, long_shift = (rows.repeat(v.astype(dtype)) for v in (factor, slope, shift))
         out = np.empty(rows.shape, dtype)
 
         def gradient(number: int) -> None:
             part = rows.part(number)
             (term,) = workspace(dtype, flat[part].shape)
-            source = np.subtract(flat[part], long_mean, out=term) if centre else flat[part]
+            source = flat[part] if long_centre is None else np.subtract(flat[part], long_centre, out=term)
             np.multiply(source, long_slope, out=term)
             np.add(term, long_shift, out=term)
             np.multiply(dflat[part], long_factor, out=out[part])

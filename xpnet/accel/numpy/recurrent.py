@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.accel.numpy.linear import column_sums, matmul
+from xpnet.accel.numpy.linear import column_sums, kernel_gradient, matmul
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.recurrent import lstm
 from xpnet.runtime.threads import own_threads_preferred
@@ -117,9 +117,9 @@ def backward(xp: Any, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool,
     if needs[0]:
         dx = np.ascontiguousarray(matmul(rows, kernel.T, own).reshape(T, N, C).transpose(1, 0, 2))
     if needs[1]:
-        dkernel = matmul(_rows(x).T, rows, own)
+        dkernel = kernel_gradient(_rows(x), rows, own)
     if needs[2]:
-        dweights = matmul(states[before : T + before].reshape(T * N, H).T, rows, own)
+        dweights = kernel_gradient(states[before : T + before].reshape(T * N, H), rows, own)
     if needs[3]:
         dbias = column_sums(rows)
     return dx, dkernel, dweights, dbias, dh, dc, None

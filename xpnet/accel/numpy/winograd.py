@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnet.accel.numpy.chunks import MAC_SECONDS, PASS_SECONDS, Chunk, image_row_chunks
-from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint
+from xpnet.accel.numpy.epilogue import ImageTiles, OutputTiles, TileFootprint, sum_rows
 from xpnet.accel.numpy.finite import convolve_directly
 from xpnet.accel.numpy.workspace import WORKSPACE_LIMIT, Floats, workspace
 from xpnet.runtime.environment import setting
@@ -280,7 +280,7 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[in
     wide = m * tw + r - 1
     bounds = [i * len(tiling.chunks) // shares for i in range(shares + 1)]
     dU = np.empty((shares, a, a, C, O), dtype)
-    dbias = np.zeros((shares, O), dtype)
+    dbias = np.zeros((shares, O), np.float64)
 
     def rows_of(part: int) -> None:
         share, which = divmod(part, len(groups))
@@ -314,7 +314,7 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[in
             np.matmul(t.A, tiles, out=F.reshape(g, a, n, s, tw, O).transpose(0, 2, 3, 4, 1, 5))
             if first <= 1 < last:
                 # At the point 1 every power is 1, so A dy A^T is the sum of a tile, as needed for the bias.
-                dbias[share] += F[(1 - first) * a + 1].sum(axis=0)
+                dbias[share] += sum_rows(F[(1 - first) * a + 1])
             if index > bounds[share]:
                 np.matmul(V.transpose(0, 2, 1), F, out=step)
                 np.add(total, step, out=total)
@@ -325,7 +325,7 @@ def kernel_gradient(x: ImageTiles, dy: ImageTiles, t: Transforms, pads: tuple[in
     parallel(rows_of, shares * len(groups), _seconds(t, N * tiling.th * tw, C, O, dy.whole_images), each)
     for other in dU[1:]:
         dU[0] += other
-    return _transform(t.GG.T, dU[0].reshape(a * a, C * O)).reshape(r, r, C, O), dbias.sum(axis=0)
+    return _transform(t.GG.T, dU[0].reshape(a * a, C * O)).reshape(r, r, C, O), dbias.sum(axis=0).astype(dtype)
 
 
 # -- what it allocates, on fake arrays --
