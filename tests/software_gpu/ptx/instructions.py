@@ -69,6 +69,14 @@ _row("max", _INT, "T = T T", "{b} > {a} ? {b} : {a}")
 _row("sad", _INT, "T = T T T", "{c} + ({a} < {b} ? {b} - {a} : {a} - {b})")
 _row("dp4a", r"\.(?P<T>[us])32\.(?P<S>[us])32", "u32 = u32 u32 u32", "dot4<{T}8, {S}8>({a}, {b}, {c})")
 
+# Arithmetic of several words: CC is the carry of the last instruction that sets it, or what it borrows.
+_CARRY = r"(?P<set>\.cc)?\.(?P<T>[us](?:32|64))"
+for _suffix, _use in (("", "false"), ("c", "true")):
+    for _name in ("add", "sub"):
+        _row(_name + _suffix, _CARRY, "T = T T", f"carried<{_use}, {{set}}>(carry, {{a}}, {{b}}, {str(_name == 'sub').lower()})")
+    _row(f"mad{_suffix}", r"\.lo" + _CARRY, "T = T T T", f"carried<{_use}, {{set}}>(carry, ({{T}})({{a}} * {{b}}), {{c}}, false)")
+    _row(f"mad{_suffix}", r"\.hi" + _CARRY, "T = T T T", f"carried<{_use}, {{set}}>(carry, high({{a}}, {{b}}), {{c}}, false)")
+
 # ---- bits ----
 
 for _name, _sign in {"and": "&", "or": "|", "xor": "^"}.items():

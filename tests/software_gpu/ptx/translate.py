@@ -76,10 +76,14 @@ class _Body:
             return f"(u64){_DYNAMIC}"
         if not self.function.kernel:
             raise RefusedError(f"the shared variable {name} of a function that is no kernel")
-        if name not in self.shared:
-            at = (self.shared_bytes + found.align - 1) // found.align * found.align
-            self.shared[name], self.shared_bytes = at, at + found.bytes
+        self.place(found)
         return f"(u64){_STATIC + self.shared[name]}"
+
+    def place(self, v: Variable) -> None:
+        """Give a variable in shared memory its address."""
+        if v.count != 0 and v.name not in self.shared:
+            at = (self.shared_bytes + v.align - 1) // v.align * v.align
+            self.shared[v.name], self.shared_bytes = at, at + v.bytes
 
     def value(self, text: str, kind: str) -> str:
         """Return an operand that is no vector and no address as C++ of a type of PTX."""
@@ -146,7 +150,7 @@ class _Body:
     def groups(self, match: re.Match[str]) -> dict[str, str]:
         """Return what stands for a pattern's groups in an expression, and under `pt T` the types of PTX."""
         found = {name: value or "" for name, value in match.groupdict().items()}
-        flags = {name: "true" if found.get(name) else "false" for name in ("ftz", "sat", "whole", "nan", "trans", "shift")}
+        flags = {name: "true" if found.get(name) else "false" for name in ("ftz", "sat", "whole", "nan", "trans", "shift", "set")}
         kinds = {name: found[name] for name in ("T", "S") if name in found}
         if "T" in kinds and kinds["T"][1:] in ("16", "32"):  # the type of a wide product
             kinds["W"] = f"{kinds['T'][0]}{2 * int(kinds['T'][1:])}"
@@ -227,7 +231,10 @@ class _Body:
         if v.space == "reg":
             # Within brackets a branch may lead past the declaration, which may not initialise then.
             return f"{_type(v.type)} {_identifier(v.name)}{'' if len(self.scopes) > 3 else ' = {}'};"
-        return "" if v.space == "shared" else f"{_parameter(v)} {_identifier(v.name)};"
+        if v.space == "shared":
+            self.place(v)
+            return ""
+        return f"{_parameter(v)} {_identifier(v.name)};"
 
     def lines(self) -> Iterator[str]:
         """Yield the body."""
@@ -278,6 +285,7 @@ def _function(f: Function, module: Module) -> Iterator[str]:
         yield f"enter({shared}, {body.shared_bytes});"
     if f.result:
         yield f"{_parameter(f.result)} {_identifier(f.result.name)};"
+    yield "bool carry = false;"
     yield from lines
     yield "}"
 

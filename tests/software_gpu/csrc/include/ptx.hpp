@@ -229,6 +229,14 @@ template <typename T>
 inline T high(T a, T b) {
   return (T)((Double<T>)a * (Double<T>)b >> 8 * sizeof(T));
 }
+// The sum or the difference of two words, with a carry.
+template <bool USE, bool SET, typename T>
+inline T carried(bool& carry, T a, T b, bool subtract) {
+  typedef Bits<sizeof(T)> U;
+  const unsigned __int128 x = (U)a, y = (unsigned __int128)(U)b + (USE && carry), sum = subtract ? x - y : x + y;
+  if (SET) carry = sum >> 8 * sizeof(T) & 1;
+  return (T)sum;
+}
 template <typename T>
 inline T shift_left(T v, u32 n) {
   return n < 8 * sizeof(T) ? (T)(v << n) : 0;
