@@ -67,7 +67,8 @@ _row("abs", r"\.(?P<T>s(?:16|32|64))", "T = T", "{a} < 0 ? -{a} : {a}")
 _row("min", _INT, "T = T T", "{b} < {a} ? {b} : {a}")
 _row("max", _INT, "T = T T", "{b} > {a} ? {b} : {a}")
 _row("sad", _INT, "T = T T T", "{c} + ({a} < {b} ? {b} - {a} : {a} - {b})")
-_row("dp4a", r"\.(?P<T>[us])32\.(?P<S>[us])32", "u32 = u32 u32 u32", "dot4<{T}8, {S}8>({a}, {b}, {c})")
+_row("dp4a", r"\.(?P<T>[us])32\.(?P<S>[us])32", "u32 = u32 u32 u32", "dot<{T}8, {S}8>({a}, {b}, {c})")
+_row("dp2a", r"\.(?P<half>lo|hi)\.(?P<T>[us])32\.(?P<S>[us])32", "u32 = u32 u32 u32", "dot<{T}16, {S}8>({a}, {half}({b}), {c})")
 
 # Arithmetic of several words: CC is the carry of the last instruction that sets it, or what it borrows.
 _CARRY = r"(?P<set>\.cc)?\.(?P<T>[us](?:32|64))"
@@ -95,7 +96,7 @@ _row("brev", r"\.b64", "u64 = u64", "__brevll({a})")
 _row("bfind", r"(?P<shift>\.shiftamt)?" + _WORD, "u32 = T", "highest<{shift}>({a})")
 _row("bfe", _WORD, "T = T u32 u32", "extract({a}, {b}, {c})")
 _row("bfi", r"\.(?P<T>b32|b64)", "T = T T u32 u32", "insert({a}, {b}, {c}, {d})")
-_row("prmt", r"\.b32", "u32 = u32 u32 u32", "__byte_perm({a}, {b}, {c})")
+_row("prmt", r"\.b32", "u32 = u32 u32 u32", "permuted({a}, {b}, {c})")
 _row("lop3", r"\.b32", "u32 = u32 u32 u32 constant", "logic<{d}>({a}, {b}, {c})")
 
 # ---- floating-point numbers; those of 16 bits are always rounded to nearest ----

@@ -292,11 +292,12 @@ def _function(f: Function, module: Module) -> Iterator[str]:
 
 def _variable(v: Variable) -> str:
     """Return the definition of a variable of the module."""
-    if v.linkage == "extern" or v.values.count("{") > 1 or re.search(r"[A-Za-z_$%](?<!\b0[xX])", v.values.replace("0x", "")):
+    values = re.sub(r"generic\(([\w$]+)\)", r"(u64)&N_\1", v.values)
+    values = re.sub(r"\b0[fFdD]([0-9a-fA-F]+)", r"0x\1u", values)
+    if v.linkage == "extern" or not re.fullmatch(r"\{?(?:[-\s,]|0x[0-9a-fA-F]+u|\d+U?|\(u64\)&N_[\w$]+)*\}?", values):
         raise RefusedError(f"the initialiser or the linkage of the variable {v.name}")
     dimension = "" if v.count is None else f"[{v.count}]"
     kind = {"f32": "u32", "f64": "u64"}.get(v.type, _type(v.type))
-    values = re.sub(r"0[fFdD]([0-9a-fA-F]+)", r"0x\1u", v.values)
     return f"alignas({max(v.align, SIZES[v.type])}) static {kind} {_identifier(v.name)}{dimension} = {values or '{}'};"
 
 
@@ -323,5 +324,5 @@ def translate(text: str, leaving_arrives: bool) -> str:
             out += _function(function, module)
     out.append("}")
     out += [f"SOFTWARE_GPU_KERNEL({f.name}, {f.most_threads}, ptx::{_identifier(f.name)})" for f in kernels]
-    out += [f"SOFTWARE_GPU_VARIABLE({v.name}, ptx::{_identifier(v.name)})" for v in memory if v.linkage in ("visible", "weak")]
+    out += [f"SOFTWARE_GPU_VARIABLE({v.name}, ptx::{_identifier(v.name)})" for v in memory if "$" not in v.name]
     return "\n".join(out) + "\n"

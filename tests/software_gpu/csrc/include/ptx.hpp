@@ -285,10 +285,22 @@ inline u32 logic(u32 a, u32 b, u32 c) {
     if (TABLE >> i & 1) out |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
   return out;
 }
-template <typename A, typename B>  // s8 or u8
-inline u32 dot4(u32 a, u32 b, u32 c) {
-  for (int i = 0; i < 4; ++i) c += (u32)((s32)(A)(a >> 8 * i) * (s32)(B)(b >> 8 * i));
+// The sum of the products of the parts of two words: as many as A, the larger type, has in one.
+template <typename A, typename B>
+inline u32 dot(u32 a, u32 b, u32 c) {
+  for (size_t i = 0; i < 4 / sizeof(A); ++i) c += (u32)((s32)(A)(a >> 8 * sizeof(A) * i) * (s32)(B)(b >> 8 * i));
   return c;
+}
+inline u32 lo(u32 v) { return v; }
+inline u32 hi(u32 v) { return v >> 16; }
+inline u32 permuted(u32 x, u32 y, u32 selector) {
+  const u64 bytes = (u64)y << 32 | x;
+  u32 out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const u32 s = selector >> 4 * i, byte = (u32)(bytes >> 8 * (s & 7)) & 255;
+    out |= (s & 8 ? byte & 128 ? 255 : 0 : byte) << 8 * i;  // the byte, or its sign eight times
+  }
+  return out;
 }
 
 // ---- memory ----
