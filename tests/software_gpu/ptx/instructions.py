@@ -159,7 +159,7 @@ _BETWEEN = r"\.(?P<T>[us](?:8|16|32|64)|b?f16|f32|f64)\.(?P<S>[us](?:8|16|32|64)
 _WHOLE = r"(?:\.(?P<round>r[nzmp])(?P<whole>i)?)?"
 _row("cvt", _WHOLE + _FTZ + _SAT + _BETWEEN, "T = S", "convert<{T}, {M}, {whole}, {sat}>({a})")
 for _name in ("f16", "bf16"):
-    _row("cvt", rf"\.rn\.{_name}x2\.f32", "u32 = f32 f32", f"pack<u32>({{{{{_name}({{b}}).bits, {_name}({{a}}).bits}}}})")
+    _row("cvt", rf"\.rn\.{_name}x2\.f32", "u32 = f32 f32", f"pack<u32, 2>({{{{{_name}({{b}}).bits, {_name}({{a}}).bits}}}})")
 _row("cvt", r"\.rna\.tf32\.f32", "u32 = u32", "emulator_to_tf32({a})")
 _row("cvta", r"(?:\.to)?(?:\.(?:global|local|const|param))\.u64", "u64 = u64", "{a}")
 _row("cvta", r"\.shared\.u64", "u64 = u64", "generic_of_shared({a})")
