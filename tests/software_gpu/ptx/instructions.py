@@ -19,7 +19,6 @@ _INT = r"\.(?P<T>[us](?:16|32|64))"
 _WORD = r"\.(?P<T>[us](?:32|64))"
 _BITS = r"\.(?P<T>b(?:16|32|64))"
 _FLOAT = r"\.(?P<T>f32|f64)"
-_HALF = r"\.(?P<T>f16|bf16)"
 _NUMBER = r"\.(?P<T>[us](?:16|32|64)|b?f16|f32|f64)"
 _ANY = r"\.(?P<T>[busf](?:16|32|64))"
 _ROUND = r"(?:\.(?P<round>r[nzmp]))?"
@@ -73,10 +72,11 @@ _row("dp2a", r"\.(?P<half>lo|hi)\.(?P<T>[us])32\.(?P<S>[us])32", "u32 = u32 u32 
 # Arithmetic of several words: CC is the carry of the last instruction that sets it, or what it borrows.
 _CARRY = r"(?P<set>\.cc)?\.(?P<T>[us](?:32|64))"
 for _suffix, _use in (("", "false"), ("c", "true")):
-    for _name in ("add", "sub"):
-        _row(_name + _suffix, _CARRY, "T = T T", f"carried<{_use}, {{set}}>(carry, {{a}}, {{b}}, {str(_name == 'sub').lower()})")
-    _row(f"mad{_suffix}", r"\.lo" + _CARRY, "T = T T T", f"carried<{_use}, {{set}}>(carry, ({{T}})({{a}} * {{b}}), {{c}}, false)")
-    _row(f"mad{_suffix}", r"\.hi" + _CARRY, "T = T T T", f"carried<{_use}, {{set}}>(carry, high({{a}}, {{b}}), {{c}}, false)")
+    _call = f"carried<{_use}, {{set}}>(carry, "
+    _row(f"add{_suffix}", _CARRY, "T = T T", _call + "{a}, {b}, false)")
+    _row(f"sub{_suffix}", _CARRY, "T = T T", _call + "{a}, {b}, true)")
+    _row(f"mad{_suffix}", r"\.lo" + _CARRY, "T = T T T", _call + "({T})({a} * {b}), {c}, false)")
+    _row(f"mad{_suffix}", r"\.hi" + _CARRY, "T = T T T", _call + "high({a}, {b}), {c}, false)")
 
 # ---- bits ----
 
@@ -101,10 +101,24 @@ _row("lop3", r"\.b32", "u32 = u32 u32 u32 constant", "logic<{d}>({a}, {b}, {c})"
 
 # ---- floating-point numbers; those of 16 bits are always rounded to nearest ----
 
-for _name, _arity in {"add": "T T", "sub": "T T", "mul": "T T", "fma": "T T T"}.items():
-    _values = ", ".join(f"{{{letter}}}" for letter in "abc"[: len(_arity.split())])
-    for _types in (_ROUND + _FTZ + _SAT + _FLOAT, r"(?:\.rn)?" + _FTZ + _SAT + _HALF):
-        _row(_name, _types, f"T = {_arity}", f"compute<{{M}}>({_name.capitalize()}(), {_values})")
+
+def _both(name: str, modifiers: str, count: int, expression: str) -> None:
+    """Add the rows for one number of 16 bits, and for two of them in a word."""
+    values = dict(zip("abc"[:count], "xyz", strict=False))
+    inner = expression
+    for letter, value in values.items():
+        inner = inner.replace(f"{{{letter}}}", value)
+    parameters = ", ".join(f"{{T}} {value}" for value in values.values())
+    operands = ", ".join(f"{{{letter}}}" for letter in values)
+    _row(name, modifiers + r"\.(?P<T>b?f16)", f"T = {'T ' * count}", expression)
+    call = f"both<{{T}}>([]({parameters}) {{{{ return {inner}; }}}}, {operands})"
+    _row(name, modifiers + r"\.(?P<T>b?f16)x2", f"u32 = {'u32 ' * count}", call)
+
+
+for _name, _count in {"add": 2, "sub": 2, "mul": 2, "fma": 3}.items():
+    _call = f"compute<{{M}}>({_name.capitalize()}(), {', '.join(['{a}', '{b}', '{c}'][:_count])})"
+    _row(_name, _ROUND + _FTZ + _SAT + _FLOAT, f"T = {'T ' * _count}", _call)
+    _both(_name, r"(?:\.rn)?" + _FTZ + _SAT, _count, _call)
 _row("mad", _ROUND + _FTZ + _SAT + _FLOAT, "T = T T T", "compute<{M}>(Fma(), {a}, {b}, {c})")
 _EXACT = r"\.(?P<round>r[nzmp])" + _FTZ + _FLOAT
 _APPROXIMATE = r"\.approx" + _FTZ + r"\.(?P<T>f32)"
@@ -117,13 +131,16 @@ for _name in ("rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos"):
 _row("rsqrt", r"\.approx\.(?P<T>f64)", "T = T", "1 / std::sqrt({a})")
 _row("rcp", r"\.approx\.ftz\.f64", "f64 = f64", "upper_half(flushed_double(1 / flushed_double({a})))")
 _row("rsqrt", r"\.approx\.ftz\.f64", "f64 = f64", "upper_half(flushed_double(1 / std::sqrt(flushed_double({a}))))")
-_row("tanh", r"\.approx\.(?P<T>f32|f16|bf16)", "T = T", "compute<{M}>(Tanh(), {a})")
-_row("ex2", r"\.approx(?:\.ftz)?\.(?P<T>f16|bf16)", "T = T", "compute<{M}>(Ex2(), {a})")
-_row("neg", _FTZ + r"\.(?P<T>f32|f64|f16|bf16)", "T = T", "negated(flushed<{ftz}>({a}))")
-_row("abs", _FTZ + r"\.(?P<T>f32|f64|f16|bf16)", "T = T", "magnitude(flushed<{ftz}>({a}))")
+_row("tanh", r"\.approx\.(?P<T>f32)", "T = T", "compute<{M}>(Tanh(), {a})")
+_both("tanh", r"\.approx", 1, "compute<{M}>(Tanh(), {a})")
+_both("ex2", r"\.approx(?:\.ftz)?", 1, "compute<{M}>(Ex2(), {a})")
+for _name, _call in {"neg": "negated(flushed<{ftz}>({a}))", "abs": "magnitude(flushed<{ftz}>({a}))"}.items():
+    _row(_name, _FTZ + _FLOAT, "T = T", _call)
+    _both(_name, _FTZ, 1, _call)
 for _name, _larger in (("min", "false"), ("max", "true")):
-    _types = _FTZ + r"(?P<nan>\.NaN)?\.(?P<T>f32|f64|f16|bf16)"
-    _row(_name, _types, "T = T T", f"extreme<{_larger}, {{nan}}, {{ftz}}>({{a}}, {{b}})")
+    _call = f"extreme<{_larger}, {{nan}}, {{ftz}}>({{a}}, {{b}})"
+    _row(_name, _FTZ + r"(?P<nan>\.NaN)?" + _FLOAT, "T = T T", _call)
+    _both(_name, _FTZ + r"(?P<nan>\.NaN)?", 2, _call)
 _row("copysign", _FLOAT, "T = T T", "copysign({a}, {b})")
 for _name, _test in {
     "finite": "std::isfinite({a})",
@@ -147,6 +164,7 @@ for _name, _test in _COMPARISONS.items():
     _test = _test.replace("{a}", "flushed<{ftz}>({a})").replace("{b}", "flushed<{ftz}>({b})")
     _types = _FTZ + r"\.(?P<T>[bus](?:16|32|64)|b?f16|f32|f64)"
     _row("setp", rf"\.{_name}" + _types, "pred* = T T", f"Vector<bool, 2>{{{{{_test}, !({_test})}}}}")
+    _row("set", rf"\.{_name}{_FTZ}\.(?P<S>[us](?:16|32)|b?f16|f32)" + _NUMBER, "S = T T", f"truth<{{S}}>({_test})")
     for _word, _sign in {"and": "&", "or": "|", "xor": "^"}.items():
         _pair = f"Vector<bool, 2>{{{{({_test}) {_sign} {{c}}, !({_test}) {_sign} {{c}}}}}}"
         _row("setp", rf"\.{_name}\.{_word}" + _types, "pred* = T T pred", _pair)
@@ -180,6 +198,8 @@ for _name, _change in _ATOMIC.items():
     _types = rf"\.{_name}\.(?P<T>[busf](?:32|64))"
     _row("atom", _ORDER + _SPACE + _types, "T = &/sizeof({T}) T", _call)
     _row("red", _ORDER + _SPACE + _types, "= &/sizeof({T}) T", _call)
+_row("atom", _ORDER + _SPACE + r"\.add\.noftz\.(?P<T>b?f16)", "T = &/sizeof({T}) T",
+     "atomic<{T}>({a}, [&]({T} old) {{ return compute<{M}>(Add(), old, {b}); }})")  # fmt: skip
 _row("atom", _ORDER + _SPACE + r"\.cas\.(?P<T>b(?:16|32|64))", "T = &/sizeof({T}) T T",
      "atomic<{T}>({a}, [&]({T} old) {{ return old == {b} ? {c} : old; }})")  # fmt: skip
 

@@ -68,8 +68,14 @@ _VARIABLE = re.compile(
     r"(?P<rest>.*)",
     re.DOTALL,
 )
-_DECLARED = re.compile(r"(?P<name>[\w$%]+)(?:<(?P<range>\d+)>|\[(?P<count>\d*)\])?\s*(?:=\s*(?P<values>\{.*?\}|[^,]+))?", re.DOTALL)
-_FUNCTION = re.compile(_LINKAGE + r"\.(?P<kind>entry|func)\b\s*(?:\((?P<result>[^)]*)\))?\s*(?P<name>[\w$]+)\s*(?:\((?P<parameters>[^)]*)\))?(?P<rest>.*)", re.DOTALL)
+_DECLARED = re.compile(
+    r"(?P<name>[\w$%]+)(?:<(?P<range>\d+)>|\[(?P<count>\d*)\])?\s*(?:=\s*(?P<values>\{.*?\}|[^,]+))?\s*,?\s*", re.DOTALL
+)
+_FUNCTION = re.compile(
+    _LINKAGE + r"\.(?P<kind>entry|func)\b\s*(?:\((?P<result>[^)]*)\))?\s*(?P<name>[\w$]+)\s*"
+    r"(?:\((?P<parameters>[^)]*)\))?(?P<rest>.*)",
+    re.DOTALL,
+)
 _IGNORED = re.compile(r"\.(?:version|target|address_size|pragma|minnctapersm|maxnreg|noreturn|weak|file|loc)\b")
 _BOUND = re.compile(r"\.maxntid\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?")
 _LABEL = re.compile(r"([\w$%]+):(?!:)")
@@ -80,7 +86,7 @@ def variables(text: str) -> Iterator[Variable]:
     found = _VARIABLE.fullmatch(text.strip())
     if not found or found["type"] not in SIZES:
         raise RefusedError(f"the declaration `{text.strip()}`")
-    alignment = int(found["before"] or found["align"] or SIZES[found["type"]])
+    align = int(found["before"] or found["align"] or SIZES[found["type"]])
     at = 0
     while at < len(found["rest"]):
         one = _DECLARED.match(found["rest"], at)
@@ -88,11 +94,10 @@ def variables(text: str) -> Iterator[Variable]:
             raise RefusedError(f"the declaration `{text.strip()}`")
         names = [f"{one['name']}{i}" for i in range(int(one["range"]))] if one["range"] else [one["name"]]
         count = None if one["count"] is None else int(one["count"] or 0)
+        linkage, values = found["linkage"] or "", one["values"] or ""
         for name in names:
-            yield Variable(
-                found["space"], name, found["type"], count, alignment, one["values"] or "", found["linkage"] or "", bool(found["pointer"])
-            )  # fmt: skip
-        at = one.end() + len(re.match(r"\s*,?\s*", found["rest"][one.end() :])[0])  # type: ignore[index]
+            yield Variable(found["space"], name, found["type"], count, align, values, linkage, bool(found["pointer"]))
+        at = one.end()
 
 
 def _parameters(text: str | None) -> list[Variable]:

@@ -32,6 +32,10 @@ _ADDRESS = re.compile(r"([\w$%]+)?\s*(?:\+?\s*(-?(?:0x)?[0-9a-fA-F]+))?")
 _INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
 
 
+_FLAGS = ("ftz", "sat", "whole", "nan", "trans", "shift", "set")
+"""The groups of patterns that are true or false in an expression."""
+
+
 def _type(name: str) -> str:
     """Return the C++ type of a type of PTX: bits are unsigned numbers."""
     return "bool" if name == "pred" else name.replace("b", "u") if name[0] == "b" and name != "bf16" else name
@@ -150,8 +154,8 @@ class _Body:
     def groups(self, match: re.Match[str]) -> dict[str, str]:
         """Return what stands for a pattern's groups in an expression, and under `pt T` the types of PTX."""
         found = {name: value or "" for name, value in match.groupdict().items()}
-        flags = {name: "true" if found.get(name) else "false" for name in ("ftz", "sat", "whole", "nan", "trans", "shift", "set")}
-        kinds = {name: found[name] for name in ("T", "S") if name in found}
+        flags = {name: "true" if found.get(name) else "false" for name in _FLAGS}
+        kinds: dict[str, str] = {name: found[name] for name in ("T", "S") if name in found}
         if "T" in kinds and kinds["T"][1:] in ("16", "32"):  # the type of a wide product
             kinds["W"] = f"{kinds['T'][0]}{2 * int(kinds['T'][1:])}"
         mode = f"Mode<{found.get('round') or 'rn'}, {flags['ftz']}, {flags['sat']}>"
@@ -188,8 +192,9 @@ class _Body:
             names = self.parts(to)
             stores = "".join(self.assigned(name, f"v.v[{i}]") for i, name in enumerate(names))
             return f"{{ auto v = unpack<{len(names)}>({self.value(source, f'u{found[1]}')}); {stores} }}"
-        parts = self.parts(source)
-        return self.assigned(to.strip(), f"pack<u{found[1]}, {len(parts)}>({self.vector(source, f'b{int(found[1]) // len(parts)}')})")
+        count = len(self.parts(source))
+        parts = self.vector(source, f"b{int(found[1]) // count}")
+        return self.assigned(to.strip(), f"pack<u{found[1]}, {count}>({parts})")
 
     def called(self, text: str) -> str:
         found = re.fullmatch(r"call(?:\.uni)?\s+(?:\(\s*([\w$%]+)\s*\)\s*,\s*)?([\w$]+)\s*(?:,\s*\(([^)]*)\))?", text)
@@ -316,9 +321,7 @@ def translate(text: str, leaving_arrives: bool) -> str:
     kernels = [f for f in module.functions if f.kernel and f.defined]
     out = ['#include "ptx_warp.hpp"', f"static constexpr bool software_gpu_leaving = {str(leaving_arrives).lower()};"]
     out += ["namespace ptx {", *map(_variable, memory)]
-    out += [
-        f"{_signature(f)}{f' asm({_text(f.name)})' if f.kernel else ''};" for f in module.functions if f.defined
-    ]
+    out += [f"{_signature(f)}{f' asm({_text(f.name)})' if f.kernel else ''};" for f in module.functions if f.defined]
     for function in module.functions:
         if function.defined:
             out += _function(function, module)

@@ -183,6 +183,17 @@ template <typename T>
 inline T copysign(T sign, T v) {
   return std::signbit((Wide<T>)sign) == std::signbit((Wide<T>)v) ? v : negated(v);
 }
+// A function of numbers of 16 bits, of both that words hold.
+template <typename T, typename F, typename... A>
+inline u32 both(F f, A... words) {
+  return (u32)f(as<T>((u16)words)...).bits | (u32)f(as<T>((u16)(words >> 16))...).bits << 16;
+}
+// What `set` makes of a comparison: one, or all bits.
+template <typename T>
+inline T truth(bool v) {
+  if constexpr (std::is_integral_v<T>) return v ? (T)-1 : 0;
+  else return T(v ? 1.0f : 0.0f);
+}
 template <typename T>
 inline bool normal(T v) {
   return std::fpclassify(v) == FP_NORMAL;
