@@ -1,7 +1,7 @@
 """Inline PTX of our kernels as NVIDIA's compiler takes it: a mistake in it is seen.
 
 These run on the software device with SOFTWARE_GPU_FRONT_END=nvrtc, where instructions of PTX are executed, and asynchronous
-copies as late as their waits permit. That the kernels are right there is for the other tests of kernels to say, run the same way.
+copies as late as their waits permit. That the kernels are right there is for the other tests of kernels, run the same way.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import mmap
 import os
 import struct
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -282,9 +283,12 @@ def _translator(give: Any) -> Any:
 
     def translate(text: bytes, leaving_arrives: int, to: int) -> None:
         try:
-            give(to, ptx.translate(text.decode(), bool(leaving_arrives)).encode(), b"")
+            made, refused = ptx.translate(text.decode(), bool(leaving_arrives)), ""
         except ptx.RefusedError as error:
-            give(to, b"", str(error).encode())
+            made, refused = "", f"the software GPU does not know {error}"
+        except Exception:  # none can pass through C: it becomes the compiler's log
+            made, refused = "", traceback.format_exc()
+        give(to, made.encode(), refused.encode())
 
     return _TRANSLATOR(translate)
 

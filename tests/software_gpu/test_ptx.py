@@ -136,6 +136,19 @@ class TestCompilation:
         module.get_function("k")((1,), (1,), (y, 3, three[0]))
         assert y.get().tolist() == [10, 16, 24, 45, 3, 10, 1]
 
+    def test_branches_by_a_table(self) -> None:
+        import cupy
+
+        y = cupy.zeros(6, np.int32)
+        source = """extern "C" __global__ void k(int* y) {
+          int v;
+          asm volatile("{ table: .branchtargets one, two, three; brx.idx %1, table; one: mov.u32 %0, 1; bra end;"
+                       "two: mov.u32 %0, 20; bra end; three: mov.u32 %0, 300; end: }" : "=r"(v) : "r"(threadIdx.x % 3));
+          y[threadIdx.x] = v;
+        }"""
+        cupy.RawKernel(source, "k")((1,), (6,), (y,))
+        assert y.get().tolist() == [1, 20, 300] * 2
+
     @pytest.mark.parametrize("dynamic", ["", "extern "])
     def test_shared_memory_is_read_and_written_in_vectors(self, dynamic: str) -> None:
         import cupy

@@ -60,6 +60,8 @@ class _Body:
         self.functions = {f.name: f for f in module.functions}
         self.shared: dict[str, int] = {}  # the addresses of variables in shared memory
         self.shared_bytes = 0
+        self.label = ""  # the last one
+        self.targets: dict[str, list[str]] = {}  # tables of labels
 
     def find(self, name: str) -> Variable:
         for scope in reversed(self.scopes):
@@ -216,6 +218,11 @@ class _Body:
             return f"if ({guarded[1]}{_identifier(guarded[2])}) {{ {self.instruction(guarded[3])} }}"
         if found := re.fullmatch(r"bra(?:\.uni)? ([\w$%]+)", text):
             return f"goto {_identifier(found[1])};"
+        if found := re.fullmatch(r"brx\.idx(?:\.uni)? ([\w$%]+), ([\w$%]+)", text):
+            if found[2] not in self.targets:
+                raise RefusedError(f"the instruction `{text}`")
+            cases = (f"case {i}: goto {_identifier(name)};" for i, name in enumerate(self.targets[found[2]]))
+            return f"switch ({self.value(found[1], 'u32')}) {{ {' '.join(cases)} }}"
         if text in ("ret", "ret.uni") or (text == "exit" and self.function.kernel):
             result = self.function.result
             return f"return {_identifier(result.name)};" if result else "return;"
@@ -227,6 +234,9 @@ class _Body:
 
     def directive(self, text: str) -> str:
         if text.startswith(".pragma"):
+            return ""
+        if text.startswith(".branchtargets"):
+            self.targets[self.label] = self.parts(text.removeprefix(".branchtargets"))
             return ""
         declared = list(variables(text))
         self.scopes[-1].update({v.name: v for v in declared})
@@ -256,6 +266,7 @@ class _Body:
             self.scopes.pop()
             return "}"
         if kind == "label":
+            self.label = text
             return f"{_identifier(text)}:;"
         return self.directive(text) if kind == "directive" else self.instruction(text)
 

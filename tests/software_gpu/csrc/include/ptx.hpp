@@ -2,6 +2,8 @@
 //
 // Source: NVIDIA, "Parallel Thread Execution ISA", versions 8.8 and 9.0.
 #pragma once
+#include <limits>
+
 #include "kernel_prelude.hpp"
 
 namespace ptx {

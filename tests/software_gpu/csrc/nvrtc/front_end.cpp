@@ -5,7 +5,7 @@
 
 namespace software_gpu {
 
-// What the translator makes of PTX: C++, or what it refuses.
+// What the translator makes of PTX: C++, or the reason why not.
 struct Translation {
   std::string text, refused;
 };
@@ -77,7 +77,7 @@ int translated(Program& p, const std::vector<std::string>& options, std::string&
   nvidia.translator(text_of(program, nvidia.ptx_size, nvidia.ptx).c_str(), leaving, &made);
   text = made.text;
   if (!text.empty()) return kSuccess;
-  p.log += "the software GPU does not know " + made.refused + "\n";
+  p.log += made.refused + "\n";
   return kCompilation;
 }
 
