@@ -30,6 +30,8 @@ def kernel(body: str, before: str = "", directives: str = "") -> str:
         "bar.sync 0, 64",
         "mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%r1, %r2}, {%r3, %r4}, {%r5}, {%r1, %r2}",
         "cp.async.ca.shared.global [%r1], [%r2], 12",
+        "cvt.rz.f32.u64 %r1, %r2",
+        "cvt.s32.f32 %r1, %r2",
         "prmt.b32.f4e %r1, %r2, %r3, %r4",
         "st.async.shared::cluster.u32 [%r1], %r2, [%r3]",
         "shfl.bfly.b32 %r1, %r2, 1, 31",

@@ -173,9 +173,18 @@ _row("slct", _FTZ + _ANY + r"\.(?P<S>s32|f32)", "T = T T S", "flushed<{ftz}>({c}
 
 # ---- conversions ----
 
-_BETWEEN = r"\.(?P<T>[us](?:8|16|32|64)|b?f16|f32|f64)\.(?P<S>[us](?:8|16|32|64)|b?f16|f32|f64)"
-_WHOLE = r"(?:\.(?P<round>r[nzmp])(?P<whole>i)?)?"
-_row("cvt", _WHOLE + _FTZ + _SAT + _BETWEEN, "T = S", "convert<{T}, {M}, {whole}, {sat}>({a})")
+_TO_INT, _FROM_INT = r"\.(?P<T>[us](?:8|16|32|64))", r"\.(?P<S>[us](?:8|16|32|64))"
+_FROM_FLOAT, _NEAREST = r"\.(?P<S>b?f16|f32|f64)", r"\.(?P<round>rn)"
+_WHOLE = r"\.(?P<round>r[nzmp])(?P<whole>i)"
+for _types in (
+    _SAT + _TO_INT + _FROM_INT,
+    _NEAREST + _SAT + r"\.(?P<T>b?f16|f32|f64)" + _FROM_INT,
+    _WHOLE + _FTZ + _SAT + _TO_INT + _FROM_FLOAT,
+    _WHOLE + _FTZ + _SAT + r"\.(?P<T>b?f16|f32|f64)" + _FROM_FLOAT,
+    _ROUND + _FTZ + _SAT + _FLOAT + _FROM_FLOAT,
+    _NEAREST + _FTZ + _SAT + r"\.(?P<T>b?f16)" + _FROM_FLOAT,
+):
+    _row("cvt", _types, "T = S", "convert<{T}, {M}, {whole}, {sat}>({a})")
 for _name in ("f16", "bf16"):
     _row("cvt", rf"\.rn\.{_name}x2\.f32", "u32 = f32 f32", f"pack<u32, 2>({{{{{_name}({{b}}).bits, {_name}({{a}}).bits}}}})")
 _row("cvt", r"\.rna\.tf32\.f32", "u32 = u32", "emulator_to_tf32({a})")

@@ -28,9 +28,8 @@ _BUILT_IN = {"__assertfail": "assertion"}
 """Functions that NVRTC's code calls and that no PTX defines; ptx_warp.hpp has them."""
 
 _OPERAND = re.compile(r"\s*(\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,]+)\s*(?:,|$)")
-_ADDRESS = re.compile(r"([\w$%]+)?\s*(?:\+?\s*(-?(?:0x)?[0-9a-fA-F]+))?")
+_ADDRESS = re.compile(r"([\w$%]+)?\s*(?:\+?\s*(-?(?:0x[0-9a-fA-F]+|\d+)))?")
 _INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
-
 
 _FLAGS = ("ftz", "sat", "whole", "nan", "trans", "shift", "set")
 """The groups of patterns that are true or false in an expression."""
@@ -43,11 +42,6 @@ def _type(name: str) -> str:
 
 def _identifier(name: str) -> str:
     return name.replace("%", "R_") if name.startswith("%") else f"N_{name}"
-
-
-def _text(value: object) -> str:
-    """Return text as a C++ string."""
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 class _Body:
@@ -254,8 +248,7 @@ class _Body:
     def lines(self) -> Iterator[str]:
         """Yield the body."""
         self.scopes.append({})
-        for kind, text in self.function.body:
-            yield self.line(Statement(kind, text))
+        yield from map(self.line, self.function.body)
 
     def line(self, statement: Statement) -> str:
         kind, text = statement
@@ -295,7 +288,7 @@ def _function(f: Function, module: Module) -> Iterator[str]:
     shared = "nullptr"
     if body.shared_bytes:
         shared = f"S_{f.name}"
-        yield f"alignas(128) static char {shared}[{body.shared_bytes}] asm({_text(_static_symbol(f.name))});"
+        yield f'alignas(128) static char {shared}[{body.shared_bytes}] asm("{_static_symbol(f.name)}");'
     yield f"{_signature(f)} {{"
     if f.kernel:
         yield f"enter({shared}, {body.shared_bytes});"
@@ -329,14 +322,14 @@ def translate(text: str, leaving_arrives: bool) -> str:
     """
     module = parse(text)
     memory = [v for v in module.variables if v.space in ("global", "const")]
-    kernels = [f for f in module.functions if f.kernel and f.defined]
+    defined = [f for f in module.functions if f.defined]
     out = ['#include "ptx_warp.hpp"', f"static constexpr bool software_gpu_leaving = {str(leaving_arrives).lower()};"]
     out += ["namespace ptx {", *map(_variable, memory)]
-    out += [f"{_signature(f)}{f' asm({_text(f.name)})' if f.kernel else ''};" for f in module.functions if f.defined]
-    for function in module.functions:
-        if function.defined:
-            out += _function(function, module)
+    for f in defined:  # a kernel's name is that of its code, which errors tell
+        out.append(f'{_signature(f)} asm("{f.name}");' if f.kernel else f"{_signature(f)};")
+    for f in defined:
+        out += _function(f, module)
     out.append("}")
-    out += [f"SOFTWARE_GPU_KERNEL({f.name}, {f.most_threads}, ptx::{_identifier(f.name)})" for f in kernels]
+    out += [f"SOFTWARE_GPU_KERNEL({f.name}, {f.most_threads}, ptx::{_identifier(f.name)})" for f in defined if f.kernel]
     out += [f"SOFTWARE_GPU_VARIABLE({v.name}, ptx::{_identifier(v.name)})" for v in memory if "$" not in v.name]
     return "\n".join(out) + "\n"
