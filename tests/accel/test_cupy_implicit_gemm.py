@@ -1,7 +1,8 @@
 """Convolution as an implicit GEMM: all three passes against the reference, tensor cores included.
 
 On the software device the tensor-core kernel is the same source with its instructions replaced by functions that move the same
-elements between the same lanes, so that every index is tested; see tests/software_gpu/csrc/include/cuda_emulator.hpp.
+elements between the same lanes, so that every index is tested; see tests/software_gpu/csrc/include/cuda_emulator.hpp. With
+SOFTWARE_GPU_FRONT_END=nvrtc the instructions themselves run.
 """
 
 from __future__ import annotations

@@ -79,6 +79,22 @@ def _distribution() -> importlib.metadata.Distribution:
     return found[0]
 
 
+FRONT_ENDS = ("g++", "nvrtc")
+"""What reads CUDA C++: $SOFTWARE_GPU_FRONT_END names one. With NVIDIA's NVRTC, g++ compiles what it has made."""
+
+
+def front_end() -> str:
+    """Return which one of FRONT_ENDS is in use.
+
+    Raises:
+        ValueError: $SOFTWARE_GPU_FRONT_END names none.
+    """
+    name = os.environ.get("SOFTWARE_GPU_FRONT_END") or FRONT_ENDS[0]
+    if name not in FRONT_ENDS:
+        raise ValueError(f"SOFTWARE_GPU_FRONT_END must be one of {', '.join(FRONT_ENDS)}, got {name!r}")
+    return name
+
+
 def cuda_major() -> int:
     """Return the major version of CUDA that the installed CuPy is built for."""
     return int(_distribution().name[len("cupy-cuda") :][:2])
@@ -116,9 +132,26 @@ def include_folders() -> list[str]:
     return [f"-I{folder}" for folder in folders]
 
 
-def _digest(files: Iterator[Path]) -> str:
+def nvrtc_library() -> Path:
+    """Return NVIDIA's NVRTC library of the right version in this environment.
+
+    Raises:
+        MissingError: it is not there.
+    """
+    major = cuda_major()
+    name = f"libnvrtc.so.{major}"
+    spec = importlib.util.find_spec("nvidia")
+    parts = [Path(p) for p in spec.submodule_search_locations or ()] if spec else []
+    found = [path for part in parts for folder in ("cu13/lib", "cuda_nvrtc/lib") if (path := part / folder / name).exists()]
+    if not found:
+        wheel = {12: "nvidia-cuda-nvrtc-cu12", 13: "'nvidia-cuda-nvrtc==13.*'"}[major]
+        raise MissingError(f"NVIDIA's {name} is missing: pip install {wheel}")
+    return found[0]
+
+
+def _digest(files: Iterator[Path], *settings: str) -> str:
     found = _distribution()
-    digest = hashlib.sha256(f"{found.name} {found.version} {kernel_flags()}".encode())
+    digest = hashlib.sha256(" ".join([found.name, found.version, kernel_flags(), *settings]).encode())
     for path in sorted(files):
         digest.update(str(path.relative_to(SOURCES.parent)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -136,8 +169,12 @@ def library_folder() -> Path:
 
 def kernel_folder() -> Path:
     """Return the folder for what CuPy and others compile, named after what a compiled kernel depends on."""
-    files = (p for name in ("include", "nvrtc") for p in (SOURCES / name).rglob("*") if p.is_file())
-    return _root() / f"kernels-{_digest(files)}"
+    files = [p for name in ("include", "nvrtc") for p in (SOURCES / name).rglob("*") if p.is_file()]
+    if front_end() == "g++":
+        return _root() / f"kernels-{_digest(iter(files))}"
+    library = nvrtc_library()  # its size tells versions apart
+    files += (SOURCES.parent / "ptx").glob("*.py")
+    return _root() / f"kernels-{_digest(iter(files), f'{library.name} {library.stat().st_size}')}"
 
 
 def elf_functions(path: Path, *, dynamic: bool = False) -> Iterator[tuple[str, int, int]]:
@@ -188,9 +225,10 @@ def build_into(out: Path) -> None:
     _compile(out / "libcuda.so.1", "-fvisibility=hidden", *headers, *_sources("device"), "-ldl", "-pthread")
     settings = [f"-DSOFTWARE_GPU_CUDA={major}", f'-DSOFTWARE_GPU_FLAGS="{kernel_flags()}"']
     _compile(out / f"libnvrtc.so.{major}", *settings, "-O2", "-fvisibility=hidden", *_sources("nvrtc"), "-ldl")
-    # Precompiled, as every kernel starts with it.
-    prelude = str(out / "include" / "kernel_prelude.hpp")
-    subprocess.run(["g++", *kernel_flags().split(), "-x", "c++-header", prelude, "-o", f"{prelude}.gch"], check=True)
+    # Precompiled, as every kernel starts with one of them.
+    for name in ("kernel_prelude.hpp", "ptx_warp.hpp"):
+        prelude = str(out / "include" / name)
+        subprocess.run(["g++", *kernel_flags().split(), "-x", "c++-header", prelude, "-o", f"{prelude}.gch"], check=True)
     for stub in stubs():
         # Weak: what is written in the folder of sources comes before.
         body = "".join(map(stub.definition, undefined(stub.prefix)))

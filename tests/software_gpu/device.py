@@ -10,13 +10,14 @@ import mmap
 import os
 import struct
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from . import build
+from . import build, ptx
 
 SCHEDULES = ("eager", "lazy", "lazy-forwards", "others-first", "early-copies", "early-kernels", "random:SEED")
 """When submitted work runs, as streams and events allow: csrc/device/schedule.cpp. $SOFTWARE_GPU_SCHEDULE names one."""
@@ -37,6 +38,7 @@ CACHES: list[str] = _first.CACHES if _first else []
 LIBRARIES: dict[str, ctypes.CDLL] = _first.LIBRARIES if _first else {}
 _trampolines: list[mmap.mmap] = []  # code that patched functions jump to; must outlive them
 _names: list[ctypes.Array[ctypes.c_char]] = []
+_kept: list[Any] = []  # functions that libraries call
 
 
 def _refusal(name: str) -> int:
@@ -271,12 +273,44 @@ def _check_settings() -> None:
             raise ValueError(f"SOFTWARE_GPU_{name} must be {what}, {least} to {most}, got {text!r}")
 
 
+_TRANSLATOR = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p)
+
+
+def _translator(give: Any) -> Any:
+    """Return what NVRTC's stand-in calls with PTX: it gives the C++ back, or what it refuses."""
+    give.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
+    give.restype = None
+
+    def translate(text: bytes, leaving_arrives: int, to: int) -> None:
+        try:
+            made, refused = ptx.translate(text.decode(), bool(leaving_arrives)), ""
+        except ptx.RefusedError as error:
+            made, refused = "", f"the software GPU does not know {error}"
+        except Exception:  # none can pass through C: it becomes the compiler's log
+            made, refused = "", traceback.format_exc()
+        give(to, made.encode(), refused.encode())
+
+    return _TRANSLATOR(translate)
+
+
+def _use_nvrtc(stand_in: Any) -> None:
+    """Let NVIDIA's NVRTC read CUDA C++, and compile what it makes of it."""
+    _kept.append(_translator(stand_in.software_gpu_translated))
+    start = stand_in.software_gpu_front_end
+    start.argtypes, start.restype = [ctypes.c_char_p, _TRANSLATOR], ctypes.c_char_p
+    wrong = start(os.fsencode(build.nvrtc_library()), _kept[-1])
+    if wrong:
+        raise RuntimeError(f"NVIDIA's NVRTC does not load: {wrong.decode()}")
+
+
 def _load() -> None:
     _check_settings()
     folder = build.ensure()
     # In this order: the others need libcuda. CuPy's own dlopen finds each by its SONAME, as it is loaded already.
     for name in ("libcuda.so.1", f"libnvrtc.so.{build.cuda_major()}", *(stub.name for stub in build.stubs())):
         LIBRARIES[name] = ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+    if build.front_end() == "nvrtc":
+        _use_nvrtc(LIBRARIES[f"libnvrtc.so.{build.cuda_major()}"])
     name = os.environ.get("SOFTWARE_GPU_SCHEDULE") or "eager"
     if not LIBRARIES["libcuda.so.1"].software_gpu_set_schedule(name.encode()):
         raise ValueError(f"SOFTWARE_GPU_SCHEDULE must be one of {', '.join(SCHEDULES)}, got {name!r}")

@@ -9,6 +9,8 @@
 #include <ucontext.h>
 #include <xmmintrin.h>
 
+#include <utility>
+
 namespace software_gpu {
 
 Running running{"nothing", nullptr, nullptr, 0};
@@ -25,7 +27,8 @@ static pthread_t worker;
 static volatile bool active = false;
 static int caught;
 static void* address;
-static std::string asserted;  // the text of an assertion that failed
+static cudaError_t stopped = cudaSuccess;  // the kernel has found an error itself
+static std::string reason;
 
 // ---- division ----
 
@@ -152,11 +155,7 @@ static void report() {
     what += " of " + std::to_string(running.bytes) + " bytes to " + hex(running.to);
     if (running.from) what += " from " + hex(running.from);
   }
-  if (!asserted.empty()) {
-    what += ": " + asserted;
-    asserted.clear();
-    return fault(cudaErrorAssert, what);
-  }
+  if (stopped != cudaSuccess) return fault(std::exchange(stopped, cudaSuccess), what + ": " + reason);
   if (caught == SIGILL) return fault(cudaErrorLaunchFailure, what + ": it ends itself (__trap)");
   if (caught == SIGABRT) return fault(cudaErrorLaunchFailure, what + ": it ends itself (abort)");
   if (caught == SIGFPE) return fault(cudaErrorLaunchFailure, what + ": a floating-point exception");
@@ -252,8 +251,8 @@ API char* software_gpu_stacks(size_t count, size_t size) {
   }
   return stacks;
 }
-// An assertion in a kernel has failed. The trap is caught as every fault is, on the stack for signals.
-API void software_gpu_assert(const char* text) {
-  asserted = text;
+// A kernel ends itself, because of an assertion for example. The trap is caught as every fault is, on the stack for signals.
+API void software_gpu_stop(int error, const char* text) {
+  stopped = (cudaError_t)error, reason = text;
   __builtin_trap();
 }

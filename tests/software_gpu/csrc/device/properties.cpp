@@ -158,6 +158,8 @@ API cudaError_t cudaProfilerStart() { return cudaSuccess; }
 API cudaError_t cudaProfilerStop() { return cudaSuccess; }
 
 API CUresult cuInit(unsigned) { return driver_refused(); }
+// NVIDIA's NVRTC asks for one, and does without.
+API CUresult cuGetExportTable(const void**, const CUuuid*) { return CUDA_ERROR_NOT_SUPPORTED; }
 API CUresult cuDriverGetVersion(int* v) {
   *v = CUDART_VERSION;
   return CUDA_SUCCESS;

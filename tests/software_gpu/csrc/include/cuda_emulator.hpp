@@ -34,8 +34,8 @@ static dim3 blockDim, gridDim;
 
 // The stacks of a block's threads, which all kernels of the process share; a guard page lies below each.
 extern "C" char* software_gpu_stacks(size_t count, size_t size);
-// End a kernel because of an assertion.
-extern "C" [[noreturn]] void software_gpu_assert(const char* text);
+// End a kernel with an error of the runtime's, such as cudaErrorAssert.
+extern "C" [[noreturn]] void software_gpu_stop(int error, const char* text);
 
 namespace emulator {
 
@@ -59,7 +59,8 @@ struct Fibre {
 
 struct Copy {
   void* to;
-  const void* from;  // nullptr: clear
+  const void* from;
+  int bytes, given;  // the bytes behind the given ones are cleared
   int group;
 };
 struct Copies {  // asynchronous copies of one thread
@@ -154,7 +155,7 @@ inline bool arrived(const Fibre& f, Waiting how) { return f.state == how || (lea
   static char text[1024];
   std::snprintf(text, sizeof text, "%s:%d: %s: block: [%u,%u,%u], thread: [%u,%u,%u] Assertion `%s` failed", file, line, function,
                 blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, expression);
-  software_gpu_assert(text);
+  software_gpu_stop(710, text);
 }
 
 // Release the threads of a block if all of them wait at its barrier.
@@ -393,7 +394,7 @@ inline void emulator_cp_async(void* to, const void* from) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
     emulator::fail("an asynchronous copy of 16 bytes is not aligned");
   emulator::Copies& mine = emulator::copies[emulator::current];
-  mine.pending.push_back({to, from, mine.groups});
+  mine.pending.push_back({to, from, 16, from ? 16 : 0, mine.groups});
 }
 inline void emulator_cp_async_commit() { ++emulator::copies[emulator::current].groups; }
 inline void emulator_cp_async_wait(int but) {
@@ -401,19 +402,18 @@ inline void emulator_cp_async_wait(int but) {
   size_t done = 0;
   for (; done < mine.pending.size() && mine.pending[done].group < mine.groups - but; ++done) {
     const emulator::Copy& c = mine.pending[done];
-    if (c.from)
-      std::memcpy(c.to, c.from, 16);
-    else
-      std::memset(c.to, 0, 16);
+    if (c.given) std::memcpy(c.to, c.from, c.given);
+    std::memset(static_cast<char*>(c.to) + c.given, 0, c.bytes - c.given);
   }
   mine.pending.erase(mine.pending.begin(), mine.pending.begin() + done);
 }
 
-inline void emulator_ldmatrix(unsigned (&r)[4], const void* row, bool transposed) {
+template <int N>
+inline void emulator_ldmatrix(unsigned (&r)[N], const void* row, bool transposed) {
   emulator::Operands mine = {row, {}, {}};
   const emulator::Operands* warp = emulator::exchange(mine);
   int lane = emulator::current % 32, g = lane / 4, t = lane % 4;
-  for (int j = 0; j < 4; ++j) {
+  for (int j = 0; j < N; ++j) {
     uint16_t pair[2];
     for (int i = 0; i < 2; ++i) {
       int from = transposed ? 2 * t + i : g, at = transposed ? g : 2 * t + i;

@@ -147,12 +147,7 @@ inline unsigned long long __brevll(unsigned long long v) {
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const unsigned long long bytes = (unsigned long long)y << 32 | x;
   unsigned out = 0;
-  for (int i = 0; i < 4; ++i) {
-    const unsigned s = selector >> 4 * i;
-    unsigned byte = (unsigned)(bytes >> 8 * (s & 7)) & 255;
-    if (s & 8) byte = byte & 128 ? 255 : 0;  // its sign instead
-    out |= byte << 8 * i;
-  }
+  for (int i = 0; i < 4; ++i) out |= ((unsigned)(bytes >> 8 * (selector >> 4 * i & 7)) & 255) << 8 * i;
   return out;
 }
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned n) {

@@ -1,4 +1,4 @@
-// A stand-in for NVRTC: g++ compiles CUDA C++ behind the emulator's header; a "cubin" is a shared library.
+// A stand-in for NVRTC: g++ compiles CUDA C++ behind the emulator's header, or what was PTX; a "cubin" is a shared library.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <spawn.h>
@@ -18,30 +18,13 @@
 #include <string>
 #include <vector>
 
+#include "program.hpp"
 #include "source.hpp"
 
 namespace fs = std::filesystem;
 using namespace software_gpu;
 #define API extern "C" __attribute__((visibility("default")))
 
-enum Status {
-  kSuccess = 0,
-  kOutOfMemory = 1,
-  kInvalidInput = 3,
-  kInvalidProgram = 4,
-  kInvalidOption = 5,
-  kCompilation = 6,
-  kNoLoweredNames = 9,
-  kNameNotValid = 10,
-  kInternal = 11,
-};
-
-struct Program {
-  std::string source, name, log, code;
-  std::vector<std::string> headers, names, expressions;
-  std::map<std::string, std::string> lowered;
-  bool compiled = false;
-};
 typedef Program* P;
 
 namespace {
@@ -226,6 +209,34 @@ std::string renames(const Symbols& symbols, const std::string& log) {
   return out;
 }
 
+// Take what g++ has made of a program, or has said of it.
+int finished(Program& p, Folder& folder, int status, const std::string& log, const std::string& made) {
+  p.log += status == -1 ? "the software GPU compiles kernels with g++, which does not start: is it installed?\n" : read(log);
+  if (status) {
+    if (const char* keep = getenv("SOFTWARE_GPU_KEEP"); keep && atoi(keep)) {
+      folder.keep = true;
+      p.log += "kept in " + folder.path + "\n";
+    }
+    return kCompilation;
+  }
+  p.code = read(made);
+  return kSuccess;
+}
+
+// By way of PTX.
+int compile_translated(Program& p, const std::vector<std::string>& options) {
+  std::string text;
+  if (int failed = translated(p, options, text)) return failed;
+  Folder folder;
+  if (!folder.made) return kInternal;
+  const std::string unit = folder.path + "/main.cpp", made = folder.path + "/main.so", log = folder.path + "/log";
+  write(unit, text);
+  std::vector<std::string> arguments{"-I" + (here() / "include").string(), "-shared", unit, "-o", made};
+  std::stringstream flags(SOFTWARE_GPU_FLAGS);
+  for (std::string flag; flags >> flag;) arguments.push_back(flag);
+  return finished(p, folder, compiler(arguments, log), log, made);
+}
+
 int compile(Program& p, const Options& o) {
   Folder folder;
   if (!folder.made) return kInternal;
@@ -300,16 +311,7 @@ int compile(Program& p, const Options& o) {
     const std::string second = (dir / "second log").string();
     if (compiler(arguments, second) == 0) status = 0, log = second;
   }
-  p.log = status == -1 ? "the software GPU compiles kernels with g++, which does not start: is it installed?\n" : read(log);
-  if (status) {
-    if (const char* keep = getenv("SOFTWARE_GPU_KEEP"); keep && atoi(keep)) {
-      folder.keep = true;
-      p.log += "kept in " + folder.path + "\n";
-    }
-    return kCompilation;
-  }
-  p.code = read(made);
-  return kSuccess;
+  return finished(p, folder, status, log, made);
 }
 
 int give(const std::string& text, char* to) {
@@ -390,7 +392,7 @@ API int nvrtcCompileProgram(P p, int n, const char** options) {
   // CuPy compiles an empty program to learn the compiler's version.
   int status = kSuccess;
   try {
-    if (!p->source.empty()) status = compile(*p, o);
+    if (!p->source.empty()) status = nvidias_front_end() ? compile_translated(*p, {options, options + n}) : compile(*p, o);
   } catch (const std::exception& error) {  // a full disk, a folder that cannot be written
     p->log = error.what();
     return kInternal;
