@@ -14,7 +14,7 @@ from xpnet.cli.argument_types import UsageError
 from xpnet.io import archive, lock
 from xpnet.report import read_record
 from xpnet.runtime.messages import quoted
-from xpnet.training.checkpoint import CHECKPOINTS
+from xpnet.training.checkpoint_folder import CHECKPOINTS
 
 _BLOCK = 1 << 20
 _MORE = 1 << 16

@@ -44,7 +44,7 @@ from xpnet.training import (
     History,
     Trainer,
 )
-from xpnet.training.checkpoint import CHECKPOINTS
+from xpnet.training.checkpoint_folder import CHECKPOINTS
 from xpnet.training.interrupt import Terminated
 
 HISTORY, CURVES, CONFUSION = "history.csv", "learning_curves.png", "confusion_matrix.png"

@@ -13,7 +13,8 @@ from xpnet.training.callbacks import (
     TensorBoard,
     Timing,
 )
-from xpnet.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from xpnet.training.checkpoint import load_checkpoint, save_checkpoint
+from xpnet.training.checkpoint_folder import Checkpoint
 from xpnet.training.history import History
 from xpnet.training.not_finite import NotFiniteError
 from xpnet.training.search import LearningRates, find_learning_rate, overfit_one_batch

@@ -207,7 +207,7 @@ class Trainer(Steps):
         if self.callbacks:
             take_callbacks(self)
         if resume is not None:
-            from xpnet.training.checkpoint import resume_trainer
+            from xpnet.training.checkpoint_folder import resume_trainer
 
             with device:
                 build(self.model, batches)
