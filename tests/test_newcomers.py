@@ -2,7 +2,7 @@
 
 import runpy
 import threading
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -281,6 +281,14 @@ def named(name):
         (lambda x: trainer(small(), metrics=[named("loss")]), ValueError, "a metric is called 'loss'"),
         (lambda x: trainer(small(), metrics=[named("val_a")]), ValueError, "a metric is called 'val_a'"),
         (lambda x: trainer(small(), metrics=[named("a"), named("a")]), ValueError, "two metrics have one name"),
+        (
+            lambda x: xn.Sequential(cast("Any", (xn.Dense(2) for _ in range(2)))),
+            TypeError,
+            "Sequential: layers must be a list of layers",
+        ),
+        (lambda x: xn.data.Batches(x, x), ValueError, r"got ndarray .*; give arrays as one argument: Batches\(\(x, y\)"),
+        (lambda x: xn.training.ClipGradients(norm=float("nan")), ValueError, "above 0"),
+        (lambda x: np.clip(xn.Tensor(x, requires_grad=True), 0, 1), TypeError, r"numpy.clip got a Tensor.*xn\.ops\.clip"),
         (lambda x: xn.ops.mean(x, axis="0"), TypeError, "mean: axis must be an int, several of them or None, got '0'"),
         (lambda x: xn.ops.mean(x, axis=(0.5,)), TypeError, r"axis must be .* got \(0.5,\)"),
         (lambda x: xn.ops.reshape(x, "55"), TypeError, "reshape: shape must hold whole numbers, got '55'"),

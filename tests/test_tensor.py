@@ -585,3 +585,22 @@ def test_lists_of_masked_arrays_are_refused():
                 make(value)
     with pytest.raises(TypeError, match="masked array"):
         xn.Tensor(np.ones(3))[np.ma.masked_array([0, 1], [False, True])]
+
+
+def test_functions_of_numpy_do_not_leave_the_tape_unseen():
+    t = xn.Tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    for function in (
+        lambda: np.clip(t, 0, 1),
+        lambda: np.linalg.norm(t),
+        lambda: np.concatenate([t, t]),
+        lambda: np.stack([t, t]),
+        lambda: np.einsum("ij->i", t),
+    ):
+        with pytest.raises(TypeError, match=r"got a Tensor with a gradient.*xn\.to_numpy"):
+            function()
+    assert np.argmax(t) == 5
+    assert np.allclose(t, t)
+    assert np.shape(t) == (2, 3)
+    with xn.no_grad():
+        assert np.concatenate([t, t]).shape == (4, 3)
+    assert np.clip(t.detach(), 0, 1).max() == 1

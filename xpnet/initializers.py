@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -248,7 +249,7 @@ def get(initializer: str | float | Initializer, who: str = "initializer") -> Ini
         if initializer not in NAMES:
             raise ValueError(f"{who}: unknown initializer {quoted(initializer)}: expected one of {', '.join(NAMES)}")
         return NAMES[initializer]
-    if isinstance(initializer, (int, float)):
+    if isinstance(initializer, Real):
         return Constant(float(initializer))
     check_function(who, initializer, "a name, a number, or a function (shape, key) -> values such as xpnet.initializers.He()")
     if not callable(initializer):

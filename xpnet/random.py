@@ -47,7 +47,7 @@ def philox(key: Key, step: int = 0) -> np.random.Philox:
 
     The counter's four words are (block, 0, step, 0); NumPy adds one to the block before it computes the first four words.
     """
-    counter = np.array([0, 0, step, 0], dtype=np.uint64)
+    counter = np.array([0, 0, int(step), 0], dtype=np.uint64)  # a counter on a device is read
     return np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from xpnet import ops
@@ -19,7 +20,7 @@ from xpnet.backend import (
     without_scalars,
 )
 from xpnet.ops.conversion import gradient_as
-from xpnet.ops.registry import Op, Recordable
+from xpnet.ops.registry import Op, Recordable, registry
 from xpnet.runtime.peers import missing_attribute
 
 
@@ -191,6 +192,21 @@ class Tensor(Recordable):
 
         return np.array(to_numpy(self.array), dtype=dtype, copy=copy)
 
+    def __array_function__(self, function: Any, types: Any, args: Any, keywords: Any) -> Any:
+        """Refuse NumPy's functions where the result would have left the tape without a word.
+
+        Raises:
+            TypeError: the function computes values from a Tensor with a gradient.
+        """
+        name = function.__name__
+        if name not in _NO_VALUES and mode.recording and any(t.requires_grad for t in _tensors((args, keywords))):
+            ours = f"xn.ops.{name}" if name in registry else "xn.ops"
+            raise TypeError(
+                f"numpy.{name} got a Tensor with a gradient, which would be lost; use {ours}, or for the values "
+                f"xn.to_numpy(tensor)"
+            )
+        return function._implementation(*args, **keywords)
+
     def __float__(self) -> float:
         return float(self.array)
 
@@ -358,6 +374,25 @@ def _output(array: Array, node: Node, index: int) -> Tensor:
 def bare(value: Any) -> Any:
     """Return the native array of a Tensor; other values as they are."""
     return value.array if isinstance(value, Tensor) else value
+
+
+_NO_VALUES = frozenset(
+    {
+        "allclose", "argmax", "argmin", "argsort", "array2string", "array_equal", "array_equiv", "array_repr", "array_str",
+        "can_cast", "count_nonzero", "isclose", "may_share_memory", "ndim", "result_type", "save", "savetxt", "savez", "shape",
+        "shares_memory", "size",
+    }
+)  # fmt: skip
+"""NumPy's functions whose results have no gradient anyway."""
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """Yield the Tensors among some arguments."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
 
 
 def _plain_index(index: Any) -> Any:

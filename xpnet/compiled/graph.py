@@ -21,6 +21,7 @@ from weakref import WeakMethod, ref
 from xpnet.backend import Array
 from xpnet.compiled.dependencies import Surroundings
 from xpnet.compiled.derived import Derived, HostNumberError, ModelChangedError, unchanging
+from xpnet.compiled.host_draws import HostDraws
 from xpnet.compiled.operands import OtherGradientError, Outside, noted
 from xpnet.compiled.owners import Before, Owner, StaleValueError, hidden, is_kept, of_a_user, reached
 from xpnet.layers.execution import map_output
@@ -45,6 +46,10 @@ class Graphs(Protocol):
 
 
 Place = tuple[Owner, str]  # an attribute of an object
+
+
+class HostDrawError(Exception):
+    """A function drew random numbers on the host, which its replays do not."""
 
 
 class RecordAgainError(Exception):
@@ -151,9 +156,12 @@ class Captured:
                 return recording.result
             run = self._runs.get(key)
             if run is None or run.again:
-                before = Before(self.owners())
+                owners = self.owners()
+                before, draws = Before(owners), self._draws(owners)
                 result = direct(*inputs)
                 self._runs[key] = _run(before, first=run is None)
+                if draws is not None and draws.moved():
+                    self._refuse(HostDrawError())
                 return result
             recording = self._record(function, inputs, run.left)
             if recording is not None:
@@ -172,7 +180,8 @@ class Captured:
         model = None if self.model is None else self.model()
         buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
         outside = Outside({id(p) for p in model.parameters().values()} if model else (), self.graphs.made)
-        before = Before(self.owners())
+        owners = self.owners()
+        before, draws = Before(owners), self._draws(owners)
 
         def work() -> Any:
             recording, thread_state.recording = thread_state.recording, self.kind
@@ -187,14 +196,25 @@ class Captured:
 
         try:
             replay, result = self.graphs.record(work)
-        except RecordAgainError:
-            return None
+            if draws is not None and draws.moved():
+                raise HostDrawError
         except Exception as error:  # each library refuses host access in its own way
-            self.failed = True
-            warnings.warn(self._explained(error), RuntimeWarning, stacklevel=4)
+            if draws is not None:
+                draws.restore()  # the function runs once more
+            if not isinstance(error, RecordAgainError):
+                self._refuse(error)
             return None
         assigned = [(owner, name, now) for owner, name, _, now in before.changed()]
         return Recording(buffers, replay, result, assigned, outside)
+
+    def _draws(self, owners: list[Owner]) -> HostDraws | None:
+        model = None if self.model is None else self.model()
+        return None if self.kind == "function" else HostDraws(owners, model.modules() if model else ())
+
+    def _refuse(self, error: Exception) -> None:
+        """Record the function never, with a warning that says why."""
+        self.failed = True
+        warnings.warn(self._explained(error), RuntimeWarning, stacklevel=5)
 
     def _explained(self, error: Exception) -> str:
         """Return the warning for an error while recording."""
@@ -216,6 +236,12 @@ class Captured:
             return (
                 f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: {_called(error.layer)} draws "
                 f"random numbers {why}, and every replay would draw the same"
+            )
+        if isinstance(error, HostDrawError):
+            return (
+                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: random numbers are drawn on the "
+                f"host while it runs (random, numpy.random, a generator that a layer, loss or metric holds), and every replay "
+                f"would use the same; draw with xn.ops.dropout or a layer of the package, or in the data's transform"
             )
         if isinstance(error, StaleValueError):
             owner, name = error.owner, error.name

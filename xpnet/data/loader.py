@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _Made: TypeAlias = tuple[Any, list[SkipExample]]
 _Finish: TypeAlias = Callable[[Any, int, int], Any]
 _END = object()
+BatchSize: TypeAlias = int | None  # checked here, where an array instead gets the hint
+
 _TWO_ARRAYS = "; give arrays as one argument: Batches((x, y), batch_size)"
 
 
@@ -124,7 +126,7 @@ class Batches(Checked):
     def __init__(
         self,
         data: Any,
-        batch_size: int | None = 32,
+        batch_size: BatchSize = 32,
         *,
         shuffle: bool | None = None,
         seed: int = 0,

@@ -12,7 +12,7 @@ import numpy as np
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import bare
-from xpnet.backend import Array, to_numpy
+from xpnet.backend import Array, to_device, to_numpy
 from xpnet.inspect.activity import activation_name
 from xpnet.layers.execution import runs_on_its_device
 from xpnet.layers.hooks import unchanged, wrapped
@@ -71,6 +71,8 @@ def diagnose(
     Source: CS231n, "Neural networks part 3", babysitting the learning process.
     """
     x, y = plain(x, "diagnose: x"), plain(y, "diagnose: y")
+    if not isinstance(x, (tuple, dict)):
+        x, y = to_device(x, model.context.device), to_device(y, model.context.device)
     findings = list(_inputs(x))
     function = losses.get(loss)
     outputs: list[tuple[Module, Any]] = []

@@ -23,6 +23,7 @@ from xpnet.ops.registry import Op
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.given import plain
 from xpnet.runtime.late import late
+from xpnet.runtime.settings import check_whole
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -62,6 +63,9 @@ def executor_of(model: Module) -> Executor:
 
 def predict(model: Module, x: Any, batch_size: int) -> Any:
     """Predict in batches: see Module.predict."""
+    if type(batch_size) is not int:
+        check_whole("predict", 1, batch_size=batch_size)
+        batch_size = int(batch_size)
     if batch_size < 1:
         raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
     several = isinstance(x, tuple)
@@ -221,7 +225,7 @@ def prepare_input(x: Any, context: Context) -> Any:
 
 def require_arrays(model: Module, inputs: tuple[Any, ...]) -> None:
     """Raise a TypeError for inputs of a model, if they are no arrays: where its forward pass found that they have no dtype."""
-    if not all(hasattr(x, "dtype") for x in inputs):
+    if not all(hasattr(x, "dtype") or isinstance(x, Mapping) for x in inputs):
         listed = ", ".join(map(backend.describe, inputs))
         raise TypeError(
             f"{type(model).__name__}: expected arrays of examples along their first axis, got {listed}; convert lists with "

@@ -221,7 +221,9 @@ class Optimizer(Checked):
                 }
             else:
                 self.decay(flat, learning_rate)
-        self.update(flat.values, flat.gradients, learning_rate)
+        returned: Any = self.update(flat.values, flat.gradients, learning_rate)  # type: ignore[func-returns-value]
+        if returned is not None:
+            raise TypeError(f"{type(self).__name__}.update returned something, which is lost; write the weights into w[...]")
         for parameter in flat.constrained:
             w = parameter.array
             before = None if scale is None or self.clock is None else namespace(w).asarray(w, copy=True)

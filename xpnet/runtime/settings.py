@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -159,7 +159,7 @@ def _is_one_of(choices: tuple[str, ...], value: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Iterator))  # which can be read once only
 
 
 def _is_sizes(value: Any) -> bool:

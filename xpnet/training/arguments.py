@@ -36,8 +36,8 @@ def named_metrics(
             )
     if len(dict(named)) < len(named):
         raise ValueError(
-            f"Trainer: two metrics have one name, got {', '.join(name for name, _ in named)}; a function's name is what "
-            f"def gives it"
+            f"Trainer: two metrics have one name, got {', '.join(name for name, _ in named)}; give them names: "
+            f'metrics={{"top1": TopK(1), "top5": TopK(5)}}'
         )
     return dict(named)
 

@@ -36,7 +36,7 @@ class ClipGradients(Callback):
     """
 
     def __init__(self, *, norm: float | None = None, value: float | None = None) -> None:
-        if (norm is None) == (value is None) or (norm or value or 0) <= 0:
+        if (norm is None) == (value is None) or not (norm or value or 0) > 0:
             raise ValueError(f"ClipGradients takes norm or value, one of them and above 0; got norm={norm}, value={value}")
         self.norm = norm
         self.value = value
@@ -48,6 +48,8 @@ class ClipGradients(Callback):
         g = flat.gradients
         xp = namespace(g)
         if self.norm is not None:
+            if self.norm > float(xp.finfo(g.dtype).max):
+                return  # no norm is larger
             # Computed on the device: reading the number would wait for it. Squares of large gradients would be infinite.
             limit = xp.asarray(self.norm, dtype=g.dtype, device=g.device)
             unit = xp.maximum(xp.maximum(xp.max(g), -xp.min(g)), limit)

@@ -24,6 +24,8 @@ def segments_of(model: Module, recompute: Recompute) -> Segments:
     Raises:
         ValueError: an unknown layer, or nothing in the model that True could cut.
     """
+    if getattr(recompute, "dtype", None) == "bool" or isinstance(recompute, int):
+        recompute = bool(recompute)
     if recompute is False or recompute is None:
         return {}
     places = dict(model.named_modules())

@@ -71,6 +71,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
         raise ValueError(
             f"{who}: data must be a pair (x, y) of two arrays with an axis of examples first, got ({listed(data)}); "
             f"convert lists with numpy.asarray"
+            + (", and give several inputs as a tuple: ((a, b), y)" if isinstance(data[0], list) else "")
         )
     n, m = parts[0].shape[0], parts[-1].shape[0]
     if n != m or n == 0:

@@ -152,6 +152,12 @@ class Sums:
         for name in self.totals.keys() - set(known):
             self.totals[name][...] = self._before.get(name, 0.0)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sums:
+        """Return a copy; the arrays are made anew on the device."""
+        copy = Sums()
+        copy.load_state(self.state())
+        return copy
+
     def means(self) -> dict[str, float]:
         """Return the means over all examples as Python floats (waits for the device)."""
         return {name: total / max(self.count, 1) for name, total in self.state()["totals"].items()}

@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, epochs: int, batches: int | None, verbose: bool | None = None) -> None:
         self.epochs = epochs
         self.batches = batches
-        self.lines = verbose is not False
+        self.lines = verbose is None or bool(verbose)
         self.bar: Any = _bar() if verbose is None and sys.stderr.isatty() else None
         self._task: Any = None
         self._sums: Any = None  # a Sums

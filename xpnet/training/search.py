@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpnet.backend import to_numpy
+from xpnet.backend import to_device, to_numpy
 from xpnet.layers.modes import states_of_its_own
 from xpnet.runtime.deprecation import renamed_attribute, warn_renamed
 from xpnet.runtime.given import as_pair
@@ -182,8 +182,10 @@ def overfit_one_batch(trainer: Trainer, x: Any, y: Any, *, steps: int = 200) -> 
 
     Source: CS231n, "Neural networks part 3", sanity checks.
     """
+    from xpnet.data.arrays import tree_map  # importing xpnet does not import the data
+
     batches = as_batches((x, y), trainer.model, 32, False, trainer.seed, "overfit_one_batch")
     build(trainer.model, batches)
-    x, y = batches.given
+    x, y = tree_map(lambda leaf: to_device(leaf, trainer.model.context.device), batches.given)
     with _restored(trainer):
         return [float(trainer.step(x, y)) for _ in range(steps)]
