@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from xpnet.autograd.parameter import Parameter
 from xpnet.autograd.tensor import Tensor
+from xpnet.layers.context import Context
 from xpnet.runtime.messages import quoted
 
 if TYPE_CHECKING:
@@ -40,6 +42,24 @@ def _is_leaf(value: Any) -> bool:
 def _kind(value: Any) -> str:
     shape = getattr(value, "shape", None)
     return quoted(value) if shape is None else f"{type(value).__name__} {tuple(shape)}"
+
+
+@cache
+def _is_method(kind: type, name: str) -> bool:
+    """Return whether a name is a method that a Module needs, and no class of the user's has given it another meaning."""
+    found = next((c for c in kind.__mro__ if name in vars(c)), None)
+    return found is not None and found.__module__.startswith("xpnet.") and callable(vars(found)[name])
+
+
+def refuse_own_name(module: ModuleTree, name: str, value: Any) -> None:
+    """Raise an AttributeError for a value under a name that a Module uses itself."""
+    if name == "path" or (name == "context" and not isinstance(value, Context)):
+        what = "is where a layer is in its model" if name == "path" else "is the device and the dtype of its model"
+    elif _is_method(type(module), name) and (not callable(value) or _is_module(value)):
+        what = f"is a method of {type(module).__name__}"
+    else:
+        return
+    raise AttributeError(f"{named(module)}: self.{name} {what}; choose another name for your attribute")
 
 
 def refuse_value(module: ModuleTree, name: str, value: Any) -> None:

@@ -11,7 +11,7 @@ from xpnet.backend import Array
 from xpnet.layers.attributes import REFUSED, Reset, is_settled
 from xpnet.layers.context import Context, on_device
 from xpnet.layers.given import check_setting
-from xpnet.layers.holding import named, refuse_unseen, refuse_value
+from xpnet.layers.holding import named, refuse_own_name, refuse_unseen, refuse_value
 from xpnet.layers.version import Version
 from xpnet.runtime.deprecation import renamed_attribute
 from xpnet.runtime.refused import refuse
@@ -87,6 +87,7 @@ class ModuleTree:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in INTERNAL_ATTRIBUTES:
+            refuse_own_name(self, name, value)
             self.__dict__[name] = value
             return
         if _has_setter(type(self), name):
@@ -96,6 +97,7 @@ class ModuleTree:
             return
         if name in REFUSED:
             refuse(self, name, REFUSED[name], named(self), 1)
+        refuse_own_name(self, name, value)
         refuse_value(self, name, value)
         check_setting(self, name, value)
         reset = Reset(cast("Module", self), name) if is_settled(cast("Module", self), name) else None
