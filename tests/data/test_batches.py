@@ -137,7 +137,7 @@ def test_a_data_set_in_a_file_that_wants_increasing_indices():
         (lambda: Batches(3), TypeError, "data is int; expected arrays"),
         (lambda: Batches(data.load("iris")), TypeError, "give one of its parts: dataset.train"),
         (lambda: Batches(np.zeros(3), 0), ValueError, "batch_size must be an integer of at least 1, got 0"),
-        (lambda: Batches(np.zeros(3), 2.5), ValueError, "batch_size must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Batches(np.zeros(3), 2.5), ValueError, "batch_size must be an integer"),  # type: ignore[arg-type]
         (lambda: Batches(np.zeros(3), None), ValueError, "batch_size=None is for a stream"),
         (lambda: Batches(np.zeros(3), workers=-1), ValueError, "workers must be"),
         (lambda: Batches(np.zeros(3), samples_per_epoch=4), ValueError, "samples_per_epoch=4 of 3 examples"),

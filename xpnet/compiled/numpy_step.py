@@ -31,7 +31,7 @@ from xpnet.layers.version import Version
 from xpnet.ops import dense, relu, softmax_cross_entropy
 from xpnet.ops.registry import customized, reference_is_forced
 from xpnet.ops.shapes import ShapeError
-from xpnet.ops.sums import LONG
+from xpnet.ops.sums import LONG, in_blocks
 
 Call = Callable[[], Any]
 
@@ -247,8 +247,8 @@ def plan_step(model: Module, x: Floats) -> Step | None:
     shared = len({id(p) for p in parameters}) < len(parameters)
     if shared or not fits or flat.regularized or {id(p) for p in parameters} != {id(p) for p in flat.parameters}:
         return None
-    if batch > LONG and any(1 in size for size in sizes):
-        return None  # products with a vector, which `dense` sums in blocks
+    if batch > LONG and any(in_blocks(batch, *size) for size in sizes):
+        return None  # `dense` sums them so
     if batch * sizes[-1][1] > SMALL or 4 * batch * sum(size[1] for size in sizes) > MAX_ELEMENTS:
         return None
     return Step(chain, batch, x.dtype, model._tree_version, user_classes(model))

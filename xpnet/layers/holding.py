@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from xpnet.autograd.parameter import Parameter
 from xpnet.autograd.tensor import Tensor
@@ -45,7 +45,7 @@ def _kind(value: Any) -> str:
 
 
 @cache
-def _is_method(kind: type, name: str) -> bool:
+def _is_method(kind: Any, name: str) -> bool:
     """Return whether a name is a method that a Module needs, and no class of the user's has given it another meaning."""
     found = next((c for c in kind.__mro__ if name in vars(c)), None)
     return found is not None and found.__module__.startswith("xpnet.") and callable(vars(found)[name])
@@ -55,7 +55,7 @@ def refuse_own_name(module: ModuleTree, name: str, value: Any) -> None:
     """Raise an AttributeError for a value under a name that a Module uses itself."""
     if name == "path" or (name == "context" and not isinstance(value, Context)):
         what = "is where a layer is in its model" if name == "path" else "is the device and the dtype of its model"
-    elif _is_method(type(module), name) and (not callable(value) or _is_module(value)):
+    elif _is_method(cast("Any", type(module)), name) and (not callable(value) or _is_module(value)):
         what = f"is a method of {type(module).__name__}"
     else:
         return

@@ -28,7 +28,7 @@ from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
 from xpnet.runtime.late import late
 from xpnet.runtime.peers import missing_attribute
-from xpnet.runtime.settings import checked, whole
+from xpnet.runtime.settings import ConstructorSignature, checked, whole
 from xpnet.runtime.threads import preference
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class Module(ModuleTree):
 
     if not TYPE_CHECKING:  # mypy would know every attribute
         __getattr__ = missing_attribute
+
+    __signature__ = ConstructorSignature()
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""

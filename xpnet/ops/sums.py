@@ -22,7 +22,13 @@ _SHORT_ON_GPU = 1 << 16
 """The same for CuPy, where the threads of a block share the elements of a sum."""
 
 LONG = 1024
-"""Rows whose products with a vector may be added one after the other."""
+"""Rows of which no product is made in blocks."""
+
+_PRODUCT = 4096
+"""The same for a product of matrices, of which BLAS adds a few hundred at a time."""
+
+_SMALL = 256
+"""Elements of a product that BLAS has other kernels for, which add all of them one after the other."""
 
 _BLOCK = 16
 _WIDE = 512
@@ -52,17 +58,28 @@ def total(xp: Namespace, x: Array, axes: Sequence[int] | None = None, keepdims: 
     return x if x.shape == result else reshaped(xp, x, result)
 
 
+def _block(K: int, O: int) -> int:
+    return SHORT if K * O <= _SMALL else _PRODUCT
+
+
+def in_blocks(M: int, K: int, O: int) -> bool:
+    """Return whether a product (M, K), (M, O) -> (K, O) has so many rows that blocks of them are multiplied."""
+    return 8 * _block(K, O) < M
+
+
 def row_product(xp: Namespace, x: Array, y: Array) -> Array:
     """Return the sum over rows of x (..., M, K) times y (..., M, O): (..., K, O), the other axes broadcast.
 
-    BLAS adds the rows of a product with a vector one after the other; where they are many, blocks of them are multiplied.
+    BLAS adds the rows of a product with a vector, and of small ones, one after the other, and those of other products a few
+    hundred at a time; where they are many, blocks of them are multiplied.
     """
     *outer, M, K = x.shape
     O = y.shape[-1]
-    if M <= LONG or (K > 1 and O > 1) or y.shape[:-2] != x.shape[:-2] or is_asynchronous(xp):
+    if not in_blocks(M, K, O) or y.shape[:-2] != x.shape[:-2] or is_asynchronous(xp):
         return cast(Array, xp.matmul(xp.matrix_transpose(x), y))
-    whole = M - M % SHORT
-    parts = [xp.reshape(a[..., :whole, :], (*outer, whole // SHORT, SHORT, n)) for a, n in ((x, K), (y, O))]
+    block = SHORT if K * O <= _SMALL else _PRODUCT
+    whole = M - M % block
+    parts = [xp.reshape(a[..., :whole, :], (*outer, whole // block, block, n)) for a, n in ((x, K), (y, O))]
     blocks = xp.matmul(xp.matrix_transpose(parts[0]), parts[1])
     if whole < M:
         rest = xp.matmul(xp.matrix_transpose(x[..., whole:, :]), y[..., whole:, :])

@@ -305,6 +305,16 @@ def _is_required(parameter: inspect.Parameter) -> bool:
     )
 
 
+class ConstructorSignature:
+    """The signature of a class: that of its `__init__`. Some versions of Python would take that of an inherited `__new__`."""
+
+    def __get__(self, instance: Any, owner: Any) -> inspect.Signature:
+        if instance is not None:  # which may be called
+            raise AttributeError("__signature__")
+        signature = inspect.signature(owner.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class Checked:
     """Base of classes whose constructor's arguments are checked: each against its annotation, before `__init__` runs.
 
@@ -313,6 +323,7 @@ class Checked:
     """
 
     __slots__ = ()
+    __signature__ = ConstructorSignature()
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
         """Check the arguments; without any there is nothing to check, or copy.copy makes the instance."""

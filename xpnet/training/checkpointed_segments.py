@@ -24,7 +24,7 @@ def segments_of(model: Module, recompute: Recompute) -> Segments:
     Raises:
         ValueError: an unknown layer, or nothing in the model that True could cut.
     """
-    if getattr(recompute, "dtype", None) == "bool" or isinstance(recompute, int):
+    if getattr(recompute, "dtype", None) == "bool" or (isinstance(recompute, int) and recompute in (0, 1)):
         recompute = bool(recompute)
     if recompute is False or recompute is None:
         return {}

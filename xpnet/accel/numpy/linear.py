@@ -13,7 +13,7 @@ import numpy as np
 from xpnet.accel.numpy.epilogue import ACTIVATIONS, activate, activation_gradient
 from xpnet.accel.numpy.workspace import FLOATS, Floats
 from xpnet.ops.linear import dense
-from xpnet.ops.sums import LONG, row_product, total
+from xpnet.ops.sums import LONG, in_blocks, row_product, total
 from xpnet.runtime.threads import chunk_count, one_blas_thread, own_threads_preferred, parallel
 
 SERIAL_PRODUCT = 1 << 18
@@ -69,7 +69,7 @@ def column_sums(x: Floats, out: Floats | None = None) -> Floats:
 
 def kernel_gradient(rows: Floats, dy: Floats, own: bool, out: Floats | None = None) -> Floats:
     """Return rows (M, K) transposed @ dy (M, O), written to `out` if that is given."""
-    if len(rows) <= LONG or (rows.shape[1] > 1 and dy.shape[1] > 1):
+    if len(rows) <= LONG or not in_blocks(len(rows), rows.shape[1], dy.shape[1]):
         return matmul(rows.T, dy, own, out)
     made: Floats = row_product(np, rows, dy)  # type: ignore[assignment]
     return _written(made, out)
