@@ -195,3 +195,19 @@ def test_checks_before_a_run_take_a_model_that_waits_for_its_first_batch():
         fresh = xn.Sequential([xn.Dense(4, "tanh"), xn.Dense(3)], input_shape=(5,), seed=1)
         for name, array in fresh.state().items():
             np.testing.assert_array_equal(model.state()[name], array)
+
+
+def test_a_checkpoint_whose_optimizer_does_not_fit_changes_nothing(tmp_path, monkeypatch):
+    trainer, other = trainer_of(), trainer_of()
+    trainer.fit((X, Y), epochs=1, **FIT)
+    state = trainer.optimizer.state()
+    state["parameters"] = [[path, start, stop - 1] for path, start, stop in state["parameters"]]
+    monkeypatch.setattr(trainer.optimizer, "state", lambda: state)
+    save_checkpoint(trainer, tmp_path / "c")
+    before = state_of(other)
+    with pytest.raises(ValueError, match="it is another model's"):
+        load_checkpoint(other, tmp_path / "c")
+    for name, values in before.items():
+        np.testing.assert_array_equal(state_of(other)[name], values)
+    assert other.optimizer.iterations == 0
+    assert not other.optimizer.slots

@@ -130,9 +130,9 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
             callback.load_state(state)
         trainer.optimizer.load_state(parts["optimizer"])
         trainer.sums.load_state(place["sums"])
-        trainer.model.load_state(parts["model"])
         if trainer.optimizer.slots:
             trainer.optimizer.bind(trainer.model)  # whose it is from now on
+        trainer.model.load_state(parts["model"])
     except Exception as error:
         for part, attributes in before:
             vars(part).clear()
