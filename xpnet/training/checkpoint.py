@@ -105,7 +105,8 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
         for names in ([entry["kind"] for entry in document["callbacks"]], [type(c).__name__ for c in trainer.callbacks])
     )
     if kinds != ours:
-        raise ValueError(f"{path}: the run had the callbacks {kinds}, this trainer has {ours}; give it the same ones")
+        had = shorten(str(kinds), 500)
+        raise ValueError(f"{path}: the run had the callbacks {had}, this trainer has {ours}; give it the same ones")
     place = document["trainer"]
     if place["seed"] != trainer.seed:
         raise ValueError(f"{path}: the run had seed {place['seed']}, this trainer has {trainer.seed}; give it the same one")
