@@ -223,23 +223,21 @@ class Captured:
                 f"{self.name} runs launch by launch: the device has too little memory for a CUDA graph of it, whose arrays are "
                 f"in memory of its own ({error})"
             )
+        refused = f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch"
         if isinstance(error, ModelChangedError):
             is_layer, name = isinstance(error.layer, Module), _attribute(error.layer, error.name)
             return (
-                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
+                f"{refused}: "
                 f"{_called(error.layer)} assigns {name} in its {'forward pass' if is_layer else 'call'}, which a replay "
                 f"does not; change an array in place instead ({name}[...] = values), or "
                 f"{'set capturable = False in the class' if is_layer else 'use Trainer(capture=False)'}"
             )
         if isinstance(error, RepeatedNumbersError):
             why = "in evaluation mode" if error.recorded == "prediction" else "and is not a part of the trained model"
-            return (
-                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: {_called(error.layer)} draws "
-                f"random numbers {why}, and every replay would draw the same"
-            )
+            return f"{refused}: {_called(error.layer)} draws random numbers {why}, and every replay would draw the same"
         if isinstance(error, HostDrawError):
             return (
-                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: random numbers are drawn on the "
+                f"{refused}: random numbers are drawn on the "
                 f"host while it runs (random, numpy.random, a generator that a layer, loss or metric holds), and every replay "
                 f"would use the same; draw with xn.ops.dropout or a layer of the package, or in the data's transform"
             )
@@ -247,25 +245,25 @@ class Captured:
             owner, name = error.owner, error.name
             name = _attribute(owner, name if of_a_user(type(owner)) else name.lstrip("_"))
             return (
-                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
+                f"{refused}: "
                 f"{_called(owner)} uses {name}, {error.why}, "
                 f"and a replay would use that of the recording; keep it in an array that is changed in place "
                 f"(values[...] = new), or use Trainer(capture=False)"
             )
         if isinstance(error, OtherGradientError):
             return (
-                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: it leaves a gradient in "
+                f"{refused}: it leaves a gradient in "
                 f"{error.leaf!r}, which is no parameter of the trained model, and a replay does not; if you do not want "
                 f"the gradient, freeze it (freeze(), requires_grad = False) or use it under no_grad"
             )
         if isinstance(error, HostNumberError):
             return (
-                f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: {error}, which a replay would "
+                f"{refused}: {error}, which a replay would "
                 f"repeat; compute it from the prediction with xn.ops, or report it in a callback"
             )
         layer = _layer_of(error)
         return (
-            f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch: "
+            f"{refused}: "
             f"{f'layer {layer} ' if layer else 'it '}"
             f"did what is not possible while recording ({type(error).__name__}: {error}); it must not read values "
             f"from the device, nor use cuBLAS or random numbers through CuPy"
