@@ -118,3 +118,35 @@ def test_a_loop_with_a_step_of_its_own_is_not_recorded():
             super()._update(batches)
 
     assert not is_own(object.__new__(Own), "_train", "_step", "_update")
+
+
+def _trainer(kind):
+    return kind(xn.Sequential([xn.Dense(2)]), loss="mean_squared_error", optimizer=xn.optim.SGD(0.1))
+
+
+UNCALLED: list[tuple[type, str, Any, str]] = [
+    (xn.Dense, "call", lambda kind: kind(2), "it is called forward here"),
+    (xn.Module, "call", lambda kind: kind(), "it is called forward here"),
+    (xn.Sequential, "call", lambda kind: kind([]), "it is called forward here"),
+    (xn.Trainer, "train_step", _trainer, "give loss= a function"),
+    (xn.Trainer, "compute_loss", _trainer, "give loss= a function"),
+    (xn.Trainer, "on_epoch_end", _trainer, "write a subclass of xn.Callback"),
+    (xn.optim.Adam, "update_step", lambda kind: kind(0.1), "it is called update here"),
+]
+
+
+@pytest.mark.parametrize(("base", "name", "make", "hint"), UNCALLED)
+def test_a_method_that_nothing_would_call_is_refused(base, name, make, hint):
+    with pytest.raises(TypeError, match=rf"^Mine\.{name} would never be called; .*{hint}"):
+        make(type("Mine", (base,), {name: lambda self, *arguments: None}))
+
+
+@pytest.mark.parametrize(("base", "name", "make", "hint"), UNCALLED)
+def test_a_method_that_the_class_calls_itself_is_not_refused(base, name, make, hint):
+    def caller(self, x):
+        return (lambda: self.call(x)), self.train_step, self.compute_loss
+
+    def other(self, x):
+        return self.on_epoch_end, self.update_step
+
+    make(type("Mine", (base,), {name: lambda self, *arguments: None, "step_of_mine": caller, "more": other}))

@@ -305,3 +305,43 @@ def test_an_optimizer_belongs_to_one_model(make):
     copied, with_it = copy.deepcopy((first, optimizer))
     trainer(copied, with_it).fit((x, y), verbose=False)
     assert with_it.iterations == 5
+
+
+class _NewWeights(xn.optim.Optimizer):
+    def update(self, w, g, learning_rate):
+        w = w - learning_rate * g
+
+
+class _Returned(xn.optim.Optimizer):
+    def update(self, w, g, learning_rate):
+        return w - learning_rate * g
+
+
+class _InPlace(xn.optim.Optimizer):
+    def update(self, w, g, learning_rate):
+        w -= learning_rate * g
+
+
+class _NewName(xn.optim.Optimizer):
+    def update(self, w, g, learning_rate):
+        w = w.reshape(-1)
+        w[...] = w - learning_rate * g
+
+
+@pytest.mark.parametrize("kind", [_NewWeights, _Returned])
+def test_an_update_that_loses_the_new_weights_is_refused(kind):
+    model = xn.Sequential([xn.Dense(2)], input_shape=(3,))
+    trainer = xn.Trainer(model, loss="mean_squared_error", optimizer=kind(0.1))
+    with pytest.raises(TypeError, match=r"update returned or assigned new weights, which are lost; write into"):
+        trainer.fit((np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)), verbose=False)
+
+
+@pytest.mark.parametrize("kind", [_InPlace, _NewName])
+@pytest.mark.parametrize("rate", [0.1, 0.0, lambda step: 0.1 * step])
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_an_update_that_writes_into_the_weights_runs(kind, rate, target):
+    """Also where there is nothing to change: a learning rate or gradients of 0."""
+    model = xn.Sequential([xn.Dense(2, kernel_initializer="zeros")], input_shape=(3,))
+    x, y = np.ones((4, 3), np.float32), np.full((4, 2), target, np.float32)
+    xn.Trainer(model, loss="mean_squared_error", optimizer=kind(rate)).fit((x, y), verbose=False, epochs=2)
+    assert bool(np.any(model.layers[0].kernel.array)) == bool(target and rate)

@@ -410,6 +410,21 @@ def test_a_hook_that_would_never_be_called_is_refused(name, meant):
     run(type("Mine", (xn.Callback,), {"on_message": lambda self: None})())  # a method for another use
 
 
+@pytest.mark.parametrize("hook", [lambda self: None, lambda self, trainer, logs, more: None, lambda trainer: None])
+def test_a_hook_that_does_not_take_what_it_gets_is_refused_before_training(hook):
+    kind = type("Mine", (xn.Callback,), {"on_epoch_end": hook})
+    with pytest.raises(TypeError, match=r"Mine: the hook on_epoch_end is called with \(trainer, values\), and takes \("):
+        run(kind())
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [lambda self, *args: None, lambda self, t, logs=None, more=1: None, lambda *args, **keywords: None, staticmethod(print)],
+)
+def test_a_hook_may_take_more(hook):
+    run(type("Mine", (xn.Callback,), {"on_epoch_end": hook})())
+
+
 def test_every_callback_of_the_package_has_hooks_that_are_called():
     kinds = [xn.Callback]
     for kind in kinds:

@@ -14,6 +14,7 @@ from xpnet.layers.given import check_setting
 from xpnet.layers.holding import named, refuse_own_name, refuse_unseen, refuse_value
 from xpnet.layers.version import Version
 from xpnet.runtime.deprecation import renamed_attribute
+from xpnet.runtime.overrides import refuse_uncalled
 from xpnet.runtime.refused import refuse
 from xpnet.runtime.settings import check_constructor
 
@@ -67,6 +68,8 @@ class ModuleTree:
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
+        if not cls.__module__.startswith("xpnet."):
+            refuse_uncalled(cls)
         if args or keywords:  # copy.copy gives none
             check_constructor(cls, args, keywords)
         self = super().__new__(cls)

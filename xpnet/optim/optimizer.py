@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
@@ -221,9 +222,12 @@ class Optimizer(Checked):
                 }
             else:
                 self.decay(flat, learning_rate)
-        returned: Any = self.update(flat.values, flat.gradients, learning_rate)  # type: ignore[func-returns-value]
-        if returned is not None:
-            raise TypeError(f"{type(self).__name__}.update returned something, which is lost; write the weights into w[...]")
+        w, g, before = flat.values, flat.gradients, None
+        if self._iterations == 1 and self.clock is None and learning_rate and _assigns_weights(type(self).update):
+            before = w.copy() if bool((g != 0).any()) else None
+        returned: Any = self.update(w, g, learning_rate)  # type: ignore[func-returns-value]
+        if returned is not None or before is not None:
+            self._refuse_lost(returned, w, before)
         for parameter in flat.constrained:
             w = parameter.array
             before = None if scale is None or self.clock is None else namespace(w).asarray(w, copy=True)
@@ -234,6 +238,14 @@ class Optimizer(Checked):
             scale.adjust()
             self.clock_ticked()
         flat.zero_grad()
+
+    def _refuse_lost(self, returned: Any, w: Array, before: Array | None) -> None:
+        """Raise a TypeError where `update` has made new weights instead of changing those that it was given."""
+        if returned is not None or (before is not None and not bool((cast(Any, w) != before).any())):
+            raise TypeError(
+                f"{type(self).__name__}.update returned or assigned new weights, which are lost; write into those that it is "
+                f"given: w -= ..., or w[...] = ..."
+            )
 
     @property
     def rule(self) -> Rule | None:
@@ -341,3 +353,12 @@ def _flat_parameters(target: Any, current: FlatParameters | None) -> FlatParamet
     if not all(isinstance(parameter, Parameter) for parameter in parameters):
         raise TypeError(f"an optimizer's step takes the model, or a dict or list of its Parameters, got {quoted(target)}")
     return FlatParameters(parameters)
+
+
+def _assigns_weights(update: Any) -> bool:
+    """Return whether a user's `update` assigns to its first argument, in place (``w -= g``) or not (``w = w - g``)."""
+    code = getattr(update, "__code__", None)
+    if code is None or update.__module__.startswith("xpnet.") or code.co_argcount < 2:
+        return False
+    stored = [i.argval for i in dis.get_instructions(code) if i.opname.startswith("STORE_FAST")]
+    return any(code.co_varnames[1] in (names if isinstance(names, tuple) else (names,)) for names in stored)

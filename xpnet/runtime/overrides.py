@@ -1,4 +1,4 @@
-"""Whether an object does what this package wrote: a shortcut past its methods is taken for such objects only.
+"""What subclasses override: whether an object does what this package wrote, and methods that nothing would call.
 
 A step that selects its own batch, or data that are read ahead of time, do what methods of the package would do, without
 calling them. That is right as long as nobody has replaced them: in a subclass, on the object, or in the class itself.
@@ -6,8 +6,11 @@ calling them. That is right as long as nobody has replaced them: in a subclass, 
 
 from __future__ import annotations
 
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
+from weakref import WeakSet
+
+from xpnet.runtime.peers import METHODS
 
 _NEUTRAL = ("builtins", "abc", "typing")
 _HARMLESS = frozenset(
@@ -59,3 +62,31 @@ def _function(value: Any) -> FunctionType | None:
     """Return the function of a method or a property of a class, None for anything else."""
     found = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
     return found if isinstance(found, FunctionType) else None
+
+
+_checked: WeakSet[type] = WeakSet()
+
+
+def refuse_uncalled(kind: type) -> None:
+    """Raise a TypeError for a class with a method that is called in other libraries, and here by nothing.
+
+    What the classes of users call themselves is theirs, whatever its name; so is a method beside an own `forward`.
+    """
+    if kind in _checked:
+        return
+    users = [c for c in kind.__mro__ if _is_users(c)]
+    ours = [c for c in kind.__mro__ if _is_package(c)]
+    defined = {name for c in users for name in vars(c)}
+    called = {name for c in users for value in vars(c).values() if (f := _function(value)) for name in _names(f.__code__)}
+    known = {name for c in ours for name in vars(c)}
+    for c in ours:
+        for name, instead in METHODS.get(c.__name__, {}).items():
+            if name in defined - called - known and instead not in defined:
+                hint = instead if " " in instead else f"it is called {instead} here"
+                raise TypeError(f"{kind.__name__}.{name} would never be called; {hint}")
+    _checked.add(kind)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the names of the attributes and globals that a function uses, and those within it."""
+    return set(code.co_names).union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))

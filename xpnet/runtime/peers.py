@@ -126,6 +126,24 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 """Attributes by their names elsewhere, of each class and of the package: as in KEYWORDS."""
 
+_STEP = "write the step as a function or loop of your own with value_and_grad, or give loss= a function"
+
+METHODS: dict[str, dict[str, str]] = {
+    "Module": {"call": "forward"},
+    "Trainer": {
+        "train_step": _STEP, "training_step": _STEP, "validation_step": "give metrics= functions",
+        "test_step": "give metrics= functions", "compute_loss": "give loss= a function (prediction, target)",
+        "configure_optimizers": "give optimizer= an Optimizer",
+        **dict.fromkeys(
+            ("on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_batch_end", "on_train_batch_end",
+             "on_train_start", "on_fit_begin", "on_fit_end", "on_step_end"),
+            "write a subclass of xn.Callback and give callbacks=[...]",
+        ),
+    },
+    "Optimizer": {"update_step": "update", "apply_gradients": "step", "get_updates": "update"},
+}  # fmt: skip
+"""Methods that subclasses of other libraries' classes define, and that nothing here would call: as in KEYWORDS."""
+
 
 def close(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that was probably meant, or None."""

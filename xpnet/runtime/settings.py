@@ -13,6 +13,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.overrides import refuse_uncalled
 from xpnet.runtime.peers import POSITIONS, keyword_hint
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -327,6 +328,8 @@ class Checked:
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
         """Check the arguments; without any there is nothing to check, or copy.copy makes the instance."""
+        if not cls.__module__.startswith("xpnet."):
+            refuse_uncalled(cls)
         if arguments or keywords:
             check_constructor(cls, arguments, keywords)
         return super().__new__(cls)

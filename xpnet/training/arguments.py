@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,8 +80,11 @@ _FOREIGN = {
 
 
 def refuse_hooks(callback: Callback) -> None:
-    """Raise a TypeError for a callback with a method that looks like one of `Callback` and would never be called."""
+    """Raise a TypeError for a method like one of Callback's that would never be called, or cannot be with what it gets."""
     kind = type(callback)
+    for name in _HOOKS:
+        if getattr(kind, name) is not getattr(Callback, name):
+            _refuse_signature(kind, name, getattr(callback, name))
     for name in dir(kind):
         if name.startswith("on_") and name not in _HOOKS and callable(getattr(kind, name)):
             near = _FOREIGN.get(name) or next(iter(difflib.get_close_matches(name, _HOOKS, 1, cutoff=0.8)), None)
@@ -89,6 +93,19 @@ def refuse_hooks(callback: Callback) -> None:
             raise TypeError(
                 f"{kind.__name__}: {name} would never be called: did you mean {near}? A Callback has {', '.join(_HOOKS)}"
             )
+
+
+def _refuse_signature(kind: type, name: str, hook: Any) -> None:
+    """Raise a TypeError for a hook that does not take what it is called with."""
+    given = list(inspect.signature(getattr(Callback, name)).parameters)[1:]
+    try:
+        own = inspect.signature(hook)
+    except ValueError:  # of a function written in C
+        return
+    try:
+        own.bind(*given)
+    except TypeError:
+        raise TypeError(f"{kind.__name__}: the hook {name} is called with ({', '.join(given)}), and takes {own}") from None
 
 
 def required_model(model: Any) -> Module:
