@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -146,8 +147,16 @@ def test_what_belongs_to_a_model_is_kept(tmp_path):
     assert saved.metadata == {"dataset": "iris", "n": [1, 2]}
     assert saved.preprocessing is not None
     np.testing.assert_array_equal(saved.preprocessing(x), transform(x))
-    with pytest.raises(ValueError, match="metadata"):
-        model.save(tmp_path / "m", metadata={"f": open})
+
+
+def test_metadata(tmp_path):
+    model = xn.models.mlp((4,), 3)
+    model.save(tmp_path / "m", metadata={"best": np.float32(0.5), "n": [np.int64(3), True], "of": {"ok": np.bool_(True)}})
+    assert model_file.read(tmp_path / "m").metadata == {"best": 0.5, "n": [3, True], "of": {"ok": True}}
+    for value in (open, np.ones(3), {1, 2}, math.nan, np.float32(math.inf), b"a"):
+        with pytest.raises(ValueError, match=r"metadata\['f'\]: only what JSON can hold can be saved, got"):
+            model.save(tmp_path / "m", metadata={"a": 1, "f": value})
+    assert model_file.read(tmp_path / "m").metadata["best"] == 0.5
 
 
 class Twin(xn.Module):

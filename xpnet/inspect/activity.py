@@ -14,7 +14,7 @@ from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import Tensor, bare
 from xpnet.backend import Array
 from xpnet.inspect.figures import COLOURS, new_figure, style
-from xpnet.layers.execution import runs_on_its_device
+from xpnet.layers.execution import runs_on_its_device, takes_batch
 from xpnet.layers.hooks import Run, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -42,7 +42,7 @@ def _name(layer: Module) -> str:
     return layer.path or type(layer).__name__
 
 
-@runs_on_its_device
+@takes_batch
 def activations(model: Module, x: Array) -> dict[str, Array]:
     """Return the output of every layer for the batch `x`, by path, in the order of computation: native arrays.
 
@@ -150,7 +150,7 @@ class Gradients:
     outputs: dict[str, Array]
 
 
-@runs_on_its_device
+@takes_batch
 def layer_gradients(model: Module, loss: str | Callable[..., Any], x: Array, y: Array) -> Gradients:
     """Compute the gradient of ``loss(model(x), y)`` at every parameter and every layer's output, in evaluation mode.
 
@@ -223,7 +223,7 @@ def histogram(values: Array, bins: int = 50) -> Histogram:
     return Histogram(counts, edges, float(flat.mean()), float(flat.std()), float(np.mean(flat == 0)))
 
 
-@runs_on_its_device
+@takes_batch
 def activation_histograms(model: Module, x: Array, *, bins: int = 50) -> dict[str, Histogram]:
     """Return the histogram of every layer's output on the batch `x`, by path.
 
@@ -232,7 +232,7 @@ def activation_histograms(model: Module, x: Array, *, bins: int = 50) -> dict[st
     return {name: histogram(values, bins) for name, values in activations(model, x).items()}
 
 
-@runs_on_its_device
+@takes_batch
 def gradient_histograms(
     model: Module, loss: str | Callable[..., Any], x: Array, y: Array, *, of: str = "parameters", bins: int = 50
 ) -> dict[str, Histogram]:

@@ -12,14 +12,13 @@ import numpy as np
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
 from xpnet.autograd.tensor import bare
-from xpnet.backend import Array, to_device, to_numpy
+from xpnet.backend import Array, to_numpy
 from xpnet.inspect.activity import activation_name
-from xpnet.layers.execution import runs_on_its_device
+from xpnet.layers.execution import takes_batch
 from xpnet.layers.hooks import unchanged, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 from xpnet.ops.shapes import ShapeError
-from xpnet.runtime.given import plain
 from xpnet.training.first_look import no_logarithms, not_logits, probabilities, refuse_output, strays, untrainable
 from xpnet.training.not_finite import first_not_finite, not_finite_targets
 
@@ -49,7 +48,7 @@ class Finding:
         return self.text
 
 
-@runs_on_its_device
+@takes_batch
 def diagnose(
     model: Module, x: Array, y: Array, loss: str | Callable[[Any, Any], Any] = "softmax_cross_entropy"
 ) -> list[Finding]:
@@ -65,14 +64,11 @@ def diagnose(
 
     Args:
         model: a Module.
-        x, y: a batch of at least some tens of examples, on the model's device.
+        x, y: a batch of at least some tens of examples.
         loss: a name or a function.
 
     Source: CS231n, "Neural networks part 3", babysitting the learning process.
     """
-    x, y = plain(x, "diagnose: x"), plain(y, "diagnose: y")
-    if not isinstance(x, (tuple, dict)):
-        x, y = to_device(x, model.context.device), to_device(y, model.context.device)
     findings = list(_inputs(x))
     function = losses.get(loss)
     outputs: list[tuple[Module, Any]] = []

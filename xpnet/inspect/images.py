@@ -18,7 +18,7 @@ from xpnet.io.archive import write_atomically
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.dense import Dense
-from xpnet.layers.execution import runs_on_its_device
+from xpnet.layers.execution import runs_on_its_device, takes_batch
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
 
@@ -113,7 +113,7 @@ def templates(model: Module, image_shape: Shape | None = None) -> NumpyArray:
     raise ValueError("templates: the model has no Dense layer with weights")
 
 
-@runs_on_its_device
+@takes_batch
 def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
     """Compute a saliency map: how much each pixel affects the score of a class, max |d score / d pixel| over channels.
 
@@ -123,7 +123,7 @@ def saliency(model: Module, x: Array, labels: Array | None = None) -> Array:
         labels: class indices (N,); None takes the class with the highest score.
 
     Returns:
-        (N, H, W), a native array on the device of x.
+        (N, H, W), a native array on the model's device.
 
     Source: Simonyan et al., "Deep inside convolutional networks", 2014.
     """

@@ -31,13 +31,13 @@ def monte_carlo(model: Module, x: Array, samples: int = 50, *, batch_size: int =
 
     Args:
         model: a Module with Dropout layers.
-        x: (N, ...), on the model's device.
+        x: (N, ...).
         samples: how many runs, at least 1.
         batch_size: examples at once.
         first: the number of the first mask; another one gives other masks.
 
     Returns:
-        Samples(mean, deviation), each (N, ...).
+        Samples(mean, deviation), each (N, ...), on the model's device.
 
     Raises:
         ValueError: the model has no Dropout layer, or `samples` is below 1.
@@ -57,7 +57,7 @@ def monte_carlo(model: Module, x: Array, samples: int = 50, *, batch_size: int =
                 layer.training = True
             model.load_rng_counters({**counters, **dict.fromkeys(layers, first)})
             for start in range(0, max(len(x), 1), batch_size):
-                batch = x[start : start + batch_size]
+                batch = backend.to_device(x[start : start + batch_size], model.context.device)
                 mean = bare(model(batch))
                 squares = mean * 0
                 for count in range(2, samples + 1):

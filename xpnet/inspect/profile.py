@@ -15,7 +15,7 @@ from xpnet.autograd.tape import Node, no_grad, reachable, run_backward, store
 from xpnet.autograd.tensor import Tensor
 from xpnet.backend import Array, Device
 from xpnet.inspect.timeline import write_trace
-from xpnet.layers.execution import runs_on_its_device
+from xpnet.layers.execution import takes_batch
 from xpnet.layers.hooks import leaves, unchanged, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
@@ -104,7 +104,7 @@ class _Clock:
         return float(self.cuda.get_elapsed_time(start, end)) / 1e3
 
 
-@runs_on_its_device
+@takes_batch
 def profile(
     model: Module,
     x: Array,
@@ -120,7 +120,7 @@ def profile(
 
     Args:
         model: a Module.
-        x, y: a batch on the model's device.
+        x, y: a batch.
         loss: a name or a function.
         steps: how many passes to take the median of.
         warmup: passes before those.

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from xpnet import backend
 from xpnet.backend import Device, to_numpy
 from xpnet.io import archive
 from xpnet.io.architecture import ARGUMENT, Decoder, Encoder, checked_classes
 from xpnet.layers.context import FLOATS, Context, float_name, meta_init, on_device
 from xpnet.layers.module import Module
+from xpnet.runtime.messages import quoted
 from xpnet.runtime.settings import checked
 
 if TYPE_CHECKING:
@@ -75,7 +78,7 @@ def save(
         path: by convention it ends in ".xpnet".
         class_names: names of the outputs.
         preprocessing: a fitted transform of xpnet.data.preprocessing for the inputs.
-        metadata: anything that JSON can represent.
+        metadata: anything that JSON can represent, and numbers of NumPy.
         inputs: how the inputs were read from files (:class:`xpnet.data.inputs.InputRecord`); `xpnet predict` and `evaluate`
             read theirs in the same way.
 
@@ -117,7 +120,7 @@ def describe(
         "untrainable": [name for name, m in model.named_modules() if not m.__dict__["_trainable"]],
         "counters": model.rng_counters(),
         "class_names": [str(name) for name in class_names],
-        "metadata": dict(metadata or {}),
+        "metadata": {name: _json(name, value) for name, value in (metadata or {}).items()},
     }
     arrays = {name: to_numpy(array) for name, array in model.state().items()}
     arrays.update(encoder.arrays)
@@ -131,7 +134,7 @@ def describe(
     try:
         document = json.loads(json.dumps(document, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata: only what JSON can hold can be saved: {error}") from None
+        raise ValueError(f"{type(model).__name__}: its settings hold what JSON cannot: {error}") from None
     try:
         _made(document, arrays, list(encoder.classes.values()))
     except ValueError as error:
@@ -141,6 +144,22 @@ def describe(
             f"model.save_weights(path)"
         ) from error
     return document, arrays
+
+
+def _json(name: str, value: Any) -> Any:
+    """Return a value of the metadata as JSON gives it back; raise a ValueError that names it where JSON cannot hold it."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, default=_number))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"metadata[{quoted(name)}]: only what JSON can hold can be saved, got {quoted(value)}: {error}"
+        ) from None
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} cannot be written")
 
 
 @checked

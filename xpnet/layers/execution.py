@@ -199,6 +199,30 @@ def runs_on_its_device(function: F) -> F:
     return cast(F, run)
 
 
+def takes_batch(function: F) -> F:
+    """Move the arguments x, y and labels of a function (model, ...) to the model's device, and let it run there.
+
+    They are one batch: arrays of any device, tables and lists, tuples and dicts of arrays.
+    """
+    who = function.__name__
+    names = list(signature(function).parameters)[1:]
+
+    def moved(model: Module, name: str, value: Any) -> Any:
+        if name not in ("x", "y", "labels") or value is None:
+            return value
+        if not isinstance(value, (Tensor, tuple, dict)):
+            value = plain(value, f"{who}: {name}")
+        return map_output(lambda array: backend.to_device(array, model.context.device), value)
+
+    @runs_on_its_device
+    @functools.wraps(function)
+    def run(model: Module, *args: Any, **keywords: Any) -> Any:
+        args = tuple([moved(model, name, value) for name, value in zip(names, args)]) + args[len(names) :]
+        return function(model, *args, **{name: moved(model, name, value) for name, value in keywords.items()})
+
+    return cast(F, run)
+
+
 def prepare_input(x: Any, context: Context) -> Any:
     """Return an input of the root with floats in the model's dtype.
 

@@ -405,7 +405,7 @@ class Module(ModuleTree):
             path: by convention it ends in ".xpnet".
             class_names: names of the outputs.
             preprocessing: a fitted transform of xpnet.data.preprocessing for the inputs.
-            metadata: anything that JSON can represent, by name.
+            metadata: anything that JSON can represent, and numbers of NumPy, by name.
             inputs: how the inputs were read from files, an :class:`xpnet.data.inputs.InputRecord`.
 
         Raises:
