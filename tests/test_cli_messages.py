@@ -82,6 +82,23 @@ def test_settings_that_mean_nothing_are_refused(capsys, tmp_path, words, says):
     assert says in wrong(capsys, "doctor", "mlp", *filled)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["predict", "m.xpnet", "x.png", "--out", "p.json"], "a .csv or .txt file, which is what will be written, got 'p.json'"),
+        (["report", "run", "--out", "page.PDF"], "a .html or .htm file"),
+        (["profile", "cnn", "--input", "8,8,1", "--trace", "trace.csv"], "a .json file"),
+    ],
+)
+def test_a_file_gets_no_name_of_another_format(capsys, words, says):
+    assert says in wrong(capsys, *words)
+
+
+@pytest.mark.parametrize("name", ["-", "table", "table.v2", "Table.CSV", "a.json/table.txt"])
+def test_other_names_of_files_are_taken(capsys, name):
+    assert "m.xpnet: No such file" in wrong(capsys, "predict", "m.xpnet", "x.png", "--out", name)
+
+
 def fail(error):
     def run(*_, **__):
         raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +12,12 @@ from typing import TypeVar
 from xpnet.runtime.messages import QuotingError, quoted
 
 MODEL_HELP = "mlp, cnn, or PATH.py:function, which takes any of input_shape, classes, seed and device"
+
+_FORMATS = (
+    ".csv .tsv .json .jsonl .xml .yaml .toml .html .htm .md .pdf .png .jpg .svg .npy .npz .xlsx .xls .parquet .feather .gz .zip "
+    ".xpnet .ckpt"
+).split()
+"""Endings that say what a file holds."""
 
 T = TypeVar("T")
 
@@ -44,6 +51,16 @@ def integer(least: int, most: int = 2**62) -> Callable[[str], int]:
 def one_of(*names: str) -> Callable[[str], str]:
     """Return an argument type for a few names."""
     return _argument(str, names.__contains__, " or ".join(names))
+
+
+def file_name(*suffixes: str) -> Callable[[str], str]:
+    """Return an argument type for the name of a file that will be written, which is not one of another format's."""
+
+    def fits(name: str) -> bool:
+        suffix = os.path.splitext(name.lower())[1]
+        return suffix in suffixes or suffix not in _FORMATS
+
+    return _argument(str, fits, f"the name of a {' or '.join(suffixes)} file, which is what will be written")
 
 
 def _sizes(text: str) -> tuple[int, ...]:

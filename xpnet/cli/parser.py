@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from xpnet.cli import train_settings
-from xpnet.cli.argument_types import MODEL_HELP, device, integer, shape
+from xpnet.cli.argument_types import MODEL_HELP, device, file_name, integer, shape
 from xpnet.cli.hints import unrecognized, with_choice
 from xpnet.runtime.messages import shorten
 
@@ -137,7 +137,12 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     )
     train_settings.add_flags(predict, "target")
     predict.add_argument("--skip-bad", action="store_true", help="skip files that cannot be read")
-    predict.add_argument("--out", metavar="FILE.csv", help="write a CSV table with all probabilities; - for standard output")
+    predict.add_argument(
+        "--out",
+        metavar="FILE.csv",
+        type=file_name(".csv", ".txt"),
+        help="write a CSV table with all probabilities; - for standard output",
+    )
     _device(predict)
 
 
@@ -152,7 +157,7 @@ def _add_inspection_commands(command: Callable[..., argparse.ArgumentParser]) ->
     )
     report.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a run")
     where = "default: report.html in the folder of the run, or comparison.html here"
-    report.add_argument("--out", metavar="FILE.html", help=where)
+    report.add_argument("--out", metavar="FILE.html", type=file_name(".html", ".htm"), help=where)
 
     doctor = command(
         "doctor",
@@ -180,7 +185,7 @@ def _add_inspection_commands(command: Callable[..., argparse.ArgumentParser]) ->
     )
     _network(profile)
     profile.add_argument("--steps", type=integer(1), default=20, help="steps to take the median of; default: 20")
-    profile.add_argument("--trace", metavar="FILE.json", help="write the last step as a Chrome trace")
+    profile.add_argument("--trace", metavar="FILE.json", type=file_name(".json"), help="write the last step as a Chrome trace")
     _device(profile)
 
     summary = command(
