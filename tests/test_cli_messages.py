@@ -85,7 +85,7 @@ def test_settings_that_mean_nothing_are_refused(capsys, tmp_path, words, says):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["predict", "m.xpnet", "x.png", "--out", "p.json"], "a .csv or .txt file, which is what will be written, got 'p.json'"),
+        (["predict", "m.xpnet", "x.png", "--out", "p.json"], "a .csv or .txt file, which is what will be written"),
         (["report", "run", "--out", "page.PDF"], "a .html or .htm file"),
         (["profile", "cnn", "--input", "8,8,1", "--trace", "trace.csv"], "a .json file"),
     ],

@@ -13,10 +13,10 @@ from xpnet.runtime.messages import QuotingError, quoted
 
 MODEL_HELP = "mlp, cnn, or PATH.py:function, which takes any of input_shape, classes, seed and device"
 
-_FORMATS = (
-    ".csv .tsv .json .jsonl .xml .yaml .toml .html .htm .md .pdf .png .jpg .svg .npy .npz .xlsx .xls .parquet .feather .gz .zip "
-    ".xpnet .ckpt"
-).split()
+_FORMATS = {
+    ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".toml", ".html", ".htm", ".md", ".pdf", ".png", ".jpg", ".svg", ".npy",
+    ".npz", ".xlsx", ".xls", ".parquet", ".feather", ".gz", ".zip", ".xpnet", ".ckpt",
+}  # fmt: skip
 """Endings that say what a file holds."""
 
 T = TypeVar("T")
