@@ -70,6 +70,28 @@ def test_what_uses_a_number_of_the_step_is_not_recorded(name, recordings):
     assert_alike(values, recordings, 0, rf"Counted uses self\.{name}, which changes on the host")
 
 
+def reading_loss(prediction, target):
+    loss = cross_entropy(prediction, target)
+    return loss * (1 + float(xn.to_numpy(loss.array)))
+
+
+def reading_metric(prediction, target):
+    return float(xn.to_numpy(xn.metrics.accuracy(prediction, target)))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("reading_loss", {"loss": reading_loss}),
+        ("reading_metric", {"metrics": [reading_metric]}),
+        ("<lambda>", {"metrics": {"mean": lambda prediction, target: xn.to_numpy(prediction).mean()}}),
+    ],
+)
+def test_the_warning_names_the_function_that_reads_the_device(name, settings, recordings):
+    says = rf"{name} \(test_captured_host_numbers.py, line \d+\) did what is not possible"
+    assert_alike(lambda device, capture: fit(device, capture, **settings)[1], recordings, 0, says)
+
+
 def test_ctrl_c_while_a_step_is_recorded(recordings):
     def loss(prediction, target):
         calls.append(1)

@@ -9,6 +9,8 @@ optimizer, the sums of measurements.
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import threading
 import traceback
 import warnings
@@ -46,6 +48,7 @@ class Graphs(Protocol):
 
 
 Place = tuple[Owner, str]  # an attribute of an object
+_LIBRARIES = ("xpnet", "cupy", "cupyx", "cupy_backends", "numpy", "array_api_compat", *sys.stdlib_module_names)
 
 
 class HostDrawError(Exception):
@@ -261,10 +264,8 @@ class Captured:
                 f"{refused}: {error}, which a replay would "
                 f"repeat; compute it from the prediction with xn.ops, or report it in a callback"
             )
-        layer = _layer_of(error)
         return (
-            f"{refused}: "
-            f"{f'layer {layer} ' if layer else 'it '}"
+            f"{refused}: {_culprit(error)} "
             f"did what is not possible while recording ({type(error).__name__}: {error}); it must not read values "
             f"from the device, nor use cuBLAS or random numbers through CuPy"
         )
@@ -325,14 +326,17 @@ def _attribute(owner: Any, name: str) -> str:
     return name if isinstance(owner, FunctionType) else f"{owner.__name__ if isinstance(owner, type) else 'self'}.{name}"
 
 
-def _layer_of(error: BaseException) -> str | None:
-    """Return path and class of the innermost Module in whose forward pass an error was raised."""
-    found = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
+def _culprit(error: BaseException) -> str:
+    """Return what raised an error, for a message: the innermost Module, or else the innermost function of the user's."""
+    layer = function = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        owner, code = frame.f_locals.get("self"), frame.f_code
         if isinstance(owner, Module) and owner.path:
-            found = f"{owner.path!r} ({type(owner).__name__})"
-    return found
+            layer = f"layer {owner.path!r} ({type(owner).__name__})"
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in _LIBRARIES:
+            function = f"{code.co_name} ({os.path.basename(code.co_filename)}, line {line})"
+    return layer or function or "it"
 
 
 class CapturedModel(Derived):
