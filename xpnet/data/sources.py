@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, cast
 
@@ -137,12 +137,32 @@ class Stream:
                     "this iterator was used up by an earlier epoch: give a function that returns a new one each time"
                 )
             self._begun = True
-        if not callable(self.data):
-            return iter(cast("Iterable[Any]", self.data))
-        import inspect
+        return opened(self.data, epoch)
 
-        takes_epoch = "epoch" in inspect.signature(self.data).parameters
-        return iter(self.data(epoch=epoch) if takes_epoch else self.data())
+
+def opened(data: Any, epoch: int) -> Iterator[Any]:
+    """Return an iterator over what an iterable holds, or over what a function returns for an epoch.
+
+    A function may take `epoch`, by that name.
+
+    Raises:
+        TypeError: the function needs other arguments, or returns no iterable.
+    """
+    if not callable(data):
+        return iter(data)
+    import inspect
+
+    takes = inspect.signature(data)
+    arguments = {"epoch": epoch} if "epoch" in takes.parameters else {}
+    name = getattr(data, "__name__", type(data).__name__)
+    try:
+        takes.bind(**arguments)
+    except TypeError:
+        raise TypeError(f"the data function {name}{takes} is called without arguments, or with epoch=") from None
+    found = data(**arguments)
+    if not hasattr(found, "__iter__") and not hasattr(found, "__getitem__"):
+        raise TypeError(f"the data function {name} returned {quoted(found)}, expected an iterable, as a generator is")
+    return iter(found)
 
 
 def _shuffled(examples: Iterator[Any], size: int, rng: np.random.Generator) -> Iterator[Any]:

@@ -68,29 +68,36 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
         batch_size = int(batch_size)
     if batch_size < 1:
         raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
-    several = isinstance(x, tuple)
-    parts = x if several else (x,)
-    if several or type(x) not in backend.array_types:
-        parts = tuple([part.array if isinstance(part, Tensor) else plain(part, "predict: x") for part in parts])
+    names: list[Any] | None = None
+    parts: tuple[Any, ...] = (x,)
+    several = False
+    if type(x) not in backend.array_types:
+        if isinstance(x, Mapping):
+            names, several = list(x), True
+        elif isinstance(x, tuple):
+            several = True
+        given = x.values() if names is not None else x if several else (x,)
+        parts = tuple([part.array if isinstance(part, Tensor) else plain(part, "predict: x") for part in given])
     if not parts:
-        raise TypeError("predict: expected at least one array, got an empty tuple")
+        raise TypeError(f"predict: expected at least one array, got an empty {type(x).__name__}")
     first = parts[0]
-    expect_examples("predict", model, parts if several else first)
+    expect_examples("predict", model, x if names is not None else parts if several else first)
     executor = executor_of(model)
     try:
         whole = len(first) <= batch_size
     except TypeError:
         if getattr(first, "ndim", 0):  # of array-api-strict, which has no length
-            return _on_device(model, parts, several, batch_size)
+            return _on_device(model, parts, several, names, batch_size)
         listed = ", ".join(map(backend.describe, parts))
         raise TypeError(
-            f"predict: expected an array of examples along its first axis (a tuple of them for several inputs), got {listed}"
+            f"predict: expected an array of examples along its first axis (a tuple or dict of them for several inputs), got "
+            f"{listed}"
         ) from None
     if whole and not several and (y := executor.predict(model, first, True)) is not None:
         return y
     xp, home, device = backend.namespace(*parts), backend.device_of(first), model.context.device
     if isinstance(home, str):
-        return _on_device(model, parts, several, batch_size)
+        return _on_device(model, parts, several, names, batch_size)
     away = home != device
     outputs = []
     with no_grad(), eval_mode(model), on_device_of(model, "predict"), CarriedRows(model, len(first)) as carried:
@@ -100,7 +107,8 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
             if away:
                 batch = tuple(backend.to_device(part, device) for part in batch)
             y = None if several else executor.predict(model, batch[0], False)
-            outputs.append(_returned(model(*batch) if y is None else y, home if away else None))
+            inputs = batch if names is None else (dict(zip(names, batch)),)
+            outputs.append(_returned(model(*inputs) if y is None else y, home if away else None))
             carried.end(start, start + batch_size)
     if len(outputs) == 1:
         return outputs[0]
@@ -108,10 +116,10 @@ def predict(model: Module, x: Any, batch_size: int) -> Any:
         return _joined(xp, outputs)
 
 
-def _on_device(model: Module, parts: tuple[Any, ...], several: bool, batch_size: int) -> Any:
+def _on_device(model: Module, parts: tuple[Any, ...], several: bool, names: list[Any] | None, batch_size: int) -> Any:
     """Predict from arrays of another library, on the model's device as in training."""
     moved = tuple(backend.to_device(part, model.context.device) for part in parts)
-    return predict(model, moved if several else moved[0], batch_size)
+    return predict(model, moved[0] if not several else moved if names is None else dict(zip(names, moved)), batch_size)
 
 
 def expect_examples(who: str, model: Module, x: Any) -> None:
@@ -229,6 +237,8 @@ def prepare_input(x: Any, context: Context) -> Any:
     Raises:
         DeviceError: it is on another device than the model.
     """
+    if type(x) is dict:
+        return {name: part if isinstance(part, Tensor) else prepare_input(part, context) for name, part in x.items()}
     if not hasattr(x, "dtype"):
         x = plain(x, "model(x)")
         if not hasattr(x, "dtype"):

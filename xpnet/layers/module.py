@@ -69,9 +69,6 @@ class Module(ModuleTree):
     _flat_storage_version: int  # of the tree's structure
     _model_executor: Executor | None  # see executor_of
 
-    if not TYPE_CHECKING:  # mypy would know every attribute
-        __getattr__ = missing_attribute
-
     __signature__ = ConstructorSignature()
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
@@ -349,8 +346,8 @@ class Module(ModuleTree):
         """Return the outputs for all of `x`, in evaluation mode, with nothing recorded.
 
         Args:
-            x: (N, ...), a native array of any device; it is moved to the model's a batch at a time. A tuple of them for a
-                model of several inputs.
+            x: (N, ...), a native array of any device; it is moved to the model's a batch at a time. A tuple or dict of them for
+                a model of several inputs.
             batch_size: examples in a batch.
 
         Returns:

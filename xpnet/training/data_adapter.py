@@ -38,6 +38,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
     """
     from xpnet.data import Batches, Dataset  # importing xpnet does not import the data
     from xpnet.data.arrays import Arrays, adopted_tree, have_examples, tree_leaves
+    from xpnet.data.sources import opened
 
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 and whole, got {quoted(batch_size)}")
@@ -62,7 +63,7 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
     if not isinstance(data, (tuple, list)) or (isinstance(data, list) and data and isinstance(data[0], (tuple, list))):
         if not (hasattr(data, "__iter__") or callable(data)) or hasattr(data, "shape"):
             raise ValueError(f"{who}: data must be (x, y), Batches or an iterable of batches (x, y), got {quoted(data)}")
-        made = Batches(lambda: _pairs(data() if callable(data) else data, model, who), None, seed=seed, device=device)
+        made = Batches(lambda epoch: _pairs(opened(data, epoch), model, who), None, seed=seed, device=device)
         made.given = data
         return made
     tree = adopted_tree(tuple(data), who)

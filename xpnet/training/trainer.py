@@ -157,7 +157,8 @@ class Trainer(Steps):
         Args:
             data: (x, y), arrays of N examples each, or tables and series of pandas and the like, by position; a Batches; an
                 ImageFolder; or an iterable of batches (x, y) that can be run through repeatedly (a list, a function that
-                returns an iterator, a DataLoader of PyTorch). For a model of several inputs x is a tuple of arrays.
+                returns an iterator and may take `epoch`, a DataLoader of PyTorch). For a model of several inputs x is a tuple
+                of arrays.
             validation: the like; measured after every epoch.
             epochs: how often to go through the data.
             batch_size: examples a batch; the last one may be smaller.
