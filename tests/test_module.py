@@ -120,6 +120,40 @@ def test_an_attribute_that_is_replaced_is_forgotten():
     assert (block(X).array != 0).any()
 
 
+class Own(xn.Module):
+    def __init__(self, values, **settings):
+        super().__init__(**settings)
+        self.w = xn.Parameter(values)
+
+    def forward(self, x):
+        return x @ self.w
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("given", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parameter_of_ones_own_gets_the_dtype_and_device_of_the_model(dtype, device, given, nested):
+    values = np.random.default_rng(0).standard_normal((5, 4)).astype(given)
+    own = Own(values) if nested else Own(values, dtype=dtype, device=device)
+    model = xn.Sequential([own], dtype=dtype, device=device) if nested else own
+    for _ in range(2):
+        outputs = model.predict(X)
+        assert outputs.dtype == own.w.dtype == dtype
+        np.testing.assert_allclose(outputs, X.astype(dtype) @ values.astype(dtype), rtol=1e-5, atol=1e-6)
+        values = values * 2
+        own.w = xn.Parameter(values)  # of a model that has run
+    run = xn.Trainer(model, loss="mean_squared_error", optimizer=xn.optim.SGD(0.1))
+    run.fit((X, np.zeros((len(X), 4), dtype)), verbose=False)
+    assert own.w.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+def test_a_parameter_of_whole_numbers_is_refused(dtype):
+    with pytest.raises(TypeError, match=rf"Parameter: expected floating-point values, got .*{dtype}; use values.astype"):
+        xn.Parameter(np.ones(3, dtype))
+
+
 def test_a_shared_parameter_counts_once():
     shared = xn.Dense(5)
     model = xn.Sequential([shared, xn.ReLU(), shared], input_shape=(5,))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import xpnet as xn
 from tests.moves import trips
 
 PAGE = Path(__file__).resolve().parents[1] / "ARCHITECTURE.md"
@@ -24,5 +25,7 @@ def test_a_trip_is_short(found, name):
 
 @pytest.mark.parametrize("name", MOST)
 def test_the_page_gives_its_length(found, name):
+    if xn.get_num_threads() == 1:
+        pytest.skip("the page counts the moves of work that threads share")
     moves, files = len(found[name]), len({file for file, _ in found[name]})
     assert f"| `{name}` | {moves} | {files} |" in PAGE.read_text(encoding="utf-8")

@@ -48,7 +48,10 @@ class FlatParameters:
         kinds = {(str(p.array.dtype), str(device_of(p.array))) for p in self.parameters}
         if len(kinds) > 1:
             listed = "; ".join(f"{p.path or '?'}: {describe(p.array)}" for p in self.parameters)
-            raise ValueError(f"the parameters of one model must share dtype and device, got {listed}")
+            raise ValueError(
+                f"the parameters of one model must share dtype and device, got {listed}; assign arrays of the model's, or "
+                f"xn.Parameter(values), which is brought there"
+            )
         self.slices: list[slice] = []
         self.decayed = size = 0
         self._decays = [p.decay for p in self.parameters]

@@ -6,7 +6,7 @@ from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.tensor import Tensor
-from xpnet.backend import Array, device_of, dtype_name, half_dtypes, to_device
+from xpnet.backend import Array, describe, device_of, dtype_name, half_dtypes, kind_of, to_device
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.settings import check_function
 
@@ -33,7 +33,7 @@ class Parameter(Tensor):
     """A Tensor that a model learns.
 
     Args:
-        array: the initial values.
+        array: the initial values, floating-point; those of a Module are brought to the model's device and dtype.
         decay: whether weight decay and weight penalties apply: True for weights, False for biases and scales.
 
     Attributes:
@@ -50,6 +50,10 @@ class Parameter(Tensor):
 
     def __init__(self, array: Any, *, decay: bool = True, requires_grad: bool = True) -> None:
         super().__init__(array, requires_grad)
+        if kind_of(self.array.dtype) in ("integer", "boolean"):
+            raise TypeError(
+                f"Parameter: expected floating-point values, got {describe(self.array)}; use values.astype('float32')"
+            )
         self.flat: Any = None  # a weak reference to the FlatParameters that sort it by the three below
         self._decay = decay
         self._regularizer: Any = None

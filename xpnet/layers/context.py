@@ -106,6 +106,16 @@ def on_device(values: Any, context: Context) -> Array:
     return backend.to_device(host, context.device)
 
 
+def place_parameter(parameter: Parameter, context: Context) -> None:
+    """Bring a Parameter to the context's device and storage dtype, if it is not there; its gradient is dropped then."""
+    array = parameter.array
+    if backend.device_of(array) != context.device or (
+        backend.is_floating(array) and backend.dtype_name(array) != context.storage
+    ):
+        parameter.array = on_device(array, context)
+        parameter.grad = parameter.buffer = None
+
+
 def new_buffer(values: Any, context: Context) -> Array:
     """Return the first values of a buffer."""
     if not in_meta_init():

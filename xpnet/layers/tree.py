@@ -9,7 +9,7 @@ from xpnet import backend
 from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array
 from xpnet.layers.attributes import REFUSED, Reset, is_settled
-from xpnet.layers.context import Context, on_device
+from xpnet.layers.context import Context, on_device, place_parameter
 from xpnet.layers.given import check_setting
 from xpnet.layers.holding import named, refuse_own_name, refuse_unseen, refuse_value
 from xpnet.layers.version import Version
@@ -109,6 +109,8 @@ class ModuleTree:
         was_parameter = self._parameters.pop(name, None) is not None
         if isinstance(value, Parameter):
             self._parameters[name] = value
+            if self.path is not None:
+                place_parameter(value, self.context)
             if not self.__dict__["_trainable"]:
                 value.requires_grad = False
         elif isinstance(value, ModuleTree):
@@ -199,6 +201,7 @@ class ModuleTree:
             self._place(context)
             self._tree_version.changed()
         for name, parameter in self._parameters.items():
+            place_parameter(parameter, context)
             parameter.path = f"{path}.{name}" if path else name
         for name, child in self._children.items():
             child._attach(f"{path}.{name}" if path else name, context)
@@ -206,8 +209,7 @@ class ModuleTree:
     def _place(self, context: Context) -> None:
         """Move this Module's own arrays to the context's device and dtype."""
         for parameter in self._parameters.values():
-            parameter.array = on_device(parameter.array, context)
-            parameter.grad = parameter.buffer = None
+            place_parameter(parameter, context)
         for name, array in self._buffers.items():
             setattr(self, name, on_device(array, context))
 
