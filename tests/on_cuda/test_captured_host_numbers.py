@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
-from tests.on_cuda.alike import assert_alike, cross_entropy, fit, network
+from tests.on_cuda.alike import assert_alike, cross_entropy, fit, network, on_call
 from tests.on_cuda.following import X, Y
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("schedule")]
@@ -94,12 +94,10 @@ def test_the_warning_names_the_function_that_reads_the_device(name, settings, re
 
 def test_ctrl_c_while_a_step_is_recorded(recordings):
     def loss(prediction, target):
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+        call("loss")
         return cross_entropy(prediction, target)
 
-    calls: list[int] = []
+    call = on_call(lambda number: os.kill(os.getpid(), signal.SIGINT) if number == 2 else None)
     run, _ = fit("cuda", True, loss=loss)
     assert run.history.interrupted
     assert run.iteration == 2
@@ -131,12 +129,10 @@ def test_a_metric_that_reports_the_learning_rate(recordings):
 @pytest.mark.parametrize("wrap", [float, np.asarray, np.float32])
 def test_a_metric_that_is_computed_on_the_host(wrap, recordings):
     def values(device, capture):
-        done = [0]
-
         def ratio(prediction, target):
-            return wrap(len(done) / 8)
+            return wrap(len(prediction) / 8)
 
-        return fit(device, capture, metrics=[ratio], act=lambda trainer: done.append(trainer.iteration))[1]
+        return fit(device, capture, metrics=[ratio])[1]
 
     assert_alike(values, recordings, 0, "the metric ratio returned (the Python number|an array on the host)")
 

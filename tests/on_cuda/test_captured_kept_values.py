@@ -168,13 +168,28 @@ def test_what_a_layer_holds_that_changes_between_predictions(recordings):
     assert_alike(values, recordings, 3)
 
 
-def test_a_log_that_a_loss_writes_is_no_reason_not_to_record(recordings):
+@pytest.mark.parametrize("kind", ["append", "key", "set", "global"])
+def test_a_log_that_a_loss_writes_is_whole(kind, recordings):
     def values(device, capture):
         def loss(prediction, target):
-            sizes.append(len(target))
+            if kind == "append":
+                log.append(len(target))
+            elif kind == "key":
+                keyed[len(keyed)] = prediction.array
+            elif kind == "set":
+                seen.add(len(seen))
+            else:
+                LOG.append(len(target))
             return cross_entropy(prediction, target)
 
-        sizes: list[int] = []
-        return fit(device, capture, loss=loss)[1]
+        LOG.clear()
+        log: list[int] = []
+        keyed: dict[int, Any] = {}
+        seen: set[int] = set()
+        found = fit(device, capture, loss=loss)[1]
+        return [*found, len(log) + len(keyed) + len(seen) + len(LOG)]
 
-    assert_alike(values, recordings, 1)
+    assert_alike(values, recordings, 0, r"loss assigns (log|keyed|seen|LOG)\[\d+\] in its call.*; collect values in a callback")
+
+
+LOG: list[int] = []

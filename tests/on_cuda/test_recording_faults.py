@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.on_cuda.alike import on_call
 from tests.on_cuda.networks import IMAGES, LABELS, bits, bytes_in_use, fitted, network, trainer
 
 pytestmark = pytest.mark.cuda
@@ -98,14 +99,16 @@ def test_an_exception_within_a_step_leaves_a_usable_model(when, error):
     """Also where the stream is being recorded: the recording has to be ended."""
     import cupy
 
-    calls = []
+    def fail(number):
+        if number == (1 if when == "first" else 2):
+            raise error("from a layer")
+
+    call = on_call(fail)
 
     class Fail(xn.Module):
         def forward(self, x):
             if self.training:
-                calls.append(1)
-                if len(calls) == (1 if when == "first" else 2):
-                    raise error("from a layer")
+                call("forward")
             return x
 
     model = xn.Sequential([xn.Dense(8, "tanh"), Fail(), xn.Dense(4)], input_shape=(192,), device="cuda", seed=1)

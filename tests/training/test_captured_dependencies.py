@@ -14,8 +14,9 @@ import xpnet as xn
 from xpnet.compiled.dependencies import Attributes, Surroundings
 from xpnet.compiled.derived import ModelChangedError
 from xpnet.compiled.graph import counting_nothing
-from xpnet.compiled.owners import Before, Owner, StaleValueError, hidden, reached
+from xpnet.compiled.owners import Before, Owner, StaleValueError, hidden
 from xpnet.compiled.plain import is_plain, same
+from xpnet.compiled.reach import reached
 from xpnet.compiled.trees import flatten, is_numeric, unflatten
 
 EQUAL = [
@@ -70,7 +71,10 @@ class Holder:
         self.number, self.free, self.function = np.float64(1.5), 0, len
 
     def method(self, x: Any) -> Any:
-        return x
+        return x, self.number, self.free, self.function
+
+    def __call__(self, x: Any) -> Any:
+        return self.method(x), self.a  # type: ignore[attr-defined]
 
 
 class Slotted(Holder):
@@ -102,26 +106,27 @@ def test_what_code_of_a_users_reaches():
     owner: Any = Holder()
     inner, kept = Holder(), Holder()
     owner.free = {"inner": inner}
+    owner.unmentioned = Holder()
 
     def loss(prediction: Any) -> Any:
         return kept
 
     def things(*roots: Any) -> set[Any]:
-        return {found.thing for found in reached(roots) if not isinstance(found.thing, (type, dict))}
+        return {found.thing for found in reached(roots).owners if not isinstance(found.thing, (type, dict, list))}
 
     assert things(owner) == things(owner.method) == {owner, inner}
     assert things(functools.partial(functools.partial(owner.method, 1), kept)) == {owner, inner, kept}
     assert things(loss) == {loss, kept}
     package = xn.losses.softmax_cross_entropy
-    assert things(functools.partial(package, label_smoothing=0.1)) == {package}
+    assert not things(functools.partial(package, label_smoothing=0.1))
     slotted: Any = Slotted()
     slotted.a = inner
     assert things(slotted) == {slotted, inner}
-    assert {Holder, Slotted} <= {found.thing for found in reached([slotted])}
+    assert {Holder, Slotted} <= {o.thing for o in reached([slotted]).owners if isinstance(o.thing, type)}
     model = xn.Sequential([xn.Dense(2), xn.ReLU()])
     model.owner = owner
     assert things(model) == {*model.modules(), owner, inner}
-    found = [found.thing for found in reached((), inside=model.modules())]
+    found = [found.thing for found in reached((), inside=model.modules()).owners]
     assert sorted(map(id, found)) == sorted(map(id, [owner, inner, Holder, owner.free]))
 
 
@@ -198,7 +203,7 @@ def test_a_plain_attribute_that_is_assigned_is_named_and_gets_its_value_back():
 def test_a_class_of_the_users_that_changes():
     kind: Any = type("Kind", (Holder,), {"setting": 1})
     model = xn.Sequential([xn.Dense(2)], input_shape=(3,))
-    around = Surroundings(reached([kind()]), model)
+    around = Surroundings(reached([kind()]).owners, model)
     assert around.hold()
     kind.setting = 1
     assert around.hold()

@@ -7,14 +7,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
-from weakref import WeakMethod
+from weakref import WeakMethod, WeakSet
 
 from xpnet.backend import Array
-from xpnet.compiled.dependencies import Loop, StepDependencies, owners_in_step, update_is_declared
+from xpnet.compiled.dependencies import Loop, StepDependencies, reached_in_step, update_is_declared
 from xpnet.compiled.derived import HostNumberError
 from xpnet.compiled.device_counter import DeviceCounters
-from xpnet.compiled.graph import Captured, Graphs, Place, RecordAgainError, called
-from xpnet.compiled.owners import Owner, StaleValueError, hidden
+from xpnet.compiled.graph import Captured, Graphs, RecordAgainError, called
+from xpnet.compiled.owners import Owner, Place, StaleValueError, hidden
+from xpnet.compiled.reach import Reached
 from xpnet.compiled.trees import Branch, flatten, is_numeric, unflatten
 from xpnet.layers.modes import thread_state
 from xpnet.optim.loss_scale import LossScale
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 # What changes on the host, of a Trainer: from step to step, and from epoch to epoch.
 _OF_A_STEP = ("iteration", "batch", "pending", "last_loss")
 _OF_AN_EPOCH = ("epoch", "history")
+
+
+_active: WeakSet[CapturedSteps] = WeakSet()
+"""Those whose block is entered."""
 
 
 class CapturedSteps:
@@ -57,7 +62,7 @@ class CapturedSteps:
             kind="step",
             watched=watched,
             direct=attempt,
-            owners=called(WeakMethod(self._owners)),
+            reached=called(WeakMethod(self._reached)),
         )
         self._counters = DeviceCounters(graphs.xp)
         self._kept: StepDependencies | None = None
@@ -71,6 +76,9 @@ class CapturedSteps:
     def __enter__(self) -> CapturedSteps:
         with contextlib.ExitStack() as context:  # which ends the block again where the device has no memory for it
             context.enter_context(self.graphs.stream())
+            for other in [other for other in _active if other._shares_with(self)]:  # a fit within a callback of another one
+                other._suspend()
+            _active.add(self)
             context.callback(self._leave)
             self._begin()
             self._context = context.pop_all()
@@ -79,9 +87,10 @@ class CapturedSteps:
     def _records_updates(self) -> bool:
         return self._declared and not self.trainer.watches_gradients
 
-    def _owners(self) -> list[Owner]:
-        owners = owners_in_step(self.trainer, self.updates)
-        return [owner for owner in owners if not isinstance(owner.thing, LossScale)]  # which makes its arrays at first use
+    def _reached(self) -> Reached:
+        found = reached_in_step(self.trainer, self.updates)
+        owners = [owner for owner in found.owners if not isinstance(owner.thing, LossScale)]  # makes its arrays at first use
+        return found._replace(owners=owners)
 
     def _hidden(self, places: Callable[[], list[Place]]) -> AbstractContextManager[None]:
         """Return a context in which code that uses one of these numbers of the host is not recorded."""
@@ -161,9 +170,19 @@ class CapturedSteps:
         self._context.close()
 
     def _leave(self) -> None:
+        _active.discard(self)
+        self._suspend()
+
+    def _suspend(self) -> None:
+        """Give the counters and the clock back to the host; the next step takes them again."""
         self._counters.close()
         self._take_clock()
         self._forget()  # recordings use the clock and the counters of this block
+
+    def _shares_with(self, other: CapturedSteps) -> bool:
+        """Return whether two loops train the same layers, or with the same optimizer."""
+        mine, theirs = ({id(m) for m in steps.trainer.model.modules()} for steps in (self, other))
+        return self._optimizer is other._optimizer or not mine.isdisjoint(theirs)
 
     def _take_clock(self) -> None:
         self._optimizer.read_clock()

@@ -12,8 +12,9 @@ from operator import is_
 from typing import Any, Protocol
 
 from xpnet.compiled.derived import Derived, package_settings, patched
-from xpnet.compiled.owners import MISSING, Owner, reached
+from xpnet.compiled.owners import MISSING, Owner
 from xpnet.compiled.plain import same
+from xpnet.compiled.reach import Reached, reached
 from xpnet.layers.execution import keeps_computation
 from xpnet.layers.modes import thread_state
 from xpnet.layers.module import Module
@@ -31,20 +32,23 @@ class Attributes:
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.count = len(owner.table)
-        self.values = [item for item in owner.table.items() if item[0] not in owner.exempt]
+        names = owner.names
+        self.values = [
+            item for item in owner.table.items() if item[0] not in owner.exempt and (names is None or item[0] in names)
+        ]
         self.beside = owner.beside()
 
     def hold(self) -> bool:
         """Return whether the attributes are the same."""
         owner = self.owner
         table = owner.table
-        if len(table) != self.count and not owner.entries:
+        if len(table) != self.count and (owner.names is None or len(owner.read()) != len(self.values) + len(self.beside)):
             return False
         for name, value in self.values:
             now = table.get(name, MISSING)
             if now is not value and not same(now, value):
                 return False
-        if not owner.slots and not owner.cells:
+        if not owner.slots and not owner.cells and not owner.globals:
             return True
         found = owner.beside()
         return found.keys() == self.beside.keys() and all(same(found[name], value) for name, value in self.beside.items())
@@ -54,7 +58,7 @@ class Surroundings:
     """The objects besides the model that a recorded function reads, as they are now.
 
     Args:
-        owners: see xpnet.compiled.owners.reached; a Module is watched with all below it.
+        owners: see xpnet.compiled.reach; a Module is watched with all below it.
         model: the model itself, which is watched elsewhere.
     """
 
@@ -176,8 +180,8 @@ def _may_change(trainer: Loop) -> Callable[[Any], frozenset[str]]:
     return exempt
 
 
-def owners_in_step(trainer: Loop, updates: bool) -> list[Owner]:
-    """Return the objects that code in a recorded step keeps things in."""
+def reached_in_step(trainer: Loop, updates: bool) -> Reached:
+    """Return what code in a recorded step can reach."""
     roots = [trainer.loss, *trainer.metrics.values()]
     for parameter in trainer.model.parameters().values():
         roots += [part for part in (parameter.regularizer, parameter.constraint) if part is not None]
@@ -208,7 +212,7 @@ class StepDependencies(Derived):
         self.own_modes = [module.__dict__ for module in self.modules]
         self.trained = [parameter for parameter, _ in self.parameters]
         self.objects = self._objects(trainer)
-        self.surroundings = Surroundings(owners_in_step(trainer, updates), trainer.model)
+        self.surroundings = Surroundings(reached_in_step(trainer, updates).owners, trainer.model)
         self.key = self._key(trainer)
 
     def _objects(self, trainer: Loop) -> list[Any]:

@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakMethod, ref
 
@@ -25,7 +25,8 @@ from xpnet.compiled.dependencies import Surroundings
 from xpnet.compiled.derived import Derived, HostNumberError, ModelChangedError, unchanging
 from xpnet.compiled.host_draws import HostDraws
 from xpnet.compiled.operands import OtherGradientError, Outside, noted
-from xpnet.compiled.owners import Before, Owner, StaleValueError, hidden, is_kept, of_a_user, reached
+from xpnet.compiled.owners import MISSING, Before, Owner, Place, StaleValueError, hidden, is_kept, of_a_user
+from xpnet.compiled.reach import Reached, reached
 from xpnet.layers.execution import map_output
 from xpnet.layers.modes import thread_state
 from xpnet.layers.module import Module
@@ -47,12 +48,27 @@ class Graphs(Protocol):
         """Return whether an array is in memory of the recording that goes on, or in none of a device."""
 
 
-Place = tuple[Owner, str]  # an attribute of an object
 _LIBRARIES = ("xpnet", "cupy", "cupyx", "cupy_backends", "numpy", "array_api_compat", *sys.stdlib_module_names)
 
 
 class HostDrawError(Exception):
     """A function drew random numbers on the host, which its replays do not."""
+
+
+class UnseenError(Exception):
+    """A function can use something whose changes nobody sees.
+
+    Attributes:
+        owner: the object that holds it.
+        name: there.
+        thing: what it is.
+    """
+
+    def __init__(self, owner: Any, name: str, thing: Any) -> None:
+        super().__init__(f"{name} is a {type(thing).__name__}")
+        self.owner = owner
+        self.name = name
+        self.thing = thing
 
 
 class RecordAgainError(Exception):
@@ -93,9 +109,9 @@ class Captured:
         watched: returns a context in which the function is recorded; it may raise, and it is not recorded then. Whatever else
             refuses the recording raises within it, too.
         direct: called instead of `function` where it is run as usual.
-        owners: returns the objects that code of the user's in the function may keep things in. What it leaves in their
-            attributes, a replay leaves there, too, with the values of its own; but a function that uses what the call before
-            has left is not recorded, nor is one that assigns other numbers or names.
+        reached: returns what code of the user's in the function can reach. What it leaves in the attributes of owners, a replay
+            leaves there, too, with the values of its own; but a function that uses what the call before has left is not
+            recorded, nor is one that assigns other numbers or names, draws from a generator, or can reach what is unseen.
 
     Attributes:
         replayed: whether the last call was a replay only, which does nothing on the host.
@@ -112,7 +128,7 @@ class Captured:
         kind: str = "function",
         watched: Callable[[], AbstractContextManager[Any]] = nullcontext,
         direct: Callable[..., Any] | None = None,
-        owners: Callable[[], list[Owner]] = list,
+        reached: Callable[[], Reached] = lambda: Reached([], [], []),
     ) -> None:
         self.function = function
         self.direct = direct or function
@@ -121,7 +137,7 @@ class Captured:
         self.model = None if model is None else ref(model)  # which may hold this
         self.kind = kind
         self.watched = watched
-        self.owners = owners
+        self.reached = reached
         self.failed = self.replayed = self.assigned = False
         self._runs: dict[Any, Run] = {}
         self._recordings: dict[Any, Recording] = {}
@@ -159,8 +175,8 @@ class Captured:
                 return recording.result
             run = self._runs.get(key)
             if run is None or run.again:
-                owners = self.owners()
-                before, draws = Before(owners), self._draws(owners)
+                reached = self.reached()
+                before, draws = Before(reached.owners), self._draws(reached)
                 result = direct(*inputs)
                 self._runs[key] = _run(before, first=run is None)
                 if draws is not None and draws.moved():
@@ -183,8 +199,11 @@ class Captured:
         model = None if self.model is None else self.model()
         buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
         outside = Outside({id(p) for p in model.parameters().values()} if model else (), self.graphs.made)
-        owners = self.owners()
-        before, draws = Before(owners), self._draws(owners)
+        reached = self.reached()
+        if reached.unseen:
+            self._refuse(UnseenError(*reached.unseen[0]))
+            return None
+        before, draws = Before(reached.owners), self._draws(reached)
 
         def work() -> Any:
             recording, thread_state.recording = thread_state.recording, self.kind
@@ -210,9 +229,8 @@ class Captured:
         assigned = [(owner, name, now) for owner, name, _, now in before.changed()]
         return Recording(buffers, replay, result, assigned, outside)
 
-    def _draws(self, owners: list[Owner]) -> HostDraws | None:
-        model = None if self.model is None else self.model()
-        return None if self.kind == "function" else HostDraws(owners, model.modules() if model else ())
+    def _draws(self, reached: Reached) -> HostDraws | None:
+        return None if self.kind == "function" else HostDraws(reached.generators)
 
     def _refuse(self, error: Exception) -> None:
         """Record the function never, with a warning that says why."""
@@ -229,12 +247,12 @@ class Captured:
         refused = f"{self.name} cannot be recorded as a CUDA graph and runs launch by launch"
         if isinstance(error, ModelChangedError):
             is_layer, name = isinstance(error.layer, Module), _attribute(error.layer, error.name)
-            return (
-                f"{refused}: "
-                f"{_called(error.layer)} assigns {name} in its {'forward pass' if is_layer else 'call'}, which a replay "
-                f"does not; change an array in place instead ({name}[...] = values), or "
-                f"{'set capturable = False in the class' if is_layer else 'use Trainer(capture=False)'}"
-            )
+            doing = f"{_called(error.layer)} assigns {name} in its {'forward pass' if is_layer else 'call'}"
+            instead = f"change an array in place instead ({name}[...] = values)"
+            if error.name.endswith("]"):
+                instead = "collect values in a callback"
+            without = "set capturable = False in the class" if is_layer else "use Trainer(capture=False)"
+            return f"{refused}: {doing}, which a replay does not; {instead}, or {without}"
         if isinstance(error, RepeatedNumbersError):
             why = "in evaluation mode" if error.recorded == "prediction" else "and is not a part of the trained model"
             return f"{refused}: {_called(error.layer)} draws random numbers {why}, and every replay would draw the same"
@@ -253,7 +271,14 @@ class Captured:
                 f"and a replay would use that of the recording; keep it in an array that is changed in place "
                 f"(values[...] = new), or use Trainer(capture=False)"
             )
+        if isinstance(error, UnseenError):
+            return (
+                f"{refused}: {_called(error.owner)} uses {_attribute(error.owner, error.name)} ({type(error.thing).__name__}), "
+                f"whose changes cannot be seen; keep what changes in attributes of an object of your own"
+            )
         if isinstance(error, OtherGradientError):
+            if self.kind == "function":
+                return f"{refused}: it leaves a gradient in {error.leaf!r}, and a replay does not; return gradients instead"
             return (
                 f"{refused}: it leaves a gradient in "
                 f"{error.leaf!r}, which is no parameter of the trained model, and a replay does not; if you do not want "
@@ -295,8 +320,8 @@ def counting_nothing(before: Before) -> Iterator[None]:
     except BaseException:
         before.restore()
         raise
-    for owner, name, _, now in before.changed():
-        if not is_kept(now):
+    for owner, name, was, now in before.changed():
+        if not is_kept(now) or (owner.entries and was is MISSING):  # an entry that was added would be added once
             before.restore()
             raise ModelChangedError(*owner.called(name))
 
@@ -315,7 +340,7 @@ def called(method: WeakMethod[Callable[..., Any]]) -> Callable[..., Any]:
 
 def _called(owner: Any) -> str:
     """Return path and class of a Module, or the class of another object."""
-    if isinstance(owner, (type, FunctionType)):
+    if isinstance(owner, (type, FunctionType, ModuleType)):
         return owner.__name__
     path, kind = getattr(owner, "path", None), type(owner).__name__
     return f"layer {path!r} ({kind})" if path and isinstance(owner, Module) else kind
@@ -323,7 +348,9 @@ def _called(owner: Any) -> str:
 
 def _attribute(owner: Any, name: str) -> str:
     """Return how code writes an attribute of an object or a class, or a variable of a function."""
-    return name if isinstance(owner, FunctionType) else f"{owner.__name__ if isinstance(owner, type) else 'self'}.{name}"
+    if isinstance(owner, FunctionType):
+        return name
+    return f"{owner.__name__ if isinstance(owner, (type, ModuleType)) else 'self'}.{name}"
 
 
 def _culprit(error: BaseException) -> str:
@@ -355,14 +382,14 @@ class CapturedModel(Derived):
         self.model = ref(model)
         self.graphs = graphs
         self.around: Surroundings | None = None  # as of the time when the model was remembered
-        forward, owners = called(WeakMethod(self._forward)), called(WeakMethod(self._owners))
-        self._captured = Captured(forward, graphs, "prediction", model, kind="prediction", owners=owners)
+        forward, reached = called(WeakMethod(self._forward)), called(WeakMethod(self._reached))
+        self._captured = Captured(forward, graphs, "prediction", model, kind="prediction", reached=reached)
         self._lock = threading.RLock()  # threads that predict share the recordings and their buffers
 
     def _forward(self, x: Array) -> Any:
         return map_output(lambda array: array, self._model()(x))
 
-    def _owners(self) -> list[Owner]:
+    def _reached(self) -> Reached:
         return reached((), inside=self._model().modules())
 
     def _model(self) -> Module:
@@ -384,5 +411,5 @@ class CapturedModel(Derived):
         if self.around is None or not self._captured.replayed:  # the first run may have created the parameters
             model = self._model()
             self.remember(model)
-            self.around = Surroundings(self._owners(), model)
+            self.around = Surroundings(self._reached().owners, model)
         return map_output(lambda array: self.graphs.xp.asarray(array, copy=True), y)

@@ -8,26 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from xpnet.compiled.owners import Owner
-from xpnet.layers.module import Module
-
 Access = tuple[Callable[[], Any], Callable[[Any], None]]  # reads and writes a state
 
 
 class HostDraws:
-    """The states of Python's and NumPy's generators, and of those that owners and layers hold, as they are now.
+    """The states of Python's and NumPy's generators, and of some others, as they are now.
 
     A thread that draws from the generators of `random` or `numpy.random` meanwhile cannot be told from the function.
     """
 
-    def __init__(self, owners: Iterable[Owner], layers: Iterable[Module] = ()) -> None:
+    def __init__(self, generators: Iterable[Any]) -> None:
         found: list[Access] = [(random.getstate, random.setstate), (np.random.get_state, np.random.set_state)]
-        known: set[int] = set()
-        for held in (*(owner.read() for owner in owners), *map(vars, layers)):
-            for value in held.values():
-                if id(value) not in known and (access := _access(value)) is not None:
-                    known.add(id(value))
-                    found.append(access)
+        found += [_access(generator) for generator in generators]
         self._states = [(access, access[0]()) for access in found]
 
     def moved(self) -> bool:
@@ -40,15 +32,13 @@ class HostDraws:
             write(state)
 
 
-def _access(value: Any) -> Access | None:
-    if isinstance(value, random.Random):
-        return value.getstate, value.setstate
-    if isinstance(value, np.random.RandomState):
-        return value.get_state, value.set_state
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator
-        return (lambda: bits.state), (lambda state: setattr(bits, "state", state))
-    return None
+def _access(generator: Any) -> Access:
+    if isinstance(generator, random.Random):
+        return generator.getstate, generator.setstate
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state, generator.set_state
+    bits = generator.bit_generator
+    return (lambda: bits.state), (lambda state: setattr(bits, "state", state))
 
 
 def _frozen(state: Any) -> Any:

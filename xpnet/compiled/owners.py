@@ -1,18 +1,16 @@
 """The objects that code of the user's in a recorded function keeps things in: one list, whatever is asked about them.
 
-A loss, a metric, a penalty, a constraint, a subclass of Trainer, a layer; the objects of bound methods; what any of these hold
-in attributes, lists, dicts, default arguments and the variables that a function closes over; and their classes. Before a
-recording their values are noted; after it what has changed is known, and put back where the recording is refused.
+They are found by xpnet.compiled.reach. Before a recording their values are noted; after it what has changed is known, and put
+back where the recording is refused.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import FunctionType, GeneratorType, MemberDescriptorType, MethodType
+from types import CodeType, FunctionType, GeneratorType, MemberDescriptorType, ModuleType
 from typing import Any, NoReturn
 from weakref import ref
 
@@ -24,45 +22,89 @@ from xpnet.layers.tree import OWN_ATTRIBUTES
 
 MISSING = object()
 MOST_ENTRIES = 64
-"""A list or dict with more is taken for data."""
-_CONTAINERS = (list, deque, dict)
+"""Of a list, set or dict with more it is known how many they are, and no more: it is taken for data."""
+CONTAINERS = (list, deque, set, dict)
+Place = tuple[Any, Any]  # an object, or an Owner, and a name
 _NOTHING: frozenset[str] = frozenset()
+_OF_NO_CALL = frozenset(
+    {"__init__", "__new__", "__post_init__", "__init_subclass__", "__class_getitem__", "__repr__", "__str__", "__del__",
+     "__getstate__", "__setstate__", "__reduce__", "__doc__", "__dict__", "__weakref__", "__module__", "__annotations__"}
+)  # fmt: skip
+"""What a class defines that no use of its objects calls."""
 _LIBRARIES = sys.stdlib_module_names | {"builtins", "xpnet", "numpy", "cupy", "cupyx", "array_api_compat"}
 
 
 def of_a_user(thing: Any) -> bool:
-    """Return whether a class or a function is defined outside this package, Python's library and the array libraries."""
-    return str(getattr(thing, "__module__", None) or "builtins").partition(".")[0] not in _LIBRARIES
+    """Return whether a class, function or module is from outside this package, Python's library and the array libraries."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
+    return str(name or "builtins").partition(".")[0] not in _LIBRARIES
+
+
+def installed(thing: Any) -> bool:
+    """Return whether a class or function is from an installed package, whose code is not followed to its global variables."""
+    file = getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file
+
+
+class Names:
+    """The names that some code mentions.
+
+    Attributes:
+        known: the names.
+        all: whether it may use others as well.
+    """
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self.known = set(known)
+        self.all = False
+
+    def __contains__(self, name: object) -> bool:
+        return self.all or name in self.known
 
 
 class Owner:
     """An object, a class, a Module, a Tensor or a function, and how its attributes are read and written past its own code.
 
-    Those of a function are also the variables that it closes over, those of a list or dict its entries. What is added to a list
-    or dict is taken for a log that others read, and not looked at.
+    Those of a function are also the variables that it closes over and the global ones that it mentions, those of a list, set
+    or dict its entries.
 
     Args:
         thing: the object.
         exempt: names of attributes that may change.
-        place: of a list or dict, the object that holds it, and the name.
+        place: of a list, set or dict, the object that holds it, and the name.
+        entries: whether the entries of a list, set or dict are meant, or its attributes.
+        names: the attributes that count; None: all.
     """
 
-    __slots__ = ("cells", "entries", "exempt", "place", "slots", "thing")
+    __slots__ = ("cells", "entries", "exempt", "globals", "names", "place", "slots", "thing")
 
-    def __init__(self, thing: Any, exempt: frozenset[str] = _NOTHING, place: tuple[Any, str] | None = None) -> None:
+    def __init__(
+        self,
+        thing: Any,
+        exempt: frozenset[str] = _NOTHING,
+        place: Place | None = None,
+        *,
+        entries: bool = True,
+        names: Container[str] | None = None,
+    ) -> None:
         self.thing = thing
-        self.place = place if isinstance(thing, _CONTAINERS) else None
-        self.entries = isinstance(thing, _CONTAINERS)
+        self.entries = entries and isinstance(thing, CONTAINERS)
+        self.place = place if self.entries else None
         self.exempt = exempt | OWN_ATTRIBUTES if isinstance(thing, Module) else exempt
+        self.names = names
         self.cells: dict[str, Any] = {}
+        self.globals: dict[str, Any] = {}
         self.slots: dict[str, Any] = {}
         if isinstance(thing, FunctionType):
-            if thing.__closure__ and of_a_user(thing):
-                cells = zip(thing.__code__.co_freevars, thing.__closure__)
+            if of_a_user(thing):
+                cells = zip(thing.__code__.co_freevars, thing.__closure__ or ())
                 self.cells = {name: cell for name, cell in cells if name != "__class__"}  # that of super()
+                if not installed(thing):
+                    table = thing.__globals__
+                    self.globals = {name: table for name in _global_names(thing.__code__) if name in table}
         elif isinstance(thing, Tensor):  # the rest of it belongs to the tape
             self.slots = {name: vars(Tensor)[name] for name in ("array", "requires_grad")}
-        elif not self.entries and not isinstance(thing, (type, Module)):
+        elif not self.entries and not isinstance(thing, (type, Module, ModuleType)):
             self.slots = {
                 name: member
                 for kind in reversed(type(thing).__mro__)
@@ -73,37 +115,53 @@ class Owner:
 
     @property
     def table(self) -> Any:
-        """The attributes that are in a dict; a view of it where this is a class, and a copy where it is a list."""
-        if self.entries:
-            return self.thing if isinstance(self.thing, dict) else dict(enumerate(self.thing))
-        return getattr(self.thing, "__dict__", {})
+        """The attributes that are in a dict; a view of it where this is a class, and a copy where it is a list or set."""
+        thing = self.thing
+        if not self.entries:
+            return getattr(thing, "__dict__", {})
+        if len(thing) > MOST_ENTRIES:
+            return {"len()": len(thing)}
+        if isinstance(thing, dict):
+            return thing
+        return dict.fromkeys(thing, True) if isinstance(thing, set) else dict(enumerate(thing))
 
     def called(self, name: Any) -> tuple[Any, str]:
         """Return the object that an attribute belongs to as a user sees it, and the attribute's name."""
         return (self.thing, name) if self.place is None else (self.place[0], f"{self.place[1]}[{name!r}]")
 
     def beside(self) -> dict[str, Any]:
-        """Return the values that are in slots and closed over."""
+        """Return the values that are in slots, closed over or global."""
         found = {name: member.__get__(self.thing) for name, member in self.slots.items() if hasattr(self.thing, name)}
         for name, cell in self.cells.items():
             try:
                 found[name] = cell.cell_contents
             except ValueError:  # not assigned yet
                 continue
+        for name, table in self.globals.items():
+            if name in table:
+                found[name] = table[name]
         return found
 
-    def read(self) -> dict[str, Any]:
-        """Return the attributes as they are now."""
+    def everything(self) -> dict[Any, Any]:
+        """Return the attributes as they are now, those that do not count as well."""
         found = {name: value for name, value in self.table.items() if name not in self.exempt}
         if isinstance(self.thing, type):
-            found = {name: value for name, value in found.items() if not (name[:2] == "__" == name[-2:])}
+            found = {name: value for name, value in found.items() if name not in _OF_NO_CALL}
         elif isinstance(self.thing, Module):  # what is registered in the tree is none of its values
             found = {name: value for name, value in found.items() if not isinstance(value, (Module, Parameter))}
-        return {**found, **self.beside()} if self.slots or self.cells else found
+        return {**found, **self.beside()}
+
+    def read(self) -> dict[Any, Any]:
+        """Return the attributes as they are now."""
+        found = self.everything()
+        if isinstance(self.thing, type):
+            return {name: value for name, value in found.items() if not (name[:2] == "__" == name[-2:])}
+        return found if self.names is None else {name: value for name, value in found.items() if name in self.names}
 
     def get(self, name: Any) -> Any:
         """Return one attribute, or MISSING."""
-        return self.read().get(name, MISSING) if name in self.slots or name in self.cells else self.table.get(name, MISSING)
+        beside = name in self.slots or name in self.cells or name in self.globals
+        return (self.beside() if beside else self.table).get(name, MISSING)
 
     def write(self, name: Any, value: Any) -> None:
         """Assign an attribute; MISSING deletes it."""
@@ -116,100 +174,35 @@ class Owner:
         elif name in self.slots:
             member = self.slots[name]
             member.__delete__(thing) if value is MISSING else member.__set__(thing, value)
-        elif self.entries and not isinstance(thing, dict):
-            if name < len(thing):
-                thing[name] = value
-            else:  # it was taken out
-                thing.append(value)
         elif isinstance(thing, type):
             delattr(thing, name) if value is MISSING else setattr(thing, name, value)
-        elif value is MISSING:
-            self.table.pop(name, None)
+        elif self.entries and not isinstance(thing, dict):
+            thing[name] = value
         else:
-            self.table[name] = value
+            table = self.globals.get(name, self.table)
+            if value is MISSING:
+                table.pop(name, None)
+            else:
+                table[name] = value
             if isinstance(thing, Module) and name in thing._buffers:
                 thing._buffers[name] = value
 
-
-def reached(
-    roots: Iterable[Any], exempt: Callable[[Any], frozenset[str]] = lambda thing: _NOTHING, inside: Iterable[Module] = ()
-) -> list[Owner]:
-    """Return the owners among some objects, those that they hold, and their classes.
-
-    Args:
-        roots: Modules, functions and other objects.
-        exempt: the names of an object's attributes that may change.
-        inside: Modules that are watched elsewhere; what they hold is not.
-    """
-    known = {id(module) for module in inside}
-    found: dict[int, Owner] = {}
-    waiting: list[tuple[Any, bool, Any]] = [(thing, True, None) for thing in (*inside, *roots)]
-    seen: set[int] = set()
-    while waiting:
-        thing, is_root, place = waiting.pop()
-        if isinstance(thing, MethodType):
-            waiting += [(thing.__func__, False, None), (thing.__self__, is_root, None)]
-            continue
-        if isinstance(thing, functools.partial):
-            waiting.append((thing.func, is_root, None))
-            waiting += [(part, False, (thing, "args")) for part in (*thing.args, *thing.keywords.values())]
-            continue
-        if id(thing) in seen or not _keeps(thing, is_root, place):
-            continue
-        seen.add(id(thing))
-        own = Owner(thing, exempt(thing), place)
-        if id(thing) not in known and (is_root or not isinstance(thing, FunctionType) or own.cells or own.table):
-            found[id(thing)] = own  # not the methods of a class, which have nothing
-        users = own.entries or _is_users(thing)
-        for name, value in {**own.read(), **_held(thing)}.items():
-            waiting += [(part, False, None) for part in _parts(value)]
-            waiting.append((value, False, own.called(name) if users else None))
-    return list(found.values())
+    def restore(self, before: dict[Any, Any]) -> None:
+        """Give all attributes the values that `read` has returned."""
+        thing = self.thing
+        if self.entries:
+            if len(thing) <= MOST_ENTRIES >= len(before):
+                thing.clear()
+                thing.extend(before.values()) if isinstance(thing, (list, deque)) else thing.update(before)
+            return
+        for name in {**before, **self.read()}:
+            if self.get(name) is not before.get(name, MISSING):
+                self.write(name, before.get(name, MISSING))
 
 
-def _is_users(thing: Any) -> bool:
-    """Return whether code of the user's defines a function, a class, or a part of an object."""
-    return of_a_user(thing) if isinstance(thing, (type, FunctionType)) else any(map(of_a_user, type(thing).__mro__))
-
-
-def _keeps(thing: Any, is_root: bool, place: Any) -> bool:
-    """Return whether something is an object that code of the user's may keep things in.
-
-    place: where a list or dict is, if it belongs to the user.
-    """
-    if isinstance(thing, _CONTAINERS):
-        return place is not None and len(thing) <= MOST_ENTRIES
-    if isinstance(thing, Module):
-        return True
-    if isinstance(thing, Tensor):
-        return thing.node is None
-    if hasattr(type(thing), "dtype"):
-        return False
-    return is_root or _is_users(thing)
-
-
-def _held(thing: Any) -> dict[str, Any]:
-    """Return what an object holds that is none of its attributes: classes, layers, hooks, default arguments."""
-    if isinstance(thing, type):
-        return {}
-    if isinstance(thing, FunctionType):
-        names, defaults = thing.__code__.co_varnames[: thing.__code__.co_argcount], thing.__defaults__ or ()
-        return {**dict(zip(names[len(names) - len(defaults) :], defaults)), **(thing.__kwdefaults__ or {})}
-    held: dict[str, Any] = {"__class__": type(thing).__mro__}
-    if isinstance(thing, Module):
-        held |= {"_children": tuple(thing._children.values()), "_forward_hooks": thing._forward_hooks}
-    return held
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    """Return what a value holds that is no object with attributes: the members of a list, tuple, set or dict."""
-    if isinstance(value, (classmethod, staticmethod)):
-        return (value.__func__,)
-    if isinstance(value, property):
-        return (value.fget, value.fset)
-    if isinstance(value, dict):
-        return tuple(value.values())
-    return tuple(value) if isinstance(value, (list, deque, tuple, set, frozenset)) else ()
+def _global_names(code: CodeType) -> set[str]:
+    """Return the names that may be those of global variables, in some code and the functions within it."""
+    return set(code.co_names).union(*(_global_names(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
 # -- what stands for a value while a function is recorded --
@@ -316,19 +309,19 @@ class Before:
     def __init__(self, owners: Iterable[Owner]) -> None:
         self.values = [(owner, owner.read()) for owner in owners]
 
-    def changed(self) -> Iterator[tuple[Owner, str, Any, Any]]:
+    def changed(self) -> Iterator[tuple[Owner, Any, Any, Any]]:
         """Yield each attribute that has another value now: owner, name, and the values before and now."""
         for owner, before in self.values:
             now = owner.read()
-            for name in before if owner.entries else {**before, **now}:
+            for name in {**before, **now}:
                 was, found = before.get(name, MISSING), now.get(name, MISSING)
                 if was is not found and not same(was, found):
                     yield owner, name, was, found
 
     def restore(self) -> None:
         """Give all attributes their values back."""
-        for owner, name, was, _ in list(self.changed()):
-            owner.write(name, was)
+        for owner in list({id(owner): owner for owner, *_ in self.changed()}.values()):
+            owner.restore(next(before for known, before in self.values if known is owner))
 
 
 def is_kept(value: Any) -> bool:
