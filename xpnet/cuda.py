@@ -23,8 +23,8 @@ def capture(function: Callable[..., Any], where: str | Device = "cuda") -> Captu
     Counters on the host keep the values that they had when it was recorded. So a captured training step of your own repeats
     one mask of Dropout (and one draw of every random layer), one bias correction of Adam, and one learning rate of a schedule:
     capture the forward and backward pass without random layers, return the gradients (a replay sets no ``parameter.grad``) and
-    call ``optimizer.step`` outside, or use ``Trainer.fit``, which keeps these counters on the device. Changes of a model's attributes, modes or arrays are not noticed either; call
-    ``forget()`` on what this returns to have it recorded again.
+    call ``optimizer.step`` outside, or use ``Trainer.fit``, which keeps these counters on the device. Changes of a model's
+    attributes, modes or arrays are not noticed either; call ``forget()`` on what this returns to have it recorded again.
 
     Args:
         function: takes and returns CuPy arrays, nested in tuples and dicts.

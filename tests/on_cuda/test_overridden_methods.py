@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import xpnet as xn
+from tests.on_cuda.alike import on_call
 from tests.on_cuda.three_ways import IMAGE_LABELS, IMAGES, WAYS, alike, fit
 from xpnet.data import Batches, ByteImages, ImageFolder
 from xpnet.data.arrays import Arrays
@@ -151,10 +152,11 @@ def test_a_method_that_is_replaced_in_the_class(monkeypatch):
 @pytest.mark.parametrize("where", ["class", "object"])
 def test_methods_of_the_loop(name, where):
     def program(way):
-        calls = []
+        calls: list[int] = []
+        call = on_call(calls.append)
 
         def method(self, *arguments, **keywords):
-            calls.append(name)
+            call(name)
             return getattr(xn.Trainer, name)(self, *arguments, **keywords)
 
         kind = type("Own", (xn.Trainer,), {name: method} if where == "class" else {})

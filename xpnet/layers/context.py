@@ -108,10 +108,9 @@ def on_device(values: Any, context: Context) -> Array:
 
 def place_parameter(parameter: Parameter, context: Context) -> None:
     """Bring a Parameter to the context's device and storage dtype, if it is not there; its gradient is dropped then."""
-    array = parameter.array
-    if backend.device_of(array) != context.device or (
-        backend.is_floating(array) and backend.dtype_name(array) != context.storage
-    ):
+    array, place = parameter.array, backend.device_of(parameter.array)
+    other_dtype = backend.is_floating(array) and backend.dtype_name(array) != context.storage
+    if isinstance(place, Device) and (other_dtype or place != context.device):  # of NumPy or CuPy
         parameter.array = on_device(array, context)
         parameter.grad = parameter.buffer = None
 
