@@ -154,7 +154,7 @@ def test_parts_that_are_given_are_as_they_are_given(patience, capsys):
     assert read_again("t.npz", patience).trained_before == 1
     out = resumed(capsys, 2)
     assert "examples, 120 when the run began" in out or "another class or part" in out
-    assert "1 test examples were trained on, or are copies" in out
+    assert "1 test example was trained on, or is a copy" in out
 
 
 def test_a_file_with_another_name_is_known_by_its_content(capsys):

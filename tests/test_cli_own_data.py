@@ -599,7 +599,7 @@ def flat(*places):
     [
         (lambda: flat("train", "test"), "hold images without class folders"),
         (lambda: flat("train"), "train hold images without class folders"),
-        (lambda: flat("."), "holds 1 images and no folders of classes; expected CLASS/NAME.png"),
+        (lambda: flat("."), "holds 1 image and no folders of classes; expected CLASS/NAME.png"),
         (lambda: pictures("d", ("cat",)), "all examples are of one class, 'cat'"),
         (lambda: [pictures("d/val"), pictures("d/test")], "and no folder train"),
         (lambda: [pictures("d/train"), pictures("d/training")], "are the same part of the data"),
@@ -673,7 +673,7 @@ def test_colour_is_kept_though_most_images_are_grey():
     pictures("d", ("dog",), start=80, count=1)
     dataset = from_folder(Path("d"))
     assert dataset.input_shape == (8, 8, 3)
-    assert "1 of 81 images are in colour, so all are read in colour" in dataset.reading.notes
+    assert "1 of 81 images is in colour, so all are read in colour" in dataset.reading.notes
 
 
 def test_evaluate_on_another_folder_measures_all_of_it_by_name(capsys):

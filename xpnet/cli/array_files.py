@@ -13,7 +13,7 @@ import numpy as np
 
 from xpnet.cli.readings import Known, Reading, class_indices, placed
 from xpnet.data import DataError
-from xpnet.data.dataset import NumpyArray
+from xpnet.data.dataset import NumpyArray, check_regular
 from xpnet.data.inputs import InputRecord
 from xpnet.data.npy import read_npy, read_open_npy
 from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes
@@ -202,6 +202,7 @@ def read_arrays(path: Path, known: Known) -> tuple[NumpyArray, list[str]]:
 
 def _names(path: Path) -> list[str]:
     """Return the names of the arrays in a .npz file."""
+    check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return [info.filename.removesuffix(".npy") for info in archive.infolist() if info.filename.endswith(".npy")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections import Counter
@@ -16,11 +15,11 @@ from xpnet.cli.argument_types import UsageError
 from xpnet.cli.readings import Known, Reading, class_indices, normalized, quoted_list
 from xpnet.data import DataError, ImageFolder
 from xpnet.data.dataset import NumpyArray
-from xpnet.data.image_files import ENDINGS, describe_left_out, image_files, is_hidden
+from xpnet.data.image_files import ENDINGS, describe_left_out, folders_within, image_files, is_hidden
 from xpnet.data.inputs import InputRecord
 from xpnet.data.splits import TEST, TRAIN, VALIDATION, hashes
 from xpnet.runtime.machine import memory
-from xpnet.runtime.messages import quoted
+from xpnet.runtime.messages import counted, quoted, were
 
 _ROLES = {
     "train": TRAIN, "training": TRAIN, "test": TEST, "testing": TEST, "val": VALIDATION, "valid": VALIDATION,
@@ -72,7 +71,7 @@ def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool 
     loose = [p.name for p in folder.iterdir() if p.is_file() and not is_hidden(p.name) and p.suffix.lower() in ENDINGS]
     if loose:
         notes.append(f"left out {len(loose):,} image{'s' * (len(loose) > 1)} beside the folders, such as {quoted(loose[0])}")
-    left_out: Counter[str] = Counter()
+    left_out = Counter[str]() if any(place == folder for _, place in parts) else folders_within(folder)[1]
     found: list[tuple[int | None, ImageFolder]] = []
     names: tuple[str, ...] = ()
     for part, place in parts:
@@ -100,8 +99,8 @@ def _check_memory(size: Sequence[int], count: int) -> None:
     there = memory()
     if there is not None and needed > there:
         raise UsageError(
-            f"--size {size[0]},{size[1]}: {count:,} images of this size need {needed / 1e9:,.1f} GB, and this machine has "
-            f"{there / 1e9:,.1f} GB; give a smaller size"
+            f"--size {size[0]},{size[1]}: {counted(count, 'image')} of this size need {needed / 1e9:,.1f} GB, and this machine "
+            f"has {there / 1e9:,.1f} GB; give a smaller size"
         )
 
 
@@ -121,7 +120,7 @@ def _parts(folder: Path, known: bool) -> tuple[list[tuple[int | None, Path]], li
 
     Where the classes are `known`, a training part need not be there.
     """
-    inside = sorted((p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)), key=lambda p: p.name)
+    inside, _ = folders_within(folder)
     roles = _roles(inside)
     classes = {p: _class_folders(p) for p in roles}
     named = [p for p in roles if classes[p]]  # parts hold folders of classes
@@ -135,10 +134,12 @@ def _parts(folder: Path, known: bool) -> tuple[list[tuple[int | None, Path]], li
         if len(inside) == 1 and len(_class_folders(inside[0])) > 1:  # the folder within the folder, as archives leave it
             parts, notes = _parts(inside[0], known)
             return parts, [f"the images are those in {inside[0].name}/", *notes]
+        if deep := _deep(inside):
+            raise DataError(f"{folder}: the classes lie deeper than CLASS/NAME.png: did you mean {deep}?")
         if not inside and (found := image_files(folder)[0]):
             raise DataError(
-                f"{folder}: holds {len(found):,} images and no folders of classes; expected CLASS/NAME{found[0].suffix}: sort "
-                f"them into a folder for each class"
+                f"{folder}: holds {counted(len(found), 'image')} and no folders of classes; expected "
+                f"CLASS/NAME{found[0].suffix}: sort them into a folder for each class"
             )
         return [(None, folder)], _folders_in_classes(folder, inside)
     notes = []
@@ -198,9 +199,16 @@ def _folders_in_classes(folder: Path, classes: Sequence[Path]) -> list[str]:
 
 def _class_folders(folder: Path) -> list[Path]:
     """Return the folders in a folder that hold images."""
-    with os.scandir(folder) as entries:
-        inside = sorted(folder / entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
-    return [p for p in inside if image_files(p)[0]]
+    return [p for p in folders_within(folder)[0] if image_files(p)[0]]
+
+
+def _deep(inside: Sequence[Path]) -> Path | None:
+    """Return the folder of several classes or parts that lies below others which hold nothing but one folder; None: no such."""
+    while len(inside) == 1 and not any(p.is_file() and p.suffix.lower() in ENDINGS for p in inside[0].iterdir()):
+        folder, inside = inside[0], _class_folders(inside[0])
+        if len(inside) > 1:
+            return folder
+    return None
 
 
 def _unwrapped(folder: Path) -> Path:
@@ -271,7 +279,7 @@ class _Reader:
                     f"{path} is {values.shape[0]} x {values.shape[1]} pixels, {self.first[0]} is {H} x {W}; give --size H,W to "
                     f"resize all images"
                 )
-            grey = values.shape[2] == 3 and bool((values[..., :1] == values).all())
+            grey = is_grey(values)
             self.grey = self.grey and grey
             self.colour += not grey
             self.transparent += read.transparent
@@ -287,13 +295,13 @@ class _Reader:
     def finish(self, folder: Path, names: tuple[str, ...], parts: Sequence[int | None], notes: list[str]) -> Reading:
         """Return the reading of all images that were added."""
         if self.first is None:
-            raise DataError(f"{folder}: none of the {self.total} images can be read")
+            raise DataError(f"{folder}: none of its images can be read ({self.total:,})")
         if self.known is None:
             self.channels = 1 if self.grey else 3
         H, W = self.first[1][:2]
         x = np.empty((len(self.pixels), H, W, self.channels), np.float32)
         for row, values in zip(x, self.pixels):
-            row[...] = _to_grey(values) if self.channels == 1 and values.shape[2] == 3 else values
+            row[...] = to_grey(values) if self.channels == 1 and values.shape[2] == 3 else values
         x /= np.float32(255)
         class_names = names if self.known is None else self.known.class_names
         known = self.known or Known(InputRecord("images", x.shape[1:]), names, "the training part")
@@ -303,21 +311,30 @@ class _Reader:
             notes += [note] if (note := inputs.far(x, str(folder), sure=True)) else []
         if self.transparent:
             notes.append(
-                f"{self.transparent:,} images with transparent pixels were composited on {inputs.background} (R, G, B)"
+                f"{counted(self.transparent, 'image')} with transparent pixels {were(self.transparent)} composited on "
+                f"{inputs.background} (R, G, B)"
             )
         if self.frames:
-            notes.append(f"of {self.frames:,} files with several images the first one was read")
+            notes.append(f"of {counted(self.frames, 'file')} with several images the first one was read")
         if self.deep:
-            notes.append(f"{self.deep:,} images have more than 8 bits a pixel; white is the largest value of their format")
+            notes.append(
+                f"{counted(self.deep, 'image')} {'has' if self.deep == 1 else 'have'} more than 8 bits a pixel; white "
+                f"is the largest value of their format"
+            )
         if self.known is not None and not inputs.resized and self.resized:
             notes.append(
-                f"{self.resized:,} of {len(self.pixels):,} images were resized to {H} x {W}; those of {self.known.place} had "
-                f"this size: train with --size {H},{W} on images of several sizes"
+                f"{self.resized:,} of {counted(len(self.pixels), 'image')} {were(self.resized)} resized to {H} x {W}; "
+                f"those of {self.known.place} had this size: train with --size {H},{W} on images of several sizes"
             )
         if self.known is not None and self.channels == 1 and self.colour:
-            notes.append(f"{self.colour:,} colour images were converted to grey, as {self.known.place} takes it")
+            notes.append(
+                f"{counted(self.colour, 'colour image')} {were(self.colour)} converted to grey, as {self.known.place} takes it"
+            )
         elif self.known is None and 0 < self.colour < len(self.pixels):
-            notes.append(f"{self.colour:,} of {len(self.pixels):,} images are in colour, so all are read in colour")
+            notes.append(
+                f"{self.colour:,} of {counted(len(self.pixels), 'image')} {'is' if self.colour == 1 else 'are'} in colour, "
+                f"so all are read in colour"
+            )
         given = np.array(self.parts, np.int8) if parts != [None] else None
         return Reading(
             str(folder), x, class_indices(self.labels, known, str(folder)), class_names, inputs,
@@ -325,7 +342,12 @@ class _Reader:
         )  # fmt: skip
 
 
-def _to_grey(values: NumpyArray) -> NumpyArray:
+def is_grey(values: NumpyArray) -> bool:
+    """Return whether the channels of RGB pixels (H, W, 3) are one."""
+    return values.shape[2] == 3 and bool((values[..., :1] == values).all())
+
+
+def to_grey(values: NumpyArray) -> NumpyArray:
     """Return the luma of RGB pixels (H, W, 3), as pillow computes it (ITU-R 601-2)."""
     if values.dtype == np.uint8:
         wide = values.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)

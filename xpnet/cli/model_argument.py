@@ -15,6 +15,7 @@ from typing import Any
 
 from xpnet import models
 from xpnet.cli.argument_types import UsageError
+from xpnet.data.dataset import check_regular
 from xpnet.io import model_file
 from xpnet.io.architecture import MissingClassError
 from xpnet.io.model_file import ModelFileError, SavedModel
@@ -61,6 +62,7 @@ def read_model(args: argparse.Namespace, device: str) -> SavedModel:
         UsageError: it needs classes of the user's that --code does not define.
     """
     args.model = in_run_folder(args.model)
+    check_regular(args.model)
     try:
         return model_file.read(args.model, device, classes=user_classes(args.code))
     except ModelFileError as error:

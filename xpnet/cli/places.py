@@ -1,4 +1,7 @@
-"""Paths of a run that hold wherever it is resumed: each as it was typed, and the folder that it was typed in."""
+"""Paths of a run that hold wherever it is resumed: each as it was typed, and the folder that it was typed in.
+
+And which files a command must not write to.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,29 @@ import os
 from pathlib import Path
 
 from xpnet.cli.argument_types import UsageError
+from xpnet.data.image_files import is_run
 
 STARTED_IN = "started_in"
+FILES = ("model.xpnet", "config.toml", "data.kept", "run.json", "history.csv")
+"""What a run consists of."""
+PAGES = ("report.html", "learning_curves.png", "confusion_matrix.png")
+"""What a run writes for its readers."""
+
+
+def check_output(flag: str, out: str | os.PathLike[str] | None, *inputs: str | os.PathLike[str] | None) -> None:
+    """Check, before anything is read, that a file that will be written is none of those that are read, under whatever name.
+
+    Raises:
+        UsageError: it is, or it is a file that a run is resumed or evaluated from.
+    """
+    if out is None or not os.path.exists(out):
+        return
+    there = os.stat(out)
+    if any(os.path.samestat(there, os.stat(path)) for path in inputs if path is not None and os.path.exists(path)):
+        raise UsageError(f"{flag} {out}: is a file that this command reads, which would be lost: give another name")
+    real = Path(os.path.realpath(out))
+    if real.name in FILES and is_run(real.parent):
+        raise UsageError(f"{flag} {out}: is a file of the run in {real.parent}, which would be damaged: give another name")
 
 
 def locate(path: str, started_in: object, what: str) -> str:
@@ -25,9 +49,10 @@ def locate(path: str, started_in: object, what: str) -> str:
         return str(there)
     if Path(path).exists():
         return path
+    now = "name DATASET where it is now" if what == "the data" else "start a new run with the path where it is now"
     raise UsageError(
         f"{what} {path}, which was used in {started_in}, is no longer there, and it is not here ({os.getcwd()}) either; "
-        f"put it back, or start a new run with the path where it is now"
+        f"put it back, or {now}"
     )
 
 

@@ -19,8 +19,9 @@ from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.array_files import read_arrays
 from xpnet.cli.hints import check_settings
-from xpnet.cli.model_argument import example_shape, read_model
-from xpnet.cli.places import STARTED_IN, locate
+from xpnet.cli.image_folders import is_grey, to_grey
+from xpnet.cli.model_argument import example_shape, in_run_folder, read_model
+from xpnet.cli.places import STARTED_IN, check_output, locate
 from xpnet.cli.readings import Known, Reading, own_dataset, quoted_list
 from xpnet.cli.table_files import read_rows
 from xpnet.data import DataError, Dataset, tables
@@ -32,6 +33,7 @@ from xpnet.data.splits import TEST, TRAIN, VALIDATION
 from xpnet.io import archive
 from xpnet.io.model_file import SavedModel
 from xpnet.optim import SGD
+from xpnet.runtime.messages import counted, were
 from xpnet.training import Trainer
 
 MOST_NOTES = 10
@@ -81,8 +83,8 @@ def _check_fit(path: str, saved: SavedModel, dataset: Dataset) -> None:
     expected, name = example_shape(saved, path), dataset.name
     if (expected, len(saved.class_names) or dataset.classes) != (dataset.input_shape, dataset.classes):
         raise UsageError(
-            f"{path} takes examples of shape {expected} and knows {len(saved.class_names)} classes; {name} has "
-            f"{dataset.input_shape} and {dataset.classes}"
+            f"{path} takes examples of shape {expected} and knows {counted(len(saved.class_names), 'class', 'classes')}; "
+            f"{name} has {dataset.input_shape} and {dataset.classes}"
         )
     if saved.class_names and saved.class_names != dataset.class_names:
         raise UsageError(
@@ -112,38 +114,49 @@ def _examples_to_measure(reading: Reading, known: Known, same: bool) -> tuple[Nu
     least = "at least " if not sure.all() else ""
     if reading.parts is not None:
         rows = np.flatnonzero(reading.parts == TEST)
-        notes = [f"measured on the {len(rows):,} examples of the test part"]
+        examples = counted(len(rows), "example")
+        notes = [f"measured on the {examples} of the test part"]
     elif same and seen.any():
         test = reading.divided() == TEST
         rows = np.flatnonzero(test & ~seen)
+        examples = counted(len(rows), "example")
         # Whether the run held out a validation part: none of its examples was trained on then.
         held_out = not seen[reading.divided(validation=True) == VALIDATION].any()
         new = int(((reading.divided(validation=held_out) == TRAIN) & ~seen & sure).sum())
-        notes = [f"measured on the {len(rows):,} examples of the test part, which were not trained on"]
+        notes = [f"measured on the {examples} of the test part, which {were(len(rows))} not trained on"]
         if new:
             notes.append(
-                f"the data have changed since the model was trained: {least}{new:,} examples of the training part are new"
+                f"the data have changed since the model was trained: {least}{counted(new, 'example')} of the training part "
+                f"{'is' if new == 1 else 'are'} new"
             )
-        if (test & seen).any():
-            notes.append(
-                f"left out {int((test & seen).sum()):,} examples of the test part that are copies of training examples"
-            )
+        if passed := int((test & seen).sum()):
+            are = "that is a copy of a training example" if passed == 1 else "that are copies of training examples"
+            notes.append(f"left out {counted(passed, 'example')} of the test part {are}")
         copies = int(np.isin(reading.contents[rows], reading.contents[seen]).sum())
         if copies:  # rows of which few differ: repetitions are examples of their own
-            notes.append(f"{copies:,} of them are copies of training examples")
+            are = "is a copy of a training example" if copies == 1 else "are copies of training examples"
+            notes.append(f"{copies:,} of them {are}")
         if not len(rows):
             rows = np.flatnonzero(test)
-            notes = [f"measured on the {len(rows):,} examples of the test part, all of them copies of training examples"]
+            notes = [
+                f"measured on the {counted(len(rows), 'example')} of the test part, all of them copies of training examples"
+            ]
         return rows, notes, None
     else:
         rows = np.arange(len(reading.y))
-        notes = [f"measured on all {len(rows):,} examples: these are not the data that the model was trained on"]
-        if same:
-            notes = [f"measured on all {len(rows):,} examples: none of them is one that the model was trained on"]
+        on = f"measured on {f'all {len(rows):,} examples' if len(rows) > 1 else 'the only example'}"
+        if seen.any():
+            notes = [on]
+        elif same:
+            notes = [f"{on}: none of them is one that the model was trained on"]
+        else:
+            notes = [f"{on}: these are not the data that the model was trained on"]
     trained = seen[rows]
     if not trained.any():
         return rows, notes, None
-    return rows, [*notes, f"{least}{int(trained.sum()):,} of these {len(rows):,} examples were trained on"], rows[~trained]
+    count = int(trained.sum())
+    said = f"{least}{count:,} of these {len(rows):,} examples {were(count)} trained on"
+    return rows, [*notes, said if len(rows) > 1 else "it was trained on"], rows[~trained]
 
 
 def accuracy_text(correct: int, total: int) -> str:
@@ -153,11 +166,15 @@ def accuracy_text(correct: int, total: int) -> str:
 
 def predict(args: argparse.Namespace) -> int:
     """Print the source, the class and its probability for every example, one a line or as a CSV table."""
+    if args.target is not None and not any(map(tables.is_table, args.images)):
+        raise UsageError(f"--target is for tables, and {args.images[0]} is none: omit it")
+    files, notes = _files(args.images)
+    if args.out != "-":
+        check_output("--out", args.out, in_run_folder(args.model), args.code, *files)
     saved = read_model(args, args.device)
     inputs = saved.inputs or default_record(example_shape(saved, args.model))
     known = Known(inputs, saved.class_names, args.model)
     # Read all files before the first line is printed: an error should not hide among results.
-    files, notes = _files(args.images)
     predictions = []
     for path in files:
         try:
@@ -192,7 +209,7 @@ def predict(args: argparse.Namespace) -> int:
             archive.write_atomically(
                 args.out, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape"))
             )  # as files are named
-            print(f"{len(predictions):,} predictions in {args.out}")
+            print(f"{counted(len(predictions), 'prediction')} in {args.out}")
         return 0
     for place, row in predictions:
         best = int(row.argmax())
@@ -221,7 +238,8 @@ def _files(paths: Sequence[str]) -> tuple[list[str], list[str]]:
 def _predictions(saved: SavedModel, path: str, x: NumpyArray) -> list[tuple[str, NumpyArray]]:
     """Return (place, probabilities) of every example in a file."""
     probabilities = backend.to_numpy(ops.softmax(saved.model.predict(user_data.preprocess(x, saved.preprocessing))))
-    return [(path if len(x) == 1 else f"{path}[{i}]", row) for i, row in enumerate(probabilities)]
+    alone = len(x) == 1 and not tables.is_table(path)
+    return [(path if alone else f"{path}[{i}]", row) for i, row in enumerate(probabilities)]
 
 
 def read(path: str, known: Known, target: str | None = None) -> tuple[NumpyArray, list[str]]:
@@ -245,23 +263,29 @@ def _image(path: str, known: Known) -> tuple[NumpyArray, list[str]]:
     """Read an image as one example (1, H, W, C), resized to the model's size."""
     record, shape = known.inputs, known.inputs.shape
     if len(shape) != 3:
-        takes = f"takes {math.prod(shape)} features, not images"
+        takes = f"takes {counted(math.prod(shape), 'feature')}, not images"
         raise UsageError(f"{path}: the model {takes}; put them into a .csv, .npy or .npz file")
     if why := record.without_white():
         raise UsageError(f"{path}: {known.place} {why}; give .npy or .npz files with such values")
     try:
-        read = read_pixels(path, channels=shape[2], size=(shape[0], shape[1]), background=record.background)
+        # In colour, to tell whether it is, and made grey as the images of a folder are.
+        channels = 3 if shape[2] == 1 else shape[2]
+        read = read_pixels(path, channels=channels, size=(shape[0], shape[1]), background=record.background)
     except ImportError as error:
         raise UsageError(f"{path}: {error}") from error
     except ValueError as error:
         if isinstance(error, DataError):
             raise
         raise UsageError(f"{path}: images have 1, 3 or 4 channels; {known.place} takes {shape[2]}") from error
-    x = np.divide(read.values, np.float32(255), dtype=np.float32)[None]
+    coloured = shape[2] == 1 and not is_grey(read.values)
+    values = to_grey(read.values) if coloured else read.values[..., : shape[2]]
+    x = np.divide(values, np.float32(255), dtype=np.float32)[None]
     notes = [note] if (note := record.far(x, path, sure=True)) else []
     if read.size != shape[:2] and not record.resized:
         (H, W), (height, width) = shape[:2], read.size
         notes.append(f"{path}: {height} x {width} pixels, resized to {H} x {W}; the images of {known.place} had this size")
+    if coloured:
+        notes.append(f"{path}: a colour image, converted to grey, as {known.place} takes it")
     if read.transparent:
         notes.append(f"{path}: transparent pixels were composited on {record.background} (R, G, B)")
     if read.frames:

@@ -8,12 +8,14 @@ import numpy as np
 
 from xpnet import backend, random
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.model_argument import example_shape, new_network, saved_model
+from xpnet.cli.model_argument import example_shape, in_run_folder, new_network, saved_model
+from xpnet.cli.places import check_output
 from xpnet.inspect import profile as measure
 
 
 def profile(args: argparse.Namespace) -> int:
     """Print where a training step spends time and memory, on random examples."""
+    check_output("--trace", args.trace, in_run_folder(args.model), args.model.rpartition(":")[0], args.code)
     backend.device(args.device)
     saved = saved_model(args, args.device)
     if saved is None:

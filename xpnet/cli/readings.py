@@ -16,7 +16,7 @@ from xpnet.data.dataset import NumpyArray, Pair
 from xpnet.data.inputs import InputRecord
 from xpnet.data.splits import TEST, TRAIN, VALIDATION, divide, few_differ, spread_repetitions
 from xpnet.data.table_form import as_number
-from xpnet.runtime.messages import quoted
+from xpnet.runtime.messages import counted, quoted
 
 TEST_FRACTION = 0.2
 """The test part of data without one: chosen by a hash of each example, so that no later run trains on it."""
@@ -125,25 +125,31 @@ def own_dataset(reading: Reading, validation: bool = False, kept: Kept | None = 
     train, test, held = (np.flatnonzero(parts == part) for part in (TRAIN, TEST, VALIDATION))
     if not len(train) or not len(test):
         raise DataError(
-            f"{reading.name}: {len(train)} examples to train on and {len(test)} to test are too few; every class needs two or "
-            f"more that differ"
+            f"{reading.name}: {counted(len(train), 'example')} to train on and {len(test)} to test are too few; every class "
+            f"needs two or more that differ"
         )
     if validation and not len(held):
         raise DataError(
-            f"{reading.name}: {len(train)} examples to train on are too few for early stopping on some of them; omit --patience"
+            f"{reading.name}: {counted(len(train), 'example')} to train on are too few for early stopping on "
+            f"some of them; omit --patience"
         )
     absent = [name for k, name in enumerate(reading.class_names) if not (reading.y[train] == k).any()]
     if absent:
-        raise DataError(f"{reading.name}: no example to train on of {len(absent)} classes, such as {quoted(absent[0])}")
+        raise DataError(
+            f"{reading.name}: no example to train on of {counted(len(absent), 'class', 'classes')}, such as {quoted(absent[0])}"
+        )
     notes = list(reading.notes)
     untested = [name for k, name in enumerate(reading.class_names) if not (reading.y[test] == k).any()]
     if untested:
-        notes.append(f"the test part has no example of {len(untested)} classes, such as {quoted(untested[0])}")
+        notes.append(
+            f"the test part has no example of {counted(len(untested), 'class', 'classes')}, such as {quoted(untested[0])}"
+        )
     if len(test) < _FEW:
-        notes.append(f"the test part has {len(test)} examples: an accuracy on so few says little")
+        notes.append(f"the test part has {counted(len(test), 'example')}: an accuracy on so few says little")
     doubled = int(np.isin(reading.contents[test], reading.contents[train]).sum())
     if doubled:
-        notes.append(f"{doubled:,} of the {len(test):,} test examples are copies of training examples")
+        are = "is a copy of a training example" if doubled == 1 else "are copies of training examples"
+        notes.append(f"{doubled:,} of the {counted(len(test), 'test example')} {are}")
     reading.notes = notes
     x = reading.x[train]
     axes = tuple(range(x.ndim - 1))
@@ -234,7 +240,8 @@ def describe_change(before: dict[str, Any], reading: Reading) -> str:
     old = dict(zip(before.get("classes", []), before.get("counts", []), strict=False))
     changed = [f"{n} {old.get(n, 0):,} -> {c:,}" for n, c in zip(now["classes"], now["counts"]) if old.get(n, 0) != c]
     more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
-    return f"{now['examples']:,} examples, {before.get('examples', 0):,} when the run began ({', '.join(changed[:8])}{more})"
+    count = counted(now["examples"], "example")
+    return f"{count}, {before.get('examples', 0):,} when the run began ({', '.join(changed[:8])}{more})"
 
 
 def facts(reading: Reading) -> dict[str, Any]:

@@ -6,11 +6,14 @@ import argparse
 from pathlib import Path
 
 from xpnet import report as reports
+from xpnet.cli.places import check_output
 from xpnet.report.callback import PAGE
+from xpnet.report.record import NAME
 
 
 def report(args: argparse.Namespace) -> int:
     """Write the page of one run again, or a page that compares several."""
+    check_output("--out", args.out, *args.runs, *(Path(run) / NAME for run in args.runs))
     records = [reports.read_record(run) for run in args.runs]
     if len(records) == 1:
         run = Path(args.runs[0])

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from xpnet.cli import train_settings
 from xpnet.cli.argument_types import UsageError
+from xpnet.cli.places import FILES, PAGES
+from xpnet.data.image_files import image_files, is_run
 from xpnet.io import archive, lock
 from xpnet.report import read_record
 from xpnet.runtime.messages import quoted
@@ -53,6 +55,27 @@ def open_folder(args: argparse.Namespace, name: str, dataset: str, held: context
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"--out {folder}: is a file; expected a folder") from None
     return folder
+
+
+def check_place(out: str | None, data: str) -> None:
+    """Check, before the data are read, that the results of a run do not fall among them.
+
+    Raises:
+        UsageError: the folder --out is that of the data, or one in it that holds images; or a file of the run is the data.
+    """
+    if out is None:
+        return
+    folder, place = Path(os.path.realpath(out)), Path(os.path.realpath(data))
+    if place.is_file():
+        if place.parent == folder and place.name in (*FILES, *PAGES):
+            raise UsageError(f"--out {out}: the run would write a file {place.name}, over the data: choose another folder")
+        return
+    among = place in folder.parents and folder.is_dir() and not is_run(folder) and bool(image_files(folder)[0])
+    if folder == place or among:
+        raise UsageError(
+            f"--out {out}: {'is the folder of the data' if folder == place else 'holds images of the data'}; choose another "
+            f"for the results, such as --out {shlex.quote(os.path.join('runs', place.name))}"
+        )
 
 
 def _next_free(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,14 @@ from xpnet.data.inputs import InputRecord
 from xpnet.data.splits import row_hashes
 from xpnet.data.table_form import as_number, is_missing
 from xpnet.data.tables import Table, open_table
-from xpnet.runtime.messages import quoted
+from xpnet.data.titles import is_untitled
+from xpnet.runtime.messages import counted, quoted
 
 _CLASS_TITLES = ("label", "labels", "class", "target", "y", "category", "species")
+_IDENTIFIERS = frozenset({"index", "idx", "row", "rowid", "rowindex", "rownumber", "nr", "no"})
 _ROUNDING = 0.01
+_SHORT = 20
+"""So few rows may be counted by a measurement."""
 
 
 @dataclass
@@ -56,7 +61,7 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
     table = _open(path, known)
     chosen = _for_training(table, target) if known is None else choose(table, known, target)
     if chosen.target is None:
-        raise DataError(f"{path}: has no column of classes: {_columns(table)}; name it with --target")
+        raise DataError(_without_class(table, chosen, known))
     read = table.read(chosen.features, [chosen.target])
     labels = _labels(table, chosen.target, read.texts[0], read.lines)
     notes = [f"{path}: {note}" for note in (*table.notes, *chosen.notes, *read.notes)]
@@ -135,8 +140,8 @@ def _by_place(table: Table, known: Known, target: str | None) -> Chosen:
         return Chosen(list(range(count)), None, notes)
     if table.width != count + 1:
         raise DataError(
-            f"{table.path}: has {table.width} columns, the model takes {count} numbers, and one column may be the class; "
-            f"{known.place} takes {record.describe()}"
+            f"{table.path}: has {counted(table.width, 'column')}, the model takes {counted(count, 'number')}, and one column "
+            f"may be the class; {known.place} takes {record.describe()}"
         )
     if target is not None:
         column = find_column(table, target)
@@ -163,8 +168,9 @@ def _class_column(table: Table, known: Known) -> int:
     if len(found) != 1:
         what = "neither the first nor the last column holds" if not found else "the first and the last column hold"
         raise DataError(
-            f"{table.path}: has {table.width} columns, the model takes {table.width - 1} numbers, and {what} classes of "
-            f"{known.place} ({quoted_list(known.class_names)}); name the column of classes with --target, or remove it"
+            f"{table.path}: has {counted(table.width, 'column')}, the model takes {counted(table.width - 1, 'number')}, "
+            f"and {what} classes of {known.place} ({quoted_list(known.class_names)}); name the column of classes with "
+            f"--target, or remove it"
         )
     return found[0]
 
@@ -245,14 +251,32 @@ def find_column(table: Table, target: str) -> int:
         if -table.width <= number < table.width:
             return number % table.width
         if titles is None:
-            raise UsageError(f"--target {target}: {table.path} has {table.width} columns, numbered from 0 to {table.width - 1}")
+            raise UsageError(
+                f"--target {target}: {table.path} has {counted(table.width, 'column')}, numbered from 0 to {table.width - 1}"
+            )
     close = difflib.get_close_matches(target, titles, 1)
     hint = f"; did you mean {quoted(close[0])}?" if close else ""
     raise UsageError(f"--target {target}: {table.path} has the columns {quoted_list(titles, 20)}{hint}")
 
 
+def _without_class(table: Table, chosen: Chosen, known: Known | None) -> str:
+    """Say that a table has no column of classes as a model calls it, and which of its columns may be that."""
+    expected = "" if known is None else known.inputs.target
+    if table.titles is None or not expected:
+        return f"{table.path}: has no column of classes: {_columns(table)}; name it with --target"
+    others = [title for k, title in enumerate(table.titles) if title and k not in chosen.features]
+    close = difflib.get_close_matches(_letters(expected), [_letters(title) for title in others], len(others) or 1)
+    others.sort(key=lambda title: (title.lower() not in _CLASS_TITLES) - 2 * (_letters(title) in close))
+    which = f"its columns are the features of {known.place}" if known is not None else ""
+    if others:
+        which = (
+            f"beside the features it has {quoted_list(others)}; if one is the class, name it: --target {shlex.quote(others[0])}"
+        )
+    return f"{table.path}: has no column of classes called {quoted(expected)}; {which}"
+
+
 def _columns(table: Table) -> str:
-    return f"it has {table.width} columns" + (f", {quoted_list(table.titles)}" if table.titles is not None else "")
+    return f"it has {counted(table.width, 'column')}" + (f", {quoted_list(table.titles)}" if table.titles is not None else "")
 
 
 def _for_training(table: Table, target: str | None) -> Chosen:
@@ -269,17 +293,30 @@ def _for_training(table: Table, target: str | None) -> Chosen:
             f"the last column, {quoted(titles[column])}, is the class; if it is {quoted(others[0])}, give --target {others[0]}"
         )
     features = [k for k in range(table.width) if k != column]
-    numbered = [k for k in features if titles and (not titles[k] or titles[k].startswith("Unnamed: ")) and _counts(table, k)]
+    untitled = [k for k in features if titles and is_untitled(titles[k])]
+    first = untitled if untitled in ([0], [0, 1]) else []  # as an index of pandas stands beside titles
+    numbered = {k: kind for k in untitled if (kind := _numbered(table, k)) and (kind != _REPEATED or k in first)}
     if numbered and len(numbered) < len(features):
-        notes.append("a column without a title counts the rows, and was left out")
+        notes += [f"a column without a title {kind}, and was left out" for kind in dict.fromkeys(numbered.values())]
         features = [k for k in features if k not in numbered]
     return Chosen(features, column, notes)
 
 
-def _counts(table: Table, column: int) -> bool:
-    """Return whether a column holds 0, 1, 2, ... or 1, 2, 3, ..."""
+_REPEATED = "holds the numbers of rows, some of them more than once (give it a title if it is a feature)"
+
+
+def _numbered(table: Table, column: int) -> str:
+    """Say in which way a column holds the numbers of rows, as pandas writes its index; "" for not at all.
+
+    A shuffled table, or a part of one, has them in any order; one that was put together or drawn with replacement some of
+    them several times.
+    """
     cells = table.read([], [column]).texts[0]
-    return any(cells == [str(k) for k in range(start, start + len(cells))] for start in (0, 1))
+    if any(cells == [str(k) for k in range(start, start + len(cells))] for start in (0, 1)):
+        return "counts the rows"
+    if not all(cell.isascii() and cell.isdecimal() for cell in cells):
+        return ""
+    return "numbers the rows" if len(set(cells)) == len(cells) else _REPEATED
 
 
 def _labels(table: Table, column: int, cells: list[str], lines: NumpyArray) -> list[str]:
@@ -323,8 +360,9 @@ def _classes(table: Table, column: int, labels: list[str]) -> tuple[tuple[str, .
     measured = sum(isinstance(key, float) and key != round(key) for key in spelled)
     if count > max(20, len(labels) // 3) or (measured > 20 and 2 * measured > count):
         raise DataError(
-            f"{where} holds {count} values in {len(labels)} rows; are these classes? If another column is, name it with "
-            f"--target; a network for numbers (regression) is trained with xn.Trainer and a loss such as mean_squared_error"
+            f"{where} holds {counted(count, 'value')} in {counted(len(labels), 'row')}; are these classes? If another column "
+            f"is, name it with --target; a network for numbers (regression) is trained with xn.Trainer and a loss such as "
+            f"mean_squared_error"
         )
     order = sorted(spelled, key=lambda key: (0, key, "") if isinstance(key, float) else (1, 0.0, key))
     index = {key: k for k, key in enumerate(order)}
@@ -345,10 +383,12 @@ def _merged(path: Path, labels: Sequence[str]) -> list[str]:
 def _odd_features(table: Table, chosen: Chosen, x: NumpyArray, rounding: NumpyArray) -> list[str]:
     """Say which features count the rows, and which differ in digits that float32 does not keep, such as milliseconds."""
     rows = np.arange(len(x))
-    count = [k for k in range(x.shape[1]) if len(x) > 20 and x[0, k] in (0, 1) and np.array_equal(x[:, k], rows + x[0, k])]
+    count = [k for k in range(x.shape[1]) if len(x) > _SHORT and x[0, k] in (0, 1) and np.array_equal(x[:, k], rows + x[0, k])]
+    named = [k for k in range(x.shape[1]) if len(x) > _SHORT and k not in count and _is_identifier(table, chosen.features[k])]
     notes = [
-        f"{table.title(chosen.features[k])} counts the rows, and is a feature; if it is no measurement, remove it"
-        for k in count[:3]
+        f"{table.title(chosen.features[k])} {'counts' if k in count else 'numbers'} the rows, and is a feature; if it is no "
+        f"measurement, remove it"
+        for k in sorted([*count, *named])[:3]
     ]
     lost = [k for k in range(x.shape[1]) if rounding[k] > _ROUNDING * float(x[:, k].std(dtype=np.float64))]
     return notes + [
@@ -356,6 +396,14 @@ def _odd_features(table: Table, chosen: Chosen, x: NumpyArray, rounding: NumpyAr
         f"keep; subtract an offset first"
         for k in lost[:3]
     ]
+
+
+def _is_identifier(table: Table, column: int) -> bool:
+    """Return whether a column is called id, customer_id, index or the like, and holds whole numbers that all differ."""
+    words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", table.titles[column] if table.titles else "")]
+    if not words or not (words[-1] == "id" or "".join(words) in _IDENTIFIERS):
+        return False
+    return _numbered(table, column) not in ("", _REPEATED)
 
 
 def _alike(names: Sequence[str]) -> list[str]:

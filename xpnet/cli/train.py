@@ -23,7 +23,7 @@ from xpnet.cli.model_argument import MODEL, find_network
 from xpnet.cli.places import STARTED_IN, locate_network
 from xpnet.cli.predict import accuracy_text
 from xpnet.cli.readings import VALIDATION_FRACTION, Known, OwnDataset, describe_change, facts
-from xpnet.cli.run_folder import Room, open_folder
+from xpnet.cli.run_folder import Room, check_place, open_folder
 from xpnet.cli.training_recipes import FEATURES, IMAGES, RECIPES, Recipe, warm_cosine
 from xpnet.data import Batches, Dataset
 from xpnet.data.inputs import record_from, record_of
@@ -34,6 +34,7 @@ from xpnet.layers.module import Module
 from xpnet.optim import AdamW
 from xpnet.report import RunReport, read_record
 from xpnet.runtime.determinism import deterministic, get_deterministic
+from xpnet.runtime.messages import counted, were
 from xpnet.training import (
     Callback,
     Checkpoint,
@@ -68,6 +69,11 @@ def train(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, given: train_settings.Settings, held: contextlib.ExitStack) -> int:
     backend.device(given.setdefault("device", "cpu"))
     where, published = train_settings.located_data(given)
+    if args.resume is not None and where not in data.names() and not Path(where).exists():
+        raise UsageError(
+            f"{where}: the data of the run in {args.resume} are no longer there; put them back, or name where they are now: "
+            f"xpnet train DATASET --resume {shlex.quote(args.resume)}"
+        )
     check_settings(where, published, given.get("size"), given.get("target"), given.get("skip_bad"))
     if given["dataset"] in data.names():
         # Check the rest before a download that may take minutes.
@@ -79,6 +85,12 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
             return 0
         before = train_settings.recorded_inputs(args.resume)
         known = None if before is None else _known(before, args.resume)
+    moved = None
+    if args.resume is not None:
+        moved = train_settings.read_file(Path(args.resume) / train_settings.CONFIG).get("dataset")
+        moved = moved if moved != given["dataset"] else None
+    elif where not in data.names():
+        check_place(args.out, where)
     dataset = user_data.find_dataset(
         where,
         published,
@@ -88,6 +100,8 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         known=known,
         validation="patience" in given,
     )
+    if moved is not None:
+        _check_moved(dataset, before, moved, where)
     images = len(dataset.input_shape) == 3
     usual = IMAGES if images else FEATURES
     # A folder of the user's may have the name of a published set.
@@ -108,12 +122,12 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
 
     preprocessing = Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape)
     batches, watched, held_out, optimizer = _prepare(given, dataset, model, preprocessing, recipe)
-    what = "images" if images else "examples"
+    count = counted(batches.count or 0, "image" if images else "example")
     print(
-        f"{dataset.name}: {batches.count:,} {what} to train on, {len(dataset.test[1]):,} to test, {dataset.classes} classes"
+        f"{dataset.name}: {count} to train on, {len(dataset.test[1]):,} to test, {dataset.classes} classes"
         + (f"; {held_out}" if held_out else "")
     )
-    for note in _notes(dataset, before, args.resume):
+    for note in _notes(dataset, before, args.resume, moved):
         print(f"  {note}")
     if not held_out:
         print(TESTED_IN_CURVES)
@@ -220,20 +234,37 @@ def _known(before: dict[str, Any], folder: str) -> Known:
         ) from error
 
 
-def _notes(dataset: Dataset, before: dict[str, Any] | None, resumed: str | None) -> list[str]:
+def _check_moved(dataset: Dataset, before: dict[str, Any] | None, moved: str, where: str) -> None:
+    """Raise a UsageError unless data that are given for those of a run, which are gone from their place, are the same."""
+    change = "the run did not keep what it began with"
+    if before is not None and isinstance(dataset, OwnDataset):
+        change = describe_change(before, dataset.reading)
+    if change:
+        raise UsageError(
+            f"{where}: not the data of {moved}, which the run began with and which are gone: {change}; put those back, or "
+            f"start a new run"
+        )
+
+
+def _notes(dataset: Dataset, before: dict[str, Any] | None, resumed: str | None, moved: str | None = None) -> list[str]:
     """Return what should be said about the user's own data."""
     if not isinstance(dataset, OwnDataset):
         return []
     notes = list(dataset.reading.notes)
+    if moved is not None:
+        notes.append(f"the data have moved, from {moved}, and are the same")
     if resumed is not None and dataset.trained_before is None:
         notes.append(
             "the run began with an earlier version, which did not keep how it divided the data: examples that were trained on "
             "may be in the test part now"
         )
     if before is not None and (change := describe_change(before, dataset.reading)):
-        moved = dataset.trained_before
-        tested = f"{moved:,} test examples were trained on, or are copies" if moved else "no test example was trained on"
-        notes.append(f"the data have changed: {change}" + ("" if moved is None else f"; {tested}"))
+        tested = dataset.trained_before
+        words = "no test example was trained on"
+        if tested:
+            copies = "is a copy" if tested == 1 else "are copies"
+            words = f"{counted(tested, 'test example')} {were(tested)} trained on, or {copies}"
+        notes.append(f"the data have changed: {change}" + ("" if tested is None else f"; {words}"))
     return notes
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from xpnet import data
 from xpnet.cli.argument_types import MODEL_HELP, UsageError, device, fraction, integer, non_negative, one_of, positive, shape
 from xpnet.cli.places import STARTED_IN, absolute, locate
+from xpnet.data.dataset import check_regular
 from xpnet.runtime.messages import quoted
 
 CONFIG = "config.toml"
@@ -104,7 +105,9 @@ def read_file(path: str | Path) -> Settings:
     Raises:
         UsageError: not TOML, unknown keys, or values that the flags would refuse.
         OSError: the file cannot be read.
+        DataError: it is a pipe or a device.
     """
+    check_regular(path)
     with open(path, "rb") as file:
         raw = file.read(_LARGEST_RECORD).partition(_MARK)[0]
     # The parser takes quadratic time for a long dotted key.
@@ -191,6 +194,8 @@ def effective(args: argparse.Namespace) -> Settings:
             given[name] = _absolute(name, given[name], os.getcwd())
     for name, value in given.items():
         free = name in BY_NAME and BY_NAME[name].free
+        if name == "dataset" and _is_gone(before) and os.path.exists(value):
+            continue  # they may have moved: whether they are the same is seen when they are read
         if not free and before.get(name) != value:
             flag = BY_NAME[name].flag if name in BY_NAME else "the data set"
             raise UsageError(
@@ -215,6 +220,14 @@ def is_same_path(name: str, before: Settings, now: str) -> bool:
     if not isinstance(then, str) or not isinstance(started_in, str):
         return False
     return os.path.realpath(_absolute(name, then, started_in)) == os.path.realpath(_absolute(name, now, os.getcwd()))
+
+
+def _is_gone(before: Settings) -> bool:
+    """Return whether there is nothing where a run began with its own data."""
+    name, started_in = before["dataset"], before.get(STARTED_IN)
+    return name not in data.names() and not os.path.exists(
+        os.path.join(started_in if isinstance(started_in, str) else "", name)
+    )
 
 
 def located_data(settings: Settings) -> tuple[str, str | None]:

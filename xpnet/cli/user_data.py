@@ -74,7 +74,7 @@ def read_own(
         if target is not None:
             raise UsageError(f"--target is for tables, and {name} is a file of arrays, whose labels are named y: omit it")
         return read_npz(here, known)
-    if here.is_file():
+    if here.exists():
         raise DataError(f"{name}: a file {here.suffix or 'without an ending'}, expected {FORMS}")
     if "/" in name or "\\" in name or here.suffix:
         raise DataError(f"{name}: no such folder or file; expected {FORMS}, or one of {', '.join(data.names())}")

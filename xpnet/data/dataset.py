@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,6 +17,17 @@ Pair: TypeAlias = tuple[NumpyArray, NumpyArray]
 
 class DataError(QuotingError, ValueError):
     """Data that are missing, damaged, or not as expected. The message names the file."""
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise a DataError where a path is that of a pipe or a device, which would be waited for; a missing file is no matter.
+
+    What a shell hands over, /dev/stdin or /dev/fd/63, has a writer.
+    """
+    if os.fspath(path).startswith(("/dev/stdin", "/dev/fd/")):
+        return
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise DataError(f"{path}: a pipe or a device, expected a regular file: write its content to one first")
 
 
 class WorkerError(RuntimeError):

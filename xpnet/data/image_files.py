@@ -15,14 +15,64 @@ _SYSTEM = frozenset(
     {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
 )
 
+RUNS = "folder of runs"
+_RUN = {"run.json": (b'"xpnet-run-',), "config.toml": (b"dataset = ", b"learning_rate = ", b"started_in = ")}
+"""The files that the folder of a run is known by, and what is in them."""
+
 
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder belongs to a system or an editor: .ipynb_checkpoints, __MACOSX, ._photo.jpg."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is that of a run: it holds the record of one, or the settings that one begins with."""
+    for name, marks in _RUN.items():
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                head = file.read(1 << 16)
+        except OSError:
+            continue
+        if all(mark in head for mark in marks):
+            return True
+    return False
+
+
+def folders_within(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Return the folders in a folder, sorted by name, that may hold data.
+
+    Returns:
+        the folders, and how many others were left out because they are runs, or hold runs and no images beside them.
+    """
+    with os.scandir(folder) as entries:
+        inside = sorted(folder / entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+    runs = [path for path in inside if _holds(path) == (False, True)]
+    return [path for path in inside if path not in runs], Counter(f"{RUNS} ({path.name})" for path in runs)
+
+
+def _holds(folder: Path, depth: int = 8) -> tuple[bool, bool]:
+    """Return whether a folder holds images, and whether it is a run or holds one; it ends at the first image."""
+    if is_run(folder):
+        return False, True
+    runs = False
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if not is_hidden(entry.name)]
+    except OSError:
+        return True, False
+    if any(Path(entry.name).suffix.lower() in ENDINGS and entry.is_file() for entry in entries):
+        return True, False
+    for entry in entries:
+        if depth and entry.is_dir():
+            images, more = _holds(folder / entry.name, depth - 1)
+            if images:
+                return True, False
+            runs = runs or more
+    return False, runs
+
+
 def image_files(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """Find the images in a folder at any depth, also behind symbolic links.
+    """Find the images in a folder at any depth, also behind symbolic links, but not in the folders of runs in it.
 
     Returns:
         the images, sorted by path, and how many other files were left out, by the reason.
@@ -42,6 +92,8 @@ def _walk(folder: Path, above: tuple[str, ...], found: list[Path], left_out: Cou
         path = folder / entry.name
         if is_hidden(entry.name):
             left_out[f"hidden ({'._*' if entry.name.startswith('._') else entry.name})"] += 1
+        elif entry.is_dir() and is_run(path):
+            left_out[f"{RUNS} ({entry.name})"] += 1
         elif entry.is_dir():
             _walk(path, (*above, real), found, left_out)
         elif not entry.is_file():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .dataset import DataError
+from .dataset import DataError, check_regular
 
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
 """What pillow may take a file for, whatever its name: others would start a program (EPS: Ghostscript), read files that they
@@ -30,6 +30,7 @@ def decoding(path: str | os.PathLike[str]) -> Iterator[Any]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    check_regular(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size

@@ -15,7 +15,7 @@ import numpy as np
 from xpnet.runtime.settings import Checked
 
 from .dataset import DataError, NumpyArray
-from .image_files import ENDINGS, image_files, is_hidden
+from .image_files import ENDINGS, folders_within, image_files, is_hidden
 from .image_safety import decoding
 from .inputs import WHITE
 from .sources import SkipExample
@@ -170,8 +170,8 @@ class ImageFolder(Checked):
 
     Example i is `(x, y)`: x float32 (H, W, C) in [0, 1], y the class index. Classes are the subfolders in the order of
     their names, images within a class, also in deeper folders, in the order of their paths. Hidden files and folders of
-    systems and editors (`.ipynb_checkpoints`, `__MACOSX`, `._*`) are passed over, symbolic links are followed. Files are
-    listed once and decoded on every access.
+    systems and editors (`.ipynb_checkpoints`, `__MACOSX`, `._*`) and the folders of runs (`xpnet train`) are passed over,
+    symbolic links are followed. Files are listed once and decoded on every access.
 
     Args:
         path: the folder.
@@ -207,13 +207,15 @@ class ImageFolder(Checked):
         root = Path(path).expanduser()
         if not root.is_dir():
             raise DataError(f"{root} is not a folder; expected one with a subfolder for each class")
-        found = sorted(p.name for p in root.iterdir() if p.is_dir() and not is_hidden(p.name))
+        inside, runs = folders_within(root)
+        found = [p.name for p in inside]
         if classes is not None and (missing := [name for name in classes if name not in found]):
             raise DataError(f"{root} has no subfolders {', '.join(missing)}; it has {', '.join(found) or 'none'}")
         self.class_names = tuple(found if classes is None else classes)
         self.left_out: Counter[str] = Counter(
             f"hidden ({p.name})" for p in root.iterdir() if is_hidden(p.name) and not p.name.startswith("._")
         )
+        self.left_out += runs
         self.paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(self.class_names):

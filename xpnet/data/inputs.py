@@ -95,7 +95,7 @@ class InputRecord:
         """Return one line that says how inputs are read."""
         shape = " x ".join(map(str, self.shape))
         if self.kind == "table":
-            words = f"{shape} columns"
+            words = f"{shape} column{'s' * (shape != '1')}"
             if self.columns:
                 shown = ", ".join(self.columns[:8]) + (", ..." if len(self.columns) > 8 else "")
                 words += f" by name: {shown}"

@@ -17,7 +17,7 @@ from numpy.lib import format as npy_format
 
 from xpnet.runtime.messages import quoted, shorten
 
-from .dataset import DataError, NumpyArray
+from .dataset import DataError, NumpyArray, check_regular
 
 _KINDS = "fiub"
 _LONGEST_HEADER = 10_000
@@ -38,6 +38,7 @@ def read_npy(path: str | os.PathLike[str]) -> NumpyArray:
 
     Source: NEP 1, a simple file format for NumPy arrays.
     """
+    check_regular(path)
     with Path(path).open("rb") as file:
         return read_open_npy(file, str(path), os.fstat(file.fileno()).st_size)
 

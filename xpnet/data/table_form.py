@@ -19,6 +19,8 @@ DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d+)?")
 _ENGLISH_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
+SPACED_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([ \u00a0\u202f]\d{3})+([.,]\d+)?")
+
 
 def find_encoding(path: Path, content: bytes) -> tuple[str, list[str]]:
     """Return the encoding of a text file: by its byte order mark, or else UTF-8, UTF-16 or Windows-1252."""
@@ -119,7 +121,15 @@ def find_separator(path: Path, content: bytes, encoding: str, skipped: int = 0, 
         alike = widths.count(width) / len(rows)
         convert = _any_number if separator != "," else plain_number
         cells = [cell for row in (rows[1:] or rows) for cell in row]
-        numbers = sum(converts(cell, convert) or is_missing(cell.strip()) for cell in cells) / len(cells)
+        # 1 100 is a number, though one that is refused, and not two columns: between commas, where titles are not spaced.
+        spaced = separator in ";\t|" or (separator == "," and not any(" " in cell.strip() for cell in rows[0]))
+        numbers = sum(
+            converts(cell, convert)
+            or is_missing(cell.strip())
+            or is_truth(cell)
+            or (spaced and SPACED_THOUSANDS.fullmatch(cell.strip()) is not None)
+            for cell in cells
+        ) / len(cells)
         # In 167,3;low the comma is no separator: another one is left in a cell.
         torn = sum(any(other in cell for other in ";\t|") and not converts(cell, convert) for cell in cells) / len(cells)
         # A trace for alike rows of text alone: titles and nothing else.
@@ -169,12 +179,26 @@ def find_decimal(path: Path, rows: list[list[str]], separator: str, known: str) 
     return ".", []
 
 
+_TRUTH = {"true": 1.0, "false": 0.0}
 _MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "nat", "?"})
 
 
 def is_missing(cell: str) -> bool:
     """Return whether a stripped cell says that its value is missing."""
     return cell.lower() in _MISSING
+
+
+def is_truth(cell: str) -> bool:
+    """Return whether a cell holds True or False, as pandas.get_dummies writes them, in upper or lower case."""
+    return cell.strip().lower() in _TRUTH
+
+
+def truth_number(cell: str) -> float:
+    """Convert True and False, in upper or lower case. Raises ValueError."""
+    try:
+        return _TRUTH[cell.strip().lower()]
+    except KeyError:
+        raise ValueError(cell) from None
 
 
 def plain_number(cell: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from xpnet.runtime.messages import quoted
+from xpnet.runtime.messages import counted, quoted
 
-from .dataset import DataError, NumpyArray
+from .dataset import DataError, NumpyArray, check_regular
 from .inputs import InputRecord
 from .table_form import (
     DECIMAL_COMMA,
     SAMPLE,
+    SPACED_THOUSANDS,
     comma_number,
     converts,
     count_comments,
@@ -27,11 +29,13 @@ from .table_form import (
     find_encoding,
     find_separator,
     is_missing,
+    is_truth,
     plain_number,
     separator_name,
     split_rows,
+    truth_number,
 )
-from .titles import first_line_is_titles
+from .titles import Convert, first_line_is_titles, is_untitled
 
 ENDINGS = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz", ".tab.gz")
 
@@ -76,6 +80,7 @@ class Table:
         separator: between cells.
         decimal: "." or ",".
         notes: what was found out about the file and should be said.
+        _length, _kept: the cells of a row, and which of them are columns: others have no title and are empty.
     """
 
     path: Path
@@ -87,6 +92,8 @@ class Table:
     _content: bytes
     _encoding: str
     _skipped: int
+    _length: int
+    _kept: tuple[int, ...]
 
     def title(self, column: int) -> str:
         """Return how messages name a column: by its title, or else by its number, from 0."""
@@ -102,12 +109,22 @@ class Table:
         rows = split_rows(self._content, self._encoding, self.separator, self.path, self._skipped)
         if self.titles is not None:
             next(rows)
+        whole = self._length == self.width
+        empty = sorted(set(range(self._length)) - set(self._kept))
         for line, row in rows:
-            if len(row) != self.width:
+            if len(row) != self._length and (whole or not self._kept[-1] < len(row) < self._length):
                 raise DataError(
-                    f"{self.path}: line {line} has {len(row)} columns, expected {self.width}, separated by "
+                    f"{self.path}: line {line} has {counted(len(row), 'column')}, expected {self._length}, separated by "
                     f"{separator_name(self.separator)}"
                 )
+            if not whole:
+                for k in empty:
+                    if k < len(row) and row[k].strip():
+                        raise DataError(
+                            f"{self.path}: line {line} has {quoted(row[k].strip())} in column {k}, which has no title and is "
+                            f"empty in the first lines; give it a title, or remove it"
+                        )
+                row = [row[k] for k in self._kept]
             yield line, row
 
     def read(self, numbers: Sequence[int], texts: Sequence[int] = ()) -> Columns:
@@ -118,14 +135,17 @@ class Table:
         """
         if not any(True for _ in itertools.islice(self.rows(), 1)):
             raise DataError(f"{self.path}: holds titles and no rows")
+        first = next(self.rows())[1]
+        truths = frozenset(k for k in numbers if is_truth(first[k]))
         try:
-            return self._read(numbers, texts)
+            return self._read(numbers, texts, truths)
         except _DecimalCommaError:
-            read = replace(self, decimal=",")._read(numbers, texts)
+            read = replace(self, decimal=",")._read(numbers, texts, truths)
             return replace(read, notes=("numbers have decimal commas, though not in the first lines",))
 
-    def _read(self, numbers: Sequence[int], texts: Sequence[int]) -> Columns:
+    def _read(self, numbers: Sequence[int], texts: Sequence[int], truths: Collection[int]) -> Columns:
         convert = self._converter()
+        each = [truth_number if k in truths else convert for k in numbers]
         chunks: list[NumpyArray] = []
         cells: list[list[str]] = [[] for _ in texts]
         lines: list[int] = []
@@ -151,9 +171,9 @@ class Table:
         for line, row in self.rows():
             lines.append(line)
             try:
-                waiting.append([convert(row[k]) for k in numbers])
+                waiting.append([one(row[k]) for one, k in zip(each, numbers)] if truths else [convert(row[k]) for k in numbers])
             except ValueError:
-                raise self._wrong_cell(line, row, numbers, convert) from None
+                raise self._wrong_cell(line, row, numbers, each) from None
             for column, found in zip(texts, cells):
                 found.append(row[column].strip())
             if len(waiting) == _CHUNK:
@@ -167,9 +187,9 @@ class Table:
         # Python reads 1_000 as a number, and no other program writes it as one.
         return plain_number if b"_" in self._content else float
 
-    def _wrong_cell(self, line: int, row: list[str], numbers: Sequence[int], convert: Callable[[str], float]) -> Exception:
+    def _wrong_cell(self, line: int, row: list[str], numbers: Sequence[int], each: Sequence[Convert]) -> Exception:
         """Return the error for the first cell that is not a number."""
-        column = next(k for k in numbers if not converts(row[k], convert))
+        column, convert = next((k, convert) for k, convert in zip(numbers, each) if not converts(row[k], convert))
         cell = row[column].strip()
         where = f"{self.path}: line {line}, {self.title(column)}"
         if self.decimal == "." and self.separator != "," and DECIMAL_COMMA.fullmatch(cell):
@@ -179,6 +199,13 @@ class Table:
         if is_missing(cell):
             what = "the cell is empty" if not cell else f"got {quoted(cell)}"
             return DataError(f"{where}: expected numbers, {what}; fill such cells, or remove their rows")
+        if convert is truth_number or is_truth(cell):
+            begins = "True or False" if convert is truth_number else "numbers"
+            return DataError(
+                f"{where}: got {quoted(cell)} in a column that begins with {begins}; write all its cells in one way"
+            )
+        if SPACED_THOUSANDS.fullmatch(cell):
+            return DataError(f"{where}: expected numbers, got {quoted(cell)}; write thousands without spaces")
         return DataError(
             f"{where}: expected numbers, got {quoted(cell)}; encode text as numbers or leave the column out, and name the "
             f"column of classes with --target"
@@ -220,6 +247,8 @@ def open_table(path: Path, record: InputRecord | None = None, labels: Collection
         separator == "\t" and ".tsv" not in path.name.lower() and ".tab" not in path.name.lower()
     ):
         notes.append(f"columns are separated by {separator_name(separator)}")
+    length, kept = _columns(sample, record)
+    sample = [[row[k] if k < len(row) else "" for k in kept] for row in sample] if len(kept) < length else sample
     decimal, said = find_decimal(path, sample, separator, record.decimal)
     notes += said
     convert = comma_number if decimal == "," else plain_number
@@ -228,10 +257,26 @@ def open_table(path: Path, record: InputRecord | None = None, labels: Collection
     are_titles, doubt = first_line_is_titles(head, sample[1:], convert, record.columns, labels, record.titled)
     notes += [doubt] if doubt else []
     titles = tuple(head) if are_titles else None
-    return Table(path, titles, len(sample[0]), separator, decimal, tuple(notes), content, encoding, skipped)
+    width = len(sample[0])
+    return Table(path, titles, width, separator, decimal, tuple(notes), content, encoding, skipped, length, kept)
+
+
+def _columns(sample: list[list[str]], record: InputRecord) -> tuple[int, tuple[int, ...]]:
+    """Return the number of cells in a row, and which columns hold something: separators at the ends of lines make empty ones.
+
+    One without a title that is empty in the sample holds nothing, unless a model takes as many columns.
+    """
+    head = ["" if is_untitled(cell.strip()) else cell for cell in sample[0]]
+    # A separator at the end of every line but that of the titles.
+    length = len(head) + (len(sample) > 1 and all(len(row) == len(head) + 1 and not row[-1].strip() for row in sample[1:]))
+    kept = tuple(k for k in range(length) if any(k < len(row) and row[k].strip() for row in (head, *sample[1:])))
+    if not kept or len(kept) < math.prod(record.shape) <= len(sample[0]):
+        return len(sample[0]), tuple(range(len(sample[0])))
+    return length, kept
 
 
 def _content(path: Path) -> bytes:
+    check_regular(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:

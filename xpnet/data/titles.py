@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterable
 
 from .table_form import converts, is_missing
@@ -12,6 +13,11 @@ _MOSTLY = 0.9
 """The share of cells that make a column one of numbers: some may be missing, or written as <0.1."""
 
 Convert = Callable[[str], float]
+
+
+def is_untitled(title: str) -> bool:
+    """Return whether a title is none: pandas calls a column that had none Unnamed: 0, with its number."""
+    return not title or re.fullmatch(r"Unnamed: \d+(_level_\d+)?", title) is not None
 
 
 def first_line_is_titles(
@@ -69,7 +75,7 @@ def _numbers_are_titles(
     if named:
         return True, True
     if len(numbers) == len(head) - 1 and head[0] == "":  # as pandas writes an index and numbered columns
-        return counting and _count(below[0]), False
+        return counting and (_count(below[0]) or _numbers_rows(below[0], head)), False
     classes = [k for k in words if k not in numeric]
     if classes:
         if any(head[k] in below[k] for k in classes):
@@ -107,6 +113,16 @@ def _count(cells: Iterable[str]) -> bool:
     """Return whether cells are whole numbers, each larger by 1 than the one before."""
     listed = list(cells)
     return all(c.isdecimal() for c in listed) and all(int(b) - int(a) == 1 for a, b in itertools.pairwise(listed))
+
+
+def _numbers_rows(column: list[str], head: list[str]) -> bool:
+    """Return whether a column holds row numbers in any order, beside titles that count from 0.
+
+    Where numbers come again, more titles must count: ,0,1 may be a row with a gap.
+    """
+    whole = all(cell.isascii() and cell.isdecimal() for cell in column)
+    least = 2 if len(set(column)) == len(column) else 4
+    return whole and head[1] == "0" and len(head) > least
 
 
 def _differs(cell: str, column: list[str], convert: Convert) -> bool:

@@ -32,6 +32,16 @@ def quoted(value: object, most: int = 80) -> str:
         return f"a {type(value).__name__}"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number and what it counts: 1 example, 1,200 examples, 2 classes (a `plural` other than with s is given)."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def were(count: int) -> str:
+    """Return the verb for so many things."""
+    return "was" if count == 1 else "were"
+
+
 class QuotingError(Exception):
     """Base of errors that quote what files hold: the message is shortened to `MOST` characters."""
 

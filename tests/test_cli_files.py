@@ -1,0 +1,477 @@
+"""Files on the command line: outputs over inputs, runs among the data, row numbers, and tables as programs write them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.command_line import say
+from xpnet.cli.predict import read
+from xpnet.cli.readings import Known
+from xpnet.cli.user_data import find_dataset, from_csv, from_folder, read_own
+from xpnet.data import DataError, ImageFolder
+from xpnet.data.dataset import check_regular
+from xpnet.data.image_files import RUNS, image_files, is_run
+from xpnet.io import model_file
+from xpnet.runtime.messages import counted
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+ROWS = [(round(7 * (i % 2) + (i * 37 % 100) / 100, 2), round((i * 53 % 97) / 10, 1), "uv"[i % 2]) for i in range(80)]
+
+
+def write(name, rows=ROWS, titles=("a", "b", "y"), index=None, index_title=""):
+    """Write a table, with a column of row numbers in front as pandas does where `index` is given."""
+    with open(name, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(titles if index is None else [index_title, *titles])
+        writer.writerows(rows if index is None else [[i, *row] for i, row in zip(index, rows)])
+
+
+def train(capsys, *words):
+    code, out, err = say(capsys, "train", *words, "--epochs", "1")
+    assert code == 0, err
+    return out
+
+
+def refused(capsys, *words):
+    code, out, err = say(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    return err
+
+
+def pictures(folder, names=("cat", "dog"), count=12):
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(names):
+        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            image.fromarray(rng.integers(120 * k, 120 * k + 99, (8, 8, 3)).astype(np.uint8)).save(f"{folder}/{name}/{i}.png")
+
+
+# What is written must not be what is read
+
+
+@pytest.mark.parametrize("link", ["same", "symbolic", "hard", "folder"])
+def test_predictions_never_replace_the_table_that_they_are_of(link, capsys):
+    write("t.csv")
+    train(capsys, "t.csv", "--out", "run")
+    before, out = Path("t.csv").read_bytes(), "t.csv"
+    if link == "symbolic":
+        os.symlink("t.csv", out := "link.csv")
+    elif link == "hard":
+        os.link("t.csv", out := "link.csv")
+    elif link == "folder":
+        os.symlink(".", "other")
+        out = "other/t.csv"
+    said = refused(capsys, "predict", "run", "t.csv", "--out", out)
+    assert f"--out {out}: is a file that this command reads, which would be lost" in said
+    assert Path("t.csv").read_bytes() == before
+    Path("p.csv").write_text("older predictions")
+    assert say(capsys, "predict", "run", "t.csv", "--out", "p.csv")[0] == 0
+    assert Path("p.csv").read_text().startswith("example,class,probability,u,v\n")
+
+
+def test_predictions_never_replace_a_model_or_what_a_run_needs(capsys):
+    write("t.csv")
+    train(capsys, "t.csv", "--out", "run")
+    shutil.copy("run/model.xpnet", "model")
+    for model, out in (("model", "model"), ("run", "link"), ("model", "run/history.csv")):
+        if out == "link":
+            os.symlink("run/model.xpnet", out)
+        before = Path(out).read_bytes()
+        assert f"--out {out}: is a file" in refused(capsys, "predict", model, "t.csv", "--out", out)
+        assert Path(out).read_bytes() == before
+    assert "--trace run/run.json: is a file of the run" in refused(capsys, "profile", "run", "--trace", "run/run.json")
+    assert "--trace model: is a file" in refused(capsys, "profile", "model", "--trace", "model")
+
+
+def test_a_report_never_replaces_the_record_that_it_is_of(capsys):
+    write("t.csv")
+    train(capsys, "t.csv", "--out", "run")
+    shutil.copy("run/run.json", "record")
+    assert "--out record: is a file that this command reads" in refused(capsys, "report", "run", "record", "--out", "record")
+    os.symlink("run/run.json", "page.html")
+    assert "--out page.html: is a file" in refused(capsys, "report", "run", "--out", "page.html")
+    assert say(capsys, "report", "run", "--out", "run/report.html")[0] == 0
+
+
+def test_an_image_in_a_folder_is_not_replaced(capsys):
+    pictures("d")
+    train(capsys, "d", "--out", "run")
+    os.symlink("d/cat/3.png", "p.csv")
+    assert "p.csv: is a file that this command reads" in refused(capsys, "predict", "run", "d", "--out", "p.csv")
+
+
+def test_a_run_does_not_write_over_its_data(capsys):
+    write("history.csv")
+    assert "--out .: the run would write a file history.csv" in refused(capsys, "train", "history.csv", "--out", ".")
+    write("t.csv")
+    train(capsys, "t.csv", "--out", ".")  # beside it is the user's wish
+    pictures("d")
+    for out, says in (("d", "is the folder of the data"), ("d/cat", "holds images of the data")):
+        assert f"--out {out}: {says}; choose another" in refused(capsys, "train", "d", "--out", out)
+    assert sorted(p.name for p in Path("d").iterdir()) == ["cat", "dog"]
+
+
+# Runs among the data
+
+
+@pytest.mark.parametrize("out", [None, "mine/run1", "run1", "cat/run1"])
+def test_a_run_within_the_folder_of_its_data_is_no_data(out, capsys, monkeypatch):
+    pictures("photos")
+    monkeypatch.chdir("photos")
+    first = train(capsys, ".", *(["--out", out] if out else []))
+    folder = out or "runs/data-cnn"
+    assert Path(folder, "confusion_matrix.png").is_file()
+    dataset = from_folder(Path("."))
+    assert dataset.class_names == ("cat", "dog")
+    assert len(dataset.parts) == 24
+    left_out = folder.split("/")[-1 if folder.startswith("cat") else 0]
+    assert any(f"1 {RUNS} ({left_out})" in note for note in dataset.reading.notes)
+    code, said, err = say(capsys, "evaluate", folder)
+    assert code == 0, err
+    assert "the data have changed" not in said
+    code, said, err = say(capsys, "train", "--resume", folder, "--epochs", "2")
+    assert code == 0, err
+    assert "the data have changed" not in said
+    again = train(capsys, ".")
+    assert first.splitlines()[0] == again.splitlines()[0]
+
+
+def test_runs_beside_parts_and_of_an_interrupted_training_are_passed_over(capsys):
+    for part in ("train", "test"):
+        pictures(f"d/{part}")
+    train(capsys, "d", "--out", "d/out")
+    Path("d/out/run.json").unlink()  # as after an interruption
+    assert is_run("d/out")
+    dataset = from_folder(Path("d"))
+    assert dataset.class_names == ("cat", "dog")
+    assert f"left out 1 file: 1 {RUNS} (out)" in dataset.reading.notes
+    assert ImageFolder("d").class_names == ("test", "train")
+    assert all("out" not in path.parts for path in image_files(Path("d"))[0])
+
+
+def test_a_class_may_have_the_name_or_the_files_of_a_run():
+    pictures("d", ("cat", "runs"))
+    Path("d/cat/config.toml").write_text('title = "my camera"\n')
+    Path("d/cat/run.json").write_text("{}")
+    assert from_folder(Path("d")).class_names == ("cat", "runs")
+
+
+def test_classes_below_two_folders_are_named(capsys):
+    pictures("w/archive/data")
+    assert "w: the classes lie deeper than CLASS/NAME.png: did you mean w/archive/data?" in refused(capsys, "train", "w")
+    assert from_folder(Path("w/archive")).class_names == ("cat", "dog")
+    pictures("one/cat", ("more",))  # nothing lies deeper
+    assert "all examples are of one class, 'cat'" in refused(capsys, "train", "one")
+
+
+# Row numbers
+
+
+def shuffled(start=0):
+    numbers = list(range(start, start + len(ROWS)))
+    random.Random(1).shuffle(numbers)
+    return numbers
+
+
+DRAWN = [(i * i) % 61 for i in range(len(ROWS))]
+INDICES: dict[str, Any] = {
+    "counting": (range(80), "counts the rows, and was left out"),
+    "shuffled": (shuffled(), "numbers the rows, and was left out"),
+    "part of a larger table": ([3 * i + 500 for i in shuffled()], "numbers the rows, and was left out"),
+    "drawn with replacement": (DRAWN, "some of them more than once (give it a title if it is a feature), and was left out"),
+    "two tables in one": ([*range(40), *range(40)], "some of them more than once"),
+}
+
+
+@pytest.mark.parametrize(("titles", "index_title"), [("abcy", ""), ("abcy", "Unnamed: 0"), ("0123", "")])
+@pytest.mark.parametrize("case", INDICES)
+def test_an_index_of_pandas_is_no_feature(case, index_title, titles, capsys):
+    index, says = INDICES[case]
+    rows = [(a, b, round(a - b, 3), y) for a, b, y in ROWS]
+    write("t.csv", rows, titles, index, index_title)
+    dataset = from_csv(Path("t.csv"))
+    assert dataset.inputs.columns == tuple(titles[:3])
+    assert any(says in note for note in dataset.reading.notes)
+    assert len(dataset.parts) == 80
+    train(capsys, "t.csv", "--out", "run")
+    write("plain.csv", rows, titles)
+    for name in ("t.csv", "plain.csv"):
+        code, _, err = say(capsys, "evaluate", "run", name)
+        assert code == 0, err
+        assert say(capsys, "predict", "run", name, "--out", f"p{name}")[0] == 0
+    assert Path("pt.csv").read_text().replace("t.csv", "") == Path("pplain.csv").read_text().replace("plain.csv", "")
+
+
+@pytest.mark.parametrize(
+    ("title", "numbers", "said"),
+    [
+        ("id", [1001 + i for i in range(80)], True),
+        ("PassengerId", shuffled(1), True),
+        ("customer_id", shuffled(1001), True),
+        ("index", shuffled(), True),
+        ("index", [i % 9 for i in range(80)], False),
+        ("id", [i // 2 for i in range(80)], False),
+        ("price", [100_000 + 37 * i for i in shuffled()], False),
+        ("year", [1900 + i for i in range(80)], False),
+        ("rapid", shuffled(), False),
+        ("humidity", shuffled(3), False),
+        ("body_mass_index", shuffled(15), False),
+    ],
+)
+def test_which_titled_columns_are_said_to_number_the_rows(title, numbers, said):
+    write("t.csv", index=numbers, index_title=title)
+    dataset = from_csv(Path("t.csv"))
+    assert dataset.inputs.columns == (title, "a", "b")
+    notes = [note for note in dataset.reading.notes if "the rows" in note]
+    expected = f"t.csv: column '{title}' numbers the rows, and is a feature; if it is no measurement, remove it"
+    assert notes == ([expected] if said else [])
+
+
+def test_columns_without_a_title_that_are_measurements_are_features():
+    write("t.csv", index=[i / 4 for i in range(80)])
+    assert from_csv(Path("t.csv")).inputs.columns == ("column 0", "a", "b")
+    write("t.csv", [(a, i % 5, y) for i, (a, _, y) in enumerate(ROWS)], ("a", "", "y"))  # an index stands in front
+    assert from_csv(Path("t.csv")).inputs.columns == ("a", "column 1")
+
+
+def test_a_row_with_a_gap_is_no_line_of_titles(capsys):
+    Path("t.csv").write_text(",0,1\n" + "".join(f"{i % 7},{i % 3},{i % 2}\n" for i in range(60)))
+    assert "line 1, column 0: expected numbers, the cell is empty" in refused(capsys, "train", "t.csv")
+
+
+# Tables as programs write them
+
+
+@pytest.mark.parametrize(
+    ("head", "end"), [("a,b,y,\n", ","), ("a,b,y\n", ","), ("a,b,y,,\n", ",,"), ("a,b,y,Unnamed: 3\n", ","), ("", ",")]
+)
+def test_a_separator_at_the_end_of_every_line_makes_no_column(head, end, capsys):
+    Path("t.csv").write_text(head + "".join(f"{a},{b},{y}{end}\n" for a, b, y in ROWS))
+    dataset = from_csv(Path("t.csv"))
+    assert (dataset.input_shape, dataset.class_names) == ((2,), ("u", "v"))
+    train(capsys, "t.csv", "--out", "run")
+    code, _, err = say(capsys, "evaluate", "run", "t.csv")
+    assert code == 0, err
+    assert say(capsys, "predict", "run", "t.csv")[0] == 0
+    Path("new.csv").write_text((head and "a,b,\n") + "1,2,\n3,4,\n")
+    assert len(say(capsys, "predict", "run", "new.csv")[1].splitlines()) == 2
+
+
+def test_an_empty_column_between_others_is_left_out_and_what_it_holds_further_down_is_an_error(capsys):
+    lines = [f"{a},,{b},{y}\n" for a, b, y in ROWS * 4]
+    Path("t.csv").write_text("a,,b,y\n" + "".join(lines))
+    assert from_csv(Path("t.csv")).inputs.columns == ("a", "b")
+    lines[300] = lines[300].replace(",,", ",7,")
+    Path("t.csv").write_text("a,,b,y\n" + "".join(lines))
+    assert "line 302 has '7' in column 1, which has no title and is empty in the first lines" in refused(
+        capsys, "train", "t.csv"
+    )
+    write("t.csv", [(a, "", y) for a, _, y in ROWS])  # with a title it is missing data
+    assert "line 2, column 'b': expected numbers, the cell is empty" in refused(capsys, "train", "t.csv")
+
+
+@pytest.mark.parametrize("rest", [";100", "", ";2 500;3"])
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+def test_spaces_between_thousands_do_not_separate_columns(rest, separator, capsys):
+    titles = separator.join([*"abcd"[: rest.count(";") + 1], "y"])
+    rows = "".join(f"1 {100 + i}{rest};{'uv'[i % 2]}\n".replace(";", separator) for i in range(60))
+    Path("t.csv").write_text(f"{titles}\n{rows}")
+    said = refused(capsys, "train", "t.csv")
+    assert "line 2, column 'a': expected numbers, got '1 100'; write thousands without spaces" in said
+    Path("s.csv").write_text("".join(f"1 {100 + i} {i % 7} {'uv'[i % 2]}\n" for i in range(60)))
+    assert from_csv(Path("s.csv")).input_shape == (3,)
+
+
+@pytest.mark.parametrize(("yes", "no"), [("True", "False"), ("TRUE", "FALSE"), ("true", "false"), ("True", "FALSE")])
+def test_true_and_false_are_one_and_nought(yes, no, capsys):
+    truths = [(a, no if i % 3 else yes, y) for i, (a, _, y) in enumerate(ROWS)]
+    numbers = [(a, 0 if i % 3 else 1, y) for i, (a, _, y) in enumerate(ROWS)]
+    write("t.csv", truths)
+    write("n.csv", numbers)
+    ours, theirs = from_csv(Path("t.csv")), from_csv(Path("n.csv"))
+    np.testing.assert_array_equal(ours.train[0], theirs.train[0])
+    np.testing.assert_array_equal(ours.test[0], theirs.test[0])
+    train(capsys, "t.csv", "--out", "run")
+    inputs = model_file.read("run/model.xpnet").inputs
+    assert inputs is not None
+    known = Known(inputs, ("u", "v"), "run")
+    np.testing.assert_array_equal(read("t.csv", known)[0], read("n.csv", known)[0])
+    assert "of these 80 examples were trained on" in say(capsys, "evaluate", "run", "n.csv")[1]
+
+
+def test_columns_of_truths_hold_nothing_else(capsys):
+    for wrong, says in (
+        ("1", "got '1' in a column that begins with True or False"),
+        ("maybe", "got 'maybe' in a column that begins with True or False"),
+        ("", "the cell is empty"),
+    ):
+        write("t.csv", [*((a, a > 4, y) for a, _, y in ROWS), (1, wrong, "u")])
+        assert f"line 82, column 'b': {'expected numbers, ' * (not wrong)}{says}" in refused(capsys, "train", "t.csv")
+    write("t.csv", [*ROWS, (1, "True", "u")])
+    assert "got 'True' in a column that begins with numbers" in refused(capsys, "train", "t.csv")
+    write("t.csv", [(a, b, y == "u") for a, b, y in ROWS])  # classes are text
+    assert from_csv(Path("t.csv")).class_names == ("False", "True")
+
+
+def test_a_table_of_truths_alone(capsys):
+    write("t.csv", [(i % 2 == 0, i % 3 == 0, i % 5 == 0, "uv"[i % 2]) for i in range(60)], ("p", "q", "r", "y"))
+    dataset = from_csv(Path("t.csv"))
+    assert dataset.inputs.columns == ("p", "q", "r")
+    assert set(np.unique(dataset.train[0]).tolist()) == {0.0, 1.0}
+    Path("t.csv").write_text("".join(f"{i % 2 == 0},{i % 7},{'uv'[i % 2]}\n" for i in range(60)))  # and without titles
+    assert len(from_csv(Path("t.csv")).parts) == 60
+
+
+def test_a_class_under_another_title_is_asked_for(capsys):
+    write("t.csv", titles=("a", "b", "species"))
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", [("x", *row) for row in ROWS], ("note", "a", "b", "specie_s2"))
+    said = refused(capsys, "evaluate", "run", "new.csv")
+    assert "new.csv: has no column of classes called 'species'; beside the features it has 'specie_s2', 'note'" in said
+    assert "if one is the class, name it: --target specie_s2" in said
+    assert say(capsys, "evaluate", "run", "new.csv", "--target", "specie_s2")[0] == 0
+    write("new.csv", [row[:2] for row in ROWS], ("a", "b"))
+    assert "has no column of classes called 'species'; its columns are the features of run" in refused(
+        capsys, "evaluate", "run", "new.csv"
+    )
+
+
+# Sentences
+
+
+def test_a_table_of_one_row_is_named_as_one_of_many(capsys):
+    write("t.csv")
+    train(capsys, "t.csv", "--out", "run")
+    write("one.csv", ROWS[:1])
+    assert say(capsys, "predict", "run", "one.csv")[1].startswith("one.csv[0]  ")
+    assert say(capsys, "predict", "run", "one.csv", "--out", "p.csv")[1] == "1 prediction in p.csv\n"
+    assert Path("p.csv").read_text().splitlines()[1].startswith("one.csv[0],")
+
+
+def test_a_target_is_for_tables(capsys):
+    pictures("d")
+    train(capsys, "d", "--out", "run")
+    for name in ("d/cat/0.png", "d"):
+        assert f"--target is for tables, and {name} is none: omit it" in refused(
+            capsys, "predict", "run", name, "--target", "x"
+        )
+
+
+def test_what_was_trained_on_is_said_in_sentences_that_agree(capsys):
+    write("t.csv")
+    train(capsys, "t.csv", "--out", "run")
+    dataset: Any = find_dataset("t.csv")
+    rows = [ROWS[k] for k in np.flatnonzero(dataset.parts == 0)]
+    others = [(a + 100, b, y) for a, b, y in ROWS[:35]]
+    for part, says in (
+        (rows, f"measured on all {len(rows)} examples\n  {len(rows)} of these {len(rows)} examples were trained on\n"),
+        ([*others, rows[0]], "measured on all 36 examples\n  1 of these 36 examples was trained on\n"),
+        (others, "measured on all 35 examples: these are not the data that the model was trained on\n"),
+        (others[:1], "measured on the only example: these are not the data"),
+        (rows[:1], "measured on the only example\n  it was trained on\n"),
+    ):
+        write("part.csv", part)
+        code, out, err = say(capsys, "evaluate", "run", "part.csv")
+        assert code == 0, err
+        assert says in out
+        assert ("these are not the data" in out) is ("these are not the data" in says)
+
+
+def test_a_colour_image_for_a_grey_model_is_said(capsys):
+    image = pytest.importorskip("PIL.Image")
+    for k, name in enumerate(("cat", "dog")):
+        Path("d", name).mkdir(parents=True)
+        for i in range(9):
+            image.fromarray(np.full((8, 8), 100 * k + i, np.uint8)).save(f"d/{name}/{i}.png")
+    train(capsys, "d", "--out", "run")
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+    Path("e/cat").mkdir(parents=True)
+    image.fromarray(pixels).save("e/cat/c.png")
+    said = say(capsys, "predict", "run", "e/cat/c.png", "d/cat/1.png")[2]
+    assert said.count("a colour image, converted to grey, as run/model.xpnet takes it") == 1
+    known = Known(model_file.read("run/model.xpnet").inputs, ("cat", "dog"), "run")  # type: ignore[arg-type]
+    reading = read_own("e", known=known)  # as evaluate reads it
+    assert reading is not None
+    np.testing.assert_array_equal(read("e/cat/c.png", known)[0], reading.x)
+    assert "1 colour image was converted to grey, as run takes it" in reading.notes
+
+
+def test_one_is_singular(capsys):
+    assert [counted(n, "class", "classes") for n in (0, 1, 1200)] == ["0 classes", "1 class", "1,200 classes"]
+    Path("t.csv").write_text("a,b,y\n" + "1,2,u\n2,3,v\n" * 20 + "7\n")
+    assert "line 42 has 1 column, expected 3" in refused(capsys, "train", "t.csv")
+    write("t.csv", [*ROWS, (5, 5, "w")])
+    assert "t.csv: the test part has no example of 1 class, such as 'w'" in "".join(
+        f"t.csv: {note}" for note in from_csv(Path("t.csv")).reading.notes
+    )
+
+
+# Files that are none, and data that have moved
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(capsys):
+    write("t.csv")
+    train(capsys, "t.csv", "--out", "run")
+    pictures("d")
+    train(capsys, "d", "--out", "images")
+    for name in ("f.csv", "f.npz", "f.npy", "f.png", "f.toml", "f.xpnet", "f.dat"):
+        os.mkfifo(name)
+    says = "a pipe or a device, expected a regular file"
+    for words in (
+        ("train", "f.csv"),
+        ("train", "f.npz"),
+        ("evaluate", "run", "f.csv"),
+        ("predict", "run", "f.csv"),
+        ("predict", "run", "f.npy"),
+        ("predict", "images", "f.png"),
+        ("predict", "f.xpnet", "t.csv"),
+        ("train", "--config", "f.toml"),
+    ):
+        assert f"{words[-1] if 'f.xpnet' not in words else 'f.xpnet'}: {says}" in refused(capsys, *words)
+    assert "f.dat: a file .dat, expected a folder of images" in refused(capsys, "train", "f.dat")
+    with pytest.raises(DataError, match="a pipe or a device"):
+        check_regular("f.csv")
+    check_regular("none.csv")
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_data_that_have_moved_are_named_when_a_run_is_resumed(images, capsys):
+    old, new = ("d", "moved") if images else ("t.csv", "moved.csv")
+    pictures("d") if images else write("t.csv")
+    train(capsys, old, "--out", "run")
+    shutil.copytree(old, new) if images else shutil.copy(old, new)
+    words = ("train", new, "--resume", "run", "--epochs", "2")
+    assert "is not what the run in run began with" in refused(capsys, *words)  # they are both there
+    shutil.rmtree(old) if images else Path(old).unlink()
+    code, out, err = say(capsys, *words)
+    assert code == 0, err
+    assert f"the data have moved, from {old}, and are the same" in out
+    code, out, err = say(capsys, "train", "--resume", "run", "--epochs", "3")  # from now on they are there
+    assert code == 0, err
+    assert "moved, from" not in out
+    shutil.move(new, f"x{old}")
+    if images:
+        shutil.copy("xd/cat/0.png", "xd/cat/more.png")
+    else:
+        write("xt.csv", [*ROWS[1:], (9, 9, "u")])
+    said = refused(capsys, "train", "--resume", "run", "--epochs", "4")
+    assert "are no longer there; put them back, or name where they are now: xpnet train DATASET --resume run" in said
+    said = refused(capsys, "train", f"x{old}", "--resume", "run", "--epochs", "4")
+    assert f"x{old}: not the data of" in said
+    assert "which the run began with and which are gone" in said
