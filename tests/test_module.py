@@ -437,6 +437,35 @@ def test_train_and_eval_reach_every_module():
     assert (model(X) != 2 * X).any()
 
 
+@pytest.mark.parametrize("begin", ["new", "evaluated", "loaded", "stepped"])
+@pytest.mark.parametrize("how", ["eval()", "training = False", "part"])
+def test_fit_leaves_a_layer_in_the_mode_that_was_chosen_for_it(begin, how, tmp_path):
+    model = xn.Sequential([xn.Dense(4), xn.Sequential([xn.BatchNorm()]), xn.Dropout(0.5), xn.Dense(2)], input_shape=(5,))
+    if begin == "loaded":
+        model.save(tmp_path / "m")
+        model = xn.load(tmp_path / "m")
+    elif begin == "evaluated":
+        model.eval()
+    layer = model.layers[1].layers[0]
+    if how == "training = False":
+        layer.training = False
+    else:
+        (layer if how == "eval()" else model.layers[1]).eval()
+    mean, run = layer.running_mean.copy(), xn.Trainer(model, loss="mean_squared_error", optimizer=xn.optim.SGD(0.1))
+    data = X, np.zeros((len(X), 2), np.float32)
+    if begin == "stepped":
+        run.step(*data)
+    else:
+        run.fit(data, epochs=2, validation=data, verbose=False)
+    np.testing.assert_array_equal(layer.running_mean, mean)
+    assert not layer.training
+    assert model.layers[2].training
+    model.eval()  # of the whole model: the choice is taken back
+    run.fit(data, verbose=False)
+    assert layer.training
+    assert (layer.running_mean != mean).any()
+
+
 def test_predict_puts_the_mode_of_every_part_back():
     model = mlp().train()
     model.layers[1].eval()

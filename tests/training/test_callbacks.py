@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -432,3 +433,102 @@ def test_every_callback_of_the_package_has_hooks_that_are_called():
     assert len(kinds) > 8
     for kind in kinds:
         refuse_hooks(object.__new__(kind))
+
+
+class Unbuilt(xn.Module):
+    """Makes its Parameters at the first batch."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed=seed)
+        self.first, self.last = xn.Dense(8, "relu"), xn.Dense(3)
+
+    def forward(self, x):
+        return self.last(self.first(x))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_average_of_a_model_that_the_first_batch_builds(stream):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((24, 5)).astype(np.float32), np.arange(24) % 3
+    batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 24, 8)]
+
+    def fit(model, *callbacks):
+        run = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.5), callbacks=callbacks)
+        run.fit(iter(batches) if stream else (x, y), batch_size=8, shuffle=False, verbose=False)
+        return run.model.state()
+
+    weights = []
+    after = xn.training.LambdaCallback(
+        step_end=lambda trainer: weights.append({n: a.copy() for n, a in trainer.model.state().items()})
+    )
+    found = fit(Unbuilt(), after, ExponentialMovingAverage(0.8))
+    first = Unbuilt()
+    first(x)
+    average = weights[0] if stream else first.state()
+    for now in weights:
+        average = {name: 0.8 * average[name] + 0.2 * now[name] for name in now}
+    for name, value in average.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7)
+    run = xn.Trainer(Unbuilt(), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.5))
+    with (
+        pytest.raises(ValueError, match="there is no average before the first update"),
+        ExponentialMovingAverage().averaged(run),
+    ):
+        pass
+
+
+CALLBACKS = {
+    "average": lambda: ExponentialMovingAverage(0.9),
+    "clip": lambda: xn.training.ClipGradients(norm=1.0),
+    "early": lambda: xn.training.EarlyStopping("val_loss", patience=3),
+    "plateau": lambda: xn.training.ReduceOnPlateau("val_loss"),
+    "nothing": lambda: xn.Callback(),
+}
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_callbacks_of_a_model_that_the_first_batch_builds(name):
+    x, y = np.ones((8, 5), np.float32), np.zeros(8, int)
+    history = []
+    for built in (False, True):
+        model = Unbuilt()
+        if built:
+            model(x)
+        run = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.1), callbacks=[CALLBACKS[name]()])
+        history.append(run.fit((x, y), validation=(x, y), epochs=3, verbose=False))
+    assert dict(history[0]) == dict(history[1])
+
+
+def test_a_learning_rate_that_is_set_counts_as_it_is():
+    """Also after ReduceOnPlateau; a reduced one that nobody sets stays reduced."""
+    optimizer = xn.optim.SGD(1.0)
+    plateau = xn.training.ReduceOnPlateau("loss", factor=0.5, patience=0, min_delta=100)
+    model = xn.Sequential([xn.Dense(3)], input_shape=(5,))
+    run = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, callbacks=[plateau])
+    data = np.ones((8, 5), np.float32), np.zeros(8, int)
+    run.fit(data, epochs=3, verbose=False)
+    assert optimizer.current_learning_rate == 0.25
+    rates = xn.training.find_learning_rate(run, data, rates=[0.1, 0.2], steps=10)
+    assert rates
+    assert optimizer.current_learning_rate == 0.25
+    run.callbacks = []
+    run.fit(data, verbose=False)
+    assert optimizer.current_learning_rate == 0.25
+    optimizer.learning_rate = 0.5
+    assert optimizer.current_learning_rate == 0.5
+    optimizer.learning_rate = lambda step: 0.125
+    assert optimizer.current_learning_rate == 0.125
+
+
+def test_a_copied_trainer_trains_its_own_model():
+    x, y = np.random.default_rng(0).standard_normal((24, 5)).astype(np.float32), np.arange(24) % 3
+    model = xn.Sequential([xn.Dense(8, "relu"), xn.BatchNorm(), xn.Dropout(0.5), xn.Dense(3)], input_shape=(5,))
+    run = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.01))
+    run.fit((x, y), verbose=False)
+    model.predict(x)
+    twin = copy.deepcopy(run)
+    before = model.predict(x)
+    twin.fit((x, y), epochs=2, verbose=False)
+    np.testing.assert_array_equal(model.predict(x), before)
+    run.fit((x, y), epochs=2, verbose=False)
+    np.testing.assert_array_equal(model.predict(x), twin.model.predict(x))

@@ -148,16 +148,13 @@ class CapturedSteps:
         self._declared = update_is_declared(self.trainer.optimizer)
         self._optimizer, self.updates = self.trainer.optimizer, self._records_updates()
         self._forget()
-        if self._is_built():
+        if self.trainer.model._is_built():
             self._start_clock()
 
     def _begin(self) -> None:
         self._counters.follow(self.trainer.model.modules())
-        if self._is_built():
+        if self.trainer.model._is_built():
             self._start_clock()
-
-    def _is_built(self) -> bool:
-        return all(module.built or not module._waits() for module in self.trainer.model.modules())
 
     def _start_clock(self) -> None:
         """Put the learning rate and the optimizer's step on the device; the parameters exist."""
@@ -260,7 +257,7 @@ class CapturedSteps:
         state.keep_arrays(list(trainer.sums.totals.values()))
         if trainer.optimizer.clock is not None:
             state.keep_arrays([trainer.optimizer.clock.steps])
-        if state.careful and self._is_built():
+        if state.careful and self.trainer.model._is_built():
             state.keep_weights(trainer.model, trainer.optimizer)
 
     def _arguments(self, x: Any, y: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -298,7 +295,7 @@ class CapturedSteps:
         """
         trainer, optimizer, state = self.trainer, self.trainer.optimizer, self.trainer.step_state
         if not trainer.model.training:
-            trainer.model.train()
+            trainer.model._train_again()
         self._follow_optimizer()
         version = trainer.model._tree_version
         if state.version is not version or state.changes != version.changes or state.optimizer is not optimizer:

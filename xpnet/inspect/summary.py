@@ -302,7 +302,7 @@ class _Walk:
 
     def traced(self, module: Module, shapes: tuple[Shape, ...], path: str) -> Iterator[Row]:
         """Yield the rows of a user's class: the layers that its forward pass calls, and its own parameters."""
-        waiting = any(not m.built and m._waits() for m in module.modules())
+        waiting = not module._is_built()
         runner = copy.deepcopy(module) if waiting else module
         places = dict(runner.named_modules())
         leaves = {

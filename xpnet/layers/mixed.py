@@ -60,7 +60,7 @@ def half_copies(module: Module) -> HalfCopies:
     """Return rounded copies of all parameters of a Module."""
     dtype = module.context.dtype
     # Only the root has flat storage, and parameters that do not exist yet are not in it.
-    if module.path or any(not m.built and m._waits() for m in module.modules()):
+    if module.path or not module._is_built():
         return HalfCopies(dtype, {}, others=True)
     copies = module.flat_parameters.half_copies(dtype)
     frozen = {id(p): ops.cast(p.array, dtype) for p in module.parameters().values() if id(p) not in copies}

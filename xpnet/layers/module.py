@@ -74,7 +74,7 @@ class Module(ModuleTree):
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Set up the tables here, so that a subclass need not call super().__init__()."""
         self = super().__new__(cls, *args, **keywords)
-        self.__dict__.update(training=True, built=False, built_for=None, counter=0, device_counter=None)
+        self.__dict__.update(training=True, _kept_in_eval=False, built=False, built_for=None, counter=0, device_counter=None)
         self.__dict__.update(_forward_hooks=(), _flat_storage=None, _flat_storage_version=-1, _model_executor=None)
         return self
 
@@ -116,6 +116,10 @@ class Module(ModuleTree):
                     f"layer.materialize(shape of one example)"
                 )
             raise ValueError(f"{known}; give the model an input_shape, or call it once on a batch")
+
+    def _is_built(self) -> bool:
+        """Return whether this Module and all below it have their parameters."""
+        return all(m.built or not m._waits() for m in self.modules())
 
     def _waits(self) -> bool:
         """Return whether this Module itself creates parameters at its first input."""
@@ -316,6 +320,7 @@ class Module(ModuleTree):
     @training.setter
     def training(self, mode: bool) -> None:
         self._set_mode(mode)
+        self.__dict__["_kept_in_eval"] = not mode and bool(self.path)
 
     def _set_mode(self, mode: bool) -> None:
         if self in thread_state.modes:
@@ -324,10 +329,21 @@ class Module(ModuleTree):
             self.__dict__["training"] = mode
 
     def train(self, mode: bool = True) -> Self:
-        """Behave as in training from now on (dropout drops, batch normalisation uses the batch); returns self."""
-        for module in self.modules():
+        """Behave as in training from now on (dropout drops, batch normalisation uses the batch); returns self.
+
+        `Trainer.fit` puts the model into training mode, but not layers whose own `eval` was called after the model's.
+        """
+        below, kept = self.modules(), not mode and bool(self.path)
+        for module in below:
             module.training = mode
+            module.__dict__["_kept_in_eval"] = kept
         return self
+
+    def _train_again(self) -> None:
+        """Behave as in training from now on, but for layers that were put into evaluation mode by themselves."""
+        for module in self.modules():
+            if not module.__dict__["_kept_in_eval"]:
+                module._set_mode(True)
 
     def eval(self) -> Self:
         """Behave as in evaluation from now on; returns self."""

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from xpnet.layers.module import Module
 
 # Set while a model runs or is put together, without making plans stale.
-INTERNAL_ATTRIBUTES = frozenset({"context", "path", "built", "built_for", "counter", "device_counter", "_forward_hooks"})
+INTERNAL_ATTRIBUTES = frozenset(
+    {"context", "path", "built", "built_for", "counter", "device_counter", "_forward_hooks", "_kept_in_eval"}
+)
 DERIVED_ATTRIBUTES = frozenset(
     {
         "_tree_version", "_known_modules", "_known_version", "_flat_storage", "_flat_storage_version", "_model_executor",

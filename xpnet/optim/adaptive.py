@@ -23,6 +23,10 @@ class Adam(Optimizer):
         amsgrad: divide by the root of the largest mean square so far, not of the current one.
         weight_decay: added to the gradient (L2). AdamW decays the weights directly.
 
+    The bias correction counts the optimizer's updates, as in Keras. Parameters that are unfrozen after many of them begin
+    without it: their first steps are up to (1 - beta1) / sqrt(1 - beta2) times the learning rate, 3.2 by default. For steps of
+    the learning rate from the first one on, give the Trainer a new optimizer when they are unfrozen.
+
     Source: Kingma and Ba, "Adam", 2015; Reddi et al., "On the convergence of Adam and beyond", 2018 (amsgrad).
     """
 

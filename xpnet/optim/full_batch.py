@@ -109,7 +109,7 @@ class FullBatch(Optimizer):
         function = losses.get(loss)
         device = model.context.device
         x, y = backend.to_device(x, device), backend.to_device(y, device)
-        model.train()
+        model._train_again()
         flat = model.flat_parameters
         if flat.values is None:
             raise ValueError("minimize: the model has no trainable parameters")

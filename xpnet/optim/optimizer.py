@@ -22,6 +22,17 @@ Schedule = Callable[[int], float]
 Target = Module | dict[str, Parameter] | Iterable[Parameter]
 
 
+class _LearningRate:
+    """The attribute `learning_rate`: one that is set counts as it is, whatever callbacks have multiplied the one before by."""
+
+    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        optimizer.__dict__.update(learning_rate=value, factor=1.0)
+
+    if TYPE_CHECKING:  # without it Python reads the instance's __dict__
+
+        def __get__(self, optimizer: Any, owner: Any = None) -> Any: ...
+
+
 class Optimizer(Checked):
     """Base class: :meth:`step` updates a model from the gradients that `backward` left, and clears them.
 
@@ -32,6 +43,8 @@ class Optimizer(Checked):
         weight_decay: this multiple of the weights is added to their gradient (L2); biases and scales are exempt.
 
     Attributes:
+        learning_rate: as given. Setting it ends what ReduceOnPlateau has reduced, too.
+        current_learning_rate: of the next step, a number.
         iterations: the updates so far.
         skipped: the updates that were skipped because float16 gradients overflowed. A schedule counts them, too.
         loss_scale: None, or the LossScale that the gradients were multiplied by.
@@ -40,6 +53,7 @@ class Optimizer(Checked):
 
     slot_names: tuple[str, ...] = ()
     decoupled = False  # whether weight decay shrinks the weights directly instead of adding to the gradient
+    learning_rate = _LearningRate()
     lr = refused_attribute("use optimizer.learning_rate")
     param_groups = refused_attribute("there is one group: use optimizer.learning_rate, and model.freeze(path)")
     clipnorm = refused_attribute("use the callback xn.training.ClipGradients(norm=...)")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import device_of, namespace, to_device, to_numpy
 from xpnet.training.callback import Callback
+from xpnet.training.data_adapter import build
 from xpnet.training.final_weights import FinalWeights
 from xpnet.training.history import as_numbers
 from xpnet.training.monitors import EarlyStopping as EarlyStopping
@@ -68,7 +69,8 @@ class ExponentialMovingAverage(Callback):
     are unfrozen within a run starts with their weights after the next update.
 
     Args:
-        decay: in [0, 1).
+        decay: in [0, 1). The average starts with the first weights; where a stream's first batch makes them, with those after
+            the first update.
         keep: whether the model gets the average weights when the run ends. One that was cut short within an epoch goes on with
             the weights that it had.
     """
@@ -86,6 +88,8 @@ class ExponentialMovingAverage(Callback):
 
     def _follow(self, trainer: Trainer) -> Any:
         """Return the model's weights, with the average in their order: parameters may have been frozen or unfrozen."""
+        if not trainer.model._is_built():
+            return None
         flat = trainer.model.flat_parameters
         if flat is self._flat or flat.values is None:
             return flat.values
@@ -106,6 +110,8 @@ class ExponentialMovingAverage(Callback):
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Start with the present weights, or with the average so far."""
+        if trainer.batches is not None:
+            build(trainer.model, trainer.batches)
         self._follow(trainer)
         self._updates = trainer.optimizer._iterations, trainer.optimizer._skipped
         self._done = None
@@ -138,6 +144,8 @@ class ExponentialMovingAverage(Callback):
     def averaged(self, trainer: Trainer) -> Iterator[None]:
         """Give the model the average weights within the block."""
         values = self._follow(trainer)
+        if self.average is None:
+            raise ValueError("ExponentialMovingAverage: there is no average before the first update")
         before = namespace(values).asarray(values, copy=True)
         values[...] = self.average
         try:

@@ -140,7 +140,7 @@ def build(model: Module, batches: Batches) -> None:
     from xpnet.data.arrays import tree_map
     from xpnet.data.sources import Stream
 
-    if isinstance(batches.source, Stream) or all(m.built or not m._waits() for m in model.modules()):
+    if isinstance(batches.source, Stream) or model._is_built():
         return
     device = model.context.device
     x = tree_map(lambda leaf: to_device(leaf, device), as_pair(next(iter(batches.epoch(0))))[0])

@@ -41,8 +41,8 @@ def _restored(trainer: Trainer) -> Iterator[None]:
         model.load_state(arrays)
         model.load_rng_counters(counters)
         model.zero_grad()
-        optimizer.load_state(state)
         optimizer.learning_rate, trainer.iteration, trainer.pending = rate, iteration, pending
+        optimizer.load_state(state)  # with what the learning rate was multiplied by
         for name, gradient in gradients.items():
             parameters[name].set_gradient(gradient)
 

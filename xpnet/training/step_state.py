@@ -44,6 +44,10 @@ class StepState:
         holds: whether anything but `counters` is kept.
     """
 
+    def __deepcopy__(self, memo: Any) -> StepState:
+        """Return a new one: it is about the model of one Trainer, and a copy has another."""
+        return StepState()
+
     def __init__(self) -> None:
         self.version: Version | None = None
         self.changes = -1

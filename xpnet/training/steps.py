@@ -59,7 +59,7 @@ class Steps(Checked):
         """Update on one batch, and within an epoch measure it, wholly or not at all; return the loss and the predictions."""
         model, optimizer, state = self.model, self.optimizer, self.step_state
         if not model.training:
-            model.train()
+            model._train_again()
         version = model._tree_version
         if state.version is not version or state.changes != version.changes or state.optimizer is not optimizer:
             self.follow_model()

@@ -175,7 +175,7 @@ def _twin(model: Module, shapes: tuple[Shape, ...], device: Device, kind: type[F
             module.__dict__["carried"] = None
         module.__dict__["context"] = context
     twin._attach("", context)
-    if any(not m.built and m._waits() for m in twin.modules()):
+    if not twin._is_built():
         with meta_init(), no_grad(), eval_mode(twin):
             twin(*(kind.new((1, *shape), context.dtype) for shape in shapes))
         for module in twin.modules():
