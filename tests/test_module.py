@@ -440,7 +440,7 @@ def test_train_and_eval_reach_every_module():
 @pytest.mark.parametrize("begin", ["new", "evaluated", "loaded", "stepped"])
 @pytest.mark.parametrize("how", ["eval()", "training = False", "part"])
 def test_fit_leaves_a_layer_in_the_mode_that_was_chosen_for_it(begin, how, tmp_path):
-    model = xn.Sequential([xn.Dense(4), xn.Sequential([xn.BatchNorm()]), xn.Dropout(0.5), xn.Dense(2)], input_shape=(5,))
+    model: Any = xn.Sequential([xn.Dense(4), xn.Sequential([xn.BatchNorm()]), xn.Dropout(0.5), xn.Dense(2)], input_shape=(5,))
     if begin == "loaded":
         model.save(tmp_path / "m")
         model = xn.load(tmp_path / "m")

@@ -464,16 +464,14 @@ def test_an_average_of_a_model_that_the_first_batch_builds(stream):
     found = fit(Unbuilt(), after, ExponentialMovingAverage(0.8))
     first = Unbuilt()
     first(x)
-    average = weights[0] if stream else first.state()
+    expected: Any = weights[0] if stream else first.state()
     for now in weights:
-        average = {name: 0.8 * average[name] + 0.2 * now[name] for name in now}
-    for name, value in average.items():
+        expected = {name: 0.8 * expected[name] + 0.2 * now[name] for name in now}
+    for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-7)
     run = xn.Trainer(Unbuilt(), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.5))
-    with (
-        pytest.raises(ValueError, match="there is no average before the first update"),
-        ExponentialMovingAverage().averaged(run),
-    ):
+    average = ExponentialMovingAverage()
+    with pytest.raises(ValueError, match="there is no average before the first update"), average.averaged(run):
         pass
 
 
