@@ -621,3 +621,47 @@ def test_an_interrupt_ends_workers_that_hang(tmp_path, how):
         raise
     assert "KeyboardInterrupt" in err
     assert process.returncode != 0
+
+
+LIBRARIES = ["numpy", "array_api_strict", pytest.param("torch", marks=pytest.mark.torch)]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("size", [1, 7, 8, 40])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_batch_that_is_changed_in_place_leaves_the_data_alone(library, size, shuffle):
+    xp = pytest.importorskip(library)
+    x, y = xp.asarray(np.arange(80.0).reshape(40, 2)), xp.asarray(np.arange(40))
+    before = to_numpy(x).copy(), to_numpy(y).copy()
+
+    def transform(batch):
+        batch[0][...] = batch[0] * 2 - 1
+        batch[1][...] = 0
+        return batch
+
+    for batches in (Batches((x, y), size, shuffle=shuffle, transform=transform), Batches((x, y), size, shuffle=shuffle)):
+        for epoch in range(2):
+            for a, b in batches.epoch(epoch):
+                a[...] = 100
+                b[...] = 100
+    np.testing.assert_array_equal(to_numpy(x), before[0])
+    np.testing.assert_array_equal(to_numpy(y), before[1])
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_forward_pass_that_changes_its_input_in_place_leaves_the_data_alone(shuffle):
+    class InPlace(xpnet.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = xpnet.Dense(2)
+
+        def forward(self, x):
+            x -= 0.5
+            return self.last(x)
+
+    x, y = np.random.default_rng(0).standard_normal((13, 3)).astype(np.float32), np.arange(13) % 2
+    before = x.copy()
+    run = xpnet.Trainer(InPlace(), loss="softmax_cross_entropy", optimizer=xpnet.optim.SGD(0.0))
+    history = run.fit((x, y), validation=(x, y), epochs=3, batch_size=4, shuffle=shuffle, verbose=False)
+    np.testing.assert_array_equal(x, before)
+    assert len({round(value, 5) for name in ("loss", "val_loss") for value in history[name]}) == 1

@@ -119,8 +119,8 @@ class _Reader(ABC):
         """Return the examples order[start:stop]."""
 
     def slice(self, start: int, stop: int) -> Any:
-        """Return the examples from `start` to `stop`."""
-        return self.array[start:stop]
+        """Return a copy of the examples from `start` to `stop`: changing a batch in place is not to change the data."""
+        return self.array[start:stop].copy()
 
 
 class _Numpy(_Reader):
@@ -141,7 +141,8 @@ class _Native(_Reader):
             return self.xp.take(self.array, order.on(self.xp, self.array)[start:stop], axis=0)
 
     def slice(self, start: int, stop: int) -> Any:
-        return self.array[start:stop, ...]
+        with self.place:
+            return self.xp.asarray(self.array[start:stop, ...], copy=True)
 
 
 class _InFile(_Reader):
@@ -161,6 +162,9 @@ class _InByteImages(_Reader):
     def take(self, order: Order, start: int, stop: int) -> Any:
         images = self.array.images
         return self.array[order.on(namespace(images), images)[start:stop]]
+
+    def slice(self, start: int, stop: int) -> Any:
+        return self.array[start:stop]
 
 
 class _Mapped(_Reader):
@@ -251,7 +255,7 @@ class Arrays:
         self._readers = tree_map(_reader, tree)
 
     def fetch(self, order: Order, start: int, stop: int) -> Any:
-        """Return the batch order[start:stop]: a view where the examples are contiguous and the library has views."""
+        """Return the batch order[start:stop], a copy."""
         indices = order.host[start:stop]
         n, first = len(indices), int(indices[0])
         if int(indices[-1]) - first == n - 1 and (n < 3 or bool((np.diff(indices) == 1).all())):
