@@ -61,7 +61,7 @@ def on_call(act):
 def assert_alike(values, recordings, recorded, says=""):
     """Assert that values(device, capture) are those of the CPU: replayed, and launch by launch to the bit.
 
-    recorded: the recordings of the replayed run; None: any number above 0. says: the warning where there are none.
+    recorded: the recordings of the replayed run; None: any number above 0; -1: any. says: the warning where there are none.
     """
     expected = values("cpu", True)
     plain = values("cuda", False)
@@ -76,4 +76,4 @@ def assert_alike(values, recordings, recorded, says=""):
     assert found == plain
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
     count = recordings[0] - before
-    assert count > 0 if recorded is None else count == recorded
+    assert count > 0 if recorded is None else recorded in (count, -1)

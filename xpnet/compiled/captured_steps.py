@@ -89,7 +89,7 @@ class CapturedSteps:
 
     def _reached(self) -> Reached:
         found = reached_in_step(self.trainer, self.updates)
-        owners = [owner for owner in found.owners if not isinstance(owner.thing, LossScale)]  # makes its arrays at first use
+        owners = [owner for owner in found.owners if type(owner.thing) is not LossScale]  # makes its arrays at first use
         return found._replace(owners=owners)
 
     def _hidden(self, places: Callable[[], list[Place]]) -> AbstractContextManager[None]:

@@ -25,30 +25,32 @@ _NOTHING: frozenset[str] = frozenset()
 
 
 class Attributes:
-    """The attributes of an owner as they are now: plain values by value, all others by identity."""
+    """The attributes of an owner as they are now: plain values by value, all others by identity, entries in their order."""
 
-    __slots__ = ("beside", "count", "owner", "values")
+    __slots__ = ("beside", "kind", "names", "owner", "values")
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        self.count = len(owner.table)
-        names = owner.names
-        self.values = [
-            item for item in owner.table.items() if item[0] not in owner.exempt and (names is None or item[0] in names)
-        ]
+        self.kind = type(owner.thing)
+        self.names = tuple(owner.table)
+        self.values = [(name, value) for name, value in owner.table.items() if owner.counts(name)]
         self.beside = owner.beside()
 
     def hold(self) -> bool:
         """Return whether the attributes are the same."""
         owner = self.owner
         table = owner.table
-        if len(table) != self.count and (owner.names is None or len(owner.read()) != len(self.values) + len(self.beside)):
+        if type(owner.thing) is not self.kind:
             return False
+        if (names := tuple(table)) != self.names:
+            if owner.entries or [name for name in names if owner.counts(name)] != [name for name, _ in self.values]:
+                return False
+            self.names = names
         for name, value in self.values:
             now = table.get(name, MISSING)
             if now is not value and not same(now, value):
                 return False
-        if not owner.slots and not owner.cells and not owner.globals:
+        if not owner.slots and not owner.is_code:
             return True
         found = owner.beside()
         return found.keys() == self.beside.keys() and all(same(found[name], value) for name, value in self.beside.items())
@@ -65,12 +67,12 @@ class Surroundings:
     def __init__(self, owners: Iterable[Owner], model: Module) -> None:
         owners = list(owners)
         self.settings = package_settings()
-        self.attributes = [Attributes(owner) for owner in owners if not isinstance(owner.thing, (Module, type))]
+        self.attributes = [Attributes(owner) for owner in owners if not issubclass(type(owner.thing), (Module, type))]
         inside = set(map(id, model.modules()))
         known = {kind for module in model.modules() for kind in type(module).__mro__}
-        classes = [owner.thing for owner in owners if isinstance(owner.thing, type) and owner.thing not in known]
+        classes = [owner.thing for owner in owners if issubclass(type(owner.thing), type) and owner.thing not in known]
         self.classes = [(kind, dict(vars(kind)), kind.__bases__) for kind in classes]
-        others = {id(o.thing): o.thing for o in owners if isinstance(o.thing, Module) and id(o.thing) not in inside}
+        others = {id(o.thing): o.thing for o in owners if issubclass(type(o.thing), Module) and id(o.thing) not in inside}
         below = {id(part) for other in others.values() for part in other._children.values()}
         self.models = [OtherModel(module) for key, module in others.items() if key not in below]
 
@@ -105,6 +107,8 @@ class OtherModel(Derived):
 _OF_THE_STEP = frozenset(
     {"learning_rate", "factor", "_iterations", "_skipped", "_skips", "slots", "clock", "fused_decay", "_flat", "_on_clock"}
 )
+_ARRAYS = frozenset({"slots", "clock", "fused_decay", "_flat", "_on_clock"})  # of an optimizer that is not the loop's
+_GIVEN = frozenset({"callbacks", "metrics", "loss", "seed"})  # to the loop, by users
 _OF_THE_SCALE = frozenset({"_start", "_unscaled"})
 
 RECORDED_METHODS = ("forward_backward", "measured", "measure", "_penalty")
@@ -164,18 +168,18 @@ def _own_loop(trainer: Any) -> bool:
 def _may_change(trainer: Loop) -> Callable[[Any], frozenset[str]]:
     """Return a function from an owner in a step to the names of its attributes that may change.
 
-    Of a loop they are those that belong to it: the package's constructor sets them.
+    Of the loop they are those that belong to it: the package's constructor sets them; but not what users give it.
     """
     loop = next(c for c in type(trainer).__mro__ if c.__module__.startswith("xpnet."))
     constructor: Any = vars(loop)["__init__"]
-    of_the_loop = frozenset(constructor.__code__.co_names)
+    of_the_loop = frozenset(constructor.__code__.co_names) - _GIVEN
 
     def exempt(thing: Any) -> frozenset[str]:
-        if isinstance(thing, Optimizer):
-            return _OF_THE_STEP
-        if isinstance(thing, LossScale):
+        if issubclass(type(thing), Optimizer):
+            return _OF_THE_STEP if thing is trainer.optimizer else _ARRAYS
+        if issubclass(type(thing), LossScale):
             return _OF_THE_SCALE
-        return of_the_loop if isinstance(thing, loop) else _NOTHING
+        return of_the_loop if thing is trainer else _NOTHING
 
     return exempt
 

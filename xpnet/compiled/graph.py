@@ -178,11 +178,14 @@ class Captured:
                 reached = self.reached()
                 before, draws = Before(reached.owners), self._draws(reached)
                 result = direct(*inputs)
-                self._runs[key] = _run(before, first=run is None)
+                known = self._left().keys()
+                self._runs[key] = run = _run(before, first=run is None)
+                if not run.again and not self._left().keys() <= known:
+                    self._recordings.clear()  # with inputs of other shapes: they may use what is left here
                 if draws is not None and draws.moved():
                     self._refuse(HostDrawError())
                 return result
-            recording = self._record(function, inputs, run.left)
+            recording = self._record(function, inputs)
             if recording is not None:
                 self._recordings[key] = recording
                 recording.replay()  # recording executes nothing
@@ -195,7 +198,11 @@ class Captured:
         self._runs.clear()
         self._recordings.clear()
 
-    def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...], left: list[Place]) -> Recording | None:
+    def _left(self) -> dict[tuple[int, Any], Place]:
+        """Return the attributes that the last runs with inputs of any shape have left."""
+        return {(id(owner.thing), name): (owner, name) for run in self._runs.values() for owner, name in run.left}
+
+    def _record(self, function: Callable[..., Any], inputs: tuple[Array, ...]) -> Recording | None:
         model = None if self.model is None else self.model()
         buffers = tuple(self.graphs.xp.asarray(a, copy=True) for a in inputs)
         outside = Outside({id(p) for p in model.parameters().values()} if model else (), self.graphs.made)
@@ -210,7 +217,7 @@ class Captured:
             try:
                 # The innermost puts back first what it has changed itself.
                 whole = unchanging(model) if model else nullcontext()
-                stale = hidden(left, "which the call before has left")
+                stale = hidden(self._left().values(), "which the call before has left")
                 with self.watched(), counting_nothing(before), whole, noted(outside), stale:
                     return function(*buffers)
             finally:

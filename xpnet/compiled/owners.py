@@ -10,12 +10,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import CodeType, FunctionType, GeneratorType, MemberDescriptorType, ModuleType
+from types import FunctionType, GeneratorType, MemberDescriptorType, ModuleType
 from typing import Any, NoReturn
 from weakref import ref
 
 from xpnet.autograd.parameter import Parameter
 from xpnet.autograd.tensor import Tensor
+from xpnet.compiled.mentions import mentions_of
 from xpnet.compiled.plain import is_plain, same
 from xpnet.layers.module import Module
 from xpnet.layers.tree import OWN_ATTRIBUTES
@@ -27,8 +28,8 @@ CONTAINERS = (list, deque, set, dict)
 Place = tuple[Any, Any]  # an object, or an Owner, and a name
 _NOTHING: frozenset[str] = frozenset()
 _OF_NO_CALL = frozenset(
-    {"__init__", "__new__", "__post_init__", "__init_subclass__", "__class_getitem__", "__repr__", "__str__", "__del__",
-     "__getstate__", "__setstate__", "__reduce__", "__doc__", "__dict__", "__weakref__", "__module__", "__annotations__"}
+    {"__init__", "__new__", "__post_init__", "__init_subclass__", "__class_getitem__", "__del__", "__getstate__",
+     "__setstate__", "__reduce__", "__doc__", "__dict__", "__weakref__", "__module__", "__annotations__"}
 )  # fmt: skip
 """What a class defines that no use of its objects calls."""
 _LIBRARIES = sys.stdlib_module_names | {"builtins", "xpnet", "numpy", "cupy", "cupyx", "array_api_compat"}
@@ -76,7 +77,7 @@ class Owner:
         names: the attributes that count; None: all.
     """
 
-    __slots__ = ("cells", "entries", "exempt", "globals", "names", "place", "slots", "thing")
+    __slots__ = ("cells", "entries", "exempt", "globals", "is_code", "names", "place", "slots", "thing")
 
     def __init__(
         self,
@@ -88,23 +89,24 @@ class Owner:
         names: Container[str] | None = None,
     ) -> None:
         self.thing = thing
-        self.entries = entries and isinstance(thing, CONTAINERS)
+        self.entries = entries and issubclass(type(thing), CONTAINERS)
         self.place = place if self.entries else None
-        self.exempt = exempt | OWN_ATTRIBUTES if isinstance(thing, Module) else exempt
+        self.exempt = exempt | OWN_ATTRIBUTES if issubclass(type(thing), Module) else exempt
         self.names = names
+        self.is_code = False  # whether it is a function of the user's
         self.cells: dict[str, Any] = {}
         self.globals: dict[str, Any] = {}
         self.slots: dict[str, Any] = {}
-        if isinstance(thing, FunctionType):
-            if of_a_user(thing):
+        if issubclass(type(thing), FunctionType):
+            self.is_code = of_a_user(thing)
+            if self.is_code:
                 cells = zip(thing.__code__.co_freevars, thing.__closure__ or ())
                 self.cells = {name: cell for name, cell in cells if name != "__class__"}  # that of super()
                 if not installed(thing):
-                    table = thing.__globals__
-                    self.globals = {name: table for name in _global_names(thing.__code__) if name in table}
-        elif isinstance(thing, Tensor):  # the rest of it belongs to the tape
+                    self.globals = dict.fromkeys(mentions_of(thing, of_a_user).globals, thing.__globals__)
+        elif issubclass(type(thing), Tensor):  # the rest of it belongs to the tape
             self.slots = {name: vars(Tensor)[name] for name in ("array", "requires_grad")}
-        elif not self.entries and not isinstance(thing, (type, Module, ModuleType)):
+        elif not self.entries and not issubclass(type(thing), (type, Module, ModuleType)):
             self.slots = {
                 name: member
                 for kind in reversed(type(thing).__mro__)
@@ -118,20 +120,31 @@ class Owner:
         """The attributes that are in a dict; a view of it where this is a class, and a copy where it is a list or set."""
         thing = self.thing
         if not self.entries:
-            return getattr(thing, "__dict__", {})
+            return thing.__dict__ if type(thing).__dictoffset__ else {}
         if len(thing) > MOST_ENTRIES:
             return {"len()": len(thing)}
-        if isinstance(thing, dict):
+        if issubclass(type(thing), dict):
             return thing
-        return dict.fromkeys(thing, True) if isinstance(thing, set) else dict(enumerate(thing))
+        return dict.fromkeys(thing, True) if issubclass(type(thing), set) else dict(enumerate(thing))
 
     def called(self, name: Any) -> tuple[Any, str]:
         """Return the object that an attribute belongs to as a user sees it, and the attribute's name."""
-        return (self.thing, name) if self.place is None else (self.place[0], f"{self.place[1]}[{name!r}]")
+        if self.place is None:
+            return self.thing, name
+        return self.place[0], f"{self.place[1]}[{repr(name) if is_plain(name) else type(name).__name__}]"
+
+    def counts(self, name: Any) -> bool:
+        """Return whether an attribute counts."""
+        return name not in self.exempt and (self.names is None or name in self.names)
 
     def beside(self) -> dict[str, Any]:
         """Return the values that are in slots, closed over or global."""
-        found = {name: member.__get__(self.thing) for name, member in self.slots.items() if hasattr(self.thing, name)}
+        found = {}
+        for name, member in self.slots.items():
+            try:
+                found[name] = member.__get__(self.thing)
+            except AttributeError:  # it is empty
+                continue
         for name, cell in self.cells.items():
             try:
                 found[name] = cell.cell_contents
@@ -140,21 +153,23 @@ class Owner:
         for name, table in self.globals.items():
             if name in table:
                 found[name] = table[name]
+        if self.is_code:
+            found["__defaults__"], found["__code__"] = self.thing.__defaults__, self.thing.__code__
         return found
 
     def everything(self) -> dict[Any, Any]:
         """Return the attributes as they are now, those that do not count as well."""
         found = {name: value for name, value in self.table.items() if name not in self.exempt}
-        if isinstance(self.thing, type):
+        if issubclass(type(self.thing), type):
             found = {name: value for name, value in found.items() if name not in _OF_NO_CALL}
-        elif isinstance(self.thing, Module):  # what is registered in the tree is none of its values
-            found = {name: value for name, value in found.items() if not isinstance(value, (Module, Parameter))}
+        elif issubclass(type(self.thing), Module):  # what is registered in the tree is none of its values
+            found = {name: value for name, value in found.items() if not issubclass(type(value), (Module, Parameter))}
         return {**found, **self.beside()}
 
     def read(self) -> dict[Any, Any]:
         """Return the attributes as they are now."""
         found = self.everything()
-        if isinstance(self.thing, type):
+        if issubclass(type(self.thing), type):
             return {name: value for name, value in found.items() if not (name[:2] == "__" == name[-2:])}
         return found if self.names is None else {name: value for name, value in found.items() if name in self.names}
 
@@ -174,9 +189,9 @@ class Owner:
         elif name in self.slots:
             member = self.slots[name]
             member.__delete__(thing) if value is MISSING else member.__set__(thing, value)
-        elif isinstance(thing, type):
+        elif issubclass(type(thing), type):
             delattr(thing, name) if value is MISSING else setattr(thing, name, value)
-        elif self.entries and not isinstance(thing, dict):
+        elif self.entries and not issubclass(type(thing), dict):
             thing[name] = value
         else:
             table = self.globals.get(name, self.table)
@@ -184,7 +199,7 @@ class Owner:
                 table.pop(name, None)
             else:
                 table[name] = value
-            if isinstance(thing, Module) and name in thing._buffers:
+            if issubclass(type(thing), Module) and name in thing._buffers:
                 thing._buffers[name] = value
 
     def restore(self, before: dict[Any, Any]) -> None:
@@ -198,11 +213,6 @@ class Owner:
         for name in {**before, **self.read()}:
             if self.get(name) is not before.get(name, MISSING):
                 self.write(name, before.get(name, MISSING))
-
-
-def _global_names(code: CodeType) -> set[str]:
-    """Return the names that may be those of global variables, in some code and the functions within it."""
-    return set(code.co_names).union(*(_global_names(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
 # -- what stands for a value while a function is recorded --

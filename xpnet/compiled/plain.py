@@ -32,4 +32,4 @@ def is_plain(value: Any) -> bool:
     """Return whether a value is a number, a name, None, a dtype or a tuple of them."""
     if type(value) is tuple:
         return all(map(is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic, np.dtype))
+    return value is None or issubclass(type(value), (bool, int, float, complex, str, bytes, np.generic, np.dtype))

@@ -14,19 +14,26 @@ import decimal
 import enum
 import fractions
 import functools
+import gc
+import io
 import logging
+import operator
 import pathlib
 import random
 import re
+import struct
+import sys
 import threading
 import types
 import uuid
 import weakref
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Container, Iterable
 from types import (
     BuiltinFunctionType,
     CodeType,
     FunctionType,
+    MappingProxyType,
     MemberDescriptorType,
     MethodType,
     MethodWrapperType,
@@ -38,6 +45,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpnet.autograd.tensor import Tensor
+from xpnet.compiled.mentions import PRINTED, mentions_of
 from xpnet.compiled.owners import CONTAINERS, Names, Owner, Place, installed, of_a_user
 from xpnet.compiled.plain import is_plain
 from xpnet.layers.module import Module
@@ -48,21 +56,24 @@ _NOTHING: frozenset[str] = frozenset()
 _ARRAY_LIBRARIES = ("numpy", "cupy", "cupyx", "cupy_backends", "array_api_compat")
 _GENERATORS = (random.Random, np.random.RandomState, np.random.Generator)
 _HARMLESS = (
-    types.MethodDescriptorType, types.WrapperDescriptorType, types.MemberDescriptorType, types.GetSetDescriptorType,
-    types.GenericAlias, types.MappingProxyType, range, slice, re.Pattern, pathlib.PurePath, datetime.date, datetime.time,
-    datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction, uuid.UUID, enum.Enum, logging.Logger,
-    type(Ellipsis), type(NotImplemented), type(threading.Lock()), type(threading.RLock()), type, FunctionType, ModuleType,
+    types.MethodDescriptorType, types.WrapperDescriptorType, MemberDescriptorType, types.GetSetDescriptorType, CodeType,
+    types.GenericAlias, types.UnionType, range, slice, re.Pattern, pathlib.PurePath, datetime.date, datetime.time,
+    datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction, uuid.UUID, enum.Enum, logging.Logger, io.IOBase,
+    struct.Struct, type(Ellipsis), type(NotImplemented), type(threading.Lock()), type(threading.RLock()), type, FunctionType,
+    ModuleType, type(namedtuple("_", "a").a),  # type: ignore[attr-defined]
 )  # fmt: skip
 """What does not change, or changes nothing that is computed, or is looked at only where it is the user's."""
+_OPEN = (
+    object, list, deque, set, frozenset, dict, defaultdict, OrderedDict, tuple, int, float, complex, str, bytes, bool, type,
+    property, types.SimpleNamespace, threading.Thread,
+)  # fmt: skip
+"""Classes that are written in C and hide nothing."""
 _WITH_STATE = ("training", "optim", "data", "report", "losses", "metrics", "regularizers")
 """The parts of this package whose objects have values that change."""
 _WITH_CACHE = type(functools.lru_cache(lambda: None))
-_IN_PYTHON = 1 << 9
-"""The flag of classes that are made by a class statement (and of some written in C): Py_TPFLAGS_HEAPTYPE."""
-_DYNAMIC = frozenset({"getattr", "vars", "__dict__", "attrgetter", "eval", "exec", "globals", "locals", "__getattribute__"})
-"""What reads attributes whose names the code does not say."""
-_CALLED = frozenset({"forward", "project", "args"})
+_CALLED = frozenset({"forward", "project", "args", "keywords"})
 """What the package calls on objects of users' classes, beside what overrides its own; the arguments of a partial."""
+_CONSTRUCTING = ("__init__", "__new__", "__post_init__")
 
 
 class Reached(NamedTuple):
@@ -132,34 +143,53 @@ class _Walk:
 
     def _visit(self, thing: Any, is_root: bool, place: Place | None) -> None:
         """Sort in an object that is no mere way to others."""
-        if isinstance(thing, _GENERATORS):
+        kind = type(thing)  # an object may lie about its class, or raise
+        if issubclass(kind, _GENERATORS):
             self._seen.add(id(thing))
-            self.generators[id(thing)] = thing
-        elif isinstance(thing, CONTAINERS):
+            if not issubclass(kind, random.SystemRandom):
+                self.generators[id(thing)] = thing
+            elif place is not None:  # it has no state
+                self.unseen.append((*place, thing))
+        elif issubclass(kind, CONTAINERS):
             if place is not None:
                 self._own(thing, place, None)
-        elif isinstance(thing, FunctionType):
+        elif issubclass(kind, FunctionType):
             if is_root or of_a_user(thing):
                 self._own(thing, None, None)
-        elif isinstance(thing, type):
-            if of_a_user(thing):
-                self._own(thing, None, _WithOverrides(self.names, thing))
-        elif isinstance(thing, ModuleType):
+        elif issubclass(kind, type):
+            self._class(thing)
+            for c in thing.__mro__:  # code may make objects of it
+                if of_a_user(c):
+                    self._waiting += [_Found(vars(c)[name], False, (thing, name)) for name in _CONSTRUCTING if name in vars(c)]
+        elif kind is operator.attrgetter:
+            self.names.known.update(word for path in thing.__reduce__()[1] for word in path.split("."))
+            self._release()
+        elif issubclass(kind, ModuleType):
             if of_a_user(thing):
                 self._own(thing, None, self.names)
-        elif isinstance(thing, Tensor):
+        elif issubclass(kind, Tensor):
             if thing.node is None:  # the others belong to the tape
                 self._own(thing, None, None)
-        elif isinstance(thing, Module) or is_root or any(map(of_a_user, type(thing).__mro__)):
+        elif issubclass(kind, Module) or is_root or any(map(of_a_user, kind.__mro__)):
+            if _hides(kind) and place is not None:
+                self._seen.add(id(thing))
+                self.unseen.append((*place, thing))
             # What code that is not looked at reads, that of the package and of installed libraries, need not be mentioned here.
-            pure = all(kind is object or (of_a_user(kind) and not installed(kind)) for kind in type(thing).__mro__)
-            self._own(thing, place, self.names if pure else None)
+            pure = all(c in _OPEN or (of_a_user(c) and not installed(c)) for c in kind.__mro__)
+            self._own(thing, place, self.names if pure or _is_loop(kind) else None)
         elif place is not None and not _is_harmless(thing):  # an object of a library that code of the user's holds
-            if _has_attributes(thing) and len(self.owners) < MOST_OWNERS:
-                self._own(thing, place, None)
+            if _has_attributes(kind) and not _hides(kind) and len(self.owners) < MOST_OWNERS:
+                self._own(thing, place, self.names if _is_loop(kind) else None)
             else:
                 self._seen.add(id(thing))
                 self.unseen.append((*place, thing))
+
+    def _class(self, kind: type) -> None:
+        """Look at a class of the user's, which an object has or code uses."""
+        for c in (*kind.__mro__, type(kind)):
+            if of_a_user(c) and id(c) not in self._seen:
+                self._own(c, None, _WithOverrides(self.names, c))
+                self.names.known.update(getattr(c, "__match_args__", ()))
 
     def _own(self, thing: Any, place: Place | None, names: Container[str] | None) -> None:
         """Add an owner, and walk to what it holds.
@@ -167,35 +197,49 @@ class _Walk:
         names: those that code has to mention; None: it may use all.
         """
         self._seen.add(id(thing))
-        owner = Owner(thing, self.exempt(thing), place, names=None if isinstance(thing, type) else names)
-        nothing = isinstance(thing, FunctionType) and not (owner.cells or owner.globals or owner.table)
-        if id(thing) not in self.inside and not nothing:
+        owner = Owner(thing, self.exempt(thing), place, names=None if issubclass(type(thing), type) else names)
+        if id(thing) not in self.inside and (owner.is_code or type(thing) is not FunctionType):
             self.owners[id(thing), False] = owner
+        kind = type(thing)
+        if not issubclass(kind, (type, FunctionType, ModuleType)):
+            self._class(kind)
         users = place is not None or _is_users(thing)
-        if isinstance(thing, FunctionType) and users:
-            self._mention(thing.__code__)
-        for name, value in {**owner.everything(), **_held(thing)}.items():
+        if issubclass(kind, FunctionType) and users:
+            self._mention(thing)
+        values = {**owner.everything(), **_held(thing)}
+        if owner.entries:  # whose members and keys are objects, too
+            self._waiting += [
+                _Found(member, False, owner.called(member)) for member in thing if not issubclass(kind, (list, deque))
+            ]
+            if issubclass(kind, defaultdict):
+                self._waiting.append(_Found(thing.default_factory, False, place))
+        for name, value in values.items():
             found = _Found(value, False, owner.called(name) if users else None)
-            if names is None or name in names or name[:2] == "__" == name[-2:]:
+            if names is None or name in names or _needs_no_mention(name):
                 self._waiting.append(found)
             else:
                 self._unmentioned.setdefault(name, []).append(found)
-        if owner.entries and getattr(thing, "__dict__", None):  # of a class of its own, with attributes
+            if issubclass(kind, Module) and not users:  # what a hook, say, of the user's may use
+                self._unmentioned.setdefault(name, []).append(found._replace(place=(thing, name)))
+        if owner.entries and kind.__dictoffset__:  # of a class of its own, with attributes
             self.owners[id(thing), True] = attributes = Owner(thing, place=place, entries=False)
             self._waiting += [_Found(value, False, attributes.called(n)) for n, value in attributes.everything().items()]
+        self._release()
 
-    def _mention(self, code: CodeType) -> None:
-        """Add the names that some code mentions, those of attributes as strings, too."""
-        words = {*code.co_names, *(c for c in code.co_consts if isinstance(c, str) and c.isidentifier())}
-        if words & _DYNAMIC:
-            self.names.all = True
-        self.names.known |= words
-        self._variables.update(code.co_freevars, code.co_varnames)
+    def _mention(self, function: FunctionType) -> None:
+        """Add the names that a function mentions."""
+        mentions = mentions_of(function, of_a_user)
+        self.names.all |= mentions.dynamic
+        self.names.known |= mentions.names | mentions.globals
+        self._variables.update(function.__code__.co_freevars, function.__code__.co_varnames, mentions.globals)
+        modules = [sys.modules.get(name) for name in mentions.imported]
+        self._waiting += [_Found(module, False, (function, "import")) for module in modules if module is not None]
+        self._release()
+
+    def _release(self) -> None:
+        """Walk to what is mentioned by now."""
         for name in [name for name in self._unmentioned if name in self.names]:
             self._waiting += self._unmentioned.pop(name)
-        for part in code.co_consts:
-            if isinstance(part, CodeType):
-                self._mention(part)
 
 
 class _WithOverrides:
@@ -203,7 +247,7 @@ class _WithOverrides:
 
     def __init__(self, names: Names, kind: type) -> None:
         self.names = names
-        self.overriding = {name for c in kind.__mro__ if c.__module__.startswith("xpnet.") for name in vars(c)}
+        self.overriding = {name for c in kind.__mro__ if str(c.__module__).startswith("xpnet.") for name in vars(c)}
 
     def __contains__(self, name: object) -> bool:
         return name in self.names or name in self.overriding
@@ -217,55 +261,87 @@ def _ways(thing: Any, is_root: bool, place: Place | None) -> list[_Found] | None
     if kind is MethodType:
         return [_Found(thing.__func__, False, place), _Found(thing.__self__, is_root, place)]
     if kind is tuple or kind is frozenset:
-        return [_Found(part, False, place and (place[0], f"{place[1]}[{i}]")) for i, part in enumerate(thing)]
-    if isinstance(thing, functools.partial):
-        parts = (*thing.args, *thing.keywords.values())
-        return [_Found(thing.func, is_root, place), *(_Found(part, False, (thing, "args")) for part in parts)]
+        return _parts(thing, place)
+    if issubclass(kind, functools.partial):
+        held = [*_parts(thing.args, (thing, "args")), _Found(thing.keywords, False, (thing, "keywords"))]
+        return [_Found(thing.func, is_root, place), *held]
     if kind in (BuiltinFunctionType, MethodWrapperType):  # of an object, such as rng.random
         return [] if isinstance(thing.__self__, (ModuleType, type, NoneType)) else [_Found(thing.__self__, False, place)]
-    if kind in (classmethod, staticmethod, functools.cached_property, property, _WITH_CACHE):
+    if issubclass(kind, (classmethod, staticmethod, functools.cached_property, property, _WITH_CACHE)):
         functions = [getattr(thing, name, None) for name in ("__func__", "func", "fget", "fset", "__wrapped__")]
         return [_Found(function, False, place) for function in functions if function is not None]
-    if kind is weakref.ref:
+    if issubclass(kind, weakref.ref):
         return [_Found(thing(), is_root, place)]
+    if kind is MappingProxyType:
+        return [_Found(gc.get_referents(thing)[0], False, place)]
     return None
+
+
+def _needs_no_mention(name: str) -> bool:
+    """Return whether something is reached without its name: special methods, the parts of a tuple."""
+    return name[0] == "[" or (name[:2] == "__" == name[-2:] and name not in PRINTED)
+
+
+def _parts(things: Iterable[Any], place: Place | None) -> list[_Found]:
+    return [_Found(part, False, place and (place[0], f"{place[1]}[{i}]")) for i, part in enumerate(things)]
+
+
+def _is_loop(kind: type) -> bool:
+    """Return whether objects of a class are training loops, which change in every step."""
+    return any(c.__module__ == "xpnet.training.steps" for c in kind.__mro__)
+
+
+def _hides(kind: type) -> bool:
+    """Return whether objects of a class may know what is in no attribute and no entry: its base is written in C."""
+    known = (*_OPEN, *_GENERATORS, BaseException, Tensor, Module)
+    return any(_is_in_c(c) and c not in known and not issubclass(c, BaseException) for c in kind.__mro__)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_in_c(kind: type) -> bool:
+    methods = (types.MethodDescriptorType, types.WrapperDescriptorType)
+    return any(type(v) in methods and v.__objclass__ is kind for v in vars(kind).values())
 
 
 def _is_users(thing: Any) -> bool:
     """Return whether code of the user's defines a function, a class, or a part of an object."""
-    if isinstance(thing, (type, FunctionType, ModuleType)):
+    if issubclass(type(thing), (type, FunctionType, ModuleType)):
         return of_a_user(thing)
     return any(map(of_a_user, type(thing).__mro__))
 
 
-def _has_attributes(thing: Any) -> bool:
-    """Return whether what an object knows is in attributes: unlike iterators and other classes that are written in C."""
-    kind = type(thing)
-    if kind.__flags__ & _IN_PYTHON:
-        return bool(kind.__dictoffset__) or any(
-            isinstance(v, MemberDescriptorType) for c in kind.__mro__ for v in vars(c).values()
-        )
-    return bool(kind.__dictoffset__) and not hasattr(kind, "__next__")  # a namespace, not a file
+def _has_attributes(kind: type) -> bool:
+    slots = any(isinstance(member, MemberDescriptorType) for c in kind.__mro__ for member in vars(c).values())
+    return slots or bool(kind.__dictoffset__)
 
 
 def _is_harmless(thing: Any) -> bool:
     kind = type(thing)
+    if (
+        kind is object
+        or issubclass(kind, _HARMLESS)
+        or kind.__module__ == "typing"
+        or kind.__name__ == "cython_function_or_method"
+    ):
+        return True
     if hasattr(kind, "__next__"):
         return False
-    library, _, part = kind.__module__.partition(".")
+    library, _, part = str(kind.__module__).partition(".")
     if library == "xpnet":
         return part.partition(".")[0] not in _WITH_STATE
-    return isinstance(thing, _HARMLESS) or library in _ARRAY_LIBRARIES or hasattr(kind, "dtype")
+    if issubclass(kind, np.ndarray):
+        return not thing.dtype.hasobject
+    return library in _ARRAY_LIBRARIES or hasattr(kind, "dtype")
 
 
 def _held(thing: Any) -> dict[str, Any]:
     """Return what an object holds that is none of its attributes: classes, layers, hooks, default arguments."""
-    if isinstance(thing, (type, ModuleType, *CONTAINERS)):
+    kind = type(thing)
+    if issubclass(kind, (type, ModuleType, *CONTAINERS)):
         return {}
-    if isinstance(thing, FunctionType):
+    if issubclass(kind, FunctionType):
         names, defaults = thing.__code__.co_varnames[: thing.__code__.co_argcount], thing.__defaults__ or ()
         return {**dict(zip(names[len(names) - len(defaults) :], defaults)), **(thing.__kwdefaults__ or {})}
-    held: dict[str, Any] = {"__class__": type(thing).__mro__}
-    if isinstance(thing, Module):
-        held |= {"_children": tuple(thing._children.values()), "_forward_hooks": thing._forward_hooks}
-    return held
+    if issubclass(kind, Module):
+        return {"_children": tuple(thing._children.values()), "_forward_hooks": thing._forward_hooks}
+    return {f"[{i}]": part for i, part in enumerate(thing)} if issubclass(kind, (tuple, frozenset)) else {}
