@@ -197,11 +197,6 @@ def scaled_metric(self, prediction, target):
     return {name: value * float(self.factor) for name, value in xn.Trainer.measure(self, prediction, target).items()}
 
 
-def scaled_penalty(self):
-    kernel = self.model.layers[0].kernel
-    return xn.ops.sum(kernel * kernel) * float(self.factor)
-
-
 def scaled_step(self, x, y):
     return xn.Trainer._train(self, x * float(self.factor), y)
 
@@ -210,7 +205,6 @@ LOOPS: Any = {
     "update": (scaled_update, 1),
     "forward_backward": (scaled_input, DIFFERENT),
     "measure": (scaled_metric, DIFFERENT),
-    "_penalty": (scaled_penalty, DIFFERENT),
     "_train": (scaled_step, 0),
 }
 

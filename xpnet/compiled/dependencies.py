@@ -111,7 +111,7 @@ _ARRAYS = frozenset({"slots", "clock", "fused_decay", "_flat", "_on_clock"})  # 
 _GIVEN = frozenset({"callbacks", "metrics", "loss", "seed"})  # to the loop, by users
 _OF_THE_SCALE = frozenset({"_start", "_unscaled"})
 
-RECORDED_METHODS = ("forward_backward", "measured", "measure", "_penalty")
+RECORDED_METHODS = ("forward_backward", "measured", "measure")
 """The methods of a loop that run within a recorded step."""
 
 
@@ -194,7 +194,7 @@ def reached_in_step(trainer: Loop, updates: bool) -> Reached:
     if trainer.optimizer.loss_scale is not None:
         roots.append(trainer.optimizer.loss_scale)
     if _own_loop(trainer):
-        roots.append(trainer)
+        roots += [trainer, *(vars(trainer)[name] for name in RECORDED_METHODS if name in vars(trainer))]
     return reached(roots, _may_change(trainer), trainer.model.modules())
 
 
