@@ -18,6 +18,16 @@ _CONTAINERS = (list, tuple, dict, set, frozenset)
 _TABLES = frozenset({"_arguments", "_children", "_parameters", "_buffers", "_known_modules"})
 
 
+_FOR_LAYERS = (
+    "assign a finished flat list of layers (self.{name} = [...], where xn.Sequential(...) is one layer), or each to an "
+    "attribute (setattr(self, name, layer))"
+)
+_FOR_PARAMETERS = (
+    "assign each to an attribute of its own (self.{name}0 = xn.Parameter(...), or setattr(self, f'{name}{{i}}', parameter) in "
+    "a loop), or make a list of small Modules that hold one each"
+)
+
+
 def named(module: Any, path: str | None = None) -> str:
     """Return what a Module, at its path or that which it is about to get, is called in an error."""
     kind, path = type(module).__name__, path or module.path
@@ -87,11 +97,13 @@ def refuse_unseen(module: ModuleTree, path: str) -> None:
         known = {id(part) for part in (*module._children.values(), *module._parameters.values())}
         if any(True for _ in _unseen(value, known)):
             known |= {id(part) for part in (*module.modules(), *module.parameters().values())}
-            if any(True for _ in _unseen(value, known)):
+            unseen = list(_unseen(value, known))
+            if unseen:
+                layers = any(map(_is_module, unseen))
                 raise TypeError(
-                    f"{named(module, path)}: the {type(value).__name__} in self.{name} holds layers or Parameters that were "
-                    f"put in unseen, and would not be trained; assign a finished flat list of layers (self.{name} = [...], "
-                    f"where xn.Sequential(...) is one layer), or each to an attribute (setattr(self, name, layer))"
+                    f"{named(module, path)}: the {type(value).__name__} in self.{name} holds "
+                    f"{'layers that were put in unseen' if layers else 'Parameters, which are not looked for there'}, and would "
+                    f"not be trained; {_FOR_LAYERS.format(name=name) if layers else _FOR_PARAMETERS.format(name=name)}"
                 )
 
 
