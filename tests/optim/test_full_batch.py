@@ -68,6 +68,19 @@ def test_no_single_step_and_no_trainer():
         xn.Trainer(model, loss="mse", optimizer=xn.optim.LBFGS()).step(x, y)
 
 
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_cause_and_leaves_the_model():
+    x, y = regression()
+    model = line()
+    before = model[0].kernel.array.copy()
+    bad = x.copy()
+    bad[3] = np.nan
+    with pytest.raises(xn.NotFiniteError, match=r"nan in the first evaluation: the inputs hold NaN: 1 of 60 .* index 3"):
+        xn.optim.LBFGS().minimize(model, "mse", (bad, y))
+    with pytest.raises(xn.NotFiniteError, match="the targets hold values that are not finite"):
+        xn.optim.TruncatedNewton().minimize(model, "mse", (x, np.where(y == y.max(), np.inf, y)))
+    np.testing.assert_array_equal(model[0].kernel.array, before)
+
+
 def test_mistakes(monkeypatch):
     x, y = regression()
     with pytest.raises(ValueError, match="x holds 60 examples and y 59"):

@@ -102,7 +102,7 @@ def refuse_unseen(module: ModuleTree, path: str) -> None:
                 layers = any(map(_is_module, unseen))
                 raise TypeError(
                     f"{named(module, path)}: the {type(value).__name__} in self.{name} holds "
-                    f"{'layers that were put in unseen' if layers else 'Parameters, which are not looked for there'}, and would "
+                    f"{'layers that were put in unseen' if layers else 'Parameters or Tensors, which are not looked for there'}, and would "
                     f"not be trained; {_FOR_LAYERS.format(name=name) if layers else _FOR_PARAMETERS.format(name=name)}"
                 )
 

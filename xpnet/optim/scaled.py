@@ -89,7 +89,8 @@ class RMSprop(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay)
-        check_numbers("RMSprop", "[0, 1)", momentum=momentum)
+        if not (0 <= decay < 1 and 0 <= momentum < 1):
+            raise ValueError(f"RMSprop: decay and momentum must be in [0, 1), got {decay} and {momentum}")
         check_numbers("RMSprop", "[0, inf)", epsilon=epsilon)
         self.rate_decay = decay
         self.epsilon = epsilon

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet import losses, metrics
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.settings import check_numbers
+from xpnet.runtime.settings import check_kind, check_numbers
 from xpnet.training.callback import Callback
 from xpnet.training.final_weights import FinalWeights, copied_state
 
@@ -41,6 +41,8 @@ class Mode:
         self.monitored = monitored
 
     def __set__(self, owner: Any, value: Any) -> None:
+        if "mode" in owner.__dict__:
+            check_kind(type(owner).__name__, "mode", value, "str | None")
         given, name = given_mode(owner, value), owner.__dict__[self.monitored]
         found = given or (None if name is None else known_mode(name))
         owner.__dict__.update(_given_mode=given, mode=found)
