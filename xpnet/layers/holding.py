@@ -18,14 +18,17 @@ _CONTAINERS = (list, tuple, dict, set, frozenset)
 _TABLES = frozenset({"_arguments", "_children", "_parameters", "_buffers", "_known_modules"})
 
 
-_FOR_LAYERS = (
+_LAYERS = (
+    "layers or Parameters that were put in unseen",
     "assign a finished flat list of layers (self.{name} = [...], where xn.Sequential(...) is one layer), or each to an "
-    "attribute (setattr(self, name, layer))"
+    "attribute (setattr(self, name, layer))",
 )
-_FOR_PARAMETERS = (
+_PARAMETERS = (
+    "Parameters or Tensors, which are not looked for there",
     "assign each to an attribute of its own (self.{name}0 = xn.Parameter(...), or setattr(self, f'{name}{{i}}', parameter) in "
-    "a loop), or make a list of small Modules that hold one each"
+    "a loop), or make a list of small Modules that hold one each",
 )
+"""What a container holds that its Module does not know, and what to write instead."""
 
 
 def named(module: Any, path: str | None = None) -> str:
@@ -99,11 +102,10 @@ def refuse_unseen(module: ModuleTree, path: str) -> None:
             known |= {id(part) for part in (*module.modules(), *module.parameters().values())}
             unseen = list(_unseen(value, known))
             if unseen:
-                layers = any(map(_is_module, unseen))
+                held, remedy = _LAYERS if any(map(_is_module, unseen)) else _PARAMETERS
                 raise TypeError(
-                    f"{named(module, path)}: the {type(value).__name__} in self.{name} holds "
-                    f"{'layers that were put in unseen' if layers else 'Parameters or Tensors, which are not looked for there'}, and would "
-                    f"not be trained; {_FOR_LAYERS.format(name=name) if layers else _FOR_PARAMETERS.format(name=name)}"
+                    f"{named(module, path)}: the {type(value).__name__} in self.{name} holds {held}, and would not be trained; "
+                    f"{remedy.format(name=name)}"
                 )
 
 

@@ -17,13 +17,13 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 @cache
-def own_kind(kind: type) -> type:
+def own_kind(kind: Any) -> Any:
     """Return the class of this package that a class is, or is made from."""
     return next(c for c in kind.__mro__ if c.__module__.startswith("xpnet."))
 
 
 @cache
-def settings_of(kind: type) -> Mapping[str, inspect.Parameter]:
+def settings_of(kind: Any) -> Mapping[str, inspect.Parameter]:
     """Return the arguments by name that the constructor of a class takes, those that it passes on as well."""
     found: dict[str, inspect.Parameter] = {}
     for function in (vars(c)["__init__"] for c in kind.__mro__ if c is not object and "__init__" in vars(c)):

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from xpnet.backend import Array, is_floating, namespace
 from xpnet.layers.not_finite import (
     ADVICE,
-    NotFiniteError,
     first_not_finite,
     not_finite_in,
     not_finite_targets,
     parameter_not_finite,
+)
+from xpnet.layers.not_finite import (
+    NotFiniteError as NotFiniteError,
 )
 
 if TYPE_CHECKING:

@@ -191,7 +191,7 @@ class Steps(Checked):
         return loss, step.logits.copy()
 
     def _update(self, batches: int) -> None:
-        """Update from the gradients of `batches` batches, which may be fewer than `accumulate`, or more where that was changed."""
+        """Update from the gradients of `batches` batches: fewer than `accumulate`, or more where that was changed."""
         model, state = self.model, self.step_state
         if batches != self.accumulate:
             flat = model.flat_parameters
