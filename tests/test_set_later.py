@@ -185,6 +185,15 @@ def test_a_layer_keeps_what_its_constructor_makes_of_a_setting():
     assert xn.Sequential([both], input_shape=(5, 2)).predict(np.zeros((1, 5, 2), np.float32)).shape == (1, 3)
 
 
+def test_an_initializer_that_one_recurrent_layer_takes_from_another_makes_the_same_values():
+    one, other, third = xn.LSTM(3), xn.LSTM(3), xn.LSTM(3)
+    other.kernel_initializer = one.kernel_initializer
+    third.kernel_initializer = "glorot_uniform"
+    found = [xn.Sequential([layer], input_shape=(4, 2))[0].kernel.array for layer in (one, other, third)]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 def test_another_activation_of_a_layer_counts_and_is_saved(tmp_path):
     model = xn.Sequential([xn.layers.Activation("tanh")], input_shape=(2,))
     assert model[0].activation == "tanh"

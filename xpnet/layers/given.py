@@ -36,9 +36,10 @@ def set_again(module: Any, name: str, value: Any) -> Any:
         TypeError, ValueError: the constructor refuses the value.
     """
     table = module.__dict__
-    if name not in table or module._children or name in module._parameters:
+    if name not in table or table[name] is value or module._children or name in module._parameters:
         return value
-    kind: Any = own_kind(type(module))
+    kind: Any = type(module)
+    kind = own_kind(kind)
     known = settings_of(kind)
     if name not in known:
         return value

@@ -85,7 +85,10 @@ class Recurrent(Module):
         self.carried = None
 
     def _of_each_gate(self, name: str, initializer: Initial) -> Initial:
-        return initializers.Blocks(initializers.get(initializer, f"{type(self).__name__}: {name}"), self.gates)
+        found = initializers.get(initializer, f"{type(self).__name__}: {name}")
+        if isinstance(found, initializers.Blocks) and found.count == self.gates:  # another layer's, or its own
+            return found
+        return initializers.Blocks(found, self.gates)
 
     def _read_forwards(self) -> None:
         if self.stateful and self.reverse:

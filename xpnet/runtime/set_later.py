@@ -56,7 +56,8 @@ class Setting:
     def __set__(self, instance: Any, value: Any) -> None:
         table = instance.__dict__
         if self.name in table:
-            made = made_with(own_kind(type(instance)), table, self.name, value)
+            kind: Any = type(instance)
+            made = made_with(own_kind(kind), table, self.name, value)
             if made is not None:
                 instance._take(self.name, made)
                 return
@@ -74,7 +75,8 @@ class Settable(Checked):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if "__init__" in vars(cls) and cls.__module__.startswith("xpnet."):
-            for name in settings_of(cls):
+            kind: Any = cls
+            for name in settings_of(kind):
                 if not hasattr(cls, name):
                     setattr(cls, name, Setting(name))
 
