@@ -18,7 +18,8 @@ X, Y = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32), np.
 NEEDED: dict[str, Any] = {
     "learning_rate": 0.1, "units": 4, "filters": 4, "window": 3, "rate": 0.1, "symbols": 5, "groups": 2, "shape": (4,),
     "path": "a.txt", "folder": "a", "activation": "tanh", "model": xn.Sequential([xn.Dense(3)], input_shape=(6,)),
-    "loss": "mse", "optimizer": xn.optim.SGD(0.1), "layers": [xn.Dense(3)], "body": xn.Dense(6), "layer": xn.LSTM(3),
+    "loss": "softmax_cross_entropy", "weights": np.ones(3), "optimizer": xn.optim.SGD(0.1),
+    "layers": [xn.Dense(3)], "body": xn.Dense(6), "layer": xn.LSTM(3),
 }  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {"ClipGradients": {"norm": 1.0}, "RNN": {"activation": "tanh"}}
 BAD: tuple[Any, ...] = (
@@ -52,7 +53,14 @@ def kinds() -> dict[str, Any]:
     found: dict[str, Any] = {"Trainer": xn.Trainer}
     for module in (layers, xn.optim, training, preprocessing):
         for name, made in vars(module).items():
-            bases = (layers.Module, xn.optim.Optimizer, xn.optim.LossScale, xn.Callback, preprocessing.Transform)
+            bases = (
+                layers.Module,
+                xn.optim.Optimizer,
+                xn.optim.LossScale,
+                xn.Callback,
+                preprocessing.Transform,
+                training.ClassWeighted,
+            )
             if isinstance(made, type) and issubclass(made, bases) and not inspect.isabstract(made) and name[0] != "_":
                 found[name] = made
     return {name: made for name, made in found.items() if name not in ("Module", "Callback", "Compose")}
@@ -75,7 +83,8 @@ def test_the_walk_finds_the_settings():
     ids = {str(case.id) for case in CASES}
     assert len(ids) > 200
     assert {"Adam.beta1", "LossScale.growth", "LBFGS.history", "Rprop.shrink", "EarlyStopping.mode", "ClipGradients.norm",
-            "Checkpoint.keep", "Trainer.accumulate", "BatchNorm.momentum", "Dropout.rate", "Whiten.kind"} <= ids  # fmt: skip
+            "Checkpoint.keep",
+            "ClassWeighted.weights", "Trainer.accumulate", "BatchNorm.momentum", "Dropout.rate", "Whiten.kind"} <= ids  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -248,6 +257,16 @@ def test_a_mode_that_is_set_counts(tmp_path):
     run.fit((X, Y), epochs=3, verbose=False)
     assert best.mode == "max"
     assert best.best_value == max(run.history["loss"])
+
+
+def test_weights_of_classes_that_are_set_count_after_a_call():
+    loss = training.ClassWeighted("softmax_cross_entropy", np.ones(3))
+    before = float(loss(X[:, :3], Y))
+    loss.weights = np.full(3, 2.0)
+    assert float(loss(X[:, :3], Y)) == pytest.approx(2 * before)
+    loss.loss = xn.losses.softmax_cross_entropy
+    with pytest.raises(ValueError, match="finite and not negative"):
+        loss.weights = np.array([1.0, -1.0, 1.0])
 
 
 def test_functions_of_a_lambda_callback_that_are_set_are_called():
