@@ -83,8 +83,8 @@ def test_the_walk_finds_the_settings():
     ids = {str(case.id) for case in CASES}
     assert len(ids) > 200
     assert {"Adam.beta1", "LossScale.growth", "LBFGS.history", "Rprop.shrink", "EarlyStopping.mode", "ClipGradients.norm",
-            "Checkpoint.keep",
-            "ClassWeighted.weights", "Trainer.accumulate", "BatchNorm.momentum", "Dropout.rate", "Whiten.kind"} <= ids  # fmt: skip
+            "Checkpoint.keep", "ClassWeighted.weights", "Trainer.accumulate",
+            "BatchNorm.momentum", "Dropout.rate", "Whiten.kind"} <= ids  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
