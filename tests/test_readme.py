@@ -51,6 +51,29 @@ def test_the_loop_without_trainer_makes_the_same_weights(capsys):
         np.testing.assert_array_equal(array, names["model"].state()[name])
 
 
+def test_a_loop_that_adds_the_penalty_makes_the_weights_of_the_trainer():
+    page = (ROOT / "docs/training_loop.md").read_text()
+    _, loop = blocks(page, "python")
+    found = re.search(r"write `(loss = loss \+ .*?)` before `loss.backward\(\)`", page)
+    assert found is not None
+    x, y = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32), np.arange(64) % 3
+
+    def model() -> xn.Sequential:
+        first = xn.Dense(8, "relu", kernel_regularizer=xn.regularizers.L2(1.0))
+        return xn.Sequential([first, xn.Dense(3, bias_regularizer=xn.regularizers.L1(0.1))], input_shape=(6,))
+
+    names: dict[str, Any] = {"xn": xn, "x": x, "y": y, "model": model()}
+    exec(loop.replace("        loss.backward()", f"        {found[1]}\n        loss.backward()"), names)
+    without: dict[str, Any] = {"xn": xn, "x": x, "y": y, "model": model()}
+    exec(loop, without)
+    trained = model()
+    trainer = xn.Trainer(trained, loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.003))
+    trainer.fit((x, y), epochs=5, batch_size=32, verbose=False)
+    for name, array in trained.state().items():
+        np.testing.assert_array_equal(array, names["model"].state()[name])
+    assert (trained[0].kernel.array != without["model"][0].kernel.array).any()
+
+
 def test_there_are_exactly_two_commands_to_set_up():
     commands = [line for block in blocks(README, "sh") for line in block.splitlines()]
     assert len(commands) == 2

@@ -147,7 +147,7 @@ def test_boundaries(made, name, taken, bad):
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -0.1])
-def test_a_rate_that_is_set_or_scheduled_is_checked_at_its_step(rate):
+def test_a_rate_that_is_set_is_checked_at_once_and_a_scheduled_one_at_its_step(rate):
     model = xn.Sequential([xn.Dense(2)], input_shape=(3,))
     x, y = np.ones((4, 3), np.float32), np.array([0, 1, 0, 1])
     trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=xn.optim.SGD(lambda step: rate if step == 2 else 0.1))
@@ -156,7 +156,10 @@ def test_a_rate_that_is_set_or_scheduled_is_checked_at_its_step(rate):
     with pytest.raises(ValueError, match="SGD: the learning rate of step 2 must be at least 0 and finite, got"):
         trainer.step(x, y)
     optimizer = xn.optim.Adam(0.1)
-    optimizer.learning_rate = rate
+    with pytest.raises(ValueError, match="Adam: learning_rate must be at least 0 and finite, got"):
+        optimizer.learning_rate = rate
+    assert optimizer.learning_rate == 0.1
+    optimizer.factor = rate
     with pytest.raises(ValueError, match="Adam: the learning rate of step 0"):
         xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer).step(x, y)
 

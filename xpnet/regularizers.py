@@ -1,4 +1,8 @@
-"""Penalties on weights, and projections of weights."""
+"""Penalties on weights, and projections of weights.
+
+The Trainer adds the penalties of all layers to the loss. In your own training loop add them by hand, before the backward pass:
+``loss = loss + model.flat_parameters.penalty()`` (None for a model without any).
+"""
 
 from __future__ import annotations
 

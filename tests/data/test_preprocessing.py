@@ -275,3 +275,13 @@ def test_one_hot_of_other_backends_axes_and_types():
         P.one_hot(np.array([-1]), 3)
     with pytest.raises(ValueError, match=r"expects integer labels, got numpy array .* float64"):
         P.one_hot(np.array([0.0]), 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", [(40, 6), (4, 6)])
+@pytest.mark.parametrize("name", [n for n in P.__all__ if getattr(getattr(P, n), "fitted_names", None)])
+def test_every_transform_that_is_fitted_refuses_values_that_are_not_finite(name, shape, value):
+    x = np.random.default_rng(0).normal(size=shape)
+    x[2, 3] = value
+    with pytest.raises(ValueError, match=rf"^{name}: .*x holds NaN or infinite values$"), np.errstate(invalid="ignore"):
+        getattr(P, name)().fit(x)

@@ -174,9 +174,10 @@ def test_a_layer_that_becomes_stateful_later():
     layer.stateful = True
     assert not layer.capturable
     backwards = xn.Sequential([xn.GRU(4, reverse=True)], input_shape=(3, C))[0]
-    backwards.stateful = True
     with pytest.raises(ValueError, match="reads forwards"):
-        backwards(np.zeros((1, 3, C), np.float32))
+        backwards.stateful = True
+    assert not backwards.stateful
+    backwards(np.zeros((1, 3, C), np.float32))
 
 
 def test_a_bidirectional_layer_takes_what_was_set():

@@ -1,3 +1,4 @@
+import math
 import sys
 from typing import Any
 
@@ -66,6 +67,28 @@ def test_no_single_step_and_no_trainer():
     model = line()
     with pytest.raises(TypeError, match=r"LBFGS\(...\).minimize\(model, loss, \(x, y\)\)"):
         xn.Trainer(model, loss="mse", optimizer=xn.optim.LBFGS()).step(x, y)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_cause_and_leaves_the_model():
+    x, y = regression()
+    model = line()
+    before = model[0].kernel.array.copy()
+    bad = x.copy()
+    bad[3] = np.nan
+    with pytest.raises(xn.NotFiniteError, match=r"nan in the first evaluation: the inputs hold NaN: 1 of 60 .* index 3"):
+        xn.optim.LBFGS().minimize(model, "mse", (bad, y))
+    with pytest.raises(xn.NotFiniteError, match="the targets hold values that are not finite"):
+        xn.optim.TruncatedNewton().minimize(model, "mse", (x, np.where(y == y.max(), np.inf, y)))
+    np.testing.assert_array_equal(model[0].kernel.array, before)
+    calls: list[int] = []
+
+    def lost_later(prediction: Any, target: Any) -> Any:
+        calls.append(1)
+        return ((prediction - target) ** 2).mean() * (1.0 if len(calls) < 4 else math.nan)
+
+    with pytest.raises(xn.NotFiniteError, match=r"the loss became nan in iteration \d+; .*the loss function's own value"):
+        xn.optim.LBFGS().minimize(model, lost_later, (x, y))
+    np.testing.assert_array_equal(model[0].kernel.array, before)
 
 
 def test_mistakes(monkeypatch):

@@ -118,7 +118,8 @@ HELD = {
 
 @pytest.mark.parametrize("how", HELD)
 def test_a_container_with_layers_put_in_unseen_is_refused(how):
-    with pytest.raises(TypeError, match=r"self\._?blocks holds layers.*flat list"):
+    advice = "Parameters.*an attribute of its own.*setattr" if how.endswith(("Parameters", "Tensors")) else "layers.*flat list"
+    with pytest.raises(TypeError, match=rf"self\._?blocks holds {advice}"):
         Made(*HELD[how])(X)
     with pytest.raises(TypeError, match=r"layer '0' \(Made\)"):
         xn.Sequential([Made(*HELD[how])])

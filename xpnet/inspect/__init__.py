@@ -22,7 +22,7 @@ from xpnet.inspect.outcome import outcome
 from xpnet.inspect.profile import Profile, profile
 from xpnet.inspect.receptive import Field, receptive_fields
 from xpnet.inspect.timeline import Timeline
-from xpnet.training.not_finite import first_not_finite
+from xpnet.layers.not_finite import first_not_finite
 
 __all__ = [
     "DeadUnits", "Field", "Finding", "GradientError", "Gradients", "Histogram", "Profile", "Samples", "StepMemory",

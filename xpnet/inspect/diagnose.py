@@ -18,9 +18,9 @@ from xpnet.layers.execution import takes_batch
 from xpnet.layers.hooks import unchanged, wrapped
 from xpnet.layers.modes import eval_mode
 from xpnet.layers.module import Module
+from xpnet.layers.not_finite import first_not_finite, not_finite_targets
 from xpnet.ops.shapes import ShapeError
 from xpnet.training.first_look import no_logarithms, not_logits, probabilities, refuse_output, strays, untrainable
-from xpnet.training.not_finite import first_not_finite, not_finite_targets
 
 DEAD = 0.5
 """A layer is reported when more than this share of its units is dead or saturated."""

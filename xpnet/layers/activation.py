@@ -12,7 +12,7 @@ from xpnet.ops.activations import ACTIVATIONS_FROM_OUTPUT
 from xpnet.ops.registry import Op
 from xpnet.ops.shapes import is_whole
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.settings import check_function, check_numbers
+from xpnet.runtime.settings import check_function, check_kind, check_numbers
 
 _OPERATIONS = (
     ops.step, ops.relu, ops.leaky_relu, ops.elu, ops.selu, ops.gelu, ops.silu, ops.sigmoid, ops.hard_sigmoid, ops.tanh,
@@ -96,7 +96,18 @@ class Activation(_Elementwise):
     _functions = ("function",)
 
     def __init__(self, activation: str | Callable[..., Any]) -> None:
-        self.function = get(activation, type(self).__name__)
+        self.activation = activation
+
+    @property
+    def activation(self) -> str | Callable[..., Any] | None:
+        """The activation, its name or a function of one Tensor; another one counts from the next call on."""
+        name = getattr(self.function, "__name__", None)
+        return "linear" if self.function is None else name if self.function is NAMES.get(name or "") else self.function
+
+    @activation.setter
+    def activation(self, value: str | Callable[..., Any]) -> None:
+        check_kind(type(self).__name__, "activation", value, "str | Callable[..., Any]")
+        self.function = get(value, type(self).__name__)
 
     def forward(self, x: Any) -> Any:
         """Apply the function to x."""

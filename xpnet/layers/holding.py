@@ -18,6 +18,19 @@ _CONTAINERS = (list, tuple, dict, set, frozenset)
 _TABLES = frozenset({"_arguments", "_children", "_parameters", "_buffers", "_known_modules"})
 
 
+_LAYERS = (
+    "layers or Parameters that were put in unseen",
+    "assign a finished flat list of layers (self.{name} = [...], where xn.Sequential(...) is one layer), or each to an "
+    "attribute (setattr(self, name, layer))",
+)
+_PARAMETERS = (
+    "Parameters or Tensors, which are not looked for there",
+    "assign each to an attribute of its own (self.{name}0 = xn.Parameter(...), or setattr(self, f'{name}{{i}}', parameter) in "
+    "a loop), or make a list of small Modules that hold one each",
+)
+"""What a container holds that its Module does not know, and what to write instead."""
+
+
 def named(module: Any, path: str | None = None) -> str:
     """Return what a Module, at its path or that which it is about to get, is called in an error."""
     kind, path = type(module).__name__, path or module.path
@@ -87,11 +100,12 @@ def refuse_unseen(module: ModuleTree, path: str) -> None:
         known = {id(part) for part in (*module._children.values(), *module._parameters.values())}
         if any(True for _ in _unseen(value, known)):
             known |= {id(part) for part in (*module.modules(), *module.parameters().values())}
-            if any(True for _ in _unseen(value, known)):
+            unseen = list(_unseen(value, known))
+            if unseen:
+                held, remedy = _LAYERS if any(map(_is_module, unseen)) else _PARAMETERS
                 raise TypeError(
-                    f"{named(module, path)}: the {type(value).__name__} in self.{name} holds layers or Parameters that were "
-                    f"put in unseen, and would not be trained; assign a finished flat list of layers (self.{name} = [...], "
-                    f"where xn.Sequential(...) is one layer), or each to an attribute (setattr(self, name, layer))"
+                    f"{named(module, path)}: the {type(value).__name__} in self.{name} holds {held}, and would not be trained; "
+                    f"{remedy.format(name=name)}"
                 )
 
 

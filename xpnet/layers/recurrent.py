@@ -85,7 +85,10 @@ class Recurrent(Module):
         self.carried = None
 
     def _of_each_gate(self, name: str, initializer: Initial) -> Initial:
-        return initializers.Blocks(initializers.get(initializer, f"{type(self).__name__}: {name}"), self.gates)
+        found = initializers.get(initializer, f"{type(self).__name__}: {name}")
+        if isinstance(found, initializers.Blocks) and found.count == self.gates:  # another layer's, or its own
+            return found
+        return initializers.Blocks(found, self.gates)
 
     def _read_forwards(self) -> None:
         if self.stateful and self.reverse:
@@ -347,8 +350,6 @@ class Bidirectional(Module):
             raise TypeError(f"Bidirectional takes an RNN, LSTM or GRU, got {type(layer).__name__}")
         if layer.stateful or layer.return_state or layer.reverse:
             raise ValueError("Bidirectional: the layer must not be stateful, return its state, or be reversed already")
-        if merge not in MERGES:
-            raise ValueError(f"Bidirectional: merge must be one of {', '.join(MERGES)}, got {merge!r}")
         args, keywords = layer._arguments
         self.merge = merge
         self.forwards = layer
@@ -365,6 +366,11 @@ class Bidirectional(Module):
         """Create the parameters of both layers."""
         self.backwards.materialize(input_shape)
         return self._merged(self.forwards.materialize(input_shape))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "merge" and value not in MERGES:
+            raise ValueError(f"Bidirectional: merge must be one of {', '.join(MERGES)}, got {value!r}")
+        super().__setattr__(name, value)
 
     def _merged(self, shape: Shape) -> Shape:
         return (*shape[:-1], 2 * shape[-1]) if self.merge == "concat" else shape

@@ -10,7 +10,7 @@ from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array
 from xpnet.layers.attributes import REFUSED, Reset, is_settled
 from xpnet.layers.context import Context, on_device, place_parameter
-from xpnet.layers.given import check_setting
+from xpnet.layers.given import check_setting, set_again
 from xpnet.layers.holding import named, refuse_own_name, refuse_unseen, refuse_value
 from xpnet.layers.version import Version
 from xpnet.runtime.deprecation import renamed_attribute
@@ -105,6 +105,7 @@ class ModuleTree:
         refuse_own_name(self, name, value)
         refuse_value(self, name, value)
         check_setting(self, name, value)
+        value = set_again(self, name, value)
         reset = Reset(cast("Module", self), name) if is_settled(cast("Module", self), name) else None
         others = self._children_beside(name)
         new: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from xpnet import backend, losses
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
 from xpnet.layers.module import Module
+from xpnet.layers.not_finite import not_finite_in
 from xpnet.optim.optimizer import Optimizer, Target
 from xpnet.runtime.settings import check_numbers, check_whole
 
@@ -93,6 +95,7 @@ class FullBatch(Optimizer):
 
         Raises:
             ImportError: SciPy is not installed.
+            NotFiniteError: the loss is NaN or infinite where the method begins, or ends.
             ValueError: data of unequal length or without examples, or parameters with a constraint (no projection here).
 
         After an exception the model is as before.
@@ -125,8 +128,13 @@ class FullBatch(Optimizer):
             flat.values[...] = backend.to_device(vector.astype(backend.dtype_name(flat.values)), device)
             model.load_rng_counters(counters)
             value = self._objective(model, flat, function, x, y, batch_size or len(x))
+            if not (last or math.isfinite(value)):  # later the method itself steps back from such a place
+                raise lost(value, "the first evaluation")
             last[:] = [value]
             return value, backend.to_numpy(flat.gradients).astype(np.float64)
+
+        def lost(value: float, where: str) -> Exception:
+            return not_finite_in(model, where, value, x, y, "begin with other weights, or scale the inputs")
 
         def after(_: Any) -> None:
             if callback is not None:
@@ -136,6 +144,8 @@ class FullBatch(Optimizer):
         begin = backend.to_numpy(flat.values).astype(np.float64)
         try:
             result = minimize(evaluate, begin, jac=True, method=self.method, options=self.options(), callback=after)
+            if not math.isfinite(result.fun):
+                raise lost(float(result.fun), f"iteration {int(result.nit)}")
             flat.values[...] = backend.to_device(result.x.astype(backend.dtype_name(flat.values)), device)
         except BaseException:
             model.load_state(before)

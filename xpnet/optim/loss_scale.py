@@ -8,10 +8,11 @@ from weakref import ref
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array, device_of, namespace, quiet, to_numpy
 from xpnet.ops.updates.half import adjust, unscale
-from xpnet.runtime.settings import Checked, check_numbers, check_whole
+from xpnet.runtime.set_later import Settable
+from xpnet.runtime.settings import check_numbers, check_whole
 
 
-class LossScale(Checked):
+class LossScale(Settable):
     """A factor for the loss of a float16 model before the backward pass; the gradients are divided by it afterwards.
 
     The factor grows while gradients are finite. Where one overflows, the update is skipped and the factor is reduced. An

@@ -16,7 +16,8 @@ from xpnet.optim.loss_scale import LossScale
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.peers import missing_attribute
 from xpnet.runtime.refused import refused_attribute
-from xpnet.runtime.settings import Checked, check_numbers
+from xpnet.runtime.set_later import Settable
+from xpnet.runtime.settings import check_numbers, check_whole
 
 Schedule = Callable[[int], float]
 Target = Module | dict[str, Parameter] | Iterable[Parameter]
@@ -26,6 +27,8 @@ class _LearningRate:
     """The attribute `learning_rate`: one that is set counts as it is, whatever callbacks have multiplied the one before by."""
 
     def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        if not callable(value):
+            check_numbers(type(optimizer).__name__, "[0, inf)", learning_rate=value)
         optimizer.__dict__.update(learning_rate=value, factor=1.0)
 
     if TYPE_CHECKING:  # without it Python reads the instance's __dict__
@@ -33,7 +36,7 @@ class _LearningRate:
         def __get__(self, optimizer: Any, owner: Any = None) -> Any: ...
 
 
-class Optimizer(Checked):
+class Optimizer(Settable):
     """Base class: :meth:`step` updates a model from the gradients that `backward` left, and clears them.
 
     Subclasses name their state arrays in `slot_names` and write :meth:`update`.
@@ -64,11 +67,8 @@ class Optimizer(Checked):
         __getattr__ = missing_attribute
 
     def __init__(self, learning_rate: float | Schedule, *, weight_decay: float = 0.0) -> None:
-        name = type(self).__name__
-        if not callable(learning_rate):
-            check_numbers(name, "[0, inf)", learning_rate=learning_rate)
-        check_numbers(name, "[0, inf)", weight_decay=weight_decay)
         self.learning_rate = learning_rate
+        check_numbers(type(self).__name__, "[0, inf)", weight_decay=weight_decay)
         self.weight_decay = weight_decay
         self._iterations = 0
         self._skipped = 0
@@ -91,6 +91,7 @@ class Optimizer(Checked):
 
     @iterations.setter
     def iterations(self, value: int) -> None:
+        check_whole(type(self).__name__, 0, iterations=value)
         if self.clock is not None:
             self.read_clock()  # what was skipped until now stays skipped
         self._iterations = value
@@ -108,12 +109,24 @@ class Optimizer(Checked):
             self.read_clock()
         self._skipped = value
 
+    def _take(self, name: str, made: Any) -> None:
+        """Take over a setting, and what follows from it: which state arrays there are (a momentum where there was none)."""
+        super()._take(name, made)
+        if type(made) is not type(self):
+            return
+        for derived in ("slot_names", "capturable"):
+            if derived in vars(made):
+                vars(self)[derived] = vars(made)[derived]
+            else:
+                vars(self).pop(derived, None)
+        self.slots = {slot: array for slot, array in self.slots.items() if slot in self.slot_names}
+
     @property
     def current_learning_rate(self) -> float:
         """The learning rate of the next step.
 
         Raises:
-            ValueError: it was set to, or a schedule returns, something that is negative or not finite.
+            ValueError: a schedule returns, or callbacks have made it, something that is negative or not finite.
             TypeError: something that is no number.
         """
         rate: Any = self.learning_rate
@@ -138,7 +151,7 @@ class Optimizer(Checked):
             ValueError: the state belongs to another model.
         """
         flat = _flat_parameters(target, self._flat)
-        if flat is not self._flat:
+        if flat is not self._flat or len(self.slots) < len(self.slot_names):
             self.require_own(target)
             before = self._flat
             if flat.values is not None:

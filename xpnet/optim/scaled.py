@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from xpnet.autograd.flat_parameters import FlatParameters
 from xpnet.backend import Array
 from xpnet.ops.updates import adaptive
 from xpnet.optim.optimizer import Optimizer, Schedule
-from xpnet.runtime.settings import check_numbers
+from xpnet.runtime.refused import refused_attribute
+from xpnet.runtime.settings import Converted, check_numbers
 
 
 class Adagrad(Optimizer):
@@ -47,12 +48,24 @@ class Adagrad(Optimizer):
         adaptive.adagrad(w, g, self.slots["sum"], learning_rate=learning_rate, epsilon=self.epsilon)
 
 
+class _Decay(refused_attribute):
+    """The name of an argument of RMSprop's, which is that of a method of every optimizer."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return Optimizer.decay if instance is None else Optimizer.decay.__get__(instance)
+
+
+def _rate_decay(value: float) -> float:
+    check_numbers("RMSprop", "[0, 1)", decay=value)
+    return value
+
+
 class RMSprop(Optimizer):
     """w -= learning_rate * g / (sqrt(decaying mean of g*g) + epsilon).
 
     Args:
         learning_rate: a number or a schedule.
-        decay: of the mean, in [0, 1).
+        decay: of the mean, in [0, 1); the attribute is `rate_decay`.
         epsilon: added to the root.
         centered: divide by the standard deviation of g instead, sqrt(mean of g*g - (mean of g)**2).
         momentum: in [0, 1): above 0 the scaled gradients are accumulated in a velocity.
@@ -60,6 +73,10 @@ class RMSprop(Optimizer):
 
     Source: Tieleman and Hinton, Coursera lecture 6.5, 2012; Graves, 2013 (centered); CS231n, "Neural networks part 3".
     """
+
+    rate_decay = Converted(_rate_decay)
+    if not TYPE_CHECKING:  # it is the method
+        decay = _Decay("use optimizer.rate_decay")
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.given import listed
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import check_kind, check_whole
 from xpnet.training.callback import Callback
 
 Metric = str | Callable[[Any, Any], Any]
@@ -120,6 +121,24 @@ def required_optimizer(optimizer: Any) -> Any:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"Trainer: optimizer must be an object such as xn.optim.Adam(0.001), got {quoted(optimizer)}")
     return optimizer
+
+
+def required_count(accumulate: Any) -> int:
+    """Return of how many batches a Trainer averages the gradients; raise an error for less than 1, or a fraction."""
+    check_whole("Trainer", 1, accumulate=accumulate)
+    return accumulate  # type: ignore[no-any-return]
+
+
+def required_seed(seed: Any) -> int:
+    """Return a Trainer's seed; raise a TypeError for what is no integer."""
+    check_kind("Trainer", "seed", seed, "int")
+    return seed  # type: ignore[no-any-return]
+
+
+def required_switch(capture: Any) -> bool:
+    """Return whether a Trainer captures its steps; raise a TypeError for neither True nor False."""
+    check_kind("Trainer", "capture", capture, "bool")
+    return capture  # type: ignore[no-any-return]
 
 
 def required_callbacks(callbacks: Any) -> list[Callback]:

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from xpnet.runtime.deprecation import adopt_renamed_methods, renamed_attribute
-from xpnet.runtime.settings import Checked
+from xpnet.runtime.set_later import Settable
 
 if TYPE_CHECKING:
     from xpnet.training.final_weights import FinalWeights
     from xpnet.training.trainer import Trainer
 
 
-class Callback(Checked):
+class Callback(Settable):
     """Base class; every method may be left out. ``trainer`` gives access to model, optimizer, history, epoch and step.
 
     Set ``trainer.stop = True`` to end the run after the current step. An exception ends it as well: before the optimizer's step

@@ -287,24 +287,26 @@ class LambdaCallback(Callback):
         epoch_end: after every epoch; also takes the epoch's values and may add to them.
     """
 
-    adds = None
-
     def __init__(
         self,
         *,
         step_end: Callable[[Trainer], object] | None = None,
         epoch_end: Callable[[Trainer, dict[str, float]], object] | None = None,
     ) -> None:
-        self.adds = () if epoch_end is None else None
-        self._step_end = step_end
-        self._epoch_end = epoch_end
+        self.step_end = step_end
+        self.epoch_end = epoch_end
+
+    @property
+    def adds(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """See Callback: a function for epochs may add anything."""
+        return () if self.epoch_end is None else None
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Call the function for steps."""
-        if self._step_end is not None:
-            self._step_end(trainer)
+        if self.step_end is not None:
+            self.step_end(trainer)
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Call the function for epochs."""
-        if self._epoch_end is not None:
-            self._epoch_end(trainer, values)
+        if self.epoch_end is not None:
+            self.epoch_end(trainer, values)

@@ -54,6 +54,7 @@ def save_checkpoint(trainer: Trainer, path: str | Path) -> None:
             "batch": trainer.batch,
             "iteration": trainer.iteration,
             "pending": trainer.pending,
+            "shared_by": trainer.shared_by,
             "data": _described(trainer.epoch_data),
             "first_epoch": trainer.first_epoch,
             "seed": trainer.seed,
@@ -159,6 +160,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     trainer.iteration, trainer.first_epoch = place["iteration"], place["first_epoch"]
     # Earlier versions counted the batches of an accumulated update across epochs.
     trainer.pending = place.get("pending", place["iteration"] % trainer.accumulate)
+    trainer.shared_by = place.get("shared_by", trainer.accumulate)
     trainer.epoch_data = place.get("data")
     trainer.set_aside = None
     for callback in trainer.callbacks:
@@ -207,7 +209,7 @@ _DOCUMENT = fields(
                 "seed": integer(-LARGEST),
                 "sums": fields({"count": integer(), "totals": dict_of(number)}),
             },
-            {"deterministic": flag, "pending": integer(), "data": maybe(fields({}))},
+            {"deterministic": flag, "pending": integer(), "shared_by": integer(1), "data": maybe(fields({}))},
         ),
         "history": dict_of(list_of(maybe(number))),
         "counters": dict_of(integer()),

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from xpnet.io import archive, lock
 from xpnet.runtime.deprecation import renamed_arguments
+from xpnet.runtime.settings import check_numbers
 from xpnet.training.callback import Callback
 from xpnet.training.checkpoint import load_checkpoint, save_checkpoint
-from xpnet.training.monitors import given_mode, is_better, known_mode, mode_in_run
+from xpnet.training.monitors import Mode, is_better, mode_in_run
 
 if TYPE_CHECKING:
     from xpnet.training.trainer import Trainer
@@ -43,6 +44,8 @@ class Checkpoint(Callback):
     """
 
     adds = ()
+    mode = Mode("best")
+    _given_mode: str | None
 
     @renamed_arguments(largest="mode")
     def __init__(
@@ -57,13 +60,14 @@ class Checkpoint(Callback):
     ) -> None:
         if keep < 1 or (every_steps is not None and every_steps < 1):
             raise ValueError(f"Checkpoint: keep and every_steps must be at least 1, got {keep} and {every_steps}")
+        if every_minutes is not None:
+            check_numbers("Checkpoint", "[0, inf)", every_minutes=every_minutes)
         self.folder = Path(folder)
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.keep = keep
         self.best = best
-        self._given_mode = given_mode(self, mode)
-        self.mode = self._given_mode or (None if best is None else known_mode(best))
+        self.mode = mode
         self.best_value: float | None = None
         self._saved = time.monotonic()
         self._locked = False
@@ -71,7 +75,7 @@ class Checkpoint(Callback):
     def check_run(self, trainer: Trainer) -> None:
         """Raise a ValueError if the value of the best epoch will not be recorded, or nothing says which way it is better."""
         if self.best is not None:
-            self.mode = mode_in_run(self, self.best, self._given_mode, trainer)
+            self.__dict__["mode"] = mode_in_run(self, self.best, self._given_mode, trainer)
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Make the folder, lock it for this process, and check that it can be written to."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xpnet import losses, metrics
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.settings import check_kind, check_numbers
 from xpnet.training.callback import Callback
 from xpnet.training.final_weights import FinalWeights, copied_state
 
@@ -27,6 +28,28 @@ def given_mode(owner: Callback, mode: Any) -> str | None:
     if mode not in ("min", "max", None):
         raise ValueError(f'{type(owner).__name__}: mode must be "min", "max" or None, got {quoted(mode)}')
     return mode  # type: ignore[no-any-return]
+
+
+class Mode:
+    """The attribute `mode` of a callback: "min", "max", or None for what the monitored value itself says.
+
+    Args:
+        monitored: the name of the attribute with the value's name.
+    """
+
+    def __init__(self, monitored: str) -> None:
+        self.monitored = monitored
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        if "mode" in owner.__dict__:
+            check_kind(type(owner).__name__, "mode", value, "str | None")
+        given, name = given_mode(owner, value), owner.__dict__[self.monitored]
+        found = given or (None if name is None else known_mode(name))
+        owner.__dict__.update(_given_mode=given, mode=found)
+
+    if TYPE_CHECKING:  # without it Python reads the instance's __dict__
+
+        def __get__(self, owner: Any, kind: Any = None) -> str | None: ...
 
 
 def known_mode(name: str, trainer: Trainer | None = None) -> str | None:
@@ -126,6 +149,8 @@ class Monitor(Callback):
     """
 
     adds: tuple[str, ...] | None = ()
+    mode = Mode("monitor")
+    _given_mode: str | None
 
     def __init__(self, monitor: str, patience: int, min_delta: float, mode: str | None) -> None:
         if not (patience >= 0 and 0 <= min_delta < math.inf):
@@ -135,14 +160,13 @@ class Monitor(Callback):
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta
-        self._given_mode = given_mode(self, mode)
-        self.mode = self._given_mode or known_mode(monitor)
+        self.mode = mode
         self.best: float | None = None
         self.waited = 0
 
     def check_run(self, trainer: Trainer) -> None:
         """Find out which way the value is better; raise a ValueError if it will not be recorded, or nothing says so."""
-        self.mode = mode_in_run(self, self.monitor, self._given_mode, trainer)
+        self.__dict__["mode"] = mode_in_run(self, self.monitor, self._given_mode, trainer)
 
     def improved(self, values: dict[str, float]) -> bool:
         """Compare the epoch's value with the best one, and count the epochs since."""
@@ -263,6 +287,7 @@ class ReduceOnPlateau(Monitor):
         super().__init__(monitor, patience, min_delta, mode)
         if not 0 < factor < 1:
             raise ValueError(f"ReduceOnPlateau: factor must be between 0 and 1, got {factor}")
+        check_numbers("ReduceOnPlateau", "[0, inf)", lowest=lowest)
         self.factor = factor
         self.lowest = lowest
 

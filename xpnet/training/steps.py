@@ -29,6 +29,7 @@ class Steps(Checked):
     metrics: dict[str, Any]
     callbacks: list[Any]
     accumulate: int
+    shared_by: int  # of how many batches the pending gradients are shares
     segments: Segments
     sums: Sums
     epoch: int
@@ -60,6 +61,8 @@ class Steps(Checked):
         model, optimizer, state = self.model, self.optimizer, self.step_state
         if not model.training:
             model._train_again()
+        if self.shared_by != self.accumulate:
+            self._share_again()
         version = model._tree_version
         if state.version is not version or state.changes != version.changes or state.optimizer is not optimizer:
             self.follow_model()
@@ -91,6 +94,14 @@ class Steps(Checked):
             self.committed()
         return loss, prediction
 
+    def _share_again(self) -> None:
+        """Make the gradients of pending batches shares of another `accumulate`: those batches count in the next update."""
+        flat = self.model.flat_parameters
+        flat.collect()
+        if self.pending and flat.values is not None:
+            flat.gradients *= self.shared_by / self.accumulate
+        self.shared_by = self.accumulate
+
     def undo(self, iterations: int, skipped: int) -> None:
         """Put back what a step has changed that raised."""
         self.committing = True
@@ -111,6 +122,8 @@ class Steps(Checked):
     def _update_pending(self) -> None:
         """Update from the last batches of an epoch, fewer than `accumulate`: of a stream, whose end is not known before."""
         optimizer, state = self.optimizer, self.step_state
+        if self.shared_by != self.accumulate:
+            self._share_again()
         iterations, skipped = optimizer._iterations, optimizer._skipped
         state.counters, state.backward, state.guards = None, True, True
         state.keep_gradients(self.model.flat_parameters)
@@ -178,9 +191,9 @@ class Steps(Checked):
         return loss, step.logits.copy()
 
     def _update(self, batches: int) -> None:
-        """Update from the gradients of `batches` batches, which may be fewer than `accumulate`."""
+        """Update from the gradients of `batches` batches: fewer than `accumulate`, or more where that was changed."""
         model, state = self.model, self.step_state
-        if batches < self.accumulate:
+        if batches != self.accumulate:
             flat = model.flat_parameters
             flat.collect()
             if flat.values is not None:

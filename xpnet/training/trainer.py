@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from xpnet import losses
 from xpnet.autograd.tape import no_grad
@@ -23,8 +24,17 @@ from xpnet.runtime.messages import quoted
 from xpnet.runtime.overrides import is_own
 from xpnet.runtime.peers import missing_attribute
 from xpnet.runtime.refused import refused_attribute
-from xpnet.runtime.settings import Converted, check_whole, checked
-from xpnet.training.arguments import named_metrics, refuse_loss, required_callbacks, required_model, required_optimizer
+from xpnet.runtime.settings import Converted, checked
+from xpnet.training.arguments import (
+    named_metrics,
+    refuse_loss,
+    required_callbacks,
+    required_count,
+    required_model,
+    required_optimizer,
+    required_seed,
+    required_switch,
+)
 from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, segments_of
 from xpnet.training.data_adapter import as_batches, build, no_batches
@@ -82,12 +92,16 @@ class Trainer(Steps):
     should_stop = refused_attribute("use trainer.stop = True")
     lr = refused_attribute("use trainer.optimizer.learning_rate")
     learning_rate = refused_attribute("use trainer.optimizer.learning_rate")
+    loss_scale = refused_attribute("use trainer.optimizer.loss_scale")
     # Also what is set later is converted, or refused.
     model = Converted(required_model)
     loss = Converted(losses.get)
     optimizer = Converted(required_optimizer)
     metrics = Converted(named_metrics)
     callbacks = Converted(required_callbacks)
+    seed = Converted(required_seed)
+    accumulate = Converted(required_count)
+    capture = Converted(required_switch)
     if not TYPE_CHECKING:  # mypy would know every attribute
         __getattr__ = missing_attribute
 
@@ -105,7 +119,7 @@ class Trainer(Steps):
         loss_scale: LossScale | None = None,
         recompute: Recompute = False,
     ) -> None:
-        check_whole("Trainer", 1, accumulate=accumulate)
+        self.accumulate = self.shared_by = accumulate
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -115,9 +129,8 @@ class Trainer(Steps):
         self.metrics = metrics
         self.callbacks = callbacks
         self.seed = seed
-        self.accumulate = accumulate
         self.capture = capture
-        self.segments = segments_of(model, recompute)
+        self.recompute = recompute
         self.history = History()
         self.epoch = 0
         self.batch = 0
@@ -285,6 +298,33 @@ class Trainer(Steps):
             progress.end(self.epoch - 1, values)
         if self.callbacks:
             tell(self, self.callbacks, "on_checkpoint", epoch_ended=True)
+
+    @property
+    def recompute(self) -> Recompute:
+        """The parts of the model that recompute their activations; others count from the next step on."""
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, value: Recompute) -> None:
+        self.segments = segments_of(self.model, value)
+        self._recompute = value
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raise a TypeError: a Trainer holds its data, functions and what was compiled for this process."""
+        raise TypeError(
+            "a Trainer cannot be pickled: save its model with model.save(path), and a run that is to go on with the callback "
+            "xn.training.Checkpoint(folder) and trainer.fit(..., resume=folder)"
+        )
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = twin = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     @property
     def diverged(self) -> bool:

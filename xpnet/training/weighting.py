@@ -14,10 +14,10 @@ from xpnet.backend import Array, device_of, is_floating, kind_of, namespace, to_
 from xpnet.losses.base import admitted, not_empty
 from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.settings import Checked
+from xpnet.runtime.set_later import Settable
 
 
-class ClassWeighted(Checked):
+class ClassWeighted(Settable):
     """A loss whose terms are multiplied by the weight of their class: mean of weights[y] * loss(prediction, y).
 
     ``Trainer(model, loss=ClassWeighted("softmax_cross_entropy", xn.data.class_weights(y)), ...)`` gives rare classes the weight
@@ -46,6 +46,10 @@ class ClassWeighted(Checked):
             )
         self.__name__ = f"class_weighted_{getattr(self.loss, '__name__', 'loss')}"
         self._placed: dict[Any, Array] = {}
+
+    def _take(self, name: str, made: Any) -> None:
+        super()._take(name, made)
+        self.__name__, self._placed = made.__name__, {}
 
     def __call__(self, prediction: Any, target: Array) -> Any:
         """Compute the weighted mean, a 0-d Tensor or array.

@@ -11,7 +11,7 @@ import numpy as np
 
 from xpnet.backend import Array, Namespace, describe, dtype_name, namespace, to_numpy
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.settings import Checked
+from xpnet.runtime.set_later import Settable
 
 from ..arrays import adopted_tree, like
 from ..dataset import NumpyArray
@@ -20,7 +20,7 @@ Per: TypeAlias = Literal["channel", "feature", "all"]
 _CHUNK_BYTES = 1 << 25
 
 
-class Transform(Checked, ABC):
+class Transform(Settable, ABC):
     """A transform of examples. Subclasses define `_fit`, `_apply` and `_undo`."""
 
     needs_fit = True
@@ -51,7 +51,12 @@ class Transform(Checked, ABC):
         x = adopted_tree(x, self._name)
         if not hasattr(x, "shape") or len(x.shape) < 2 or x.shape[0] < 1:
             raise ValueError(f"{self._name}.fit needs examples (N, ...) with N at least 1, got {describe(x)}")
-        arrays = self._fit(x)
+        try:
+            arrays = self._fit(x)
+        except np.linalg.LinAlgError:
+            if all(np.isfinite(chunk).all() for chunk in chunks(x)):
+                raise
+            raise ValueError(f"{self._name}: x holds NaN or infinite values") from None
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise ValueError(f"{self._name}: the fitted {name} is not finite; x holds NaN or infinite values")
