@@ -475,3 +475,155 @@ def test_data_that_have_moved_are_named_when_a_run_is_resumed(images, capsys):
     said = refused(capsys, "train", f"x{old}", "--resume", "run", "--epochs", "4")
     assert f"x{old}: not the data of" in said
     assert "which the run began with and which are gone" in said
+
+
+# Titles and values
+
+
+@pytest.mark.parametrize("first", [(True, True), (True, False), ("TRUE", "false"), (False, 3)])
+@pytest.mark.parametrize("kind", ["word", "truth"])
+def test_a_first_row_of_truths_is_data(first, kind, capsys):
+    second = [i % 3 == 0 if isinstance(first[1], (bool, str)) else i % 5 for i in range(1, 60)]
+    rows = [(*first, "pos"), *((i % 2 == 0, b, "pos" if i % 3 else "neg") for i, b in enumerate(second))]
+    if kind == "truth":
+        rows = [(a, b, y == "pos") for a, b, y in rows]
+    write("t.csv", rows[1:], rows[0])
+    dataset = from_csv(Path("t.csv"))
+    assert (dataset.inputs.columns, len(dataset.parts)) == ((), 60)
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", [row[:2] for row in rows[1:4]], rows[0][:2])
+    assert len(say(capsys, "predict", "run", "new.csv")[1].splitlines()) == 4
+
+
+def test_words_that_are_also_truths_may_be_titles():
+    rows = [(i % 2 == 0, i % 3 == 0, "uv"[i % 2]) for i in range(60)]
+    write("t.csv", rows, ("pred", "true", "y"))
+    assert from_csv(Path("t.csv")).inputs.columns == ("pred", "true")
+    write("t.csv", ROWS, ("a", "True", "y"))
+    assert from_csv(Path("t.csv")).inputs.columns == ("a", "True")
+
+
+@pytest.mark.parametrize("titles", [("0", "Species"), ("1990", "label")])
+def test_a_target_says_that_the_first_line_holds_titles(titles, capsys):
+    write("t.csv", [(a, y) for a, _, y in ROWS], titles)
+    dataset = from_csv(Path("t.csv"), titles[1])
+    assert (dataset.inputs.columns, dataset.inputs.target, dataset.classes) == ((titles[0],), titles[1], 2)
+    write("t.csv", ROWS[1:], ROWS[0])  # a class, and no title
+    assert "--target u: t.csv has columns without titles" in refused(capsys, "train", "t.csv", "--target", "u")
+
+
+DIFFERENT = [
+    ("1.5", "15"), ("x 1.5", "x15"), ("dose .5", "dose 5"), ("age<30", "age>30"), ("age<30", "age 30"), ("lag-1", "lag+1"),
+    ("lag-1", "lag 1"), ("t -1", "t 1"), ("x_1_5", "x_15"), ("m/s", "ms"), ("fat %", "fat"), ("a*b", "ab"),
+]  # fmt: skip
+SAME = [
+    ("sepal length (cm)", "Sepal_Length_cm"), ("sepal length (cm)", "sepal.length..cm."), ("sepal length (cm)", "sepal length"),
+    ("body-mass", "Body Mass"), ("x_1", "X 1"), ("x_1_5", "x 1 5"), ("x 1.5", "X_1.5"), ("lag-1", "Lag \u22121"),
+    ("age<30", "Age < 30"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [*DIFFERENT, *((b, a) for a, b in DIFFERENT)])
+def test_titles_that_mean_something_else_do_not_match(ours, theirs, capsys):
+    write("t.csv", titles=("p", ours, "y"))
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", titles=("p", theirs, "y"))
+    said = refused(capsys, "predict", "run", "new.csv")
+    assert f"has no column {ours!r}" in said
+    assert repr(theirs) in said
+
+
+@pytest.mark.parametrize(("ours", "theirs"), SAME)
+def test_titles_that_are_written_in_another_way_match(ours, theirs, capsys):
+    write("t.csv", titles=("p", ours, "y"))
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", [row[::-1] for row in ROWS], ("y", theirs, "p"))
+    for name in ("t.csv", "new.csv"):
+        assert say(capsys, "predict", "run", name, "--out", f"p{name}")[0] == 0
+    assert Path("pt.csv").read_text() == Path("pnew.csv").read_text().replace("new.csv", "t.csv")
+
+
+def test_a_title_that_is_close_to_a_missing_one_is_named(capsys):
+    write("t.csv", titles=("p", "age<30", "y"))
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", titles=("p", "age>30", "y"))
+    assert "; if 'age>30' is 'age<30', give it this title" in refused(capsys, "predict", "run", "new.csv")
+
+
+# Row numbers and row names
+
+
+THREE = [(a, b, i % 2, y) for i, (a, b, y) in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize("classes", ["words", "numbers"])
+@pytest.mark.parametrize("index", [range(80), shuffled()])
+@pytest.mark.parametrize("titles", ["abc", "012"])
+def test_a_model_without_titles_leaves_out_row_numbers(classes, index, titles, capsys):
+    rows = [(*row[:3], row[3] if classes == "words" else int(row[3] == "u")) for row in THREE]
+    write("t.csv", rows[1:], rows[0])
+    train(capsys, "t.csv", "--out", "run")
+    write("plain.csv", [row[:3] for row in rows[2:]], rows[1][:3])
+    write("new.csv", [row[:3] for row in rows[1:]], titles, index)
+    expected = say(capsys, "predict", "run", "plain.csv")[1].replace("plain", "new")
+    code, out, err = say(capsys, "predict", "run", "new.csv")
+    assert (code, out) == (0, expected)
+    assert "a column without a title" in err
+    assert "is taken for the class" not in err
+    write("all.csv", rows, (*titles, "y") if titles == "abc" else "0123", index)
+    code, out, err = say(capsys, "evaluate", "run", "all.csv")
+    assert code == 0, err
+    assert f"column '{'y' if titles == 'abc' else '3'}' is taken for the class" in out
+    assert "of these 80 examples were trained on" in out
+
+
+def test_a_model_of_row_numbers_without_titles_takes_them(capsys):
+    rows = [(i, *row) for i, row in enumerate(ROWS)]
+    write("t.csv", rows[1:], rows[0])
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", [row[:2] for row in ROWS], "ab", range(80))
+    code, out, err = say(capsys, "predict", "run", "new.csv")
+    assert (code, len(out.splitlines())) == (0, 80)
+    assert "a column without a title" not in err
+
+
+@pytest.mark.parametrize("form", ["R", "pandas", "names"])
+def test_row_names_without_a_title_are_left_out(form, capsys):
+    titles = '"a" "b" "y"\n' if form != "pandas" else " a b y\n"
+    names = [f'"{i + 1}"' if form == "R" else str(i) if form == "pandas" else f'"Mazda RX{i}"' for i in range(80)]
+    lines = [f"{name} {a} {b} {y}\n" for name, (a, b, y) in zip(names, ROWS)]
+    Path("t.csv").write_text(titles + "".join(lines))
+    write("plain.csv")
+    ours, theirs = from_csv(Path("t.csv")), from_csv(Path("plain.csv"))
+    assert ours.inputs.columns == ("a", "b")
+    np.testing.assert_array_equal(ours.train[0], theirs.train[0])
+    said = "the first cell of every row has no title: it was taken for the name of the row, and left out"
+    assert f"t.csv: {said}" in ours.reading.notes
+    train(capsys, "plain.csv", "--out", "run")
+    Path("one.csv").write_text(titles + lines[0])
+    for name, rows in (("t.csv", 80), ("one.csv", 1)):
+        code, out, err = say(capsys, "predict", "run", name)
+        assert (code, len(out.splitlines())) == (0, rows)
+        assert said in err
+    lines = lines * 4
+    lines[300] = f"1 {lines[300]}"
+    Path("t.csv").write_text(titles + "".join(lines))
+    assert "line 302 has 5 columns, expected 4" in refused(capsys, "train", "t.csv")
+    Path("t.csv").write_text("1,2,u\n" + "1,2,3,u\n2,3,4,v\n" * 30)  # no titles: a row that is cut
+    assert "line 2 has 4 columns, expected 3" in refused(capsys, "train", "t.csv")
+
+
+# Many classes
+
+
+def test_many_words_are_classes_and_no_measurements(capsys):
+    rows = [(a, b, f"species {i // 2}") for i, (a, b, _) in enumerate(ROWS[:60])]
+    write("t.csv", rows)
+    assert from_csv(Path("t.csv")).classes == 30
+    write("t.csv", [(a, b, f"name {i if i < 57 else 0}") for i, (a, b, _) in enumerate(ROWS[:60])])
+    said = refused(capsys, "train", "t.csv")
+    assert "holds 57 texts in 60 rows; if another column is the class, name it with --target; if these are the" in said
+    assert "regression" not in said
+    assert from_csv(Path("t.csv"), "y").classes == 57
+    write("t.csv", [(a, b, i // 2) for i, (a, b, _) in enumerate(ROWS[:60])])
+    assert "(regression)" in refused(capsys, "train", "t.csv")
