@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.readings import Known, Reading, class_indices, normalized, placed, quoted_list
+from xpnet.cli.readings import Known, Reading, alike_names, class_indices, normalized, placed, quoted_list
 from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
@@ -71,7 +71,7 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
     if known is None:
         names, y = _classes(table, chosen.target, labels, named=target is not None)
         notes += _merged(path, labels)
-        notes += [f"{path}: {note}" for note in (*_odd_features(table, chosen, x, read.rounding), *_alike(names))]
+        notes += [f"{path}: {note}" for note in (*_odd_features(table, chosen, x, read.rounding), *alike_names(names))]
         titles = () if table.titles is None else tuple(_title(table, k) for k in chosen.features)
         title = "" if table.titles is None else table.titles[chosen.target]
         inputs = InputRecord(
@@ -331,7 +331,7 @@ def _left_out(numbered: dict[int, str]) -> list[str]:
 
 
 def _numbered(table: Table, column: int) -> str:
-    """Say in which way a column holds the numbers of rows, as pandas writes its index; "" for not at all.
+    """Say in which way a column holds the numbers or names of rows, as pandas writes its index; "" for not at all.
 
     A shuffled table, or a part of one, has them in any order; one that was put together or drawn with replacement some of
     them several times.
@@ -339,6 +339,8 @@ def _numbered(table: Table, column: int) -> str:
     cells = table.read([], [column]).texts[0]
     if any(cells == [str(k) for k in range(start, start + len(cells))] for start in (0, 1)):
         return "counts the rows"
+    if column == 0 and len(set(cells)) == len(cells) and all(as_number(c) is None and not is_missing(c) for c in cells):
+        return "names the rows"  # as R writes it
     if not all(cell.isascii() and cell.isdecimal() for cell in cells):
         return ""
     return "numbers the rows" if len(set(cells)) == len(cells) else _REPEATED
@@ -437,13 +439,3 @@ def _is_identifier(table: Table, column: int) -> bool:
     if not words or not (words[-1] == "id" or "".join(words) in _IDENTIFIERS):
         return False
     return _numbered(table, column) not in ("", _REPEATED)
-
-
-def _alike(names: Sequence[str]) -> list[str]:
-    """Say which classes differ in upper and lower case alone."""
-    first: dict[str, str] = {}
-    return [
-        f"the classes {quoted(first[name.casefold()])} and {quoted(name)} differ in upper and lower case alone"
-        for name in names
-        if first.setdefault(name.casefold(), name) != name
-    ][:3]

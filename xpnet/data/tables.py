@@ -218,9 +218,7 @@ class _DecimalCommaError(Exception):
     """A number with a decimal comma was met in a file that was taken to have points."""
 
 
-def open_table(
-    path: Path, record: InputRecord | None = None, labels: Collection[str] = (), target: str | None = None
-) -> Table:
+def open_table(path: Path, record: InputRecord | None = None, labels: Collection[str] = (), target: str | None = None) -> Table:
     """Find out the form of a text table: encoding, separator, decimal mark, and whether its first line holds titles.
 
     Args:
