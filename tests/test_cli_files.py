@@ -587,6 +587,11 @@ def test_a_model_of_row_numbers_without_titles_takes_them(capsys):
     code, out, err = say(capsys, "predict", "run", "new.csv")
     assert (code, len(out.splitlines())) == (0, 80)
     assert "a column without a title" not in err
+    write("all.csv", index=range(80))
+    code, out, err = say(capsys, "evaluate", "run", "all.csv")
+    assert code == 0, err
+    assert "column 'y' is taken for the class" in out
+    assert "of these 80 examples were trained on" in out
 
 
 @pytest.mark.parametrize("form", ["R", "pandas", "names"])

@@ -18,7 +18,7 @@ from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
 from xpnet.data.splits import row_hashes
-from xpnet.data.table_form import as_number, is_missing
+from xpnet.data.table_form import as_number, is_missing, is_truth
 from xpnet.data.tables import Table, open_table
 from xpnet.data.titles import is_untitled
 from xpnet.runtime.messages import counted, quoted
@@ -144,7 +144,7 @@ def _by_place(table: Table, known: Known, target: str | None) -> Chosen:
     wanted = count + (target is not None)
     if table.width > wanted and (numbered := _row_numbers(table, columns)):
         left = [k for k in columns if k not in numbered]
-        if len(left) in (wanted, count + 1):
+        if len(left) == count + 1 or (len(left) == wanted and not _hold_words(table, left)):
             columns = left
             notes += _left_out(numbered)
     if len(columns) == count and target is None:
@@ -162,6 +162,12 @@ def _by_place(table: Table, known: Known, target: str | None) -> Chosen:
         column = _class_column(table, known, columns)
     notes.append(f"{table.title(column)} is taken for the class")
     return Chosen([k for k in columns if k != column], column, notes)
+
+
+def _hold_words(table: Table, columns: Sequence[int]) -> bool:
+    """Return whether one of some columns begins with a word, and is no feature then."""
+    row = next((row for _, row in table.rows()), [""] * table.width)
+    return any(as_number(row[k].replace(",", ".")) is None and not is_truth(row[k]) for k in columns)
 
 
 def _class_column(table: Table, known: Known, columns: list[int]) -> int:
