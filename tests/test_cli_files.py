@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from tests.command_line import say
+from xpnet import data
 from xpnet.cli.predict import read
 from xpnet.cli.readings import Known
 from xpnet.cli.user_data import find_dataset, from_csv, from_folder, read_own
 from xpnet.data import DataError, ImageFolder
 from xpnet.data.dataset import check_regular
 from xpnet.data.image_files import RUNS, image_files, is_run
+from xpnet.data.splits import row_hashes
 from xpnet.io import model_file
 from xpnet.runtime.messages import counted
 
@@ -475,3 +477,311 @@ def test_data_that_have_moved_are_named_when_a_run_is_resumed(images, capsys):
     said = refused(capsys, "train", f"x{old}", "--resume", "run", "--epochs", "4")
     assert f"x{old}: not the data of" in said
     assert "which the run began with and which are gone" in said
+
+
+# Titles and values
+
+
+@pytest.mark.parametrize("first", [(True, True), (True, False), ("TRUE", "false"), (False, 3)])
+@pytest.mark.parametrize("kind", ["word", "truth"])
+def test_a_first_row_of_truths_is_data(first, kind, capsys):
+    second = [i % 3 == 0 if isinstance(first[1], (bool, str)) else i % 5 for i in range(1, 60)]
+    rows = [(*first, "pos"), *((i % 2 == 0, b, "pos" if i % 3 else "neg") for i, b in enumerate(second))]
+    if kind == "truth":
+        rows = [(a, b, y == "pos") for a, b, y in rows]
+    write("t.csv", rows[1:], rows[0])
+    dataset = from_csv(Path("t.csv"))
+    assert (dataset.inputs.columns, len(dataset.parts)) == ((), 60)
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", [row[:2] for row in rows[1:4]], rows[0][:2])
+    assert len(say(capsys, "predict", "run", "new.csv")[1].splitlines()) == 4
+
+
+def test_words_that_are_also_truths_may_be_titles():
+    rows = [(i % 2 == 0, i % 3 == 0, "uv"[i % 2]) for i in range(60)]
+    write("t.csv", rows, ("pred", "true", "y"))
+    assert from_csv(Path("t.csv")).inputs.columns == ("pred", "true")
+    write("t.csv", ROWS, ("a", "True", "y"))
+    assert from_csv(Path("t.csv")).inputs.columns == ("a", "True")
+
+
+@pytest.mark.parametrize("titles", [("0", "Species"), ("1990", "label")])
+def test_a_target_says_that_the_first_line_holds_titles(titles, capsys):
+    write("t.csv", [(a, y) for a, _, y in ROWS], titles)
+    dataset = from_csv(Path("t.csv"), titles[1])
+    assert (dataset.inputs.columns, dataset.inputs.target, dataset.classes) == ((titles[0],), titles[1], 2)
+    write("t.csv", ROWS[1:], ROWS[0])  # a class, and no title
+    assert "--target u: t.csv has columns without titles" in refused(capsys, "train", "t.csv", "--target", "u")
+
+
+DIFFERENT = [
+    ("1.5", "15"), ("x 1.5", "x15"), ("dose .5", "dose 5"), ("age<30", "age>30"), ("age<30", "age 30"), ("lag-1", "lag+1"),
+    ("lag-1", "lag 1"), ("t -1", "t 1"), ("x_1_5", "x_15"), ("m/s", "ms"), ("fat %", "fat"), ("a*b", "ab"),
+]  # fmt: skip
+SAME = [
+    ("sepal length (cm)", "Sepal_Length_cm"), ("sepal length (cm)", "sepal.length..cm."), ("sepal length (cm)", "sepal length"),
+    ("body-mass", "Body Mass"), ("x_1", "X 1"), ("x_1_5", "x 1 5"), ("x 1.5", "X_1.5"), ("lag-1", "Lag \u22121"),
+    ("age<30", "Age < 30"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [*DIFFERENT, *((b, a) for a, b in DIFFERENT)])
+def test_titles_that_mean_something_else_do_not_match(ours, theirs, capsys):
+    write("t.csv", titles=("p", ours, "y"))
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", titles=("p", theirs, "y"))
+    said = refused(capsys, "predict", "run", "new.csv")
+    assert f"has no column {ours!r}" in said
+    assert repr(theirs) in said
+
+
+@pytest.mark.parametrize(("ours", "theirs"), SAME)
+def test_titles_that_are_written_in_another_way_match(ours, theirs, capsys):
+    write("t.csv", titles=("p", ours, "y"))
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", [row[::-1] for row in ROWS], ("y", theirs, "p"))
+    for name in ("t.csv", "new.csv"):
+        assert say(capsys, "predict", "run", name, "--out", f"p{name}")[0] == 0
+    assert Path("pt.csv").read_text() == Path("pnew.csv").read_text().replace("new.csv", "t.csv")
+
+
+def test_a_title_that_is_close_to_a_missing_one_is_named(capsys):
+    write("t.csv", titles=("p", "age<30", "y"))
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", titles=("p", "age>30", "y"))
+    assert "; if 'age>30' is 'age<30', give it this title" in refused(capsys, "predict", "run", "new.csv")
+
+
+# Row numbers and row names
+
+
+THREE = [(a, b, i % 2, y) for i, (a, b, y) in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize("classes", ["words", "numbers"])
+@pytest.mark.parametrize("index", [range(80), shuffled()])
+@pytest.mark.parametrize("titles", ["abc", "012"])
+def test_a_model_without_titles_leaves_out_row_numbers(classes, index, titles, capsys):
+    rows = [(*row[:3], row[3] if classes == "words" else int(row[3] == "u")) for row in THREE]
+    write("t.csv", rows[1:], rows[0])
+    train(capsys, "t.csv", "--out", "run")
+    write("plain.csv", [row[:3] for row in rows[2:]], rows[1][:3])
+    write("new.csv", [row[:3] for row in rows[1:]], titles, index)
+    expected = say(capsys, "predict", "run", "plain.csv")[1].replace("plain", "new")
+    code, out, err = say(capsys, "predict", "run", "new.csv")
+    assert (code, out) == (0, expected)
+    assert "a column without a title" in err
+    assert "is taken for the class" not in err
+    write("all.csv", rows, (*titles, "y") if titles == "abc" else "0123", index)
+    code, out, err = say(capsys, "evaluate", "run", "all.csv")
+    assert code == 0, err
+    assert f"column '{'y' if titles == 'abc' else '3'}' is taken for the class" in out
+    assert "of these 80 examples were trained on" in out
+
+
+def test_a_model_of_row_numbers_without_titles_takes_them(capsys):
+    rows = [(i, *row) for i, row in enumerate(ROWS)]
+    write("t.csv", rows[1:], rows[0])
+    train(capsys, "t.csv", "--out", "run")
+    write("new.csv", [row[:2] for row in ROWS], "ab", range(80))
+    code, out, err = say(capsys, "predict", "run", "new.csv")
+    assert (code, len(out.splitlines())) == (0, 80)
+    assert "a column without a title" not in err
+    write("all.csv", index=range(80))
+    code, out, err = say(capsys, "evaluate", "run", "all.csv")
+    assert code == 0, err
+    assert "column 'y' is taken for the class" in out
+    assert "of these 80 examples were trained on" in out
+
+
+@pytest.mark.parametrize("form", ["R", "pandas", "names"])
+def test_row_names_without_a_title_are_left_out(form, capsys):
+    titles = '"a" "b" "y"\n' if form != "pandas" else " a b y\n"
+    names = [f'"{i + 1}"' if form == "R" else str(i) if form == "pandas" else f'"Mazda RX{i}"' for i in range(80)]
+    lines = [f"{name} {a} {b} {y}\n" for name, (a, b, y) in zip(names, ROWS)]
+    Path("t.csv").write_text(titles + "".join(lines))
+    write("plain.csv")
+    ours, theirs = from_csv(Path("t.csv")), from_csv(Path("plain.csv"))
+    assert ours.inputs.columns == ("a", "b")
+    np.testing.assert_array_equal(ours.train[0], theirs.train[0])
+    said = "the first cell of every row has no title: it was taken for the name of the row, and left out"
+    assert f"t.csv: {said}" in ours.reading.notes
+    train(capsys, "plain.csv", "--out", "run")
+    Path("one.csv").write_text(titles + lines[0])
+    for name, rows in (("t.csv", 80), ("one.csv", 1)):
+        code, out, err = say(capsys, "predict", "run", name)
+        assert (code, len(out.splitlines())) == (0, rows)
+        assert said in err
+    lines = lines * 4
+    lines[300] = f"1 {lines[300]}"
+    Path("t.csv").write_text(titles + "".join(lines))
+    assert "line 302 has 5 columns, expected 4" in refused(capsys, "train", "t.csv")
+    Path("t.csv").write_text("1,2,u\n" + "1,2,3,u\n2,3,4,v\n" * 30)  # no titles: a row that is cut
+    assert "line 2 has 4 columns, expected 3" in refused(capsys, "train", "t.csv")
+
+
+@pytest.mark.parametrize(("names", "left_out"), [("car", True), ("same", False)])
+def test_a_first_column_of_words_without_a_title_names_the_rows(names, left_out, capsys):
+    write("t.csv", index=[names if names == "same" else f"{names} {i}" for i in range(80)])
+    if not left_out:
+        assert "line 2, column 0: expected numbers, got 'same'" in refused(capsys, "train", "t.csv")
+        return
+    dataset = from_csv(Path("t.csv"))
+    assert dataset.inputs.columns == ("a", "b")
+    assert "t.csv: a column without a title names the rows, and was left out" in dataset.reading.notes
+
+
+# Many classes
+
+
+def test_many_words_are_classes_and_no_measurements(capsys):
+    rows = [(a, b, f"species {i // 2}") for i, (a, b, _) in enumerate(ROWS[:60])]
+    write("t.csv", rows)
+    assert from_csv(Path("t.csv")).classes == 30
+    write("t.csv", [(a, b, f"name {i if i < 57 else 0}") for i, (a, b, _) in enumerate(ROWS[:60])])
+    said = refused(capsys, "train", "t.csv")
+    assert "holds 57 texts in 60 rows; if another column is the class, name it with --target; if these are the" in said
+    assert "regression" not in said
+    assert from_csv(Path("t.csv"), "y").classes == 57
+    write("t.csv", [(a, b, i // 2) for i, (a, b, _) in enumerate(ROWS[:60])])
+    assert "(regression)" in refused(capsys, "train", "t.csv")
+
+
+# Published data sets, and data of the same name or kind
+
+
+def iris_in_cm(name, rows=slice(150)):
+    """Write Fisher's flowers as they are published elsewhere: in cm."""
+    x, y = (np.concatenate(both) for both in zip(*(data.load("iris").train, data.load("iris").test)))
+    titles = ("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)", "species")
+    species = data.load("iris").class_names
+    write(name, [(*(round(10 * float(v), 1) for v in a), species[k]) for a, k in zip(x, y)][rows], titles)
+
+
+def test_a_model_of_an_own_table_is_not_measured_in_other_units(capsys):
+    iris_in_cm("flowers.csv")
+    train(capsys, "flowers.csv", "--out", "run")
+    for words in (("evaluate", "run", "iris"), ("doctor", "--quick", "run", "iris")):
+        said = refused(capsys, *words)
+        assert "was trained on data of your own, whose units may not be those of iris: give the examples as a file" in said
+    assert say(capsys, "evaluate", "run", "flowers.csv")[0] == 0
+    assert say(capsys, "doctor", "--quick", "run/model.xpnet", "flowers.csv")[0] in (0, 1)
+
+
+def test_a_model_of_a_published_set_is_measured_on_it_as_before(capsys):
+    train(capsys, "iris", "--out", "run", "--seed", "3")
+    iris_in_cm("flowers.csv")
+    code, out, err = say(capsys, "evaluate", "run", "iris")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert out == say(capsys, "evaluate", "run")[1]
+    assert say(capsys, "doctor", "--quick", "run", "iris")[2] == ""
+    assert "121 of these 150 examples were trained on" in say(capsys, "evaluate", "run", "flowers.csv")[1]  # two are alike
+    iris_in_cm("test.csv", slice(120, 150))
+    assert out.split("(")[1] in say(capsys, "evaluate", "run", "test.csv")[1]  # the same 30 flowers, and the loss
+    saved = model_file.read("run/model.xpnet")  # saved again, without a word on where it comes from
+    model_file.save(saved.model, "again", class_names=saved.class_names, preprocessing=saved.preprocessing, inputs=saved.inputs)
+    assert say(capsys, "evaluate", "again", "iris")[1].endswith(out)
+
+
+@pytest.mark.parametrize("factor", [1, 16, 100])
+def test_own_pixels_are_those_of_a_published_set_where_white_is_known(factor, capsys):
+    (x, y), tested = data.load("digits").train, data.load("digits").test
+    x, y = np.concatenate((x, tested[0][:7])), np.concatenate((y, tested[1][:7]))
+    np.savez("d.npz", x=(factor * x).astype(np.float32) + (0.5 if factor == 100 else 0), y=y)
+    train(capsys, "d.npz", "--out", "run")
+    if factor == 100:  # neither from 0 nor to a usual white
+        assert "whose units may not be those of digits" in refused(capsys, "evaluate", "run", "digits")
+        return
+    code, out, err = say(capsys, "evaluate", "run", "digits")
+    assert code == 0, err
+    count = int(model_file.read("run/model.xpnet").inputs.seen(row_hashes(tested[0]))[0].sum())  # type: ignore[union-attr]
+    assert 0 < count <= 7
+    assert f"  {count} of these 359 examples {'was' if count == 1 else 'were'} trained on\n" in out
+
+
+def test_a_folder_with_the_name_of_a_published_set_is_told(capsys, monkeypatch):
+    says = "digits is the published data set; a folder digits/ is here, too: write ./digits for it"
+    short = ("--epochs", "1", "--model", "mlp")
+    commands = (("train", "digits", *short), ("evaluate", "run", "digits"), ("doctor", "--quick", "run", "digits"))
+    train(capsys, "digits", "--out", "run", "--model", "mlp")
+    for words in commands:
+        assert "./digits" not in say(capsys, *words)[1]
+    pictures("digits")
+    for words in commands:
+        code, out, err = say(capsys, *words)
+        assert code in (0, words[0] == "doctor"), err
+        assert out.count(says) == 1
+    assert "./digits" not in say(capsys, "evaluate", "run")[1]  # nobody typed the name
+    assert "2 classes" in train(capsys, "./digits")
+    pictures("mnist")
+    monkeypatch.setenv("XPNET_OFFLINE", "1")
+    monkeypatch.setenv("XPNET_CACHE", "cache")
+    assert "a folder mnist/ is here, too: write ./mnist for it; mnist: not found" in refused(capsys, "train", "mnist")
+    Path("cifar10").mkdir()  # of the published files
+    Path("cifar10/data_batch_1.bin").write_bytes(b"")
+    assert "./cifar10" not in refused(capsys, "train", "cifar10")
+
+
+# Parts and classes
+
+
+def test_a_class_folder_without_images_is_allowed_where_a_model_is_measured(capsys):
+    pictures("d")
+    train(capsys, "d", "--out", "run")
+    pictures("new", ("cat",))
+    Path("new/dog").mkdir()
+    code, out, err = say(capsys, "evaluate", "run", "new")
+    assert code == 0, err
+    assert "class folders without images: 'dog'" in out
+    assert "measured on all 12 examples" in out
+    assert "hold no images: 'dog'" in refused(capsys, "train", "new")
+
+
+def test_a_test_folder_without_classes_is_left_to_the_training_part(capsys):
+    pictures("C/train")
+    pictures("C/test", ("unknown",))
+    said = refused(capsys, "train", "C")
+    assert (
+        "the class folders 'unknown' are not in the training part: 'cat', 'dog'; for the training part alone, give C/train"
+        in said
+    )
+    assert "to train on" in train(capsys, "C/train")
+
+
+@pytest.mark.parametrize(
+    "names", [("x_test", "y_test"), ("test_images", "test_labels"), ("X_val", "y_val"), ("x_train", "y_train")]
+)
+def test_one_part_of_arrays_is_enough_for_a_model(names, capsys):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 3)).astype(np.float32), np.arange(60) % 2
+    np.savez("all.npz", x=x, y=y)
+    train(capsys, "all.npz", "--out", "run")
+    np.savez("part.npz", **dict(zip(names, (x[:10], y[:10]))))
+    code, out, err = say(capsys, "evaluate", "run", "part.npz")
+    assert code == 0, err
+    assert ("on all 10 examples" if "x_train" in names else "on the 10 examples of the test part") in out
+    assert len(say(capsys, "predict", "run", "part.npz")[1].splitlines()) == 10
+    assert "part.npz: holds the arrays" in refused(capsys, "train", "part.npz")
+    np.savez("parts.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert "expected one array, or one named x" in refused(capsys, "predict", "run", "parts.npz")
+
+
+def test_classes_that_differ_in_case_alone_are_told_of_images_and_arrays(capsys):
+    says = "the classes 'Cat' and 'cat' differ in upper and lower case alone"
+    pictures("d", ("cat", "Cat"))
+    assert says in from_folder(Path("d")).reading.notes
+    np.savez("d.npz", x=np.random.default_rng(0).normal(size=(60, 3)), y=np.array(["cat", "Cat"] * 30))
+    assert says in train(capsys, "d.npz")
+    write("d.csv", [(a, b, "cat" if y == "u" else "Cat") for a, b, y in ROWS])
+    assert f"d.csv: {says}" in from_csv(Path("d.csv")).reading.notes
+
+
+def test_gaps_in_training_arrays_are_not_compared_with_training_data(capsys):
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    np.savez("good.npz", x=x, y=np.arange(60) % 2)
+    train(capsys, "good.npz", "--out", "run")
+    x[4, 1] = np.nan
+    np.savez("d.npz", x=x, y=np.arange(60) % 2)
+    says = "d.npz: example 5 holds a number that is not finite; fill"
+    assert f"{says} such gaps, or remove the example" in refused(capsys, "train", "d.npz")
+    assert f"{says} the gaps as in the training data" in refused(capsys, "evaluate", "run", "d.npz")

@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from xpnet.cli.readings import Known, Reading, class_indices, placed
+from xpnet.cli.readings import Known, Reading, alike_names, class_indices, placed
 from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray, check_regular
 from xpnet.data.inputs import InputRecord
@@ -69,6 +69,9 @@ def read_npz(path: Path, known: Known | None = None) -> Reading:
             if TEST not in [part for part, _, _ in divided]:  # as in folders: what is held out is the test part
                 groups = [(TEST if part == VALIDATION else part, a, b) for part, a, b in divided]
             break
+        if divided and known is not None:  # a model may be measured on one part alone
+            groups = [(None if part == TRAIN else TEST, a, b) for part, a, b in divided if part == divided[-1][0]]
+            break
     if not groups:
         raise DataError(f"{path}: holds the arrays {', '.join(map(quoted, names[:20])) or '(none)'}; {EXPECTED}")
     pairs = [(part, _member(path, a), _member(path, b, "fiubUS")) for part, a, b in groups]
@@ -97,7 +100,7 @@ def read_npz(path: Path, known: Known | None = None) -> Reading:
 def _reading(
     path: Path, x: NumpyArray, labels: list[str], given: tuple[str, ...] | None, parts: NumpyArray | None, known: Known | None
 ) -> Reading:
-    notes = []
+    notes = alike_names(sorted(set(labels))) if known is None else []
     before = known
     if known is None:
         inputs = _record(path, x)
@@ -189,6 +192,9 @@ def read_arrays(path: Path, known: Known) -> tuple[NumpyArray, list[str]]:
         found = next((names[x] for x, _ in _PAIRS if x in names), None) or (
             next(iter(names.values())) if len(names) == 1 else None
         )
+        words = [word for _, words in _PARTS for word in words]
+        parts = [n for x, _ in _PAIRS for word in words for n in (f"{x}_{word}", f"{word}_{x}") if n in names]
+        found = names[parts[0]] if found is None and len(parts) == 1 else found
         if found is None:
             raise DataError(
                 f"{path}: holds the arrays {', '.join(map(quoted, list(names)[:20]))}; expected one array, or one named x"

@@ -12,9 +12,10 @@ import numpy as np
 from xpnet import backend, losses, metrics
 from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.hints import check_settings
+from xpnet.cli.hints import check_settings, own_of_this_name
 from xpnet.cli.model_argument import example_shape, find_network, saved_model
-from xpnet.cli.predict import known_inputs
+from xpnet.cli.predict import check_units, known_inputs
+from xpnet.cli.readings import OwnDataset
 from xpnet.data import Dataset
 from xpnet.data.preprocessing import Standardize, Transform
 from xpnet.inspect import diagnose, outcome
@@ -38,6 +39,10 @@ def doctor(args: argparse.Namespace) -> int:
     known = None if saved is None else known_inputs(saved, args.model)
     dataset = user_data.find_dataset(args.dataset, args.data, args.size, args.target, args.skip_bad, known=known)
     model, preprocessing, new = _model(args, saved, dataset)
+    if saved is not None and not isinstance(dataset, OwnDataset):
+        check_units(args.model, saved, dataset)
+    if note := own_of_this_name(args.dataset, args.data):
+        print(note)
     x, y = _batch(dataset, preprocessing, args.batch_size, model.context.device)
     findings = [finding for finding in diagnose(model, x, y) if new or finding.kind != "start"]
     found = [str(finding) for finding in findings]

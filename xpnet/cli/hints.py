@@ -11,6 +11,7 @@ from pathlib import Path
 from xpnet import data
 from xpnet.cli.argument_types import UsageError
 from xpnet.data.catalogue import shipped
+from xpnet.data.image_files import holds_images
 from xpnet.runtime.messages import quoted
 
 _OTHER_NAMES = {
@@ -98,6 +99,17 @@ def unknown_dataset(name: str) -> UsageError:
         + (f'; did you mean "{meant}"?' if meant else "")
         + (f"; {place} are {', '.join(there)}" if there else f"; {place} are no folders and no tables")
     )
+
+
+def own_of_this_name(name: str, path: str | None = None) -> str:
+    """Say that there is a folder of images or a file that has the name of a published data set, which comes first; "" for none.
+
+    A folder of the published files may have it, too, and so may anything where `path` says what is meant.
+    """
+    if path is not None or name not in data.names() or not (Path(name).is_file() or holds_images(Path(name))):
+        return ""
+    kind, slash = ("folder", "/") if Path(name).is_dir() else ("file", "")
+    return f"{name} is the published data set; a {kind} {name}{slash} is here, too: write ./{name} for it"
 
 
 def check_settings(name: str, path: str | None, size: Sequence[int] | None, target: str | None, skip_bad: bool | None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.readings import Known, Reading, class_indices, normalized, quoted_list
+from xpnet.cli.readings import Known, Reading, alike_names, class_indices, normalized, quoted_list
 from xpnet.data import DataError, ImageFolder
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.image_files import ENDINGS, describe_left_out, folders_within, image_files, is_hidden
@@ -78,7 +78,10 @@ def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool 
         images = ImageFolder(place)
         if not found:
             names = images.class_names
-        _check_classes(images, place, names, whole=not found or part == TRAIN)
+        train = parts[0][1] if parts[0][0] == TRAIN and found else None
+        empty = _check_classes(images, place, names, train, whole=(not found or part == TRAIN) and known is None)
+        if empty and known is not None:  # where a model is trained, classes that are not tested are told later
+            notes.append(f"class folders without images: {quoted_list(empty, 5)}")
         left_out += images.left_out
         found.append((part, images))
     if known is not None and not known.class_names:
@@ -217,11 +220,17 @@ def _unwrapped(folder: Path) -> Path:
     return inside[0] if len(inside) == 1 and len(_class_folders(inside[0])) > 1 else folder
 
 
-def _check_classes(images: ImageFolder, place: Path, names: tuple[str, ...], whole: bool) -> None:
+def _check_classes(images: ImageFolder, place: Path, names: tuple[str, ...], train: Path | None, whole: bool) -> list[str]:
+    """Check the class folders of a part, beside the training part `train`, and return those that hold no images.
+
+    Raises:
+        DataError: there are classes that the training part has not; or where it must be `whole`, one without images.
+    """
     unknown = [name for name in images.class_names if name not in names]
     if unknown:
         raise DataError(
             f"{place}: the class folders {quoted_list(unknown, 5)} are not in the training part: {quoted_list(names, 5)}"
+            + (f"; for the training part alone, give {train}" if train is not None else "")
         )
     counts = np.bincount(images.labels, minlength=len(images.class_names))
     empty = [name for name, count in zip(images.class_names, counts) if not count]
@@ -230,6 +239,7 @@ def _check_classes(images: ImageFolder, place: Path, names: tuple[str, ...], who
             f"class folders beside that of {images.paths[0]} hold no images: {quoted_list(empty)}; add images, or remove "
             f"folders that are not a class"
         )
+    return empty
 
 
 class _Reader:
@@ -304,6 +314,7 @@ class _Reader:
             row[...] = to_grey(values) if self.channels == 1 and values.shape[2] == 3 else values
         x /= np.float32(255)
         class_names = names if self.known is None else self.known.class_names
+        notes += alike_names(class_names) if self.known is None else []
         known = self.known or Known(InputRecord("images", x.shape[1:]), names, "the training part")
         inputs = InputRecord("images", x.shape[1:], 255.0, whole=True, resized=self.size is not None)
         if self.known is not None:

@@ -18,7 +18,7 @@ from xpnet import backend, data, ops
 from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.array_files import read_arrays
-from xpnet.cli.hints import check_settings
+from xpnet.cli.hints import check_settings, own_of_this_name
 from xpnet.cli.image_folders import is_grey, to_grey
 from xpnet.cli.model_argument import example_shape, in_run_folder, read_model
 from xpnet.cli.places import STARTED_IN, check_output, locate
@@ -29,7 +29,7 @@ from xpnet.data.dataset import NumpyArray
 from xpnet.data.image_files import ENDINGS, describe_left_out, image_files
 from xpnet.data.images import read_pixels
 from xpnet.data.inputs import default_record
-from xpnet.data.splits import TEST, TRAIN, VALIDATION
+from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes
 from xpnet.io import archive
 from xpnet.io.model_file import SavedModel
 from xpnet.optim import SGD
@@ -58,10 +58,16 @@ def evaluate(args: argparse.Namespace) -> int:
     def measure(x: Any, y: Any) -> dict[str, float]:
         return trainer.evaluate((user_data.preprocess(x, saved.preprocessing), y), batch_size=args.batch_size)
 
+    if args.dataset is not None and (note := own_of_this_name(name, args.data)):
+        print(f"  {note}")
     if reading is None or known is None:
         dataset = user_data.find_dataset(name, args.data) if reading is None else own_dataset(reading)
         _check_fit(args.model, saved, dataset)
         x, y = dataset.test
+        if reading is None:
+            check_units(args.model, saved, dataset)
+            if count := _trained_on_own(saved, dataset):
+                print(f"  {count:,} of these {len(y):,} examples {were(count)} trained on")
         values = measure(x, y)
         print(f"{name}: {accuracy_text(round(values['accuracy'] * len(y)), len(y))}, loss {values['loss']:.4g}")
         return 0
@@ -90,6 +96,32 @@ def _check_fit(path: str, saved: SavedModel, dataset: Dataset) -> None:
         raise UsageError(
             f"{path} knows the classes {quoted_list(saved.class_names)}; {name} has {quoted_list(dataset.class_names)}"
         )
+
+
+def check_units(path: str, saved: SavedModel, dataset: Dataset) -> None:
+    """Raise a UsageError where a model learnt from data of the user's own, in units that may not be those of a published set.
+
+    Pixels are parts of white in both; columns are the same where their titles and their scale are.
+    """
+    record = saved.inputs
+    if record is None or saved.metadata.get("dataset") == dataset.name:
+        return
+    if record.kind == "images" and len(dataset.input_shape) == 3:
+        same = not record.without_white()
+    else:
+        same = (record.scale, record.columns) == (dataset.scale, dataset.titles)
+    if not same:
+        raise UsageError(
+            f"{path} was trained on data of your own, whose units may not be those of {dataset.name}: give the examples as a "
+            f"file with the same columns and units"
+        )
+
+
+def _trained_on_own(saved: SavedModel, dataset: Dataset) -> int:
+    """Return how many test examples of a published set are known to be among data of the user's own that a model saw."""
+    if saved.inputs is None or saved.metadata.get("dataset") == dataset.name:
+        return 0
+    return int(saved.inputs.seen(row_hashes(dataset.test[0]))[0].sum())
 
 
 def known_inputs(saved: SavedModel, path: str) -> Known | None:

@@ -227,6 +227,16 @@ def quoted_list(names: Sequence[str], most: int = 10) -> str:
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def alike_names(names: Sequence[str]) -> list[str]:
+    """Say which classes differ in upper and lower case alone."""
+    first: dict[str, str] = {}
+    return [
+        f"the classes {quoted(first[name.casefold()])} and {quoted(name)} differ in upper and lower case alone"
+        for name in names
+        if first.setdefault(name.casefold(), name) != name
+    ][:3]
+
+
 def describe_change(before: dict[str, Any], reading: Reading) -> str:
     """Say what has changed in the data since `before`, a result of :func:`facts`; "" for nothing."""
     now = facts(reading)

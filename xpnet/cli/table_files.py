@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.readings import Known, Reading, class_indices, normalized, placed, quoted_list
+from xpnet.cli.readings import Known, Reading, alike_names, class_indices, normalized, placed, quoted_list
 from xpnet.data import DataError
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.inputs import InputRecord
 from xpnet.data.splits import row_hashes
-from xpnet.data.table_form import as_number, is_missing
+from xpnet.data.table_form import as_number, is_missing, is_truth
 from xpnet.data.tables import Table, open_table
 from xpnet.data.titles import is_untitled
 from xpnet.runtime.messages import counted, quoted
@@ -26,6 +26,8 @@ from xpnet.runtime.messages import counted, quoted
 _CLASS_TITLES = ("label", "labels", "class", "target", "y", "category", "species")
 _IDENTIFIERS = frozenset({"index", "idx", "row", "rowid", "rowindex", "rownumber", "nr", "no"})
 _ROUNDING = 0.01
+_TOKENS = re.compile(r"""-(?=\s*[.,]?\d)|(?<!\w)[.,](?=\d)|\d+(?:[.,:]\d+)*|[^\s_.,:;()\[\]{}'"`-]""")
+"""What a title means something by: numbers with their signs and points, and all characters but those between words."""
 _SHORT = 20
 """So few rows may be counted by a measurement."""
 
@@ -58,7 +60,7 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
             line.
         UsageError: there is no such column.
     """
-    table = _open(path, known)
+    table = _open(path, known, target)
     chosen = _for_training(table, target) if known is None else choose(table, known, target)
     if chosen.target is None:
         raise DataError(_without_class(table, chosen, known))
@@ -67,9 +69,9 @@ def read_table(path: Path, target: str | None = None, known: Known | None = None
     notes = [f"{path}: {note}" for note in (*table.notes, *chosen.notes, *read.notes)]
     x = read.numbers
     if known is None:
-        names, y = _classes(table, chosen.target, labels)
+        names, y = _classes(table, chosen.target, labels, named=target is not None)
         notes += _merged(path, labels)
-        notes += [f"{path}: {note}" for note in (*_odd_features(table, chosen, x, read.rounding), *_alike(names))]
+        notes += [f"{path}: {note}" for note in (*_odd_features(table, chosen, x, read.rounding), *alike_names(names))]
         titles = () if table.titles is None else tuple(_title(table, k) for k in chosen.features)
         title = "" if table.titles is None else table.titles[chosen.target]
         inputs = InputRecord(
@@ -91,7 +93,7 @@ def read_rows(path: Path, known: Known, target: str | None = None) -> tuple[Nump
     Raises:
         DataError, UsageError: as in :func:`read_table`; a column of classes may be there, and is passed over.
     """
-    table = _open(path, known)
+    table = _open(path, known, target)
     chosen = choose(table, known, target)
     read = table.read(chosen.features)
     x, note = known.inputs.to_units(read.numbers, str(path), text=True)
@@ -113,9 +115,11 @@ def choose(table: Table, known: Known, target: str | None = None) -> Chosen:
     features = [_find_title(titles, name) for name in record.columns]
     missing = [name for name, k in zip(record.columns, features) if k is None]
     if missing:
+        close = difflib.get_close_matches(missing[0], [title for title in titles if title], 1)
         raise DataError(
             f"{table.path}: has no column{'s' * (len(missing) > 1)} {quoted_list(missing)}; {known.place} takes the columns "
             f"{quoted_list(record.columns)}, and the file has {quoted_list(titles)}"
+            + (f"; if {quoted(close[0])} is {quoted(missing[0])}, give it this title" if close else "")
         )
     wanted = [k for k in features if k is not None]
     if len(set(wanted)) < len(wanted):
@@ -136,28 +140,41 @@ def _by_place(table: Table, known: Known, target: str | None) -> Chosen:
         notes.append(f"has no titles: columns are taken in the order {quoted_list(record.columns)}")
     elif record.kind == "table" and table.titles is not None:
         notes.append(f"columns are taken in their order, whatever their titles: the data of {known.place} had none")
-    if table.width == count and target is None:
-        return Chosen(list(range(count)), None, notes)
-    if table.width != count + 1:
+    columns = list(range(table.width))
+    wanted = count + (target is not None)
+    if table.width > wanted and (numbered := _row_numbers(table, columns)):
+        left = [k for k in columns if k not in numbered]
+        if len(left) == count + 1 or (len(left) == wanted and not _hold_words(table, left)):
+            columns = left
+            notes += _left_out(numbered)
+    if len(columns) == count and target is None:
+        return Chosen(columns, None, notes)
+    if len(columns) != count + 1:
         raise DataError(
             f"{table.path}: has {counted(table.width, 'column')}, the model takes {counted(count, 'number')}, and one column "
             f"may be the class; {known.place} takes {record.describe()}"
         )
     if target is not None:
         column = find_column(table, target)
-    elif record.target_column is not None and _count_classes(table, record.target_column, known):
-        column = record.target_column
+    elif (place := record.target_column) is not None and place < len(columns) and _count_classes(table, columns[place], known):
+        column = columns[place]
     else:
-        column = _class_column(table, known)
+        column = _class_column(table, known, columns)
     notes.append(f"{table.title(column)} is taken for the class")
-    return Chosen([k for k in range(table.width) if k != column], column, notes)
+    return Chosen([k for k in columns if k != column], column, notes)
 
 
-def _class_column(table: Table, known: Known) -> int:
-    """Return the first or the last column, whichever holds classes."""
-    ends = [0, table.width - 1]
+def _hold_words(table: Table, columns: Sequence[int]) -> bool:
+    """Return whether one of some columns begins with a word, and is no feature then."""
+    row = next((row for _, row in table.rows()), [""] * table.width)
+    return any(as_number(row[k].replace(",", ".")) is None and not is_truth(row[k]) for k in columns)
+
+
+def _class_column(table: Table, known: Known, columns: list[int]) -> int:
+    """Return the first or the last of some columns, whichever holds classes."""
+    ends = [columns[0], columns[-1]]
     if table.titles is not None:
-        titled = [k for k, title in enumerate(table.titles) if title.lower() in _CLASS_TITLES]
+        titled = [k for k in columns if table.titles[k].lower() in _CLASS_TITLES]
         ends = titled if len(titled) == 1 else ends
     counts = {k: _count_classes(table, k, known) for k in dict.fromkeys(ends)}
     found = [k for k, count in counts.items() if count]
@@ -168,7 +185,7 @@ def _class_column(table: Table, known: Known) -> int:
     if len(found) != 1:
         what = "neither the first nor the last column holds" if not found else "the first and the last column hold"
         raise DataError(
-            f"{table.path}: has {counted(table.width, 'column')}, the model takes {counted(table.width - 1, 'number')}, "
+            f"{table.path}: has {counted(table.width, 'column')}, the model takes {counted(len(columns) - 1, 'number')}, "
             f"and {what} classes of {known.place} ({quoted_list(known.class_names)}); name the column of classes with "
             f"--target, or remove it"
         )
@@ -177,8 +194,6 @@ def _class_column(table: Table, known: Known) -> int:
 
 def _count_classes(table: Table, column: int, known: Known) -> int:
     """Return how many classes of a model a column holds; 0 where it holds anything else."""
-    if column >= table.width:
-        return 0
     labels = {label for label in table.read([], [column]).texts[0] if not is_missing(label)}
     try:
         class_indices(sorted(labels), known, str(table.path))
@@ -187,10 +202,10 @@ def _count_classes(table: Table, column: int, known: Known) -> int:
     return len(labels)
 
 
-def _open(path: Path, known: Known | None) -> Table:
+def _open(path: Path, known: Known | None, target: str | None) -> Table:
     if known is None:
-        return open_table(path)
-    return open_table(path, known.inputs, known.class_names)
+        return open_table(path, target=target)
+    return open_table(path, known.inputs, known.class_names, target)
 
 
 def _check_titles(table: Table) -> None:
@@ -201,7 +216,7 @@ def _check_titles(table: Table) -> None:
 
 
 def _find_title(titles: Sequence[str], name: str) -> int | None:
-    """Return the column with this title: the same, or else the only one that differs in case, or in case and signs, alone.
+    """Return the column with this title: the same, or the only one that differs in case, or in what is between words, alone.
 
     A unit in brackets may be missing in the file: sepal_length is "sepal length (cm)", and "sepal length (mm)" is not.
     """
@@ -221,7 +236,14 @@ def _folded(title: str) -> str:
 
 
 def _letters(title: str) -> str:
-    return "".join(c for c in _folded(title) if c.isalnum())
+    """Return a title without what stands between words, which programs write in several ways.
+
+    What is part of a number stays, and so do all other signs: 1.5 is not 15, lag-1 not lag+1, and age<30 not age>30.
+    """
+    left = ""
+    for token in _TOKENS.findall(re.sub("[\u2010-\u2015\u2212]", "-", _folded(title))):  # dashes, and the sign minus
+        left += " " * (left[-1:].isdecimal() and token[0].isdecimal()) + token  # x_1_5 is not x_15
+    return left
 
 
 def _title(table: Table, column: int) -> str:
@@ -293,11 +315,9 @@ def _for_training(table: Table, target: str | None) -> Chosen:
             f"the last column, {quoted(titles[column])}, is the class; if it is {quoted(others[0])}, give --target {others[0]}"
         )
     features = [k for k in range(table.width) if k != column]
-    untitled = [k for k in features if titles and is_untitled(titles[k])]
-    first = untitled if untitled in ([0], [0, 1]) else []  # as an index of pandas stands beside titles
-    numbered = {k: kind for k in untitled if (kind := _numbered(table, k)) and (kind != _REPEATED or k in first)}
+    numbered = _row_numbers(table, features)
     if numbered and len(numbered) < len(features):
-        notes += [f"a column without a title {kind}, and was left out" for kind in dict.fromkeys(numbered.values())]
+        notes += _left_out(numbered)
         features = [k for k in features if k not in numbered]
     return Chosen(features, column, notes)
 
@@ -305,8 +325,19 @@ def _for_training(table: Table, target: str | None) -> Chosen:
 _REPEATED = "holds the numbers of rows, some of them more than once (give it a title if it is a feature)"
 
 
+def _row_numbers(table: Table, columns: Sequence[int]) -> dict[int, str]:
+    """Return which of some columns have no title and hold the numbers of rows, and in which way."""
+    untitled = [k for k in columns if table.titles is not None and is_untitled(table.titles[k])]
+    first = untitled if untitled in ([0], [0, 1]) else []  # as an index of pandas stands beside titles
+    return {k: kind for k in untitled if (kind := _numbered(table, k)) and (kind != _REPEATED or k in first)}
+
+
+def _left_out(numbered: dict[int, str]) -> list[str]:
+    return [f"a column without a title {kind}, and was left out" for kind in dict.fromkeys(numbered.values())]
+
+
 def _numbered(table: Table, column: int) -> str:
-    """Say in which way a column holds the numbers of rows, as pandas writes its index; "" for not at all.
+    """Say in which way a column holds the numbers or names of rows, as pandas writes its index; "" for not at all.
 
     A shuffled table, or a part of one, has them in any order; one that was put together or drawn with replacement some of
     them several times.
@@ -314,6 +345,8 @@ def _numbered(table: Table, column: int) -> str:
     cells = table.read([], [column]).texts[0]
     if any(cells == [str(k) for k in range(start, start + len(cells))] for start in (0, 1)):
         return "counts the rows"
+    if column == 0 and len(set(cells)) == len(cells) and all(as_number(c) is None and not is_missing(c) for c in cells):
+        return "names the rows"  # as R writes it
     if not all(cell.isascii() and cell.isdecimal() for cell in cells):
         return ""
     return "numbers the rows" if len(set(cells)) == len(cells) else _REPEATED
@@ -336,11 +369,12 @@ def _labels(table: Table, column: int, cells: list[str], lines: NumpyArray) -> l
     return cells
 
 
-def _classes(table: Table, column: int, labels: list[str]) -> tuple[tuple[str, ...], NumpyArray]:
+def _classes(table: Table, column: int, labels: list[str], named: bool) -> tuple[tuple[str, ...], NumpyArray]:
     """Return the names of the classes in order, and the class indices; 1 and 1.0 are one class.
 
     Raises:
-        DataError: there is one class only, or so many that the column holds measurements.
+        DataError: there is one class only, or so many that the column holds measurements, or, where the user did not name it,
+            texts that differ in most of the rows.
     """
     spelled: dict[float | str, str] = {}
     keys: dict[str, float | str] = {}
@@ -357,12 +391,19 @@ def _classes(table: Table, column: int, labels: list[str]) -> tuple[tuple[str, .
         raise DataError(
             f"{where} holds {quoted_list(list(keys), 3)} {only}; if another column is the class, name it with --target"
         )
-    measured = sum(isinstance(key, float) and key != round(key) for key in spelled)
-    if count > max(20, len(labels) // 3) or (measured > 20 and 2 * measured > count):
+    numbers = [key for key in spelled if isinstance(key, float)]
+    measured = sum(key != round(key) for key in numbers)
+    if len(numbers) > max(20, len(labels) // 3) or (measured > 20 and 2 * measured > count):
         raise DataError(
             f"{where} holds {counted(count, 'value')} in {counted(len(labels), 'row')}; are these classes? If another column "
             f"is, name it with --target; a network for numbers (regression) is trained with xn.Trainer and a loss such as "
             f"mean_squared_error"
+        )
+    if count > max(20, len(labels) // 2) and not named:
+        this = shlex.quote((table.titles[column] if table.titles is not None else "") or str(column))
+        raise DataError(
+            f"{where} holds {counted(count, 'text')} in {counted(len(labels), 'row')}; if another column is the class, name "
+            f"it with --target; if these are the classes, give --target {this}"
         )
     order = sorted(spelled, key=lambda key: (0, key, "") if isinstance(key, float) else (1, 0.0, key))
     index = {key: k for k, key in enumerate(order)}
@@ -404,13 +445,3 @@ def _is_identifier(table: Table, column: int) -> bool:
     if not words or not (words[-1] == "id" or "".join(words) in _IDENTIFIERS):
         return False
     return _numbered(table, column) not in ("", _REPEATED)
-
-
-def _alike(names: Sequence[str]) -> list[str]:
-    """Say which classes differ in upper and lower case alone."""
-    first: dict[str, str] = {}
-    return [
-        f"the classes {quoted(first[name.casefold()])} and {quoted(name)} differ in upper and lower case alone"
-        for name in names
-        if first.setdefault(name.casefold(), name) != name
-    ][:3]

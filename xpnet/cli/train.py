@@ -18,7 +18,7 @@ import numpy as np
 from xpnet import backend, data, metrics, ops
 from xpnet.cli import kept_data, train_settings, user_data
 from xpnet.cli.argument_types import UsageError
-from xpnet.cli.hints import check_settings
+from xpnet.cli.hints import check_settings, own_of_this_name
 from xpnet.cli.model_argument import MODEL, find_network
 from xpnet.cli.places import STARTED_IN, locate_network
 from xpnet.cli.predict import accuracy_text
@@ -127,7 +127,8 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         f"{dataset.name}: {count} to train on, {len(dataset.test[1]):,} to test, {dataset.classes} classes"
         + (f"; {held_out}" if held_out else "")
     )
-    for note in _notes(dataset, before, args.resume, moved):
+    own = own_of_this_name(where, published)
+    for note in [own] * bool(own) + _notes(dataset, before, args.resume, moved):
         print(f"  {note}")
     if not held_out:
         print(TESTED_IN_CURVES)

@@ -11,6 +11,7 @@ import numpy as np
 from xpnet import data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.array_files import read_npz
+from xpnet.cli.hints import own_of_this_name
 from xpnet.cli.image_folders import read_folder
 from xpnet.cli.readings import Known, OwnDataset, Reading, own_dataset
 from xpnet.cli.table_files import read_table
@@ -52,7 +53,12 @@ def find_dataset(
     reading = read_own(name, size, target, skip_bad, known)
     if reading is not None:
         return own_dataset(reading, validation, None if known is None else known.kept)
-    return data.load(name, path)
+    try:
+        return data.load(name, path)
+    except DataError as error:
+        if note := own_of_this_name(name, path):
+            raise DataError(f"{note}; {error}") from error
+        raise
 
 
 def read_own(

@@ -50,6 +50,11 @@ def folders_within(folder: Path) -> tuple[list[Path], Counter[str]]:
     return [path for path in inside if path not in runs], Counter(f"{RUNS} ({path.name})" for path in runs)
 
 
+def holds_images(folder: Path) -> bool:
+    """Return whether a folder holds an image, at any depth; it ends at the first one."""
+    return folder.is_dir() and _holds(folder)[0]
+
+
 def _holds(folder: Path, depth: int = 8) -> tuple[bool, bool]:
     """Return whether a folder holds images, and whether it is a run or holds one; it ends at the first image."""
     if is_run(folder):

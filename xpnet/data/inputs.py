@@ -148,9 +148,8 @@ class InputRecord:
             values = x.astype(np.float32)
         if not np.isfinite(values).all():
             at = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
-            raise DataError(
-                f"{place}: example {at + 1} holds a number that is not finite; fill the gaps as in the training data"
-            )
+            fill = "fill the gaps as in the training data" if self.high is not None else "fill such gaps, or remove the example"
+            raise DataError(f"{place}: example {at + 1} holds a number that is not finite; {fill}")
         if x.dtype.kind == "b" or not values.size:
             return values, ""
         if self.assumed:

@@ -81,6 +81,7 @@ class Table:
         decimal: "." or ",".
         notes: what was found out about the file and should be said.
         _length, _kept: the cells of a row, and which of them are columns: others have no title and are empty.
+        _names: 1 where the first cell of every row is its name, above which the line of titles has no cell, as R writes it.
     """
 
     path: Path
@@ -94,6 +95,7 @@ class Table:
     _skipped: int
     _length: int
     _kept: tuple[int, ...]
+    _names: int = 0
 
     def title(self, column: int) -> str:
         """Return how messages name a column: by its title, or else by its number, from 0."""
@@ -110,7 +112,7 @@ class Table:
         if self.titles is not None:
             next(rows)
         whole = self._length == self.width
-        empty = sorted(set(range(self._length)) - set(self._kept))
+        empty = sorted(set(range(self._names, self._length)) - set(self._kept))
         for line, row in rows:
             if len(row) != self._length and (whole or not self._kept[-1] < len(row) < self._length):
                 raise DataError(
@@ -216,13 +218,14 @@ class _DecimalCommaError(Exception):
     """A number with a decimal comma was met in a file that was taken to have points."""
 
 
-def open_table(path: Path, record: InputRecord | None = None, labels: Collection[str] = ()) -> Table:
+def open_table(path: Path, record: InputRecord | None = None, labels: Collection[str] = (), target: str | None = None) -> Table:
     """Find out the form of a text table: encoding, separator, decimal mark, and whether its first line holds titles.
 
     Args:
         path: the file, plain or compressed by gzip.
         record: how the training data of a model were read: where a form is in doubt, the file has theirs.
         labels: words that are data: a first line that holds one is not taken for titles.
+        target: what the user calls the column of classes: a first line that holds its title is one of titles.
 
     Raises:
         DataError: the file is missing, not text, or empty; or it is in doubt what its numbers are.
@@ -248,17 +251,24 @@ def open_table(path: Path, record: InputRecord | None = None, labels: Collection
     ):
         notes.append(f"columns are separated by {separator_name(separator)}")
     length, kept = _columns(sample, record)
+    names = int(length == len(sample[0]) and len(sample) > 1 and all(len(row) == length + 1 for row in sample[1:]))
+    if names:
+        length, kept = length + 1, tuple(range(1, length + 1))
+        sample = [["", *sample[0]], *sample[1:]]
     sample = [[row[k] if k < len(row) else "" for k in kept] for row in sample] if len(kept) < length else sample
     decimal, said = find_decimal(path, sample, separator, record.decimal)
     notes += said
     convert = comma_number if decimal == "," else plain_number
     head = [cell.strip() for cell in sample[0]]
     head[0] = head[0].removeprefix("#").strip()
-    are_titles, doubt = first_line_is_titles(head, sample[1:], convert, record.columns, labels, record.titled)
+    are_titles, doubt = first_line_is_titles(head, sample[1:], convert, record.columns, labels, record.titled, target)
+    if names and not are_titles:  # rows of several lengths, which are refused where they are read
+        length, kept, names = length - 1, tuple(range(length - 1)), 0
     notes += [doubt] if doubt else []
+    notes += ["the first cell of every row has no title: it was taken for the name of the row, and left out"] if names else []
     titles = tuple(head) if are_titles else None
     width = len(sample[0])
-    return Table(path, titles, width, separator, decimal, tuple(notes), content, encoding, skipped, length, kept)
+    return Table(path, titles, width, separator, decimal, tuple(notes), content, encoding, skipped, length, kept, names)
 
 
 def _columns(sample: list[list[str]], record: InputRecord) -> tuple[int, tuple[int, ...]]:

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterable
 
-from .table_form import converts, is_missing
+from .table_form import as_number, converts, is_missing, is_truth
 
 _SHOWN = 6
 _MOSTLY = 0.9
@@ -27,6 +27,7 @@ def first_line_is_titles(
     columns: Collection[str] = (),
     labels: Collection[str] = (),
     titled: bool | None = None,
+    target: str | None = None,
 ) -> tuple[bool, str]:
     """Judge the first line of a table.
 
@@ -37,6 +38,7 @@ def first_line_is_titles(
         columns: titles that are known from the training data.
         labels: classes that are known from the training data.
         titled: whether these had titles; None: nothing is known of them.
+        target: what the user calls the column of classes: its title, or its number.
 
     Returns:
         Whether it holds titles, and where that is in doubt what should be said.
@@ -44,17 +46,26 @@ def first_line_is_titles(
     if columns and set(columns) <= set(head):
         return True, ""
     below = [[row[k].strip() for row in rows if k < len(row)] for k in range(len(head))]
+    if target in head and as_number(target) is None and target not in below[head.index(target)]:
+        return True, ""
     numbers = [k for k, cell in enumerate(head) if converts(cell, convert) and not is_missing(cell)]
     if any(cell in labels and k not in numbers for k, cell in enumerate(head)):
         return False, ""
     numeric = [k for k in range(len(head)) if _are_numbers(below[k], convert)]
     words = [k for k, cell in enumerate(head) if k not in numbers and not is_missing(cell)]
     named = [k for k in words if k in numeric and any(c.isalpha() for c in head[k])]  # a word above numbers, but not <0.1
+    filled = [[cell for cell in column if not is_missing(cell)] for column in below]
+    truths = [k for k in range(len(head)) if all(map(is_truth, filled[k]))]
+    if any(k in truths for k in words if is_truth(head[k])) and not named:
+        # Values above values of their kind; but pred,true may stand above True and False.
+        return any(k in truths and bool(filled[k]) for k in words if not is_truth(head[k])), ""
     if not numbers:
         return bool(named or (words and not numeric)) or _once(head, below, words), ""
     shown = ", ".join(head[:_SHOWN]) + (", ..." if len(head) > _SHOWN else "")
     as_titles = f"the first line ({shown}) is taken for titles; if it holds data, put a line of titles above it"
     as_data = f"the first line ({shown}) is taken for data; if it holds titles, write words there, such as x0,x1,label"
+    if len(numbers) == len(head) - 1 and head[0] == "":  # as pandas writes an index and numbered columns
+        return _count(head[k] for k in numbers) and (_count(below[0]) or _numbers_rows(below[0], head)), ""
     likely, doubt = _numbers_are_titles(head, below, numbers, words, numeric, named, convert)
     if titled is False:  # what was learnt without titles has none now, either
         return False, as_data if likely or doubt else ""
@@ -74,8 +85,6 @@ def _numbers_are_titles(
     counting = _count(head[k] for k in numbers)
     if named:
         return True, True
-    if len(numbers) == len(head) - 1 and head[0] == "":  # as pandas writes an index and numbered columns
-        return counting and (_count(below[0]) or _numbers_rows(below[0], head)), False
     classes = [k for k in words if k not in numeric]
     if classes:
         if any(head[k] in below[k] for k in classes):
