@@ -8,6 +8,7 @@ import operator
 import random
 import sys
 import types
+import warnings
 import weakref
 from collections import OrderedDict, defaultdict, namedtuple
 from typing import Any, Literal, NamedTuple
@@ -113,6 +114,10 @@ def matching(thing):
     return 0.0
 
 
+def looked_up(name):
+    return globals()[name]
+
+
 def local_import():
     import settings_of_this_test  # type: ignore[import-not-found]
 
@@ -202,6 +207,22 @@ def test_a_weight_that_changes_between_steps(way, recordings, monkeypatch):
 
     assert_alike(values, recordings, None)
     Meta.weight = 1.0
+
+
+@pytest.mark.parametrize("look", [lambda: looked_up("SCALE"), lambda: eval("SCA" + "LE")])
+def test_a_global_variable_that_is_looked_up_by_name(look, monkeypatch):
+    """All of the file's count then; the step may run launch by launch."""
+    monkeypatch.setitem(globals(), "SCALE", 1.0)
+
+    def values(capture):
+        globals()["SCALE"] = 1.0
+        act = lambda trainer: globals().update(SCALE=1.0 + trainer.epoch)  # noqa: E731
+        return fit("cuda", capture, loss=lambda p, t: cross_entropy(p, t) * look(), act=act)[1]
+
+    expected = values(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert values(True) == expected
 
 
 def test_a_proxy_of_a_weight(recordings):

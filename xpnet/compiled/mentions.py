@@ -13,6 +13,8 @@ _DYNAMIC = frozenset(
     {"vars", "__dict__", "eval", "exec", "locals", "__getattribute__", "astuple", "asdict", "fields", "replace"}
 )
 """What reads attributes whose names the code does not say; those of `_LOOKING` do where the name is no constant."""
+BY_NAME = frozenset({"globals", "eval", "exec"})
+"""What looks up global variables whose names the code may not say."""
 _PRINTING = frozenset({"str", "repr", "format", "print"})
 PRINTED = frozenset({"__str__", "__repr__", "__format__"})
 _SIMPLE = ("LOAD_CONST", "LOAD_FAST", "LOAD_GLOBAL", "LOAD_ATTR", "LOAD_DEREF", "LOAD_NAME", "PUSH_NULL", "PRECALL", "CACHE")

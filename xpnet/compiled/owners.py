@@ -16,7 +16,7 @@ from weakref import ref
 
 from xpnet.autograd.parameter import Parameter
 from xpnet.autograd.tensor import Tensor
-from xpnet.compiled.mentions import mentions_of
+from xpnet.compiled.mentions import BY_NAME, mentions_of
 from xpnet.compiled.plain import is_plain, same
 from xpnet.layers.module import Module
 from xpnet.layers.tree import OWN_ATTRIBUTES
@@ -103,7 +103,10 @@ class Owner:
                 cells = zip(thing.__code__.co_freevars, thing.__closure__ or ())
                 self.cells = {name: cell for name, cell in cells if name != "__class__"}  # that of super()
                 if not installed(thing):
-                    self.globals = dict.fromkeys(mentions_of(thing, of_a_user).globals, thing.__globals__)
+                    table, names = thing.__globals__, mentions_of(thing, of_a_user).globals
+                    if names & BY_NAME:  # numbers and names; to follow all else would lead everywhere
+                        names = names.union(name for name, value in table.items() if is_plain(value))
+                    self.globals = dict.fromkeys(names, table)
         elif issubclass(type(thing), Tensor):  # the rest of it belongs to the tape
             self.slots = {name: vars(Tensor)[name] for name in ("array", "requires_grad")}
         elif not self.entries and not issubclass(type(thing), (type, Module, ModuleType)):

@@ -321,7 +321,7 @@ def _is_harmless(thing: Any) -> bool:
         kind is object
         or issubclass(kind, _HARMLESS)
         or kind.__module__ == "typing"
-        or kind.__name__ == "cython_function_or_method"
+        or kind.__name__ in ("cython_function_or_method", "_abc_data")
     ):
         return True
     if hasattr(kind, "__next__"):

@@ -68,8 +68,8 @@ class Trainer(Steps):
             what is left.
         capture: on a GPU, capture the step of `fit` as a CUDA graph and replay it, where that is possible. The launches are the
             same either way. It is captured again after changes of the model, of this Trainer's loss, metrics, optimizer,
-            accumulate, and of what these hold. Not seen are changes of global variables, and what such code does on the
-            host beside: see docs/gpu.md, "What is captured".
+            accumulate, and of what these hold and mention. Not seen is what such code does on the host beside: see
+            docs/gpu.md, "What is captured".
         loss_scale: of a float16 model, whose gradients would otherwise be too small for its numbers; None makes one with its
             own defaults. A loss that is not finite is then a skipped update, and an error at the end of the epoch.
         recompute: gradient checkpointing: which parts of the model recompute their activations in the backward pass instead of
