@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import xpnet as xn
 from xpnet.data import Batches, ByteImages, augment
 from xpnet.data.arrays import Arrays, reads_plainly
+from xpnet.runtime import peers
 from xpnet.runtime.overrides import is_own
 
 X, Y = np.zeros((4, 2, 2, 1), np.float32), np.zeros(4, np.int64)
@@ -150,3 +152,117 @@ def test_a_method_that_the_class_calls_itself_is_not_refused(base, name, make, h
         return self.on_epoch_end, self.update_step
 
     make(type("Mine", (base,), {name: lambda self, *arguments: None, "step_of_mine": caller, "more": other}))
+
+
+# -- methods of models that the training loops of other libraries call --
+
+
+def network(name, more=None):
+    def init(self):
+        self.inner = xn.Dense(2)
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def method(self, *arguments):
+        return xn.losses.mean_squared_error(*arguments)
+
+    method.__name__ = name
+    return type("Net", (xn.Module,), {"__init__": init, "forward": forward, name: method, **(more or {})})()
+
+
+def trained(model, **more):
+    return xn.Trainer(model, **{"loss": "mean_squared_error", "optimizer": xn.optim.SGD(0.1), **more})
+
+
+@pytest.mark.parametrize("name", sorted(peers.OF_MODELS))
+@pytest.mark.parametrize("within", [lambda net: net, lambda net: xn.Sequential([net, xn.ReLU()])])
+def test_a_trainer_refuses_a_model_with_a_method_that_it_would_not_call(name, within):
+    with pytest.raises(TypeError, match=rf"^Net\.{name} would never be called by a Trainer; ") as caught:
+        trained(within(network(name)))
+    assert peers.OF_MODELS[name] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(peers.OF_MODELS))
+def test_a_method_of_the_model_that_something_mentions_is_called_by_it(name):
+    class Calling(xn.Callback):
+        def on_epoch_end(self, trainer, values):
+            return getattr_of(trainer.model)
+
+    def getattr_of(model):
+        return getattr(model, name)
+
+    hook = eval(f"lambda self, trainer, values: trainer.model.{name}")
+    trained(network(name), callbacks=[type("Own", (xn.Callback,), {"on_epoch_end": hook})()])
+    trained(network(name, {"step": eval(f"lambda self: self.{name}")}))
+    model = network(name)
+    trained(model, loss=getattr(model, name))
+    trained(model, loss=eval(f"lambda p, t: model.{name}(p, t)", {"model": model}))
+    trained(model, loss=partial(eval(f"lambda k, p, t: model.{name}(p, t)", {"model": model}), 1))
+    trained(model, metrics={"own": getattr(model, name)})
+    loop = type("Loop", (xn.Trainer,), {"more": eval(f"lambda self: self.model.{name}()")})
+    loop(model, loss="mean_squared_error", optimizer=xn.optim.SGD(0.1))
+    with pytest.raises(TypeError, match="would never be called"):
+        trained(model, callbacks=[Calling()])  # its name is not in the code of the callback
+
+
+class Switched(xn.Module):
+    def __init__(self):
+        self.inner = xn.Dense(2)
+
+    def forward(self, x, training=False):
+        return self.inner(x) * (2.0 if training else 1.0)
+
+
+def test_a_trainer_refuses_a_forward_that_waits_to_be_told_whether_it_trains():
+    class Telling(xn.Module):
+        def __init__(self):
+            self.inner = Switched()
+
+        def forward(self, x):
+            return self.inner(x, training=self.training)
+
+    for model in (Switched(), xn.Sequential([Switched()]), xn.Sequential([xn.ReLU(), xn.Residual(Switched())])):
+        with pytest.raises(TypeError, match=r"^Switched\.forward is called with its input alone.*read self\.training"):
+            trained(model)
+    for told in (Telling(), xn.Sequential([Telling()])):
+        assert trained(told).fit((np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)), verbose=False)
+
+
+# -- functions of other libraries --
+
+
+def _foreign(module):
+    return type("MSELoss", (), {"__module__": f"{module}.nn", "__call__": lambda self, *arguments: 0.0})()
+
+
+@pytest.mark.parametrize("module", ["torch", "keras", "jax"])
+@pytest.mark.parametrize("make", [lambda f: trained(xn.Dense(2), loss=f), lambda f: trained(xn.Dense(2), metrics=[f]),
+                                  lambda f: trained(xn.Dense(2), metrics={"f": f}), lambda f: xn.Sequential([f])])  # fmt: skip
+def test_functions_of_other_libraries_are_refused(module, make):
+    own = type("Own", (type(_foreign(module)),), {})
+    for function in (_foreign(module), own()):
+        with pytest.raises(TypeError, match=rf"^a (loss|metric|layer) of {module} \((MSELoss|Own)\) computes on that library"):
+            make(function)
+
+
+@pytest.mark.parametrize("names", ["y_true, y_pred", "target, prediction", "labels, logits, *, scale=1", "y, y_hat"])
+def test_functions_that_take_the_target_first_are_refused(names):
+    for function in (eval(f"lambda {names}: 0.0"), partial(eval(f"lambda k, {names}: 0.0"), 1)):
+        for make in (lambda f: trained(xn.Dense(2), loss=f), lambda f: trained(xn.Dense(2), metrics=[f]),
+                     lambda f: trained(xn.Dense(2), metrics={"f": f})):  # fmt: skip
+            with pytest.raises(TypeError, match=r"is called with \(prediction, target\), and .*; swap its parameters"):
+                make(function)
+
+
+@pytest.mark.parametrize("names", ["y_pred, y_true", "prediction, target", "y, t", "a, b", "output, label", "*both", "target"])
+def test_functions_with_other_names_are_taken(names):
+    function = eval(f"lambda {names}: 0.0")
+    assert trained(xn.Dense(2), loss=function, metrics={"f": function}).metrics == {"f": function}
+
+
+def test_metrics_by_name_are_looked_up_and_checked_too():
+    assert trained(xn.Dense(2), metrics={"top": "accuracy"}).metrics["top"] is xn.metrics.get("accuracy")[1]
+    for name in ("loss", "val_x"):
+        with pytest.raises(ValueError, match="a metric is called"):
+            trained(xn.Dense(2), metrics={name: "accuracy"})

@@ -12,6 +12,7 @@ import pytest
 import xpnet as xn
 from xpnet import layers, training
 from xpnet.data import preprocessing
+from xpnet.runtime import peers
 from xpnet.runtime.set_later import settings_of
 
 X, Y = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32), np.arange(40) % 3
@@ -339,3 +340,105 @@ def test_a_trainer_is_copied_but_not_pickled():
     assert twin.model is not run.model
     assert twin.history == run.history
     assert twin.optimizer.iterations == run.optimizer.iterations
+
+
+# -- settings under the names of other libraries --
+
+KNOWN = {name: dict(settings_of(made)) for name, made in kinds().items()}
+FOREIGN = [
+    pytest.param(made, word, id=f"{name}.{word}")
+    for name, made in kinds().items()
+    for word, ours in peers.KEYWORDS.items()
+    if name != "Trainer" and ours in KNOWN[name] and word not in KNOWN[name]
+]
+
+
+def has_parameter(thing, word):
+    return isinstance(thing, xn.Module) and word in getattr(type(thing), "__annotations__", {})
+
+
+@pytest.mark.parametrize(("made", "word"), FOREIGN)
+def test_the_name_that_others_give_a_setting_is_refused_with_ours(made, word):
+    thing = made(**needed(made))
+    with pytest.raises(AttributeError, match=f"setting '{word}' would do nothing; ") as caught:
+        setattr(thing, word, 1)
+    assert peers.KEYWORDS[word] in str(caught.value)
+    assert not hasattr(thing, word) or has_parameter(thing, word)
+    copy.deepcopy(thing)
+
+
+@pytest.mark.parametrize("word", sorted(peers.ON_TRAINER))
+def test_a_trainer_refuses_what_is_given_elsewhere(word):
+    trainer = xn.Trainer(**needed(xn.Trainer))
+    with pytest.raises(AttributeError, match=f"setting '{word}' would do nothing; ") as caught:
+        setattr(trainer, word, 1)
+    assert peers.ON_TRAINER[word] in str(caught.value)
+
+
+def test_what_belongs_to_a_layer_is_refused_on_layers_alone():
+    for word in ("data_format", "in_channels", "input_size", "batch_first", "num_layers"):
+        with pytest.raises(AttributeError, match=f"setting '{word}' would do nothing; leave it out"):
+            setattr(xn.Conv2D(2, 3), word, 1)
+        model: Any = xn.Sequential([xn.Dense(3)])
+        setattr(model, word, 1)
+        assert getattr(model, word) == 1
+    with pytest.raises(AttributeError, match=r"Adam: setting 'betas' would do nothing; give beta1= and beta2="):
+        xn.optim.Adam().betas = (0.8, 0.9)  # type: ignore[attr-defined]
+
+
+def test_parameters_keep_the_names_that_are_words_of_settings():
+    norm, dense = xn.BatchNorm(), xn.Dense(3)
+    for layer, name in ((norm, "scale"), (dense, "bias")):
+        layer.materialize((3,))
+        setattr(layer, name, xn.Parameter(np.zeros(3, np.float32)))
+        assert layer.parameters()[name] is getattr(layer, name)
+
+
+def test_a_class_of_the_users_may_give_the_names_a_meaning():
+    class Read(xn.Dropout):
+        def forward(self, x):
+            return super().forward(x) * self.p  # type: ignore[attr-defined]
+
+    class Defined(xn.optim.Adam):
+        betas = (0.9, 0.99)
+
+    class Written(xn.Trainer):
+        def prepare(self):
+            self.epochs = 3
+            setattr(self, "batch_size", 4)  # noqa: B010
+
+    dropout, adam, trainer = Read(0.5), Defined(), Written(**needed(xn.Trainer))
+    dropout.p = 0.25
+    adam.betas = (0.8, 0.9)
+    trainer.prepare()
+    trainer.epochs += 1
+    assert (dropout.p, adam.betas, trainer.epochs, trainer.batch_size) == (0.25, (0.8, 0.9), 4, 4)  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="it is called epsilon here"):
+        adam.eps = 1e-3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_class_of_the_users_gets_the_state_of_a_momentum_that_begins_later(momentum):
+    class Counting(xn.optim.SGD):
+        def __init__(self, momentum):
+            super().__init__(0.1, momentum)
+            self.slot_names = (*self.slot_names, "sum")
+
+        def update(self, w, g, learning_rate):
+            self.slots["sum"] += abs(g)
+            super().update(w, g, learning_rate)
+
+    def weights(kind, late):
+        model = xn.Sequential([xn.Dense(3)], input_shape=(6,))
+        optimizer = kind(momentum)
+        trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer)
+        trainer.fit((X, Y), verbose=False)
+        optimizer.momentum = late
+        trainer.fit((X, Y), epochs=2, verbose=False)
+        return model[0].kernel.array, optimizer
+
+    for late in (0.0, 0.9):
+        own, optimizer = weights(Counting, late)
+        np.testing.assert_array_equal(own, weights(lambda momentum: xn.optim.SGD(0.1, momentum), late)[0])
+        assert (*sorted(optimizer.slots),) == (("sum", "velocity") if late else ("sum",))
+        assert optimizer.slots["sum"].max() > 0

@@ -18,6 +18,7 @@ from xpnet import ops
 from xpnet.backend import Array, array_types, as_array, is_asynchronous, is_floating, kind_of, namespace
 from xpnet.losses.base import as_target, not_empty, same_shape
 from xpnet.ops.shapes import ShapeError, expect_real
+from xpnet.runtime.foreign import refuse_foreign, refuse_truth_first
 from xpnet.runtime.messages import quoted
 
 Metric = Callable[[Any, Any], Any]
@@ -209,11 +210,13 @@ def get(metric: str | Metric) -> tuple[str, Metric]:
 
     Raises:
         ValueError: no such name.
-        TypeError: neither a name nor a function.
+        TypeError: neither a name nor a function; a function of another library, or one that takes the target first.
     """
     if not isinstance(metric, str) and (not callable(metric) or isinstance(metric, type)):
         raise TypeError(f"a metric is a name or a function (prediction, target) -> mean over the batch, got {quoted(metric)}")
     if callable(metric):
+        refuse_foreign("a metric", metric, f"give one of {', '.join(NAMES)}, or a function of native arrays")
+        refuse_truth_first("a metric", metric)
         return getattr(metric, "__name__", type(metric).__name__), metric
     if not isinstance(metric, str) or metric not in NAMES:
         raise ValueError(f"unknown metric {quoted(metric)}: expected a function or one of {', '.join(NAMES)}")

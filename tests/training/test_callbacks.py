@@ -25,7 +25,7 @@ from xpnet.training import (
     TensorBoard,
     Timing,
 )
-from xpnet.training.arguments import refuse_hooks
+from xpnet.training.arguments import check_callback
 
 
 def run(*callbacks, optimizer=None, epochs=3, validation=False, **keywords):
@@ -432,7 +432,7 @@ def test_every_callback_of_the_package_has_hooks_that_are_called():
         kinds += [below for below in kind.__subclasses__() if below.__module__.startswith("xpnet.")]
     assert len(kinds) > 8
     for kind in kinds:
-        refuse_hooks(object.__new__(kind))
+        check_callback(object.__new__(kind))
 
 
 class Unbuilt(xn.Module):
@@ -530,3 +530,16 @@ def test_a_copied_trainer_trains_its_own_model():
     np.testing.assert_array_equal(model.predict(x), before)
     run.fit((x, y), epochs=2, verbose=False)
     np.testing.assert_array_equal(model.predict(x), twin.model.predict(x))
+
+
+def test_what_is_put_into_the_list_later_is_checked():
+    trainer = xn.Trainer(xn.Dense(2), loss="mean_squared_error", optimizer=xn.optim.SGD(0.1), callbacks=[xn.Callback()])
+    trainer.callbacks.append(3)
+    with pytest.raises(TypeError, match=r"Trainer: callbacks must be objects of subclasses of xn\.Callback, got 3"):
+        trainer.fit((np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)), verbose=False)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    trainer = xn.Trainer(xn.Dense(2), loss="mean_squared_error", optimizer=xn.optim.SGD(0.1))
+    with pytest.raises(FileNotFoundError, match=r'no such checkpoint, and no such folder; resume="auto".*nope'):
+        trainer.fit((np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)), resume=tmp_path / "nope", verbose=False)

@@ -17,6 +17,8 @@ from xpnet.autograd.parameter import Parameter
 from xpnet.layers.context import Spec
 from xpnet.layers.holding import named
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.peers import KEYWORDS, setting_hint
+from xpnet.runtime.set_later import own_kind, settings_of
 
 if TYPE_CHECKING:
     from xpnet.layers.module import Module
@@ -32,6 +34,18 @@ REFUSED = {
     "activity_regularizer": "add a penalty on activations to the loss function",
 }
 """Attributes that mean something in other libraries, and what to use here."""
+
+
+def remedy_of(kind: Any, name: str) -> str:
+    """Return what to use instead of an attribute that only other libraries give a meaning; "" where a class of Modules may have it."""
+    return _remedies(own_kind(kind)).get(name, "") if name in REFUSED or name in KEYWORDS else ""
+
+
+@cache
+def _remedies(kind: Any) -> dict[str, str]:
+    settings = settings_of(kind)
+    is_layer = "device" not in settings  # which models have
+    return {**{name: setting_hint(name, settings, is_layer) for name in KEYWORDS}, **REFUSED}
 
 
 @cache

@@ -14,6 +14,7 @@ from xpnet.layers.execution import shape_of_examples
 from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.pooling import MaxPool2D
+from xpnet.runtime.foreign import refuse_foreign
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.settings import check_whole, sizes
 
@@ -53,6 +54,8 @@ class Sequential(Module):
         classes = [layer.__name__ for layer in layers if isinstance(layer, type)]
         if classes:
             raise TypeError(f"Sequential takes layers, got the class {classes[0]}: write {classes[0]}(...)")
+        for layer in layers:
+            refuse_foreign("a layer", layer, "use those of xpnet itself, such as xn.Dense, and functions of xn.ops")
         if input_shape is not None and not hasattr(input_shape, "__iter__"):
             raise ValueError(f"Sequential: input_shape must be a tuple such as ({input_shape},), got {quoted(input_shape)}")
         if input_shape is not None and None in tuple(input_shape):

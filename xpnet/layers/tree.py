@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from xpnet import backend
 from xpnet.autograd.parameter import Parameter
 from xpnet.backend import Array
-from xpnet.layers.attributes import REFUSED, Reset, is_settled
+from xpnet.layers.attributes import Reset, is_settled, remedy_of
 from xpnet.layers.context import Context, on_device, place_parameter
 from xpnet.layers.given import check_setting, set_again
 from xpnet.layers.holding import named, refuse_own_name, refuse_unseen, refuse_value
@@ -100,8 +100,9 @@ class ModuleTree:
             if name != "training":  # the mode makes no plan stale
                 self._tree_version.changed()
             return
-        if name in REFUSED:
-            refuse(self, name, REFUSED[name], named(self), 1)
+        remedy = remedy_of(type(self), name)
+        if remedy and name not in self.__dict__ and not isinstance(value, Parameter):
+            refuse(self, name, remedy, named(self), 1)
         refuse_own_name(self, name, value)
         refuse_value(self, name, value)
         check_setting(self, name, value)

@@ -16,7 +16,7 @@ from xpnet.optim.loss_scale import LossScale
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.peers import missing_attribute
 from xpnet.runtime.refused import refused_attribute
-from xpnet.runtime.set_later import Settable
+from xpnet.runtime.set_later import Settable, made_with
 from xpnet.runtime.settings import check_numbers, check_whole
 
 Schedule = Callable[[int], float]
@@ -111,10 +111,12 @@ class Optimizer(Settable):
 
     def _take(self, name: str, made: Any) -> None:
         """Take over a setting, and what follows from it: which state arrays there are (a momentum where there was none)."""
+        users = type(made) is not type(self)
+        before = made_with(type(made), vars(self), name, vars(self)[name]) if users else None
         super()._take(name, made)
-        if type(made) is not type(self):
-            return
-        for derived in ("slot_names", "capturable"):
+        if before is not None:  # a class of the user's may have state of its own
+            made.slot_names += tuple(slot for slot in self.slot_names if slot not in before.slot_names)
+        for derived in ("slot_names",) if users else ("slot_names", "capturable"):
             if derived in vars(made):
                 vars(self)[derived] = vars(made)[derived]
             else:

@@ -6,9 +6,12 @@ calling them. That is right as long as nobody has replaced them: in a subclass, 
 
 from __future__ import annotations
 
-from types import CodeType, FunctionType
+import dis
+from collections.abc import Iterator
+from functools import partial
+from types import CodeType, FunctionType, MethodType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from xpnet.runtime.peers import METHODS
 
@@ -77,7 +80,7 @@ def refuse_uncalled(kind: type) -> None:
     users = [c for c in kind.__mro__ if _is_users(c)]
     ours = [c for c in kind.__mro__ if _is_package(c)]
     defined = {name for c in users for name in vars(c)}
-    called = {name for c in users for value in vars(c).values() if (f := _function(value)) for name in _names(f.__code__)}
+    called = names_used(kind)
     known = {name for c in ours for name in vars(c)}
     for c in ours:
         for name, instead in METHODS.get(c.__name__, {}).items():
@@ -87,6 +90,52 @@ def refuse_uncalled(kind: type) -> None:
     _checked.add(kind)
 
 
+_own_attributes: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+
+
+def own_attributes(kind: type) -> frozenset[str]:
+    """Return the attributes of `self` that the methods of a user's class read or set."""
+    found = _own_attributes.get(kind)
+    if found is None:
+        methods = [f.__code__ for c in kind.__mro__ if _is_users(c) for value in vars(c).values() if (f := _function(value))]
+        found = frozenset(name for code in methods if code.co_argcount for name in _of(code.co_varnames[0], code))
+        _own_attributes[kind] = found
+    return found
+
+
+def _of(owner: str, code: CodeType) -> Iterator[str]:
+    """Yield the names of the attributes of a variable that code uses, and functions within it."""
+    before: Any = None
+    for step in dis.get_instructions(code):
+        if step.opname.endswith("_ATTR") or step.opname == "LOAD_METHOD":
+            last = before.argval[-1] if before is not None and isinstance(before.argval, tuple) else before and before.argval
+            if last == owner and before.opname.startswith("LOAD_"):
+                yield step.argval
+        before = step
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _of(owner, inner)
+
+
+def names_used(thing: Any) -> set[str]:
+    """Return the names of the attributes and globals that the methods of a user's class use, or a function of the user's.
+
+    thing: the class, an instance of it, or a function; that a method is given counts as its use.
+    """
+    while isinstance(thing, partial):
+        thing = thing.func
+    if isinstance(thing, MethodType):
+        return {thing.__name__, *_names(thing.__func__.__code__)} if isinstance(thing.__func__, FunctionType) else set()
+    if isinstance(thing, FunctionType):
+        return _names(thing.__code__)
+    classes = thing.__mro__ if isinstance(thing, type) else type(thing).__mro__
+    functions = [f for c in classes if _is_users(c) for value in vars(c).values() if (f := _function(value)) is not None]
+    return {name for function in functions for name in _names(function.__code__)}
+
+
 def _names(code: CodeType) -> set[str]:
-    """Return the names of the attributes and globals that a function uses, and those within it."""
-    return set(code.co_names).union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
+    """Return the names of the attributes and globals that a function uses, and those within it; strings may be such names."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        found |= _names(constant) if isinstance(constant, CodeType) else {constant} if isinstance(constant, str) else set()
+    return found

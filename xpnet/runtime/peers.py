@@ -1,12 +1,13 @@
-"""The words of Keras, PyTorch and scikit-learn: what they are called here. Read only where Python is about to raise anyway."""
+"""The words of Keras, PyTorch and scikit-learn: what they are called here."""
 
 from __future__ import annotations
 
 import difflib
 import dis
+import re
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 _LEAVE_OUT = "leave it out: it is found from the first input, or from input_shape= of xn.Sequential"
@@ -25,7 +26,8 @@ KEYWORDS: dict[str, str] = {
     "eps": "epsilon", "p": "rate", "affine": "use_scale", "center": "use_offset", "scale": "use_scale",
     "go_backwards": "reverse", "nonlinearity": "activation", "num_groups": "groups", "padding_idx": "padding",
     "recurrent_activation": "leave it out: gates are sigmoids", "batch_first": "leave it out: inputs are (N, T, C) always",
-    "bidirectional": "use xn.Bidirectional(layer)", "num_layers": "stack the layers in xn.Sequential",
+    "bidirectional": "leave it out: use xn.Bidirectional(layer)",
+    "num_layers": "leave it out: stack the layers in xn.Sequential",
     "in_channels": _LEAVE_OUT, "in_features": _LEAVE_OUT, "input_size": _LEAVE_OUT, "num_features": _LEAVE_OUT,
     "normalized_shape": _LEAVE_OUT, "data_format": "leave it out: images are (N, H, W, C) always",
     "name": "a layer's name is its path in the model, such as '0'", "trainable": "set layer.trainable = False afterwards",
@@ -35,13 +37,15 @@ KEYWORDS: dict[str, str] = {
     "lr": "learning_rate", "learning_rate_init": "learning_rate", "initial_learning_rate": "rate",
     "betas": "give beta1= and beta2=", "beta_1": "beta1", "beta_2": "beta2", "rho": "decay", "gamma": "factor",
     "params": "give optimizer.step(model) the model, not the optimizer", "clipnorm": _CLIP, "clipvalue": _CLIP,
+    "max_grad_norm": _CLIP, "gradient_clip_val": _CLIP, "gradient_clip_norm": _CLIP,
     "max_norm": "norm", "decay_steps": "steps", "T_max": "steps", "step_size": "every", "max_lr": "rate",
     "total_steps": "steps", "min_lr": "lowest", "restore_best_weights": "restore_best", "filepath": "folder",
     "save_best_only": 'best="val_loss" keeps the best one as best.ckpt', "save_freq": "every_steps",
     "verbose": _OF_FIT, "batch_size": _OF_FIT, "epochs": _OF_FIT,
     # Trainer and fit
     "criterion": "loss", "validation_data": "validation", "validation_split": _SPLIT, "callbacks": _OF_TRAINER,
-    "nb_epoch": "epochs", "max_iter": "epochs", "max_epochs": "epochs",
+    "nb_epoch": "epochs", "max_iter": "epochs", "max_epochs": "epochs", "num_epochs": "epochs",
+    "accumulate_grad_batches": "accumulate", "gradient_accumulation_steps": "accumulate",
     "steps_per_epoch": "use xn.data.Batches(..., samples_per_epoch=...)", "initial_epoch": "resume",
     "class_weight": "use loss=xn.training.ClassWeighted(loss, weights)", "loss": _OF_TRAINER, "optimizer": _OF_TRAINER,
     "metrics": _OF_TRAINER, "sample_weight": "use xn.data.Batches(..., weights=...)",
@@ -126,7 +130,33 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 """Attributes by their names elsewhere, of each class and of the package: as in KEYWORDS."""
 
+ON_TRAINER: dict[str, str] = {
+    "stop_training": "use trainer.stop = True", "should_stop": "use trainer.stop = True",
+    **dict.fromkeys(("lr", "learning_rate"), "use trainer.optimizer.learning_rate"),
+    **dict.fromkeys(("lr_scheduler", "scheduler"), "give the optimizer a schedule: learning_rate=xn.optim.schedules.Step(...)"),
+    "loss_scale": "use trainer.optimizer.loss_scale", "device": "use trainer.model.to(device)",
+    **dict.fromkeys(("batch_size", "epochs", "shuffle", "verbose", "validation", "resume"), _OF_FIT),
+    **dict.fromkeys(("max_epochs", "num_epochs", "nb_epoch", "max_iter"), f"{_OF_FIT}, epochs="),
+    **{name: KEYWORDS[name] for name in ("validation_split", "class_weight", "sample_weight", "max_grad_norm",
+                                         "gradient_clip_val", "gradient_clip_norm", "clipnorm", "clipvalue")},
+    "validation_data": f"{_OF_FIT}, validation=", "criterion": "use trainer.loss", "random_state": "use trainer.seed",
+    **dict.fromkeys(("accumulate_grad_batches", "gradient_accumulation_steps"), "use trainer.accumulate"),
+}  # fmt: skip
+"""Attributes that would do nothing when they are set on a Trainer, and what to do instead."""
+
 _STEP = "write the step as a function or loop of your own with value_and_grad, or give loss= a function"
+
+OF_MODELS: dict[str, str] = {
+    **dict.fromkeys(("train_step", "training_step"), _STEP),
+    **dict.fromkeys(("test_step", "validation_step"), "give the Trainer metrics= functions"),
+    "predict_step": "write what follows the network in its forward, or in a function of your own",
+    "configure_optimizers": "give the Trainer optimizer=",
+    "compute_loss": "give it to the Trainer: loss=model.compute_loss, a function (prediction, target)",
+    "compute_metrics": "give the Trainer metrics= functions",
+    "backward": "gradients are found by the tape from what forward computes; an operation with a gradient of its own is an "
+    "xn.ops.op",
+}  # fmt: skip
+"""Methods of a model that the training loops of other libraries call, and a Trainer does not."""
 
 METHODS: dict[str, dict[str, str]] = {
     "Module": {"call": "forward"},
@@ -159,6 +189,21 @@ def keyword_hint(name: str, taken: Iterable[str]) -> str:
         return ours if " " in ours else f"it is called {ours} here"
     meant = close(name, taken)
     return f"did you mean {meant}?" if meant else f"it takes {', '.join(taken)}" if taken else "it takes no arguments"
+
+
+def setting_hint(name: str, taken: Container[str], of_layer: bool) -> str:
+    """Return what a setting of other libraries is here, where something with the settings `taken` has no such; "": not known.
+
+    of_layer: whether the thing is one layer, to which what is left out here would belong.
+    """
+    ours = KEYWORDS.get(name, "")
+    if name in taken:
+        return ""
+    if " " not in ours:
+        return f"it is called {ours} here" if ours in taken else ""
+    if ours.startswith("leave it out"):
+        return ours if of_layer else ""
+    return ours if any(word in taken for word in re.findall(r"(\w+)=", ours)) else ""
 
 
 def attribute_hint(owner: str, name: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from xpnet.runtime.overrides import own_attributes
+
 
 def refuse(thing: Any, name: str, remedy: str, where: str, above: int) -> None:
     """Raise an AttributeError for setting such a name, unless a class of the user's gives it a meaning of its own.
 
-    It does where it defines the name, or sets it in a method.
+    It does where it defines the name, or uses it in a method.
 
     Args:
         thing: whose attribute is set.
@@ -20,7 +22,9 @@ def refuse(thing: Any, name: str, remedy: str, where: str, above: int) -> None:
     """
     kind = type(thing)
     own = not kind.__module__.startswith("xpnet.")
-    if own and (name in thing.__dict__ or _defined_by_user(kind, name) or _within_method_of(thing, above + 2)):
+    if own and (name in thing.__dict__ or _defined_by_user(kind, name) or name in own_attributes(kind)):
+        return
+    if own and _within_method_of(thing, above + 2):  # by setattr
         return
     raise AttributeError(f"{where}: setting {name!r} would do nothing; {remedy}")
 
@@ -40,8 +44,8 @@ def _within_method_of(thing: Any, above: int) -> bool:
 class refused_attribute:  # noqa: N801 - used like `property`
     """A name that is refused: ``lr = refused_attribute("use optimizer.learning_rate")`` in the class's body."""
 
-    def __init__(self, remedy: str) -> None:
-        self.remedy = remedy
+    def __init__(self, remedy: str, name: str = "") -> None:
+        self.remedy, self.name = remedy, name
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from xpnet.runtime.peers import KEYWORDS, setting_hint
+from xpnet.runtime.refused import refused_attribute
 from xpnet.runtime.settings import Checked
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -67,7 +69,7 @@ class Setting:
 class Settable(Checked):
     """Base of classes whose settings may be set later: they are the arguments of the constructor, which only checks and keeps.
 
-    A setting for which a class has a descriptor of its own is left to that.
+    A setting for which a class has a descriptor of its own is left to that. What other libraries call one of them is refused.
     """
 
     __slots__ = ()
@@ -79,6 +81,10 @@ class Settable(Checked):
             for name in settings_of(kind):
                 if not hasattr(cls, name):
                     setattr(cls, name, Setting(name))
+            for name in KEYWORDS:
+                hint = setting_hint(name, settings_of(kind), of_layer=False)
+                if hint and not hasattr(cls, name):
+                    setattr(cls, name, refused_attribute(hint, name))
 
     def _take(self, name: str, made: Any) -> None:
         """Take over a setting from an object that was made with it."""

@@ -13,6 +13,8 @@ from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.given import listed
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.overrides import names_used
+from xpnet.runtime.peers import OF_MODELS
 from xpnet.runtime.settings import check_kind, check_whole
 from xpnet.training.callback import Callback
 
@@ -20,16 +22,17 @@ Metric = str | Callable[[Any, Any], Any]
 
 
 def named_metrics(
-    given: str | Sequence[Metric] | Mapping[str, Callable[[Any, Any], Any]],
+    given: str | Sequence[Metric] | Mapping[str, Metric],
 ) -> dict[str, Callable[[Any, Any], Any]]:
     """Return the metric functions by name.
 
     Raises:
         ValueError: two of them have the same name.
     """
-    if isinstance(given, Mapping):  # as an attribute is
-        return dict(given)
-    named = [metrics.get(m) for m in ([given] if isinstance(given, str) else given)]
+    if isinstance(given, Mapping):
+        named = [(name, metrics.get(m)[1]) for name, m in given.items()]
+    else:
+        named = [metrics.get(m) for m in ([given] if isinstance(given, str) else given)]
     for name, _ in named:
         if name == "loss" or name.startswith("val_"):
             raise ValueError(
@@ -42,6 +45,43 @@ def named_metrics(
             f'metrics={{"top1": TopK(1), "top5": TopK(5)}}'
         )
     return dict(named)
+
+
+def refuse_idle(trainer: Any) -> None:
+    """Raise a TypeError for a method of a Trainer's model that other libraries' training loops call, where nothing here does.
+
+    Alike for an argument of `forward` that would tell it whether it is training.
+
+    What the classes of the model, the loss, a metric, a callback or the Trainer mention is called by them.
+    """
+    kinds = [kind for kind in {type(part) for part in trainer.model.modules()} if not _is_ours(kind)]
+    if not kinds:
+        return
+    for part in (trainer.model, *(c for m in trainer.model.modules() if _is_ours(type(m)) for c in m._children.values())):
+        mode = next((name for name in ("training", "train", "is_training") if name in _parameters(type(part))), None)
+        if mode is not None:
+            raise TypeError(
+                f"{type(part).__name__}.forward is called with its input alone, so its {mode!r} would always be the default; "
+                f"read self.training instead"
+            )
+    beside = (trainer.loss, *trainer.metrics.values(), *trainer.callbacks, trainer)
+    for kind in kinds:
+        defined = {name for c in kind.__mro__ if not _is_ours(c) for name in vars(c)} & OF_MODELS.keys()
+        if defined:
+            called = set().union(*(names_used(part) for part in (*kinds, *beside)))
+            for name in sorted(defined - called):
+                raise TypeError(f"{kind.__name__}.{name} would never be called by a Trainer; {OF_MODELS[name]}")
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("xpnet.")
+
+
+def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:
+    """Return the optional parameters of the forward of a user's class."""
+    forward: Any = getattr(kind, "forward", None)
+    found = {} if _is_ours(kind) else inspect.signature(forward).parameters
+    return {name: parameter for name, parameter in found.items() if parameter.default is not parameter.empty}
 
 
 def refuse_loss(function: Any, loss: Any) -> None:
@@ -80,7 +120,7 @@ _FOREIGN = {
 """What hooks of other libraries are called here."""
 
 
-def refuse_hooks(callback: Callback) -> None:
+def _refuse_hooks(callback: Callback) -> None:
     """Raise a TypeError for a method like one of Callback's that would never be called, or cannot be with what it gets."""
     kind = type(callback)
     for name in _HOOKS:
@@ -141,12 +181,17 @@ def required_switch(capture: Any) -> bool:
     return capture  # type: ignore[no-any-return]
 
 
+def check_callback(callback: Any) -> None:
+    """Raise a TypeError for what is no Callback, or for one with a hook that would not be called."""
+    if not isinstance(callback, Callback):
+        raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {quoted(callback)}")
+    _refuse_hooks(callback)
+
+
 def required_callbacks(callbacks: Any) -> list[Callback]:
     """Return a Trainer's callbacks as a list; raise a TypeError if one of them is none."""
     for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
-        if not isinstance(callback, Callback):
-            raise TypeError(f"Trainer: callbacks must be objects of subclasses of xn.Callback, got {quoted(callback)}")
-        refuse_hooks(callback)
+        check_callback(callback)
     if isinstance(callbacks, Callback):
         raise TypeError(f"Trainer: callbacks must be a list, got one: write [{type(callbacks).__name__}(...)]")
     keeping = [c for c in callbacks if type(c).state is not Callback.state]  # it would count every epoch twice

@@ -193,6 +193,9 @@ def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
     """
     if str(resume) != "auto":
         folder = Path(resume)
+        if not folder.exists():
+            what = 'no such checkpoint, and no such folder; resume="auto" begins anew where there is none'
+            raise FileNotFoundError(errno.ENOENT, what, str(resume))
         if not folder.is_dir():
             load_checkpoint(trainer, resume)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from xpnet.training.arguments import refuse_hooks
+from xpnet.training.arguments import check_callback
 from xpnet.training.callback import Callback, tell
 from xpnet.training.final_weights import leave_weights, take_back
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def take_callbacks(trainer: Trainer) -> None:
     """Let callbacks that hold the state of another run begin afresh."""
     for callback in trainer.callbacks:
-        refuse_hooks(callback)  # it may have been put into the list since
+        check_callback(callback)  # it may have been put into the list since
         if callback._run is not trainer.run_id:
             if callback._run is not None:
                 callback.reset_state()

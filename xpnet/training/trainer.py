@@ -22,11 +22,12 @@ from xpnet.runtime.events import watched
 from xpnet.runtime.given import as_pair
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.overrides import is_own
-from xpnet.runtime.peers import missing_attribute
+from xpnet.runtime.peers import ON_TRAINER, missing_attribute
 from xpnet.runtime.refused import refused_attribute
 from xpnet.runtime.settings import Converted, checked
 from xpnet.training.arguments import (
     named_metrics,
+    refuse_idle,
     refuse_loss,
     required_callbacks,
     required_count,
@@ -88,11 +89,6 @@ class Trainer(Steps):
         batches, checks: the training and the validation data of the current or the last `fit`, as Batches or None.
     """
 
-    stop_training = refused_attribute("use trainer.stop = True")
-    should_stop = refused_attribute("use trainer.stop = True")
-    lr = refused_attribute("use trainer.optimizer.learning_rate")
-    learning_rate = refused_attribute("use trainer.optimizer.learning_rate")
-    loss_scale = refused_attribute("use trainer.optimizer.loss_scale")
     # Also what is set later is converted, or refused.
     model = Converted(required_model)
     loss = Converted(losses.get)
@@ -152,6 +148,7 @@ class Trainer(Steps):
         self.step_state = StepState()
         self.set_aside: SetAside | None = None  # the weights with which a run that was cut short goes on
         self._trained: Module | None = None  # by the last fit
+        refuse_idle(self)
 
     @checked
     def fit(
@@ -354,6 +351,10 @@ class Trainer(Steps):
         if not sums.count:
             raise ValueError(no_batches("the evaluation"))
         return sums.means()
+
+
+for _name, _remedy in ON_TRAINER.items():
+    setattr(Trainer, _name, refused_attribute(_remedy, _name))
 
 
 def captured_steps(trainer: Trainer) -> Any:
