@@ -37,7 +37,7 @@ REFUSED = {
 
 
 def remedy_of(kind: Any, name: str) -> str:
-    """Return what to use instead of an attribute that only other libraries give a meaning; "" where a class of Modules may have it."""
+    """Return what to use instead of an attribute of other libraries that would do nothing in a class of Modules, or ""."""
     return _remedies(own_kind(kind)).get(name, "") if name in REFUSED or name in KEYWORDS else ""
 
 
