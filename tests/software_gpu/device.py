@@ -258,9 +258,23 @@ def pending() -> int:
     return int(count())
 
 
+def last_graph() -> list[str]:
+    """Return the nodes of the graph that was instantiated last, in the order of recording.
+
+    "kernel GRID BLOCK SHARED NAME", "copy BYTES" with "from host" or "to host", "fill BYTES", "product COUNT x M,N,K of SIZE
+    bytes" of cuBLAS (column-major), "library" for its other functions. RuntimeError: the device is not in use.
+    """
+    give = _driver().software_gpu_last_graph
+    give.restype = ctypes.c_char_p
+    lines: list[str] = give().decode().splitlines()
+    return lines
+
+
 _NUMBERS = {
     "COUNT": (0, 64, "a number of devices"),
     "MIB": (1, 1 << 20, "a number of MiB"),
+    "MULTIPROCESSORS": (1, 1024, "a number of multiprocessors"),
+    "COUNTS_ONLY": (0, 1, "0 or 1"),
     "ARCH": (50, 129, "a compute capability without its point"),
 }
 """The settings $SOFTWARE_GPU_... that are numbers: (least, most, what it is)."""

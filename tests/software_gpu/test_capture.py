@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 
+from tests.software_gpu.device import last_graph
 from tests.software_gpu.rules import capture, refuses
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("software_gpu")]
@@ -336,3 +341,31 @@ def test_graphs_that_are_destroyed_are_gone_but_their_instances_are_not():
         runtime.graphLaunch(instance, stream.ptr)
     with refuses(1, "cudaErrorInvalidValue", "no such graph"):
         runtime.graphExecDestroy(instance)
+
+
+def test_the_nodes_of_the_last_graph_are_listed(recording):
+    made = recording(begins=False)
+    target = made.cupy.zeros(16, np.float32)
+    made.begin()
+    made.add()
+    made.runtime.memsetAsync(made.x.data.ptr, 0, 8, made.stream.ptr)
+    made.runtime.memcpyAsync(target.data.ptr, made.x.data.ptr, 12, made.runtime.memcpyDeviceToDevice, made.stream.ptr)
+    graph = made.end()
+    kernel, *others = last_graph()
+    assert re.fullmatch(r"kernel \d+,1,1 \d+,1,1 0 cupy_add__float32_.*", kernel)
+    assert others == ["fill 8", "copy 12"]
+    graph.launch(made.stream)
+
+
+@pytest.mark.parametrize(("multiprocessors", "counts_only"), [("2", "0"), ("132", "1")])
+def test_graphs_are_counted_without_being_run(tmp_path, multiprocessors, counts_only):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import cupy\nx = cupy.zeros(3)\nx += 1\nprint(x.sum(), cupy.cuda.Device().attributes['MultiProcessorCount'])\n"
+    )
+    settings = {"SOFTWARE_GPU_MULTIPROCESSORS": multiprocessors, "SOFTWARE_GPU_COUNTS_ONLY": counts_only}
+    command = [sys.executable, "-m", "tests.software_gpu", str(program)]
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=300, check=True)
+    total, count = done.stdout.split()
+    assert count == multiprocessors
+    assert (total == "3.0") == (counts_only == "0")

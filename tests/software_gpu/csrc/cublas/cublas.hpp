@@ -14,7 +14,7 @@
 
 #define API extern "C" __attribute__((visibility("default")))
 
-extern "C" int software_gpu_submit(void* stream, void (*work)(void*), void* data, void (*drop)(void*));
+extern "C" int software_gpu_submit(void* stream, void (*work)(void*), void* data, void (*drop)(void*), const char* what);
 extern "C" void software_gpu_missing(const char* name);
 extern "C" int cudaStreamSynchronize(void* stream);
 extern "C" int cudaDeviceSynchronize();
@@ -34,12 +34,12 @@ struct Handle {
 using Single = std::complex<float>;
 using Double = std::complex<double>;
 
-// Run `work` in the handle's stream.
+// Run `work` in the handle's stream. what: for the list of a graph's nodes.
 template <typename F>
-int submit(Handle* h, F work) {
+int submit(Handle* h, F work, const char* what = "library") {
   F* held = new F(std::move(work));
   return software_gpu_submit(
-             h->stream, [](void* f) { (*static_cast<F*>(f))(); }, held, [](void* f) { delete static_cast<F*>(f); })
+             h->stream, [](void* f) { (*static_cast<F*>(f))(); }, held, [](void* f) { delete static_cast<F*>(f); }, what)
              ? kExecutionFailed
              : kSuccess;
 }

@@ -177,13 +177,15 @@ int go(Handle* h, const Shape& s, const Batch& batch, const void* alpha, const v
   Number<Scale> scale(h, alpha), old(h, beta);
   void* workspace = h->workspace;
   size_t room = h->room;
+  const std::string what = "product " + std::to_string(batch.count) + " x " + std::to_string(s.m) + "," + std::to_string(s.n) +
+                           "," + std::to_string(s.k) + " of " + std::to_string(sizeof(T)) + " bytes";
   return submit(h, [=] {
     if (room) std::memset(workspace, 0xff, room);
     const Wide x = static_cast<Wide>(scale.get()), y = static_cast<Wide>(old.get());
     for (int z = 0; z < batch.count; ++z)
       product<Wide, T, U>(s, x, matrix<T>(a, batch, batch.a, z), matrix<T>(b, batch, batch.b, z), y,
                           const_cast<U*>(matrix<U>(c, batch, batch.c, z)));
-  });
+  }, what.c_str());
 }
 
 int refuse(const char* name, int at, int bt, int ct, int compute) {

@@ -30,6 +30,8 @@ Nodes::Nodes(const Graph& graph) : work(graph.work), kinds(graph.kinds), after(g
     for (size_t before : graph.after[i])
       if (chain_of[before] != chain_of[i]) after[i].push_back({place[chain_of[before]], number[before]});
 }
+thread_local std::string label;
+static std::string last_labels;  // of the graph that was instantiated last, a line each
 static std::set<Graph*> graphs;
 static std::set<Exec*> execs;
 
@@ -60,8 +62,11 @@ cudaError_t capture_refuses(const char* call) {
 }
 cudaError_t record(Stream* s, Work work, Kind kind) {
   Capture& c = *s->capture;
+  std::string what = std::move(label);
+  label.clear();
   if (c.invalid) return fail(cudaErrorStreamCaptureInvalidated);
   c.graph.work.push_back(std::move(work));
+  c.graph.labels.push_back(what.empty() ? "other" : what);
   c.graph.kinds.push_back(kind);
   c.graph.after.push_back(std::move(s->tail));
   s->tail = {c.graph.work.size() - 1};
@@ -77,6 +82,7 @@ static cudaError_t record_nodes(Stream* s, const Graph& graph) {
     std::set<size_t> after = graph.after[i].empty() ? s->tail : std::set<size_t>();
     for (size_t before : graph.after[i]) after.insert(first + before), ends.erase(first + before);
     c.graph.work.push_back(graph.work[i]);
+    c.graph.labels.push_back(graph.labels[i]);
     c.graph.kinds.push_back(graph.kinds[i]);
     c.graph.after.push_back(std::move(after));
     ends.insert(first + i);
@@ -160,7 +166,16 @@ API cudaError_t cudaGraphInstantiate(cudaGraphExec_t* x, cudaGraph_t gr, unsigne
   Exec* made = new Exec{std::make_shared<Nodes>(*(Graph*)gr), *(Graph*)gr};
   execs.insert(made);
   *x = (cudaGraphExec_t)made;
+  last_labels.clear();
+  for (const std::string& what : made->graph.labels) last_labels += what + "\n";
   return cudaSuccess;
+}
+// The nodes of the graph that was instantiated last, in the order of recording, a line each.
+API const char* software_gpu_last_graph() {
+  Guard g(lock);
+  static thread_local std::string text;
+  text = last_labels;
+  return text.c_str();
 }
 API cudaError_t cudaGraphDestroy(cudaGraph_t gr) {
   Guard g(lock);

@@ -53,6 +53,7 @@ static cudaError_t copy(const Rows& r, cudaMemcpyKind kind, Stream* s, bool wait
   if (s->capture && (from_pageable || to_pageable))
     return invalidate(*s->capture, cudaErrorStreamCaptureUnsupported, "a copy of pageable memory");
   Kind how = from_host || to_host ? Kind::copy : Kind::kernel;
+  if (s->capture) label = "copy " + std::to_string(r.width * r.height) + (from_host ? " from host" : to_host ? " to host" : "");
   if (from_pageable && !to_host) {
     if (waits) drain(s);  // before the copy, not after it: the call returns when the source has been read
     auto staged = std::make_shared<std::vector<char>>(r.from_bytes());
@@ -84,6 +85,7 @@ static cudaError_t fill(char* p, size_t pitch, int value, size_t width, size_t h
   Where w = where(p, (height - 1) * pitch + width);
   if (w.place != Place::kDevice && w.place != Place::kPinned)
     return fail(cudaErrorInvalidValue, "cudaMemset of what is not in one allocation: " + describe(p));
+  if (s->capture) label = "fill " + std::to_string(width * height);
   return submit(s, [=] {
     running = {"a fill", p, nullptr, width * height};
     for (size_t i = 0; i < height; ++i) memset(p + i * pitch, value, width);

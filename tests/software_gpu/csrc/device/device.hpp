@@ -57,6 +57,8 @@ using Guard = std::lock_guard<Lock>;
 extern const bool debug;           // $SOFTWARE_GPU_DEBUG: every error to stderr
 extern const int device_count;     // $SOFTWARE_GPU_COUNT
 extern const int arch;             // $SOFTWARE_GPU_ARCH: compute capability, 80 for 8.0
+extern const int multiprocessors;  // $SOFTWARE_GPU_MULTIPROCESSORS
+extern const bool counts_only;     // $SOFTWARE_GPU_COUNTS_ONLY: kernels and products do nothing
 extern const size_t total_memory;  // of each device: $SOFTWARE_GPU_MIB
 
 extern thread_local int current_device;
@@ -211,8 +213,11 @@ void wait_for_host_function(const Stream* stream);
 
 // ---- capture.cpp ----
 
+// What the work is that is submitted next, for the list of a graph's nodes: set where a stream records.
+extern thread_local std::string label;
 struct Graph {
   std::vector<Work> work;
+  std::vector<std::string> labels;
   std::vector<Kind> kinds;
   std::vector<std::set<size_t>> after;  // for each: the nodes that it comes right after
 };

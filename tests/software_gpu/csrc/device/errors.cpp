@@ -40,6 +40,8 @@ static int setting(const char* name, int otherwise) {
 const bool debug = setting("SOFTWARE_GPU_DEBUG", 0);
 const int device_count = setting("SOFTWARE_GPU_COUNT", 1);
 const int arch = setting("SOFTWARE_GPU_ARCH", 80);
+const int multiprocessors = setting("SOFTWARE_GPU_MULTIPROCESSORS", 2);
+const bool counts_only = setting("SOFTWARE_GPU_COUNTS_ONLY", 0);
 const size_t total_memory = (size_t)setting("SOFTWARE_GPU_MIB", 4096) << 20;
 thread_local int current_device = 0;
 thread_local cudaError_t last_error = cudaSuccess;

@@ -55,6 +55,7 @@ static void run_kernel(const Launch& launch) {
   running = {f.name.c_str(), nullptr, nullptr, 0};
   std::string wrong = foreign(launch);
   if (!wrong.empty()) return fault(cudaErrorIllegalAddress, f.name + ": illegal access, " + wrong);
+  if (counts_only) return;
   set_shared(launch.shared);
   const char* failed = f.run(launch.grid, launch.block, launch.shared, const_cast<void**>(launch.pointers.data()));
   if (failed) return fault(cudaErrorLaunchFailure, f.name + ": " + failed);
@@ -93,6 +94,12 @@ API CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsigne
     memcpy(to->bytes, args[i], f->arguments[i].size);
     launch->pointers.push_back(to->bytes);
     to += (f->arguments[i].size + 15) / 16;
+  }
+  if (s->capture) {
+    auto size = [](unsigned x, unsigned y, unsigned z) {
+      return std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z);
+    };
+    label = "kernel " + size(gx, gy, gz) + " " + size(bx, by, bz) + " " + std::to_string(shared) + " " + f->name;
   }
   cudaError_t before = last_error, e = submit(s, [launch] { run_kernel(*launch); });
   last_error = before;  // the runtime's

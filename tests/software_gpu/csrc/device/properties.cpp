@@ -55,7 +55,7 @@ API cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int d) {
   switch (a) {
     case cudaDevAttrComputeCapabilityMajor: *v = arch / 10; break;
     case cudaDevAttrComputeCapabilityMinor: *v = arch % 10; break;
-    case cudaDevAttrMultiProcessorCount: *v = 2; break;
+    case cudaDevAttrMultiProcessorCount: *v = multiprocessors; break;
     case cudaDevAttrWarpSize: *v = 32; break;
     case cudaDevAttrMaxThreadsPerBlock: *v = 1024; break;
     case cudaDevAttrMaxSharedMemoryPerBlock: *v = kShared; break;
@@ -93,7 +93,7 @@ API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {
   p->maxGridSize[1] = p->maxGridSize[2] = 65535;
   p->major = arch / 10;
   p->minor = arch % 10;
-  p->multiProcessorCount = 2;
+  p->multiProcessorCount = multiprocessors;
   p->l2CacheSize = 1 << 20;
   p->maxThreadsPerMultiProcessor = 2048;
 #if CUDART_VERSION < 13000

@@ -235,13 +235,15 @@ API cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {
   *ms = (float)(*y->time - *x->time);
   return cudaSuccess;
 }
-API cudaError_t software_gpu_submit(cudaStream_t st, void (*f)(void*), void* data, void (*drop)(void*)) {  // for the other stand-ins
+// For the other stand-ins. what: for the list of a graph's nodes.
+API cudaError_t software_gpu_submit(cudaStream_t st, void (*f)(void*), void* data, void (*drop)(void*), const char* what) {
   Guard g(lock);
   std::shared_ptr<void> held(data, drop);
   Stream* s = find(st);
   if (!s) return no_stream();
+  if (s->capture) label = what;
   return submit(s, [=] {
     running = {"a library's function (cuBLAS)", nullptr, nullptr, 0};
-    f(held.get());
+    if (!counts_only) f(held.get());
   });
 }
