@@ -198,6 +198,10 @@ class Watched:
         for region in self._thread.regions:
             region.check(instance.expression)
 
+    def counters(self, count: int) -> Any:
+        """Return counters of the current stream."""
+        return self.inner.counters(count)
+
     def gemm(self, call: Any) -> None:
         """Run a product, and compare what lies beside the result."""
         assert call.ldc >= call.m

@@ -1,7 +1,7 @@
 // Epilogue of a matrix product as a kernel of its own, y = activation(y + bias), and its gradient together with that of the
 // bias; and activations alone, elementwise.
 //
-//   y, dy, dz (rows, channels)     bias (channels)     partial (parts, channels)
+//   y, dy, dz (rows, channels)     bias, dbias (channels)     partial (parts, channels): workspace
 //
 // Launch: bias_activation* as column_reduction.cuh says; the elementwise ones in a grid-stride loop of 256 threads a block.
 #include "activations.cuh"
@@ -60,10 +60,11 @@ bias_activation(T* y, const T* bias, i64 rows, i64 part_rows, int channels) {
   }
 }
 
-// dz = dy * activation'(y), not written where dz is null. SUMS: partial = the column sums of dz over each part of the rows.
+// dz = dy * activation'(y), not written where dz is null. SUMS: dbias = the column sums of dz.
 template <typename T, int V, int ACTIVATION, bool SUMS>
 __global__ void __launch_bounds__(256, 4)
-bias_activation_backward(const T* dy, const T* y, T* dz, acc_t<T>* partial, i64 rows, i64 part_rows, int channels) {
+bias_activation_backward(const T* dy, const T* y, T* dz, acc_t<T>* partial, acc_t<T>* dbias, u32* counters, i64 rows,
+                         i64 part_rows, int channels) {
   const int c = vector_index() * V;
   acc_t<T> sum[V] = {};
   if (c < channels) {
@@ -87,5 +88,6 @@ bias_activation_backward(const T* dy, const T* y, T* dz, acc_t<T>* partial, i64 
 #pragma unroll
       for (int j = 0; j < V; ++j) partial[static_cast<i64>(blockIdx.y) * channels + c + j] = sum[j];
     }
+    sum_parts<V>(partial, dbias, counters, c, channels);
   }
 }

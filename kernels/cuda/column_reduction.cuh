@@ -4,7 +4,7 @@
 // adjacent columns, TY rows at a time. blockIdx.x is the tile of columns, blockIdx.y the part of `part_rows` consecutive
 // rows. With few columns TX is small, and accesses of a warp are still coalesced because rows are adjacent in memory.
 #pragma once
-#include "common.cuh"
+#include "last_block.cuh"
 
 const int BLOCK = 256;
 
@@ -39,6 +39,28 @@ __device__ inline void block_sum_rows(A (&sum)[V]) {
   }
 }
 
+// Sum the parts of V adjacent columns: partial (gridDim.y, columns), of which each block has written its part, to sums. The
+// block of a tile of columns that comes last does it, in a fixed order. Every thread of the block must call it, with its
+// columns from c on.
+template <int V, typename A>
+__device__ inline void sum_parts(const A* partial, A* sums, u32* counters, int c, int columns) {
+  if (!is_last_block(counters + blockIdx.x, gridDim.y)) return;
+  A sum[V] = {};
+  if (c < columns) {
+    const int parts = static_cast<int>(gridDim.y);
+#pragma unroll 4
+    for (int part = threadIdx.y; part < parts; part += blockDim.y) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum[j] += partial[static_cast<i64>(part) * columns + c + j];
+    }
+  }
+  block_sum_rows<V>(sum);
+  if (threadIdx.y == 0 && c < columns) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sums[c + j] = sum[j];
+  }
+}
+
 // Count, mean and sum of squared deviations of a set of numbers; `merge` makes them those of the union with another set.
 // Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
 template <typename A>
@@ -56,7 +78,6 @@ struct Moments {
   }
 };
 
-// As block_sum_rows, for moments.
 // As block_sum_rows, for moments.
 template <int V, typename A>
 __device__ inline void block_merge_moments(Moments<A> (&m)[V]) {

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.launch import THREADS, grid_size, launch, vector_width
-from xpnet.accel.cupy.reductions import partition, sum_partials
+from xpnet.accel.cupy.launch import THREADS, counters, grid_size, launch, vector_width
+from xpnet.accel.cupy.reductions import partition
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, contiguous, store_gradient, supported, valid_vector
+from xpnet.accel.cupy.support import (
+    VECTORS,
+    accumulator,
+    as_gradient,
+    c_name,
+    contiguous,
+    sum_buffer,
+    supported,
+    valid_vector,
+)
 from xpnet.ops.activations import relu, sigmoid, tanh
 
 Array = Any
@@ -51,7 +60,7 @@ def bias_and_activation_gradients(
     Args:
         dy: (rows, channels).
         y: the output of the activation, (rows, channels); unused where `activation` is None.
-        into: a buffer for the gradient of the bias, see `store_gradient`.
+        into: a buffer for the gradient of the bias, see `sum_buffer`.
 
     Returns:
         dz (rows, channels), dy itself without an activation; and the gradient of the bias (channels,) or None.
@@ -65,13 +74,15 @@ def bias_and_activation_gradients(
     used = [a for a in (dy, dz, y if activation else None) if a is not None]
     V = vector_width(channels, *used)
     split = partition(rows, channels // V)
-    partial = xp.empty((split.parts, channels), dtype=accumulator(xp, dy)) if need_bias else None
+    partial = dbias = counting = None
+    if need_bias:
+        partial = xp.empty((split.parts, channels), dtype=accumulator(xp, dy))
+        dbias, counting = sum_buffer(xp, (channels,), dy, into), counters(split.grid[0])
     launch(
         _bias_backward[c_name(dy), V, ACTIVATION_IDS[activation], need_bias], split.grid, split.block, dy,
-        y if activation else None, dz, partial, rows, split.part_rows, channels,
+        y if activation else None, dz, partial, dbias, counting, rows, split.part_rows, channels,
     )  # fmt: skip
-    dbias = None if partial is None else store_gradient(sum_partials(xp, partial), dy, into)
-    return dy if dz is None else dz, dbias
+    return dy if dz is None else dz, None if dbias is None else as_gradient(dbias, dy, into)
 
 
 def _elementwise(kernel: Kernel, xp: Any, activation: str, *arrays: Array) -> Array:

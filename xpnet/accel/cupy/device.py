@@ -16,6 +16,10 @@ from xpnet.accel.cupy.source import Instance
 from xpnet.backend import DeviceError
 
 
+_COUNTERS = 4096  # of each stream
+_PER_THREAD = 2  # the address by which CUDA names the default stream per thread
+
+
 class CudaRuntime:
     """Runs kernels on the current CUDA device, on CuPy's current stream."""
 
@@ -33,6 +37,10 @@ class CudaRuntime:
         self.device_name = cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
         self._functions: dict[Instance, Any] = {}
         self._lock = threading.Lock()
+        self._free_counters: list[Any] = []
+        self._counters: dict[Any, Any] = {}
+        with self._lock:
+            self._add_counters(_COUNTERS, 32)  # now, as memory cannot be cleared while a stream is captured
 
     def addresses(self, instance: Instance, arrays: list[Array | None]) -> list[int]:
         """Return the address of each array's data; every array must be on this device."""
@@ -67,6 +75,27 @@ class CudaRuntime:
                 module.load(code)
                 self._functions[instance] = module.get_function(symbol)
         return self._functions[instance]
+
+    def counters(self, count: int) -> Array:
+        """Return so many counters of the current stream, which are 0."""
+        stream = self._cupy.cuda.get_current_stream().ptr
+        # Each thread has a stream of its own under the name of the default stream per thread.
+        key = (stream, threading.get_ident()) if stream == _PER_THREAD else stream
+        found = self._counters.get(key)
+        if found is None or found.size < count:
+            with self._lock:
+                if count > _COUNTERS or not self._free_counters:
+                    self._add_counters(max(count, _COUNTERS), 1)
+                found = self._counters[key] = self._free_counters.pop()
+        return found[:count]
+
+    def _add_counters(self, count: int, streams: int) -> None:
+        """Make counters for some streams: in memory of their own, as that of a pool may belong to a graph."""
+        cupy = self._cupy
+        memory = cupy.cuda.MemoryPointer(cupy.cuda.Memory(4 * count * streams), 0)
+        memory.memset(0, 4 * count * streams)
+        cupy.cuda.runtime.streamSynchronize(cupy.cuda.Stream.null.ptr)
+        self._free_counters += list(cupy.ndarray((streams, count), cupy.uint32, memory))
 
     def gemm(self, call: Any) -> None:
         """Run a GEMM with this package's own cuBLAS handle."""

@@ -97,6 +97,14 @@ def fast_divmod(d: int) -> tuple[int, int, int]:
     return d, magic, shift
 
 
+def counters(count: int) -> Array:
+    """Return `count` counters of 0, which kernels with `is_last_block` (``last_block.cuh``) leave at 0: one for each reduction.
+
+    Launches of one stream share them, as they run one after the other.
+    """
+    return runtime().counters(count)
+
+
 THREADS = 256
 """Threads per block of the elementwise kernels."""
 

@@ -31,6 +31,9 @@ class Runtime(Protocol):
     def launch(self, instance: Instance, grid: Size3, block: Size3, arguments: Any) -> None:
         """Run a kernel; `arguments` is a C array of pointers, one per parameter."""
 
+    def counters(self, count: int) -> Array:
+        """Return so many counters (uint32) of the current stream, which are 0."""
+
     def gemm(self, call: Any) -> None:
         """Run a `gemm.Product`, a strided batched GEMM of cuBLAS."""
 

@@ -49,6 +49,22 @@ def store_gradient(gradient: Array, like: Array, into: Array | None) -> Any:
     return gradient.astype(like.dtype, copy=False)
 
 
+def sum_buffer(xp: Any, shape: tuple[int, ...], like: Array, into: Array | None) -> Array:
+    """Return where a kernel writes sums in the accumulator dtype, the gradient of an array like `like`: `into`, the buffer of
+    the parameter's gradient, where that can take them, else a new array."""
+    wide = accumulator(xp, like)
+    if into is not None and into.dtype == wide and into.flags.c_contiguous:
+        return xp.reshape(into, shape)
+    return xp.empty(shape, dtype=wide)
+
+
+def as_gradient(sums: Array, like: Array, into: Array | None) -> Array:
+    """Return the sums in a `sum_buffer` as the gradient: `into` itself, or in the dtype of `like`."""
+    if into is not None and sums.data.ptr == into.data.ptr:
+        return into
+    return sums.astype(like.dtype, copy=False)
+
+
 def out_buffer(xp: Any, shape: tuple[int, ...], like: Array, into: Array | None) -> Any:
     """Return the buffer for a GEMM that computes the gradient of `like`: `into` if a GEMM can write it, else a new array."""
     wider = into is not None and into.dtype.itemsize == 4 and like.dtype.itemsize == 2
