@@ -15,7 +15,6 @@ from xpnet.accel.cupy.runtime import Array, Size3, set_factory
 from xpnet.accel.cupy.source import Instance
 from xpnet.backend import DeviceError
 
-
 _COUNTERS = 4096  # of each stream
 _PER_THREAD = 2  # the address by which CUDA names the default stream per thread
 

@@ -54,15 +54,13 @@ def sum_buffer(xp: Any, shape: tuple[int, ...], like: Array, into: Array | None)
     the parameter's gradient, where that can take them, else a new array."""
     wide = accumulator(xp, like)
     if into is not None and into.dtype == wide and into.flags.c_contiguous:
-        return xp.reshape(into, shape)
+        return into
     return xp.empty(shape, dtype=wide)
 
 
 def as_gradient(sums: Array, like: Array, into: Array | None) -> Array:
     """Return the sums in a `sum_buffer` as the gradient: `into` itself, or in the dtype of `like`."""
-    if into is not None and sums.data.ptr == into.data.ptr:
-        return into
-    return sums.astype(like.dtype, copy=False)
+    return sums if sums is into else sums.astype(like.dtype, copy=False)
 
 
 def out_buffer(xp: Any, shape: tuple[int, ...], like: Array, into: Array | None) -> Any:
