@@ -161,8 +161,8 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
 #ifdef HAS_MMA
   constexpr int V = 16 / sizeof(T), BK = 4 * V, STAGES = 3, A_CHUNKS = BM / V, B_CHUNKS = BN / V;
   constexpr int WARPS_N = BN / 32, TILES_M = BM * WARPS_N / 8 / 16, A_LOADS = BM * 4 / 256;
-  __shared__ Chunk a_tile[STAGES][BM * 4];
-  __shared__ Chunk b_tile[STAGES][BN * 4];
+  alignas(512) __shared__ Chunk a_tile[STAGES][BM * 4];  // aligned to a row, so that chunks can be flipped
+  alignas(512) __shared__ Chunk b_tile[STAGES][BN * 4];
   x += blockIdx.y * by_channels.divisor, b += blockIdx.y * outer;  // this block's group
   const ImplicitIm2col<T> im2col = {x,        H,      W,      pixel,       scale_h, scale_w, offset_h,
                                     offset_w, step_h, step_w, by_channels, by_kw,   by_ow,   by_oh};
@@ -204,45 +204,49 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
   const int lane = thread % 32, g = lane / 4, t = lane % 4, part = lane / 8, line = lane % 8;
   const int warp_m = thread / 32 / WARPS_N * TILES_M * 16, warp_n = thread / 32 % WARPS_N * 32;
   float sum[TILES_M][4][4] = {};
-  // One 32-bit element: ldmatrix transposes 16-bit elements only.
-  auto word = [](const Chunk* tile, int index, int element) { return tile[index].at[element % 4]; };
+  // Where this lane's first elements are in the tiles of stage 0. What it reads later differs by constants that the loads hold:
+  // rows are added, chunks of a row are flipped (^), as the permutation flips them too. So the loop computes no addresses.
+  SharedAddress a_first_element, b_first_element;
+  if (!WGRAD)
+    a_first_element = shared_address(&a_tile[0][swizzle_4(warp_m + part % 2 * 8 + line, part / 2)]);
+  else if (sizeof(T) == 2)
+    a_first_element = shared_address(&a_tile[0][swizzle<T, A_CHUNKS>(part / 2 * 8 + line, warp_m / V + part % 2)]);
+  else
+    a_first_element = shared_address(&a_tile[0][swizzle<T, A_CHUNKS>(t, (warp_m + g) / 4)].at[g % 4]);
+  if (sizeof(T) == 2)
+    b_first_element = shared_address(&b_tile[0][swizzle<T, B_CHUNKS>(part % 2 * 8 + line, warp_n / V + part / 2)]);
+  else
+    b_first_element = shared_address(&b_tile[0][swizzle<T, B_CHUNKS>(t, (warp_n + g) / 4)].at[g % 4]);
   auto multiply_tiles = [&](int stage) {
-    const Chunk *a_now = a_tile[stage], *b_now = b_tile[stage];
-#pragma unroll 1  // unrolled, registers would limit occupancy to one block
+    const SharedAddress a_now = a_first_element + stage * (BM * 64), b_now = b_first_element + stage * (BN * 64);
+#pragma unroll
     for (int half = 0; half < 2; ++half) {  // 32 bytes of the inner dimension: one mma instruction
       u32 right[4][2];
       if (sizeof(T) == 2) {
 #pragma unroll
         for (int j = 0; j < 4; j += 2) {
           u32 four[4];
-          const int k = half * 16 + part % 2 * 8 + line, chunk = (warp_n + j * 8) / V + part / 2;
-          ldmatrix<true>(four, b_now + swizzle<T, B_CHUNKS>(k, chunk));
+          ldmatrix<true>(four, (b_now ^ j * 16) + half * 16 * B_CHUNKS * 16);
           right[j][0] = four[0], right[j][1] = four[1], right[j + 1][0] = four[2], right[j + 1][1] = four[3];
         }
-      } else {
+      } else {  // ldmatrix transposes 16-bit elements only
 #pragma unroll
         for (int j = 0; j < 4; ++j)
 #pragma unroll
-          for (int q = 0; q < 2; ++q) {
-            const int k = half * 8 + q * 4 + t, n = warp_n + j * 8 + g;
-            right[j][q] = to_tf32(word(b_now, swizzle<T, B_CHUNKS>(k, n / 4), n));
-          }
+          for (int q = 0; q < 2; ++q)
+            right[j][q] = to_tf32(load_word((b_now ^ j * 32) + (half * 8 + q * 4) * B_CHUNKS * 16));
       }
 #pragma unroll
       for (int i = 0; i < TILES_M; ++i) {
-        const int m = warp_m + i * 16;
         u32 left[4];
         if (!WGRAD) {
-          ldmatrix<false>(left, a_now + swizzle_4(m + part % 2 * 8 + line, half * 2 + part / 2));
+          ldmatrix<false>(left, (a_now ^ half * 32) + i * 16 * 64);
         } else if (sizeof(T) == 2) {
-          const int k = half * 16 + part / 2 * 8 + line;
-          ldmatrix<true>(left, a_now + swizzle<T, A_CHUNKS>(k, m / V + part % 2));
+          ldmatrix<true>(left, (a_now ^ i * 32) + half * 16 * A_CHUNKS * 16);
         } else {
 #pragma unroll
-          for (int q = 0; q < 4; ++q) {
-            const int k = half * 8 + q / 2 * 4 + t, row = m + q % 2 * 8 + g;
-            left[q] = word(a_now, swizzle<T, A_CHUNKS>(k, row / 4), row);
-          }
+          for (int q = 0; q < 4; ++q)
+            left[q] = load_word((a_now ^ (i * 64 + q % 2 * 32)) + (half * 8 + q / 2 * 4) * A_CHUNKS * 16);
         }
         if (sizeof(T) == 4) {
 #pragma unroll

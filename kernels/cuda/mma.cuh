@@ -14,16 +14,25 @@
 
 typedef Vector<u32, 4> Chunk;  // 16 bytes: one copy, or one row of an 8x8 matrix
 
-// The 32-bit address in shared memory that PTX instructions take instead of a pointer.
-__device__ inline u32 shared_address(const void* p) {
+// The 32-bit address in shared memory that PTX instructions take instead of a pointer. It is a number, to which the compiler
+// adds constants within the load.
 #ifdef __CUDACC__
+typedef u32 SharedAddress;
+__device__ inline SharedAddress shared_address(const void* p) {
   u64 wide;
   asm("cvta.to.shared.u64 %0, %1;" : "=l"(wide) : "l"(p));
   return static_cast<u32>(wide);
-#else
-  return 0;
-#endif
 }
+__device__ inline u32 load_word(SharedAddress from) {
+  u32 word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+  return word;
+}
+#else
+typedef u64 SharedAddress;
+inline SharedAddress shared_address(const void* p) { return reinterpret_cast<SharedAddress>(p); }
+inline u32 load_word(SharedAddress from) { return *reinterpret_cast<const u32*>(from); }
+#endif
 
 // Start to copy 16 bytes from global to shared memory; where not `inside`, clear them without reading `from`.
 __device__ inline void cp_async(Chunk* to, const void* from, bool inside) {
@@ -57,20 +66,20 @@ __device__ inline void cp_async_wait() {
 // 2t and 2t + 1 of row g of matrix j (g = lane / 4, t = lane % 4), or of column g where TRANSPOSED. Read as 32-bit
 // elements, a row has four of them and a lane gets the t-th.
 template <bool TRANSPOSED>
-__device__ inline void ldmatrix(u32 (&r)[4], const Chunk* row) {
+__device__ inline void ldmatrix(u32 (&r)[4], SharedAddress row) {
 #ifdef __CUDACC__
   if (TRANSPOSED)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 #else
-  emulator_ldmatrix(r, row, TRANSPOSED);
+  emulator_ldmatrix(r, reinterpret_cast<const Chunk*>(row), TRANSPOSED);
 #endif
 }
 

@@ -53,7 +53,8 @@ def test_without_a_mistake(convolve):
         ("mma.cuh", 'asm volatile("cp.async.commit_group;" ::: "memory");', ""),
         ("mma.cuh", '"r"(inside ? 16 : 0)', '"r"(inside ? 16 : 8)'),  # half of the chunk is read, outside the image
         ("mma.cuh", "m8n8.x4.trans.shared", "m8n8.x4.shared"),
-        ("mma.cuh", '"r"(shared_address(row))', '"r"(shared_address(row) ^ 16)'),
+        ("mma.cuh", '"r"(row)', '"r"(row ^ 16)'),
+        ("implicit_gemm.cu", "(a_now ^ half * 32)", "(a_now + half * 32)"),  # a chunk is added, where it is to be flipped
         ("mma.cuh", "{%4, %5, %6, %7}, {%8, %9}", "{%4, %6, %5, %7}, {%8, %9}"),
         ("mma.cuh", "{%4, %5, %6, %7}, {%8, %9}", "{%4, %5, %6, %7}, {%9, %8}"),
         ("implicit_gemm.cu", "cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();"),
