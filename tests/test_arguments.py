@@ -108,6 +108,10 @@ def test_a_class_of_the_user_has_its_own_constructor():
 OWNERS: dict[str, Any] = {
     "xpnet": xn, "Module": xn.Sequential([xn.Dense(3)], input_shape=(4,)), "Tensor": xn.Tensor(F),
     "Optimizer": xn.optim.Adam(0.1), "History": xn.History(), "Dataset": xn.data.load("iris"),
+    "_Normalization": xn.Sequential([xn.LayerNorm()], input_shape=(4,))[0],
+    "BatchNorm": xn.Sequential([xn.BatchNorm()], input_shape=(4,))[0], "Recurrent": xn.LSTM(2), "LeakyReLU": xn.LeakyReLU(),
+    "MaxPool2D": xn.MaxPool2D(2), "SGD": xn.optim.SGD(0.1), "RMSprop": xn.optim.RMSprop(),
+    "EarlyStopping": xn.training.EarlyStopping(), "ReduceOnPlateau": xn.training.ReduceOnPlateau(),
     "Trainer": xn.Trainer(xn.Sequential([xn.Dense(3)]), loss="mse", optimizer=xn.optim.SGD(0.1)),
 }  # fmt: skip
 TAKEN = {name for call in [*CLASSES, *FUNCTIONS, xn.data.Batches] for name in parameters(call)}

@@ -182,6 +182,48 @@ def test_a_class_of_ones_own_may_use_them():
         plain.dtype = "float64"
 
 
+@pytest.mark.parametrize("name", ["gamma", "moving_mean", "running_var", "beta"])
+@pytest.mark.parametrize("built", [False, True])
+def test_arrays_under_the_names_of_others_are_refused(name, built):
+    layer = xn.Sequential([xn.BatchNorm()], input_shape=(4,) if built else None)[0]
+    with pytest.raises(AttributeError, match=rf"BatchNorm.*: setting '{name}' would do nothing; it is called \w+ here"):
+        setattr(layer, name, np.zeros(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "shape"),
+    [
+        (lambda: xn.Dense(3), "kernel", (4,)),
+        (lambda: xn.Conv2D(3, 1), "kernel", (2, 3, 4)),
+        (lambda: xn.LSTM(3), "recurrent_kernel", (3, 4)),
+        (lambda: xn.LayerNorm(), "offset", (4,)),
+        (lambda: xn.BatchNorm(), "running_mean", (4,)),
+        (lambda: xn.BatchNorm(), "running_variance", (4,)),
+        (lambda: xn.Embedding(5, 3), "table", (4,)),
+    ],
+)
+@pytest.mark.parametrize("wrap", [np.asarray, xn.Parameter])
+def test_arrays_that_are_assigned_before_they_are_made_are_not_lost(make, name, shape, wrap):
+    layer = make()
+    setattr(layer, name, wrap(np.zeros(4, np.float32)))
+    with pytest.raises(ValueError, match=f"{name} was assigned before the layer was built, and would be replaced"):
+        layer.materialize(shape)
+
+
+def test_settings_for_arrays_are_refused_before_these_are_made():
+    with pytest.raises(AttributeError, match="it is called use_bias here"):
+        xn.Dense(3).bias = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("value", [5.0, None, [1.0, 2.0], "a"])
+def test_what_is_no_array_does_not_replace_one_of_the_layer(value):
+    layer = xn.Sequential([xn.BatchNorm()], input_shape=(2,))[0]
+    with pytest.raises(TypeError, match=r"layer '0' \(BatchNorm\): running_mean is an array that belongs to the layer"):
+        layer.running_mean = value
+    layer.running_mean = np.ones(2, np.float32)
+    assert layer._buffers["running_mean"] is layer.running_mean
+
+
 # -- penalties and constraints --
 
 

@@ -17,7 +17,7 @@ from xpnet.autograd.parameter import Parameter
 from xpnet.layers.context import Spec
 from xpnet.layers.holding import named
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.peers import KEYWORDS, setting_hint
+from xpnet.runtime.peers import ATTRIBUTES, KEYWORDS, setting_hint
 from xpnet.runtime.set_later import own_kind, settings_of
 
 if TYPE_CHECKING:
@@ -38,14 +38,17 @@ REFUSED = {
 
 def remedy_of(kind: Any, name: str) -> str:
     """Return what to use instead of an attribute of other libraries that would do nothing in a class of Modules, or ""."""
-    return _remedies(own_kind(kind)).get(name, "") if name in REFUSED or name in KEYWORDS else ""
+    return _remedies(own_kind(kind)).get(name, "")
 
 
 @cache
 def _remedies(kind: Any) -> dict[str, str]:
     settings = settings_of(kind)
     is_layer = "device" not in settings  # which models have
-    return {**{name: setting_hint(name, settings, is_layer) for name in KEYWORDS}, **REFUSED}
+    found = {name: setting_hint(name, settings, is_layer) for name in KEYWORDS}
+    for owner in (c.__name__ for c in reversed(kind.__mro__) if c.__name__ != "Module"):  # its words are those of methods
+        found |= {name: setting_hint(name, settings, is_layer, owner) for name in ATTRIBUTES.get(owner, ())}
+    return found | REFUSED
 
 
 @cache

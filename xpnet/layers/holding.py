@@ -76,7 +76,13 @@ def refuse_own_name(module: ModuleTree, name: str, value: Any) -> None:
 
 
 def refuse_value(module: ModuleTree, name: str, value: Any) -> None:
-    """Raise a TypeError for a Tensor with a gradient that is no Parameter, and for another value where a Parameter is."""
+    """Raise a TypeError for a Tensor with a gradient that is no Parameter, and for another value where a Parameter or an array
+    of the layer's is."""
+    if module._buffers.get(name) is not None and not hasattr(value, "shape"):
+        raise TypeError(
+            f"{named(module)}: {name} is an array that belongs to the layer, and cannot become {quoted(value)}; write the "
+            f"values into it (layer.{name}[...] = values)"
+        )
     if isinstance(value, Parameter) or value is None or _is_module(value):
         return
     if _is_leaf(value):
@@ -89,6 +95,16 @@ def refuse_value(module: ModuleTree, name: str, value: Any) -> None:
             f"{named(module)}: {name} is a Parameter, and what replaces it would not be trained: got {_kind(value)}; write "
             f"the values into it (layer.{name}.array[...] = values), assign xn.Parameter(values), or delete it first "
             f"(del layer.{name})"
+        )
+
+
+def refuse_lost(module: ModuleTree, name: str) -> None:
+    """Raise a ValueError where the array that is about to be created would replace one that was assigned earlier."""
+    table = module.__dict__
+    if not table.get("built", True) and table.get(name) is not None:
+        raise ValueError(
+            f"{named(module)}: {name} was assigned before the layer was built, and would be replaced by its initial values. "
+            f"Build it first: give the model input_shape=, or call layer.materialize(shape); then write the values into it"
         )
 
 

@@ -21,7 +21,7 @@ from xpnet.layers import attributes, mixed
 from xpnet.layers import state as states
 from xpnet.layers.context import Context, Shape, Spec, float_name, new_buffer
 from xpnet.layers.execution import Executor, output_shape_by_running, predict, prepare_input, require_arrays
-from xpnet.layers.holding import is_not_built, named
+from xpnet.layers.holding import is_not_built, named, refuse_lost
 from xpnet.layers.modes import thread_state
 from xpnet.layers.tree import ModuleTree
 from xpnet.ops.shapes import ShapeError
@@ -150,13 +150,23 @@ class Module(ModuleTree):
             self.add_parameter(name, spec)
 
     def add_parameter(self, name: str, spec: Spec) -> Parameter:
-        """Create a Parameter and assign it to attribute `name`; its random key is the seed and its path."""
+        """Create a Parameter and assign it to attribute `name`; its random key is the seed and its path.
+
+        Raises:
+            ValueError: something was assigned to that attribute before, and would be lost.
+        """
+        refuse_lost(self, name)
         parameter = spec.make(f"{self.path}.{name}" if self.path else name, self.context)
         setattr(self, name, parameter)
         return parameter
 
     def add_buffer(self, name: str, values: Any) -> None:
-        """Register an array that is not trained, but saved and moved with the model."""
+        """Register an array that is not trained, but saved and moved with the model.
+
+        Raises:
+            ValueError: something was assigned to that attribute before, and would be lost.
+        """
+        refuse_lost(self, name)
         self._buffers[name] = None
         self._tree_version.changed()
         setattr(self, name, new_buffer(values, self.context))

@@ -15,7 +15,6 @@ from xpnet.ops.updates.rule import Rule
 from xpnet.optim.loss_scale import LossScale
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.peers import missing_attribute
-from xpnet.runtime.refused import refused_attribute
 from xpnet.runtime.set_later import Settable, made_with
 from xpnet.runtime.settings import check_numbers, check_whole
 
@@ -57,10 +56,6 @@ class Optimizer(Settable):
     slot_names: tuple[str, ...] = ()
     decoupled = False  # whether weight decay shrinks the weights directly instead of adding to the gradient
     learning_rate = _LearningRate()
-    lr = refused_attribute("use optimizer.learning_rate")
-    param_groups = refused_attribute("there is one group: use optimizer.learning_rate, and model.freeze(path)")
-    clipnorm = refused_attribute("use the callback xn.training.ClipGradients(norm=...)")
-    clipvalue = refused_attribute("use the callback xn.training.ClipGradients(value=...)")
     capturable = False  # whether `update` takes a clock instead of the learning rate
 
     if not TYPE_CHECKING:  # mypy would know every attribute

@@ -75,7 +75,6 @@ class RMSprop(Optimizer):
     """
 
     rate_decay = Converted(_rate_decay)
-    rho = refused_attribute("use optimizer.rate_decay")
     if not TYPE_CHECKING:  # it is the method
         decay = _Decay("use optimizer.rate_decay")
 

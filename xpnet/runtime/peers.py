@@ -68,6 +68,8 @@ _SHAPE = "use xn.Sequential([...], input_shape=...)"
 _TRAIN = "training is a Trainer's: xn.Trainer(model, loss=..., optimizer=..., metrics=[...]).fit((x, y))"
 _CLEARED = "optimizer.step(model) clears the gradients itself; model.zero_grad() drops them"
 _PARTS = "its parts are dataset.train and dataset.test, pairs (x, y); xn.data.split divides one of them"
+_SCHEDULE = "a schedule is the learning rate: learning_rate=xn.optim.schedules.Step(...)"
+_DROPOUT = "put xn.Dropout(rate) between the layers"
 _MOVE = "use xn.to_device(tensor.array, device); a model moves with model.to(device)"
 
 ATTRIBUTES: dict[str, dict[str, str]] = {
@@ -119,13 +121,31 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         "zero_grad": _CLEARED, "lr": "use trainer.optimizer.learning_rate",
     },
     "Optimizer": {
-        "zero_grad": _CLEARED, "param_groups": "learning_rate", "lr": "learning_rate", "state_dict": "state",
+        "zero_grad": _CLEARED, "lr": "learning_rate", "state_dict": "state",
+        "param_groups": "there is one group: use optimizer.learning_rate, and model.freeze(path)",
         "load_state_dict": "load_state", "minimize": "compute the loss, call loss.backward(), then step(model)",
         "apply_gradients": "step", "add_param_group": "step(model) takes the model, or a list of Parameters",
+        "lr_scheduler": _SCHEDULE, "scheduler": _SCHEDULE, "clipnorm": _CLIP, "clipvalue": _CLIP, "global_clipnorm": _CLIP,
     },
     "Dataset": {
         "data": _PARTS, "target": _PARTS, "validation": _PARTS, "target_names": "class_names",
     },
+    "_Normalization": {"gamma": "scale", "beta": "offset", "bias": "offset"},
+    "BatchNorm": {
+        "running_var": "running_variance", "moving_mean": "running_mean", "moving_variance": "running_variance",
+        "track_running_stats": "with layer.trainable = False the running statistics are used in training, too",
+    },
+    "Recurrent": {
+        "dropout": _DROPOUT, "recurrent_dropout": _DROPOUT, "activation": "it is tanh, but for xn.RNN(units, activation)",
+    },
+    "LeakyReLU": {"alpha": "slope"},
+    "MaxPool2D": {"ceil_mode": "sizes are rounded down"},
+    "SGD": {"maximize": "negate the loss", "dampening": "the gradient enters the velocity whole"},
+    "RMSprop": {"alpha": "rate_decay", "rho": "rate_decay"},
+    "EarlyStopping": {
+        "baseline": "what is better is found from the first epoch on", "start_from_epoch": "every epoch counts; use patience",
+    },
+    "ReduceOnPlateau": {"cooldown": "patience begins again after each reduction", "threshold": "min_delta"},
     "History": {"history": 'it is the dict itself: history["loss"]', "epoch": "epochs"},
 }  # fmt: skip
 """Attributes by their names elsewhere, of each class and of the package: as in KEYWORDS."""
@@ -133,13 +153,17 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
 ON_TRAINER: dict[str, str] = {
     "stop_training": "use trainer.stop = True", "should_stop": "use trainer.stop = True",
     **dict.fromkeys(("lr", "learning_rate"), "use trainer.optimizer.learning_rate"),
-    **dict.fromkeys(("lr_scheduler", "scheduler"), "give the optimizer a schedule: learning_rate=xn.optim.schedules.Step(...)"),
+    **dict.fromkeys(("lr_scheduler", "scheduler"), _SCHEDULE), "weight_decay": "use trainer.optimizer.weight_decay",
+    "steps_per_epoch": KEYWORDS["steps_per_epoch"], "drop_last": "use xn.data.Batches(..., drop_last=True)",
+    "precision": _OF_MODEL.format("dtype"), "loss_fn": "use trainer.loss", "loss_function": "use trainer.loss",
+    "optimiser": "use trainer.optimizer", "metric": "use trainer.metrics", "callback": "use trainer.callbacks",
     "loss_scale": "use trainer.optimizer.loss_scale", "device": "use trainer.model.to(device)",
     **dict.fromkeys(("batch_size", "epochs", "shuffle", "verbose", "validation", "resume"), _OF_FIT),
     **dict.fromkeys(("max_epochs", "num_epochs", "nb_epoch", "max_iter"), f"{_OF_FIT}, epochs="),
     **{name: KEYWORDS[name] for name in ("validation_split", "class_weight", "sample_weight", "max_grad_norm",
                                          "gradient_clip_val", "gradient_clip_norm", "clipnorm", "clipvalue")},
-    "validation_data": f"{_OF_FIT}, validation=", "criterion": "use trainer.loss", "random_state": "use trainer.seed",
+    "validation_data": f"{_OF_FIT}, validation=", "val_data": f"{_OF_FIT}, validation=",
+    "criterion": "use trainer.loss", "random_state": "use trainer.seed",
     **dict.fromkeys(("accumulate_grad_batches", "gradient_accumulation_steps"), "use trainer.accumulate"),
 }  # fmt: skip
 """Attributes that would do nothing when they are set on a Trainer, and what to do instead."""
@@ -191,14 +215,18 @@ def keyword_hint(name: str, taken: Iterable[str]) -> str:
     return f"did you mean {meant}?" if meant else f"it takes {', '.join(taken)}" if taken else "it takes no arguments"
 
 
-def setting_hint(name: str, taken: Container[str], of_layer: bool) -> str:
+def setting_hint(name: str, taken: Container[str], of_layer: bool, owner: str = "") -> str:
     """Return what a setting of other libraries is here, where something with the settings `taken` has no such; "": not known.
 
     of_layer: whether the thing is one layer, to which what is left out here would belong.
+    owner: its class, which ATTRIBUTES may know.
     """
-    ours = KEYWORDS.get(name, "")
     if name in taken:
         return ""
+    own = ATTRIBUTES.get(owner, {}).get(name, "")
+    if own:
+        return own if " " in own else f"it is called {own} here"
+    ours = KEYWORDS.get(name, "")
     if " " not in ours:
         return f"it is called {ours} here" if ours in taken else ""
     if ours.startswith("leave it out"):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from xpnet.runtime.peers import KEYWORDS, setting_hint
+from xpnet.runtime.peers import ATTRIBUTES, KEYWORDS, setting_hint
 from xpnet.runtime.refused import refused_attribute
 from xpnet.runtime.settings import Checked
 
@@ -81,8 +81,8 @@ class Settable(Checked):
             for name in settings_of(kind):
                 if not hasattr(cls, name):
                     setattr(cls, name, Setting(name))
-            for name in KEYWORDS:
-                hint = setting_hint(name, settings_of(kind), of_layer=False)
+            for name in (*KEYWORDS, *ATTRIBUTES.get(cls.__name__, ())):
+                hint = setting_hint(name, settings_of(kind), of_layer=False, owner=cls.__name__)
                 if hint and not hasattr(cls, name):
                     setattr(cls, name, refused_attribute(hint, name))
 
