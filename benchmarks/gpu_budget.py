@@ -25,7 +25,7 @@ WRITE = "python -m benchmarks gpu-budget --write"
 NO_DISASSEMBLER = "nvdisasm was not found ($NVDISASM, PATH, an installed triton): the instructions of kernels are left out"
 COMPARED = ("registers", "shared", "spills", "block")
 """What is compared of kernels, for one version of NVRTC."""
-_NEUTRAL = ("block",)  # neither better nor worse
+_NEUTRAL = ("block", "least bytes", "of which used")  # neither better nor worse
 _KINDS = {"kernels": (OWN, CUPY), "copies": (COPY,), "fills": (FILL,), "products": (PRODUCT,), "others": (OTHER,)}
 _BYTES = {"own kernels": OWN, "CuPy's kernels": CUPY, "copies": COPY, "fills": FILL, "products": PRODUCT}
 
@@ -97,13 +97,18 @@ def launched(steps: Steps) -> dict[str, int]:
     return found
 
 
-def collect(steps: Steps, tool: str | None) -> dict[str, Any]:
-    """Return a whole budget."""
+def cupy_version() -> str:
+    """Return the version of the installed CuPy."""
     import cupy
 
+    return str(cupy.__version__)
+
+
+def collect(steps: Steps, tool: str | None) -> dict[str, Any]:
+    """Return a whole budget."""
     kernels = gpu_kernels.compiled(launched(steps), tool=tool)
     versions = {
-        "CuPy": cupy.__version__,
+        "CuPy": cupy_version(),
         "NVRTC": gpu_kernels.nvrtc_version(),
         "nvdisasm": gpu_kernels.disassembler_version(tool) if tool else "",
     }
@@ -131,19 +136,15 @@ def load() -> dict[str, Any]:
 class Change:
     """A number that is not what the budget says."""
 
-    def __init__(self, where: str, what: str, was: int, now: int) -> None:
-        self.where, self.what, self.was, self.now = where, what, was, now
-
-    @property
-    def neutral(self) -> bool:
-        return self.what in _NEUTRAL and bool(self.was)
+    def __init__(self, where: str, what: str, was: int, now: int, neutral: bool = False) -> None:
+        self.where, self.what, self.was, self.now, self.neutral = where, what, was, now, neutral
 
     @property
     def worse(self) -> bool:
         return self.now > self.was and not self.neutral
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}: was {self.was:,}, is {self.now:,}"
+        return f"{self.what.removesuffix(' all')}: was {self.was:,}, is {self.now:,}"
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, int]]:
@@ -160,23 +161,30 @@ def step_changes(found: dict[str, Any], budget: dict[str, Any]) -> list[Change]:
     changes = []
     for title in {**budget, **found}:
         was, now = (dict(_flat(steps.get(title, {}))) for steps in (budget, found))
-        changes += [Change(title, what, was.get(what, 0), now.get(what, 0)) for what in {**was, **now}]
+        changes += [Change(title, what, was.get(what, 0), now.get(what, 0), what in _NEUTRAL) for what in {**was, **now}]
     return [change for change in changes if change.was != change.now]
 
 
 def kernel_changes(found: gpu_kernels.Kernels, budget: gpu_kernels.Kernels) -> list[Change]:
     """Return every number of `COMPARED` that is not the budget's, on the architectures of `found`."""
-    changes = []
+    changes = [Change(name, "kernels in the budget", 0, 1) for name in found if name not in budget]
     for name, by_architecture in found.items():
-        for architecture, now in by_architecture.items():
-            was = budget.get(name, {}).get(architecture) or {}
-            where = f"{name} on {int(architecture) // 10}.{int(architecture) % 10}"
-            changes += [Change(where, what, was.get(what, 0), (now or {}).get(what, 0)) for what in COMPARED]
+        for architecture, now in by_architecture.items() if name in budget else ():
+            was, number = budget[name].get(architecture) or {}, int(architecture)
+            for what in COMPARED:
+                where = f"{what} on {number // 10}.{number % 10}"
+                changes.append(Change(name, where, was.get(what, 0), (now or {}).get(what, 0), what in _NEUTRAL))
     return [change for change in changes if change.was != change.now]
 
 
-def verdict(changes: list[Change], shown: int = 40) -> str:
-    """Say what has changed and what to do about it; "" where nothing has."""
+def verdict(changes: list[Change], made_with: dict[str, str] | None = None, shown: int = 40) -> str:
+    """Say what has changed and what to do about it; "" where nothing has.
+
+    Args:
+        changes: see `step_changes` and `kernel_changes`.
+        made_with: the versions that the budget was made with.
+        shown: of so many steps and kernels the changes are listed.
+    """
     if not changes:
         return ""
     worse = [change for change in changes if change.worse]
@@ -188,12 +196,19 @@ def verdict(changes: list[Change], shown: int = 40) -> str:
         ("These differ from the budget:", neutral),
         ("Well done, these are lower than the budget:", better),
     ):
-        lines += [head] * bool(some) + [f"  {change}" for change in some[:shown]]
-        lines += [f"  ... and {len(some) - shown} more"] * (len(some) > shown)
+        by_place: dict[str, list[str]] = {}
+        for change in some:
+            by_place.setdefault(change.where, []).append(str(change))
+        places = [f"  {where}: {'; '.join(texts)}" for where, texts in by_place.items()]
+        lines += [head] * bool(some) + places[:shown] + [f"  ... and {len(places) - shown} more"] * (len(places) > shown)
     if worse:
         lines.append(f"If that is meant, change the budget on purpose: {WRITE}")
     else:
         lines.append(f"Please write it down, so that it cannot be lost unseen: {WRITE}")
+    if made_with is not None and made_with["CuPy"] != (installed := cupy_version()):
+        lines.append(
+            f"The budget was made with CuPy {made_with['CuPy']}, this is {installed}: the cause may be CuPy's own kernels."
+        )
     return "\n".join(lines)
 
 
@@ -202,7 +217,8 @@ def run(*, update: bool = False) -> int:
     tool = gpu_kernels.nvdisasm()
     if tool is None:
         print(NO_DISASSEMBLER)
-    found = collect(nodes_of_every_step(), tool)
+    steps = nodes_of_every_step()
+    found = collect(steps, tool)
     if update:
         write(BUDGET, dump(found))
         write(PAGE, gpu_page.render(found))
@@ -211,16 +227,17 @@ def run(*, update: bool = False) -> int:
     if not BUDGET.exists():
         print(f"there is no budget yet; write it: {WRITE}")
         return 2
+    budget = load()
+    guessed = found["estimated"] if tool else estimates(steps, budget["kernels"])  # with the instructions in the budget
     for title, row in found["steps"].items():
-        nodes, moved, estimated = row["nodes"]["all"], row["bytes"]["all"], found["estimated"][title]
+        nodes, moved, estimated = row["nodes"]["all"], row["bytes"]["all"], guessed[title]
         times = ", ".join(f"{gpu.name} {estimated[gpu.name]:,.0f} us" for gpu in gpu_model.GPUS)
         print(f"{title}: {nodes} nodes, {moved / 1e6:.1f} MB of at least {row['least bytes'] / 1e6:.1f}, estimated {times}")
-    budget = load()
     changes = step_changes(found["steps"], budget["steps"])
     before, now = (versions["made with"]["NVRTC"] for versions in (budget, found))
     if before == now:
         changes += kernel_changes(found["kernels"], budget["kernels"])
     else:
         print(f"kernels are not compared: the budget is of NVRTC {before}, this is {now}")
-    print(verdict(changes) or "everything is as in the budget")
+    print(verdict(changes, budget["made with"]) or "everything is as in the budget")
     return 1 if changes else 0

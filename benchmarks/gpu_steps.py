@@ -21,7 +21,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from benchmarks.gpu_nets import PRECISIONS, PREDICT, STEP, Counted, build, networks
 from benchmarks.peers import ROOT
@@ -79,12 +79,13 @@ class Recorder:
         import cupy
 
         self.inner = inner
-        self.multiprocessors, self.chunk_bytes = inner.multiprocessors, inner.chunk_bytes
-        self.architecture, self.device_name = inner.architecture, inner.device_name
         self.launches: list[Node] = []
         self.products: list[Node] = []
         self._bytes = 0
         self._empty = cupy.RawKernel(f'extern "C" __global__ void {_EMPTY}() {{}}', _EMPTY)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)  # what a runtime tells of its device
 
     def addresses(self, instance: Any, arrays: list[Any]) -> list[int]:
         addresses: list[int] = self.inner.addresses(instance, arrays)
@@ -218,7 +219,7 @@ def main(target: str) -> None:
 
     warnings.simplefilter("error", RuntimeWarning)  # a step that cannot be captured warns
     recorder = Recorder(launching.runtime())
-    with launching.use_runtime(recorder):
+    with launching.use_runtime(cast(launching.Runtime, recorder)):
         steps = [
             [counted.name, precision, kind, recorded(counted, precision, kind, recorder)]
             for counted in networks()
