@@ -18,6 +18,7 @@ from benchmarks.gpu_nets import STEP, least_bytes, networks
 from benchmarks.gpu_steps import COPY, CUPY, FILL, OTHER, OWN, PRODUCT, Node, Steps, nodes_of_every_step
 from benchmarks.peers import ROOT
 from benchmarks.report import write
+from tests.software_gpu.build import MissingError
 
 BUDGET = Path(__file__).parent / "gpu_budget.json"
 PAGE = ROOT / "docs" / "gpu_budget.md"
@@ -217,7 +218,11 @@ def run(*, update: bool = False) -> int:
     tool = gpu_kernels.nvdisasm()
     if tool is None:
         print(NO_DISASSEMBLER)
-    steps = nodes_of_every_step()
+    try:
+        steps = nodes_of_every_step()
+    except MissingError as reason:
+        print(f"nothing can be counted here: {reason}")
+        return 2
     found = collect(steps, tool)
     if update:
         write(BUDGET, dump(found))

@@ -28,7 +28,7 @@ STEPS = """| column | meaning |
 | --- | --- |
 | nodes | what the graph consists of; each costs time of its own, however little it does |
 | kernels, copies, fills, products | the nodes by kind: kernels of this package and of CuPy, copies and fills of memory, matrix products of cuBLAS |
-| MB | bytes read and written at least once: for each of this package's kernels the sizes of the arrays that it is given, each once; copies twice their size, fills and products by their size; for CuPy's elementwise kernels at most, an element of each array for each thread; CuPy's reductions are left out |
+| MB | bytes read and written at least once: for each of this package's kernels the sizes of the arrays that it is given, each once, also if it is updated in place; copies twice their size, fills and products by their size; for CuPy's elementwise kernels at most, an element of each array for each thread; CuPy's reductions are left out |
 | least MB | what has to be read and written if nothing stays on the chip between layers, and each layer reads what it needs once and writes what it yields once, with activations, sums and statistics done by the layer before (`least_bytes` in `benchmarks/gpu_nets.py`) |
 | times | MB over least MB |
 | tiles used | of what the tiles of implicit GEMMs (convolutions) compute, the part that is in the result |

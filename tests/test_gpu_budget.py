@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_budget, gpu_kernels, gpu_model, gpu_nets, gpu_page, nets
+from benchmarks.__main__ import main
 from benchmarks.gpu_budget import Change
 from benchmarks.gpu_kernels import Instruction
 from benchmarks.gpu_model import A100, H100
@@ -134,6 +135,15 @@ def test_another_version_of_cupy_is_named():
     changes = [Change("LeNet-5", "nodes", 5, 6)]
     assert "made with CuPy 1.0" in gpu_budget.verdict(changes, {"CuPy": "1.0"})
     assert "CuPy" not in gpu_budget.verdict(changes, {"CuPy": gpu_budget.cupy_version()})
+
+
+def test_the_command_where_something_is_missing(monkeypatch, capsys):
+    def missing() -> Steps:
+        raise MissingError("the software device needs g++")
+
+    monkeypatch.setattr(gpu_budget, "nodes_of_every_step", missing)
+    assert main(["gpu-budget"]) == 2
+    assert "nothing can be counted here: the software device needs g++" in capsys.readouterr().out
 
 
 def test_a_step_that_the_budget_does_not_have():
