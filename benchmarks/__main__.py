@@ -1,4 +1,5 @@
-"""``python -m benchmarks``: compare xpnet with other libraries; ``python -m benchmarks gate``: the regression gate."""
+"""``python -m benchmarks``: compare xpnet with other libraries; ``python -m benchmarks gate``: the regression gate;
+``python -m benchmarks gpu-budget``: what a GPU will do in a step, counted without one."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ ON_GPU = "tf32,bfloat16"
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     made = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare xpnet with other libraries.")
-    made.add_argument("command", nargs="?", choices=("compare", "gate"), default="compare")
+    made.add_argument("command", nargs="?", choices=("compare", "gate", "gpu-budget"), default="compare")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made.add_argument("--against", default="torch,chainer,sklearn", help="names separated by commas (default: %(default)s)")
     made.add_argument(
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--redraw", type=Path, metavar="JSON", help="measure nothing; write the page and plots of a result again")
     made.add_argument("--update", action="store_true", help="gate: write the baseline instead of checking against it")
+    made.add_argument("--write", action="store_true", help="gpu-budget: write the budget and its page instead of comparing")
     return made
 
 
@@ -86,6 +88,10 @@ def precisions_of(arguments: argparse.Namespace, made: argparse.ArgumentParser) 
 def main(argv: list[str] | None = None) -> int:
     made = parser()
     arguments = made.parse_args(argv)
+    if arguments.command == "gpu-budget":
+        from benchmarks import gpu_budget  # needs CuPy
+
+        return gpu_budget.run(update=arguments.write)
     if arguments.threads < 1:
         made.error("--threads must be at least 1")
     if arguments.clock == "cpu" and (arguments.threads > 1 or arguments.device != "cpu"):
