@@ -71,7 +71,7 @@ def _bytes(value: Any) -> int:
     return sum(seen.values())
 
 
-class UnknownOperator(ValueError):
+class UnknownOperatorError(ValueError):
     """An operator that the table does not know."""
 
 
@@ -84,7 +84,7 @@ def kernels_of(name: str, arguments: tuple[Any, ...], result: Any, precision: st
         precision: of products.
 
     Raises:
-        UnknownOperator: it is in no table here.
+        UnknownOperatorError: it is in no table here.
     """
     moved = _bytes(arguments) + _bytes(result)
 
@@ -111,7 +111,7 @@ def kernels_of(name: str, arguments: tuple[Any, ...], result: Any, precision: st
         return [Node(COPY, "fill", bytes=_bytes(result)), Node(COPY, name, bytes=moved)]
     if name in _ONE:
         return [Node(COPY, name, bytes=moved)]
-    raise UnknownOperator(f"PyTorch's operator {name} is in no table of benchmarks/gpu_pytorch.py: add what it launches")
+    raise UnknownOperatorError(f"PyTorch's operator {name} is in no table of benchmarks/gpu_pytorch.py: add what it launches")
 
 
 def step_of(counted: Counted, precision: str) -> list[Node]:
@@ -170,6 +170,6 @@ if __name__ == "__main__":
                 for gpu in GPUS:
                     found = estimate(gpu, step_of(counted, precision))
                     print(
-                        f"{counted.name}, {precision}, {gpu.name}: {found.kernels} kernels, {found.bytes / 1e6:.1f} MB, estimated "
-                        f"{found.graph * 1e6:.0f} us as a graph, {found.eager * 1e6:.0f} us eager"
+                        f"{counted.name}, {precision}, {gpu.name}: {found.kernels} kernels, {found.bytes / 1e6:.1f} MB, "
+                        f"estimated {found.graph * 1e6:.0f} us as a graph, {found.eager * 1e6:.0f} us eager"
                     )

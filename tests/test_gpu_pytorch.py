@@ -7,7 +7,7 @@ import pytest
 from benchmarks import nets
 from benchmarks.gpu_model import H100
 from benchmarks.gpu_nets import Counted, networks
-from benchmarks.gpu_pytorch import COVERED, LAUNCH_SECONDS, UnknownOperator, estimate, kernels_of, step_of
+from benchmarks.gpu_pytorch import COVERED, LAUNCH_SECONDS, UnknownOperatorError, estimate, kernels_of, step_of
 
 pytest.importorskip("torch")
 
@@ -38,7 +38,7 @@ def test_products_count_two_operations_for_a_multiplication():
 
 
 def test_an_operator_that_is_not_known_is_an_error():
-    with pytest.raises(UnknownOperator, match="cholesky"):
+    with pytest.raises(UnknownOperatorError, match="cholesky"):
         kernels_of("cholesky", (), None, "float32")
 
 
