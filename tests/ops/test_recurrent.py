@@ -192,3 +192,78 @@ def test_wrong_shapes(change, message):
         arrays[place] = array
     with pytest.raises(xn.ShapeError, match=message):
         xn.ops.lstm(*arrays)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_a_state_that_is_not_finite_reaches_no_gradient_of_masked_steps(kind):
+    arrays = inputs(kind, 3, 4, 2, 5)
+    first = len(arrays) - STATES[kind]
+    for state in arrays[first:]:
+        state[1] = np.nan
+    mask = np.ones((3, 4), bool)
+    mask[1] = False
+    tensors = [xn.Tensor(a, requires_grad=True) for a in arrays]
+    y, *_ = op_of(kind)(*tensors, mask)
+    (y * y).sum().backward()
+    gradients = [np.asarray(tensor.grad) for tensor in (*tensors[:2], *tensors[3:first])]
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert not gradients[0][1].any()
+
+
+# -- on a GPU --
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("given", ["bias", "states", "mask", "everything", "nothing"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 4, 7), (70, 2, 3, 33)])
+def test_the_lstm_of_a_gpu_is_that_of_the_reference(dtype, reverse, given, shape):
+    from tests.gpu import on_gpu
+
+    N, T, C, H = shape
+    arrays = inputs("lstm", N, T, C, H)
+    x, kernel, recurrent, bias, h, c = arrays
+    mask = np.random.default_rng(1).random((N, T)) < 0.7
+    rest = {
+        "nothing": (None, None, None, None), "bias": (bias, None, None, None), "states": (None, h, c, None),
+        "mask": (None, None, None, mask), "everything": (bias, h, c, mask),
+    }[given]  # fmt: skip
+    weights = [np.random.default_rng(2).standard_normal(s) for s in ((N, T, H), (N, H), (N, H))]
+
+    def run(convert, back):
+        tensors = [
+            None if a is None else xn.Tensor(convert(a), requires_grad=a is not mask) for a in (x, kernel, recurrent, *rest)
+        ]
+        outputs = xn.ops.lstm(*tensors, reverse=reverse)
+        total = sum((xn.ops.multiply(o, convert(w))).sum() for o, w in zip(outputs, weights))
+        total.backward()
+        return [back(v) for v in (*(o.array for o in outputs), *(t.grad for t in tensors if t is not None and t.requires_grad))]
+
+    expected = run(lambda a: a, np.asarray)
+    with on_gpu() as gpu:
+        import cupy
+
+        named = "ml_dtypes" if dtype == "bfloat16" else None
+        kind = pytest.importorskip(named).bfloat16 if named else np.dtype(dtype)
+        found = run(lambda a: cupy.asarray(a if a is mask else a.astype(kind)), lambda a: gpu.numpy(a).astype(np.float64))
+        assert any(name.startswith("lstm_step<") for name in gpu.launches)
+        assert any(name.startswith("lstm_step_backward<") for name in gpu.launches)
+    tolerance = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 1.5e-1}[dtype]  # a few roundings a step
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * max(1, abs(other).max()))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shared", ["rows", "columns", "negative"])
+def test_the_lstm_of_a_gpu_takes_views(shared):
+    from tests.gpu import on_gpu
+
+    x, kernel, recurrent, bias, h, c = inputs("lstm", 3, 5, 4, 7)
+    view = {"rows": lambda a: np.repeat(a, 2, 0)[::2], "columns": lambda a: np.repeat(a, 2, -1)[..., ::2],
+            "negative": lambda a: np.ascontiguousarray(a[::-1])[::-1]}[shared]  # fmt: skip
+    expected = xn.ops.lstm(x, kernel, recurrent, bias, h, c)
+    with on_gpu() as gpu:
+        found = xn.ops.lstm(*(gpu.array(view(a)) for a in (x, kernel, recurrent, bias, h, c)))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(gpu.numpy(one), other, rtol=1e-12, atol=1e-12)

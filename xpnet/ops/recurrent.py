@@ -124,6 +124,11 @@ def _arriving(xp: Namespace, dy: Array, dh: Array, inside: Array | None) -> tupl
     return xp.where(inside, dh + dy, zero), xp.where(inside, zero, dh)
 
 
+def _of_step(xp: Namespace, dz: Array, inside: Array | None) -> Array:
+    """Return the gradient of a step's product, 0 where its mask is False: a state that is NaN there times 0 would be NaN."""
+    return dz if inside is None else cast(Array, xp.where(inside, dz, xp.zeros_like(dz)))
+
+
 @op(indices=("mask",))
 def rnn(
     xp: Namespace,
@@ -177,8 +182,9 @@ def _(xp: Namespace, dys: Any, saved: Any, *, activation: str | None, reverse: b
     back = xp.matrix_transpose(recurrent)
     dz: list[Any] = [None] * T
     for t in _order(T, not reverse):
-        dh, passed = _arriving(xp, dy[:, t, :], dh, inside[t] if inside else None)
-        dz[t] = activation_gradient(xp, dh, after[t], activation)
+        column = inside[t] if inside else None
+        dh, passed = _arriving(xp, dy[:, t, :], dh, column)
+        dz[t] = _of_step(xp, activation_gradient(xp, dh, after[t], activation), column)
         dh = xp.matmul(dz[t], back)
         dh = dh if passed is None else dh + passed
     gradients = _kernel_gradients(xp, x, kernel, xp.stack(before, axis=0), xp.stack(dz, axis=0), needs)
@@ -265,9 +271,10 @@ def _(xp: Namespace, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool, 
         column = inside[t] if inside else None
         dh, passed_h = _arriving(xp, dy[:, t, :], dh, column)
         dc, passed_c = _arriving(xp, dh * through[t, ...], dc, column)
-        dz[t] = xp.concat((xp.reshape(dc[:, None, :] * cell[t, ...], (N, 3 * H)), dh * output[t, ...]), axis=1)
+        product = xp.concat((xp.reshape(dc[:, None, :] * cell[t, ...], (N, 3 * H)), dh * output[t, ...]), axis=1)
+        dz[t] = _of_step(xp, product, column)
         dh = xp.matmul(dz[t], back)
-        dc = dc * f[t, ...]
+        dc = _of_step(xp, dc * f[t, ...], column)
         if passed_h is not None:
             dh, dc = dh + passed_h, dc + passed_c
     gradients = _kernel_gradients(xp, x, kernel, xp.stack(hs, axis=0), xp.stack(dz, axis=0), needs)
@@ -344,11 +351,13 @@ def _(xp: Namespace, dys: Any, saved: Any, *, reverse: bool, needs: tuple[bool, 
     dhs: list[Any] = [None] * T
     db: list[Any] = [None] * T
     for t in _order(T, not reverse):
-        dhs[t], passed = _arriving(xp, dy[:, t, :], dh, inside[t] if inside else None)
-        db[t] = xp.reshape(dhs[t][:, None, :] * factors[t, ...], (N, 3 * H))
-        dh = xp.matmul(db[t], back) + dhs[t] * u[t, ...]
+        column = inside[t] if inside else None
+        dhs[t], passed = _arriving(xp, dy[:, t, :], dh, column)
+        db[t] = _of_step(xp, xp.reshape(dhs[t][:, None, :] * factors[t, ...], (N, 3 * H)), column)
+        dh = xp.matmul(db[t], back) + _of_step(xp, dhs[t] * u[t, ...], column)
         dh = dh if passed is None else dh + passed
     dall, dsteps = xp.stack(db, axis=0), xp.stack(dhs, axis=0)
-    dz = xp.concat((dall[:, :, : 2 * H], dsteps * new), axis=2)
+    dnew = _of_step(xp, dsteps * new, xp.stack(inside, axis=0) if inside else None)
+    dz = xp.concat((dall[:, :, : 2 * H], dnew), axis=2)
     gradients = _kernel_gradients(xp, x, kernel, before, dz, needs, dall)
     return *gradients, total(xp, dall, (0, 1)) if needs[4] else None, dh, None

@@ -17,10 +17,11 @@ from xpnet.accel.cupy import (
     optimizers,
     pooling,
     products,
+    recurrent,
     softmax,
 )
 
 __all__ = [
     "activation", "batches", "convolution", "device", "dropout", "embedding", "im2col", "linear", "mixed",
-    "normalization", "optimizers", "pooling", "products", "softmax",
+    "normalization", "optimizers", "pooling", "products", "recurrent", "softmax",
 ]  # fmt: skip
