@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_kernels, gpu_model, gpu_page
+from benchmarks import gpu_kernels, gpu_model, gpu_page, gpu_pytorch
 from benchmarks.gpu_nets import STEP, least_bytes, networks
 from benchmarks.gpu_steps import COPY, CUPY, FILL, OTHER, OWN, PRODUCT, Node, Steps, nodes_of_every_step
 from benchmarks.peers import ROOT
@@ -108,12 +108,19 @@ def cupy_version() -> str:
 def collect(steps: Steps, tool: str | None) -> dict[str, Any]:
     """Return a whole budget."""
     kernels = gpu_kernels.compiled(launched(steps), tool=tool)
+    peer = gpu_pytorch.budget() or (load()["PyTorch"] if BUDGET.exists() else {})
     versions = {
         "CuPy": cupy_version(),
         "NVRTC": gpu_kernels.nvrtc_version(),
         "nvdisasm": gpu_kernels.disassembler_version(tool) if tool else "",
     }
-    return {"made with": versions, "steps": counts_of(steps), "estimated": estimates(steps, kernels), "kernels": kernels}
+    return {
+        "made with": versions,
+        "steps": counts_of(steps),
+        "estimated": estimates(steps, kernels),
+        "PyTorch": peer,
+        "kernels": kernels,
+    }
 
 
 def dump(budget: dict[str, Any]) -> str:
@@ -125,7 +132,7 @@ def dump(budget: dict[str, Any]) -> str:
         inner = ",\n".join(f"{'  '}{json.dumps(key)}: {lines(item, depth - 1)}" for key, item in value.items())
         return "{\n" + inner + "\n}"
 
-    parts = {"made with": 0, "steps": 2, "estimated": 1, "kernels": 2}
+    parts = {"made with": 0, "steps": 2, "estimated": 1, "PyTorch": 1, "kernels": 2}
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {lines(budget[name], depth)}" for name, depth in parts.items()) + "\n}\n"
 
 

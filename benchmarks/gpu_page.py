@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import gpu_model
 from benchmarks.gpu_kernels import ARCHITECTURES, CLASSES
 from benchmarks.gpu_nets import PRECISIONS, networks
+from benchmarks.gpu_pytorch import LAUNCH_SECONDS
 
 INTRO = """# What a GPU does in a step
 
@@ -145,6 +146,26 @@ def _kernels(budget: dict[str, Any], architecture: int) -> str:
     return table(heads, rows)
 
 
+PEER = f"""What PyTorch would launch for the same training steps (channels last, fused SGD, for bfloat16 all weights in bfloat16): the
+operators that its dispatcher calls, each with the kernels that its CUDA implementation launches for it (`benchmarks/gpu_pytorch.py`;
+where that may be several it counts as one), by the same model of time, with products at their peak: as one CUDA graph, and
+launched from Python one by one ({1e6 * LAUNCH_SECONDS.value:.0f} us {LAUNCH_SECONDS.source}). The last two columns are PyTorch's estimated time over ours.
+"""  # noqa: E501
+
+
+def _peer(budget: dict[str, Any]) -> str:
+    gpu = gpu_model.H100.name
+    heads = ["network", "precision", "nodes", "estimated us", "PyTorch: kernels", "MB", "as a graph, us", "eager, us"]
+    rows = []
+    for title, peer in budget["PyTorch"].items():
+        name, precision = title.rsplit(", ", 1)
+        own = _title(name, precision, "training step")
+        ours, graph, eager = budget["estimated"][own][gpu], peer[gpu], peer[f"{gpu}, eager"]
+        cells: list[object] = [name, precision, budget["steps"][own]["nodes"]["all"], _us(ours), peer["kernels"]]
+        rows.append([*cells, _mb(peer["bytes"]), _us(graph), _us(eager), f"{graph / ours:.2f}", f"{eager / ours:.2f}"])
+    return table([*heads, "graph / ours", "eager / ours"], rows, 2)
+
+
 def _model() -> str:
     constants = (
         ("issue", gpu_model.ISSUE, f"{gpu_model.ISSUE.value:.0f}"),
@@ -168,6 +189,8 @@ def render(budget: dict[str, Any]) -> str:
     versions = budget["made with"]
     parts = [INTRO, "## Training steps", STEPS, _steps(budget, kinds[0]), "## Predictions", _steps(budget, kinds[1])]
     document = (gpu_model.__doc__ or "").strip()
+    if budget["PyTorch"]:
+        parts += [f"## Beside PyTorch, {gpu_model.H100.name}", PEER, _peer(budget)]
     parts += ["## The model of time", document, _model(), "## Kernels by name"]
     parts.append("How often a graph launches each kernel, its instances together; names that begin with `cupy_` are CuPy's.")
     for counted in networks():

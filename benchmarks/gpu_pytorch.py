@@ -1,7 +1,5 @@
 """What PyTorch would launch for the same training steps: from the operators that its dispatcher calls, without a GPU.
 
-    python -m benchmarks.gpu_pytorch      # the kernels of every network, and the estimated times
-
 The networks are those of `libraries/pytorch.py`, on the device "meta", which has shapes and no numbers. Each operator is turned
 into the kernels that PyTorch's CUDA implementation launches for it, by the table below; where an implementation may need
 more than one (a reduction in two stages, a transposition before a product), it counts as one, which favours PyTorch. Times are
@@ -10,11 +8,12 @@ estimates by the model of `gpu_model.py`, with products at their peak; nothing w
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.gpu_model import Constant, Gpu, node_seconds
-from benchmarks.gpu_nets import Counted
+from benchmarks.gpu_model import GPUS, Constant, Gpu, node_seconds
+from benchmarks.gpu_nets import PRECISIONS, Counted, networks
 from benchmarks.gpu_steps import COPY, Node
 
 LAUNCH_SECONDS = Constant(
@@ -160,16 +159,20 @@ def estimate(gpu: Gpu, kernels: list[Node]) -> Eager:
     return Eager(len(kernels), sum(kernel.bytes for kernel in kernels), graph, eager)
 
 
-if __name__ == "__main__":
-    from benchmarks.gpu_model import GPUS
-    from benchmarks.gpu_nets import networks
+def budget() -> dict[str, dict[str, Any]]:
+    """Return the counts and the estimated microseconds of the covered networks; {} where PyTorch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
 
+    found: dict[str, dict[str, Any]] = {}
     for counted in networks():
-        if counted.name in COVERED:
-            for precision in ("tf32", "bfloat16"):
-                for gpu in GPUS:
-                    found = estimate(gpu, step_of(counted, precision))
-                    print(
-                        f"{counted.name}, {precision}, {gpu.name}: {found.kernels} kernels, {found.bytes / 1e6:.1f} MB, "
-                        f"estimated {found.graph * 1e6:.0f} us as a graph, {found.eager * 1e6:.0f} us eager"
-                    )
+        for precision in PRECISIONS if counted.name in COVERED else ():
+            kernels = step_of(counted, precision)
+            row: dict[str, Any] = {"version": torch.__version__.partition("+")[0]}
+            for gpu in GPUS:
+                made = estimate(gpu, kernels)
+                row |= {"kernels": made.kernels, "bytes": made.bytes}
+                row |= {gpu.name: round(1e6 * made.graph, 1), f"{gpu.name}, eager": round(1e6 * made.eager, 1)}
+            found[f"{counted.name}, {precision}"] = row
+    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import pytest
 
-from benchmarks import nets
+from benchmarks import gpu_budget, nets
 from benchmarks.gpu_model import H100
 from benchmarks.gpu_nets import Counted, networks
-from benchmarks.gpu_pytorch import COVERED, LAUNCH_SECONDS, UnknownOperatorError, estimate, kernels_of, step_of
+from benchmarks.gpu_pytorch import COVERED, LAUNCH_SECONDS, UnknownOperatorError, budget, estimate, kernels_of, step_of
 
 pytest.importorskip("torch")
 
@@ -52,3 +54,11 @@ def test_every_covered_network_is_counted(counted):
     half = estimate(H100, step_of(counted, "bfloat16"))
     assert half.kernels == found.kernels
     assert half.bytes < found.bytes
+
+
+def test_the_budget_holds_these_counts():
+    written, found = gpu_budget.load()["PyTorch"], budget()
+    assert written.keys() == found.keys()
+    if {row["version"] for row in written.values()} != {importlib.metadata.version("torch").partition("+")[0]}:
+        pytest.skip("the budget was made with another version of PyTorch")
+    assert written == found, f"write the budget again: {gpu_budget.WRITE}"
