@@ -9,6 +9,7 @@ from xpnet.accel.cupy import (
     convolution,
     device,
     dropout,
+    elementwise,
     embedding,
     im2col,
     linear,
@@ -22,6 +23,6 @@ from xpnet.accel.cupy import (
 )
 
 __all__ = [
-    "activation", "batches", "convolution", "device", "dropout", "embedding", "im2col", "linear", "mixed",
+    "activation", "batches", "convolution", "device", "dropout", "elementwise", "embedding", "im2col", "linear", "mixed",
     "normalization", "optimizers", "pooling", "products", "recurrent", "softmax",
 ]  # fmt: skip
