@@ -7,14 +7,6 @@
 #include "activations.cuh"
 #include "column_reduction.cuh"
 
-template <int ACTIVATION, typename A>
-__device__ inline A activation_gradient(A dy, A y) {
-  if (ACTIVATION == RELU) return y > 0 ? dy : static_cast<A>(0);
-  if (ACTIVATION == SIGMOID) return dy * y * (1 - y);
-  if (ACTIVATION == TANH) return dy * (1 - y * y);
-  return dy;
-}
-
 // The activation alone and its gradient, V elements an access.
 template <typename T, int V, int ACTIVATION>
 __global__ void __launch_bounds__(256, 4)

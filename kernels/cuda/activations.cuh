@@ -16,7 +16,16 @@ __device__ inline A activate(A v) {
   return v;
 }
 
-// The same, chosen at run time: uniform over the launch, so that no warp diverges.
+// The gradient of the input, from that of the output y.
+template <int ACTIVATION, typename A>
+__device__ inline A activation_gradient(A dy, A y) {
+  if (ACTIVATION == RELU) return y > 0 ? dy : static_cast<A>(0);
+  if (ACTIVATION == SIGMOID) return dy * y * (1 - y);
+  if (ACTIVATION == TANH) return dy * (1 - y * y);
+  return dy;
+}
+
+// The activation, chosen at run time: uniform over the launch, so that no warp diverges.
 template <typename A>
 __device__ inline A apply_activation(int activation, A v) {
   if (activation == RELU) return activate<RELU>(v);

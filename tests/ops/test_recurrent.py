@@ -218,52 +218,68 @@ def test_a_state_that_is_not_finite_reaches_no_gradient_of_masked_steps(kind):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("given", ["bias", "states", "mask", "everything", "nothing"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 4, 7), (70, 2, 3, 33)])
-def test_the_lstm_of_a_gpu_is_that_of_the_reference(dtype, reverse, given, shape):
+@pytest.mark.parametrize("kind", GATES)
+def test_those_of_a_gpu_are_the_reference(kind, dtype, reverse, given, shape):
     from tests.gpu import on_gpu
 
     N, T, C, H = shape
-    arrays = inputs("lstm", N, T, C, H)
-    x, kernel, recurrent, bias, h, c = arrays
+    arrays = inputs(kind, N, T, C, H)
+    first = len(arrays) - STATES[kind]
     mask = np.random.default_rng(1).random((N, T)) < 0.7
-    rest = {
-        "nothing": (None, None, None, None), "bias": (bias, None, None, None), "states": (None, h, c, None),
-        "mask": (None, None, None, mask), "everything": (bias, h, c, mask),
-    }[given]  # fmt: skip
-    weights = [np.random.default_rng(2).standard_normal(s) for s in ((N, T, H), (N, H), (N, H))]
+    biases = arrays[3:first] if given in ("bias", "everything") else [None] * (first - 3)
+    states = arrays[first:] if given in ("states", "everything") else [None] * STATES[kind]
+    rest = [*biases, *states, mask if given in ("mask", "everything") else None]
+    weights = [np.random.default_rng(2).standard_normal(s) for s in ((N, T, H), *[(N, H)] * STATES[kind])]
 
     def run(convert, back):
-        tensors = [
-            None if a is None else xn.Tensor(convert(a), requires_grad=a is not mask) for a in (x, kernel, recurrent, *rest)
-        ]
-        outputs = xn.ops.lstm(*tensors, reverse=reverse)
-        total = sum((xn.ops.multiply(o, convert(w))).sum() for o, w in zip(outputs, weights))
-        total.backward()
-        return [back(v) for v in (*(o.array for o in outputs), *(t.grad for t in tensors if t is not None and t.requires_grad))]
+        given = [None if a is None else xn.Tensor(convert(a), requires_grad=a is not mask) for a in (*arrays[:3], *rest)]
+        outputs = op_of(kind)(*given, reverse=reverse)
+        sum((xn.ops.multiply(o, convert(w))).sum() for o, w in zip(outputs, weights)).backward()
+        return [back(v) for v in (*(o.array for o in outputs), *(t.grad for t in given if t is not None and t.requires_grad))]
 
     expected = run(lambda a: a, np.asarray)
     with on_gpu() as gpu:
         import cupy
 
-        named = "ml_dtypes" if dtype == "bfloat16" else None
-        kind = pytest.importorskip(named).bfloat16 if named else np.dtype(dtype)
-        found = run(lambda a: cupy.asarray(a if a is mask else a.astype(kind)), lambda a: gpu.numpy(a).astype(np.float64))
-        assert any(name.startswith("lstm_step<") for name in gpu.launches)
-        assert any(name.startswith("lstm_step_backward<") for name in gpu.launches)
+        made = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+        found = run(lambda a: cupy.asarray(a if a is mask else a.astype(made)), lambda a: gpu.numpy(a).astype(np.float64))
+        for name in (f"{kind}_step<", f"{kind}_step_backward<"):
+            assert sum(launched.startswith(name) for launched in gpu.launches) == T
     tolerance = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 1.5e-1}[dtype]  # a few roundings a step
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * max(1, abs(other).max()))
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("shared", ["rows", "columns", "negative"])
-def test_the_lstm_of_a_gpu_takes_views(shared):
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+def test_activations_of_the_simple_network_on_a_gpu(activation):
     from tests.gpu import on_gpu
 
-    x, kernel, recurrent, bias, h, c = inputs("lstm", 3, 5, 4, 7)
+    arrays = inputs("rnn", 3, 4, 2, 5)
+
+    def run(convert):
+        given = [xn.Tensor(convert(a), requires_grad=True) for a in arrays]
+        y, _ = xn.ops.rnn(*given, activation=activation)
+        (y * y).sum().backward()
+        return [y.array, *(t.grad for t in given)]
+
+    expected = run(np.asarray)
+    with on_gpu() as gpu:
+        for one, other in zip(run(gpu.array), expected, strict=True):
+            np.testing.assert_allclose(gpu.numpy(one), other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shared", ["rows", "columns", "negative"])
+@pytest.mark.parametrize("kind", GATES)
+def test_those_of_a_gpu_take_views(kind, shared):
+    from tests.gpu import on_gpu
+
+    arrays = inputs(kind, 3, 5, 4, 7)
     view = {"rows": lambda a: np.repeat(a, 2, 0)[::2], "columns": lambda a: np.repeat(a, 2, -1)[..., ::2],
             "negative": lambda a: np.ascontiguousarray(a[::-1])[::-1]}[shared]  # fmt: skip
-    expected = xn.ops.lstm(x, kernel, recurrent, bias, h, c)
+    expected = op_of(kind)(*arrays)
     with on_gpu() as gpu:
-        found = xn.ops.lstm(*(gpu.array(view(a)) for a in (x, kernel, recurrent, bias, h, c)))
+        found = op_of(kind)(*(gpu.array(view(a)) for a in arrays))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(gpu.numpy(one), other, rtol=1e-12, atol=1e-12)
