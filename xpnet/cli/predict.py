@@ -33,6 +33,7 @@ from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes
 from xpnet.io import archive
 from xpnet.io.model_file import SavedModel
 from xpnet.optim import SGD
+from xpnet.runtime.files import is_stream
 from xpnet.runtime.messages import counted, were
 from xpnet.training import Trainer
 
@@ -202,7 +203,7 @@ def predict(args: argparse.Namespace) -> int:
         raise UsageError(f"--target is for tables, and {args.images[0]} is none: omit it")
     files, notes = _files(args.images)
     if args.out != "-":
-        check_output("--out", args.out, in_run_folder(args.model), args.code, *files)
+        check_output("--out", args.out, in_run_folder(args.model), args.code, *files, stream=True)
     saved = read_model(args, args.device)
     inputs = saved.inputs or default_record(example_shape(saved, args.model))
     known = Known(inputs, saved.class_names, args.model)
@@ -238,10 +239,15 @@ def predict(args: argparse.Namespace) -> int:
         if args.out == "-":
             print(text.getvalue(), end="")
         else:
-            archive.write_atomically(
-                args.out, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-            )  # as files are named
-            print(f"{counted(len(predictions), 'prediction')} in {args.out}")
+            written = text.getvalue().encode("utf-8", "surrogateescape")  # as files are named
+            streamed = is_stream(args.out)
+            if streamed:
+                with open(args.out, "wb") as stream:
+                    stream.write(written)
+            else:
+                archive.write_atomically(args.out, lambda file: file.write(written))
+            # A stream may be standard output under another name.
+            print(f"{counted(len(predictions), 'prediction')} in {args.out}", file=sys.stderr if streamed else sys.stdout)
         return 0
     for place, row in predictions:
         best = int(row.argmax())

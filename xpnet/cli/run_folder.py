@@ -15,6 +15,7 @@ from xpnet.cli.places import FILES, PAGES
 from xpnet.data.image_files import image_files, is_run
 from xpnet.io import archive, lock
 from xpnet.report import read_record
+from xpnet.runtime.files import place_to_write
 from xpnet.runtime.messages import quoted
 from xpnet.training.checkpoint_folder import CHECKPOINTS
 
@@ -34,12 +35,13 @@ def open_folder(args: argparse.Namespace, name: str, dataset: str, held: context
 
     Raises:
         UsageError: it is a file, or holds a run that has not finished, or one on other data.
-        OSError: it cannot be written, or another process trains into it.
+        OSError: it cannot be written, another process trains into it, or what has the name of a file of a run is none.
     """
     if args.resume is not None:
         if args.out is not None and Path(args.out) != Path(args.resume):
             raise UsageError(f"--out {args.out}: a run is resumed in its own folder, {args.resume}; omit --out")
         _lock(Path(args.resume), held)
+        _check_files(Path(args.resume))
         return Path(args.resume)
     folder = Path("runs") / name if args.out is None else Path(args.out)
     try:
@@ -48,6 +50,7 @@ def open_folder(args: argparse.Namespace, name: str, dataset: str, held: context
         else:
             folder.mkdir(parents=True, exist_ok=True)
         _lock(folder, held)
+        _check_files(folder)
         _clear_finished(folder, dataset)
         trial = folder / ".writable"
         archive.write_atomically(trial, lambda file: file.write(b""))
@@ -96,6 +99,12 @@ def _lock(folder: Path, held: contextlib.ExitStack) -> None:
     held.callback(lock.release, folder)
 
 
+def _check_files(folder: Path) -> None:
+    """Raise an OSError where something that is no regular file has the name of a file that the run will write."""
+    for name in (*FILES, *PAGES):
+        place_to_write(folder / name)
+
+
 def _clear_finished(folder: Path, dataset: str) -> None:
     """Delete the checkpoints of a finished run in the folder: the new run overwrites it and must not resume from them.
 
@@ -138,7 +147,8 @@ class Room:
 
     def __init__(self, path: Path, size: int, held: contextlib.ExitStack) -> None:
         self.path = path
-        self._placeholder = path.with_name(f".{path.name}.room")
+        place = place_to_write(path)  # behind a link, there may be another disk
+        self._placeholder = place.with_name(f".{place.name}.room")
         held.callback(self._placeholder.unlink, missing_ok=True)
         size += _MORE
         try:
