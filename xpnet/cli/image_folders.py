@@ -17,7 +17,7 @@ from xpnet.data import DataError, ImageFolder
 from xpnet.data.dataset import NumpyArray
 from xpnet.data.image_files import ENDINGS, describe_left_out, folders_within, image_files, is_hidden
 from xpnet.data.inputs import InputRecord
-from xpnet.data.splits import TEST, TRAIN, VALIDATION, hashes
+from xpnet.data.splits import TEST, TRAIN, VALIDATION, hashes, row_hashes
 from xpnet.runtime.machine import memory
 from xpnet.runtime.messages import counted, quoted, were
 
@@ -264,7 +264,8 @@ class _Reader:
         self.labels: list[str] = []
         self.parts: list[int] = []
         self.names: list[bytes] = []
-        self.bytes: list[bytes] = []
+        self.by_pixels = known is None or known.inputs.by_pixels
+        self.files: list[NumpyArray] = []
 
     def add(self, folder: Path, part: int | None, images: ImageFolder) -> None:
         """Read all images of one part."""
@@ -300,7 +301,8 @@ class _Reader:
             self.labels.append(images.class_names[images.labels[i]])
             self.parts.append(TRAIN if part is None else part)
             self.names.append(normalized(path.relative_to(folder).as_posix()).encode("utf-8", "surrogateescape"))
-            self.bytes.append(hashes([path.read_bytes()]).tobytes())
+            if not self.by_pixels:
+                self.files.append(hashes([path.read_bytes()]))
 
     def finish(self, folder: Path, names: tuple[str, ...], parts: Sequence[int | None], notes: list[str]) -> Reading:
         """Return the reading of all images that were added."""
@@ -349,7 +351,7 @@ class _Reader:
         given = np.array(self.parts, np.int8) if parts != [None] else None
         return Reading(
             str(folder), x, class_indices(self.labels, known, str(folder)), class_names, inputs,
-            np.frombuffer(b"".join(self.bytes), np.uint64), hashes(self.names), given, notes,
+            row_hashes(x) if self.by_pixels else np.concatenate(self.files), hashes(self.names), given, notes,
         )  # fmt: skip
 
 

@@ -180,11 +180,18 @@ def _examples_to_measure(reading: Reading, known: Known, same: bool) -> tuple[Nu
         on = f"measured on {f'all {len(rows):,} examples' if len(rows) > 1 else 'the only example'}"
         if seen.any():
             notes = [on]
+        elif not sure.any():
+            notes = [f"{on}: the model file does not say which examples it was trained on"]
         elif same:
             notes = [f"{on}: none of them is one that the model was trained on"]
         else:
             notes = [f"{on}: these are not the data that the model was trained on"]
     trained = seen[rows]
+    if record.kind == "images" and not record.by_pixels and sure.any() and not seen.any():
+        notes.append(
+            "the model file is of an earlier version, which knows images by the bytes of their files: whether it was trained "
+            "on the same pictures in other files is not known"
+        )
     if not trained.any():
         return rows, notes, None
     count = int(trained.sum())

@@ -117,7 +117,8 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
     if isinstance(dataset, OwnDataset):
         text = train_settings.with_inputs(given, {**dataset.inputs.settings(), **facts(dataset.reading)})
         moments, earlier = (dataset.mean, dataset.std), None if known is None else known.kept
-        kept_data.keep(folder, dataset.reading.places, dataset.parts, moments, dataset.inputs.arrays(), earlier)
+        read = dataset.reading
+        kept_data.keep(folder, read.places, read.identities, dataset.parts, moments, dataset.inputs.arrays(), earlier)
     archive.write_atomically(folder / train_settings.CONFIG, lambda file: file.write(text.encode("utf-8", "replace")))
 
     preprocessing = Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape)
@@ -239,7 +240,7 @@ def _check_moved(dataset: Dataset, before: dict[str, Any] | None, moved: str, wh
     """Raise a UsageError unless data that are given for those of a run, which are gone from their place, are the same."""
     change = "the run did not keep what it began with"
     if before is not None and isinstance(dataset, OwnDataset):
-        change = describe_change(before, dataset.reading)
+        change = describe_change({**before, "names": facts(dataset.reading)["names"]}, dataset.reading)  # whatever their names
     if change:
         raise UsageError(
             f"{where}: not the data of {moved}, which the run began with and which are gone: {change}; put those back, or "
@@ -252,20 +253,23 @@ def _notes(dataset: Dataset, before: dict[str, Any] | None, resumed: str | None,
     if not isinstance(dataset, OwnDataset):
         return []
     notes = list(dataset.reading.notes)
+    change = "" if before is None else describe_change(before, dataset.reading)
     if moved is not None:
-        notes.append(f"the data have moved, from {moved}, and are the same")
+        notes.append(f"the data have moved, from {moved}" + ("" if change else ", and are the same"))
     if resumed is not None and dataset.trained_before is None:
         notes.append(
             "the run began with an earlier version, which did not keep how it divided the data: examples that were trained on "
             "may be in the test part now"
         )
-    if before is not None and (change := describe_change(before, dataset.reading)):
-        tested = dataset.trained_before
+    tested = dataset.trained_before
+    # An earlier version did not keep the names: whether they have changed is seen by this alone.
+    if change or (tested and before is not None and "names" not in before):
         words = "no test example was trained on"
         if tested:
             copies = "is a copy" if tested == 1 else "are copies"
             words = f"{counted(tested, 'test example')} {were(tested)} trained on, or {copies}"
-        notes.append(f"the data have changed: {change}" + ("" if tested is None else f"; {words}"))
+        said = [f"the data have changed: {change}"] * bool(change) + [words] * (tested is not None)
+        notes.append("; ".join(said))
     return notes
 
 
