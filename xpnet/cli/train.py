@@ -45,7 +45,7 @@ from xpnet.training import (
     History,
     Trainer,
 )
-from xpnet.training.checkpoint_folder import CHECKPOINTS
+from xpnet.training.checkpoint_folder import CHECKPOINTS, newest_epoch
 from xpnet.training.interrupt import Terminated
 
 HISTORY, CURVES, CONFUSION = "history.csv", "learning_curves.png", "confusion_matrix.png"
@@ -80,9 +80,11 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
         find_network(locate_network(given["model"], given.get(STARTED_IN)))
     before = known = None
+    anew = ""
     if args.resume is not None:
         if args.out is None and _has_finished(Path(args.resume), given):
             return 0
+        anew = _check_checkpoints(Path(args.resume), given)
         before = train_settings.recorded_inputs(args.resume)
         known = None if before is None else _known(before, args.resume)
     moved = None
@@ -129,7 +131,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         + (f"; {held_out}" if held_out else "")
     )
     own = own_of_this_name(where, published)
-    for note in [own] * bool(own) + _notes(dataset, before, args.resume, moved):
+    for note in [own] * bool(own) + [anew] * bool(anew) + _notes(dataset, before, args.resume, moved):
         print(f"  {note}")
     if not held_out:
         print(TESTED_IN_CURVES)
@@ -209,6 +211,43 @@ def _has_finished(folder: Path, given: train_settings.Settings) -> bool:
         return False
     print(f"{folder}: the run has finished, with --epochs {epochs}: nothing was trained or written")
     return True
+
+
+def _check_checkpoints(folder: Path, given: train_settings.Settings) -> str:
+    """Check, before anything is written, that a run can go on from its checkpoints, up to the epochs that are given.
+
+    Returns:
+        what should be said where there are none, or "".
+
+    Raises:
+        UsageError: it is already further; or it has finished, and there are no checkpoints.
+        ArchiveError: its checkpoints are all damaged.
+    """
+    place = folder / CHECKPOINTS
+    reached = newest_epoch(place)
+    if reached is None:
+        if _state(folder) == "finished":
+            raise UsageError(
+                f"--resume {folder}: the run has finished, and there are no checkpoints in {place} that it could go on from: "
+                f"put them back, or start a new run, with --out for its folder"
+            )
+        model = f", and replaces {folder / MODEL}" if (folder / MODEL).exists() else ""
+        return f"there are no checkpoints in {place}: the run begins anew{model}"
+    goal = train_settings.read_file(folder / train_settings.CONFIG).get("epochs", 0)
+    epochs = given.get("epochs", 0)
+    if epochs != goal and epochs < reached:
+        raise UsageError(
+            f"--epochs {epochs}: the run in {folder} is already at epoch {reached} of {goal}; give more, or leave --epochs out"
+        )
+    return ""
+
+
+def _state(folder: Path) -> str | None:
+    """Return what the record of a run says of its state; None where there is no record."""
+    try:
+        return str(read_record(folder)["state"])
+    except (FileNotFoundError, archive.ArchiveError):
+        return None
 
 
 def _holds(folder: Path, epochs: int) -> bool:
