@@ -43,6 +43,10 @@ def wrong(capsys, *words) -> str:
         (["--early-stopping", "3"], "did you mean --patience instead of --early-stopping?"),
         (["--gpu"], "did you mean --device instead of --gpu?"),
         (["--qqq"], "unrecognized arguments: --qqq (see"),
+        (["--dropout", "0.2"], "unrecognized arguments: --dropout 0.2 (see"),
+        (["--see", "3"], "did you mean --seed instead of --see?"),
+        (["--deviec", "cpu"], "did you mean --device instead of --deviec?"),
+        (["-epochs", "3"], "did you mean --epochs instead of -epochs?"),
     ],
 )
 def test_a_mistyped_flag_gets_a_hint(capsys, words, says):

@@ -15,7 +15,7 @@ from xpnet.cli.argument_types import UsageError
 from xpnet.cli.readings import Known, Reading, alike_names, class_indices, normalized, quoted_list
 from xpnet.data import DataError, ImageFolder
 from xpnet.data.dataset import NumpyArray
-from xpnet.data.image_files import ENDINGS, describe_left_out, folders_within, image_files, is_hidden
+from xpnet.data.image_files import ENDINGS, beside_folders, describe_left_out, folders_within, image_files
 from xpnet.data.inputs import InputRecord
 from xpnet.data.splits import TEST, TRAIN, VALIDATION, hashes, row_hashes
 from xpnet.runtime.machine import memory
@@ -68,10 +68,14 @@ def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool 
         raise UsageError(f"{folder}: {known.place} takes {known.inputs.describe()}, not images")
     if known is not None and (why := known.inputs.without_white()):
         raise UsageError(f"{folder}: {known.place} {why}; give a .npz file with such values")
-    loose = [p.name for p in folder.iterdir() if p.is_file() and not is_hidden(p.name) and p.suffix.lower() in ENDINGS]
+    places = list(dict.fromkeys([folder, *(place for _, place in parts)]))
+    beside = {place: beside_folders(place) for place in places}
+    loose = [str(Path(place, name).relative_to(folder)) for place in places for name in beside[place][0]]
     if loose:
         notes.append(f"left out {len(loose):,} image{'s' * (len(loose) > 1)} beside the folders, such as {quoted(loose[0])}")
-    left_out = Counter[str]() if any(place == folder for _, place in parts) else folders_within(folder)[1]
+    left_out = Counter[str]()
+    if all(place != folder for _, place in parts):  # those of the places are counted with their images
+        left_out += folders_within(folder)[1] + beside[folder][1]
     found: list[tuple[int | None, ImageFolder]] = []
     names: tuple[str, ...] = ()
     for part, place in parts:

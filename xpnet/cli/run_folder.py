@@ -12,7 +12,7 @@ from pathlib import Path
 from xpnet.cli import train_settings
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.places import FILES, PAGES
-from xpnet.data.image_files import image_files, is_run
+from xpnet.data.image_files import folders_within, holds_images, image_files, is_hidden, is_run
 from xpnet.io import archive, lock
 from xpnet.report import read_record
 from xpnet.runtime.files import place_to_write
@@ -60,13 +60,17 @@ def open_folder(args: argparse.Namespace, name: str, dataset: str, held: context
     return folder
 
 
-def check_place(out: str | None, data: str) -> None:
-    """Check, before the data are read, that the results of a run do not fall among them.
+def check_place(out: str | None, data: str, published: bool = False) -> None:
+    """Check, before the data are read, that the results of a run do not fall among them, nor among other images.
 
     Raises:
-        UsageError: the folder --out is that of the data, or one in it that holds images; or a file of the run is the data.
+        UsageError: the folder --out is that of the data, or one in it that holds images; or a file of the run is the data; or
+            the folder holds nothing but class folders of images.
     """
     if out is None:
+        return
+    _check_other_data(out, data)
+    if published:
         return
     folder, place = Path(os.path.realpath(out)), Path(os.path.realpath(data))
     if place.is_file():
@@ -78,6 +82,20 @@ def check_place(out: str | None, data: str) -> None:
         raise UsageError(
             f"--out {out}: {'is the folder of the data' if folder == place else 'holds images of the data'}; choose another "
             f"for the results, such as --out {shlex.quote(os.path.join('runs', place.name))}"
+        )
+
+
+def _check_other_data(out: str, data: str) -> None:
+    """Raise a UsageError where a folder is one of images CLASS/NAME.png, which files of a run would stand among."""
+    folder = Path(out)
+    if not folder.is_dir() or is_run(folder) or os.path.realpath(out) == os.path.realpath(data):
+        return
+    classes = folders_within(folder)[0]
+    files = [entry.name for entry in folder.iterdir() if not entry.is_dir() and not is_hidden(entry.name)]
+    if len(classes) > 1 and not files and all(map(holds_images, classes)):
+        raise UsageError(
+            f"--out {out}: holds folders of images, {classes[0].name} and {classes[1].name}, as data do; choose another folder "
+            f"for the results, such as --out {shlex.quote(os.path.join('runs', Path(data).stem or 'data'))}"
         )
 
 

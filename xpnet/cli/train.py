@@ -91,8 +91,8 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
     if args.resume is not None:
         moved = train_settings.read_file(Path(args.resume) / train_settings.CONFIG).get("dataset")
         moved = moved if moved != given["dataset"] else None
-    elif where not in data.names():
-        check_place(args.out, where)
+    else:
+        check_place(args.out, where, published=where in data.names())
     dataset = user_data.find_dataset(
         where,
         published,
