@@ -891,3 +891,19 @@ def test_damaged_arrays_are_one_error(capsys):
             said.append(str(error))
     assert len(said) > 150
     assert all("y.npz" in text and len(text) < 2000 for text in said)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_grey_images_are_told_where_all_were_in_colour(mixed, capsys):
+    """As colour images are to a model of grey ones."""
+    pictures("d")
+    pictures("grey", grey=True, count=5)
+    if mixed:
+        pictures("d", grey=True, start=50, count=2)
+    train(capsys, "d", epochs=1)
+    said = say(capsys, "predict", "run/model.xpnet", "grey/cat/000.png")[2]
+    assert ("a grey image; those of run/model.xpnet were all in colour" in said) is not mixed
+    said = say(capsys, "evaluate", "run/model.xpnet", "grey")[1]
+    assert ("10 images are grey; those of run/model.xpnet were all in colour" in said) is not mixed
+    assert "grey" not in say(capsys, "predict", "run/model.xpnet", "d/dog/000.png")[2]
+    assert "are grey" not in say(capsys, "evaluate", "run/model.xpnet")[1]

@@ -322,7 +322,8 @@ class _Reader:
         class_names = names if self.known is None else self.known.class_names
         notes += alike_names(class_names) if self.known is None else []
         known = self.known or Known(InputRecord("images", x.shape[1:]), names, "the training part")
-        inputs = InputRecord("images", x.shape[1:], 255.0, whole=True, resized=self.size is not None)
+        in_colour = self.channels == 3 and self.colour == len(self.pixels)
+        inputs = InputRecord("images", x.shape[1:], 255.0, whole=True, resized=self.size is not None, in_colour=in_colour)
         if self.known is not None:
             inputs = self.known.inputs
             notes += [note] if (note := inputs.far(x, str(folder), sure=True)) else []
@@ -346,6 +347,10 @@ class _Reader:
         if self.known is not None and self.channels == 1 and self.colour:
             notes.append(
                 f"{counted(self.colour, 'colour image')} {were(self.colour)} converted to grey, as {self.known.place} takes it"
+            )
+        elif self.known is not None and inputs.in_colour and (grey := len(self.pixels) - self.colour):
+            notes.append(
+                f"{counted(grey, 'image')} {'is' if grey == 1 else 'are'} grey; those of {self.known.place} were all in colour"
             )
         elif self.known is None and 0 < self.colour < len(self.pixels):
             notes.append(

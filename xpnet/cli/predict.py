@@ -376,6 +376,8 @@ def _image(path: str, known: Known) -> tuple[NumpyArray, list[str]]:
         notes.append(f"{path}: {height} x {width} pixels, resized to {H} x {W}; the images of {known.place} had this size")
     if coloured:
         notes.append(f"{path}: a colour image, converted to grey, as {known.place} takes it")
+    if record.in_colour and is_grey(read.values):
+        notes.append(f"{path}: a grey image; those of {known.place} were all in colour")
     if read.transparent:
         notes.append(f"{path}: transparent pixels were composited on {record.background} (R, G, B)")
     if read.frames:
