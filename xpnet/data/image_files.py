@@ -28,8 +28,11 @@ def is_hidden(name: str) -> bool:
 def is_run(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder is that of a run: it holds the record of one, or the settings that one begins with."""
     for name, marks in _RUN.items():
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):  # a pipe would be waited for
+            continue
         try:
-            with open(os.path.join(folder, name), "rb") as file:
+            with open(path, "rb") as file:
                 head = file.read(1 << 16)
         except OSError:
             continue
