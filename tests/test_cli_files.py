@@ -125,7 +125,12 @@ def test_a_run_does_not_write_over_its_data(capsys):
     pictures("d")
     for out, says in (("d", "is the folder of the data"), ("d/cat", "holds images of the data")):
         assert f"--out {out}: {says}; choose another" in refused(capsys, "train", "d", "--out", out)
+    for own in ("t.csv", "iris"):  # nor among other data
+        assert "--out d: holds folders of images, cat and dog, as data do" in refused(capsys, "train", own, "--out", "d")
     assert sorted(p.name for p in Path("d").iterdir()) == ["cat", "dog"]
+    Path("d/notes.txt").touch()  # a folder of many things, with pictures in it
+    train(capsys, "iris", "--out", "d")
+    train(capsys, "iris", "--out", "d")
 
 
 # Runs among the data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from tests.command_line import say
 from xpnet.cli.kept_data import NAME, kept
 from xpnet.cli.readings import Known
 from xpnet.cli.user_data import find_dataset
-from xpnet.data.splits import TEST, TRAIN, VALIDATION
-from xpnet.io import model_file
+from xpnet.data.splits import TEST, TRAIN, VALIDATION, hashes
+from xpnet.io import archive, model_file
 
 
 @pytest.fixture(autouse=True)
@@ -244,3 +245,145 @@ def test_a_damaged_file_of_what_was_kept_is_one_error(capsys):
     assert (code, out) == (2, "")
     assert f"{Path('run', NAME)}: damaged" in err
     assert err.count("\n") == 1
+
+
+# Images that were renamed, or saved again
+
+
+def rename(name_of):
+    """Give every picture in d another name, by its place among those of its class."""
+    for k in (0, 1):
+        paths = sorted(Path(f"d/{k}").iterdir())
+        for path in paths:
+            path.rename(path.with_suffix(".old"))
+        for i, path in enumerate(paths):
+            path.with_suffix(".old").rename(path.with_name(name_of(i, [p.name for p in paths])))
+
+
+RENAMED = {
+    "shifted": lambda i, names: [*names, "later.png"][i + 1],
+    "shuffled": lambda i, names: names[(7 * i + 3) % len(names)],
+    "new names": lambda i, names: f"photo {i}.png",
+}
+
+
+@pytest.mark.parametrize("patience", [True, False])
+@pytest.mark.parametrize("how", RENAMED)
+def test_renamed_pictures_stay_in_their_parts_and_are_said(how, patience, capsys):
+    x, y = points(82, 0, 1)
+    y[:] = np.arange(82) % 2
+    place = pictures(x, y)  # 41 of each class: no multiple of 7
+    train(capsys, place, "--epochs", "1", *(["--patience", "9"] if patience else []))
+    before: Any = find_dataset(place, validation=patience)
+    rename(RENAMED[how])
+    after: Any = read_again(place, patience)
+    for part in ("train", "test", "validation") if patience else ("train", "test"):
+        assert rows(after, part) == rows(before, part)
+    assert after.trained_before == 0
+    out = resumed(capsys, 2)
+    assert "the data have changed: the examples of when the run began (82), but some under other names" in out
+    assert "; no test example was trained on" in out
+    assert "have changed" not in resumed(capsys, 3)
+    after = read_again(place, patience)  # as they are kept from now on
+    assert rows(after, "test") == rows(before, "test")
+
+
+def test_copies_of_a_picture_stay_where_they_were(capsys):
+    """A name tells them apart, and a new copy of a training picture is no test picture."""
+    x, y = points(80, 0, 1)
+    place = pictures(np.concatenate([x, x]), np.concatenate([y, y]))
+    train(capsys, place, "--epochs", "1")
+    before: Any = find_dataset(place)
+    assert rows(before, "train") & rows(before, "test")
+    after: Any = read_again(place)
+    np.testing.assert_array_equal(after.parts, before.parts)
+    trained = rows(before, "train")
+    for k in (0, 1):
+        for path in sorted(Path(f"d/{k}").iterdir()):
+            shutil.copy(path, path.with_name(f"again {path.name}"))
+    after = read_again(place)
+    assert len(after.parts) == 2 * len(before.parts)
+    copies = [sum(row.tobytes() in trained for row in data.test[0]) for data in (before, after)]
+    assert copies[0] == copies[1]
+
+
+def save_again(**options):
+    Image = pytest.importorskip("PIL.Image", reason="image files need pillow")
+    for path in Path("d").rglob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, **options)
+
+
+AGAIN: dict[str, dict[str, Any]] = {
+    "compressed": {"format": "PNG", "compress_level": 0}, "BMP": {"format": "BMP"}, "TIFF": {"format": "TIFF"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", AGAIN)
+def test_pictures_are_known_by_their_pixels(how, capsys):
+    place = pictures(*points(80, 0, 1))
+    out = train(capsys, place, "--epochs", "1")
+    measured = next(line for line in out.splitlines() if line.startswith("test accuracy")).partition(",")[0]
+    shutil.copytree("d", "other")
+    save_again(**AGAIN[how])
+    out = say(capsys, "evaluate", "run/model.xpnet")[1]
+    assert "which were not trained on" in out
+    assert "have changed" not in out
+    assert measured in out
+    shutil.rmtree("d")
+    Path("other").rename("e")
+    out = say(capsys, "evaluate", "run/model.xpnet", "e")[1]  # elsewhere
+    assert "were trained on" in out
+    shutil.copytree("e", "d")
+    save_again(**AGAIN[how])
+    assert "have changed" not in resumed(capsys, 2)
+
+
+def test_the_same_pixels_in_files_and_arrays_are_the_same_examples(capsys):
+    Image = pytest.importorskip("PIL.Image", reason="image files need pillow")
+    place = pictures(*points(80, 0, 1))
+    train(capsys, place, "--epochs", "1")
+    paths = sorted(Path("d").rglob("*.png"))
+    np.savez("t.npz", x=np.stack([np.asarray(Image.open(p)) for p in paths]), y=[int(p.parent.name) for p in paths])
+    first, second = read_again("d").reading, read_again("t.npz").reading
+    assert set(first.identities.tolist()) == set(second.identities.tolist())
+
+
+def as_earlier_versions_wrote_it():
+    """Make the run one whose images are known by the bytes of their files, and whose names were not kept."""
+    dataset: Any = read_again("d")
+    names = sorted(Path("d").rglob("*.png"))
+    by_name = dict(zip(hashes(f"{p.parent.name}/{p.name}".encode() for p in names).tolist(), names))
+    trained = dataset.reading.places[dataset.parts == TRAIN].tolist()
+    known = np.unique(hashes(by_name[place].read_bytes() for place in trained))
+    document, arrays = archive.read("run/model.xpnet")
+    del document["inputs"]["by_pixels"]
+    archive.write("run/model.xpnet", document, {**arrays, "inputs/trained_on": known})
+    document, arrays = archive.read(Path("run", NAME))
+    del arrays["identities"]
+    archive.write(Path("run", NAME), document, {**arrays, "trained_on": known})
+    lines = Path("run/config.toml").read_text().splitlines()
+    files = hashes(path.read_bytes() for path in names)
+    y, given = np.array([int(path.parent.name) for path in names]), np.zeros(len(names), np.int64)
+    order = np.lexsort((given, y, files))
+    each = np.stack([column[order].astype("<u8") for column in (files, y, given)])
+    mark = hashlib.blake2b(each.tobytes(), digest_size=16).hexdigest()
+    kept_lines = [line for line in lines if not line.startswith(("by_pixels", "names", "fingerprint"))]
+    Path("run/config.toml").write_text("\n".join([*kept_lines, f'fingerprint = "{mark}"']) + "\n")
+
+
+def test_runs_of_earlier_versions_know_images_by_their_files(capsys):
+    place = pictures(*points(80, 0, 1))
+    train(capsys, place, "--epochs", "1")
+    as_earlier_versions_wrote_it()
+    assert "which were not trained on" in say(capsys, "evaluate", "run/model.xpnet")[1]
+    assert "have changed" not in resumed(capsys, 2)
+    assert "which were not trained on" in say(capsys, "evaluate", "run/model.xpnet")[1]
+    as_earlier_versions_wrote_it()
+    rename(RENAMED["shuffled"])
+    out = resumed(capsys, 3)
+    assert "test examples were trained on, or are copies" in out
+    save_again(format="BMP")
+    out = say(capsys, "evaluate", "run/model.xpnet")[1]
+    assert "whether it was trained on the same pictures in other files is not known" in out

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.command_line import say
 from tests.test_cli_runs import COMMAND, ENVIRONMENT
 from xpnet.cli import info, main, train_settings, user_data
 from xpnet.cli.argument_types import UsageError
+from xpnet.io import archive
 from xpnet.training import Trainer
 
 
@@ -41,6 +43,10 @@ def wrong(capsys, *words) -> str:
         (["--early-stopping", "3"], "did you mean --patience instead of --early-stopping?"),
         (["--gpu"], "did you mean --device instead of --gpu?"),
         (["--qqq"], "unrecognized arguments: --qqq (see"),
+        (["--dropout", "0.2"], "unrecognized arguments: --dropout 0.2 (see"),
+        (["--see", "3"], "did you mean --seed instead of --see?"),
+        (["--deviec", "cpu"], "did you mean --device instead of --deviec?"),
+        (["-epochs", "3"], "did you mean --epochs instead of -epochs?"),
     ],
 )
 def test_a_mistyped_flag_gets_a_hint(capsys, words, says):
@@ -95,7 +101,9 @@ def test_a_file_gets_no_name_of_another_format(capsys, words, says):
 
 
 @pytest.mark.parametrize("name", ["-", "table", "table.v2", "Table.CSV", "a.json/table.txt"])
-def test_other_names_of_files_are_taken(capsys, name):
+def test_other_names_of_files_are_taken(capsys, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").mkdir()
     assert "m.xpnet: No such file" in wrong(capsys, "predict", "m.xpnet", "x.png", "--out", name)
 
 
@@ -201,12 +209,13 @@ def test_a_resumed_run_whose_configuration_is_empty_says_so(tmp_path, capsys):
 
 def test_a_run_whose_checkpoints_are_all_damaged_says_so(tmp_path, capsys):
     assert say(capsys, "train", "iris", "--epochs", "2", "--out", tmp_path)[0] == 0
-    before = (tmp_path / "model.xpnet").read_bytes()
     for file in (tmp_path / "checkpoints").iterdir():
         os.truncate(file, 500)
-    with pytest.warns(RuntimeWarning, match="passed over a checkpoint"):
-        assert "no usable checkpoint" in wrong(capsys, "train", "--resume", tmp_path, "--epochs", "3")
-    assert (tmp_path / "model.xpnet").read_bytes() == before
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    said = wrong(capsys, "train", "--resume", tmp_path, "--epochs", "3")
+    assert "no usable checkpoint" in said
+    assert said.count("step-") == 2  # each is named once
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
@@ -217,6 +226,44 @@ def test_values_that_are_not_finite_are_not_predicted(tmp_path, capsys, value):
     np.save(tmp_path / "x.npy", x)
     said = wrong(capsys, "predict", tmp_path / "m.xpnet", tmp_path / "x.npy")
     assert "x.npy: example 3 holds a number that is not finite" in said
+
+
+def spoiled(path, name, value):
+    """Write the model in a file again, with a value in one of its arrays, or in all whose names end so."""
+    document, arrays = archive.read(path)
+    names = [n for n in arrays if n.endswith(name)]
+    assert names
+    for n in names:
+        arrays[n] = arrays[n].copy()
+        arrays[n].reshape(-1)[-1] = value
+    archive.write(path, document, arrays)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("kernel", np.nan, "holds NaN or infinity, so that it cannot predict anything; train the model again"),
+        ("bias", np.nan, "holds NaN or infinity"),
+        ("preprocessing/mean", np.nan, "mean of the inputs holds NaN or infinity"),
+        ("preprocessing/std", np.inf, "std of the inputs holds NaN or infinity"),
+        ("0.kernel", np.inf, "gives outputs that are not finite: the parameter"),
+        ("bias", np.inf, "gives outputs that are not finite: the parameter"),
+        ("kernel", 3e38, "gives outputs that are not finite: the first layer whose output is not finite is"),
+        ("bias", -np.inf, ""),
+        ("bias", 3e38, ""),
+    ],
+)
+def test_models_that_are_not_finite_predict_nothing(command, name, value, says, tmp_path, capsys):
+    assert say(capsys, "train", "iris", "--epochs", "1", "--out", tmp_path / "run")[0] == 0
+    spoiled(tmp_path / "run" / "model.xpnet", name, value)
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    words = [tmp_path / "x.npy"] if command == "predict" else []
+    if says:
+        assert says in wrong(capsys, command, tmp_path / "run", *words)
+    elif command == "predict":  # a class that cannot be
+        assert "nan" not in "".join(map(str, say(capsys, command, tmp_path / "run", *words)))
 
 
 def test_output_that_is_no_text_stream_is_left_alone(monkeypatch):

@@ -632,18 +632,47 @@ def test_what_was_left_out_is_said(capsys):
     shutil.copy("d/cat/000.png", "d/dog/._000.png")
     shutil.copy("d/cat/000.png", "d/loose.png")
     Path("d/dog/notes.txt").write_text("x")
+    Path("d/README").write_text("x")
+    Path("d/fox").symlink_to("nowhere")
     out = train(capsys, "d", epochs=1)
     count, test = map(int, re.findall(r"(\d+) images to train on, (\d+) to test, 2 classes", out)[0])
     assert count + test == 36
-    assert "left out 4 files: " in out
-    for words in ("1 hidden (.ipynb_checkpoints)", "1 hidden (__MACOSX)", "1 hidden (._*)", "1 no image (.txt)"):
+    assert "left out 6 files: " in out
+    for words in (
+        "1 hidden (.ipynb_checkpoints)",
+        "1 hidden (__MACOSX)",
+        "1 hidden (._*)",
+        "1 no image (.txt)",
+        "1 no image (no ending)",
+        "1 broken link",
+    ):
         assert words in out
     assert "left out 1 image beside the folders, such as 'loose.png'" in out
     code, _, err = say(capsys, "predict", "run/model.xpnet", "d", "--out", "p.csv")
     assert code == 0
     assert "37 predictions" not in err
     assert len(Path("p.csv").read_text().splitlines()) == 1 + 37  # also the loose one
-    assert "left out 4 files" in err
+    assert "left out 6 files" in err
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_train_and_predict_leave_out_the_same_files(divided, capsys):
+    parts = ("d/train", "d/test") if divided else ("d",)
+    for part in parts:
+        pictures(part)
+    for place in {"d", *parts}:
+        Path(place, "notes.md").touch()
+        Path(place, "._x.png").touch()
+        Path(place, "link").symlink_to("nowhere")
+    if divided:
+        shutil.copy("d/train/cat/000.png", "d/test/loose.png")
+    out = train(capsys, "d", epochs=1)
+    _, _, err = say(capsys, "predict", "run/model.xpnet", "d", "--out", "p.csv")
+    (said,) = re.findall("left out .* files: .*", out)
+    (again,) = re.findall("left out .* files: .*", err)
+    assert said.split(": ")[0] == again.split(": ")[0] == f"left out {9 if divided else 3} files"
+    assert sorted(said.split(": ")[1].split(", ")) == sorted(again.split(": ")[1].split(", "))
+    assert ("left out 1 image beside the folders, such as 'test/loose.png'" in out) == divided
 
 
 def test_linked_folders_are_followed():
@@ -862,3 +891,19 @@ def test_damaged_arrays_are_one_error(capsys):
             said.append(str(error))
     assert len(said) > 150
     assert all("y.npz" in text and len(text) < 2000 for text in said)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_grey_images_are_told_where_all_were_in_colour(mixed, capsys):
+    """As colour images are to a model of grey ones."""
+    pictures("d")
+    pictures("grey", grey=True, count=5)
+    if mixed:
+        pictures("d", grey=True, start=50, count=2)
+    train(capsys, "d", epochs=1)
+    said = say(capsys, "predict", "run/model.xpnet", "grey/cat/000.png")[2]
+    assert ("a grey image; those of run/model.xpnet were all in colour" in said) is not mixed
+    said = say(capsys, "evaluate", "run/model.xpnet", "grey")[1]
+    assert ("10 images are grey; those of run/model.xpnet were all in colour" in said) is not mixed
+    assert "grey" not in say(capsys, "predict", "run/model.xpnet", "d/dog/000.png")[2]
+    assert "are grey" not in say(capsys, "evaluate", "run/model.xpnet")[1]

@@ -182,6 +182,59 @@ def test_runs_that_cannot_be_resumed(words, says, trained, tmp_path, capsys):
     assert says in err
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run that was stopped after its fourth epoch of 300."""
+    folder = tmp_path / "stopped"
+    assert main(["train", "iris", "--epochs", "4", "--out", str(folder)]) == 0
+    config, record = folder / "config.toml", folder / "run.json"
+    config.write_text(config.read_text().replace("epochs = 4", "epochs = 300"))
+    record.write_text(record.read_text().replace('"state": "finished"', '"state": "interrupted"'))
+    return folder
+
+
+@pytest.mark.parametrize("way", ["flag", "file"])
+def test_a_run_is_not_resumed_to_an_epoch_that_lies_behind_it(way, stopped, tmp_path, capsys):
+    before = contents(stopped)
+    (tmp_path / "c.toml").write_text("epochs = 3")
+    words = ["--epochs", "3"] if way == "flag" else ["--config", tmp_path / "c.toml"]
+    code, out, err = say(capsys, "train", "--resume", stopped, *words)
+    assert (code, out) == (2, "")
+    assert f"the run in {stopped} is already at epoch 4 of 300; give more, or leave --epochs out" in err
+    assert contents(stopped) == before
+    code, out, err = say(capsys, "train", "--resume", stopped, "--epochs", "5")
+    assert (code, err.splitlines()[0][:9]) == (0, "epoch 5/5")
+
+
+def test_the_model_of_a_killed_run_is_written_as_it_was_at_its_end(stopped, capsys):
+    """The epoch that was reached may be given: nothing is trained, and the model is that of the checkpoint."""
+    model = (stopped / "model.xpnet").read_bytes()
+    (stopped / "model.xpnet").unlink()
+    assert say(capsys, "train", "--resume", stopped, "--epochs", "4")[0] == 0
+    assert (stopped / "model.xpnet").read_bytes() == model
+
+
+def test_a_run_without_its_checkpoints(stopped, trained, tmp_path, capsys):
+    """One that has finished is refused and left as it is; another one says that it begins anew."""
+    shutil.copytree(trained, tmp_path / "finished")
+    for folder in (stopped, tmp_path / "finished"):
+        for path in (folder / "checkpoints").iterdir():
+            path.unlink()
+    before = contents(tmp_path / "finished")
+    code, out, err = say(capsys, "train", "--resume", tmp_path / "finished", "--epochs", "9")
+    assert (code, out) == (2, "")
+    assert "the run has finished, and there are no checkpoints in" in err
+    assert contents(tmp_path / "finished") == before
+    shutil.rmtree(stopped / "checkpoints")
+    code, out, _ = say(capsys, "train", "--resume", stopped, "--epochs", "2")
+    assert code == 0
+    assert f"the run begins anew, and replaces {stopped / 'model.xpnet'}" in out
+
+
 def test_a_finished_run_may_be_replaced(tmp_path, capsys):
     say(capsys, "train", "iris", "--epochs", "3", "--out", tmp_path)
     assert say(capsys, "train", "iris", "--epochs", "1", "--seed", "4", "--out", tmp_path)[0] == 0

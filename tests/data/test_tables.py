@@ -162,7 +162,8 @@ def test_what_decimals_are_follows_the_training_data(tmp_path):
     def opened(text, decimal, separator=";"):
         path.write_text(text)
         table = open_table(path, InputRecord("table", (2,), target_column=2, separator=separator, decimal=decimal))
-        return table.read([0, 1]).numbers.tolist(), " ".join(table.notes)
+        found = table.read([0, 1])
+        return found.numbers.tolist(), " ".join([*table.notes, *found.notes])
 
     found, said = opened("185;4.911\n163;3.311\n", ",")
     assert found == [[185, 4911], [163, 3311]]
@@ -188,6 +189,83 @@ def test_a_decimal_comma_far_down_is_said(tmp_path):
     found = open_table(path).read([0, 1])
     assert (found.decimal, found.numbers[0, 0]) == (",", 4100)
     assert "decimal commas" in found.notes[0]
+    assert found.notes[1].startswith("4.100 is read as 4100")
+
+
+def said_of(path):
+    table = open_table(path)
+    found = table.read([0, 1])
+    return found.numbers.tolist(), " ".join([*table.notes, *found.notes])
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_point_beside_decimal_commas_is_said_to_be_between_thousands(separator, far, tmp_path):
+    path = tmp_path / "t.csv"
+
+    def of(*rows):
+        path.write_text("".join("7;8,5;x\n" for _ in range(300 * far)).replace(";", separator))
+        with path.open("a") as file:
+            file.write("".join(separator.join(row) + "\n" for row in rows))
+        return said_of(path)
+
+    found, said = of(("0,81", "2,5", "x"), ("4.823", "3,5", "y"))
+    assert found[-1] == [4823, 3.5]
+    assert "4.823 is read as 4823" in said
+    for row in (("1.234,5", "2,5", "y"), ("1.234.567", "2,5", "y")):  # which show what a point is
+        found, said = of(("4.823", "3,5", "y"), row)
+        assert found[-2][0] == 4823
+        assert "is read as" not in said
+    assert "is read as" not in of(("0,81", "2,5", "4.823"), ("7", "3,5", "x.y"))[1]  # a class is no number
+
+
+def quoted(rows):
+    return "".join(",".join(f'"{cell}"' if "," in cell else cell for cell in row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("titles", [[], [("a", "b", "y")], [("body mass", "b", "y")]])
+def test_quoted_decimal_commas_between_commas(titles, tmp_path):
+    path = tmp_path / "t.csv"
+    rows = [("11,15", "1,15", "b"), ("12", "-,5", "c"), ("1.234,5", "1,234", "c")]
+    path.write_text(quoted(titles + rows))
+    assert open_table(path).separator == ","
+    found, said = said_of(path)
+    np.testing.assert_allclose(found, [[11.15, 1.15], [12, -0.5], [1234.5, 1.234]], rtol=1e-6)
+    assert "numbers have decimal commas" in said
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("1,234", "5", "b"), ("2,345", "6", "c")],  # thousands
+        [("1,5", "2.5", "b"), ("2,5", "6", "c")],  # written in two ways
+        [("1,5", "4.823", "b"), ("2,5", "6", "c")],
+        [("1,5 kg", "2", "b"), ("2,5 kg", "6", "c")],
+    ],
+)
+def test_other_commas_in_quotes_are_no_decimal_commas(rows, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(quoted(rows))
+    with pytest.raises(DataError, match=r"expected numbers, got '[12],"):
+        said_of(path)
+
+
+def test_quoted_words_with_commas_leave_decimal_points(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(quoted([("4.823", "1.5", "a,b"), ("2.5", "6", "1,5")]))
+    assert said_of(path) == (np.array([[4.823, 1.5], [2.5, 6]], np.float32).tolist(), "")
+
+
+def test_points_that_turn_out_to_be_between_thousands_are_said_once(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("4.823;2;x\n" * 300)
+    assert "4.823 is read with a decimal point" in said_of(path)[1]
+    with path.open("a") as file:
+        file.write("0,81;2;x\n")
+    found, said = said_of(path)
+    assert found[0] == [4823, 2]
+    assert "4.823 is read as 4823" in said
+    assert "with a decimal point" not in said
 
 
 @pytest.mark.parametrize("titles", [["a", "class"], None])

@@ -285,10 +285,31 @@ def test_tensorboard_says_what_it_needs(tmp_path, monkeypatch):
 
 def test_tensorboard_events_hold_the_history(tmp_path):
     pytest.importorskip("tensorboardX")
-    from tensorboardX.proto.event_pb2 import Event
-
     trainer = run(TensorBoard(tmp_path))
     (path,) = tmp_path.iterdir()
+    found = scalars(path)
+    for name, values in {**trainer.history, "learning_rate": [0.5] * 3}.items():
+        assert [step for step, _ in found[name]] == [1, 2, 3]
+        np.testing.assert_allclose([value for _, value in found[name]], values, rtol=1e-6)
+
+
+def test_tensorboard_runs_of_one_second_have_a_file_each(tmp_path, monkeypatch):
+    """Also where the clock stands still; the names are in the order of the runs where it does not."""
+    pytest.importorskip("tensorboardX")
+    for epochs in (1, 2, 3):
+        run(TensorBoard(tmp_path), epochs=epochs)
+    assert [len(scalars(path)["loss"]) for path in sorted(tmp_path.iterdir())] == [1, 2, 3]
+    monkeypatch.setattr(time, "time_ns", lambda: 1)
+    monkeypatch.setattr(time, "time", lambda: 1.0)
+    for _ in range(2):
+        run(TensorBoard(tmp_path))
+    assert [len(scalars(path)["loss"]) for path in tmp_path.glob("*.1.*")] == [3, 3]
+
+
+def scalars(path):
+    """The (step, value) of every scalar in an event file."""
+    from tensorboardX.proto.event_pb2 import Event
+
     found: dict[Any, Any] = {}
     content = path.read_bytes()
     while content:  # records of length (8 bytes), its checksum (4), an event, its checksum (4)
@@ -297,9 +318,7 @@ def test_tensorboard_events_hold_the_history(tmp_path):
         content = content[16 + length :]
         for value in event.summary.value:
             found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    for name, values in {**trainer.history, "learning_rate": [0.5] * 3}.items():
-        assert [step for step, _ in found[name]] == [1, 2, 3]
-        np.testing.assert_allclose([value for _, value in found[name]], values, rtol=1e-6)
+    return found
 
 
 def test_tensorboard_is_closed_after_an_exception(tmp_path):

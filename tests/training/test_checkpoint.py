@@ -117,10 +117,7 @@ def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
     (tmp_path / "step-0000000020.ckpt").write_bytes(b"nothing")
-    with (
-        pytest.warns(RuntimeWarning, match="passed over"),
-        pytest.raises(ValueError, match="no usable checkpoint"),
-    ):
+    with pytest.raises(ValueError, match="no usable checkpoint"):
         runs.fit(runs.trainer(tmp_path), resume="auto")
 
 

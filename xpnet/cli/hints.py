@@ -55,10 +55,16 @@ def unrecognized(extra: Sequence[str], parser: argparse.ArgumentParser) -> str:
         name = word.partition("=")[0].replace("_", "-")
         other = _OTHER_NAMES.get(name)
         longer = [flag for flag in flags if name.startswith("--") and len(name) > 3 and flag.startswith(name)]
-        meant = other if other in flags else longer[0] if longer else name if name in flags else close(name, flags)
+        meant = other if other in flags else longer[0] if longer else name if name in flags else _close_flag(name, flags)
         if meant is not None:
             hints.append(f"did you mean {meant} instead of {word.partition('=')[0]}?")
     return f"unrecognized arguments: {' '.join(extra)}" + (f"; {' '.join(hints)}" if hints else "")
+
+
+def _close_flag(name: str, flags: Iterable[str]) -> str | None:
+    """Return the flag that was probably meant: what they all begin with makes none alike."""
+    found = difflib.get_close_matches(name.lstrip("-"), [flag.lstrip("-") for flag in flags], 1, 0.65)
+    return f"--{found[0]}" if found else None
 
 
 def _is_number(word: str) -> bool:

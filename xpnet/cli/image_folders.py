@@ -15,9 +15,9 @@ from xpnet.cli.argument_types import UsageError
 from xpnet.cli.readings import Known, Reading, alike_names, class_indices, normalized, quoted_list
 from xpnet.data import DataError, ImageFolder
 from xpnet.data.dataset import NumpyArray
-from xpnet.data.image_files import ENDINGS, describe_left_out, folders_within, image_files, is_hidden
+from xpnet.data.image_files import ENDINGS, beside_folders, describe_left_out, folders_within, image_files
 from xpnet.data.inputs import InputRecord
-from xpnet.data.splits import TEST, TRAIN, VALIDATION, hashes
+from xpnet.data.splits import TEST, TRAIN, VALIDATION, hashes, row_hashes
 from xpnet.runtime.machine import memory
 from xpnet.runtime.messages import counted, quoted, were
 
@@ -68,10 +68,14 @@ def read_folder(folder: Path, size: Sequence[int] | None = None, skip_bad: bool 
         raise UsageError(f"{folder}: {known.place} takes {known.inputs.describe()}, not images")
     if known is not None and (why := known.inputs.without_white()):
         raise UsageError(f"{folder}: {known.place} {why}; give a .npz file with such values")
-    loose = [p.name for p in folder.iterdir() if p.is_file() and not is_hidden(p.name) and p.suffix.lower() in ENDINGS]
+    places = list(dict.fromkeys([folder, *(place for _, place in parts)]))
+    beside = {place: beside_folders(place) for place in places}
+    loose = [str(Path(place, name).relative_to(folder)) for place in places for name in beside[place][0]]
     if loose:
         notes.append(f"left out {len(loose):,} image{'s' * (len(loose) > 1)} beside the folders, such as {quoted(loose[0])}")
-    left_out = Counter[str]() if any(place == folder for _, place in parts) else folders_within(folder)[1]
+    left_out = Counter[str]()
+    if all(place != folder for _, place in parts):  # those of the places are counted with their images
+        left_out += folders_within(folder)[1] + beside[folder][1]
     found: list[tuple[int | None, ImageFolder]] = []
     names: tuple[str, ...] = ()
     for part, place in parts:
@@ -264,7 +268,8 @@ class _Reader:
         self.labels: list[str] = []
         self.parts: list[int] = []
         self.names: list[bytes] = []
-        self.bytes: list[bytes] = []
+        self.by_pixels = known is None or known.inputs.by_pixels
+        self.files: list[NumpyArray] = []
 
     def add(self, folder: Path, part: int | None, images: ImageFolder) -> None:
         """Read all images of one part."""
@@ -300,7 +305,8 @@ class _Reader:
             self.labels.append(images.class_names[images.labels[i]])
             self.parts.append(TRAIN if part is None else part)
             self.names.append(normalized(path.relative_to(folder).as_posix()).encode("utf-8", "surrogateescape"))
-            self.bytes.append(hashes([path.read_bytes()]).tobytes())
+            if not self.by_pixels:
+                self.files.append(hashes([path.read_bytes()]))
 
     def finish(self, folder: Path, names: tuple[str, ...], parts: Sequence[int | None], notes: list[str]) -> Reading:
         """Return the reading of all images that were added."""
@@ -316,7 +322,8 @@ class _Reader:
         class_names = names if self.known is None else self.known.class_names
         notes += alike_names(class_names) if self.known is None else []
         known = self.known or Known(InputRecord("images", x.shape[1:]), names, "the training part")
-        inputs = InputRecord("images", x.shape[1:], 255.0, whole=True, resized=self.size is not None)
+        in_colour = self.channels == 3 and self.colour == len(self.pixels)
+        inputs = InputRecord("images", x.shape[1:], 255.0, whole=True, resized=self.size is not None, in_colour=in_colour)
         if self.known is not None:
             inputs = self.known.inputs
             notes += [note] if (note := inputs.far(x, str(folder), sure=True)) else []
@@ -341,6 +348,10 @@ class _Reader:
             notes.append(
                 f"{counted(self.colour, 'colour image')} {were(self.colour)} converted to grey, as {self.known.place} takes it"
             )
+        elif self.known is not None and inputs.in_colour and (grey := len(self.pixels) - self.colour):
+            notes.append(
+                f"{counted(grey, 'image')} {'is' if grey == 1 else 'are'} grey; those of {self.known.place} were all in colour"
+            )
         elif self.known is None and 0 < self.colour < len(self.pixels):
             notes.append(
                 f"{self.colour:,} of {counted(len(self.pixels), 'image')} {'is' if self.colour == 1 else 'are'} in colour, "
@@ -349,7 +360,7 @@ class _Reader:
         given = np.array(self.parts, np.int8) if parts != [None] else None
         return Reading(
             str(folder), x, class_indices(self.labels, known, str(folder)), class_names, inputs,
-            np.frombuffer(b"".join(self.bytes), np.uint64), hashes(self.names), given, notes,
+            row_hashes(x) if self.by_pixels else np.concatenate(self.files), hashes(self.names), given, notes,
         )  # fmt: skip
 
 

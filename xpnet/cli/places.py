@@ -10,6 +10,7 @@ from pathlib import Path
 
 from xpnet.cli.argument_types import UsageError
 from xpnet.data.image_files import is_run
+from xpnet.runtime.files import is_stream, place_to_write
 
 STARTED_IN = "started_in"
 FILES = ("model.xpnet", "config.toml", "data.kept", "run.json", "history.csv")
@@ -18,13 +19,29 @@ PAGES = ("report.html", "learning_curves.png", "confusion_matrix.png")
 """What a run writes for its readers."""
 
 
-def check_output(flag: str, out: str | os.PathLike[str] | None, *inputs: str | os.PathLike[str] | None) -> None:
-    """Check, before anything is read, that a file that will be written is none of those that are read, under whatever name.
+def check_output(
+    flag: str, out: str | os.PathLike[str] | None, *inputs: str | os.PathLike[str] | None, stream: bool = False
+) -> None:
+    """Check, before anything is read, that a file can be written, and is none of those that are read, under whatever name.
+
+    Args:
+        flag: that names the file.
+        out: the file, or None.
+        inputs: the files that are read.
+        stream: whether a pipe or a character device will do.
 
     Raises:
-        UsageError: it is, or it is a file that a run is resumed or evaluated from.
+        UsageError: it is one of `inputs`, or a file that a run is resumed or evaluated from; or it has no folder, or is there
+            and no regular file.
     """
-    if out is None or not os.path.exists(out):
+    if out is None:
+        return
+    try:
+        if not (stream and is_stream(out)) and not (place := place_to_write(out)).parent.is_dir():
+            raise UsageError(f"{flag} {out}: there is no folder {place.parent}; make it, or give another name")
+    except OSError as error:
+        raise UsageError(f"{flag} {out}: {error.strerror}") from error
+    if not os.path.exists(out):
         return
     there = os.stat(out)
     if any(os.path.samestat(there, os.stat(path)) for path in inputs if path is not None and os.path.exists(path)):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from xpnet import backend, data, ops
+from xpnet.backend import is_floating
 from xpnet.cli import user_data
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.array_files import read_arrays
@@ -32,7 +33,9 @@ from xpnet.data.inputs import default_record
 from xpnet.data.splits import TEST, TRAIN, VALIDATION, row_hashes
 from xpnet.io import archive
 from xpnet.io.model_file import SavedModel
+from xpnet.layers.not_finite import first_not_finite
 from xpnet.optim import SGD
+from xpnet.runtime.files import is_stream
 from xpnet.runtime.messages import counted, were
 from xpnet.training import Trainer
 
@@ -41,7 +44,7 @@ MOST_NOTES = 10
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the loss and the accuracy on the test part of a data set, or on all examples of data that are new to the model."""
-    saved = read_model(args, args.device)
+    saved = _usable_model(args)
     name = args.dataset or saved.metadata.get("dataset")
     if not isinstance(name, str):
         raise UsageError(f"{args.model} does not say what it was trained on; give a data set: {', '.join(data.names())}")
@@ -56,7 +59,12 @@ def evaluate(args: argparse.Namespace) -> int:
     trainer = Trainer(saved.model, loss="softmax_cross_entropy", optimizer=SGD(0.0), metrics=["accuracy"])
 
     def measure(x: Any, y: Any) -> dict[str, float]:
-        return trainer.evaluate((user_data.preprocess(x, saved.preprocessing), y), batch_size=args.batch_size)
+        prepared = user_data.preprocess(x, saved.preprocessing)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is reported better here
+            values = trainer.evaluate((prepared, y), batch_size=args.batch_size)
+        if not math.isfinite(values["loss"]):
+            raise UsageError(_not_finite(args.model, saved, name, prepared))
+        return values
 
     if args.dataset is not None and (note := own_of_this_name(name, args.data)):
         print(f"  {note}")
@@ -82,6 +90,36 @@ def evaluate(args: argparse.Namespace) -> int:
         words = accuracy_text(round(values["accuracy"] * len(fresh)), len(fresh))
         print(f"{name}, without the examples that were trained on: {words}, loss {values['loss']:.4g}")
     return 0
+
+
+def _usable_model(args: argparse.Namespace) -> SavedModel:
+    """Read the saved model that MODEL names.
+
+    Raises:
+        UsageError: it holds NaN, or moments of its inputs that are not finite: it would predict nothing but NaN.
+    """
+    saved = read_model(args, args.device)
+    weights = {name: array for name, array in saved.model.state().items() if is_floating(array)}
+    bad = [name for name, array in weights.items() if np.isnan(backend.to_numpy(array)).any()]
+    if saved.preprocessing is not None:  # of its arrays infinity is no value either
+        moments = saved.preprocessing.state()["arrays"]
+        bad += [f"{name} of the inputs" for name, array in moments.items() if not np.isfinite(array).all()]
+    if bad:
+        more = f" and {len(bad) - 1} more of its arrays" if len(bad) > 1 else ""
+        raise UsageError(
+            f"{args.model}: {bad[0]}{more} holds NaN or infinity, so that it cannot predict anything; train the model "
+            f"again, or use an earlier copy of the file"
+        )
+    return saved
+
+
+def _not_finite(path: str, saved: SavedModel, place: str, x: NumpyArray) -> str:
+    """Return the message for outputs that are not finite, on some preprocessed examples."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(backend.to_numpy(saved.model.predict(x))).reshape(len(x), -1).all(axis=1)
+        first = x[int(finite.argmin()) :][:1]
+        found = first_not_finite(saved.model, backend.to_device(first, saved.model.context.device))
+    return f"{place}: {path} gives outputs that are not finite: {found}"
 
 
 def _check_fit(path: str, saved: SavedModel, dataset: Dataset) -> None:
@@ -179,11 +217,18 @@ def _examples_to_measure(reading: Reading, known: Known, same: bool) -> tuple[Nu
         on = f"measured on {f'all {len(rows):,} examples' if len(rows) > 1 else 'the only example'}"
         if seen.any():
             notes = [on]
+        elif not sure.any():
+            notes = [f"{on}: the model file does not say which examples it was trained on"]
         elif same:
             notes = [f"{on}: none of them is one that the model was trained on"]
         else:
             notes = [f"{on}: these are not the data that the model was trained on"]
     trained = seen[rows]
+    if record.kind == "images" and not record.by_pixels and sure.any() and not seen.any():
+        notes.append(
+            "the model file is of an earlier version, which knows images by the bytes of their files: whether it was trained "
+            "on the same pictures in other files is not known"
+        )
     if not trained.any():
         return rows, notes, None
     count = int(trained.sum())
@@ -202,8 +247,8 @@ def predict(args: argparse.Namespace) -> int:
         raise UsageError(f"--target is for tables, and {args.images[0]} is none: omit it")
     files, notes = _files(args.images)
     if args.out != "-":
-        check_output("--out", args.out, in_run_folder(args.model), args.code, *files)
-    saved = read_model(args, args.device)
+        check_output("--out", args.out, in_run_folder(args.model), args.code, *files, stream=True)
+    saved = _usable_model(args)
     inputs = saved.inputs or default_record(example_shape(saved, args.model))
     known = Known(inputs, saved.class_names, args.model)
     # Read all files before the first line is printed: an error should not hide among results.
@@ -219,7 +264,7 @@ def predict(args: argparse.Namespace) -> int:
             warnings.warn(f"left out {error}", RuntimeWarning, stacklevel=2)
             continue
         notes += said
-        predictions += _predictions(saved, path, x)
+        predictions += _predictions(saved, args.model, path, x)
     for note in notes[:MOST_NOTES]:
         print(f"xpnet predict: {note}", file=sys.stderr)
     if len(notes) > MOST_NOTES:
@@ -238,10 +283,15 @@ def predict(args: argparse.Namespace) -> int:
         if args.out == "-":
             print(text.getvalue(), end="")
         else:
-            archive.write_atomically(
-                args.out, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-            )  # as files are named
-            print(f"{counted(len(predictions), 'prediction')} in {args.out}")
+            written = text.getvalue().encode("utf-8", "surrogateescape")  # as files are named
+            streamed = is_stream(args.out)
+            if streamed:
+                with open(args.out, "wb") as stream:
+                    stream.write(written)
+            else:
+                archive.write_atomically(args.out, lambda file: file.write(written))
+            # A stream may be standard output under another name.
+            print(f"{counted(len(predictions), 'prediction')} in {args.out}", file=sys.stderr if streamed else sys.stdout)
         return 0
     for place, row in predictions:
         best = int(row.argmax())
@@ -267,9 +317,17 @@ def _files(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     return found, notes
 
 
-def _predictions(saved: SavedModel, path: str, x: NumpyArray) -> list[tuple[str, NumpyArray]]:
-    """Return (place, probabilities) of every example in a file."""
-    probabilities = backend.to_numpy(ops.softmax(saved.model.predict(user_data.preprocess(x, saved.preprocessing))))
+def _predictions(saved: SavedModel, model: str, path: str, x: NumpyArray) -> list[tuple[str, NumpyArray]]:
+    """Return (place, probabilities) of every example in a file.
+
+    Raises:
+        UsageError: they are not finite.
+    """
+    prepared = user_data.preprocess(x, saved.preprocessing)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is reported better here
+        probabilities = backend.to_numpy(ops.softmax(saved.model.predict(prepared)))
+    if not np.isfinite(probabilities).all():
+        raise UsageError(_not_finite(model, saved, path, prepared))
     alone = len(x) == 1 and not tables.is_table(path)
     return [(path if alone else f"{path}[{i}]", row) for i, row in enumerate(probabilities)]
 
@@ -318,6 +376,8 @@ def _image(path: str, known: Known) -> tuple[NumpyArray, list[str]]:
         notes.append(f"{path}: {height} x {width} pixels, resized to {H} x {W}; the images of {known.place} had this size")
     if coloured:
         notes.append(f"{path}: a colour image, converted to grey, as {known.place} takes it")
+    if record.in_colour and is_grey(read.values):
+        notes.append(f"{path}: a grey image; those of {known.place} were all in colour")
     if read.transparent:
         notes.append(f"{path}: transparent pixels were composited on {record.background} (R, G, B)")
     if read.frames:

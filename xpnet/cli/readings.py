@@ -79,7 +79,7 @@ class Reading:
         parts = self._divided(validation)
         if kept is None:
             return parts
-        return kept.divide(self.places, self.inputs.seen(self.identities)[0], parts, self.parts)
+        return kept.divide(self.places, self.identities, self.inputs.seen(self.identities)[0], parts, self.parts)
 
     def _divided(self, validation: bool) -> NumpyArray:
         fraction = VALIDATION_FRACTION if validation else 0.0
@@ -243,7 +243,9 @@ def describe_change(before: dict[str, Any], reading: Reading) -> str:
     same = before.get("examples") == now["examples"] and before.get("counts") == now["counts"]
     mark = str(before.get("fingerprint"))
     if same and (mark == now["fingerprint"] or len(mark) != len(now["fingerprint"])):  # earlier versions had another one
-        return ""
+        if before.get("names", now["names"]) == now["names"]:
+            return ""
+        return f"the examples of when the run began ({now['examples']:,}), but some under other names"
     if same:
         count = f"as many examples as when the run began ({now['examples']:,})"
         return f"{count}, but some have other contents, or another class or part"
@@ -255,14 +257,16 @@ def describe_change(before: dict[str, Any], reading: Reading) -> str:
 
 
 def facts(reading: Reading) -> dict[str, Any]:
-    """Return the counts, class names and a fingerprint of the data, to be kept with a run."""
+    """Return counts, class names and fingerprints of the data and of which name each has, to be kept with a run."""
     parts = np.zeros(len(reading.y), np.int8) if reading.parts is None else reading.parts
     order = np.lexsort((parts, reading.y, reading.contents))
     each = np.stack([column[order].astype("<u8") for column in (reading.contents, reading.y, parts)])
+    pairs = np.stack([reading.identities, reading.places])[:, np.lexsort((reading.places, reading.identities))]
     counts = np.bincount(reading.y, minlength=len(reading.class_names))
     return {
         "examples": len(reading.y),
         "classes": list(reading.class_names),
         "counts": counts.tolist(),
         "fingerprint": hashlib.blake2b(each.tobytes(), digest_size=16).hexdigest(),
+        "names": hashlib.blake2b(pairs.astype("<u8").tobytes(), digest_size=16).hexdigest(),
     }

@@ -12,9 +12,10 @@ from pathlib import Path
 from xpnet.cli import train_settings
 from xpnet.cli.argument_types import UsageError
 from xpnet.cli.places import FILES, PAGES
-from xpnet.data.image_files import image_files, is_run
+from xpnet.data.image_files import folders_within, holds_images, image_files, is_hidden, is_run
 from xpnet.io import archive, lock
 from xpnet.report import read_record
+from xpnet.runtime.files import place_to_write
 from xpnet.runtime.messages import quoted
 from xpnet.training.checkpoint_folder import CHECKPOINTS
 
@@ -34,12 +35,13 @@ def open_folder(args: argparse.Namespace, name: str, dataset: str, held: context
 
     Raises:
         UsageError: it is a file, or holds a run that has not finished, or one on other data.
-        OSError: it cannot be written, or another process trains into it.
+        OSError: it cannot be written, another process trains into it, or what has the name of a file of a run is none.
     """
     if args.resume is not None:
         if args.out is not None and Path(args.out) != Path(args.resume):
             raise UsageError(f"--out {args.out}: a run is resumed in its own folder, {args.resume}; omit --out")
         _lock(Path(args.resume), held)
+        _check_files(Path(args.resume))
         return Path(args.resume)
     folder = Path("runs") / name if args.out is None else Path(args.out)
     try:
@@ -48,6 +50,7 @@ def open_folder(args: argparse.Namespace, name: str, dataset: str, held: context
         else:
             folder.mkdir(parents=True, exist_ok=True)
         _lock(folder, held)
+        _check_files(folder)
         _clear_finished(folder, dataset)
         trial = folder / ".writable"
         archive.write_atomically(trial, lambda file: file.write(b""))
@@ -57,13 +60,17 @@ def open_folder(args: argparse.Namespace, name: str, dataset: str, held: context
     return folder
 
 
-def check_place(out: str | None, data: str) -> None:
-    """Check, before the data are read, that the results of a run do not fall among them.
+def check_place(out: str | None, data: str, published: bool = False) -> None:
+    """Check, before the data are read, that the results of a run do not fall among them, nor among other images.
 
     Raises:
-        UsageError: the folder --out is that of the data, or one in it that holds images; or a file of the run is the data.
+        UsageError: the folder --out is that of the data, or one in it that holds images; or a file of the run is the data; or
+            the folder holds nothing but class folders of images.
     """
     if out is None:
+        return
+    _check_other_data(out, data)
+    if published:
         return
     folder, place = Path(os.path.realpath(out)), Path(os.path.realpath(data))
     if place.is_file():
@@ -75,6 +82,20 @@ def check_place(out: str | None, data: str) -> None:
         raise UsageError(
             f"--out {out}: {'is the folder of the data' if folder == place else 'holds images of the data'}; choose another "
             f"for the results, such as --out {shlex.quote(os.path.join('runs', place.name))}"
+        )
+
+
+def _check_other_data(out: str, data: str) -> None:
+    """Raise a UsageError where a folder is one of images CLASS/NAME.png, which files of a run would stand among."""
+    folder = Path(out)
+    if not folder.is_dir() or is_run(folder) or os.path.realpath(out) == os.path.realpath(data):
+        return
+    classes = folders_within(folder)[0]
+    files = [entry.name for entry in folder.iterdir() if not entry.is_dir() and not is_hidden(entry.name)]
+    if len(classes) > 1 and not files and all(map(holds_images, classes)):
+        raise UsageError(
+            f"--out {out}: holds folders of images, {classes[0].name} and {classes[1].name}, as data do; choose another folder "
+            f"for the results, such as --out {shlex.quote(os.path.join('runs', Path(data).stem or 'data'))}"
         )
 
 
@@ -94,6 +115,12 @@ def _next_free(folder: Path) -> Path:
 def _lock(folder: Path, held: contextlib.ExitStack) -> None:
     lock.acquire(folder)
     held.callback(lock.release, folder)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise an OSError where something that is no regular file has the name of a file that the run will write."""
+    for name in (*FILES, *PAGES):
+        place_to_write(folder / name)
 
 
 def _clear_finished(folder: Path, dataset: str) -> None:
@@ -138,7 +165,8 @@ class Room:
 
     def __init__(self, path: Path, size: int, held: contextlib.ExitStack) -> None:
         self.path = path
-        self._placeholder = path.with_name(f".{path.name}.room")
+        place = place_to_write(path)  # behind a link, there may be another disk
+        self._placeholder = place.with_name(f".{place.name}.room")
         held.callback(self._placeholder.unlink, missing_ok=True)
         size += _MORE
         try:

@@ -45,7 +45,7 @@ from xpnet.training import (
     History,
     Trainer,
 )
-from xpnet.training.checkpoint_folder import CHECKPOINTS
+from xpnet.training.checkpoint_folder import CHECKPOINTS, newest_epoch
 from xpnet.training.interrupt import Terminated
 
 HISTORY, CURVES, CONFUSION = "history.csv", "learning_curves.png", "confusion_matrix.png"
@@ -80,17 +80,19 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         given.setdefault("model", "mlp" if given["dataset"] == "iris" else "cnn")
         find_network(locate_network(given["model"], given.get(STARTED_IN)))
     before = known = None
+    anew = ""
     if args.resume is not None:
         if args.out is None and _has_finished(Path(args.resume), given):
             return 0
+        anew = _check_checkpoints(Path(args.resume), given)
         before = train_settings.recorded_inputs(args.resume)
         known = None if before is None else _known(before, args.resume)
     moved = None
     if args.resume is not None:
         moved = train_settings.read_file(Path(args.resume) / train_settings.CONFIG).get("dataset")
         moved = moved if moved != given["dataset"] else None
-    elif where not in data.names():
-        check_place(args.out, where)
+    else:
+        check_place(args.out, where, published=where in data.names())
     dataset = user_data.find_dataset(
         where,
         published,
@@ -117,7 +119,8 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
     if isinstance(dataset, OwnDataset):
         text = train_settings.with_inputs(given, {**dataset.inputs.settings(), **facts(dataset.reading)})
         moments, earlier = (dataset.mean, dataset.std), None if known is None else known.kept
-        kept_data.keep(folder, dataset.reading.places, dataset.parts, moments, dataset.inputs.arrays(), earlier)
+        read = dataset.reading
+        kept_data.keep(folder, read.places, read.identities, dataset.parts, moments, dataset.inputs.arrays(), earlier)
     archive.write_atomically(folder / train_settings.CONFIG, lambda file: file.write(text.encode("utf-8", "replace")))
 
     preprocessing = Standardize.from_moments(dataset.mean, dataset.std, dataset.input_shape)
@@ -128,7 +131,7 @@ def _train(args: argparse.Namespace, given: train_settings.Settings, held: conte
         + (f"; {held_out}" if held_out else "")
     )
     own = own_of_this_name(where, published)
-    for note in [own] * bool(own) + _notes(dataset, before, args.resume, moved):
+    for note in [own] * bool(own) + [anew] * bool(anew) + _notes(dataset, before, args.resume, moved):
         print(f"  {note}")
     if not held_out:
         print(TESTED_IN_CURVES)
@@ -210,6 +213,43 @@ def _has_finished(folder: Path, given: train_settings.Settings) -> bool:
     return True
 
 
+def _check_checkpoints(folder: Path, given: train_settings.Settings) -> str:
+    """Check, before anything is written, that a run can go on from its checkpoints, up to the epochs that are given.
+
+    Returns:
+        what should be said where there are none, or "".
+
+    Raises:
+        UsageError: it is already further; or it has finished, and there are no checkpoints.
+        ArchiveError: its checkpoints are all damaged.
+    """
+    place = folder / CHECKPOINTS
+    reached = newest_epoch(place)
+    if reached is None:
+        if _state(folder) == "finished":
+            raise UsageError(
+                f"--resume {folder}: the run has finished, and there are no checkpoints in {place} that it could go on from: "
+                f"put them back, or start a new run, with --out for its folder"
+            )
+        model = f", and replaces {folder / MODEL}" if (folder / MODEL).exists() else ""
+        return f"there are no checkpoints in {place}: the run begins anew{model}"
+    goal = train_settings.read_file(folder / train_settings.CONFIG).get("epochs", 0)
+    epochs = given.get("epochs", 0)
+    if epochs != goal and epochs < reached:
+        raise UsageError(
+            f"--epochs {epochs}: the run in {folder} is already at epoch {reached} of {goal}; give more, or leave --epochs out"
+        )
+    return ""
+
+
+def _state(folder: Path) -> str | None:
+    """Return what the record of a run says of its state; None where there is no record."""
+    try:
+        return str(read_record(folder)["state"])
+    except (FileNotFoundError, archive.ArchiveError):
+        return None
+
+
 def _holds(folder: Path, epochs: int) -> bool:
     """Return whether the model in a folder is that of this epoch, and not an older one."""
     try:
@@ -239,7 +279,7 @@ def _check_moved(dataset: Dataset, before: dict[str, Any] | None, moved: str, wh
     """Raise a UsageError unless data that are given for those of a run, which are gone from their place, are the same."""
     change = "the run did not keep what it began with"
     if before is not None and isinstance(dataset, OwnDataset):
-        change = describe_change(before, dataset.reading)
+        change = describe_change({**before, "names": facts(dataset.reading)["names"]}, dataset.reading)  # whatever their names
     if change:
         raise UsageError(
             f"{where}: not the data of {moved}, which the run began with and which are gone: {change}; put those back, or "
@@ -252,20 +292,23 @@ def _notes(dataset: Dataset, before: dict[str, Any] | None, resumed: str | None,
     if not isinstance(dataset, OwnDataset):
         return []
     notes = list(dataset.reading.notes)
+    change = "" if before is None else describe_change(before, dataset.reading)
     if moved is not None:
-        notes.append(f"the data have moved, from {moved}, and are the same")
+        notes.append(f"the data have moved, from {moved}" + ("" if change else ", and are the same"))
     if resumed is not None and dataset.trained_before is None:
         notes.append(
             "the run began with an earlier version, which did not keep how it divided the data: examples that were trained on "
             "may be in the test part now"
         )
-    if before is not None and (change := describe_change(before, dataset.reading)):
-        tested = dataset.trained_before
+    tested = dataset.trained_before
+    # An earlier version did not keep the names: whether they have changed is seen by this alone.
+    if change or (tested and before is not None and "names" not in before):
         words = "no test example was trained on"
         if tested:
             copies = "is a copy" if tested == 1 else "are copies"
             words = f"{counted(tested, 'test example')} {were(tested)} trained on, or {copies}"
-        notes.append(f"the data have changed: {change}" + ("" if tested is None else f"; {words}"))
+        said = [f"the data have changed: {change}"] * bool(change) + [words] * (tested is not None)
+        notes.append("; ".join(said))
     return notes
 
 

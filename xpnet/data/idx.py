@@ -20,6 +20,8 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from xpnet.runtime.files import place_to_write
+
 from .dataset import DataError, NumpyArray
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -126,11 +128,15 @@ def _mapped(path: Path, packed: bool, md5: str | None) -> NumpyArray:
 
 
 def write(path: str | os.PathLike[str], array: NumpyArray) -> None:
-    """Write `array` as an IDX file, gzip if the name ends in .gz. The write is atomic.
+    """Write `array` as an IDX file, gzip if the name ends in .gz. The write is atomic; a symbolic link stays.
 
     Args:
         path: of the new file.
         array: at least one axis; uint8, int8, int16, int32, float32 or float64.
+
+    Raises:
+        ValueError: an IDX file cannot hold the array.
+        OSError: the file cannot be written, or what is there is no regular file.
     """
     path, array = Path(path), np.asarray(array)
     codes = {np.dtype(name).newbyteorder("="): code for code, name in TYPES.items()}
@@ -142,10 +148,11 @@ def write(path: str | os.PathLike[str], array: NumpyArray) -> None:
         )
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)
     content = header + array.astype(TYPES[code]).tobytes()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = place_to_write(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(gzip.compress(content, mtime=0) if path.name.endswith(".gz") else content)
-        temporary.replace(path)
+        temporary.replace(target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()

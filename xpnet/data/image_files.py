@@ -28,8 +28,11 @@ def is_hidden(name: str) -> bool:
 def is_run(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder is that of a run: it holds the record of one, or the settings that one begins with."""
     for name, marks in _RUN.items():
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):  # a pipe would be waited for
+            continue
         try:
-            with open(os.path.join(folder, name), "rb") as file:
+            with open(path, "rb") as file:
                 head = file.read(1 << 16)
         except OSError:
             continue
@@ -95,18 +98,42 @@ def _walk(folder: Path, above: tuple[str, ...], found: list[Path], left_out: Cou
         return
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         path = folder / entry.name
-        if is_hidden(entry.name):
-            left_out[f"hidden ({'._*' if entry.name.startswith('._') else entry.name})"] += 1
+        if reason := _why_not(entry):
+            left_out[reason] += 1
         elif entry.is_dir() and is_run(path):
             left_out[f"{RUNS} ({entry.name})"] += 1
         elif entry.is_dir():
             _walk(path, (*above, real), found, left_out)
-        elif not entry.is_file():
-            left_out["broken link" if entry.is_symlink() else "not a file"] += 1
-        elif path.suffix.lower() in ENDINGS:
-            found.append(path)
         else:
-            left_out[f"no image ({path.suffix.lower()[:20] or 'no ending'})"] += 1
+            found.append(path)
+
+
+def _why_not(entry: os.DirEntry[str]) -> str:
+    """Return why an entry of a folder is neither an image nor a folder that may hold some, or "" where it is."""
+    if is_hidden(entry.name):
+        return f"hidden ({'._*' if entry.name.startswith('._') else entry.name})"
+    if entry.is_dir():
+        return ""
+    if not entry.is_file():
+        return "broken link" if entry.is_symlink() else "not a file"
+    ending = Path(entry.name).suffix.lower()
+    return "" if ending in ENDINGS else f"no image ({ending[:20] or 'no ending'})"
+
+
+def beside_folders(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Find what stands beside the folders in a folder.
+
+    Returns:
+        the names of the images, sorted, and how many other entries were left out, by the reason.
+    """
+    images: list[str] = []
+    left_out: Counter[str] = Counter()
+    for entry in os.scandir(folder):
+        if reason := _why_not(entry):
+            left_out[reason] += 1
+        elif not entry.is_dir():
+            images.append(entry.name)
+    return sorted(images), left_out
 
 
 def describe_left_out(left_out: Counter[str]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from xpnet.runtime.settings import Checked
 
 from .dataset import DataError, NumpyArray
-from .image_files import ENDINGS, folders_within, image_files, is_hidden
+from .image_files import ENDINGS, beside_folders, folders_within, image_files
 from .image_safety import decoding
 from .inputs import WHITE
 from .sources import SkipExample
@@ -212,10 +212,7 @@ class ImageFolder(Checked):
         if classes is not None and (missing := [name for name in classes if name not in found]):
             raise DataError(f"{root} has no subfolders {', '.join(missing)}; it has {', '.join(found) or 'none'}")
         self.class_names = tuple(found if classes is None else classes)
-        self.left_out: Counter[str] = Counter(
-            f"hidden ({p.name})" for p in root.iterdir() if is_hidden(p.name) and not p.name.startswith("._")
-        )
-        self.left_out += runs
+        self.left_out: Counter[str] = beside_folders(root)[1] + runs
         self.paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(self.class_names):

@@ -39,6 +39,9 @@ class InputRecord:
         spread: few rows differ, and their repetitions were divided as examples of their own.
         resized: images were resized to `shape`; otherwise all had this size.
         background: the colour (R, G, B) that transparent images are composited on; None: their transparency is ignored.
+        in_colour: of images, all in the training files were in colour; False where some were not, or that is unknown.
+        by_pixels: of images, `trained_on` are hashes of x, whatever files they were in; False in records of earlier versions:
+            there, those of image files are hashes of the bytes of the files.
         low, high: the least and largest x in the training part, (C,) or (F,); None if unknown.
         trained_on: sorted hashes, uint64, of the examples in the training part, or of the part of them with the smallest
             hashes; None if unknown.
@@ -58,6 +61,8 @@ class InputRecord:
     spread: bool = False
     resized: bool = False
     background: tuple[int, int, int] | None = WHITE
+    in_colour: bool = False
+    by_pixels: bool = True
     low: NumpyArray | None = field(default=None, repr=False)
     high: NumpyArray | None = field(default=None, repr=False)
     trained_on: NumpyArray | None = field(default=None, repr=False)
@@ -81,7 +86,7 @@ class InputRecord:
         if self.spread:
             found["spread"] = True
         if self.kind == "images":
-            found["resized"] = self.resized
+            found["resized"], found["in_colour"], found["by_pixels"] = self.resized, self.in_colour, self.by_pixels
             if self.background is not None:
                 found["background"] = list(self.background)
         return {**found, "trained_count": self.trained_count}
@@ -303,6 +308,8 @@ def record_from(settings: Mapping[str, Any], arrays: Mapping[str, NumpyArray] | 
         decimal=str(settings.get("decimal", ""))[:1],
         spread=bool(settings.get("spread", False)),
         resized=bool(settings.get("resized", False)),
+        in_colour=bool(settings.get("in_colour", False)),
+        by_pixels=kind != "images" or bool(settings.get("by_pixels", False)),
         background=(background[0], background[1], background[2]) if background else None,
         low=found.get("low"),
         high=found.get("high"),

@@ -12,6 +12,7 @@ from .dataset import NumpyArray
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
+_CHUNK = 1 << 20
 _FEW = 20
 """With fewer different rows than this a table is one of repeated cases, and its repetitions are divided as well."""
 
@@ -24,8 +25,9 @@ def hashes(items: Iterable[bytes]) -> NumpyArray:
 
 def row_hashes(x: NumpyArray) -> NumpyArray:
     """Return a hash of the content of each example of x (N, ...), uint64 (N,)."""
-    rows = (np.ascontiguousarray(x, "<f4") + np.float32(0)).reshape(len(x), -1)  # -0 and 0 are one number
-    return hashes(row.tobytes() for row in rows)
+    step = max(1, _CHUNK // max(1, x[:1].size))  # a copy of all examples would take as much memory as they do
+    chunks = (np.ascontiguousarray(x[i : i + step], "<f4") + np.float32(0) for i in range(0, len(x), step))  # -0 is 0
+    return hashes(row.tobytes() for chunk in chunks for row in chunk)
 
 
 def few_differ(found: NumpyArray) -> bool:

@@ -17,6 +17,7 @@ _SEPARATORS = (",", ";", "\t", "|", " ")
 SAMPLE = 200  # rows that separator, decimal mark and titles are judged by
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d+)?")
+_ONE_GROUP = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
 _ENGLISH_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 SPACED_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([ \u00a0\u202f]\d{3})+([.,]\d+)?")
@@ -119,19 +120,18 @@ def find_separator(path: Path, content: bytes, encoding: str, skipped: int = 0, 
         if width < (least if separator == known else 2):
             continue
         alike = widths.count(width) / len(rows)
-        convert = _any_number if separator != "," else plain_number
         cells = [cell for row in (rows[1:] or rows) for cell in row]
         # 1 100 is a number, though one that is refused, and not two columns: between commas, where titles are not spaced.
         spaced = separator in ";\t|" or (separator == "," and not any(" " in cell.strip() for cell in rows[0]))
         numbers = sum(
-            converts(cell, convert)
+            converts(cell, _any_number)
             or is_missing(cell.strip())
             or is_truth(cell)
             or (spaced and SPACED_THOUSANDS.fullmatch(cell.strip()) is not None)
             for cell in cells
         ) / len(cells)
         # In 167,3;low the comma is no separator: another one is left in a cell.
-        torn = sum(any(other in cell for other in ";\t|") and not converts(cell, convert) for cell in cells) / len(cells)
+        torn = sum(any(other in cell for other in ";\t|") and not converts(cell, _any_number) for cell in cells) / len(cells)
         # A trace for alike rows of text alone: titles and nothing else.
         score = alike * (numbers + 0.001) - 0.0001 * torn
         if score > best + 1e-9:
@@ -139,8 +139,8 @@ def find_separator(path: Path, content: bytes, encoding: str, skipped: int = 0, 
     return chosen
 
 
-def find_decimal(path: Path, rows: list[list[str]], separator: str, known: str) -> tuple[str, list[str]]:
-    """Return the decimal mark of a table, and what should be said about it.
+def find_decimal(path: Path, rows: list[list[str]], separator: str, known: str) -> tuple[str, list[str], list[str]]:
+    """Return the decimal mark of a table, what should be said about it, and what where no other mark is met further down.
 
     Args:
         path: the file, for messages.
@@ -153,7 +153,10 @@ def find_decimal(path: Path, rows: list[list[str]], separator: str, known: str) 
     """
     cells = [cell.strip() for row in rows for cell in row]
     commas = [cell for cell in cells if DECIMAL_COMMA.fullmatch(cell) or (_THOUSANDS.fullmatch(cell) and "," in cell)]
-    if separator != "," and commas:
+    points = [cell for cell in cells if "." in cell and converts(cell, plain_number)]
+    if separator == "," and (points or all(_ENGLISH_THOUSANDS.fullmatch(cell) for cell in commas)):
+        commas = []  # in quotes: thousands, or words
+    if commas:
         thousands = all(_ENGLISH_THOUSANDS.fullmatch(cell) for cell in commas)
         if thousands and known == ".":
             raise DataError(
@@ -161,22 +164,15 @@ def find_decimal(path: Path, rows: list[list[str]], separator: str, known: str) 
                 f"without commas, and decimals with points"
             )
         doubt = f": {commas[0]} is read as {commas[0].replace(',', '.')}, not as thousands" if thousands else ""
-        return ",", [f"numbers have decimal commas{doubt}"]
-    points = [cell for cell in cells if "." in cell and converts(cell, plain_number)]
+        return ",", [f"numbers have decimal commas{doubt}"], []
     thousands = bool(points) and all(_THOUSANDS.fullmatch(cell) for cell in points)
-    if separator != "," and known == ",":
-        if not points:
-            return ",", []
-        if thousands:
-            whole = points[0].replace(".", "")
-            return ",", [
-                f"{points[0]} is read as {whole}, with points between thousands: the training data have decimal commas"
-            ]
+    if separator != "," and known == "," and (thousands or not points):
+        return ",", [], []
     if points and known == ",":
-        return ".", ["numbers have decimal points, and in the training data commas"]
+        return ".", ["numbers have decimal points, and in the training data commas"], []
     if thousands and separator == ";" and not known:
-        return ".", [f"{points[0]} is read with a decimal point; if points are between thousands, remove them"]
-    return ".", []
+        return ".", [], [f"{points[0]} is read with a decimal point; if points are between thousands, remove them"]
+    return ".", [], []
 
 
 _TRUTH = {"true": 1.0, "false": 0.0}
@@ -213,6 +209,32 @@ def comma_number(cell: str) -> float:
     if "." in cell and not _THOUSANDS.fullmatch(cell.strip()):
         raise ValueError(cell)
     return plain_number(cell.replace(".", "").replace(",", "."))
+
+
+class CommaNumbers:
+    """Converts as :func:`comma_number`, and finds out whether a point may have been a decimal one."""
+
+    def __init__(self) -> None:
+        self._doubtful = ""
+        self._sure = False
+
+    def __call__(self, cell: str) -> float:
+        """Convert a cell. Raises ValueError."""
+        value = comma_number(cell)
+        if "." in cell:
+            text = cell.strip()
+            if _ONE_GROUP.fullmatch(text):
+                self._doubtful = self._doubtful or text
+            else:
+                self._sure = True
+        return value
+
+    def doubts(self) -> list[str]:
+        """Say how the first number like 4.823 was read, unless others, like 1.234,5, show what points are."""
+        if not self._doubtful or self._sure:
+            return []
+        whole = self._doubtful.replace(".", "")
+        return [f"{self._doubtful} is read as {whole}: decimals have commas here, so that a point is between thousands"]
 
 
 def _any_number(cell: str) -> float:

@@ -21,6 +21,7 @@ from .table_form import (
     DECIMAL_COMMA,
     SAMPLE,
     SPACED_THOUSANDS,
+    CommaNumbers,
     comma_number,
     converts,
     count_comments,
@@ -81,6 +82,7 @@ class Table:
         decimal: "." or ",".
         notes: what was found out about the file and should be said.
         _length, _kept: the cells of a row, and which of them are columns: others have no title and are empty.
+        _doubts: what should be said where the numbers turn out to have decimal points.
         _names: 1 where the first cell of every row is its name, above which the line of titles has no cell, as R writes it.
     """
 
@@ -96,6 +98,7 @@ class Table:
     _length: int
     _kept: tuple[int, ...]
     _names: int = 0
+    _doubts: tuple[str, ...] = ()
 
     def title(self, column: int) -> str:
         """Return how messages name a column: by its title, or else by its number, from 0."""
@@ -143,10 +146,11 @@ class Table:
             return self._read(numbers, texts, truths)
         except _DecimalCommaError:
             read = replace(self, decimal=",")._read(numbers, texts, truths)
-            return replace(read, notes=("numbers have decimal commas, though not in the first lines",))
+            return replace(read, notes=("numbers have decimal commas, though not in the first lines", *read.notes))
 
     def _read(self, numbers: Sequence[int], texts: Sequence[int], truths: Collection[int]) -> Columns:
-        convert = self._converter()
+        commas = CommaNumbers()
+        convert = self._converter(commas)
         each = [truth_number if k in truths else convert for k in numbers]
         chunks: list[NumpyArray] = []
         cells: list[list[str]] = [[] for _ in texts]
@@ -181,11 +185,12 @@ class Table:
             if len(waiting) == _CHUNK:
                 flush()
         flush()
-        return Columns(np.concatenate(chunks), cells, np.array(lines, np.int64), rounding, self.decimal)
+        notes = (*commas.doubts(), *(self._doubts if self.decimal == "." and numbers else ()))
+        return Columns(np.concatenate(chunks), cells, np.array(lines, np.int64), rounding, self.decimal, notes)
 
-    def _converter(self) -> Callable[[str], float]:
+    def _converter(self, commas: CommaNumbers) -> Callable[[str], float]:
         if self.decimal == ",":
-            return comma_number
+            return commas if b"." in self._content else comma_number
         # Python reads 1_000 as a number, and no other program writes it as one.
         return plain_number if b"_" in self._content else float
 
@@ -256,7 +261,7 @@ def open_table(path: Path, record: InputRecord | None = None, labels: Collection
         length, kept = length + 1, tuple(range(1, length + 1))
         sample = [["", *sample[0]], *sample[1:]]
     sample = [[row[k] if k < len(row) else "" for k in kept] for row in sample] if len(kept) < length else sample
-    decimal, said = find_decimal(path, sample, separator, record.decimal)
+    decimal, said, doubts = find_decimal(path, sample, separator, record.decimal)
     notes += said
     convert = comma_number if decimal == "," else plain_number
     head = [cell.strip() for cell in sample[0]]
@@ -268,7 +273,9 @@ def open_table(path: Path, record: InputRecord | None = None, labels: Collection
     notes += ["the first cell of every row has no title: it was taken for the name of the row, and left out"] if names else []
     titles = tuple(head) if are_titles else None
     width = len(sample[0])
-    return Table(path, titles, width, separator, decimal, tuple(notes), content, encoding, skipped, length, kept, names)
+    return Table(
+        path, titles, width, separator, decimal, tuple(notes), content, encoding, skipped, length, kept, names, tuple(doubts)
+    )
 
 
 def _columns(sample: list[list[str]], record: InputRecord) -> tuple[int, tuple[int, ...]]:

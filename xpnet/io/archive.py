@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from xpnet.runtime.files import place_to_write
 from xpnet.runtime.messages import QuotingError
 
 DOCUMENT = "document.json"
@@ -36,12 +37,12 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
     """Write a file atomically: at every moment `path` is either the old file or the complete new one.
 
     `write` fills a temporary file in the same folder; it is flushed to the disk and then renamed. On failure the
-    temporary file is removed and the old file is untouched.
+    temporary file is removed and the old file is untouched. A symbolic link stays: the file that it leads to is replaced.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, or the disk is full.
+        OSError: the folder does not exist or cannot be written, the disk is full, or what is there is no regular file.
     """
-    target = Path(path)
+    target = place_to_write(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"cannot write {target.name}: there is no such folder", str(target.parent))
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -58,7 +59,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, name):
-            raise type(error)(error.errno, error.strerror, str(target)) from error  # a full disk names no file
+            raise type(error)(error.errno, error.strerror, str(path)) from error  # a full disk names no file
         raise
     _sync_folder(target.parent)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -266,7 +267,13 @@ class TensorBoard(Callback):
         except ImportError:
             raise ImportError("the TensorBoard callback needs tensorboardX: pip install tensorboardX") from None
         # A resumed run repeats what came after its checkpoint: readers drop those steps of earlier files.
-        self._writer = SummaryWriter(str(self.folder), purge_step=trainer.epoch + 1 if trainer.epoch else None)
+        # The name of the file holds the second: two runs that begin in the same one, here or elsewhere, must not share it.
+        # Readers take files in the order of their names.
+        self._writer = SummaryWriter(
+            str(self.folder),
+            purge_step=trainer.epoch + 1 if trainer.epoch else None,
+            filename_suffix=f".{time.time_ns()}.{secrets.token_hex(4)}",
+        )
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Write every value as a scalar."""

@@ -91,11 +91,8 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
         ArchiveError: the file is truncated, damaged or not a checkpoint.
         ValueError: it belongs to another model, optimizer or list of callbacks.
     """
-    document, arrays = archive.read(path)
-    if document.get("format") != FORMAT:
-        raise archive.ArchiveError(f"{path}: not a checkpoint of xpnet: its format is {quoted(document.get('format'))}")
+    document, arrays = _read(path)
     try:
-        _DOCUMENT(document, "its document")
         parts = {name: _unpack(document[name], arrays) for name in ("model", "optimizer", "gradients")}
         carried = _unpack(document.get("carried", {}), arrays)
         states = [_unpack(entry["state"], arrays) for entry in document["callbacks"]]
@@ -165,6 +162,29 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     trainer.set_aside = None
     for callback in trainer.callbacks:
         claim(trainer, callback)
+
+
+def checkpoint_epoch(path: str | Path) -> int:
+    """Return the epoch, from 1, that a checkpoint is in the middle of, or the last one before it where it is between two.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArchiveError: the file is truncated, damaged or not a checkpoint.
+    """
+    place = _read(path)[0]["trainer"]
+    return int(place["epoch"]) + bool(place["batch"])
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], archive.NumpyArrays]:
+    """Return the document and the arrays of a checkpoint; errors as in :func:`checkpoint_epoch`."""
+    document, arrays = archive.read(path)
+    if document.get("format") != FORMAT:
+        raise archive.ArchiveError(f"{path}: not a checkpoint of xpnet: its format is {quoted(document.get('format'))}")
+    try:
+        _DOCUMENT(document, "its document")
+    except (MismatchError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return document, arrays
 
 
 def _set_as_saved(model: Module, off: dict[str, list[str]], path: str | Path) -> None:

@@ -13,7 +13,7 @@ from xpnet.io import archive, lock
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.settings import check_numbers
 from xpnet.training.callback import Callback
-from xpnet.training.checkpoint import load_checkpoint, save_checkpoint
+from xpnet.training.checkpoint import checkpoint_epoch, load_checkpoint, save_checkpoint
 from xpnet.training.monitors import Mode, is_better, mode_in_run
 
 if TYPE_CHECKING:
@@ -214,11 +214,36 @@ def resume_trainer(trainer: Trainer, resume: str | Path) -> None:
             load_checkpoint(trainer, path)
         except archive.ArchiveError as error:
             damaged.append(str(error))
-            warnings.warn(f"passed over a checkpoint: {error}", RuntimeWarning, stacklevel=3)
         else:
+            for passed in damaged:
+                warnings.warn(f"passed over a checkpoint: {passed}", RuntimeWarning, stacklevel=3)
             return
     if damaged:
-        raise archive.ArchiveError(
-            f"no usable checkpoint in {folder}: all {len(damaged)} are damaged. Move them away to begin anew, or put back "
-            f"copies. {'; '.join(damaged)}"
-        )
+        raise _all_damaged(folder, damaged)
+
+
+def newest_epoch(folder: Path) -> int | None:
+    """Return the epoch, from 1, in which a run resumes from a folder of checkpoints, or the last one where that has ended.
+
+    Returns:
+        None where there are no checkpoints.
+
+    Raises:
+        ArchiveError: the checkpoints are all damaged.
+    """
+    damaged: list[str] = []
+    for path in newest_first(folder):
+        try:
+            return checkpoint_epoch(path)
+        except archive.ArchiveError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise _all_damaged(folder, damaged)
+    return None
+
+
+def _all_damaged(folder: Path, damaged: list[str]) -> archive.ArchiveError:
+    return archive.ArchiveError(
+        f"no usable checkpoint in {folder}: all {len(damaged)} are damaged. Move them away to begin anew, or put back "
+        f"copies. {'; '.join(damaged)}"
+    )
