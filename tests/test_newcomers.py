@@ -273,7 +273,7 @@ def named(name):
         (lambda x: trainer([xn.Dense(3)]), TypeError, "model must be a Module"),
         (lambda x: trainer(small(), callbacks=[print]), TypeError, "callbacks must be"),
         (lambda x: trainer(small()).fit((x, np.zeros(10, int)), epochs=-1), ValueError, "epochs .* -1"),
-        (lambda x: trainer(small()).fit((x, np.zeros(10, int)), batch_size=None), TypeError, "batch_size .* None"),
+        (lambda x: trainer(small()).fit((x, np.zeros(10, int)), batch_size="8"), TypeError, "batch_size .* '8'"),
         (lambda x: trainer(small()).fit((x, [0] * 10)), ValueError, r"ndarray \(10, 5\), list"),
         (lambda x: trainer(small(), loss=lambda p, y: p - 1).step(x, x), ValueError, r"<lambda> returned shape \(10, 3\)"),
         (lambda x: trainer(small(), loss=lambda p, y: 1.0).step(x, x), TypeError, "<lambda> returned float"),

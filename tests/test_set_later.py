@@ -266,7 +266,7 @@ def test_weights_of_classes_that_are_set_count_after_a_call():
     loss.weights = np.full(3, 2.0)
     assert float(loss(X[:, :3], Y)) == pytest.approx(2 * before)
     loss.loss = xn.losses.softmax_cross_entropy
-    with pytest.raises(ValueError, match="finite and not negative"):
+    with pytest.raises(ValueError, match="finite, not negative"):
         loss.weights = np.array([1.0, -1.0, 1.0])
 
 

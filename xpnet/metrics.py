@@ -18,7 +18,7 @@ from xpnet import ops
 from xpnet.backend import Array, array_types, as_array, is_asynchronous, is_floating, kind_of, namespace
 from xpnet.losses.base import as_target, not_empty, same_shape
 from xpnet.ops.shapes import ShapeError, expect_real
-from xpnet.runtime.foreign import refuse_foreign, refuse_truth_first
+from xpnet.runtime.foreign import refuse_foreign, refuse_lazy, refuse_truth_first
 from xpnet.runtime.messages import quoted
 
 Metric = Callable[[Any, Any], Any]
@@ -217,6 +217,7 @@ def get(metric: str | Metric) -> tuple[str, Metric]:
     if callable(metric):
         refuse_foreign("a metric", metric, f"give one of {', '.join(NAMES)}, or a function of native arrays")
         refuse_truth_first("a metric", metric)
+        refuse_lazy("a metric", metric)
         return getattr(metric, "__name__", type(metric).__name__), metric
     if not isinstance(metric, str) or metric not in NAMES:
         raise ValueError(f"unknown metric {quoted(metric)}: expected a function or one of {', '.join(NAMES)}")

@@ -16,6 +16,9 @@ from xpnet import backend
 from xpnet.backend import Array, Device
 from xpnet.runtime.deprecation import renamed_arguments
 from xpnet.runtime.messages import quoted
+from xpnet.runtime.peers import KEYWORDS, setting_hint
+from xpnet.runtime.refused import refuse, refused_attribute
+from xpnet.runtime.set_later import settings_of
 from xpnet.runtime.settings import Checked
 
 from . import sampling
@@ -387,3 +390,23 @@ def _check(**values: tuple[int | None, int | None]) -> None:
         if value is not None and (not isinstance(value, numbers.Integral) or (least is not None and value < least)):
             expected = "an integer" if least is None else f"an integer of at least {least}"
             raise ValueError(f"Batches: {name} must be {expected}, got {quoted(value)}{_TWO_ARRAYS if is_array(value) else ''}")
+
+
+class _Fixed:
+    """A name that is set once, when the instance is made, and refused from then on. Reading it costs nothing more."""
+
+    def __init__(self, remedy: str, name: str) -> None:
+        self.remedy, self.name = remedy, name
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if self.name in instance.__dict__:
+            refuse(instance, self.name, self.remedy, type(instance).__name__, 1)
+        instance.__dict__[self.name] = value
+
+
+_KEPT = ("batch_size", "shuffle", "seed", "drop_last", "transform", "augment", "device", "workers")
+for _name in (*settings_of(Batches), *KEYWORDS):
+    _remedy = "make new Batches with it" if _name in settings_of(Batches) else ""
+    _remedy = _remedy or setting_hint(_name, settings_of(Batches), of_layer=False)
+    if _remedy:
+        setattr(Batches, _name, (_Fixed if _name in _KEPT else refused_attribute)(_remedy, _name))

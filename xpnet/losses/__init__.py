@@ -20,7 +20,7 @@ from xpnet.losses.classification import (
 )
 from xpnet.losses.distances import contrastive, triplet
 from xpnet.losses.regression import half_squared_error, huber, mean_absolute_error, mean_squared_error, quadratic_cost
-from xpnet.runtime.foreign import refuse_foreign, refuse_truth_first
+from xpnet.runtime.foreign import refuse_foreign, refuse_lazy, refuse_truth_first
 from xpnet.runtime.messages import quoted
 
 NAMES: dict[str, Loss] = {
@@ -54,6 +54,7 @@ def get(loss: str | Loss) -> Loss:
     if callable(loss) and not isinstance(loss, type):
         refuse_foreign("a loss", loss, f"give one of {', '.join(NAMES)}, or a function of xn.ops")
         refuse_truth_first("a loss", loss)
+        refuse_lazy("a loss", loss)
         return loss
     if not isinstance(loss, str):
         raise TypeError(f"a loss is a name or a function (prediction, target) -> Tensor, got {quoted(loss)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,7 @@ from xpnet.optim.loss_scale import LossScale
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.peers import missing_attribute
 from xpnet.runtime.set_later import Settable, made_with
-from xpnet.runtime.settings import check_numbers, check_whole
+from xpnet.runtime.settings import Converted, check_numbers, check_whole
 
 Schedule = Callable[[int], float]
 Target = Module | dict[str, Parameter] | Iterable[Parameter]
@@ -33,6 +34,14 @@ class _LearningRate:
     if TYPE_CHECKING:  # without it Python reads the instance's __dict__
 
         def __get__(self, optimizer: Any, owner: Any = None) -> Any: ...
+
+
+def _loss_scale(value: Any) -> LossScale | None:
+    if value is not None and not isinstance(value, LossScale):
+        raise TypeError(
+            f"loss_scale must be an xn.optim.LossScale or None, got {quoted(value)}; LossScale(initial=...) makes one"
+        )
+    return value
 
 
 class Optimizer(Settable):
@@ -56,6 +65,7 @@ class Optimizer(Settable):
     slot_names: tuple[str, ...] = ()
     decoupled = False  # whether weight decay shrinks the weights directly instead of adding to the gradient
     learning_rate = _LearningRate()
+    loss_scale = Converted(_loss_scale)
     capturable = False  # whether `update` takes a clock instead of the learning rate
 
     if not TYPE_CHECKING:  # mypy would know every attribute
@@ -68,7 +78,7 @@ class Optimizer(Settable):
         self._iterations = 0
         self._skipped = 0
         self._skips = False  # whether the device may have skipped updates that the host has counted
-        self.loss_scale: LossScale | None = None
+        self.loss_scale = None
         self.factor = 1.0  # what callbacks have multiplied the learning rate by
         self.slots: dict[str, Array] = {}
         self._flat: FlatParameters | None = None
@@ -340,8 +350,10 @@ class Optimizer(Settable):
         An optimizer that has been used goes on belonging to its model.
 
         Raises:
-            ValueError: the state of another kind of optimizer, or of another model.
+            ValueError: the state of another kind of optimizer, or of another model; or no state of an optimizer.
         """
+        if not isinstance(state, dict) or not {"iterations", "slots", "factor"} <= state.keys():
+            raise ValueError(f"{type(self).__name__}: what `state` returned was expected, got {quoted(state)}")
         if set(state["slots"]) - set(self.slot_names):
             raise ValueError(
                 f"{type(self).__name__} keeps {', '.join(self.slot_names) or 'nothing'}; "
@@ -349,6 +361,15 @@ class Optimizer(Settable):
             )
         self._iterations = int(state["iterations"])
         self._skipped = int(state.get("skipped", 0))
+        missing = [name for name in self.slot_names if name not in state["slots"]]
+        if missing and self._iterations:
+            warnings.warn(
+                f"the state is of an optimizer that does not keep {', '.join(missing)}: {type(self).__name__} begins afresh, "
+                f"with its steps and its schedule, too",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self._iterations = self._skipped = 0
         if self.loss_scale is not None and "loss_scale" in state:
             self.loss_scale.load_state(state["loss_scale"])
         self._on_clock = None

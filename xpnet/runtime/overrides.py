@@ -7,6 +7,7 @@ calling them. That is right as long as nobody has replaced them: in a subclass, 
 from __future__ import annotations
 
 import dis
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType
@@ -71,7 +72,8 @@ _checked: WeakSet[type] = WeakSet()
 
 
 def refuse_uncalled(kind: type) -> None:
-    """Raise a TypeError for a class with a method that is called in other libraries, and here by nothing.
+    """Raise a TypeError for a class with a method that is called in other libraries, and here by nothing; warn of one of a
+    Trainer, which a script may call.
 
     What the classes of users call themselves is theirs, whatever its name; so is a method beside an own `forward`.
     """
@@ -86,7 +88,11 @@ def refuse_uncalled(kind: type) -> None:
         for name, instead in METHODS.get(c.__name__, {}).items():
             if name in defined - called - known and instead not in defined:
                 hint = instead if " " in instead else f"it is called {instead} here"
-                raise TypeError(f"{kind.__name__}.{name} would never be called; {hint}")
+                if c.__name__ == "Trainer" and not name.startswith("on_"):  # a script may call it
+                    text = f"{c.__name__} does not call {kind.__name__}.{name}; unless code of yours does: {hint}"
+                    warnings.warn(text, RuntimeWarning, stacklevel=3)
+                else:
+                    raise TypeError(f"{kind.__name__}.{name} would never be called; {hint}")
     _checked.add(kind)
 
 
@@ -127,7 +133,7 @@ def names_used(thing: Any) -> set[str]:
     if isinstance(thing, MethodType):
         return {thing.__name__, *_names(thing.__func__.__code__)} if isinstance(thing.__func__, FunctionType) else set()
     if isinstance(thing, FunctionType):
-        return _names(thing.__code__)
+        return {thing.__name__, *_names(thing.__code__)}
     classes = thing.__mro__ if isinstance(thing, type) else type(thing).__mro__
     functions = [f for c in classes if _is_users(c) for value in vars(c).values() if (f := _function(value)) is not None]
     return {name for function in functions for name in _names(function.__code__)}

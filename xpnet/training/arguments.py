@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ from xpnet import metrics
 from xpnet.autograd.tensor import Tensor
 from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
+from xpnet.runtime.foreign import refuse_lazy
 from xpnet.runtime.given import listed
 from xpnet.runtime.messages import quoted
-from xpnet.runtime.overrides import names_used
+from xpnet.runtime.overrides import names_used, own_attributes
 from xpnet.runtime.peers import OF_MODELS
 from xpnet.runtime.settings import check_kind, check_whole
 from xpnet.training.callback import Callback
@@ -31,8 +33,10 @@ def named_metrics(
     """
     if isinstance(given, Mapping):
         named = [(name, metrics.get(m)[1]) for name, m in given.items()]
-    else:
+    elif isinstance(given, (str, Sequence)):
         named = [metrics.get(m) for m in ([given] if isinstance(given, str) else given)]
+    else:
+        raise TypeError(f"Trainer: metrics must be a list of names and functions, or a dict of them, got {quoted(given)}")
     for name, _ in named:
         if name == "loss" or name.startswith("val_"):
             raise ValueError(
@@ -47,19 +51,20 @@ def named_metrics(
     return dict(named)
 
 
-def refuse_idle(trainer: Any) -> None:
-    """Raise a TypeError for a method of a Trainer's model that other libraries' training loops call, where nothing here does.
-
-    Alike for an argument of `forward` that would tell it whether it is training.
+def check_methods(trainer: Any) -> None:
+    """Warn of a method of a Trainer's model that other libraries' training loops call, where nothing is seen to call it here.
 
     What the classes of the model, the loss, a metric, a callback or the Trainer mention is called by them.
+
+    Raises:
+        TypeError: an argument of `forward` would tell it whether it is training, and nobody gives it.
     """
     kinds = [kind for kind in {type(part) for part in trainer.model.modules()} if not _is_ours(kind)]
     if not kinds:
         return
     for part in (trainer.model, *(c for m in trainer.model.modules() if _is_ours(type(m)) for c in m._children.values())):
         mode = next((name for name in ("training", "train", "is_training") if name in _parameters(type(part))), None)
-        if mode is not None:
+        if mode is not None and "training" not in own_attributes(type(part)):  # it may be the default
             raise TypeError(
                 f"{type(part).__name__}.forward is called with its input alone, so its {mode!r} would always be the default; "
                 f"read self.training instead"
@@ -70,7 +75,11 @@ def refuse_idle(trainer: Any) -> None:
         if defined:
             called = set().union(*(names_used(part) for part in (*kinds, *beside)))
             for name in sorted(defined - called):
-                raise TypeError(f"{kind.__name__}.{name} would never be called by a Trainer; {OF_MODELS[name]}")
+                warnings.warn(
+                    f"a Trainer does not call {kind.__name__}.{name}; unless code of yours does: {OF_MODELS[name]}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
 
 
 def _is_ours(kind: type) -> bool:
@@ -110,6 +119,9 @@ def refuse_metric(name: str, value: Any) -> None:
 
 _HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
+_COUNTS = frozenset({"epoch", "batch", "step", "index", "idx", "iteration", "logs", "batch_idx", "epoch_idx"})
+"""What the first parameter of hooks is called in libraries that call them with a number."""
+
 _FOREIGN = {
     "on_train_begin": "on_fit_begin", "on_train_start": "on_fit_begin", "on_fit_start": "on_fit_begin",
     "on_train_end": "on_fit_end", "on_epoch_start": "on_epoch_begin", "on_train_epoch_start": "on_epoch_begin",
@@ -126,8 +138,9 @@ def _refuse_hooks(callback: Callback) -> None:
     for name in _HOOKS:
         if getattr(kind, name) is not getattr(Callback, name):
             _refuse_signature(kind, name, getattr(callback, name))
-    for name in dir(kind):
-        if name.startswith("on_") and name not in _HOOKS and callable(getattr(kind, name)):
+    used = names_used(kind)
+    for name in dir(callback):
+        if name.startswith("on_") and name not in (*_HOOKS, *used) and callable(getattr(callback, name)):
             near = _FOREIGN.get(name) or next(iter(difflib.get_close_matches(name, _HOOKS, 1, cutoff=0.8)), None)
             if near is None:
                 continue  # a method for another use
@@ -139,10 +152,17 @@ def _refuse_hooks(callback: Callback) -> None:
 def _refuse_signature(kind: type, name: str, hook: Any) -> None:
     """Raise a TypeError for a hook that does not take what it is called with."""
     given = list(inspect.signature(getattr(Callback, name)).parameters)[1:]
+    refuse_lazy(f"{kind.__name__}: the hook {name}", hook)
     try:
         own = inspect.signature(hook)
     except ValueError:  # of a function written in C
         return
+    first = next(iter(own.parameters), "")
+    if first in _COUNTS:
+        raise TypeError(
+            f"{kind.__name__}: the hook {name} is called with ({', '.join(given)}), and its first parameter is called "
+            f"{first!r}; it gets the Trainer: trainer.epoch, trainer.batch and trainer.iteration are the numbers"
+        )
     try:
         own.bind(*given)
     except TypeError:

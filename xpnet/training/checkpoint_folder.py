@@ -72,6 +72,12 @@ class Checkpoint(Callback):
         self._saved = time.monotonic()
         self._locked = False
 
+    def _take(self, name: str, made: Any) -> None:
+        """Take over a setting; the best value so far was that of what was watched before."""
+        super()._take(name, made)
+        if name == "best":
+            self.reset_state()
+
     def check_run(self, trainer: Trainer) -> None:
         """Raise a ValueError if the value of the best epoch will not be recorded, or nothing says which way it is better."""
         if self.best is not None:

@@ -21,14 +21,43 @@ if TYPE_CHECKING:
 Data = Any
 
 
-def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: int, who: str = "fit") -> Batches:
+BATCH_SIZE = 32
+"""Of data that are given without one."""
+
+
+def refuse_unused(who: str, given: Data, made: Batches, batch_size: int | None, shuffle: bool | None, elsewhere: bool) -> None:
+    """Raise a ValueError for a batch size or an order that cannot count, as the data bring their own.
+
+    Args:
+        who: what takes the data, for messages.
+        given, made: the data, and the Batches of them.
+        batch_size, shuffle: as given, None: not at all.
+        elsewhere: whether other data use the batch size (those of the validation).
+    """
+    own = made is given or made.batch_size is None
+    if not own:
+        return
+    theirs = getattr(given, "batch_size", batch_size)  # that of a list or a generator is not known
+    if batch_size is not None and batch_size != theirs and not elsewhere:
+        raise ValueError(
+            f"{who}: batch_size={batch_size} would do nothing, as the data are {type(given).__name__}, which come in batches "
+            f"of their own{f' of {theirs}' if theirs is not None else ''}; leave it out, or give the arrays themselves"
+        )
+    if shuffle is not None and (shuffle != made.shuffle if made is given else shuffle):
+        raise ValueError(
+            f"{who}: shuffle={shuffle} would do nothing, as the data are {type(given).__name__}, which have an order of their "
+            f"own; leave it out, and choose the order where they are made"
+        )
+
+
+def as_batches(data: Data, model: Module, batch_size: int | None, shuffle: bool | None, seed: int, who: str = "fit") -> Batches:
     """Return `data` as Batches on the model's device.
 
     Args:
         data: a pair (x, y) of arrays, Batches, a sequence of examples, an iterable of batches (x, y), or a function that
             returns one. Tables and labelled arrays (of pandas and others) count as arrays, by position.
         model: determines the device, and what an example may be.
-        batch_size, shuffle, seed: of the Batches to make.
+        batch_size, shuffle, seed: of the Batches to make; None means BATCH_SIZE, and True.
         who: what takes the data, for messages.
 
     Raises:
@@ -40,6 +69,8 @@ def as_batches(data: Data, model: Module, batch_size: int, shuffle: bool, seed: 
     from xpnet.data.arrays import Arrays, adopted_tree, have_examples, tree_leaves
     from xpnet.data.sources import opened
 
+    batch_size = BATCH_SIZE if batch_size is None else batch_size
+    shuffle = True if shuffle is None else shuffle
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 and whole, got {quoted(batch_size)}")
     if isinstance(data, Batches):

@@ -47,7 +47,7 @@ def first_loss(steps: Steps, prediction: Any, y: Any) -> Any:
     _refuse_sigmoid(steps.metrics, prediction)
     loss = steps.loss(prediction, y)
     if isinstance(loss, Tensor):  # which the caller requires
-        for text in filter(None, (_unreached(steps, loss), probabilities(loss), no_logarithms(steps.loss, prediction))):
+        for text in filter(None, (*_seen(steps, loss), probabilities(loss), no_logarithms(steps.loss, prediction))):
             warnings.warn(text, RuntimeWarning, stacklevel=6)  # for `fit`; `step` is one less
     steps.step_state.seen(model)
     return loss
@@ -127,8 +127,8 @@ def untrainable(model: Module) -> str | None:
     return None
 
 
-def _unreached(steps: Steps, loss: Tensor) -> str | None:
-    """Return what to say about the model's Parameters that the loss does not depend on.
+def _seen(steps: Steps, loss: Tensor) -> list[str]:
+    """Return what to say about what the loss was made from: Parameters that it misses, or does not train, and broadcasting.
 
     Raises:
         ValueError: it depends on nothing.
@@ -142,15 +142,35 @@ def _unreached(steps: Steps, loss: Tensor) -> str | None:
         )
     nodes, whole = _nodes(loss)
     if not whole:
-        return None
-    reached = leaves(nodes)
-    paths = [path for path, p in steps.model.parameters().items() if p.requires_grad and id(p) not in reached]
-    if not paths:
-        return None
-    return shorten(
-        f"not trained in this step: {', '.join(paths)}: forward does not use them, or left the tape behind them {left}, or the "
-        f"loss function {name} does not use their output"
-    )
+        return []
+    reached, found = leaves(nodes), []
+    own = steps.model.parameters()
+    paths = [path for path, p in own.items() if p.requires_grad and id(p) not in reached]
+    if paths:
+        text = (
+            f"not trained in this step: {', '.join(paths)}: forward does not use them, or left the tape behind them {left}, or "
+            f"the loss function {name} does not use their output"
+        )
+        found.append(shorten(text))
+    if len(reached) > len(own) - len(paths):  # those of other networks may be trained elsewhere
+        known, of_loss = [*own.values()], isinstance(steps.loss, Module)
+        others = [p for p in reached.values() if isinstance(p, Parameter) and p.requires_grad and (of_loss or not p.path)]
+        shapes = [str(p.shape) for p in others if not any(p is one for one in known)]
+        if shapes:
+            found.append(
+                f"the loss function {name} depends on Parameters of its own, of shape {', '.join(shapes[:6])}, which are not "
+                f"updated: make them the model's, or freeze them (parameter.requires_grad = False)"
+            )
+    for node in nodes:
+        if node.op.broadcasts and isinstance(node.saved, tuple) and len(node.saved) == 2:
+            one, other = sorted([tuple(getattr(s, "shape", s if isinstance(s, tuple) else ())) for s in node.saved], key=len)
+            if len(one) == 1 and one[0] > 1 and other == (one[0], 1):
+                found.append(
+                    f"the loss function {name} broadcasts {other} and {one} to ({one[0]}, {one[0]}): every prediction meets "
+                    f"every target; give both the same shape, as with y[:, None]"
+                )
+                break
+    return found
 
 
 def probabilities(loss: Tensor) -> str | None:

@@ -45,6 +45,8 @@ class Mode:
             check_kind(type(owner).__name__, "mode", value, "str | None")
         given, name = given_mode(owner, value), owner.__dict__[self.monitored]
         found = given or (None if name is None else known_mode(name))
+        if owner.__dict__.get("_given_mode", given) != given:
+            owner.reset_state()  # the best value so far was one in the other direction
         owner.__dict__.update(_given_mode=given, mode=found)
 
     if TYPE_CHECKING:  # without it Python reads the instance's __dict__
@@ -142,7 +144,8 @@ class Monitor(Callback):
 
     Args:
         monitor: a name in the history, such as "val_loss".
-        patience: how many epochs without an improvement to wait.
+        patience: how many epochs without an improvement to wait through: the next one acts. (In Keras and PyTorch Lightning
+            the last of them does.)
         min_delta: how much better a value must be to count.
         mode: "min" or "max", which is better. None: as the metric says ("min" for losses); one that does not say it needs a
             mode, and `fit` raises a ValueError before the first epoch.
@@ -163,6 +166,12 @@ class Monitor(Callback):
         self.mode = mode
         self.best: float | None = None
         self.waited = 0
+
+    def _take(self, name: str, made: Any) -> None:
+        """Take over a setting; the best value so far was that of what was watched before."""
+        super()._take(name, made)
+        if name == "monitor":
+            self.reset_state()
 
     def check_run(self, trainer: Trainer) -> None:
         """Find out which way the value is better; raise a ValueError if it will not be recorded, or nothing says so."""
@@ -196,7 +205,7 @@ class Monitor(Callback):
 
 
 class EarlyStopping(Monitor):
-    """Early stopping: end the run when a value has not improved for `patience` epochs, and restore the best weights.
+    """Early stopping: end the run when a value has not improved for more than `patience` epochs; restore the best weights.
 
     Where the best weights come back, ``trainer.history.restored`` is their epoch. They also come back when the loss became NaN
     or infinite, and go before the average of an ExponentialMovingAverage. Watch a value of the validation: the loss and the
@@ -263,12 +272,12 @@ class EarlyStopping(Monitor):
 
 
 class ReduceOnPlateau(Monitor):
-    """Multiply the learning rate by `factor` when a value has not improved for `patience` epochs.
+    """Multiply the learning rate by `factor` when a value has not improved for more than `patience` epochs.
 
     Args:
         monitor, patience, min_delta, mode: as in Monitor.
         factor: in (0, 1).
-        lowest: the lower limit of the learning rate.
+        lowest: the lower limit of the learning rate, which the last reduction ends at.
     """
 
     adds = ("learning_rate",)
@@ -297,5 +306,6 @@ class ReduceOnPlateau(Monitor):
         values.setdefault("learning_rate", optimizer.current_learning_rate)
         if not self.improved(values) and self.waited > self.patience:
             self.waited = 0
-            if optimizer.current_learning_rate * self.factor >= self.lowest:
-                optimizer.factor *= self.factor
+            rate = optimizer.current_learning_rate
+            if rate > self.lowest:
+                optimizer.factor *= max(self.factor, self.lowest / rate)

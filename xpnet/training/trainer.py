@@ -26,8 +26,8 @@ from xpnet.runtime.peers import ON_TRAINER, missing_attribute
 from xpnet.runtime.refused import refused_attribute
 from xpnet.runtime.settings import Converted, checked
 from xpnet.training.arguments import (
+    check_methods,
     named_metrics,
-    refuse_idle,
     refuse_loss,
     required_callbacks,
     required_count,
@@ -38,7 +38,7 @@ from xpnet.training.arguments import (
 )
 from xpnet.training.callback import Callback, tell
 from xpnet.training.checkpointed_segments import Recompute, segments_of
-from xpnet.training.data_adapter import as_batches, build, no_batches
+from xpnet.training.data_adapter import as_batches, build, no_batches, refuse_unused
 from xpnet.training.final_weights import SetAside, leave_weights
 from xpnet.training.history import History, Sums
 from xpnet.training.interrupt import interruptible
@@ -148,7 +148,7 @@ class Trainer(Steps):
         self.step_state = StepState()
         self.set_aside: SetAside | None = None  # the weights with which a run that was cut short goes on
         self._trained: Module | None = None  # by the last fit
-        refuse_idle(self)
+        check_methods(self)
 
     @checked
     def fit(
@@ -157,8 +157,8 @@ class Trainer(Steps):
         *,
         validation: Data | None = None,
         epochs: int = 1,
-        batch_size: int = 32,
-        shuffle: bool = True,
+        batch_size: int | None = None,
+        shuffle: bool | None = None,
         verbose: bool | None = None,
         resume: str | os.PathLike[str] | None = None,
     ) -> History:
@@ -171,8 +171,9 @@ class Trainer(Steps):
                 of arrays.
             validation: the like; measured after every epoch.
             epochs: how often to go through the data.
-            batch_size: examples a batch; the last one may be smaller.
-            shuffle: draw a new order for every epoch, a function of the seed and the epoch's number.
+            batch_size: examples a batch, 32 if not given; the last one may be smaller. Data in batches have their own.
+            shuffle: draw a new order for every epoch, a function of the seed and the epoch's number: yes if not given. Data
+                that come in batches have their own.
             verbose: None shows a progress bar on a terminal and one line an epoch elsewhere; False shows nothing.
             resume: "auto" goes on from the newest checkpoint of the Checkpoint callback, if there is one; a path goes on
                 from that file, or from the newest one in that folder (of checkpoints, or of a
@@ -188,8 +189,9 @@ class Trainer(Steps):
 
         Raises:
             NotFiniteError: the loss became NaN or infinite.
-            ValueError: the data are of the wrong form, or gave no batch (a generator that is used up); the optimizer holds the
-                state of another model; a callback watches a value that this run does not record.
+            ValueError: the data are of the wrong form, or gave no batch (a generator that is used up), or come in batches of
+                their own where `batch_size` or `shuffle` is given; the optimizer holds the state of another model; a callback
+                watches a value that this run does not record.
         """
         from xpnet.data.device_feed import device_feed  # importing xpnet does not import the data
 
@@ -200,6 +202,9 @@ class Trainer(Steps):
         self.checks = None
         if validation is not None:
             self.checks = as_batches(validation, self.model, batch_size, False, self.seed, "validation")
+        if batch_size is not None or shuffle is not None:
+            checked_too = self.checks is not None and self.checks is not validation and self.checks.batch_size is not None
+            refuse_unused("fit", data, batches, batch_size, shuffle, checked_too)
         self.batches = batches
         self.stop = self.history.interrupted = self.history.averaged = False
         self.history.restored = None
@@ -329,9 +334,14 @@ class Trainer(Steps):
         return isinstance(self.error, NotFiniteError)
 
     @checked
-    def evaluate(self, data: Data, *, batch_size: int = 256) -> dict[str, float]:
-        """Return the loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}."""
-        return self._evaluate(as_batches(data, self.model, batch_size, False, self.seed, "evaluate"))
+    def evaluate(self, data: Data, *, batch_size: int | None = None) -> dict[str, float]:
+        """Return the loss and the metrics over all of `data`, in evaluation mode: {"loss": ..., "accuracy": ...}.
+
+        batch_size: examples a batch, 256 if not given. Data that come in batches have their own.
+        """
+        batches = as_batches(data, self.model, batch_size or 256, False, self.seed, "evaluate")
+        refuse_unused("evaluate", data, batches, batch_size, None, False)
+        return self._evaluate(batches)
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:
         from xpnet.data.device_feed import device_feed

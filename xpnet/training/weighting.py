@@ -40,9 +40,10 @@ class ClassWeighted(Settable):
         if isinstance(weights, (str, Mapping)):
             raise TypeError(f"ClassWeighted: weights must be an array (K,), in the order of the classes, got {quoted(weights)}")
         self.weights = np.asarray(to_numpy(weights), dtype=np.float32)
-        if self.weights.ndim != 1 or not (self.weights >= 0).all() or not np.isfinite(self.weights).all():
+        fits = self.weights.ndim == 1 and (self.weights >= 0).all() and np.isfinite(self.weights).all()
+        if not fits or not self.weights.any():
             raise ValueError(
-                f"ClassWeighted: expected weights (K,), finite and not negative, got {quoted(self.weights.tolist())}"
+                f"ClassWeighted: expected weights (K,), finite, not negative, not all 0, got {quoted(self.weights.tolist())}"
             )
         self.__name__ = f"class_weighted_{getattr(self.loss, '__name__', 'loss')}"
         self._placed: dict[Any, Array] = {}
