@@ -137,6 +137,8 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
     count = x.size // C
     rows = _Rows(x.shape, C, count)
     flat = np.ascontiguousarray(x).reshape(rows.shape)
+    dy = np.zeros(x.shape, dtype) if dy is None else dy
+    dmean, dvariance = (0 if d is None else d for d in (dmean, dvariance))
     dflat = np.ascontiguousarray(dy, dtype).reshape(rows.shape)
     long_centre = None if centre is None else rows.repeat(centre)
     sums = np.empty((2, rows.chunks, C), np.float64)
@@ -193,7 +195,7 @@ def _footprint(xp: Any, x: Any, scale: Any, offset: Any, *, epsilon: float) -> A
 @_footprint.backward
 def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...]) -> Any:
     x, mean, _, _ = saved
-    dy = xp.ascontiguousarray(dys[0])
+    dy = xp.empty_like(x) if dys[0] is None else xp.ascontiguousarray(dys[0])
     dx = None
     if needs[0]:
         dx = xp.empty_like(x)
