@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from xpnet import ops
@@ -17,6 +17,7 @@ from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
 from xpnet.layers.normalization import BatchNorm
 from xpnet.layers.pooling import MaxPool2D
+from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.foreign import refuse_foreign
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.settings import check_whole, sizes
@@ -89,25 +90,22 @@ class Sequential(Module):
             self.__dict__["_arguments"] = given
         self._set_children({**children, **others}, children)
 
-    def forward(self, x: Any, last: Callable[[Any, Any], Any] | None = None) -> Any:
-        """Apply the layers in turn; some of them and the layer behind are one operation, see `_keywords`.
-
-        last: a function of the last layer and its input, to call in place of that layer.
-        """
-        if last is not None:
-            return last(self.layers[-1], self._through(x, 0, len(self.layers) - 1))
+    def forward(self, x: Any, **last: Any) -> Any:
+        """Apply the layers in turn, the last one with keywords. Some are one operation with the layer behind: see `_keywords`."""
         segments = self._segments
         if not segments:
-            return self._through(x, 0, len(self.layers))
+            return self._through(x, 0, len(self.layers), **last)
         done = 0
         for segment in segments:
             x = self._through(x, done, segment.start)
             x = recompute(self._through)(x, segment.start, segment.stop)
             done = segment.stop
-        return self._through(x, done, len(self.layers))
+        return self._through(x, done, len(self.layers), **last)
 
-    def _through(self, x: Any, start: int, stop: int) -> Any:
+    def _through(self, x: Any, start: int, stop: int, **last: Any) -> Any:
         """Apply some of the layers."""
+        if last:
+            return self.layers[stop - 1](self._through(x, start, stop - 1), **last)
         layers, fused = self.layers, self.__dict__["_fused"]
         if not fused:
             for layer in layers if stop - start == len(layers) else layers[start:stop]:
@@ -207,8 +205,6 @@ class Residual(Module):
 
     def _fitting(self, body: Shape, shortcut: Shape) -> Shape:
         if tuple(body) != tuple(shortcut):
-            from xpnet.ops.shapes import ShapeError
-
             raise self._located(
                 ShapeError(
                     f"the body gives {tuple(body)}, the shortcut {tuple(shortcut)}; give the body's last layer that shape, "
@@ -220,26 +216,22 @@ class Residual(Module):
     def forward(self, x: Any, activation: str | None = None) -> Any:
         """Add x (through the shortcut) and the body's output; then apply `activation`, None or "relu"."""
         x = self.as_float(x)
-
-        def added(norm: Any, inside: Any) -> Any:
-            return norm(inside, residual=self._side(x, inside), activation=activation)
-
-        if self._ends_in_norm():
-            return self.body(x, last=added)
+        if self._body_adds():
+            side = x if self.shortcut is None else self.shortcut(x)
+            try:
+                return self.body(x, residual=side, activation=activation)
+            except ShapeError:
+                self._fitting(self.body.output_shape(tuple(x.shape[1:])), tuple(side.shape[1:]))
+                raise
         y = self.body(x)
-        y = y + self._side(x, y)
-        return y if activation is None else ops.relu(y)
-
-    def _side(self, x: Any, y: Any) -> Any:
-        """Return what is added to the body's output, or to something of its shape."""
         side = x if self.shortcut is None else self.shortcut(x)
         self._fitting(tuple(y.shape[1:]), tuple(side.shape[1:]))
-        return side
+        y = y + side
+        return y if activation is None else ops.relu(y)
 
-    def _ends_in_norm(self) -> bool:
-        """Return whether the body ends in a batch normalisation that can add the shortcut: nothing watches either output."""
+    def _body_adds(self) -> bool:
+        """Return whether the body ends in a batch normalisation, which adds the shortcut itself where nothing watches it."""
         body = self.body
         if type(body) is not Sequential or not body.layers or type(body.layers[-1]) is not BatchNorm:
             return False
-        hooked = body._forward_hooks or body._segments or "forward" in body.__dict__
-        return not hooked and not _is_watched(body.layers[-1])
+        return not _is_watched(body) and not _is_watched(body.layers[-1])

@@ -101,7 +101,7 @@ def _(xp: Namespace, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool,
     axes = tuple(range(xhat.ndim - 1))
     count = max(math.prod(xhat.shape[:-1]), 1)
     dx = None
-    dy = xp.zeros_like(xhat) if dy is None else dy
+    dy = cast(Array, xp.zeros_like(xhat)) if dy is None else dy
     if needs[0]:
         dx = _normalize_backward(xp, dy if scale is None else dy * scale, xhat, inverse, axes)
         # The statistics are outputs too: mean = sum x / count, variance = sum (x - mean)^2 / count.
