@@ -23,10 +23,10 @@ __device__ inline A normalized(A value, A centre, A factor, A shift) {
   return (value - centre) * factor + shift;
 }
 
-// Add COUNT rows, `step` elements apart, to the moments of V columns. The differences from the mean of the rows before are as
-// exact as those of Welford's recurrence, which this is for COUNT = 1, with one division for all.
+// Add COUNT rows less `pivot`, `step` elements apart, to the moments of V columns. The differences from the mean of the rows
+// before are as exact as those of Welford's recurrence, which this is for COUNT = 1, with one division for all.
 template <int COUNT, int V, typename T>
-__device__ inline void add_rows(Moments<acc_t<T>> (&m)[V], const T* p, i64 step) {
+__device__ inline void add_rows(Moments<acc_t<T>> (&m)[V], const acc_t<T> (&pivot)[V], const T* p, i64 step) {
   typedef acc_t<T> A;
   Vector<T, V> rows[COUNT];
 #pragma unroll
@@ -37,7 +37,7 @@ __device__ inline void add_rows(Moments<acc_t<T>> (&m)[V], const T* p, i64 step)
     A sum = 0, squares = 0;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
-      const A distance = widen(rows[i].at[j]) - m[j].mean;
+      const A distance = widen(rows[i].at[j]) - pivot[j] - m[j].mean;
       sum += distance;
       squares += distance * distance;
     }
@@ -50,6 +50,8 @@ __device__ inline void add_rows(Moments<acc_t<T>> (&m)[V], const T* p, i64 step)
 
 // Mean and biased variance of every channel: partial (parts, 2, channels), the mean and the squared deviations of each part.
 // Where running statistics are given they become kept * running + rest * mean, kept * running + unbiased_rest * variance.
+//
+// All means are those of the differences from the first row, so that also far from 0 they have the digits of a deviation.
 template <typename T, int V>
 __global__ void __launch_bounds__(256, 4)
 batch_moments(const T* x, acc_t<T>* partial, acc_t<T>* mean, acc_t<T>* variance, acc_t<T>* running_mean,
@@ -58,17 +60,19 @@ batch_moments(const T* x, acc_t<T>* partial, acc_t<T>* mean, acc_t<T>* variance,
   typedef acc_t<T> A;
   const int c = vector_index() * V, parts = static_cast<int>(gridDim.y);
   Moments<A> m[V] = {};
+  A pivot[V] = {};
   if (c < channels) {
     const RowRange range = row_range(rows, part_rows);
     const i64 step = static_cast<i64>(blockDim.y) * channels;
     i64 r = range.begin + threadIdx.y;
-    if (r < range.end) {
-      Vector<T, V> first = load<V>(x + r * channels + c);  // a number near the mean, so that no digits are lost
+    read_columns<V>(pivot, x, c, static_cast<A>(0));
+    if (r < range.end) {  // begin near the mean of this thread, wherever the first row is
+      Vector<T, V> first = load<V>(x + r * channels + c);
 #pragma unroll
-      for (int j = 0; j < V; ++j) m[j].mean = widen(first.at[j]);
+      for (int j = 0; j < V; ++j) m[j].mean = widen(first.at[j]) - pivot[j];
     }
-    for (; r + 3 * blockDim.y < range.end; r += 4 * blockDim.y) add_rows<4>(m, x + r * channels + c, step);
-    for (; r < range.end; r += blockDim.y) add_rows<1>(m, x + r * channels + c, step);
+    for (; r + 3 * blockDim.y < range.end; r += 4 * blockDim.y) add_rows<4>(m, pivot, x + r * channels + c, step);
+    for (; r < range.end; r += blockDim.y) add_rows<1>(m, pivot, x + r * channels + c, step);
   }
   block_merge_moments<V>(m);
   if (threadIdx.y == 0 && c < channels) {
@@ -93,10 +97,10 @@ batch_moments(const T* x, acc_t<T>* partial, acc_t<T>* mean, acc_t<T>* variance,
   if (threadIdx.y == 0 && c < channels) {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const A spread = m[j].squares / static_cast<A>(rows);
-      mean[c + j] = m[j].mean, variance[c + j] = spread;
+      const A centre = pivot[j] + m[j].mean, spread = m[j].squares / static_cast<A>(rows);
+      mean[c + j] = centre, variance[c + j] = spread;
       if (running_mean != nullptr) {
-        running_mean[c + j] = kept * running_mean[c + j] + rest * m[j].mean;
+        running_mean[c + j] = kept * running_mean[c + j] + rest * centre;
         running_variance[c + j] = kept * running_variance[c + j] + unbiased_rest * spread;
       }
     }

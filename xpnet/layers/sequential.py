@@ -91,7 +91,7 @@ class Sequential(Module):
         self._set_children({**children, **others}, children)
 
     def forward(self, x: Any, **last: Any) -> Any:
-        """Apply the layers in turn, the last one with keywords. Some are one operation with the layer behind: see `_keywords`."""
+        """Apply the layers in turn, the last one with keywords; some and the one behind are one operation, see `_keywords`."""
         segments = self._segments
         if not segments:
             return self._through(x, 0, len(self.layers), **last)

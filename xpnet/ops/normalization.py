@@ -179,7 +179,7 @@ def gradient_of_output(dys: Any) -> Array:
 @batch_norm_training.backward
 def _(xp: Namespace, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...], **settings: Any) -> Any:
     kept, first, sign, second = saved
-    dz = gradient_of_output(dys)
+    dz: Any = gradient_of_output(dys)
     if second is not None:
         (dz,) = relu.gradients(second, xp, dz, sign, {}, (True,))
     vectors = batch_norm_with_statistics.gradients(first, xp, (dz, None, None), kept, {"epsilon": epsilon}, needs[:3])
