@@ -53,7 +53,7 @@ __device__ inline void add_rows(Moments<acc_t<T>> (&m)[V], const acc_t<T> (&pivo
 //
 // All means are those of the differences from the first row, so that also far from 0 they have the digits of a deviation.
 template <typename T, int V>
-__global__ void __launch_bounds__(256, 4)
+__global__ void __launch_bounds__(256, 3)
 batch_moments(const T* x, acc_t<T>* partial, acc_t<T>* mean, acc_t<T>* variance, acc_t<T>* running_mean,
               acc_t<T>* running_variance, u32* counters, i64 rows, i64 part_rows, int channels, acc_t<T> kept, acc_t<T> rest,
               acc_t<T> unbiased_rest) {
@@ -159,7 +159,7 @@ __device__ inline T masked(T gradient, acc_t<T> y) {
 // dscale and doffset (channels), the sums of dz * xhat and of dz: partial (parts, 2, channels). PER_ROW: mean and variance
 // belong to rows (layer normalisation), else to channels.
 template <typename T, int V, bool PER_ROW, int MASK>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(256, 2)
 norm_gradient_sums(const T* dy, const T* x, const T* y, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale,
                    const T* offset, T* dz, acc_t<T>* partial, acc_t<T>* dscale, acc_t<T>* doffset, u32* counters, i64 rows,
                    i64 part_rows, int channels, acc_t<T> epsilon) {
@@ -238,7 +238,7 @@ norm_gradient_sums(const T* dy, const T* x, const T* y, const acc_t<T>* mean, co
 // TRAINING: mean and variance depend on x, and may have gradients themselves. Otherwise they are constants. With MASK FROM_Y
 // dy is dz, which norm_gradient_sums has written, and this runs UNMASKED.
 template <typename T, int V, bool TRAINING, int MASK>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(256, 2)
 batch_norm_backward(const T* dy, const T* x, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale,
                     const T* offset, const acc_t<T>* dscale, const acc_t<T>* doffset, const acc_t<T>* dmean,
                     const acc_t<T>* dvariance, T* dx, i64 rows, i64 part_rows, int channels, acc_t<T> epsilon) {
