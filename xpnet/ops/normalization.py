@@ -158,14 +158,21 @@ def batch_norm_training(
         return y, saved
     _check_vectors("batch_norm", (x.shape[-1],), running_mean=running_mean, running_variance=running_variance)
     count = math.prod(x.shape[:-1])
-    if count:
+    running = update_running(xp, running_mean, running_variance, mean, variance, count, momentum)
+    return (y, *running), saved
+
+
+def update_running(
+    xp: Namespace, running_mean: Array, running_variance: Array, mean: Array, variance: Array, count: int, momentum: float
+) -> tuple[Array, Array]:
+    """Return running statistics after a batch with these, from `count` rows; in place where arrays can be changed."""
+    if count:  # captured steps hold the arrays
         rest = 1 - momentum
-        # In place: captured steps hold these arrays.
         running_mean *= momentum
         running_mean += rest * xp.astype(mean, running_mean.dtype, copy=False)
         running_variance *= momentum
         running_variance += rest * count / max(count - 1, 1) * xp.astype(variance, running_variance.dtype, copy=False)
-    return (y, running_mean, running_variance), saved
+    return running_mean, running_variance
 
 
 def gradient_of_output(dys: Any) -> Array:
