@@ -157,10 +157,10 @@ __device__ inline T masked(T gradient, acc_t<T> y) {
 }
 
 // dscale and doffset (channels), the sums of dz * xhat and of dz: partial (parts, 2, channels). PER_ROW: mean and variance
-// belong to rows (layer normalisation), else to channels.
+// belong to rows (layer normalisation), else to channels. With MASK FROM_Y the gradient may have two parts, dy + more.
 template <typename T, int V, bool PER_ROW, int MASK>
 __global__ void __launch_bounds__(256, 2)
-norm_gradient_sums(const T* dy, const T* x, const T* y, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale,
+norm_gradient_sums(const T* dy, const T* more, const T* x, const T* y, const acc_t<T>* mean, const acc_t<T>* variance, const T* scale,
                    const T* offset, T* dz, acc_t<T>* partial, acc_t<T>* dscale, acc_t<T>* doffset, u32* counters, i64 rows,
                    i64 part_rows, int channels, acc_t<T> epsilon) {
   typedef acc_t<T> A;
@@ -180,7 +180,7 @@ norm_gradient_sums(const T* dy, const T* x, const T* y, const acc_t<T>* mean, co
     }
     const RowRange range = row_range(rows, part_rows);
     for (i64 start = range.begin + threadIdx.y; start < range.end; start += STAGE * blockDim.y) {
-      Vector<T, V> g[STAGE], v[STAGE], out[STAGE];
+      Vector<T, V> g[STAGE], v[STAGE], out[STAGE], other[STAGE];
       A row_centre[STAGE], row_inverse[STAGE];
 #pragma unroll
       for (int i = 0; i < STAGE; ++i) {
@@ -188,6 +188,7 @@ norm_gradient_sums(const T* dy, const T* x, const T* y, const acc_t<T>* mean, co
         if (r < range.end) {
           g[i] = load<V>(dy + r * channels + c), v[i] = load<V>(x + r * channels + c);
           if (MASK == FROM_Y) out[i] = load<V>(y + r * channels + c);
+          if (MASK == FROM_Y && more != nullptr) other[i] = load<V>(more + r * channels + c);
           if (PER_ROW) row_centre[i] = mean[r], row_inverse[i] = 1 / xsqrt(variance[r] + epsilon);
         }
       }
@@ -199,6 +200,7 @@ norm_gradient_sums(const T* dy, const T* x, const T* y, const acc_t<T>* mean, co
           for (int j = 0; j < V; ++j) {
             const A value = widen(v[i].at[j]);
             if (MASK == FROM_X) g[i].at[j] = masked(g[i].at[j], normalized(value, centre[j], factor[j], shift[j]));
+            if (MASK == FROM_Y && more != nullptr) g[i].at[j] = round_to<T>(widen(g[i].at[j]) + widen(other[i].at[j]));
             if (MASK == FROM_Y) g[i].at[j] = masked(g[i].at[j], widen(out[i].at[j]));
             const A d = widen(g[i].at[j]);
             plain[j] += d;

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
+import xpnet as xn
+import xpnet.accel.cupy  # (registers the implementations)
 from xpnet import ops
 from xpnet.ops.registry import reference_only, registry
 
@@ -291,6 +292,30 @@ def test_running_statistics(gpu, shape, dtype):
     assert [name.partition("<")[0] for name in gpu.launches] == FUSED[:2] * 3
     for one, other in zip(found, expected):
         np.testing.assert_allclose(gpu.numpy(one), other, rtol=TOLERANCE[wide], atol=TOLERANCE[wide])
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3, 4])
+@pytest.mark.parametrize("beside", ["nothing", "residual", "relu", "residual and relu"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_an_output_that_several_use(gpu, dtype, beside, uses):
+    """Two gradients are added where they are read; they may have other strides."""
+    x, residual = two_sided(50, 4, 8), 4 * two_sided(50, 4, 8)
+    factors = normal(uses, 8, 4, 50).transpose(0, 3, 2, 1)
+    results = []
+    for to, kind in ((np.asarray, "float64"), (gpu.array, dtype)):
+        inputs = [xn.Tensor(to(a.astype(kind)), requires_grad=True) for a in (x, residual)]
+        wide = "float64" if kind == "float64" else "float32"
+        running = {"running_mean": to(np.zeros(8, wide)), "running_variance": to(np.ones(8, wide))}
+        side = inputs[1] if "residual" in beside else None
+        activation = "relu" if "relu" in beside else None
+        y, *_ = ops.batch_norm_training(inputs[0], None, None, side, activation=activation, **running)
+        total = y[:0].sum()
+        for factor in factors.astype(dtype):
+            total = total + (y * to(factor.astype(kind))).sum()
+        total.backward()
+        results.append([gpu.numpy(i.grad) for i in inputs if i.grad is not None])
+    for one, other in zip(*results, strict=True):
+        close(other, one, dtype)
 
 
 def test_running_statistics_of_another_dtype(gpu):

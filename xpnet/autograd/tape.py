@@ -193,7 +193,11 @@ def store(source: Node | Output, gradient: Array) -> None:
     if node.grad is None:
         node.grad = [None] * len(node.outputs or ())
     before = node.grad[number]
-    node.grad[number] = gradient if before is None else before + gradient
+    if before is None:
+        node.grad[number] = gradient
+        return
+    before = before[0] + before[1] if type(before) is list else before
+    node.grad[number] = [before, gradient] if node.implementation.adds else before + gradient
 
 
 def run_backward(node: Node) -> None:

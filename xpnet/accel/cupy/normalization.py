@@ -96,8 +96,8 @@ def _normalize(
 
 def _gradient_sums(
     xp: Any, dy: Array, x: Array, mean: Array, variance: Array, shape: tuple[int, ...], into: Any, epsilon: float, *,
-    per_row: bool = False, mask: int = UNMASKED, y: Array | None = None, scale: Array | None = None,
-    offset: Array | None = None,
+    per_row: bool = False, mask: int = UNMASKED, y: Array | None = None, more: Array | None = None,
+    scale: Array | None = None, offset: Array | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Return the sums over all rows of dz * xhat and of dz, in the accumulator dtype: the gradients of scale and offset.
 
@@ -106,6 +106,7 @@ def _gradient_sums(
         into: their buffers, see `sum_buffer`.
         per_row: whether mean and variance belong to rows.
         mask, y, scale, offset: how dz follows from dy; y is given for FROM_Y.
+        more: for FROM_Y, what is to be added to dy, or None.
 
     Returns:
         the two sums, and dz, which is dy itself unless the mask is FROM_Y.
@@ -116,12 +117,12 @@ def _gradient_sums(
         return xp.zeros(shape, dtype=mean.dtype), xp.zeros(shape, dtype=mean.dtype), dy
     dscale, doffset = sum_buffer(xp, shape, x, into[1]), sum_buffer(xp, shape, x, into[2])
     dz = None if mask != FROM_Y else xp.empty(dy.shape, dtype=dy.dtype)
-    V = vector_width(columns, *(a for a in (dy, x, y, dz) if a is not None))
+    V = vector_width(columns, *(a for a in (dy, more, x, y, dz) if a is not None))
     split = partition(rows, columns // V)
     partial = xp.empty((split.parts, 2, columns), dtype=mean.dtype)
     launch(
-        _sums[c_name(x), V, per_row, mask], split.grid, split.block, dy, x, y, mean, variance, scale, offset, dz, partial,
-        dscale, doffset, counters(split.grid[0]), rows, split.part_rows, columns, epsilon,
+        _sums[c_name(x), V, per_row, mask], split.grid, split.block, dy, more, x, y, mean, variance, scale, offset, dz,
+        partial, dscale, doffset, counters(split.grid[0]), rows, split.part_rows, columns, epsilon,
     )  # fmt: skip
     return dscale, doffset, dy if dz is None else dz
 
@@ -200,16 +201,21 @@ def _batch_norm_training(
     return y if running is None else (y, *running), (x, mean, variance, scale, offset, kept) if save else None
 
 
-@_batch_norm_training.backward
+@_batch_norm_training.backward(adds=True)
 def _(
     xp: Any, dy: Any, saved: Any, *, epsilon: float, activation: str | None, needs: tuple[bool, ...],
     into: Any = (None,) * 4, **settings: Any,
 ) -> Any:  # fmt: skip
     x, mean, variance, scale, offset, y = saved
-    dy = contiguous(xp, gradient_of_output(dy))
     mask = UNMASKED if activation is None else FROM_X if y is None else FROM_Y
+    dy, more = gradient_of_output(dy), None
+    if type(dy) is list:
+        dy, more = dy if mask == FROM_Y and dy[0].dtype == dy[1].dtype else (dy[0] + dy[1], None)
+    dy, more = contiguous(xp, dy), contiguous(xp, more)
     vectors = {"scale": scale, "offset": offset} if mask == FROM_X else {}
-    dscale, doffset, dz = _gradient_sums(xp, dy, x, mean, variance, mean.shape, into, epsilon, mask=mask, y=y, **vectors)
+    dscale, doffset, dz = _gradient_sums(
+        xp, dy, x, mean, variance, mean.shape, into, epsilon, mask=mask, y=y, more=more, **vectors
+    )
     dx = None
     if needs[0]:
         mask, offset = (FROM_X, offset) if mask == FROM_X else (UNMASKED, None)
