@@ -164,26 +164,24 @@ norm_gradient_sums(const T* dy, const T* more, const T* x, const T* y, const acc
                    const T* offset, T* dz, acc_t<T>* partial, acc_t<T>* dscale, acc_t<T>* doffset, u32* counters, i64 rows,
                    i64 part_rows, int channels, acc_t<T> epsilon) {
   typedef acc_t<T> A;
+  const int DEPTH = MASK == FROM_Y && V == 8 ? 1 : STAGE;  // four arrays of 16 bytes a row are enough in flight
   const int c = vector_index() * V, parts = static_cast<int>(gridDim.y);
   A plain[V] = {}, weighted[V] = {};
   if (c < channels) {
-    A centre[V], inverse[V], factor[V], shift[V];
-    if (!PER_ROW) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) centre[j] = mean[c + j], inverse[j] = 1 / xsqrt(variance[c + j] + epsilon);
-    }
+    A centre[V], factor[V], shift[V];
+    if (!PER_ROW) read_columns<V>(centre, mean, c, static_cast<A>(0));
     if (MASK == FROM_X) {
       read_columns<V>(factor, scale, c, static_cast<A>(1));
       read_columns<V>(shift, offset, c, static_cast<A>(0));
 #pragma unroll
-      for (int j = 0; j < V; ++j) factor[j] *= inverse[j];
+      for (int j = 0; j < V; ++j) factor[j] *= 1 / xsqrt(variance[c + j] + epsilon);
     }
     const RowRange range = row_range(rows, part_rows);
-    for (i64 start = range.begin + threadIdx.y; start < range.end; start += STAGE * blockDim.y) {
-      Vector<T, V> g[STAGE], v[STAGE], out[STAGE], other[STAGE];
-      A row_centre[STAGE], row_inverse[STAGE];
+    for (i64 start = range.begin + threadIdx.y; start < range.end; start += DEPTH * blockDim.y) {
+      Vector<T, V> g[DEPTH], v[DEPTH], out[DEPTH], other[DEPTH];
+      A row_centre[DEPTH], row_inverse[DEPTH];
 #pragma unroll
-      for (int i = 0; i < STAGE; ++i) {
+      for (int i = 0; i < DEPTH; ++i) {
         const i64 r = start + i * blockDim.y;
         if (r < range.end) {
           g[i] = load<V>(dy + r * channels + c), v[i] = load<V>(x + r * channels + c);
@@ -193,7 +191,7 @@ norm_gradient_sums(const T* dy, const T* more, const T* x, const T* y, const acc
         }
       }
 #pragma unroll
-      for (int i = 0; i < STAGE; ++i) {
+      for (int i = 0; i < DEPTH; ++i) {
         const i64 r = start + i * blockDim.y;
         if (r < range.end) {
 #pragma unroll
@@ -204,11 +202,15 @@ norm_gradient_sums(const T* dy, const T* more, const T* x, const T* y, const acc
             if (MASK == FROM_Y) g[i].at[j] = masked(g[i].at[j], widen(out[i].at[j]));
             const A d = widen(g[i].at[j]);
             plain[j] += d;
-            weighted[j] += d * ((value - (PER_ROW ? row_centre[i] : centre[j])) * (PER_ROW ? row_inverse[i] : inverse[j]));
+            weighted[j] += d * (PER_ROW ? (value - row_centre[i]) * row_inverse[i] : value - centre[j]);
           }
           if (MASK == FROM_Y) store<V>(dz + r * channels + c, g[i]);
         }
       }
+    }
+    if (!PER_ROW) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) weighted[j] *= 1 / xsqrt(variance[c + j] + epsilon);
     }
   }
   block_sum_rows<V>(plain);
