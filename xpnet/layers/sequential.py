@@ -90,8 +90,12 @@ class Sequential(Module):
             self.__dict__["_arguments"] = given
         self._set_children({**children, **others}, children)
 
-    def forward(self, x: Any, **last: Any) -> Any:
-        """Apply the layers in turn, the last one with keywords; some and the one behind are one operation, see `_keywords`."""
+    def forward(self, x: Any, *, residual: Any = None, activation: str | None = None) -> Any:
+        """Apply the layers in turn; some and the one behind are one operation: see `_keywords`.
+
+        residual, activation: what the batch normalisation at the end does as well (see Residual).
+        """
+        last = {} if residual is None else {"residual": residual, "activation": activation}
         segments = self._segments
         if not segments:
             return self._through(x, 0, len(self.layers), **last)
