@@ -189,6 +189,12 @@ CASES = [
         for vectors in ((), (P(3), P(3)))
     ],
     case("batch_norm_with_statistics", P(4, 16, 17, 16), P(16), P(16)),  # large enough for the way that takes chunks
+    *[
+        case("batch_norm_training", P(2, 3, 2, 3), *vectors, epsilon=1e-3, activation=activation)
+        for vectors in ((), (P(3), P(3)), (P(3), P(3), P(2, 3, 2, 3)))
+        for activation in (None, "relu")
+    ],
+    case("batch_norm_training", P(4, 16, 17, 16), P(16), P(16), P(4, 16, 17, 16), activation="relu"),
     case("batch_norm", P(4, 2, 3), P(3)),
     case("batch_norm", X(4, 3), P(3), P(3), mean=P(3), variance=P(3, kind="positive")),
     case("batch_norm_inference", X(4, 3), mean=P(3), variance=P(3, kind="positive")),
@@ -301,6 +307,10 @@ WRONG = [
     ],
     wrong("global_average_pool2d", X(2, 3), says=("(2, 3)", "N, H, W, C")),
     wrong("batch_norm_with_statistics", X(3), says=("(3,)", "N, ..., C")),
+    wrong("batch_norm_training", X(3, 4), None, None, X(3, 1), says=("residual", "(3, 1)", "(3, 4)")),
+    wrong("batch_norm_training", X(3, 4), activation="gelu", says=("activation", "relu", "gelu")),
+    wrong("batch_norm_training", X(3, 4), running_mean=P(4), says=("running_mean", "running_variance", "both")),
+    wrong("batch_norm_training", X(3, 4), running_mean=P(4), running_variance=P(1), says=("running_variance", "(1,)", "(4,)")),
     wrong("batch_norm", X(3, 4), P(3), says=("scale", "(3,)", "(4,)")),
     wrong("batch_norm_inference", X(3, 4), mean=P(4), variance=P(3), says=("variance", "(3,)", "(4,)")),
     wrong("layer_norm", X(3, 4), P(3), says=("scale", "(3,)", "(4,)")),

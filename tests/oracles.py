@@ -427,6 +427,14 @@ def batch_norm_with_statistics(
     return affine(y, scale, offset), np.array(means), np.array(variances)
 
 
+def batch_norm_training(
+    x: np.ndarray, scale: Any = None, offset: Any = None, residual: Any = None, *, epsilon: float = 1e-5, activation: Any = None
+) -> np.ndarray:
+    y = batch_norm_with_statistics(x, scale, offset, epsilon=epsilon)[0]
+    y = y if residual is None else y + residual
+    return y if activation is None else relu(y)
+
+
 def batch_norm(
     x: np.ndarray, scale: Any = None, offset: Any = None, *, mean: Any = None, variance: Any = None, epsilon: float = 1e-5
 ) -> np.ndarray:

@@ -337,6 +337,37 @@ def test_several_outputs_of_which_some_are_used():
     assert not switches.requires_grad
 
 
+def test_an_output_that_nothing_used_has_no_gradient(monkeypatch):
+    """Operations of this package are told so, those of users get zeros."""
+    seen = []
+    implementation = ops.batch_norm_with_statistics.reference
+    backward: Any = implementation.backward_function
+
+    def noting(xp: Any, dys: Any, *args: Any, **keywords: Any) -> Any:
+        seen.append(dys)
+        return backward(xp, dys, *args, **keywords)
+
+    monkeypatch.setattr(implementation, "backward_function", noting)
+    with ops.reference_only():
+        ops.batch_norm_with_statistics(tensor(5, 3))[1].sum().backward()
+    assert [dy is None for dy in seen[0]] == [True, False, True]
+
+    def halves(xp: Any, x: ops.Array) -> Any:
+        return (x / 2, x / 2), None
+
+    operation = ops.Op(halves, absent=True)
+
+    @operation.backward
+    def _(xp: Any, dys: Any, saved: Any) -> Any:
+        seen.append(dys)
+        return (dys[0] + dys[1]) / 2
+
+    x = tensor(2, 3)
+    operation(x)[1].sum().backward()
+    np.testing.assert_array_equal(seen[1][0], np.zeros((2, 3)))
+    np.testing.assert_array_equal(x.grad, np.full((2, 3), 0.5))
+
+
 def test_inputs_without_a_gradient_get_none():
     x, w = xn.Tensor(np.ones((2, 3))), tensor(3, 2)
     ops.dense(x, w).sum().backward()

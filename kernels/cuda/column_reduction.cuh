@@ -72,7 +72,7 @@ struct Moments {
     if (other.count > 0) {
       A distance = other.mean - mean, share = other.count / total;
       mean += distance * share;
-      squares += other.squares + distance * distance * count * share;
+      squares += other.squares + distance * (distance * (count * share));  // 0 for count 0, however large the mean
       count = total;
     }
   }

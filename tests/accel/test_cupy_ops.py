@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
+import xpnet as xn
+import xpnet.accel.cupy  # (registers the implementations)
 from xpnet import ops
 from xpnet.ops.registry import reference_only, registry
 
@@ -242,18 +243,111 @@ def test_batch_norm(gpu, shape, affine):
         both(gpu, "batch_norm_inference", [x, *vectors], {"epsilon": 1e-3, **statistics}, dtype=dtype)
 
 
+FUSED = ["batch_moments", "batch_norm_apply", "norm_gradient_sums", "batch_norm_backward"]
+
+
+def two_sided(*shape):
+    """Return numbers of which none is near 0 or the mean: relu cuts off the same ones in every dtype."""
+    return RANDOM.choice([-2.0, 2.0], shape) + 0.2 * normal(*shape)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("beside", ["nothing", "vectors", "residual", "both"])
+@pytest.mark.parametrize("shape", [*NORMS, (3000, 3), (70_001, 1), (40, 33, 3, 8)])
+def test_batch_norm_training(gpu, shape, beside, activation):
+    """Two kernels a pass, with all that may stand behind the normalisation."""
+    C = shape[-1]
+    vectors = [1 + 0.2 * normal(C), 0.1 * normal(C)] if beside in ("vectors", "both") else [None, None]
+    residual = 4 * two_sided(*shape) if beside in ("residual", "both") else None
+    inputs = [two_sided(*shape), *vectors, residual]
+    alike = shape[0] == 1 and residual is None  # 0 everywhere but for the offset
+    for dtype in ("float64", "float32") if alike else ("float64", "float32", "float16"):
+        launched = both(gpu, "batch_norm_training", inputs, {"epsilon": 1e-3, "activation": activation}, dtype=dtype)
+        assert [name.partition("<")[0] for name in launched] == FUSED
+
+
+@pytest.mark.parametrize("needs", [(True, False, False, False), (False, True, False, True), (False, False, False, True)])
+def test_batch_norm_training_only_needs(gpu, needs):
+    inputs = [two_sided(6, 4), normal(4, low=0.5), 0.1 * normal(4), 9 * two_sided(6, 4)]
+    for activation in (None, "relu"):
+        both(gpu, "batch_norm_training", inputs, {"activation": activation}, needs=needs)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (1, 5), (3, 5, 4, 8), (2000, 3), (500, 1)])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_running_statistics(gpu, shape, dtype):
+    """They are updated where they are, by the kernel that computes the batch's own."""
+    wide = "float64" if dtype == "float64" else "float32"
+    expected = normal(shape[-1], dtype=wide), normal(shape[-1], low=0.5, dtype=wide)
+    found = tuple(map(gpu.array, expected))
+    gpu.launches.clear()
+    for step in range(3):
+        x = (normal(*shape) * 2 + step).astype(dtype)
+        settings = {"momentum": 0.9, "activation": "relu"}
+        given = {"running_mean": expected[0], "running_variance": expected[1]}
+        ops.batch_norm_training(x.astype(wide), **given, **settings)
+        given = {"running_mean": found[0], "running_variance": found[1]}
+        _, *updated = ops.batch_norm_training(gpu.array(x), **given, **settings)
+        assert all(one is other for one, other in zip(updated, found))
+    assert [name.partition("<")[0] for name in gpu.launches] == FUSED[:2] * 3
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(gpu.numpy(one), other, rtol=TOLERANCE[wide], atol=TOLERANCE[wide])
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3, 4])
+@pytest.mark.parametrize("beside", ["nothing", "residual", "relu", "residual and relu"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_an_output_that_several_use(gpu, dtype, beside, uses):
+    """Two gradients are added where they are read; they may have other strides."""
+    x, residual = two_sided(50, 4, 8), 4 * two_sided(50, 4, 8)
+    factors = normal(uses, 8, 4, 50).transpose(0, 3, 2, 1)
+    results = []
+    for to, kind in ((np.asarray, "float64"), (gpu.array, dtype)):
+        inputs = [xn.Tensor(to(a.astype(kind)), requires_grad=True) for a in (x, residual)]
+        wide = "float64" if kind == "float64" else "float32"
+        running = {"running_mean": to(np.zeros(8, wide)), "running_variance": to(np.ones(8, wide))}
+        side = inputs[1] if "residual" in beside else None
+        activation = "relu" if "relu" in beside else None
+        y, *_ = ops.batch_norm_training(inputs[0], None, None, side, activation=activation, **running)
+        total = y[:0].sum()
+        for factor in factors.astype(dtype):
+            total = total + (y * to(factor.astype(kind))).sum()
+        total.backward()
+        results.append([gpu.numpy(i.grad) for i in inputs if i.grad is not None])
+    for one, other in zip(*results, strict=True):
+        close(other, one, dtype)
+
+
+def test_running_statistics_of_another_dtype(gpu):
+    x, running = normal(20, 3), [np.zeros(3, "float32"), np.ones(3, "float32")]
+    found = ops.batch_norm_training(gpu.array(x), running_mean=gpu.array(running[0]), running_variance=gpu.array(running[1]))
+    expected = ops.batch_norm_training(x, running_mean=running[0], running_variance=running[1])
+    for one, other in zip(map(gpu.numpy, found), expected):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def test_batch_norm_of_one_channel_only_needs(gpu):
     both(gpu, "batch_norm_with_statistics", [normal(6, 4), normal(4), normal(4)], {}, needs=(False, True, False))
     both(gpu, "batch_norm_with_statistics", [normal(6, 4), normal(4), normal(4)], {}, needs=(True, False, False))
 
 
 def test_batch_norm_does_not_cancel_far_from_zero(gpu):
-    x = (normal(500, 4) + 1e4).astype("float32")
-    expected = x.astype("float64").var(axis=0)
+    for rows, channels in ((500, 4), (3, 3), (70_000, 1), (5000, 64)):
+        x = (normal(rows, channels) + 1e4).astype("float32")
+        expected = x.astype("float64").var(axis=0)
+        gpu.launches.clear()
+        _, mean, variance = gpu.numpy(ops.batch_norm_with_statistics(gpu.array(x)))
+        assert gpu.launches
+        np.testing.assert_allclose(variance, expected, rtol=2e-6)
+        np.testing.assert_allclose(mean, x.astype("float64").mean(axis=0), rtol=2e-7)
+
+
+def test_statistics_of_numbers_whose_squares_overflow(gpu):
+    x = np.full((9, 3), 1e25, "float32")
     _, mean, variance = gpu.numpy(ops.batch_norm_with_statistics(gpu.array(x)))
-    assert gpu.launches
-    np.testing.assert_allclose(variance, expected, rtol=1e-3)
-    np.testing.assert_allclose(mean, x.astype("float64").mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(mean, x[0], rtol=1e-6)
+    np.testing.assert_array_equal(variance, 0)
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -406,6 +500,7 @@ def test_non_contiguous_inputs(gpu):
         ("dense", [x, normal(5, 4).T], {}),
         ("layer_norm", [x], {}),
         ("batch_norm_with_statistics", [x], {}),
+        ("batch_norm_training", [x, None, None, normal(4, 6, 6, 3).transpose(3, 1, 2, 0)[::-1]], {}),
         ("average_pool2d", [x], {"window": 2}),
         ("dropout", [x], {"rate": 0.5}),
         ("relu", [x], {}),

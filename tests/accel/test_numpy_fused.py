@@ -88,7 +88,7 @@ def test_sequential_takes_it_where_a_pooling_follows_a_convolution():
         return [xn.Conv2D(8, 3, activation="relu"), xn.MaxPool2D(2), xn.Conv2D(4, 3), xn.Flatten(), xn.Dense(3)]
 
     model = xn.Sequential(layers(), input_shape=(12, 12, 2))
-    assert model.__dict__["_pooled"] == {0}
+    assert model.__dict__["_fused"] == {0}
     x = np.random.default_rng(0).standard_normal((3, 12, 12, 2)).astype(np.float32)
     one_by_one: Any = x
     for layer in model.layers:

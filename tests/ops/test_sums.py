@@ -142,6 +142,15 @@ def batch_norm() -> Pairs:
     return [(mean.array, VALUES), (1 + variance.array, np.ones(2)), (offset.grad, exact(dy))]
 
 
+def batch_norm_in_training() -> Pairs:
+    x, dy = np.broadcast_to(VALUES, (ROWS, 2)).copy(), column()
+    scale, offset, residual = tensor([1, 1]), tensor([1, 1]), tensor(x * 0)
+    running = {"running_mean": np.zeros(2, np.float32), "running_variance": np.ones(2, np.float32)}
+    y, mean, variance = ops.batch_norm_training(x, scale, offset, residual, **running, momentum=0.5, activation="relu")
+    y.backward(dy)
+    return [(mean.array, VALUES / 2), (variance.array, np.full(2, 0.5)), (offset.grad, exact(dy)), (residual.grad, dy)]
+
+
 def inference() -> Pairs:
     offset, dy = tensor([0, 0]), column()
     ops.batch_norm_inference(column(), None, offset, mean=np.zeros(2, np.float32), variance=np.ones(2, np.float32)).backward(dy)
@@ -253,6 +262,7 @@ CHECKS: dict[str, Callable[[], Pairs]] = {
     "average_pool2d": averages,
     "lp_pool2d": norms_of_windows,
     "batch_norm_with_statistics": batch_norm,
+    "batch_norm_training": batch_norm_in_training,
     "batch_norm_inference": inference,
     "layer_norm": layer_norm,
     "group_norm": group_norm,

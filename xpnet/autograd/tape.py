@@ -58,6 +58,11 @@ def once(make: Callable[[], Any]) -> Any:
     return made
 
 
+def runs_again() -> bool:
+    """Return whether a checkpointed segment is run again for its backward pass: see `once`."""
+    return mode.again is not None
+
+
 def tick() -> int:
     """Take the next number of a Node: those that are recorded from now on have larger ones."""
     return next(_order)
@@ -188,7 +193,11 @@ def store(source: Node | Output, gradient: Array) -> None:
     if node.grad is None:
         node.grad = [None] * len(node.outputs or ())
     before = node.grad[number]
-    node.grad[number] = gradient if before is None else before + gradient
+    if before is None:
+        node.grad[number] = gradient
+        return
+    before = before[0] + before[1] if type(before) is list else before
+    node.grad[number] = [before, gradient] if node.implementation.adds else before + gradient
 
 
 def run_backward(node: Node) -> None:
@@ -207,8 +216,9 @@ def run_backward(node: Node) -> None:
     if gradient is None:
         return
     if node.outputs is not None:
+        filled = not (node.op.absent and node.implementation.ours)
         gradient = tuple(
-            node.xp.zeros(like[0], dtype=like[1], device=like[2]) if g is None and like is not None else g
+            node.xp.zeros(like[0], dtype=like[1], device=like[2]) if filled and g is None and like is not None else g
             for like, g in zip(node.outputs, gradient)
         )
     into = None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from xpnet import ops
 from xpnet.autograd.parameter import Parameter
-from xpnet.autograd.tape import once
+from xpnet.autograd.tape import runs_again
 from xpnet.autograd.tensor import bare
 from xpnet.layers.context import Shape, Spec
 from xpnet.layers.module import Module
@@ -97,27 +96,23 @@ class BatchNorm(_Normalization):
             raise ShapeError(f"BatchNorm got examples {tuple(input_shape)}, expected {self.running_mean.shape[0]} channels")
         return super().output_shape(input_shape)
 
-    def forward(self, x: Any) -> Any:
-        """Normalise x (N, ..., C); in training also update the running statistics."""
+    def forward(self, x: Any, residual: Any = None, activation: str | None = None) -> Any:
+        """Normalise x (N, ..., C), add `residual` and apply `activation`; in training also update the running statistics."""
         x = self.as_float(x)
         scale, offset = self._affine(x)
         if not self.training or not self.__dict__["_trainable"]:
-            return ops.batch_norm_inference(
+            y = ops.batch_norm_inference(
                 x, scale, offset, mean=self.running_mean, variance=self.running_variance, epsilon=self.epsilon
             )
-        y, mean, variance = ops.batch_norm_with_statistics(x, scale, offset, epsilon=self.epsilon)
-        count = math.prod(x.shape[:-1])
-        if count:
-            once(lambda: self._update_statistics(bare(mean), bare(variance), count))
+            y = y if residual is None else y + residual
+            return y if activation is None else ops.relu(y)
+        settings = {"momentum": self.momentum, "epsilon": self.epsilon, "activation": activation}
+        if runs_again():  # the first run has updated them
+            return ops.batch_norm_training(x, scale, offset, residual, **settings)
+        running = {"running_mean": self.running_mean, "running_variance": self.running_variance}
+        y, mean, variance = ops.batch_norm_training(x, scale, offset, residual, **running, **settings)
+        self.running_mean, self.running_variance = bare(mean), bare(variance)
         return y
-
-    def _update_statistics(self, mean: Any, variance: Any, count: int) -> None:
-        """Update the running statistics, in place (captured steps hold the buffers) and without waiting for the device."""
-        rest = 1 - self.momentum
-        self.running_mean *= self.momentum
-        self.running_mean += rest * mean
-        self.running_variance *= self.momentum
-        self.running_variance += rest * count / max(count - 1, 1) * variance
 
 
 class LayerNorm(_Normalization):

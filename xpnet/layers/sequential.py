@@ -6,14 +6,18 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from xpnet import ops
 from xpnet.autograd.checkpointing import recompute
 from xpnet.backend import Device
+from xpnet.layers.activation import ReLU
 from xpnet.layers.context import Shape
 from xpnet.layers.convolution import Conv2D
 from xpnet.layers.execution import shape_of_examples
 from xpnet.layers.hooks import recomputing
 from xpnet.layers.module import Module
+from xpnet.layers.normalization import BatchNorm
 from xpnet.layers.pooling import MaxPool2D
+from xpnet.ops.shapes import ShapeError
 from xpnet.runtime.foreign import refuse_foreign
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.settings import check_whole, sizes
@@ -79,29 +83,35 @@ class Sequential(Module):
         # Paths are "0", "1", ..., without the list's own name.
         children = {str(i): layer for i, layer in enumerate(value) if isinstance(layer, Module)}
         others = {name: child for name, child in self._children.items() if not name.isdigit()}
-        self.__dict__.update(layers=value, _pooled=_pooled(value))
+        self.__dict__.update(layers=value, _fused=_fused(value))
         if type(self) is Sequential:  # what a model file says
             args, keywords = self._arguments
             given = (args, {**keywords, name: value}) if name in keywords else ((value, *args[1:]), keywords)
             self.__dict__["_arguments"] = given
         self._set_children({**children, **others}, children)
 
-    def forward(self, x: Any) -> Any:
-        """Apply the layers in turn; a convolution and the max pooling behind it are one operation."""
+    def forward(self, x: Any, *, residual: Any = None, activation: str | None = None) -> Any:
+        """Apply the layers in turn; some and the one behind are one operation: see `_keywords`.
+
+        residual, activation: what the batch normalisation at the end does as well (see Residual).
+        """
+        last = {} if residual is None else {"residual": residual, "activation": activation}
         segments = self._segments
         if not segments:
-            return self._through(x, 0, len(self.layers))
+            return self._through(x, 0, len(self.layers), **last)
         done = 0
         for segment in segments:
             x = self._through(x, done, segment.start)
             x = recompute(self._through)(x, segment.start, segment.stop)
             done = segment.stop
-        return self._through(x, done, len(self.layers))
+        return self._through(x, done, len(self.layers), **last)
 
-    def _through(self, x: Any, start: int, stop: int) -> Any:
+    def _through(self, x: Any, start: int, stop: int, **last: Any) -> Any:
         """Apply some of the layers."""
-        layers, pooled = self.layers, self.__dict__["_pooled"]
-        if not pooled:
+        if last:
+            return self.layers[stop - 1](self._through(x, start, stop - 1), **last)
+        layers, fused = self.layers, self.__dict__["_fused"]
+        if not fused:
             for layer in layers if stop - start == len(layers) else layers[start:stop]:
                 x = layer(x)
             return x
@@ -110,11 +120,11 @@ class Sequential(Module):
             if i == done:
                 continue
             layer = layers[i]
-            # A hook must see the output of its layer alone, and what comes after the convolution is applied before the pooling.
-            fused = i in pooled and i + 1 < stop and layer.after is None
-            if fused and not _is_watched(layer) and not _is_watched(layers[i + 1]):
-                x = layer(x, pool=layers[i + 1])
-                done = i + 1
+            # A hook must see the output of its layer alone.
+            if i in fused and i + 1 < stop and not _is_watched(layer) and not _is_watched(layers[i + 1]):
+                keywords = _keywords(layer, layers[i + 1])
+                x = layer(x, **keywords)
+                done = i + 1 if keywords else i
             else:
                 x = layer(x)
         return x
@@ -148,11 +158,18 @@ def _is_watched(layer: Module) -> bool:
     return layer._forward_hooks not in ((), (recomputing,)) or "forward" in layer.__dict__
 
 
-def _pooled(layers: Sequence[Any]) -> frozenset[int]:
-    """Return the indices of the convolutions that a max pooling follows directly: of a subclass anything may change."""
-    return frozenset(
-        i for i, (layer, after) in enumerate(itertools.pairwise(layers)) if type(layer) is Conv2D and type(after) is MaxPool2D
-    )
+def _fused(layers: Sequence[Any]) -> frozenset[int]:
+    """Return the indices of the layers that may compute the one behind as well: of a subclass anything may change."""
+    kinds = ((Conv2D, MaxPool2D), (BatchNorm, ReLU), (Residual, ReLU))
+    pairs = enumerate(itertools.pairwise(layers))
+    return frozenset(i for i, (layer, after) in pairs if (type(layer), type(after)) in kinds)
+
+
+def _keywords(layer: Any, after: Any) -> dict[str, Any]:
+    """Return with which keywords a layer computes the one behind as well; none where it does not."""
+    if type(after) is ReLU:
+        return {"activation": "relu"}
+    return {"pool": after} if layer.after is None else {}  # what comes after the convolution is applied before the pooling
 
 
 def _shape_through(function: Any, shape: Shape, model: Module) -> Shape:
@@ -192,8 +209,6 @@ class Residual(Module):
 
     def _fitting(self, body: Shape, shortcut: Shape) -> Shape:
         if tuple(body) != tuple(shortcut):
-            from xpnet.ops.shapes import ShapeError
-
             raise self._located(
                 ShapeError(
                     f"the body gives {tuple(body)}, the shortcut {tuple(shortcut)}; give the body's last layer that shape, "
@@ -202,10 +217,25 @@ class Residual(Module):
             )
         return body
 
-    def forward(self, x: Any) -> Any:
-        """Add x (through the shortcut) and the body's output."""
+    def forward(self, x: Any, activation: str | None = None) -> Any:
+        """Add x (through the shortcut) and the body's output; then apply `activation`, None or "relu"."""
         x = self.as_float(x)
+        if self._body_adds():
+            side = x if self.shortcut is None else self.shortcut(x)
+            try:
+                return self.body(x, residual=side, activation=activation)
+            except ShapeError:
+                self._fitting(self.body.output_shape(tuple(x.shape[1:])), tuple(side.shape[1:]))
+                raise
         y = self.body(x)
         side = x if self.shortcut is None else self.shortcut(x)
         self._fitting(tuple(y.shape[1:]), tuple(side.shape[1:]))
-        return y + side
+        y = y + side
+        return y if activation is None else ops.relu(y)
+
+    def _body_adds(self) -> bool:
+        """Return whether the body ends in a batch normalisation, which adds the shortcut itself where nothing watches it."""
+        body = self.body
+        if type(body) is not Sequential or not body.layers or type(body.layers[-1]) is not BatchNorm:
+            return False
+        return not _is_watched(body) and not _is_watched(body.layers[-1])

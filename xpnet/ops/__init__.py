@@ -28,7 +28,8 @@ from xpnet.ops.half import cast
 from xpnet.ops.linear import dense, matmul
 from xpnet.ops.logistic import sigmoid_cross_entropy
 from xpnet.ops.normalization import (
-    batch_norm, batch_norm_inference, batch_norm_with_statistics, group_norm, layer_norm, local_response_norm,
+    batch_norm, batch_norm_inference, batch_norm_training, batch_norm_with_statistics, group_norm, layer_norm,
+    local_response_norm,
 )
 from xpnet.ops.pooling import average_pool2d, global_average_pool2d, lp_pool2d, max_pool2d, max_pool2d_with_switches
 from xpnet.ops.recurrent import gru, lstm, rnn
@@ -42,7 +43,7 @@ from xpnet.ops.softmax import log_softmax, softmax, softmax_cross_entropy
 
 __all__ = [
     "Array", "Op", "ShapeError", "abs", "add", "average_pool2d", "batch_norm", "batch_norm_inference",
-    "batch_norm_with_statistics", "broadcast_to", "cast", "clip", "col2im", "concat", "conv1d", "conv2d",
+    "batch_norm_training", "batch_norm_with_statistics", "broadcast_to", "cast", "clip", "col2im", "concat", "conv1d", "conv2d",
     "conv2d_max_pool2d", "conv_output_size", "conv_transpose2d", "dense", "divide", "dropout", "elu", "embedding", "exp",
     "flip", "gelu", "getitem", "global_average_pool2d", "group_norm", "gru", "hard_sigmoid", "im2col", "layer_norm",
     "leaky_relu", "local_response_norm", "log", "log_softmax", "lp_pool2d", "lstm", "matmul", "max", "max_pool2d",

@@ -14,8 +14,8 @@ class Implementation:
     """One way to compute an operation: forward, backward, and which of the optional keywords they take."""
 
     __slots__ = (
-        "backward_function", "declared_footprint", "fallback", "forward", "ours", "owns_result", "reference", "takes_half",
-        "wants_into", "wants_needs", "wants_save",
+        "adds", "backward_function", "declared_footprint", "fallback", "forward", "ours", "owns_result", "reference",
+        "takes_half", "wants_into", "wants_needs", "wants_save",
     )  # fmt: skip
 
     def __init__(self, forward: Callable[..., Any], reference: Implementation | None = None) -> None:
@@ -31,7 +31,7 @@ class Implementation:
         self.backward_function: Callable[..., Any] | None = reference.backward_function if reference else None
         self.wants_needs: bool = reference.wants_needs if reference else False
         self.wants_into: bool = reference.wants_into if reference else False
-        self.owns_result = False
+        self.owns_result = self.adds = False
 
     def compute(self, xp: Namespace, inputs: tuple[Any, ...], settings: dict[str, Any], save: bool) -> Any:
         """Run the forward function."""
@@ -39,16 +39,19 @@ class Implementation:
             return self.forward(xp, *inputs, save=save, **settings)
         return self.forward(xp, *inputs, **settings)
 
-    def backward(self, function: Callable[..., Any] | None = None, *, owns_result: bool = False) -> Callable[..., Any]:
+    def backward(
+        self, function: Callable[..., Any] | None = None, *, owns_result: bool = False, adds: bool = False
+    ) -> Callable[..., Any]:
         """Register the backward function that belongs to this forward (a decorator).
 
         Args:
             function: the backward function.
             owns_result: its gradients are new arrays without other references, so that a leaf may keep them without a copy.
+            adds: of several outputs: it takes the gradient of an output that two others have used as a list of the two parts.
         """
         if function is None:
-            return functools.partial(self.backward, owns_result=owns_result)
-        self.owns_result = owns_result
+            return functools.partial(self.backward, owns_result=owns_result, adds=adds)
+        self.owns_result, self.adds = owns_result, adds
         self.backward_function = function
         parameters = inspect.signature(function).parameters
         self.wants_needs = "needs" in parameters

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from xpnet.backend import Array, Namespace, refuse_subclass
+from xpnet.ops.activations import relu
+from xpnet.ops.elementwise import add
 from xpnet.ops.registry import op, statistics_in_float32
 from xpnet.ops.shapes import ShapeError, expect_rank, normalize_axes
 from xpnet.ops.sums import far_from_zero, total
@@ -65,7 +67,7 @@ def _vector_gradients(
     )
 
 
-@op(half=statistics_in_float32)
+@op(half=statistics_in_float32, absent=True)
 def batch_norm_with_statistics(
     xp: Namespace, x: Array, scale: Array | None = None, offset: Array | None = None, *, epsilon: float = 1e-5
 ) -> Any:
@@ -99,11 +101,96 @@ def _(xp: Namespace, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool,
     axes = tuple(range(xhat.ndim - 1))
     count = max(math.prod(xhat.shape[:-1]), 1)
     dx = None
+    dy = cast(Array, xp.zeros_like(xhat)) if dy is None else dy
     if needs[0]:
         dx = _normalize_backward(xp, dy if scale is None else dy * scale, xhat, inverse, axes)
         # The statistics are outputs too: mean = sum x / count, variance = sum (x - mean)^2 / count.
-        dx = dx + (dmean + 2 * dvariance * xhat / inverse) / count
+        dx = dx if dmean is None else dx + dmean / count
+        dx = dx if dvariance is None else dx + 2 * dvariance * xhat / inverse / count
     return dx, *_vector_gradients(xp, dy, xhat, axes, needs)
+
+
+@op(half=statistics_in_float32, absent=True)
+def batch_norm_training(
+    xp: Namespace,
+    x: Array,
+    scale: Array | None = None,
+    offset: Array | None = None,
+    residual: Array | None = None,
+    *,
+    running_mean: Array | None = None,
+    running_variance: Array | None = None,
+    momentum: float = 0.9,
+    epsilon: float = 1e-5,
+    activation: str | None = None,
+    save: bool = True,
+) -> Any:
+    """Compute ``activation(batch_norm(x, scale, offset) + residual)``, and update running statistics.
+
+    Args:
+        x, scale, offset, epsilon: as in :func:`batch_norm_with_statistics`.
+        residual: the shape of x, or None.
+        running_mean, running_variance: (C,), both or neither. They become momentum * running + (1 - momentum) * batch, with the
+            unbiased variance of the batch (divided by the count - 1); of an empty batch they stay as they are.
+        momentum: which part of the running statistics is kept.
+        activation: None or "relu".
+
+    Returns:
+        y: the shape of x.
+        running_mean, running_variance: if they were given. They are the given arrays, updated in place, wherever arrays can be
+            changed, and have no gradient.
+    """
+    if activation not in (None, "relu"):
+        raise ValueError(f"batch_norm: activation must be None or 'relu', got {activation!r}")
+    if residual is not None and residual.shape != x.shape:
+        raise ShapeError(f"batch_norm: residual has shape {tuple(residual.shape)}, expected that of x, {tuple(x.shape)}")
+    if (running_mean is None) != (running_variance is None):
+        raise ValueError("batch_norm: give both running_mean and running_variance, or neither")
+    inner = {"epsilon": epsilon}
+    (y, mean, variance), kept, first = batch_norm_with_statistics.run(xp, (x, scale, offset), inner, save)
+    sign = second = None
+    if residual is not None:
+        y = add.run(xp, (y, residual), {}, False)[0]
+    if activation is not None:
+        y, sign, second = relu.run(xp, (y,), {}, save)
+    saved = (kept, first, sign, second) if save else None
+    if running_mean is None or running_variance is None:
+        return y, saved
+    _check_vectors("batch_norm", (x.shape[-1],), running_mean=running_mean, running_variance=running_variance)
+    count = math.prod(x.shape[:-1])
+    running = update_running(xp, running_mean, running_variance, mean, variance, count, momentum)
+    return (y, *running), saved
+
+
+def update_running(
+    xp: Namespace, running_mean: Array, running_variance: Array, mean: Array, variance: Array, count: int, momentum: float
+) -> tuple[Array, Array]:
+    """Return running statistics after a batch with these, from `count` rows; in place where arrays can be changed."""
+    if count:  # captured steps hold the arrays
+        rest = 1 - momentum
+        running_mean *= momentum
+        running_mean += rest * xp.astype(mean, running_mean.dtype, copy=False)
+        running_variance *= momentum
+        running_variance += rest * count / max(count - 1, 1) * xp.astype(variance, running_variance.dtype, copy=False)
+    return running_mean, running_variance
+
+
+def gradient_of_output(dys: Any) -> Array:
+    """Return the gradient of the first output of :func:`batch_norm_training` from those of all."""
+    dy = dys[0] if type(dys) is tuple else dys
+    if dy is None:
+        raise TypeError("batch_norm: the running statistics have no gradient; use batch_norm_with_statistics")
+    return cast(Array, dy)
+
+
+@batch_norm_training.backward
+def _(xp: Namespace, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...], **settings: Any) -> Any:
+    kept, first, sign, second = saved
+    dz: Any = gradient_of_output(dys)
+    if second is not None:
+        (dz,) = relu.gradients(second, xp, dz, sign, {}, (True,))
+    vectors = batch_norm_with_statistics.gradients(first, xp, (dz, None, None), kept, {"epsilon": epsilon}, needs[:3])
+    return *vectors, dz if needs[3] else None
 
 
 @op

@@ -92,6 +92,7 @@ class Op:
         integers: str = "keep",
         linear: bool = False,
         indices: Sequence[str] = (),
+        absent: bool = False,
         suited: Policy = as_is,
     ) -> None:
         self.half = half
@@ -99,6 +100,7 @@ class Op:
         self.integers = integers
         self.linear = linear
         self.indices = frozenset(indices)
+        self.absent = absent
         self.suited = suited  # chooses the implementation for dtypes other than one of float32 and float64
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__

@@ -35,6 +35,7 @@ def op(
     integers: Literal["promote", "keep", "refuse"] = "promote",
     linear: bool = False,
     indices: Sequence[str] = (),
+    absent: bool = False,
 ) -> Callable[[Callable[..., Any]], Op]: ...
 
 
@@ -47,6 +48,7 @@ def op(
     integers: Literal["promote", "keep", "refuse"] = "promote",
     linear: bool = False,
     indices: Sequence[str] = (),
+    absent: bool = False,
 ) -> Op | Callable[[Callable[..., Any]], Op]:
     """Make an operation of its reference forward function (a decorator, with or without arguments).
 
@@ -60,6 +62,8 @@ def op(
         linear: the operation takes complex numbers: it is linear in each input, and its backward pass is the adjoint (with
             conjugated factors). All others raise a TypeError for them.
         indices: the names of the inputs whose integers are places, labels or masks, which are left alone.
+        absent: of several outputs: the backward functions of this package take None as the gradient of an output that nothing
+            used; otherwise it is zeros.
 
     Raises:
         TypeError: an operation of this name exists, the array inputs are not annotated Array, or it is no function.
@@ -68,7 +72,7 @@ def op(
 
     def make(function: Callable[..., Any]) -> Op:
         check_declaration(function, integers)
-        made = Op(function, half, broadcasts, integers=integers, linear=linear, indices=indices, suited=suited)
+        made = Op(function, half, broadcasts, integers=integers, linear=linear, indices=indices, absent=absent, suited=suited)
         check_indices(made)
         return register(made)
 

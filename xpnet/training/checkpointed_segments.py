@@ -77,8 +77,8 @@ def _ranges(model: Sequential) -> tuple[range, ...]:
         return ()
     count = max(2, round(math.sqrt(n)))
     bounds = [round(i * n / count) for i in range(count + 1)]
-    # A convolution and the pooling after it are one operation.
-    bounds = [b + 1 if b - 1 in model.__dict__["_pooled"] else b for b in bounds]
+    # Some layers and the one behind are one operation.
+    bounds = [b + 1 if b - 1 in model.__dict__["_fused"] else b for b in bounds]
     return tuple(range(a, b) for a, b in itertools.pairwise(bounds[:-1]) if b > a)
 
 

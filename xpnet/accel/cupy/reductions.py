@@ -11,7 +11,6 @@ Array = Any
 
 _BLOCK = 256
 _sum_partials = Kernel("reduce", "sum_partials", ("float", "double"))
-_merge_moments = Kernel("reduce", "merge_moments", ("float", "double"))
 
 
 class Partition(NamedTuple):
@@ -48,15 +47,3 @@ def sum_partials(xp: Any, partial: Array) -> Array:
     sums = xp.empty((columns,), dtype=partial.dtype)
     launch(_sum_partials[(_c_name(partial),)], (-(-columns // 32), 1, 1), (32, 8, 1), partial, sums, parts, columns)
     return sums
-
-
-def merge_moments(xp: Any, partial: Array, rows: int, part_rows: int) -> tuple[Array, Array]:
-    """Combine mean and squared deviations of parts of the rows (parts, 2, columns) to mean and variance (columns,)."""
-    parts, _, columns = partial.shape
-    mean = xp.empty((columns,), dtype=partial.dtype)
-    variance = xp.empty((columns,), dtype=partial.dtype)
-    launch(
-        _merge_moments[(_c_name(partial),)], (-(-columns // 32), 1, 1), (32, 8, 1), partial, mean, variance, parts, columns,
-        rows, part_rows,
-    )  # fmt: skip
-    return mean, variance

@@ -1,4 +1,5 @@
-"""Batch normalisation for NumPy: two passes over the data forward and two backward, in chunks on all threads.
+"""Batch normalisation for NumPy: two passes over the data forward and two backward, in chunks on all threads. A residual is
+added and relu applied to a chunk while it is in the cache.
 
 Nothing the size of x is saved but x itself: forward is (x - centre) * factor + shift with one factor and shift a channel,
 backward is dy * factor + (x - centre) * slope + shift. The centre is 0, or where that would lose digits the mean, rounded; what
@@ -13,9 +14,14 @@ from typing import Any
 import numpy as np
 
 from xpnet.accel.numpy.chunks import ELEMENTWISE_CHUNK, PASS_SECONDS, balanced_chunk_size
-from xpnet.accel.numpy.epilogue import sum_products, sum_rows
+from xpnet.accel.numpy.epilogue import apply_mask, relu_to, sum_products, sum_rows
 from xpnet.accel.numpy.workspace import FLOATS, Floats, workspace
-from xpnet.ops.normalization import batch_norm_with_statistics
+from xpnet.ops.normalization import (
+    batch_norm_training,
+    batch_norm_with_statistics,
+    gradient_of_output,
+    update_running,
+)
 from xpnet.runtime.threads import parallel
 
 _SMALL = 1 << 14
@@ -87,17 +93,30 @@ def _statistics(flat: Floats, rows: _Rows) -> tuple[Floats, Floats, Floats | Non
     return centre + rest, variance, centre
 
 
+def _covers(x: Any, scale: Any, offset: Any) -> bool:
+    if x.dtype not in FLOATS or x.ndim < 2 or x.size < _SMALL:
+        return False
+    return all(v is None or (v.dtype == x.dtype and v.shape == x.shape[-1:]) for v in (scale, offset))
+
+
 @batch_norm_with_statistics.accelerate("numpy")
 def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, epsilon: float) -> Any:
     """Compute the statistics in one pass over x, the output in another."""
-    dtype = x.dtype
-    if (
-        dtype not in FLOATS
-        or x.ndim < 2
-        or x.size < _SMALL
-        or any(v is not None and (v.dtype != dtype or v.shape != x.shape[-1:]) for v in (scale, offset))
-    ):
+    if not _covers(x, scale, offset):
         return NotImplemented
+    return _normalized(x, scale, offset, epsilon)
+
+
+def _normalized(
+    x: Floats,
+    scale: Floats | None,
+    offset: Floats | None,
+    epsilon: float,
+    residual: Floats | None = None,
+    activation: str | None = None,
+) -> tuple[tuple[Floats, Floats, Floats], Any]:
+    """Return the output, mean and variance; and what `_gradients` needs of them."""
+    dtype = x.dtype
     C = x.shape[-1]
     count = x.size // C
     rows = _Rows(x.shape, C, count)
@@ -113,6 +132,7 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
     shift = (shift if offset is None else shift + offset).astype(dtype)
     long_centre = None if centre is None else rows.repeat(centre)
     long_factor, long_shift = rows.repeat(factor), rows.repeat(shift)
+    side = None if residual is None else np.ascontiguousarray(residual).reshape(rows.shape)
     y = np.empty(rows.shape, dtype)
 
     def output(number: int) -> None:
@@ -122,6 +142,10 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
             source = np.subtract(source, long_centre, out=out)
         np.multiply(source, long_factor, out=out)
         np.add(out, long_shift, out=out)
+        if side is not None:
+            np.add(out, side[part], out=out)
+        if activation is not None:
+            relu_to(out, out)
 
     parallel(output, rows.chunks, 4 * PASS_SECONDS * x.size, 2)
     return (y.reshape(x.shape), mean, variance), (x, centre, rest, inverse, scale)
@@ -131,19 +155,78 @@ def forward(xp: Any, x: Floats, scale: Floats | None, offset: Floats | None, *, 
 def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, bool, bool]) -> Any:
     """Compute the sums of dy and dy * (x - centre) in one pass, dx in another."""
     dy, dmean, dvariance = dys
+    dy = np.zeros(saved[0].shape, saved[0].dtype) if dy is None else dy
+    return _gradients(dy, saved, needs, dmean, dvariance)[:3]
+
+
+@batch_norm_training.accelerate("numpy")
+def training_forward(
+    xp: Any,
+    x: Floats,
+    scale: Floats | None,
+    offset: Floats | None,
+    residual: Floats | None,
+    *,
+    running_mean: Floats | None,
+    running_variance: Floats | None,
+    momentum: float,
+    epsilon: float,
+    activation: str | None,
+    save: bool,
+) -> Any:
+    """Add the residual and apply relu in the pass that computes the output."""
+    if not _covers(x, scale, offset) or activation not in (None, "relu"):
+        return NotImplemented
+    if residual is not None and (residual.dtype != x.dtype or residual.shape != x.shape):
+        return NotImplemented
+    if (running_mean is None) != (running_variance is None):
+        return NotImplemented
+    if any(v is not None and v.shape != x.shape[-1:] for v in (running_mean, running_variance)):
+        return NotImplemented
+    (y, mean, variance), saved = _normalized(x, scale, offset, epsilon, residual, activation)
+    kept = (saved, y if activation is not None else None) if save else None
+    if running_mean is None or running_variance is None:
+        return y, kept
+    count = x.size // x.shape[-1]
+    return (y, *update_running(xp, running_mean, running_variance, mean, variance, count, momentum)), kept
+
+
+@training_forward.backward
+def training_backward(xp: Any, dys: Any, saved: Any, *, needs: tuple[bool, ...], **settings: Any) -> Any:
+    """Mask the gradient in the pass that sums it."""
+    saved, y = saved
+    dy: Any = gradient_of_output(dys)
+    dx, dscale, doffset, dz = _gradients(dy, saved, needs, y=y)
+    return dx, dscale, doffset, dz if needs[3] else None
+
+
+def _gradients(
+    dy: Floats,
+    saved: Any,
+    needs: tuple[bool, ...],
+    dmean: Floats | None = None,
+    dvariance: Floats | None = None,
+    y: Floats | None = None,
+) -> tuple[Any, Any, Any, Floats]:
+    """Return the gradients of x, scale and offset, and dy where y > 0, else 0; dy itself without y."""
     x, centre, rest, inverse, scale = saved
     dtype = x.dtype
     C = x.shape[-1]
     count = x.size // C
     rows = _Rows(x.shape, C, count)
     flat = np.ascontiguousarray(x).reshape(rows.shape)
-    dflat = np.ascontiguousarray(dy, dtype).reshape(rows.shape)
+    given = dflat = np.ascontiguousarray(dy, dtype).reshape(rows.shape)
+    positive = None if y is None else y.reshape(rows.shape)
+    if positive is not None:
+        dflat = np.empty(rows.shape, dtype)
     long_centre = None if centre is None else rows.repeat(centre)
     sums = np.empty((2, rows.chunks, C), np.float64)
 
     def total(number: int) -> None:
         part = rows.part(number)
         source = flat[part]
+        if positive is not None:
+            apply_mask(given[part], np.greater(positive[part], 0), dflat[part])
         if long_centre is not None:
             (centred,) = workspace(dtype, source.shape)
             source = np.subtract(source, long_centre, out=centred)
@@ -158,8 +241,8 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
     if needs[0]:
         # dx = factor * (dy - mean(dy) - xhat * mean(dy * xhat)) + (dmean + 2 * dvariance * (x - mean)) / count
         factor = inverse.astype(np.float64) if scale is None else inverse.astype(np.float64) * scale
-        slope = (2 * dvariance - factor * dscale * inverse) / count
-        shift = (dmean - factor * doffset) / count - rest * slope
+        slope = ((0 if dvariance is None else 2 * dvariance) - factor * dscale * inverse) / count
+        shift = ((0 if dmean is None else dmean) - factor * doffset) / count - rest * slope
         long_factor, long_slope, long_shift = (rows.repeat(v.astype(dtype)) for v in (factor, slope, shift))
         out = np.empty(rows.shape, dtype)
 
@@ -174,7 +257,8 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
 
         parallel(gradient, rows.chunks, 7 * PASS_SECONDS * x.size, 4)
         dx = out.reshape(x.shape)
-    return dx, dscale.astype(dtype) if needs[1] else None, doffset.astype(dtype) if needs[2] else None
+    vectors = (dscale.astype(dtype) if needs[1] else None, doffset.astype(dtype) if needs[2] else None)
+    return dx, *vectors, dy if y is None else dflat.reshape(x.shape)
 
 
 # -- what it allocates, on fake arrays --
@@ -182,7 +266,7 @@ def backward(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool
 
 @forward.footprint
 def _footprint(xp: Any, x: Any, scale: Any, offset: Any, *, epsilon: float) -> Any:
-    if x.dtype not in FLOATS or x.ndim < 2 or x.size < _SMALL:
+    if not _covers(x, scale, offset):
         return NotImplemented
     C = x.shape[-1]
     mean, variance, inverse = (xp.empty((C,), dtype=x.dtype) for _ in range(3))
@@ -192,8 +276,12 @@ def _footprint(xp: Any, x: Any, scale: Any, offset: Any, *, epsilon: float) -> A
 
 @_footprint.backward
 def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...]) -> Any:
+    dy = xp.empty_like(saved[0]) if dys[0] is None else xp.ascontiguousarray(dys[0])
+    return _gradients_footprint(xp, dy, saved, needs)
+
+
+def _gradients_footprint(xp: Any, dy: Any, saved: Any, needs: tuple[bool, ...]) -> Any:
     x, mean, _, _ = saved
-    dy = xp.ascontiguousarray(dys[0])
     dx = None
     if needs[0]:
         dx = xp.empty_like(x)
@@ -201,3 +289,24 @@ def _(xp: Any, dys: Any, saved: Any, *, epsilon: float, needs: tuple[bool, ...])
         xp.workspace(x.dtype, rows.chunks, (min(rows.height, rows.shape[0]), rows.shape[1]))
     del dy
     return dx, xp.empty_like(mean) if needs[1] else None, xp.empty_like(mean) if needs[2] else None
+
+
+@training_forward.footprint
+def _training_footprint(
+    xp: Any, x: Any, scale: Any, offset: Any, residual: Any, *, running_mean: Any, running_variance: Any, epsilon: float,
+    activation: str | None, save: bool, **settings: Any,
+) -> Any:  # fmt: skip
+    made = _footprint.forward(xp, x, scale, offset, epsilon=epsilon)
+    if made is NotImplemented:
+        return made
+    (y, _, _), saved = made
+    kept = (saved, y if activation is not None else None) if save else None
+    return y if running_mean is None else (y, running_mean, running_variance), kept
+
+
+@_training_footprint.backward
+def _(xp: Any, dys: Any, saved: Any, *, needs: tuple[bool, ...], **settings: Any) -> Any:
+    saved, y = saved
+    dy = xp.ascontiguousarray(gradient_of_output(dys))
+    dz = dy if y is None else xp.empty_like(dy)
+    return *_gradients_footprint(xp, dz, saved, needs), dz if needs[3] else None
