@@ -77,8 +77,7 @@ class Steps(Checked):
                 pending = 0
             self.committing = True
             if within_epoch:
-                for total, term in terms:
-                    total += term
+                self.sums.add_terms(count, terms)
                 self.sums.count += count
                 self.batch += 1
             self.iteration += 1

@@ -12,6 +12,7 @@ from xpnet.accel.cupy import (
     embedding,
     im2col,
     linear,
+    losses,
     mixed,
     normalization,
     optimizers,
@@ -22,6 +23,6 @@ from xpnet.accel.cupy import (
 )
 
 __all__ = [
-    "activation", "batches", "convolution", "device", "dropout", "embedding", "im2col", "linear", "mixed",
+    "activation", "batches", "convolution", "device", "dropout", "embedding", "im2col", "linear", "losses", "mixed",
     "normalization", "optimizers", "pooling", "products", "recurrent", "softmax",
 ]  # fmt: skip
