@@ -237,6 +237,69 @@ rmsprop(T* parameters, const T* gradients, T* square, T* mean, T* velocity, cons
   count_step(device_step, ticket);
 }
 
+// -1, 0 or 1; NaN stays NaN.
+template <typename A>
+__device__ inline A sign_of(A v) {
+  return v > 0 ? static_cast<A>(1) : v < 0 ? static_cast<A>(-1) : v;
+}
+
+// Rprop: p -= sign(g) * size, where `size` grows while the sign stays the same and shrinks where it changed.
+// Source: Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning", 1993.
+template <typename T, int V>
+__global__ void __launch_bounds__(256, 4)
+rprop(T* parameters, const T* gradients, T* previous, T* size, const acc_t<T>* device_rate, i64* device_step, u32* ticket,
+      const u32* skip, i64 count, i64 decayed, acc_t<T> grow, acc_t<T> shrink, acc_t<T> smallest, acc_t<T> largest,
+      acc_t<T> weight_decay) {
+  typedef acc_t<T> A;
+  if (skip != nullptr && *skip != 0) return;
+  for (i64 i = thread_index() * V; i < count; i += grid_stride() * V) {
+    Vector<T, V> p = load<V>(parameters + i), g = load<V>(gradients + i), b = load<V>(previous + i), s = load<V>(size + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      A grad = widen(g.at[j]);
+      if (i + j < decayed) grad += weight_decay * widen(p.at[j]);
+      const A product = grad * widen(b.at[j]);
+      A step = widen(s.at[j]);
+      if (product > 0) step *= grow;
+      if (product < 0) step *= shrink, grad = 0;  // no step is made, and the next one whatever its sign
+      step = step < smallest ? smallest : step > largest ? largest : step;
+      s.at[j] = round_to<T>(step), b.at[j] = round_to<T>(grad);
+      p.at[j] = round_to<T>(widen(p.at[j]) - sign_of(grad) * step);
+    }
+    store<V>(parameters + i, p), store<V>(previous + i, b), store<V>(size + i, s);
+  }
+  count_step(device_step, ticket);
+}
+
+// Quickprop: jump to the minimum of the parabola through this gradient and the last, at most `growth` times the last step.
+// Source: Fahlman, "An empirical study of learning speed in back-propagation networks", 1988.
+template <typename T, int V>
+__global__ void __launch_bounds__(256, 4)
+quickprop(T* parameters, const T* gradients, T* steps, T* slopes, const acc_t<T>* device_rate, i64* device_step, u32* ticket,
+          const u32* skip, i64 count, i64 decayed, acc_t<T> rate, acc_t<T> growth, acc_t<T> bound, acc_t<T> weight_decay) {
+  typedef acc_t<T> A;
+  if (skip != nullptr && *skip != 0) return;
+  const A lr = device_rate == nullptr ? rate : *device_rate;
+  for (i64 i = thread_index() * V; i < count; i += grid_stride() * V) {
+    Vector<T, V> p = load<V>(parameters + i), g = load<V>(gradients + i), s = load<V>(steps + i), b = load<V>(slopes + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      A grad = widen(g.at[j]);
+      if (i + j < decayed) grad += weight_decay * widen(p.at[j]);
+      const A last = widen(s.at[j]), slope = widen(b.at[j]), way = sign_of(last), gap = slope - grad;
+      A step = -lr * grad;
+      if (way != 0) {
+        const A jump = way * grad <= way * slope * bound || gap == 0 ? growth * last : last * grad / gap;
+        step = way * grad < 0 ? jump + step : jump;
+      }
+      s.at[j] = round_to<T>(step), b.at[j] = round_to<T>(grad);
+      p.at[j] = round_to<T>(widen(p.at[j]) + step);
+    }
+    store<V>(parameters + i, p), store<V>(steps + i, s), store<V>(slopes + i, b);
+  }
+  count_step(device_step, ticket);
+}
+
 // What makes the norm of all gradients at most `limit`: limit / max(norm, limit); NaN where the norm is not finite. The squares
 // of float cannot overflow in double.
 template <typename T>

@@ -13,7 +13,7 @@ from xpnet.accel.cupy.launch import THREADS, grid_size, launch, vector_width
 from xpnet.accel.cupy.losses import grid_sum
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, valid_vector
-from xpnet.ops.updates import adaptive, flat
+from xpnet.ops.updates import adaptive, flat, full_batch
 from xpnet.ops.updates import rule as rules
 
 Array = Any
@@ -27,6 +27,8 @@ _nadam = Kernel("optimizer", "nadam", FLOATS, VECTORS, only=valid_vector)
 _adamax = Kernel("optimizer", "adamax", FLOATS, VECTORS, only=valid_vector)
 _adagrad = Kernel("optimizer", "adagrad", FLOATS, VECTORS, only=valid_vector)
 _rmsprop = Kernel("optimizer", "rmsprop", FLOATS, VECTORS, only=valid_vector)
+_rprop = Kernel("optimizer", "rprop", FLOATS, VECTORS, only=valid_vector)
+_quickprop = Kernel("optimizer", "quickprop", FLOATS, VECTORS, only=valid_vector)
 _clipping_factor = Kernel("optimizer", "clipping_factor", ("float",))
 _clip = Kernel("optimizer", "clip", FLOATS, VECTORS, only=valid_vector)
 _moving_average = Kernel("optimizer", "moving_average", FLOATS, VECTORS, only=valid_vector)
@@ -245,6 +247,38 @@ def _rmsprop_rule(
     schedule, number = _schedule_arguments(learning_rate)
     arrays = w, g, square, more[0] if centered else None, more[-1] if momentum else None
     _launch(_rmsprop, (), arrays, *schedule, w.size, decayed, number, decay, 1 - decay, momentum, epsilon, weight_decay)
+
+
+@full_batch.rprop.accelerate("cupy", decays=True)
+def _rprop_rule(
+    xp: Any,
+    *arrays: Array,
+    learning_rate: Any,
+    grow: float,
+    shrink: float,
+    smallest: float,
+    largest: float,
+    weight_decay: float = 0.0,
+    decayed: int = 0,
+    decoupled: bool = False,
+) -> None:
+    schedule, _ = _schedule_arguments(learning_rate)
+    _launch(_rprop, (), arrays, *schedule, arrays[0].size, decayed, grow, shrink, smallest, largest, weight_decay)
+
+
+@full_batch.quickprop.accelerate("cupy", decays=True)
+def _quickprop_rule(
+    xp: Any,
+    *arrays: Array,
+    learning_rate: Any,
+    growth: float,
+    weight_decay: float = 0.0,
+    decayed: int = 0,
+    decoupled: bool = False,
+) -> None:
+    schedule, number = _schedule_arguments(learning_rate)
+    bound = growth / (1 + growth)
+    _launch(_quickprop, (), arrays, *schedule, arrays[0].size, decayed, number, growth, bound, weight_decay)
 
 
 # -- beside the update --
