@@ -228,7 +228,7 @@ class CapturedSteps:
         if self.updates:
             if optimizer.clock is None:
                 self._start_clock()  # the first batch has created the parameters
-            optimizer.step(trainer.model)
+            trainer.update()
         trainer.sums.add_terms(count, terms)
         return loss, reached, count
 

@@ -37,6 +37,8 @@ class ClipGradients(Callback):
     Source: Pascanu et al., "On the difficulty of training recurrent neural networks", 2013.
     """
 
+    capturable = True
+
     def __init__(self, *, norm: float | None = None, value: float | None = None) -> None:
         if (norm is None) == (value is None) or not (norm or value or 0) > 0:
             raise ValueError(f"ClipGradients takes norm or value, one of them and above 0; got norm={norm}, value={value}")
