@@ -202,6 +202,10 @@ class Watched:
         """Return counters of the current stream."""
         return self.inner.counters(count)
 
+    def one(self, like: Any) -> Any:
+        """Return the constant 1."""
+        return self.inner.one(like)
+
     def gemm(self, call: Any) -> None:
         """Run a product, and compare what lies beside the result."""
         assert call.ldc >= call.m

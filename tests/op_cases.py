@@ -228,6 +228,15 @@ CASES = [
     case("sigmoid_cross_entropy", X(4, 3), I(4, 3, high=2)),
     case("sigmoid_cross_entropy", X(4), X(4, kind="fractions", grad=False), reduction="sum"),
     case("sigmoid_cross_entropy", X(2, 3), B(2, 3), reduction="none"),
+    case("squared_error", X(4, 3), X(4, 3)),
+    case("squared_error", X(4, 3), X(4, 3, grad=False), reduction="sum", scale=0.5),
+    case("squared_error", X(2, 3), I(2, 3, high=5), reduction="none"),
+    case("absolute_error", X(4, 3), X(4, 3)),
+    case("absolute_error", X(5), X(5, grad=False), reduction="sum"),
+    case("absolute_error", X(2, 3), X(2, 3), reduction="none"),
+    case("huber_error", X(4, 3), X(4, 3)),
+    case("huber_error", X(4, 3), X(4, 3, grad=False), delta=0.3, reduction="sum"),
+    case("huber_error", X(2, 3), X(2, 3), delta=0.5, reduction="none"),
     # recurrent networks
     case("rnn", X(2, 3, 2), P(2, 3), P(3, 3)),
     case("rnn", X(2, 3, 2), P(2, 3), P(3, 3), P(3), X(2, 3), B(2, 3), activation="relu", reverse=True),
@@ -329,6 +338,10 @@ WRONG = [
     wrong("softmax_cross_entropy", X(4, 3), X(4, 2), says=("(4, 2)", "(4, 3)")),
     wrong("softmax_cross_entropy", X(4, 3), I(4, high=3), reduction="max", says=("reduction", "'max'")),
     wrong("sigmoid_cross_entropy", X(4, 3), I(4, high=2), says=("(4, 3)", "(4,)")),
+    wrong("squared_error", X(4, 3), X(4), says=("(4, 3)", "(4,)")),
+    wrong("squared_error", X(4, 3), X(4, 3), reduction="max", says=("reduction", "'max'")),
+    wrong("absolute_error", X(4, 3), X(4, 1), says=("(4, 3)", "(4, 1)")),
+    wrong("huber_error", X(4, 3), X(3), says=("(4, 3)", "(3,)")),
     *[
         wrong(name, *inputs, says=says)
         for name, gates in (("rnn", 1), ("lstm", 4), ("gru", 3))

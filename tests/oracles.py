@@ -574,6 +574,32 @@ def sigmoid_cross_entropy(logits: np.ndarray, labels: np.ndarray, reduction: str
     return np.asarray(losses.sum() / (losses.size if reduction == "mean" else 1))
 
 
+def _errors(
+    term: Callable[[float], float], prediction: np.ndarray, target: np.ndarray, reduction: str, scale: float = 1.0
+) -> np.ndarray:
+    terms = np.empty(prediction.shape)
+    for place in np.ndindex(*prediction.shape):
+        terms[place] = scale * term(float(prediction[place]) - float(target[place]))
+    if reduction == "none":
+        return terms
+    return np.asarray(terms.sum() / (terms.size if reduction == "mean" else 1))
+
+
+def squared_error(prediction: np.ndarray, target: np.ndarray, reduction: str = "mean", scale: float = 1.0) -> np.ndarray:
+    return _errors(lambda r: r * r, prediction, target, reduction, scale)
+
+
+def absolute_error(prediction: np.ndarray, target: np.ndarray, reduction: str = "mean") -> np.ndarray:
+    return _errors(lambda r: r if r > 0 else -r, prediction, target, reduction)
+
+
+def huber_error(prediction: np.ndarray, target: np.ndarray, delta: float = 1.0, reduction: str = "mean") -> np.ndarray:
+    def term(r: float) -> float:
+        return r * r / 2 if abs(r) <= delta else delta * (abs(r) - delta / 2)
+
+    return _errors(term, prediction, target, reduction)
+
+
 # -- recurrent networks --
 
 

@@ -9,7 +9,6 @@ epoch ask it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -17,6 +16,7 @@ from typing import Any, TypeVar, cast
 from xpnet import ops
 from xpnet.backend import Array, array_types, as_array, is_asynchronous, is_floating, kind_of, namespace
 from xpnet.losses.base import as_target, not_empty, same_shape
+from xpnet.ops import measures
 from xpnet.ops.shapes import ShapeError, expect_real
 from xpnet.runtime.foreign import refuse_foreign, refuse_lazy, refuse_truth_first
 from xpnet.runtime.messages import quoted
@@ -64,22 +64,6 @@ def _numbers(name: str, prediction: Array, target: Array) -> tuple[Any, Array, A
     return namespace(prediction, target), prediction, target
 
 
-def _mean(name: str, xp: Any, values: Array, *given: Array) -> Array:
-    """Return the mean of the values, float64; NaN where one of `given`, the prediction or the target, is NaN.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if 0 in values.shape:
-        not_empty(name, values)
-    values = xp.astype(values, xp.float64)
-    for array in given:  # NaN is neither above 0 nor below, nor the largest of a row: a comparison would take it for a class
-        if is_floating(array) and (is_asynchronous(xp) or math.isnan(xp.max(array))):  # which is NaN if one is
-            largest = xp.max(array, axis=-1) if array.ndim > values.ndim else array
-            values = xp.where(xp.isnan(largest), xp.full_like(values, math.nan), values)
-    return as_array(xp, xp.mean(values))
-
-
 @better("max")
 def accuracy(prediction: Array, target: Array) -> Array:
     """Compute the share of rows whose largest prediction is at the right class; NaN where prediction or target hold NaN.
@@ -92,23 +76,21 @@ def accuracy(prediction: Array, target: Array) -> Array:
         ShapeError: shapes that do not fit, or K = 1 (for that see binary_accuracy).
         ValueError: there are no rows.
     """
-    xp, prediction, target = _numbers("accuracy", prediction, target)
+    _, prediction, target = _numbers("accuracy", prediction, target)
     if prediction.ndim < 2 or prediction.shape[-1] == 1:
         raise ShapeError(
             f"accuracy: the prediction has shape {tuple(prediction.shape)}, expected (N, K) with K >= 2 classes; for one "
             f'output unit and targets 0 and 1 use "binary_accuracy", for targets that are quantities "mean_absolute_error"'
         )
-    if tuple(target.shape) == tuple(prediction.shape):
-        right = xp.argmax(target, axis=-1)
-    elif tuple(target.shape) == tuple(prediction.shape[:-1]):
-        right = target
-    else:
-        rows = tuple(prediction.shape[:-1])
+    rows = tuple(prediction.shape[:-1])
+    if tuple(target.shape) not in (rows, tuple(prediction.shape)):
         raise ShapeError(
             f"accuracy: prediction {tuple(prediction.shape)} and target {tuple(target.shape)} do not fit: expected class "
             f"indices {rows}, or probabilities {tuple(prediction.shape)}"
         )
-    return _mean("accuracy", xp, xp.argmax(prediction, axis=-1) == right, prediction, target)
+    if 0 in rows:
+        not_empty("accuracy", prediction[..., 0])
+    return cast(Array, measures.accuracy(prediction, target))
 
 
 @better("max")
@@ -126,14 +108,15 @@ def binary_accuracy(prediction: Array, target: Array) -> Array:
     """
     xp, prediction, target = _numbers("binary_accuracy", prediction, target)
     same_shape("binary_accuracy", prediction, target)
-    true = target > 0.5
-    known = is_asynchronous(xp) or kind_of(target.dtype) == "boolean" or bool(xp.all(target == true))
-    if not known and not bool(xp.all((target == true) | (target != target))):  # the latter is NaN
+    if 0 in prediction.shape:
+        not_empty("binary_accuracy", prediction)
+    known = is_asynchronous(xp) or kind_of(target.dtype) == "boolean" or bool(xp.all(target == (target > 0.5)))
+    if not known and not bool(xp.all((target == (target > 0.5)) | (target != target))):  # the latter is NaN
         raise ValueError(
             f"binary_accuracy: the target runs from {xp.min(target)} to {xp.max(target)}, expected 0 and 1; give target > 0.5 "
             f'for probabilities, and use "mean_absolute_error" for quantities'
         )
-    return _mean("binary_accuracy", xp, (prediction > 0) == true, prediction, target)
+    return cast(Array, measures.binary_accuracy(prediction, target))
 
 
 @better("min")
@@ -148,7 +131,7 @@ def mean_absolute_error(prediction: Array, target: Array) -> Array:
     same_shape("mean_absolute_error", prediction, target)
     if 0 in prediction.shape:
         not_empty("mean_absolute_error", prediction)
-    return as_array(xp, ops.mean(ops.abs(ops.subtract(prediction, target))))
+    return as_array(xp, ops.absolute_error(prediction, target))
 
 
 def confusion_matrix(prediction: Array, target: Array, classes: int | None = None) -> Array:

@@ -1,9 +1,11 @@
 // Batches from a data set in device memory. `select` finds the examples of the next batch and the random numbers of their
-// augmentation, `gather` reads the examples, augments and converts them in one pass.
+// augmentation, `gather` reads the examples, augments and converts them in one pass. Where nothing is augmented `gather` finds
+// the examples itself.
 //
 // An augmentation is a program: one row of FIELDS integers for each stage, in the order of application.
 //
 // Launch: select with one block; gather with blockIdx.y over examples and a grid-stride loop over the elements of one.
+#include "last_block.cuh"
 #include "philox.cuh"
 
 enum Kind { MOVE = 0, FLIP_COLUMNS = 1, FLIP_ROWS = 2, CUTOUT = 3 };
@@ -52,6 +54,9 @@ __device__ inline int drawn_offset(const i64* stage, u32 drawn) {
   return static_cast<int>(stage[SIGN] * static_cast<i64>(drawn) + stage[OFFSET]);
 }
 
+// The place in the data of an example of the next batch, -1 beyond the end of the order.
+__device__ inline i64 place_of(const i64* order, i64 count, i64 at) { return at < count ? order[at] : -1; }
+
 // index[b] = order[position + b], -1 beyond its end; taken[b] = its label, `words` 32-bit words. drawn (stages, 2, batch): the
 // random numbers of the augmentation of batch `step`, with the bits of numpy.random.Generator: `random` for flips, else
 // `integers` (32 bits). Then both counters are advanced. order, labels or step may be null. One block.
@@ -65,7 +70,7 @@ select(const i64* order, i64 count, i64* position, u64* step, const i64* program
   if (order != nullptr) {
     const i64 first = *position;
     for (i64 b = threadIdx.x; b < batch; b += THREADS) {
-      const i64 row = first + b < count ? order[first + b] : -1;
+      const i64 row = place_of(order, count, first + b);
       index[b] = row;
       for (int w = 0; w < words; ++w) taken[b * words + w] = row < 0 ? 0xffffffffu : labels[row * words + w];
     }
@@ -169,16 +174,28 @@ __device__ inline T convert_element(T v, u32 c, int channels, const T*, int, con
 
 // out (batch, out_size): the rows `index` (null: 0, 1, ...) of data (examples, size), augmented and converted. Stage s fills
 // with fills (stages, channels) at s. Rows of data and out are images (H, W, channels), their widths `width` and
-// by_out_width. An index outside 0..examples-1 gives a row of NaN.
+// by_out_width. An index outside 0..examples-1 gives a row of NaN. With an order the index and the labels are those of the next
+// batch, written as `select` does, and the position advances.
 template <typename T, int V, typename S>
 __global__ void __launch_bounds__(256, 4)
-gather(const S* data, const i64* index, const T* table, const acc_t<T>* values, const T* fills, const i64* program,
+gather(const S* data, i64* index, const i64* order, i64 count, i64* position, const u32* labels, int words, u32* taken,
+       u32* counter, const T* table, const acc_t<T>* values, const T* fills, const i64* program,
        const int* drawn, T* out, i64 batch, i64 examples, i64 size, i64 out_size, int stages, int columns, int pairs, int width,
        FastDivmod by_channels, FastDivmod by_out_width) {
   typedef acc_t<T> A;
   const int channels = static_cast<int>(by_channels.divisor);
+  const i64 first = order == nullptr ? 0 : *position;
   for (i64 b = blockIdx.y; b < batch; b += gridDim.y) {
-    const i64 row = index == nullptr ? b : index[b];
+    i64 row = b;
+    if (order != nullptr) {
+      row = place_of(order, count, first + b);
+      if (blockIdx.x == 0) {
+        if (threadIdx.x == 0) index[b] = row;
+        for (int w = threadIdx.x; w < words; w += 256) taken[b * words + w] = row < 0 ? 0xffffffffu : labels[row * words + w];
+      }
+    } else if (index != nullptr) {
+      row = index[b];
+    }
     const bool valid = row >= 0 && row < examples;
     const S* source = data + (valid ? row * size : 0);
     for (i64 f = thread_index() * V; f < out_size; f += grid_stride() * V) {
@@ -213,4 +230,5 @@ gather(const S* data, const i64* index, const T* table, const acc_t<T>* values, 
       store<V>(out + b * out_size + f, result);
     }
   }
+  if (order != nullptr && is_last_block(counter, gridDim.x * gridDim.y) && threadIdx.x == 0) *position = first + batch;
 }

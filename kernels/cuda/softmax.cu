@@ -2,6 +2,7 @@
 //
 // ITEMS > 0: a row of at most LANES * ITEMS elements is loaded once and kept in registers. ITEMS = 0: rows of any length, read
 // again in each pass (mostly from the cache). Launch: row_reduction.cuh.
+#include "grid_sum.cuh"
 #include "row_reduction.cuh"
 
 // Call f(i, column) for each column of this lane.
@@ -44,6 +45,20 @@ struct Row {
     top = Rows<LANES>::max(m);
     each_column<LANES, ITEMS>(K, [&](int i, int column) { s += xexp(get(i, column) - top); });
     total = Rows<LANES>::sum(s);
+  }
+  // The maximum, NaN if there is one, and its first place.
+  __device__ inline int largest(acc_t<T>& top) const {
+    acc_t<T> m = -infinity<acc_t<T>>();
+    each_column<LANES, ITEMS>(K, [&](int i, int column) {
+      acc_t<T> v = get(i, column);
+      m = (v > m || v != v) ? v : m;
+    });
+    top = Rows<LANES>::max(m);
+    int place = K;
+    each_column<LANES, ITEMS>(K, [&](int i, int column) {
+      if (column < place && get(i, column) == top) place = column;
+    });
+    return -Rows<LANES>::max(-place);
   }
 };
 
@@ -95,45 +110,82 @@ struct IsClass<i64> {
   static const bool value = true;
 };
 
-// losses = -sum(target * log_softmax(x)); gradient = (softmax(x) * sum(target) - target) * scale, where it is not null.
+// The loss of a row is -sum(target * log_softmax(x)). It is stored in `losses`, or where that is null the sum over the rows,
+// divided by `divisor`, in `loss`. gradient = (softmax(x) * sum(target) - target) * scale, where it is not null.
 // Labels are class indices (int, i64), or a probability for each logit (T). An index outside 0..K-1 gives NaN: a kernel cannot
 // raise.
 template <typename T, typename L, int LANES, int ITEMS>
 __global__ void __launch_bounds__(256, 3)
-cross_entropy(const T* x, const L* labels, acc_t<T>* losses, T* gradient, i64 rows, int K, acc_t<T> scale) {
+cross_entropy(const T* x, const L* labels, T* losses, T* gradient, T* loss, acc_t<T>* partial, u32* counter, i64 rows, int K,
+              acc_t<T> scale, acc_t<T> divisor) {
   typedef acc_t<T> A;
+  A mine = 0;  // the losses of the rows that this thread has finished
   for (Rows<LANES> r(rows); r.more(); r.next()) {
     const i64 start = r.row() * K;
     Row<T, LANES, ITEMS> row(x + start, K, r.active());
     A top, total;
     row.max_and_sum(top, total);
     const A log_total = xlog(total), share = 1 / total;
+    bool finishes = r.active() && Rows<LANES>::lane() == 0;  // whether this thread has the loss of the row
+    A of_row = 0;
     if constexpr (IsClass<L>::value) {
       i64 label = r.active() ? static_cast<i64>(labels[r.row()]) : 0;
       const bool valid = label >= 0 && label < K;
       const A poison = valid ? static_cast<A>(0) : infinity<A>() - infinity<A>();
+      if (valid) finishes = r.active() && label % LANES == Rows<LANES>::lane();
+      of_row = poison;
       each_column<LANES, ITEMS>(row.K, [&](int i, int column) {
         A shifted = row.get(i, column) - top;
-        if (column == label) losses[r.row()] = log_total - shifted;
+        if (column == label) of_row = log_total - shifted;
         if (gradient != nullptr)
           gradient[start + column] = round_to<T>((xexp(shifted) * share - (column == label ? 1 : 0)) * scale + poison);
       });
-      if (!valid && Rows<LANES>::lane() == 0) losses[r.row()] = poison;
     } else {
-      A loss = 0, weight = 0;
+      A sum = 0, weight = 0;
       each_column<LANES, ITEMS>(row.K, [&](int i, int column) {
         A t = widen(labels[start + column]);
         weight += t;
         // A class of probability 0 adds nothing, even where its logit is -inf; NaN adds NaN.
-        loss += t == 0 ? static_cast<A>(0) : t * (log_total - (row.get(i, column) - top));
+        sum += t == 0 ? static_cast<A>(0) : t * (log_total - (row.get(i, column) - top));
       });
-      loss = Rows<LANES>::sum(loss), weight = Rows<LANES>::sum(weight);
-      if (r.active() && Rows<LANES>::lane() == 0) losses[r.row()] = loss;
+      of_row = Rows<LANES>::sum(sum), weight = Rows<LANES>::sum(weight);
       if (gradient != nullptr)
         each_column<LANES, ITEMS>(row.K, [&](int i, int column) {
           A t = widen(labels[start + column]);
           gradient[start + column] = round_to<T>((xexp(row.get(i, column) - top) * share * weight - t) * scale);
         });
     }
+    if (finishes) {
+      if (losses != nullptr)
+        losses[r.row()] = round_to<T>(of_row);
+      else
+        mine += of_row;
+    }
   }
+  if (loss != nullptr) grid_sum(mine, partial, counter, [&](A total) { *loss = round_to<T>(total / divisor); });
+}
+
+// The share of the rows whose largest element, the first of equal ones, is at the right place; NaN where a NaN is in x or in
+// the target: class indices (int, i64), or a number for each element (T), of which the largest counts.
+template <typename T, typename L, int LANES, int ITEMS>
+__global__ void __launch_bounds__(256, 3)
+accuracy(const T* x, const L* target, double* share, double* partial, u32* counter, i64 rows, int K) {
+  typedef acc_t<T> A;
+  double mine = 0;
+  for (Rows<LANES> r(rows); r.more(); r.next()) {
+    const i64 start = r.row() * K;
+    Row<T, LANES, ITEMS> row(x + start, K, r.active());
+    A top;
+    const int place = row.largest(top);
+    if constexpr (IsClass<L>::value) {
+      if (r.active() && Rows<LANES>::lane() == 0)
+        mine += top != top ? top : static_cast<A>(place == static_cast<i64>(target[r.row()]));
+    } else {
+      A highest;
+      const int right = Row<T, LANES, ITEMS>(target + start, K, r.active()).largest(highest);
+      if (r.active() && Rows<LANES>::lane() == 0)
+        mine += top != top || highest != highest ? top + highest : static_cast<A>(place == right);
+    }
+  }
+  grid_sum(mine, partial, counter, [&](double total) { *share = total / static_cast<double>(rows); });
 }

@@ -28,6 +28,7 @@ from xpnet.accel.cupy.reductions import partition
 from xpnet.accel.cupy.source import Kernel, declarations, every_kernel, kernel_folder
 from xpnet.inspect.footprint.cupy_runtime import PlanningRuntime
 from xpnet.ops.geometry import windows
+from xpnet.ops.updates import flat
 from xpnet.ops.updates import rule as rules
 from xpnet.runtime.precision import get_matmul_precision, set_matmul_precision
 
@@ -101,6 +102,118 @@ def test_adamw_shrinks_the_weights_themselves(gpu):
     np.testing.assert_allclose(gpu.numpy(m), mean, rtol=1e-13)
 
 
+ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-7}
+RMS: dict[str, Any] = {"decay": 0.9, "epsilon": 1e-6}
+RULES: list[tuple[str, int, dict[str, Any]]] = [
+    ("sgd", 0, {}),
+    ("momentum", 1, {"momentum": 0.9, "nesterov": False}),
+    ("momentum", 1, {"momentum": 0.9, "nesterov": True}),
+    ("inertia", 1, {"momentum": 0.8}),
+    ("adam", 2, ADAM),
+    ("amsgrad", 3, ADAM),
+    ("adamax", 2, ADAM),
+    ("nadam", 2, {**ADAM, "now": 0.8, "following": 0.85, "product": 0.4}),
+    ("adagrad", 1, {"epsilon": 1e-10}),
+    ("rmsprop", 1, {**RMS, "centered": False, "momentum": 0.0}),
+    ("rmsprop", 2, {**RMS, "centered": True, "momentum": 0.0}),
+    ("rmsprop", 2, {**RMS, "centered": False, "momentum": 0.5}),
+    ("rmsprop", 3, {**RMS, "centered": True, "momentum": 0.5}),
+    ("rprop", 2, {"grow": 1.2, "shrink": 0.5, "smallest": 0.01, "largest": 0.8}),
+    ("quickprop", 2, {"growth": 1.75}),
+]
+COUNTED = ("adam", "amsgrad", "adamax", "nadam")
+
+
+@pytest.mark.parametrize("size", [1, 16, 5000])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize(("name", "slots", "settings"), RULES)
+def test_rules_are_one_launch_with_weight_decay(gpu, name, slots, settings, scheduled, dtype, size):
+    if scheduled and name == "nadam":
+        return  # takes the momentum from the host
+    arrays = [normal(size, dtype=dtype), *(np.abs(normal(size, dtype=dtype)) for _ in range(slots))]
+    if settings.get("centered"):
+        arrays[1] += 2 * arrays[2] ** 2 + 1  # a mean square is above the square of the mean
+    expected = [a.copy() for a in arrays]
+    there = [*map(gpu.array, arrays)]
+    clock = DeviceSchedule.new(gpu.xp, there[0], 0.01)
+    for step in range(1, 4):
+        counted = {**settings, **({"step": step} if name in COUNTED else {})}
+        g = normal(size, dtype=dtype)
+        slope = g + (0.1 * np.where(np.arange(size) < 5, expected[0], 0)).astype(dtype)
+        rules.rules[name].reference(np, expected[0], slope, *expected[1:], learning_rate=0.01, **counted)
+        gpu.launches.clear()
+        rate = clock if scheduled else 0.01
+        rules.rules[name](
+            there[0], gpu.array(g), *there[1:], learning_rate=rate, weight_decay=0.1, decayed=5, decoupled=False, **counted
+        )
+        assert len(gpu.launches) == 1
+        tolerance = 1e-4 if dtype == "float32" else 1e-11
+        for a, b in zip(there, expected):
+            np.testing.assert_allclose(gpu.numpy(a), b, rtol=tolerance, atol=tolerance)
+    assert (int(clock.steps), int(clock.ticket)) == ((3, 0) if scheduled else (0, 0))
+    if scheduled:
+        before = gpu.numpy(there[0]).copy()
+        skip = clock.skipping(gpu.xp.ones((), dtype="uint32"))
+        rules.rules[name](there[0], gpu.array(g), *there[1:], learning_rate=skip, **counted)
+        np.testing.assert_array_equal(gpu.numpy(there[0]), before)
+        assert int(clock.steps) == 3
+
+
+@pytest.mark.parametrize("size", [1, 16, 5000])
+@pytest.mark.parametrize("norm", [0.5, 1e9])
+def test_clipping_the_norm_is_two_launches(gpu, size, norm):
+    for dtype, launches in (("float32", 2), ("float64", 0)):
+        g = normal(size, dtype=dtype) * 3
+        expected, there = g.copy(), gpu.array(g)
+        flat.clip_norm.reference(np, expected, norm=norm)
+        gpu.launches.clear()
+        flat.clip_norm(there, norm=norm)
+        assert len(gpu.launches) == launches
+        np.testing.assert_allclose(gpu.numpy(there), expected, rtol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(gpu.numpy(there)), min(np.linalg.norm(g), norm), rtol=1e-6)
+
+
+def test_clipping_a_large_or_infinite_norm(gpu):
+    there = gpu.array(np.full(1000, 3e38, np.float32))  # whose squares are infinite
+    flat.clip_norm(there, norm=1.0)
+    np.testing.assert_allclose(gpu.numpy(there), 1 / np.sqrt(1000), rtol=1e-4)  # the factor is subnormal
+    for value in (np.inf, np.nan):
+        g = np.ones(1000, np.float32)
+        g[7] = value
+        there = gpu.array(g)
+        flat.clip_norm(there, norm=1.0)
+        assert np.isnan(gpu.numpy(there)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("size", [1, 16, 5000])
+def test_clipping_values_is_one_launch(gpu, size, dtype):
+    g = normal(size, dtype=dtype)
+    g[0] = np.nan
+    g[-1:] = np.inf if size > 1 else np.nan
+    there = gpu.array(g)
+    flat.clip_value(there, value=0.25)
+    np.testing.assert_array_equal(gpu.numpy(there), np.clip(g, -0.25, 0.25))
+    assert len(gpu.launches) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("size", [1, 16, 5000])
+def test_the_moving_average_is_one_launch(gpu, size, dtype):
+    average, values = normal(size, dtype=dtype), normal(size, dtype=dtype)
+    expected = 0.9 * average + 0.1 * values
+    there = gpu.array(average), gpu.array(values)
+    steps, before, later = (gpu.array(np.array(n, np.int64)) for n in (3, 3, 2))
+    for counted, settings in ((None, (None, None)), (3, (steps, None)), (3, (steps, later))):
+        moved, after = flat.moving_average(*there, decay=0.9, steps=settings[0], before=settings[1])
+        np.testing.assert_allclose(gpu.numpy(moved), expected, rtol=1e-5 if dtype == "float32" else 1e-12, atol=1e-7)
+        assert (None if after is None else int(after)) == counted
+    moved, after = flat.moving_average(*there, decay=0.9, steps=steps, before=before)
+    np.testing.assert_array_equal(gpu.numpy(moved), average)
+    assert len(gpu.launches) == 4
+
+
 def test_the_update_rules_use_the_kernels(gpu):
     cases: list[tuple[str, int, dict[str, Any]]] = [
         ("sgd", 0, {}),
@@ -147,6 +260,30 @@ def test_rows_of_bytes_are_looked_up(gpu, shape, dtype):
     missing = gpu.numpy(there)
     assert np.isnan(missing[[0, 2]]).all()
     assert np.isfinite(missing[1]).all()
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+@pytest.mark.parametrize("shape", [(50, 4, 4, 3), (50, 9000), (50, 1)])
+@pytest.mark.parametrize("labels", [None, (50, 1), (50, 16)])
+def test_one_launch_selects_and_gathers(gpu, shape, labels, multiprocessors):
+    gpu.multiprocessors = multiprocessors
+    data, order = normal(*shape, dtype="float32"), RANDOM.permutation(50)
+    words = None if labels is None else RANDOM.integers(0, 2**32, labels, dtype=np.uint32)
+    position, index = gpu.array(np.array(3, np.int64)), gpu.xp.zeros(20, dtype="int64")
+    taken = None if words is None else gpu.xp.zeros((20, words.shape[1]), dtype="uint32")
+    there = gpu.array(data), gpu.array(order), gpu.array(words)
+    for first in (3, 23, 43):
+        out = gpu.xp.empty((20, *shape[1:]), dtype="float32")
+        gather(there[0], index, out, order=there[1], position=position, labels=there[2], taken=taken)
+        rows = order[first : first + 20]
+        np.testing.assert_array_equal(gpu.numpy(index), np.r_[rows, np.full(20 - len(rows), -1)])
+        np.testing.assert_array_equal(gpu.numpy(out)[: len(rows)], data[rows])
+        assert np.isnan(gpu.numpy(out)[len(rows) :]).all()
+        if taken is not None and words is not None:
+            np.testing.assert_array_equal(gpu.numpy(taken)[: len(rows)], words[rows])
+            assert (gpu.numpy(taken)[len(rows) :] == 2**32 - 1).all()
+        assert int(position) == first + 20
+    assert len(gpu.launches) == 3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])

@@ -69,13 +69,11 @@ def test_an_optimizer_that_overrides_is_updated_behind_the_replay(kind, recordin
     assert_alike(make, recordings, 1)
 
 
-WITHOUT_STEPS = {Optimizer, *(k for k in vars(xn.optim).values() if isinstance(k, type) and hasattr(k, "minimize"))}
-
-
 def optimizers():
     names = [name for name in xn.optim.__all__ if isinstance(getattr(xn.optim, name), type)]
     kinds = [getattr(xn.optim, name) for name in names]
-    return [kind for kind in kinds if issubclass(kind, Optimizer) and kind not in WITHOUT_STEPS]
+    kinds = [kind for kind in kinds if issubclass(kind, Optimizer) and kind is not Optimizer]
+    return [kind for kind in kinds if not issubclass(kind, xn.optim.FullBatch)]  # which make no steps
 
 
 @pytest.mark.parametrize("kind", optimizers())
@@ -305,3 +303,61 @@ def test_a_refused_recording_counts_no_step(why, dtype, recordings):
         found = outcome(make(True))
     assert found == expected
     assert recordings == [0]
+
+
+@pytest.mark.parametrize("settings", [{"norm": 1.0}, {"value": 0.01}])
+def test_clipping_is_recorded_with_its_present_limit(settings, recordings):
+    (name,) = settings
+
+    def make(capture):
+        clip = xn.training.ClipGradients(**settings)
+
+        def act(trainer):
+            setattr(clip, name, VALUES[trainer.epoch] / 100)
+
+        callbacks = [At(act), clip]
+        run = xn.Trainer(
+            network(), loss="softmax_cross_entropy", optimizer=xn.optim.Adam(0.05), callbacks=callbacks, capture=capture
+        )
+        assert not run.watches_gradients
+        assert run.recorded_callbacks == [clip]
+        return run
+
+    assert_alike(make, recordings, DIFFERENT)
+
+
+class Halves(xn.training.ClipGradients):
+    def on_before_optimizer_step(self, trainer):
+        super().on_before_optimizer_step(trainer)
+        trainer.model.flat_parameters.gradients *= 0.5 if trainer.iteration % 2 else 1.0
+
+
+class Declared(xn.Callback):
+    capturable = True
+
+    def on_before_optimizer_step(self, trainer):
+        flat = trainer.model.flat_parameters
+        flat.collect()
+        flat.gradients *= 0.5
+
+
+class Inherits(Declared):
+    """Overrides nothing."""
+
+
+def test_a_callback_says_for_itself_whether_it_is_recorded(recordings):
+    def make(kind, capture, **settings):
+        optimizer = xn.optim.SGD(0.5)
+        return xn.Trainer(
+            network(), loss="softmax_cross_entropy", optimizer=optimizer, callbacks=[kind(**settings)], capture=capture
+        )
+
+    assert make(Halves, True, norm=0.1).watches_gradients
+    assert_alike(lambda capture: make(Halves, capture, norm=0.1), recordings, 1)
+    assert not make(Inherits, True).watches_gradients
+    recordings[0] = 0
+    found = assert_alike(lambda capture: make(Inherits, capture), recordings, 1)
+    assert found != outcome(xn.Trainer(network(), loss="softmax_cross_entropy", optimizer=xn.optim.SGD(0.5)))
+    instance = Inherits()
+    instance.on_before_optimizer_step = lambda trainer: None  # type: ignore[method-assign]
+    assert xn.Trainer(network(), loss="mae", optimizer=xn.optim.SGD(0.5), callbacks=[instance]).watches_gradients

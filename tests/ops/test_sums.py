@@ -197,6 +197,16 @@ def logistic() -> Pairs:
     return [(loss, ROWS * np.log(2.0))]
 
 
+def errors(operation: Any, term: float) -> Callable[[], Pairs]:
+    def check() -> Pairs:
+        ones = np.ones(ROWS, np.float32)
+        return [
+            (operation(0.9 * ones, 0 * ones, reduction=reduction), term * n) for reduction, n in (("sum", ROWS), ("mean", 1))
+        ]
+
+    return check
+
+
 def recurrent(name: str, gates: int) -> Callable[[], Pairs]:
     def check() -> Pairs:
         rows = 100_000
@@ -270,6 +280,9 @@ CHECKS: dict[str, Callable[[], Pairs]] = {
     "log_softmax": softmax("log_softmax"),
     "softmax_cross_entropy": cross_entropy,
     "sigmoid_cross_entropy": logistic,
+    "squared_error": errors(ops.squared_error, 0.81),
+    "absolute_error": errors(ops.absolute_error, 0.9),
+    "huber_error": errors(ops.huber_error, 0.405),
     "rnn": recurrent("rnn", 1),
     "lstm": recurrent("lstm", 4),
     "gru": recurrent("gru", 3),

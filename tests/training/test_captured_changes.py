@@ -195,7 +195,7 @@ STEP_CHANGES = {
     "attribute of the loss": lambda run: setattr(run.loss, "factor", 3.0),
     "penalty": lambda run: setattr(run.model.layers[0].kernel, "regularizer", xn.regularizers.L2(1.0)),
     "optimizer": lambda run: setattr(run, "optimizer", xn.optim.Adam(0.05)),
-    "optimizer of the host": lambda run: setattr(run, "optimizer", xn.optim.RMSprop(0.05)),
+    "optimizer of the host": lambda run: setattr(run, "optimizer", xn.optim.Nadam(0.05)),
     "callback": lambda run: run.callbacks.append(ClipGradients(norm=0.01)),
     "accumulate": lambda run: setattr(run, "accumulate", 2),
 }

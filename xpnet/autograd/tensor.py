@@ -21,6 +21,7 @@ from xpnet.backend import (
 )
 from xpnet.ops.conversion import gradient_as
 from xpnet.ops.registry import Op, Recordable, registry
+from xpnet.ops.root_gradient import root_gradient
 from xpnet.runtime.peers import missing_attribute
 
 
@@ -130,7 +131,7 @@ class Tensor(Recordable):
                     f"backward() needs a gradient of shape {tuple(self.array.shape)}: only a Tensor with one element "
                     f"(a loss) has an implied gradient of 1; reduce it with .sum() or .mean(), or pass one"
                 )
-            gradient = _one(self.array)
+            gradient = root_gradient(self.array)
         else:
             gradient = _adopted_gradient(self.array, gradient)
             if tuple(gradient.shape) != tuple(self.array.shape):
@@ -344,22 +345,6 @@ def _adopted_gradient(array: Array, gradient: Any) -> Array:
     if kind_of(gradient.dtype) == "other":
         raise TypeError(f"backward: the gradient has dtype {gradient.dtype}, expected numbers")
     return as_array(namespace(array, gradient), gradient)
-
-
-_ones: dict[tuple[type, Any], Array] = {}
-
-
-def _one(array: Array) -> Array:
-    """Return the gradient of a loss with respect to itself; for NumPy one constant for each dtype."""
-    key = type(array), array.dtype  # dtypes of two libraries cannot always be compared
-    one = _ones.get(key)
-    if one is None or array.ndim:
-        xp = namespace(array)
-        one = xp.ones_like(array)
-        if xp.__name__ == "numpy" and not array.ndim:
-            one.flags.writeable = False
-            _ones[key] = one
-    return one
 
 
 def _output(array: Array, node: Node, index: int) -> Tensor:

@@ -228,9 +228,8 @@ class CapturedSteps:
         if self.updates:
             if optimizer.clock is None:
                 self._start_clock()  # the first batch has created the parameters
-            optimizer.step(trainer.model)
-        for total, term in terms:
-            total += term
+            trainer.update()
+        trainer.sums.add_terms(count, terms)
         return loss, reached, count
 
     def _require_device(self, loss: Array, terms: list[tuple[Any, Any]]) -> None:

@@ -124,6 +124,7 @@ class Loop(Protocol):
     iteration: int
     sums: Any
     watches_gradients: bool
+    recorded_callbacks: list[Any]
     accumulate: int
     batch: int
     pending: int
@@ -190,7 +191,7 @@ def reached_in_step(trainer: Loop, updates: bool) -> Reached:
     for parameter in trainer.model.parameters().values():
         roots += [part for part in (parameter.regularizer, parameter.constraint) if part is not None]
     if updates:
-        roots.append(trainer.optimizer)
+        roots += [trainer.optimizer, *trainer.recorded_callbacks]
     if trainer.optimizer.loss_scale is not None:
         roots.append(trainer.optimizer.loss_scale)
     if _own_loop(trainer):
@@ -225,7 +226,7 @@ class StepDependencies(Derived):
         found = [optimizer, optimizer.loss_scale, trainer.loss, trainer.segments, *trainer.metrics.values()]
         found += [table.get(name) for name in RECORDED_METHODS]
         if self.updates:
-            found += optimizer.slots.values()
+            found += [*optimizer.slots.values(), *trainer.recorded_callbacks]
         found += [p.regularizer for p in self.trained]
         found += [p.constraint for p in self.trained]
         return found

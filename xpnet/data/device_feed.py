@@ -158,9 +158,13 @@ class BatchBuilder:
         stages, drawn = self.stages, None
         if self.drawn is not None:
             drawn = self.drawn[: 2 * size * len(stages)].reshape(len(stages), 2, size)
-        if drawn is not None or index is not None:
+        found = {}
+        if drawn is None and x.size:
+            found = selection  # in one launch
+        elif drawn is not None or index is not None:
             select(size, index, drawn, step=self.step, program=stages, **selection)
-        gather(data, index, x, table=self.table, values=self.values, fills=self.fills, program=stages, drawn=drawn)
+        parts = {"table": self.table, "values": self.values, "fills": self.fills, "program": stages, "drawn": drawn}
+        gather(data, index, x, **parts, **found)
         return x, index
 
 

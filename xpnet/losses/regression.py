@@ -6,20 +6,26 @@ import math
 from typing import Any
 
 from xpnet import ops
-from xpnet.losses.base import matching, reduce, widened
+from xpnet.losses.base import matching, not_empty, reduce, widened
 from xpnet.runtime.settings import check_numbers
+
+
+def _operands(name: str, prediction: Any, target: Any, reduction: str) -> tuple[Any, Any]:
+    """Return the prediction and its target, which fit and of which there is a mean, if it is asked for."""
+    target = matching(name, prediction, target)
+    if reduction == "mean" and 0 in prediction.shape:
+        not_empty(name, prediction)
+    return prediction, target
 
 
 def mean_squared_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
     """Compute (prediction - target)**2 for each element; the shapes are equal."""
-    given, prediction, target = prediction, *widened(prediction, matching("mean_squared_error", prediction, target))
-    return reduce("mean_squared_error", ops.square(ops.subtract(prediction, target)), reduction, given)
+    return ops.squared_error(*_operands("mean_squared_error", prediction, target, reduction), reduction=reduction)
 
 
 def half_squared_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
     """Compute 1/2 (prediction - target)**2 for each element; with reduction="sum" the textbook's E = 1/2 sum (t - o)**2."""
-    given, prediction, target = prediction, *widened(prediction, matching("half_squared_error", prediction, target))
-    return reduce("half_squared_error", ops.multiply(ops.square(ops.subtract(prediction, target)), 0.5), reduction, given)
+    return ops.squared_error(*_operands("half_squared_error", prediction, target, reduction), reduction=reduction, scale=0.5)
 
 
 def quadratic_cost(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
@@ -33,17 +39,20 @@ def quadratic_cost(prediction: Any, target: Any, *, reduction: str = "mean") -> 
 
     Source: Nielsen, "Neural networks and deep learning", equation (6).
     """
+    if reduction in ("mean", "sum"):
+        prediction, target = _operands("quadratic_cost", prediction, target, reduction)
+        count = prediction.shape[0] if reduction == "mean" else 1
+        return ops.squared_error(prediction, target, reduction="sum", scale=0.5 / count)
     given, prediction, target = prediction, *widened(prediction, matching("quadratic_cost", prediction, target))
+    squares = ops.squared_error(prediction, target, reduction="none", scale=0.5)
     shape = tuple(prediction.shape)
-    squares = ops.square(ops.subtract(prediction, target))
-    rows = ops.reshape(squares, (shape[0], math.prod(shape[1:]))) if len(shape) != 1 else ops.reshape(squares, (shape[0], 1))
-    return reduce("quadratic_cost", ops.multiply(ops.sum(rows, axis=1), 0.5), reduction, given)
+    rows = ops.reshape(squares, (shape[0], math.prod(shape[1:])))
+    return reduce("quadratic_cost", ops.sum(rows, axis=1), reduction, given)
 
 
 def mean_absolute_error(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
     """Compute |prediction - target| for each element (L1); the gradient where they are equal is 0."""
-    given, prediction, target = prediction, *widened(prediction, matching("mean_absolute_error", prediction, target))
-    return reduce("mean_absolute_error", ops.abs(ops.subtract(prediction, target)), reduction, given)
+    return ops.absolute_error(*_operands("mean_absolute_error", prediction, target, reduction), reduction=reduction)
 
 
 def huber(prediction: Any, target: Any, *, delta: float = 1.0, reduction: str = "mean") -> Any:
@@ -57,9 +66,4 @@ def huber(prediction: Any, target: Any, *, delta: float = 1.0, reduction: str = 
     Source: Huber, "Robust estimation of a location parameter", 1964.
     """
     check_numbers("huber", "(0, inf)", delta=delta)
-    given, prediction, target = prediction, *widened(prediction, matching("huber", prediction, target))
-    distance = ops.abs(ops.subtract(prediction, target))
-    near = ops.minimum(distance, float(delta))
-    beyond = ops.subtract(distance, near)
-    terms = ops.add(ops.multiply(ops.square(near), 0.5), ops.multiply(beyond, float(delta)))
-    return reduce("huber", terms, reduction, given)
+    return ops.huber_error(*_operands("huber", prediction, target, reduction), delta=float(delta), reduction=reduction)

@@ -34,6 +34,7 @@ from xpnet.ops.normalization import (
 from xpnet.ops.pooling import average_pool2d, global_average_pool2d, lp_pool2d, max_pool2d, max_pool2d_with_switches
 from xpnet.ops.recurrent import gru, lstm, rnn
 from xpnet.ops.reductions import max, mean, min, std, sum, var
+from xpnet.ops.regression import absolute_error, huber_error, squared_error
 from xpnet.ops.registry import Op, op, reference_only, registry
 from xpnet.ops.shapes import ShapeError
 from xpnet.ops.shaping import broadcast_to, concat, flip, getitem, pad, reshape, scatter_rows, stack, transpose
@@ -42,13 +43,13 @@ from xpnet.ops.softmax import log_softmax, softmax, softmax_cross_entropy
 # fmt: on
 
 __all__ = [
-    "Array", "Op", "ShapeError", "abs", "add", "average_pool2d", "batch_norm", "batch_norm_inference",
-    "batch_norm_training", "batch_norm_with_statistics", "broadcast_to", "cast", "clip", "col2im", "concat", "conv1d", "conv2d",
-    "conv2d_max_pool2d", "conv_output_size", "conv_transpose2d", "dense", "divide", "dropout", "elu", "embedding", "exp",
-    "flip", "gelu", "getitem", "global_average_pool2d", "group_norm", "gru", "hard_sigmoid", "im2col", "layer_norm",
-    "leaky_relu", "local_response_norm", "log", "log_softmax", "lp_pool2d", "lstm", "matmul", "max", "max_pool2d",
-    "max_pool2d_with_switches", "maximum", "mean", "min", "minimum", "multiply", "negative", "op", "pad", "power",
-    "reference_only", "registry", "relu", "reshape", "rnn", "scatter_rows", "selu", "sigmoid", "sigmoid_cross_entropy",
-    "silu", "softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square", "stack", "std", "step",
-    "subtract", "sum", "tanh", "transpose", "var", "where",
+    "Array", "Op", "ShapeError", "abs", "absolute_error", "add", "average_pool2d", "batch_norm", "batch_norm_inference",
+    "batch_norm_training", "batch_norm_with_statistics", "broadcast_to", "cast", "clip", "col2im", "concat", "conv1d",
+    "conv2d", "conv2d_max_pool2d", "conv_output_size", "conv_transpose2d", "dense", "divide", "dropout", "elu", "embedding",
+    "exp", "flip", "gelu", "getitem", "global_average_pool2d", "group_norm", "gru", "hard_sigmoid", "huber_error", "im2col",
+    "layer_norm", "leaky_relu", "local_response_norm", "log", "log_softmax", "lp_pool2d", "lstm", "matmul", "max",
+    "max_pool2d", "max_pool2d_with_switches", "maximum", "mean", "min", "minimum", "multiply", "negative", "op", "pad",
+    "power", "reference_only", "registry", "relu", "reshape", "rnn", "scatter_rows", "selu", "sigmoid",
+    "sigmoid_cross_entropy", "silu", "softmax", "softmax_cross_entropy", "softplus", "softsign", "sqrt", "square",
+    "squared_error", "stack", "std", "step", "subtract", "sum", "tanh", "transpose", "var", "where",
 ]  # fmt: skip

@@ -48,8 +48,6 @@ class Adam(Optimizer):
         check_numbers(type(self).__name__, "[0, inf)", epsilon=epsilon)
         self.amsgrad = amsgrad
         self.slot_names = ("mean", "square", "largest") if amsgrad else ("mean", "square")
-        if amsgrad:
-            self.capturable = False
         self.beta1 = beta1
         self.beta2 = beta2
         self.epsilon = epsilon
@@ -154,7 +152,6 @@ class Adamax(Adam):
     Source: Kingma and Ba, "Adam", 2015, section 7.1.
     """
 
-    capturable = False
     rule = adaptive.adamax
 
     def __init__(

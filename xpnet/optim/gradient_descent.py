@@ -49,8 +49,6 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.nesterov = nesterov
         self.slot_names = ("velocity",) if momentum else ()
-        if form == "inertia":
-            self.capturable = False
 
     @property
     def rule(self) -> rules.Rule:

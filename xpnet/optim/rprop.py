@@ -26,6 +26,8 @@ class Rprop(Optimizer):
     """
 
     slot_names = ("previous", "size")
+    capturable = True
+    rule = full_batch.rprop
 
     def __init__(
         self,
@@ -53,15 +55,17 @@ class Rprop(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        full_batch.rprop(
+        self.rule(
             w,
             g,
             self.slots["previous"],
             self.slots["size"],
+            learning_rate=learning_rate,
             grow=self.grow,
             shrink=self.shrink,
             smallest=self.smallest,
             largest=self.largest,
+            **self.fused_decay,
         )
 
 
@@ -77,6 +81,8 @@ class Quickprop(Optimizer):
     """
 
     slot_names = ("step", "slope")
+    capturable = True
+    rule = full_batch.quickprop
 
     def __init__(self, learning_rate: float | Schedule = 0.01, growth: float = 1.75, *, weight_decay: float = 0.0) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay)
@@ -85,4 +91,5 @@ class Quickprop(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        full_batch.quickprop(w, g, self.slots["step"], self.slots["slope"], learning_rate=learning_rate, growth=self.growth)
+        step, slope = self.slots["step"], self.slots["slope"]
+        self.rule(w, g, step, slope, learning_rate=learning_rate, growth=self.growth, **self.fused_decay)

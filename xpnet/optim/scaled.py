@@ -25,6 +25,8 @@ class Adagrad(Optimizer):
     """
 
     slot_names = ("sum",)
+    capturable = True
+    rule = adaptive.adagrad
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class Adagrad(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        adaptive.adagrad(w, g, self.slots["sum"], learning_rate=learning_rate, epsilon=self.epsilon)
+        self.rule(w, g, self.slots["sum"], learning_rate=learning_rate, epsilon=self.epsilon, **self.fused_decay)
 
 
 class _Decay(refused_attribute):
@@ -74,6 +76,8 @@ class RMSprop(Optimizer):
     Source: Tieleman and Hinton, Coursera lecture 6.5, 2012; Graves, 2013 (centered); CS231n, "Neural networks part 3".
     """
 
+    capturable = True
+    rule = adaptive.rmsprop
     rate_decay = Converted(_rate_decay)
     if not TYPE_CHECKING:  # it is the method
         decay = _Decay("use optimizer.rate_decay")
@@ -100,7 +104,7 @@ class RMSprop(Optimizer):
 
     def update(self, w: Array, g: Array, learning_rate: Any) -> None:
         """See Optimizer."""
-        adaptive.rmsprop(
+        self.rule(
             w,
             g,
             *(self.slots[name] for name in self.slot_names),
@@ -109,4 +113,5 @@ class RMSprop(Optimizer):
             epsilon=self.epsilon,
             centered=self.centered,
             momentum=self.momentum,
+            **self.fused_decay,
         )

@@ -23,9 +23,13 @@ class Callback(Settable):
 
     Attributes:
         adds: the names of the values that on_epoch_end adds, for callbacks that monitor one of them; None: it does not say.
+        capturable: whether `on_before_optimizer_step` does nothing but change the gradients in place by operations on the
+            device, from these and from attributes that are numbers. On a GPU it is then recorded with the step. A subclass
+            that overrides it says so itself.
     """
 
     adds: tuple[str, ...] | None = None
+    capturable = False
     _run: Any = None  # of which Trainer it holds the state
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -79,6 +83,25 @@ class Callback(Settable):
 
     before_update = renamed_attribute("on_before_optimizer_step")
     save_point = renamed_attribute("on_checkpoint")
+
+
+def watches_gradients(callback: Callback) -> bool:
+    """Return whether a callback acts on the gradients of each step on the host."""
+    hook = "on_before_optimizer_step"
+    if getattr(getattr(callback, hook), "__func__", None) is getattr(Callback, hook):
+        return False
+    return not changes_gradients(callback)
+
+
+def changes_gradients(callback: Callback) -> bool:
+    """Return whether a callback changes the gradients of each step in a way that is recorded with the step."""
+    if not callback.capturable or "on_before_optimizer_step" in vars(callback):
+        return False
+    kinds = type(callback).__mro__
+    declares, overrides = (
+        next(kind for kind in kinds if name in vars(kind)) for name in ("capturable", "on_before_optimizer_step")
+    )
+    return issubclass(declares, overrides)
 
 
 def tell(trainer: Trainer, callbacks: Iterable[Callback], hook: str, *args: Any, **keywords: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xpnet.backend import device_of, namespace, to_device, to_numpy
+from xpnet.ops.updates.flat import clip_norm, clip_value, moving_average
 from xpnet.training.callback import Callback
 from xpnet.training.data_adapter import build
 from xpnet.training.final_weights import FinalWeights
@@ -37,6 +38,8 @@ class ClipGradients(Callback):
     Source: Pascanu et al., "On the difficulty of training recurrent neural networks", 2013.
     """
 
+    capturable = True
+
     def __init__(self, *, norm: float | None = None, value: float | None = None) -> None:
         if (norm is None) == (value is None) or not (norm or value or 0) > 0:
             raise ValueError(f"ClipGradients takes norm or value, one of them and above 0; got norm={norm}, value={value}")
@@ -48,19 +51,10 @@ class ClipGradients(Callback):
         flat = trainer.model.flat_parameters
         flat.collect()
         g = flat.gradients
-        xp = namespace(g)
-        if self.norm is not None:
-            if self.norm > float(xp.finfo(g.dtype).max):
-                return  # no norm is larger
-            # Computed on the device: reading the number would wait for it. Squares of large gradients would be infinite.
-            limit = xp.asarray(self.norm, dtype=g.dtype, device=g.device)
-            unit = xp.maximum(xp.maximum(xp.max(g), -xp.min(g)), limit)
-            scaled = g / unit
-            length = xp.sqrt(xp.sum(scaled * scaled, dtype=g.dtype))
-            g *= (limit / unit) / xp.maximum(length, limit / unit)
-        else:
-            bound = xp.asarray(self.value, dtype=g.dtype, device=g.device)
-            g[...] = xp.minimum(xp.maximum(g, -bound), bound)
+        if self.norm is None:
+            clip_value(g, value=self.value)
+        elif self.norm <= float(namespace(g).finfo(g.dtype).max):  # else no norm is larger
+            clip_norm(g, norm=self.norm)
 
 
 class ExponentialMovingAverage(Callback):
@@ -126,16 +120,12 @@ class ExponentialMovingAverage(Callback):
             self._updates = now
             return
         values = self._follow(trainer)
-        # Computed first: an exception must not leave the average half-way, nor an update uncounted.
-        moved = (1 - self.decay) * values
-        moved += self.decay * self.average
-        clock = optimizer.clock
-        if clock is not None and optimizer.loss_scale is not None:  # the host does not know what was skipped
-            xp = namespace(values)
-            if self._done is not None:
-                moved = xp.where(clock.steps == self._done, self.average, moved)
-            self._done = xp.asarray(clock.steps, copy=True)
-        self.average, self._updates = moved, now
+        # Computed first: an exception must not leave the average half-way, nor an update uncounted. With a loss scale the host
+        # does not know what was skipped.
+        clock = None if optimizer.loss_scale is None else optimizer.clock
+        steps = None if clock is None else clock.steps
+        moved, done = moving_average(self.average, values, decay=self.decay, steps=steps, before=self._done)
+        self.average, self._updates, self._done = moved, now, done if steps is not None else self._done
 
     def on_epoch_end(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Update the average after the last batches of an epoch, fewer than `accumulate`, of a stream."""

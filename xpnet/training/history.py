@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpnet.backend import Array, namespace
+from xpnet.backend import Array, is_asynchronous, namespace
 from xpnet.compiled.derived import HostNumberError
 from xpnet.layers.modes import thread_state
+from xpnet.ops.measures import add_means
 from xpnet.runtime.messages import quoted
 from xpnet.runtime.peers import missing_attribute
 
@@ -108,37 +109,54 @@ class Sums:
     def add(self, x: Any, values: dict[str, Array]) -> None:
         """Add the means over a batch `x`: an array, or a tuple or dict of them."""
         count, terms = self.terms(x, values)
-        for total, term in terms:
-            total += term
+        self.add_terms(count, terms)
         self.count += count
 
     def terms(self, x: Any, values: dict[str, Array]) -> tuple[int, list[tuple[Any, Any]]]:
-        """Return what :meth:`add` would add, and change nothing: the number of examples, and each total with its term."""
+        """Return what :meth:`add` would add, and change nothing: the number of examples, and each total with its term.
+
+        On a GPU a term is the mean itself, which `add_terms` multiplies by the number of examples.
+        """
         while isinstance(x, (tuple, dict)):
             x = next(iter(x.values())) if isinstance(x, dict) else x[0]
         examples = len(x)
-        terms = []
+        terms: list[tuple[Any, Any]] = []
         for name, value in values.items():
             total = self.totals.get(name)
+            term: Any
             if not hasattr(value, "dtype"):  # a user's metric may return a Python number
                 if thread_state.recording:
                     raise HostNumberError(f"the metric {name} returned the Python number {value!r}")
                 loss = values["loss"]
                 value = namespace(loss).asarray(value, dtype=namespace(loss).float64, device=loss.device)
-            if total is None:
-                xp = namespace(value)
+            xp = self._namespaces[name] if total is not None else namespace(value)
+            if xp is np and total is not None and not value.ndim:
+                term = float(value) * examples
+            elif is_asynchronous(xp):
+                # Added after the update of the weights: if it is a part of another array, which may be theirs, it is copied.
+                part: Any = value
+                term = part if part.base is None else xp.asarray(part, copy=True)
+            else:
                 term = xp.astype(value, xp.float64) * examples
+            if total is None:
                 self._namespaces[name] = xp
                 start = self._before.get(name, 0.0)
                 total = self.totals[name] = xp.asarray(start, dtype=xp.float64, device=value.device)
-            else:
-                xp = self._namespaces[name]
-                if xp is np and not value.ndim:
-                    term = float(value) * examples
-                else:
-                    term = xp.astype(value, xp.float64) * examples
             terms.append((total, term))
         return examples, terms
+
+    def add_terms(self, examples: int, terms: Iterable[tuple[Any, Any]]) -> None:
+        """Add the terms of a batch to their totals; those on a GPU in one launch."""
+        totals: list[Any] = []
+        means: list[Any] = []
+        for total, term in terms:
+            if type(total) is np.ndarray or not is_asynchronous(namespace(total)):
+                total += term
+            else:
+                totals.append(total)
+                means.append(term)
+        if totals:
+            add_means(totals[0], totals, means, examples)
 
     def clear(self) -> None:
         """Start again in the same memory, which captured steps add to."""

@@ -12,7 +12,7 @@ from xpnet.layers.module import Module
 from xpnet.optim.optimizer import Optimizer
 from xpnet.runtime.settings import Checked
 from xpnet.training.arguments import refuse_loss, refuse_metric
-from xpnet.training.callback import Callback
+from xpnet.training.callback import changes_gradients, watches_gradients
 from xpnet.training.checkpointed_segments import Segments, recomputed
 from xpnet.training.first_look import first_loss
 from xpnet.training.history import Sums
@@ -77,8 +77,7 @@ class Steps(Checked):
                 pending = 0
             self.committing = True
             if within_epoch:
-                for total, term in terms:
-                    total += term
+                self.sums.add_terms(count, terms)
                 self.sums.count += count
                 self.batch += 1
             self.iteration += 1
@@ -222,13 +221,18 @@ class Steps(Checked):
         """Whether code outside this package runs between the backward pass and the end of the update, and may raise."""
         rate = self.optimizer.learning_rate
         schedule = callable(rate) and not getattr(rate, "__module__", "").startswith("xpnet.")
-        watching = [c for c in self.callbacks if _watches(c)]
+        watching = [c for c in self.callbacks if watches_gradients(c)]
         return schedule or self.step_state.careful or any(of_a_user(c, "on_before_optimizer_step") for c in watching)
 
     @property
     def watches_gradients(self) -> bool:
         """Whether the host acts between backward and update: a callback on the gradients, or an `update` of a subclass."""
-        return self._has_own_update() or any(map(_watches, self.callbacks))
+        return self._has_own_update() or any(map(watches_gradients, self.callbacks))
+
+    @property
+    def recorded_callbacks(self) -> list[Any]:
+        """The callbacks whose work on the gradients is a part of a recorded step."""
+        return [callback for callback in self.callbacks if changes_gradients(callback)]
 
     def _has_own_update(self) -> bool:
         return getattr(self.update, "__func__", None) is not Steps.update
@@ -244,11 +248,6 @@ class Steps(Checked):
             if getattr(value, "ndim", 0) or (not hasattr(value, "dtype") and type(value) not in (float, int, bool)):
                 refuse_metric(name, value)
         return values
-
-
-def _watches(callback: Any) -> bool:
-    """Return whether a callback acts on the gradients."""
-    return getattr(callback.on_before_optimizer_step, "__func__", None) is not Callback.on_before_optimizer_step
 
 
 def output_of(model: Module, x: Any) -> Any:

@@ -13,6 +13,7 @@ from xpnet.accel.cupy import (
     embedding,
     im2col,
     linear,
+    losses,
     mixed,
     normalization,
     optimizers,
@@ -23,6 +24,6 @@ from xpnet.accel.cupy import (
 )
 
 __all__ = [
-    "activation", "batches", "convolution", "device", "dropout", "elementwise", "embedding", "im2col", "linear", "mixed",
-    "normalization", "optimizers", "pooling", "products", "recurrent", "softmax",
+    "activation", "batches", "convolution", "device", "dropout", "elementwise", "embedding", "im2col", "linear",
+    "losses", "mixed", "normalization", "optimizers", "pooling", "products", "recurrent", "softmax",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xpnet.accel.cupy.launch import INT32_LIMIT, THREADS, address, launch, runtime
+from xpnet.accel.cupy.launch import INT32_LIMIT, THREADS, address, counters, launch, runtime
 from xpnet.accel.cupy.source import C_NAMES, FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import VECTORS, WIDTHS, valid_vector
 
@@ -62,6 +62,10 @@ def gather(
     fills: Array | None = None,
     program: Array | None = None,
     drawn: Array | None = None,
+    order: Array | None = None,
+    position: Array | None = None,
+    labels: Array | None = None,
+    taken: Array | None = None,
 ) -> None:
     """Gather rows of a data set, augment them as a program says and convert them, in one pass.
 
@@ -74,6 +78,7 @@ def gather(
         fills: (S, C), the fill value of each stage.
         program: (S, 12) int64.
         drawn: (S, 2, N) int32, from `select`.
+        order, position, labels, taken: as in `select`, which is then not needed: `index` is written.
 
     Raises:
         ValueError: an example has 2**31 elements or more.
@@ -92,8 +97,11 @@ def gather(
     down = min(out.shape[0], 65535, max(runtime().multiprocessors * 16 // across, 1))
     columns, pairs = 0 if table is None else int(table.shape[1]), 0 if values is None else int(values.shape[0])
     if out.size:
+        count, counter = (0, None) if order is None else (int(order.shape[0]), counters(1))
+        words = 0 if labels is None else int(labels.shape[1])
         launch(
-            _gather[kind, V, source], (across, down, 1), THREADS, data, index, table, values, fills, program, drawn, out,
+            _gather[kind, V, source], (across, down, 1), THREADS, data, index, order, count, position, labels, words, taken,
+            counter, table, values, fills, program, drawn, out,
             out.shape[0], data.shape[0], size, out_size, stages, columns, pairs,
             data.shape[2] if stages else 1, channels, out.shape[2] if stages else 1,
         )  # fmt: skip

@@ -38,6 +38,7 @@ class CudaRuntime:
         self._lock = threading.Lock()
         self._free_counters: list[Any] = []
         self._counters: dict[Any, Any] = {}
+        self._ones: dict[Any, Any] = {}
         with self._lock:
             self._add_counters(_COUNTERS, 32)  # now, as memory cannot be cleared while a stream is captured
 
@@ -95,6 +96,22 @@ class CudaRuntime:
         memory.memset(0, 4 * count * streams)
         cupy.cuda.runtime.streamSynchronize(cupy.cuda.Stream.null.ptr)
         self._free_counters += list(cupy.ndarray((streams, count), cupy.uint32, memory))
+
+    def one(self, like: Any) -> Any:
+        """Return the constant 1 in a dtype; None on another device, and while the current stream is captured.
+
+        A replay of that would not write it.
+        """
+        cupy, dtype = self._cupy, like.dtype
+        found = self._ones.get(dtype) if like.data.device_id == self.device else None
+        if found is None and like.data.device_id == self.device and not cupy.cuda.get_current_stream().is_capturing():
+            with self._lock, cupy.cuda.Stream.null as stream:
+                # In memory of its own, as that of a pool may belong to a graph.
+                found = cupy.ndarray((), dtype, cupy.cuda.MemoryPointer(cupy.cuda.Memory(dtype.itemsize), 0))
+                found.fill(1)
+                stream.synchronize()  # it is read on any stream
+                found = self._ones.setdefault(dtype, found)
+        return found
 
     def gemm(self, call: Any) -> None:
         """Run a GEMM with this package's own cuBLAS handle."""

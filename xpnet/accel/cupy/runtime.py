@@ -34,6 +34,9 @@ class Runtime(Protocol):
     def counters(self, count: int) -> Array:
         """Return so many counters (uint32) of the current stream, which are 0."""
 
+    def one(self, like: Any) -> Array | None:
+        """Return a constant 1, without axes, in the dtype and on the device of an array; None where it cannot be made now."""
+
     def gemm(self, call: Any) -> None:
         """Run a `gemm.Product`, a strided batched GEMM of cuBLAS."""
 

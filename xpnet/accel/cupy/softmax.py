@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from xpnet.accel.cupy.launch import grid_size, launch
+from xpnet.accel.cupy.losses import GridSum, empty_loss, exact_in, grid_sum, times_gradient_of_loss
 from xpnet.accel.cupy.source import FLOATS, Kernel, dtype_of
 from xpnet.accel.cupy.support import accumulator, c_name, contiguous, supported
 from xpnet.backend import is_floating, kind_of
-from xpnet.ops.softmax import check_reduction, log_softmax, mean_of_nothing, softmax, softmax_cross_entropy
+from xpnet.ops import measures
+from xpnet.ops.softmax import check_reduction, log_softmax, softmax, softmax_cross_entropy
 
 Array = Any
 
@@ -35,6 +37,7 @@ def _labelled(kind: str, label: str, lanes: int, items: int) -> bool:
 _forward = Kernel("softmax", "softmax", FLOATS, (False, True), _LANES, _ITEMS, only=_row)
 _backward = Kernel("softmax", "softmax_backward", FLOATS, (False, True), _LANES, _ITEMS, only=_row)
 _cross_entropy = Kernel("softmax", "cross_entropy", FLOATS, ("int", "i64", *FLOATS), _LANES, _ITEMS, only=_labelled)
+_accuracy = Kernel("softmax", "accuracy", FLOATS, ("int", "i64", *FLOATS), _LANES, _ITEMS, only=_labelled)
 
 
 def _layout(K: int, kind: str) -> tuple[int, int]:
@@ -93,20 +96,43 @@ def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: 
         labels = labels.astype(logits.dtype, copy=False)
     logits, labels = contiguous(xp, logits), contiguous(xp, labels)
     rows, layout = math.prod(logits.shape[:-1]), _layout(K, c_name(logits))
-    losses = xp.empty(logits.shape[:-1], dtype=accumulator(xp, logits))
+    if not rows:
+        return empty_loss(xp, logits, logits.shape[:-1], reduction), xp.empty(logits.shape, dtype=logits.dtype)
     gradient = xp.empty(logits.shape, dtype=logits.dtype) if save else None
-    scale = 1 / rows if reduction == "mean" and rows else 1.0
+    divisor, blocks = rows if reduction == "mean" else 1, _blocks(rows, layout[0])
+    losses, loss, sums = None, None, GridSum()
+    if reduction == "none":
+        losses = xp.empty(logits.shape[:-1], dtype=logits.dtype)
+    else:
+        loss, sums = xp.empty((), dtype=logits.dtype), grid_sum(xp, blocks, accumulator(xp, logits))
     launch(
-        _cross_entropy[(c_name(logits), c_name(labels), *layout)], _blocks(rows, layout[0]), 256, logits, labels, losses,
-        gradient, rows, K, scale,
+        _cross_entropy[(c_name(logits), c_name(labels), *layout)], blocks, 256, logits, labels, losses, gradient, loss, *sums,
+        rows, K, 1 / divisor, divisor,
     )  # fmt: skip
-    if reduction != "none":
-        losses = xp.sum(losses, dtype=losses.dtype)
-        if reduction == "mean":
-            losses = losses / rows if rows else mean_of_nothing(xp, losses)
-    return losses.astype(logits.dtype, copy=False), gradient
+    return losses if loss is None else loss, gradient
 
 
 @_softmax_cross_entropy.backward
 def _(xp: Any, dloss: Array, gradient: Array, *, reduction: str) -> Any:
-    return gradient * (dloss[..., None] if reduction == "none" else dloss), None
+    return times_gradient_of_loss(gradient, dloss[..., None] if reduction == "none" else dloss), None
+
+
+@measures.accuracy.accelerate("cupy")
+def _accuracy_of(xp: Any, prediction: Array, target: Array) -> Any:
+    if not supported(prediction) or prediction.size == 0:
+        return NotImplemented
+    if target.ndim == prediction.ndim and exact_in(target, prediction):
+        target = target.astype(prediction.dtype, copy=False)
+    elif target.ndim < prediction.ndim and xp.isdtype(target.dtype, "integral"):
+        target = target if dtype_of(target) in ("int32", "int64") else target.astype(xp.int64)
+    else:
+        return NotImplemented
+    prediction, target = contiguous(xp, prediction), contiguous(xp, target)
+    K = prediction.shape[-1]
+    rows, layout = prediction.size // K, _layout(K, c_name(prediction))
+    blocks, share = _blocks(rows, layout[0]), xp.empty((), dtype=xp.float64)
+    launch(
+        _accuracy[(c_name(prediction), c_name(target), *layout)], blocks, 256, prediction, target, share,
+        *grid_sum(xp, blocks, xp.float64), rows, K,
+    )  # fmt: skip
+    return share

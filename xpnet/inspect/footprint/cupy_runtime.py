@@ -40,6 +40,9 @@ class PlanningRuntime:
     def counters(self, count: int) -> Any:
         """Return None: nothing is counted, and the memory is there once for all models."""
 
+    def one(self, like: Any) -> Any:
+        """Return None, as for counters."""
+
     def gemm(self, call: Any) -> None:
         """Count cuBLAS's workspace."""
         current_log().workspace("cublas", WORKSPACE)

@@ -14,6 +14,7 @@ def rprop(
     previous: Array,
     size: Array,
     *,
+    learning_rate: float,
     grow: float,
     shrink: float,
     smallest: float,
@@ -21,7 +22,8 @@ def rprop(
 ) -> None:
     """Update w -= sign(g) * size; size grows while the sign stays the same, and shrinks where it changed.
 
-    Where it changed, no step is made, and the next one is made whatever its sign.
+    Where it changed, no step is made, and the next one is made whatever its sign. The learning rate is unused: the sizes began
+    with it.
     """
     product = g * previous
     turned = product < 0

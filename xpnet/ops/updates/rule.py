@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-from xpnet.backend import Array, Namespace, name_of, namespace, namespaces
-from xpnet.ops.registry import load_accelerations, reference_is_forced
+from xpnet.backend import Array, Namespace, namespace
+from xpnet.ops.function import Function
 
 RuleFunction = Callable[..., None]
 
 
-class Rule:
-    """An update rule: ``rule(w, g, *slots, **settings)`` changes w and the slots in place; g may be overwritten."""
+class Rule(Function):
+    """An update rule: ``rule(w, g, *slots, **settings)`` changes w and the slots, 1-D arrays of one size, in place.
+
+    g may be overwritten.
+    """
 
     def __init__(self, function: RuleFunction) -> None:
-        self.__name__ = function.__name__
-        self.__doc__ = function.__doc__
-        self.reference = function
-        self.accelerated: dict[str, RuleFunction] = {}
+        super().__init__(function)
         self.footprints: dict[RuleFunction, RuleFunction] = {}
         self._decaying: set[RuleFunction] = set()
-        self._chosen: dict[Namespace, RuleFunction] = {}
         rules[self.__name__] = self
 
     def accelerate(
@@ -41,33 +39,16 @@ class Rule:
         """
 
         def register(function: RuleFunction) -> RuleFunction:
-            self.accelerated[library] = function
-            self._chosen.clear()
             self.footprints[function] = footprint
             if decays:
                 self._decaying.add(function)
-            return function
+            return super(Rule, self).accelerate(library)(function)
 
         return register
 
     def decays(self, w: Array) -> bool:
         """Return whether the version that runs for `w` applies weight decay itself."""
-        return self._function(namespace(w)) in self._decaying
-
-    def _function(self, xp: Namespace) -> RuleFunction:
-        if reference_is_forced():
-            return self.reference
-        chosen = self._chosen.get(xp)
-        if chosen is None:
-            library = name_of(xp)
-            load_accelerations(library)
-            chosen = self._chosen[xp] = self.accelerated.get(library, self.reference)
-        return chosen
-
-    def __call__(self, w: Array, g: Array, *slots: Array, **settings: Any) -> None:
-        """Update w and the slots, 1-D arrays of one size, in place."""
-        xp = namespaces.get((type(w),)) or namespace(w)
-        self._function(xp)(xp, w, g, *slots, **settings)
+        return self.version(namespace(w)) in self._decaying
 
 
 rules: dict[str, Rule] = {}
