@@ -398,3 +398,103 @@ def test_cudnn_gets_the_current_stream_and_memory_of_the_device(driver, monkeypa
     back = np.empty(1024, np.uint8)
     memory.copy_to_host(back.ctypes.data, 1024)
     assert (back == 7).all()
+
+
+# -- counters and constants --
+
+
+@pytest.fixture
+def fresh():
+    """A runtime of the current device, with counters and constants of its own."""
+    return device.CudaRuntime(0)
+
+
+def test_streams_have_counters_of_their_own_which_go_back_when_they_are_gone(fresh):
+    import cupy
+
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
+    made = []
+    for stream in streams:
+        with stream:
+            made.append(fresh.counters(8))
+            assert fresh.counters(4).data.ptr == made[-1].data.ptr
+    assert len({array.data.ptr for array in made}) == 3
+    assert not any(array.any() for array in made)
+    free = len(fresh._free_counters)
+    for stream in streams:
+        fresh.release_counters(stream.ptr)
+        fresh.release_counters(stream.ptr)  # of a stream that has none
+    assert len(fresh._free_counters) == free + 3
+
+
+def test_recorded_launches_keep_the_counters_that_they_were_given(fresh):
+    import cupy
+
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        few, many = fresh.counters(8), fresh.counters(100_000)
+        assert many.size == 100_000
+        assert not many.any()
+        assert any(kept.data.ptr == few.data.ptr for kept in fresh._counters[stream.ptr])
+        assert fresh.counters(8).data.ptr == many.data.ptr
+        free = len(fresh._free_counters)
+        fresh.release_counters(stream.ptr)
+        assert len(fresh._free_counters) == free + 1
+
+
+def test_there_are_counters_for_any_number_of_streams(fresh):
+    import cupy
+
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(40)]
+    pointers = set()
+    for stream in streams:
+        with stream:
+            pointers.add(fresh.counters(1).data.ptr)
+    assert len(pointers) == 40
+
+
+def test_graphs_that_are_gone_give_their_counters_back():
+    import cupy
+
+    runtime: Any = runtime_module.runtime()
+    graphs = counted_graphs()
+    with graphs.stream():
+        runtime.counters(1)
+    pointer = graphs.graphs._stream.ptr
+    assert pointer in runtime._counters
+    del graphs
+    gc.collect()
+    cupy.cuda.Device().synchronize()
+    assert pointer not in runtime._counters
+
+
+def test_the_constant_one_is_made_outside_of_captures(fresh):
+    import cupy
+
+    x = cupy.zeros(3, np.float32)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        try:
+            assert fresh.one(x) is None
+        finally:
+            stream.end_capture()
+        assert fresh.one(x) == 1
+        stream.begin_capture()
+        try:
+            assert fresh.one(x) is not None
+        finally:
+            stream.end_capture()
+
+
+def test_the_constant_one_is_there_for_all_streams(fresh):
+    import cupy
+
+    from tests.graphs import scheduled
+
+    with scheduled("lazy"):
+        x = cupy.zeros((), np.float64)
+        one = fresh.one(x)
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            y = one + 1
+            stream.synchronize()
+        assert y.get() == 2
+    assert fresh.one(x) is one

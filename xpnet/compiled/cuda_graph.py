@@ -15,14 +15,18 @@ from typing import Any
 
 import cupy
 
+from xpnet.accel.cupy.runtime import release_counters
 from xpnet.backend import Device
 
 _retired: list[tuple[int, Any]] = []  # device and memory pool of graphs that are gone, while arrays of theirs are in use
 _retiring = threading.RLock()
 
 
-def _retire(device: int, pool: Any) -> None:
-    """Free the memory of graphs that are gone: CuPy does not free the blocks of a pool that nobody refers to any more."""
+def _retire(device: int, pool: Any, stream: int) -> None:
+    """Free the memory of graphs that are gone: CuPy does not free the blocks of a pool that nobody refers to any more.
+
+    That waits for the device, so their stream's counters may serve another one.
+    """
     with _retiring:
         _retired.append((device, pool))
         for entry in list(_retired):
@@ -30,6 +34,7 @@ def _retire(device: int, pool: Any) -> None:
                 entry[1].free_all_blocks()
                 if not entry[1].total_bytes() and entry in _retired:
                     _retired.remove(entry)
+        release_counters(device, stream)
 
 
 class CudaGraphs:
@@ -50,7 +55,7 @@ class CudaGraphs:
         self._pool = cupy.cuda.MemoryPool()
         self._failed = False
         self._made: set[int] = set()  # the addresses of the memory that the last recording got
-        weakref.finalize(self, _retire, device.index, self._pool).atexit = False
+        weakref.finalize(self, _retire, device.index, self._pool, self._stream.ptr).atexit = False
         self._outer: Any = None  # the stream of the last block, which may still read what a replay wrote
 
     @contextlib.contextmanager

@@ -82,12 +82,19 @@ class CudaRuntime:
         # Each thread has a stream of its own under the name of the default stream per thread.
         key = (stream, threading.get_ident()) if stream == _PER_THREAD else stream
         found = self._counters.get(key)
-        if found is None or found.size < count:
+        if found is None or found[-1].size < count:
             with self._lock:
                 if count > _COUNTERS or not self._free_counters:
                     self._add_counters(max(count, _COUNTERS), 1)
-                found = self._counters[key] = self._free_counters.pop()
-        return found[:count]
+                # Recorded launches hold those that the stream had before.
+                found = self._counters[key] = [*(found or ()), self._free_counters.pop()]
+        return found[-1][:count]
+
+    def release_counters(self, stream: int) -> None:
+        """Take back the counters of a stream that is gone, and whose work is over."""
+        with self._lock:
+            # Larger ones than usual go: whoever takes counters expects the usual number.
+            self._free_counters += [made for made in self._counters.pop(stream, ()) if made.size == _COUNTERS]
 
     def _add_counters(self, count: int, streams: int) -> None:
         """Make counters for some streams: in memory of their own, as that of a pool may belong to a graph."""

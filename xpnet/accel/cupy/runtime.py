@@ -76,6 +76,13 @@ def runtime() -> Runtime:
     return found
 
 
+def release_counters(device: int, stream: int) -> None:
+    """Take back the counters of a stream of a device that is gone, and whose work is over."""
+    found: Any = _runtimes.get(device)
+    if found is not None:
+        found.release_counters(stream)
+
+
 @contextlib.contextmanager
 def use_runtime(substitute: Runtime) -> Iterator[None]:
     """Run everything within the block on `substitute` instead of a CUDA device."""
