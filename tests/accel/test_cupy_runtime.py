@@ -103,7 +103,7 @@ def test_an_update_gets_its_numbers_and_its_schedule(driver):
 
     w, g, m, v = (RANDOM.random(64).astype("float32") for _ in range(4))
     there = [cupy.asarray(a) for a in (w, g, m, v)]
-    launch(_adam["float", 4, True], 3, 256, *there, None, None, None, None, 64, 32, 9, 0.5, 0.9, 0.99, 1e-3, 0.25)
+    launch(_adam["float", 4, True], 3, 256, *there, None, None, None, None, None, 64, 32, 9, 0.5, 0.9, 0.99, 1e-3, 0.25)
     assert len(driver.launches) == 1
     m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
     decay = np.where(np.arange(64) < 32, 0.5 * 0.25 * w, 0)
