@@ -16,7 +16,7 @@ from xpnet.accel.cupy.autotune import choose, convolution_key, enabled
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.im2col import col2im, im2col
 from xpnet.accel.cupy.launch import INT32_LIMIT, runtime
-from xpnet.accel.cupy.support import contiguous, store_gradient, supported
+from xpnet.accel.cupy.support import contiguous, store_gradient, sum_buffer, supported
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.geometry import Geometry
 
@@ -189,13 +189,12 @@ def _(
         if needs[1]:
             dkernel = _autotuned(
                 _Pass("wgrad", x, kernel, g, groups),
-                lambda: _gemm_wgrad(xp, dz, x, g, groups),
-                lambda: implicit_gemm.wgrad(xp, x, dz_images, g, groups),
+                lambda: _gemm_wgrad(xp, dz, x, g, groups, into[1]),
+                lambda: implicit_gemm.wgrad(xp, x, dz_images, g, groups, into[1]),
                 lambda: cudnn.wgrad(xp, x, dz_images, kernel, g),
             )
-            dkernel = xp.reshape(dkernel, kernel.shape)
-    if dkernel is not None:
-        dkernel = store_gradient(dkernel, kernel, into[1])
+    if dkernel is not None and dkernel is not into[1]:
+        dkernel = store_gradient(xp.reshape(dkernel, kernel.shape), kernel, into[1])
     return dx, dkernel, dbias
 
 
@@ -216,26 +215,26 @@ def _gemm_dgrad(xp: Any, dz: Array, weights: Array, x: Array, g: Geometry, group
     return dx
 
 
-def _gemm_wgrad(xp: Any, dz: Array, x: Array, g: Geometry, groups: int) -> Array:
+def _gemm_wgrad(xp: Any, dz: Array, x: Array, g: Geometry, groups: int, into: Array | None) -> Array:
     """Compute the gradient of the kernel (KH*KW*C/G, O): the transposed im2col matrix times dz, summed over the chunks.
 
     The matrix is computed again: saved by the forward pass it would have KH*KW times the size of x. The sum over chunks is
-    float32 for 16-bit arrays.
+    float32 for 16-bit arrays. It is `into` itself, in its shape, where that can take it, see `sum_buffer`.
     """
     O, inner = dz.shape[1], g.h.window * g.w.window * (x.shape[3] // groups)
-    dtype = xp.float32 if x.dtype.itemsize == 2 else x.dtype
-    total = xp.empty((inner, O), dtype=dtype)
+    sums = sum_buffer(xp, (inner, O), x, into)
     if dz.size == 0:
-        total[...] = 0
-        return total
+        sums[...] = 0
+        return sums
+    total = xp.reshape(sums, (inner, O))
     by_group = _split_groups(xp, total, groups)
     if _pointwise(g):
         rows = xp.reshape(x, (dz.shape[0], x.shape[3]))
         gemm(xp, xp.swapaxes(_split_groups(xp, rows, groups), 1, 2), _split_groups(xp, dz, groups), by_group)
-        return total
+        return sums
     workspace = _Im2colWorkspace(xp, x, g, groups)
     for chunk in _chunks(x, g):
         part = dz[chunk.start * workspace.positions : chunk.stop * workspace.positions]
         beta = 1.0 if chunk.start else 0.0
         gemm(xp, xp.swapaxes(workspace.fill(chunk), 1, 2), _split_groups(xp, part, groups), by_group, beta=beta)
-    return total
+    return sums
