@@ -151,6 +151,18 @@ def test_groups_are_measured_like_the_rest(gpu, timed):
     assert len(clock.measured) == 6
 
 
+def test_small_dense_layers_are_measured_for_batches_of_about_one_size(gpu, timed, cache):
+    gpu.multiprocessors = 132
+    clock = timed(1.0, 2.0)
+    kernel, bias = gpu.array(RANDOM.standard_normal((9, 5))), gpu.array(RANDOM.standard_normal(5))
+    for rows, measured in ((5, 2), (8, 2), (9, 4), (16, 4)):
+        x = RANDOM.standard_normal((rows, 9))
+        y = ops.dense(gpu.array(x), kernel, bias)
+        np.testing.assert_allclose(gpu.numpy(y), x @ gpu.numpy(kernel) + gpu.numpy(bias), rtol=1e-12, atol=1e-12)
+        assert len(clock.measured) == measured
+        assert gpu.launches[-1].startswith("implicit_gemm")
+
+
 def test_empty_batches_are_not_measured(gpu, timed, monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
     clock = timed(1.0, 2.0)

@@ -317,7 +317,7 @@ def test_what_it_does_not_cover():
     g = conv_geometry(many, np.empty((1, 1, 1, 1)), None, 1, 0, 1, 1)
     assert not implicit_gemm.covers(many, np.empty((1, 1, 1, 1), "float32"), g, 1)
     with precision("tf32"), architecture(75):
-        assert not implicit_gemm._uses_tensor_cores(np.empty(0, "float32"), 8, 8)
+        assert not implicit_gemm.uses_tensor_cores(np.empty(0, "float32"), 8, 8)
 
 
 @pytest.mark.cuda

@@ -297,6 +297,33 @@ def test_dense(gpu, shape, units, bias, activation):
         both(gpu, "dense", inputs, {"activation": activation}, dtype=dtype)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@pytest.mark.parametrize(("shape", "units"), [((5, 7), 3), ((130, 300), 8), ((2, 3, 64), 72), ((0, 4), 5), ((1, 1), 1)])
+def test_a_small_dense_layer_is_one_launch(gpu, shape, units, activation, monkeypatch):
+    monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
+    gpu.multiprocessors = 64
+    inputs = [normal(*shape), normal(shape[-1], units), normal(units)]
+    for dtype in ("float64", "float32", "float16"):
+        both(gpu, "dense", inputs, {"activation": activation}, dtype=dtype)
+        gpu.launches.clear()
+        gpu.products.clear()
+        ops.dense(*(gpu.array(a.astype(dtype)) for a in inputs), activation=activation)
+        assert [name.partition("<")[0] for name in gpu.launches] in ([], ["implicit_gemm"], ["implicit_gemm_mma"])
+        assert gpu.products == []
+        ops.dense(*(gpu.array(a.astype(dtype)) for a in inputs[:2]))  # nothing that a second launch would do
+        assert len(gpu.products) == (0 not in shape)
+
+
+def test_a_large_dense_layer_and_one_of_other_strides_are_products(gpu, monkeypatch):
+    monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
+    gpu.multiprocessors = 1
+    for x, kernel in ((normal(60, 90), normal(90, 80)), (normal(4, 3).T, normal(4, 5)), (normal(3, 4), normal(5, 4).T)):
+        gpu.products.clear()
+        expected = np.maximum(x @ kernel, 0)
+        np.testing.assert_allclose(gpu.numpy(ops.dense(gpu.array(x), gpu.array(kernel), activation="relu")), expected)
+        assert len(gpu.products) == 1
+
+
 @pytest.mark.parametrize(
     ("x", "y"), [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((2, 3, 4), (2, 4, 5)), ((2, 3, 3, 4), (2, 3, 4, 1)), ((0, 4), (4, 5))]
 )

@@ -70,7 +70,7 @@ def _pixel_classes(g: Geometry) -> int:
     return math.prod(min(axis.stride, axis.size) for axis in g)
 
 
-def _uses_tensor_cores(x: Array, C: int, O: int) -> bool:
+def uses_tensor_cores(x: Array, C: int, O: int) -> bool:
     """Return whether the device has tensor cores for this dtype, and C and O of a group are multiples of 16 bytes."""
     kind = c_name(x)
     if runtime().architecture < 80 or kind == "double" or (kind == "float" and get_matmul_precision() != "tf32"):
@@ -143,7 +143,7 @@ class _Tile(NamedTuple):
 def _choose_tile(x: Array, C: int, rows: int, outer: int, gemms: int, number: int) -> _Tile:
     """Return the largest tile that occupies every multiprocessor and is not mostly empty, for GEMMs of (rows, outer)."""
     kind = c_name(x)
-    if not _uses_tensor_cores(x, C, outer):
+    if not uses_tensor_cores(x, C, outer):
         if number == WEIGHTS and rows <= 32:
             return _Tile(32, 64, False)
         return _Tile(64 if kind == "double" else 128, 64, False)
@@ -164,7 +164,7 @@ def _choose_tile(x: Array, C: int, rows: int, outer: int, gemms: int, number: in
 # Estimates for choosing the splits: the bytes that a block reads from the L2 cache in a microsecond, the products of float32
 # that a multiprocessor adds in one, microseconds of a slice of the inner dimension that only waits for memory, and those until
 # the last block knows that it is the last.
-_BYTES, _PRODUCTS, _SLICE, _ARRIVAL = 60e3, 130e3, 0.3, 1.0
+_BYTES, PRODUCTS, _SLICE, _ARRIVAL = 60e3, 130e3, 0.3, 1.0
 
 
 class _Splits(NamedTuple):
@@ -187,7 +187,7 @@ def _split_k(length: int, rows: int, outer: int, tile: _Tile, groups: int, width
     BM, BN, tensor_cores = tile
     tiles = groups * -(-rows // BM) * -(-outer // BN)
     step = 64 // width if tensor_cores else 16
-    one_slice = max((BM + BN) * step * width / _BYTES, 0 if tensor_cores else BM * BN * step / _PRODUCTS, _SLICE)
+    one_slice = max((BM + BN) * step * width / _BYTES, 0 if tensor_cores else BM * BN * step / PRODUCTS, _SLICE)
     slab = min(rows, BM) * min(outer, BN) * max(width, 4) / _BYTES
     best, shortest = _Splits(1, length, 1), math.inf
     for count in range(1, max(min(2 * multiprocessors // max(tiles, 1), length // 64, 65535), 1) + 1):
