@@ -10,6 +10,8 @@ import pytest
 
 import xpnet.accel.cupy  # noqa: F401  (registers the implementations)
 from xpnet import ops
+from xpnet.accel.cupy import depthwise
+from xpnet.ops.geometry import windows
 from xpnet.ops.registry import reference_only, registry
 
 RANDOM = np.random.default_rng(0)
@@ -301,7 +303,6 @@ def test_dense(gpu, shape, units, bias, activation):
 @pytest.mark.parametrize(("shape", "units"), [((5, 7), 3), ((130, 300), 8), ((2, 3, 64), 72), ((0, 4), 5), ((1, 1), 1)])
 def test_a_small_dense_layer_is_one_launch(gpu, shape, units, activation, monkeypatch):
     monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
-    gpu.multiprocessors = 64
     inputs = [normal(*shape), normal(shape[-1], units), normal(units)]
     for dtype in ("float64", "float32", "float16"):
         both(gpu, "dense", inputs, {"activation": activation}, dtype=dtype)
@@ -370,9 +371,11 @@ def clear_of_zero(x, kernel, bias):
 
 @pytest.mark.parametrize("settings", CONVOLUTIONS)
 @pytest.mark.parametrize(
-    ("shape", "window"), [((3, 7, 8, 8), (3, 3)), ((2, 6, 7, 3), (2, 5)), ((0, 6, 6, 4), (3, 3)), ((1, 9, 9, 40), (1, 1))]
-)
+    ("shape", "window"), [((3, 7, 8, 8), (3, 3)), ((2, 6, 7, 3), (2, 5)), ((0, 6, 6, 4), (3, 3)), ((1, 9, 9, 40), (1, 1)),
+     ((3, 11, 12, 72), (5, 4)), ((2, 9, 10, 2), (5, 6))],
+)  # fmt: skip
 def test_depthwise_convolution(gpu, shape, window, settings):
+    """Windows of more elements than a block of wgrad takes as well, and more channels."""
     C = shape[-1]
     for dtype in ("float64", "float32", "float16"):
         inputs = [normal(*shape), normal(*window, 1, C), normal(C)]
@@ -381,6 +384,19 @@ def test_depthwise_convolution(gpu, shape, window, settings):
         launched = both(gpu, "conv2d", inputs, {**settings, "groups": C, "activation": "relu"}, dtype=dtype)
         assert launched or not inputs[0].size
         assert gpu.products == []
+
+
+def test_depthwise_wgrad_is_one_launch_into_the_given_buffer(gpu):
+    gpu.multiprocessors = 8
+    x, dy = normal(3, 9, 8, 12, dtype="float32"), normal(3, 9, 8, 12, dtype="float32")
+    g = windows(x.shape, 3, 1, 1)
+    into = gpu.xp.zeros((3, 3, 1, 12), dtype="float32")
+    assert depthwise.wgrad(gpu.xp, gpu.array(x), gpu.array(dy), g, into) is into
+    assert gpu.launches == ["depthwise_wgrad<float, 4>"]
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for kh, kw in np.ndindex(3, 3):
+        expected = (padded[:, kh : kh + 9, kw : kw + 8].astype("float64") * dy).sum((0, 1, 2))
+        np.testing.assert_allclose(gpu.numpy(into)[kh, kw, 0], expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])

@@ -177,7 +177,7 @@ def _(
     dz_images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
     if depthwise.covers(x, kernel, g, groups):
         dx = depthwise.dgrad(xp, dz_images, kernel, g) if needs[0] else None
-        dkernel = depthwise.wgrad(xp, x, dz_images, g) if needs[1] else None
+        dkernel = depthwise.wgrad(xp, x, dz_images, g, into[1]) if needs[1] else None
     else:
         if needs[0]:
             dx = _autotuned(
