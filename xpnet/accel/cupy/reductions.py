@@ -26,7 +26,8 @@ class Partition(NamedTuple):
 def partition(rows: int, vectors: int, waves: int = 8, widest: int = 32) -> Partition:
     """Partition a matrix of `rows` rows and `vectors` vectors of columns over blocks of 256 threads.
 
-    A block takes at most `widest` vectors of a row. There are enough parts to fill the device `waves` times, of at least four rows a thread.
+    A block takes at most `widest` vectors of a row. There are enough parts to fill the device `waves` times, of at least four
+    rows a thread.
     """
     wide = min(widest, 1 << max(vectors - 1, 0).bit_length())
     deep = _BLOCK // wide
