@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from pathlib import Path
 
@@ -406,6 +407,47 @@ def test_conv2d_activations(gpu, activation):
         if dtype == "float16":
             inputs = clear_of_zero(*inputs)
         both(gpu, "conv2d", inputs, {"activation": activation}, dtype=dtype)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(
+    ("shape", "O", "pool"),
+    [
+        ((3, 7, 9, 4), 8, {"window": 2}),
+        ((2, 8, 7, 3), 5, {"window": 3, "pool_stride": 2, "pool_padding": 1}),
+        ((2, 6, 9, 2), 40, {"window": (2, 3), "pool_stride": 1}),
+        ((0, 6, 6, 4), 8, {"window": 2}),
+    ],
+)
+def test_convolution_with_max_pooling(gpu, shape, O, pool, activation):
+    """Overlapping windows too: a pixel may be the maximum of several."""
+    for dtype in ("float64", "float32", "float16"):
+        inputs = clear_of_zero(normal(*shape), normal(3, 2, shape[3], O), normal(O))
+        for bias, needs in ((inputs[2], None), (inputs[2], (True, True, False)), (None, (False, True, False))):
+            given = [*inputs[:2], bias]
+            launched = both(gpu, "conv2d_max_pool2d", given, {"activation": activation, **pool}, dtype=dtype, needs=needs)
+            backward = [name for name in launched if "_backward<" in name]
+            assert [name.partition("<")[0] for name in backward] == ["max_pool_backward"] * (
+                0 not in shape
+            ) or activation == "tanh"
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
+def test_convolution_with_max_pooling_of_nan_and_infinities(gpu, activation):
+    """Two NaNs in a window, of which the second is not chosen, and windows of infinities."""
+    x, kernel, bias, dy = normal(2, 9, 8, 1), np.ones((1, 1, 1, 3)), np.zeros(3), normal(2, 4, 4, 3)
+    x[0, 2, 3], x[0, 3, 3], x[1, 4, 4], x[1, 6:8, 2:4] = np.nan, np.nan, np.inf, -np.inf
+    settings = {"activation": activation, "window": 2}
+    op = registry["conv2d_max_pool2d"]
+    bound, full = op.bind((x, kernel, bias), settings)
+    results = []
+    for xp, move, where in ((np, np.asarray, reference_only()), (gpu.xp, gpu.array, contextlib.nullcontext())):
+        with where, np.errstate(all="ignore"):
+            y, saved, implementation = op.run(xp, tuple(map(move, bound)), full, True)
+            gradients = op.gradients(implementation, xp, move(dy), saved, full, (True, True, True))
+        results.append([a if xp is np else gpu.numpy(a) for a in (y, *gradients)])
+    for expected, found in zip(*results):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_conv2d_of_an_empty_batch(gpu):

@@ -10,6 +10,7 @@ from xpnet.accel.cupy import (
     device,
     dropout,
     embedding,
+    fused,
     im2col,
     linear,
     mixed,
@@ -21,6 +22,6 @@ from xpnet.accel.cupy import (
 )
 
 __all__ = [
-    "activation", "batches", "convolution", "device", "dropout", "embedding", "im2col", "linear", "mixed",
+    "activation", "batches", "convolution", "device", "dropout", "embedding", "fused", "im2col", "linear", "mixed",
     "normalization", "optimizers", "pooling", "products", "softmax",
 ]  # fmt: skip

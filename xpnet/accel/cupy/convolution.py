@@ -77,7 +77,7 @@ class _Im2colWorkspace:
 
 
 @conv2d.accelerate("cupy")
-def _conv2d(
+def convolve(
     xp: Any,
     x: Array,
     kernel: Array,
@@ -90,6 +90,7 @@ def _conv2d(
     activation: str | None,
     save: bool,
 ) -> Any:
+    """Compute conv2d, and for backward keep x, the kernel and, if there is an activation, the output."""
     g = conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
     if not supported(x, kernel, bias) or activation not in ACTIVATION_IDS:
         return NotImplemented
@@ -153,7 +154,7 @@ def _gemm_fprop(
     return y
 
 
-@_conv2d.backward
+@convolve.backward
 def _(
     xp: Any,
     dy: Array,
@@ -173,8 +174,19 @@ def _(
     count = x.shape[0] * g.h.out * g.w.out
     y = None if y is None else xp.reshape(y, (count, O))
     dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2], into[2])
-    dx = dkernel = None
     dz_images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
+    return *convolution_gradients(xp, dz_images, x, kernel, g, groups, needs, into), dbias
+
+
+def convolution_gradients(
+    xp: Any, dz_images: Array, x: Array, kernel: Array, g: Geometry, groups: int, needs: tuple[bool, ...], into: Any
+) -> tuple[Array | None, Array | None]:
+    """Compute the gradients of x and kernel from dz (N, OH, OW, O), the gradient before bias and activation.
+
+    `needs` and `into` are those of the operation; what is not needed is None.
+    """
+    dx = dkernel = None
+    dz = xp.reshape(dz_images, (x.shape[0] * g.h.out * g.w.out, kernel.shape[3]))
     if depthwise.covers(x, kernel, g, groups):
         dx = depthwise.dgrad(xp, dz_images, kernel, g) if needs[0] else None
         dkernel = depthwise.wgrad(xp, x, dz_images, g, into[1]) if needs[1] else None
@@ -195,7 +207,7 @@ def _(
             )
     if dkernel is not None and dkernel is not into[1]:
         dkernel = store_gradient(xp.reshape(dkernel, kernel.shape), kernel, into[1])
-    return dx, dkernel, dbias
+    return dx, dkernel
 
 
 def _gemm_dgrad(xp: Any, dz: Array, weights: Array, x: Array, g: Geometry, groups: int) -> Array:
