@@ -85,7 +85,7 @@ depthwise_dgrad(const T* dy, const T* kernel, T* dx, i64 vectors, int channels, 
 // by the L1 cache, as neighbouring windows overlap. The last block of a tile of columns adds what the others have written to
 // partial (parts, KH * KW, C).
 template <typename T, int V>
-__global__ void __launch_bounds__(256, 2)
+__global__ void __launch_bounds__(256, 1)
 depthwise_wgrad(const T* x, const T* dy, acc_t<T>* partial, acc_t<T>* sums, u32* counters, i64 rows, i64 part_rows, int H,
                 int W, int channels, int KH, int KW, int stride_h, int stride_w, int dilation_h, int dilation_w, int top,
                 int left, FastDivmod by_ow, FastDivmod by_oh) {

@@ -128,12 +128,13 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* sums, acc_t
       a_next[i] = Vector<T, V>{};
       if (found) a_next[i] = load<V>(from);
     }
+    const T* b_tap = TURNED ? b + turned.offset(tap, pitch) : b;
 #pragma unroll
     for (int i = 0; i < B_LOADS; ++i) {
       const int line = b_first + i * B_STEP, k = k0 + (TURNED ? b_run : line), column = n0 + (TURNED ? line : b_run);
       b_next[i] = Vector<T, V>{};
       if (k < end && column < outer)
-        b_next[i] = load<V>(b + (TURNED ? turned.offset(tap, column, pitch) : static_cast<i64>(k) * pitch + column));
+        b_next[i] = load<V>(TURNED ? b_tap + column * pitch : b + static_cast<i64>(k) * pitch + column);
     }
   };
   auto store_tiles = [&](int stage) {
@@ -169,7 +170,7 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* sums, acc_t
   for (int k0 = begin, stage = 0; k0 < end; k0 += BK, stage ^= 1) {
     const bool more = k0 + BK < end;
     if (more) load_tiles(k0 + BK);
-#pragma unroll 4
+#pragma unroll(TURNED && sizeof(A) == 8 ? 2 : 4)
     for (int k = 0; k < BK; ++k) {
       const Vector<A, 4> right = b_tile[stage][k][my_column];
 #pragma unroll
@@ -274,6 +275,7 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* sums, floa
       const T* from = im2col.address(WGRAD ? im2col.position(k0 + line, k0 + line < end) : at[i], tap, found);
       cp_async(&a_tile[stage][WGRAD ? swizzle<T, A_CHUNKS>(line, a_chunk) : swizzle_4(line, a_chunk)], from, found);
     }
+    const T* b_tap = TURNED ? b + turned.offset(tap, pitch) : b;
 #pragma unroll
     for (int i = 0; i < (BN * 4 + 255) / 256; ++i) {
       // Half of the threads load a narrow tile. A thread's chunk of a row is the same in both factors where TURNED.
@@ -281,7 +283,7 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* sums, floa
       if (BN * 4 < 256 && line >= (TURNED ? BN : BK)) break;
       const int k = k0 + (TURNED ? chunk * V : line), column = n0 + (TURNED ? line : chunk * V);
       const bool found = k < end && column < outer;
-      const T* from = b + (TURNED ? turned.offset(tap, column, pitch) : static_cast<i64>(k) * pitch + column);
+      const T* from = TURNED ? b_tap + column * pitch : b + static_cast<i64>(k) * pitch + column;
       cp_async(&b_tile[stage][TURNED ? swizzle_4(line, chunk) : swizzle<T, B_CHUNKS>(line, chunk)], found ? from : b, found);
     }
   };

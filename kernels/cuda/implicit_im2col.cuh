@@ -80,11 +80,11 @@ struct TurnedKernel {
   PixelClass h, w;
   int KW, channels;
 
-  // The offset of an element in the row of the kernel's channel `c`; `pitch` is the length of the rows.
+  // The offset of an element in the first row of a tap, from which the row of channel c is c * `pitch` further.
   template <typename Tap>
-  __device__ i64 offset(const Tap& at, int c, int pitch) const {
+  __device__ i64 offset(const Tap& at, int pitch) const {
     const int place = (h.tap + at.kh * h.apart) * KW + w.tap + at.kw * w.apart;
-    return static_cast<i64>(place * channels + c) * pitch + at.c;
+    return static_cast<i64>(place * channels) * pitch + at.c;
   }
 
   // Find the offset of the pixel of a position in images (N, H, W, pitch); return whether there is one.

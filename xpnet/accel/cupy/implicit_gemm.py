@@ -58,9 +58,8 @@ def covers(x: Array, kernel: Array, g: Geometry, groups: int) -> bool:
     """Return whether these kernels can compute all three passes of a convolution: indices must fit 32 bits, the grid 16."""
     N, H, W, C = x.shape
     KH, KW, _, O = kernel.shape
-    largest = max(
-        N * g.h.out * g.w.out, N * (H + g.h.stride) * (W + g.w.stride), KH * KW * max(C, O), H * W * C, g.h.out * g.w.out * O
-    )
+    pixels = N * (H + g.h.stride) * (W + g.w.stride)
+    largest = max(N * g.h.out * g.w.out, pixels, KH * KW * max(C, O), C * O, H * W * C, g.h.out * g.w.out * O)
     fits = largest + 4 * _BLOCK < INT32_LIMIT and max(g.h.padded, g.w.padded) < 1 << 28
     return 0 not in (C, O) and fits and max(groups, _pixel_classes(g)) <= 65535
 
