@@ -12,7 +12,7 @@ from typing import Any
 
 from xpnet.accel.cupy import implicit_gemm
 from xpnet.accel.cupy.activation import ACTIVATION_IDS, add_bias_and_activate, bias_and_activation_gradients
-from xpnet.accel.cupy.autotune import choose, convolution_key, enabled
+from xpnet.accel.cupy.autotune import ConvolutionKey, choose, convolution_key, enabled
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.launch import runtime
 from xpnet.accel.cupy.support import contiguous, out_buffer, supported
@@ -54,9 +54,12 @@ def _product(xp: Any, rows: Array, kernel: Array, bias: Array | None, activation
         "product": by_gemm,
         "implicit": lambda: implicit_gemm.fprop(xp, images, window, bias, activation, g),
     }
-    # Batches of a size between two powers of two have one choice, so that inputs of changing length are not measured for ever.
-    key = convolution_key("fprop", images, window, g)._replace(x=(1 << (count - 1).bit_length(), 1, 1, C))
-    return candidates[choose(candidates, lambda: key)]()
+
+    def key() -> ConvolutionKey:
+        """Return one key for all batches of a size between two powers of two: changing lengths are not measured for ever."""
+        return convolution_key("fprop", images, window, g)._replace(x=(1 << (count - 1).bit_length(), 1, 1, C))
+
+    return candidates[choose(candidates, key)]()
 
 
 def _is_small(rows: Array, kernel: Array) -> bool:
