@@ -6,8 +6,9 @@
 //                      b is the kernel (KH, KW, C, G*O) as it is: a row of the turned one is read along its columns
 //   WEIGHTS, wgrad:    sums (K, G*O) = im2col^T @ b (P, G*O)
 //
-// Launch: 256 threads a block. blockIdx.x is the output tile, blockIdx.y the group, blockIdx.z the class of DATA, else the split:
-// `split_size` elements of the inner dimension (split-K). The G groups are adjacent in the rows of x, b, y and sums.
+// Launch: 256 threads a block. blockIdx.x is the output tile, blockIdx.y the group, blockIdx.z the class of pixels of DATA,
+// else the split: `split_size` elements of the inner dimension (split-K). The G groups are adjacent in the rows of x, b, y and
+// sums.
 #include "activations.cuh"
 #include "implicit_im2col.cuh"
 #include "last_block.cuh"
@@ -20,8 +21,10 @@ const int FORWARD = 0, DATA = 1, WEIGHTS = 2;  // as PASSES in xpnet/accel/cupy/
 // Sum `sum` of this thread over all splits of the output tile, and return whether this block has the result: the last one to
 // arrive. Each writes its part to a slab of `partial`, where the thread of the same number reads it. The slabs are added in
 // two levels: the last block of each `fan_in` splits adds theirs, and the last of those blocks what these found; so no block
-// reads more than about two roots of the number of splits. The order of the additions is fixed. `used(i)` says which runs of 4
-// are within the result; the others are neither written nor read. `last`: as in is_last_block. Every thread of the block must call it.
+// reads more than about two roots of the number of splits. The order of the additions is fixed.
+//
+// `used(i)` says which runs of 4 are within the result; the others are neither written nor read. `last`: as in is_last_block.
+// Every thread of the block must call it.
 template <int RUNS, typename A, typename Used>
 __device__ inline bool add_splits(A (&sum)[RUNS][4], A* partial, u32* counters, int fan_in, bool& last, Used used) {
   const int splits = static_cast<int>(gridDim.z), split = static_cast<int>(blockIdx.z);

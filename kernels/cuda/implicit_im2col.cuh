@@ -54,7 +54,7 @@ struct PixelClass {
 };
 __device__ inline PixelClass pixel_class(int first, int window, int stride, int before, int dilation) {
   PixelClass of = {first, stride, 0, 1, 0, 0, 0};
-  while (of.apart * dilation % stride != 0) ++of.apart;
+  while (of.apart < window && of.apart * dilation % stride != 0) ++of.apart;
   while (of.tap < of.apart && of.tap < window && (first + before - of.tap * dilation) % stride != 0) ++of.tap;
   if (of.tap < of.apart && of.tap < window) of.window = (window - of.tap + of.apart - 1) / of.apart;
   of.offset = (first + before - of.tap * dilation) / stride, of.step = -(of.apart * dilation / stride);
