@@ -1,40 +1,109 @@
 // Convolution as an implicit GEMM: a matrix product whose left factor, the im2col matrix, exists only in shared memory.
 //
 //   x (N, H, W, G*C)   im2col matrix of a group (P, K): P = N*OH*OW positions, K = KH*KW*C, see implicit_im2col.cuh
-//   fprop, dgrad:      y (P, G*O) = activation(im2col @ b (K, G*O) + bias), group by group
-//   WGRAD:             partial (splits, K, G*O) = im2col^T @ b (P, G*O) over split_size positions each (split-K), which
-//                      sum_partials adds in a fixed order: results are deterministic
-// Row (n, oh, ow) of y is at y_first + n * y_image + oh * y_row + ow * y_pixel.
+//   FORWARD, fprop:    y (P, G*O) = activation(im2col @ b (K, G*O) + bias), group by group
+//   DATA, dgrad:       y (N, out_h, out_w, G*C) = im2col of dy @ the kernel turned, for each class of pixels modulo the stride;
+//                      b is the kernel (KH, KW, C, G*O) as it is: a row of the turned one is read along its columns
+//   WEIGHTS, wgrad:    sums (K, G*O) = im2col^T @ b (P, G*O)
 //
-// Launch: 256 threads a block. blockIdx.x is the output tile, blockIdx.y the group, blockIdx.z the split. The G groups are
-// adjacent in the rows of x, b and y.
+// Launch: 256 threads a block. blockIdx.x is the output tile, blockIdx.y the group, blockIdx.z the class of pixels of DATA,
+// else the split: `split_size` elements of the inner dimension (split-K). The G groups are adjacent in the rows of x, b, y and
+// sums.
 #include "activations.cuh"
 #include "implicit_im2col.cuh"
+#include "last_block.cuh"
 #include "mma.cuh"
+
+const int FORWARD = 0, DATA = 1, WEIGHTS = 2;  // as PASSES in xpnet/accel/cupy/implicit_gemm.py
+
+// ---- split-K ---------------------------------------------------------------------------------------------------------
+
+// Sum `sum` of this thread over all splits of the output tile, and return whether this block has the result: the last one to
+// arrive. Each writes its part to a slab of `partial`, where the thread of the same number reads it. The slabs are added in
+// two levels: the last block of each `fan_in` splits adds theirs, and the last of those blocks what these found; so no block
+// reads more than about two roots of the number of splits. The order of the additions is fixed.
+//
+// `used(i)` says which runs of 4 are within the result; the others are neither written nor read. `last`: as in is_last_block.
+// Every thread of the block must call it.
+template <int RUNS, typename A, typename Used>
+__device__ inline bool add_splits(A (&sum)[RUNS][4], A* partial, u32* counters, int fan_in, bool& last, Used used) {
+  const int splits = static_cast<int>(gridDim.z), split = static_cast<int>(blockIdx.z);
+  if (splits == 1) return true;
+  const int tile = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x), teams = (splits + fan_in - 1) / fan_in;
+  const int team = split / fan_in, begin = team * fan_in, end = begin + fan_in < splits ? begin + fan_in : splits;
+  constexpr int SLAB = RUNS * 1024;  // of 256 threads
+  constexpr bool WHOLE = RUNS >= 16;  // there are no registers left for what is used
+  partial += static_cast<i64>(tile) * splits * SLAB + threadIdx.x * 4;
+  counters += tile * (teams + 1);
+
+  auto write = [&](int number) {
+    A* to = partial + static_cast<i64>(number) * SLAB;
+#pragma unroll
+    for (int i = 0; i < RUNS; ++i) {
+      Vector<A, 4> run;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) run.at[j] = sum[i][j];
+      if (WHOLE || used(i)) store<4>(to + i * 1024, run);
+    }
+  };
+  auto add = [&](int first, int until, int step) {
+#pragma unroll
+    for (int i = 0; i < RUNS; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[i][j] = 0;
+    const A* from = partial + static_cast<i64>(first) * SLAB;
+#pragma unroll(RUNS < 8 ? 8 / RUNS : 1)
+    for (int number = first; number < until; number += step, from += static_cast<i64>(step) * SLAB) {
+#pragma unroll
+      for (int i = 0; i < RUNS; ++i) {
+        if (!WHOLE && !used(i)) continue;
+        const Vector<A, 4> run = load<4>(from + i * 1024);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum[i][j] += run.at[j];
+      }
+    }
+  };
+
+  write(split);
+  if (!is_last_block(counters + 1 + team, end - begin, last)) return false;
+  add(begin, end, 1);
+  if (teams == 1) return true;
+  write(begin);
+  if (!is_last_block(counters, teams, last)) return false;
+  add(0, splits, fan_in);
+  return true;
+}
 
 // ---- any architecture, any dtype -------------------------------------------------------------------------------------
 
-// A block computes a tile of 16*ROWS by 64, each thread ROWS by 4, in steps of BK = 16 of the inner dimension. Tiles are
+// A block computes a tile of BM by 64, each thread BM / 16 by 4, in steps of BK = 16 of the inner dimension. Tiles are
 // double-buffered: the next ones are loaded to registers while the current ones are multiplied.
-template <typename T, int V, bool WGRAD>
+template <typename T, int V, int BM, int PASS>
 __global__ void __launch_bounds__(256, 2)
-implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, int positions, int inner, int outer,
-              int pitch, int split_size, int activation, i64 y_first, i64 y_image, i64 y_row, i64 y_pixel, int H, int W,
+implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* sums, acc_t<T>* partial, u32* counters, int positions,
+              int inner, int outer, int pitch, int split_size, int fan_in, int activation, int out_h, int out_w, int H, int W,
               int pixel, int scale_h, int scale_w, int offset_h, int offset_w, int step_h, int step_w,
               FastDivmod by_channels, FastDivmod by_kw, FastDivmod by_ow, FastDivmod by_oh) {
   typedef acc_t<T> A;
-  constexpr int ROWS = sizeof(A) == 4 ? 8 : 4, BM = 16 * ROWS, BN = 64, BK = 16;
+  constexpr bool WGRAD = PASS == WEIGHTS, TURNED = PASS == DATA;
+  constexpr int ROWS = BM / 16, BN = 64, BK = 16, LEFT = ROWS < 4 ? ROWS : 4;
   constexpr int A_RUNS = (WGRAD ? BM : BK) / V, A_STEP = 256 / A_RUNS, A_LOADS = BM * BK / V / 256;
-  constexpr int B_RUNS = BN / V, B_STEP = 256 / B_RUNS, B_LOADS = BK / B_STEP;
-  __shared__ Vector<A, 4> a_tile[2][BK][BM / 4 + 1];  // padded against bank conflicts
-  __shared__ Vector<A, 4> b_tile[2][BK][BN / 4];
-  x += blockIdx.y * by_channels.divisor, b += blockIdx.y * outer;  // this block's group
+  constexpr int B_RUNS = (TURNED ? BK : BN) / V, B_STEP = 256 / B_RUNS, B_LOADS = BN * BK / V / 256;
+  __shared__ Vector<A, LEFT> a_tile[2][BK][BM / LEFT + 1];  // padded against bank conflicts
+  __shared__ Vector<A, 4> b_tile[2][BK][BN / 4 + TURNED];
+  const int y_pitch = gridDim.y * outer;
+  x += blockIdx.y * by_channels.divisor, b += blockIdx.y * (TURNED ? by_channels.divisor : outer);  // this block's group
+  TurnedKernel turned = {};
+  if (TURNED)
+    turned = turn(blockIdx.z, out_h, out_w, outer, inner, scale_h, scale_w, offset_h, offset_w, step_h, step_w, by_channels,
+                  by_kw);
   const ImplicitIm2col<T> im2col = {x,        H,      W,      pixel,       scale_h, scale_w, offset_h,
                                     offset_w, step_h, step_w, by_channels, by_kw,   by_ow,   by_oh};
   const int thread = threadIdx.x, tiles = (outer + BN - 1) / BN;
   const int m0 = static_cast<int>(blockIdx.x) / tiles * BM, n0 = static_cast<int>(blockIdx.x) % tiles * BN;
-  const int rows = WGRAD ? inner : positions, begin = WGRAD ? static_cast<int>(blockIdx.z) * split_size : 0;
-  const int end = WGRAD ? (positions - begin < split_size ? positions : begin + split_size) : inner;
+  const int rows = WGRAD ? inner : positions, all = WGRAD ? positions : inner;
+  const int begin = TURNED ? 0 : static_cast<int>(blockIdx.z) * split_size;
+  const int end = TURNED || all - begin < split_size ? all : begin + split_size;
 
   // Constant over the inner dimension: this thread's positions, or its tap where positions are the inner dimension.
   const int a_run = thread % A_RUNS * V, a_first = thread / A_RUNS;
@@ -49,7 +118,7 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, in
       at[i] = im2col.position(row, row < rows);
     }
   }
-  const int b_run = n0 + thread % B_RUNS * V, b_first = thread / B_RUNS;
+  const int b_run = thread % B_RUNS * V, b_first = thread / B_RUNS;  // V columns of a row, or V rows of a column where TURNED
 
   Vector<T, V> a_next[A_LOADS], b_next[B_LOADS];
   auto load_tiles = [&](int k0) {
@@ -62,11 +131,13 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, in
       a_next[i] = Vector<T, V>{};
       if (found) a_next[i] = load<V>(from);
     }
+    const T* b_tap = TURNED ? b + turned.offset(tap, pitch) : b;
 #pragma unroll
     for (int i = 0; i < B_LOADS; ++i) {
-      const int k = k0 + b_first + i * B_STEP;
+      const int line = b_first + i * B_STEP, k = k0 + (TURNED ? b_run : line), column = n0 + (TURNED ? line : b_run);
       b_next[i] = Vector<T, V>{};
-      if (k < end && b_run < outer) b_next[i] = load<V>(b + static_cast<i64>(k) * pitch + b_run);
+      if (k < end && column < outer)
+        b_next[i] = load<V>(TURNED ? b_tap + column * pitch : b + static_cast<i64>(k) * pitch + column);
     }
   };
   auto store_tiles = [&](int stage) {
@@ -81,10 +152,16 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, in
     }
 #pragma unroll
     for (int i = 0; i < B_LOADS; ++i) {
+      const int line = b_first + i * B_STEP;
       Vector<A, V> wide;
 #pragma unroll
       for (int j = 0; j < V; ++j) wide.at[j] = widen(b_next[i].at[j]);
-      store<V>(b_tile[stage][b_first + i * B_STEP][0].at + thread % B_RUNS * V, wide);
+      if (TURNED) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) b_tile[stage][b_run + j][0].at[line] = wide.at[j];
+      } else {
+        store<V>(b_tile[stage][line][0].at + b_run, wide);
+      }
     }
   };
 
@@ -96,38 +173,41 @@ implicit_gemm(const T* x, const T* b, const T* bias, T* y, acc_t<T>* partial, in
   for (int k0 = begin, stage = 0; k0 < end; k0 += BK, stage ^= 1) {
     const bool more = k0 + BK < end;
     if (more) load_tiles(k0 + BK);
-#pragma unroll 4
+#pragma unroll(TURNED && sizeof(A) == 8 ? 2 : 4)
     for (int k = 0; k < BK; ++k) {
       const Vector<A, 4> right = b_tile[stage][k][my_column];
 #pragma unroll
-      for (int q = 0; q < ROWS / 4; ++q) {
-        const Vector<A, 4> left = a_tile[stage][k][my_row * (ROWS / 4) + q];
+      for (int q = 0; q < ROWS / LEFT; ++q) {
+        const Vector<A, LEFT> left = a_tile[stage][k][my_row * (ROWS / LEFT) + q];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < LEFT; ++i)
 #pragma unroll
-          for (int j = 0; j < 4; ++j) sum[4 * q + i][j] += left.at[i] * right.at[j];
+          for (int j = 0; j < 4; ++j) sum[LEFT * q + i][j] += left.at[i] * right.at[j];
       }
     }
     if (more) store_tiles(stage ^ 1);  // read before the last barrier
     __syncthreads();
   }
 
+  const int first_row = m0 + my_row * ROWS, first_column = n0 + 4 * my_column;
+  auto used = [&](int i) { return first_row + i < rows && first_column < outer; };
+  bool& last = reinterpret_cast<bool&>(b_tile);
+  if (!TURNED && !add_splits(sum, partial, counters, fan_in, last, used)) return;
 #pragma unroll
   for (int i = 0; i < ROWS; ++i) {
-    const int row = m0 + my_row * ROWS + i;
-    if (row >= rows) continue;
-    const i64 row_offset = WGRAD ? (static_cast<i64>(blockIdx.z) * rows + row) * pitch
-                                 : output_offset(row, by_ow, by_oh, y_first, y_image, y_row, y_pixel);
+    const int row = first_row + i;
+    i64 row_offset = static_cast<i64>(row) * y_pitch;
+    if (row >= rows || (TURNED && !turned.pixel(row, by_ow, by_oh, out_h, out_w, y_pitch, row_offset))) continue;
 #pragma unroll
     for (int j = 0; j < 4; j += V) {
-      const int column = n0 + 4 * my_column + j, channel = blockIdx.y * outer + column;
+      const int column = first_column + j, channel = blockIdx.y * outer + column;
       if (column >= outer) continue;
       const A* run = sum[i] + j;
       if (WGRAD) {
         Vector<A, V> out;
 #pragma unroll
         for (int l = 0; l < V; ++l) out.at[l] = run[l];
-        store<V>(partial + row_offset + channel, out);
+        store<V>(sums + row_offset + channel, out);
       } else {
         Vector<T, V> shift = {}, out;
         if (bias != nullptr) shift = load<V>(bias + channel);
@@ -152,24 +232,31 @@ __device__ inline int swizzle(int k, int chunk) {  // rows of CHUNKS
 // A block of 8 warps computes a tile of BM by BN in steps of 64 bytes of the inner dimension, a pipeline of three stages of
 // asynchronous copies. A warp computes 32 columns and BM * BN / 256 rows: 64 of a tile of 128 by 128, 16 of 64 by 64. A
 // group's C and O are multiples of 16 bytes.
-template <typename T, int BM, int BN, bool WGRAD>
+template <typename T, int BM, int BN, int PASS>
 __global__ void __launch_bounds__(256, 2)
-implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, int positions, int inner, int outer,
-                  int pitch, int split_size, int activation, i64 y_first, i64 y_image, i64 y_row, i64 y_pixel, int H, int W,
-                  int pixel, int scale_h, int scale_w, int offset_h, int offset_w, int step_h, int step_w,
+implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* sums, float* partial, u32* counters, int positions,
+                  int inner, int outer, int pitch, int split_size, int fan_in, int activation, int out_h, int out_w, int H,
+                  int W, int pixel, int scale_h, int scale_w, int offset_h, int offset_w, int step_h, int step_w,
                   FastDivmod by_channels, FastDivmod by_kw, FastDivmod by_ow, FastDivmod by_oh) {
 #ifdef HAS_MMA
+  constexpr bool WGRAD = PASS == WEIGHTS, TURNED = PASS == DATA;
   constexpr int V = 16 / sizeof(T), BK = 4 * V, STAGES = 3, A_CHUNKS = BM / V, B_CHUNKS = BN / V;
   constexpr int WARPS_N = BN / 32, TILES_M = BM * WARPS_N / 8 / 16, A_LOADS = BM * 4 / 256;
   alignas(512) __shared__ Chunk a_tile[STAGES][BM * 4];  // aligned to a row, so that chunks can be flipped
   alignas(512) __shared__ Chunk b_tile[STAGES][BN * 4];
-  x += blockIdx.y * by_channels.divisor, b += blockIdx.y * outer;  // this block's group
+  const int y_pitch = gridDim.y * outer;
+  x += blockIdx.y * by_channels.divisor, b += blockIdx.y * (TURNED ? by_channels.divisor : outer);  // this block's group
+  TurnedKernel turned = {};
+  if (TURNED)
+    turned = turn(blockIdx.z, out_h, out_w, outer, inner, scale_h, scale_w, offset_h, offset_w, step_h, step_w, by_channels,
+                  by_kw);
   const ImplicitIm2col<T> im2col = {x,        H,      W,      pixel,       scale_h, scale_w, offset_h,
                                     offset_w, step_h, step_w, by_channels, by_kw,   by_ow,   by_oh};
   const int thread = threadIdx.x, tiles = (outer + BN - 1) / BN;
   const int m0 = static_cast<int>(blockIdx.x) / tiles * BM, n0 = static_cast<int>(blockIdx.x) % tiles * BN;
-  const int rows = WGRAD ? inner : positions, begin = WGRAD ? static_cast<int>(blockIdx.z) * split_size : 0;
-  const int end = WGRAD ? (positions - begin < split_size ? positions : begin + split_size) : inner;
+  const int rows = WGRAD ? inner : positions, all = WGRAD ? positions : inner;
+  const int begin = TURNED ? 0 : static_cast<int>(blockIdx.z) * split_size;
+  const int end = TURNED || all - begin < split_size ? all : begin + split_size;
 
   const int a_chunk = WGRAD ? thread % A_CHUNKS : thread % 4, a_first = WGRAD ? thread / A_CHUNKS : thread / 4;
   constexpr int A_STEP = WGRAD ? 256 / A_CHUNKS : 64;
@@ -191,13 +278,16 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
       const T* from = im2col.address(WGRAD ? im2col.position(k0 + line, k0 + line < end) : at[i], tap, found);
       cp_async(&a_tile[stage][WGRAD ? swizzle<T, A_CHUNKS>(line, a_chunk) : swizzle_4(line, a_chunk)], from, found);
     }
+    const T* b_tap = TURNED ? b + turned.offset(tap, pitch) : b;
 #pragma unroll
     for (int i = 0; i < (BN * 4 + 255) / 256; ++i) {
-      const int k = (thread + i * 256) / B_CHUNKS, chunk = (thread + i * 256) % B_CHUNKS;
-      if (BN * 4 < 256 && k >= BK) break;  // half of the threads load a narrow tile
-      const bool found = k0 + k < end && n0 + chunk * V < outer;
-      const T* from = b + static_cast<i64>(k0 + k) * pitch + n0 + chunk * V;
-      cp_async(&b_tile[stage][swizzle<T, B_CHUNKS>(k, chunk)], found ? from : b, found);
+      // Half of the threads load a narrow tile. A thread's chunk of a row is the same in both factors where TURNED.
+      const int place = thread + i * 256, line = place / (TURNED ? 4 : B_CHUNKS), chunk = place % (TURNED ? 4 : B_CHUNKS);
+      if (BN * 4 < 256 && line >= (TURNED ? BN : BK)) break;
+      const int k = k0 + (TURNED ? chunk * V : line), column = n0 + (TURNED ? line : chunk * V);
+      const bool found = k < end && column < outer;
+      const T* from = TURNED ? b_tap + column * pitch : b + static_cast<i64>(k) * pitch + column;
+      cp_async(&b_tile[stage][TURNED ? swizzle_4(line, chunk) : swizzle<T, B_CHUNKS>(line, chunk)], found ? from : b, found);
     }
   };
 
@@ -213,7 +303,9 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
     a_first_element = shared_address(&a_tile[0][swizzle<T, A_CHUNKS>(part / 2 * 8 + line, warp_m / V + part % 2)]);
   else
     a_first_element = shared_address(&a_tile[0][swizzle<T, A_CHUNKS>(t, (warp_m + g) / 4)].at[g % 4]);
-  if (sizeof(T) == 2)
+  if (TURNED)
+    b_first_element = shared_address(&b_tile[0][swizzle_4(warp_n + part / 2 * 8 + line, part % 2)]);
+  else if (sizeof(T) == 2)
     b_first_element = shared_address(&b_tile[0][swizzle<T, B_CHUNKS>(part % 2 * 8 + line, warp_n / V + part / 2)]);
   else
     b_first_element = shared_address(&b_tile[0][swizzle<T, B_CHUNKS>(t, (warp_n + g) / 4)].at[g % 4]);
@@ -258,6 +350,37 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
     }
   };
 
+  // The same where TURNED: the elements of both factors that one instruction takes are adjacent in shared memory.
+  auto multiply_turned_tiles = [&](int stage) {
+    const SharedAddress a_now = a_first_element + stage * (BM * 64), b_now = b_first_element + stage * (BN * 64);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      u32 right[2][4];  // of four times 8 columns
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        ldmatrix<false>(right[j], (b_now ^ half * 32) + j * 16 * 64);
+        if (sizeof(T) == 4) {
+#pragma unroll
+          for (int q = 0; q < 4; ++q) right[j][q] = to_tf32(right[j][q]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < TILES_M; ++i) {
+        u32 left[4];
+        ldmatrix<false>(left, (a_now ^ half * 32) + i * 16 * 64);
+        if (sizeof(T) == 4) {
+#pragma unroll
+          for (int q = 0; q < 4; ++q) left[q] = to_tf32(left[q]);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const u32 pair[2] = {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]};
+          mma<T>(sum[i][j], left, pair);
+        }
+      }
+    }
+  };
+
   const int slices = (end - begin + BK - 1) / BK;
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s) {
@@ -270,25 +393,34 @@ implicit_gemm_mma(const T* x, const T* b, const T* bias, T* y, float* partial, i
     const int last = stage == 0 ? STAGES - 1 : stage - 1;
     if (s + STAGES - 1 < slices) load_tiles(last, begin + (s + STAGES - 1) * BK);
     cp_async_commit();
-    multiply_tiles(stage);
+    if (TURNED)
+      multiply_turned_tiles(stage);
+    else
+      multiply_tiles(stage);
     stage = stage == STAGES - 1 ? 0 : stage + 1;
   }
 
+  const int first_row = m0 + warp_m + g, first_column = n0 + warp_n + 2 * t;
+  auto used = [&](int i) { return first_row + i / 4 * 16 < rows && first_column + i % 4 * 8 < outer; };
+  bool& last = reinterpret_cast<bool&>(b_tile);
+  auto& runs = reinterpret_cast<float(&)[TILES_M * 4][4]>(sum);
+  // Tiles of 128 by 128 are for results that occupy the device without splits.
+  constexpr bool SPLIT = WGRAD || (!TURNED && BM * BN < 128 * 128);
+  if (SPLIT && !add_splits(runs, partial, counters, fan_in, last, used)) return;
 #pragma unroll
   for (int i = 0; i < TILES_M; ++i)
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
-      const int row = m0 + warp_m + i * 16 + q * 8 + g;
-      if (row >= rows) continue;
-      const i64 row_offset = WGRAD ? (static_cast<i64>(blockIdx.z) * rows + row) * pitch
-                                   : output_offset(row, by_ow, by_oh, y_first, y_image, y_row, y_pixel);
+      const int row = first_row + i * 16 + q * 8;
+      i64 row_offset = static_cast<i64>(row) * y_pitch;
+      if (row >= rows || (TURNED && !turned.pixel(row, by_ow, by_oh, out_h, out_w, y_pitch, row_offset))) continue;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const int column = n0 + warp_n + j * 8 + 2 * t, channel = blockIdx.y * outer + column;
+        const int column = first_column + j * 8, channel = blockIdx.y * outer + column;
         if (column >= outer) continue;
         float first = sum[i][j][2 * q], second = sum[i][j][2 * q + 1];
         if (WGRAD) {
-          store<2>(partial + row_offset + channel, Vector<float, 2>{{first, second}});
+          store<2>(sums + row_offset + channel, Vector<float, 2>{{first, second}});
         } else {
           if (bias != nullptr) first += widen(bias[channel]), second += widen(bias[channel + 1]);
           first = apply_activation(activation, first), second = apply_activation(activation, second);

@@ -3,7 +3,8 @@
 //   x, dx (N, H, W, C)      y, dy, switches (N, OH, OW, C)
 //
 // Launch: a grid-stride loop of 256 threads over fewer than 2^31 vectors of the result; the caller splits the batch.
-#include "common.cuh"
+// max_pool_backward as column_reduction.cuh says: its rows are the pixels.
+#include "column_reduction.cuh"
 
 // Switches (argmax mask): the offset of the maximum in its window, kh * KW + kw, as one byte. Of equal maxima the first is
 // taken; a NaN is the maximum, as in maximum(). Padding is never chosen.
@@ -61,39 +62,54 @@ __device__ inline void windows_over(int at, int window, int stride, const FastDi
   end = last + 1 < out ? last + 1 : out;
 }
 
+// With y, dx is the gradient before a relu in front of the pooling: the maxima are its outputs, so that y says where it let
+// the gradient through. With dbias, that is the column sums of dx; partial (parts, channels) and `counters` are for it.
 template <typename T, int V>
-__global__ void __launch_bounds__(256, 4)
-max_pool_backward(const T* dy, const u8* switches, T* dx, i64 vectors, int channels, int KH, int KW, int OH, int OW,
-                  int stride_h, int stride_w, int top, int left, FastDivmod by_channels, FastDivmod by_w, FastDivmod by_h,
-                  FastDivmod by_stride_h, FastDivmod by_stride_w) {
-  for (i64 i = thread_index(); i < vectors; i += grid_stride()) {
-    u32 c, w, h;
-    u32 rest = by_channels.divmod(static_cast<u32>(i), c);
-    rest = by_w.divmod(rest, w);
-    u32 n = by_h.divmod(rest, h);
-    const int at_h = static_cast<int>(h) + top, at_w = static_cast<int>(w) + left;
-    int oh, oh_end, ow0, ow_end;
-    windows_over(at_h, KH, stride_h, by_stride_h, OH, oh, oh_end);
-    windows_over(at_w, KW, stride_w, by_stride_w, OW, ow0, ow_end);
-    acc_t<T> sum[V] = {};
+__global__ void __launch_bounds__(256, 3)
+max_pool_backward(const T* dy, const u8* switches, const T* y, T* dx, acc_t<T>* partial, acc_t<T>* dbias, u32* counters,
+                  i64 rows, i64 part_rows, int channels, int KH, int KW, int OH, int OW, int stride_h, int stride_w, int top,
+                  int left, FastDivmod by_w, FastDivmod by_h, FastDivmod by_stride_h, FastDivmod by_stride_w) {
+  const int c = vector_index() * V;
+  acc_t<T> total[V] = {};
+  if (c < channels) {
+    const RowRange range = row_range(rows, part_rows);
 #pragma unroll 1
-    for (; oh < oh_end; ++oh) {
+    for (i64 r = range.begin + threadIdx.y; r < range.end; r += blockDim.y) {
+      u32 w, h;
+      const u32 n = by_h.divmod(by_w.divmod(static_cast<u32>(r), w), h);
+      const int at_h = static_cast<int>(h) + top, at_w = static_cast<int>(w) + left;
+      int oh, oh_end, ow0, ow_end;
+      windows_over(at_h, KH, stride_h, by_stride_h, OH, oh, oh_end);
+      windows_over(at_w, KW, stride_w, by_stride_w, OW, ow0, ow_end);
+      acc_t<T> sum[V] = {};
+#pragma unroll 1
+      for (; oh < oh_end; ++oh) {
 #pragma unroll 2
-      for (int ow = ow0; ow < ow_end; ++ow) {
-        const int mine = (at_h - oh * stride_h) * KW + (at_w - ow * stride_w);
-        const i64 from = ((static_cast<i64>(n) * OH + oh) * OW + ow) * channels + c * V;
-        Vector<u8, V> s = load<V>(switches + from);
-        Vector<T, V> v = load<V>(dy + from);
+        for (int ow = ow0; ow < ow_end; ++ow) {
+          const int mine = (at_h - oh * stride_h) * KW + (at_w - ow * stride_w);
+          const i64 from = ((static_cast<i64>(n) * OH + oh) * OW + ow) * channels + c;
+          const Vector<u8, V> s = load<V>(switches + from);
+          const Vector<T, V> v = load<V>(dy + from);
+          Vector<T, V> maximum = v;
+          if (y != nullptr) maximum = load<V>(y + from);
 #pragma unroll
-        for (int j = 0; j < V; ++j)
-          if (s.at[j] == mine) sum[j] += widen(v.at[j]);
+          for (int j = 0; j < V; ++j)
+            if (s.at[j] == mine && (y == nullptr || widen(maximum.at[j]) > 0)) sum[j] += widen(v.at[j]);
+        }
       }
-    }
-    Vector<T, V> out;
+      Vector<T, V> out;
 #pragma unroll
-    for (int j = 0; j < V; ++j) out.at[j] = round_to<T>(sum[j]);
-    store<V>(dx + i * V, out);
+      for (int j = 0; j < V; ++j) out.at[j] = round_to<T>(sum[j]), total[j] += sum[j];
+      store<V>(dx + r * channels + c, out);
+    }
   }
+  if (dbias == nullptr) return;
+  block_sum_rows<V>(total);
+  if (threadIdx.y == 0 && c < channels) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) partial[static_cast<i64>(blockIdx.y) * channels + c + j] = total[j];
+  }
+  sum_parts<V>(partial, dbias, counters, c, channels);
 }
 
 // The number of pixels of the image in a window that starts at `start`, along one (unpadded) axis.

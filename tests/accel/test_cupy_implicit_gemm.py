@@ -133,8 +133,8 @@ WINDOWS = [(3, 3), (2, 3), (1, 1)]
 def test_every_pass(gpu, kind, window, settings):
     for shape, O in (((2, 7, 9, 4), 8), ((1, 9, 8, 3), 5), ((3, 7, 7, 1), 67)):
         launched = every_pass(gpu, shape, (*window, shape[3], O), settings, kind)
-        vectors = 4 if kind == "float32" and O == 8 else 1
-        assert f"implicit_gemm<{'float' if kind == 'float32' else 'double'}, {vectors}, false>" in launched
+        instance = "double, 1, 64" if kind == "float64" else "float, 4, 128" if O == 8 else "float, 1, 128"
+        assert f"implicit_gemm<{instance}, 0>" in launched
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -143,7 +143,7 @@ def test_every_pass_uses_tensor_cores(gpu, kind, settings):
     for window, shape, O in (((3, 3), (2, 7, 9, 8), 24), ((2, 3), (1, 8, 7, 24), 8)):
         launched = every_pass(gpu, shape, (*window, shape[3], O), settings, kind)
         name = "implicit_gemm_mma" if has_tensor_cores(gpu) else "implicit_gemm<"
-        assert all(called.startswith((name, "sum_partials")) for called in launched), launched
+        assert all(called.startswith(name) for called in launched), launched
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -155,13 +155,12 @@ def test_groups(gpu, kind, settings, monkeypatch):
         shape = (2, 7, 8, groups * C)
         launched = every_pass(gpu, shape, (3, 2, C, groups * O), {**settings, "groups": groups}, kind, activation="relu")
         name = "implicit_gemm_mma" if C == 8 and kind != "float32" and has_tensor_cores(gpu) else "implicit_gemm<"
-        assert all(called.startswith((name, "sum_partials")) for called in launched), launched
+        assert all(called.startswith(name) for called in launched), launched
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "tf32"])
 def test_groups_of_several_tiles_and_split_k(gpu, kind):
-    launched = every_pass(gpu, (2, 13, 13, 144), (2, 1, 72, 144), {"groups": 2}, kind, multiprocessors=64)
-    assert "sum_partials<float>" in launched
+    every_pass(gpu, (2, 13, 13, 144), (2, 1, 72, 144), {"groups": 2}, kind, multiprocessors=64)
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
@@ -169,7 +168,7 @@ def test_half_precision_without_tensor_cores(gpu, kind, monkeypatch):
     """On older devices, and where channels are no multiples of 16 bytes; accumulation is float32 as well."""
     as_bits(monkeypatch)
     launched = every_pass(gpu, (2, 7, 6, 8), (3, 3, 8, 16), {"padding": 1}, kind, architecture=75)
-    assert all(name.startswith((f"implicit_gemm<{kind}, 1,", "sum_partials")) for name in launched), launched
+    assert all(name.startswith(f"implicit_gemm<{kind}, 1,") for name in launched), launched
     every_pass(gpu, (2, 7, 6, 3), (3, 3, 3, 10), {"stride": 2}, kind, activation="tanh")
 
 
@@ -184,13 +183,68 @@ def test_every_tile_and_split_k_on_tensor_cores(gpu, kind, monkeypatch):
     name = {"tf32": "float"}.get(kind, kind)
     instances = {i.expression for i in implicit_gemm._mma.instances() if i.expression.startswith(f"implicit_gemm_mma<{name},")}
     assert instances <= {*wide, *narrow, *middle, *tall} or not has_tensor_cores(gpu)
-    assert narrow.count("sum_partials<float>") == 2
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_many_tiles_and_split_k(gpu, kind):
-    launched = every_pass(gpu, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh")
-    assert launched.count(f"sum_partials<{'double' if kind == 'float64' else 'float'}>") == 2
+    every_pass(gpu, (6, 17, 11, 12), (3, 3, 12, 68), {"stride": (1, 2)}, kind, multiprocessors=16, activation="tanh")
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16"])
+@pytest.mark.parametrize("fan_in", [1, 2, 3, 7])
+def test_split_k_in_one_and_two_levels(gpu, kind, fan_in, monkeypatch):
+    """Seven splits, added by teams of the size `fan_in`, of which the last may be smaller."""
+
+    def split(length, *_):
+        size = max(-(-length // 224) * 32, 32)
+        return implicit_gemm._Splits(-(-length // size), size, fan_in)
+
+    monkeypatch.setattr(implicit_gemm, "_split_k", split)
+    for C, O in ((8, 16), (40, 72), (3, 5)):
+        launched = every_pass(gpu, (2, 9, 8, 2 * C), (2, 3, C, 2 * O), {"groups": 2, "padding": 1}, kind, activation="relu")
+        assert len(launched) == 4  # fprop, dgrad, and wgrad twice
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16"])
+def test_wgrad_of_a_kernel_with_few_inputs_uses_low_tiles(gpu, kind):
+    name = {"float32": "float", "float64": "double"}.get(kind, kind)
+    for C, O in ((1, 6), (3, 70)):
+        launched = every_pass(gpu, (3, 9, 8, C), (3, 3, C, O), {}, kind, multiprocessors=132)
+        assert f"implicit_gemm<{name}, 1, 32, 2>" in launched
+
+
+def test_splits_cover_the_inner_dimension_and_do_not_exceed_the_device():
+    for tile in (implicit_gemm._Tile(128, 128, True), implicit_gemm._Tile(64, 64, True), implicit_gemm._Tile(32, 64, False)):
+        for length in (0, 1, 63, 784, 15488, 1 << 20):
+            for rows, outer in ((9, 32), (288, 64), (4608, 512)):
+                splits, size, fan_in = implicit_gemm._split_k(length, rows, outer, tile, 1, 4, 132)
+                tiles = -(-rows // tile.rows) * -(-outer // tile.columns)
+                assert splits == 1 or (size % 32 == 0 and tiles * splits <= 2 * 132)
+                assert (splits - 1) * size < max(length, 1) <= max(splits * size, 1)
+                assert 1 <= fan_in <= splits
+
+
+def test_wgrad_is_written_into_the_given_buffer(gpu):
+    x, dz = (gpu.array(RANDOM.standard_normal(s).astype("float32")) for s in ((2, 6, 6, 8), (2, 5, 6, 24)))
+    g = conv_geometry(x, np.empty((2, 1, 8, 24)), None, 1, 0, 1, 1)
+    into = gpu.xp.zeros((2, 1, 8, 24), dtype="float32")
+    assert implicit_gemm.wgrad(gpu.xp, x, dz, g, 1, into) is into
+    np.testing.assert_array_equal(gpu.numpy(into).reshape(-1, 24), gpu.numpy(implicit_gemm.wgrad(gpu.xp, x, dz, g)))
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16"])
+def test_dgrad_is_one_launch_for_all_classes_of_pixels(gpu, kind):
+    """Also where a class has no taps, where it has as many as there are, and where the image is smaller than the stride."""
+    for settings, shape in (
+        ({"stride": 2}, (2, 8, 7, 8)),
+        ({"stride": (5, 4)}, (2, 9, 8, 8)),
+        ({"stride": 3, "dilation": (3, 2), "padding": 4}, (1, 7, 8, 8)),
+        ({"stride": 9, "padding": 1}, (2, 3, 4, 8)),
+        ({"stride": (4, 6), "dilation": (2, 3)}, (1, 9, 11, 8)),
+    ):
+        for window in ((1, 1), (2, 3), (3, 2)):
+            launched = every_pass(gpu, shape, (*window, 8, 24), settings, kind)
+            assert len(launched) == 4
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "float16", "bfloat16"])
@@ -263,7 +317,7 @@ def test_what_it_does_not_cover():
     g = conv_geometry(many, np.empty((1, 1, 1, 1)), None, 1, 0, 1, 1)
     assert not implicit_gemm.covers(many, np.empty((1, 1, 1, 1), "float32"), g, 1)
     with precision("tf32"), architecture(75):
-        assert not implicit_gemm._uses_tensor_cores(np.empty(0, "float32"), 8, 8)
+        assert not implicit_gemm.uses_tensor_cores(np.empty(0, "float32"), 8, 8)
 
 
 @pytest.mark.cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import xpnet as xn
 import xpnet.accel.cupy  # (registers the implementations)
 from xpnet import ops
+from xpnet.accel.cupy import depthwise
+from xpnet.ops.geometry import windows
 from xpnet.ops.registry import reference_only, registry
 
 RANDOM = np.random.default_rng(0)
@@ -391,6 +394,32 @@ def test_dense(gpu, shape, units, bias, activation):
         both(gpu, "dense", inputs, {"activation": activation}, dtype=dtype)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@pytest.mark.parametrize(("shape", "units"), [((5, 7), 3), ((130, 300), 8), ((2, 3, 64), 72), ((0, 4), 5), ((1, 1), 1)])
+def test_a_small_dense_layer_is_one_launch(gpu, shape, units, activation, monkeypatch):
+    monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
+    inputs = [normal(*shape), normal(shape[-1], units), normal(units)]
+    for dtype in ("float64", "float32", "float16"):
+        both(gpu, "dense", inputs, {"activation": activation}, dtype=dtype)
+        gpu.launches.clear()
+        gpu.products.clear()
+        ops.dense(*(gpu.array(a.astype(dtype)) for a in inputs), activation=activation)
+        assert [name.partition("<")[0] for name in gpu.launches] in ([], ["implicit_gemm"], ["implicit_gemm_mma"])
+        assert gpu.products == []
+        ops.dense(*(gpu.array(a.astype(dtype)) for a in inputs[:2]))  # nothing that a second launch would do
+        assert len(gpu.products) == (0 not in shape)
+
+
+def test_a_large_dense_layer_and_one_of_other_strides_are_products(gpu, monkeypatch):
+    monkeypatch.setenv("XPNET_CONVOLUTION", "implicit")
+    gpu.multiprocessors = 1
+    for x, kernel in ((normal(60, 90), normal(90, 80)), (normal(4, 3).T, normal(4, 5)), (normal(3, 4), normal(5, 4).T)):
+        gpu.products.clear()
+        expected = np.maximum(x @ kernel, 0)
+        np.testing.assert_allclose(gpu.numpy(ops.dense(gpu.array(x), gpu.array(kernel), activation="relu")), expected)
+        assert len(gpu.products) == 1
+
+
 @pytest.mark.parametrize(
     ("x", "y"), [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((2, 3, 4), (2, 4, 5)), ((2, 3, 3, 4), (2, 3, 4, 1)), ((0, 4), (4, 5))]
 )
@@ -437,9 +466,11 @@ def clear_of_zero(x, kernel, bias):
 
 @pytest.mark.parametrize("settings", CONVOLUTIONS)
 @pytest.mark.parametrize(
-    ("shape", "window"), [((3, 7, 8, 8), (3, 3)), ((2, 6, 7, 3), (2, 5)), ((0, 6, 6, 4), (3, 3)), ((1, 9, 9, 40), (1, 1))]
-)
+    ("shape", "window"), [((3, 7, 8, 8), (3, 3)), ((2, 6, 7, 3), (2, 5)), ((0, 6, 6, 4), (3, 3)), ((1, 9, 9, 40), (1, 1)),
+     ((3, 11, 12, 72), (5, 4)), ((2, 9, 10, 2), (5, 6))],
+)  # fmt: skip
 def test_depthwise_convolution(gpu, shape, window, settings):
+    """Windows of more elements than a block of wgrad takes as well, and more channels."""
     C = shape[-1]
     for dtype in ("float64", "float32", "float16"):
         inputs = [normal(*shape), normal(*window, 1, C), normal(C)]
@@ -450,6 +481,19 @@ def test_depthwise_convolution(gpu, shape, window, settings):
         assert gpu.products == []
 
 
+def test_depthwise_wgrad_is_one_launch_into_the_given_buffer(gpu):
+    gpu.multiprocessors = 8
+    x, dy = normal(3, 9, 8, 12, dtype="float32"), normal(3, 9, 8, 12, dtype="float32")
+    g = windows(x.shape, 3, 1, 1)
+    into = gpu.xp.zeros((3, 3, 1, 12), dtype="float32")
+    assert depthwise.wgrad(gpu.xp, gpu.array(x), gpu.array(dy), g, into) is into
+    assert gpu.launches == ["depthwise_wgrad<float, 4>"]
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for kh, kw in np.ndindex(3, 3):
+        expected = (padded[:, kh : kh + 9, kw : kw + 8].astype("float64") * dy).sum((0, 1, 2))
+        np.testing.assert_allclose(gpu.numpy(into)[kh, kw, 0], expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
 def test_conv2d_activations(gpu, activation):
     for dtype in ("float64", "float32", "float16"):
@@ -457,6 +501,47 @@ def test_conv2d_activations(gpu, activation):
         if dtype == "float16":
             inputs = clear_of_zero(*inputs)
         both(gpu, "conv2d", inputs, {"activation": activation}, dtype=dtype)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(
+    ("shape", "O", "pool"),
+    [
+        ((3, 7, 9, 4), 8, {"window": 2}),
+        ((2, 8, 7, 3), 5, {"window": 3, "pool_stride": 2, "pool_padding": 1}),
+        ((2, 6, 9, 2), 40, {"window": (2, 3), "pool_stride": 1}),
+        ((0, 6, 6, 4), 8, {"window": 2}),
+    ],
+)
+def test_convolution_with_max_pooling(gpu, shape, O, pool, activation):
+    """Overlapping windows too: a pixel may be the maximum of several."""
+    for dtype in ("float64", "float32", "float16"):
+        inputs = clear_of_zero(normal(*shape), normal(3, 2, shape[3], O), normal(O))
+        for bias, needs in ((inputs[2], None), (inputs[2], (True, True, False)), (None, (False, True, False))):
+            given = [*inputs[:2], bias]
+            launched = both(gpu, "conv2d_max_pool2d", given, {"activation": activation, **pool}, dtype=dtype, needs=needs)
+            backward = [name for name in launched if "_backward<" in name]
+            assert [name.partition("<")[0] for name in backward] == ["max_pool_backward"] * (
+                0 not in shape
+            ) or activation == "tanh"
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
+def test_convolution_with_max_pooling_of_nan_and_infinities(gpu, activation):
+    """Two NaNs in a window, of which the second is not chosen, and windows of infinities."""
+    x, kernel, bias, dy = normal(2, 9, 8, 1), np.ones((1, 1, 1, 3)), np.zeros(3), normal(2, 4, 4, 3)
+    x[0, 2, 3], x[0, 3, 3], x[1, 4, 4], x[1, 6:8, 2:4] = np.nan, np.nan, np.inf, -np.inf
+    settings = {"activation": activation, "window": 2}
+    op = registry["conv2d_max_pool2d"]
+    bound, full = op.bind((x, kernel, bias), settings)
+    results = []
+    for xp, move, where in ((np, np.asarray, reference_only()), (gpu.xp, gpu.array, contextlib.nullcontext())):
+        with where, np.errstate(all="ignore"):
+            y, saved, implementation = op.run(xp, tuple(map(move, bound)), full, True)
+            gradients = op.gradients(implementation, xp, move(dy), saved, full, (True, True, True))
+        results.append([a if xp is np else gpu.numpy(a) for a in (y, *gradients)])
+    for expected, found in zip(*results):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_conv2d_of_an_empty_batch(gpu):

@@ -75,6 +75,51 @@ def test_a_network_trains_as_on_the_cpu(gpu, optimizer):
     assert len(updates) == 5  # one launch a step for all parameters, weight decay included
 
 
+def shared(device):
+    """Return a network whose convolutions are used twice each, one depthwise, one in front of a pooling."""
+    pooled = xn.Conv2D(3, 3, padding=1, activation="relu")
+    depthwise = xn.Conv2D(3, 3, padding=1, groups=3, activation="tanh")
+    strided = xn.Conv2D(4, 3, stride=2, padding=1)
+    layers = [
+        depthwise,
+        pooled,
+        xn.MaxPool2D(2),
+        pooled,
+        xn.MaxPool2D(2),
+        depthwise,
+        strided,
+        xn.Flatten(),
+        xn.Dense(4, "relu"),
+    ]
+    return xn.Sequential(layers, input_shape=(8, 8, 3), dtype="float64", device=device, seed=3)
+
+
+@pytest.mark.parametrize("algorithm", ["im2col", "implicit"])
+@pytest.mark.parametrize("frozen", [None, "1.*", "6.kernel"])
+def test_gradients_of_shared_and_frozen_parameters_and_of_several_batches_are_added(gpu, algorithm, frozen, monkeypatch):
+    monkeypatch.setenv("XPNET_CONVOLUTION", algorithm)
+    gpu.multiprocessors = 16
+    found = {}
+    for device in ("cpu", "cuda"):
+        model = shared(device)
+        if frozen:
+            model.freeze(frozen)
+        optimizer = xn.optim.SGD(0.05)
+        trainer = xn.Trainer(model, loss="softmax_cross_entropy", optimizer=optimizer, seed=1)
+        trainer.step(
+            *(xn.to_device(a, device) for a in (IMAGES[:12], LABELS[:12]))
+        )  # gradients are views of one array from here
+        for start in (12, 24):
+            x, y = (xn.to_device(a[start : start + 12], device) for a in (IMAGES, LABELS))
+            xn.losses.softmax_cross_entropy(model(xn.Tensor(x)), y).backward()
+        parameters = model.parameters()
+        found[device] = {name: xn.to_numpy(p.array) for name, p in parameters.items()}
+        found[device] |= {f"gradient of {n}": xn.to_numpy(p.grad) for n, p in parameters.items() if p.grad is not None}
+    assert found["cuda"].keys() == found["cpu"].keys() >= {"gradient of 0.kernel", "gradient of 8.kernel"}
+    for name, values in found["cpu"].items():
+        np.testing.assert_allclose(found["cuda"][name], values, rtol=1e-8, atol=1e-11, err_msg=name)
+
+
 def test_prediction(gpu):
     with reference_only():
         expected = network().predict(IMAGES)

@@ -62,9 +62,10 @@ def _(
     pool_stride: Size | None,
     pool_padding: Padding,
     needs: tuple[bool, ...],
+    into: tuple[Array | None, ...] = (None,) * 3,
     **settings: Any,
 ) -> Any:
     kept, first, switches, second = saved
     outer = {"window": window, "stride": pool_stride, "padding": pool_padding}
     (dz,) = max_pool2d.gradients(second, xp, dy, switches, outer, (True,))
-    return conv2d.gradients(first, xp, dz, kept, settings, needs)
+    return conv2d.gradients(first, xp, dz, kept, settings, needs, into)

@@ -11,6 +11,7 @@ from xpnet.accel.cupy import (
     dropout,
     elementwise,
     embedding,
+    fused,
     im2col,
     linear,
     losses,
@@ -24,6 +25,6 @@ from xpnet.accel.cupy import (
 )
 
 __all__ = [
-    "activation", "batches", "convolution", "device", "dropout", "elementwise", "embedding", "im2col", "linear",
-    "losses", "mixed", "normalization", "optimizers", "pooling", "products", "recurrent", "softmax",
+    "activation", "batches", "convolution", "device", "dropout", "elementwise", "embedding", "fused", "im2col",
+    "linear", "losses", "mixed", "normalization", "optimizers", "pooling", "products", "recurrent", "softmax",
 ]  # fmt: skip

@@ -3,7 +3,8 @@
 Each pass of a convolution (fprop, dgrad, wgrad) can be computed by matrix products (of the images themselves for 1x1 windows,
 else of chunks of an im2col matrix), by an implicit GEMM, or by cuDNN where it is installed. Which is fastest depends on the
 shape, the dtype and the device, so all candidates are timed when a shape first appears. Nothing can be timed while a CUDA graph
-is captured: a new shape then gets the matrix products.
+is captured: a new shape then gets the matrix products. Small dense layers are convolutions of images of one pixel here: a
+matrix product and a kernel for bias and activation, or an implicit GEMM.
 
 $XPNET_CONVOLUTION: "auto" (the default), "im2col" (matrix products), "implicit" (where the kernels cover the convolution) or
 "cudnn" (where it has a plan). In deterministic mode (xpnet.set_deterministic) "auto" is the matrix products: timings vary from

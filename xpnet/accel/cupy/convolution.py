@@ -16,7 +16,7 @@ from xpnet.accel.cupy.autotune import choose, convolution_key, enabled
 from xpnet.accel.cupy.gemm import gemm
 from xpnet.accel.cupy.im2col import col2im, im2col
 from xpnet.accel.cupy.launch import INT32_LIMIT, runtime
-from xpnet.accel.cupy.support import contiguous, store_gradient, supported
+from xpnet.accel.cupy.support import contiguous, store_gradient, sum_buffer, supported
 from xpnet.ops.convolution import conv2d, conv_geometry
 from xpnet.ops.geometry import Geometry
 
@@ -77,7 +77,7 @@ class _Im2colWorkspace:
 
 
 @conv2d.accelerate("cupy")
-def _conv2d(
+def convolve(
     xp: Any,
     x: Array,
     kernel: Array,
@@ -90,6 +90,7 @@ def _conv2d(
     activation: str | None,
     save: bool,
 ) -> Any:
+    """Compute conv2d, and for backward keep x, the kernel and, if there is an activation, the output."""
     g = conv_geometry(x, kernel, bias, stride, padding, dilation, groups)
     if not supported(x, kernel, bias) or activation not in ACTIVATION_IDS:
         return NotImplemented
@@ -153,7 +154,7 @@ def _gemm_fprop(
     return y
 
 
-@_conv2d.backward
+@convolve.backward
 def _(
     xp: Any,
     dy: Array,
@@ -173,11 +174,22 @@ def _(
     count = x.shape[0] * g.h.out * g.w.out
     y = None if y is None else xp.reshape(y, (count, O))
     dz, dbias = bias_and_activation_gradients(xp, xp.reshape(contiguous(xp, dy), (count, O)), y, activation, needs[2], into[2])
-    dx = dkernel = None
     dz_images = xp.reshape(dz, (x.shape[0], g.h.out, g.w.out, O))
+    return *convolution_gradients(xp, dz_images, x, kernel, g, groups, needs, into), dbias
+
+
+def convolution_gradients(
+    xp: Any, dz_images: Array, x: Array, kernel: Array, g: Geometry, groups: int, needs: tuple[bool, ...], into: Any
+) -> tuple[Array | None, Array | None]:
+    """Compute the gradients of x and kernel from dz (N, OH, OW, O), the gradient before bias and activation.
+
+    `needs` and `into` are those of the operation; what is not needed is None.
+    """
+    dx = dkernel = None
+    dz = xp.reshape(dz_images, (x.shape[0] * g.h.out * g.w.out, kernel.shape[3]))
     if depthwise.covers(x, kernel, g, groups):
         dx = depthwise.dgrad(xp, dz_images, kernel, g) if needs[0] else None
-        dkernel = depthwise.wgrad(xp, x, dz_images, g) if needs[1] else None
+        dkernel = depthwise.wgrad(xp, x, dz_images, g, into[1]) if needs[1] else None
     else:
         if needs[0]:
             dx = _autotuned(
@@ -189,14 +201,13 @@ def _(
         if needs[1]:
             dkernel = _autotuned(
                 _Pass("wgrad", x, kernel, g, groups),
-                lambda: _gemm_wgrad(xp, dz, x, g, groups),
-                lambda: implicit_gemm.wgrad(xp, x, dz_images, g, groups),
+                lambda: _gemm_wgrad(xp, dz, x, g, groups, into[1]),
+                lambda: implicit_gemm.wgrad(xp, x, dz_images, g, groups, into[1]),
                 lambda: cudnn.wgrad(xp, x, dz_images, kernel, g),
             )
-            dkernel = xp.reshape(dkernel, kernel.shape)
-    if dkernel is not None:
-        dkernel = store_gradient(dkernel, kernel, into[1])
-    return dx, dkernel, dbias
+    if dkernel is not None and dkernel is not into[1]:
+        dkernel = store_gradient(xp.reshape(dkernel, kernel.shape), kernel, into[1])
+    return dx, dkernel
 
 
 def _gemm_dgrad(xp: Any, dz: Array, weights: Array, x: Array, g: Geometry, groups: int) -> Array:
@@ -216,26 +227,26 @@ def _gemm_dgrad(xp: Any, dz: Array, weights: Array, x: Array, g: Geometry, group
     return dx
 
 
-def _gemm_wgrad(xp: Any, dz: Array, x: Array, g: Geometry, groups: int) -> Array:
+def _gemm_wgrad(xp: Any, dz: Array, x: Array, g: Geometry, groups: int, into: Array | None) -> Array:
     """Compute the gradient of the kernel (KH*KW*C/G, O): the transposed im2col matrix times dz, summed over the chunks.
 
     The matrix is computed again: saved by the forward pass it would have KH*KW times the size of x. The sum over chunks is
-    float32 for 16-bit arrays.
+    float32 for 16-bit arrays. It is `into` itself, in its shape, where that can take it, see `sum_buffer`.
     """
     O, inner = dz.shape[1], g.h.window * g.w.window * (x.shape[3] // groups)
-    dtype = xp.float32 if x.dtype.itemsize == 2 else x.dtype
-    total = xp.empty((inner, O), dtype=dtype)
+    sums = sum_buffer(xp, (inner, O), x, into)
     if dz.size == 0:
-        total[...] = 0
-        return total
+        sums[...] = 0
+        return sums
+    total = xp.reshape(sums, (inner, O))
     by_group = _split_groups(xp, total, groups)
     if _pointwise(g):
         rows = xp.reshape(x, (dz.shape[0], x.shape[3]))
         gemm(xp, xp.swapaxes(_split_groups(xp, rows, groups), 1, 2), _split_groups(xp, dz, groups), by_group)
-        return total
+        return sums
     workspace = _Im2colWorkspace(xp, x, g, groups)
     for chunk in _chunks(x, g):
         part = dz[chunk.start * workspace.positions : chunk.stop * workspace.positions]
         beta = 1.0 if chunk.start else 0.0
         gemm(xp, xp.swapaxes(workspace.fill(chunk), 1, 2), _split_groups(xp, part, groups), by_group, beta=beta)
-    return total
+    return sums

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from xpnet.accel.cupy.launch import INT32_LIMIT, THREADS, grid_size, launch, vector_width
-from xpnet.accel.cupy.reductions import partition, sum_partials
+from xpnet.accel.cupy.launch import INT32_LIMIT, THREADS, counters, grid_size, launch, vector_width
+from xpnet.accel.cupy.reductions import partition
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import VECTORS, accumulator, c_name, valid_vector
+from xpnet.accel.cupy.support import VECTORS, c_name, sum_buffer, valid_vector
 from xpnet.ops.geometry import Geometry
 
 Array = Any
@@ -56,21 +56,27 @@ def dgrad(xp: Any, dy: Array, kernel: Array, g: Geometry) -> Array:
     return dx
 
 
-def wgrad(xp: Any, x: Array, dy: Array, g: Geometry) -> Array:
-    """Compute the gradient of the kernel (KH, KW, 1, C), in the accumulator dtype."""
+def wgrad(xp: Any, x: Array, dy: Array, g: Geometry, into: Array | None = None) -> Array:
+    """Compute the gradient of the kernel (KH, KW, 1, C), in the accumulator dtype, or in `into`, see `sum_buffer`.
+
+    There is one block for each multiprocessor, which reads memory fast enough, as each of its threads has ten loads or more
+    under way. Tiles of columns are no wider than a line of 128 bytes, so that many last blocks have little to add: for 3x3
+    windows and 32 channels one of them 132 parts of 1.2 KB, in less than 3 us, for 128 channels four of them 33 parts each.
+    """
     h, w = g
-    C = x.shape[3]
-    shape = (h.window, w.window, 1, C)
+    C, elements = x.shape[3], h.window * w.window
     rows = dy.shape[0] * h.out * w.out
-    wide = accumulator(xp, x)
+    sums = sum_buffer(xp, (h.window, w.window, 1, C), x, into)
     if rows == 0:
-        return xp.zeros(shape, dtype=wide)
+        sums[...] = 0
+        return sums
     V = vector_width(C, x, dy)
-    split = partition(rows, C // V)
-    elements = h.window * w.window
-    partial = xp.empty((split.parts, elements * C), dtype=wide)
+    split = partition(rows, C // V, waves=1, widest=8 if V > 1 else 32)
+    tiles, parts, groups = split.grid[0], split.parts, -(-elements // (9 if V == 8 else 13))
+    partial = xp.empty((parts, elements, C), dtype=sums.dtype)
     launch(
-        _wgrad[c_name(x), V], (split.grid[0], split.grid[1], elements), split.block, x, dy, partial, rows, split.part_rows,
-        h.size, w.size, C, h.stride, w.stride, h.dilation, w.dilation, h.before, w.before, w.window, w.out, h.out,
+        _wgrad[c_name(x), V], (tiles, parts, groups), split.block, x, dy, partial, sums, counters(tiles * groups), rows,
+        split.part_rows, h.size, w.size, C, h.window, w.window, h.stride, w.stride, h.dilation, w.dilation, h.before, w.before,
+        w.out, h.out,
     )  # fmt: skip
-    return xp.reshape(sum_partials(xp, partial), shape)
+    return sums

@@ -2,35 +2,44 @@
 
 Tiles of the im2col matrix are built in shared memory and never written to global memory. There are two kernels: one for tensor
 cores (16-bit floats, and float32 if TF32 is allowed; compute capability 8.0 and later; channels of a group in multiples of 16
-bytes) and one without (SIMT) for every dtype, shape and architecture. Groups are a dimension of the grid.
+bytes) and one without (SIMT) for every dtype, shape and architecture. Each pass is one launch: groups are a dimension of the
+grid, and so are the splits of split-K, whose sums the last blocks add, or in dgrad the classes of pixels.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from xpnet.accel.cupy.activation import ACTIVATION_IDS
-from xpnet.accel.cupy.launch import INT32_LIMIT, address, aligned, launch, runtime
-from xpnet.accel.cupy.reductions import sum_partials
+from xpnet.accel.cupy.launch import INT32_LIMIT, address, aligned, counters, launch, runtime
 from xpnet.accel.cupy.source import FLOATS, Kernel
-from xpnet.accel.cupy.support import WIDTHS, accumulator, c_name
-from xpnet.ops.geometry import Axis, Geometry
+from xpnet.accel.cupy.support import WIDTHS, accumulator, c_name, sum_buffer
+from xpnet.ops.geometry import Geometry
 from xpnet.runtime.precision import get_matmul_precision
 
 Array = Any
 
+PASSES = FORWARD, DATA, WEIGHTS = 0, 1, 2
+"""The numbers in the CUDA source of fprop, dgrad and wgrad."""
+
 _BLOCK = 256
-# Few instances, because each takes seconds to compile: vectorised loads for float32 only.
-_simt = Kernel(
-    "implicit_gemm", "implicit_gemm", FLOATS, (1, 4), (False, True), only=lambda kind, V, _: kind == "float" or V == 1
-)
 
 
-def _is_tile(kind: str, BM: int, BN: int, for_wgrad: bool) -> bool:
+def _is_simt(kind: str, V: int, BM: int, number: int) -> bool:
+    """Return whether there is this instance. Few, because each takes seconds to compile: vectorised loads for float32 only, and
+    low tiles for the gradients of kernels that take few inputs, as those of a first layer."""
+    rows = 64 if kind == "double" else 128
+    return ((V == 1 or kind == "float") and rows == BM) or (V == 1 and BM == 32 and number == WEIGHTS)
+
+
+_simt = Kernel("implicit_gemm", "implicit_gemm", FLOATS, (1, 4), (32, 64, 128), PASSES, only=_is_simt)
+
+
+def _is_tile(kind: str, BM: int, BN: int, number: int) -> bool:
     """Return whether there is a tile of BM by BN; TF32 at 128 by 128 spills registers, except in wgrad."""
-    return (BM, BN) in _TILES and (kind != "float" or BN < 128 or for_wgrad)
+    return (BM, BN) in _TILES and (kind != "float" or BN < 128 or number == WEIGHTS)
 
 
 _TILES = ((128, 32), (64, 64), (128, 64), (128, 128))
@@ -40,22 +49,27 @@ _mma = Kernel(
     ("float", "float16", "bfloat16"),
     (64, 128),
     (32, 64, 128),
-    (False, True),
+    PASSES,
     only=_is_tile,
 )
 
-_PARTIAL_BYTES = 64 << 20  # the most that the partial sums of split-K may take
-
 
 def covers(x: Array, kernel: Array, g: Geometry, groups: int) -> bool:
-    """Return whether these kernels can compute all three passes of a convolution: indices must fit 32 bits."""
+    """Return whether these kernels can compute all three passes of a convolution: indices must fit 32 bits, the grid 16."""
     N, H, W, C = x.shape
     KH, KW, _, O = kernel.shape
-    largest = max(N * g.h.out * g.w.out, N * H * W, KH * KW * max(C, O), H * W * C, g.h.out * g.w.out * O)
-    return 0 not in (C, O) and groups <= 65535 and largest + 4 * _BLOCK < INT32_LIMIT and max(g.h.padded, g.w.padded) < 1 << 28
+    pixels = N * (H + g.h.stride) * (W + g.w.stride)
+    largest = max(N * g.h.out * g.w.out, pixels, KH * KW * max(C, O), C * O, H * W * C, g.h.out * g.w.out * O)
+    fits = largest + 4 * _BLOCK < INT32_LIMIT and max(g.h.padded, g.w.padded) < 1 << 28
+    return 0 not in (C, O) and fits and max(groups, _pixel_classes(g)) <= 65535
 
 
-def _uses_tensor_cores(x: Array, C: int, O: int) -> bool:
+def _pixel_classes(g: Geometry) -> int:
+    """Return the number of classes of pixels modulo the stride."""
+    return math.prod(min(axis.stride, axis.size) for axis in g)
+
+
+def uses_tensor_cores(x: Array, C: int, O: int) -> bool:
     """Return whether the device has tensor cores for this dtype, and C and O of a group are multiples of 16 bytes."""
     kind = c_name(x)
     if runtime().architecture < 80 or kind == "double" or (kind == "float" and get_matmul_precision() != "tf32"):
@@ -76,14 +90,14 @@ def fprop(xp: Any, x: Array, kernel: Array, bias: Array | None, activation: str 
         (N, OH, OW, O).
     """
     y = xp.empty((x.shape[0], g.h.out, g.w.out, kernel.shape[3]), dtype=x.dtype)
-    _launch_gemm(aligned(x), aligned(kernel), bias, y, None, activation, [_fprop_axis(a) for a in g], groups)
+    _launch_gemm(xp, FORWARD, aligned(x), aligned(kernel), y, g, groups, bias, activation)
     return y
 
 
 def dgrad(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 1) -> Array:
     """Compute the gradient of x: every pixel gathers dz from the windows that cover it.
 
-    Pixels that are equal modulo the stride are covered by the same taps (strided dgrad): one GEMM for each such class.
+    Pixels that are equal modulo the stride are covered by the same taps (strided dgrad): each class is a GEMM of its own.
     Positions beyond dz are multiplied as zeros: where the kernel holds an infinity or NaN, so do the pixels at the border.
 
     Args:
@@ -93,77 +107,28 @@ def dgrad(xp: Any, dz: Array, kernel: Array, g: Geometry, groups: int = 1) -> Ar
     Returns:
         (N, H, W, C).
     """
-    KH, KW, Cg, O = kernel.shape
-    vertical, horizontal = (list(_dgrad_axes(a)) for a in g)
-    covered = all(axis is not None for axis in (*vertical, *horizontal))
-    dx = (xp.empty if covered else xp.zeros)((dz.shape[0], g.h.size, g.w.size, groups * Cg), dtype=dz.dtype)
-    by_group = xp.reshape(kernel, (KH, KW, Cg, groups, O // groups))
-    dz = aligned(dz)
-    for h in vertical:
-        for w in horizontal:
-            if h is None or w is None:
-                continue  # no window covers these pixels
-            taps = xp.swapaxes(by_group[h.tap :: h.tap_step, w.tap :: w.tap_step], 2, 4)
-            transposed = xp.reshape(xp.ascontiguousarray(taps), (h.window, w.window, O // groups, groups * Cg))
-            _launch_gemm(dz, aligned(transposed), None, dx, None, None, [h, w], groups)
+    dx = xp.empty((dz.shape[0], g.h.size, g.w.size, groups * kernel.shape[2]), dtype=dz.dtype)
+    _launch_gemm(xp, DATA, aligned(dz), aligned(kernel), dx, g, groups)
     return dx
 
 
-class _AxisMap(NamedTuple):
-    """One axis of an implicit im2col matrix; scale, offset and step as in ``kernels/cuda/implicit_im2col.cuh``."""
-
-    window: int
-    scale: int
-    offset: int
-    step: int
-    positions: int
-    first: int = 0  # the first output index
-    every: int = 1  # the stride of output indices
-    tap: int = 0  # the first tap of the kernel
-    tap_step: int = 1  # the stride of taps
-
-
-def _fprop_axis(a: Axis) -> _AxisMap:
-    """Return the map of an axis for fprop and wgrad."""
-    return _AxisMap(a.window, a.stride, -a.before, a.dilation, a.out)
-
-
-def _dgrad_axes(a: Axis) -> Iterator[_AxisMap | None]:
-    """Yield the maps of an axis for dgrad, one for each class of pixels modulo the stride; None if no tap reaches it.
-
-    Tap k reaches pixel p from position (p + before - k * dilation) / stride, where that is an integer.
-    """
-    apart = a.stride // math.gcd(a.stride, a.dilation)
-    for first in range(min(a.stride, a.size)):
-        taps = [k for k in range(min(apart, a.window)) if (first + a.before - k * a.dilation) % a.stride == 0]
-        if not taps:
-            yield None
-            continue
-        offset = (first + a.before - taps[0] * a.dilation) // a.stride
-        window, positions = -(-(a.window - taps[0]) // apart), -(-(a.size - first) // a.stride)
-        yield _AxisMap(window, 1, offset, -(apart * a.dilation // a.stride), positions, first, a.stride, taps[0], apart)
-
-
-def wgrad(xp: Any, x: Array, dz: Array, g: Geometry, groups: int = 1) -> Array:
-    """Compute the gradient of the kernel, as a matrix, with split-K over the positions.
+def wgrad(xp: Any, x: Array, dz: Array, g: Geometry, groups: int = 1, into: Array | None = None) -> Array:
+    """Compute the gradient of the kernel, as a matrix.
 
     Args:
         x: (N, H, W, C), C-contiguous.
         dz: (N, OH, OW, O), C-contiguous.
+        into: a buffer for the gradient, see `sum_buffer`.
 
     Returns:
-        (KH*KW*C/groups, O), float32 for 16-bit arrays.
+        (KH*KW*C/groups, O), float32 for 16-bit arrays; or `into`.
     """
-    inner, O = g.h.window * g.w.window * (x.shape[3] // groups), dz.shape[3]
-    dtype = accumulator(xp, x)
-    positions = x.shape[0] * g.h.out * g.w.out
-    if positions == 0:
-        return xp.zeros((inner, O), dtype=dtype)
-    splits, split_size = _split_k(positions, inner, O, _choose_tile(x, inner, O, groups, True), groups, x.dtype)
-    partial = xp.empty((splits, inner * O), dtype=dtype)
-    _launch_gemm(aligned(x), aligned(dz), None, None, partial, None, [_fprop_axis(a) for a in g], groups, split_size)
-    total = partial[0] if splits == 1 else sum_partials(xp, partial)
-    return xp.reshape(total, (inner, O))
+    sums = sum_buffer(xp, (g.h.window * g.w.window * (x.shape[3] // groups), dz.shape[3]), x, into)
+    if dz.size == 0:
+        sums[...] = 0
+    else:
+        _launch_gemm(xp, WEIGHTS, aligned(x), aligned(dz), sums, g, groups)
+    return sums
 
 
 class _Tile(NamedTuple):
@@ -174,69 +139,118 @@ class _Tile(NamedTuple):
     tensor_cores: bool
 
 
-def _choose_tile(x: Array, rows: int, outer: int, groups: int, for_wgrad: bool) -> _Tile:
-    """Return the largest tile that occupies every multiprocessor and is not mostly empty, for a GEMM of (rows, outer)."""
+def _choose_tile(x: Array, C: int, rows: int, outer: int, gemms: int, number: int) -> _Tile:
+    """Return the largest tile that occupies every multiprocessor and is not mostly empty, for GEMMs of (rows, outer)."""
     kind = c_name(x)
-    O = outer // groups
-    if not _uses_tensor_cores(x, x.shape[3] // groups, O):
+    if not uses_tensor_cores(x, C, outer):
+        if number == WEIGHTS and rows <= 32:
+            return _Tile(32, 64, False)
         return _Tile(64 if kind == "double" else 128, 64, False)
-    if O <= 32:
+    if outer <= 32:
         return _Tile(128, 32, True)
-    if for_wgrad:  # split-K occupies every multiprocessor
-        wide = O > 64
+    if number == WEIGHTS:  # split-K occupies every multiprocessor
+        wide = outer > 64
         return _Tile(128 if wide or -rows % 128 < 64 else 64, 128 if wide else 64, True)
 
     def busy(BM: int, BN: int) -> bool:
-        return groups * -(-rows // BM) * -(-O // BN) >= runtime().multiprocessors
+        return gemms * -(-rows // BM) * -(-outer // BN) >= runtime().multiprocessors
 
-    if O > 64 and _is_tile(kind, 128, 128, False) and busy(128, 128):
+    if outer > 64 and _is_tile(kind, 128, 128, number) and busy(128, 128):
         return _Tile(128, 128, True)
     return _Tile(128 if busy(128, 64) else 64, 64, True)
 
 
-def _split_k(positions: int, inner: int, outer: int, tile: _Tile, groups: int, dtype: Any) -> tuple[int, int]:
-    """Return the number of splits of the positions and their size: enough to fill the device twice, at least 256 each."""
-    tiles = groups * -(-inner // tile.rows) * -(-(outer // groups) // tile.columns)
-    wanted = max(2 * runtime().multiprocessors // tiles, 1)
-    affordable = max(_PARTIAL_BYTES // (inner * outer * max(dtype.itemsize, 4)), 1)
-    longest = -(-positions // 256)
-    splits = min(wanted, affordable, longest, 65535)
-    split_size = -(-positions // (splits * 32)) * 32
-    return -(-positions // split_size), split_size
+# Estimates for choosing the splits: the bytes that a block reads from the L2 cache in a microsecond, the products of float32
+# that a multiprocessor adds in one, microseconds of a slice of the inner dimension that only waits for memory, and those until
+# the last block knows that it is the last.
+_BYTES, PRODUCTS, _SLICE, _ARRIVAL = 60e3, 130e3, 0.3, 1.0
+
+
+class _Splits(NamedTuple):
+    """How an inner dimension is split, and how many splits the first level of `add_splits` adds."""
+
+    splits: int
+    size: int
+    fan_in: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _split_k(length: int, rows: int, outer: int, tile: _Tile, groups: int, width: int, multiprocessors: int) -> _Splits:
+    """Return the splits of an inner dimension of this length that are estimated to take the shortest, for elements of `width`
+    bytes: enough to occupy the device, but not so many that the last blocks take longer to add them than all to multiply.
+
+    The last blocks add the splits within the same launch. A second kernel on all multiprocessors would add them faster, but it
+    is a node of 2.5 us of a CUDA graph, and starts and ends in another 1 us. By these estimates, for 132 multiprocessors, both
+    take the same within 2.5 us for wgrad of every layer of LeNet-5, ResNet-20 and VGG (7 to 60 us) but one: 64 images of 16 by
+    16 with 128 channels in and out take 29 us instead of 24, as 25 slabs of 64 KB are added.
+    """
+    BM, BN, tensor_cores = tile
+    tiles = groups * -(-rows // BM) * -(-outer // BN)
+    step = 64 // width if tensor_cores else 16
+    one_slice = max((BM + BN) * step * width / _BYTES, 0 if tensor_cores else BM * BN * step / PRODUCTS, _SLICE)
+    slab = min(rows, BM) * min(outer, BN) * max(width, 4) / _BYTES
+    best, shortest = _Splits(1, length, 1), math.inf
+    for count in range(1, max(min(2 * multiprocessors // max(tiles, 1), length // 64, 65535), 1) + 1):
+        size = -(-length // (count * 32)) * 32
+        if -(-length // size) < count:
+            continue  # the same as with fewer
+        crowded = max(0.65 * tiles * count / multiprocessors, 1.0)
+        time = -(-size // step) * one_slice * crowded
+        fan_in = count
+        if count > 1:
+            root = math.isqrt(count - 1) + 1
+            at_once, in_two = (1 + count) * slab + _ARRIVAL, (2 + root + -(-count // root)) * slab + 2 * _ARRIVAL
+            fan_in = count if at_once <= in_two else root
+            time += min(at_once, in_two)
+        if time < shortest:
+            best, shortest = _Splits(count, size, fan_in), time
+    return best
 
 
 def _launch_gemm(
+    xp: Any,
+    number: int,
     x: Array,
     b: Array,
-    bias: Array | None,
-    y: Array | None,
-    partial: Array | None,
-    activation: str | None,
-    axes: list[_AxisMap],
+    out: Array,
+    g: Geometry,
     groups: int,
-    split_size: int = 0,
+    bias: Array | None = None,
+    activation: str | None = None,
 ) -> None:
-    """Launch y = activation(im2col(x) @ b + bias), or without y partial = im2col(x).T @ b in splits, group by group."""
+    """Launch one pass. x, b and `out` are x, the kernel and y in FORWARD; dz, the kernel and dx in DATA; x, dz and the sums in
+    WEIGHTS."""
     N, H, W, pixel = x.shape
     pitch = b.shape[-1]
-    C, O = pixel // groups, pitch // groups
-    h, w = axes
-    positions, inner = N * h.positions * w.positions, h.window * w.window * C
-    for_wgrad = y is None
+    C, outer = pixel // groups, (b.shape[2] if number == DATA else pitch // groups)
+    if number == DATA:
+        places, before = [-(-axis.size // axis.stride) for axis in g], [axis.before for axis in g]
+    else:
+        places, before = [axis.out for axis in g], [-axis.before for axis in g]
+    positions, inner = N * math.prod(places), g.h.window * g.w.window * C
+    rows, length = (inner, positions) if number == WEIGHTS else (positions, inner)
+    depth = _pixel_classes(g) if number == DATA else 1
+    tile = _choose_tile(x, C, rows, outer, groups * depth, number)
+    BM, BN, tensor_cores = tile
     kind = c_name(x)
-    rows = inner if for_wgrad else positions
-    y_image, y_row = (0, 0) if y is None else (y.shape[1] * y.shape[2] * pitch, y.shape[2] * pitch)
-    offsets = (h.first * y_row + w.first * pitch, y_image, h.every * y_row, w.every * pitch)
-    im2col = (H, W, pixel, h.scale, w.scale, h.offset, w.offset, h.step, w.step, C, w.window, w.positions, h.positions)
-    BM, BN, tensor_cores = _choose_tile(x, rows, pitch, groups, for_wgrad)
     if tensor_cores:
-        kernel = _mma[kind, BM, BN, for_wgrad]
+        kernel = _mma[kind, BM, BN, number]
     else:
         bias_fits = bias is None or address(bias) % 16 == 0
-        V = 4 if kind == "float" and bias_fits and C % 4 == 0 and O % 4 == 0 else 1
-        kernel = _simt[kind, V, for_wgrad]
-    grid = (-(-rows // BM) * -(-O // BN), groups, 1 if partial is None else partial.shape[0])
+        out_fits = number != WEIGHTS or address(out) % 16 == 0
+        V = 4 if kind == "float" and BM != 32 and bias_fits and out_fits and C % 4 == 0 and outer % 4 == 0 else 1
+        kernel = _simt[kind, V, BM, number]
+    tiles = -(-rows // BM) * -(-outer // BN)
+    splits, partial, counting = _Splits(1, length, 1), None, None
+    if rows and (number == WEIGHTS or (number == FORWARD and BM * BN < 128 * 128)):
+        splits = _split_k(length, rows, outer, tile, groups, x.dtype.itemsize, runtime().multiprocessors)
+        depth = splits.splits
+        if depth > 1:
+            partial = xp.empty((groups * tiles * depth * BM * BN,), dtype=accumulator(xp, x))
+            counting = counters(groups * tiles * (-(-depth // splits.fan_in) + 1))
+    y, sums = (None, out) if number == WEIGHTS else (out, None)
     launch(
-        kernel, grid, _BLOCK, x, b, bias, y, partial, positions, inner, O, pitch, split_size, ACTIVATION_IDS[activation],
-        *offsets, *im2col,
+        kernel, (tiles, groups, depth), _BLOCK, x, b, bias, y, sums, partial, counting, positions, inner, outer, pitch,
+        splits.size, splits.fan_in, ACTIVATION_IDS[activation], g.h.size, g.w.size, H, W, pixel, g.h.stride, g.w.stride,
+        *before, g.h.dilation, g.w.dilation, C, g.w.window, places[1], places[0],
     )  # fmt: skip

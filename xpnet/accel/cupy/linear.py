@@ -1,16 +1,28 @@
-"""Dense layers and matrix products through `gemm`."""
+"""Dense layers and matrix products through `gemm`; small dense layers also as convolutions of images of one pixel.
+
+cuBLAS leaves bias and activation to a second kernel. Beside a small product that takes as long as the product itself, as each
+node of a CUDA graph takes about 2.5 microseconds; the implicit GEMM ends in bias and activation. `autotune` chooses.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from xpnet.accel.cupy import implicit_gemm
 from xpnet.accel.cupy.activation import ACTIVATION_IDS, add_bias_and_activate, bias_and_activation_gradients
+from xpnet.accel.cupy.autotune import ConvolutionKey, choose, convolution_key, enabled
 from xpnet.accel.cupy.gemm import gemm
+from xpnet.accel.cupy.launch import runtime
 from xpnet.accel.cupy.support import contiguous, out_buffer, supported
+from xpnet.ops.convolution import conv_geometry
 from xpnet.ops.linear import dense, matmul
 
 Array = Any
+
+_LAUNCH = 2.5
+"""Microseconds of one node of a CUDA graph more."""
 
 
 @dense.accelerate("cupy")
@@ -21,11 +33,42 @@ def _dense(xp: Any, x: Array, kernel: Array, bias: Array | None = None, *, activ
     if (bias is not None and tuple(bias.shape) != (units,)) or activation not in ACTIVATION_IDS:
         return NotImplemented
     rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
-    y = xp.empty((rows.shape[0], units), dtype=x.dtype)
-    gemm(xp, rows, kernel, y)
-    add_bias_and_activate(xp, y, contiguous(xp, bias), activation)
-    y = xp.reshape(y, (*x.shape[:-1], units))
+    y = xp.reshape(_product(xp, rows, kernel, contiguous(xp, bias), activation), (*x.shape[:-1], units))
     return y, (x, kernel, y if activation else None) if save else None
+
+
+def _product(xp: Any, rows: Array, kernel: Array, bias: Array | None, activation: str | None) -> Array:
+    """Compute activation(rows @ kernel + bias)."""
+
+    def by_gemm() -> Array:
+        y = gemm(xp, rows, kernel, xp.empty((rows.shape[0], kernel.shape[1]), dtype=rows.dtype))
+        add_bias_and_activate(xp, y, bias, activation)
+        return y
+
+    count, C = rows.shape
+    if (bias is None and activation is None) or not _is_small(rows, kernel) or not enabled("implicit"):
+        return by_gemm()
+    images, window = xp.reshape(rows, (count, 1, 1, C)), xp.reshape(kernel, (1, 1, *kernel.shape))
+    g = conv_geometry(images, window, None, 1, 0, 1, 1)
+    candidates: dict[str, Callable[[], Array]] = {
+        "product": by_gemm,
+        "implicit": lambda: implicit_gemm.fprop(xp, images, window, bias, activation, g),
+    }
+
+    def key() -> ConvolutionKey:
+        """Return one key for all batches of a size between two powers of two: changing lengths are not measured for ever."""
+        return convolution_key("fprop", images, window, g)._replace(x=(1 << (count - 1).bit_length(), 1, 1, C))
+
+    return candidates[choose(candidates, key)]()
+
+
+def _is_small(rows: Array, kernel: Array) -> bool:
+    """Return whether a product is estimated to take less than one launch more; empty ones and copies of operands are not."""
+    products = rows.size * kernel.shape[1]
+    speed = implicit_gemm.PRODUCTS * (6 if implicit_gemm.uses_tensor_cores(rows, *kernel.shape) else 1)
+    return bool(
+        0 < products < _LAUNCH * speed * runtime().multiprocessors and rows.flags.c_contiguous and kernel.flags.c_contiguous
+    )
 
 
 @_dense.backward

@@ -22,12 +22,13 @@ class Partition(NamedTuple):
     parts: int
 
 
-def partition(rows: int, vectors: int, waves: int = 8) -> Partition:
+def partition(rows: int, vectors: int, waves: int = 8, widest: int = 32) -> Partition:
     """Partition a matrix of `rows` rows and `vectors` vectors of columns over blocks of 256 threads.
 
-    There are enough parts to fill the device `waves` times, of at least four rows a thread.
+    A block takes at most `widest` vectors of a row. There are enough parts to fill the device `waves` times, of at least four
+    rows a thread.
     """
-    wide = min(32, 1 << max(vectors - 1, 0).bit_length())
+    wide = min(widest, 1 << max(vectors - 1, 0).bit_length())
     deep = _BLOCK // wide
     tiles = max(-(-vectors // wide), 1)
     wanted = max(runtime().multiprocessors * waves // tiles, 1)
