@@ -21,7 +21,7 @@ from xpnet.backend import (
 )
 from xpnet.ops.conversion import gradient_as
 from xpnet.ops.registry import Op, Recordable, registry
-from xpnet.ops.root_gradient import root_gradient
+from xpnet.ops.root_gradient import known_ones, root_gradient
 from xpnet.runtime.peers import missing_attribute
 
 
@@ -131,7 +131,9 @@ class Tensor(Recordable):
                     f"backward() needs a gradient of shape {tuple(self.array.shape)}: only a Tensor with one element "
                     f"(a loss) has an implied gradient of 1; reduce it with .sum() or .mean(), or pass one"
                 )
-            gradient = root_gradient(self.array)
+            gradient = None if self.array.ndim else known_ones.get((type(self.array), self.array.dtype))
+            if gradient is None:
+                gradient = root_gradient(self.array)
         else:
             gradient = _adopted_gradient(self.array, gradient)
             if tuple(gradient.shape) != tuple(self.array.shape):

@@ -7,7 +7,9 @@ from typing import Any
 
 from xpnet.backend import Array, name_of, namespace
 
-_ones: dict[tuple[type, Any], Array] = {}  # NumPy's, for each dtype
+known_ones: dict[tuple[type, Any], Array] = {}
+"""NumPy's constants by type and dtype: those of two libraries cannot always be compared."""
+
 _makers: dict[str, Callable[[Any], Array | None]] = {}
 _known: set[int] = set()  # the ids of constants on a device, which are never freed
 
@@ -28,14 +30,6 @@ def constants_of(library: str) -> Callable[[Callable[[Any], Array | None]], Call
 
 def root_gradient(loss: Array) -> Array:
     """Return ones like a loss: for one without axes a constant, where its library has any."""
-    key = type(loss), loss.dtype  # dtypes of two libraries cannot always be compared
-    one = _ones.get(key)
-    if one is None or loss.ndim:
-        one = _of_device(loss)
-    return one
-
-
-def _of_device(loss: Array) -> Array:
     xp = namespace(loss)
     make = None if loss.ndim else _makers.get(name_of(xp))
     one = None if make is None else make(loss)
@@ -45,7 +39,7 @@ def _of_device(loss: Array) -> Array:
     made: Any = xp.ones_like(loss)
     if xp.__name__ == "numpy" and not loss.ndim:
         made.flags.writeable = False
-        _ones[type(loss), loss.dtype] = made
+        known_ones[type(loss), loss.dtype] = made
     return made  # type: ignore[no-any-return]
 
 
