@@ -117,24 +117,6 @@ def test_the_lowest_rate_is_reached():
     assert run.optimizer.current_learning_rate == pytest.approx(0.005)
 
 
-class Tempered(xn.Module):
-    def __init__(self) -> None:
-        self.t = xn.Parameter(np.ones((), np.float32))
-
-    def forward(self, prediction: Any, target: Any) -> Any:
-        return xn.losses.softmax_cross_entropy(prediction * self.t, target)
-
-
-def test_a_loss_with_parameters_of_its_own_is_named():
-    free = xn.Parameter(np.ones((), np.float32))
-    losses = (Tempered(), lambda p, t: xn.losses.softmax_cross_entropy(p * free, t))
-    for loss in losses:
-        with pytest.warns(RuntimeWarning, match=r"depends on Parameters of its own, of shape \(\), which are not updated"):
-            trainer(loss=loss).fit((X, Y), verbose=False)
-    free.requires_grad = False
-    trainer(loss=losses[1]).fit((X, Y), verbose=False)
-
-
 @pytest.mark.parametrize("loss", [lambda p, t: ((p - t) * (p - t)).mean(), lambda p, t: xn.ops.mean((p - t) ** 2)])
 def test_a_loss_that_pairs_all_predictions_with_all_targets_is_named(loss):
     with pytest.warns(RuntimeWarning, match=r"broadcasts \(32, 1\) and \(32,\) to \(32, 32\): every prediction meets"):

@@ -37,11 +37,11 @@ def refuse_unused(who: str, given: Data, made: Batches, batch_size: int | None, 
     own = made is given or made.batch_size is None
     if not own:
         return
-    theirs = getattr(given, "batch_size", batch_size)  # that of a list or a generator is not known
+    theirs = getattr(given, "batch_size", None) or batch_size  # that of a list or a generator is not known
     if batch_size is not None and batch_size != theirs and not elsewhere:
         raise ValueError(
             f"{who}: batch_size={batch_size} would do nothing, as the data are {type(given).__name__}, which come in batches "
-            f"of their own{f' of {theirs}' if theirs is not None else ''}; leave it out, or give the arrays themselves"
+            f"of their own of {theirs}; leave it out, or give the arrays themselves"
         )
     if shuffle is not None and (shuffle != made.shuffle if made is given else shuffle):
         raise ValueError(

@@ -128,7 +128,7 @@ def untrainable(model: Module) -> str | None:
 
 
 def _seen(steps: Steps, loss: Tensor) -> list[str]:
-    """Return what to say about what the loss was made from: Parameters that it misses, or does not train, and broadcasting.
+    """Return what to say about what the loss was made from: Parameters that it misses, and broadcasting.
 
     Raises:
         ValueError: it depends on nothing.
@@ -144,23 +144,13 @@ def _seen(steps: Steps, loss: Tensor) -> list[str]:
     if not whole:
         return []
     reached, found = leaves(nodes), []
-    own = steps.model.parameters()
-    paths = [path for path, p in own.items() if p.requires_grad and id(p) not in reached]
+    paths = [path for path, p in steps.model.parameters().items() if p.requires_grad and id(p) not in reached]
     if paths:
         text = (
             f"not trained in this step: {', '.join(paths)}: forward does not use them, or left the tape behind them {left}, or "
             f"the loss function {name} does not use their output"
         )
         found.append(shorten(text))
-    if len(reached) > len(own) - len(paths):  # those of other networks may be trained elsewhere
-        known, of_loss = [*own.values()], isinstance(steps.loss, Module)
-        others = [p for p in reached.values() if isinstance(p, Parameter) and p.requires_grad and (of_loss or not p.path)]
-        shapes = [str(p.shape) for p in others if not any(p is one for one in known)]
-        if shapes:
-            found.append(
-                f"the loss function {name} depends on Parameters of its own, of shape {', '.join(shapes[:6])}, which are not "
-                f"updated: make them the model's, or freeze them (parameter.requires_grad = False)"
-            )
     for node in nodes:
         if node.op.broadcasts and isinstance(node.saved, tuple) and len(node.saved) == 2:
             one, other = sorted([tuple(getattr(s, "shape", s if isinstance(s, tuple) else ())) for s in node.saved], key=len)

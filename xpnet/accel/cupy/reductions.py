@@ -1,16 +1,14 @@
-"""Column reductions in two stages: how rows are partitioned over blocks, and the sum of the partial results (``reduce.cu``)."""
+"""Column reductions (``column_reduction.cuh``): how rows are partitioned over blocks."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xpnet.accel.cupy.launch import launch, runtime
-from xpnet.accel.cupy.source import Kernel
+from xpnet.accel.cupy.launch import runtime
 
 Array = Any
 
 _BLOCK = 256
-_sum_partials = Kernel("reduce", "sum_partials", ("float", "double"))
 
 
 class Partition(NamedTuple):
@@ -36,15 +34,3 @@ def partition(rows: int, vectors: int, waves: int = 8, widest: int = 32) -> Part
     part_rows = max(-(-part_rows // deep) * deep, -(-rows // 65535))  # a grid is at most 65535 high
     count = -(-rows // part_rows)
     return Partition((tiles, count, 1), (wide, deep, 1), part_rows, count)
-
-
-def _c_name(array: Array) -> str:
-    return "double" if array.dtype.itemsize == 8 else "float"
-
-
-def sum_partials(xp: Any, partial: Array) -> Array:
-    """Sum partial (parts, columns), float32 or float64, over the parts, in a fixed order: (columns,)."""
-    parts, columns = partial.shape
-    sums = xp.empty((columns,), dtype=partial.dtype)
-    launch(_sum_partials[(_c_name(partial),)], (-(-columns // 32), 1, 1), (32, 8, 1), partial, sums, parts, columns)
-    return sums
