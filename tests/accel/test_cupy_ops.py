@@ -217,8 +217,9 @@ def test_softmax_cross_entropy(gpu, shape, reduction):
             target = probabilities
         else:
             target = RANDOM.integers(0, min(shape[-1], 250), shape[:-1]).astype(labels)
-        settings = {"reduction": reduction}
-        both(gpu, "softmax_cross_entropy", [logits, target], settings, dtype=dtype, needs=(True, False))
+        for smoothing in (0.0, 0.1):
+            settings = {"reduction": reduction, "label_smoothing": smoothing}
+            both(gpu, "softmax_cross_entropy", [logits, target], settings, dtype=dtype, needs=(True, False))
 
 
 def test_softmax_cross_entropy_of_a_class_index_out_of_range_is_nan(gpu):
