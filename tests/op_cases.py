@@ -225,6 +225,8 @@ CASES = [
     case("softmax_cross_entropy", X(4, 3), X(4, 3, kind="probabilities", grad=False)),
     case("softmax_cross_entropy", X(4, 3), X(4, 3, kind="positive", grad=False), reduction="sum"),
     case("softmax_cross_entropy", X(2, 3, 4), I(2, 3, high=4), reduction="none"),
+    case("softmax_cross_entropy", X(4, 3), I(4, high=3), label_smoothing=0.2),
+    case("softmax_cross_entropy", X(4, 3), X(4, 3, kind="positive", grad=False), reduction="none", label_smoothing=0.3),
     case("sigmoid_cross_entropy", X(4, 3), I(4, 3, high=2)),
     case("sigmoid_cross_entropy", X(4), X(4, kind="fractions", grad=False), reduction="sum"),
     case("sigmoid_cross_entropy", X(2, 3), B(2, 3), reduction="none"),

@@ -149,13 +149,15 @@ def log_softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return out
 
 
-def softmax_cross_entropy(logits: np.ndarray, labels: np.ndarray, reduction: str = "mean") -> np.ndarray:
+def softmax_cross_entropy(
+    logits: np.ndarray, labels: np.ndarray, reduction: str = "mean", label_smoothing: float = 0.0
+) -> np.ndarray:
     log_p = log_softmax(logits)
     losses = np.zeros(logits.shape[:-1])
     for row in np.ndindex(*losses.shape):
         for k in range(logits.shape[-1]):
             target = float(labels[row] == k) if labels.dtype.kind in "iu" else labels[(*row, k)]
-            losses[row] -= target * log_p[(*row, k)]
+            losses[row] -= ((1 - label_smoothing) * target + label_smoothing / logits.shape[-1]) * log_p[(*row, k)]
     if reduction == "none":
         return losses
     return np.asarray(losses.sum() / (losses.size if reduction == "mean" else 1))

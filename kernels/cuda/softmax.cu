@@ -113,12 +113,13 @@ struct IsClass<i64> {
 // The loss of a row is -sum(target * log_softmax(x)). It is stored in `losses`, or where that is null the sum over the rows,
 // divided by `divisor`, in `loss`. gradient = (softmax(x) * sum(target) - target) * scale, where it is not null.
 // Labels are class indices (int, i64), or a probability for each logit (T). An index outside 0..K-1 gives NaN: a kernel cannot
-// raise.
+// raise. `smoothing` is the share of the uniform distribution in the target.
 template <typename T, typename L, int LANES, int ITEMS>
 __global__ void __launch_bounds__(256, 3)
 cross_entropy(const T* x, const L* labels, T* losses, T* gradient, T* loss, acc_t<T>* partial, u32* counter, i64 rows, int K,
-              acc_t<T> scale, acc_t<T> divisor) {
+              acc_t<T> smoothing, acc_t<T> scale, acc_t<T> divisor) {
   typedef acc_t<T> A;
+  const A rest = 1 - smoothing, even = smoothing / K;  // the shares of the labels, and of each class beside them
   A mine = 0;  // the losses of the rows that this thread has finished
   for (Rows<LANES> r(rows); r.more(); r.next()) {
     const i64 start = r.row() * K;
@@ -138,7 +139,8 @@ cross_entropy(const T* x, const L* labels, T* losses, T* gradient, T* loss, acc_
         A shifted = row.get(i, column) - top;
         if (column == label) of_row = log_total - shifted;
         if (gradient != nullptr)
-          gradient[start + column] = round_to<T>((xexp(shifted) * share - (column == label ? 1 : 0)) * scale + poison);
+          gradient[start + column] =
+              round_to<T>((xexp(shifted) * share - ((column == label ? rest : 0) + even)) * scale + poison);
       });
     } else {
       A sum = 0, weight = 0;
@@ -152,8 +154,14 @@ cross_entropy(const T* x, const L* labels, T* losses, T* gradient, T* loss, acc_
       if (gradient != nullptr)
         each_column<LANES, ITEMS>(row.K, [&](int i, int column) {
           A t = widen(labels[start + column]);
-          gradient[start + column] = round_to<T>((xexp(row.get(i, column) - top) * share * weight - t) * scale);
+          gradient[start + column] =
+              round_to<T>((xexp(row.get(i, column) - top) * share * (rest * weight + smoothing) - (rest * t + even)) * scale);
         });
+    }
+    if (smoothing != 0) {
+      A sum = 0;
+      each_column<LANES, ITEMS>(row.K, [&](int i, int column) { sum += row.get(i, column) - top; });
+      of_row = rest * of_row + smoothing * (log_total - Rows<LANES>::sum(sum) / K);
     }
     if (finishes) {
       if (losses != nullptr)

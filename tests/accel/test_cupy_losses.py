@@ -59,6 +59,17 @@ def test_cross_entropy_is_one_launch_both_ways(gpu, shape, reduction):
         assert gpu.numpy(loss) == first
 
 
+def test_smoothed_labels_are_one_launch_as_well(gpu):
+    logits, labels = normal(64, 10, dtype="float32"), RANDOM.integers(0, 10, 64)
+    labels[3] = 10
+    x: Any = xn.Tensor(gpu.array(logits), requires_grad=True)
+    loss = losses.softmax_cross_entropy(x, gpu.array(labels), label_smoothing=0.1)
+    loss.backward()
+    assert len(gpu.launches) == 1
+    assert np.isnan(gpu.numpy(loss.array))  # of the class that does not exist
+    np.testing.assert_array_equal(np.isnan(gpu.numpy(x.grad)).all(axis=1), np.arange(64) == 3)
+
+
 @pytest.mark.parametrize("count", [1, 4, 4097, 100_000])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

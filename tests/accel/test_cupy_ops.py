@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,12 @@ def test_average_pool(gpu, shape, settings, count):
         both(gpu, "average_pool2d", [normal(*shape)], {"count_include_pad": count, **settings}, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])
+ACTIVATIONS = [
+    "relu", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "gelu", "hard_sigmoid", "silu", "softplus", "softsign",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("shape", [(), (5,), (3, 8), (2, 0, 3), (7, 100)])
 def test_activations(gpu, name, shape):
     for dtype in ("float64", "float32", "float16"):
@@ -211,8 +217,9 @@ def test_softmax_cross_entropy(gpu, shape, reduction):
             target = probabilities
         else:
             target = RANDOM.integers(0, min(shape[-1], 250), shape[:-1]).astype(labels)
-        settings = {"reduction": reduction}
-        both(gpu, "softmax_cross_entropy", [logits, target], settings, dtype=dtype, needs=(True, False))
+        for smoothing in (0.0, 0.1):
+            settings = {"reduction": reduction, "label_smoothing": smoothing}
+            both(gpu, "softmax_cross_entropy", [logits, target], settings, dtype=dtype, needs=(True, False))
 
 
 def test_softmax_cross_entropy_of_a_class_index_out_of_range_is_nan(gpu):
@@ -229,6 +236,38 @@ def test_softmax_cross_entropy_ignores_minus_infinity_where_the_probability_is_z
         expected = ops.softmax_cross_entropy(logits, target)
     found = ops.softmax_cross_entropy(gpu.array(logits), gpu.array(target))
     np.testing.assert_allclose(gpu.numpy(found), expected)
+
+
+ERRORS: list[tuple[str, dict[str, Any]]] = [
+    ("sigmoid_cross_entropy", {}),
+    ("squared_error", {}),
+    ("squared_error", {"scale": 0.5}),
+    ("absolute_error", {}),
+    ("huber_error", {"delta": 0.7}),
+]
+
+
+@pytest.mark.parametrize("shape", [(3, 10), (1,), (0, 4), (2, 3, 128), (5, 1021)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("name", "settings"), ERRORS)
+def test_elementwise_losses(gpu, name, settings, reduction, shape):
+    if 0 in shape and reduction == "mean":
+        return  # there is none
+    for dtype in ("float64", "float32", "float16"):
+        inputs = [normal(*shape), normal(*shape, low=0.0)]
+        needs = (True, name != "sigmoid_cross_entropy")
+        both(gpu, name, inputs, {"reduction": reduction, **settings}, dtype=dtype, needs=needs)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("name", "gates"), [("rnn", 1), ("lstm", 4), ("gru", 3)])
+def test_recurrent_networks(gpu, name, gates, dtype):
+    N, T, D, H = 5, 4, 3, 6
+    bias = [normal(gates * H)] * (2 if name == "gru" else 1)
+    states = [normal(N, H)] * (2 if name == "lstm" else 1)
+    inputs = [normal(N, T, D), normal(D, gates * H), normal(H, gates * H), *bias, *states, RANDOM.random((N, T)) < 0.7]
+    for reverse in (False, True):
+        both(gpu, name, inputs, {"reverse": reverse}, dtype=dtype)
 
 
 NORMS = [(8, 4), (5, 3), (2, 6, 5, 16), (1, 4), (300, 5), (64, 130), (3, 1)]

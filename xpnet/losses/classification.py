@@ -34,14 +34,10 @@ def softmax_cross_entropy(logits: Any, labels: Array, *, reduction: str = "mean"
         labels = as_target("softmax_cross_entropy", labels)
     if reduction == "mean" and 0 in labels.shape:
         not_empty("softmax_cross_entropy", labels)
-    hard = ops.softmax_cross_entropy(logits, labels, reduction=reduction)
     if not label_smoothing:
-        return hard
+        return ops.softmax_cross_entropy(logits, labels, reduction=reduction)
     check_numbers("softmax_cross_entropy", "[0, 1]", label_smoothing=label_smoothing)
-    # Cross entropy is linear in the labels: the smoothed loss is a mixture of those of hard and of uniform labels.
-    even = ops.multiply(-1.0, ops.mean(ops.log_softmax(logits), axis=-1))
-    share = float(label_smoothing)
-    return (1 - share) * hard + share * reduce("softmax_cross_entropy", even, reduction)
+    return ops.softmax_cross_entropy(logits, labels, reduction=reduction, label_smoothing=float(label_smoothing))
 
 
 def negative_log_likelihood(log_probabilities: Any, labels: Array, *, reduction: str = "mean") -> Any:

@@ -123,19 +123,28 @@ def nan_outside(xp: Namespace, values: Array, indices: Array, count: int) -> Arr
 
 
 @op(indices=("labels",))
-def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduction: str = "mean", save: bool = True) -> Any:
+def softmax_cross_entropy(
+    xp: Namespace,
+    logits: Array,
+    labels: Array,
+    *,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    save: bool = True,
+) -> Any:
     """Compute -sum(labels * log_softmax(logits)) over the last axis, numerically stable.
 
     Args:
         logits: (..., K), floating.
         labels: class indices, integers (...), or probabilities, floating (..., K). They have no gradient.
         reduction: "mean" (NaN where there is no row) or "sum" over all rows (0-d result), or "none" (shape (...)).
+        label_smoothing: the share of each label's probability that is spread evenly over all K classes.
 
     Raises:
         ShapeError: shapes or dtypes that do not fit, or K = 1: the loss of the only class is always 0.
         ValueError: a class index outside 0..K-1 (on a GPU the loss is NaN instead), or an unknown reduction.
 
-    Source: CS231n, "Linear classification", softmax classifier.
+    Source: CS231n, "Linear classification", softmax classifier; Szegedy et al., 2016 (label smoothing).
     """
     check_reduction("softmax_cross_entropy", reduction)
     if logits.ndim == 0 or not is_float(xp, logits):
@@ -153,6 +162,10 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
     # has negative ones, and NaN stays NaN.
     terms = xp.where(target == 0, xp.zeros_like(log_p), -target * log_p)
     losses = total(xp, terms, (terms.ndim - 1,))
+    if label_smoothing:
+        # Cross entropy is linear in the labels: the smoothed loss is a mixture of those of hard and of uniform labels.
+        even = total(xp, log_p, (log_p.ndim - 1,)) / -log_p.shape[-1]
+        losses = (1 - label_smoothing) * losses + label_smoothing * even
     if indices:
         losses = nan_outside(xp, losses, labels, logits.shape[-1])
     saved = None
@@ -168,10 +181,12 @@ def softmax_cross_entropy(xp: Namespace, logits: Array, labels: Array, *, reduct
 
 
 @softmax_cross_entropy.backward
-def _(xp: Namespace, dloss: Array, saved: Any, *, reduction: str) -> Any:
+def _(xp: Namespace, dloss: Array, saved: Any, *, reduction: str, label_smoothing: float) -> Any:
     p, target = saved
     # If the probabilities do not sum to 1, the softmax is weighted by their sum.
     gradient = p * _sum(xp, target, -1) - target
+    if label_smoothing:
+        gradient = (1 - label_smoothing) * gradient + label_smoothing * (p - 1 / p.shape[-1])
     if reduction == "none":
         return gradient * dloss[..., None], None
     rows = math.prod(p.shape[:-1])

@@ -76,7 +76,7 @@ _register(log_softmax, True)
 
 
 @softmax_cross_entropy.accelerate("cupy")
-def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: str, save: bool) -> Any:
+def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: str, label_smoothing: float, save: bool) -> Any:
     """Compute the losses and their gradient in one pass over the logits.
 
     A class index outside 0..K-1 gives NaN instead of an error: checking the labels would synchronise with the device.
@@ -107,13 +107,13 @@ def _softmax_cross_entropy(xp: Any, logits: Array, labels: Array, *, reduction: 
         loss, sums = xp.empty((), dtype=logits.dtype), grid_sum(xp, blocks, accumulator(xp, logits))
     launch(
         _cross_entropy[(c_name(logits), c_name(labels), *layout)], blocks, 256, logits, labels, losses, gradient, loss, *sums,
-        rows, K, 1 / divisor, divisor,
+        rows, K, label_smoothing, 1 / divisor, divisor,
     )  # fmt: skip
     return losses if loss is None else loss, gradient
 
 
 @_softmax_cross_entropy.backward
-def _(xp: Any, dloss: Array, gradient: Array, *, reduction: str) -> Any:
+def _(xp: Any, dloss: Array, gradient: Array, *, reduction: str, label_smoothing: float) -> Any:
     return times_gradient_of_loss(gradient, dloss[..., None] if reduction == "none" else dloss), None
 
 

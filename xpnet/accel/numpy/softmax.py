@@ -89,7 +89,7 @@ def valid_class_indices(logits: Floats, labels: Any) -> bool:
 
 
 @softmax_cross_entropy.accelerate("numpy")
-def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: bool) -> Any:
+def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, label_smoothing: float, save: bool) -> Any:
     """Compute log(sum(exp(x))) - x[label] for class indices, in chunks of rows.
 
     For large logits the backward pass recomputes the exponentials: cheaper than writing them to memory and reading them back.
@@ -98,6 +98,7 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
         logits.dtype not in FLOATS
         or logits.ndim == 0
         or not logits.size
+        or label_smoothing
         or reduction not in ("mean", "sum", "none")
         or not isinstance(labels, np.ndarray)
         or not valid_class_indices(logits, labels)
@@ -148,7 +149,7 @@ def loss_forward(xp: Any, logits: Floats, labels: Any, *, reduction: str, save: 
 
 
 @loss_forward.backward
-def loss_backward(xp: Any, dloss: Floats, saved: Any, *, reduction: str) -> Any:
+def loss_backward(xp: Any, dloss: Floats, saved: Any, *, reduction: str, label_smoothing: float) -> Any:
     """Compute (softmax(x) - one-hot(label)) times the gradient of the loss."""
     first, places, exact, shape = saved
     count, K = first.shape
@@ -196,8 +197,8 @@ def _(xp: Any, dy: Any, y: Any, *, axis: int) -> Any:
 
 
 @loss_forward.footprint
-def _loss_footprint(xp: Any, logits: Any, labels: Any, *, reduction: str, save: bool) -> Any:
-    if logits.dtype not in FLOATS or not logits.size or labels.shape != logits.shape[:-1]:
+def _loss_footprint(xp: Any, logits: Any, labels: Any, *, reduction: str, label_smoothing: float, save: bool) -> Any:
+    if logits.dtype not in FLOATS or not logits.size or label_smoothing or labels.shape != logits.shape[:-1]:
         return NotImplemented
     K, count = logits.shape[-1], labels.size
     losses = xp.empty((count,), dtype=logits.dtype)
@@ -213,5 +214,5 @@ def _loss_footprint(xp: Any, logits: Any, labels: Any, *, reduction: str, save: 
 
 
 @_loss_footprint.backward
-def _(xp: Any, dloss: Any, saved: Any, *, reduction: str) -> Any:
+def _(xp: Any, dloss: Any, saved: Any, *, reduction: str, label_smoothing: float) -> Any:
     return xp.empty_like(saved[0]), None
