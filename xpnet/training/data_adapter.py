@@ -26,7 +26,7 @@ BATCH_SIZE = 32
 
 
 def refuse_unused(who: str, given: Data, made: Batches, batch_size: int | None, shuffle: bool | None, elsewhere: bool) -> None:
-    """Raise a ValueError for a batch size or an order that cannot count, as the data bring their own.
+    """Raise a ValueError for a batch size or an order that cannot count: for data that bring their own.
 
     Args:
         who: what takes the data, for messages.
@@ -34,9 +34,6 @@ def refuse_unused(who: str, given: Data, made: Batches, batch_size: int | None, 
         batch_size, shuffle: as given, None: not at all.
         elsewhere: whether other data use the batch size (those of the validation).
     """
-    own = made is given or made.batch_size is None
-    if not own:
-        return
     theirs = getattr(given, "batch_size", None) or batch_size  # that of a list or a generator is not known
     if batch_size is not None and batch_size != theirs and not elsewhere:
         raise ValueError(

@@ -202,7 +202,7 @@ class Trainer(Steps):
         self.checks = None
         if validation is not None:
             self.checks = as_batches(validation, self.model, batch_size, False, self.seed, "validation")
-        if batch_size is not None or shuffle is not None:
+        if batches is data or batches.batch_size is None:
             checked_too = self.checks is not None and self.checks is not validation and self.checks.batch_size is not None
             refuse_unused("fit", data, batches, batch_size, shuffle, checked_too)
         self.batches = batches
@@ -340,7 +340,8 @@ class Trainer(Steps):
         batch_size: examples a batch, 256 if not given. Data that come in batches have their own.
         """
         batches = as_batches(data, self.model, batch_size or 256, False, self.seed, "evaluate")
-        refuse_unused("evaluate", data, batches, batch_size, None, False)
+        if batches is data or batches.batch_size is None:
+            refuse_unused("evaluate", data, batches, batch_size, None, False)
         return self._evaluate(batches)
 
     def _evaluate(self, batches: Batches) -> dict[str, float]:
