@@ -40,14 +40,7 @@ OPTIMIZERS_NOT_CAPTURED = {
     "LBFGS": "a line search decides on the host, and has no steps: FullBatch.minimize",
     "TruncatedNewton": "the inner iteration stops on the host, and has no steps: FullBatch.minimize",
 }
-UPDATED_OUTSIDE = {
-    "Adagrad": "no kernel that reads the learning rate on the device",
-    "Adamax": "no kernel that reads the learning rate and the step on the device",
-    "Nadam": "no kernel that reads the learning rate and the step on the device",
-    "Quickprop": "no kernel that reads the learning rate on the device",
-    "RMSprop": "no kernel that reads the learning rate on the device",
-    "Rprop": "no kernel that reads the learning rate on the device",
-}
+UPDATED_OUTSIDE = {"Nadam": "takes the learning rate, the step and its momentum from the host"}
 """Optimizers whose update runs launch by launch behind the captured forward and backward pass."""
 
 
