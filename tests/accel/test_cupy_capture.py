@@ -40,9 +40,7 @@ OPTIMIZERS_NOT_CAPTURED = {
     "LBFGS": "a line search decides on the host, and has no steps: FullBatch.minimize",
     "TruncatedNewton": "the inner iteration stops on the host, and has no steps: FullBatch.minimize",
 }
-UPDATED_OUTSIDE = {
-    "Nadam": "its kernel takes the learning rate and the momentum from the host",
-}
+UPDATED_OUTSIDE = {"Nadam": "takes the learning rate, the step and its momentum from the host"}
 """Optimizers whose update runs launch by launch behind the captured forward and backward pass."""
 
 
