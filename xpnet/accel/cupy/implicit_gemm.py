@@ -191,7 +191,7 @@ def _split_k(length: int, rows: int, outer: int, tile: _Tile, groups: int, width
     slab = min(rows, BM) * min(outer, BN) * max(width, 4) / _BYTES
     best, shortest = _Splits(1, length, 1), math.inf
     for count in range(1, max(min(2 * multiprocessors // max(tiles, 1), length // 64, 65535), 1) + 1):
-        size = -(-length // (count * 32)) * 32
+        size = max(-(-length // (count * 32)), 1) * 32  # also of no positions
         if -(-length // size) < count:
             continue  # the same as with fewer
         crowded = max(0.65 * tiles * count / multiprocessors, 1.0)
