@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from xpnet.layers.tree import ModuleTree
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
-_TABLES = frozenset({"_arguments", "_children", "_parameters", "_buffers", "_known_modules"})
+_TABLES = frozenset({"_arguments", "_children", "_parameters", "_buffers", "_known_modules", "_made"})
 
 
 _LAYERS = (
@@ -101,7 +101,8 @@ def refuse_value(module: ModuleTree, name: str, value: Any) -> None:
 def refuse_lost(module: ModuleTree, name: str) -> None:
     """Raise a ValueError where the array that is about to be created would replace one that was assigned earlier."""
     table = module.__dict__
-    if not table.get("built", True) and table.get(name) is not None:
+    now = table.get(name)
+    if not table.get("built", True) and now is not None and table.get("_made", {}).get(name) is not now:
         raise ValueError(
             f"{named(module)}: {name} was assigned before the layer was built, and would be replaced by its initial values. "
             f"Build it first: give the model input_shape=, or call layer.materialize(shape); then write the values into it"

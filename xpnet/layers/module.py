@@ -158,6 +158,7 @@ class Module(ModuleTree):
         refuse_lost(self, name)
         parameter = spec.make(f"{self.path}.{name}" if self.path else name, self.context)
         setattr(self, name, parameter)
+        self._note_made(name)
         return parameter
 
     def add_buffer(self, name: str, values: Any) -> None:
@@ -170,6 +171,12 @@ class Module(ModuleTree):
         self._buffers[name] = None
         self._tree_version.changed()
         setattr(self, name, new_buffer(values, self.context))
+        self._note_made(name)
+
+    def _note_made(self, name: str) -> None:
+        """Note an array that `build` has created: where it is called by hand, the first batch creates it again."""
+        if not self.__dict__.get("built", True):
+            self.__dict__.setdefault("_made", {})[name] = self.__dict__[name]
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Return the output's shape for an input's shape, both without the batch axis.
@@ -184,6 +191,7 @@ class Module(ModuleTree):
             if self._waits() and not self.built:
                 self.build(input_shape)
                 self.built, self.built_for = True, tuple(input_shape)
+                self.__dict__.pop("_made", None)
             return self.output_shape(input_shape)
         except ShapeError as error:
             raise self._located(error) from None
@@ -267,6 +275,7 @@ class Module(ModuleTree):
             except ShapeError as error:
                 raise self._located(error) from None
             self.built, self.built_for = True, shape
+        self.__dict__.pop("_made", None)
 
     def as_float(self, x: Any) -> Any:
         """Return `x` in the model's dtype if it holds integers or booleans (bytes of an image), else as it is."""
