@@ -155,7 +155,8 @@ CASES = [
     case("conv2d", X(2, 3, 4, 2), P(3, 4, 2, 3), P(3)),
     case("conv2d", X(1, 9, 9, 8), P(3, 3, 8, 8), P(8), padding="same", activation="relu"),
     *[case("conv2d", X(2, 4, 4, 2), P(3, 3, 2, 3), P(3), padding=1, activation=a) for a in ("relu", "sigmoid", "tanh")],
-    case("conv2d_max_pool2d", X(2, 6, 7, 2), P(3, 2, 2, 3), P(3), window=2, padding=1),
+    # Of a size whose windows hold no two values that 16 bits cannot tell apart.
+    case("conv2d_max_pool2d", X(2, 4, 5, 2), P(3, 2, 2, 3), P(3), window=2, padding=1),
     case("conv2d_max_pool2d", X(2, 7, 6, 2), P(3, 3, 2, 2), P(2), window=3, pool_stride=2, pool_padding=1, activation="tanh"),
     case("conv1d", X(2, 7, 3), P(3, 3, 4), P(4), padding="same"),
     case("conv1d", X(2, 8, 4), P(3, 2, 4), stride=2, padding=(1, 0), groups=2),
